@@ -1,0 +1,1 @@
+"""The only door to Redis: intake, ledger, budget and counters, each step one script."""
