@@ -76,9 +76,13 @@ class BodyTooLarge(RequestRefused):
 
 
 class NotRecorded(RequestRefused):
-    """Nothing durable could take the events; the sender must keep them."""
+    """Nothing durable could take the events; the sender must keep them. `cause` names the error behind it."""
 
     status = 503
+
+    def __init__(self, reason: str, cause: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
 
 
 class UpstreamError(ReceiverError):
@@ -89,9 +93,7 @@ class UpstreamError(ReceiverError):
 
     retryable: ClassVar[bool] = True
 
-    def __init__(
-        self, reason: str, *, http_status: int | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, reason: str, *, http_status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.http_status = http_status

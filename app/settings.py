@@ -141,11 +141,7 @@ class Settings(BaseSettings):
     @field_validator("sinks", mode="before")
     @classmethod
     def _split_sinks(cls, value: object) -> object:
-        return (
-            tuple(filter(None, (part.strip() for part in value.split(","))))
-            if isinstance(value, str)
-            else value
-        )
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _ordered_retention(self) -> Settings:

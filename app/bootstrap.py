@@ -1,0 +1,101 @@
+"""The composition root: the only place where parts are opened and put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from redis import Redis
+from starlette.types import ASGIApp
+
+from app import log, web
+from app.auth import Authenticator
+from app.health import Health
+from app.intake import Intake
+from app.settings import Company, Settings
+from app.store import clockwork, connection, counters, keys
+from app.store.budget import Budget, Limits
+from app.store.inbox import Inbox
+from app.store.ledger import Ledger
+from app.upstream.client import ChannelManager
+from app.upstream.transport import open_http
+
+
+def clock() -> int:
+    """Return now in ms since 1970: the time of the ledger, handed to it as an argument."""
+    return time.time_ns() // 1_000_000
+
+
+def web_app(settings: Settings) -> ASGIApp:
+    """Return the web process's app; Redis is first asked when the first event comes."""
+    redis = connection.for_web(settings.redis_url.get_secret_value())
+    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, clock=clock)
+
+    async def metrics() -> tuple[bytes, str]:
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.COUNTERS)
+            pipe.zcard(keys.DUE)
+            pipe.zcard(keys.DEAD)
+            found, due, dead = await pipe.execute()
+        gauges = {
+            "ota_orders_due": ("Orders that somebody must look at again.", float(due)),
+            "ota_orders_dead": ("Orders that were given up.", float(dead)),
+        }
+        return counters.render(found, gauges), counters.CONTENT_TYPE
+
+    @asynccontextmanager
+    async def resources() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await redis.aclose()
+
+    return web.application(
+        webhook_path=settings.webhook_path,
+        webhook=web.Webhook(Intake(Authenticator(settings.companies), inbox), settings.max_body_bytes),
+        probes=web.Probes(
+            Health(redis), metrics, settings.ops_token.get_secret_value() if settings.ops_token else None
+        ),
+        resources=resources,
+    )
+
+
+def configure_log(settings: Settings) -> None:
+    log.configure(level=settings.log_level, form=settings.log_format)
+
+
+def worker_redis(settings: Settings) -> Redis:
+    return connection.for_worker(settings.redis_url.get_secret_value())
+
+
+def ledger(settings: Settings, redis: Redis) -> Ledger:
+    return Ledger(
+        redis,
+        order_days=settings.order_days,
+        fetch_lease=_fetch_lease(settings),
+        sinks=settings.sinks,
+    )
+
+
+def budget(settings: Settings, company: Company, redis: Redis) -> Budget:
+    limits = Limits(
+        concurrency=settings.upstream_concurrency,
+        backfill_concurrency=settings.backfill_concurrency,
+        requests_per_window=settings.upstream_requests_per_5_min,
+        slot_lease=_fetch_lease(settings),
+    )
+    return Budget(redis, company.np_api_key.get_secret_value(), limits)
+
+
+def http(settings: Settings) -> httpx.Client:
+    return open_http(settings.upstream_timeout)
+
+
+def channel_manager(settings: Settings, company: Company, client: httpx.Client) -> ChannelManager:
+    return ChannelManager(client, company, settings.np_api_version, settings.np_base_url)
+
+
+def _fetch_lease(settings: Settings) -> int:
+    return settings.upstream_timeout * clockwork.SECOND + clockwork.LEASE_MARGIN

@@ -1,0 +1,15 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from app.cli import service
+
+cli = typer.Typer(
+    name="ota-receiver",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Receives NaviPartner OTA Channel Manager webhooks, fetches each settled order once, and loses none.",
+)
+service.register(cli)

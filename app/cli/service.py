@@ -1,0 +1,51 @@
+"""The commands that run the service: serve, worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import typer
+import uvicorn
+
+from app import bootstrap, log, settings
+
+_log = log.get()
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command()(serve)
+    cli.command()(worker)
+
+
+def serve() -> None:
+    """Receive events: the HTTP endpoint (the `web` process)."""
+    found = settings.load()
+    bootstrap.configure_log(found)
+    _log.info("service.started", role="web", pid=os.getpid())
+    # uvicorn raises the signal that stopped it once more; a handler of ours lets the process end with 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    uvicorn.run(
+        bootstrap.web_app(found),
+        host=found.host,
+        port=found.port,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=8,
+        limit_concurrency=1000,
+    )
+    _log.info("service.stopped", role="web")
+
+
+def worker() -> None:
+    """Fetch orders: the pool of worker processes and its ticker (the `worker` process)."""
+    from workers import pool  # the arrow points down: only the CLI knows both sides
+
+    found = settings.load()
+    bootstrap.configure_log(found)
+    _log.info("service.started", role="worker", pid=os.getpid())
+    pool.run(found)

@@ -1,0 +1,70 @@
+"""The use case of the webhook, without a framework: parse, authenticate, accept, and say what became of it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from app import events, log
+from app.auth import Authenticator, Batch
+from app.errors import Unauthenticated
+from app.events import OrderProcessed
+from app.store.inbox import Recorded
+
+_log = log.get()
+
+
+class Accepts(Protocol):
+    """Something that records events durably or raises NotRecorded."""
+
+    async def accept(self, events: tuple[OrderProcessed, ...], request_id: str) -> Recorded: ...
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The answer to one POST. `ignored`: other events' names; `put_aside`: reason code -> items."""
+
+    request_id: str
+    events: int
+    queued: int
+    coalesced: int
+    duplicates: int
+    ignored: int
+    put_aside: dict[str, int]
+
+
+class Intake:
+    """Takes a body from whoever holds the secret of a company."""
+
+    def __init__(self, authenticator: Authenticator, inbox: Accepts) -> None:
+        self._authenticator = authenticator
+        self._inbox = inbox
+
+    async def receive(self, body: bytes, request_id: str) -> Receipt:
+        """Record every good item of the body in one step.
+
+        Raises MalformedEnvelope, Unauthenticated (there are items and none is proven), NotRecorded.
+        """
+        envelope = events.parse(body)
+        batch = self._authenticator.authenticate(envelope)
+        _report(batch)
+        total = len(envelope.items) + envelope.broken
+        if total and not batch.proven:
+            raise Unauthenticated
+        recorded = await self._inbox.accept(batch.events, request_id) if batch.events else Recorded(0, 0, 0)
+        return Receipt(
+            request_id,
+            total,
+            recorded.queued,
+            recorded.coalesced,
+            recorded.duplicates,
+            batch.ignored,
+            batch.put_aside,
+        )
+
+
+def _report(batch: Batch) -> None:
+    for company, items in batch.rejected.items():
+        _log.warning("auth.rejected", company=company, items=items)
+    for reason, items in batch.put_aside.items():
+        _log.warning("events.put_aside", reason=reason, items=items)

@@ -1,0 +1,180 @@
+"""One pipe for every log line, and the declared list of log events with their fields.
+
+JSON lines unless stdout is a terminal; uvicorn's and RQ's lines go through the same renderer. A field that an event
+does not declare is dropped, so no value travels into the logs by accident; the tests refuse undeclared names.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, Final, Literal
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+EVENTS: Final[dict[str, frozenset[str]]] = {
+    name: frozenset(fields.split())
+    for name, fields in {
+        "service.started": "role version settings pid",
+        "service.stopped": "role",
+        "service.waiting": "what",
+        "request": "method path status reason duration_ms bytes events queued coalesced duplicates ignored put_aside",
+        "request.client_gone": "path",
+        "request.failed": "path error trace",
+        "auth.rejected": "company items",
+        "events.put_aside": "reason items",
+        "intake.unavailable": "error",
+        "health.sick": "check problem",
+        "order.fetched": (
+            "order_id company status revision changed wallets tickets coupons manifest duration_ms http_status lane"
+        ),
+        "order.not_needed": "order_id company verdict",
+        "order.again": "order_id company reason http_status tries due_in_s",
+        "order.parked": "order_id company reason http_status due_in_s",
+        "order.gone": "order_id company http_status",
+        "order.dead": "order_id company reason http_status tries",
+        "order.handed": "order_id company sink revision duration_ms",
+        "order.hand_failed": "order_id company sink revision error tries due_in_s trace",
+        "order.hand_dead": "order_id company sink revision reason tries",
+        "job.failed": "order_id company error trace",
+        "job.refused": "function",
+        "upstream.breaker_opened": "company reason http_status open_s",
+        "pool.worker_started": "worker lane",
+        "pool.worker_died": "worker exit_code order_id",
+        "pool.orphans": "pool workers",
+        "pool.ticked": "looked pushed",
+        "pool.redis_away": "error",
+    }.items()
+}
+"""Every event this project logs, with the fields it may carry beside the common ones."""
+
+COMMON: Final = frozenset({"event", "level", "timestamp", "logger", "request_id", "order_id", "job_id", "worker"})
+
+_FOREIGN_DROPPED: Final = ("arguments", "kwargs", "func", "color_message", "positional_args", "stack")
+
+
+class Undeclared(Exception):
+    """A log event or field is not in EVENTS; raised only where `strict` was asked for (tests)."""
+
+
+def get() -> structlog.typing.FilteringBoundLogger:
+    """Return a logger; nothing is written before `configure`."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def configure(
+    *,
+    level: str = "INFO",
+    form: Literal["auto", "json", "console"] = "auto",
+    strict: bool = False,
+) -> None:
+    """Send all log lines of this process to stdout, as JSON or, on a terminal, readable."""
+    json_lines = form == "json" or (form == "auto" and not sys.stdout.isatty())
+    render: Processor = (
+        structlog.processors.JSONRenderer(serializer=_encode)
+        if json_lines
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    )
+    time = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            time,
+            _refuse_undeclared if strict else _drop_undeclared,
+            render,
+            *([] if json_lines else [_to_bytes]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
+        cache_logger_on_first_use=True,
+    )
+    logging.config.dictConfig(_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines))
+
+
+def trace_of(error: BaseException) -> str:
+    """Return where an error came from, without its text: foreign messages may quote names or secrets."""
+    return _frames(type(error), error.__traceback__)
+
+
+def _frames(kind: type[BaseException] | None, trace: TracebackType | None) -> str:
+    frames = traceback.extract_tb(trace)[-8:]
+    places = " < ".join(
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in reversed(frames)
+    )
+    return f"{kind.__name__ if kind else 'error'} at {places}"
+
+
+def _foreign(level: str, shared: list[Processor], json_lines: bool) -> dict[str, Any]:
+    renderer: list[Processor] = (
+        [structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())]
+        if json_lines
+        else [structlog.dev.ConsoleRenderer()]
+    )
+    quiet = {"level": "WARNING", "handlers": [], "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "one": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": [
+                    structlog.stdlib.add_logger_name,
+                    structlog.stdlib.add_log_level,
+                    *shared,
+                    _without_values,
+                ],
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+            }
+        },
+        "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "one", "stream": "ext://sys.stdout"}},
+        "root": {"level": level, "handlers": ["out"]},
+        # httpx logs each URL, RQ four lines a job with its arguments; we write our own canonical lines.
+        "loggers": dict.fromkeys(("httpx", "httpcore", "rq.worker", "rq.job", "rq.queue", "rq.registry"), quiet)
+        | {name: {"handlers": [], "propagate": True} for name in ("uvicorn", "uvicorn.error", "rq")}
+        | {"uvicorn.access": {"handlers": [], "propagate": False}},
+    }
+
+
+def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    """Keep a foreign traceback's places and drop its text, and the arguments that RQ attaches."""
+    record = line.get("_record")
+    if record is not None and record.exc_info and record.exc_info[0] is not None:
+        line["trace"] = _frames(record.exc_info[0], record.exc_info[2])
+        record.exc_info = record.exc_text = None
+    line.pop("exc_info", None)
+    if "Traceback (most recent call last)" in line["event"]:
+        line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip()
+    for field in _FOREIGN_DROPPED:
+        line.pop(field, None)
+    return line
+
+
+def _drop_undeclared(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    declared = EVENTS.get(line["event"], frozenset())
+    for field in [field for field in line if field not in declared and field not in COMMON]:
+        del line[field]
+    return line
+
+
+def _refuse_undeclared(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    if line["event"] not in EVENTS:
+        raise Undeclared(line["event"])
+    surplus = set(line) - EVENTS[line["event"]] - COMMON
+    if surplus:
+        raise Undeclared(f"{line['event']}: {sorted(surplus)}")
+    return line
+
+
+def _encode(value: Any, **_: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def _to_bytes(logger: WrappedLogger, name: str, line: Any) -> bytes:
+    return str(line).encode()

@@ -1,0 +1,67 @@
+--! uses push, trail
+-- accept: record events and owe their orders a fetch, all or nothing, in one step (invariants 1 to 4).
+--
+-- KEYS  1 due  2 events  3 live queue  4 RQ's set of queues  5 orders  6 counters  7 dead
+-- ARGV  1 now ms  2 grace ms  3 dedup ms  4 oldest event ms to keep  5 key prefix  6 name of the live queue
+--       7 length of the job template, the template (push.lua), then per event eight values:
+--       digest of the event ('' = cannot be a duplicate), company, order, status, buyFromOrderReference,
+--       name of the secret that matched, request id, event as JSON without its clientState
+-- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate.
+local now, grace, dedup = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local prefix, live = ARGV[5], ARGV[6]
+local template, at = read_template(7)
+local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate'}
+local outcomes, counts = {}, {}
+
+while at <= #ARGV do
+  local digest, company, order, status, reference, secret, request, body = unpack(ARGV, at, at + 7)
+  local member = company .. ':' .. order
+  local record, trail = prefix .. 'order:' .. member, prefix .. 'trail:' .. member
+  local was = redis.call('HMGET', record, 'wanted', 'job', 'dead')
+  local outcome
+  if digest ~= '' and not redis.call('SET', prefix .. 'seen:' .. digest, 1, 'NX', 'PX', dedup) then
+    outcome = 2
+    if was[1] then
+      redis.call('HINCRBY', record, 'duplicates', 1)
+      note(trail, now .. ' duplicate ' .. status .. ' ' .. secret .. ' ' .. request)
+    end
+  else
+    local wanted = tonumber(was[1] or '0') + 1
+    if was[1] then
+      redis.call('PERSIST', record)
+      redis.call('PERSIST', trail)
+      redis.call('PERSIST', prefix .. 'content:' .. member)
+      redis.call('HDEL', record, 'tries', 'looks', 'parks', 'missing')
+      if was[3] then
+        redis.call('HDEL', record, 'dead', 'dead_at', 'crashes', 'error', 'http')
+        redis.call('ZREM', KEYS[7], member)
+      end
+    else
+      redis.call('HSET', record, 'first', now)
+    end
+    redis.call('HSET', record, 'wanted', wanted, 'heard', now, 'said', status, 'reference', reference,
+      'request', request, 'lane', live)
+    redis.call('ZADD', KEYS[5], now, member)
+    if was[2] == live then
+      outcome = 1
+      redis.call('ZADD', KEYS[1], 'LT', now + grace, member)
+    else
+      outcome = 0
+      redis.call('ZADD', KEYS[1], now + grace, member)
+      push_job(template, record, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, live, KEYS[3])
+    end
+    local id = redis.call('XADD', KEYS[2], 'MINID', '~', ARGV[4], '*', 'company', company, 'order', order,
+      'status', status, 'outcome', names[outcome], 'secret', secret, 'request', request, 'body', body)
+    note(trail, now .. ' event ' .. id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' .. request)
+  end
+  outcomes[#outcomes + 1] = outcome
+  for _, name in ipairs({'events|' .. company .. '|' .. names[outcome], 'secrets|' .. company .. '|' .. secret}) do
+    counts[name] = (counts[name] or 0) + 1
+  end
+  at = at + 8
+end
+flush_pushes(KEYS[4])
+for name, count in pairs(counts) do
+  redis.call('HINCRBY', KEYS[6], name, count)
+end
+return outcomes

@@ -1,0 +1,111 @@
+"""What one API key allows, shared by all workers: slots, a sliding window, Retry-After and a breaker.
+
+The limits hold per Entra app behind the key: 5 requests at once, 6,000 in a sliding 5 minutes (upstream.md 5).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Final, Literal
+
+import msgspec
+from redis import Redis
+
+from app.store import clockwork, keys
+from app.store.scripts import source
+
+WINDOW: Final = 301 * clockwork.SECOND
+"""One second more than upstream's window: a request is counted there a little later than here."""
+
+Outcome = Literal["answered", "failed", "fault"]
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """The right to make one request now."""
+
+    token: str
+
+
+class NotNow(msgspec.Struct, frozen=True):
+    """No request now; `until` is ms since 1970, `reason` one of throttled, breaker_open, window_full, slots_full."""
+
+    until: int
+    reason: str
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """`slot_lease`: ms after which a slot whose worker died is free again."""
+
+    concurrency: int
+    backfill_concurrency: int
+    requests_per_window: int
+    slot_lease: int
+
+
+class Budget:
+    """The budget of one API key. The key itself is not stored: its id is a digest."""
+
+    def __init__(self, redis: Redis, api_key: str, limits: Limits) -> None:
+        key_id = blake2b(api_key.encode(), digest_size=8, person=b"ota-budget").hexdigest()
+        self._redis = redis
+        self._limits = limits
+        self._budget, self._slots, self._window, self._freed = (
+            keys.budget(key_id),
+            keys.slots(key_id),
+            keys.window(key_id),
+            keys.freed(key_id),
+        )
+        self._take = redis.register_script(source("take"))
+        self._give = redis.register_script(source("give"))
+
+    def take(self, lane: Literal["live", "backfill"], clock: Callable[[], int]) -> Slot | NotNow:
+        """Return a slot, waiting for one at most SLOT_PATIENCE while slots change hands.
+
+        Where all slots hang, nobody waits: a job of a hanging company costs milliseconds, not its patience.
+        """
+        token = f"{'b' if lane == 'backfill' else 'l'}-{os.urandom(8).hex()}"
+        limits = self._limits
+        give_up = clock() + clockwork.SLOT_PATIENCE
+        while True:
+            now = clock()
+            answer = self._take(
+                keys=[self._budget, self._slots, self._window],
+                args=[
+                    now,
+                    token,
+                    limits.slot_lease,
+                    limits.concurrency,
+                    limits.backfill_concurrency,
+                    limits.requests_per_window,
+                    WINDOW,
+                ],
+            )
+            if answer[0] == b"go":
+                return Slot(token)
+            if answer[0] == b"closed":
+                return NotNow(int(answer[1]), answer[2].decode())
+            if now >= give_up or answer[1] > clockwork.SLOT_PATIENCE:
+                return NotNow(now + clockwork.SECOND, "slots_full")
+            self._redis.blpop([self._freed], timeout=max(give_up - now, 1) / 1000)
+
+    def give(self, slot: Slot, how: Outcome, now: int, *, retry_after: float | None = None) -> tuple[int, bool]:
+        """Give the slot back; return until when (ms, 0 = no limit) the key is closed, and whether this opened it.
+
+        `retry_after` is in seconds and holds for all workers of the key.
+        """
+        until, opened = self._give(
+            keys=[self._budget, self._slots, self._freed],
+            args=[
+                now,
+                slot.token,
+                how,
+                0 if retry_after is None else now + round(retry_after * 1000),
+                clockwork.BREAKER_FAILURES,
+                clockwork.BREAKER_FIRST,
+                clockwork.BREAKER_LONGEST,
+                self._limits.concurrency,
+            ],
+        )
+        return until, bool(opened)

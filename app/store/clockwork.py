@@ -1,0 +1,62 @@
+"""The constants of the counters and the clock, in one place, with their reasons. Times in milliseconds."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+SECOND: Final = 1000
+MINUTE: Final = 60 * SECOND
+DAY: Final = 24 * 60 * MINUTE
+
+GRACE: Final = 120 * SECOND
+"""A job that was pushed and not begun by then is taken for lost; longer than any queue of a healthy day."""
+
+LONGEST_WAIT: Final = 60 * MINUTE
+"""The doubling of GRACE for a job pushed again and again ends here."""
+
+LEASE_MARGIN: Final = 40 * SECOND
+"""Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so nobody renews it."""
+
+HAND_LEASE: Final = 150 * SECOND
+"""A hand-on ends with its job (JOB_TIMEOUT); 30 s more for a busy machine."""
+
+JOB_TIMEOUT: Final = 120
+"""Seconds after which RQ interrupts a job: one fetch and its hand-ons."""
+
+CRASHES_ALLOWED: Final = 3
+"""Fetches of one order that began and never ended; then it is a dead letter `kills_worker`."""
+
+MISSING_GRACE: Final = 120 * SECOND
+"""How long a 404 may mean "not yet": the event is sent on commit, so minutes are generous (upstream.md 0)."""
+
+MISSING_AGAIN: Final = (2, 5, 10, 20, 30, 30, 30)
+"""Seconds between looks at an order that is not there yet."""
+
+LOOKS: Final = (2, 10, 30, 75)
+"""Minutes until an unsettled order is looked at again: an order stuck in Processing is swept to Error after an
+hour, and no event tells (upstream.md 4)."""
+
+TRIES: Final = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600) + (7200,) * 12
+"""Seconds before each further try, 22 over about 26 h: an upstream outage of a day is survived."""
+
+FEW_TRIES: Final = 4
+"""Tries for an answer that another try seldom mends (400, an unreadable body)."""
+
+SLOT_PATIENCE: Final = 250
+"""How long a job waits for a slot before it sets its order's score and ends: no company blocks another."""
+
+BREAKER_FIRST: Final = 15 * SECOND
+BREAKER_LONGEST: Final = 5 * MINUTE
+BREAKER_FAILURES: Final = 5
+"""Failures in a row, over all workers of a key, that open its breaker; a connection fault opens it at once."""
+
+
+def spread(milliseconds: float) -> int:
+    """Return the time ±20 %, so that what failed together does not come back together."""
+    return round(milliseconds * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
+
+
+def until_next_try(tries: int) -> int | None:
+    """Return the wait in ms after `tries` earlier failures, None when there is none left."""
+    return spread(TRIES[tries] * SECOND) if tries < len(TRIES) else None

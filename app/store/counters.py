@@ -1,0 +1,51 @@
+"""Counters that survive restarts and add up over processes: fields of one Redis hash, shown as Prometheus text.
+
+A field is `metric|label value|label value`; the names of the labels are declared in METRICS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
+    "events": ("ota_events", ("company", "outcome"), "Authenticated events by what became of them."),
+    "secrets": (
+        "ota_events_by_secret",
+        ("company", "secret"),
+        "Events by the name of the secret that matched.",
+    ),
+}
+"""Field prefix -> name, labels, meaning of every counter kept in Redis."""
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+
+def render(counters: Mapping[bytes, bytes], gauges: Mapping[str, tuple[str, float]]) -> bytes:
+    """Return the Prometheus text of the counters and of `gauges` (name -> meaning, value)."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(counters, gauges))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, counters: Mapping[bytes, bytes], gauges: Mapping[str, tuple[str, float]]) -> None:
+        self._counters = counters
+        self._gauges = gauges
+
+    def collect(self) -> Iterable[Metric]:
+        families = {
+            prefix: CounterMetricFamily(name, meaning, labels=labels)
+            for prefix, (name, labels, meaning) in METRICS.items()
+        }
+        for field, value in sorted(self._counters.items()):
+            prefix, *labels = field.decode().split("|")
+            if prefix in families and len(labels) == len(METRICS[prefix][1]):
+                families[prefix].add_metric(labels, float(value))
+        yield from families.values()
+        for name, (meaning, gauge) in self._gauges.items():
+            yield GaugeMetricFamily(name, meaning, value=gauge)

@@ -1,0 +1,54 @@
+--! uses trail, sinks
+-- fail: a fetch ended without an order.
+--
+-- KEYS  1 record  2 due  3 dead  4 trail  5 holding of this worker  6 content
+-- ARGV  1 now ms  2 member  3 fence  4 begun  5 keep ms  6 what  7 when to look again ms  8 reason code
+--       9 http status ('' = no answer)  10 duration ms  11.. sinks
+--       what: again (a try is burnt), park (none is: the order is not at fault), missing (404, not yet), dead, gone
+-- Returns the verdict: refused (a later fetch stored or is under way), again, parked, dead, gone.
+local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local what, reason = ARGV[6], ARGV[8]
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job')
+local wanted, done = tonumber(r[1] or '0'), tonumber(r[2] or '0')
+redis.call('DEL', KEYS[5])
+if wanted == 0 or tonumber(r[3] or '0') > fence then
+  note(KEYS[4], now .. ' refused ' .. fence)
+  return 'refused'
+end
+redis.call('HDEL', KEYS[1], 'lease', 'holder', 'crashes')
+redis.call('HSET', KEYS[1], 'error', reason, 'http', ARGV[9])
+note(KEYS[4], now .. ' ' .. what .. ' ' .. fence .. ' ' .. reason .. ' ' .. (ARGV[9] == '' and '-' or ARGV[9]) ..
+  ' ' .. ARGV[10])
+if what == 'gone' then
+  done = math.max(done, begun)
+  redis.call('HSET', KEYS[1], 'done', done, 'status', 'Gone')
+  if done >= wanted then
+    redis.call('HDEL', KEYS[1], 'tries', 'looks', 'parks', 'missing')
+    rest(KEYS[2], member, ARGV[5], read_sinks(11), KEYS[1], KEYS[4], KEYS[6])
+    return 'gone'
+  end
+end
+if what == 'park' then
+  redis.call('HINCRBY', KEYS[1], 'parks', 1)
+  redis.call('ZADD', KEYS[2], ARGV[7], member)
+  return 'parked'
+end
+if wanted > begun then
+  if not r[4] then
+    redis.call('ZADD', KEYS[2], now, member)
+  end
+  return 'again'
+end
+if what == 'dead' then
+  redis.call('HSET', KEYS[1], 'dead', reason, 'dead_at', now)
+  redis.call('ZADD', KEYS[3], now, member)
+  redis.call('ZREM', KEYS[2], member)
+  return 'dead'
+end
+if what == 'missing' then
+  redis.call('HSETNX', KEYS[1], 'missing', now)
+end
+redis.call('HINCRBY', KEYS[1], 'tries', 1)
+redis.call('HDEL', KEYS[1], 'parks')
+redis.call('ZADD', KEYS[2], ARGV[7], member)
+return 'again'

@@ -1,0 +1,37 @@
+--! uses trail, sinks
+-- hand: take the next revision that a sink has not had; one hand-on an order at a time (invariant 6).
+--
+-- The try is counted here, before the sink is called: a sink that ends its worker runs out of tries too.
+-- KEYS  1 record  2 due  3 trail  4 holding of this worker  5 content
+-- ARGV  1 now ms  2 lease ms  3 worker  4 member  5 keep ms  6.. sinks
+-- Returns {verdict, ...}: nothing; busy (another worker hands on); sink, name, revision, tries, content, request
+local now, member, sinks = tonumber(ARGV[1]), ARGV[4], read_sinks(6)
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'revision', 'hand', 'handler', 'dead', 'request')
+local revision = tonumber(r[3] or '0')
+if not r[1] then
+  return {'nothing'}
+end
+local home = not r[6] and tonumber(r[2] or '0') >= tonumber(r[1])
+local sink, at = sink_behind(KEYS[1], revision, sinks)
+if not sink then
+  if home then
+    rest(KEYS[2], member, ARGV[5], sinks, KEYS[1], KEYS[3], KEYS[5])
+  end
+  return {'nothing'}
+end
+if tonumber(r[4] or '0') > now and r[5] ~= ARGV[3] then
+  return {'busy'}
+end
+if at > now then
+  if home then
+    redis.call('ZADD', KEYS[2], at, member)
+  end
+  return {'nothing'}
+end
+redis.call('HSET', KEYS[1], 'hand', now + tonumber(ARGV[2]), 'handler', ARGV[3])
+local tries = redis.call('HINCRBY', KEYS[1], sink .. ':tries', 1)
+if home then
+  redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), member)
+end
+redis.call('SET', KEYS[4], member .. ' 0', 'PX', 3600000)
+return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or ''}

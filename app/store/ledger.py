@@ -1,0 +1,258 @@
+"""The sync side of the ledger: what workers, the pool and the CLI do to orders, each step one script.
+
+`now` is always an argument, in ms since 1970, so that hours are tested in milliseconds.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+from redis import Redis
+
+from app.store import clockwork, keys
+from app.store.jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
+from app.store.keys import OrderKey
+from app.store.scripts import source
+
+MOST_A_TICK: Final = 500
+"""Orders one tick.lua looks at; the ticker calls again while there are more."""
+
+Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
+Stored = Literal["refused", "home", "hand", "again", "dead"]
+Failed = Literal["refused", "again", "parked", "dead", "gone"]
+Failure = Literal["again", "park", "missing", "dead", "gone"]
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """What `begin` knows of an order that needs a getOrder. `missing`: ms of the first 404, 0 = none.
+
+    `known`: the status told last, by an event or a fetch; `lane`: queue of this order's jobs.
+    """
+
+    begun: int
+    fence: int
+    tries: int
+    looks: int
+    parks: int
+    missing: int
+    known: str
+    request_id: str
+    lane: str
+
+
+class Content(msgspec.Struct, frozen=True):
+    """An answer of getOrder as it is stored, with what people ask for most."""
+
+    raw: bytes
+    digest: str
+    status: str
+    wallets: int
+    tickets: int
+    coupons: int
+    manifest: bool
+    http_status: int
+    duration_ms: int
+
+
+class HandOn(msgspec.Struct, frozen=True):
+    """A revision that a sink is to get; `tries` counts this one."""
+
+    sink: str
+    revision: int
+    tries: int
+    raw: bytes
+    request_id: str
+
+
+class Ledger:
+    """The record of every order, its counters and its clock."""
+
+    def __init__(self, redis: Redis, *, order_days: int, fetch_lease: int, sinks: Sequence[str] = ()) -> None:
+        self.redis = redis
+        self._keep = order_days * clockwork.DAY
+        self._fetch_lease = fetch_lease
+        self._sinks = tuple(sinks)
+        self._template = JobTemplate()
+        names = ("begin", "finish", "fail", "hand", "handed", "tick", "want", "abandon", "nudge")
+        self._script = {name: redis.register_script(source(name)) for name in names}
+
+    def begin(self, order: OrderKey, worker: str, now: int) -> tuple[Begun, Fetch | None]:
+        """Say what the order needs; `fetch` comes with the fence that `finish` or `fail` must show."""
+        verdict, *values = self._run(
+            "begin",
+            [keys.record(order), keys.DUE, keys.DEAD, keys.trail(order), keys.holding(worker), keys.content(order)],
+            [now, self._fetch_lease, worker, order.member, clockwork.CRASHES_ALLOWED, self._keep, *self._sinks],
+        )
+        what: Begun = _text(verdict)  # type: ignore[assignment]  # begin.lua's header names them
+        return what, Fetch(*values[:6], *map(_text, values[6:])) if what == "fetch" else None
+
+    def finish(
+        self,
+        order: OrderKey,
+        worker: str,
+        fetch: Fetch,
+        content: Content,
+        now: int,
+        *,
+        look_at: int | None = None,
+        give_up: str = "",
+    ) -> tuple[Stored, int, bool]:
+        """Store an answer; return what follows, the revision, and whether the content is new.
+
+        `look_at` (ms) marks an unsettled answer, `give_up` the reason when there is no further look.
+        """
+        verdict, revision, changed = self._run(
+            "finish",
+            [
+                keys.record(order),
+                keys.DUE,
+                keys.DEAD,
+                keys.trail(order),
+                keys.holding(worker),
+                keys.content(order),
+                keys.ORDERS,
+                keys.DEAD_SINKS,
+            ],
+            [
+                now,
+                order.member,
+                fetch.fence,
+                fetch.begun,
+                self._keep,
+                clockwork.HAND_LEASE,
+                "" if look_at is None else look_at,
+                give_up,
+                content.digest,
+                zlib.compress(content.raw),
+                content.status,
+                content.wallets,
+                content.tickets,
+                content.coupons,
+                int(content.manifest),
+                content.http_status,
+                content.duration_ms,
+                *self._sinks,
+            ],
+        )
+        return _text(verdict), revision, bool(changed)  # type: ignore[return-value]  # finish.lua's header
+
+    def fail(
+        self,
+        order: OrderKey,
+        worker: str,
+        fetch: Fetch,
+        now: int,
+        *,
+        what: Failure,
+        reason: str,
+        http_status: int | None = None,
+        due: int = 0,
+        duration_ms: int = 0,
+    ) -> Failed:
+        """Record that a fetch ended without an order, and when to look again (`due`, ms)."""
+        verdict = self._run(
+            "fail",
+            [keys.record(order), keys.DUE, keys.DEAD, keys.trail(order), keys.holding(worker), keys.content(order)],
+            [
+                now,
+                order.member,
+                fetch.fence,
+                fetch.begun,
+                self._keep,
+                what,
+                due,
+                reason,
+                "" if http_status is None else http_status,
+                duration_ms,
+                *self._sinks,
+            ],
+        )
+        return _text(verdict)  # type: ignore[return-value]  # fail.lua's header
+
+    def hand(self, order: OrderKey, worker: str, now: int) -> HandOn | None:
+        """Take the next revision that a sink has not had, None when there is none for this worker now."""
+        verdict, *values = self._run(
+            "hand",
+            [keys.record(order), keys.DUE, keys.trail(order), keys.holding(worker), keys.content(order)],
+            [now, clockwork.HAND_LEASE, worker, order.member, self._keep, *self._sinks],
+        )
+        if verdict != b"sink":
+            return None
+        sink, revision, tries, raw, request_id = values
+        return HandOn(_text(sink), revision, tries, zlib.decompress(raw), _text(request_id))
+
+    def handed(
+        self,
+        order: OrderKey,
+        worker: str,
+        hand_on: HandOn,
+        now: int,
+        *,
+        what: Literal["done", "again", "dead"],
+        reason: str = "-",
+        due: int = 0,
+        duration_ms: int = 0,
+    ) -> None:
+        """Record what a sink did with a revision; `due` is the ms of its next try."""
+        self._run(
+            "handed",
+            [keys.record(order), keys.trail(order), keys.holding(worker), keys.DEAD_SINKS],
+            [now, order.member, hand_on.sink, hand_on.revision, what, due, reason, duration_ms],
+        )
+
+    def tick(self, now: int) -> tuple[int, int]:
+        """Give every order whose time has come a fresh job; return how many were looked at and pushed."""
+        looked = pushed = 0
+        while True:
+            seen, jobs = self._run(
+                "tick",
+                [keys.DUE, queue_key(LIVE), queue_key(BACKFILL), QUEUES_KEY],
+                [
+                    now,
+                    clockwork.GRACE,
+                    clockwork.LONGEST_WAIT,
+                    keys.PREFIX,
+                    MOST_A_TICK,
+                    LIVE,
+                    BACKFILL,
+                    *self._template.fields(),
+                    *self._sinks,
+                ],
+            )
+            looked += seen
+            pushed += jobs
+            if seen < MOST_A_TICK:
+                return looked, pushed
+
+    def want(self, orders: Iterable[OrderKey], now: int, *, queue: Literal["live", "backfill"], why: str) -> int:
+        """Owe the orders a fetch without an event; return how many jobs were pushed (the rest waits already)."""
+        members = [part for order in orders for part in order]
+        if not members:
+            return 0
+        outcomes = self._run(
+            "want",
+            [keys.DUE, queue_key(queue), QUEUES_KEY, keys.ORDERS, keys.DEAD],
+            [now, clockwork.GRACE, keys.PREFIX, queue, why, *self._template.fields(), *members],
+        )
+        return int(outcomes.count(0))
+
+    def abandon(self, worker: str, now: int) -> OrderKey | None:
+        """Let go of what an ended worker held, so that it is due now; return that order."""
+        member = self._run("abandon", [keys.holding(worker), keys.DUE], [now, worker, keys.PREFIX])
+        return OrderKey.of(_text(member)) if member else None
+
+    def nudge(self, orders: Iterable[OrderKey], now: int) -> None:
+        """Look at these orders now if they are owed anything: a job of theirs may be lost."""
+        members = [order.member for order in orders]
+        if members:
+            self._run("nudge", [keys.DUE], [now, *members])
+
+    def _run(self, name: str, key_names: list[str], arguments: list[Any]) -> Any:
+        return self._script[name](keys=key_names, args=arguments)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,34 @@
+--! uses push, sinks
+-- tick: give every order whose time has come a fresh job. Any number of tickers may run it.
+--
+-- KEYS  1 due  2 live queue  3 backfill queue  4 RQ's set of queues
+-- ARGV  1 now ms  2 grace ms  3 longest wait ms  4 key prefix  5 at most so many  6 name of live  7 name of backfill
+--       8 length of the job template, the template (push.lua), then the sinks
+-- Returns {orders looked at, jobs pushed}.
+-- Pushed again without a begin in between, the wait doubles: a long backlog is not filled with repeats.
+local now, grace, longest, prefix = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local template, at = read_template(8)
+local sinks = read_sinks(at)
+local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[5])
+local jobs = 0
+
+for _, member in ipairs(members) do
+  local record = prefix .. 'order:' .. member
+  local r = redis.call('HMGET', record, 'wanted', 'done', 'dead', 'revision', 'lane', 'pushes')
+  local owed = r[1] and not r[3] and (tonumber(r[2] or '0') < tonumber(r[1])
+    or sink_behind(record, tonumber(r[4] or '0'), sinks))
+  if owed then
+    local company, order = string.match(member, '^(.-):(.+)$')
+    local pushes = tonumber(r[6] or '0')
+    local backfill = r[5] == ARGV[7]
+    redis.call('HSET', record, 'pushes', pushes + 1)
+    redis.call('ZADD', KEYS[1], now + math.min(grace * 2 ^ math.min(pushes, 20), longest), member)
+    push_job(template, record, company, order, 'f-' .. company .. '-' .. order .. '-' .. r[1] .. '-t' .. now,
+      backfill and ARGV[7] or ARGV[6], backfill and KEYS[3] or KEYS[2])
+    jobs = jobs + 1
+  else
+    redis.call('ZREM', KEYS[1], member)
+  end
+end
+flush_pushes(KEYS[4])
+return {#members, jobs}

@@ -1,0 +1,194 @@
+"""The pool: starts, names and watches the worker processes, and keeps the clock of the ledger going.
+
+It knows its children by name: what a dead one held is due at once, not when its lease ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
+from typing import Final
+
+import msgspec
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.utils import as_text
+
+from app import bootstrap, log
+from app.settings import Settings
+from app.store import keys
+from app.store.jobs import BACKFILL, LIVE, queue
+from app.store.keys import OrderKey
+from app.store.ledger import Ledger
+from workers import process, worker
+
+TICK: Final = 1.0
+"""Seconds between two looks at what is due."""
+
+STOP_SECONDS: Final = 30.0
+"""How long a stopping pool waits for fetches under way; after it their leases bring the orders home."""
+
+RESTART_PAUSE: Final = 1.0
+"""Seconds before a worker is started again that died within its first ones: a broken setting must not spin."""
+
+_log = log.get()
+
+
+class Census(msgspec.Struct, frozen=True):
+    """What a pool says of itself in Redis: enough for the next one to know that it is dead, and whom it left."""
+
+    machine: str
+    pid: int
+    started: str
+    workers: list[str]
+    beat: int
+
+
+class Pool:
+    """Worker processes of one machine, and the ticker."""
+
+    def __init__(self, settings: Settings, redis: Redis, ledger: Ledger) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._ledger = ledger
+        self._me = process.identity()
+        self._name = f"{self._me.machine[:8]}-{self._me.pid}-{self._me.started}"
+        self._fork = multiprocessing.get_context("fork")
+        self._children: dict[str, ForkProcess] = {}
+        self._born: dict[str, float] = {}
+        self._number = 0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT; then let every worker finish its fetch."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        self._wait_for_redis()
+        if not self._stopping:
+            self._bury_dead_pools()
+            for _ in range(self._settings.workers):
+                self._start(LIVE)
+            for _ in range(self._settings.backfill_workers):
+                self._start(BACKFILL)
+        next_tick = time.monotonic()
+        while not self._stopping:
+            wait([child.sentinel for child in self._children.values()], max(0.0, next_tick - time.monotonic()))
+            try:
+                self._reap()
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + TICK
+                    self._tick()
+            except (RedisError, OSError) as error:
+                _log.warning("pool.redis_away", error=type(error).__name__)
+                time.sleep(TICK)
+        self._end()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _wait_for_redis(self) -> None:
+        told = False
+        while not self._stopping:
+            try:
+                self._redis.ping()
+            except (RedisError, OSError):
+                if not told:
+                    _log.warning("service.waiting", what="redis")
+                    told = True
+                time.sleep(TICK)
+            else:
+                return
+
+    def _start(self, lane: str) -> None:
+        self._number += 1
+        name = f"{self._name}-{lane}-{self._number}"
+        child = self._fork.Process(
+            target=_child, args=(self._settings, name, lane, os.getpid()), name=name, daemon=False
+        )
+        child.start()
+        self._children[name] = child
+        self._born[name] = time.monotonic()
+        _log.info("pool.worker_started", worker=name, lane=lane)
+
+    def _reap(self) -> None:
+        for name, child in [item for item in self._children.items() if not item[1].is_alive()]:
+            lane = name.rsplit("-", 2)[1]
+            held = self._let_go(name, lane)
+            exit_code = child.exitcode
+            del self._children[name]
+            child.close()
+            _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=held.order_id if held else None)
+            if time.monotonic() - self._born.pop(name) < RESTART_PAUSE:
+                time.sleep(RESTART_PAUSE)
+            if not self._stopping:
+                self._start(lane)
+
+    def _let_go(self, name: str, lane: str) -> OrderKey | None:
+        """Make due what a dead worker held, and what RQ had given it but it had not begun."""
+        now = bootstrap.clock()
+        held = self._ledger.abandon(name, now)
+        in_between = queue(lane, self._redis).intermediate_queue_key
+        lost = [as_text(job_id) for job_id in self._redis.lrange(in_between, 0, -1)]
+        current = self._redis.hget(f"rq:worker:{name}", "current_job")
+        if current is not None:
+            lost.append(as_text(current))
+        self._ledger.nudge(_orders(lost), now)
+        return held
+
+    def _tick(self) -> None:
+        looked, pushed = self._ledger.tick(bootstrap.clock())
+        if looked:
+            _log.info("pool.ticked", looked=looked, pushed=pushed)
+        census = Census(self._me.machine, self._me.pid, self._me.started, list(self._children), bootstrap.clock())
+        self._redis.hset(keys.POOLS, self._name, msgspec.json.encode(census))
+
+    def _bury_dead_pools(self) -> None:
+        """Let go of what the workers of a killed pool held, where this machine can tell that it is dead."""
+        for name, text in self._redis.hgetall(keys.POOLS).items():
+            census = msgspec.json.decode(text, type=Census)
+            if process.Identity(census.machine, census.pid, census.started).is_dead():
+                for one in census.workers:
+                    self._let_go(one, one.rsplit("-", 2)[1])
+                self._redis.hdel(keys.POOLS, name)
+                _log.warning("pool.orphans", pool=as_text(name), workers=len(census.workers))
+
+    def _end(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in self._children.values():
+            child.join(max(0.0, deadline - time.monotonic()))
+            if child.is_alive():
+                child.kill()
+                child.join()
+        try:
+            for name in self._children:
+                self._ledger.abandon(name, bootstrap.clock())
+            self._redis.hdel(keys.POOLS, self._name)
+        except (RedisError, OSError) as error:
+            _log.warning("pool.redis_away", error=type(error).__name__)
+        _log.info("service.stopped", role="worker")
+
+
+def run(settings: Settings) -> None:
+    """Run a pool until it is told to stop."""
+    redis = bootstrap.worker_redis(settings)
+    try:
+        Pool(settings, redis, bootstrap.ledger(settings, redis)).run()
+    finally:
+        redis.close()
+
+
+def _child(settings: Settings, name: str, lane: str, parent: int) -> None:
+    process.die_with(parent)
+    worker.run(settings, name, lane)
+
+
+def _orders(job_ids: Iterable[str]) -> list[OrderKey]:
+    """Return the orders that job ids name: `f-<company>-<order>-<wanted>...`."""
+    return [OrderKey(one[2:38], one[39:75]) for one in job_ids if one.startswith("f-") and len(one) > 76]

@@ -1,0 +1,248 @@
+"""The steps for one order, over arguments only: begin, a slot, getOrder, finish, and the hand-on to the sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Final
+
+import msgspec
+from structlog.contextvars import bind_contextvars
+
+from app import log
+from app.errors import ReceiverError, UpstreamError
+from app.store import clockwork
+from app.store.budget import Budget, NotNow, Slot
+from app.store.jobs import BACKFILL
+from app.store.keys import OrderKey
+from app.store.ledger import Content, Fetch, HandOn, Ledger
+from app.upstream.client import ChannelManager, Fetched
+from app.upstream.order import parse_order
+from workers import verdict
+from workers.sinks import Context, Sink
+
+NO_COMPANY_WAIT: Final = 15 * clockwork.MINUTE
+"""Until an order of a company that the settings no longer name is looked at again."""
+
+_log = log.get()
+
+
+class Connection(msgspec.Struct, frozen=True):
+    """How one company's orders are fetched."""
+
+    slug: str
+    client: ChannelManager
+    budget: Budget
+
+
+class Processor:
+    """Does what an order is owed; every step may be the last before a kill, and none loses the order."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        connections: Mapping[str, Connection],
+        sinks: Mapping[str, Sink],
+        clock: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._connections = connections
+        self._sinks = sinks
+        self._clock = clock
+
+    def process(self, order: OrderKey, worker: str) -> None:
+        """Fetch the order if it is owed a fetch, then hand on what its sinks have not had."""
+        slug = self._slug(order)
+        what, fetch = self._ledger.begin(order, worker, self._clock())
+        if what in {"nothing", "held"}:
+            _log.info("order.not_needed", order_id=order.order_id, company=slug, verdict=what)
+        elif what == "dead":
+            _log.error("order.dead", order_id=order.order_id, company=slug, reason="kills_worker")
+        elif fetch is not None:
+            bind_contextvars(request_id=fetch.request_id)
+            if not self._fetch(order, fetch, worker):
+                return
+        if what in {"fetch", "hand"} and self._sinks:
+            while (hand_on := self._ledger.hand(order, worker, self._clock())) is not None:
+                self._hand(order, hand_on, worker)
+
+    def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> bool:
+        """Return whether an answer was stored."""
+        connection = self._connections.get(order.company_id)
+        if connection is None:
+            due = self._clock() + clockwork.spread(NO_COMPANY_WAIT)
+            self._fail(order, fetch, worker, verdict.Decision("park", "unknown_company", due))
+            return False
+        slot = connection.budget.take("backfill" if fetch.lane == BACKFILL else "live", self._clock)
+        if isinstance(slot, NotNow):
+            # Each wait in a row is longer, so that a long backlog does not spin.
+            wait = clockwork.spread(min(2**fetch.parks, 30) * clockwork.SECOND)
+            self._fail(order, fetch, worker, verdict.Decision("park", slot.reason, slot.until + wait))
+            return False
+        started = perf_counter()
+        try:
+            fetched = connection.client.get_order(order.order_id)
+        except UpstreamError as error:
+            duration = round((perf_counter() - started) * 1000)
+            now = self._clock()
+            closed_until = self._give(connection, slot, error, now)
+            decision = verdict.of_order(error, fetch, now, closed_until)
+            self._fail(order, fetch, worker, decision, http_status=error.http_status, duration_ms=duration)
+            return False
+        except BaseException:
+            connection.budget.give(slot, "failed", self._clock())
+            raise
+        connection.budget.give(slot, "answered", self._clock())
+        return self._store(order, fetch, fetched, worker)
+
+    def _give(self, connection: Connection, slot: Slot, error: UpstreamError, now: int) -> int:
+        wait = error.retry_after
+        if wait is None and error.http_status == 429:
+            wait = verdict.THROTTLED_WAIT
+        how = verdict.of_connection(error)
+        closed_until, opened = connection.budget.give(slot, how, now, retry_after=wait)
+        if opened:
+            _log.error(
+                "upstream.breaker_opened",
+                company=connection.slug,
+                reason=error.reason,
+                http_status=error.http_status,
+                open_s=round((closed_until - now) / 1000),
+            )
+        return closed_until
+
+    def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> bool:
+        found = fetched.order
+        content = Content(
+            raw=fetched.raw,
+            digest=fetched.digest,
+            status=found.status,
+            wallets=len(found.wallets),
+            tickets=len(found.tickets),
+            coupons=len(found.coupons),
+            manifest=found.manifest_url is not None,
+            http_status=fetched.http_status,
+            duration_ms=round(fetched.seconds * 1000),
+        )
+        now = self._clock()
+        look_at, give_up = (None, "") if found.settled else verdict.of_look(fetch, now)
+        stored, revision, changed = self._ledger.finish(
+            order, worker, fetch, content, now, look_at=look_at, give_up=give_up
+        )
+        if stored == "refused":
+            _log.info("order.not_needed", order_id=order.order_id, company=self._slug(order), verdict="superseded")
+            return False
+        _log.info(
+            "order.fetched",
+            order_id=order.order_id,
+            company=self._slug(order),
+            status=content.status,
+            revision=revision,
+            changed=changed,
+            wallets=content.wallets,
+            tickets=content.tickets,
+            coupons=content.coupons,
+            manifest=content.manifest,
+            duration_ms=content.duration_ms,
+            http_status=content.http_status,
+            lane=fetch.lane,
+        )
+        if stored == "dead":
+            _log.error("order.dead", order_id=order.order_id, company=self._slug(order), reason=give_up)
+        return True
+
+    def _fail(
+        self,
+        order: OrderKey,
+        fetch: Fetch,
+        worker: str,
+        decision: verdict.Decision,
+        *,
+        http_status: int | None = None,
+        duration_ms: int = 0,
+    ) -> None:
+        now = self._clock()
+        became = self._ledger.fail(
+            order,
+            worker,
+            fetch,
+            now,
+            what=decision.what,
+            reason=decision.reason,
+            http_status=http_status,
+            due=decision.due,
+            duration_ms=duration_ms,
+        )
+        common = {"order_id": order.order_id, "company": self._slug(order), "http_status": http_status}
+        due_in = round((decision.due - now) / 1000, 1)
+        if became == "dead":
+            _log.error("order.dead", reason=decision.reason, tries=fetch.tries + 1, **common)
+        elif became == "gone":
+            _log.info("order.gone", **common)
+        elif became == "parked":
+            _log.info("order.parked", reason=decision.reason, due_in_s=due_in, **common)
+        elif became == "again":
+            _log.warning("order.again", reason=decision.reason, tries=fetch.tries + 1, due_in_s=due_in, **common)
+
+    def _hand(self, order: OrderKey, hand_on: HandOn, worker: str) -> None:
+        common = {
+            "order_id": order.order_id,
+            "company": self._slug(order),
+            "sink": hand_on.sink,
+            "revision": hand_on.revision,
+        }
+        context = Context(
+            idempotency_key=f"{order.company_id}/{order.order_id}/{hand_on.revision}",
+            company_id=order.company_id,
+            order_id=order.order_id,
+            revision=hand_on.revision,
+            attempt=hand_on.tries,
+            request_id=hand_on.request_id,
+        )
+        if hand_on.tries > len(clockwork.TRIES):
+            self._ledger.handed(order, worker, hand_on, self._clock(), what="dead", reason="kills_worker")
+            _log.error("order.hand_dead", reason="kills_worker", tries=hand_on.tries - 1, **common)
+            return
+        started = perf_counter()
+        try:
+            self._sinks[hand_on.sink].deliver(parse_order(hand_on.raw), context)
+        except Exception as error:
+            # The user's code may raise anything, RQ's time limit too; only its type is kept.
+            duration = round((perf_counter() - started) * 1000)
+            self._hand_failed(order, hand_on, worker, error, duration, common)
+            return
+        duration = round((perf_counter() - started) * 1000)
+        self._ledger.handed(order, worker, hand_on, self._clock(), what="done", duration_ms=duration)
+        _log.info("order.handed", duration_ms=duration, **common)
+
+    def _hand_failed(
+        self,
+        order: OrderKey,
+        hand_on: HandOn,
+        worker: str,
+        error: Exception,
+        duration_ms: int,
+        common: dict[str, object],
+    ) -> None:
+        reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+        wait = clockwork.until_next_try(hand_on.tries - 1)
+        now = self._clock()
+        if wait is None:
+            self._ledger.handed(order, worker, hand_on, now, what="dead", reason=reason, duration_ms=duration_ms)
+            _log.error("order.hand_dead", reason=reason, tries=hand_on.tries, **common)
+            return
+        due = now + wait
+        self._ledger.handed(order, worker, hand_on, now, what="again", reason=reason, due=due, duration_ms=duration_ms)
+        _log.warning(
+            "order.hand_failed",
+            error=reason,
+            tries=hand_on.tries,
+            due_in_s=round(wait / 1000, 1),
+            trace=log.trace_of(error),
+            **common,
+        )
+
+    def _slug(self, order: OrderKey) -> str:
+        connection = self._connections.get(order.company_id)
+        return connection.slug if connection else "unknown"

@@ -1,0 +1,56 @@
+"""One worker process: RQ's SimpleWorker, warm, on one queue, and deaf to any function but ours."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, Final
+
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from app import bootstrap, log
+from app.settings import Settings
+from app.store import connection
+from app.store.jobs import FETCH_ORDER, queue
+
+WORKER_TTL: Final = 30
+"""Seconds between signs of life of an idle worker; RQ's default of 420 hides a dead one."""
+
+_log = log.get()
+
+
+class FetchWorker(SimpleWorker):
+    """Runs `fetch_order` and nothing else: JSON does not stop a job that names another function (stack.md 8)."""
+
+    def perform_job(self, job: Job, queue: Queue, *args: Any, **kwargs: Any) -> bool:
+        if job.func_name != FETCH_ORDER:
+            _log.error("job.refused", function=str(job.func_name)[:100], job_id=job.id)
+            job._func_name, job._args, job._kwargs = f"{__name__}.refuse", (), {}
+        return super().perform_job(job, queue, *args, **kwargs)
+
+    def _install_signal_handlers(self) -> None:
+        """Stop on SIGTERM, which the pool sends; a Ctrl-C reaches the whole group and must not count twice."""
+        signal.signal(signal.SIGTERM, self.request_stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def refuse() -> None:
+    """Stand in for a function that is not ours, so that RQ ends its job without a trace of it."""
+
+
+def run(settings: Settings, name: str, queue_name: str) -> None:
+    """Work `queue_name` off until SIGTERM. Call in a process of its own."""
+    redis = connection.for_rq(settings.redis_url.get_secret_value())
+    worker = FetchWorker(
+        [queue(queue_name, redis)],
+        name=name,
+        connection=redis,
+        serializer=JSONSerializer,
+        worker_ttl=WORKER_TTL,
+        log_job_description=False,
+    )
+    worker.log_result_lifespan = False
+    worker.max_connection_wait_time = 5
+    bootstrap.configure_log(settings)
+    worker.work(logging_level=None)
