@@ -1,0 +1,31 @@
+# One image for both processes: `ota-receiver serve` (default) and `ota-receiver worker`.
+FROM python:3.13-slim AS build
+WORKDIR /build
+COPY requirements.txt .
+RUN python -m venv /opt/venv \
+ && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.txt
+COPY pyproject.toml README.md ./
+COPY app app
+COPY workers workers
+# Parts for laptops and tests stay out of the image, also where .dockerignore is not honoured.
+RUN rm -rf app/dev \
+ && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps . \
+ && /opt/venv/bin/pip uninstall --yes pip \
+ && /opt/venv/bin/ota-receiver --help > /dev/null
+
+FROM python:3.13-slim
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin receiver \
+ && install -d -o receiver -g receiver -m 0700 /var/lib/ota-receiver
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOST=0.0.0.0 \
+    PORT=8080
+USER receiver
+WORKDIR /var/lib/ota-receiver
+EXPOSE 8080
+# A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker stop --time 40).
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 CMD ["ota-receiver", "health"]
+CMD ["ota-receiver", "serve"]
