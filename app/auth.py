@@ -99,8 +99,6 @@ def _event(item: Item, company_id: str, secret: str) -> OrderProcessed | None:
         status=text(payload.get("status")),
         reference=text(payload.get("buyFromOrderReference")),
         timestamp=text(item.timestamp),
-        event_version=text(item.event_version),
-        company_name=text(item.company_name),
         secret=secret,
     )
 

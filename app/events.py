@@ -27,9 +27,7 @@ class Item(msgspec.Struct, rename="camel"):
 
     client_state: Any = None
     company_id: Any = None
-    company_name: Any = None
     event_name: Any = None
-    event_version: Any = None
     payload: Any = None
     timestamp: Any = None
 
@@ -49,8 +47,6 @@ class OrderProcessed(msgspec.Struct, frozen=True):
     status: str
     reference: str
     timestamp: str
-    event_version: str
-    company_name: str
     secret: str
 
     @property
@@ -66,23 +62,6 @@ class OrderProcessed(msgspec.Struct, frozen=True):
         """Return the status as one word, `Unknown` if it is none: it stands in lines that split at blanks."""
         return self.status if _WORD.fullmatch(self.status) else "Unknown"
 
-    def stored(self) -> bytes:
-        """Return the event as it is kept, in the sender's field names, without clientState."""
-        return _encoder.encode(
-            {
-                "companyId": self.company_id,
-                "companyName": self.company_name,
-                "eventName": ORDER_PROCESSED,
-                "eventVersion": self.event_version,
-                "payload": {
-                    "orderId": self.order_id,
-                    "buyFromOrderReference": self.reference,
-                    "status": self.status,
-                },
-                "timestamp": self.timestamp,
-            }
-        )
-
 
 class _Wire(Item, rename="camel"):
     values: Any = msgspec.UNSET
@@ -93,7 +72,6 @@ class _Values(msgspec.Struct):
     values: list[Item]
 
 
-_encoder = msgspec.json.Encoder()
 _usual = msgspec.json.Decoder(_Values)
 _any_shape = msgspec.json.Decoder(_Wire)
 

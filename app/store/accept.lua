@@ -5,16 +5,17 @@
 -- ARGV  1 now ms  2 grace ms  3 dedup ms  4 oldest event ms to keep  5 key prefix  6 name of the live queue
 --       7 length of the job template, the template (push.lua), then per event eight values:
 --       digest of the event ('' = cannot be a duplicate), company, order, status, buyFromOrderReference,
---       name of the secret that matched, request id, event as JSON without its clientState
+--       name of the secret that matched, request id, timestamp as sent
 -- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate.
 local now, grace, dedup = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local prefix, live = ARGV[5], ARGV[6]
 local template, at = read_template(7)
 local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate'}
 local outcomes, counts = {}, {}
+local touched, due, sooner, pushed_now = {}, {}, {}, {}
 
 while at <= #ARGV do
-  local digest, company, order, status, reference, secret, request, body = unpack(ARGV, at, at + 7)
+  local digest, company, order, status, reference, secret, request, sent = unpack(ARGV, at, at + 7)
   local member = company .. ':' .. order
   local record, trail = prefix .. 'order:' .. member, prefix .. 'trail:' .. member
   local was = redis.call('HMGET', record, 'wanted', 'job', 'dead')
@@ -36,22 +37,27 @@ while at <= #ARGV do
         redis.call('HDEL', record, 'dead', 'dead_at', 'crashes', 'error', 'http')
         redis.call('ZREM', KEYS[7], member)
       end
-    else
-      redis.call('HSET', record, 'first', now)
     end
     redis.call('HSET', record, 'wanted', wanted, 'heard', now, 'said', status, 'reference', reference,
-      'request', request, 'lane', live)
-    redis.call('ZADD', KEYS[5], now, member)
+      'request', request, 'lane', live, 'job', live, unpack(was[1] and {} or {'first', now}))
+    touched[#touched + 1] = now
+    touched[#touched + 1] = member
     if was[2] == live then
       outcome = 1
-      redis.call('ZADD', KEYS[1], 'LT', now + grace, member)
+      if not pushed_now[member] then
+        sooner[#sooner + 1] = now + grace
+        sooner[#sooner + 1] = member
+      end
     else
       outcome = 0
-      redis.call('ZADD', KEYS[1], now + grace, member)
-      push_job(template, record, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, live, KEYS[3])
+      pushed_now[member] = true
+      due[#due + 1] = now + grace
+      due[#due + 1] = member
+      push_job(template, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, live, KEYS[3])
     end
     local id = redis.call('XADD', KEYS[2], 'MINID', '~', ARGV[4], '*', 'company', company, 'order', order,
-      'status', status, 'outcome', names[outcome], 'secret', secret, 'request', request, 'body', body)
+      'status', status, 'reference', reference, 'sent', sent, 'outcome', names[outcome], 'secret', secret,
+      'request', request)
     note(trail, now .. ' event ' .. id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' .. request)
   end
   outcomes[#outcomes + 1] = outcome
@@ -61,6 +67,9 @@ while at <= #ARGV do
   at = at + 8
 end
 flush_pushes(KEYS[4])
+zadd(KEYS[5], touched)
+zadd(KEYS[1], due)
+zadd(KEYS[1], sooner, 'LT')
 for name, count in pairs(counts) do
   redis.call('HINCRBY', KEYS[6], name, count)
 end

@@ -84,7 +84,7 @@ class Inbox:
                 event.reference,
                 event.secret,
                 request_id,
-                event.stored(),
+                event.timestamp,
             )
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(len(events), arguments, answer))

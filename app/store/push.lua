@@ -1,4 +1,4 @@
--- Shared by accept, want and tick: write one RQ job as RQ's own enqueue does, and note that it waits.
+-- Shared by accept, want and tick: write RQ jobs as RQ's own enqueue does.
 --
 -- `template` is a flat list made by app/store/jobs.py from a job that RQ itself serialised:
 --   1 prefix of job keys, 2-4 the data before, between and after the two arguments, 5.. field, value, ...
@@ -6,11 +6,11 @@
 -- Ids are collected in `pushed[queue]` and go to the lists in one RPUSH each by `flush_pushes`.
 local pushed = {}
 
-local function push_job(template, record, company, order, id, queue_name, queue_key)
+-- The caller notes `job` = queue_name in the order's record, with whatever else it writes there.
+local function push_job(template, company, order, id, queue_name, queue_key)
   redis.call('HSET', template[1] .. id,
     'data', template[2] .. company .. template[3] .. order .. template[4],
     'description', id, 'origin', queue_name, unpack(template, 5))
-  redis.call('HSET', record, 'job', queue_name)
   local list = pushed[queue_key]
   if not list then
     list = {}
@@ -25,6 +25,17 @@ local function flush_pushes(queues_key)
     for from = 1, #ids, 1000 do
       redis.call('RPUSH', queue_key, unpack(ids, from, math.min(from + 999, #ids)))
     end
+  end
+end
+
+-- One ZADD for many: `pairs` is score, member, score, member, ...
+local function zadd(key, pairs, ...)
+  for from = 1, #pairs, 1000 do
+    local arguments = {...}
+    for i = from, math.min(from + 999, #pairs) do
+      arguments[#arguments + 1] = pairs[i]
+    end
+    redis.call('ZADD', key, unpack(arguments))
   end
 end
 

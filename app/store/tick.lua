@@ -21,9 +21,9 @@ for _, member in ipairs(members) do
     local company, order = string.match(member, '^(.-):(.+)$')
     local pushes = tonumber(r[6] or '0')
     local backfill = r[5] == ARGV[7]
-    redis.call('HSET', record, 'pushes', pushes + 1)
+    redis.call('HSET', record, 'pushes', pushes + 1, 'job', backfill and ARGV[7] or ARGV[6])
     redis.call('ZADD', KEYS[1], now + math.min(grace * 2 ^ math.min(pushes, 20), longest), member)
-    push_job(template, record, company, order, 'f-' .. company .. '-' .. order .. '-' .. r[1] .. '-t' .. now,
+    push_job(template, company, order, 'f-' .. company .. '-' .. order .. '-' .. r[1] .. '-t' .. now,
       backfill and ARGV[7] or ARGV[6], backfill and KEYS[3] or KEYS[2])
     jobs = jobs + 1
   else

@@ -27,9 +27,9 @@ while at <= #ARGV do
     redis.call('ZADD', KEYS[1], 'LT', now + grace, member)
     outcomes[#outcomes + 1] = 1
   else
-    redis.call('HSET', record, 'lane', queue)
+    redis.call('HSET', record, 'lane', queue, 'job', queue)
     redis.call('ZADD', KEYS[1], now + grace, member)
-    push_job(template, record, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, queue, KEYS[2])
+    push_job(template, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, queue, KEYS[2])
     outcomes[#outcomes + 1] = 0
   end
   at = at + 2
