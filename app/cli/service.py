@@ -32,6 +32,7 @@ def serve() -> None:
         port=found.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         lifespan="on",
         server_header=False,
         timeout_keep_alive=30,

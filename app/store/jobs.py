@@ -19,13 +19,15 @@ from rq.utils import now, utcformat
 from app.store import clockwork
 
 FETCH_ORDER: Final = "workers.jobs.fetch_order"
+DESCRIPTION: Final = "fetch order"
+"""RQ's default would be the call with its arguments."""
 LIVE: Final = "live"
 BACKFILL: Final = "backfill"
 FAILURE_TTL: Final = 86400
 """Seconds that RQ keeps the hash of a job whose worker was killed; the ledger has the order back long before."""
 
 _COMPANY, _ORDER = "%company%", "%order%"
-_PER_JOB = frozenset({"data", "description", "origin", "created_at", "enqueued_at", "status"})
+_PER_JOB = frozenset({"data", "origin", "created_at", "enqueued_at", "status"})
 
 
 def queue(name: str, connection: Redis) -> Queue:
@@ -51,7 +53,7 @@ class JobTemplate:
             timeout=clockwork.JOB_TIMEOUT,
             result_ttl=0,
             failure_ttl=FAILURE_TTL,
-            description="",
+            description=DESCRIPTION,
         )
         before, _, rest = job.data.partition(_COMPANY.encode())
         between, _, after = rest.partition(_ORDER.encode())

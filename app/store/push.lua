@@ -10,7 +10,7 @@ local pushed = {}
 local function push_job(template, company, order, id, queue_name, queue_key)
   redis.call('HSET', template[1] .. id,
     'data', template[2] .. company .. template[3] .. order .. template[4],
-    'description', id, 'origin', queue_name, unpack(template, 5))
+    'origin', queue_name, unpack(template, 5))
   local list = pushed[queue_key]
   if not list then
     list = {}

@@ -1,0 +1,47 @@
+"""Redis failing under a command, as one error of ours: only this package knows redis-py's exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+
+from app.errors import ReceiverError, SettingsError
+
+
+class StoreUnavailable(ReceiverError):
+    """Redis did not do what it was asked; the text is one line for people, without password or foreign words."""
+
+
+@contextmanager
+def translated_errors(url: str) -> Iterator[None]:
+    """Turn redis-py's errors into StoreUnavailable; `url` gives the address that the text names."""
+    where = address(url)
+    try:
+        yield
+    except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+        kind = type(error).__name__
+        raise StoreUnavailable(f"Redis at {where} refuses us ({kind}): correct user and password in REDIS_URL") from None
+    except (RedisError, OSError) as error:
+        kind = type(error).__name__
+        raise StoreUnavailable(f"Redis at {where} does not answer ({kind}): start it, or correct REDIS_URL") from None
+
+
+@contextmanager
+def readable_url() -> Iterator[None]:
+    """Turn the ValueError that redis-py raises for an address it cannot read into SettingsError."""
+    try:
+        yield
+    except ValueError:
+        raise SettingsError("REDIS_URL: is not an address of the form redis://, rediss:// or unix://") from None
+
+
+def address(url: str) -> str:
+    """Return host and port, or the path of a socket: what of REDIS_URL may be shown."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path or "an unknown address"
+    except ValueError:
+        return "an unknown address"
