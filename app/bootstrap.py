@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, redirect_stdout
+from typing import NamedTuple
 
 import httpx
 from redis import Redis
@@ -12,15 +14,29 @@ from starlette.types import ASGIApp
 
 from app import log, web
 from app.auth import Authenticator
-from app.health import Health
+from app.health import Check, Health
 from app.intake import Intake
 from app.settings import Company, Settings
 from app.store import clockwork, connection, counters, keys
+from app.store.archive import Archive
 from app.store.budget import Budget, Limits
+from app.store.dead_letters import DeadLetters
+from app.store.event_log import EventLog
 from app.store.inbox import Inbox
 from app.store.ledger import Ledger
+from app.store.outage import readable_url, translated_errors
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
+
+
+class Books(NamedTuple):
+    """What the commands read, and the ledger they ask for fetches."""
+
+    archive: Archive
+    events: EventLog
+    dead: DeadLetters
+    ledger: Ledger
+    redis: Redis
 
 
 def clock() -> int:
@@ -64,6 +80,32 @@ def web_app(settings: Settings) -> ASGIApp:
 
 def configure_log(settings: Settings) -> None:
     log.configure(level=settings.log_level, form=settings.log_format)
+
+
+def configure_cli_log() -> None:
+    """Send warnings to stderr and nothing else: stdout belongs to what the command prints."""
+    with redirect_stdout(sys.stderr):
+        log.configure(level="WARNING", form="console")
+
+
+@contextmanager
+def books(settings: Settings) -> Iterator[Books]:
+    """Open Redis for a command; raises StoreUnavailable, also out of the block, when Redis fails."""
+    url = settings.redis_url.get_secret_value()
+    with readable_url():
+        redis = worker_redis(settings)
+    with translated_errors(url), redis:
+        yield Books(Archive(redis), EventLog(redis), DeadLetters(redis), ledger(settings, redis), redis)
+
+
+async def redis_checks(settings: Settings) -> list[Check]:
+    """Return what the web process would find of its Redis; raises SettingsError for an address it cannot read."""
+    with readable_url():
+        redis = connection.for_web(settings.redis_url.get_secret_value())
+    try:
+        return await Health(redis).checks()
+    finally:
+        await redis.aclose()
 
 
 def worker_redis(settings: Settings) -> Redis:

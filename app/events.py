@@ -18,8 +18,9 @@ ORDER_PROCESSED: Final = "ota_cm_order_processed"
 
 _GUID: Final = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\}?")
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,50}")
-_FRACTION: Final = re.compile(r"(.*\d)\.(\d+)(\D*)", re.DOTALL)
+_FRACTION: Final = re.compile(r"(.*\d)\.(\d+)(\D*|[+-]\d\d:\d\d)", re.DOTALL)
 _LONGEST_TEXT: Final = 250
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class Item(msgspec.Struct, rename="camel"):
@@ -79,8 +80,10 @@ _any_shape = msgspec.json.Decoder(_Wire)
 def parse(body: bytes) -> Envelope:
     """Return the items of a body in any of the three shapes.
 
+    A byte order mark is ignored, as RFC 8259 allows: the sender is .NET, where some writers put one.
     Raises MalformedEnvelope: `not_json`, `no_envelope`.
     """
+    body = body.removeprefix(_BYTE_ORDER_MARK)
     try:
         return Envelope(_usual.decode(body).values)
     except (ValueError, RecursionError):

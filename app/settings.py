@@ -7,20 +7,20 @@ the settings cannot show one.
 from __future__ import annotations
 
 import re
-import tomllib
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
+import msgspec
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -33,19 +33,21 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from app import company
+from app.company import ApiKey, ClientState, Company, Guid
 from app.errors import SettingsError
 
-_GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DURATION = re.compile(r"(\d+)(s|m|h|d)?")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+__all__ = ["Company", "Settings", "load"]
+
+_DURATION: Final = re.compile(r"(\d+)(s|m|h|d)?")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 
 
-def _guid(value: str) -> str:
-    text = value.strip().strip("{}").lower()
-    if not _GUID.fullmatch(text):
-        raise ValueError("is not a GUID")
-    return text
+class _Trouble(msgspec.Struct, frozen=True):
+    """Stands for a value that could not be had, until the field is validated and says why."""
+
+    text: str
 
 
 def _seconds(value: object) -> object:
@@ -56,48 +58,32 @@ def _seconds(value: object) -> object:
 
 
 def _https_unless_loopback(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.hostname is None or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
+    parts = _parts(value)
+    if parts is None or parts[1] is None or parts[0] not in {"http", "https"} or "?" in value or "#" in value:
         raise ValueError("is not an http(s) address")
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+    if parts[0] == "http" and parts[1] not in _LOOPBACK:
         raise ValueError("must be https: an API key travels with every call")
     return value.rstrip("/")
 
 
-def _client_state(value: SecretStr) -> SecretStr:
-    """Refuse what a subscription cannot carry: clientState is 1 to 50 characters (upstream.md 3)."""
-    if not 1 <= len(value.get_secret_value()) <= 50:
-        raise ValueError("must have 1 to 50 characters")
+def _redis_url(value: SecretStr) -> SecretStr:
+    parts = _parts(value.get_secret_value())
+    if parts is None or parts[0] not in {"redis", "rediss", "unix"}:
+        raise ValueError("is not an address redis://, rediss:// or unix:// (percent-encode the password)")
     return value
 
 
-Guid = Annotated[str, AfterValidator(_guid)]
+def _parts(url: str) -> tuple[str, str | None] | None:
+    """Return scheme and host of an address, None if it is none; urlsplit's own errors quote what they refuse."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts.scheme, parts.hostname
+
+
 Seconds = Annotated[int, BeforeValidator(_seconds)]
-ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
-ApiKey = Annotated[SecretStr, Field(min_length=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Company(BaseModel):
-    """One venue that the partner sells for: its address at the Channel Manager and its secrets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    slug: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
-    np_company_id: Guid
-    np_company: Text
-    np_tenant: Text
-    np_environment: Text
-    np_api_key: ApiKey
-    np_partner_id: Guid | None = None
-    client_state: ClientState
-    client_state_previous: ClientState | None = None
-
-    @property
-    def path(self) -> str:
-        """Return `/tenant/environment/company`, each part percent-encoded once (upstream.md 2)."""
-        parts = (self.np_tenant, self.np_environment, self.np_company)
-        return "".join("/" + quote(part, safe="") for part in parts)
 
 
 class Settings(BaseSettings):
@@ -105,7 +91,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file=".env")
 
-    redis_url: SecretStr
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)]
     client_state: ClientState | None = None
     client_state_previous: ClientState | None = None
     np_base_url: Annotated[str, AfterValidator(_https_unless_loopback)] = "https://api.npretail.app"
@@ -122,12 +108,12 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     dedup_days: Annotated[int, Field(ge=1)] = 7
-    event_days: Annotated[int, Field(ge=1)] = 90
-    order_days: Annotated[int, Field(ge=1)] = 400
+    event_days: Annotated[int, Field(ge=1, validate_default=True)] = 90
+    order_days: Annotated[int, Field(ge=1, validate_default=True)] = 400
     workers: Annotated[int, Field(ge=1, le=256)] = 8
     backfill_workers: Annotated[int, Field(ge=0, le=64)] = 1
     upstream_concurrency: Annotated[int, Field(ge=1, le=100)] = 5
-    backfill_concurrency: Annotated[int, Field(ge=1, le=100)] = 1
+    backfill_concurrency: Annotated[int, Field(ge=1, le=100, validate_default=True)] = 1
     upstream_requests_per_5_min: Annotated[int, Field(ge=1)] = 6000
     upstream_timeout: Annotated[Seconds, Field(ge=1, le=100)] = 20
     spool_dir: Path | None = None
@@ -138,23 +124,66 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     sinks: Annotated[tuple[str, ...], NoDecode] = ()
 
+    _companies: tuple[Company, ...] = PrivateAttr(default=())
+
+    @property
+    def companies(self) -> tuple[Company, ...]:
+        """Return every company events are accepted from; at least one."""
+        return self._companies
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _tell_all(cls, given: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Read the companies too, whatever else is wrong: nobody shall start the service once a mistake.
+
+        Raises SettingsError.
+        """
+        problems: list[str] = []
+        companies: tuple[Company, ...] = ()
+        path = given.get("companies_file")
+        if path and not isinstance(path, _Trouble):
+            try:
+                companies = company.from_file(Path(path))
+            except SettingsError as error:
+                problems.append(str(error))
+        elif missing := [f"{name.upper()}: missing" for name in company.NEEDED if not given.get(name)]:
+            problems += [*missing, "(or name several companies in COMPANIES_FILE)"]
+        try:
+            settings = handler(given)
+        except ValidationError as error:
+            raise SettingsError("\n".join([*company.named(error), *problems])) from None
+        if problems:
+            raise SettingsError("\n".join(problems))
+        values = {name: getattr(settings, name) for name in company.PER_COMPANY}
+        settings._companies = companies or (Company(slug="default", **values),)
+        return settings
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _told_by_the_source(cls, value: object) -> object:
+        if isinstance(value, _Trouble):
+            raise ValueError(value.text)
+        return value
+
+    @field_validator("event_days", "order_days", "backfill_concurrency", mode="after")
+    @classmethod
+    def _in_order(cls, value: int, info: ValidationInfo) -> int:
+        """Compare with the field before; where that one is wrong itself, there is nothing to compare with."""
+        below, above = {
+            "event_days": ("dedup_days", None),
+            "order_days": ("event_days", None),
+            "backfill_concurrency": (None, "upstream_concurrency"),
+        }[info.field_name or ""]
+        if below is not None and value < info.data.get(below, value):
+            raise ValueError(f"must not be below {below.upper()}")
+        if above is not None and value > info.data.get(above, value):
+            raise ValueError(f"must not be above {above.upper()}")
+        return value
+
     @field_validator("sinks", mode="before")
     @classmethod
     def _split_sinks(cls, value: object) -> object:
         return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _ordered_retention(self) -> Settings:
-        if not self.dedup_days <= self.event_days <= self.order_days:
-            raise ValueError("DEDUP_DAYS <= EVENT_DAYS <= ORDER_DAYS must hold")
-        if self.backfill_concurrency > self.upstream_concurrency:
-            raise ValueError("BACKFILL_CONCURRENCY must not be above UPSTREAM_CONCURRENCY")
-        return self
-
-    @cached_property
-    def companies(self) -> tuple[Company, ...]:
-        """Return every company events are accepted from; at least one."""
-        return _companies_from_file(self.companies_file) if self.companies_file else (_company_from(self),)
 
     @classmethod
     def settings_customise_sources(
@@ -165,13 +194,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments first, then the environment, then `.env`, then the files that either names."""
-        return (
-            init_settings,
-            env_settings,
-            dotenv_settings,
-            _NamedFiles(settings_cls, env_settings, dotenv_settings),
-        )
+        """Read arguments, then the environment, then `.env`; of a file that either names, nothing else may speak."""
+        files = _NamedFiles(settings_cls, env_settings, dotenv_settings)
+        return init_settings, files, env_settings, dotenv_settings
 
 
 class _NamedFiles(PydanticBaseSettingsSource):
@@ -188,15 +213,9 @@ class _NamedFiles(PydanticBaseSettingsSource):
         return self().get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        problems: list[str] = []
-        values = _from_files(self._given, tuple(Settings.model_fields), problems)
-        if problems:
-            raise SettingsError("\n".join(problems))
-        return values
-
-
-_PER_COMPANY = tuple(name for name in Company.model_fields if name != "slug")
-_NEEDED = ("np_company_id", "np_company", "np_tenant", "np_environment", "np_api_key", "client_state")
+        names = [name for name in Settings.model_fields if name != "companies_file"]
+        values, troubles = company.read_files(self._given, names)
+        return {**values, **{name: _Trouble(text) for name, text in troubles.items()}}
 
 
 def load() -> Settings:
@@ -204,76 +223,4 @@ def load() -> Settings:
 
     Raises SettingsError with every problem on its own line.
     """
-    try:
-        settings = Settings()  # type: ignore[call-arg]  # filled from the environment
-        _ = settings.companies
-    except ValidationError as error:
-        raise SettingsError("\n".join(_named(error))) from None
-    return settings
-
-
-def _from_files(given: dict[str, str], names: tuple[str, ...], problems: list[str]) -> dict[str, str]:
-    """Return what the files hold that `given` names as `<name>_file`."""
-    values: dict[str, str] = {}
-    for name in names:
-        path = given.get(f"{name}_file")
-        if not path or f"{name}_file" in names:
-            continue
-        if given.get(name):
-            problems.append(f"{name.upper()}: given twice, also as {name.upper()}_FILE")
-            continue
-        try:
-            values[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{name.upper()}_FILE: cannot be read ({type(error).__name__})")
-    return values
-
-
-def _company_from(settings: Settings) -> Company:
-    values = {name: getattr(settings, name) for name in _PER_COMPANY}
-    missing = [f"{name.upper()}: missing" for name in _NEEDED if not values[name]]
-    if missing:
-        raise SettingsError("\n".join([*missing, "(or name several companies in COMPANIES_FILE)"]))
-    return Company(slug="default", **values)
-
-
-def _companies_from_file(path: Path) -> tuple[Company, ...]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("companies", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"COMPANIES_FILE: cannot be read ({type(error).__name__})") from error
-    if not isinstance(tables, dict) or not tables:
-        raise SettingsError("COMPANIES_FILE: has no table [companies.<slug>]")
-    problems: list[str] = []
-    companies: list[Company] = []
-    for slug, table in tables.items():
-        where = f"COMPANIES_FILE [companies.{slug}]"
-        if not isinstance(table, dict):
-            problems.append(f"{where}: is not a table")
-            continue
-        known = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
-        problems += [f"{where} {name}: unknown name" for name in table if name not in known]
-        local: list[str] = []
-        values = {name: table[name] for name in _PER_COMPANY if name in table}
-        values.update(_from_files(table, _PER_COMPANY, local))
-        problems += [f"{where} {line}" for line in local]
-        try:
-            companies.append(Company(slug=slug, **values))
-        except ValidationError as error:
-            problems += [f"{where} {line}" for line in _named(error)]
-    ids = [company.np_company_id for company in companies]
-    twice = sorted({one for one in ids if ids.count(one) > 1})
-    problems += [f"COMPANIES_FILE: company id {one} stands in two tables" for one in twice]
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return tuple(companies)
-
-
-def _named(error: ValidationError) -> list[str]:
-    """Return one line a problem, without the value: it may be a secret."""
-    lines = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in problem["loc"]).upper()
-        text = "missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{name}: {text}" if name else text)
-    return lines
+    return Settings()  # type: ignore[call-arg]  # filled from the environment

@@ -38,41 +38,41 @@ _encode = msgspec.json.Encoder().encode
 class Webhook:
     """The endpoint of the subscription."""
 
-    def __init__(self, intake: Intake, max_body_bytes: int) -> None:
+    def __init__(self, intake: Intake, max_body_bytes: int, body_seconds: float = BODY_SECONDS) -> None:
         self._intake = intake
         self._max_body_bytes = max_body_bytes
+        self._body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI app of its own: Starlette's wrapping of functions is a tenth of a small request."""
         request = Request(scope, receive)
-        answer = {"POST": self._receive, "GET": self._handshake}.get(request.method)
-        response = await answer(request) if answer else PlainTextResponse("method not allowed\n", 405)
-        await response(scope, receive, send)
-
-    async def _receive(self, request: Request) -> Response:
-        """Answer 200 when everything good in the body is recorded, else what the table of answers says."""
-        state = request.scope["state"]
-        fields, request_id = state["line"], state["request_id"]
+        fields, request_id = scope["state"]["line"], scope["state"]["request_id"]
+        answer = {"POST": self._receive, "GET": self._handshake}.get(request.method, _not_allowed)
         try:
-            body = await self._body(request)
-            fields["bytes"] = len(body)
-            token = request.query_params.get("validationToken")
-            if token is not None and not body.strip():
-                return _echo(token)
-            receipt = await self._intake.receive(body, request_id)
+            response = await answer(request, fields, request_id)
         except RequestRefused as refusal:
             fields["reason"] = refusal.reason
-            return refused(refusal, request_id)
+            response = refused(refusal, request_id)
         except ClientDisconnect:
             _log.info("request.client_gone", path=request.url.path)
-            return Response(status_code=400)
+            response = Response(status_code=400)
+        await response(scope, receive, send)
+
+    async def _receive(self, request: Request, fields: dict[str, Any], request_id: str) -> Response:
+        """Return 200 when everything good in the body is recorded; raises RequestRefused, ClientDisconnect."""
+        body = await self._body(request)
+        fields["bytes"] = len(body)
+        token = request.query_params.get("validationToken")
+        if token is not None and not body.strip():
+            return _echo(token)
+        receipt = await self._intake.receive(body, request_id)
         _describe(fields, receipt)
         return Response(_encode(receipt), media_type="application/json")
 
-    async def _handshake(self, request: Request) -> Response:
-        """Answer the sender's GET with its validationToken."""
+    async def _handshake(self, request: Request, fields: dict[str, Any], request_id: str) -> Response:
+        """Return the validationToken of the sender's GET; raises MalformedEnvelope."""
         token = request.query_params.get("validationToken")
-        return _echo(token) if token is not None else PlainTextResponse("POST events here\n", 405)
+        return _echo(token) if token is not None else await _not_allowed(request, fields, request_id)
 
     async def _body(self, request: Request) -> bytes:
         """Return the body; the rest of one too large is left unread.
@@ -85,7 +85,7 @@ class Webhook:
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(self._body_seconds):
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > self._max_body_bytes:
@@ -113,8 +113,12 @@ def refused(refusal: RequestRefused, request_id: str) -> Response:
 
 def _echo(token: str) -> Response:
     if not _TOKEN.fullmatch(token):
-        return refused(MalformedEnvelope("bad_validation_token"), "")
+        raise MalformedEnvelope("bad_validation_token")
     return PlainTextResponse(token, headers={"x-content-type-options": "nosniff"})
+
+
+async def _not_allowed(request: Request, fields: dict[str, Any], request_id: str) -> Response:
+    return PlainTextResponse("POST events here\n", 405, {"allow": "POST"})
 
 
 def _describe(fields: dict[str, Any], receipt: Receipt) -> None:
@@ -160,7 +164,7 @@ class Probes:
     def _is_ops(self, request: Request) -> bool:
         if self._ops_token is None:
             return False
-        given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
+        given = request.headers.get("authorization", "").encode("latin-1")
         return compare_digest(given, b"Bearer " + self._ops_token.encode())
 
 
@@ -184,7 +188,7 @@ class CanonicalLine:
         fields: dict[str, Any] = {}
         state = scope.setdefault("state", {})
         state["request_id"], state["line"] = request_id, fields
-        status = 500
+        status: int | None = None
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -199,15 +203,16 @@ class CanonicalLine:
             await self._app(scope, receive, noting)
         except Exception as error:
             _log.error("request.failed", path=scope["path"], error=type(error).__name__, trace=log.trace_of(error))
-            if status == 500:
+            # Starlette answers 500 before it raises; a second answer would be an error of its own.
+            if status is None:
                 await _internal_error()(scope, receive, noting)
         finally:
-            if scope["path"] not in self._quiet or status >= 400:
+            if scope["path"] not in self._quiet or status is None or status >= 400:
                 _log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"][:200],
-                    status=status,
+                    status=status or 500,
                     duration_ms=round((perf_counter() - started) * 1000, 2),
                     **fields,
                 )
@@ -240,4 +245,6 @@ def application(
         ],
         lifespan=lifespan,
     )
+    # A redirect would name the host that the request claims, and senders of events do not follow one.
+    app.router.redirect_slashes = False
     return CanonicalLine(app, quiet=frozenset({"/healthz", "/readyz", "/metrics"}))

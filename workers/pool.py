@@ -110,7 +110,12 @@ class Pool:
         child = self._fork.Process(
             target=_child, args=(self._settings, name, lane, os.getpid()), name=name, daemon=False
         )
-        child.start()
+        # A SIGTERM for the child must not meet our own handler in it: it waits until the child has put on its own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         self._children[name] = child
         self._born[name] = time.monotonic()
         _log.info("pool.worker_started", worker=name, lane=lane)
@@ -186,6 +191,9 @@ def run(settings: Settings) -> None:
 
 def _child(settings: Settings, name: str, lane: str, parent: int) -> None:
     process.die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     worker.run(settings, name, lane)
 
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from app.cli.app import cli
+from app.cli.exits import AWAY, INTERRUPTED, USAGE, Stop
 from app.errors import SettingsError
+from app.store.outage import StoreUnavailable
 
 
 def main() -> None:
-    """Run `ota-receiver`; a user's mistake ends in one clear line and exit code 2, never in a traceback."""
+    """Run `ota-receiver`; a user's mistake ends in one clear line and an exit code (exits.py), never in a traceback."""
     try:
+        from app.cli.app import cli  # here, so that Ctrl-C while it loads ends as quietly as later
+
         cli()
     except SettingsError as error:
-        print("The settings are incomplete or wrong:", file=sys.stderr)  # noqa: T201  # no logs are set up yet
-        for line in str(error).splitlines():
-            print(f"  {line}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        lines = [f"  {line}" for line in str(error).splitlines()]
+        _end("\n".join(["The settings are incomplete or wrong:", *lines]), USAGE)
+    except StoreUnavailable as away:
+        _end(str(away), AWAY)
+    except Stop as stop:
+        _end(str(stop), stop.code)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _end(text: str, code: int) -> None:
+    print(text, file=sys.stderr)  # noqa: T201  # stderr is ours here, no logs are set up
+    raise SystemExit(code) from None

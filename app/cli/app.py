@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from app.cli import service
+from app.cli import laptop, service
 
 cli = typer.Typer(
     name="ota-receiver",
@@ -12,4 +12,6 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="Receives NaviPartner OTA Channel Manager webhooks, fetches each settled order once, and loses none.",
 )
-service.register(cli)
+for group in (service, check, health, events, orders, dead):
+    group.register(cli)
+laptop.register(cli)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -53,7 +53,10 @@ class Archive:
 
     def records(self, orders: Sequence[OrderKey]) -> list[OrderRecord | None]:
         """Return the record of each order, in one round trip."""
-        found = self._each("hgetall", [keys.record(order) for order in orders])
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.hgetall(keys.record(order))
+            found = pipe.execute()
         # A `want` or an event always counts `wanted`: a hash without it is what a late command left of an erased order.
         return [
             parse_record(order, fields) if b"wanted" in fields else None
@@ -62,12 +65,13 @@ class Archive:
 
     def order(self, order: OrderKey) -> Order | None:
         """Return the order as it was last fetched, None if it never was."""
-        packed = self._redis.get(keys.content(order))
+        packed: Any = self._redis.get(keys.content(order))
         return None if packed is None else parse_order(zlib.decompress(packed))
 
     def trail(self, order: OrderKey) -> tuple[Entry, ...]:
         """Return what happened to the order, oldest first; the last 200 entries are kept."""
-        return tuple(parse_line(line.decode()) for line in self._redis.lrange(keys.trail(order), 0, -1))
+        lines: list[Any] = self._redis.lrange(keys.trail(order), 0, -1)
+        return tuple(parse_line(line.decode()) for line in lines)
 
     def due(self, order: OrderKey) -> datetime | None:
         """Return when the order is looked at again, None if nothing is owed or it was given up."""
@@ -89,7 +93,10 @@ class Archive:
     def of_companies(self, order_id: str, company_ids: Iterable[str]) -> list[OrderKey]:
         """Return the orders with this id that these companies have."""
         orders = [OrderKey(company_id, order_id) for company_id in company_ids]
-        found = self._each("exists", [keys.record(order) for order in orders])
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.exists(keys.record(order))
+            found = pipe.execute()
         return [order for order, exists in zip(orders, found, strict=True) if exists]
 
     def of_any_company(self, order_id: str) -> list[OrderKey]:
@@ -103,29 +110,31 @@ class Archive:
         Looks through the MOST_SEARCHED that changed last.
         """
         wanted = reference.casefold()
-        return self._search("hget", wanted) or self._search("get", wanted)
+        return self._search(self._bought_as, wanted) or self._search(self._sold_as, wanted)
 
-    def _search(self, read: str, wanted: str) -> list[OrderKey]:
+    def _search(self, references: Callable[[list[OrderKey]], list[str]], wanted: str) -> list[OrderKey]:
         found: list[OrderKey] = []
         searched = 0
         for page in pages.newest_first(self._redis, keys.ORDERS):
             orders = [OrderKey.of(member) for member, _ in page]
-            if read == "hget":
-                values = self._each("hget", [keys.record(order) for order in orders], "reference")
-                said = [(value or b"").decode() for value in values]
-            else:
-                said = [_sold_as(packed) for packed in self._each("get", [keys.content(order) for order in orders])]
+            said = references(orders)
             found += [order for order, text in zip(orders, said, strict=True) if text.casefold() == wanted]
             searched += len(page)
             if searched >= MOST_SEARCHED:
                 break
         return found
 
-    def _each(self, command: str, names: Iterable[str], *arguments: str) -> list[Any]:
+    def _bought_as(self, orders: list[OrderKey]) -> list[str]:
         with self._redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                getattr(pipe, command)(name, *arguments)
-            return pipe.execute()
+            for order in orders:
+                pipe.hget(keys.record(order), "reference")
+            return [(value or b"").decode() for value in pipe.execute()]
+
+    def _sold_as(self, orders: list[OrderKey]) -> list[str]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.get(keys.content(order))
+            return [_sold_to(packed) for packed in pipe.execute()]
 
 
 class _Sold(msgspec.Struct, rename="camel"):
@@ -137,7 +146,7 @@ class _Sold(msgspec.Struct, rename="camel"):
 _sold = msgspec.json.Decoder(_Sold)
 
 
-def _sold_as(packed: bytes | None) -> str:
+def _sold_to(packed: bytes | None) -> str:
     if packed is None:
         return ""
     try:

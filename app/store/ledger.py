@@ -76,7 +76,7 @@ class Ledger:
         self._fetch_lease = fetch_lease
         self._sinks = tuple(sinks)
         self._template = JobTemplate()
-        names = ("begin", "finish", "fail", "hand", "handed", "tick", "want", "abandon", "nudge")
+        names = ("begin", "finish", "fail", "hand", "handed", "tick", "want", "abandon", "nudge", "revive_sink")
         self._script = {name: redis.register_script(source(name)) for name in names}
 
     def begin(self, order: OrderKey, worker: str, now: int) -> tuple[Begun, Fetch | None]:
@@ -249,6 +249,15 @@ class Ledger:
         members = [order.member for order in orders]
         if members:
             self._run("nudge", [keys.DUE], [now, *members])
+
+    def revive_sink(self, order: OrderKey, sink: str, now: int) -> bool:
+        """Give a sink that was given up new tries from now on; return False if it was not given up (any more)."""
+        revived = self._run(
+            "revive_sink",
+            [keys.record(order), keys.DUE, keys.trail(order), keys.DEAD_SINKS],
+            [now, order.member, sink],
+        )
+        return bool(revived)
 
     def _run(self, name: str, key_names: list[str], arguments: list[Any]) -> Any:
         return self._script[name](keys=key_names, args=arguments)

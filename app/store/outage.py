@@ -22,11 +22,11 @@ def translated_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-        kind = type(error).__name__
-        raise StoreUnavailable(f"Redis at {where} refuses us ({kind}): correct user and password in REDIS_URL") from None
+        what = f"refuses us ({type(error).__name__}): correct user and password in REDIS_URL"
+        raise StoreUnavailable(f"Redis at {where} {what}") from None
     except (RedisError, OSError) as error:
-        kind = type(error).__name__
-        raise StoreUnavailable(f"Redis at {where} does not answer ({kind}): start it, or correct REDIS_URL") from None
+        what = f"does not answer ({type(error).__name__}): start it, or correct REDIS_URL"
+        raise StoreUnavailable(f"Redis at {where} {what}") from None
 
 
 @contextmanager

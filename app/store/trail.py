@@ -103,9 +103,7 @@ class Unread(_Entry, frozen=True, tag="unread"):
     text: str
 
 
-Entry = (
-    Heard | Repeated | Wanted | Begun | Stored | Refused | Failed | GaveUp | HandedOn | Revived | Unread
-)  # fmt: skip  # one line each would hide that this is a list of all
+Entry = Heard | Repeated | Wanted | Begun | Stored | Refused | Failed | GaveUp | HandedOn | Revived | Unread
 
 
 def parse_line(line: str) -> Entry:

@@ -52,6 +52,7 @@ Fault rules
 `{"kind": "status", "operation": "getOrder", "status": 429, "retry_after": 2, "calls": 3}`; kinds for calls: `status`,
 `latency`, `hang`, `truncated`, `cut`, `rubbish`, `wrong_order`; for events: `duplicate`, `late`, `reorder`,
 `bad_secret`, `lost`. A rule narrows with `operation`, `company_id`, `order_id`, `rate` (share of the calls), `calls`
-(the next n it would strike), `first` (only the first k calls of each order) and `lasts` (seconds from now).
+(the next n it would strike), `first` (only the first k calls of each order) and `lasts` (seconds from now); ids are
+written in lower case.
 404-then-200 is `{"kind": "status", "operation": "getOrder", "status": 404, "first": 2}`.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -72,14 +71,12 @@ class Row:
         )
 
 
-class Settled(Protocol):
-    """Told of each order that has settled in the background."""
-
-    def __call__(self, company: Company, order: Order) -> None: ...
-
-
 class Book:
-    """The orders of one company. `versions` counts for all companies, as SQL Server's rowversion does."""
+    """The orders of one company.
+
+    `versions` counts for all companies, as SQL Server's rowversion does; `settled` is told of each order that has
+    settled in the background.
+    """
 
     def __init__(
         self,
@@ -87,7 +84,7 @@ class Book:
         seed: int,
         versions: Iterator[int],
         settle_after: Callable[[], float],
-        settled: Settled,
+        settled: Callable[[Company, Order], None],
     ) -> None:
         self._company = company
         self._seed = seed

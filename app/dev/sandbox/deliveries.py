@@ -111,9 +111,8 @@ class Deliveries:
                 case "lost":
                     self._tally.lost += 1
                     return
-        counts = self._tally.order(event.company_id, order)
         for _ in range(copies):
-            counts.fired += 1
+            self._tally.event(event)
             self.pending += 1
             put = self._hold_back if overtaken else self._gather
             if late:
@@ -185,7 +184,7 @@ class Deliveries:
                 timeout=settings.delivery_timeout,
             )
             answer = response.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except Exception as error:  # whatever one address makes httpx raise, the other deliveries go on
             answer = type(error).__name__
         self._tally.delivery(
             subscription.id,

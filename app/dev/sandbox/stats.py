@@ -21,10 +21,10 @@ def totals(world: World) -> dict[str, Any]:
         "most_active": max((gate.most_active for gate in gates), default=0),
         "most_waiting": max((gate.most_waiting for gate in gates), default=0),
         "orders": statuses,
-        "settlements": sum(len(one.settlements) for one in tally.orders.values()),
+        "settlements": tally.settled,
         "events": {
-            "fired": sum(one.fired for one in tally.orders.values()),
-            "accepted": sum(one.accepted for one in tally.orders.values()),
+            "fired": tally.fired,
+            "accepted": tally.accepted,
             "pending": world.deliveries.pending,
             "lost": tally.lost,
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 
@@ -56,6 +57,8 @@ class Tally:
         self.operations: dict[str, Counter[str]] = {}
         self.orders: dict[tuple[str, str], OrderTally] = {}
         self.codes: Counter[str] = Counter()
+        #: What the orders' own counts add up to, since adding up 10,000 each time somebody polls would slow us down.
+        self.settled = self.fired = self.accepted = 0
         self.lost = 0
         self.throttled: Counter[str] = Counter()
         self._deliveries: deque[Delivery] = deque(maxlen=_DELIVERIES_KEPT)
@@ -74,6 +77,16 @@ class Tally:
         if found is None:
             found = self.orders[key] = OrderTally()
         return found
+
+    def settlement(self, company_id: str, order_id: str) -> None:
+        """Note that an order has settled in the background."""
+        self.settled += 1
+        self.order(company_id, order_id).settlements.append(time.time())
+
+    def event(self, event: Event) -> None:
+        """Note that an event was handed to a webhook."""
+        self.fired += 1
+        self.order(event.company_id, event.payload.order_id).fired += 1
 
     def delivery(
         self,
@@ -103,6 +116,7 @@ class Tally:
             )
         )
         if code is not None and 200 <= code < 300:
+            self.accepted += len(events)
             for one in events:
                 self.order(one.company_id, one.payload.order_id).accepted += 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from itertools import count
@@ -92,7 +91,7 @@ class World:
 
     def settled(self, company: Company, order: Order) -> None:
         """Note that an order has settled in the background, and announce it."""
-        self.tally.order(company.id, order.order_id).settlements.append(time.time())
+        self.tally.settlement(company.id, order.order_id)
         self.announce(company, order, order.status, None)
 
     def announce(self, company: Company, order: Order, status: str, at: str | None) -> int:

@@ -1,0 +1,41 @@
+"""Asking for fetches of many orders: in chunks, with a bar, and with a count of what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final, Literal
+
+import msgspec
+
+from app import bootstrap
+from app.cli import output
+from app.cli.session import Session
+from app.store.keys import OrderKey
+
+CHUNK: Final = 200
+"""Orders one call of want.lua takes: Redis serves others in between."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What came of it: of `orders`, so many have a new job, and so many had one waiting already."""
+
+    orders: int
+    queued: int
+    waiting: int
+
+    def sentence(self) -> str:
+        return f"{self.orders:,} orders: {self.queued:,} queued, {self.waiting:,} waiting already."
+
+
+def ask_for(here: Session, orders: Sequence[OrderKey], *, queue: Literal["live", "backfill"], why: str) -> Asked:
+    """Owe the orders a fetch, in the order given; interrupted, those asked for so far stay asked for."""
+    if queue == "backfill" and here.settings.backfill_workers == 0:
+        output.remark("BACKFILL_WORKERS is 0 here: unless another machine has one, these orders will wait.")
+    queued = 0
+    left = iter(orders)
+    with output.progress("asking for fetches", len(orders)) as step:
+        while chunk := list(islice(left, CHUNK)):
+            queued += here.books.ledger.want(chunk, bootstrap.clock(), queue=queue, why=why)
+            step(len(chunk))
+    return Asked(len(orders), queued, len(orders) - queued)

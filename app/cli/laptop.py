@@ -1,0 +1,48 @@
+"""The commands for a laptop: demo, dev. The image has no `app.dev`, and so not these."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the commands where their parts are installed."""
+    if find_spec("app.dev") is not None:
+        cli.command()(demo)
+        cli.command()(dev)
+
+
+def demo() -> None:
+    """Drive sample orders through real processes and show what arrived; exits 0 only if all is complete.
+
+    Needs no Redis and no account: an embedded Valkey and a simulated Channel Manager are started and stopped.
+    """
+    from app.dev import demo as script  # the arrow points down: only these commands know app.dev
+
+    raise typer.Exit(0 if script.run(Console()) else 1)
+
+
+def dev(
+    port: Annotated[int, typer.Option(help="Port of the webhook on 127.0.0.1.")] = 8080,
+    folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
+) -> None:
+    """Run everything on a laptop until Ctrl-C: embedded Valkey, sandbox, web, workers.
+
+    Orders created at the sandbox arrive here as they would in production; data is kept in FOLDER.
+    """
+    from app.dev import laptop  # the arrow points down
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    laptop.run(Console(), folder.resolve(), port, stop)

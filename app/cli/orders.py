@@ -1,0 +1,116 @@
+"""The commands for orders: list, show, refetch."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated, get_args
+
+import msgspec
+import typer
+
+from app.cli import moment, options, order_page, output
+from app.cli.exits import CODES, FOUND, Stop
+from app.cli.fetches import ask_for
+from app.cli.mask import masked
+from app.cli.session import Session, session
+from app.store.archive import OrderQuery
+from app.store.record import OrderRecord, State
+
+orders = typer.Typer(name="orders", no_args_is_help=True, help="What came home, and what is on its way.")
+
+_NAMED = "orderId, or its buyFromOrderReference or sellToOrderReference."
+
+
+def register(cli: typer.Typer) -> None:
+    cli.add_typer(orders)
+
+
+def _state(text: str) -> State:
+    if text not in get_args(State):
+        raise ValueError(f"{text!r} is no state. There is: {', '.join(get_args(State))}.")
+    return text  # type: ignore[return-value]  # the line above
+
+
+@orders.command("list", epilog=CODES)
+def list_(
+    state: Annotated[
+        str | None, typer.Option("--state", parser=_state, metavar="STATE", help=", ".join(get_args(State)))
+    ] = None,
+    status: options.Status = None,
+    company: options.Company = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    limit: options.Limit = 50,
+    as_json: options.Json = False,
+) -> None:
+    """List orders, the one that changed last first; --since and --until mean the last change."""
+    with session() as here:
+        now = moment.now()
+        query = OrderQuery(
+            company_id=here.companies.id_of(company),
+            status=status,
+            state=_state(state) if state else None,
+            since=since,
+            until=until,
+        )
+        found = islice(here.books.archive.newest_first(query, now), limit)
+        if as_json:
+            count = 0
+            for count, record in enumerate(found, 1):
+                output.json_line(_view(here, record, record.state(now)))
+        else:
+            rows = [order_page.row(record, here.companies.slug(record.company_id), now) for record in found]
+            count = len(rows)
+            if rows:
+                output.table("", order_page.columns(), rows)
+    if not count:
+        raise Stop("No order matches.", FOUND)
+
+
+@orders.command(epilog=CODES)
+def show(
+    order: Annotated[str, typer.Argument(metavar="ORDER", help=_NAMED)],
+    company: options.Company = None,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show one order: where it stands, what to do next, its wallets with tickets and coupons, and its trail."""
+    with session() as here:
+        archive = here.books.archive
+        key = here.order(order, here.companies.id_of(company))
+        record = archive.record(key)
+        if record is None:
+            raise Stop(f"Order {key.order_id} is here no more.", FOUND)
+        fetched = archive.order(key)
+        if fetched is not None and not reveal:
+            fetched = masked(fetched)
+        page = order_page.OrderPage(
+            slug=here.companies.slug(key.company_id),
+            record=record,
+            state=record.state(moment.now()),
+            due=archive.due(key),
+            order=fetched,
+            trail=archive.trail(key),
+        )
+    if as_json:
+        output.json_line(page.as_object())
+    else:
+        page.print()
+
+
+@orders.command(epilog=CODES)
+def refetch(
+    named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=_NAMED)],
+    company: options.Company = None,
+    as_json: options.Json = False,
+) -> None:
+    """Fetch orders once more, now: among the live ones. Needed after confirmOrder, of which no event tells."""
+    with session() as here:
+        company_id = here.companies.id_of(company)
+        found = list(dict.fromkeys(here.order(text, company_id) for text in named))
+        asked = ask_for(here, found, queue="live", why="refetch")
+        output.tell(asked.sentence(), asked, as_json)
+
+
+def _view(here: Session, record: OrderRecord, state: State) -> dict[str, object]:
+    return {"company": here.companies.slug(record.company_id), "state": state} | msgspec.structs.asdict(record)

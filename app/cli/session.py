@@ -1,0 +1,57 @@
+"""What a command of ops works with: settings, the books in Redis, and the names of the companies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from app import bootstrap, settings
+from app.bootstrap import Books
+from app.cli import output
+from app.cli.companies import Companies
+from app.cli.exits import FOUND, Stop
+from app.events import guid
+from app.settings import Settings
+from app.store.archive import MOST_SEARCHED
+from app.store.keys import OrderKey
+
+
+@dataclass(frozen=True)
+class Session:
+    """Open for the time of one command."""
+
+    settings: Settings
+    books: Books
+    companies: Companies
+
+    def order(self, text: str, company_id: str | None) -> OrderKey:
+        """Return the one order that `text` names: an orderId, buyFromOrderReference or sellToOrderReference.
+
+        Raises Stop when there is none, or when several companies have one and `company_id` does not say which.
+        """
+        found = [one for one in self._orders(text) if company_id in (None, one.company_id)]
+        if not found:
+            looked = "" if guid(text) else f" (references: among the {MOST_SEARCHED:,} orders that changed last)"
+            raise Stop(f"No order {text!r} is here{looked}.", FOUND)
+        if len(found) > 1:
+            of = ", ".join(f"{self.companies.slug(one.company_id)} {one.order_id}" for one in found)
+            raise Stop(f"Several orders match {text!r}: {of}. Give the orderId, and --company.")
+        return found[0]
+
+    def _orders(self, text: str) -> list[OrderKey]:
+        archive = self.books.archive
+        order_id = guid(text)
+        if order_id is not None:
+            return archive.of_companies(order_id, self.companies.ids) or archive.of_any_company(order_id)
+        with output.progress("looking through references"):
+            return archive.by_reference(text)
+
+
+@contextmanager
+def session() -> Iterator[Session]:
+    """Open what a command works with; raises SettingsError, and StoreUnavailable when Redis fails."""
+    bootstrap.configure_cli_log()
+    found = settings.load()
+    with bootstrap.books(found) as books:
+        yield Session(found, books, Companies(found.companies))

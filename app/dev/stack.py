@@ -1,0 +1,112 @@
+"""The whole service on a laptop: embedded Valkey, the sandbox, web and workers, as real processes on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from app.dev import valkey
+from app.dev.processes import Process, free_port
+from app.dev.sandbox import process as sandbox_process
+from app.dev.sandbox.process import Sandbox
+from app.settings import Settings
+
+TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
+ENVIRONMENT: Final = "Sandbox"
+COMPANY: Final = "CRONUS International Ltd."
+PARTNER_ID: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
+CLIENT_STATE: Final = "secret_value_from_subscription_creation_mirrored"
+API_KEY: Final = "key-of-the-sandbox"
+"""Made up, and good for nothing but the sandbox of this very run."""
+
+_READY_WITHIN: Final = 20.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Everything runs and answers."""
+
+    settings: Settings
+    variables: dict[str, str]
+    sandbox: Sandbox
+    web: Process
+    worker: Process
+    folder: Path
+
+    @property
+    def web_url(self) -> str:
+        return f"http://{self.settings.host}:{self.settings.port}"
+
+    @property
+    def webhook_url(self) -> str:
+        return self.web_url + self.settings.webhook_path
+
+
+@contextlib.contextmanager
+def start(
+    folder: Path, *, port: int = 0, sandbox_options: Sequence[str] = (), valkey_dir: Path | None = None
+) -> Iterator[Stack]:
+    """Start all parts and stop them at the end; their logs go to `folder`. Main thread only (see Process).
+
+    Raises ValkeyUnavailable, ProcessEnded, TimeoutError.
+    """
+    with contextlib.ExitStack() as parts:
+        server = parts.enter_context(valkey.start(valkey_dir or folder / "valkey"))
+        sandbox = parts.enter_context(sandbox_process.start(options=sandbox_options))
+        environment = _environment(server.url, sandbox, port or free_port())
+        for name in ("web", "worker"):
+            (folder / f"{name}.log").write_bytes(b"")
+        command = [sys.executable, "-m", "app.cli"]
+        web = parts.enter_context(
+            Process.start([*command, "serve"], env=environment, cwd=folder, log=folder / "web.log")
+        )
+        worker = parts.enter_context(
+            Process.start([*command, "worker"], env=environment, cwd=folder, log=folder / "worker.log")
+        )
+        settings = _settings(environment)
+        variables = {
+            name.upper(): environment[name.upper()] for name in Settings.model_fields if name.upper() in environment
+        }
+        stack = Stack(settings, variables, sandbox, web, worker, folder)
+        web.wait_until(lambda: _answers(f"{stack.web_url}/readyz"), _READY_WITHIN, "/readyz answers 200")
+        worker.wait_for_line("pool.worker_started", _READY_WITHIN)
+        yield stack
+
+
+def _environment(redis_url: str, sandbox: Sandbox, port: int) -> dict[str, str]:
+    """Return an environment in which none of the caller's own settings remain."""
+    ours = {name.upper() for name in Settings.model_fields}
+    kept = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
+    return kept | {
+        "REDIS_URL": redis_url,
+        "CLIENT_STATE": CLIENT_STATE,
+        "NP_BASE_URL": sandbox.url,
+        "NP_API_KEY": API_KEY,
+        "NP_TENANT": TENANT,
+        "NP_ENVIRONMENT": ENVIRONMENT,
+        "NP_COMPANY": COMPANY,
+        "NP_COMPANY_ID": sandbox.company_id(TENANT, ENVIRONMENT, COMPANY),
+        "NP_PARTNER_ID": PARTNER_ID,
+        "PORT": str(port),
+        "LOG_FORMAT": "json",
+    }
+
+
+def _settings(environment: dict[str, str]) -> Settings:
+    names = {name: environment[name.upper()] for name in Settings.model_fields if name.upper() in environment}
+    return Settings.model_validate(names)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # a loopback address of our own
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,54 @@
+"""What tests of every kind share: a Valkey of their own, free ports, and an environment without our settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app.dev import processes
+from app.dev.valkey import Valkey, start
+from tests.environment import without_settings
+
+
+def pytest_configure() -> None:
+    """Forget settings of the shell that runs the tests: they must not reach a test, nor a test a real Redis."""
+    for name in os.environ.keys() - without_settings(os.environ).keys():
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    """The server that all tests of this session share; take `own_valkey` to kill, freeze or configure one."""
+    with start(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A server for one test alone, free to be killed."""
+    with start(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def redis_client(valkey: Valkey) -> Iterator[Redis]:
+    """A client of the shared server, which is empty when the test begins."""
+    with Redis.from_url(valkey.url, socket_timeout=5) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey, redis_client: Redis) -> str:
+    """The address of the shared server, which is empty when the test begins."""
+    return valkey.url
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free."""
+    return processes.free_port()

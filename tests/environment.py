@@ -1,0 +1,14 @@
+"""The environment without our own settings: those of the shell that runs the tests must not reach what they test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from app.settings import Settings
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` without any variable, or NAME_FILE, that app.settings reads."""
+    names = {name.upper() for name in Settings.model_fields}
+    ours = names | {f"{name}_FILE" for name in names}
+    return {name: value for name, value in environment.items() if name.upper() not in ours}

@@ -1,0 +1,113 @@
+"""What must hold after every single step, by what the ledger itself says of its orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from app.store.keys import OrderKey
+
+NO_KEY, NO_END, WILL_END = -2, -1, 1
+
+
+class Row(NamedTuple):
+    """One order as the ledger has it; `record`, `trail`, `content`: NO_KEY, NO_END or WILL_END."""
+
+    wanted: int
+    begun: int
+    done: int
+    fence: int
+    stored: int
+    revision: int
+    digest: str
+    dead: str
+    handed: int
+    sink_dead: str
+    due: int | None
+    died: int | None
+    record: int
+    trail: int
+    content: int
+
+    @property
+    def owed_a_fetch(self) -> bool:
+        return self.done < self.wanted
+
+    def owed_a_hand_on(self, sinks: Sequence[str]) -> bool:
+        return bool(sinks) and not self.sink_dead and self.handed < self.revision
+
+    def owes(self, sinks: Sequence[str]) -> bool:
+        """Tell whether anything is owed, be it given up for now."""
+        return self.owed_a_fetch or (bool(sinks) and (self.owed_a_hand_on(sinks) or bool(self.sink_dead)))
+
+
+NOTHING = Row(0, 0, 0, 0, 0, 0, "", "", 0, "", None, None, NO_KEY, NO_KEY, NO_KEY)
+_SNAPSHOT = Path(__file__).with_name("snapshot.lua")
+
+
+class Snapshots:
+    """Reads the rows of some orders in one round trip."""
+
+    def __init__(self, redis: Redis, orders: Sequence[OrderKey], sinks: Sequence[str]) -> None:
+        self._orders = tuple(orders)
+        self._script = redis.register_script(_SNAPSHOT.read_text(encoding="utf-8"))
+        self._arguments = [sinks[0] if sinks else "none", *(order.member for order in orders)]
+
+    def take(self) -> dict[OrderKey, Row]:
+        rows = self._script(keys=[], args=self._arguments)
+        return {order: _row(values) for order, values in zip(self._orders, rows, strict=True)}
+
+
+class Audit:
+    """Compares what is with what was."""
+
+    def __init__(self, snapshots: Snapshots, orders: Iterable[OrderKey], sinks: Sequence[str]) -> None:
+        self._snapshots = snapshots
+        self._sinks = tuple(sinks)
+        self.rows = dict.fromkeys(orders, NOTHING)
+
+    def look(self, touched: Iterable[OrderKey]) -> None:
+        """Raise AssertionError if a step that was about `touched` broke a promise, or changed another order."""
+        now = self._snapshots.take()
+        for order, row in now.items():
+            was = self.rows[order]
+            if row != was:
+                assert order in touched, f"{order.member} was changed by a step about another order"
+                self._check(was, row)
+        self.rows = now
+
+    def _check(self, was: Row, row: Row) -> None:
+        assert row.done <= row.begun <= row.wanted, row
+        assert row.stored <= row.fence, row
+        for name in ("wanted", "begun", "done", "fence", "stored", "revision", "handed"):
+            assert getattr(row, name) >= getattr(was, name), f"{name} fell: {was} -> {row}"
+        assert (row.revision > was.revision) == (row.digest != was.digest), f"{was} -> {row}"
+        assert row.revision <= was.revision + 1, f"{was} -> {row}"
+        assert bool(row.dead) == (row.died is not None), f"the list of the dead says otherwise: {row}"
+        assert not row.dead or row.owed_a_fetch, f"dead, and nothing is owed: {row}"
+        if not row.dead and (row.owed_a_fetch or row.owed_a_hand_on(self._sinks)):
+            assert row.due is not None, f"owed, and nobody will look: {row}"
+        if row.owes(self._sinks):
+            assert WILL_END not in (row.record, row.trail, row.content), f"owed, and will end: {row}"
+
+
+def _row(values: list[Any]) -> Row:
+    numbers = [int(value or 0) for value in values[:6]]
+    digest, dead, handed, sink_dead, due, died, *ends = values[6:]
+    return Row(
+        *numbers,
+        (digest or b"").decode(),
+        (dead or b"").decode(),
+        int(handed or 0),
+        (sink_dead or b"").decode(),
+        _score(due),
+        _score(died),
+        *ends,
+    )
+
+
+def _score(value: bytes | None) -> int | None:
+    return None if value is None else int(float(value))

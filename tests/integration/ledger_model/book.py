@@ -1,0 +1,108 @@
+"""What really happened to one order, kept apart from the ledger: the judge of the property test.
+
+Moments count the steps of an interleaving; times are the ledger's ms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.store.keys import OrderKey
+from app.store.ledger import Fetch, HandOn
+
+
+class Lost(AssertionError):
+    """An order did not come home, or another promise about it was broken in the end."""
+
+
+@dataclass
+class Flight:
+    """One fetch: begun, perhaps read (`version` is what upstream answered), perhaps ended.
+
+    `repeatable`: it failed, or its worker is known to be dead, so that its settlement may be fetched again.
+    """
+
+    order: OrderKey
+    fetch: Fetch
+    moment: int
+    lease_ends: int
+    version: int | None = None
+    repeatable: bool = False
+
+
+@dataclass
+class HandOff:
+    """A revision on its way into a sink."""
+
+    order: OrderKey
+    hand_on: HandOn
+    lease_ends: int
+
+
+@dataclass
+class Worker:
+    """A worker process between two instructions: idle, with a job, fetching, or handing on."""
+
+    name: str
+    lanes: tuple[str, ...]
+    job: OrderKey | None = None
+    flight: Flight | None = None
+    sinks_of: OrderKey | None = None
+    hand_off: HandOff | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.job or self.flight or self.sinks_of or self.hand_off)
+
+
+@dataclass
+class Book:
+    """Upstream's version of an order, and which settlements were fetched."""
+
+    order: OrderKey
+    version: int = 0
+    settled: list[int] = field(default_factory=list)
+    covered: int = -1
+    stored: int | None = None
+    stored_fence: int = 0
+    gone: bool = False
+    latest: Flight | None = None
+    handed: int = 0
+    last_event: str = ""
+
+    def begin(self, flight: Flight, now: int) -> None:
+        """Raise AssertionError for a second getOrder of the same settlement without a reason."""
+        last = self.latest
+        if last is not None:
+            assert flight.fetch.fence > last.fetch.fence, "a fence was given twice"
+            if flight.fetch.begun == last.fetch.begun:
+                assert last.repeatable or last.lease_ends <= now, f"{flight} repeats {last} for no reason"
+        self.latest = flight
+
+    def take(self, flight: Flight, *, settled: bool) -> None:
+        """Note that the ledger took the answer of this fetch."""
+        self.stored_fence = flight.fetch.fence
+        self.stored = flight.version
+        self.gone = False
+        self._cover(flight, settled)
+
+    def take_gone(self, flight: Flight) -> None:
+        """Note that the ledger took it from this fetch that the order is no more."""
+        self.stored_fence = flight.fetch.fence
+        self.gone = True
+        self._cover(flight, settled=True)
+
+    def judge(self, content: bytes | None, digest: str) -> None:
+        """Raise Lost unless every settlement was fetched after it was accepted, and the newest content is kept."""
+        missed = [moment for moment in self.settled if moment > self.covered]
+        if missed:
+            raise Lost(f"{self.order.member}: accepted at {missed}, fetched last at {self.covered}")
+        if not self.settled or self.gone:
+            return
+        expected = b"%d" % self.version
+        if content != expected or digest != str(self.version):
+            raise Lost(f"{self.order.member}: {content!r} is kept, upstream has {expected!r}")
+
+    def _cover(self, flight: Flight, settled: bool) -> None:
+        if settled:
+            self.covered = max(self.covered, flight.moment)

@@ -1,0 +1,676 @@
+"""The table of answers, asked of the web process as it is deployed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from app.dev.valkey import Valkey
+from app.store import keys
+from app.store.keys import OrderKey
+from tests.eventually import eventually
+from tests.integration.webserver import (
+    API_KEY,
+    COMPANY,
+    FORMER_SECRET,
+    HOOK,
+    OPS_TOKEN,
+    SECRET,
+    Web,
+    item,
+    serving,
+    settings_of_one_company,
+)
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+STRANGER = "cccccccc-0000-4000-8000-000000000000"
+MAX_BODY = 1024 * 1024
+OPS = {"authorization": f"Bearer {OPS_TOKEN}"}
+
+# The same app with an inbox that breaks in a way nobody foresaw, and with little patience for a body.
+BROKEN = """
+import uvicorn
+from contextlib import asynccontextmanager
+from app import bootstrap, log, settings, web
+from app.auth import Authenticator
+from app.health import Health
+from app.intake import Intake
+from app.store import connection
+
+class Inbox:
+    async def accept(self, events, request_id):
+        event = events[0]
+        raise RuntimeError(f"canary-text of {event.order_id}")
+
+async def metrics():
+    raise RuntimeError("canary-text")
+
+@asynccontextmanager
+async def resources():
+    yield
+
+found = settings.load()
+bootstrap.configure_log(found)
+app = web.application(
+    webhook_path=found.webhook_path,
+    webhook=web.Webhook(Intake(Authenticator(found.companies), Inbox()), 2000, body_seconds=0.2),
+    probes=web.Probes(Health(connection.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
+    resources=resources,
+)
+uvicorn.run(app, port=found.port, log_config=None, access_log=False, lifespan="on")
+"""
+
+
+@pytest.fixture(scope="module")
+def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    more = {"CLIENT_STATE_PREVIOUS": FORMER_SECRET, "OPS_TOKEN": OPS_TOKEN}
+    with serving(tmp_path_factory.mktemp("web"), settings_of_one_company(valkey.url) | more) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    settings = settings_of_one_company("redis://127.0.0.1:1")
+    with serving(tmp_path_factory.mktemp("broken"), settings, [sys.executable, "-c", BROKEN]) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def redis(redis_client: Redis) -> Redis:
+    """Every test begins with an empty Redis."""
+    return redis_client
+
+
+def key(one: dict[str, Any]) -> OrderKey:
+    return OrderKey(one["companyId"], one["payload"]["orderId"])
+
+
+def is_owed(redis: Redis, order: OrderKey) -> bool:
+    return redis.hget(keys.record(order), "wanted") is not None and redis.zscore(keys.DUE, order.member) is not None
+
+
+def script_calls(redis: Redis, during: Callable[[], object]) -> int:
+    """Return how many scripts ran during the call, once the script itself is known to the server."""
+    redis.config_resetstat()
+    during()
+    return int(redis.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+class TestGoodEvents:
+    """What is accepted is recorded, and its order is owed a fetch."""
+
+    @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
+    def test_every_documented_shape_is_accepted(self, web: Web, redis: Redis, shape: str, orders: int) -> None:
+        text = (FIXTURES / f"webhook-{shape}.json").read_text()
+        answer = web.post(text.replace("secret_value_from_subscription_creation_mirrored", SECRET).encode())
+
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        receipt = answer.json()
+        assert receipt == {
+            "request_id": answer.headers["x-request-id"],
+            "events": orders,
+            "queued": orders,
+            "coalesced": 0,
+            "duplicates": 0,
+            "ignored": 0,
+            "put_aside": {},
+        }
+        assert (redis.xlen(keys.EVENTS), redis.zcard(keys.DUE), redis.llen("rq:queue:live")) == (orders,) * 3
+
+    def test_the_answer_stands_for_a_record_a_due_time_and_a_job(self, web: Web, redis: Redis) -> None:
+        one = item(status="Draft")
+        receipt = web.deliver(one)
+
+        assert is_owed(redis, key(one))
+        ((_, stored),) = redis.xrange(keys.EVENTS)
+        assert stored[b"order"].decode() == one["payload"]["orderId"]
+        assert (stored[b"company"], stored[b"status"], stored[b"secret"]) == (COMPANY.encode(), b"Draft", b"current")
+        assert stored[b"request"].decode() == receipt["request_id"]
+        (job,) = redis.lrange("rq:queue:live", 0, -1)
+        assert one["payload"]["orderId"].encode() in redis.hget(f"rq:job:{job.decode()}", "data")
+
+    def test_an_empty_list_is_fine(self, web: Web, redis: Redis) -> None:
+        assert web.deliver()["events"] == 0
+        assert redis.dbsize() == 0
+
+    def test_the_same_event_again_is_a_duplicate(self, web: Web, redis: Redis) -> None:
+        one = item()
+        web.deliver(one)
+
+        assert web.deliver(one | {"timestamp": "2026-05-15T09:30:05.0000000Z"})["duplicates"] == 1
+        assert web.deliver(one, one)["duplicates"] == 2
+        assert (redis.xlen(keys.EVENTS), redis.llen("rq:queue:live")) == (1, 1)
+        assert redis.hget(keys.record(key(one)), "wanted") == b"1"
+
+    def test_another_event_of_a_waiting_order_shares_its_fetch(self, web: Web, redis: Redis) -> None:
+        one = item()
+        receipt = web.deliver(
+            one, one | {"timestamp": "2026-05-15T09:30:05.0000001Z"}, item(key(one).order_id, status="X")
+        )
+
+        assert (receipt["queued"], receipt["coalesced"], receipt["duplicates"]) == (1, 2, 0)
+        assert (redis.xlen(keys.EVENTS), redis.llen("rq:queue:live")) == (3, 1)
+
+    @pytest.mark.parametrize("timestamp", [None, "", 5])
+    def test_an_event_without_timestamp_is_never_a_duplicate(self, web: Web, redis: Redis, timestamp: object) -> None:
+        one = item(timestamp=timestamp)
+        web.deliver(one)
+
+        assert web.deliver(one)["coalesced"] == 1
+        assert (redis.xlen(keys.EVENTS), redis.llen("rq:queue:live")) == (2, 1)
+
+    def test_a_guid_in_another_form_is_the_same_order(self, web: Web, redis: Redis) -> None:
+        order = str(uuid4())
+        receipt = web.deliver(
+            item(order),
+            item(order.upper()),
+            item(f"{{{order}}}", companyId=f"{{{COMPANY.upper()}}}"),
+        )
+
+        assert (receipt["queued"], receipt["duplicates"]) == (1, 2)
+        assert redis.zrange(keys.DUE, 0, -1) == [f"{COMPANY}:{order}".encode()]
+
+    def test_the_secret_that_matched_is_kept_by_its_name(self, web: Web, redis: Redis) -> None:
+        """While a secret is rotated, ops must see that the former one is still in use."""
+        web.deliver(item(clientState=FORMER_SECRET))
+
+        ((_, stored),) = redis.xrange(keys.EVENTS)
+        assert stored[b"secret"] == b"previous"
+
+    def test_a_post_is_one_script_call_whatever_its_size(self, web: Web, redis: Redis) -> None:
+        web.deliver(item())
+        body = json.dumps({"values": [short() for _ in range(3000)]}, separators=(",", ":")).encode()
+        assert len(body) < MAX_BODY
+
+        calls = script_calls(redis, lambda: web.post(body).raise_for_status())
+
+        assert calls == 1
+        assert (redis.zcard(keys.DUE), redis.xlen(keys.EVENTS), redis.llen("rq:queue:live")) == (3001,) * 3
+
+    def test_requests_of_one_moment_share_script_calls(self, web: Web, redis: Redis) -> None:
+        web.deliver(item())
+        posts = [(request_of({"values": [item()]}), web.connect()) for _ in range(50)]
+
+        def all_at_once() -> None:
+            for request, connection in posts:
+                connection.sendall(request)
+            assert [connection.recv(12) for _, connection in posts] == [b"HTTP/1.1 200"] * 50
+
+        calls = script_calls(redis, all_at_once)
+        for _, connection in posts:
+            connection.close()
+
+        assert calls <= 25
+        assert redis.zcard(keys.DUE) == 51
+
+
+class TestBadItems:
+    """One bad item never fails the batch."""
+
+    @pytest.mark.parametrize("bad", [5, None, "text", [], True, 1.5, [[]]], ids=repr)
+    def test_an_item_that_is_no_object_is_put_aside(self, web: Web, redis: Redis, bad: object) -> None:
+        receipt = web.deliver(bad, item(), bad)
+
+        assert (receipt["events"], receipt["queued"], receipt["put_aside"]) == (3, 1, {"bad_item": 2})
+        assert redis.xlen(keys.EVENTS) == 1
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            item("CM-1"),
+            item("../../etc"),
+            item(5),
+            item(payload=None),
+            item(payload=[1]),
+            item(companyId="CRONUS"),
+            item(companyId=None),
+        ],
+        ids=["text", "path", "number", "no-payload", "list-payload", "company-name", "no-company"],
+    )
+    def test_an_item_whose_ids_are_no_guids_is_put_aside(self, web: Web, redis: Redis, bad: dict[str, Any]) -> None:
+        receipt = web.deliver(bad, item())
+
+        assert (receipt["queued"], receipt["put_aside"]) == (1, {"bad_order_id": 1})
+        assert redis.xlen(keys.EVENTS) == 1
+
+    def test_events_of_other_names_are_counted_and_not_stored(self, web: Web, redis: Redis) -> None:
+        receipt = web.deliver(item(eventName="pos_sale_completed"), item(), item(eventName=None))
+
+        assert (receipt["events"], receipt["queued"], receipt["ignored"]) == (3, 1, 2)
+        assert redis.xlen(keys.EVENTS) == 1
+
+    def test_other_events_alone_are_fine_too(self, web: Web, redis: Redis) -> None:
+        """Another subscription on the same address: a 4xx might switch it off."""
+        assert web.deliver(item(eventName="pos_sale_completed"))["ignored"] == 1
+        assert redis.dbsize() == 0
+
+    def test_unknown_fields_are_harmless(self, web: Web) -> None:
+        assert web.deliver(item() | {"new": [{"deep": {}}]})["queued"] == 1
+
+
+class TestAuthentication:
+    """Nothing without a clientState of its own company gets in, and nothing is learnt from the refusal."""
+
+    @pytest.mark.parametrize(
+        "client_state",
+        ["canary-wrong", "", "ünïcödé ☃", None, 5, 1.5, True, [], [SECRET], {}, "x" * 900_000, "\0", SECRET + " "],
+        ids=lambda value: repr(value)[:12],
+    )
+    def test_any_other_client_state_is_401(self, web: Web, redis: Redis, client_state: object) -> None:
+        answer = web.post({"values": [item(clientState=client_state)]})
+
+        assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
+        assert redis.dbsize() == 0
+
+    def test_a_missing_client_state_is_401(self, web: Web) -> None:
+        one = item()
+        del one["clientState"]
+
+        assert web.post({"values": [one]}).status_code == 401
+
+    @pytest.mark.parametrize("escape", [b"\\ud800", b"\\udfff\\ud800"])
+    def test_lone_surrogates_are_no_json_and_no_500(self, web: Web, escape: bytes) -> None:
+        body = json.dumps({"values": [item(clientState="MARK")]}).encode().replace(b"MARK", escape)
+
+        assert web.post(body).status_code == 400
+
+    def test_an_unknown_company_and_a_wrong_secret_get_the_same_answer(self, web: Web) -> None:
+        wrong = web.post({"values": [item(clientState="canary-wrong")]})
+        unknown = web.post({"values": [item(companyId=STRANGER)]})
+
+        def shown(answer: httpx.Response) -> tuple[Any, ...]:
+            request_id = answer.headers["x-request-id"]
+            assert answer.json()["request_id"] == request_id
+            headers = [(name, value) for name, value in answer.headers.raw if name not in {b"x-request-id", b"date"}]
+            return answer.status_code, answer.text.replace(request_id, ""), headers
+
+        assert shown(wrong) == shown(unknown)
+        assert shown(wrong)[0] == 401
+
+    def test_a_wrong_item_among_good_ones_is_put_aside(self, web: Web, redis: Redis) -> None:
+        receipt = web.deliver(item(clientState="canary-wrong"), item(), item(companyId=STRANGER))
+
+        assert (receipt["queued"], receipt["put_aside"]) == (1, {"unauthenticated": 2})
+        assert redis.xlen(keys.EVENTS) == 1
+
+    def test_no_secret_and_no_name_reaches_redis_or_the_log(self, web: Web, redis: Redis) -> None:
+        answer = web.post(
+            {
+                "values": [
+                    item(companyName="canary-name", buyFromOrderReference="CM-1"),
+                    item(clientState=FORMER_SECRET, extra="canary-extra"),
+                    item(clientState="canary-wrong"),
+                ],
+            },
+            headers={"x-np-api-key": API_KEY, "authorization": "canary-bearer"},
+            params={"secret": "canary-query"},
+        )
+
+        assert answer.status_code == 200
+        assert "canary" not in json.dumps(web.lines_of(answer))
+        kept = b"".join(filter(None, (redis.dump(name) for name in redis.keys("*"))))
+        assert b"canary" not in kept
+
+
+class TestHandshake:
+    """Microsoft's entity webhooks ask for it; whether business events do is documented nowhere."""
+
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_the_token_is_echoed_as_text(self, web: Web, method: str) -> None:
+        token = "Az09._~+/=%:-" + "x" * 1000
+        answer = web.http.request(method, HOOK, params={"validationToken": token})
+
+        assert (answer.status_code, answer.text) == (200, token)
+        assert answer.headers["content-type"].partition(";")[0] == "text/plain"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    @pytest.mark.parametrize("token", ["", "<script>", "a b", "a\r\nb", "é", "x" * 1025])
+    def test_a_token_of_other_characters_is_not_echoed(self, web: Web, method: str, token: str) -> None:
+        answer = web.http.request(method, HOOK, params={"validationToken": token})
+
+        assert (answer.status_code, answer.json()["reason"]) == (400, "bad_validation_token")
+        assert web.line_of(answer)["reason"] == "bad_validation_token"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+    def test_a_body_with_items_is_events_whatever_the_query(self, web: Web, redis: Redis) -> None:
+        answer = web.post({"values": [item()]}, params={"validationToken": "abc"})
+
+        assert (answer.status_code, answer.json()["queued"]) == (200, 1)
+        assert redis.xlen(keys.EVENTS) == 1
+
+    def test_a_query_cannot_make_an_unproven_body_look_accepted(self, web: Web) -> None:
+        wrong = {"values": [item(clientState="canary-wrong")]}
+
+        assert web.post(wrong, params={"validationToken": "abc"}).status_code == 401
+        assert web.post(b"not json", params={"validationToken": "abc"}).status_code == 400
+
+    def test_the_token_is_not_logged(self, web: Web) -> None:
+        answer = web.http.get(HOOK, params={"validationToken": "canary-token"})
+
+        assert "canary" not in json.dumps(web.lines_of(answer))
+
+
+class TestMalformed:
+    """What is no envelope is 400 with a reason, and never a 5xx."""
+
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            (b"", "not_json"),
+            (b"not json", "not_json"),
+            (b'{"values":[', "not_json"),
+            (b"\xff\xfe\x00", "not_json"),
+            (b'{"values":[{"clientState":"\xff"}]}', "not_json"),
+            (b'{"values":[{"x":NaN}]}', "not_json"),
+            (b'{"values":' + b"[" * 100_000, "not_json"),
+            (b'{"a":' * 100_000, "not_json"),
+            (b"[]", "no_envelope"),
+            (b"5", "no_envelope"),
+            (b"null", "no_envelope"),
+            (b"{}", "no_envelope"),
+            (b'{"values":5}', "no_envelope"),
+            (b'{"value":{}}', "no_envelope"),
+        ],
+        ids=lambda value: repr(value)[:24],
+    )
+    def test_the_reason_is_told(self, web: Web, body: bytes, reason: str) -> None:
+        answer = web.post(body)
+
+        assert (answer.status_code, answer.json()) == (
+            400,
+            {"reason": reason, "request_id": answer.headers["x-request-id"]},
+        )
+        assert web.line_of(answer)["reason"] == reason
+
+    def test_deep_nesting_inside_an_item_is_no_5xx(self, web: Web) -> None:
+        body = b'{"value":[{"payload":' + b"[" * 400_000 + b"]" * 400_000 + b"}]}"
+
+        assert web.post(body).status_code == 400
+
+    def test_of_duplicate_names_the_last_one_counts(self, web: Web) -> None:
+        good, wrong = json.dumps(item()), json.dumps(item(clientState="canary-wrong"))
+
+        answers = [
+            web.post(f'{{"values":[{first}],"values":[{last}]}}'.encode())
+            for first, last in ((wrong, good), (good, wrong))
+        ]
+
+        assert [answer.status_code for answer in answers] == [200, 401]
+
+    def test_the_content_type_does_not_matter(self, web: Web) -> None:
+        """Nobody documents the sender's headers."""
+        answer = web.post({"values": [item()]}, headers={"content-type": "text/plain; charset=utf-16"})
+
+        assert answer.status_code == 200
+
+
+class TestLimits:
+    """A body is bounded in size and time; what is beyond is left unread."""
+
+    def test_a_body_of_exactly_the_limit_is_taken(self, web: Web) -> None:
+        body = json.dumps({"values": [item()]}).encode().ljust(MAX_BODY)
+
+        assert web.post(body).status_code == 200
+        assert web.post(body + b" ").status_code == 413
+
+    def test_a_larger_content_length_is_refused_before_anything_is_read(self, web: Web) -> None:
+        with web.connect() as connection:
+            connection.sendall(head(f"content-length: {MAX_BODY + 1}", "expect: 100-continue"))
+            answer = read_all(connection)
+
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer.lower()
+        assert b'"reason":"body_too_large"' in answer
+
+    def test_an_endless_chunked_body_is_refused_and_the_rest_left_unread(self, web: Web) -> None:
+        chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        sent = 0
+        with web.connect() as connection:
+            connection.sendall(head("transfer-encoding: chunked"))
+            answer = b""
+            try:
+                while sent < 100 * MAX_BODY:
+                    connection.sendall(chunk)
+                    sent += len(chunk)
+                answer = read_all(connection)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+        # What the two sockets' buffers swallow comes on top of the limit.
+        assert sent < 40 * MAX_BODY
+        assert not answer or answer.startswith(b"HTTP/1.1 413 ")
+        assert any(line["event"] == "request" and line["status"] == 413 for line in web.lines())
+
+    def test_a_slow_body_is_408_and_the_connection_closed(self, broken: Web) -> None:
+        """With 0.2 s of patience instead of 10."""
+        with broken.connect() as connection:
+            connection.sendall(head("content-length: 100") + b'{"val')
+            answer = read_all(connection)
+
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in answer.lower()
+        assert b'"reason":"body_too_slow"' in answer
+
+    def test_a_sender_that_hangs_up_leaves_one_line_and_no_traceback(self, web: Web) -> None:
+        before = len(web.lines())
+        with web.connect() as connection:
+            connection.sendall(head("content-length: 100") + b'{"val')
+
+        def written() -> list[dict[str, Any]]:
+            lines = web.lines()[before:]
+            return lines if any(line["event"] == "request" for line in lines) else []
+
+        lines = eventually(written, what="the line of the request")
+        assert [line["event"] for line in lines] == ["request.client_gone", "request"]
+        assert "trace" not in json.dumps(lines).lower()
+
+
+class TestOtherRequests:
+    @pytest.mark.parametrize("path", ["/", "/docs", f"{HOOK}/", f"{HOOK}/x", "//evil.example", "/%00", "/healthz/"])
+    def test_other_paths_are_404(self, web: Web, path: str) -> None:
+        for method in ("GET", "POST"):
+            answer = web.http.request(method, f"http://127.0.0.1:{web.port}{path}")
+
+            assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (404, "text/plain")
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
+    def test_other_methods_are_405_and_told_what_is_allowed(self, web: Web, method: str) -> None:
+        answer = web.http.request(method, HOOK)
+
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+    def test_an_unforeseen_error_is_one_500_and_its_text_stays_inside(self, broken: Web) -> None:
+        answer = broken.post({"values": [item()]})
+
+        assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (500, "text/plain")
+        assert "canary" not in answer.text
+        failed, line = broken.lines_of(answer)
+        assert (failed["event"], failed["error"]) == ("request.failed", "RuntimeError")
+        assert "accept" in failed["trace"]
+        assert line["status"] == 500
+
+    def test_the_server_goes_on_after_errors_and_logs_nothing_of_its_own_about_them(self, broken: Web) -> None:
+        for _ in range(3):
+            assert broken.http.get("/metrics", headers=OPS).status_code == 500
+
+        assert broken.http.get("/healthz").status_code == 200
+        lines = broken.lines()
+        assert {line["event"] for line in lines if line["level"] == "error"} <= {"request.failed"}
+        assert "canary" not in json.dumps(lines)
+
+
+class TestLogs:
+    def test_each_request_has_one_canonical_line_with_its_request_id(self, web: Web) -> None:
+        one = item()
+        answers = [
+            web.post({"values": [one, one, item(eventName="x"), 5]}),
+            web.post({"values": [item(clientState="canary-wrong")]}),
+            web.http.get("/nowhere"),
+        ]
+
+        first, second, third = map(web.line_of, answers)
+        assert len({answer.headers["x-request-id"] for answer in answers}) == 3
+        assert (first["method"], first["path"], first["status"], first["level"]) == ("POST", HOOK, 200, "info")
+        assert (first["events"], first["queued"], first["duplicates"], first["ignored"], first["put_aside"]) == (
+            4,
+            1,
+            1,
+            1,
+            1,
+        )
+        assert first["bytes"] == int(answers[0].request.headers["content-length"])
+        assert 0 < first["duration_ms"] < 5000
+        assert (second["status"], second["reason"]) == (401, "unauthenticated")
+        assert (third["status"], third["path"]) == (404, "/nowhere")
+
+    def test_a_rejected_sender_is_told_to_ops_by_company(self, web: Web) -> None:
+        answer = web.post({"values": [item(clientState="canary-wrong"), item(companyId=STRANGER)]})
+
+        rejected = [line for line in web.lines_of(answer) if line["event"] == "auth.rejected"]
+        assert {(line["company"], line["items"]) for line in rejected} == {(COMPANY, 1), ("unknown", 1)}
+        assert {line["level"] for line in rejected} == {"warning"}
+
+    def test_every_line_is_json_from_the_first_one_on(self, web: Web) -> None:
+        lines = web.lines()
+
+        assert lines[0]["event"] == "service.started"
+        assert any(line.get("logger") == "uvicorn.error" for line in lines)
+        assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+
+    def test_probes_are_quiet(self, web: Web) -> None:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            assert web.http.get(path, headers=OPS).status_code == 200
+        web.line_of(web.http.get("/nowhere"))
+
+        assert not {line["path"] for line in web.lines() if "path" in line} & {"/healthz", "/readyz"}
+
+
+class TestProbes:
+    def test_readyz_is_one_word_for_everybody_and_more_for_ops(self, web: Web) -> None:
+        answer = web.http.get("/readyz")
+        assert (answer.status_code, answer.text) == (200, "ready\n")
+
+        detail = web.http.get("/readyz", headers=OPS).json()
+        assert detail["state"] == "ready"
+        assert {check["check"] for check in detail["checks"]} == {"redis", "writable", "durable", "memory"}
+
+    @pytest.mark.parametrize("bearer", ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {OPS_TOKEN}", "Bearer \xe9"])
+    def test_a_wrong_bearer_sees_no_more_than_anybody(self, web: Web, bearer: str) -> None:
+        headers = {"authorization": bearer.encode("latin-1")}
+
+        assert web.http.get("/readyz", headers=headers).text == "ready\n"
+        answer = web.http.get("/metrics", headers=headers)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+    def test_metrics_count_events_in_prometheus_text(self, web: Web) -> None:
+        one = item(clientState=FORMER_SECRET)
+        web.deliver(one, one, item(), item(eventName="x"))
+
+        answer = web.http.get("/metrics", headers=OPS)
+
+        samples = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+        }
+        assert samples["ota_events_total", COMPANY, "queued"] == 2
+        assert samples["ota_events_total", COMPANY, "duplicate"] == 1
+        assert samples["ota_events_by_secret_total", COMPANY, "previous"] == 2
+        assert samples["ota_events_by_secret_total", COMPANY, "current"] == 1
+        assert samples["ota_orders_due",] == 2
+        assert samples["ota_orders_dead",] == 0
+        assert re.match(r"text/plain; version=", answer.headers["content-type"])
+
+    @pytest.mark.parametrize("ops_token", [None, "tökén"], ids=["without", "not-ascii"])
+    def test_metrics_are_there_only_where_ops_have_a_token(
+        self, redis_url: str, tmp_path: Path, ops_token: str | None
+    ) -> None:
+        settings = settings_of_one_company(redis_url) | ({"OPS_TOKEN": ops_token} if ops_token else {})
+        with serving(tmp_path, settings) as web:
+            bearer = {"authorization": f"Bearer {ops_token or ''}".encode()}
+            assert web.http.get("/metrics", headers=bearer).status_code == (200 if ops_token else 404)
+            assert web.http.get("/readyz", headers=bearer).text.startswith("{" if ops_token else "ready")
+
+
+class TestRedisAway:
+    def test_without_redis_a_sender_keeps_its_events_until_it_is_back(self, own_valkey: Valkey, tmp_path: Path) -> None:
+        """The web process starts without Redis, refuses quickly, and needs no restart."""
+        own_valkey.stop()
+        settings = settings_of_one_company(own_valkey.url) | {"OPS_TOKEN": OPS_TOKEN}
+        with serving(tmp_path, settings) as web:
+            one = item()
+            for attempt in ("closed port", "frozen server"):
+                if attempt == "frozen server":
+                    own_valkey.restart()
+                    assert web.deliver(item())["queued"] == 1
+                    own_valkey.pause()
+                started = time.monotonic()
+                answer = web.post({"values": [one]})
+
+                assert time.monotonic() - started < 2.5
+                assert (answer.status_code, answer.json()["reason"]) == (503, "redis_unavailable")
+                assert int(answer.headers["retry-after"]) > 0
+                assert web.line_of(answer)["status"] == 503
+                ready = web.http.get("/readyz")
+                assert (ready.status_code, ready.text) == (503, "not ready\n")
+                assert web.http.get("/readyz", headers=OPS).json()["checks"][0]["ok"] is False
+                assert web.http.get("/healthz").status_code == 200
+
+            # The refusal itself needs no Redis.
+            assert web.post({"values": [item(clientState="canary-wrong")]}).status_code == 401
+            own_valkey.resume()
+
+            receipt = eventually(lambda: web.post({"values": [one]}).json().get("events"), what="accepted again")
+            assert receipt == 1
+            with Redis.from_url(own_valkey.url) as redis:
+                assert is_owed(redis, key(one))
+            assert eventually(lambda: web.http.get("/readyz").text == "ready\n", what="ready again")
+            text = json.dumps(web.lines())
+            assert "canary" not in text
+            assert own_valkey.url.split("@")[0] not in text
+            assert "Traceback" not in text
+
+    def test_sigterm_ends_the_process_with_0(self, redis_url: str, tmp_path: Path) -> None:
+        with serving(tmp_path, settings_of_one_company(redis_url)) as web:
+            assert web.process.stop() == 0
+            assert web.lines()[-1]["event"] == "service.stopped"
+
+
+def short() -> dict[str, Any]:
+    """Return the least that an event can be."""
+    return {
+        "clientState": SECRET,
+        "companyId": COMPANY,
+        "eventName": "ota_cm_order_processed",
+        "payload": {"orderId": str(uuid4()), "status": "Issued"},
+        "timestamp": "2026-05-15T09:30:05Z",
+    }
+
+
+def head(*headers: str) -> bytes:
+    return "\r\n".join([f"POST {HOOK} HTTP/1.1", "host: test", *headers, "", ""]).encode()
+
+
+def request_of(body: object) -> bytes:
+    content = json.dumps(body).encode()
+    return head(f"content-length: {len(content)}") + content
+
+
+def read_all(connection: Any) -> bytes:
+    """Return everything until the other side closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,22 @@
+"""Looking at processes by number, for those that are no longer children of the test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether the process lives; one that is dead but not yet collected by its parent does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        # No /proc on this system, or gone between the two looks.
+        return not status.parent.parent.exists()
+    except ProcessLookupError:
+        return False

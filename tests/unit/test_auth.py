@@ -1,0 +1,160 @@
+"""An item is good only with a live clientState of its own company, whatever else it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from app.auth import Authenticator, Batch
+from app.company import Company
+from app.events import Envelope, Item
+
+A = "aaaaaaaa-0000-4000-8000-000000000000"
+B = "bbbbbbbb-0000-4000-8000-000000000000"
+STRANGER = "cccccccc-0000-4000-8000-000000000000"
+ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
+
+
+def company(slug: str, company_id: str, current: str, previous: str | None = None) -> Company:
+    return Company(
+        slug=slug,
+        np_company_id=company_id,
+        np_company=slug,
+        np_tenant="tenant",
+        np_environment="Production",
+        np_api_key=SecretStr("key"),
+        client_state=SecretStr(current),
+        client_state_previous=SecretStr(previous) if previous else None,
+    )
+
+
+AUTHENTICATOR = Authenticator([company("a", A, "state of A", "former of A"), company("b", B, "stäte of B ☃")])
+
+
+def item(company_id: object = A, client_state: object = "state of A", **changes: Any) -> Item:
+    whole = {
+        "event_name": "ota_cm_order_processed",
+        "payload": {"orderId": ORDER, "status": "Issued", "buyFromOrderReference": "CM-1"},
+        "timestamp": "2026-05-15T09:30:05Z",
+    }
+    return Item(client_state=client_state, company_id=company_id, **(whole | changes))
+
+
+def authenticate(*items: Item, broken: int = 0) -> Batch:
+    return AUTHENTICATOR.authenticate(Envelope(list(items), broken))
+
+
+@pytest.mark.parametrize(
+    ("company_id", "client_state", "name"),
+    [
+        (A, "state of A", "current"),
+        (A, "former of A", "previous"),
+        (B, "stäte of B ☃", "current"),
+        (f"{{{A.upper()}}}", "state of A", "current"),
+    ],
+)
+def test_a_live_secret_of_the_own_company_proves_an_item(company_id: str, client_state: str, name: str) -> None:
+    batch = authenticate(item(company_id, client_state))
+
+    (event,) = batch.events
+    assert (event.company_id, event.order_id, event.secret) == (company_id.strip("{}").lower(), ORDER, name)
+    assert (batch.proven, batch.put_aside, batch.rejected) == (1, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("company_id", "client_state"),
+    [
+        (A, "state of a"),
+        (A, "state of A "),
+        (A, ""),
+        (A, "stäte of B ☃"),
+        (B, "state of A"),
+        (B, "former of A"),
+        (B, "stäte of B"),
+        (STRANGER, "state of A"),
+    ],
+)
+def test_any_other_secret_proves_nothing(company_id: str, client_state: str) -> None:
+    batch = authenticate(item(company_id, client_state))
+
+    assert (batch.events, batch.proven, batch.put_aside) == ((), 0, {"unauthenticated": 1})
+
+
+@pytest.mark.parametrize(
+    "client_state",
+    [None, True, 5, 10**400, 1.5, [], ["state of A"], {}, {"state of A": 1}, "x" * 1_000_000, "\ud800", "\0", "☃" * 50],
+    ids=lambda value: f"{type(value).__name__}-{str(value)[:8]!a}",
+)
+def test_a_client_state_of_any_type_is_refused_without_an_error(client_state: object) -> None:
+    assert authenticate(item(A, client_state)).put_aside == {"unauthenticated": 1}
+
+
+def test_a_company_without_a_previous_secret_has_none_to_guess() -> None:
+    assert [authenticate(item(B, guess)).proven for guess in ("", "None", "former of A")] == [0, 0, 0]
+
+
+def test_an_unknown_company_and_a_wrong_secret_are_put_aside_alike() -> None:
+    wrong, unknown = authenticate(item(A, "guess")), authenticate(item(STRANGER, "guess"))
+
+    assert (wrong.events, wrong.proven, wrong.put_aside) == (unknown.events, unknown.proven, unknown.put_aside)
+    assert (wrong.rejected, unknown.rejected) == ({A: 1}, {"unknown": 1})
+
+
+@pytest.mark.parametrize("order_id", [None, "", 5, [], {}, "CM-1", ORDER + "/../x", ORDER[:-1]])
+def test_an_order_id_that_is_no_guid_is_put_aside(order_id: object) -> None:
+    batch = authenticate(item(payload={"orderId": order_id}))
+
+    assert (batch.events, batch.proven, batch.put_aside) == ((), 1, {"bad_order_id": 1})
+
+
+@pytest.mark.parametrize("company_id", [None, "", 5, [], {}, "CRONUS", A[:-1]])
+def test_a_company_id_that_is_no_guid_is_put_aside(company_id: object) -> None:
+    batch = authenticate(item(company_id))
+
+    assert (batch.events, batch.proven, batch.put_aside) == ((), 0, {"bad_order_id": 1})
+
+
+@pytest.mark.parametrize("payload", [None, 5, "text", [], {}])
+def test_a_payload_of_any_type_is_put_aside(payload: object) -> None:
+    assert authenticate(item(payload=payload)).put_aside == {"bad_order_id": 1}
+
+
+@pytest.mark.parametrize("event_name", ["pos_sale_completed", "OTA_CM_ORDER_PROCESSED", "", None, 5, []])
+def test_other_events_of_a_proven_sender_are_ignored(event_name: object) -> None:
+    batch = authenticate(item(event_name=event_name))
+
+    assert (batch.events, batch.proven, batch.ignored, batch.put_aside) == ((), 1, 1, {})
+
+
+def test_good_items_are_taken_from_between_bad_ones() -> None:
+    batch = authenticate(
+        item(A, "guess"),
+        item(A, "state of A"),
+        item(B, "state of A"),
+        item(B, "stäte of B ☃"),
+        item(payload={"orderId": "x"}),
+        item(event_name="other"),
+        Item(),
+        broken=3,
+    )
+
+    assert [event.company_id for event in batch.events] == [A, B]
+    assert (batch.proven, batch.ignored) == (4, 1)
+    assert batch.put_aside == {"unauthenticated": 2, "bad_order_id": 2, "bad_item": 3}
+
+
+def test_fields_of_odd_types_are_empty_and_long_ones_cut() -> None:
+    odd = {"orderId": f"{{{ORDER.upper()}}}", "status": 5, "buyFromOrderReference": "x" * 10_000}
+    (event,) = authenticate(item(payload=odd, timestamp=["t"])).events
+
+    assert (event.order_id, event.status, event.timestamp, event.digest) == (ORDER, "", "", "")
+    assert len(event.reference) == 250
+
+
+def test_no_secret_is_left_in_what_authentication_makes() -> None:
+    batch = authenticate(item(A, "state of A"), item(A, "former of A"), item(A, "canary guess"))
+
+    assert not any(secret in repr(batch) for secret in ("state of A", "former of A", "canary"))
+    assert "state of A" not in repr(vars(AUTHENTICATOR))

@@ -1,0 +1,346 @@
+"""What is read from the body of an order: all that can be, whatever else is odd in it, and nothing shown in print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.pretty import pretty_repr
+
+from app.errors import UnreadableAnswer
+from app.upstream.listing import ListQuery, parse_page
+from app.upstream.order import Order, digest, parse_order
+from app.upstream.subscription import parse_created, parse_subscriptions
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
+ISSUED = (FIXTURES / "order-issued.json").read_bytes()
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def order_with(**fields: object) -> Order:
+    return parse_order(json.dumps({"orderId": ORDER_ID, "status": "Issued", **fields}).encode())
+
+
+def order_with_wallet(wallet: str) -> Order:
+    """Return an order with one wallet written as JSON text, so that numbers keep their digits."""
+    text = '{"orderId":"%s","status":"Issued","items":[{"wallets":[%s]}]}' % (ORDER_ID, wallet)  # noqa: UP031  # braces
+    return parse_order(text.encode())
+
+
+def test_an_issued_order_brings_its_wallets_tickets_coupons_and_manifest() -> None:
+    order = parse_order(ISSUED)
+
+    assert order.order_id == ORDER_ID
+    assert order.status == "Issued"
+    assert order.manifest_url == "https://assets.npretail.app/manifest/6b2e0f7a-1c3d-4e5f-8a9b-0c1d2e3f4a5b"
+    assert [wallet.wallet_reference_number for wallet in order.wallets] == [
+        "141234529930210327",
+        "141234529930210328",
+    ]
+    assert [ticket.reference_number for ticket in order.tickets] == ["TK-000123456", "TK-000123457"]
+    assert [coupon.reference_number for coupon in order.coupons] == ["CP-0009981"]
+    assert order.wallets[1].coupons == order.coupons
+    assert order.extra == {}
+
+
+def test_times_are_aware_and_visits_are_the_venues_own_day_and_hour() -> None:
+    item = parse_order(ISSUED).items[1]
+
+    assert item.wallets[0].issued_at == datetime(2026, 6, 1, 8, 15, 41, 900_000, UTC)
+    assert (item.visit_date, item.visit_time) == (date(2026, 6, 10), time(11, 0))
+    assert item.component_schedule[0].visit_time == time(13, 0)
+
+
+def test_a_failed_order_has_shells_of_wallets_without_an_id() -> None:
+    order = parse_order((FIXTURES / "order-error.json").read_bytes())
+
+    assert order.status_message == "Item 31001 has no capacity left on 2026-06-10 10:30."
+    assert [(wallet.wallet_id, wallet.issued_at, wallet.assets) for wallet in order.wallets] == [(None, None, ())] * 2
+    assert order.wallets[0].external_reference_number == "JD-2026-001"
+    assert order.manifest_url is None
+
+
+def test_an_empty_text_is_the_same_as_an_absent_one() -> None:
+    assert order_with(sellToName="", manifestUrl="", items=None) == order_with()
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("200.0", Decimal("200.0")),
+        ("200", Decimal(200)),
+        ('"199.95"', Decimal("199.95")),
+        ("0.1", Decimal("0.1")),
+        ("12345678901234567890.123456789", Decimal("12345678901234567890.123456789")),
+        ("true", None),
+        ('"a lot"', None),
+        ('"NaN"', None),
+        ("1E+999999999", None),
+        ("1e99999999999999999999", None),
+    ],
+)
+def test_money_is_exactly_the_digits_that_were_sent(sent: str, read: Decimal | None) -> None:
+    price = order_with_wallet(f'{{"unitPriceInclVat": {sent}}}').wallets[0].unit_price_incl_vat
+
+    assert price == read
+    assert str(price) == str(read)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("2026-06-01T08:15:02Z", datetime(2026, 6, 1, 8, 15, 2, 0, UTC)),
+        ("2026-06-01T08:15:02.4Z", datetime(2026, 6, 1, 8, 15, 2, 400_000, UTC)),
+        ("2026-06-01T08:15:02.4171239Z", datetime(2026, 6, 1, 8, 15, 2, 417_123, UTC)),
+        ("2026-06-01T10:15:02+02:00", datetime(2026, 6, 1, 8, 15, 2, 0, UTC)),
+        ("2026-06-01T08:15:02", datetime(2026, 6, 1, 8, 15, 2, 0, UTC)),
+        ("0001-01-01T00:00:00Z", None),
+        ("0001-01-01T00:00:00+02:00", None),
+        ("2026-06-01", None),
+        ("yesterday", None),
+        ("", None),
+        (20260601, None),
+    ],
+)
+def test_a_time_is_read_with_any_fraction_and_is_none_when_it_cannot_be(sent: object, read: datetime | None) -> None:
+    assert order_with(receivedAt=sent).received_at == read
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ({"visitDate": "10/06/2026", "visitTime": "half past ten"}, (None, None)),
+        ({"visitDate": "0001-01-01", "visitTime": ""}, (None, None)),
+        ({"visitDate": 20260610, "visitTime": 10}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_a_visit_that_cannot_be_read_is_none(sent: object, read: tuple[None, None]) -> None:
+    item = order_with(items=[sent]).items[0]
+
+    assert (item.visit_date, item.visit_time) == read
+
+
+def test_a_number_sent_as_text_and_a_text_sent_as_number_are_both_read() -> None:
+    item = order_with(items=[{"quantity": "2", "lineNo": 100000.0, "itemNumber": 31001}]).items[0]
+
+    assert (item.quantity, item.line_no, item.item_number) == (2, 100000, "31001")
+
+
+def test_unknown_fields_stay_within_reach_at_every_level() -> None:
+    order = order_with(loyalty={"points": 7}, items=[{"seat": "A1", "wallets": [{"colour": "red"}]}])
+
+    assert order.extra == {"loyalty": {"points": 7}}
+    assert order.items[0].extra == {"seat": "A1"}
+    assert order.wallets[0].extra == {"colour": "red"}
+
+
+@pytest.mark.parametrize(
+    ("status", "settled"),
+    [
+        ("Issued", True),
+        ("Draft", True),
+        ("Error", True),
+        ("Cancelled", True),
+        ("Refunded", True),
+        ("Submitted", False),
+        ("Scheduled", False),
+        ("Processing", False),
+    ],
+)
+def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str, settled: bool) -> None:
+    order = order_with(status=status)
+
+    assert order.status == status
+    assert order.settled is settled
+
+
+@pytest.mark.parametrize("sent", [ORDER_ID.upper(), f"{{{ORDER_ID}}}"])
+def test_the_order_id_is_canonical_however_it_was_written(sent: str) -> None:
+    assert order_with(orderId=sent).order_id == ORDER_ID
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"<html>Bad gateway</html>",
+        b"null",
+        b"[]",
+        b'"order"',
+        b"{}",
+        b'{"status": "Issued"}',
+        b'{"orderId": "42", "status": "Issued"}',
+        b'{"orderId": "00000000-0000-0000-0000-000000000000", "status": "Issued"}',
+        b'{"orderId": "%s"}' % ORDER_ID.encode(),
+        b'{"orderId": "%s", "status": ""}' % ORDER_ID.encode(),
+        b'{"orderId": "%s", "status": 3}' % ORDER_ID.encode(),
+        b'{"orderId": "%s", "status": "%s"}' % (ORDER_ID.encode(), b"x" * 51),
+        b'{"orderId": "%s", "status": "\xff"}' % ORDER_ID.encode(),
+        b'{"orderId": "%s", "status": "\\ud800"}' % ORDER_ID.encode(),
+        b'{"orderId": "%s", "status": "Issued", "n": NaN}' % ORDER_ID.encode(),
+        b'{"orderId": "%s", "status": "Issued", "n": %s}' % (ORDER_ID.encode(), b"9" * 5000),
+        b'{"orderId": "%s", "status": "Issued", "n": %s' % (ORDER_ID.encode(), b"[" * 100_000),
+        ISSUED[:-20],
+    ],
+)
+def test_what_is_no_order_is_refused_as_unreadable(raw: bytes) -> None:
+    with pytest.raises(UnreadableAnswer) as refused:
+        parse_order(raw)
+
+    assert refused.value.reason == "unreadable_answer"
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_no_body_raises_anything_but_unreadable_answer(raw: bytes) -> None:
+    for read in (parse_order, digest, parse_page, parse_subscriptions, parse_created):
+        try:
+            read(raw)
+        except UnreadableAnswer:
+            continue
+
+
+@given(st.data())
+def test_no_single_odd_value_costs_a_paid_order(data: st.DataObject) -> None:
+    tree = json.loads(ISSUED)
+    holder = data.draw(st.sampled_from(list(_objects(tree))))
+    key = data.draw(st.sampled_from([key for key in holder if key not in ("orderId", "status")]))
+    holder[key] = data.draw(json_values)
+
+    assert parse_order(json.dumps(tree).encode()).order_id == ORDER_ID
+
+
+def _objects(tree: Any) -> list[dict[str, Any]]:
+    if isinstance(tree, list):
+        return [found for one in tree for found in _objects(one)]
+    return [tree, *_objects(list(tree.values()))] if isinstance(tree, dict) else []
+
+
+@pytest.mark.parametrize("shown", [repr, str, "{}".format, pretty_repr])
+def test_printing_an_order_shows_no_person_no_number_of_a_ticket_and_no_link(
+    shown: Callable[[object], str],
+) -> None:
+    order = parse_order(ISSUED)
+    secrets = ["Jane", "guest@", "TK-0", "CP-0", "1412345", "JD-2026", "manifest/", "a2cbd5bc", "Museum"]
+
+    printed = "".join(shown(part) for part in (order, *order.items, *order.wallets, *order.tickets))
+
+    assert [secret for secret in secrets if secret in printed] == []
+    assert ORDER_ID in printed
+    assert "Issued" in printed
+
+
+def test_the_digest_ignores_how_the_content_is_written() -> None:
+    one = b'{"price": 200.0, "small": 0.50, "none": 0.0, "list": [1, {"a": 2e2, "b": "x"}]}'
+    same = b'{"list":[1,{"b":"x","a":200}],"none":0,"price":200,"small":0.5}'
+
+    assert digest(one) == digest(same)
+    assert len(digest(one)) == 64
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b'{"a": 1, "b": [1, 3]}',
+        b'{"a": 1, "b": [2, 1]}',
+        b'{"a": "1", "b": [1, 2]}',
+        b'{"a": 1.00000000000000000000000000000000001, "b": [1, 2]}',
+        b'{"a": 1E+999999999, "b": [1, 2]}',
+        b'{"a": 1}',
+    ],
+)
+def test_the_digest_tells_other_content_apart(other: bytes) -> None:
+    assert digest(other) != digest(b'{"a": 1, "b": [1, 2]}')
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_there_is_no_digest_of_what_is_no_json(raw: bytes) -> None:
+    with pytest.raises(UnreadableAnswer):
+        digest(raw)
+
+
+def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
+    page = parse_page((FIXTURES / "list-page.json").read_bytes())
+
+    assert [(row.order_id, row.status, row.manifest_url) for row in page.rows] == [(ORDER_ID, "Issued", None)]
+    assert (page.next_key, page.row_version, page.unreadable) == (None, 123456, 0)
+
+
+def test_a_plain_list_is_one_page() -> None:
+    page = parse_page(json.dumps([{"orderId": ORDER_ID, "status": "Draft"}]).encode())
+
+    assert [row.status for row in page.rows] == ["Draft"]
+    assert (page.next_key, page.row_version) == (None, None)
+
+
+def test_row_versions_are_compared_as_numbers() -> None:
+    rows = [{"orderId": ORDER_ID, "status": "Draft", "rowVersion": version} for version in ("99", "100")]
+
+    assert parse_page(json.dumps(rows).encode()).row_version == 100
+
+
+def test_a_row_that_cannot_be_read_is_counted_and_hides_no_other() -> None:
+    rows: list[object] = [{"orderId": "no"}, 7, {"orderId": ORDER_ID, "status": "Draft"}]
+    page = parse_page(json.dumps({"data": rows, "morePages": True, "nextPageKey": "K"}).encode())
+
+    assert [row.order_id for row in page.rows] == [ORDER_ID]
+    assert (page.unreadable, page.next_key) == (2, "K")
+
+
+@pytest.mark.parametrize("raw", [b"{}", b'{"data": {}}', b"7", b'"page"'])
+def test_what_is_no_page_is_refused_as_unreadable(raw: bytes) -> None:
+    with pytest.raises(UnreadableAnswer):
+        parse_page(raw)
+
+
+def test_a_query_is_percent_encoded_and_leaves_out_what_is_not_asked() -> None:
+    query = ListQuery(
+        statuses=("Draft", "Issued"),
+        sell_to_order_reference="A B&C",
+        received_from=datetime(2026, 6, 1, 8, 15, 2, 417_000, UTC),
+        page_size=50,
+    )
+
+    assert query.encoded(None) == (
+        "status=Draft%2CIssued&sellToOrderReference=A%20B%26C&receivedAtFrom=2026-06-01T08%3A15%3A02.417Z&pageSize=50"
+    )
+    assert ListQuery(since_row_version=0, page_size=1).encoded("K_-") == (
+        "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-"
+    )
+
+
+def test_a_query_that_upstream_would_misread_is_refused() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        ListQuery(received_to=datetime(2026, 6, 1))  # naive is the point
+    with pytest.raises(ValueError, match="page_size"):
+        ListQuery(page_size=0)
+
+
+@pytest.mark.parametrize("shown", [repr, pretty_repr])
+def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object], str]) -> None:
+    raw = json.dumps({"value": [{"id": "s1", "clientState": "hush-hush", "subscriptionState": "Active"}]})
+
+    (subscription,) = parse_subscriptions(raw.encode())
+
+    assert subscription.client_state is not None
+    assert subscription.client_state.get_secret_value() == "hush-hush"
+    assert subscription.active
+    assert "hush-hush" not in shown(subscription)
+
+
+def test_a_creation_answered_without_a_body_is_still_a_subscription() -> None:
+    assert parse_created(b"").id is None
+    assert parse_created(b'{"id": "s1"}').id == "s1"

@@ -1,0 +1,346 @@
+"""Settings are complete or refused, with every problem in one message and no value in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import settings
+from app.errors import SettingsError
+from app.settings import Settings
+
+COMPANY_ID = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
+OTHER_ID = "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"
+GOOD = {
+    "REDIS_URL": "redis://:canary-password@127.0.0.1:6379/0",
+    "CLIENT_STATE": "canary-client-state",
+    "NP_TENANT": "tenant",
+    "NP_ENVIRONMENT": "Production",
+    "NP_COMPANY": "CRONUS International Ltd.",
+    "NP_COMPANY_ID": COMPANY_ID,
+    "NP_API_KEY": "canary-api-key",
+}
+TABLE = f"""
+[companies.museum]
+np_company_id = "{{{COMPANY_ID.upper()}}}"
+np_company = "Museum"
+np_tenant = "tenant"
+np_environment = "Production"
+np_api_key = "canary-museum-key"
+client_state = "canary-museum-state"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `.env` but the test's own may be read."""
+    monkeypatch.chdir(tmp_path)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> Settings:
+    for name, value in {**GOOD, **changes}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    return settings.load()
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> list[str]:
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, changes)
+    return str(refused.value).splitlines()
+
+
+def companies_file(path: Path, text: str) -> dict[str, str | None]:
+    path.write_text(text)
+    per_company = dict.fromkeys(GOOD.keys() - {"REDIS_URL"}, None)
+    return {**per_company, "COMPANIES_FILE": str(path)}
+
+
+def test_one_company_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(monkeypatch, {"NP_COMPANY_ID": f"{{{COMPANY_ID.upper()}}}"})
+
+    (company,) = found.companies
+    assert company.np_company_id == COMPANY_ID
+    assert company.client_state.get_secret_value() == "canary-client-state"
+    assert company.client_state_previous is None
+    assert company.path == "/tenant/Production/CRONUS%20International%20Ltd."
+
+
+def test_the_defaults_are_those_of_the_public_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(monkeypatch, {})
+
+    assert found.np_base_url == "https://api.npretail.app"
+    assert (found.webhook_path, found.host, found.port) == ("/webhooks/ota-channel-manager", "127.0.0.1", 8080)
+    assert found.max_body_bytes == 1024 * 1024
+    assert (found.dedup_days, found.event_days, found.order_days) == (7, 90, 400)
+    assert (found.workers, found.backfill_workers) == (8, 1)
+    assert (found.upstream_concurrency, found.backfill_concurrency) == (5, 1)
+    assert (found.upstream_requests_per_5_min, found.upstream_timeout) == (6000, 20)
+    assert (found.spool_dir, found.spool_max_mb, found.reconcile_every) == (None, 512, 900)
+    assert (found.ops_token, found.log_format, found.log_level, found.sinks) == (None, "auto", "INFO", ())
+
+
+def test_every_problem_is_in_one_message_and_no_value_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its kind: missing, malformed, out of range, out of order, an unreadable file, given twice."""
+    told = problems(
+        monkeypatch,
+        {
+            "REDIS_URL": "postgres://canary",
+            "CLIENT_STATE": "canary" * 10,
+            "NP_TENANT": None,
+            "NP_ENVIRONMENT": "",
+            "NP_COMPANY_FILE": "/nowhere/canary",
+            "NP_COMPANY_ID": "canary",
+            "NP_API_KEY_FILE": "/nowhere/canary",
+            "NP_BASE_URL": "http://canary.example",
+            "NP_API_VERSION": "canary",
+            "WEBHOOK_PATH": "canary",
+            "PORT": "canary",
+            "MAX_BODY_BYTES": "1",
+            "DEDUP_DAYS": "91",
+            "BACKFILL_CONCURRENCY": "6",
+            "UPSTREAM_TIMEOUT": "canary",
+            "LOG_FORMAT": "canary",
+            "OPS_TOKEN_FILE": "/nowhere/canary",
+        },
+    )
+
+    names = [line.partition(":")[0] for line in told]
+    assert names[-1] == "(or name several companies in COMPANIES_FILE)"
+    assert len(names) == len(set(names))
+    assert {*names[:-1]} == {
+        *("REDIS_URL", "CLIENT_STATE", "NP_TENANT", "NP_ENVIRONMENT", "NP_COMPANY", "NP_COMPANY_ID", "NP_API_KEY"),
+        *("NP_BASE_URL", "NP_API_VERSION", "WEBHOOK_PATH", "PORT", "MAX_BODY_BYTES", "EVENT_DAYS"),
+        *("BACKFILL_CONCURRENCY", "UPSTREAM_TIMEOUT", "LOG_FORMAT", "OPS_TOKEN"),
+    }
+    assert "NP_TENANT: missing" in told
+    assert "EVENT_DAYS: must not be below DEDUP_DAYS" in told
+    assert "NP_API_KEY: given twice, also as NP_API_KEY_FILE" in told
+    assert "canary" not in "\n".join(told).lower()
+
+
+def test_nothing_that_matters_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = problems(monkeypatch, dict.fromkeys(GOOD, None))
+
+    assert {line.partition(":")[0] for line in told} >= GOOD.keys()
+    assert all(line.endswith(": missing") for line in told[:-1])
+
+
+@pytest.mark.parametrize("name", ["CLIENT_STATE", "NP_API_KEY", "REDIS_URL", "OPS_TOKEN", "NP_COMPANY_ID"])
+def test_a_value_may_come_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As container platforms hand secrets over, with or without a newline at the end."""
+    value = GOOD.get(name, "canary-ops-token")
+    (tmp_path / "secret").write_text(f"{value}\n")
+
+    found = load(monkeypatch, {name: None, f"{name}_FILE": str(tmp_path / "secret")})
+
+    held = getattr(found, name.lower())
+    assert (held if isinstance(held, str) else held.get_secret_value()) == value
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"", b"\n"], ids=["absent", "binary", "empty", "blank"])
+def test_a_file_without_a_usable_secret_is_refused(
+    content: bytes | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+
+    told = problems(monkeypatch, {"CLIENT_STATE": None, "CLIENT_STATE_FILE": str(tmp_path / "secret")})
+
+    assert {line.partition(":")[0] for line in told} >= {"CLIENT_STATE"}
+
+
+def test_dotenv_is_read_and_the_environment_goes_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from-the-file-named-in-dotenv")
+    lines = {**GOOD, "NP_TENANT": "from-dotenv", "WORKERS": "3", "NP_API_KEY_FILE": str(tmp_path / "secret")}
+    del lines["NP_API_KEY"]
+    (tmp_path / ".env").write_text("".join(f'{name}="{value}"\n' for name, value in lines.items()))
+
+    found = load(monkeypatch, {**dict.fromkeys(GOOD, None), "WORKERS": "4"})
+
+    (company,) = found.companies
+    assert company.np_tenant == "from-dotenv"
+    assert company.np_api_key.get_secret_value() == "from-the-file-named-in-dotenv"
+    assert found.workers == 4
+
+
+def test_printing_settings_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(monkeypatch, {"OPS_TOKEN": "canary-ops-token", "CLIENT_STATE_PREVIOUS": "canary-former"})
+
+    assert "canary" not in f"{found!r} {found} {found.companies!r} {found.model_dump()}"
+
+
+def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(monkeypatch, {}).port = 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://api.npretail.app",
+        "http://127.0.0.1@evil.example",
+        "http://127.0.0.1.evil.example",
+        "ftp://127.0.0.1",
+        "api.npretail.app",
+        "https://",
+        "https://host/?key=1",
+        "https://[canary]",
+        "https://host:99999",
+    ],
+)
+def test_the_api_is_spoken_to_over_https_only(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (told,) = problems(monkeypatch, {"NP_BASE_URL": address})
+
+    assert told.startswith("NP_BASE_URL: ")
+    assert "canary" not in told
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])
+def test_plain_http_is_allowed_to_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, {"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999"])
+def test_a_redis_address_that_is_none_is_named_at_the_start(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (told,) = problems(monkeypatch, {"REDIS_URL": address})
+
+    assert told.startswith("REDIS_URL: is not an address")
+
+
+@pytest.mark.parametrize(
+    ("days", "named"),
+    [
+        (("8", "7", "9"), "EVENT_DAYS: must not be below DEDUP_DAYS"),
+        (("7", "90", "89"), "ORDER_DAYS: must not be below EVENT_DAYS"),
+        (("91", None, None), "EVENT_DAYS: must not be below DEDUP_DAYS"),
+        ((None, "401", None), "ORDER_DAYS: must not be below EVENT_DAYS"),
+    ],
+)
+def test_what_is_kept_longer_must_be_kept_longer(
+    days: tuple[str | None, ...], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forgotten event would be fetched again; an order forgotten before its events could not be replayed."""
+    names = ("DEDUP_DAYS", "EVENT_DAYS", "ORDER_DAYS")
+
+    assert problems(monkeypatch, dict(zip(names, days, strict=True))) == [named]
+
+
+def test_equal_days_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(monkeypatch, {"DEDUP_DAYS": "30", "EVENT_DAYS": "30", "ORDER_DAYS": "30"})
+
+    assert (found.dedup_days, found.event_days, found.order_days) == (30, 30, 30)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
+def test_durations_have_units(given: str, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, {"RECONCILE_EVERY": given}).reconcile_every == seconds
+
+
+@pytest.mark.parametrize("given", ["15 minutes", "-1", "1.5h", "h", "59"])
+def test_what_is_no_duration_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (told,) = problems(monkeypatch, {"RECONCILE_EVERY": given})
+
+    assert told.startswith("RECONCILE_EVERY: ")
+
+
+def test_sinks_are_a_comma_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, {"SINKS": " python:a:b, ,python:c:d,"}).sinks == ("python:a:b", "python:c:d")
+
+
+def test_several_companies_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "zoo-state").write_text("canary-zoo-state\n")
+    zoo = (
+        TABLE.replace("museum]", "zoo]")
+        .replace(COMPANY_ID.upper(), OTHER_ID)
+        .replace('client_state = "canary-museum-state"', f'client_state_file = "{tmp_path}/zoo-state"')
+    )
+
+    found = load(monkeypatch, companies_file(tmp_path / "companies.toml", TABLE + zoo))
+
+    assert [company.slug for company in found.companies] == ["museum", "zoo"]
+    assert [company.np_company_id for company in found.companies] == [COMPANY_ID, OTHER_ID]
+    assert [company.client_state.get_secret_value() for company in found.companies] == [
+        "canary-museum-state",
+        "canary-zoo-state",
+    ]
+
+
+def test_problems_of_companies_name_the_table_and_come_with_all_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = f"""
+    [companies.museum]
+    np_company_id = "{COMPANY_ID}"
+    np_company = "Museum"
+    np_tenant = "tenant"
+    np_environment = "Production"
+    np_api_key = "canary"
+    np_api_key_file = "/nowhere/canary"
+    client_state_file = "/nowhere/canary"
+    colour = "canary"
+    [companies.Zoo]
+    np_company_id = "canary"
+    client_state = 5
+    np_api_key_file = 5
+    """
+
+    told = problems(monkeypatch, {**companies_file(tmp_path / "companies.toml", text), "PORT": "canary"})
+
+    assert sorted(line.rpartition(": ")[0] for line in told) == sorted(
+        [
+            "PORT",
+            "COMPANIES_FILE [companies.museum] colour",
+            "COMPANIES_FILE [companies.museum] NP_API_KEY",
+            "COMPANIES_FILE [companies.museum] CLIENT_STATE",
+            "COMPANIES_FILE [companies.Zoo] SLUG",
+            "COMPANIES_FILE [companies.Zoo] NP_COMPANY_ID",
+            "COMPANIES_FILE [companies.Zoo] NP_COMPANY",
+            "COMPANIES_FILE [companies.Zoo] NP_TENANT",
+            "COMPANIES_FILE [companies.Zoo] NP_ENVIRONMENT",
+            "COMPANIES_FILE [companies.Zoo] CLIENT_STATE",
+            "COMPANIES_FILE [companies.Zoo] NP_API_KEY",
+        ]
+    )
+    assert "canary" not in "\n".join(told)
+
+
+def test_one_company_cannot_stand_in_two_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    again = TABLE.replace("museum]", "zoo]").replace(COMPANY_ID.upper(), COMPANY_ID)
+
+    told = problems(monkeypatch, companies_file(tmp_path / "companies.toml", TABLE + again))
+
+    assert told == ["COMPANIES_FILE [companies.zoo] NP_COMPANY_ID: the same as of museum"]
+
+
+@pytest.mark.parametrize("text", ["", "companies = 5", "[companies]", "not toml", "[companies]\nzoo = 5"])
+def test_a_companies_file_without_companies_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (told,) = problems(monkeypatch, companies_file(tmp_path / "companies.toml", text))
+
+    assert told.startswith("COMPANIES_FILE")
+
+
+def test_serve_without_settings_names_what_is_missing_and_exits_2(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert [name for name in GOOD if f"  {name}: missing\n" not in ended.stderr] == []
+    assert "Traceback" not in ended.stderr
