@@ -25,6 +25,7 @@ from app.store.event_log import EventLog
 from app.store.inbox import Inbox
 from app.store.ledger import Ledger
 from app.store.outage import readable_url, translated_errors
+from app.store.pools import Pools
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
 
@@ -36,7 +37,7 @@ class Books(NamedTuple):
     events: EventLog
     dead: DeadLetters
     ledger: Ledger
-    redis: Redis
+    pools: Pools
 
 
 def clock() -> int:
@@ -95,7 +96,7 @@ def books(settings: Settings) -> Iterator[Books]:
     with readable_url():
         redis = worker_redis(settings)
     with translated_errors(url), redis:
-        yield Books(Archive(redis), EventLog(redis), DeadLetters(redis), ledger(settings, redis), redis)
+        yield Books(Archive(redis), EventLog(redis), DeadLetters(redis), ledger(settings, redis), Pools(redis))
 
 
 async def redis_checks(settings: Settings) -> list[Check]:

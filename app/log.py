@@ -46,6 +46,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "upstream.breaker_opened": "company reason http_status open_s",
         "pool.worker_started": "worker lane",
         "pool.worker_died": "worker exit_code order_id",
+        "pool.worker_failed": "worker error trace",
         "pool.orphans": "pool workers",
         "pool.ticked": "looked pushed",
         "pool.redis_away": "error",

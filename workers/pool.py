@@ -194,7 +194,12 @@ def _child(settings: Settings, name: str, lane: str, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    worker.run(settings, name, lane)
+    try:
+        worker.run(settings, name, lane)
+    except Exception as error:
+        # Else multiprocessing prints a traceback with the error's text beside the log.
+        _log.error("pool.worker_failed", worker=name, error=type(error).__name__, trace=log.trace_of(error))
+        raise SystemExit(1) from None
 
 
 def _orders(job_ids: Iterable[str]) -> list[OrderKey]:

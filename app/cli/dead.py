@@ -39,9 +39,7 @@ def list_(
     """List dead letters: orders first, then hand-ons to sinks, each from the oldest on. None at all ends with 0."""
     with session() as here:
         now = moment.now()
-        query = DeadQuery(
-            company_id=here.companies.id_of(company), reason=reason, since=since, until=until or now
-        )
+        query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, since=since, until=until or now)
         found = islice(here.books.dead.oldest_first(query), limit + 1)
         if as_json:
             for letter in islice(found, limit):
@@ -85,10 +83,10 @@ def requeue(
         if not count:
             raise Stop("No dead letter matches.", FOUND)
         if dry_run:
-            text = f"{count:,} dead letters would be given new tries."
+            text = f"{output.many(count, 'dead letter')} would be given new tries."
             output.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
         else:
-            output.confirm(f"Give {count:,} dead letters new tries?", yes)
+            output.confirm(f"Give {output.many(count, 'dead letter')} new tries?", yes)
             revived = _revive(here, _letters(here, query, orders), count, "live" if live else "backfill")
             revived = msgspec.structs.replace(revived, gone=gone)
             output.tell(revived.sentence(), revived, as_json)
@@ -105,8 +103,9 @@ class Revived(msgspec.Struct, frozen=True):
     gone: int = 0
 
     def sentence(self) -> str:
-        parts = [f"{self.queued:,} orders queued", f"{self.waiting:,} waiting already", f"{self.sinks:,} hand-ons due now"]
-        return ", ".join([*parts, f"{self.gone:,} no dead letters (any more)"] if self.gone else parts) + "."
+        orders = f"{output.many(self.queued, 'order')} queued, {self.waiting:,} waiting already"
+        gone = f", {self.gone:,} not dead (any more)" if self.gone else ""
+        return f"{orders}, {output.many(self.sinks, 'hand-on')} due now{gone}."
 
 
 def _orders(here: Session, ids: list[str], company_id: str | None) -> tuple[list[OrderKey], int]:
@@ -143,9 +142,7 @@ def _count(letters: Iterable[DeadLetter]) -> tuple[int, int]:
     return count, stale
 
 
-def _revive(
-    here: Session, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]
-) -> Revived:
+def _revive(here: Session, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]) -> Revived:
     """Go through the letters once more instead of keeping them: there may be hundreds of thousands."""
     queued = waiting = sinks = 0
     ledger = here.books.ledger

@@ -16,7 +16,7 @@ from app.cli.session import Session, session
 from app.store.event_log import EventQuery, StoredEvent, is_event_id
 from app.store.keys import OrderKey
 
-events = typer.Typer(name="events", no_args_is_help=True, help="What the Channel Manager has told, and telling it again.")
+events = typer.Typer(name="events", no_args_is_help=True, help="What the Channel Manager has told us.")
 
 _IDS_HELP = "Event ids, as `events list` shows them."
 
@@ -115,10 +115,10 @@ def replay(
         if not orders:
             raise Stop("No event matches.", FOUND)
         if dry_run:
-            text = f"{len(orders):,} orders would be fetched once more (one getOrder each)."
+            text = f"{output.many(len(orders), 'order')} would be fetched once more (one getOrder each)."
             output.tell(text, {"orders": len(orders), "dry_run": True}, as_json)
         else:
-            output.confirm(f"Fetch {len(orders):,} orders once more (one getOrder each)?", yes)
+            output.confirm(f"Fetch {output.many(len(orders), 'order')} once more (one getOrder each)?", yes)
             asked = ask_for(here, orders, queue="backfill", why="replay")
             output.tell(asked.sentence(), asked, as_json)
     if missing:
@@ -139,7 +139,7 @@ def _named(
 
 
 def _view(here: Session, event: StoredEvent) -> dict[str, object]:
-    return msgspec.structs.asdict(event) | {"company": here.companies.slug(event.company_id)}
+    return {"company": here.companies.slug(event.company_id)} | msgspec.structs.asdict(event)
 
 
 def _row(here: Session, event: StoredEvent) -> tuple[object, ...]:

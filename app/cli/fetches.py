@@ -25,7 +25,7 @@ class Asked(msgspec.Struct, frozen=True):
     waiting: int
 
     def sentence(self) -> str:
-        return f"{self.orders:,} orders: {self.queued:,} queued, {self.waiting:,} waiting already."
+        return f"{output.many(self.orders, 'order')}: {self.queued:,} queued, {self.waiting:,} waiting already."
 
 
 def ask_for(here: Session, orders: Sequence[OrderKey], *, queue: Literal["live", "backfill"], why: str) -> Asked:

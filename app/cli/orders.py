@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated, get_args
+from typing import Annotated
 
 import msgspec
 import typer
@@ -25,17 +25,9 @@ def register(cli: typer.Typer) -> None:
     cli.add_typer(orders)
 
 
-def _state(text: str) -> State:
-    if text not in get_args(State):
-        raise ValueError(f"{text!r} is no state. There is: {', '.join(get_args(State))}.")
-    return text  # type: ignore[return-value]  # the line above
-
-
 @orders.command("list", epilog=CODES)
 def list_(
-    state: Annotated[
-        str | None, typer.Option("--state", parser=_state, metavar="STATE", help=", ".join(get_args(State)))
-    ] = None,
+    state: Annotated[State | None, typer.Option(help="Where the order stands.")] = None,
     status: options.Status = None,
     company: options.Company = None,
     since: options.Since = None,
@@ -49,21 +41,18 @@ def list_(
         query = OrderQuery(
             company_id=here.companies.id_of(company),
             status=status,
-            state=_state(state) if state else None,
+            state=state,
             since=since,
             until=until,
         )
-        found = islice(here.books.archive.newest_first(query, now), limit)
+        found = list(islice(here.books.archive.newest_first(query, now), limit))
         if as_json:
-            count = 0
-            for count, record in enumerate(found, 1):
+            for record in found:
                 output.json_line(_view(here, record, record.state(now)))
-        else:
-            rows = [order_page.row(record, here.companies.slug(record.company_id), now) for record in found]
-            count = len(rows)
-            if rows:
-                output.table("", order_page.columns(), rows)
-    if not count:
+        elif found:
+            rows = (order_page.row(record, here.companies.slug(record.company_id), now) for record in found)
+            output.table("", order_page.columns(), rows)
+    if not found:
         raise Stop("No order matches.", FOUND)
 
 

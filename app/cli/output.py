@@ -69,6 +69,11 @@ def tell(text: str, value: Any, as_json: bool) -> None:
         say(text)
 
 
+def many(count: int, noun: str) -> str:
+    """Return `1 order`, `2,000 orders`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def remark(text: str) -> None:
     """Print a sentence on stderr, where it disturbs no pipe."""
     _err().print(_plain(text), soft_wrap=True)

@@ -30,7 +30,7 @@ class Session:
 
         Raises Stop when there is none, or when several companies have one and `company_id` does not say which.
         """
-        found = [one for one in self._orders(text) if company_id in (None, one.company_id)]
+        found = [one for one in self._orders(text, company_id) if company_id in (None, one.company_id)]
         if not found:
             looked = "" if guid(text) else f" (references: among the {MOST_SEARCHED:,} orders that changed last)"
             raise Stop(f"No order {text!r} is here{looked}.", FOUND)
@@ -39,11 +39,12 @@ class Session:
             raise Stop(f"Several orders match {text!r}: {of}. Give the orderId, and --company.")
         return found[0]
 
-    def _orders(self, text: str) -> list[OrderKey]:
+    def _orders(self, text: str, company_id: str | None) -> list[OrderKey]:
         archive = self.books.archive
         order_id = guid(text)
         if order_id is not None:
-            return archive.of_companies(order_id, self.companies.ids) or archive.of_any_company(order_id)
+            ids = self.companies.ids if company_id is None else (company_id,)
+            return archive.of_companies(order_id, ids) or archive.of_any_company(order_id)
         with output.progress("looking through references"):
             return archive.by_reference(text)
 

@@ -1,1 +1,1 @@
-"""Tests that know the product only as a stranger does: its commands, its HTTP, its README."""
+"""The Procfile's commands as strangers see them: nothing of the product is imported here."""

@@ -15,12 +15,11 @@ from typing import Final
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 from app.dev.valkey import Valkey
 from tests.integration.ledger_model.audit import WILL_END, Audit, Snapshots
 from tests.integration.ledger_model.driver import Driver, Parts
-from tests.integration.ledger_model.interleaving import ORDERS, SINK_STEPS, STEPS, Step, bring_home, play
+from tests.integration.ledger_model.interleaving import ORDERS, Step, bring_home, interleavings, play
 from tests.integration.ledger_model.wire import Wire
 
 INTERLEAVINGS: Final = int(os.environ.get("INTERLEAVINGS", "5000"))
@@ -41,7 +40,7 @@ def runner() -> Iterator[asyncio.Runner]:
         yield opened
 
 
-def explore(run: Callable[[list[Step]], None], steps: Sequence[Step], number: int) -> int:
+def explore(run: Callable[[list[Step]], None], sinks: Sequence[str], number: int) -> int:
     """Run `run` for different interleavings, at least `number` if it does not fail; return how many."""
     seen: set[tuple[Step, ...]] = set()
 
@@ -56,7 +55,7 @@ def explore(run: Callable[[list[Step]], None], steps: Sequence[Step], number: in
         phases=[Phase.generate, Phase.shrink],
         report_multiple_bugs=False,
     )
-    @given(st.lists(st.sampled_from(steps), min_size=8, max_size=40))
+    @given(interleavings(sinks))
     def one(drawn: list[Step]) -> None:
         seen.add(tuple(drawn))
         run(drawn)
@@ -94,7 +93,7 @@ def test_no_interleaving_loses_a_settlement(
                 assert ends == {WILL_END}, f"{order.member} would be kept for ever: {row}"
 
     number = round(INTERLEAVINGS * share)
-    different = explore(run, [*STEPS, *(SINK_STEPS if sinks else ())], number)
+    different = explore(run, sinks, number)
     with capsys.disabled():
         print(f"\n{different} interleavings, seed {SEED}")  # noqa: T201  # the count is the point
     assert different >= number

@@ -1,4 +1,4 @@
-"""The web process as operators run it, `ota-receiver serve`, started for a test and read by its log lines."""
+"""The web process as operators run it, `ota-receiver serve`, read by its log lines and by what it left in Redis."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+from redis import Redis
 
 from app.dev.processes import Process, free_port
+from app.store import keys
+from app.store.keys import OrderKey
 from tests.eventually import eventually
 
 COMPANY = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
@@ -69,6 +72,58 @@ class Web:
         """Return the canonical log line of one request."""
         (line,) = [line for line in self.lines_of(answer) if line["event"] == "request"]
         return line
+
+
+class Kept:
+    """What stands in Redis, as text."""
+
+    def __init__(self, redis: Redis) -> None:
+        # Commands of redis-py are typed as any answer of a sync or async client, with or without decoding.
+        self._redis: Any = redis
+
+    def events(self) -> list[dict[str, str]]:
+        """Return the fields of every stored event, oldest first."""
+        return [_texts(fields) for _, fields in self._redis.xrange(keys.EVENTS)]
+
+    def due(self) -> dict[OrderKey, int]:
+        """Return every order that somebody must look at again, with the ms of that look."""
+        return {OrderKey.of(one.decode()): int(at) for one, at in self._redis.zrange(keys.DUE, 0, -1, withscores=True)}
+
+    def record(self, order: OrderKey) -> dict[str, str]:
+        """Return the fields of an order's record, none if there is no record."""
+        return _texts(self._redis.hgetall(keys.record(order)))
+
+    def jobs(self, queue: str = "live") -> list[str]:
+        """Return the ids of the jobs that wait."""
+        return [one.decode() for one in self._redis.lrange(f"rq:queue:{queue}", 0, -1)]
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """Return the fields of a job's hash."""
+        return _texts(self._redis.hgetall(f"rq:job:{job_id}"))
+
+    def counters(self) -> dict[str, int]:
+        """Return every counter by its field."""
+        return {field: int(value) for field, value in _texts(self._redis.hgetall(keys.COUNTERS)).items()}
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing at all is stored."""
+        return not self._redis.dbsize()
+
+    def everything(self) -> bytes:
+        """Return names and values of all keys in one piece, to search for what must not be there."""
+        self._redis.config_set("rdbcompression", "no")
+        names = self._redis.keys("*")
+        return b"".join([*names, *filter(None, map(self._redis.dump, names))])
+
+    def script_calls(self, during: Callable[[], object]) -> int:
+        """Return how many scripts ran during the call, once the server knows the script."""
+        self._redis.config_resetstat()
+        during()
+        return int(self._redis.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
 
 
 @contextmanager

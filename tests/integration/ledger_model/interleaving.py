@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
+
+from hypothesis import strategies as st
 
 from app.store import keys
 from app.store.jobs import BACKFILL, LIVE
@@ -30,44 +33,53 @@ class Step(NamedTuple):
         return f"{self.name}({', '.join(_NAMES.get(one, repr(one)) for one in self.arguments)})"
 
 
-def _steps(weights: dict[Step, int]) -> list[Step]:
-    return [step for step, weight in weights.items() for _ in range(weight)]
+_each = range(len(WORKERS))
 
 
-_each_worker = range(len(WORKERS))
-STEPS: Final = _steps(
-    {
-        **{Step("work", (worker,)): 9 for worker in _each_worker},
-        **{Step("settle", (order,)): weight for order, weight in ((ONE, 6), (SAME_ID, 3), (ANOTHER, 1))},
-        Step("settle", (ONE, SAME_ID)): 1,
-        Step("settle", (ONE, ONE)): 1,
-        Step("settle_silently", (ONE,)): 1,
-        Step("deliver"): 2,
-        Step("repeat", (ONE,)): 1,
-        Step("tick"): 4,
-        **{Step("jump", (seconds,)): 1 for seconds in (6, 61, 121, 7200)},
-        **{Step("crash", (worker,)): 2 for worker in _each_worker},
-        Step("bury"): 2,
-        **{Step("unsettled", (worker, "")): 1 for worker in _each_worker},
-        Step("unsettled", (0, "unsettled")): 1,
-        **{Step("fail", (worker, "again")): 1 for worker in _each_worker},
-        **{Step("fail", (0, what)): 1 for what in ("park", "missing", "dead", "gone")},
-        Step("fail", (1, "dead")): 1,
-        Step("fail", (1, "gone")): 1,
-        Step("nudge", (ONE,)): 1,
-        Step("want", (ONE, LIVE)): 1,
-        Step("want", (ONE, BACKFILL)): 1,
-        Step("want", (ANOTHER, BACKFILL)): 1,
-    }
-)
-"""What may happen, the frequent more often than once."""
+def _of_each(name: str, *more: str) -> list[Step]:
+    return [Step(name, (worker, *more)) for worker in _each]
 
-SINK_STEPS: Final = _steps(
-    {
-        **{Step("sink_fails", (worker,)): 2 for worker in _each_worker},
-        **{Step("sink_refuses", (worker,)): 1 for worker in _each_worker},
-    }
-)
+
+_ALWAYS: Final = [
+    *_of_each("work") * 4,
+    *_of_each("begin") * 3,
+    *[Step("settle", (ONE,))] * 6,
+    *[Step("tick")] * 3,
+]
+_SOMETIMES: Final = [
+    [*[Step("settle", (SAME_ID,))] * 3, Step("settle", (ANOTHER,)), Step("settle", (ONE, SAME_ID))],
+    [*[Step("settle_silently", (ONE,))] * 2, *[Step("deliver")] * 3],
+    [Step("settle", (ONE, ONE)), Step("repeat", (ONE,))],
+    [Step("jump", (6,)), *[Step("jump", (61,))] * 4],
+    [*[Step("jump", (121,))] * 2, Step("jump", (7200,))],
+    [*_of_each("crash") * 2],
+    [*[Step("bury")] * 4],
+    _of_each("unsettled", ""),
+    _of_each("unsettled", "unsettled"),
+    _of_each("fail", "again"),
+    [*_of_each("fail", "park"), *_of_each("fail", "missing")],
+    _of_each("fail", "dead"),
+    _of_each("fail", "gone"),
+    [Step("nudge", (ONE,))],
+    [Step("want", (ONE, LIVE))],
+    [*[Step("want", (ONE, BACKFILL))] * 2, Step("want", (ANOTHER, BACKFILL))],
+]
+_OF_SINKS: Final = [[*_of_each("sink_fails") * 2], _of_each("sink_refuses")]
+
+
+def interleavings(sinks: Sequence[str]) -> st.SearchStrategy[list[Step]]:
+    """Return what draws an interleaving: first which kinds of trouble it may hold, then its steps.
+
+    What needs four faults of one kind would else hardly ever be seen among sixteen kinds.
+    """
+    families = [*_SOMETIMES, *(_OF_SINKS if sinks else [])]
+
+    @cache
+    def of(choice: int) -> st.SearchStrategy[list[Step]]:
+        chosen = [step for bit, family in enumerate(families) if choice >> bit & 1 for step in family]
+        return st.lists(st.sampled_from([*_ALWAYS, *chosen]), min_size=6, max_size=40)
+
+    return st.integers(0, 2 ** len(families) - 1).flatmap(of)
 
 
 def play(parts: Parts, steps: Sequence[Step], look: Callable[[Driver], None]) -> Driver:

@@ -1,0 +1,28 @@
+"""A system of its own for each test; everything it starts ends with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.strangers import System, system
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[System]:
+    """Valkey and the sandbox run; the service does not yet."""
+    for one in system(tmp_path):
+        one.start_valkey()
+        one.start_sandbox()
+        yield one
+
+
+@pytest.fixture
+def whole(bare: System) -> System:
+    """Everything runs, and the webhook is subscribed."""
+    bare.start("web")
+    bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
+    bare.subscribe()
+    return bare

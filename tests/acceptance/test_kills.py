@@ -1,0 +1,99 @@
+"""Parts are killed with SIGKILL, and every order comes home."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.acceptance.strangers import System, children, eventually, is_running
+
+
+def test_an_order_comes_home_when_its_worker_is_killed_in_mid_fetch(bare: System) -> None:
+    """The pool knows its child by name: what it held is due at once, and a fresh worker fetches it."""
+    bare.start("web")
+    pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
+    bare.subscribe()
+    bare.admin("POST", "faults", {"kind": "hang", "operation": "getOrder", "calls": 1, "seconds": 15})
+    order_id = bare.create("KILL-1", "31001")
+    eventually(lambda: bare.row(order_id)["gets"] == 1, 10, "the first fetch hangs")
+
+    (worker,) = children(pool.pid)
+    os.kill(worker, signal.SIGKILL)
+
+    eventually(lambda: bare.fetched(order_id), 10, "the order came home")
+    died = bare.log("worker", "pool.worker_died")
+    assert [line["order_id"] for line in died] == [order_id]
+    assert bare.row(order_id)["gets"] == 2
+
+
+def test_an_order_comes_home_when_the_whole_pool_is_killed_and_none_of_its_workers_lives_on(bare: System) -> None:
+    """Children die with the pool; the next pool on this machine takes over at once what they held."""
+    bare.start("web")
+    pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
+    bare.subscribe()
+    bare.admin("POST", "faults", {"kind": "hang", "operation": "getOrder", "calls": 1, "seconds": 15})
+    order_id = bare.create("KILL-2", "31001")
+    eventually(lambda: bare.row(order_id)["gets"] == 1, 10, "the first fetch hangs")
+    workers = children(pool.pid)
+    assert len(workers) == 3
+
+    os.kill(pool.pid, signal.SIGKILL)
+    pool.wait()
+    eventually(lambda: not any(map(is_running, workers)), 5, "the children died with the pool")
+    bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
+
+    eventually(lambda: bare.fetched(order_id), 10, "the order came home")
+
+
+def test_no_order_is_lost_when_web_is_killed_between_two_posts(bare: System) -> None:
+    """What was answered 200 before the kill is fetched, and a fresh web process takes the next."""
+    web = bare.start("web")
+    first = _issued(bare)
+    assert bare.post(bare.event(first))[0] == 200
+    os.kill(web.pid, signal.SIGKILL)
+    web.wait()
+    bare.start("web")
+    second = _issued(bare)
+    assert bare.post(bare.event(second))[0] == 200
+    bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0")
+
+    for order_id in (first, second):
+        eventually(lambda one=order_id: bare.fetched(one), 10, "the order came home")
+
+
+def test_nothing_acknowledged_is_lost_when_valkey_is_killed_after_the_answer(bare: System) -> None:
+    """The append-only file has it; workers that waited for Redis fetch it when it is back."""
+    bare.start("web")
+    bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0")
+    bare.admin("POST", "faults", {"kind": "status", "operation": "getOrder", "status": 503, "calls": 1})
+    order_id = _issued(bare)
+    assert bare.post(bare.event(order_id))[0] == 200
+    bare.kill_valkey()
+    bare.restart_valkey()
+
+    eventually(lambda: bare.fetched(order_id), 30, "the order came home")
+
+
+def test_sigterm_lets_a_fetch_under_way_end_and_leaves_no_process_behind(bare: System) -> None:
+    """A worker finishes its fetch, then all of the pool ends with exit code 0."""
+    web = bare.start("web")
+    pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
+    bare.admin("POST", "faults", {"kind": "latency", "operation": "getOrder", "seconds": 2, "calls": 1})
+    order_id = _issued(bare)
+    assert bare.post(bare.event(order_id))[0] == 200
+    eventually(lambda: bare.row(order_id)["gets"] == 1, 10, "the fetch is under way")
+    workers = children(pool.pid)
+
+    for process in (pool, web):
+        process.send_signal(signal.SIGTERM)
+
+    assert pool.wait(20) == 0
+    assert web.wait(10) == 0
+    assert not any(map(is_running, workers))
+    assert len(bare.fetched(order_id)) == 1
+
+
+def _issued(bare: System) -> str:
+    """Make an issued order at the Channel Manager without an event, and return its id."""
+    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 1, "events": 0})
+    return str(made["orders"][0]["order_id"])

@@ -1,0 +1,99 @@
+"""The main job: a webhook comes in, and moments later the order is there, fetched once."""
+
+from __future__ import annotations
+
+from tests.acceptance.strangers import System, ask, eventually, order_body
+
+
+def test_a_settled_order_comes_home_with_wallets_tickets_coupons_and_manifest_for_one_get_order(whole: System) -> None:
+    """The whole way: createOrder, event, POST, job, getOrder, stored record, one log line, `orders show`."""
+    order_id = whole.create("MAIN-1", "31001", "PKG-100")
+    fetched = eventually(lambda: whole.fetched(order_id), 10, "order.fetched is logged")
+
+    assert len(fetched) == 1
+    line = fetched[0]
+    assert (line["status"], line["wallets"], line["tickets"], line["coupons"], line["manifest"], line["revision"]) == (
+        "Issued",
+        2,
+        2,
+        1,
+        True,
+        1,
+    )
+    request = next(r for r in whole.log("web", "request") if r["request_id"] == line["request_id"])
+    assert (request["status"], request["queued"]) == (200, 1)
+    assert whole.row(order_id)["gets"] == 1
+
+    code, shown = whole.cli("orders", "show", order_id)
+    assert code == 0
+    assert shown[0]["state"] == "home"
+    assert shown[0]["status"] == "Issued"
+
+
+def test_a_draft_and_an_error_come_home_as_what_they_are(whole: System) -> None:
+    """Draft has wallets and no manifest, Error has neither."""
+    draft = whole.create("MAIN-2", "31001", payment="")
+    error = whole.create("MAIN-3", "FAIL-1")
+    lines = [eventually(lambda one=one: whole.fetched(one), 10, "fetched")[0] for one in (draft, error)]
+
+    assert [(one["status"], one["tickets"], one["manifest"]) for one in lines] == [
+        ("Draft", 1, False),
+        ("Error", 0, False),
+    ]
+
+
+def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(whole: System) -> None:
+    """An Error order repaired by replaceOrder: same orderId, second event, second revision."""
+    order_id = whole.create("MAIN-4", "FAIL-1")
+    eventually(lambda: whole.fetched(order_id), 10, "the Error came home")
+    status, _ = ask(
+        "PUT",
+        whole.api(f"channelManager/{order_id}"),
+        order_body("MAIN-4", ("31001",), "PAY-1"),
+        whole.key,
+    )
+    assert status == 200
+
+    fetched = eventually(lambda: len(f := whole.fetched(order_id)) == 2 and f, 10, "the repair came home")
+
+    assert [(one["status"], one["revision"]) for one in fetched] == [("Error", 1), ("Issued", 2)]
+    assert whole.row(order_id)["gets"] == 2
+
+
+def test_the_same_event_again_never_causes_a_second_get_order(whole: System) -> None:
+    """Five more deliveries with the same timestamp are duplicates."""
+    order_id = whole.create("MAIN-5", "31001")
+    eventually(lambda: whole.fetched(order_id), 10, "fetched")
+    whole.admin("POST", "fire", {"order_id": order_id, "times": 5, "timestamp": "last"})
+
+    eventually(
+        lambda: sum(r.get("duplicates", 0) for r in whole.log("web", "request")) == 5, 10, "five duplicates are counted"
+    )
+    marker = whole.create("MAIN-6", "31001")
+    eventually(lambda: whole.fetched(marker), 10, "a later order came home")
+    assert whole.row(order_id)["gets"] == 1
+
+
+def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare: System) -> None:
+    """SINKS=python:... is called with the order and a context, and what it raises is tried again without a getOrder."""
+    (bare.folder / "shop.py").write_text(
+        "import json, pathlib\n"
+        "def on_order(order, context):\n"
+        f"    path = pathlib.Path({str(bare.folder / 'sink.jsonl')!r})\n"
+        "    line = [context.idempotency_key, context.attempt, order.status, len(order.tickets)]\n"
+        "    with path.open('a') as out: out.write(json.dumps(line) + chr(10))\n"
+        "    if context.attempt == 1: raise RuntimeError(order.sell_to_name)\n"
+    )
+    bare.start("web")
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0", SINKS="python:shop:on_order")
+    bare.subscribe()
+    order_id = bare.create("SINK-1", "31001")
+
+    handed = eventually(lambda: bare.log("worker", "order.handed"), 20, "the sink took it at the second try")
+
+    key = f"{bare.company_id}/{order_id}/1"
+    calls = [line for line in (bare.folder / "sink.jsonl").read_text().splitlines()]
+    assert calls == [f'["{key}", 1, "Issued", 1]', f'["{key}", 2, "Issued", 1]']
+    assert (handed[0]["order_id"], handed[0]["revision"]) == (order_id, 1)
+    assert bare.row(order_id)["gets"] == 1
+    assert "Canary Name" not in (bare.folder / "worker.log").read_text()
