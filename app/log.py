@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 EVENTS: Final[dict[str, frozenset[str]]] = {
     name: frozenset(fields.split())
     for name, fields in {
-        "service.started": "role version settings pid",
+        "service.started": "role pid",
         "service.stopped": "role",
         "service.waiting": "what",
         "request": "method path status reason duration_ms bytes events queued coalesced duplicates ignored put_aside",
@@ -29,7 +29,6 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "auth.rejected": "company items",
         "events.put_aside": "reason items",
         "intake.unavailable": "error",
-        "health.sick": "check problem",
         "order.fetched": (
             "order_id company status revision changed wallets tickets coupons manifest duration_ms http_status lane"
         ),
@@ -41,7 +40,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "order.handed": "order_id company sink revision duration_ms",
         "order.hand_failed": "order_id company sink revision error tries due_in_s trace",
         "order.hand_dead": "order_id company sink revision reason tries",
-        "job.failed": "order_id company error trace",
+        "job.failed": "order_id error trace",
         "job.refused": "function",
         "upstream.breaker_opened": "company reason http_status open_s",
         "pool.worker_started": "worker lane",
@@ -64,7 +63,7 @@ class Undeclared(Exception):
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
-    """Return a logger; nothing is written before `configure`."""
+    """Return a logger; until `configure` it writes in structlog's own format."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger
 
@@ -144,14 +143,16 @@ def _foreign(level: str, shared: list[Processor], json_lines: bool) -> dict[str,
 
 
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    """Keep a foreign traceback's places and drop its text, and the arguments that RQ attaches."""
+    """Keep a foreign traceback's places and drop its text, and the arguments that RQ attaches.
+
+    Of the message only the first line stays: RQ writes tracebacks below it, asyncio the repr of an exception.
+    """
     record = line.get("_record")
     if record is not None and record.exc_info and record.exc_info[0] is not None:
         line["trace"] = _frames(record.exc_info[0], record.exc_info[2])
         record.exc_info = record.exc_text = None
     line.pop("exc_info", None)
-    if "Traceback (most recent call last)" in line["event"]:
-        line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip()
+    line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip().partition("\n")[0]
     for field in _FOREIGN_DROPPED:
         line.pop(field, None)
     return line

@@ -4,14 +4,14 @@
 -- KEYS  1 record  2 due  3 dead  4 trail  5 holding of this worker  6 content
 -- ARGV  1 now ms  2 lease ms  3 worker  4 member  5 crashes allowed  6 keep ms  7.. sinks
 -- Returns {verdict, ...}:
---   nothing   nobody needs this job
+--   nothing   nobody needs this job, or not yet
 --   held      another worker fetches this very settlement
 --   dead      its fetch ended its workers too often: given up now
 --   hand      fetched, but a sink is behind
 --   fetch, begun, fence, tries, looks, parks, missing, status last known, request, lane
 local now, lease, worker, member = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'begun', 'done', 'fence', 'lease', 'crashes', 'dead', 'revision',
-  'tries', 'looks', 'parks', 'missing', 'status', 'said', 'request', 'lane', 'fetched', 'heard')
+  'tries', 'looks', 'parks', 'missing', 'status', 'said', 'request', 'lane', 'fetched', 'heard', 'job')
 local wanted = tonumber(r[1] or '0')
 if wanted == 0 then
   redis.call('ZREM', KEYS[2], member)
@@ -33,6 +33,11 @@ end
 local until_ms, crashes = tonumber(r[5] or '0'), tonumber(r[6] or '0')
 if until_ms > now and tonumber(r[2] or '0') >= wanted then
   return {'held'}
+end
+-- A job left over from before the last begin (ticked twice in a long backlog, or live and backfill): what failed or
+-- is unsettled waits for its time, else each such job would burn a try or a look.
+if not r[19] and tonumber(redis.call('ZSCORE', KEYS[2], member) or '0') > now then
+  return {'nothing'}
 end
 if until_ms > 0 and until_ms <= now then
   crashes = redis.call('HINCRBY', KEYS[1], 'crashes', 1)

@@ -5,13 +5,16 @@
 -- ARGV  1 now ms  2 member  3 fence  4 begun  5 keep ms  6 what  7 when to look again ms  8 reason code
 --       9 http status ('' = no answer)  10 duration ms  11.. sinks
 --       what: again (a try is burnt), park (none is: the order is not at fault), missing (404, not yet), dead, gone
--- Returns the verdict: refused (a later fetch stored or is under way), again, parked, dead, gone.
+-- Returns the verdict: refused (a later fetch began, or the order was given up), again, parked, dead, gone.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local what, reason = ARGV[6], ARGV[8]
-local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job')
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job', 'revision', 'dead')
 local wanted, done = tonumber(r[1] or '0'), tonumber(r[2] or '0')
 redis.call('DEL', KEYS[5])
-if wanted == 0 or tonumber(r[3] or '0') > fence then
+if wanted == 0 then
+  return 'refused'
+end
+if tonumber(r[3] or '0') > fence or (r[6] and what ~= 'gone') then
   note(KEYS[4], now .. ' refused ' .. fence)
   return 'refused'
 end
@@ -21,10 +24,18 @@ note(KEYS[4], now .. ' ' .. what .. ' ' .. fence .. ' ' .. reason .. ' ' .. (ARG
   ' ' .. ARGV[10])
 if what == 'gone' then
   done = math.max(done, begun)
-  redis.call('HSET', KEYS[1], 'done', done, 'status', 'Gone')
+  -- An answer like any other: what an older fetch has still to store must not undo it.
+  redis.call('HSET', KEYS[1], 'done', done, 'status', 'Gone', 'stored', fence)
   if done >= wanted then
-    redis.call('HDEL', KEYS[1], 'tries', 'looks', 'parks', 'missing')
-    rest(KEYS[2], member, ARGV[5], read_sinks(11), KEYS[1], KEYS[4], KEYS[6])
+    redis.call('HDEL', KEYS[1], 'tries', 'looks', 'parks', 'missing', 'dead', 'dead_at')
+    redis.call('ZREM', KEYS[3], member)
+    local sinks = read_sinks(11)
+    local _, at = sink_behind(KEYS[1], tonumber(r[5] or '0'), sinks)
+    if at then
+      redis.call('ZADD', KEYS[2], math.max(at, now), member)
+    else
+      rest(KEYS[2], member, ARGV[5], sinks, KEYS[1], KEYS[4], KEYS[6])
+    end
     return 'gone'
   end
 end

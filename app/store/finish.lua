@@ -8,11 +8,14 @@
 --       17 duration ms  18.. sinks
 -- Returns {verdict, revision, changed 0|1}; verdict: refused, home, hand (a sink is behind), again, dead.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'stored', 'digest', 'revision', 'job')
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'stored', 'digest', 'revision', 'job', 'dead')
 local wanted, done, revision = tonumber(r[1] or '0'), tonumber(r[2] or '0'), tonumber(r[6] or '0')
 local sinks = read_sinks(18)
 redis.call('DEL', KEYS[5])
-if wanted == 0 or tonumber(r[4] or '0') > fence then
+if wanted == 0 then
+  return {'refused', revision, 0}
+end
+if tonumber(r[4] or '0') > fence then
   note(KEYS[4], now .. ' refused ' .. fence)
   return {'refused', revision, 0}
 end
@@ -41,7 +44,9 @@ if latest then
   redis.call('HDEL', KEYS[1], 'lease', 'holder')
 end
 if done >= wanted then
-  redis.call('HDEL', KEYS[1], 'looks')
+  -- A worker that was taken for dead, or outlived its lease, may still bring home what was given up meanwhile.
+  redis.call('HDEL', KEYS[1], 'looks', 'dead', 'dead_at')
+  redis.call('ZREM', KEYS[3], member)
   local _, at = sink_behind(KEYS[1], revision, sinks)
   if at then
     redis.call('ZADD', KEYS[2], math.max(at, now + tonumber(ARGV[6])), member)
@@ -50,7 +55,7 @@ if done >= wanted then
   rest(KEYS[2], member, ARGV[5], sinks, KEYS[1], KEYS[4], KEYS[6])
   return {'home', revision, changed}
 end
-if not latest then
+if not latest or r[8] then
   return {'again', revision, changed}
 end
 if wanted > begun then

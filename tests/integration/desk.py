@@ -1,4 +1,4 @@
-"""A desk to run the commands from: settings for two companies, a Redis filled through the real scripts, the real CLI."""
+"""A desk to run the commands from: settings of two companies, and a Redis filled through the real scripts."""
 
 from __future__ import annotations
 

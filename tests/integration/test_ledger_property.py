@@ -88,6 +88,7 @@ def test_no_interleaving_loses_a_settlement(
         for order, row in audit.rows.items():
             assert not row.owes(()), row
             assert not row.owed_a_hand_on(sinks), row
+            assert not row.sink_dead or row.revision in driver.books[order].refused, row
             if row.wanted and not row.owes(sinks):
                 ends = {row.record, row.trail} | ({row.content} if row.revision else set())
                 assert ends == {WILL_END}, f"{order.member} would be kept for ever: {row}"

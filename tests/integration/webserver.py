@@ -109,6 +109,10 @@ class Kept:
         """Tell whether nothing at all is stored."""
         return not self._redis.dbsize()
 
+    def forget(self) -> None:
+        """Empty Redis; it still knows its scripts."""
+        self._redis.flushall()
+
     def everything(self) -> bytes:
         """Return names and values of all keys in one piece, to search for what must not be there."""
         self._redis.config_set("rdbcompression", "no")

@@ -19,7 +19,8 @@ class Lost(AssertionError):
 class Flight:
     """One fetch: begun, perhaps read (`version` is what upstream answered), perhaps ended.
 
-    `repeatable`: it failed, or its worker is known to be dead, so that its settlement may be fetched again.
+    `repeatable`: it failed, or its worker is known to be dead, so that its settlement may be fetched again, but not
+    before `not_before`. One that outlives its lease counts as crashed whatever it says then.
     """
 
     order: OrderKey
@@ -28,6 +29,11 @@ class Flight:
     lease_ends: int
     version: int | None = None
     repeatable: bool = False
+    not_before: int = 0
+
+    def wait(self, until: int, now: int) -> None:
+        """Note that the fetch ended without a settled answer, and when it is to be repeated."""
+        self.repeatable, self.not_before = True, until if now < self.lease_ends else 0
 
 
 @dataclass
@@ -68,6 +74,7 @@ class Book:
     gone: bool = False
     latest: Flight | None = None
     handed: int = 0
+    refused: set[int] = field(default_factory=set)
     last_event: str = ""
 
     def begin(self, flight: Flight, now: int) -> None:
@@ -77,7 +84,13 @@ class Book:
             assert flight.fetch.fence > last.fetch.fence, "a fence was given twice"
             if flight.fetch.begun == last.fetch.begun:
                 assert last.repeatable or last.lease_ends <= now, f"{flight} repeats {last} for no reason"
+                assert last.not_before <= now, f"{flight} repeats {last} too early"
         self.latest = flight
+
+    def hurry(self) -> None:
+        """Note that somebody asked for a look at this order now."""
+        if self.latest is not None:
+            self.latest.not_before = 0
 
     def take(self, flight: Flight, *, settled: bool) -> None:
         """Note that the ledger took the answer of this fetch."""

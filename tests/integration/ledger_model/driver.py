@@ -175,10 +175,11 @@ class Driver:
         if flight is None:
             return
         self.touched, worker.flight = frozenset([flight.order]), None
+        due = self.now + 5000
         became = self._ledger.fail(
-            flight.order, worker.name, flight.fetch, self.now, what=what, reason=what, due=self.now + 5000
+            flight.order, worker.name, flight.fetch, self.now, what=what, reason=what, due=due
         )
-        flight.repeatable = True
+        flight.wait(due, self.now)
         if what == "gone" and became != "refused":
             self.books[flight.order].take_gone(flight)
 
@@ -214,6 +215,7 @@ class Driver:
             ghost.flight.repeatable = True
         if ghost.job is not None:
             self._ledger.nudge([ghost.job], self.now)
+            self.books[ghost.job].hurry()
 
     def tick(self) -> None:
         self.everyone()
@@ -222,6 +224,7 @@ class Driver:
     def nudge(self, order: OrderKey) -> None:
         self.touched = frozenset([order])
         self._ledger.nudge([order], self.now)
+        self.books[order].hurry()
 
     def jump(self, seconds: int) -> None:
         """Nothing happens for a while."""
@@ -272,7 +275,8 @@ class Driver:
         if stored == "refused":
             return
         book.take(flight, settled=look_at is None)
-        flight.repeatable = look_at is not None
+        if look_at is not None:
+            flight.wait(look_at, self.now)
         if self._parts.sinks:
             worker.sinks_of = order
 
@@ -300,6 +304,7 @@ class Driver:
             due = self.now + 5000
             self._ledger.handed(order, worker.name, hand_off.hand_on, self.now, what="again", due=due)
         else:
+            book.refused.add(hand_off.hand_on.revision)
             self._ledger.handed(order, worker.name, hand_off.hand_on, self.now, what="dead", reason="refused")
 
 

@@ -1,0 +1,236 @@
+"""`check`: each thing that keeps orders from coming home is found, and told with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.dev.sandbox.process import Sandbox, start
+from tests.integration.desk import API_KEY, CLIENT_STATES, MUSEUM, PARTNER, VENUE, Desk, Ended, open_desk
+
+PATH = "/webhooks/ota-channel-manager"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with start(seed=3) as running:
+        yield running
+
+
+@pytest.fixture
+def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    """A desk whose two companies are known upstream and have their subscriptions."""
+    desk = open_desk(redis_client, redis_url, tmp_path, sandbox.url)
+    for slug, company_id in (("venue", VENUE), ("museum", MUSEUM)):
+        declare(sandbox, slug, company_id)
+        for one in subscriptions(sandbox, slug):
+            subscription_call(sandbox, slug, "DELETE", f"/{one['id']}")
+        subscribe(sandbox, slug)
+    return desk
+
+
+def declare(sandbox: Sandbox, slug: str, company_id: str, **changed: Any) -> None:
+    company = {"id": company_id, "name": slug.title(), "tenant": "tenant", "environment": "Sandbox"}
+    sandbox.admin("POST", "companies", company | {"api_keys": [API_KEY]} | changed)
+
+
+def subscription_call(sandbox: Sandbox, slug: str, method: str, path: str = "", body: object = None) -> httpx.Response:
+    url = f"{sandbox.base_url('tenant', 'Sandbox', slug.title())}/webhook{path}"
+    response = sandbox.client.request(method, url, json=body, headers={"x-np-api-key": API_KEY})
+    response.raise_for_status()
+    return response
+
+
+def subscriptions(sandbox: Sandbox, slug: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = subscription_call(sandbox, slug, "GET").json()["value"]
+    return found
+
+
+def subscribe(sandbox: Sandbox, slug: str, **changed: str) -> str:
+    wish = {
+        "notificationUrl": f"https://hooks.example.com{PATH}",
+        "eventName": "ota_cm_order_processed",
+        "clientState": CLIENT_STATES[slug],
+    }
+    return str(subscription_call(sandbox, slug, "POST", body=wish | changed).json()["id"])
+
+
+def replace_subscription(sandbox: Sandbox, slug: str, **changed: str) -> str:
+    for one in subscriptions(sandbox, slug):
+        subscription_call(sandbox, slug, "DELETE", f"/{one['id']}")
+    return subscribe(sandbox, slug, **changed)
+
+
+def problems(ended: Ended) -> list[tuple[str, str]]:
+    assert "canary" not in ended.out + ended.err
+    found = [one for one in ended.objects if one["level"] in {"todo", "wrong"}]
+    assert all(one["advice"] for one in found)
+    return [(one["about"], one["what"]) for one in found]
+
+
+def test_all_is_well(desk: Desk) -> None:
+    lines, table = desk.run("check", "--json"), desk.run("check")
+
+    assert (lines.code, problems(lines), table.code) == (0, [], 0)
+    good = {(one["about"], one["what"]) for one in lines.objects if one["level"] == "good"}
+    assert good >= {
+        ("settings", "settings"),
+        ("redis", "redis"),
+        ("redis", "durable"),
+        ("venue", "api"),
+        ("venue", "subscription"),
+        ("museum", "api"),
+        ("museum", "subscription"),
+    }
+    assert "canary" not in table.out
+
+
+def test_with_a_partner_id_the_list_is_asked(desk: Desk, sandbox: Sandbox) -> None:
+    companies = Path(desk.env["COMPANIES_FILE"])
+    companies.write_text(
+        companies.read_text().replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+    )
+
+    found = desk.run("check", "--json").objects
+
+    details = {one["about"]: one["detail"] for one in found if one["what"] == "api"}
+    assert details["venue"].startswith("the list of orders is permitted")
+    assert details["museum"].startswith("getOrder is permitted")
+    assert [one["about"] for one in found if one["what"] == "partner id"] == ["museum"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "detail", "advice"),
+    [
+        ({"api_keys": ["another-key"]}, "unauthorized (HTTP 401)", "NP_API_KEY"),
+        ({"forbidden_keys": [API_KEY]}, "forbidden (HTTP 403)", "NPR API Channel Mgr"),
+    ],
+)
+def test_a_key_that_is_wrong_or_lacks_the_permission_is_told(
+    desk: Desk, sandbox: Sandbox, changed: dict[str, Any], detail: str, advice: str
+) -> None:
+    declare(sandbox, "venue", VENUE, **changed)
+    try:
+        ended = desk.run("check", "--json")
+    finally:
+        declare(sandbox, "venue", VENUE)
+
+    assert (ended.code, problems(ended)) == (1, [("venue", "api")])
+    (found,) = [one for one in ended.objects if one["level"] == "todo"]
+    assert found["detail"] == detail
+    assert advice in found["advice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("np_tenant", "nobody", "NP_TENANT"),
+        ("np_environment", "Nowhere", "NP_ENVIRONMENT"),
+        ("np_company", "Nothing", "NP_COMPANY"),
+    ],
+)
+def test_each_part_of_a_wrong_address_is_told_apart(desk: Desk, name: str, value: str, advice: str) -> None:
+    companies = Path(desk.env["COMPANIES_FILE"])
+    venue, _, museum = companies.read_text().partition("[companies.museum]")
+    wrong = "\n".join(f'{name} = "{value}"' if line.startswith(f"{name} =") else line for line in venue.splitlines())
+    companies.write_text(f"{wrong}\n[companies.museum]{museum}")
+
+    ended = desk.run("check", "--json")
+
+    assert (ended.code, problems(ended)) == (1, [("venue", "api")])
+    assert any(advice in one["advice"] for one in ended.objects if one["level"] == "todo")
+
+
+def test_a_missing_subscription_is_told(desk: Desk, sandbox: Sandbox) -> None:
+    replace_subscription(sandbox, "venue", eventName="another_event")
+
+    ended = desk.run("check", "--json")
+
+    assert (ended.code, problems(ended)) == (1, [("venue", "subscription")])
+    assert PATH in ended.out
+
+
+def test_a_subscription_that_was_switched_off_is_told(desk: Desk, sandbox: Sandbox) -> None:
+    subscription_id = replace_subscription(sandbox, "museum")
+    sandbox.admin("PATCH", f"subscriptions/{subscription_id}", {"state": "Disabled"})
+
+    ended = desk.run("check", "--json")
+
+    assert (ended.code, problems(ended)) == (1, [("museum", "subscription")])
+    assert "Disabled" in ended.out
+
+
+def test_a_subscription_with_a_client_state_that_is_not_ours_is_told_without_showing_it(
+    desk: Desk, sandbox: Sandbox
+) -> None:
+    replace_subscription(sandbox, "venue", clientState="canary-of-somebody-else")
+
+    ended = desk.run("check", "--json")
+
+    assert (ended.code, problems(ended)) == (1, [("venue", "subscription")])
+    assert "401" in ended.out
+
+
+def test_a_subscription_to_another_path_is_told(desk: Desk, sandbox: Sandbox) -> None:
+    replace_subscription(sandbox, "venue", notificationUrl="https://hooks.example.com/elsewhere")
+
+    assert problems(desk.run("check", "--json")) == [("venue", "subscription")]
+
+
+def test_a_company_id_that_is_not_the_companys_is_told(desk: Desk, sandbox: Sandbox) -> None:
+    companies = Path(desk.env["COMPANIES_FILE"])
+    companies.write_text(companies.read_text().replace(VENUE, "44444444-4444-4444-8444-444444444444"))
+
+    ended = desk.run("check", "--json")
+
+    assert problems(ended) == [("venue", "subscription")]
+    assert VENUE in ended.out
+
+
+def test_an_upstream_that_is_not_there_is_told_once_a_company(desk: Desk) -> None:
+    ended = desk.run("check", "--json", NP_BASE_URL="http://127.0.0.1:1")
+
+    assert (ended.code, problems(ended)) == (1, [("venue", "api"), ("museum", "api")])
+
+
+def test_redis_away_is_a_finding_and_the_rest_is_checked(desk: Desk) -> None:
+    ended = desk.run("check", "--json", REDIS_URL="redis://127.0.0.1:1/0")
+
+    assert (ended.code, problems(ended)) == (1, [("redis", "redis")])
+    assert ("venue", "good") in {(one["about"], one["level"]) for one in ended.objects}
+
+
+def test_a_redis_that_forgets_is_told(desk: Desk, redis_client: Redis) -> None:
+    redis_client.config_set("appendonly", "no")
+    try:
+        ended = desk.run("check", "--json")
+    finally:
+        redis_client.config_set("appendonly", "yes")
+
+    assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
+
+
+def test_wrong_settings_are_findings_too_with_exit_code_2(desk: Desk) -> None:
+    lines = desk.run("check", "--json", REDIS_URL="http://nonsense", PORT="x")
+    table = desk.run("check", REDIS_URL="http://nonsense", PORT="x")
+
+    assert (lines.code, table.code) == (2, 2)
+    assert [one["detail"].split(":")[0] for one in lines.objects] == ["REDIS_URL", "PORT"]
+
+
+def test_an_open_way_to_another_machines_redis_is_noted() -> None:
+    from app.cli.check_redis import of_address
+
+    def noted(url: str) -> list[str]:
+        return [finding.what for finding in of_address(url)]
+
+    assert noted("redis://redis.internal:6379/0") == ["password", "tls"]
+    assert noted("redis://:secret@redis.internal:6379/0") == ["tls"]
+    assert noted("rediss://:secret@redis.internal:6379/0") == []
+    assert noted("redis://127.0.0.1:6379/0") == []
+    assert noted("unix:///run/redis.sock") == []

@@ -1,0 +1,119 @@
+"""`health`: what HEALTHCHECK asks, for a container that runs either process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import msgspec
+import pytest
+from redis import Redis
+
+from app import bootstrap
+from app.dev.processes import Process
+from tests.eventually import eventually
+from tests.integration.desk import Desk, open_desk
+from workers.pool import Census
+from workers.process import identity
+
+
+@pytest.fixture
+def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    return open_desk(redis_client, redis_url, tmp_path)
+
+
+@contextmanager
+def web(status: int) -> Iterator[int]:
+    """A web process that answers `status`; yields its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def beat(desk: Desk, seconds_ago: float, machine: str | None = None) -> None:
+    me = identity()
+    at = bootstrap.clock() - round(seconds_ago * 1000)
+    census = Census(machine or me.machine, me.pid, me.started, [], at)
+    desk.redis.hset("ota:pools", "pool", msgspec.json.encode(census))
+
+
+def test_a_web_process_that_answers_is_healthy(desk: Desk) -> None:
+    with web(200) as port:
+        for host in ("127.0.0.1", "0.0.0.0"):
+            ended = desk.run("health", "--json", PORT=str(port), HOST=host)
+            assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
+
+
+def test_a_web_process_that_answers_something_else_is_not(desk: Desk) -> None:
+    with web(503) as port:
+        assert desk.run("health", "--role", "web", PORT=str(port)).code == 1
+
+
+def test_a_proxy_of_the_environment_is_not_asked(desk: Desk) -> None:
+    with web(200) as port:
+        assert desk.run("health", "--role", "web", PORT=str(port), http_proxy="http://127.0.0.1:1").code == 0
+
+
+@pytest.mark.parametrize(("age", "code"), [(1, 0), (14, 0), (16, 1)])
+def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(desk: Desk, free_port: int, age: int, code: int) -> None:
+    # One second of each age is left for the command to start.
+    beat(desk, age - 1 if age < 15 else age)
+
+    assert desk.run("health", "--role", "worker").code == code
+    assert desk.run("health", PORT=str(free_port)).code == code
+
+
+def test_the_heartbeat_of_another_machine_says_nothing_of_this_one(desk: Desk) -> None:
+    beat(desk, 0, machine="another-boot-another-namespace")
+
+    assert desk.run("health", "--role", "worker").code == 1
+
+
+def test_with_redis_away_a_worker_is_not_healthy_and_a_web_process_is(desk: Desk) -> None:
+    with web(200) as port:
+        away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": str(port)}
+
+        assert desk.run("health", "--role", "worker", **away).code == 1
+        assert desk.run("health", **away).code == 0
+
+
+def test_a_web_process_that_hangs_is_given_up_within_its_limit(desk: Desk, hanging: Callable[[], int]) -> None:
+    ended = desk.run("health", "--role", "web", "--json", PORT=str(hanging()))
+
+    assert (ended.code, ended.objects[0]["healthy"]) == (1, False)
+    assert "TimeoutError" in ended.objects[0]["detail"]
+
+
+@pytest.fixture
+def hanging() -> Iterator[Callable[[], int]]:
+    """A server that takes connections and never answers."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        yield lambda: int(mute.getsockname()[1])
+
+
+def test_the_real_pool_is_found_by_its_heartbeat(desk: Desk, tmp_path: Path) -> None:
+    env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "SINKS": ""}
+    with Process.start([sys.executable, "-m", "app.cli", "worker"], env=env, log=tmp_path / "log"):
+        eventually(lambda: desk.redis.hlen("ota:pools") == 1, 30, what="a heartbeat")
+
+        assert desk.run("health", "--role", "worker").code == 0

@@ -1,0 +1,190 @@
+"""`orders`: is this traveller's ticket here, and if not, what is to be done?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app import bootstrap
+from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
+
+SECRETS = (
+    "Jane Doe",
+    "guest@example.com",
+    "TK-000123456",
+    "CP-0009981",
+    "141234529930210327",
+    "PAY-987654",
+    "7c3f1a8b",
+)
+
+
+@pytest.fixture
+def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    return open_desk(redis_client, redis_url, tmp_path)
+
+
+def test_an_order_is_shown_with_its_tickets_masked_unless_asked_for(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    show = ("orders", "show", order(1).order_id)
+
+    page, line = desk.run(*show), desk.run(*show, "--json")
+    whole_page, whole_line = desk.run(*show, "--reveal"), desk.run(*show, "--reveal", "--json")
+
+    assert [one.code for one in (page, line, whole_page, whole_line)] == [0, 0, 0, 0]
+    assert [secret for secret in SECRETS if secret in page.out + line.out] == []
+    assert [secret for secret in SECRETS if secret not in whole_line.out] == []
+    assert [secret for secret in SECRETS[2:5] if secret not in whole_page.out] == []
+    (shown,) = line.objects
+    assert (shown["state"], shown["company"], shown["wallets"], shown["tickets"], shown["coupons"]) == (
+        ("home", "venue", 2, 2, 1)
+    )
+    wallet = shown["order"]["items"][0]["wallets"][0]
+    assert (wallet["assets"][0]["referenceNumber"], wallet["unitPriceInclVat"]) == ("…456", 200)
+    assert [entry["what"] for entry in shown["trail"]] == ["event", "begin", "stored"]
+    assert "Nothing: the tickets are here." in page.out
+
+
+def test_an_order_is_found_by_the_references_of_both_sides(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+
+    for reference in ("cm-00000000", "PARTNER-ORDER-2026-00042"):
+        assert desk.run("orders", "show", reference, "--json").objects[0]["order_id"] == order(1).order_id
+
+
+def test_of_two_companies_with_the_same_order_id_one_must_be_named(desk: Desk) -> None:
+    desk.hear(order(1), order(1, MUSEUM))
+
+    unclear = desk.run("orders", "show", order(1).order_id)
+    named = desk.run("orders", "show", order(1).order_id, "--company", "museum", "--json")
+
+    assert unclear.code == 2
+    assert "--company" in unclear.err
+    assert named.objects[0]["company_id"] == MUSEUM
+
+
+def test_an_order_of_a_company_that_the_settings_name_no_more_is_still_found(desk: Desk) -> None:
+    gone = order(1, "33333333-3333-4333-8333-333333333333")
+    desk.hear(gone)
+
+    shown = desk.run("orders", "show", gone.order_id, "--json").objects[0]
+
+    assert (shown["company"], shown["state"]) == (gone.company_id, "owed")
+
+
+@pytest.mark.parametrize("text", ["9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8", "CM-NOWHERE"])
+def test_an_order_that_is_not_here_is_exit_code_1(desk: Desk, text: str) -> None:
+    ended = desk.run("orders", "show", text, "--json")
+
+    assert (ended.code, ended.out) == (1, "")
+    assert text in ended.err
+
+
+def test_each_state_says_what_to_do_next(desk: Desk) -> None:
+    draft, dead, parked, fetching, sink = (order(number) for number in range(5))
+    desk.hear(draft, dead, parked, fetching, sink)
+    desk.bring_home(draft, "order-draft")
+    desk.give_up(dead, reason="order_missing")
+    now = bootstrap.clock()
+    fetch = desk.begin(parked)
+    desk.ledger().fail(parked, WORKER, fetch, now, what="park", reason="unauthorized", http_status=401, due=now + 9000)
+    desk.begin(fetching)
+    desk.bring_home(sink)
+    desk.give_up_sink(sink)
+
+    listed = desk.run("orders", "list", "--json").objects
+    said = {
+        one: desk.run("orders", "show", one.order_id, "--json").objects[0]["next"]
+        for one in (draft, dead, parked, fetching, sink)
+    }
+
+    assert {one["order_id"]: one["state"] for one in listed} == {
+        draft.order_id: "home",
+        dead.order_id: "dead",
+        parked.order_id: "parked",
+        fetching.order_id: "fetching",
+        sink.order_id: "home",
+    }
+    assert f"orders refetch {draft.order_id}" in said[draft]
+    assert f"dead requeue {dead.order_id}" in said[dead]
+    assert "unauthorized" in said[parked]
+    assert said[fetching].startswith("Nothing")
+    assert f"dead requeue {sink.order_id}" in said[sink]
+
+
+def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
+    now = bootstrap.clock()
+    desk.hear(order(1), at=now - 7_200_000)
+    desk.hear(order(2), status="Draft", at=now - 60_000)
+    desk.hear(order(3, MUSEUM), at=now - 30_000)
+    desk.hear(order(4), at=now - 90_000)
+    desk.bring_home(order(4))
+
+    def listed(*filters: str) -> list[int]:
+        return [int(one["order_id"][-2:]) for one in desk.run("orders", "list", "--json", *filters).objects]
+
+    assert listed() == [4, 3, 2, 1]
+    assert listed("--limit", "2") == [4, 3]
+    assert listed("--state", "home") == [4]
+    assert listed("--status", "DRAFT") == [2]
+    assert listed("--company", "venue", "--since", "1h") == [4, 2]
+    assert listed("--until", "1h") == [1]
+
+
+def test_the_table_holds_whole_ids_in_a_pipe(desk: Desk) -> None:
+    desk.hear(order(1))
+
+    ended = desk.run("orders", "list")
+
+    assert ended.code == 0
+    assert order(1).order_id in ended.out
+    assert "no reference" not in ended.out
+
+
+def test_a_refetch_is_queued_among_the_live_ones_without_a_question(desk: Desk) -> None:
+    desk.hear(order(1), order(2))
+    desk.bring_home(order(1))
+    desk.forget_jobs()
+
+    ended = desk.run("orders", "refetch", order(1).order_id, order(2).order_id, "--json")
+
+    assert (ended.code, ended.objects) == (0, [{"orders": 2, "queued": 1, "waiting": 1}])
+    assert desk.waiting("live") == [order(1).order_id]
+
+
+def test_a_refetch_of_an_unknown_order_changes_nothing_for_the_others(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    desk.forget_jobs()
+
+    ended = desk.run("orders", "refetch", order(1).order_id, order(2).order_id)
+
+    assert (ended.code, desk.waiting("live")) == (1, [])
+
+
+def test_control_codes_and_markup_of_a_sender_do_nothing_to_the_terminal(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1), "order-error", statusMessage="[bold]no\x1b[2J item[/bold]")
+
+    ended = desk.run("orders", "show", order(1).order_id)
+
+    assert "[bold]no�[2J item[/bold]" in ended.out
+    assert "\x1b" not in ended.out
+
+
+def test_a_sink_that_is_behind_is_shown(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    hand_on = desk.ledger().hand(order(1), WORKER, bootstrap.clock())
+    assert hand_on is not None
+    now = bootstrap.clock()
+    desk.ledger().handed(order(1), WORKER, hand_on, now, what="again", reason="OSError", due=now + 60_000)
+
+    page = desk.run("orders", "show", order(1).order_id, "--company", VENUE)
+
+    assert f"sink {SINK}" in page.out
+    assert "has revision 0 of 1, 1 tries, next" in page.out

@@ -1,0 +1,142 @@
+"""One service for several venues: each one's sender proves itself with its own secret, for its own orders only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from app.dev.valkey import Valkey
+from app.store.keys import OrderKey
+from tests.integration.webserver import Kept, Web, item, serving
+
+MUSEUM = "aaaaaaaa-0000-4000-8000-000000000000"
+ZOO = "bbbbbbbb-0000-4000-8000-000000000000"
+MUSEUM_SECRET = "canary-museum"
+ZOO_SECRET = "canary-zoo"
+ZOO_FORMER_SECRET = "canary-zoo-former"
+
+TABLES = """
+[companies.museum]
+np_company_id = "{museum}"
+np_company = "Museum"
+np_tenant = "tenant"
+np_environment = "Production"
+np_api_key = "canary-museum-key"
+client_state = "{museum_secret}"
+
+[companies.zoo]
+np_company_id = "{zoo}"
+np_company = "Zoo"
+np_tenant = "tenant"
+np_environment = "Production"
+np_api_key_file = "zoo-key"
+client_state_file = "zoo-state"
+client_state_previous = "{zoo_former}"
+"""
+
+
+@pytest.fixture(scope="module")
+def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    folder = tmp_path_factory.mktemp("companies")
+    (folder / "zoo-key").write_text("canary-zoo-key\n")
+    (folder / "zoo-state").write_text(f"{ZOO_SECRET}\n")
+    (folder / "companies.toml").write_text(
+        TABLES.format(museum=MUSEUM, museum_secret=MUSEUM_SECRET, zoo=ZOO, zoo_former=ZOO_FORMER_SECRET)
+    )
+    with serving(folder, {"REDIS_URL": valkey.url, "COMPANIES_FILE": "companies.toml"}) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def kept(redis_client: Redis) -> Kept:
+    """What each test leaves in a Redis that was empty when it began."""
+    return Kept(redis_client)
+
+
+def of_museum(order_id: str | None = None, **changes: Any) -> dict[str, Any]:
+    return item(order_id, **{"companyId": MUSEUM, "clientState": MUSEUM_SECRET, **changes})
+
+
+def of_zoo(order_id: str | None = None, **changes: Any) -> dict[str, Any]:
+    return item(order_id, **{"companyId": ZOO, "clientState": ZOO_SECRET, **changes})
+
+
+def test_one_post_may_hold_events_of_several_companies_and_names(web: Web, kept: Kept) -> None:
+    order = str(uuid4())
+    receipt = web.deliver(
+        of_museum(order),
+        of_zoo(order),
+        of_zoo(eventName="pos_sale_completed"),
+        of_zoo(order, clientState=ZOO_FORMER_SECRET),
+        of_museum(),
+    )
+
+    assert receipt | {"request_id": ""} == {
+        "request_id": "",
+        "events": 5,
+        "queued": 3,
+        "coalesced": 0,
+        "duplicates": 1,
+        "ignored": 1,
+        "put_aside": {},
+    }
+    assert kept.due().keys() >= {OrderKey(MUSEUM, order), OrderKey(ZOO, order)}
+    assert [event["company"] for event in kept.events()] == [MUSEUM, ZOO, MUSEUM]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [of_museum(clientState=ZOO_SECRET), of_zoo(clientState=MUSEUM_SECRET), of_museum(clientState=ZOO_FORMER_SECRET)],
+    ids=["zoo-for-museum", "museum-for-zoo", "former-zoo-for-museum"],
+)
+def test_a_company_s_id_with_the_other_s_secret_is_refused(web: Web, kept: Kept, forged: dict[str, Any]) -> None:
+    answer = web.post({"values": [forged]})
+
+    assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
+    assert kept.is_empty()
+
+
+def test_a_forged_item_between_good_ones_is_put_aside(web: Web, kept: Kept) -> None:
+    receipt = web.deliver(of_museum(), of_museum(clientState=ZOO_SECRET), of_zoo())
+
+    assert (receipt["queued"], receipt["put_aside"]) == (2, {"unauthenticated": 1})
+    assert {event["company"] for event in kept.events()} == {MUSEUM, ZOO}
+
+
+def test_a_company_cannot_touch_the_other_s_order_with_its_own_good_secret(web: Web, kept: Kept) -> None:
+    """Neither delay it, nor share its fetch, nor pass for its duplicate."""
+    theirs = of_zoo()
+    order_id = theirs["payload"]["orderId"]
+    web.deliver(theirs)
+    record, due, jobs = kept.record(OrderKey(ZOO, order_id)), kept.due(), kept.jobs()
+
+    receipt = web.deliver(of_museum(order_id), of_museum(order_id, status="Cancelled"))
+
+    assert (receipt["queued"], receipt["coalesced"], receipt["duplicates"]) == (1, 1, 0)
+    assert kept.record(OrderKey(ZOO, order_id)) == record
+    assert due.items() <= kept.due().items()
+    assert len(kept.jobs()) == len(jobs) + 1
+    assert web.deliver(theirs)["duplicates"] == 1
+
+
+def test_the_name_of_the_secret_that_matched_is_kept_per_company(web: Web, kept: Kept) -> None:
+    web.deliver(of_museum(), of_zoo(clientState=ZOO_FORMER_SECRET), of_zoo())
+
+    counters = kept.counters()
+    assert counters[f"secrets|{MUSEUM}|current"] == 1
+    assert counters[f"secrets|{ZOO}|previous"] == 1
+    assert counters[f"secrets|{ZOO}|current"] == 1
+    assert [event["secret"] for event in kept.events()] == ["current", "previous", "current"]
+
+
+def test_no_secret_of_any_company_is_in_redis_or_the_log(web: Web, kept: Kept) -> None:
+    forged = of_museum(clientState=ZOO_SECRET)
+    web.line_of(web.post({"values": [of_museum(), of_zoo(clientState=ZOO_FORMER_SECRET), forged]}))
+
+    assert b"canary" not in kept.everything()
+    assert "canary" not in json.dumps(web.lines())

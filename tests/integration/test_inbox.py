@@ -1,0 +1,297 @@
+"""accept.lua through the inbox: all or nothing in one step, groups of one moment, and company apart from company."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+
+from app.dev.valkey import Valkey
+from app.errors import NotRecorded
+from app.events import OrderProcessed
+from app.store import clockwork, connection
+from app.store.inbox import GROUP, Inbox, Recorded
+from app.store.keys import OrderKey
+from app.store.ledger import Content, Ledger
+from tests.integration.webserver import Kept
+
+A = "aaaaaaaa-0000-4000-8000-000000000000"
+B = "bbbbbbbb-0000-4000-8000-000000000000"
+ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
+NOW = 1_800_000_000_000
+
+
+@pytest.fixture
+def kept(redis_client: Redis) -> Kept:
+    return Kept(redis_client)
+
+
+@asynccontextmanager
+async def inbox(url: str, *, now: int = NOW, dedup_days: int = 7, event_days: int = 90) -> AsyncIterator[Inbox]:
+    redis = connection.for_web(url)
+    try:
+        yield Inbox(redis, dedup_days=dedup_days, event_days=event_days, clock=lambda: now)
+    finally:
+        await redis.aclose()
+
+
+def accept(url: str, *events: OrderProcessed, now: int = NOW, dedup_days: int = 7) -> Recorded:
+    """Record the events as one POST."""
+
+    async def work() -> Recorded:
+        async with inbox(url, now=now, dedup_days=dedup_days) as box:
+            return await box.accept(events, "request")
+
+    return asyncio.run(work())
+
+
+def event(company: str = A, order: str = "", *, at: int = 0, **changes: str) -> OrderProcessed:
+    """Return an event of a new order unless one is named; `at` tells its events apart."""
+    whole = {
+        "status": "Issued",
+        "reference": "CM-1",
+        "timestamp": f"2026-05-15T09:30:05.{at:07}Z",
+        "secret": "current",
+    }
+    return OrderProcessed(company_id=company, order_id=order or str(uuid4()), **(whole | changes))
+
+
+def content(status: str) -> Content:
+    return Content(
+        raw=b"{}",
+        digest=status,
+        status=status,
+        wallets=1,
+        tickets=1,
+        coupons=0,
+        manifest=True,
+        http_status=200,
+        duration_ms=1,
+    )
+
+
+def ledger(redis: Redis) -> Ledger:
+    return Ledger(redis, order_days=400, fetch_lease=60_000)
+
+
+class TestRecording:
+    def test_a_new_event_is_an_event_a_record_a_due_time_and_a_job(self, redis_url: str, kept: Kept) -> None:
+        one = event()
+
+        assert accept(redis_url, one) == Recorded(queued=1, coalesced=0, duplicates=0)
+        order = OrderKey(A, one.order_id)
+        (stored,) = kept.events()
+        assert {"company": A, "order": one.order_id, "status": "Issued", "secret": "current"}.items() <= stored.items()
+        record = kept.record(order)
+        assert (record["wanted"], record["job"], record["lane"], record["first"]) == ("1", "live", "live", str(NOW))
+        assert kept.due() == {order: NOW + clockwork.GRACE}
+        assert kept.jobs() == [f"f-{A}-{one.order_id}-1"]
+        assert kept.job(kept.jobs()[0])["origin"] == "live"
+
+    def test_a_duplicate_changes_nothing_but_its_count(self, redis_url: str, kept: Kept) -> None:
+        one = event(order=ORDER)
+        accept(redis_url, one)
+        before = kept.record(OrderKey(A, ORDER))
+
+        assert accept(redis_url, one, one, now=NOW + 1) == Recorded(queued=0, coalesced=0, duplicates=2)
+        assert kept.record(OrderKey(A, ORDER)) == before | {"duplicates": "2"}
+        assert (len(kept.events()), len(kept.jobs())) == (1, 1)
+        assert kept.due() == {OrderKey(A, ORDER): NOW + clockwork.GRACE}
+
+    def test_a_duplicate_is_known_for_dedup_days(self, redis_url: str, redis_client: Redis, kept: Kept) -> None:
+        accept(redis_url, event(order=ORDER), dedup_days=3)
+
+        (seen,) = redis_client.keys("ota:seen:*")
+        assert 0 <= 3 * clockwork.DAY - int(redis_client.pttl(seen)) < 60_000
+
+    def test_events_of_a_waiting_order_share_its_job_and_each_raises_wanted(self, redis_url: str, kept: Kept) -> None:
+        first = accept(redis_url, event(order=ORDER, at=1))
+        second = accept(redis_url, event(order=ORDER, at=2), event(order=ORDER, at=3), now=NOW + 5)
+
+        assert (first, second) == (Recorded(1, 0, 0), Recorded(0, 2, 0))
+        assert kept.record(OrderKey(A, ORDER))["wanted"] == "3"
+        assert (len(kept.events()), len(kept.jobs())) == (3, 1)
+        assert kept.due() == {OrderKey(A, ORDER): NOW + clockwork.GRACE}
+
+    def test_without_timestamp_no_event_is_a_duplicate(self, redis_url: str, kept: Kept) -> None:
+        one = event(order=ORDER, timestamp="")
+
+        assert accept(redis_url, one, one) == Recorded(queued=1, coalesced=1, duplicates=0)
+        assert len(kept.events()) == 2
+
+    def test_an_event_after_the_fetch_began_gets_a_job_of_its_own(
+        self, redis_url: str, redis_client: Redis, kept: Kept
+    ) -> None:
+        """Invariant 4: an order is never done for ever."""
+        accept(redis_url, event(order=ORDER, at=1))
+        books, order = ledger(redis_client), OrderKey(A, ORDER)
+        _, fetch = books.begin(order, "worker", NOW)
+        assert fetch is not None
+
+        assert accept(redis_url, event(order=ORDER, at=2)) == Recorded(queued=1, coalesced=0, duplicates=0)
+        books.finish(order, "worker", fetch, content("Issued"), NOW)
+
+        what, again = books.begin(order, "worker", NOW)
+        assert (what, again and again.begun) == ("fetch", 2)
+        assert len(set(kept.jobs())) == 2
+
+    def test_outcomes_are_counted_by_company_and_secret(self, redis_url: str, kept: Kept) -> None:
+        accept(redis_url, event(A, ORDER), event(A, ORDER), event(A, ORDER, at=1), event(B, secret="previous"))
+
+        assert kept.counters() == {
+            f"events|{A}|queued": 1,
+            f"events|{A}|duplicate": 1,
+            f"events|{A}|coalesced": 1,
+            f"events|{B}|queued": 1,
+            f"secrets|{A}|current": 3,
+            f"secrets|{B}|previous": 1,
+        }
+
+    def test_nothing_of_an_owed_order_expires(self, redis_url: str, redis_client: Redis) -> None:
+        one = event()
+        accept(redis_url, one)
+
+        owed = redis_client.keys(f"*{one.order_id}*")
+        assert len(owed) >= 3
+        assert {redis_client.ttl(key) for key in owed} == {-1}
+
+
+class TestCompaniesApart:
+    """Company A, with its own good secret and B's orderId, touches nothing of B's."""
+
+    def test_the_same_order_id_of_two_companies_is_two_orders(self, redis_url: str, kept: Kept) -> None:
+        assert accept(redis_url, event(A, ORDER), event(B, ORDER)) == Recorded(queued=2, coalesced=0, duplicates=0)
+
+        assert kept.due().keys() == {OrderKey(A, ORDER), OrderKey(B, ORDER)}
+        assert len(set(kept.jobs())) == 2
+
+    def test_it_cannot_delay_or_coalesce_the_others_order(self, redis_url: str, kept: Kept) -> None:
+        accept(redis_url, event(B, ORDER))
+        record, due = kept.record(OrderKey(B, ORDER)), kept.due()[OrderKey(B, ORDER)]
+
+        for at in range(3):
+            accept(redis_url, event(A, ORDER, at=at, status="Cancelled"), now=NOW + 60_000)
+
+        assert kept.record(OrderKey(B, ORDER)) == record
+        assert kept.due()[OrderKey(B, ORDER)] == due
+        assert accept(redis_url, event(B, ORDER)).duplicates == 1
+
+    def test_it_cannot_fetch_or_finish_the_others_order(self, redis_url: str, redis_client: Redis, kept: Kept) -> None:
+        accept(redis_url, event(A, ORDER), event(B, ORDER))
+        books, ours, theirs = ledger(redis_client), OrderKey(A, ORDER), OrderKey(B, ORDER)
+
+        _, fetch = books.begin(ours, "worker", NOW)
+        assert fetch is not None
+        books.finish(ours, "worker", fetch, content("Cancelled"), NOW)
+
+        assert kept.record(ours)["done"] == "1"
+        assert "done" not in kept.record(theirs)
+        assert kept.due().keys() == {theirs}
+        what, fetch = books.begin(theirs, "worker", NOW)
+        assert what == "fetch"
+
+
+class TestGroups:
+    def test_what_comes_in_one_moment_is_one_script_call(self, redis_url: str, kept: Kept) -> None:
+        receipts = grouped(redis_url, kept, [[event()] for _ in range(50)], expected_calls=1)
+
+        assert receipts == [Recorded(1, 0, 0)] * 50
+        assert len(kept.events()) == 50
+
+    def test_a_group_ends_before_it_is_too_large(self, redis_url: str, kept: Kept) -> None:
+        """Redis serves others in between."""
+        sizes = [100] * 6
+        receipts = grouped(redis_url, kept, [[event() for _ in range(size)] for size in sizes], expected_calls=3)
+
+        assert [receipt.queued for receipt in receipts] == sizes
+
+    def test_a_post_is_never_split(self, redis_url: str, kept: Kept) -> None:
+        """It would be half recorded when Redis dies between the parts, and answered with 503."""
+        sizes = [1, GROUP * 4, 1]
+        receipts = grouped(redis_url, kept, [[event() for _ in range(size)] for size in sizes], expected_calls=3)
+
+        assert [receipt.queued for receipt in receipts] == sizes
+
+    def test_each_post_of_a_group_gets_its_own_answer(self, redis_url: str, kept: Kept) -> None:
+        one, other = event(order=ORDER), event()
+        posts = [[one, other], [one], [event(order=ORDER, at=1)], [other, event(), other]]
+
+        receipts = grouped(redis_url, kept, posts, expected_calls=1)
+
+        assert receipts == [Recorded(2, 0, 0), Recorded(0, 0, 1), Recorded(0, 1, 0), Recorded(1, 0, 2)]
+
+    def test_a_sender_that_gave_up_takes_no_answer_from_the_others(self, redis_url: str, kept: Kept) -> None:
+        async def work() -> list[Recorded]:
+            async with inbox(redis_url) as box:
+                gone, stays = (asyncio.create_task(box.accept([event()], "request")) for _ in range(2))
+                await asyncio.sleep(0)
+                gone.cancel()
+                return [await stays]
+
+        assert asyncio.run(work()) == [Recorded(1, 0, 0)]
+
+    def test_the_inbox_works_on_after_a_moment_of_rest(self, redis_url: str, kept: Kept) -> None:
+        async def work() -> list[Recorded]:
+            async with inbox(redis_url) as box:
+                return [await box.accept([event()], "request") for _ in range(3)]
+
+        assert asyncio.run(work()) == [Recorded(1, 0, 0)] * 3
+
+
+class TestRedisAway:
+    @pytest.mark.parametrize("how", ["killed", "frozen", "full", "read-only"])
+    def test_every_waiting_post_is_told(self, own_valkey: Valkey, how: str) -> None:
+        with Redis.from_url(own_valkey.url) as client:
+            if how == "full":
+                client.config_set("maxmemory", 1)
+            if how == "read-only":
+                client.replicaof("127.0.0.1", 1)
+        if how == "killed":
+            own_valkey.kill()
+        if how == "frozen":
+            own_valkey.pause()
+
+        async def work() -> list[object]:
+            async with inbox(own_valkey.url) as box:
+                posts = [box.accept([event() for _ in range(200)], "request") for _ in range(2)]
+                return await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 5)
+
+        errors = asyncio.run(work())
+
+        assert [type(error) for error in errors] == [NotRecorded] * 2
+        assert {error.reason for error in errors if isinstance(error, NotRecorded)} == {"redis_unavailable"}
+        assert all(own_valkey.url not in str(error) for error in errors)
+
+    def test_an_inbox_that_saw_redis_go_sees_it_come_back(self, own_valkey: Valkey) -> None:
+        async def work() -> Recorded:
+            async with inbox(own_valkey.url) as box:
+                await box.accept([event()], "request")
+                await asyncio.to_thread(own_valkey.kill)
+                with pytest.raises(NotRecorded):
+                    await box.accept([event()], "request")
+                # The main thread starts programs, so that they live as long as the test.
+                own_valkey.restart()
+                return await box.accept([event()], "request")
+
+        assert asyncio.run(work()) == Recorded(1, 0, 0)
+
+
+def grouped(url: str, kept: Kept, posts: list[list[OrderProcessed]], *, expected_calls: int) -> list[Recorded]:
+    """Record the POSTs in one moment, once the server knows the script."""
+    receipts: list[Recorded] = []
+
+    async def together(accept: Callable[[list[OrderProcessed], str], Awaitable[Recorded]]) -> None:
+        receipts.extend(await asyncio.gather(*(accept(post, "request") for post in posts)))
+
+    async def work() -> None:
+        async with inbox(url) as box:
+            await together(box.accept)
+
+    accept(url, event(B, timestamp="warm"))
+    kept.forget()
+    assert kept.script_calls(lambda: asyncio.run(work())) == expected_calls
+    return receipts

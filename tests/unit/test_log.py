@@ -1,0 +1,247 @@
+"""Every log line is JSON of a declared event, and no foreign text or value gets into one."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from app import log
+
+ROOT = Path(__file__).parents[2]
+LEVELS = {"debug", "info", "warning", "error", "critical"}
+
+
+class Call(NamedTuple):
+    """One `_log.<level>(...)` in the source."""
+
+    where: str
+    level: str
+    event: str
+    fields: frozenset[str]
+    may_have: frozenset[str]
+
+
+def modules() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in ("app", "workers"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT), ast.parse(path.read_text())
+
+
+def calls() -> Iterator[Call]:
+    for path, tree in modules():
+        texts = frozenset(
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        )
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"), attr=level), args=args, keywords=keywords):
+                    where = f"{path}:{node.lineno}"
+                    match args:
+                        case [ast.Constant(value=str(event))]:
+                            pass
+                        case _:
+                            raise AssertionError(f"{where}: the event must be one literal name")
+                    fields = frozenset(keyword.arg for keyword in keywords if keyword.arg is not None)
+                    expands = any(keyword.arg is None for keyword in keywords)
+                    yield Call(where, level, event, fields, fields | (texts if expands else frozenset()))
+
+
+def test_only_declared_events_are_logged_and_only_with_their_fields() -> None:
+    undeclared = [
+        f"{call.where} {call.event} {sorted(call.fields - log.EVENTS.get(call.event, frozenset()) - log.COMMON)}"
+        for call in calls()
+        if call.event not in log.EVENTS or call.fields - log.EVENTS[call.event] - log.COMMON
+    ]
+
+    assert undeclared == []
+
+
+def test_every_declared_event_and_field_is_logged_somewhere() -> None:
+    """A field that comes by `**fields` counts when the module that logs it names it."""
+    logged: dict[str, set[str]] = {}
+    for call in calls():
+        logged.setdefault(call.event, set()).update(call.may_have)
+    unused = {
+        name: sorted(fields - logged.get(name, set()))
+        for name, fields in log.EVENTS.items()
+        if name not in logged or fields - logged[name]
+    }
+
+    assert unused == {}
+
+
+def test_every_logger_is_called_log_and_none_logs_an_exception_whole() -> None:
+    """Else the two tests above would not see it, or a foreign text would travel."""
+    found = [
+        f"{path}:{node.lineno}"
+        for path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.value) in {"log.get()", "structlog.get_logger()"}
+        and ast.unparse(node.targets[0]) not in {"_log"}
+    ]
+
+    assert found == []
+    assert {call.level for call in calls()} <= LEVELS
+    assert not [call.where for call in calls() if call.fields & {"exc_info", "stack_info", "exception"}]
+
+
+def output(code: str) -> str:
+    """Return what a program writes that logs as the service does; nothing of it may go to stderr."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import logging\nfrom app import log\n_log = log.get()\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+def run(code: str) -> list[dict[str, Any]]:
+    """Return the log lines of such a program."""
+    return [json.loads(line) for line in output(code).splitlines()]
+
+
+def test_a_line_is_json_with_level_time_and_fields() -> None:
+    (line,) = run(
+        "log.configure(form='json')\n"
+        "from pathlib import Path\n"
+        "_log.info('order.dead', order_id='1', reason='two\\nlines ☃ \\x00', tries=2, http_status=None, "
+        "company=Path('x'))"
+    )
+
+    time = line.pop("timestamp")
+    assert time.endswith("Z")
+    assert line == {
+        "event": "order.dead",
+        "level": "info",
+        "order_id": "1",
+        "reason": "two\nlines ☃ \x00",
+        "tries": 2,
+        "http_status": None,
+        "company": "x",
+    }
+
+
+def test_lines_are_json_where_nobody_looks_on() -> None:
+    (line,) = run("log.configure()\n_log.info('service.stopped', role='web')")
+
+    assert line["event"] == "service.stopped"
+
+
+def test_the_level_holds_for_our_lines_and_foreign_ones() -> None:
+    lines = run(
+        "log.configure(form='json', level='WARNING')\n"
+        "_log.info('service.stopped', role='web')\n"
+        "logging.getLogger('uvicorn.error').info('hidden')\n"
+        "logging.getLogger('uvicorn.error').warning('shown')\n"
+    )
+
+    assert [line["event"] for line in lines] == ["shown"]
+
+
+def test_undeclared_fields_are_dropped_in_service_and_refused_in_tests() -> None:
+    assert "canary" not in json.dumps(
+        run("log.configure(form='json')\n_log.info('order.gone', secret='canary')\n_log.info('new', secret='canary')")
+    )
+    for line in ("_log.info('order.gone', secret='canary')", "_log.info('new')"):
+        run(
+            "log.configure(form='json', strict=True)\n"
+            f"try:\n    {line}\nexcept log.Undeclared as error:\n    assert 'canary' not in str(error)\n"
+            "else:\n    raise SystemExit(1)"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "shown"),
+    [
+        ("uvicorn.error", "info", True),
+        ("uvicorn.access", "info", False),
+        ("rq.worker", "info", False),
+        ("rq.worker", "warning", True),
+        ("httpx", "info", False),
+        ("httpx", "error", True),
+        ("anything.else", "warning", True),
+    ],
+)
+def test_foreign_lines_come_through_the_same_pipe(name: str, level: str, shown: bool) -> None:
+    """Those that print URLs, queries or arguments at INFO are cut off below WARNING."""
+    lines = run(
+        "log.configure(form='json')\n"
+        "from structlog.contextvars import bind_contextvars\n"
+        "bind_contextvars(request_id='abc')\n"
+        f"logging.getLogger({name!r}).{level}('%s lines', 2, extra={{'arguments': 'canary', 'kwargs': 'canary'}})\n"
+    )
+
+    assert [(line["event"], line["logger"], line["level"], line["request_id"]) for line in lines] == [
+        ("2 lines", name, level, "abc")
+    ] * shown
+    assert "canary" not in json.dumps(lines)
+
+
+def test_a_foreign_traceback_shows_places_but_no_text_and_no_locals() -> None:
+    (line,) = run(
+        "log.configure(form='json')\n"
+        "def inner(secret):\n    raise ValueError(f'canary text {secret}')\n"
+        "try:\n    inner('canary local')\n"
+        "except ValueError:\n    logging.getLogger('uvicorn.error').exception('Exception in ASGI application')"
+    )
+
+    assert line["event"] == "Exception in ASGI application"
+    assert line["trace"].startswith("ValueError at ")
+    assert " inner < " in line["trace"]
+    assert "canary" not in json.dumps(line)
+
+
+def test_a_traceback_inside_a_message_is_cut_off() -> None:
+    """As RQ writes it, and asyncio of a task that nobody awaited."""
+    lines = run(
+        "log.configure(form='json')\n"
+        "import asyncio, gc, traceback\n"
+        "try:\n    raise ValueError('canary')\n"
+        "except ValueError:\n    logging.getLogger('rq.job').error('Job 1 failed\\n' + traceback.format_exc())\n"
+        "async def fails():\n    raise ValueError('canary')\n"
+        "async def forgets():\n    task = asyncio.create_task(fails())\n    await asyncio.sleep(0)\n"
+        "asyncio.run(forgets())\n"
+        "gc.collect()\n"
+    )
+
+    assert [line["event"] for line in lines] == ["Job 1 failed", "Task exception was never retrieved"]
+    assert "canary" not in json.dumps(lines)
+
+
+def test_our_own_trace_names_the_places_newest_first_without_the_text() -> None:
+    def inner(secret: str) -> None:
+        raise ValueError(secret)
+
+    with pytest.raises(ValueError, match="canary") as raised:
+        inner("canary")
+
+    trace = log.trace_of(raised.value)
+    assert trace.startswith("ValueError at test_log.py:")
+    assert trace.index(" inner") < trace.index(" test_our_own")
+    assert "canary" not in trace
+    assert log.trace_of(ValueError("canary")) == "ValueError at "
+
+
+def test_a_terminal_gets_readable_lines_without_locals() -> None:
+    """The console form has the same contents."""
+    text = output(
+        "log.configure(form='console')\n"
+        "_log.info('order.gone', order_id='123', secret='canary')\n"
+        "try:\n    local = 'canary'\n    raise ValueError(local)\n"
+        "except ValueError:\n    logging.getLogger('uvicorn.error').exception('it failed')"
+    )
+
+    assert ["order.gone" in line or "it failed" in line for line in text.splitlines()] == [True, True]
+    assert "123" in text
+    assert "canary" not in text

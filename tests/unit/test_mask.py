@@ -1,0 +1,64 @@
+"""What would open a door or name a guest is not shown to who did not ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from app.cli.mask import masked
+from app.upstream.order import Order, parse_order
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+def order(name: str) -> Order:
+    return parse_order((FIXTURES / f"{name}.json").read_bytes())
+
+
+@pytest.mark.parametrize("name", ["order-issued", "order-draft", "order-error", "order-submitted"])
+def test_no_number_name_or_link_is_left_whole(name: str) -> None:
+    whole = order(name)
+    secrets = {whole.sell_to_email, whole.sell_to_name, whole.payment_reference, whole.manifest_url}
+    for wallet in whole.wallets:
+        secrets |= {wallet.wallet_id, wallet.wallet_reference_number, wallet.manifest_url}
+        secrets |= {wallet.external_reference_number}
+        secrets |= {text for asset in wallet.assets for text in (asset.id, asset.asset_id, asset.reference_number)}
+    shown = msgspec.json.encode(masked(whole)).decode()
+
+    assert [secret for secret in secrets - {None} if str(secret) in shown] == []
+    assert "Doe" not in shown
+    # By itself: a package's wallet bears the package's name, which may be seen where it is the item's.
+    assert {wallet.name for wallet in masked(whole).wallets} == {"…"}
+
+
+def test_what_tells_two_tickets_apart_is_left() -> None:
+    assert [ticket.reference_number for ticket in masked(order("order-issued")).tickets] == ["…456", "…457"]
+
+
+def test_a_short_number_is_masked_whole_since_its_end_would_be_most_of_it() -> None:
+    whole = order("order-issued")
+
+    assert masked(msgspec.structs.replace(whole, payment_reference="PAY-987")).payment_reference == "…"
+
+
+def test_a_field_that_nobody_knows_is_not_shown() -> None:
+    raw = (FIXTURES / "order-issued.json").read_bytes().replace(b'"jobId"', b'"guestPassport": "P1234567", "jobId"')
+    whole = parse_order(raw)
+    assert whole.extra == {"guestPassport": "P1234567"}
+
+    assert b"P1234567" not in msgspec.json.encode(masked(whole))
+
+
+def test_what_ops_need_is_left() -> None:
+    whole, shown = order("order-issued"), masked(order("order-issued"))
+
+    assert (shown.order_id, shown.status, shown.sell_to_order_reference) == (
+        whole.order_id,
+        whole.status,
+        whole.sell_to_order_reference,
+    )
+    assert [(len(item.wallets), item.visit_date) for item in shown.items] == [
+        (len(item.wallets), item.visit_date) for item in whole.items
+    ]
