@@ -22,6 +22,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
     for name, fields in {
         "service.started": "role pid",
         "service.stopped": "role",
+        "service.bad_settings": "problems",
         "service.waiting": "what",
         "request": "method path status reason duration_ms bytes events queued coalesced duplicates ignored put_aside",
         "request.client_gone": "path",

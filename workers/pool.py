@@ -20,12 +20,13 @@ from redis.exceptions import RedisError
 from rq.utils import as_text
 
 from app import bootstrap, log
+from app.errors import SettingsError
 from app.settings import Settings
 from app.store import keys
 from app.store.jobs import BACKFILL, LIVE, queue
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
-from workers import process, worker
+from workers import jobs, process, worker
 
 TICK: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -33,8 +34,11 @@ TICK: Final = 1.0
 STOP_SECONDS: Final = 30.0
 """How long a stopping pool waits for fetches under way; after it their leases bring the orders home."""
 
+BAD_SETTINGS: Final = 2
+"""Exit code of a child whose settings are wrong, and then of the pool: starting it again cannot help."""
+
 RESTART_PAUSE: Final = 1.0
-"""Seconds before a worker is started again that died within its first ones: a broken setting must not spin."""
+"""Seconds between two starts of a worker: one that dies at once must not spin."""
 
 _log = log.get()
 
@@ -61,35 +65,43 @@ class Pool:
         self._fork = multiprocessing.get_context("fork")
         self._children: dict[str, ForkProcess] = {}
         self._born: dict[str, float] = {}
+        self._starts: list[tuple[float, str]] = []
         self._number = 0
+        self._wake, self._waker = os.pipe()
         self._stopping = False
+        self._exit_code = 0
 
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT; then let every worker finish its fetch."""
+    def run(self) -> int:
+        """Work until SIGTERM or SIGINT; then let every worker finish its fetch. Return the exit code."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         self._wait_for_redis()
-        if not self._stopping:
-            self._bury_dead_pools()
-            for _ in range(self._settings.workers):
-                self._start(LIVE)
-            for _ in range(self._settings.backfill_workers):
-                self._start(BACKFILL)
-        next_tick = time.monotonic()
+        lanes = [LIVE] * self._settings.workers + [BACKFILL] * self._settings.backfill_workers
+        self._starts = [(0.0, lane) for lane in lanes]
+        next_tick = 0.0
         while not self._stopping:
-            wait([child.sentinel for child in self._children.values()], max(0.0, next_tick - time.monotonic()))
             try:
                 self._reap()
+                self._start_due()
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK
                     self._tick()
             except (RedisError, OSError) as error:
                 _log.warning("pool.redis_away", error=type(error).__name__)
-                time.sleep(TICK)
+                self._rest(TICK)
+                continue
+            sentinels = [child.sentinel for child in self._children.values()]
+            wait([self._wake, *sentinels], max(0.0, next_tick - time.monotonic()))
         self._end()
+        return self._exit_code
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+        os.write(self._waker, b".")
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, but not for one who was told to stop."""
+        wait([self._wake], seconds)
 
     def _wait_for_redis(self) -> None:
         told = False
@@ -100,9 +112,16 @@ class Pool:
                 if not told:
                     _log.warning("service.waiting", what="redis")
                     told = True
-                time.sleep(TICK)
+                self._rest(TICK)
             else:
                 return
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        due = [lane for at, lane in self._starts if at <= now]
+        self._starts = [start for start in self._starts if start[0] > now]
+        for lane in due:
+            self._start(lane)
 
     def _start(self, lane: str) -> None:
         self._number += 1
@@ -128,10 +147,10 @@ class Pool:
             del self._children[name]
             child.close()
             _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=held.order_id if held else None)
-            if time.monotonic() - self._born.pop(name) < RESTART_PAUSE:
-                time.sleep(RESTART_PAUSE)
-            if not self._stopping:
-                self._start(lane)
+            if exit_code == BAD_SETTINGS:
+                self._exit_code = BAD_SETTINGS
+                self._stopping = True
+            self._starts.append((self._born.pop(name) + RESTART_PAUSE, lane))
 
     def _let_go(self, name: str, lane: str) -> OrderKey | None:
         """Make due what a dead worker held, and what RQ had given it but it had not begun."""
@@ -146,6 +165,7 @@ class Pool:
         return held
 
     def _tick(self) -> None:
+        self._bury_dead_pools()
         looked, pushed = self._ledger.tick(bootstrap.clock())
         if looked:
             _log.info("pool.ticked", looked=looked, pushed=pushed)
@@ -180,11 +200,11 @@ class Pool:
         _log.info("service.stopped", role="worker")
 
 
-def run(settings: Settings) -> None:
-    """Run a pool until it is told to stop."""
+def run(settings: Settings) -> int:
+    """Run a pool until it is told to stop; return the exit code: 0, or BAD_SETTINGS."""
     redis = bootstrap.worker_redis(settings)
     try:
-        Pool(settings, redis, bootstrap.ledger(settings, redis)).run()
+        return Pool(settings, redis, bootstrap.ledger(settings, redis)).run()
     finally:
         redis.close()
 
@@ -195,7 +215,13 @@ def _child(settings: Settings, name: str, lane: str, parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
+        # Before the first job: warm connections, and a sink that cannot be imported stops the start. Not before the
+        # fork: a user's module may open what must not be shared.
+        jobs.processor()
         worker.run(settings, name, lane)
+    except SettingsError as error:
+        _log.error("service.bad_settings", problems=str(error).splitlines())
+        raise SystemExit(BAD_SETTINGS) from None
     except Exception as error:
         # Else multiprocessing prints a traceback with the error's text beside the log.
         _log.error("pool.worker_failed", worker=name, error=type(error).__name__, trace=log.trace_of(error))

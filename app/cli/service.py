@@ -49,4 +49,4 @@ def worker() -> None:
     found = settings.load()
     bootstrap.configure_log(found)
     _log.info("service.started", role="worker", pid=os.getpid())
-    pool.run(found)
+    raise typer.Exit(pool.run(found))

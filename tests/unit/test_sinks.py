@@ -1,0 +1,102 @@
+"""SINKS names functions of the user: each is there when the worker starts, or the settings are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import SettingsError
+from app.upstream.order import parse_order
+from workers.sinks import Context, Sink, build
+
+ORDER = parse_order((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())
+CONTEXT = Context(
+    idempotency_key="company/order/3",
+    company_id="company",
+    order_id="order",
+    revision=3,
+    attempt=2,
+    request_id="request",
+)
+MODULE = """
+seen = []
+value = 5
+
+def on_order(order, context):
+    seen.append((order, context))
+
+class Shop:
+    @staticmethod
+    def on_order(order, context):
+        raise KeyError("canary")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_for_tests.py").write_text(MODULE)
+    (tmp_path / "shop_that_breaks.py").write_text("raise LookupError('canary')")
+    (tmp_path / "shop_with_a_typo.py").write_text("def canary(")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_without_sinks_there_are_none() -> None:
+    assert build(()) == {}
+
+
+def test_a_function_is_called_with_the_order_and_its_context() -> None:
+    import shop_for_tests  # type: ignore[import-not-found]  # written by the fixture above
+
+    shop_for_tests.seen.clear()
+    sinks = build(["python:shop_for_tests:on_order"])
+
+    assert sinks.keys() == {"python:shop_for_tests:on_order"}
+    sink: Sink = sinks["python:shop_for_tests:on_order"]
+    sink.deliver(ORDER, CONTEXT)
+    assert shop_for_tests.seen == [(ORDER, CONTEXT)]
+
+
+def test_several_sinks_keep_their_order() -> None:
+    """They are handed revisions in the order of SINKS."""
+    names = ["python:shop_for_tests:on_order", "python:json:loads", "python:shop_for_tests:Shop"]
+
+    assert list(build(names)) == names
+
+
+def test_what_the_function_raises_is_for_the_caller_to_judge() -> None:
+    sink = build(["python:json:loads"])["python:json:loads"]
+
+    with pytest.raises(TypeError):
+        sink.deliver(ORDER, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("specification", "problem"),
+    [
+        ("canary", "is not of the form python:package.module:function"),
+        ("python", "is not of the form python:package.module:function"),
+        ("python:", "is not of the form python:package.module:function"),
+        ("python:json", "is not of the form python:package.module:function"),
+        ("python::canary", "is not of the form python:package.module:function"),
+        ("https://user:canary@example.com", "is not of the form python:package.module:function"),
+        ("python:no_such_canary:f", "cannot be imported (ModuleNotFoundError)"),
+        ("python:json:canary", "cannot be imported (AttributeError)"),
+        ("python:.canary:f", "cannot be imported (TypeError)"),
+        ("python:shop_that_breaks:f", "cannot be imported (LookupError)"),
+        ("python:shop_with_a_typo:f", "cannot be imported (SyntaxError)"),
+        ("python:shop_for_tests:value", "is not callable"),
+    ],
+)
+def test_what_cannot_be_called_is_refused_before_anything_is_fetched(specification: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        build(["python:json:loads", specification])
+
+    assert str(refused.value) == f"SINKS: number 2 {problem}"
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as refused:
+        build(["ftp:x", "python:json:loads", "python:no_such:f"])
+
+    assert [line.split()[2] for line in str(refused.value).splitlines()] == ["1", "3"]
