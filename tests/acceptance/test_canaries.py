@@ -15,7 +15,9 @@ PEOPLE = ("canary-mail@example.com", "Canary Name")
 
 def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_dead_letters(bare: System) -> None:
     """A run with marked secrets, names, e-mails and tickets, with failures of every kind, then a search everywhere."""
-    (bare.folder / "shop.py").write_text("def on_order(order, context):\n    raise RuntimeError(repr(order), order.raw)\n")
+    (bare.folder / "shop.py").write_text(
+        "def on_order(order, context):\n    raise RuntimeError(repr(order), order.raw)\n"
+    )
     bare.variables["CLIENT_STATE_PREVIOUS"] = "canary-previous-client-state"
     bare.variables["OPS_TOKEN"] = "canary-ops-token"
     bare.start("web")
@@ -31,7 +33,7 @@ def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_d
     bare.admin("POST", "faults", {"kind": "rubbish", "operation": "getOrder", "calls": 1})
     bare.admin("POST", "faults", {"kind": "status", "operation": "getOrder", "status": 400, "calls": 1})
     again = bare.create("CANARY-2", "31001")
-    eventually(lambda: bare.fetched(again), 30, "the second order came home in spite of rubbish and 400")
+    bare.wait_fetched(again, within=30)
     eventually(lambda: bare.log("worker", "order.again"), 15, "a fetch failed")
 
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
@@ -62,12 +64,16 @@ def _read(path: Path) -> bytes:
 
 
 def _everything(redis: Redis, key: bytes) -> bytes:
-    dump = {
-        b"hash": lambda: redis.hgetall(key),
-        b"list": lambda: redis.lrange(key, 0, -1),
-        b"zset": lambda: redis.zrange(key, 0, -1),
-        b"set": lambda: redis.smembers(key),
-        b"stream": lambda: redis.xrange(key),
-        b"string": lambda: redis.get(key),
-    }
-    return repr(dump[redis.type(key)]()).encode()
+    """Return all that a key holds, whatever its type."""
+    kind = redis.type(key)
+    if kind == b"hash":
+        return repr(redis.hgetall(key)).encode()
+    if kind == b"list":
+        return repr(redis.lrange(key, 0, -1)).encode()
+    if kind == b"zset":
+        return repr(redis.zrange(key, 0, -1)).encode()
+    if kind == b"set":
+        return repr(redis.smembers(key)).encode()
+    if kind == b"stream":
+        return repr(redis.xrange(key)).encode()
+    return repr(redis.get(key)).encode()

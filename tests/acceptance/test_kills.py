@@ -20,7 +20,7 @@ def test_an_order_comes_home_when_its_worker_is_killed_in_mid_fetch(bare: System
     (worker,) = children(pool.pid)
     os.kill(worker, signal.SIGKILL)
 
-    eventually(lambda: bare.fetched(order_id), 10, "the order came home")
+    bare.wait_fetched(order_id, within=10)
     died = bare.log("worker", "pool.worker_died")
     assert [line["order_id"] for line in died] == [order_id]
     assert bare.row(order_id)["gets"] == 2
@@ -42,7 +42,7 @@ def test_an_order_comes_home_when_the_whole_pool_is_killed_and_none_of_its_worke
     eventually(lambda: not any(map(is_running, workers)), 5, "the children died with the pool")
     bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
 
-    eventually(lambda: bare.fetched(order_id), 10, "the order came home")
+    bare.wait_fetched(order_id, within=10)
 
 
 def test_no_order_is_lost_when_web_is_killed_between_two_posts(bare: System) -> None:
@@ -58,7 +58,7 @@ def test_no_order_is_lost_when_web_is_killed_between_two_posts(bare: System) -> 
     bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0")
 
     for order_id in (first, second):
-        eventually(lambda one=order_id: bare.fetched(one), 10, "the order came home")
+        bare.wait_fetched(order_id, within=10)
 
 
 def test_nothing_acknowledged_is_lost_when_valkey_is_killed_after_the_answer(bare: System) -> None:
@@ -71,7 +71,7 @@ def test_nothing_acknowledged_is_lost_when_valkey_is_killed_after_the_answer(bar
     bare.kill_valkey()
     bare.restart_valkey()
 
-    eventually(lambda: bare.fetched(order_id), 30, "the order came home")
+    bare.wait_fetched(order_id, within=30)
 
 
 def test_sigterm_lets_a_fetch_under_way_end_and_leaves_no_process_behind(bare: System) -> None:

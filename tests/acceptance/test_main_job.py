@@ -8,7 +8,7 @@ from tests.acceptance.strangers import System, ask, eventually, order_body
 def test_a_settled_order_comes_home_with_wallets_tickets_coupons_and_manifest_for_one_get_order(whole: System) -> None:
     """The whole way: createOrder, event, POST, job, getOrder, stored record, one log line, `orders show`."""
     order_id = whole.create("MAIN-1", "31001", "PKG-100")
-    fetched = eventually(lambda: whole.fetched(order_id), 10, "order.fetched is logged")
+    fetched = whole.wait_fetched(order_id)
 
     assert len(fetched) == 1
     line = fetched[0]
@@ -34,7 +34,7 @@ def test_a_draft_and_an_error_come_home_as_what_they_are(whole: System) -> None:
     """Draft has wallets and no manifest, Error has neither."""
     draft = whole.create("MAIN-2", "31001", payment="")
     error = whole.create("MAIN-3", "FAIL-1")
-    lines = [eventually(lambda one=one: whole.fetched(one), 10, "fetched")[0] for one in (draft, error)]
+    lines = [whole.wait_fetched(one)[0] for one in (draft, error)]
 
     assert [(one["status"], one["tickets"], one["manifest"]) for one in lines] == [
         ("Draft", 1, False),
@@ -45,7 +45,7 @@ def test_a_draft_and_an_error_come_home_as_what_they_are(whole: System) -> None:
 def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(whole: System) -> None:
     """An Error order repaired by replaceOrder: same orderId, second event, second revision."""
     order_id = whole.create("MAIN-4", "FAIL-1")
-    eventually(lambda: whole.fetched(order_id), 10, "the Error came home")
+    whole.wait_fetched(order_id)
     status, _ = ask(
         "PUT",
         whole.api(f"channelManager/{order_id}"),
@@ -54,7 +54,7 @@ def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(wh
     )
     assert status == 200
 
-    fetched = eventually(lambda: len(f := whole.fetched(order_id)) == 2 and f, 10, "the repair came home")
+    fetched = whole.wait_fetched(order_id, times=2)
 
     assert [(one["status"], one["revision"]) for one in fetched] == [("Error", 1), ("Issued", 2)]
     assert whole.row(order_id)["gets"] == 2
@@ -63,14 +63,14 @@ def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(wh
 def test_the_same_event_again_never_causes_a_second_get_order(whole: System) -> None:
     """Five more deliveries with the same timestamp are duplicates."""
     order_id = whole.create("MAIN-5", "31001")
-    eventually(lambda: whole.fetched(order_id), 10, "fetched")
+    whole.wait_fetched(order_id)
     whole.admin("POST", "fire", {"order_id": order_id, "times": 5, "timestamp": "last"})
 
     eventually(
         lambda: sum(r.get("duplicates", 0) for r in whole.log("web", "request")) == 5, 10, "five duplicates are counted"
     )
     marker = whole.create("MAIN-6", "31001")
-    eventually(lambda: whole.fetched(marker), 10, "a later order came home")
+    whole.wait_fetched(marker)
     assert whole.row(order_id)["gets"] == 1
 
 
@@ -92,8 +92,44 @@ def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare:
     handed = eventually(lambda: bare.log("worker", "order.handed"), 20, "the sink took it at the second try")
 
     key = f"{bare.company_id}/{order_id}/1"
-    calls = [line for line in (bare.folder / "sink.jsonl").read_text().splitlines()]
+    calls = (bare.folder / "sink.jsonl").read_text().splitlines()
     assert calls == [f'["{key}", 1, "Issued", 1]', f'["{key}", 2, "Issued", 1]']
     assert (handed[0]["order_id"], handed[0]["revision"]) == (order_id, 1)
     assert bare.row(order_id)["gets"] == 1
     assert "Canary Name" not in (bare.folder / "worker.log").read_text()
+
+
+def test_a_replay_goes_through_the_backfill_queue_and_fetches_the_order_again(whole: System) -> None:
+    """`events replay --order` owes the order another fetch; unchanged content makes no new revision."""
+    order_id = whole.create("REPLAY-1", "31001")
+    whole.wait_fetched(order_id)
+
+    code, _ = whole.cli("events", "replay", "--order", order_id, "--yes")
+
+    assert code == 0
+    again = whole.wait_fetched(order_id, times=2)[1]
+    assert (again["lane"], again["revision"], again["changed"]) == ("backfill", 1, False)
+
+
+def test_upstream_never_has_to_answer_429_though_more_workers_than_slots_fetch_at_once(bare: System) -> None:
+    """Eight workers share five slots through Redis; every order costs one getOrder."""
+    bare.admin("PATCH", "settings", {"latency_ms": 30, "queue": 0})
+    bare.start("web")
+    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 60, "events": 0})["orders"]
+    assert bare.post(*(bare.event(one["order_id"]) for one in made))[0] == 200
+    bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
+
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, "60 orders came home")
+
+    stats = bare.admin("GET", "stats")
+    assert sum(stats["throttled"].values()) == 0
+    assert stats["most_active"] == 5
+    assert [row["gets"] for row in bare.admin("GET", "orders")] == [1] * 60
+
+
+def test_a_sink_that_cannot_be_imported_stops_the_start_with_a_clear_line(bare: System) -> None:
+    """Starting it again cannot help, so the exit code says that the settings are wrong."""
+    worker = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0", SINKS="python:no_such_shop:on_order")
+
+    assert worker.wait(20) == 2
+    assert "SINKS: number 1 cannot be imported" in bare.log("worker", "service.bad_settings")[0]["problems"][0]

@@ -82,19 +82,18 @@ def test_an_event_that_is_not_here_is_exit_code_1(desk: Desk) -> None:
 
 
 def test_replay_fetches_each_order_once_oldest_first_behind_the_live_ones(desk: Desk) -> None:
-    """Three events of one order and one of another: two fetches, in the order in which the orders came."""
-    desk.hear(order(9), timestamp="1")
-    desk.hear(order(9), timestamp="2")
-    desk.hear(order(1), timestamp="3")
-    desk.hear(order(9), timestamp="4")
-    desk.bring_home(order(9))
-    desk.bring_home(order(1))
+    """Five events of three orders: three fetches, in the order in which the orders were first told of."""
+    for number in (9, 1, 9, 5, 9):
+        desk.hear(order(number))
+    for number in (1, 5, 9):
+        desk.bring_home(order(number))
     desk.forget_jobs()
 
     ended = desk.run("events", "replay", "--since", "1h", "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"orders": 2, "queued": 2, "waiting": 0}])
-    assert (desk.waiting("backfill"), desk.waiting("live")) == ([order(9).order_id, order(1).order_id], [])
+    assert (ended.code, ended.objects) == (0, [{"orders": 3, "queued": 3, "waiting": 0}])
+    assert desk.waiting("backfill") == [order(number).order_id for number in (9, 1, 5)]
+    assert desk.waiting("live") == []
 
 
 def test_more_orders_than_one_call_takes_are_all_replayed_and_those_that_wait_are_told(desk: Desk) -> None:

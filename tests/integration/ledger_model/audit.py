@@ -39,6 +39,11 @@ class Row(NamedTuple):
     def owed_a_hand_on(self, sinks: Sequence[str]) -> bool:
         return bool(sinks) and not self.sink_dead and self.handed < self.revision
 
+    @property
+    def will_end(self) -> bool:
+        """Tell whether every key of the order has an end."""
+        return self.record == self.trail == WILL_END and self.content in (WILL_END, NO_KEY)
+
     def owes(self, sinks: Sequence[str]) -> bool:
         """Tell whether anything is owed, be it given up for now."""
         return self.owed_a_fetch or (bool(sinks) and (self.owed_a_hand_on(sinks) or bool(self.sink_dead)))
@@ -95,17 +100,24 @@ class Audit:
 
 
 def _row(values: list[Any]) -> Row:
-    numbers = [int(value or 0) for value in values[:6]]
-    digest, dead, handed, sink_dead, due, died, *ends = values[6:]
+    wanted, begun, done, fence, stored, revision = (int(value or 0) for value in values[:6])
+    digest, dead, handed, sink_dead, due, died, record, trail, content = values[6:]
     return Row(
-        *numbers,
+        wanted,
+        begun,
+        done,
+        fence,
+        stored,
+        revision,
         (digest or b"").decode(),
         (dead or b"").decode(),
         int(handed or 0),
         (sink_dead or b"").decode(),
         _score(due),
         _score(died),
-        *ends,
+        record,
+        trail,
+        content,
     )
 
 

@@ -59,8 +59,10 @@ class Worker:
     hand_off: HandOff | None = None
 
     @property
-    def is_idle(self) -> bool:
-        return not (self.job or self.flight or self.sinks_of or self.hand_off)
+    def order(self) -> OrderKey | None:
+        """Return what it is busy with."""
+        doing = self.flight or self.hand_off
+        return doing.order if doing else self.job or self.sinks_of
 
 
 @dataclass

@@ -5,68 +5,18 @@ Every step of a worker ends where a kill may come: after the pop, after `begin`,
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, cast
+from collections.abc import Sequence
+from typing import Any, Final
 
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-
-from app.events import OrderProcessed
 from app.store import clockwork
-from app.store.inbox import Inbox
 from app.store.jobs import BACKFILL, LIVE, queue_key
 from app.store.keys import OrderKey
-from app.store.ledger import Content, Failure, Ledger
+from app.store.ledger import Failure
 from tests.integration.ledger_model.book import Book, Flight, HandOff, Worker
+from tests.integration.ledger_model.parts import LEASE, START, Parts, content_of, event_of
 
-START: Final = 1_700_000_000_000
-LEASE: Final = 60 * clockwork.SECOND
 WORKERS: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
 """The last one stands for the workers of both queues."""
-
-
-class Clock:
-    """The ledger's time: it goes on when the interleaving says so."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> int:
-        return self.now
-
-
-class Parts:
-    """What all interleavings of a test share: one connection, and the scripts that are registered with it."""
-
-    def __init__(self, redis: Redis, runner: asyncio.Runner, sinks: Sequence[str]) -> None:
-        self.redis = redis
-        self.clock = Clock()
-        self.sinks = tuple(sinks)
-        self.ledger = Ledger(redis, order_days=400, fetch_lease=LEASE, sinks=sinks)
-        over_one_wire = cast("AsyncRedis", _Awaited(redis))
-        self.inbox = Inbox(over_one_wire, dedup_days=7, event_days=90, clock=self.clock)
-        self._runner = runner
-
-    def accept(self, events: Sequence[OrderProcessed]) -> tuple[int, int, int]:
-        """Return how many were queued, coalesced and duplicates."""
-        recorded = self._runner.run(self.inbox.accept(events, "request"))
-        return recorded.queued, recorded.coalesced, recorded.duplicates
-
-
-class _Awaited:
-    """The face that Inbox knows of its client, over the wire that the ledger uses: one order of all steps."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
-        script = self._redis.register_script(text)
-
-        async def call(keys: Sequence[str], args: Sequence[Any]) -> Any:
-            return script(keys=keys, args=args)
-
-        return call
 
 
 class Driver:
@@ -76,7 +26,7 @@ class Driver:
     """
 
     def __init__(self, parts: Parts, orders: Sequence[OrderKey]) -> None:
-        parts.redis.execute_command("FLUSHDB")
+        parts.wire.execute_command("FLUSHDB")
         parts.clock.now = START
         self._parts, self._ledger = parts, parts.ledger
         self.books = {order: Book(order) for order in orders}
@@ -126,7 +76,7 @@ class Driver:
         sent = self.books[order].last_event
         if sent:
             self.touched = frozenset([order])
-            assert self._parts.accept([_event(order, sent)]) == (0, 0, 1), "a repeated event was not dropped"
+            assert self._parts.accept([event_of(order, sent)]) == (0, 0, 1), "a repeated event was not dropped"
 
     def want(self, order: OrderKey, lane: str) -> None:
         """Ops ask for the order: replay, refetch, requeue."""
@@ -155,7 +105,7 @@ class Driver:
 
     def begin(self, number: int) -> None:
         """A worker takes a job and begins it, in one go."""
-        if self.workers[number].is_idle:
+        if self.workers[number].order is None:
             self.work(number)
         if self.workers[number].job is not None:
             self.work(number)
@@ -176,9 +126,7 @@ class Driver:
             return
         self.touched, worker.flight = frozenset([flight.order]), None
         due = self.now + 5000
-        became = self._ledger.fail(
-            flight.order, worker.name, flight.fetch, self.now, what=what, reason=what, due=due
-        )
+        became = self._ledger.fail(flight.order, worker.name, flight.fetch, self.now, what=what, reason=what, due=due)
         flight.wait(due, self.now)
         if what == "gone" and became != "refused":
             self.books[flight.order].take_gone(flight)
@@ -208,8 +156,7 @@ class Driver:
         if not self.ghosts:
             return
         ghost = self.ghosts.pop()
-        at_work = (ghost.job, ghost.flight and ghost.flight.order, ghost.sinks_of, ghost.hand_off and ghost.hand_off.order)
-        self.touched = frozenset(order for order in at_work if order)
+        self.touched = frozenset([ghost.order] if ghost.order else [])
         self._ledger.abandon(ghost.name, self.now)
         if ghost.flight is not None:
             ghost.flight.repeatable = True
@@ -237,7 +184,7 @@ class Driver:
             # Every other event has no timestamp: it is never a duplicate.
             sent = f"{self._moment}.{number}" if self._moment % 2 else ""
             self.books[order].last_event = sent or self.books[order].last_event
-            events.append(_event(order, sent))
+            events.append(event_of(order, sent))
         queued, coalesced, duplicates = self._parts.accept(events)
         assert (queued + coalesced, duplicates) == (len(orders), 0), "a new event was dropped"
         for order in orders:
@@ -245,7 +192,7 @@ class Driver:
 
     def _pop(self, worker: Worker) -> None:
         lanes = [queue_key(lane) for lane in worker.lanes]
-        popped = self._parts.redis.execute_command("LMPOP", len(lanes), *lanes, "LEFT")
+        popped = self._parts.wire.execute_command("LMPOP", len(lanes), *lanes, "LEFT")
         if popped is None:
             return
         job_id = popped[1][0]
@@ -262,14 +209,12 @@ class Driver:
         elif what == "hand":
             worker.sinks_of = order
 
-    def _finish(
-        self, worker: Worker, flight: Flight, *, look_at: int | None = None, give_up: str = ""
-    ) -> None:
+    def _finish(self, worker: Worker, flight: Flight, *, look_at: int | None = None, give_up: str = "") -> None:
         order, book = flight.order, self.books[flight.order]
         self.touched, worker.flight = frozenset([order]), None
         assert flight.version is not None, "an answer is read before it is stored"
         stored, _, _ = self._ledger.finish(
-            order, worker.name, flight.fetch, _content(flight.version), self.now, look_at=look_at, give_up=give_up
+            order, worker.name, flight.fetch, content_of(flight.version), self.now, look_at=look_at, give_up=give_up
         )
         assert (stored == "refused") == (book.stored_fence > flight.fetch.fence), (stored, flight)
         if stored == "refused":
@@ -306,28 +251,3 @@ class Driver:
         else:
             book.refused.add(hand_off.hand_on.revision)
             self._ledger.handed(order, worker.name, hand_off.hand_on, self.now, what="dead", reason="refused")
-
-
-def _event(order: OrderKey, sent: str) -> OrderProcessed:
-    return OrderProcessed(
-        company_id=order.company_id,
-        order_id=order.order_id,
-        status="Issued",
-        reference="reference",
-        timestamp=sent,
-        secret="current",
-    )
-
-
-def _content(version: int) -> Content:
-    return Content(
-        raw=b"%d" % version,
-        digest=str(version),
-        status="Issued",
-        wallets=1,
-        tickets=1,
-        coupons=0,
-        manifest=True,
-        http_status=200,
-        duration_ms=1,
-    )

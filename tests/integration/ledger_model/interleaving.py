@@ -13,7 +13,8 @@ from app.store import keys
 from app.store.jobs import BACKFILL, LIVE
 from app.store.keys import OrderKey
 from tests.integration.ledger_model.book import Lost
-from tests.integration.ledger_model.driver import WORKERS, Driver, Parts
+from tests.integration.ledger_model.driver import WORKERS, Driver
+from tests.integration.ledger_model.parts import Parts
 
 ONE: Final = OrderKey("aaaaaaaa-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000001")
 SAME_ID: Final = OrderKey("bbbbbbbb-0000-4000-8000-000000000002", ONE.order_id)
@@ -99,27 +100,28 @@ def bring_home(driver: Driver, parts: Parts, look: Callable[[Driver], None]) -> 
     driver.step("deliver", ())
     look(driver)
     _run_until_quiet(driver, parts, look)
-    dead = [OrderKey.of(member.decode()) for member in parts.redis.execute_command("ZRANGE", keys.DEAD, 0, -1)]
+    dead = [OrderKey.of(member.decode()) for member in parts.wire.execute_command("ZRANGE", keys.DEAD, 0, -1)]
     for order in dead:
         driver.step("want", (order, LIVE))
         look(driver)
     if dead:
         _run_until_quiet(driver, parts, look)
     for book in driver.books.values():
-        content, digest = parts.redis.execute_command("GET", keys.content(book.order)), parts.redis.execute_command(
-            "HGET", keys.record(book.order), "digest"
+        content, digest = (
+            parts.wire.execute_command("GET", keys.content(book.order)),
+            parts.wire.execute_command("HGET", keys.record(book.order), "digest"),
         )
         book.judge(zlib.decompress(content) if content else None, (digest or b"").decode())
 
 
 def _run_until_quiet(driver: Driver, parts: Parts, look: Callable[[Driver], None]) -> None:
     for number, worker in enumerate(driver.workers):
-        while not worker.is_idle:
+        while worker.order is not None:
             driver.step("work", (number,))
             look(driver)
     for _ in range(_MOST_ROUNDS):
         _empty_the_queues(driver, look)
-        soonest = parts.redis.execute_command("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
+        soonest = parts.wire.execute_command("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
         if not soonest:
             return
         parts.clock.now = max(driver.now, int(float(soonest[1])))
@@ -133,5 +135,5 @@ def _empty_the_queues(driver: Driver, look: Callable[[Driver], None]) -> None:
     while True:
         driver.step("work", (number,))
         look(driver)
-        if driver.workers[number].is_idle and not driver.touched:
+        if driver.workers[number].order is None and not driver.touched:
             return
