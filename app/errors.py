@@ -2,6 +2,8 @@
 
     ReceiverError
     ├── SettingsError               the service must not start like this
+    ├── StoreUnavailable            Redis did not answer the command line (app/store/outage.py)
+    ├── Stop                        a command ends with a sentence and an exit code (app/cli/exits.py)
     ├── RequestRefused              the sender gets an HTTP status and the reason code
     │   ├── MalformedEnvelope       400
     │   ├── Unauthenticated         401

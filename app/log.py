@@ -56,8 +56,6 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
 
 COMMON: Final = frozenset({"event", "level", "timestamp", "logger", "request_id", "order_id", "job_id", "worker"})
 
-_FOREIGN_DROPPED: Final = ("arguments", "kwargs", "func", "color_message", "positional_args", "stack")
-
 
 class Undeclared(Exception):
     """A log event or field is not in EVENTS; raised only where `strict` was asked for (tests)."""
@@ -144,18 +142,18 @@ def _foreign(level: str, shared: list[Processor], json_lines: bool) -> dict[str,
 
 
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    """Keep a foreign traceback's places and drop its text, and the arguments that RQ attaches.
+    """Keep a foreign traceback's places and drop its text.
 
-    Of the message only the first line stays: RQ writes tracebacks below it, asyncio the repr of an exception.
+    Of the message only the first line stays: RQ writes tracebacks below it, asyncio the repr of an exception. What
+    RQ attaches as `extra`, the arguments of a job among it, does not come this far without structlog's ExtraAdder.
     """
     record = line.get("_record")
     if record is not None and record.exc_info and record.exc_info[0] is not None:
         line["trace"] = _frames(record.exc_info[0], record.exc_info[2])
         record.exc_info = record.exc_text = None
-    line.pop("exc_info", None)
-    line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip().partition("\n")[0]
-    for field in _FOREIGN_DROPPED:
+    for field in ("exc_info", "stack_info"):
         line.pop(field, None)
+    line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip().partition("\n")[0]
     return line
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -40,9 +39,10 @@ def dev(
     """
     from app.dev import laptop  # the arrow points down
 
-    stop = threading.Event()
+    # A list and no threading.Event: its lock is not re-entrant, and a handler runs in the thread that waits.
+    stops: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda received, _: stops.append(received))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
-    laptop.run(Console(), folder.resolve(), port, stop)
+    laptop.run(Console(), folder.resolve(), port, lambda: bool(stops))

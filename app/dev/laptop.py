@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import Progress
 from app.dev import stack as stacks
 from app.dev.demo import drive, print_curl
 
+_LOOK = 0.2
 _GUIDE = """
   webhook     {webhook}
   ready?      {web}/readyz
@@ -23,8 +25,8 @@ Ctrl-C stops everything; what was received is kept in {folder}.
 """
 
 
-def run(console: Console, folder: Path, port: int, stop: threading.Event) -> None:
-    """Keep all parts running until `stop` is set or one of them ends."""
+def run(console: Console, folder: Path, port: int, stopped: Callable[[], bool]) -> None:
+    """Keep all parts running until `stopped()` or one of them ends."""
     with stacks.start(folder, port=port, valkey_dir=folder / "valkey") as stack:
         environment = folder / "env"
         environment.touch(mode=0o600)
@@ -34,10 +36,11 @@ def run(console: Console, folder: Path, port: int, stop: threading.Event) -> Non
         guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
         console.print(guide, markup=False, highlight=False, soft_wrap=True)
         last = orders[-1]
-        console.print("An event by hand (a duplicate of one that came; change the timestamp and it is new):\n")
+        console.print("An event by hand; sent a second time, it is a duplicate:\n")
         reference = last.order.buy_from_order_reference if last.order else None
         print_curl(console, stack, last.order_id, reference or "", last.expected)
-        while not stop.wait(0.5):
+        while not stopped():
+            time.sleep(_LOOK)
             for name, process in (("web", stack.web), ("worker", stack.worker)):
                 if process.exit_code is not None:
                     console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")

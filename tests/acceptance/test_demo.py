@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.acceptance.strangers import ask, children, eventually, free_port, is_running
 
 
 def test_the_demo_brings_every_sample_home_in_under_20_s(tmp_path: Path) -> None:
@@ -25,3 +29,29 @@ def test_the_demo_brings_every_sample_home_in_under_20_s(tmp_path: Path) -> None
     assert "curl -i http://127.0.0.1:" in done.stdout
     assert time.monotonic() - started < 20
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dev_keeps_everything_running_until_it_is_told_to_stop_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """It prints where to look; SIGTERM ends it in good order."""
+    port = free_port()
+    with (tmp_path / "out").open("wb") as out:
+        dev = subprocess.Popen(
+            [str(Path(sys.executable).parent / "ota-receiver"), "dev", "--port", str(port)],
+            cwd=tmp_path,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        eventually(lambda: "Ctrl-C stops everything" in (tmp_path / "out").read_text(), 30, "dev tells where to look")
+        assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
+        parts = children(dev.pid)
+        assert len(parts) == 4
+        dev.send_signal(signal.SIGTERM)
+
+        assert dev.wait(20) == 0
+        assert not any(map(is_running, parts))
+    finally:
+        if dev.poll() is None:
+            os.killpg(dev.pid, signal.SIGKILL)
+            dev.wait()
