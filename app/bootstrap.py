@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +18,7 @@ from app.auth import Authenticator
 from app.health import Check, Health
 from app.intake import Intake
 from app.settings import Company, Settings
-from app.store import clockwork, connection, counters, keys
+from app.store import clockwork, connection, counters
 from app.store.archive import Archive
 from app.store.budget import Budget, Limits
 from app.store.dead_letters import DeadLetters
@@ -26,6 +27,7 @@ from app.store.inbox import Inbox
 from app.store.ledger import Ledger
 from app.store.outage import readable_url, translated_errors
 from app.store.pools import Pools
+from app.store.tally import Tally
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
 
@@ -50,30 +52,26 @@ def web_app(settings: Settings) -> ASGIApp:
     redis = connection.for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, clock=clock)
 
-    async def metrics() -> tuple[bytes, str]:
-        async with redis.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.COUNTERS)
-            pipe.zcard(keys.DUE)
-            pipe.zcard(keys.DEAD)
-            found, due, dead = await pipe.execute()
-        gauges = {
-            "ota_orders_due": ("Orders that somebody must look at again.", float(due)),
-            "ota_orders_dead": ("Orders that were given up.", float(dead)),
-        }
-        return counters.render(found, gauges), counters.CONTENT_TYPE
+    tally = Tally(redis)
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
+        counting = asyncio.create_task(tally.run())
         try:
             yield
         finally:
+            counting.cancel()
+            await asyncio.wait([counting])
+            await tally.flush()
             await redis.aclose()
 
     return web.application(
         webhook_path=settings.webhook_path,
-        webhook=web.Webhook(Intake(Authenticator(settings.companies), inbox), settings.max_body_bytes),
+        webhook=web.Webhook(Intake(Authenticator(settings.companies), inbox, tally), tally, settings.max_body_bytes),
         probes=web.Probes(
-            Health(redis), metrics, settings.ops_token.get_secret_value() if settings.ops_token else None
+            Health(redis),
+            lambda: counters.read(redis),
+            settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
         resources=resources,
     )

@@ -6,6 +6,7 @@ Nothing here is trusted yet: only `app.auth` turns items into order events.
 
 from __future__ import annotations
 
+import json
 import re
 from hashlib import blake2b
 from typing import Any, Final
@@ -17,6 +18,7 @@ from app.errors import MalformedEnvelope
 ORDER_PROCESSED: Final = "ota_cm_order_processed"
 
 _GUID: Final = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\}?")
+_HALF_A_PAIR: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,50}")
 _FRACTION: Final = re.compile(r"(.*\d)\.(\d+)(\D*|[+-]\d\d:\d\d)", re.DOTALL)
 _LONGEST_TEXT: Final = 250
@@ -89,7 +91,7 @@ def parse(body: bytes) -> Envelope:
     except (ValueError, RecursionError):
         pass
     try:
-        wire = _any_shape.decode(body)
+        wire = _any_shape.decode(_whole_characters(body) if _HALF_A_PAIR.search(body) else body)
     except msgspec.ValidationError:
         raise MalformedEnvelope("no_envelope") from None
     # A body of brackets only raises RecursionError; bad UTF-8 a UnicodeDecodeError, which is a ValueError.
@@ -121,6 +123,14 @@ def canonical_time(sent: str) -> str:
         return sent
     fraction = match[2][:7].rstrip("0")
     return f"{match[1]}.{fraction}{match[3]}" if fraction else f"{match[1]}{match[3]}"
+
+
+def _whole_characters(body: bytes) -> bytes:
+    """Put a question mark for half a surrogate pair, which msgspec refuses and which must not fail a batch.
+
+    Business Central cuts texts by UTF-16 length, so a name that ends in the middle of an emoji is sent like this.
+    """
+    return json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _each(elements: list[Any]) -> Envelope:

@@ -21,6 +21,12 @@ class Accepts(Protocol):
     async def accept(self, events: tuple[OrderProcessed, ...], request_id: str) -> Recorded: ...
 
 
+class Counts(Protocol):
+    """Something that keeps count of what no event tells."""
+
+    def count(self, metric: str, label: str, times: int = 1) -> None: ...
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """The answer to one POST. `ignored`: other events' names; `put_aside`: reason code -> items."""
 
@@ -36,9 +42,10 @@ class Receipt(msgspec.Struct, frozen=True):
 class Intake:
     """Takes a body from whoever holds the secret of a company."""
 
-    def __init__(self, authenticator: Authenticator, inbox: Accepts) -> None:
+    def __init__(self, authenticator: Authenticator, inbox: Accepts, counts: Counts) -> None:
         self._authenticator = authenticator
         self._inbox = inbox
+        self._counts = counts
 
     async def receive(self, body: bytes, request_id: str) -> Receipt:
         """Record every good item of the body in one step.
@@ -47,7 +54,7 @@ class Intake:
         """
         envelope = events.parse(body)
         batch = self._authenticator.authenticate(envelope)
-        _report(batch)
+        self._report(batch)
         total = len(envelope.items) + envelope.broken
         if total and not batch.proven:
             raise Unauthenticated
@@ -62,9 +69,11 @@ class Intake:
             batch.put_aside,
         )
 
-
-def _report(batch: Batch) -> None:
-    for company, items in batch.rejected.items():
-        _log.warning("auth.rejected", company=company, items=items)
-    for reason, items in batch.put_aside.items():
-        _log.warning("events.put_aside", reason=reason, items=items)
+    def _report(self, batch: Batch) -> None:
+        for company, items in batch.rejected.items():
+            _log.warning("auth.rejected", company=company, items=items)
+        for reason, items in batch.put_aside.items():
+            _log.warning("events.put_aside", reason=reason, items=items)
+            self._counts.count("aside", reason, items)
+        if batch.ignored:
+            self._counts.count("aside", "unknown_event", batch.ignored)

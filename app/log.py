@@ -6,12 +6,13 @@ does not declare is dropped, so no value travels into the logs by accident; the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.config
 import sys
 import traceback
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal, cast
 
 import msgspec
 import structlog
@@ -91,10 +92,38 @@ def configure(
             *([] if json_lines else [_to_bytes]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(sys.stdout.buffer))),
         cache_logger_on_first_use=True,
     )
     logging.config.dictConfig(_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines))
+
+
+class _OncePerTurn:
+    """Stdout, written once per turn of the event loop: a write per request is a fifth of a small request's CPU time.
+
+    Outside an event loop each line is written at once.
+    """
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._held: list[bytes] = []
+
+    def write(self, line: bytes) -> None:
+        self._held.append(line)
+
+    def flush(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write_held()
+        else:
+            if len(self._held) == 1:
+                loop.call_soon(self._write_held)
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        self._out.write(b"".join(held))
+        self._out.flush()
 
 
 def trace_of(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from app.store import clockwork
 from app.store.budget import Budget, NotNow, Slot
 from app.store.jobs import BACKFILL
 from app.store.keys import OrderKey
-from app.store.ledger import Content, Fetch, HandOn, Ledger
+from app.store.ledger import Ledger
+from app.store.work import Content, Fetch, HandOn
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.order import parse_order
 from workers import verdict

@@ -14,7 +14,7 @@ from app.errors import (
 )
 from app.store import clockwork
 from app.store.budget import Outcome
-from app.store.ledger import Failure, Fetch
+from app.store.work import Failure, Fetch
 
 THROTTLED_WAIT = 5.0
 """Seconds for all workers of a key after a 429 without Retry-After (neither side documents one)."""

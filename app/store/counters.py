@@ -11,9 +11,15 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from redis.asyncio import Redis
+
+from app.store import keys
+from app.store.outage import translated_errors
 
 METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "events": ("ota_events", ("company", "outcome"), "Authenticated events by what became of them."),
+    "aside": ("ota_items_aside", ("reason",), "Items that were not recorded, by reason code."),
+    "requests": ("ota_requests", ("status",), "POSTs to the webhook by the status they were answered."),
     "secrets": (
         "ota_events_by_secret",
         ("company", "secret"),
@@ -30,6 +36,24 @@ def render(counters: Mapping[bytes, bytes], gauges: Mapping[str, tuple[str, floa
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(counters, gauges))
     return generate_latest(registry)
+
+
+async def read(redis: Redis) -> bytes:
+    """Return the Prometheus text of what Redis holds now.
+
+    Raises StoreUnavailable.
+    """
+    with translated_errors(""):
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.COUNTERS)
+            pipe.zcard(keys.DUE)
+            pipe.zcard(keys.DEAD)
+            found, due, dead = await pipe.execute()
+    gauges = {
+        "ota_orders_due": ("Orders that somebody must look at again.", float(due)),
+        "ota_orders_dead": ("Orders that were given up.", float(dead)),
+    }
+    return render(found, gauges)
 
 
 class _Snapshot(Collector):

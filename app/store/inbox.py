@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from app.errors import NotRecorded
 from app.events import OrderProcessed
@@ -23,6 +22,10 @@ from app.store.scripts import source
 
 GROUP: Final = 256
 """Events a call: Redis serves others in between. One POST is never split, so a larger one makes a larger call."""
+
+PAUSE: Final = 0.002
+"""Seconds that a busy inbox gathers before the next call; a call costs as much as ten events. A lone request never
+waits."""
 
 QUEUED, COALESCED, DUPLICATE = range(3)
 
@@ -96,7 +99,16 @@ class Inbox:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                await self._write_group(self._next_group())
+                group = self._next_group()
+                await self._write_group(group)
+                if len(group) > 1:
+                    await asyncio.sleep(PAUSE)
+        except Exception as error:
+            # Who waits would meet the same Redis, one time-out after the other: all are told now.
+            for one in [*group, *self._waiting]:
+                if not one.answer.done():
+                    one.answer.set_exception(NotRecorded("redis_unavailable", type(error).__name__))
+            self._waiting.clear()
         finally:
             self._writer = None
 
@@ -121,24 +133,10 @@ class Inbox:
         ]
         for one in group:
             arguments += one.arguments
-        try:
-            outcomes = await self._accept(keys=self._keys, args=arguments)
-        except (RedisError, OSError) as error:
-            for one in group:
-                _settle(one.answer, NotRecorded("redis_unavailable", type(error).__name__))
-            return
-        except BaseException:
-            for one in group:
-                _settle(one.answer, NotRecorded("redis_unavailable", "interrupted"))
-            raise
+        outcomes = await self._accept(keys=self._keys, args=arguments)
         at = 0
         for one in group:
             # A client that hung up took its future with it; the others' answers are not touched.
             if not one.answer.done():
                 one.answer.set_result(outcomes[at : at + one.size])
             at += one.size
-
-
-def _settle(answer: asyncio.Future[list[int]], error: NotRecorded) -> None:
-    if not answer.done():
-        answer.set_exception(error)

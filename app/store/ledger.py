@@ -9,62 +9,16 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
-import msgspec
 from redis import Redis
 
 from app.store import clockwork, keys
 from app.store.jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
 from app.store.keys import OrderKey
 from app.store.scripts import source
+from app.store.work import Begun, Content, Failed, Failure, Fetch, HandOn, Stored
 
 MOST_A_TICK: Final = 500
 """Orders one tick.lua looks at; the ticker calls again while there are more."""
-
-Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
-Stored = Literal["refused", "home", "hand", "again", "dead"]
-Failed = Literal["refused", "again", "parked", "dead", "gone"]
-Failure = Literal["again", "park", "missing", "dead", "gone"]
-
-
-class Fetch(msgspec.Struct, frozen=True):
-    """What `begin` knows of an order that needs a getOrder. `missing`: ms of the first 404, 0 = none.
-
-    `known`: the status told last, by an event or a fetch; `lane`: queue of this order's jobs.
-    """
-
-    begun: int
-    fence: int
-    tries: int
-    looks: int
-    parks: int
-    missing: int
-    known: str
-    request_id: str
-    lane: str
-
-
-class Content(msgspec.Struct, frozen=True):
-    """An answer of getOrder as it is stored, with what people ask for most."""
-
-    raw: bytes
-    digest: str
-    status: str
-    wallets: int
-    tickets: int
-    coupons: int
-    manifest: bool
-    http_status: int
-    duration_ms: int
-
-
-class HandOn(msgspec.Struct, frozen=True):
-    """A revision that a sink is to get; `tries` counts this one."""
-
-    sink: str
-    revision: int
-    tries: int
-    raw: bytes
-    request_id: str
 
 
 class Ledger:

@@ -18,7 +18,8 @@ from app.events import OrderProcessed
 from app.store import connection
 from app.store.inbox import Inbox, Recorded
 from app.store.keys import OrderKey
-from app.store.ledger import Content, Fetch, Ledger
+from app.store.ledger import Ledger
+from app.store.work import Content, Fetch
 from app.upstream.order import digest, parse_order
 
 VENUE: Final = "11111111-1111-4111-8111-111111111111"

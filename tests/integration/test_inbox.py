@@ -16,7 +16,8 @@ from app.events import OrderProcessed
 from app.store import clockwork, connection
 from app.store.inbox import GROUP, Inbox, Recorded
 from app.store.keys import OrderKey
-from app.store.ledger import Content, Ledger
+from app.store.ledger import Ledger
+from app.store.work import Content
 from tests.integration.webserver import Kept
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
@@ -32,9 +33,11 @@ def kept(redis_client: Redis) -> Kept:
 
 @asynccontextmanager
 async def inbox(url: str, *, now: int = NOW, dedup_days: int = 7, event_days: int = 90) -> AsyncIterator[Inbox]:
+    """Open an inbox for one event loop; what hangs in it ends with an error."""
     redis = connection.for_web(url)
     try:
-        yield Inbox(redis, dedup_days=dedup_days, event_days=event_days, clock=lambda: now)
+        async with asyncio.timeout(10):
+            yield Inbox(redis, dedup_days=dedup_days, event_days=event_days, clock=lambda: now)
     finally:
         await redis.aclose()
 

@@ -95,7 +95,6 @@ def test_fields_of_any_type_are_items_still() -> None:
         b'{"values":[',
         b'{"values":[]} trailing',
         b'{"values":[{"x":NaN}]}',
-        b'{"values":[{"clientState":"\\ud800"}]}',
         b"\xff\xfe{\x00}\x00",
         b'{"values":[{"clientState":"\xff"}]}',
         b'{"a":' * 100_000,

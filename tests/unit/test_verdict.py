@@ -11,7 +11,7 @@ import pytest
 from app.errors import Unavailable, UnreadableAnswer, UpstreamError
 from app.store import clockwork
 from app.store.clockwork import MINUTE, SECOND
-from app.store.ledger import Fetch
+from app.store.work import Fetch
 from app.upstream.answer import refusal
 from workers import verdict
 from workers.verdict import Decision

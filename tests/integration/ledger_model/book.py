@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from app.store.keys import OrderKey
-from app.store.ledger import Fetch, HandOn
+from app.store.work import Fetch, HandOn
 
 
 class Lost(AssertionError):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from app.store import clockwork
 from app.store.jobs import BACKFILL, LIVE, queue_key
 from app.store.keys import OrderKey
-from app.store.ledger import Failure
+from app.store.work import Failure
 from tests.integration.ledger_model.book import Book, Flight, HandOff, Worker
 from tests.integration.ledger_model.parts import LEASE, START, Parts, content_of, event_of
 

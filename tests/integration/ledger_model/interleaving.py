@@ -61,7 +61,7 @@ _SOMETIMES: Final = [
     [*_of_each("fail", "park"), *_of_each("fail", "missing")],
     _of_each("fail", "dead"),
     _of_each("fail", "gone"),
-    [Step("nudge", (ONE,))],
+    [Step("nudge", (ONE,))] * 4,
     [Step("want", (ONE, LIVE))],
     [*[Step("want", (ONE, BACKFILL))] * 2, Step("want", (ANOTHER, BACKFILL))],
 ]

@@ -13,7 +13,8 @@ from app.events import OrderProcessed
 from app.store import clockwork
 from app.store.inbox import Inbox
 from app.store.keys import OrderKey
-from app.store.ledger import Content, Ledger
+from app.store.ledger import Ledger
+from app.store.work import Content
 from tests.integration.ledger_model.wire import Wire
 
 START: Final = 1_700_000_000_000

@@ -1,0 +1,53 @@
+"""What the ledger gives a worker to do, and what the worker gives back: values only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
+Stored = Literal["refused", "home", "hand", "again", "dead"]
+Failed = Literal["refused", "again", "parked", "dead", "gone"]
+Failure = Literal["again", "park", "missing", "dead", "gone"]
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """What `begin` knows of an order that needs a getOrder. `missing`: ms of the first 404, 0 = none.
+
+    `known`: the status told last, by an event or a fetch; `lane`: queue of this order's jobs.
+    """
+
+    begun: int
+    fence: int
+    tries: int
+    looks: int
+    parks: int
+    missing: int
+    known: str
+    request_id: str
+    lane: str
+
+
+class Content(msgspec.Struct, frozen=True):
+    """An answer of getOrder as it is stored, with what people ask for most."""
+
+    raw: bytes
+    digest: str
+    status: str
+    wallets: int
+    tickets: int
+    coupons: int
+    manifest: bool
+    http_status: int
+    duration_ms: int
+
+
+class HandOn(msgspec.Struct, frozen=True):
+    """A revision that a sink is to get; `tries` counts this one."""
+
+    sink: str
+    revision: int
+    tries: int
+    raw: bytes
+    request_id: str

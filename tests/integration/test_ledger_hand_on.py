@@ -1,0 +1,210 @@
+"""How revisions reach the sinks (invariant 6): one at a time, in order, each sink for itself, without a getOrder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from app.store import clockwork, keys
+from app.store.work import HandOn
+from tests.integration.ledger_model.stage import ONE, Stage, staged
+
+
+def stored(stage: Stage, *versions: int) -> Stage:
+    """Let the order settle and be fetched, once a version."""
+    for version in versions:
+        stage.settle()
+        stage.bring_home(version)
+    return stage
+
+
+def begun(stage: Stage, worker: str = "w") -> HandOn:
+    """Begin a hand-on, and insist that one is due."""
+    hand_on = stage.hand(worker)
+    assert hand_on is not None
+    return hand_on
+
+
+def taken(stage: Stage, worker: str = "w") -> HandOn:
+    """Let the sink take what comes next."""
+    hand_on = begun(stage, worker)
+    stage.handed(hand_on, worker=worker)
+    return hand_on
+
+
+def dead_sinks(stage: Stage) -> list[object]:
+    return list(stage.redis.zrange(keys.DEAD_SINKS, 0, -1))
+
+
+@pytest.fixture
+def shop(redis_client: Redis) -> Iterator[Stage]:
+    """One order, fetched, with one sink."""
+    with staged(redis_client, "shop") as stage:
+        yield stored(stage, 1)
+
+
+@pytest.fixture
+def shop_and_mail(redis_client: Redis) -> Iterator[Stage]:
+    """One order, fetched, with two sinks."""
+    with staged(redis_client, "shop", "mail") as stage:
+        yield stored(stage, 1)
+
+
+def test_a_new_revision_is_owed_to_the_sink_and_then_nothing_is(shop: Stage) -> None:
+    assert (shop.due_in(), shop.days_kept()) == (clockwork.HAND_LEASE / 1000, {None})
+    hand_on = begun(shop)
+    assert (hand_on.sink, hand_on.revision, hand_on.tries, hand_on.raw) == ("shop", 1, 1, b"1")
+
+    shop.handed(hand_on)
+
+    assert shop.hand() is None
+    assert (shop.field("shop:at"), shop.due_in(), shop.days_kept()) == ("1", None, {400})
+
+
+def test_unchanged_content_is_not_handed_on_again(shop: Stage) -> None:
+    taken(shop)
+    shop.settle()
+
+    assert shop.bring_home(1) == "home"
+
+    assert shop.hand() is None
+
+
+def test_one_hand_on_an_order_at_a_time(shop: Stage) -> None:
+    taken(shop, "a")
+    stored(shop, 2)
+    first = begun(shop, "a")
+
+    assert shop.hand("b") is None
+
+    shop.handed(first, worker="a")
+    stored(shop, 3)
+    assert shop.hand("b") is not None
+
+
+def test_a_newer_revision_replaces_those_not_yet_handed_on(shop: Stage) -> None:
+    stored(shop, 2, 3)
+
+    hand_on = taken(shop)
+
+    assert (hand_on.revision, hand_on.raw, shop.hand()) == (3, b"3", None)
+
+
+def test_a_revision_stored_during_a_hand_on_comes_next(shop: Stage) -> None:
+    hand_on = begun(shop)
+    shop.settle()
+    shop.bring_home(2, "b")
+    assert shop.hand("b") is None
+
+    shop.handed(hand_on)
+
+    assert taken(shop).revision == 2
+    assert (shop.hand(), shop.days_kept()) == (None, {400})
+
+
+def test_each_sink_has_its_own_position(shop_and_mail: Stage) -> None:
+    stage = shop_and_mail
+
+    sinks = [taken(stage).sink, taken(stage).sink]
+
+    assert (sorted(sinks), stage.hand()) == (["mail", "shop"], None)
+    assert (stage.field("shop:at"), stage.field("mail:at")) == ("1", "1")
+
+
+def test_a_failing_sink_does_not_hold_up_another(shop_and_mail: Stage) -> None:
+    stage = shop_and_mail
+    failing = begun(stage)
+    stage.handed(failing, "again", wait=300)
+
+    assert taken(stage).sink != failing.sink
+
+    assert (stage.hand(), stage.due_in(), stage.days_kept()) == (None, 300, {None})
+
+
+def test_the_retry_of_a_sink_never_causes_a_getorder(shop: Stage) -> None:
+    for tries in (1, 2, 3):
+        hand_on = begun(shop)
+        assert hand_on.tries == tries
+        shop.handed(hand_on, "again", wait=300)
+        assert (shop.hand(), shop.due_in()) == (None, 300)
+        shop.later(300)
+        assert (shop.tick(), shop.begin()) == (1, "hand")
+
+    assert shop.field("fence") == "1"
+
+
+def test_a_dead_sink_keeps_the_order_without_an_end(shop: Stage) -> None:
+    hand_on = begun(shop)
+    shop.handed(hand_on, "dead")
+
+    assert (shop.hand(), shop.due_in(), shop.days_kept()) == (None, None, {None})
+    assert (shop.field("shop:dead"), dead_sinks(shop)) == ("reason", [f"{ONE.member} shop".encode()])
+
+
+def test_new_content_revives_a_dead_sink(shop: Stage) -> None:
+    hand_on = begun(shop)
+    shop.handed(hand_on, "dead")
+
+    stored(shop, 2)
+
+    assert (shop.field("shop:dead"), dead_sinks(shop)) == (None, [])
+    assert (taken(shop).tries, shop.hand(), shop.days_kept()) == (1, None, {400})
+
+
+def test_a_sink_that_refuses_what_is_old_by_now_still_gets_the_new(shop: Stage) -> None:
+    hand_on = begun(shop)
+    stored(shop, 2)
+
+    shop.handed(hand_on, "dead")
+
+    assert (shop.field("shop:dead"), taken(shop).revision) == (None, 2)
+
+
+def test_a_hand_on_whose_worker_ended_is_due_at_once(shop: Stage) -> None:
+    assert shop.hand("a") is not None
+    assert shop.hand("b") is None
+
+    assert shop.ledger.abandon("a", shop.now) == ONE
+
+    assert shop.due_in() == 0
+    again = begun(shop, "b")
+    assert (again.revision, again.tries) == (1, 2)
+
+
+def test_a_worker_frozen_past_its_lease_does_not_undo_what_another_did(shop: Stage) -> None:
+    frozen = begun(shop, "frozen")
+    shop.later(clockwork.HAND_LEASE / 1000)
+    stored(shop, 2)
+    taken(shop, "b")
+    stored(shop, 3)
+    assert shop.hand("b") is not None
+
+    shop.handed(frozen, worker="frozen")
+
+    assert shop.field("shop:at") == "2"
+    assert shop.hand("frozen") is None
+
+
+def test_an_order_whose_worker_died_after_the_last_hand_on_gets_its_end(shop: Stage) -> None:
+    hand_on = begun(shop)
+    shop.handed(hand_on)
+    assert shop.days_kept() == {None}
+
+    shop.later(shop.due_in() or 0)
+    assert (shop.tick(), shop.begin()) == (1, "nothing")
+
+    assert (shop.due_in(), shop.days_kept()) == (None, {400})
+
+
+def test_an_order_that_is_gone_is_still_handed_on_as_it_was(shop: Stage) -> None:
+    hand_on = begun(shop)
+    shop.handed(hand_on, "again", wait=300)
+    shop.settle()
+
+    assert shop.fail(shop.fetch("b"), "gone", "b") == "gone"
+
+    assert (shop.due_in(), shop.days_kept()) == (300, {None})
+    shop.later(300)
+    assert (shop.tick(), shop.begin(), taken(shop).raw) == (1, "hand", b"1")
