@@ -127,7 +127,7 @@ def budget(settings: Settings, company: Company, redis: Redis) -> Budget:
         requests_per_window=settings.upstream_requests_per_5_min,
         slot_lease=_fetch_lease(settings),
     )
-    return Budget(redis, company.np_api_key.get_secret_value(), limits)
+    return Budget(redis, company.np_api_key.get_secret_value(), company.path, limits)
 
 
 def http(settings: Settings) -> httpx.Client:

@@ -20,6 +20,7 @@ ORDER_PROCESSED: Final = "ota_cm_order_processed"
 _GUID: Final = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\}?")
 _HALF_A_PAIR: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,50}")
+_EMPTY_GUID: Final = "00000000-0000-0000-0000-000000000000"
 _FRACTION: Final = re.compile(r"(.*\d)\.(\d+)(\D*|[+-]\d\d:\d\d)", re.DOTALL)
 _LONGEST_TEXT: Final = 250
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -106,9 +107,13 @@ def parse(body: bytes) -> Envelope:
 
 
 def guid(value: object) -> str | None:
-    """Return the canonical form of a GUID, None if the value is none: it would go into a URL and into keys."""
+    """Return the canonical form of a GUID, None if the value is none: it would go into a URL and into keys.
+
+    The empty GUID is what Business Central writes for "none" (upstream.md 1), so it is none.
+    """
     match = _GUID.fullmatch(value) if isinstance(value, str) else None
-    return match[1].lower() if match else None
+    found = match[1].lower() if match else None
+    return None if found == _EMPTY_GUID else found
 
 
 def text(value: object) -> str:

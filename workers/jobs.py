@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from rq import get_current_job
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import bootstrap, log, settings
+from app.settings import Settings
 from app.store.keys import OrderKey
+from workers.delivery import Delivery
 from workers.processor import Connection, Processor
 from workers.sinks import build
 
 _log = log.get()
+_runtime: dict[str, Processor] = {}
+"""The only process-wide state there is."""
 
 
 def fetch_order(company_id: str, order_id: str) -> None:
@@ -23,20 +25,32 @@ def fetch_order(company_id: str, order_id: str) -> None:
     bind_contextvars(worker=worker, job_id=job.id if job else None)
     try:
         processor().process(OrderKey(company_id, order_id), worker)
-    except Exception as error:
+    except BaseException as error:
         # What was begun comes back by itself: its lease ends, or the pool sees this worker end.
         _log.error("job.failed", order_id=order_id, error=type(error).__name__, trace=log.trace_of(error))
     finally:
         clear_contextvars()
 
 
-@cache
+def prepare(found: Settings) -> None:
+    """Build this process's processor before its first job, from settings that are known to be good.
+
+    Raises SettingsError for a sink that cannot be imported.
+    """
+    _runtime["processor"] = _build(found)
+
+
 def processor() -> Processor:
-    """Return this process's processor, with warm connections: the only process-wide state there is.
+    """Return this process's processor, with warm connections; a plain `rq worker` builds it at its first job.
 
     Raises SettingsError.
     """
-    found = settings.load()
+    if "processor" not in _runtime:
+        prepare(settings.load())
+    return _runtime["processor"]
+
+
+def _build(found: Settings) -> Processor:
     redis = bootstrap.worker_redis(found)
     http = bootstrap.http(found)
     sinks = build(found.sinks)
@@ -48,9 +62,10 @@ def processor() -> Processor:
         )
         for company in found.companies
     }
+    ledger = bootstrap.ledger(found, redis)
     return Processor(
-        ledger=bootstrap.ledger(found, redis),
+        ledger=ledger,
         connections=connections,
-        sinks=sinks,
+        delivery=Delivery(ledger=ledger, sinks=sinks, clock=bootstrap.clock),
         clock=bootstrap.clock,
     )

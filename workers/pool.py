@@ -17,12 +17,13 @@ from typing import Final
 import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import bootstrap, log
 from app.errors import SettingsError
 from app.settings import Settings
-from app.store import keys
+from app.store import clockwork, keys
 from app.store.jobs import BACKFILL, LIVE, queue
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
@@ -31,8 +32,11 @@ from workers import jobs, process, worker
 TICK: Final = 1.0
 """Seconds between two looks at what is due."""
 
-STOP_SECONDS: Final = 30.0
-"""How long a stopping pool waits for fetches under way; after it their leases bring the orders home."""
+STOP_MARGIN: Final = 10.0
+"""Seconds beyond UPSTREAM_TIMEOUT that a stopping pool waits for fetches under way; what is cut off is due at once."""
+
+CENSUS_KEPT: Final = 24 * 60 * clockwork.MINUTE
+"""How long the census of a silent pool is kept: where no one can tell that it is dead, its leases have long ended."""
 
 BAD_SETTINGS: Final = 2
 """Exit code of a child whose settings are wrong, and then of the pool: starting it again cannot help."""
@@ -118,10 +122,10 @@ class Pool:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        due = [lane for at, lane in self._starts if at <= now]
-        self._starts = [start for start in self._starts if start[0] > now]
-        for lane in due:
-            self._start(lane)
+        for start in [start for start in self._starts if start[0] <= now]:
+            self._start(start[1])
+            # Only now: a fork that fails (no memory, no process left) is tried again.
+            self._starts.remove(start)
 
     def _start(self, lane: str) -> None:
         self._number += 1
@@ -158,9 +162,7 @@ class Pool:
         held = self._ledger.abandon(name, now)
         in_between = queue(lane, self._redis).intermediate_queue_key
         lost = [as_text(job_id) for job_id in self._redis.lrange(in_between, 0, -1)]
-        current = self._redis.hget(f"rq:worker:{name}", "current_job")
-        if current is not None:
-            lost.append(as_text(current))
+        lost += [as_text(one) for one in self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(name))]
         self._ledger.nudge(_orders(lost), now)
         return held
 
@@ -176,7 +178,9 @@ class Pool:
         """Let go of what the workers of a killed pool held, where this machine can tell that it is dead."""
         for name, text in self._redis.hgetall(keys.POOLS).items():
             census = msgspec.json.decode(text, type=Census)
-            if process.Identity(census.machine, census.pid, census.started).is_dead():
+            if bootstrap.clock() - census.beat > CENSUS_KEPT:
+                self._redis.hdel(keys.POOLS, name)
+            elif process.Identity(census.machine, census.pid, census.started).is_dead():
                 for one in census.workers:
                     self._let_go(one, one.rsplit("-", 2)[1])
                 self._redis.hdel(keys.POOLS, name)
@@ -185,7 +189,7 @@ class Pool:
     def _end(self) -> None:
         for child in self._children.values():
             child.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + self._settings.upstream_timeout + STOP_MARGIN
         for child in self._children.values():
             child.join(max(0.0, deadline - time.monotonic()))
             if child.is_alive():
@@ -193,7 +197,7 @@ class Pool:
                 child.join()
         try:
             for name in self._children:
-                self._ledger.abandon(name, bootstrap.clock())
+                self._let_go(name, name.rsplit("-", 2)[1])
             self._redis.hdel(keys.POOLS, self._name)
         except (RedisError, OSError) as error:
             _log.warning("pool.redis_away", error=type(error).__name__)
@@ -217,7 +221,7 @@ def _child(settings: Settings, name: str, lane: str, parent: int) -> None:
     try:
         # Before the first job: warm connections, and a sink that cannot be imported stops the start. Not before the
         # fork: a user's module may open what must not be shared.
-        jobs.processor()
+        jobs.prepare(settings)
         worker.run(settings, name, lane)
     except SettingsError as error:
         _log.error("service.bad_settings", problems=str(error).splitlines())

@@ -10,17 +10,16 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from app import log
-from app.errors import ReceiverError, UpstreamError
+from app.errors import UpstreamError
 from app.store import clockwork
 from app.store.budget import Budget, NotNow, Slot
 from app.store.jobs import BACKFILL
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
-from app.store.work import Content, Fetch, HandOn
+from app.store.work import Content, Fetch
 from app.upstream.client import ChannelManager, Fetched
-from app.upstream.order import parse_order
 from workers import verdict
-from workers.sinks import Context, Sink
+from workers.delivery import Delivery
 
 NO_COMPANY_WAIT: Final = 15 * clockwork.MINUTE
 """Until an order of a company that the settings no longer name is looked at again."""
@@ -44,12 +43,12 @@ class Processor:
         *,
         ledger: Ledger,
         connections: Mapping[str, Connection],
-        sinks: Mapping[str, Sink],
+        delivery: Delivery,
         clock: Callable[[], int],
     ) -> None:
         self._ledger = ledger
         self._connections = connections
-        self._sinks = sinks
+        self._delivery = delivery
         self._clock = clock
 
     def process(self, order: OrderKey, worker: str) -> None:
@@ -58,29 +57,37 @@ class Processor:
         what, fetch = self._ledger.begin(order, worker, self._clock())
         if what in {"nothing", "held"}:
             _log.info("order.not_needed", order_id=order.order_id, company=slug, verdict=what)
-        elif what == "dead":
+            return
+        if what == "dead":
             _log.error("order.dead", order_id=order.order_id, company=slug, reason="kills_worker")
-        elif fetch is not None:
+            return
+        if fetch is not None:
             bind_contextvars(request_id=fetch.request_id)
-            if not self._fetch(order, fetch, worker):
-                return
-        if what in {"fetch", "hand"} and self._sinks:
-            while (hand_on := self._ledger.hand(order, worker, self._clock())) is not None:
-                self._hand(order, hand_on, worker)
+            self._fetch_or_let_go(order, fetch, worker)
+        # Also after a fetch that failed: what was fetched before is still to be handed on.
+        self._delivery.deliver(order, worker, slug)
 
-    def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> bool:
-        """Return whether an answer was stored."""
+    def _fetch_or_let_go(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
+        """Fetch; a fault of our own is a failed try and no crash, whose count ends in `kills_worker`."""
+        try:
+            self._fetch(order, fetch, worker)
+        except Exception as error:
+            due = self._clock() + (clockwork.until_next_try(fetch.tries) or clockwork.LONGEST_WAIT)
+            self._fail(order, fetch, worker, verdict.Decision("again", "internal_error", due))
+            _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
+
+    def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
         connection = self._connections.get(order.company_id)
         if connection is None:
             due = self._clock() + clockwork.spread(NO_COMPANY_WAIT)
             self._fail(order, fetch, worker, verdict.Decision("park", "unknown_company", due))
-            return False
+            return
         slot = connection.budget.take("backfill" if fetch.lane == BACKFILL else "live", self._clock)
         if isinstance(slot, NotNow):
             # Each wait in a row is longer, so that a long backlog does not spin.
             wait = clockwork.spread(min(2**fetch.parks, 30) * clockwork.SECOND)
             self._fail(order, fetch, worker, verdict.Decision("park", slot.reason, slot.until + wait))
-            return False
+            return
         started = perf_counter()
         try:
             fetched = connection.client.get_order(order.order_id)
@@ -90,12 +97,12 @@ class Processor:
             closed_until = self._give(connection, slot, error, now)
             decision = verdict.of_order(error, fetch, now, closed_until)
             self._fail(order, fetch, worker, decision, http_status=error.http_status, duration_ms=duration)
-            return False
+            return
         except BaseException:
             connection.budget.give(slot, "failed", self._clock())
             raise
         connection.budget.give(slot, "answered", self._clock())
-        return self._store(order, fetch, fetched, worker)
+        self._store(order, fetch, fetched, worker)
 
     def _give(self, connection: Connection, slot: Slot, error: UpstreamError, now: int) -> int:
         wait = error.retry_after
@@ -113,7 +120,7 @@ class Processor:
             )
         return closed_until
 
-    def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> bool:
+    def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> None:
         found = fetched.order
         content = Content(
             raw=fetched.raw,
@@ -133,7 +140,7 @@ class Processor:
         )
         if stored == "refused":
             _log.info("order.not_needed", order_id=order.order_id, company=self._slug(order), verdict="superseded")
-            return False
+            return
         _log.info(
             "order.fetched",
             order_id=order.order_id,
@@ -151,7 +158,6 @@ class Processor:
         )
         if stored == "dead":
             _log.error("order.dead", order_id=order.order_id, company=self._slug(order), reason=give_up)
-        return True
 
     def _fail(
         self,
@@ -185,64 +191,6 @@ class Processor:
             _log.info("order.parked", reason=decision.reason, due_in_s=due_in, **common)
         elif became == "again":
             _log.warning("order.again", reason=decision.reason, tries=fetch.tries + 1, due_in_s=due_in, **common)
-
-    def _hand(self, order: OrderKey, hand_on: HandOn, worker: str) -> None:
-        common = {
-            "order_id": order.order_id,
-            "company": self._slug(order),
-            "sink": hand_on.sink,
-            "revision": hand_on.revision,
-        }
-        context = Context(
-            idempotency_key=f"{order.company_id}/{order.order_id}/{hand_on.revision}",
-            company_id=order.company_id,
-            order_id=order.order_id,
-            revision=hand_on.revision,
-            attempt=hand_on.tries,
-            request_id=hand_on.request_id,
-        )
-        if hand_on.tries > len(clockwork.TRIES):
-            self._ledger.handed(order, worker, hand_on, self._clock(), what="dead", reason="kills_worker")
-            _log.error("order.hand_dead", reason="kills_worker", tries=hand_on.tries - 1, **common)
-            return
-        started = perf_counter()
-        try:
-            self._sinks[hand_on.sink].deliver(parse_order(hand_on.raw), context)
-        except Exception as error:
-            # The user's code may raise anything, RQ's time limit too; only its type is kept.
-            duration = round((perf_counter() - started) * 1000)
-            self._hand_failed(order, hand_on, worker, error, duration, common)
-            return
-        duration = round((perf_counter() - started) * 1000)
-        self._ledger.handed(order, worker, hand_on, self._clock(), what="done", duration_ms=duration)
-        _log.info("order.handed", duration_ms=duration, **common)
-
-    def _hand_failed(
-        self,
-        order: OrderKey,
-        hand_on: HandOn,
-        worker: str,
-        error: Exception,
-        duration_ms: int,
-        common: dict[str, object],
-    ) -> None:
-        reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
-        wait = clockwork.until_next_try(hand_on.tries - 1)
-        now = self._clock()
-        if wait is None:
-            self._ledger.handed(order, worker, hand_on, now, what="dead", reason=reason, duration_ms=duration_ms)
-            _log.error("order.hand_dead", reason=reason, tries=hand_on.tries, **common)
-            return
-        due = now + wait
-        self._ledger.handed(order, worker, hand_on, now, what="again", reason=reason, due=due, duration_ms=duration_ms)
-        _log.warning(
-            "order.hand_failed",
-            error=reason,
-            tries=hand_on.tries,
-            due_in_s=round(wait / 1000, 1),
-            trace=log.trace_of(error),
-            **common,
-        )
 
     def _slug(self, order: OrderKey) -> str:
         connection = self._connections.get(order.company_id)

@@ -42,8 +42,11 @@ def of_order(error: UpstreamError, fetch: Fetch, now: int, closed_until: int) ->
         return Decision("park", error.reason, max(closed_until, now) + clockwork.spread(2 * clockwork.SECOND))
     if isinstance(error, OrderNotFound):
         return _missing(fetch, now)
-    if isinstance(error, RequestRejected | UnreadableAnswer) and fetch.tries >= clockwork.FEW_TRIES:
-        return Decision("dead", error.reason)
+    if isinstance(error, RequestRejected | UnreadableAnswer):
+        if fetch.rejects >= clockwork.FEW_TRIES:
+            return Decision("dead", error.reason)
+        pause = clockwork.spread(clockwork.TRIES[fetch.rejects] * clockwork.SECOND)
+        return Decision("reject", error.reason, max(now + pause, closed_until))
     wait = clockwork.until_next_try(fetch.tries)
     if wait is None:
         return Decision("dead", error.reason)

@@ -24,8 +24,13 @@ class FetchWorker(SimpleWorker):
     """Runs `fetch_order` and nothing else: JSON does not stop a job that names another function (stack.md 8)."""
 
     def perform_job(self, job: Job, queue: Queue, *args: Any, **kwargs: Any) -> bool:
-        if job.func_name != FETCH_ORDER:
-            _log.error("job.refused", function=str(job.func_name)[:100], job_id=job.id)
+        try:
+            function = str(job.func_name)
+        except Exception as error:
+            # Data that cannot be read: outside RQ's own try it would end the worker.
+            function = type(error).__name__
+        if function != FETCH_ORDER:
+            _log.error("job.refused", function=function[:100], job_id=job.id)
             job._func_name, job._args, job._kwargs = f"{__name__}.refuse", (), {}
         return super().perform_job(job, queue, *args, **kwargs)
 

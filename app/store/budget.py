@@ -45,10 +45,14 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Budget:
-    """The budget of one API key. The key itself is not stored: its id is a digest."""
+    """The budget of one API key. The key itself is not stored: its id is a digest.
 
-    def __init__(self, redis: Redis, api_key: str, limits: Limits) -> None:
-        key_id = blake2b(api_key.encode(), digest_size=8, person=b"ota-budget").hexdigest()
+    Slots, window and Retry-After belong to the key; the breaker to the key and one `company` (its path), since a
+    company whose name is wrong must not close the way for the others of the same key.
+    """
+
+    def __init__(self, redis: Redis, api_key: str, company: str, limits: Limits) -> None:
+        key_id = _digest(api_key)
         self._redis = redis
         self._limits = limits
         self._budget, self._slots, self._window, self._freed = (
@@ -57,6 +61,7 @@ class Budget:
             keys.window(key_id),
             keys.freed(key_id),
         )
+        self._breaker = keys.breaker(_digest(f"{api_key}\0{company}"))
         self._take = redis.register_script(source("take"))
         self._give = redis.register_script(source("give"))
 
@@ -71,7 +76,7 @@ class Budget:
         while True:
             now = clock()
             answer = self._take(
-                keys=[self._budget, self._slots, self._window],
+                keys=[self._budget, self._slots, self._window, self._breaker],
                 args=[
                     now,
                     token,
@@ -96,7 +101,7 @@ class Budget:
         `retry_after` is in seconds and holds for all workers of the key.
         """
         until, opened = self._give(
-            keys=[self._budget, self._slots, self._freed],
+            keys=[self._budget, self._slots, self._freed, self._breaker],
             args=[
                 now,
                 slot.token,
@@ -109,3 +114,7 @@ class Budget:
             ],
         )
         return until, bool(opened)
+
+
+def _digest(secret: str) -> str:
+    return blake2b(secret.encode(), digest_size=8, person=b"ota-budget").hexdigest()

@@ -4,17 +4,17 @@
 -- KEYS  1 record  2 due  3 dead  4 trail  5 holding of this worker  6 content
 -- ARGV  1 now ms  2 member  3 fence  4 begun  5 keep ms  6 what  7 when to look again ms  8 reason code
 --       9 http status ('' = no answer)  10 duration ms  11.. sinks
---       what: again (a try is burnt), park (none is: the order is not at fault), missing (404, not yet), dead, gone
+--       what: again (a try is burnt), reject (a try of its own is), park (none is: the order is not at fault), missing (404, not yet), dead, gone
 -- Returns the verdict: refused (a later fetch began, or the order was given up), again, parked, dead, gone.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local what, reason = ARGV[6], ARGV[8]
-local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job', 'revision', 'dead')
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job', 'revision', 'dead', 'stored')
 local wanted, done = tonumber(r[1] or '0'), tonumber(r[2] or '0')
 redis.call('DEL', KEYS[5])
 if wanted == 0 then
   return 'refused'
 end
-if tonumber(r[3] or '0') > fence or (r[6] and what ~= 'gone') then
+if tonumber(r[3] or '0') > fence or tonumber(r[7] or '0') >= fence or (r[6] and what ~= 'gone') then
   note(KEYS[4], now .. ' refused ' .. fence)
   return 'refused'
 end
@@ -27,7 +27,7 @@ if what == 'gone' then
   -- An answer like any other: what an older fetch has still to store must not undo it.
   redis.call('HSET', KEYS[1], 'done', done, 'status', 'Gone', 'stored', fence)
   if done >= wanted then
-    redis.call('HDEL', KEYS[1], 'tries', 'looks', 'parks', 'missing', 'dead', 'dead_at')
+    redis.call('HDEL', KEYS[1], 'tries', 'looks', 'parks', 'rejects', 'missing', 'dead', 'dead_at')
     redis.call('ZREM', KEYS[3], member)
     local sinks = read_sinks(11)
     local _, at = sink_behind(KEYS[1], tonumber(r[5] or '0'), sinks)
@@ -41,6 +41,7 @@ if what == 'gone' then
 end
 if what == 'park' then
   redis.call('HINCRBY', KEYS[1], 'parks', 1)
+  redis.call('HSET', KEYS[1], 'fetch_at', ARGV[7])
   redis.call('ZADD', KEYS[2], ARGV[7], member)
   return 'parked'
 end
@@ -51,15 +52,15 @@ if wanted > begun then
   return 'again'
 end
 if what == 'dead' then
-  redis.call('HSET', KEYS[1], 'dead', reason, 'dead_at', now)
-  redis.call('ZADD', KEYS[3], now, member)
-  redis.call('ZREM', KEYS[2], member)
+  local sinks = read_sinks(11)
+  give_up(KEYS[1], KEYS[2], KEYS[3], member, reason, now, sink_behind(KEYS[1], tonumber(r[5] or '0'), sinks))
   return 'dead'
 end
 if what == 'missing' then
   redis.call('HSETNX', KEYS[1], 'missing', now)
 end
-redis.call('HINCRBY', KEYS[1], 'tries', 1)
+redis.call('HINCRBY', KEYS[1], what == 'reject' and 'rejects' or 'tries', 1)
 redis.call('HDEL', KEYS[1], 'parks')
+redis.call('HSET', KEYS[1], 'fetch_at', ARGV[7])
 redis.call('ZADD', KEYS[2], ARGV[7], member)
 return 'again'

@@ -36,7 +36,7 @@ end
 redis.call('HSET', KEYS[1], 'done', done, 'stored', fence, 'digest', ARGV[9], 'revision', revision,
   'fetched', now, 'status', ARGV[11], 'wallets', ARGV[12], 'tickets', ARGV[13], 'coupons', ARGV[14],
   'manifest', ARGV[15], 'http', ARGV[16])
-redis.call('HDEL', KEYS[1], 'tries', 'parks', 'crashes', 'missing', 'error')
+redis.call('HDEL', KEYS[1], 'tries', 'parks', 'rejects', 'crashes', 'missing', 'error')
 redis.call('ZADD', KEYS[7], now, member)
 note(KEYS[4], now .. ' stored ' .. fence .. ' ' .. ARGV[11] .. ' ' .. revision .. ' ' .. ARGV[16] .. ' ' .. ARGV[17])
 local latest = tonumber(r[3]) == fence
@@ -65,12 +65,11 @@ if wanted > begun then
   return {'again', revision, changed}
 end
 if ARGV[8] ~= '' then
-  redis.call('HSET', KEYS[1], 'dead', ARGV[8], 'dead_at', now)
-  redis.call('ZADD', KEYS[3], now, member)
-  redis.call('ZREM', KEYS[2], member)
+  give_up(KEYS[1], KEYS[2], KEYS[3], member, ARGV[8], now, sink_behind(KEYS[1], revision, sinks))
   note(KEYS[4], now .. ' dead ' .. ARGV[8])
   return {'dead', revision, changed}
 end
 redis.call('HINCRBY', KEYS[1], 'looks', 1)
+redis.call('HSET', KEYS[1], 'fetch_at', ARGV[7])
 redis.call('ZADD', KEYS[2], ARGV[7], member)
 return {'again', revision, changed}

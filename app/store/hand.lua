@@ -11,10 +11,20 @@ local revision = tonumber(r[3] or '0')
 if not r[1] then
   return {'nothing'}
 end
-local home = not r[6] and tonumber(r[2] or '0') >= tonumber(r[1])
+-- Where a fetch is owed too, the clock is only put forward: begin knows whose time has come.
+local idle = r[6] or tonumber(r[2] or '0') >= tonumber(r[1])
+local function zadd_sooner(at)
+  if idle then
+    redis.call('ZADD', KEYS[2], at, member)
+  else
+    redis.call('ZADD', KEYS[2], 'LT', at, member)
+  end
+end
 local sink, at = sink_behind(KEYS[1], revision, sinks)
 if not sink then
-  if home then
+  if r[6] then
+    redis.call('ZREM', KEYS[2], member)
+  elseif idle then
     rest(KEYS[2], member, ARGV[5], sinks, KEYS[1], KEYS[3], KEYS[5])
   end
   return {'nothing'}
@@ -23,15 +33,11 @@ if tonumber(r[4] or '0') > now and r[5] ~= ARGV[3] then
   return {'busy'}
 end
 if at > now then
-  if home then
-    redis.call('ZADD', KEYS[2], at, member)
-  end
+  zadd_sooner(at)
   return {'nothing'}
 end
 redis.call('HSET', KEYS[1], 'hand', now + tonumber(ARGV[2]), 'handler', ARGV[3])
 local tries = redis.call('HINCRBY', KEYS[1], sink .. ':tries', 1)
-if home then
-  redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), member)
-end
+zadd_sooner(now + tonumber(ARGV[2]))
 redis.call('SET', KEYS[4], member .. ' 0', 'PX', 3600000)
 return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or ''}

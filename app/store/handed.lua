@@ -1,7 +1,8 @@
 --! uses trail
 -- handed: a sink took a revision, or did not. The worker asks `hand` again for what comes next.
 --
--- KEYS  1 record  2 trail  3 holding of this worker  4 dead sinks
+-- What failed ends the job (RQ's time limit strikes once a job), so the order is due at once for its other sinks.
+-- KEYS  1 record  2 trail  3 holding of this worker  4 dead sinks  5 due
 -- ARGV  1 now ms  2 member  3 sink  4 revision  5 what: done, again, dead  6 next try ms  7 reason code  8 duration ms
 local now, sink, handed, what = ARGV[1], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 redis.call('DEL', KEYS[3])
@@ -28,8 +29,10 @@ elseif not mine or tonumber(r[1]) ~= handed then
   return 0
 elseif what == 'again' then
   redis.call('HSET', KEYS[1], sink .. ':next', ARGV[6])
+  redis.call('ZADD', KEYS[5], 'LT', now, ARGV[2])
 else
   redis.call('HSET', KEYS[1], sink .. ':dead', ARGV[7])
   redis.call('ZADD', KEYS[4], now, ARGV[2] .. ' ' .. sink)
+  redis.call('ZADD', KEYS[5], 'LT', now, ARGV[2])
 end
 return 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -23,9 +23,11 @@ from app.store.scripts import source
 GROUP: Final = 256
 """Events a call: Redis serves others in between. One POST is never split, so a larger one makes a larger call."""
 
-PAUSE: Final = 0.002
-"""Seconds that a busy inbox gathers before the next call; a call costs as much as ten events. A lone request never
-waits."""
+CALLS: Final = 2
+"""Calls under way at once. With one, web and Redis take turns: each idles while the other works."""
+
+FEW: Final = 16
+"""Requests that are not divided: a call costs as much as ten events."""
 
 QUEUED, COALESCED, DUPLICATE = range(3)
 
@@ -70,7 +72,7 @@ class Inbox:
         self._kept = event_days * clockwork.DAY
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
-        self._writer: asyncio.Task[None] | None = None
+        self._writers: set[asyncio.Task[None]] = set()
 
     async def accept(self, events: Sequence[OrderProcessed], request_id: str) -> Recorded:
         """Record the events of one POST in one step with those of the same moment.
@@ -91,18 +93,17 @@ class Inbox:
             )
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(len(events), arguments, answer))
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
+        if len(self._writers) < CALLS:
+            self._writers.add(asyncio.create_task(self._write()))
         outcomes = await answer
         return Recorded(outcomes.count(QUEUED), outcomes.count(COALESCED), outcomes.count(DUPLICATE))
 
     async def _write(self) -> None:
+        group: list[_Waiting] = []
         try:
             while self._waiting:
                 group = self._next_group()
                 await self._write_group(group)
-                if len(group) > 1:
-                    await asyncio.sleep(PAUSE)
         except Exception as error:
             # Who waits would meet the same Redis, one time-out after the other: all are told now.
             for one in [*group, *self._waiting]:
@@ -110,12 +111,15 @@ class Inbox:
                     one.answer.set_exception(NotRecorded("redis_unavailable", type(error).__name__))
             self._waiting.clear()
         finally:
-            self._writer = None
+            # Here and not in a callback, which comes a turn later: who arrives in between would find no free writer.
+            self._writers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _next_group(self) -> list[_Waiting]:
+        """Take half of who waits: while Redis works on one half, the answers to the other are written."""
+        share = max(len(self._waiting) // CALLS, FEW)
         group = [self._waiting.popleft()]
         size = group[0].size
-        while self._waiting and size + self._waiting[0].size <= GROUP:
+        while self._waiting and len(group) < share and size + self._waiting[0].size <= GROUP:
             group.append(self._waiting.popleft())
             size += group[-1].size
         return group

@@ -14,22 +14,24 @@
 | `ota:holding:<worker>` | string: order and fence a worker is busy with | the work, at most 1 h | begin, hand |
 | `ota:pools` | hash: pool -> JSON of machine, pid, workers, heartbeat | until the pool ends | pool |
 | `ota:counters` | hash: metric and labels -> number | none | accept, counters |
-| `ota:budget:<key id>` | hash: breaker, Retry-After, last release of one API key | one day | budget scripts |
+| `ota:budget:<key id>` | hash: Retry-After and last release of one API key | one day | budget scripts |
+| `ota:breaker:<key and company>` | hash: breaker of one company's calls with one key | one day | budget scripts |
 | `ota:slots:<key id>` | zset: lease of a slot -> ms when it expires | as its leases | budget scripts |
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | budget scripts |
 | `ota:freed:<key id>` | list: one entry a slot given back, for those who wait | two seconds | budget scripts |
 
 Beside them stand RQ's own keys (`rq:queue:live`, `rq:queue:backfill`, `rq:job:<id>`), written as RQ writes them.
 
-Fields of a record. Counters: `wanted` settlements accepted, `begun` the `wanted` that the latest fetch saw,
-`done` the highest `begun` whose fetch was stored, `fence` of the latest fetch, `stored` fence of the latest stored
-one. Now: `job` queue in which a job waits, `lane` queue this order's jobs go to, `pushes` by the ticker since the
-last begin, `lease` ms until the holder must be done or renew, `holder` worker. Troubles since the last good fetch:
-`tries`, `looks`, `parks`, `crashes`, `missing` ms of the first 404, `error` reason code, `http` status, `dead` reason
-code, `dead_at` ms. Content: `status`, `digest`, `revision`, `fetched` ms, `wallets`, `tickets`, `coupons`, `manifest`
-(0 or 1). Events: `first` ms, `heard` ms, `said` status of the latest event, `reference` its buyFromOrderReference,
-`request` its request id, `duplicates`. Sinks: `<sink>:at` revision handed on, `<sink>:tries`, `<sink>:dead` reason;
-`hand` ms until the hand-on in progress must be done, `handler` worker.
+Fields of a record. Counters: `wanted` settlements accepted, `begun` the `wanted` that the latest fetch saw, `done`
+the highest `begun` whose fetch was stored, `fence` of the latest fetch, `stored` fence of the latest stored one. Now:
+`job` queue in which a job waits, `lane` queue this order's jobs go to, `pushes` by the ticker since the last begin,
+`lease` ms until the holder must be done, `holder` worker, `fetch_at` ms before which no fetch begins. Troubles since
+the last good fetch: `tries`, `rejects`, `looks`, `parks`, `crashes`, `missing` ms of the first 404, `error` reason
+code, `http` status, `dead` reason code, `dead_at` ms. Content: `status`, `digest`, `revision`, `fetched` ms,
+`wallets`, `tickets`, `coupons`, `manifest` (0 or 1). Events: `first` ms, `heard` ms, `said` status of the latest
+event, `reference` its buyFromOrderReference, `request` its request id, `duplicates`. Sinks: `<sink>:at` revision
+handed on, `<sink>:tries`, `<sink>:next` ms of the next, `<sink>:dead` reason; `hand` ms until the hand-on in progress
+must be done, `handler` worker.
 """
 
 from __future__ import annotations
@@ -82,6 +84,10 @@ def holding(worker: str) -> str:
 
 def budget(key_id: str) -> str:
     return f"ota:budget:{key_id}"
+
+
+def breaker(connection_id: str) -> str:
+    return f"ota:breaker:{connection_id}"
 
 
 def slots(key_id: str) -> str:

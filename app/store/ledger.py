@@ -41,7 +41,12 @@ class Ledger:
             [now, self._fetch_lease, worker, order.member, clockwork.CRASHES_ALLOWED, self._keep, *self._sinks],
         )
         what: Begun = _text(verdict)  # type: ignore[assignment]  # begin.lua's header names them
-        return what, Fetch(*values[:6], *map(_text, values[6:])) if what == "fetch" else None
+        if what != "fetch":
+            return what, None
+        begun, fence, tries, looks, parks, missing, known, request_id, lane, rejects = values
+        return what, Fetch(
+            begun, fence, tries, looks, parks, missing, _text(known), _text(request_id), _text(lane), rejects
+        )
 
     def finish(
         self,
@@ -153,7 +158,7 @@ class Ledger:
         """Record what a sink did with a revision; `due` is the ms of its next try."""
         self._run(
             "handed",
-            [keys.record(order), keys.trail(order), keys.holding(worker), keys.DEAD_SINKS],
+            [keys.record(order), keys.trail(order), keys.holding(worker), keys.DEAD_SINKS, keys.DUE],
             [now, order.member, hand_on.sink, hand_on.revision, what, due, reason, duration_ms],
         )
 
@@ -189,7 +194,7 @@ class Ledger:
         outcomes = self._run(
             "want",
             [keys.DUE, queue_key(queue), QUEUES_KEY, keys.ORDERS, keys.DEAD],
-            [now, clockwork.GRACE, keys.PREFIX, queue, why, *self._template.fields(), *members],
+            [now, clockwork.GRACE, keys.PREFIX, queue, LIVE, why, *self._template.fields(), *members],
         )
         return int(outcomes.count(0))
 

@@ -11,7 +11,6 @@ if redis.call('HDEL', KEYS[1], sink .. ':dead') == 0 then
 end
 redis.call('HDEL', KEYS[1], sink .. ':tries', sink .. ':next')
 note(KEYS[3], now .. ' revived ' .. sink)
--- LT: what is due earlier stays so. An order that is dead itself leaves `due` again at the next tick, and the sink's
--- turn comes once its fetch is stored.
+-- LT: what is due earlier stays so.
 redis.call('ZADD', KEYS[2], 'LT', now, member)
 return 1

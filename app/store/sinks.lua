@@ -24,6 +24,17 @@ local function read_sinks(at)
   return sinks
 end
 
+-- Give the fetch of an order up. It leaves the clock, unless a sink (sink_behind) is still to be tried at `sink_at`.
+local function give_up(record, due, dead, member, reason, now, sink, sink_at)
+  redis.call('HSET', record, 'dead', reason, 'dead_at', now)
+  redis.call('ZADD', dead, now, member)
+  if sink then
+    redis.call('ZADD', due, math.max(sink_at, now), member)
+  else
+    redis.call('ZREM', due, member)
+  end
+end
+
 -- Nothing is owed any more: leave the clock, and let the order's keys end `keep` ms after this change. A hand-on
 -- that was given up is still owed: nothing of it ends.
 local function rest(due, member, keep, sinks, record, ...)

@@ -1,12 +1,13 @@
 -- take: may one request be made with this API key now?
 --
--- KEYS  1 budget  2 slots  3 window
+-- KEYS  1 budget  2 slots  3 window  4 breaker
 -- ARGV  1 now ms  2 token of the slot (`l-` live, `b-` backfill)  3 lease of a slot ms  4 slots
 --       5 slots of backfill  6 requests a window  7 window ms
 -- Returns {go}; {full, ms since a slot changed hands}; {closed, ms until, reason code}
 local now, token = tonumber(ARGV[1]), ARGV[2]
-local b = redis.call('HMGET', KEYS[1], 'open_until', 'retry_until', 'probe_until', 'moved')
-local retry_until, open_until = tonumber(b[2] or '0'), tonumber(b[1] or '0')
+local b = redis.call('HMGET', KEYS[1], 'retry_until', 'moved')
+local breaker = redis.call('HMGET', KEYS[4], 'open_until', 'probe_until')
+local retry_until, open_until = tonumber(b[1] or '0'), tonumber(breaker[1] or '0')
 if retry_until > now then
   return {'closed', retry_until, 'throttled'}
 end
@@ -14,7 +15,7 @@ local half_open = open_until > 0
 if open_until > now then
   return {'closed', open_until, 'breaker_open'}
 end
-if half_open and tonumber(b[3] or '0') > now then
+if half_open and tonumber(breaker[2] or '0') > now then
   return {'closed', now + 1000, 'breaker_open'}
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
@@ -25,7 +26,7 @@ for _, slot in ipairs(taken) do
   end
 end
 if #taken >= tonumber(ARGV[4]) or (string.sub(token, 1, 2) == 'b-' and backfill >= tonumber(ARGV[5])) then
-  return {'full', now - tonumber(b[4] or ARGV[1])}
+  return {'full', now - tonumber(b[2] or ARGV[1])}
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - tonumber(ARGV[7]))
 if redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[6]) then
@@ -38,6 +39,6 @@ redis.call('ZADD', KEYS[3], now, token)
 redis.call('PEXPIRE', KEYS[3], ARGV[7])
 redis.call('HSET', KEYS[1], 'moved', now)
 if half_open then
-  redis.call('HSET', KEYS[1], 'probe_until', now + tonumber(ARGV[3]))
+  redis.call('HSET', KEYS[4], 'probe_until', now + tonumber(ARGV[3]))
 end
 return {'go'}

@@ -16,8 +16,8 @@ for _, member in ipairs(members) do
   local record = prefix .. 'order:' .. member
   local r = redis.call('HMGET', record, 'wanted', 'done', 'dead', 'revision', 'lane', 'pushes')
   -- One that owes nothing and has no end was left by a worker that died after its last hand-on: begin ends it.
-  local owed = r[1] and not r[3] and (tonumber(r[2] or '0') < tonumber(r[1])
-    or sink_behind(record, tonumber(r[4] or '0'), sinks) or redis.call('PTTL', record) == -1)
+  local owed = r[1] and (not r[3] and (tonumber(r[2] or '0') < tonumber(r[1]) or redis.call('PTTL', record) == -1)
+    or sink_behind(record, tonumber(r[4] or '0'), sinks))
   if owed then
     local company, order = string.match(member, '^(.-):(.+)$')
     local pushes = tonumber(r[6] or '0')

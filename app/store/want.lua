@@ -2,11 +2,12 @@
 -- want: owe orders a fetch without an event: replay, refetch, dead requeue, reconcile.
 --
 -- KEYS  1 due  2 queue  3 RQ's set of queues  4 orders  5 dead
--- ARGV  1 now ms  2 grace ms  3 key prefix  4 name of the queue  5 why (one word)
---       6 length of the job template, the template (push.lua), then per order: company, order
--- Returns per order 0 queued, 1 a job of it waits already.
-local now, grace, prefix, queue, why = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
-local template, at = read_template(6)
+-- ARGV  1 now ms  2 grace ms  3 key prefix  4 name of the queue  5 name of live  6 why (one word)
+--       7 length of the job template, the template (push.lua), then per order: company, order
+-- Returns per order 0 queued, 1 a job of it waits already, in this queue or in live.
+local now, grace, prefix, queue, live = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local why = ARGV[6]
+local template, at = read_template(7)
 local outcomes = {}
 
 while at <= #ARGV do
@@ -18,12 +19,12 @@ while at <= #ARGV do
   redis.call('PERSIST', record)
   redis.call('PERSIST', trail)
   redis.call('PERSIST', prefix .. 'content:' .. member)
-  redis.call('HDEL', record, 'tries', 'looks', 'parks', 'missing', 'dead', 'dead_at', 'crashes', 'error', 'http')
+  redis.call('HDEL', record, 'tries', 'looks', 'parks', 'rejects', 'missing', 'fetch_at', 'dead', 'dead_at', 'crashes', 'error', 'http')
   redis.call('ZREM', KEYS[5], member)
   redis.call('HSET', record, 'wanted', wanted, 'first', was[3] or now)
   redis.call('ZADD', KEYS[4], now, member)
   note(trail, now .. ' wanted ' .. why .. ' ' .. queue)
-  if was[2] then
+  if was[2] == queue or was[2] == live then
     redis.call('ZADD', KEYS[1], 'LT', now + grace, member)
     outcomes[#outcomes + 1] = 1
   else

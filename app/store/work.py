@@ -9,7 +9,7 @@ import msgspec
 Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
 Stored = Literal["refused", "home", "hand", "again", "dead"]
 Failed = Literal["refused", "again", "parked", "dead", "gone"]
-Failure = Literal["again", "park", "missing", "dead", "gone"]
+Failure = Literal["again", "reject", "park", "missing", "dead", "gone"]
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -27,6 +27,7 @@ class Fetch(msgspec.Struct, frozen=True):
     known: str
     request_id: str
     lane: str
+    rejects: int = 0
 
 
 class Content(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ the system's resolver has its own limit.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -80,8 +81,29 @@ class _DeadlineBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        left = _left(timeout, httpcore.ConnectTimeout)
-        return _DeadlineStream(self._sockets.connect_tcp(host, port, left, local_address, socket_options))
+        return _DeadlineStream(self._first_that_answers(host, port, timeout, local_address, socket_options))
+
+    def _first_that_answers(
+        self,
+        host: str,
+        port: int,
+        deadline: float | None,
+        local_address: str | None,
+        socket_options: Iterable[Any] | None,
+    ) -> httpcore.NetworkStream:
+        """Connect to one of the host's addresses; left to itself, the library gives each the whole time."""
+        try:
+            found = [entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except OSError as error:
+            raise httpcore.ConnectError(type(error).__name__) from None
+        for address in found[:-1]:
+            left = _left(deadline, httpcore.ConnectTimeout)
+            try:
+                return self._sockets.connect_tcp(str(address), port, left / 2, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        left = _left(deadline, httpcore.ConnectTimeout)
+        return self._sockets.connect_tcp(str(found[-1]), port, left, local_address, socket_options)
 
 
 class _DeadlineStream(httpcore.NetworkStream):

@@ -21,7 +21,7 @@ LIMITS = Limits(concurrency=3, backfill_concurrency=1, requests_per_window=100, 
 @pytest.fixture
 def budget(redis_client: Redis) -> Budget:
     """The budget of a key of its own."""
-    return Budget(redis_client, "a key", LIMITS)
+    return Budget(redis_client, "a key", "/a/company", LIMITS)
 
 
 def at(now: int) -> Iterator[int]:
@@ -58,7 +58,7 @@ def test_no_more_requests_at_once_than_slots(budget: Budget) -> None:
 
 def test_two_budgets_of_the_same_key_share_its_slots_and_two_keys_do_not(redis_client: Redis) -> None:
     """A budget belongs to the key, not to the company or the process."""
-    one, same, other = (Budget(redis_client, key, LIMITS) for key in ("a key", "a key", "another"))
+    one, same, other = (Budget(redis_client, key, "/a/company", LIMITS) for key in ("a key", "a key", "another"))
     for _ in range(3):
         taken(one)
 
@@ -87,7 +87,7 @@ def test_backfill_has_its_own_share_and_live_may_use_all(budget: Budget) -> None
 def test_a_waiting_job_gets_the_slot_that_another_gives_back(redis_client: Redis) -> None:
     """It is woken, and does not poll."""
     limits = Limits(concurrency=1, backfill_concurrency=1, requests_per_window=100, slot_lease=60_000)
-    budget = Budget(redis_client, "a key", limits)
+    budget = Budget(redis_client, "a key", "/a/company", limits)
     slot = budget.take("live", bootstrap.clock)
     assert isinstance(slot, Slot)
     timer = threading.Timer(0.05, budget.give, (slot, "answered", bootstrap.clock()))
@@ -126,7 +126,7 @@ def test_the_window_slides_and_lets_bursts_through(budget: Budget) -> None:
 def test_retry_after_holds_for_every_worker_of_the_key(redis_client: Redis, budget: Budget) -> None:
     """A 429 seen by one worker stops the others until then, and opens no breaker."""
     until, opened = budget.give(taken(budget), "answered", NOW, retry_after=7.5)
-    other = Budget(redis_client, "a key", LIMITS)
+    other = Budget(redis_client, "a key", "/a/company", LIMITS)
 
     assert (until, opened) == (NOW + 7500, False)
     assert refused(other, NOW + 7499) == NotNow(NOW + 7500, "throttled")
@@ -139,6 +139,19 @@ def test_a_fault_of_the_key_opens_its_breaker_at_once(budget: Budget) -> None:
 
     assert (until, opened) == (NOW + clockwork.BREAKER_FIRST, True)
     assert refused(budget, until - 1).reason == "breaker_open"
+
+
+def test_a_company_whose_address_is_wrong_does_not_close_the_way_for_others_of_the_same_key(
+    redis_client: Redis, budget: Budget
+) -> None:
+    """The slots are the key's, the breaker is the company's."""
+    other = Budget(redis_client, "a key", "/another/company", LIMITS)
+    budget.give(taken(budget), "fault", NOW)
+
+    assert refused(budget).reason == "breaker_open"
+    for _ in range(3):
+        taken(other)
+    assert refused(other).reason == "slots_full"
 
 
 def test_failures_open_the_breaker_only_in_a_row(budget: Budget) -> None:

@@ -199,8 +199,8 @@ class TestCompaniesApart:
 
 
 class TestGroups:
-    def test_what_comes_in_one_moment_is_one_script_call(self, redis_url: str, kept: Kept) -> None:
-        receipts = grouped(redis_url, kept, [[event()] for _ in range(50)], expected_calls=1)
+    def test_what_comes_in_one_moment_goes_together_in_two_halves_and_a_rest(self, redis_url: str, kept: Kept) -> None:
+        receipts = grouped(redis_url, kept, [[event()] for _ in range(50)], expected_calls=3)
 
         assert receipts == [Recorded(1, 0, 0)] * 50
         assert len(kept.events()) == 50

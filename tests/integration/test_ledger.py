@@ -60,6 +60,14 @@ class TestAccepting:
 
         assert (stage.waiting(), stage.field("wanted")) == (1, "2")
 
+    def test_a_refetch_through_live_does_not_wait_behind_a_replay(self, stage: Stage) -> None:
+        """What people ask for now goes past what they asked for at leisure."""
+        stage.want(queue="backfill")
+        stage.want(queue="live")
+        stage.want(queue="backfill")
+
+        assert (stage.waiting(LIVE), stage.waiting(BACKFILL)) == (1, 1)
+
     def test_an_order_that_waits_in_backfill_gets_a_live_job(self, stage: Stage) -> None:
         stage.want(queue="backfill")
         assert (stage.waiting(BACKFILL), stage.waiting(LIVE)) == (1, 0)

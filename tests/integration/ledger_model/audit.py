@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redis import Redis
-
 from app.store.keys import OrderKey
+from tests.integration.ledger_model.wire import Wire
 
 NO_KEY, NO_END, WILL_END = -2, -1, 1
 
@@ -54,16 +53,15 @@ _SNAPSHOT = Path(__file__).with_name("snapshot.lua")
 
 
 class Snapshots:
-    """Reads the rows of some orders in one round trip."""
+    """The rows of some orders as they stand after each script, without a round trip of their own."""
 
-    def __init__(self, redis: Redis, orders: Sequence[OrderKey], sinks: Sequence[str]) -> None:
-        self._orders = tuple(orders)
-        self._script = redis.register_script(_SNAPSHOT.read_text(encoding="utf-8"))
-        self._arguments = [sinks[0] if sinks else "none", *(order.member for order in orders)]
+    def __init__(self, wire: Wire, orders: Sequence[OrderKey], sinks: Sequence[str]) -> None:
+        self._wire, self._orders = wire, tuple(orders)
+        sha = wire.execute_command("SCRIPT LOAD", _SNAPSHOT.read_text(encoding="utf-8")).decode()
+        wire.follow("EVALSHA", sha, 0, sinks[0] if sinks else "none", *(order.member for order in orders))
 
-    def take(self) -> dict[OrderKey, Row]:
-        rows = self._script(keys=[], args=self._arguments)
-        return {order: _row(values) for order, values in zip(self._orders, rows, strict=True)}
+    def latest(self) -> dict[OrderKey, Row]:
+        return {order: _row(values) for order, values in zip(self._orders, self._wire.followed, strict=True)}
 
 
 class Audit:
@@ -76,7 +74,7 @@ class Audit:
 
     def look(self, touched: Iterable[OrderKey]) -> None:
         """Raise AssertionError if a step that was about `touched` broke a promise, or changed another order."""
-        now = self._snapshots.take()
+        now = self._snapshots.latest()
         for order, row in now.items():
             was = self.rows[order]
             if row != was:

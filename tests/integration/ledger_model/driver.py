@@ -110,6 +110,12 @@ class Driver:
         if self.workers[number].job is not None:
             self.work(number)
 
+    def fetch(self, number: int) -> None:
+        """A worker takes a job, begins it and stores the answer, in one go."""
+        self.begin(number)
+        while self.workers[number].flight is not None:
+            self.work(number)
+
     def unsettled(self, number: int, give_up: str) -> None:
         """Upstream answers that the order is being replaced."""
         worker = self.workers[number]

@@ -1,7 +1,7 @@
 --! uses push
 -- want with a flag. KEYS, ARGV and answer as app/store/want.lua.
 local now, prefix, queue = tonumber(ARGV[1]), ARGV[3], ARGV[4]
-local template, at = read_template(6)
+local template, at = read_template(7)
 local outcomes = {}
 
 while at <= #ARGV do
