@@ -21,7 +21,7 @@ _GUID: Final = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]
 _HALF_A_PAIR: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,50}")
 _EMPTY_GUID: Final = "00000000-0000-0000-0000-000000000000"
-_FRACTION: Final = re.compile(r"(.*\d)\.(\d+)(\D*|[+-]\d\d:\d\d)", re.DOTALL)
+_FRACTION: Final = re.compile(r"([^.]*\d)\.(\d+)(\D*|[+-]\d\d:\d\d)", re.DOTALL)
 _LONGEST_TEXT: Final = 250
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 

@@ -72,8 +72,7 @@ class Processor:
         try:
             self._fetch(order, fetch, worker)
         except Exception as error:
-            due = self._clock() + (clockwork.until_next_try(fetch.tries) or clockwork.LONGEST_WAIT)
-            self._fail(order, fetch, worker, verdict.Decision("again", "internal_error", due))
+            self._fail(order, fetch, worker, verdict.of_own_fault(fetch, self._clock()))
             _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
 
     def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:

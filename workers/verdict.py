@@ -53,6 +53,12 @@ def of_order(error: UpstreamError, fetch: Fetch, now: int, closed_until: int) ->
     return Decision("again", error.reason, max(now + wait, closed_until))
 
 
+def of_own_fault(fetch: Fetch, now: int) -> Decision:
+    """Return what to do with the order when not upstream failed, but we: `internal_error`."""
+    wait = clockwork.until_next_try(fetch.tries)
+    return Decision("dead", "internal_error") if wait is None else Decision("again", "internal_error", now + wait)
+
+
 def of_look(fetch: Fetch, now: int) -> tuple[int, str]:
     """Return when an unsettled order is looked at again, and the reason to give up when it is not any more."""
     if fetch.looks >= len(clockwork.LOOKS):

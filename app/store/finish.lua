@@ -55,7 +55,15 @@ if done >= wanted then
   rest(KEYS[2], member, ARGV[5], sinks, KEYS[1], KEYS[4], KEYS[6])
   return {'home', revision, changed}
 end
-if not latest or r[8] then
+if r[8] then
+  -- Given up meanwhile, and still so; but what this answer brought is to be handed on.
+  local _, at = sink_behind(KEYS[1], revision, sinks)
+  if at then
+    redis.call('ZADD', KEYS[2], math.max(at, now + tonumber(ARGV[6])), member)
+  end
+  return {'again', revision, changed}
+end
+if not latest then
   return {'again', revision, changed}
 end
 if wanted > begun then

@@ -6,14 +6,15 @@
 -- ARGV  1 now ms  2 lease ms  3 worker  4 member  5 keep ms  6.. sinks
 -- Returns {verdict, ...}: nothing; busy (another worker hands on); sink, name, revision, tries, content, request
 local now, member, sinks = tonumber(ARGV[1]), ARGV[4], read_sinks(6)
-local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'revision', 'hand', 'handler', 'dead', 'request')
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'revision', 'hand', 'handler', 'dead', 'request',
+  'fetch_at')
 local revision = tonumber(r[3] or '0')
 if not r[1] then
   return {'nothing'}
 end
 -- Where a fetch is owed too, the clock is only put forward: begin knows whose time has come.
 local idle = r[6] or tonumber(r[2] or '0') >= tonumber(r[1])
-local function zadd_sooner(at)
+local function look_again(at)
   if idle then
     redis.call('ZADD', KEYS[2], at, member)
   else
@@ -26,6 +27,8 @@ if not sink then
     redis.call('ZREM', KEYS[2], member)
   elseif idle then
     rest(KEYS[2], member, ARGV[5], sinks, KEYS[1], KEYS[3], KEYS[5])
+  elseif tonumber(r[8] or '0') > now then
+    redis.call('ZADD', KEYS[2], r[8], member)
   end
   return {'nothing'}
 end
@@ -33,11 +36,11 @@ if tonumber(r[4] or '0') > now and r[5] ~= ARGV[3] then
   return {'busy'}
 end
 if at > now then
-  zadd_sooner(at)
+  look_again(at)
   return {'nothing'}
 end
 redis.call('HSET', KEYS[1], 'hand', now + tonumber(ARGV[2]), 'handler', ARGV[3])
 local tries = redis.call('HINCRBY', KEYS[1], sink .. ':tries', 1)
-zadd_sooner(now + tonumber(ARGV[2]))
+look_again(now + tonumber(ARGV[2]))
 redis.call('SET', KEYS[4], member .. ' 0', 'PX', 3600000)
 return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or ''}

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from app.store import clockwork, keys
-from app.store.work import HandOn
+from app.store.work import Failure, HandOn
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
 
@@ -208,3 +208,66 @@ def test_an_order_that_is_gone_is_still_handed_on_as_it_was(shop: Stage) -> None
     assert (shop.due_in(), shop.days_kept()) == (300, {None})
     shop.later(300)
     assert (shop.tick(), shop.begin(), taken(shop).raw) == (1, "hand", b"1")
+
+
+@pytest.mark.parametrize("what", ["dead", "park", "again", "reject"])
+def test_a_hand_on_does_not_wait_for_a_fetch_that_fails(shop: Stage, what: Failure) -> None:
+    """The sink's next try comes in 5 s, whatever becomes of the next settlement's fetch, and costs no getOrder."""
+    shop.handed(begun(shop), "again", wait=5)
+    shop.settle()
+    shop.fail(shop.fetch(), what, wait=4500)
+    assert shop.hand() is None
+    assert (shop.due_in() or 99) <= 5
+
+    shop.later(5)
+    shop.tick()
+
+    assert shop.begin() == "hand"
+    assert (taken(shop).revision, shop.hand()) == (1, None)
+    assert (shop.due_in(), shop.is_dead()) == ((None, True) if what == "dead" else (4495, False))
+
+
+def test_a_sink_is_tried_again_while_the_order_waits_for_its_next_look(shop: Stage) -> None:
+    """Unsettled content is a revision too; the next look at the order is 75 minutes away."""
+    shop.handed(begun(shop))
+    shop.settle()
+    shop.store(shop.fetch(), 2, look_at=shop.now + 4_500_000)
+    shop.handed(begun(shop), "again", wait=5)
+    assert shop.hand() is None
+
+    shop.later(5)
+    shop.tick()
+
+    assert shop.begin() == "hand"
+    assert taken(shop).revision == 2
+    assert (shop.hand(), shop.begin()) == (None, "nothing")
+    assert shop.due_in() == 4495
+
+
+def test_what_one_sink_refuses_another_gets_with_the_next_job_at_once(shop_and_mail: Stage) -> None:
+    """RQ's time limit strikes once a job, so a hand-on that failed ends the job."""
+    stage = shop_and_mail
+    failed = begun(stage)
+    stage.handed(failed, "again", wait=60)
+    assert stage.due_in() == 0
+
+    assert stage.tick() == 1
+    assert stage.begin() == "hand"
+
+    assert {failed.sink, taken(stage).sink} == {"shop", "mail"}
+
+
+def test_what_an_older_fetch_brings_for_an_order_given_up_is_handed_on(shop: Stage) -> None:
+    """The worker that stored it may die before it calls the sink: the clock knows."""
+    shop.handed(begun(shop))
+    shop.settle()
+    older = shop.fetch("a")
+    shop.settle()
+    shop.fail(shop.fetch("b"), "dead", "b")
+
+    assert shop.store(older, 2, "a") == "again"
+
+    shop.later(shop.due_in() or 0)
+    assert (shop.tick(), shop.begin()) == (1, "hand")
+    assert (taken(shop).revision, shop.hand()) == (2, None)
+    assert (shop.is_dead(), shop.due_in(), shop.days_kept()) == (True, None, {None})

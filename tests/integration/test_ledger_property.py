@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -73,7 +74,8 @@ def test_no_interleaving_loses_a_settlement(
     different = explore(run, sinks, number, [Phase.generate, Phase.shrink])
 
     with capsys.disabled():
-        print(f"\n{different} interleavings, seed {SEED}")  # noqa: T201  # that they were run is to be seen
+        # That they were run is to be seen; the stdout of xdist's workers goes nowhere.
+        print(f"\n{different} interleavings, seed {SEED}", file=sys.stderr)  # noqa: T201
     assert different >= number
 
 
@@ -109,6 +111,7 @@ def judge(driver: Driver, order: OrderKey, row: Row, sinks: Sequence[str]) -> No
 def explore(run: Callable[[list[Step]], object], sinks: Sequence[str], number: int, phases: Sequence[Phase]) -> int:
     """Run different interleavings, at least `number` unless one fails; return how many."""
     seen: set[tuple[Step, ...]] = set()
+    print(f"INTERLEAVINGS_SEED={SEED}")  # noqa: T201  # shown with a failure
 
     @hypothesis.seed(SEED)
     @settings(

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ def modules() -> Iterator[tuple[Path, ast.Module]]:
             yield path.relative_to(ROOT), ast.parse(path.read_text())
 
 
+@cache
 def texts_in(package: Path) -> frozenset[str]:
     """Return the literal texts of the modules of one package: where the fields of a line are gathered."""
     trees = [ast.parse(path.read_text()) for path in (ROOT / package).glob("*.py")]

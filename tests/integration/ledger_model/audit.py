@@ -91,7 +91,7 @@ class Audit:
         assert row.revision <= was.revision + 1, f"{was} -> {row}"
         assert bool(row.dead) == (row.died is not None), f"the list of the dead says otherwise: {row}"
         assert not row.dead or row.owed_a_fetch, f"dead, and nothing is owed: {row}"
-        if not row.dead and (row.owed_a_fetch or row.owed_a_hand_on(self._sinks)):
+        if (row.owed_a_fetch and not row.dead) or row.owed_a_hand_on(self._sinks):
             assert row.due is not None, f"owed, and nobody will look: {row}"
         if row.owes(self._sinks):
             assert WILL_END not in (row.record, row.trail, row.content), f"owed, and will end: {row}"

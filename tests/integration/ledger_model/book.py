@@ -20,8 +20,7 @@ class Flight:
     """One fetch: begun, perhaps read (`version` is what upstream answered), perhaps ended.
 
     `repeatable`: it failed, or its worker is known to be dead, so that its settlement may be fetched again, but not
-    before `not_before`. One that outlives its lease counts as crashed whatever it says then, and one that somebody
-    was told to look at at once may be fetched again at once.
+    before `not_before`.
     """
 
     order: OrderKey
@@ -31,11 +30,10 @@ class Flight:
     version: int | None = None
     repeatable: bool = False
     not_before: int = 0
-    hurried: bool = False
 
-    def wait(self, until: int, now: int) -> None:
+    def wait(self, until: int) -> None:
         """Note that the fetch ended without a settled answer, and when it is to be repeated."""
-        self.repeatable, self.not_before = True, 0 if self.hurried or now >= self.lease_ends else until
+        self.repeatable, self.not_before = True, until
 
 
 @dataclass
@@ -45,24 +43,6 @@ class HandOff:
     order: OrderKey
     hand_on: HandOn
     lease_ends: int
-
-
-@dataclass
-class Worker:
-    """A worker process between two instructions: idle, with a job, fetching, or handing on."""
-
-    name: str
-    lanes: tuple[str, ...]
-    job: OrderKey | None = None
-    flight: Flight | None = None
-    sinks_of: OrderKey | None = None
-    hand_off: HandOff | None = None
-
-    @property
-    def order(self) -> OrderKey | None:
-        """Return what it is busy with."""
-        doing = self.flight or self.hand_off
-        return doing.order if doing else self.job or self.sinks_of
 
 
 @dataclass
@@ -78,6 +58,7 @@ class Book:
     gone: bool = False
     latest: Flight | None = None
     handed: int = 0
+    hand_off: HandOff | None = None
     refused: set[int] = field(default_factory=set)
     last_event: str = ""
 
@@ -91,11 +72,6 @@ class Book:
                 assert last.not_before <= now, f"{flight} repeats {last} too early"
         self.latest = flight
 
-    def hurry(self) -> None:
-        """Note that somebody asked for a look at this order now."""
-        if self.latest is not None:
-            self.latest.not_before, self.latest.hurried = 0, True
-
     def take(self, flight: Flight, *, settled: bool) -> None:
         """Note that the ledger took the answer of this fetch."""
         self.stored_fence = flight.fetch.fence
@@ -108,6 +84,15 @@ class Book:
         self.stored_fence = flight.fetch.fence
         self.gone = True
         self._cover(flight, settled=True)
+
+    def end(self, hand_off: HandOff, what: str) -> None:
+        """Note what a sink did with a revision."""
+        if self.hand_off is hand_off:
+            self.hand_off = None
+        if what == "done":
+            self.handed = max(self.handed, hand_off.hand_on.revision)
+        elif what == "dead":
+            self.refused.add(hand_off.hand_on.revision)
 
     def judge(self, content: bytes | None) -> None:
         """Raise Lost unless every settlement was fetched after it was accepted, and the newest content is kept."""

@@ -52,11 +52,11 @@ _SOMETIMES: Final = [
     [Step("settle", (ONE, ONE)), Step("repeat", (ONE,))],
     [Step("jump", (6,)), *[Step("jump", (61,))] * 4],
     [*[Step("jump", (121,))] * 2, Step("jump", (7200,))],
-    [*_of_each("crash") * 2],
-    [*[Step("bury")] * 4],
+    _of_each("kill") * 2,
+    [Step("bury")] * 4,
     _of_each("unsettled", ""),
     _of_each("unsettled", "unsettled"),
-    _of_each("fail", "again"),
+    [*_of_each("fail", "again"), Step("fail", (0, "reject"))],
     [*_of_each("fail", "park"), *_of_each("fail", "missing")],
     _of_each("fail", "dead"),
     _of_each("fail", "gone"),
@@ -67,6 +67,7 @@ _SOMETIMES: Final = [
 _OF_SINKS: Final = [
     _of_each("sink_fails") * 3,
     _of_each("sink_refuses") * 3,
+    [Step("revive_sink", (ONE,))] * 2,
     [Step("jump", (151,))] * 3,
     _of_each("fetch") * 2,
 ]
@@ -102,7 +103,7 @@ def bring_home(driver: Driver, parts: Parts, look: Callable[[Driver], None]) -> 
 
     Raises Lost when that does not happen, or an order is not home then, the dead only after they are revived.
     """
-    driver.step("deliver", ())
+    driver.step("deliver")
     look(driver)
     _run_until_quiet(driver, parts, look)
     dead = [OrderKey.of(member.decode()) for member in parts.wire.execute_command("ZRANGE", keys.DEAD, 0, -1)]
@@ -127,7 +128,7 @@ def _run_until_quiet(driver: Driver, parts: Parts, look: Callable[[Driver], None
         if not soonest:
             return
         parts.clock.now = max(driver.now, int(float(soonest[1])))
-        driver.step("tick", ())
+        driver.step("tick")
         look(driver)
     raise Lost(f"not quiet after {_MOST_ROUNDS} rounds")
 

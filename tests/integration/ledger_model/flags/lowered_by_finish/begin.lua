@@ -12,4 +12,4 @@ local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
 redis.call('HSET', KEYS[1], 'lease', now + tonumber(ARGV[2]), 'holder', ARGV[3])
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), member)
 redis.call('SET', KEYS[5], member .. ' ' .. fence)
-return {'fetch', fence, fence, 0, 0, 0, 0, '', '', ''}
+return {'fetch', fence, fence, 0, 0, 0, 0, '', '', '', 0}
