@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from app.cli import check, dead, events, health, laptop, orders, service
@@ -10,9 +13,19 @@ from app.cli.exits import CODES
 cli = typer.Typer(
     name="ota-receiver",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     epilog=CODES,
     help="Receives NaviPartner OTA Channel Manager webhooks, fetches each settled order once, and loses none.",
 )
+
+
+@cli.callback()
+def _main(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if show:
+        typer.echo(version("ota-receiver"))
+        raise typer.Exit
+
+
 for group in (service, laptop, check, health, events, orders, dead):
     group.register(cli)

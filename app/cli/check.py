@@ -37,6 +37,9 @@ def check(as_json: options.Json = False) -> None:
 
 
 def _of_settings(found: Settings) -> Iterator[Finding]:
+    from workers.sinks import build  # the arrow points down: only the CLI knows both sides
+
+    build(found.sinks)
     slugs = ", ".join(company.slug for company in found.companies)
     yield Finding("settings", "settings", "good", f"complete, for {len(found.companies)}: {slugs}")
     for company in found.companies:

@@ -11,6 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from app.cli.exits import FOUND, Stop
+from app.errors import ReceiverError
+
 
 def register(cli: typer.Typer) -> None:
     """Add the commands where their parts are installed."""
@@ -32,6 +35,7 @@ def demo() -> None:
 def dev(
     port: Annotated[int, typer.Option(help="Port of the webhook on 127.0.0.1.")] = 8080,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
+    sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
 ) -> None:
     """Run everything on a laptop until Ctrl-C: embedded Valkey, sandbox, web, workers.
 
@@ -39,10 +43,20 @@ def dev(
     """
     from app.dev import laptop  # the arrow points down
 
-    # A list and no threading.Event: its lock is not re-entrant, and a handler runs in the thread that waits.
-    stops: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: stops.append(received))
+        signal.signal(number, _interrupt)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
-    laptop.run(Console(), folder.resolve(), port, lambda: bool(stops))
+    try:
+        laptop.run(Console(), folder.resolve(), port, sinks)
+    except KeyboardInterrupt:
+        return
+    except ReceiverError as error:
+        raise Stop(str(error), FOUND) from None
+
+
+def _interrupt(*_: object) -> None:
+    """Leave by way of all `with` blocks, whatever is being waited for; what follows must not disturb that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import typer
 import uvicorn
 
 from app import bootstrap, log, settings
+from app.cli.exits import DONE, FOUND
 
 _log = log.get()
 
@@ -31,20 +32,25 @@ def serve() -> None:
     # What was imported never becomes garbage: looking through it again and again took 6 % of the time under load.
     gc.collect()
     gc.freeze()
-    uvicorn.run(
-        web,
-        host=found.host,
-        port=found.port,
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        lifespan="on",
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=8,
-        limit_concurrency=1000,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            web,
+            host=found.host,
+            port=found.port,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            lifespan="on",
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=8,
+            limit_concurrency=1000,
+        )
     )
+    # Ends with 1 by itself where the port is taken; uvicorn.run would end with 3, which here says that Redis is away.
+    server.run()
     _log.info("service.stopped", role="web")
+    raise typer.Exit(DONE if server.started else FOUND)
 
 
 def worker() -> None:

@@ -95,7 +95,9 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
     if not any(sample.problems for sample in orders):
         console.print("Every order arrived complete, and each settlement cost exactly one getOrder.\n")
     last = orders[-1]
-    console.print("The one POST that started each of them:\n")
+    console.print(
+        "The one POST that started each of them (`uv run ota-receiver dev` keeps a receiver to send it to):\n"
+    )
     reference = last.order.buy_from_order_reference if last.order else ""
     print_curl(console, stack, last.order_id, reference or "", last.expected)
 

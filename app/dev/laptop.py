@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -19,15 +18,15 @@ _GUIDE = """
   sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
   logs        tail -F {folder}/web.log {folder}/worker.log
   settings    set -a; . {folder}/env; set +a
-              then: ota-receiver orders list · events list · check
+              then: uv run ota-receiver orders list · events list · check
 
 Ctrl-C stops everything; what was received is kept in {folder}.
 """
 
 
-def run(console: Console, folder: Path, port: int, stopped: Callable[[], bool]) -> None:
-    """Keep all parts running until `stopped()` or one of them ends."""
-    with stacks.start(folder, port=port, valkey_dir=folder / "valkey") as stack:
+def run(console: Console, folder: Path, port: int, sinks: str) -> None:
+    """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
+    with stacks.start(folder, port=port, valkey_dir=folder / "valkey", sinks=sinks) as stack:
         environment = folder / "env"
         environment.touch(mode=0o600)
         environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
@@ -39,7 +38,7 @@ def run(console: Console, folder: Path, port: int, stopped: Callable[[], bool]) 
         console.print("An event by hand; sent a second time, it is a duplicate:\n")
         reference = last.order.buy_from_order_reference if last.order else None
         print_curl(console, stack, last.order_id, reference or "", last.expected)
-        while not stopped():
+        while True:
             time.sleep(_LOOK)
             for name, process in (("web", stack.web), ("worker", stack.worker)):
                 if process.exit_code is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from app.dev import valkey
 from app.dev.processes import Process, free_port
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
+from app.errors import ReceiverError
 from app.settings import Settings
 
 TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
@@ -27,6 +29,10 @@ API_KEY: Final = "key-of-the-sandbox"
 """Made up, and good for nothing but the sandbox of this very run."""
 
 _READY_WITHIN: Final = 20.0
+
+
+class PortTaken(ReceiverError):
+    """Somebody listens where the web process should."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,27 @@ class Stack:
 
 @contextlib.contextmanager
 def start(
-    folder: Path, *, port: int = 0, sandbox_options: Sequence[str] = (), valkey_dir: Path | None = None
+    folder: Path,
+    *,
+    port: int = 0,
+    sandbox_options: Sequence[str] = (),
+    valkey_dir: Path | None = None,
+    sinks: str = "",
 ) -> Iterator[Stack]:
     """Start all parts and stop them at the end; their logs go to `folder`. Main thread only (see Process).
 
-    Raises ValkeyUnavailable, ProcessEnded, TimeoutError.
+    `sinks` is SINKS of the workers; their functions are looked for in the working directory too.
+    Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
     """
+    if port:
+        _must_be_free(port)
     with contextlib.ExitStack() as parts:
         server = parts.enter_context(valkey.start(valkey_dir or folder / "valkey"))
         sandbox = parts.enter_context(sandbox_process.start(options=sandbox_options))
         environment = _environment(server.url, sandbox, port or free_port())
+        if sinks:
+            path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+            environment |= {"SINKS": sinks, "PYTHONPATH": path}
         for name in ("web", "worker"):
             (folder / f"{name}.log").write_bytes(b"")
         command = [sys.executable, "-m", "app.cli"]
@@ -78,6 +95,16 @@ def start(
         web.wait_until(lambda: _answers(f"{stack.web_url}/readyz"), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack
+
+
+def _must_be_free(port: int) -> None:
+    """Raise PortTaken: else whoever listens there would be taken for our web process."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise PortTaken(f"port {port} is taken: name another with --port") from None
 
 
 def _environment(redis_url: str, sandbox: Sandbox, port: int) -> dict[str, str]:

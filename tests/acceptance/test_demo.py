@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,3 +56,23 @@ def test_dev_keeps_everything_running_until_it_is_told_to_stop_and_leaves_nothin
         if dev.poll() is None:
             os.killpg(dev.pid, signal.SIGKILL)
             dev.wait()
+
+
+def test_dev_on_a_port_that_is_taken_says_so(tmp_path: Path) -> None:
+    """Whoever listens there would else be taken for our web process."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "ota-receiver"), "dev", "--port", port],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"port {port} is taken: name another with --port" in done.stderr
+    assert "Traceback" not in done.stderr
