@@ -40,7 +40,7 @@ def samples() -> list[Sample]:
     """Return the orders of the demo."""
     return [
         Sample("Two day tickets", ("31001",), 2, "PAY-1001", "Issued"),
-        Sample("Package with coupons", ("31001", "PKG-100"), 2, "PAY-1002", "Issued"),
+        Sample("Package, coupons", ("31001", "PKG-100"), 2, "PAY-1002", "Issued"),
         Sample("Group ticket", ("GRP-200",), 20, "PAY-1003", "Issued"),
         Sample("Not yet paid", ("31001",), 1, "", "Draft"),
         Sample("Failed, replaced", ("FAIL-1",), 1, "PAY-1005", "Error"),
