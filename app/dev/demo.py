@@ -70,7 +70,9 @@ def drive(stack: Stack, progress: Progress) -> list[Sample]:
 
 def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
     """Print what arrived, and how to send one event by hand."""
-    table = Table(title="What arrived", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title="What arrived", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     table.add_column("order", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for heading in ("events", "GETs", "wallets", "tickets", "coupons"):
