@@ -75,7 +75,7 @@ def test_no_interleaving_loses_a_settlement(
 
     with capsys.disabled():
         # That they were run is to be seen; the stdout of xdist's workers goes nowhere.
-        print(f"\n{different} interleavings, seed {SEED}", file=sys.stderr)  # noqa: T201
+        print(f"\n{different} interleavings, seed {SEED}", file=sys.stderr)  # noqa: T201  # CI shows how many were run
     assert different >= number
 
 
