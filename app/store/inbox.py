@@ -1,7 +1,7 @@
 """The async side of the ledger: requests of one moment are recorded by one call of accept.lua (group commit).
 
 While a call is under way, what comes meanwhile waits and goes together in the next one: the slower Redis is, the
-larger the groups, and each request still has its own answer.
+larger the groups, and each request still has its own answer, within CALL_SECONDS + PATIENCE whatever Redis does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import astuple
 from redis.asyncio import Redis
 
 from app.errors import NotRecorded
@@ -29,21 +30,60 @@ CALLS: Final = 2
 FEW: Final = 16
 """Requests that are not divided: a call costs as much as ten events."""
 
+CALL_SECONDS: Final = 1.0
+"""One call with all it needs: connecting, logging in, loading the script. Each of them has a time-out too."""
+
+PATIENCE: Final = 0.5
+"""Seconds a POST waits for its call to begin; looked at when a call ends, so it may be one call more."""
+
 QUEUED, COALESCED, DUPLICATE = range(3)
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """What became of the events of one POST."""
+    """What became of the events of one POST. `spooled`: kept on disk until Redis is back."""
 
     queued: int
     coalesced: int
     duplicates: int
+    spooled: int = 0
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What is kept of an event, as accept.lua takes it and as the spool holds it; no clientState is in it.
+
+    `digest` is "" for an event that cannot be a duplicate, `received` ms since 1970.
+    """
+
+    digest: str
+    company_id: str
+    order_id: str
+    status: str
+    reference: str
+    secret: str
+    request_id: str
+    sent: str
+    received: int
+
+    @classmethod
+    def of(cls, event: OrderProcessed, request_id: str, received: int) -> Entry:
+        """Return the entry of an authenticated event."""
+        return cls(
+            event.digest,
+            event.company_id,
+            event.order_id,
+            event.status_word,
+            event.reference,
+            event.secret,
+            request_id,
+            event.timestamp,
+            received,
+        )
 
 
 class _Waiting(msgspec.Struct):
-    size: int
-    arguments: list[Any]
+    entries: Sequence[Entry]
     answer: asyncio.Future[list[int]]
+    since: float
 
 
 class Inbox:
@@ -75,24 +115,18 @@ class Inbox:
         self._writers: set[asyncio.Task[None]] = set()
 
     async def accept(self, events: Sequence[OrderProcessed], request_id: str) -> Recorded:
+        """Record the events of one POST; see `record`."""
+        received = self._clock()
+        return await self.record([Entry.of(event, request_id, received) for event in events])
+
+    async def record(self, entries: Sequence[Entry]) -> Recorded:
         """Record the events of one POST in one step with those of the same moment.
 
-        Raises NotRecorded (`redis_unavailable`): then none of them, or all without our knowing, are recorded.
+        Raises NotRecorded: then none of them, or all without our knowing, are recorded.
         """
-        arguments: list[Any] = []
-        for event in events:
-            arguments += (
-                event.digest,
-                event.company_id,
-                event.order_id,
-                event.status_word,
-                event.reference,
-                event.secret,
-                request_id,
-                event.timestamp,
-            )
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(len(events), arguments, answer))
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
+        self._waiting.append(_Waiting(entries, answer, loop.time()))
         if len(self._writers) < CALLS:
             self._writers.add(asyncio.create_task(self._write()))
         outcomes = await answer
@@ -104,24 +138,29 @@ class Inbox:
             while self._waiting:
                 group = self._next_group()
                 await self._write_group(group)
+                self._tell_the_late()
         except Exception as error:
             # Who waits would meet the same Redis, one time-out after the other: all are told now.
-            for one in [*group, *self._waiting]:
-                if not one.answer.done():
-                    one.answer.set_exception(NotRecorded("redis_unavailable", type(error).__name__))
+            _tell([*group, *self._waiting], error)
             self._waiting.clear()
         finally:
             # Here and not in a callback, which comes a turn later: who arrives in between would find no free writer.
             self._writers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
+    def _tell_the_late(self) -> None:
+        """Let go of who waited too long: behind a slow Redis the queue would grow for ever."""
+        longest = asyncio.get_running_loop().time() - PATIENCE
+        while self._waiting and self._waiting[0].since < longest:
+            _tell([self._waiting.popleft()], TimeoutError())
+
     def _next_group(self) -> list[_Waiting]:
         """Take half of who waits: while Redis works on one half, the answers to the other are written."""
         share = max(len(self._waiting) // CALLS, FEW)
         group = [self._waiting.popleft()]
-        size = group[0].size
-        while self._waiting and len(group) < share and size + self._waiting[0].size <= GROUP:
+        size = len(group[0].entries)
+        while self._waiting and len(group) < share and size + len(self._waiting[0].entries) <= GROUP:
             group.append(self._waiting.popleft())
-            size += group[-1].size
+            size += len(group[-1].entries)
         return group
 
     async def _write_group(self, group: list[_Waiting]) -> None:
@@ -136,11 +175,19 @@ class Inbox:
             *self._template.fields(),
         ]
         for one in group:
-            arguments += one.arguments
-        outcomes = await self._accept(keys=self._keys, args=arguments)
+            for entry in one.entries:
+                arguments += astuple(entry)[:8]
+        async with asyncio.timeout(CALL_SECONDS):
+            outcomes = await self._accept(keys=self._keys, args=arguments)
         at = 0
         for one in group:
             # A client that hung up took its future with it; the others' answers are not touched.
             if not one.answer.done():
-                one.answer.set_result(outcomes[at : at + one.size])
-            at += one.size
+                one.answer.set_result(outcomes[at : at + len(one.entries)])
+            at += len(one.entries)
+
+
+def _tell(waiting: Sequence[_Waiting], error: Exception) -> None:
+    for one in waiting:
+        if not one.answer.done():
+            one.answer.set_exception(NotRecorded("redis_unavailable", type(error).__name__))
