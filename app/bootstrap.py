@@ -18,7 +18,10 @@ from app.auth import Authenticator
 from app.health import Check, Health
 from app.intake import Intake
 from app.settings import Company, Settings
-from app.store import clockwork, connection, counters
+from app.spool.folder import SpoolFolder
+from app.spool.recorder import Recorder
+from app.spool.spool import Spool
+from app.store import clockwork, connection, counters, schema
 from app.store.archive import Archive
 from app.store.budget import Budget, Limits
 from app.store.dead_letters import DeadLetters
@@ -48,28 +51,37 @@ def clock() -> int:
 
 
 def web_app(settings: Settings) -> ASGIApp:
-    """Return the web process's app; Redis is first asked when the first event comes."""
+    """Return the web process's app; Redis is first asked when the first event comes.
+
+    Raises SettingsError for a SPOOL_DIR that is not ours alone.
+    """
     redis = connection.for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, clock=clock)
-
     tally = Tally(redis)
+    spool = Spool(SpoolFolder(settings.spool_dir, settings.spool_max_mb * 1024 * 1024)) if settings.spool_dir else None
+    recorder = Recorder(inbox, spool, clock, tally.count) if spool else None
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
-        counting = asyncio.create_task(tally.run())
+        tasks = [asyncio.create_task(tally.run()), *([asyncio.create_task(recorder.run())] if recorder else [])]
         try:
             yield
         finally:
-            counting.cancel()
-            await asyncio.wait([counting])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await tally.flush()
+            if spool:
+                await spool.close()
             await redis.aclose()
 
     return web.application(
         webhook_path=settings.webhook_path,
-        webhook=web.Webhook(Intake(Authenticator(settings.companies), inbox, tally), tally, settings.max_body_bytes),
+        webhook=web.Webhook(
+            Intake(Authenticator(settings.companies), recorder or inbox, tally), tally, settings.max_body_bytes
+        ),
         probes=web.Probes(
-            Health(redis),
+            Health(redis, spool),
             lambda: counters.read(redis),
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
@@ -87,13 +99,23 @@ def configure_cli_log() -> None:
         log.configure(level="WARNING", form="console")
 
 
+def configure_stderr_log(settings: Settings) -> None:
+    """Send log lines to stderr as the settings say: for a command that runs on, and prints something else."""
+    with redirect_stdout(sys.stderr):
+        configure_log(settings)
+
+
 @contextmanager
 def books(settings: Settings) -> Iterator[Books]:
-    """Open Redis for a command; raises StoreUnavailable, also out of the block, when Redis fails."""
+    """Open Redis for a command.
+
+    Raises StoreUnavailable, also out of the block, when Redis fails, and NewerData, which is one too.
+    """
     url = settings.redis_url.get_secret_value()
     with readable_url():
         redis = worker_redis(settings)
     with translated_errors(url), redis:
+        schema.refuse_newer(redis)
         yield Books(Archive(redis), EventLog(redis), DeadLetters(redis), ledger(settings, redis), Pools(redis))
 
 

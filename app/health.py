@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from app.store import keys, schema
+
 State = Literal["ready", "degraded", "not ready"]
+
+SECONDS: Final = 2.0
+"""For all checks together: who asks has a time-out of its own, and no answer is taken for a dead process."""
+
+
+CLOCKS_APART: Final = 10.0
+"""Seconds that two clocks may differ: no retry comes noticeably too early or too late."""
+
+
+class Keeps(Protocol):
+    """Something that keeps events while Redis is away."""
+
+    async def trouble(self) -> str: ...
+
+    async def waiting(self) -> int: ...
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -21,24 +41,57 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Asks Redis whether it takes writes and how durable they are."""
+    """Asks Redis whether it takes writes and how durable they are, and the spool, if there is one, whether it does."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, spool: Keeps | None = None) -> None:
         self._redis = redis
+        self._spool = spool
 
     async def checks(self) -> list[Check]:
-        """Return all findings; never raises."""
+        """Return all findings; never raises.
+
+        With a spool that works nothing about Redis is fatal: events are taken, and wait on the disk.
+        """
+        of_redis, of_spool = await asyncio.gather(self._of_redis(), self._of_spool())
+        if any(check.fatal and check.ok for check in of_spool):
+            of_redis = [msgspec.structs.replace(check, fatal=False) for check in of_redis]
+            of_spool = [msgspec.structs.replace(check, fatal=False) for check in of_spool]
+        elif all(check.ok for check in of_redis if check.fatal):
+            of_spool = [msgspec.structs.replace(check, fatal=False) for check in of_spool]
+        return [*of_redis, *of_spool]
+
+    async def _of_redis(self) -> list[Check]:
         try:
-            found = await self._redis.info("persistence")
-            replication = await self._redis.info("replication")
-            memory = await self._redis.info("memory")
-        except (RedisError, OSError) as error:
+            async with asyncio.timeout(SECONDS):
+                found = await self._redis.info("persistence")
+                replication = await self._redis.info("replication")
+                memory = await self._redis.info("memory")
+                durable = await self._durable(found)
+                held = await self._redis.get(keys.SCHEMA)
+                seconds, microseconds = await self._redis.time()
+        except (RedisError, OSError, TimeoutError) as error:
             return [Check("redis", ok=False, detail=f"no answer ({type(error).__name__})", fatal=True)]
         return [
             Check("redis", ok=True, detail="answers", fatal=True),
             _writable(found, replication),
-            await self._durable(found),
+            durable,
             _evicts_nothing(memory),
+            _ours_to_read(held),
+            same_clock(seconds + microseconds / 1e6, time.time()),
+        ]
+
+    async def _of_spool(self) -> Iterable[Check]:
+        if self._spool is None:
+            return []
+        try:
+            async with asyncio.timeout(SECONDS):
+                trouble = await self._spool.trouble()
+                waiting = await self._spool.waiting()
+        except TimeoutError:
+            return [Check("spool", ok=False, detail="the disk does not answer", fatal=True)]
+        return [
+            Check("spool", ok=not trouble, detail=trouble or "takes events", fatal=True),
+            Check("backlog", ok=not waiting, detail=f"{waiting} events wait for Redis", fatal=False),
         ]
 
     async def _durable(self, persistence: dict[str, Any]) -> Check:
@@ -59,6 +112,22 @@ class Health:
         if any(not check.ok and check.fatal for check in checks):
             return "not ready"
         return "ready" if all(check.ok for check in checks) else "degraded"
+
+
+def _ours_to_read(held: bytes | None) -> Check:
+    newer = schema.is_newer(held)
+    detail = "holds data of a newer version of this service" if newer else f"version {schema.VERSION}"
+    return Check("schema", ok=not newer, detail=detail, fatal=True)
+
+
+def same_clock(theirs: float, ours: float) -> Check:
+    """Return whether the clock of Redis's machine and ours, both in seconds since 1970, agree.
+
+    Machines that agree with it agree with each other: retries, leases and the budget of a key are kept in their time.
+    """
+    apart = abs(theirs - ours)
+    detail = f"differs from Redis's by {apart:.0f} s" if apart > CLOCKS_APART else "agrees with Redis's"
+    return Check("clock", ok=apart <= CLOCKS_APART, detail=detail, fatal=False)
 
 
 def _writable(persistence: dict[str, Any], replication: dict[str, Any]) -> Check:

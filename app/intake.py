@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from app import events, log
-from app.auth import Authenticator, Batch
+from app.auth import UNKNOWN, Authenticator, Batch
 from app.errors import Unauthenticated
 from app.events import OrderProcessed
 from app.store.inbox import Recorded
@@ -26,6 +26,8 @@ class Counts(Protocol):
 
     def count(self, metric: str, label: str, times: int = 1) -> None: ...
 
+    def alarm(self, company_id: str, items: int) -> None: ...
+
 
 class Receipt(msgspec.Struct, frozen=True):
     """The answer to one POST. `ignored`: other events' names; `put_aside`: reason code -> items."""
@@ -35,6 +37,7 @@ class Receipt(msgspec.Struct, frozen=True):
     queued: int
     coalesced: int
     duplicates: int
+    spooled: int
     ignored: int
     put_aside: dict[str, int]
 
@@ -65,6 +68,7 @@ class Intake:
             recorded.queued,
             recorded.coalesced,
             recorded.duplicates,
+            recorded.spooled,
             batch.ignored,
             batch.put_aside,
         )
@@ -72,6 +76,9 @@ class Intake:
     def _report(self, batch: Batch) -> None:
         for company, items in batch.rejected.items():
             _log.warning("auth.rejected", company=company, items=items)
+            self._counts.count("rejected", company, items)
+            if company != UNKNOWN:
+                self._counts.alarm(company, items)
         for reason, items in batch.put_aside.items():
             _log.warning("events.put_aside", reason=reason, items=items)
             self._counts.count("aside", reason, items)

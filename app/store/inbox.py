@@ -14,10 +14,11 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec.structs import astuple
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from app.errors import NotRecorded
 from app.events import OrderProcessed
-from app.store import clockwork, keys
+from app.store import clockwork, keys, schema
 from app.store.jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
 from app.store.scripts import source
 
@@ -97,7 +98,8 @@ class Inbox:
         event_days: int,
         clock: Callable[[], int],
     ) -> None:
-        self._accept = redis.register_script(source("accept"))
+        self._redis = redis
+        self._accept = redis.register_script(schema.guarded(source("accept")))
         self._template = JobTemplate()
         self._keys = [
             keys.DUE,
@@ -122,7 +124,8 @@ class Inbox:
     async def record(self, entries: Sequence[Entry]) -> Recorded:
         """Record the events of one POST in one step with those of the same moment.
 
-        Raises NotRecorded: then none of them, or all without our knowing, are recorded.
+        Raises NotRecorded: `redis_unavailable` (then none of them, or all without our knowing, are recorded), or
+        `newer_data` (then none: what stands in Redis is a newer version's).
         """
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
@@ -131,6 +134,17 @@ class Inbox:
             self._writers.add(asyncio.create_task(self._write()))
         outcomes = await answer
         return Recorded(outcomes.count(QUEUED), outcomes.count(COALESCED), outcomes.count(DUPLICATE))
+
+    async def probe(self) -> bool:
+        """Return whether Redis takes writes, ours too; asked anew: an old connection may lead to a former primary."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+                await self._redis.set(keys.PROBE, 1, px=10 * clockwork.SECOND)
+                await self._accept(keys=self._keys, args=self._header(self._clock()))
+        except (RedisError, OSError, TimeoutError):
+            return False
+        return True
 
     async def _write(self) -> None:
         group: list[_Waiting] = []
@@ -164,19 +178,10 @@ class Inbox:
         return group
 
     async def _write_group(self, group: list[_Waiting]) -> None:
-        now = self._clock()
-        arguments = [
-            now,
-            clockwork.GRACE,
-            self._dedup,
-            now - self._kept,
-            keys.PREFIX,
-            LIVE,
-            *self._template.fields(),
-        ]
+        arguments = self._header(self._clock())
         for one in group:
             for entry in one.entries:
-                arguments += astuple(entry)[:8]
+                arguments += astuple(entry)
         async with asyncio.timeout(CALL_SECONDS):
             outcomes = await self._accept(keys=self._keys, args=arguments)
         at = 0
@@ -186,8 +191,21 @@ class Inbox:
                 one.answer.set_result(outcomes[at : at + len(one.entries)])
             at += len(one.entries)
 
+    def _header(self, now: int) -> list[Any]:
+        return [
+            now,
+            clockwork.GRACE,
+            self._dedup,
+            self._kept,
+            keys.PREFIX,
+            LIVE,
+            *self._template.fields(),
+        ]
+
 
 def _tell(waiting: Sequence[_Waiting], error: Exception) -> None:
+    newer = schema.newer_data(error)
+    reason, cause = ("newer_data", newer) if newer else ("redis_unavailable", error)
     for one in waiting:
         if not one.answer.done():
-            one.answer.set_exception(NotRecorded("redis_unavailable", type(error).__name__))
+            one.answer.set_exception(NotRecorded(reason, type(cause).__name__))

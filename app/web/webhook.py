@@ -12,11 +12,14 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app import log
-from app.errors import BodyTooLarge, BodyTooSlow, MalformedEnvelope, NotRecorded, RequestRefused
+from app.errors import BodyTooLarge, BodyTooSlow, MalformedEnvelope, NotRecorded, RequestRefused, TryLater
 from app.intake import Counts, Intake, Receipt
 
 BODY_SECONDS: Final = 10.0
 """A body slower than this is answered 408."""
+
+AT_ONCE: Final = 1000
+"""Requests under way at once; each may hold MAX_BODY_BYTES."""
 
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait when nothing could hold its events."""
@@ -29,25 +32,43 @@ _encode = msgspec.json.Encoder().encode
 class Webhook:
     """The endpoint of the subscription."""
 
-    def __init__(self, intake: Intake, counts: Counts, max_body_bytes: int, body_seconds: float = BODY_SECONDS) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        counts: Counts,
+        max_body_bytes: int,
+        body_seconds: float = BODY_SECONDS,
+        at_once: int = AT_ONCE,
+    ) -> None:
         self._intake = intake
         self._counts = counts
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
+        self._at_once = at_once
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as an ASGI app of its own: Starlette's wrapping of functions is a tenth of a small request."""
         request = Request(scope, receive)
         fields, request_id = scope["state"]["line"], scope["state"]["request_id"]
         answer = {"POST": self._receive, "GET": self._handshake}.get(request.method, _not_allowed)
+        self._under_way += 1
         try:
+            if self._under_way > self._at_once:
+                raise TryLater("overloaded")
             response = await answer(request, fields, request_id)
         except RequestRefused as refusal:
             fields["reason"] = refusal.reason
             response = refused(refusal, request_id)
+        except asyncio.CancelledError:
+            # Only the end of this process cancels a request (server.LAST_SECONDS); it is not recorded for certain.
+            fields["reason"] = "shutting_down"
+            response = refused(TryLater("shutting_down"), request_id)
         except ClientDisconnect:
             _log.info("request.client_gone", path=request.url.path)
             response = Response(status_code=400)
+        finally:
+            self._under_way -= 1
         self._counts.count("requests", str(response.status_code))
         await response(scope, receive, send)
 
@@ -96,10 +117,11 @@ def refused(refusal: RequestRefused, request_id: str) -> Response:
         refusal.status,
         media_type="application/json",
     )
-    if isinstance(refusal, NotRecorded):
+    if isinstance(refusal, NotRecorded | TryLater):
         response.headers["retry-after"] = str(RETRY_AFTER)
+    if isinstance(refusal, NotRecorded):
         _log.error("intake.unavailable", error=refusal.cause)
-    if isinstance(refusal, BodyTooLarge | BodyTooSlow):
+    if isinstance(refusal, BodyTooLarge | BodyTooSlow | TryLater):
         response.headers["connection"] = "close"
     return response
 
@@ -116,7 +138,7 @@ async def _not_allowed(request: Request, fields: dict[str, Any], request_id: str
 
 def _describe(fields: dict[str, Any], receipt: Receipt) -> None:
     fields["events"] = receipt.events
-    for name in ("queued", "coalesced", "duplicates", "ignored"):
+    for name in ("queued", "coalesced", "duplicates", "spooled", "ignored"):
         if count := getattr(receipt, name):
             fields[name] = count
     if receipt.put_aside:

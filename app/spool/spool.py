@@ -1,0 +1,175 @@
+"""The async side of the spool: a thread of its own writes what came in one moment in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import msgspec
+
+from app import log
+from app.errors import NotRecorded
+from app.spool.file import Kept
+from app.spool.folder import Claim, SpoolFolder
+from app.store.inbox import Entry
+
+PUT_SECONDS: Final = 0.9
+"""Beyond it the sender is told 503: with what Redis may take it stays below 2.5 s."""
+
+ENTRY_BYTES: Final = 600
+"""What one event may need on disk: about 330 bytes in the table, and the same again in the log before it."""
+
+ROOM: Final = 100 * ENTRY_BYTES
+"""Less than a batch of so many events is no room: /readyz says so before a sender hears 503."""
+
+_log = log.get()
+T = TypeVar("T")
+Trouble = (OSError, sqlite3.Error)
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """Entries of one file, to be drained together."""
+
+    claim: Claim
+    kept: list[Kept]
+
+
+class _Waiting(msgspec.Struct):
+    entries: Sequence[Entry]
+    answer: asyncio.Future[None]
+
+
+class Spool:
+    """Keeps events on disk until Redis has them; nothing here blocks the event loop."""
+
+    def __init__(self, folder: SpoolFolder) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._own: Claim | None = None
+        self._adopted: list[Claim] = []
+        self._waiting: list[_Waiting] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def put(self, entries: Sequence[Entry]) -> None:
+        """Keep the events of one POST; when this returns they are on the disk.
+
+        Raises NotRecorded `spool_failed`: the disk or SPOOL_MAX_MB is full, or the disk too slow.
+        """
+        one = _Waiting(entries, asyncio.get_running_loop().create_future())
+        self._waiting.append(one)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        try:
+            await asyncio.wait_for(one.answer, PUT_SECONDS)
+        except TimeoutError:
+            raise NotRecorded("spool_failed", "TimeoutError") from None
+        finally:
+            # Behind a disk that hangs nothing may pile up.
+            if one in self._waiting:
+                self._waiting.remove(one)
+
+    async def backlog(self, count: int) -> Backlog | None:
+        """Return up to `count` of the oldest entries of one file, None when nothing is left."""
+        return await self._in_thread(self._backlog, count)
+
+    async def drop(self, backlog: Backlog) -> None:
+        """Forget what Redis has recorded."""
+        await self._in_thread(backlog.claim.file.drop, backlog.kept)
+
+    async def set_aside(self, claim: Claim, kept: Kept) -> None:
+        """Leave an entry that Redis refuses on the disk, out of the way of the others."""
+        await self._in_thread(claim.file.set_aside, kept)
+
+    async def adopt(self) -> int:
+        """Take over the files of processes that have died; return how many entries they hold."""
+        return await self._in_thread(self._adopt)
+
+    async def trouble(self) -> str:
+        """Return why the spool could not take an event now, "" if it can."""
+        return await self._in_thread(self._look)
+
+    async def waiting(self) -> int:
+        """Return how many entries wait in the files that this process holds, those set aside among them."""
+        return await self._in_thread(self._count)
+
+    async def close(self) -> None:
+        """End: delete files that are empty, and leave the others for the next process."""
+        await self._in_thread(self._close)
+        self._thread.shutdown(wait=False)
+
+    async def _write(self) -> None:
+        while group := [one for one in self._waiting if not one.answer.done()]:
+            self._waiting.clear()
+            entries = [entry for one in group for entry in one.entries]
+            error: NotRecorded | None = None
+            try:
+                await self._in_thread(self._put, entries)
+            except Trouble as trouble:
+                error = NotRecorded("spool_failed", type(trouble).__name__)
+            for one in group:
+                if one.answer.done():
+                    continue
+                if error is None:
+                    one.answer.set_result(None)
+                else:
+                    one.answer.set_exception(error)
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    # What follows runs in the thread.
+
+    def _put(self, entries: Sequence[Entry]) -> None:
+        if self._folder.used() + len(entries) * ENTRY_BYTES > self._folder.max_bytes:
+            raise SpoolFull
+        self._mine().file.put(entries)
+
+    def _mine(self) -> Claim:
+        if self._own is None:
+            self._own = self._folder.create()
+        return self._own
+
+    def _backlog(self, count: int) -> Backlog | None:
+        for claim in [*self._adopted, *([self._own] if self._own else [])]:
+            if kept := claim.file.oldest(count):
+                return Backlog(claim, kept)
+            if claim is not self._own and not claim.file.refused():
+                self._adopted.remove(claim)
+                claim.discard()
+        return None
+
+    def _adopt(self) -> int:
+        claims, troubles = self._folder.adopt()
+        self._adopted += claims
+        for trouble in troubles:
+            _log.error("spool.refused", problem=trouble)
+        return sum(claim.file.waiting() for claim in claims)
+
+    def _look(self) -> str:
+        try:
+            if self._folder.used() + ROOM > self._folder.max_bytes:
+                return "SPOOL_MAX_MB is reached"
+            self._mine().file.prove()
+            free = os.statvfs(self._folder.path)
+        except Trouble as trouble:
+            return f"the disk fails ({type(trouble).__name__})"
+        return "" if free.f_bavail * free.f_frsize > ROOM else "the disk is full"
+
+    def _count(self) -> int:
+        claims = [*self._adopted, *([self._own] if self._own else [])]
+        return sum(claim.file.waiting() + claim.file.refused() for claim in claims)
+
+    def _close(self) -> None:
+        for claim in [*self._adopted, *([self._own] if self._own else [])]:
+            if claim.file.waiting() or claim.file.refused():
+                claim.release()
+            else:
+                claim.discard()
+
+
+class SpoolFull(OSError):
+    """SPOOL_MAX_MB is reached."""
