@@ -41,6 +41,9 @@ def _of_settings(found: Settings) -> Iterator[Finding]:
 
     build(found.sinks)
     slugs = ", ".join(company.slug for company in found.companies)
+    if found.spool_dir is None:
+        advice = "Set SPOOL_DIR to a folder on a disk that outlives the process."
+        yield Finding("settings", "spool", "note", "not set: while Redis is away senders are told 503", advice)
     yield Finding("settings", "settings", "good", f"complete, for {len(found.companies)}: {slugs}")
     for company in found.companies:
         if company.np_partner_id is None:

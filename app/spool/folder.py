@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ class SpoolFolder:
     def adopt(self) -> tuple[list[Claim], list[str]]:
         """Return the files of processes that have died, and what is wrong with those that cannot be taken over.
 
-        Raises OSError, sqlite3.Error.
+        Raises OSError.
         """
         claims, troubles = [], []
         with self._guarded():
@@ -95,6 +96,9 @@ class SpoolFolder:
                         claims.append(claim)
                 except Refused as refused:
                     troubles.append(str(refused))
+                except (OSError, sqlite3.Error) as error:
+                    # One file that cannot be read must not keep the others from being drained.
+                    troubles.append(f"{lock_path.stem} cannot be read ({type(error).__name__})")
         return claims, troubles
 
     def used(self) -> int:

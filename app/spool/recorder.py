@@ -11,7 +11,7 @@ from app import log
 from app.errors import NotRecorded
 from app.events import OrderProcessed
 from app.spool.file import Kept
-from app.spool.spool import Backlog, Spool, Trouble
+from app.spool.spool import Backlog, Spool
 from app.store.inbox import GROUP, Entry, Inbox, Recorded
 
 FIRST_PAUSE: Final = 0.5
@@ -73,11 +73,14 @@ class Recorder:
                 if backlog := await self._spool.backlog(GROUP):
                     await self._drain(backlog)
                     continue
-            except Trouble as trouble:
-                _log.error("spool.failed", error=type(trouble).__name__)
+            except Exception as error:
+                # Whatever it is: if this task ended, nothing would ever be drained.
+                _log.error("spool.failed", error=type(error).__name__, trace=log.trace_of(error))
+                await asyncio.sleep(FIRST_PAUSE)
             await self._wait()
 
     async def _wait(self) -> None:
+        """Return when Redis is lost, or when it is time to look again."""
         try:
             async with asyncio.timeout(LOOK_EVERY):
                 await self._away.wait()

@@ -51,6 +51,7 @@ class Spool:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._own: Claim | None = None
         self._adopted: list[Claim] = []
+        self._told: set[str] = set()
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -145,8 +146,9 @@ class Spool:
     def _adopt(self) -> int:
         claims, troubles = self._folder.adopt()
         self._adopted += claims
-        for trouble in troubles:
+        for trouble in set(troubles) - self._told:
             _log.error("spool.refused", problem=trouble)
+        self._told = set(troubles)
         return sum(claim.file.waiting() for claim in claims)
 
     def _look(self) -> str:

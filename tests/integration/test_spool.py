@@ -217,6 +217,25 @@ def test_a_living_process_drains_what_another_that_died_left(
         eventually(lambda: len(files(spool)) == 1, what="one file is left: the living one's")
 
 
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_drained(
+    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
+) -> None:
+    own_valkey.stop()
+    one = item()
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        assert web.deliver(one)["spooled"] == 1
+        web.process.kill()
+    for name in ("0-00000000.sqlite", "0-00000000.sqlite.lock"):
+        (spool / name).write_bytes(b"this is no database, and longer than the header of one" * 20)
+        (spool / name).chmod(0o600)
+    own_valkey.restart()
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        eventually(lambda: is_home(redis, one), 10, what="the good file is drained")
+        told = [line for line in web.lines() if line["event"] == "spool.refused"]
+        assert [line["problem"] for line in told] == ["0-00000000.sqlite cannot be read (DatabaseError)"]
+    assert "0-00000000.sqlite" in files(spool)
+
+
 def test_a_stop_in_good_order_leaves_what_is_not_drained_and_nothing_else(
     own_valkey: Valkey, tmp_path: Path, spool: Path
 ) -> None:

@@ -124,6 +124,7 @@ class TestGoodEvents:
             "queued": orders,
             "coalesced": 0,
             "duplicates": 0,
+            "spooled": 0,
             "ignored": 0,
             "put_aside": {},
         }
