@@ -5,18 +5,17 @@ Nothing is changed there, and no clientState is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hmac import compare_digest
 from itertools import islice
 from time import monotonic
 from typing import Final
 
+from app import subscriptions
 from app.cli.finding import Finding
 from app.errors import OrderNotFound, RequestRejected, UpstreamError
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
 from app.upstream.listing import ListQuery
-from app.upstream.subscription import EVENT_NAME, Subscription
+from app.upstream.subscription import EVENT_NAME
 
 NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 """A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that we are heard and permitted."""
@@ -36,7 +35,7 @@ _ADVICE: Final = {
 }
 _OTHERWISE: Final = "Try again; if it stays, ask NaviPartner."
 _API_PERMISSIONS: Final = "NPR API Channel Mgr"
-_WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"
+WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"
 
 
 def findings(settings: Settings, company: Company, upstream: ChannelManager) -> list[Finding]:
@@ -55,8 +54,8 @@ def _api(company: Company, upstream: ChannelManager) -> Finding:
         else:
             list(islice(upstream.list_orders(ListQuery(page_size=1)), 1))
     except RequestRejected as error:
-        advice = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
-        return Finding(company.slug, "api", "todo", _told(error), advice)
+        hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
+        return Finding(company.slug, "api", "todo", told(error), hint)
     except UpstreamError as error:
         return _trouble(company, "api", error, _API_PERMISSIONS)
     milliseconds = round((monotonic() - begun) * 1000)
@@ -73,67 +72,24 @@ def _ask_for_no_order(upstream: ChannelManager) -> None:
 
 def _subscription(settings: Settings, company: Company, upstream: ChannelManager) -> list[Finding]:
     try:
-        listed = upstream.subscriptions()
+        ours = subscriptions.for_settled_orders(upstream.subscriptions())
     except UpstreamError as error:
-        return [_trouble(company, "subscription", error, _WEBHOOK_PERMISSIONS)]
-    ours = [one for one in listed if (one.event_name or "").casefold() == EVENT_NAME]
-    for problem in (_missing, _of_other_company, _inactive, _unknown_secret, _other_path):
-        if found := problem(settings, company, ours):
-            return [Finding(company.slug, "subscription", "todo", *found)]
+        return [_trouble(company, "subscription", error, WEBHOOK_PERMISSIONS)]
+    found = subscriptions.problem(company, settings.webhook_path, ours)
+    if found is not None:
+        return [Finding(company.slug, "subscription", "todo", found.found, found.advice)]
     return [Finding(company.slug, "subscription", "good", f"{EVENT_NAME} is Active")]
 
 
-Problem = tuple[str, str] | None
-"""What is found, and what to do."""
-
-_Look = Callable[[Settings, Company, list[Subscription]], Problem]
-
-
-def _missing(settings: Settings, company: Company, ours: list[Subscription]) -> Problem:
-    if ours:
-        return None
-    where = f"your public https address ending in {settings.webhook_path}"
-    return f"none for {EVENT_NAME}: no event will come", f"Create one for {where}, with CLIENT_STATE."
-
-
-def _of_other_company(settings: Settings, company: Company, ours: list[Subscription]) -> Problem:
-    ids = {(one.company_id or company.np_company_id).strip("{}").lower() for one in ours}
-    if company.np_company_id in ids:
-        return None
-    return f"it belongs to company {min(ids)}: its events would be refused", "Correct NP_COMPANY_ID, or NP_COMPANY."
-
-
-def _inactive(settings: Settings, company: Company, ours: list[Subscription]) -> Problem:
-    if any(one.active for one in ours):
-        return None
-    state = ours[0].subscription_state or "without a state"
-    advice = "Switch it on (Business Central, page 3300 EE Subscription List), or delete it and create it again."
-    return f"it is {state}, not Active: no event will come", advice
-
-
-def _unknown_secret(settings: Settings, company: Company, ours: list[Subscription]) -> Problem:
-    """Look only where the list shows a clientState at all."""
-    shown = [one.client_state.get_secret_value() for one in ours if one.active and one.client_state is not None]
-    live = [company.client_state, company.client_state_previous]
-    known = [secret.get_secret_value().encode() for secret in live if secret is not None]
-    if not shown or any(compare_digest(one.encode(), secret) for one in shown for secret in known):
-        return None
-    advice = "Set CLIENT_STATE to the subscription's, or create it again with ours."
-    return "its clientState is none of ours: its events would be answered 401", advice
-
-
-def _other_path(settings: Settings, company: Company, ours: list[Subscription]) -> Problem:
-    urls = [one.notification_url for one in ours if one.active and one.notification_url]
-    if not urls or any(url.partition("?")[0].rstrip("/").endswith(settings.webhook_path.rstrip("/")) for url in urls):
-        return None
-    advice = "Fine if a proxy maps the path; else set WEBHOOK_PATH, or create the subscription again."
-    return f"it posts to another path than {settings.webhook_path}", advice
-
-
 def _trouble(company: Company, what: str, error: UpstreamError, permissions: str) -> Finding:
-    advice = _ADVICE.get(error.reason, _OTHERWISE).format(permissions=permissions)
-    return Finding(company.slug, what, "todo", _told(error), advice)
+    return Finding(company.slug, what, "todo", told(error), advice(error.reason, permissions))
 
 
-def _told(error: UpstreamError) -> str:
+def advice(reason: str, permissions: str) -> str:
+    """Return what to do about upstream's reason code; `permissions` is what the key needs for the call."""
+    return _ADVICE.get(reason, _OTHERWISE).format(permissions=permissions)
+
+
+def told(error: UpstreamError) -> str:
+    """Return the reason code, and the status if there was an answer."""
     return error.reason + (f" (HTTP {error.http_status})" if error.http_status else "")

@@ -44,7 +44,7 @@ def dev(
     from app.dev import laptop  # the arrow points down
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     try:
@@ -55,7 +55,7 @@ def dev(
         raise Stop(str(error), FOUND) from None
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
     """Leave by way of all `with` blocks, whatever is being waited for; what follows must not disturb that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

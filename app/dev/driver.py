@@ -115,10 +115,7 @@ class Driver:
             sample.problems.append(f"{sample.calls} getOrder for {sample.settlements} settlements")
         if sample.record.duplicates != sample.repeats:
             sample.problems.append(f"{sample.record.duplicates} duplicates seen of {sample.repeats}")
-        if sample.expected == "Issued" and not (sample.order.manifest_url and sample.order.wallets):
-            sample.problems.append("issued without manifest or wallets")
-        if sample.expected != "Error" and not all(wallet.tickets or wallet.coupons for wallet in sample.order.wallets):
-            sample.problems.append("a wallet is empty")
+        sample.problems += gaps(sample.order, sample.expected)
 
     def _rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self._stack.sandbox.admin("GET", "orders")
@@ -139,6 +136,16 @@ def subscribe(stack: Stack, manager: ChannelManager) -> None:
     """Subscribe the receiver's webhook, unless that was done before."""
     if all(one.notification_url != stack.webhook_url for one in manager.subscriptions()):
         manager.create_subscription(stack.webhook_url, stack.settings.companies[0].client_state)
+
+
+def gaps(order: Order, status: str) -> list[str]:
+    """Return what an order of the sandbox that settled in `status` should hold and does not."""
+    found = []
+    if status == "Issued" and not (order.manifest_url and order.wallets):
+        found.append("issued without manifest or wallets")
+    if status != "Error" and not all(wallet.tickets or wallet.coupons for wallet in order.wallets):
+        found.append("a wallet is empty")
+    return found
 
 
 def _eventually(condition: Callable[[], bool], within: float) -> bool:

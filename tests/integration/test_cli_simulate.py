@@ -1,0 +1,234 @@
+"""`simulate`: right receivers pass, and those that lose, believe or repeat are found out, by id."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from app.dev.processes import Process, free_port
+from app.dev.simulator.run import receiver_settings
+from app.dev.valkey import Valkey
+from tests.eventually import eventually
+from tests.pids import is_running
+
+ROOT: Final = Path(__file__).parents[2]
+MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5%", "--batch", "8", "--seed", "11")
+
+
+def simulate(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "app.cli", "simulate", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+        cwd=cwd,
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended
+
+
+async def says_yes(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 200 and do nothing."""
+    if scope["type"] == "http":
+        await Request(scope, receive).body()
+        await JSONResponse({})(scope, receive, send)
+
+
+async def believes_all(scope: Scope, receive: Receive, send: Send) -> None:
+    """Fetch whatever an event names, as often as one does, and whoever sent it."""
+    if scope["type"] != "http":
+        return
+    tree = await Request(scope, receive).json()
+    items = tree.get("values") or tree.get("value") or [tree]
+    await run_in_threadpool(_fetch, [item["payload"]["orderId"] for item in items])
+    await JSONResponse({})(scope, receive, send)
+
+
+def _fetch(order_ids: Sequence[str]) -> None:
+    given = os.environ
+    root = "/".join([given["NP_BASE_URL"], given["NP_TENANT"], given["NP_ENVIRONMENT"], given["NP_COMPANY"]])
+    with httpx.Client(headers={"x-np-api-key": given["NP_API_KEY"]}, trust_env=False) as http:
+        for order_id in order_ids:
+            http.get(f"{root}/channelManager/{order_id}")
+
+
+@contextmanager
+def receiver(name: str, sandbox_port: int, folder: Path) -> Iterator[str]:
+    """Run one of the apps above and return where it listens."""
+    port = free_port()
+    argv = [sys.executable, "-m", "uvicorn", f"{__name__}:{name}", "--port", str(port), "--lifespan", "off"]
+    env = {**os.environ, **receiver_settings(sandbox_port)}
+    with Process.start(argv, env=env, cwd=ROOT, log=folder / "receiver.log") as process:
+        process.wait_for_line("Uvicorn running", 20)
+        yield f"http://127.0.0.1:{port}/hook"
+
+
+def tried(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and the report of a simulation against one of the apps above."""
+    port = free_port()
+    with receiver(name, port, folder) as url:
+        ended = simulate(
+            "--url",
+            url,
+            "--sandbox-port",
+            str(port),
+            "--orders",
+            "20",
+            *MISBEHAVIOUR,
+            "--burst",
+            "--patience",
+            "1",
+            "--json",
+        )
+    return ended.returncode, json.loads(ended.stdout)
+
+
+def test_everything_on_the_laptop_comes_out_right(tmp_path: Path) -> None:
+    """60 orders with every misbehaviour: about 10 s, most of it for starting the processes."""
+    ended = simulate("--orders", "60", *MISBEHAVIOUR, "--burst", "--json", cwd=tmp_path)
+
+    report = json.loads(ended.stdout)
+    assert (ended.returncode, report["wrong"], ended.stderr) == (0, [], "")
+    assert (report["orders"], report["orders_fetched"], report["orders_complete"]) == (60, 60, 60)
+    assert (report["sent"], report["acknowledged"]) == (60 + 6 + 3, 66)
+    assert (report["duplicates_sent"], report["duplicates_recognised"]) == (6, 6)
+    assert (report["forged_sent"], report["forged_orders_fetched"]) == (3, 0)
+    assert report["forged_posts_refused"] >= 1
+    assert report["get_orders"] == 60
+    assert set(report["answers"]) == {"200", "401"}
+    assert 0 < report["p50_ms"] <= report["p99_ms"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_running_receiver_with_the_printed_settings_comes_out_right(own_valkey: Valkey, tmp_path: Path) -> None:
+    """The sandbox of the simulation is its Channel Manager; about 8 s."""
+    sandbox_port, port = free_port(), free_port()
+    printed = simulate("--settings", "--sandbox-port", str(sandbox_port)).stdout
+    given = dict(line.replace("'", "").split("=", 1) for line in printed.splitlines())
+    assert given == receiver_settings(sandbox_port)
+    env = {**os.environ, **given, "REDIS_URL": own_valkey.url, "PORT": str(port), "WORKERS": "2", "LOG_FORMAT": "json"}
+    command = [sys.executable, "-m", "app.cli"]
+    with (
+        Process.start([*command, "serve"], env=env, cwd=tmp_path, log=tmp_path / "web") as web,
+        Process.start([*command, "worker"], env=env, cwd=tmp_path, log=tmp_path / "worker") as worker,
+    ):
+        web.wait_for_line("Application startup complete", 20)
+        worker.wait_for_line("pool.worker_started", 20)
+        url = f"http://127.0.0.1:{port}/webhooks/ota-channel-manager"
+
+        ended = simulate(
+            "--url", url, "--sandbox-port", str(sandbox_port), "--orders", "30", "--rate", "200/s", *MISBEHAVIOUR
+        )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Every id is right." in ended.stdout
+    assert "30, 1 a settlement" in ended.stdout
+
+
+def test_a_receiver_that_says_yes_and_does_nothing_is_found_out(tmp_path: Path) -> None:
+    code, report = tried("says_yes", tmp_path)
+
+    assert (code, report["acknowledged"], report["get_orders"]) == (1, 22, 0)
+    problems = {one["order_id"]: one["problems"] for one in report["wrong"]}
+    lost = "acknowledged, but never fetched (0 getOrders without an order)"
+    assert sum(one == [lost] for one in problems.values()) == 20
+    assert ["forged, and answered as if it were true"] in problems.values()
+
+
+def test_a_receiver_that_believes_and_repeats_is_found_out(tmp_path: Path) -> None:
+    """Each repeat costs it a getOrder more, and so does each forged event."""
+    code, report = tried("believes_all", tmp_path)
+
+    problems = [text for one in report["wrong"] for text in one["problems"]]
+    assert (code, problems.count("2 getOrders for one settlement")) == (1, 2)
+    assert "forged, and fetched" in problems
+    assert report["orders_fetched"] == 20
+
+
+def test_the_wrong_ids_are_shown_to_people_too(tmp_path: Path) -> None:
+    """What was never acknowledged is not waited for."""
+    port = free_port()
+    with receiver("missing", port, tmp_path) as url:
+        ended = simulate("--url", url, "--sandbox-port", str(port), "--orders", "2", "--seed", "5", "--patience", "1")
+
+    assert (ended.returncode, "2 ids wrong" in ended.stdout) == (1, True)
+    assert ended.stdout.count("never acknowledged: 404") == 2
+
+
+async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 404, as a receiver with another path."""
+    if scope["type"] == "http":
+        await JSONResponse({}, 404)(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--url", "https://hooks.example.com/hook"), "--beyond-loopback"),
+        (("--url", "hooks.example.com"), "no http(s) address"),
+        (("--burst", "--rate", "5/s"), "--burst is all at once"),
+        (("--duplicates", "120%"), "is not a share"),
+        (("--rate", "0/s"), "is not a rate"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    ended = simulate(*arguments)
+
+    assert (ended.returncode, said in ended.stderr, ended.stdout) == (2, True, "")
+
+
+def test_a_taken_sandbox_port_is_told(tmp_path: Path) -> None:
+    port = free_port()
+    with receiver("missing", port, tmp_path) as url:
+        ended = simulate("--url", url, "--sandbox-port", url.partition("//127.0.0.1:")[2].partition("/")[0])
+
+    assert (ended.returncode, "name another with --sandbox-port" in ended.stderr) == (1, True)
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+    """Pressed twice, as impatient people do, and while the last part is just being started; about 5 s.
+
+    A part that was started and not yet held is no longer stopped in order, but dies with its parent: a moment later.
+    """
+    argv = [sys.executable, "-m", "app.cli", "simulate", "--rate", "1/s"]
+    with Process.start(argv, cwd=tmp_path, log=tmp_path / "out") as process:
+        eventually(lambda: len(children(process.pid)) == 4, 30, what="all parts were started")
+        parts = children(process.pid)
+        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
+
+        assert process.wait(20) == 130
+        eventually(lambda: not any(map(is_running, parts)), 5, what="all parts have ended")
+        assert "Traceback" not in process.output
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of the child processes (Linux)."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]
+
+
+def test_without_app_dev_as_in_the_image_it_says_what_it_needs(tmp_path: Path) -> None:
+    for name in ("app", "workers"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("dev", "__pycache__"))
+
+    ended = simulate("--orders", "1", cwd=tmp_path)
+
+    assert (ended.returncode, "needs a development install" in ended.stderr) == (2, True)
+    assert not (tmp_path / "app" / "dev").exists()

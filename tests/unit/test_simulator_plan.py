@@ -1,0 +1,84 @@
+"""What a simulation sends: as much of each misbehaviour as was wished, and the same again for the same seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from app.dev.simulator import plan
+from app.dev.simulator.plan import Plan, Sender, Settled, Wish
+
+SENDER = Sender("11111111-1111-4111-8111-111111111111", "Venue", "Right-Secret")
+ORDERS = [Settled(f"00000000-0000-4000-8000-{number:012}", f"CM-{number}", "Issued") for number in range(100)]
+WISH = Wish(orders=100, duplicates=0.1, late=0.05, bad_secret=0.04, batch=7, rate=None, seed=1)
+
+
+def made(**changed: Any) -> Plan:
+    wish = {name: getattr(WISH, name) for name in WISH.__struct_fields__} | changed
+    return plan.make(Wish(**wish), ORDERS, SENDER)
+
+
+def names(found: Plan) -> list[list[tuple[str, str]]]:
+    """Return what is sent but for the moments, which are the clock's."""
+    return [[(shot.kind, shot.order_id) for shot in post.shots] for post in (*found.first, *found.late)]
+
+
+def test_each_share_is_met_and_every_order_is_told_of_once() -> None:
+    found = made()
+
+    kinds = Counter(shot.kind for shot in found.shots)
+    assert kinds == {"genuine": 100, "duplicate": 10, "forged": 4}
+    assert {shot.order_id for shot in found.shots if shot.kind == "genuine"} == {order.order_id for order in ORDERS}
+    assert sum(shot.kind == "genuine" for post in found.late for shot in post.shots) == 5
+    assert {len(post.shots) for post in found.first} <= set(range(1, 8))
+    assert sum(found.repeats.values()) == 10
+
+
+@pytest.mark.parametrize("name", ["duplicates", "late", "bad_secret"])
+def test_a_share_above_0_makes_at_least_one_and_0_makes_none(name: str) -> None:
+    def count(share: float) -> int:
+        found = made(**{"duplicates": 0.0, "late": 0.0, "bad_secret": 0.0} | {name: share})
+        return len(found.shots) - 100 + sum(shot.kind == "genuine" for post in found.late for shot in post.shots)
+
+    assert (count(0.0), count(0.0001)) == (0, 1)
+
+
+def test_a_repeat_is_the_same_event_to_the_last_digit() -> None:
+    found = made(duplicates=1.0)
+
+    events: dict[str, set[str]] = {}
+    for shot in found.shots:
+        if shot.kind != "forged":
+            events.setdefault(shot.order_id, set()).add(shot.event.timestamp)
+    assert {len(moments) for moments in events.values()} == {1}
+
+
+def test_forged_events_carry_no_right_secret_and_one_of_them_comes_alone() -> None:
+    """Half of them name an order that is home by then: believing one costs a getOrder that can be counted."""
+    found = made(bad_secret=0.1)
+
+    forged = [shot for shot in found.shots if shot.kind == "forged"]
+    assert SENDER.client_state not in {shot.event.client_state for shot in forged}
+    assert len({shot.event.client_state for shot in forged}) == 5
+    assert (found.first[0].forged, len(found.first[0].shots)) == (True, 1)
+    assert len(found.ghosts) == 5
+    late = [shot for post in found.late for shot in post.shots if shot.kind == "forged"]
+    assert {shot.order_id for shot in late} <= {order.order_id for order in ORDERS}
+
+
+def test_the_seed_repeats_the_plan() -> None:
+    assert names(made()) == names(made())
+    assert names(made()) != names(made(seed=2))
+
+
+def test_all_documented_wrappers_are_sent() -> None:
+    found = made(batch=2)
+
+    shapes = set()
+    for post in found.first:
+        body = json.loads(post.body)
+        shapes.add(next((name for name in ("values", "value") if name in body), "bare"))
+    assert shapes == {"values", "value", "bare"}
