@@ -12,7 +12,8 @@ from hashlib import sha256
 
 from app.upstream.wire import Guid, Part, build, canonical, decode
 
-_UNSETTLED = frozenset({"Submitted", "Scheduled", "Processing"})
+UNSETTLED = frozenset({"Submitted", "Scheduled", "Processing"})
+"""The words for "still working"."""
 
 
 class Asset(Part, frozen=True):
@@ -110,7 +111,12 @@ class Order(Part, frozen=True):
         An unknown status counts as settled: the words for "still working" are known, and waiting for a word we do
         not understand to change would end a paid order in a dead letter. A later settlement brings its own event.
         """
-        return self.status not in _UNSETTLED
+        return self.status not in UNSETTLED
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Return what the venue and the partner call it, as far as they do."""
+        return tuple(filter(None, (self.buy_from_order_reference, self.sell_to_order_reference)))
 
     @property
     def wallets(self) -> tuple[Wallet, ...]:

@@ -1,0 +1,103 @@
+"""The orders that the partner expects: a CSV of his own, read leniently in form and strictly in content."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from app.errors import ReceiverError
+from app.events import guid
+
+_ORDER_ID: Final = "orderid"
+_REFERENCES: Final = ("reference", "buyfromorderreference", "selltoorderreference")
+_USED: Final = frozenset({_ORDER_ID, *_REFERENCES})
+_TOLD: Final = 10
+
+
+class BadExpected(ReceiverError):
+    """The file cannot be used; the text names each line and what is wrong with it."""
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """One order of the file; `order_id` is canonical or "", and at least one of id and references is there."""
+
+    line: int
+    order_id: str
+    references: tuple[str, ...]
+
+
+def read(path: Path) -> list[Expected]:
+    """Return the orders of the file; raises BadExpected."""
+    try:
+        # -sig: spreadsheets put a byte order mark first.
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise BadExpected(f"{path}: is not UTF-8; save it as CSV UTF-8") from None
+    except OSError as error:
+        raise BadExpected(f"{path}: cannot be read ({type(error).__name__})") from None
+    except BadExpected as bad:
+        raise BadExpected("\n".join(f"{path}: {line}" for line in str(bad).splitlines())) from None
+
+
+def parse(text: str) -> list[Expected]:
+    """Return the orders of a CSV's text, separated by comma, semicolon or tab; raises BadExpected.
+
+    The first line names the columns: orderId, reference, buyFromOrderReference, sellToOrderReference; one of them
+    will do, in any case, and others are passed over.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    number = next((at for at, line in enumerate(lines, 1) if line.strip()), None)
+    if number is None:
+        raise BadExpected("is empty")
+    by_separator = {one: _columns(lines[number - 1], one) for one in ",;\t"}
+    separator, columns = max(by_separator.items(), key=lambda item: len(_USED & set(item[1])))
+    if not _USED & set(columns):
+        raise BadExpected(f"line {number}: names no column orderId or reference")
+    found: list[Expected] = []
+    problems: list[str] = []
+    for line, cells in _cells(lines[number:], separator, number + 1):
+        values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
+        if not any(cell.strip() for cell in cells):
+            continue
+        given = values.get(_ORDER_ID, "")
+        order_id = guid(given) if given else ""
+        references = tuple(dict.fromkeys(values[name] for name in _REFERENCES if name in values))
+        if order_id is None:
+            problems.append(f"line {line}: orderId {given[:50]!r} is no GUID")
+        elif not order_id and not references:
+            problems.append(f"line {line}: has neither an orderId nor a reference")
+        else:
+            found.append(Expected(line, order_id, references))
+    if problems:
+        more = [f"and {len(problems) - _TOLD} more lines"] if len(problems) > _TOLD else []
+        raise BadExpected("\n".join([*problems[:_TOLD], *more]))
+    return found
+
+
+def _columns(heading: str, separator: str) -> list[str]:
+    """Return the names in the heading; none where it is no CSV with this separator: then it has another."""
+    try:
+        return [_name(cell) for _, cells in _cells([heading], separator, 1) for cell in cells]
+    except BadExpected:
+        return []
+
+
+def _cells(lines: list[str], separator: str, first: int) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    while True:
+        line = first + reader.line_num
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise BadExpected(f"line {line}: is no CSV ({error})") from None
+
+
+def _name(cell: str) -> str:
+    return re.sub(r"[\s_-]", "", cell).casefold()

@@ -1,0 +1,214 @@
+"""`reconcile`: the gaps between the Channel Manager's list, or the partner's own, and the ledger."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app.dev.sandbox.process import Sandbox, start
+from app.store.cursor import Cursor
+from app.store.keys import OrderKey
+from tests.eventually import eventually
+from tests.integration.desk import API_KEY, MUSEUM, PARTNER, VENUE, Desk, open_desk, order
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with start(seed=5) as one:
+        for slug, company_id in (("Venue", VENUE), ("Museum", MUSEUM)):
+            company = {"id": company_id, "name": slug, "tenant": "tenant", "environment": "Sandbox"}
+            one.admin("POST", "companies", company | {"api_keys": [API_KEY]})
+        yield one
+
+
+@pytest.fixture
+def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Iterator[Desk]:
+    """A desk of two companies, of which only the venue has a partner id."""
+    one = open_desk(redis_client, redis_url, tmp_path, sandbox.url)
+    companies = Path(one.env["COMPANIES_FILE"])
+    found = companies.read_text()
+    companies.write_text(found.replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"'))
+    yield one
+    sandbox.admin("PUT", "faults", [])
+
+
+_made = 0
+
+
+def make(sandbox: Sandbox, count: int, mix: str = "Issued") -> list[str]:
+    """Make orders of which no event tells; each test sees those of the tests before, too."""
+    global _made
+    _made += 1
+    wish = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": f"WEB{_made}"}
+    return [one["order_id"] for one in sandbox.admin("POST", "orders", wish)["orders"]]
+
+
+def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
+    """Exit code 1: a script can tell."""
+    made = make(sandbox, 2)
+
+    lines, table = desk.run("reconcile", "--json"), desk.run("reconcile")
+
+    assert (lines.code, table.code) == (1, 1)
+    found = {gap["order_id"]: gap for gap in lines.objects}
+    assert set(made) <= set(found)
+    gap = found[made[0]]
+    assert (gap["company"], gap["kind"], gap["status"], gap["held"]) == ("venue", "never_heard", "Issued", "")
+    assert gap["reference"].startswith("CM-")
+    assert made[0] in table.out
+    assert (
+        f"{len(found)} gaps: {len(found)} never_heard; {len(found)} orders listed. Fetch them with --apply."
+        in table.out
+    )
+    assert "museum: left out, NP_PARTNER_ID is not set." in table.err
+    assert desk.waiting("backfill") == []
+    assert "canary" not in lines.out + lines.err + table.out + table.err
+
+
+def test_apply_queues_just_these_behind_the_live_ones(desk: Desk, sandbox: Sandbox) -> None:
+    made = make(sandbox, 1)
+    everything = [gap["order_id"] for gap in desk.run("reconcile", "--json").objects]
+
+    ended = desk.run("reconcile", "--apply", "--yes", "--json")
+
+    assert (ended.code, ended.objects[-1]) == (0, {"orders": len(everything), "queued": len(everything), "waiting": 0})
+    assert sorted(desk.waiting("backfill")) == sorted(everything)
+    assert made[0] in everything
+    assert desk.run("reconcile", "--json").objects == []
+    assert desk.run("reconcile").code == 0
+
+
+def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk, sandbox: Sandbox) -> None:
+    make(sandbox, 1)
+
+    ended = desk.run("reconcile", "--apply")
+
+    assert ended.code == 2
+    assert "Nobody is here to answer: say --yes." in ended.err
+    assert desk.waiting("backfill") == []
+
+
+def test_it_reads_on_from_the_cursor_leaves_it_there_and_from_zero_reads_all(desk: Desk, sandbox: Sandbox) -> None:
+    """Moving it is the workers' business."""
+    make(sandbox, 1)
+    cursor = Cursor(desk.redis, VENUE)
+    cursor.mark(10**9, listed_at=1, now=1)
+
+    assert desk.run("reconcile").code == 0
+    assert desk.run("reconcile", "--from-zero").code == 1
+    assert cursor.start(10**13) == 10**9
+
+
+def test_a_company_without_a_partner_id_is_told_what_to_do(desk: Desk) -> None:
+    ended = desk.run("reconcile", "--company", "museum")
+
+    assert ended.code == 2
+    assert "No NP_PARTNER_ID is set for museum" in ended.err
+    assert "--from-file" in ended.err
+
+
+def test_a_list_that_fails_is_exit_code_5_and_what_was_found_is_shown(desk: Desk, sandbox: Sandbox) -> None:
+    make(sandbox, 1)
+    sandbox.admin("POST", "faults", {"kind": "status", "operation": "listOrdersByPartner", "status": 401})
+
+    ended = desk.run("reconcile", "--json")
+    again = desk.run("reconcile", "--json")
+
+    assert (ended.code, again.code) == (5, 5)
+    assert "venue: the list ended early: unauthorized (HTTP 401). See: ota-receiver check" in ended.err
+    # A page is a call of the key like any other: its breaker is open now.
+    assert "breaker_open" in again.err
+
+
+def test_a_file_tells_what_is_missing_by_id_and_by_either_reference(desk: Desk) -> None:
+    desk.hear(order(1), order(2))
+    desk.bring_home(order(1), buyFromOrderReference="CM-HOME", sellToOrderReference="WEB-HOME")
+    file = desk.folder / "orders.csv"
+    rows = ["orderId;reference", f"{order(1).order_id};", ";web-home", ";CM-HOME", f";cm-{order(2).order_id[:8]}"]
+    rows += [f"{order(9).order_id};CM-HOME", ";WEB-NEVER"]
+    file.write_text("\n".join(rows), encoding="utf-8-sig")
+
+    lines, table = (
+        desk.run("reconcile", "--from-file", str(file), "--json"),
+        desk.run("reconcile", "--from-file", str(file)),
+    )
+
+    assert (lines.code, table.code) == (1, 1)
+    assert lines.objects == [
+        {"kind": "missing", "line": 6, "order_id": order(9).order_id, "references": ["CM-HOME"]},
+        {"kind": "missing", "line": 7, "order_id": "", "references": ["WEB-NEVER"]},
+    ]
+    assert "2 missing of 6 orders expected." in table.out
+
+
+def test_a_file_is_applied_to_one_company_and_only_by_order_id(desk: Desk) -> None:
+    file = desk.folder / "orders.csv"
+    file.write_text(f"orderId,reference\n{order(9).order_id},\n,WEB-NEVER\n")
+    apply = ("reconcile", "--from-file", str(file), "--apply", "--yes")
+
+    unclear, ended = desk.run(*apply), desk.run(*apply, "--company", "museum")
+
+    assert (unclear.code, ended.code) == (2, 1)
+    assert "Give --company with --apply; there is: museum, venue." in unclear.err
+    assert "1 have no orderId" in ended.err
+    assert desk.waiting("backfill") == [order(9).order_id]
+    assert desk.redis.exists(f"ota:order:{OrderKey(MUSEUM, order(9).order_id).member}")
+    file.write_text(f"orderId\n{order(9).order_id}\n")
+    assert desk.run("reconcile", "--from-file", str(file)).code == 0
+
+
+def test_a_file_that_cannot_be_used_is_told_by_line(desk: Desk) -> None:
+    file = desk.folder / "orders.csv"
+    file.write_text("orderId\nnot-a-guid\n")
+
+    ended, both = (
+        desk.run("reconcile", "--from-file", str(file)),
+        desk.run("reconcile", "--from-file", "x", "--from-zero"),
+    )
+
+    assert ended.code == both.code == 2
+    assert "orders.csv: line 2: orderId 'not-a-guid' is no GUID" in ended.err
+    assert "--from-zero" in both.err
+
+
+def test_ctrl_c_ends_it_quietly_and_gives_its_slot_back(desk: Desk, sandbox: Sandbox) -> None:
+    """The next page of the workers must not wait for a lease to end."""
+    fault = {"kind": "hang", "operation": "listOrdersByPartner", "seconds": 15}
+    sandbox.admin("POST", "faults", fault)
+    command = [sys.executable, "-m", "app.cli", "reconcile"]
+    with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        eventually(lambda: desk.redis.keys("ota:slots:*"), 10, what="the list is asked for")
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=10)
+
+    assert (running.returncode, out, err) == (130, "", "museum: left out, NP_PARTNER_ID is not set.\n")
+    assert desk.redis.keys("ota:slots:*") == []
+
+
+def test_on_a_terminal_it_asks_and_takes_no_for_an_answer(desk: Desk, sandbox: Sandbox) -> None:
+    make(sandbox, 1)
+    ours, theirs = pty.openpty()
+    os.write(ours, b"n\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "reconcile", "--apply"],
+        env=desk.env,
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    os.close(ours)
+    os.close(theirs)
+
+    assert done.returncode == 1
+    assert "(one getOrder each)?" in done.stderr
+    assert "Nothing was changed." in done.stderr
+    assert desk.waiting("backfill") == []

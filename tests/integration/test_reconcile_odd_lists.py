@@ -1,0 +1,191 @@
+"""Lists as a sandbox would not give them: rows that commit late, rows that cannot be read, keys that lead back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from redis import Redis
+
+from app.reconcile.gap import STUCK_AFTER
+from tests.integration.station import MINUTE, Station, station
+
+VENUE = "11111111-1111-4111-8111-111111111111"
+
+
+class Upstream:
+    """A list of rows that a test writes itself; each page holds two. `odd` is answered instead, if it is set."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.odd: object = None
+        self.asked: list[int] = []
+        self.url = ""
+
+    def answer(self, query: dict[str, list[str]]) -> object:
+        since, at = int(query["lastRowVersion"][0]), int(query.get("pageKey", ["0"])[0])
+        self.asked.append(since)
+        if self.odd is not None:
+            return self.odd
+        found = sorted(
+            (row for row in self.rows if int(row["rowVersion"]) > since), key=lambda row: int(row["rowVersion"])
+        )
+        more = len(found) > at + 2
+        return {"morePages": more, "nextPageKey": str(at + 2) if more else "", "data": found[at : at + 2]}
+
+    def commit(self, number: int, version: int, status: str = "Issued", **more: Any) -> str:
+        """Let a row appear in the list, and return its order id."""
+        order_id = f"00000000-0000-4000-8000-{number:012}"
+        self.rows = [row for row in self.rows if row["orderId"] != order_id]
+        self.rows.append({"orderId": order_id, "status": status, "rowVersion": str(version), **more})
+        return order_id
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    fake = Upstream()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name that http.server looks for
+            body = json.dumps(fake.answer(parse_qs(urlsplit(self.path).query))).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output to itself."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield fake
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def here(upstream: Upstream, redis_client: Redis) -> Iterator[Station]:
+    with station(redis_client, upstream.url, "tenant", VENUE) as one:
+        yield one
+
+
+def test_a_row_that_commits_late_with_a_lower_version_is_found(here: Station, upstream: Upstream) -> None:
+    """Versions are drawn before the commit: nine minutes after 200 was seen, 150 may still appear."""
+    upstream.commit(1, 100)
+    upstream.commit(2, 200)
+    assert here.run().queued == 2
+    here.now += 9 * MINUTE
+    late = upstream.commit(3, 150)
+
+    assert here.run().queued == 1
+    assert late in here.owed()
+
+
+def test_versions_are_compared_as_numbers(here: Station, upstream: Upstream) -> None:
+    """As texts 99 would come after 100, and nothing new would ever be listed."""
+    upstream.commit(1, 99)
+    here.run()
+    here.now += MINUTE
+    upstream.commit(2, 100)
+    here.run()
+    here.now += 11 * MINUTE
+
+    here.run()
+
+    assert upstream.asked[-1] == 100
+
+
+def test_the_marks_do_not_pile_up(here: Station, upstream: Upstream) -> None:
+    """Of those old enough only the highest is of use."""
+    for number in range(1, 40):
+        upstream.commit(number, number * 10)
+        here.run()
+        here.now += MINUTE
+
+    assert int(here.redis.zcard(f"ota:reconcile-marks:{VENUE}")) <= 11
+
+
+def test_a_page_read_once_more_does_not_make_its_mark_young_again(here: Station, upstream: Upstream) -> None:
+    """A quiet night: the same last page each time, and it must be read no more after ten minutes."""
+    upstream.commit(1, 100)
+    for _ in range(4):
+        here.run()
+        here.now += 4 * MINUTE
+
+    assert here.run().rows == 0
+
+
+def test_rows_that_cannot_be_read_hide_no_others(here: Station, upstream: Upstream) -> None:
+    good = upstream.commit(1, 100)
+    upstream.rows[:0] = [
+        {"orderId": "rubbish", "status": "Issued", "rowVersion": "99"},
+        {"orderId": "00000000-0000-4000-8000-000000000009", "rowVersion": "101"},
+    ]
+
+    report = here.run()
+
+    assert (report.outcome, report.queued, report.unreadable) == ("complete", 1, 2)
+    assert here.owed() == [good]
+
+
+def test_rows_without_a_version_are_compared_and_the_cursor_stays(here: Station, upstream: Upstream) -> None:
+    """As if `sync` were not understood: everything is listed each time, and still nothing is missed."""
+    order_id = "00000000-0000-4000-8000-000000000001"
+    upstream.odd = [{"orderId": order_id, "status": "Issued"}]
+
+    assert here.run().queued == 1
+    here.now += 20 * MINUTE
+    assert here.run().queued == 0
+    assert upstream.asked == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"morePages": True, "nextPageKey": "again", "data": []},
+        {"data": "rubbish"},
+        "rubbish",
+        [],
+        {"morePages": False, "nextPageKey": "", "data": [None, 7, []]},
+    ],
+)
+def test_no_rubbish_hangs_a_run_or_moves_the_cursor(here: Station, upstream: Upstream, odd: object) -> None:
+    """A page key that leads back would be followed for ever."""
+    upstream.odd = odd
+
+    report = here.run()
+
+    assert (report.outcome in {"complete", "failed"}, report.queued) == (True, 0)
+    assert here.cursor.start(here.now + 60 * MINUTE) == 0
+
+
+def test_an_order_older_than_order_days_is_not_wanted(here: Station, upstream: Upstream) -> None:
+    """Its record would be gone by now if we had fetched it."""
+    upstream.commit(1, 100, receivedAt="2019-01-01T00:00:00Z")
+    young = upstream.commit(2, 101, receivedAt="2026-11-01T00:00:00Z")
+    here.now = 1_795_300_000_000
+
+    here.run()
+
+    assert here.owed() == [young]
+
+
+def test_an_order_received_long_ago_and_not_settled_is_stuck_at_first_sight(here: Station, upstream: Upstream) -> None:
+    """And one that was received just now is only watched, also if its clock is ahead of ours."""
+    here.now = 1_795_300_000_000
+    old = upstream.commit(1, 100, status="Scheduled", receivedAt="2026-11-01T00:00:00Z")
+    ahead = upstream.commit(2, 101, status="Processing", receivedAt="2027-11-01T00:00:00Z")
+
+    assert dict(here.run().gaps) == {"stuck": 1}
+    assert here.owed() == [old]
+    here.now += STUCK_AFTER
+    assert dict(here.run().gaps) == {"stuck": 1}
+    assert here.owed() == [old, ahead]

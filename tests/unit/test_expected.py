@@ -1,0 +1,73 @@
+"""The partner's CSV: any of the ways a spreadsheet writes it, and a clear word for each line that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.reconcile.expected import BadExpected, Expected, parse, read
+
+ORDER = "00000000-0000-4000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"orderId,reference\n{ORDER},CM-1\n",
+        f"orderId;reference\r\n{ORDER};CM-1\r\n",
+        f"Order ID\tBuyFromOrderReference\n{{{ORDER.upper()}}}\tCM-1",
+        f'\n\n"order_id","note, of ours","sellToOrderReference"\n{ORDER},"a;b","CM-1"\n\n',
+        f"orderId;note, of ours;reference\n{ORDER};x;CM-1\n",
+    ],
+)
+def test_separators_quotes_names_and_blank_lines_are_taken_as_they_come(text: str) -> None:
+    (found,) = parse(text)
+
+    assert (found.order_id, found.references) == (ORDER, ("CM-1",))
+
+
+def test_either_column_will_do_and_lines_are_numbered_as_an_editor_shows_them() -> None:
+    text = f'reference,orderId\nCM-1,\n"two\nlines",{ORDER}\n,{ORDER}\n'
+
+    assert [(one.line, one.order_id) for one in parse(text)] == [(2, ""), (3, ORDER), (5, ORDER)]
+    assert parse("buyFromOrderReference,sellToOrderReference\nCM-1,WEB-1\n") == [Expected(2, "", ("CM-1", "WEB-1"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is empty"),
+        (" \n\n", "is empty"),
+        ("a,b\n1,2\n", "line 1: names no column orderId or reference"),
+        ("orderId\nnot-a-guid\n", "line 2: orderId 'not-a-guid' is no GUID"),
+        ("orderId,reference,x\n,,1\n", "line 2: has neither an orderId nor a reference"),
+        ('orderId\n"open\n', "line 2: is no CSV (unexpected end of data)"),
+    ],
+)
+def test_what_cannot_be_used_is_told_with_its_line(text: str, problem: str) -> None:
+    with pytest.raises(BadExpected, match="^" + problem.replace("(", r"\(").replace(")", r"\)") + "$"):
+        parse(text)
+
+
+def test_many_bad_lines_are_told_ten_at_a_time() -> None:
+    with pytest.raises(BadExpected) as told:
+        parse("orderId\n" + "bad\n" * 25)
+
+    assert str(told.value).splitlines()[9:] == ["line 11: orderId 'bad' is no GUID", "and 15 more lines"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text(f"orderId\n{ORDER}\n", encoding="utf-8-sig")
+
+    assert [one.order_id for one in read(file)] == [ORDER]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "orders.csv"
+    with pytest.raises(BadExpected, match=r"orders.csv: cannot be read \(FileNotFoundError\)"):
+        read(file)
+    file.write_bytes("orderId\nÄ".encode("utf-16"))
+    with pytest.raises(BadExpected, match=r"orders.csv: is not UTF-8"):
+        read(file)
