@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import secrets
 import shlex
 import signal
@@ -39,9 +40,19 @@ def eventually(condition: Callable[[], T], within: float, what: str) -> T:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that no client is given.
+
+    A part that was killed comes back to its port: one of the clients' range (from 32768 on) may meanwhile belong to
+    somebody's connection, or to one of our own that has met itself.
+    """
+    while True:
+        port = random.randint(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def ask(
@@ -78,6 +89,7 @@ class System:
     variables: dict[str, str] = field(default_factory=dict)
     sandbox: str = ""
     company_id: str = ""
+    appendfsync: str = "everysec"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     valkey: subprocess.Popen[bytes] | None = None
 
@@ -86,16 +98,24 @@ class System:
         (self.folder / "data").mkdir(exist_ok=True)
         config = self.folder / "valkey.conf"
         config.write_text(
-            f"port {port}\nbind 127.0.0.1\nrequirepass {password}\nappendonly yes\nappendfsync everysec\n"
-            f'save ""\nmaxmemory-policy noeviction\ndir {self.folder / "data"}\n'
+            f"port {port}\nbind 127.0.0.1\nrequirepass {password}\nappendonly yes\n"
+            f'appendfsync {self.appendfsync}\nsave ""\nmaxmemory-policy noeviction\ndir {self.folder / "data"}\n'
         )
         self.variables["REDIS_URL"] = f"redis://:{password}@127.0.0.1:{port}/0"
         self.restart_valkey()
 
     def restart_valkey(self) -> None:
+        self.launch_valkey()
+        eventually(self.valkey_listens, 10, "Valkey listens")
+
+    def launch_valkey(self) -> None:
         self.valkey = self._run([str(get_binary_path()), str(self.folder / "valkey.conf")], "valkey.log")
-        port = int(self.variables["REDIS_URL"].rpartition(":")[2].partition("/")[0])
-        eventually(lambda: _listens(port), 10, "Valkey listens")
+
+    def valkey_listens(self) -> bool:
+        return _listens(int(self.variables["REDIS_URL"].rpartition(":")[2].partition("/")[0]))
+
+    def web_listens(self) -> bool:
+        return _listens(int(self.variables["PORT"]))
 
     def kill_valkey(self) -> None:
         assert self.valkey is not None
@@ -131,14 +151,18 @@ class System:
 
     def start(self, name: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a process of the Procfile and return once it does its work."""
-        lines = (ROOT / "Procfile").read_text().splitlines()
-        command = next(line.partition(":")[2] for line in lines if line.startswith(f"{name}:"))
         seen = _count(self.folder / f"{name}.log", _READY[name])
-        process = self._run(shlex.split(command), f"{name}.log", **variables)
+        process = self.launch(name, **variables)
         if name == "web":
             eventually(self._web_answers, 20, "web answers")
         eventually(lambda: _count(self.folder / f"{name}.log", _READY[name]) > seen, 20, f"{name} is ready")
         return process
+
+    def launch(self, name: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a process of the Procfile, as a supervisor does: whatever the others are at just now."""
+        lines = (ROOT / "Procfile").read_text().splitlines()
+        command = next(line.partition(":")[2] for line in lines if line.startswith(f"{name}:"))
+        return self._run(shlex.split(command), f"{name}.log", **variables)
 
     def _web_answers(self) -> bool:
         try:

@@ -1,1 +1,1 @@
-"""Tests that kill and freeze processes at any moment and then count what is lost."""
+"""Everything is killed in turn, and then every event is asked for: `python -m tests.chaos --help`."""
