@@ -3,12 +3,14 @@
     ReceiverError
     ├── SettingsError               the service must not start like this
     ├── StoreUnavailable            Redis did not answer the command line (app/store/outage.py)
+    │   └── NewerData               its data is of a newer version of ours (app/store/schema.py)
     ├── Stop                        a command ends with a sentence and an exit code (app/cli/exits.py)
     ├── RequestRefused              the sender gets an HTTP status and the reason code
     │   ├── MalformedEnvelope       400
     │   ├── Unauthenticated         401
     │   ├── BodyTooSlow             408
     │   ├── BodyTooLarge            413
+    │   ├── TryLater                503 with Retry-After: too many requests at once, or this process ends
     │   └── NotRecorded             503 with Retry-After: nothing could hold the events
     └── UpstreamError               getOrder and its siblings
         ├── OrderNotFound           404 `resource_not_found`: not yet, gone, or never there
@@ -75,6 +77,12 @@ class BodyTooLarge(RequestRefused):
 
     def __init__(self) -> None:
         super().__init__("body_too_large")
+
+
+class TryLater(RequestRefused):
+    """This process cannot take the request now (`overloaded`, `shutting_down`); the sender must keep its events."""
+
+    status = 503
 
 
 class NotRecorded(RequestRefused):

@@ -67,7 +67,7 @@ class Health:
                 replication = await self._redis.info("replication")
                 memory = await self._redis.info("memory")
                 durable = await self._durable(found)
-                held = await self._redis.get(keys.SCHEMA)
+                held: Any = await self._redis.get(keys.SCHEMA)
                 seconds, microseconds = await self._redis.time()
         except (RedisError, OSError, TimeoutError) as error:
             return [Check("redis", ok=False, detail=f"no answer ({type(error).__name__})", fatal=True)]

@@ -70,7 +70,7 @@ def _web(found: Settings) -> Pulse:
 
 def _worker(found: Settings) -> Pulse:
     # Here, not above: RQ takes longer to load than the whole check of a web process.
-    from workers.pool import Census
+    from workers.estate import Census
     from workers.process import identity
 
     try:

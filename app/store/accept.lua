@@ -2,23 +2,23 @@
 -- accept: record events and owe their orders a fetch, all or nothing, in one step (invariants 1 to 4).
 --
 -- KEYS  1 due  2 events  3 live queue  4 RQ's set of queues  5 orders  6 counters  7 dead
--- ARGV  1 now ms  2 grace ms  3 dedup ms  4 oldest event ms to keep  5 key prefix  6 name of the live queue
---       7 length of the job template, the template (push.lua), then per event eight values:
+-- ARGV  1 now ms  2 grace ms  3 dedup ms  4 ms to keep events  5 key prefix  6 name of the live queue
+--       7 length of the job template, the template (push.lua), then per event nine values:
 --       digest of the event ('' = cannot be a duplicate), company, order, status, buyFromOrderReference,
---       name of the secret that matched, request id, timestamp as sent
+--       name of the secret that matched, request id, timestamp as sent, ms when it was received ('' = now)
 -- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate.
-local now, grace, dedup = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local prefix, live = ARGV[5], ARGV[6]
+local now, grace, dedup, kept = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local prefix, live, last_id = ARGV[5], ARGV[6], nil
 local template, at = read_template(7)
 local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate'}
 local outcomes, counts = {}, {}
 local touched, due, sooner, pushed_now = {}, {}, {}, {}
 
 while at <= #ARGV do
-  local digest, company, order, status, reference, secret, request, sent = unpack(ARGV, at, at + 7)
+  local digest, company, order, status, reference, secret, request, sent, received = unpack(ARGV, at, at + 8)
   local member = company .. ':' .. order
   local record, trail = prefix .. 'order:' .. member, prefix .. 'trail:' .. member
-  local was = redis.call('HMGET', record, 'wanted', 'job', 'dead')
+  local was = redis.call('HMGET', record, 'wanted', 'job', 'dead', 'heard')
   local outcome
   if digest ~= '' and not redis.call('SET', prefix .. 'seen:' .. digest, 1, 'NX', 'PX', dedup) then
     outcome = 2
@@ -38,8 +38,15 @@ while at <= #ARGV do
         redis.call('ZREM', KEYS[7], member)
       end
     end
-    redis.call('HSET', record, 'wanted', wanted, 'heard', now, 'said', status, 'reference', reference,
-      'request', request, 'lane', live, 'job', live, unpack(was[1] and {} or {'first', now}))
+    -- An event that waited in a spool is no news of an order that was heard of since. A word from the future is one of
+    -- a clock that was ahead: it must not outlast what comes now.
+    local heard, before = received == '' and now or math.min(tonumber(received), now), tonumber(was[4] or '0')
+    if heard >= before or before > now then
+      redis.call('HSET', record, 'wanted', wanted, 'heard', heard, 'said', status, 'reference', reference,
+        'request', request, 'lane', live, 'job', live, unpack(was[1] and {} or {'first', heard}))
+    else
+      redis.call('HSET', record, 'wanted', wanted, 'lane', live, 'job', live)
+    end
     touched[#touched + 1] = now
     touched[#touched + 1] = member
     if was[2] == live then
@@ -55,18 +62,22 @@ while at <= #ARGV do
       due[#due + 1] = member
       push_job(template, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, live, KEYS[3])
     end
-    local id = redis.call('XADD', KEYS[2], 'MINID', '~', ARGV[4], '*', 'company', company, 'order', order,
-      'status', status, 'reference', reference, 'sent', sent, 'outcome', names[outcome], 'secret', secret,
-      'request', request)
-    note(trail, now .. ' event ' .. id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' .. request)
+    last_id = redis.call('XADD', KEYS[2], '*', 'company', company, 'order', order, 'status', status,
+      'reference', reference, 'sent', sent, 'outcome', names[outcome], 'secret', secret, 'request', request)
+    note(trail, now .. ' event ' .. last_id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' .. request)
   end
   outcomes[#outcomes + 1] = outcome
   for _, name in ipairs({'events|' .. company .. '|' .. names[outcome], 'secrets|' .. company .. '|' .. secret}) do
     counts[name] = (counts[name] or 0) + 1
   end
-  at = at + 8
+  at = at + 9
 end
 flush_pushes(KEYS[4])
+if last_id then
+  -- Old by both clocks, the server's and ours: one that is ahead must not empty the stream.
+  local oldest = math.min(now, tonumber(string.match(last_id, '^%d+'))) - kept
+  redis.call('XTRIM', KEYS[2], 'MINID', '~', math.max(oldest, 0))
+end
 zadd(KEYS[5], touched)
 zadd(KEYS[1], due)
 zadd(KEYS[1], sooner, 'LT')

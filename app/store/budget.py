@@ -19,6 +19,9 @@ from app.store.scripts import source
 WINDOW: Final = 301 * clockwork.SECOND
 """One second more than upstream's window: a request is counted there a little later than here."""
 
+LONGEST_RETRY: Final = 60 * clockwork.MINUTE
+"""A Retry-After is cut to this where it is read (app/upstream/answer.py)."""
+
 Outcome = Literal["answered", "failed", "fault"]
 
 
@@ -72,7 +75,7 @@ class Budget:
         """
         token = f"{'b' if lane == 'backfill' else 'l'}-{os.urandom(8).hex()}"
         limits = self._limits
-        give_up = clock() + clockwork.SLOT_PATIENCE
+        began = clock()
         while True:
             now = clock()
             answer = self._take(
@@ -85,15 +88,19 @@ class Budget:
                     limits.backfill_concurrency,
                     limits.requests_per_window,
                     WINDOW,
+                    LONGEST_RETRY,
+                    clockwork.BREAKER_LONGEST,
                 ],
             )
             if answer[0] == b"go":
                 return Slot(token)
             if answer[0] == b"closed":
                 return NotNow(int(answer[1]), answer[2].decode())
-            if now >= give_up or answer[1] > clockwork.SLOT_PATIENCE:
+            waited = now - began
+            # Below zero the clock was set back: patience is not to last until it is there again.
+            if not 0 <= waited < clockwork.SLOT_PATIENCE or answer[1] > clockwork.SLOT_PATIENCE:
                 return NotNow(now + clockwork.SECOND, "slots_full")
-            self._redis.blpop([self._freed], timeout=max(give_up - now, 1) / 1000)
+            self._redis.blpop([self._freed], timeout=(clockwork.SLOT_PATIENCE - waited) / 1000)
 
     def give(self, slot: Slot, how: Outcome, now: int, *, retry_after: float | None = None) -> tuple[int, bool]:
         """Give the slot back; return until when (ms, 0 = no limit) the key is closed, and whether this opened it.

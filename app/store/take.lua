@@ -2,12 +2,26 @@
 --
 -- KEYS  1 budget  2 slots  3 window  4 breaker
 -- ARGV  1 now ms  2 token of the slot (`l-` live, `b-` backfill)  3 lease of a slot ms  4 slots
---       5 slots of backfill  6 requests a window  7 window ms
+--       5 slots of backfill  6 requests a window  7 window ms  8 longest Retry-After ms  9 longest open ms of a breaker
 -- Returns {go}; {full, ms since a slot changed hands}; {closed, ms until, reason code}
 local now, token = tonumber(ARGV[1]), ARGV[2]
 local b = redis.call('HMGET', KEYS[1], 'retry_until', 'moved')
 local breaker = redis.call('HMGET', KEYS[4], 'open_until', 'probe_until')
-local retry_until, open_until = tonumber(b[1] or '0'), tonumber(breaker[1] or '0')
+local retry_until = tonumber(b[1] or '0')
+local open_until, probe_until = tonumber(breaker[1] or '0'), tonumber(breaker[2] or '0')
+-- What lies further ahead than it can was written by a clock that was ahead, and is right again. Clocks of two machines
+-- may differ by as much as a window.
+local skew = tonumber(ARGV[7])
+if retry_until > now + tonumber(ARGV[8]) + skew then
+  retry_until = now
+end
+if open_until > now + tonumber(ARGV[9]) + skew or probe_until > now + tonumber(ARGV[3]) + skew then
+  open_until, probe_until = now, 0
+  redis.call('HSET', KEYS[4], 'open_until', now)
+  redis.call('HDEL', KEYS[4], 'probe_until')
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '(' .. now + tonumber(ARGV[3]) + skew, '+inf')
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '(' .. now + skew, '+inf')
 if retry_until > now then
   return {'closed', retry_until, 'throttled'}
 end
@@ -15,7 +29,7 @@ local half_open = open_until > 0
 if open_until > now then
   return {'closed', open_until, 'breaker_open'}
 end
-if half_open and tonumber(breaker[2] or '0') > now then
+if half_open and probe_until > now then
   return {'closed', now + 1000, 'breaker_open'}
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)

@@ -17,7 +17,7 @@ from app import bootstrap
 from app.dev.processes import Process
 from tests.eventually import eventually
 from tests.integration.desk import Desk, open_desk
-from workers.pool import Census
+from workers.estate import Census
 from workers.process import identity
 
 

@@ -72,6 +72,11 @@ class Book:
                 assert last.not_before <= now, f"{flight} repeats {last} too early"
         self.latest = flight
 
+    def give_up(self) -> None:
+        """Raise AssertionError if an order is given up for the crashes of an older settlement's fetches."""
+        assert self.latest is not None
+        assert self.latest.fetch.begun == len(self.settled), f"{self.settled} was given up for {self.latest}"
+
     def take(self, flight: Flight, *, settled: bool) -> None:
         """Note that the ledger took the answer of this fetch."""
         self.stored_fence = flight.fetch.fence

@@ -124,6 +124,18 @@ class Driver:
         """Nothing happens for a while."""
         self._parts.clock.now += seconds * 1000
 
+    def set_clock(self, seconds: int) -> None:
+        """The clock is set on, or back, as one that was wrong is, or as that of another machine differs.
+
+        What was under way, or was to wait, may now be repeated: by this clock its time is over, or never was.
+        """
+        self._parts.clock.now += seconds * 1000
+        for book in self.books.values():
+            if book.latest is not None:
+                book.latest.wait(0)
+            if book.hand_off is not None:
+                book.hand_off.lease_ends = 0
+
     def _accept(self, orders: Sequence[OrderKey]) -> None:
         self._touch(*orders)
         events = []

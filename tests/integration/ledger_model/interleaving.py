@@ -71,22 +71,31 @@ _OF_SINKS: Final = [
     [Step("jump", (151,))] * 3,
     _of_each("fetch") * 2,
 ]
+OF_CLOCKS: Final = [
+    [Step("set_clock", (180,)), Step("set_clock", (-180,))] * 2,
+    [Step("set_clock", (3600,)), Step("set_clock", (-3600,))] * 2,
+    [Step("set_clock", (86400,)), Step("set_clock", (-86400,))] * 2,
+]
+"""Machines whose clocks differ by minutes, and clocks that jump; each family goes both ways."""
 
 
-def interleavings(sinks: Sequence[str]) -> st.SearchStrategy[list[Step]]:
+def interleavings(sinks: Sequence[str], more: Sequence[Sequence[Step]] = ()) -> st.SearchStrategy[list[Step]]:
     """Return what draws an interleaving: first which kinds of trouble it may hold, then its steps.
 
-    What needs four faults of one kind would else hardly ever be seen among sixteen kinds.
+    What needs four faults of one kind would else hardly ever be seen among sixteen kinds. `more` are further kinds.
     """
-    families = [*_SOMETIMES, *(_OF_SINKS if sinks else [])]
+    families = [*_SOMETIMES, *(_OF_SINKS if sinks else []), *more]
 
-    def of(drawn: tuple[int, int]) -> st.SearchStrategy[list[Step]]:
+    # Not the bits of a number: Hypothesis prefers small ones, and the last families would hardly ever be drawn.
+    each = st.lists(st.booleans(), min_size=len(families), max_size=len(families))
+
+    def of(drawn: tuple[list[bool], int]) -> st.SearchStrategy[list[Step]]:
         choice, length = drawn
-        chosen = [step for bit, family in enumerate(families) if choice >> bit & 1 for step in family]
+        chosen = [step for one, family in zip(choice, families, strict=True) if one for step in family]
         # Left to itself Hypothesis prefers lists that are too short for two faults to meet.
         return st.lists(st.sampled_from([*_ALWAYS, *chosen]), min_size=length, max_size=length)
 
-    return st.tuples(st.integers(0, 2 ** len(families) - 1), st.integers(4, 40)).flatmap(of)
+    return st.tuples(each, st.integers(4, 40)).flatmap(of)
 
 
 def play(parts: Parts, steps: Sequence[Step], look: Callable[[Driver], None]) -> Driver:

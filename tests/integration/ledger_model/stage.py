@@ -10,7 +10,7 @@ from typing import Final, Literal
 from redis import Redis
 
 from app.store import clockwork, keys
-from app.store.inbox import Inbox
+from app.store.inbox import Entry, Inbox
 from app.store.jobs import LIVE, queue_key
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
@@ -65,6 +65,10 @@ class Stage:
         posted = [event_of(order, sent) for order, sent in events]
         recorded = self._loop.run_until_complete(self._inbox.accept(posted, "request"))
         return recorded.queued, recorded.coalesced, recorded.duplicates
+
+    def record(self, *entries: Entry) -> None:
+        """Record entries as the spool drains them."""
+        self._loop.run_until_complete(self._inbox.record(entries))
 
     def want(self, order: OrderKey = ONE, queue: Literal["live", "backfill"] = "live") -> int:
         return self.ledger.want([order], self.now, queue=queue, why="refetch")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from app.store import clockwork
 from app.store.jobs import queue_key
@@ -13,6 +14,7 @@ from tests.integration.ledger_model.book import Book, Flight, HandOff
 from tests.integration.ledger_model.parts import LEASE, Parts, content_of
 
 RETRY = 5 * clockwork.SECOND
+T = TypeVar("T")
 
 
 @dataclass
@@ -90,8 +92,10 @@ class Worker:
         if flight is None:
             return
         order, due = self._turn_to_sinks(flight.order), self.world.now + RETRY
-        became = self.world.parts.ledger.fail(
-            order, self.name, flight.fetch, self.world.now, what=what, reason=what, due=due
+        became = self._tell(
+            lambda: self.world.parts.ledger.fail(
+                order, self.name, flight.fetch, self.world.now, what=what, reason=what, due=due
+            )
         )
         flight.wait(due)
         if what == "gone" and became != "refused":
@@ -125,13 +129,17 @@ class Worker:
             self.world.books[order].begin(self.flight, self.world.now)
         elif what == "hand":
             self.sinks_of = order
+        elif what == "dead":
+            self.world.books[order].give_up()
 
     def _finish(self, flight: Flight, *, look_at: int | None = None, give_up: str = "") -> None:
         order, book = self._turn_to_sinks(flight.order), self.world.books[flight.order]
         assert flight.version is not None, "an answer is read before it is stored"
         content, now = content_of(flight.version), self.world.now
-        stored, _, _ = self.world.parts.ledger.finish(
-            order, self.name, flight.fetch, content, now, look_at=look_at, give_up=give_up
+        stored = self._tell(
+            lambda: self.world.parts.ledger.finish(
+                order, self.name, flight.fetch, content, now, look_at=look_at, give_up=give_up
+            )[0]
         )
         assert (stored == "refused") == (book.stored_fence > flight.fetch.fence), (stored, flight)
         if stored != "refused":
@@ -164,6 +172,16 @@ class Worker:
         self.sinks_of = order if what == "done" else None
         self.world.touched, self.hand_off = frozenset([order]), None
         self.world.books[order].end(hand_off, what)
-        self.world.parts.ledger.handed(
-            order, self.name, hand_off.hand_on, now, what=what, reason="refused", due=now + RETRY
+        self._tell(
+            lambda: self.world.parts.ledger.handed(
+                order, self.name, hand_off.hand_on, now, what=what, reason="refused", due=now + RETRY
+            )
         )
+
+    def _tell(self, step: Callable[[], T]) -> T:
+        """Say it once, or, as a worker does whose connection broke before the answer came, twice."""
+        heard = step()
+        if self.world.moment % 3 == 0:
+            again = step()
+            assert again == heard, f"told again, the ledger says {again} after {heard}"
+        return heard

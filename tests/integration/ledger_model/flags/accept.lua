@@ -21,7 +21,7 @@ while at <= #ARGV do
     push_job(template, company, order, 'f-' .. company .. '-' .. order .. '-' .. number, live, KEYS[3])
     outcomes[#outcomes + 1] = 0
   end
-  at = at + 8
+  at = at + 9
 end
 flush_pushes(KEYS[4])
 return outcomes

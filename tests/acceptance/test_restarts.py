@@ -1,0 +1,101 @@
+"""Redis loses everything, is slow to come back, or was taken over by a newer version, while the service runs."""
+
+from __future__ import annotations
+
+import time
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.store import keys, schema
+from app.store.keys import OrderKey
+from tests.acceptance.strangers import System, children, eventually
+
+
+def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: System) -> None:
+    """Scripts, RQ's registration of its workers and the pool's heartbeat are gone: new events work at once."""
+    bare.start("web")
+    pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
+    order_id = issued(bare)
+    event = bare.event(order_id)
+    assert bare.post(event)[1]["queued"] == 1
+    bare.wait_fetched(order_id)
+    workers = children(pool.pid)
+
+    with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
+        redis.flushall()
+        redis.script_flush()
+    posted = time.monotonic()
+    assert bare.post(event)[1]["queued"] == 1, "nothing remembers that it came before"
+
+    bare.wait_fetched(order_id, times=2, within=5)
+    assert time.monotonic() - posted < 5
+    assert children(pool.pid) == workers
+    assert bare.log("worker", "pool.worker_died") == []
+    eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, "the pool's heartbeat is back")
+
+
+def test_newer_data_stops_the_pool_and_not_the_web_process(bare: System) -> None:
+    """A rolling upgrade: the new version has written first. The old workers end with code 4 and write nothing."""
+    bare.start("web")
+    pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
+    order_id = issued(bare)
+    with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
+        redis.set(keys.SCHEMA, schema.VERSION + 1)
+
+        assert pool.wait(10) == 4
+        status, answer = bare.post(bare.event(order_id))
+        assert (status, answer["reason"]) == (503, "newer_data")
+        assert bare.launch("worker").wait(20) == 4
+        assert not redis.exists(keys.record(OrderKey(bare.company_id, order_id)))
+
+        told = bare.log("worker", "service.newer_data")
+        assert [(line["held"], line["ours"]) for line in told] == [(str(schema.VERSION + 1), schema.VERSION)] * 2
+        redis.set(keys.SCHEMA, schema.VERSION)
+    assert bare.post(bare.event(order_id))[0] == 200
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
+    bare.wait_fetched(order_id)
+
+
+def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_comes_home(bare: System) -> None:
+    """Redis answers LOADING, or late: a POST is answered within seconds, and what was answered 200 comes home."""
+    bare.start("web")
+    first = issued(bare)
+    assert bare.post(bare.event(first))[0] == 200
+    with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
+        for number in range(300):
+            redis.set(f"ballast:{number}", "x" * 500)
+        redis.bgrewriteaof()
+        eventually(lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 10, "the file is written anew")
+    bare.kill_valkey()
+    with (bare.folder / "valkey.conf").open("a") as config:
+        config.write("key-load-delay 10000\nloading-process-events-interval-bytes 1024\n")
+    bare.restart_valkey()
+    bare.launch("worker", WORKERS="1", BACKFILL_WORKERS="0")
+
+    second = issued(bare)
+    answers: list[int] = []
+    while not answers or answers[-1] != 200:
+        began = time.monotonic()
+        answers.append(bare.post(bare.event(second))[0])
+        assert time.monotonic() - began < 4
+    assert is_loading_over(bare)
+
+    assert set(answers) == {200, 503}
+    for order_id in (first, second):
+        bare.wait_fetched(order_id)
+    assert bare.log("worker", "pool.worker_died") == []
+
+
+def is_loading_over(bare: System) -> bool:
+    with Redis.from_url(bare.variables["REDIS_URL"], socket_timeout=5) as redis:
+        try:
+            return not redis.info("persistence")["loading"]
+        except RedisError:
+            return False
+
+
+def issued(bare: System) -> str:
+    """Make an issued order at the Channel Manager without an event, and return its id."""
+    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 1, "events": 0})
+    return str(made["orders"][0]["order_id"])

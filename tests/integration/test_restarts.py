@@ -1,0 +1,251 @@
+"""Redis comes back with less than it had, or without what it had: restored, flushed, its queues lost, or killed."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+from redis import Redis
+
+from app.dev.valkey import Valkey
+from app.store import clockwork, keys
+from app.store.jobs import LIVE, queue
+from app.store.keys import OrderKey
+from tests.eventually import eventually
+from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
+from tests.integration.webserver import COMPANY, HOOK, SECRET, Kept, serving
+
+GRACE = clockwork.GRACE / 1000
+SENT, SENT_LATER = "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"
+
+
+@pytest.fixture
+def stage(redis_client: Redis) -> Iterator[Stage]:
+    with staged(redis_client, "shop") as opened:
+        yield opened
+
+
+class TestAnOlderCopyIsRestored:
+    """The folder of Redis is copied; life goes on; the copy is put back."""
+
+    @pytest.fixture
+    def stage(self, own_valkey: Valkey) -> Iterator[Stage]:
+        with Redis.from_url(own_valkey.url, socket_timeout=5) as client, staged(client, "shop") as opened:
+            yield opened
+
+    @pytest.fixture
+    def copy(self, own_valkey: Valkey, tmp_path: Path) -> Copy:
+        return Copy(own_valkey, tmp_path / "copy")
+
+    def test_events_heard_since_are_taken_again_and_older_ones_are_known(self, stage: Stage, copy: Copy) -> None:
+        stage.hear(SENT, ONE)
+        copy.take()
+        stage.hear(SENT_LATER, SAME_ID)
+        copy.put_back()
+
+        assert (stage.hear(SENT, ONE), stage.hear(SENT_LATER, SAME_ID)) == ("duplicate", "queued")
+        assert stage.begin(order=SAME_ID) == "fetch"
+
+    def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, stage: Stage, copy: Copy) -> None:
+        stage.settle()
+        copy.take()
+        assert stage.bring_home(1) == "hand"
+        copy.put_back()
+
+        stage.later(GRACE)
+        assert stage.tick() == 1
+        assert stage.bring_home(1, "after") == "hand"
+
+    def test_an_order_heard_of_since_is_missing_until_its_event_or_somebody_asks(
+        self, stage: Stage, copy: Copy
+    ) -> None:
+        """Reconcile asks: it compares with the list of the Channel Manager."""
+        copy.take()
+        stage.settle()
+        copy.put_back()
+
+        stage.later(GRACE)
+        assert (stage.tick(), stage.begin()) == (0, "nothing")
+        stage.want()
+        assert stage.begin() == "fetch"
+
+    def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(self, stage: Stage, copy: Copy) -> None:
+        """It saw three settlements of a ledger that is no more: the next three must not look done."""
+        stage.settle()
+        copy.take()
+        stage.settle()
+        stage.settle()
+        fetch = stage.fetch("before")
+        copy.put_back()
+
+        assert stage.store(fetch, 1, "before") == "refused"
+        for version in range(2, 4):
+            stage.settle()
+            assert stage.bring_home(version, f"after-{version}") == "hand"
+            assert stage.field("digest") == str(version)
+
+
+class Copy:
+    """A copy of what a server has on disk."""
+
+    def __init__(self, server: Valkey, folder: Path) -> None:
+        self._server, self._folder = server, folder
+        self._data = server.data_dir / "appendonlydir"
+
+    def take(self) -> None:
+        self._server.stop()
+        shutil.copytree(self._data, self._folder)
+        self._server.restart()
+
+    def put_back(self) -> None:
+        self._server.stop()
+        shutil.rmtree(self._data)
+        shutil.copytree(self._folder, self._data)
+        self._server.restart()
+
+
+class TestRedisIsFlushed:
+    def test_new_events_work_at_once_scripts_or_not(self, stage: Stage) -> None:
+        stage.hear(SENT)
+        stage.redis.flushall()
+        stage.redis.script_flush()
+
+        assert stage.hear(SENT) == "queued"
+        assert stage.bring_home(1) == "hand"
+
+    def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, stage: Stage) -> None:
+        """It was read before the event came; and its fence is one that the new record never gave."""
+        for _ in range(3):
+            stage.settle()
+        fetch = stage.fetch("before")
+        stage.redis.flushall()
+        stage.settle()
+
+        assert stage.store(fetch, 1, "before") == "refused"
+
+        assert stage.bring_home(2, "after") == "hand"
+        assert (stage.field("digest"), stage.field("done")) == ("2", "1")
+
+    def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, stage: Stage) -> None:
+        stage.settle()
+        fetch = stage.fetch("before")
+        stage.redis.flushall()
+        stage.settle()
+
+        assert stage.fail(fetch, "dead", "before") == "refused"
+
+        assert not stage.is_dead()
+        assert stage.begin("after") == "fetch"
+
+    def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, stage: Stage) -> None:
+        for version in range(3):
+            stage.settle()
+            stage.bring_home(version, f"worker-{version}")
+        hand_on = stage.hand("before")
+        assert hand_on is not None
+        assert hand_on.revision == 3
+        stage.redis.flushall()
+        stage.settle()
+        stage.bring_home(9, "after")
+
+        stage.handed(hand_on, worker="before")
+
+        again = stage.hand("after")
+        assert again is not None
+        assert (again.revision, again.raw) == (1, b"9")
+
+    def test_a_fetch_under_way_leaves_nothing_behind(self, stage: Stage) -> None:
+        stage.settle()
+        fetch = stage.fetch()
+        stage.redis.flushall()
+
+        assert stage.store(fetch, 1) == "refused"
+        assert stage.redis.keys("*") == [keys.SCHEMA.encode()]
+
+
+def test_lost_queues_come_back_from_the_clock_within_grace(stage: Stage) -> None:
+    """RQ's lists and hashes are gone: each order that is owed gets one fresh job, and only one."""
+    orders = [OrderKey(COMPANY, str(uuid4())) for _ in range(600)]
+    stage.hear_at_once(*((order, SENT) for order in orders))
+    lost = stage.redis.keys("rq:*")
+    assert len(lost) > 600
+    stage.redis.delete(*lost)
+
+    stage.later(GRACE)
+    assert stage.tick() == 600
+    assert stage.tick() == 0
+
+    ids = queue(LIVE, stage.redis).job_ids
+    assert {job[39:75] for job in ids} == {order.order_id for order in orders}
+    assert all(stage.redis.exists(f"rq:job:{job}") for job in ids)
+
+
+def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed_under_load(
+    own_valkey: Valkey, tmp_path: Path
+) -> None:
+    """Four senders POST batches while Redis is killed and comes back, twice; the append-only file has all of it."""
+    settings = {
+        "REDIS_URL": own_valkey.url,
+        "CLIENT_STATE": SECRET,
+        "NP_API_KEY": "key",
+        "NP_TENANT": "tenant",
+        "NP_ENVIRONMENT": "Production",
+        "NP_COMPANY": "CRONUS",
+        "NP_COMPANY_ID": COMPANY,
+    }
+    acknowledged: list[str] = []
+    statuses: set[int] = set()
+    stop = threading.Event()
+
+    def send(port: int) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as http:
+            while not stop.is_set():
+                ids = [str(uuid4()) for _ in range(5)]
+                answer = http.post(HOOK, json={"values": [item(one) for one in ids]})
+                statuses.add(answer.status_code)
+                if answer.status_code == 200:
+                    acknowledged.extend(ids)
+
+    with serving(tmp_path, settings) as web:
+        senders = [threading.Thread(target=send, args=(web.port,)) for _ in range(4)]
+        for sender in senders:
+            sender.start()
+        try:
+            for _ in range(2):
+                more(100, acknowledged)
+                own_valkey.kill()
+                own_valkey.restart()
+            more(100, acknowledged)
+        finally:
+            stop.set()
+            for sender in senders:
+                sender.join(10)
+
+    with Redis.from_url(own_valkey.url) as client:
+        kept = Kept(client)
+        recorded = {event["order"] for event in kept.events()}
+        due = {order.order_id for order in kept.due()}
+    assert set(acknowledged) <= recorded
+    assert recorded == due
+    assert statuses <= {200, 503}
+
+
+def more(number: int, acknowledged: list[str]) -> None:
+    """Wait until so many more events were acknowledged, by the web process that has run all the time."""
+    before = len(acknowledged)
+    eventually(lambda: len(acknowledged) > before + number, what="events are acknowledged")
+
+
+def item(order_id: str) -> dict[str, object]:
+    return {
+        "clientState": SECRET,
+        "companyId": COMPANY,
+        "eventName": "ota_cm_order_processed",
+        "payload": {"orderId": order_id, "buyFromOrderReference": "CM-1", "status": "Issued"},
+        "timestamp": SENT,
+    }
