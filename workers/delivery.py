@@ -10,7 +10,8 @@ from app.errors import ReceiverError
 from app.store import clockwork
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
-from app.store.work import HandOn
+from app.store.patience import Patience
+from app.store.work import Handed, HandOn
 from app.upstream.order import parse_order
 from workers.sinks import Context, Sink
 
@@ -20,16 +21,24 @@ _log = log.get()
 class Delivery:
     """Hands on what is stored; never calls getOrder."""
 
-    def __init__(self, *, ledger: Ledger, sinks: Mapping[str, Sink], clock: Callable[[], int]) -> None:
+    def __init__(
+        self, *, ledger: Ledger, sinks: Mapping[str, Sink], patience: Patience, clock: Callable[[], int]
+    ) -> None:
         self._ledger = ledger
         self._sinks = sinks
+        self._patience = patience
         self._clock = clock
 
     def deliver(self, order: OrderKey, worker: str, slug: str) -> None:
         """Hand on what the sinks have not had, until none is behind, or one fails."""
-        while self._sinks and (hand_on := self._ledger.hand(order, worker, self._clock())) is not None:
+        while self._sinks and (hand_on := self._next(order, worker)) is not None:
             if not self._hand(order, hand_on, worker, slug):
                 return
+
+    def _next(self, order: OrderKey, worker: str) -> HandOn | None:
+        return self._patience.run(
+            lambda: self._ledger.hand(order, worker, self._clock()), self._clock() + clockwork.REDIS_PATIENCE
+        )
 
     def _hand(self, order: OrderKey, hand_on: HandOn, worker: str, slug: str) -> bool:
         """Return whether the sink took it; if not, the job ends: its time limit may be spent."""
@@ -47,22 +56,41 @@ class Delivery:
             attempt=hand_on.tries,
             request_id=hand_on.request_id,
         )
-        if hand_on.tries > len(clockwork.TRIES) + 1:
-            self._ledger.handed(order, worker, hand_on, self._clock(), what="dead", reason="kills_worker")
+        if hand_on.tries > len(clockwork.TRIES) + 1 or hand_on.crashes >= clockwork.CRASHES_ALLOWED:
+            self._handed(order, worker, hand_on, "dead", reason="kills_worker")
             _log.error("order.hand_dead", reason="kills_worker", tries=hand_on.tries - 1, **common)
             return False
         started = perf_counter()
         try:
             self._sinks[hand_on.sink].deliver(parse_order(hand_on.raw), context)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             # The user's code may raise anything, RQ's time limit too; only its type is kept.
             duration = round((perf_counter() - started) * 1000)
             self._failed(order, hand_on, worker, error, duration, common)
             return False
         duration = round((perf_counter() - started) * 1000)
-        self._ledger.handed(order, worker, hand_on, self._clock(), what="done", duration_ms=duration)
+        self._handed(order, worker, hand_on, "done", duration_ms=duration)
         _log.info("order.handed", duration_ms=duration, **common)
         return True
+
+    def _handed(
+        self,
+        order: OrderKey,
+        worker: str,
+        hand_on: HandOn,
+        what: Handed,
+        *,
+        reason: str = "-",
+        due: int = 0,
+        duration_ms: int = 0,
+    ) -> None:
+        now = self._clock()
+        self._patience.run(
+            lambda: self._ledger.handed(
+                order, worker, hand_on, now, what=what, reason=reason, due=due, duration_ms=duration_ms
+            ),
+            min(hand_on.until, now + 2 * clockwork.REDIS_PATIENCE),
+        )
 
     def _failed(
         self,
@@ -75,13 +103,12 @@ class Delivery:
     ) -> None:
         reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
         wait = clockwork.until_next_try(hand_on.tries - 1)
-        now = self._clock()
         if wait is None:
-            self._ledger.handed(order, worker, hand_on, now, what="dead", reason=reason, duration_ms=duration_ms)
+            self._handed(order, worker, hand_on, "dead", reason=reason, duration_ms=duration_ms)
             _log.error("order.hand_dead", reason=reason, tries=hand_on.tries, **common)
             return
-        due = now + wait
-        self._ledger.handed(order, worker, hand_on, now, what="again", reason=reason, due=due, duration_ms=duration_ms)
+        due = self._clock() + wait
+        self._handed(order, worker, hand_on, "again", reason=reason, due=due, duration_ms=duration_ms)
         _log.warning(
             "order.hand_failed",
             error=reason,

@@ -8,6 +8,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from app import bootstrap, log, settings
 from app.settings import Settings
 from app.store.keys import OrderKey
+from app.store.patience import Patience
 from workers.delivery import Delivery
 from workers.processor import Connection, Processor
 from workers.sinks import build
@@ -37,7 +38,12 @@ def prepare(found: Settings) -> None:
 
     Raises SettingsError for a sink that cannot be imported.
     """
-    _runtime["processor"] = _build(found)
+    use(_build(found))
+
+
+def use(one: Processor) -> None:
+    """Do this process's jobs with this processor from now on."""
+    _runtime["processor"] = one
 
 
 def processor() -> Processor:
@@ -63,9 +69,11 @@ def _build(found: Settings) -> Processor:
         for company in found.companies
     }
     ledger = bootstrap.ledger(found, redis)
+    patience = Patience(redis, bootstrap.clock)
     return Processor(
         ledger=ledger,
         connections=connections,
-        delivery=Delivery(ledger=ledger, sinks=sinks, clock=bootstrap.clock),
+        delivery=Delivery(ledger=ledger, sinks=sinks, patience=patience, clock=bootstrap.clock),
+        patience=patience,
         clock=bootstrap.clock,
     )

@@ -16,6 +16,7 @@ from app.store.budget import Budget, NotNow, Slot
 from app.store.jobs import BACKFILL
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
+from app.store.patience import Patience, is_away
 from app.store.work import Content, Fetch
 from app.upstream.client import ChannelManager, Fetched
 from workers import verdict
@@ -44,17 +45,21 @@ class Processor:
         ledger: Ledger,
         connections: Mapping[str, Connection],
         delivery: Delivery,
+        patience: Patience,
         clock: Callable[[], int],
     ) -> None:
         self._ledger = ledger
         self._connections = connections
         self._delivery = delivery
+        self._patience = patience
         self._clock = clock
 
     def process(self, order: OrderKey, worker: str) -> None:
         """Fetch the order if it is owed a fetch, then hand on what its sinks have not had."""
         slug = self._slug(order)
-        what, fetch = self._ledger.begin(order, worker, self._clock())
+        what, fetch = self._patience.run(
+            lambda: self._ledger.begin(order, worker, self._clock()), self._clock() + clockwork.REDIS_PATIENCE
+        )
         if what in {"nothing", "held"}:
             _log.info("order.not_needed", order_id=order.order_id, company=slug, verdict=what)
             return
@@ -72,7 +77,9 @@ class Processor:
         try:
             self._fetch(order, fetch, worker)
         except Exception as error:
-            self._fail(order, fetch, worker, verdict.of_own_fault(fetch, self._clock()))
+            now = self._clock()
+            decision = verdict.of_redis_away(now) if is_away(error) else verdict.of_own_fault(fetch, now)
+            self._fail(order, fetch, worker, decision)
             _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
 
     def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
@@ -93,29 +100,31 @@ class Processor:
         except UpstreamError as error:
             duration = round((perf_counter() - started) * 1000)
             now = self._clock()
-            closed_until = self._give(connection, slot, error, now)
+            closed_until = self._give(connection, slot, error, fetch.until)
             decision = verdict.of_order(error, fetch, now, closed_until)
             self._fail(order, fetch, worker, decision, http_status=error.http_status, duration_ms=duration)
             return
         except BaseException:
             connection.budget.give(slot, "failed", self._clock())
             raise
-        connection.budget.give(slot, "answered", self._clock())
+        self._patience.run(lambda: connection.budget.give(slot, "answered", self._clock()), fetch.until)
         self._store(order, fetch, fetched, worker)
 
-    def _give(self, connection: Connection, slot: Slot, error: UpstreamError, now: int) -> int:
+    def _give(self, connection: Connection, slot: Slot, error: UpstreamError, until: int) -> int:
         wait = error.retry_after
         if wait is None and error.http_status == 429:
             wait = verdict.THROTTLED_WAIT
         how = verdict.of_connection(error)
-        closed_until, opened = connection.budget.give(slot, how, now, retry_after=wait)
+        closed_until, opened = self._patience.run(
+            lambda: connection.budget.give(slot, how, self._clock(), retry_after=wait), until
+        )
         if opened:
             _log.error(
                 "upstream.breaker_opened",
                 company=connection.slug,
                 reason=error.reason,
                 http_status=error.http_status,
-                open_s=round((closed_until - now) / 1000),
+                open_s=round((closed_until - self._clock()) / 1000),
             )
         return closed_until
 
@@ -131,11 +140,13 @@ class Processor:
             manifest=found.manifest_url is not None,
             http_status=fetched.http_status,
             duration_ms=round(fetched.seconds * 1000),
+            references=found.references,
         )
         now = self._clock()
         look_at, give_up = (None, "") if found.settled else verdict.of_look(fetch, now)
-        stored, revision, changed = self._ledger.finish(
-            order, worker, fetch, content, now, look_at=look_at, give_up=give_up
+        stored, revision, changed = self._patience.run(
+            lambda: self._ledger.finish(order, worker, fetch, content, now, look_at=look_at, give_up=give_up),
+            fetch.until,
         )
         if stored == "refused":
             _log.info("order.not_needed", order_id=order.order_id, company=self._slug(order), verdict="superseded")
@@ -169,16 +180,19 @@ class Processor:
         duration_ms: int = 0,
     ) -> None:
         now = self._clock()
-        became = self._ledger.fail(
-            order,
-            worker,
-            fetch,
-            now,
-            what=decision.what,
-            reason=decision.reason,
-            http_status=http_status,
-            due=decision.due,
-            duration_ms=duration_ms,
+        became = self._patience.run(
+            lambda: self._ledger.fail(
+                order,
+                worker,
+                fetch,
+                now,
+                what=decision.what,
+                reason=decision.reason,
+                http_status=http_status,
+                due=decision.due,
+                duration_ms=duration_ms,
+            ),
+            fetch.until,
         )
         common = {"order_id": order.order_id, "company": self._slug(order), "http_status": http_status}
         due_in = round((decision.due - now) / 1000, 1)

@@ -173,7 +173,7 @@ def _end(settings: Settings, company: Company, redis: Redis, turn: Turn, report:
     else:
         wait = _after(report.error, every)
         times.again(now + wait)
-    _count(redis, company, report)
+    _count(redis, company, report, now)
     common = {"company": company.slug, "cause": turn.cause, "pages": report.pages, "queued": report.queued}
     if report.error is not None:
         error = report.error
@@ -201,8 +201,10 @@ def _after(error: UpstreamError, every: int) -> int:
     return every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
 
 
-def _count(redis: Redis, company: Company, report: Report) -> None:
+def _count(redis: Redis, company: Company, report: Report, now: int) -> None:
     company_id = company.np_company_id
     counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
     counts |= {("gaps", company_id, kind): times for kind, times in report.gaps.items()}
     counters.add(redis, counts)
+    if report.outcome == "complete":
+        counters.mark(redis, ("reconciled", company_id), now)

@@ -59,6 +59,11 @@ def of_own_fault(fetch: Fetch, now: int) -> Decision:
     return Decision("dead", "internal_error") if wait is None else Decision("again", "internal_error", now + wait)
 
 
+def of_redis_away(now: int) -> Decision:
+    """Return what to do with the order when our own books could not be reached: no try is burnt for that."""
+    return Decision("park", "redis_away", now + clockwork.spread(2 * clockwork.SECOND))
+
+
 def of_look(fetch: Fetch, now: int) -> tuple[int, str]:
     """Return when an unsettled order is looked at again, and the reason to give up when it is not any more."""
     if fetch.looks >= len(clockwork.LOOKS):

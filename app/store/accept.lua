@@ -11,7 +11,7 @@ local now, grace, dedup, kept = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], t
 local prefix, live, last_id = ARGV[5], ARGV[6], nil
 local template, at = read_template(7)
 local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate'}
-local outcomes, counts = {}, {}
+local outcomes, counts, pulses = {}, {}, {}
 local touched, due, sooner, pushed_now = {}, {}, {}, {}
 
 while at <= #ARGV do
@@ -70,6 +70,9 @@ while at <= #ARGV do
   for _, name in ipairs({'events|' .. company .. '|' .. names[outcome], 'secrets|' .. company .. '|' .. secret}) do
     counts[name] = (counts[name] or 0) + 1
   end
+  pulses[company] = pulses[company] or {fresh = 0, secrets = {}}
+  pulses[company].secrets[secret] = true
+  pulses[company].fresh = pulses[company].fresh + (outcome == 2 and 0 or 1)
   at = at + 9
 end
 flush_pushes(KEYS[4])
@@ -83,5 +86,15 @@ zadd(KEYS[1], due)
 zadd(KEYS[1], sooner, 'LT')
 for name, count in pairs(counts) do
   redis.call('HINCRBY', KEYS[6], name, count)
+end
+-- When an event last came, and how many came in this hour: what silence is told by.
+for company, pulse in pairs(pulses) do
+  local key = prefix .. 'pulse:' .. company
+  for secret in pairs(pulse.secrets) do
+    redis.call('HSET', key, 'secret:' .. secret, now)
+  end
+  if pulse.fresh > 0 then
+    redis.call('HINCRBY', key, 'hour:' .. math.floor(now / 3600000), pulse.fresh)
+  end
 end
 return outcomes

@@ -11,7 +11,8 @@
 --   fetch, begun, fence, tries, looks, parks, missing, status last known, request, lane, rejects
 local now, lease, worker, member = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'begun', 'done', 'fence', 'lease', 'crashes', 'dead', 'revision',
-  'tries', 'looks', 'parks', 'missing', 'status', 'said', 'request', 'lane', 'fetched', 'heard', 'fetch_at', 'rejects')
+  'tries', 'looks', 'parks', 'missing', 'status', 'said', 'request', 'lane', 'fetched', 'heard', 'fetch_at', 'rejects',
+  'holder')
 local wanted = tonumber(r[1] or '0')
 if wanted == 0 then
   redis.call('ZREM', KEYS[2], member)
@@ -38,12 +39,16 @@ if r[7] or tonumber(r[3] or '0') >= wanted or fetch_at > now then
   end
   return {'nothing'}
 end
-local until_ms, crashes = tonumber(r[5] or '0'), tonumber(r[6] or '0')
-if until_ms > now and tonumber(r[2] or '0') >= wanted then
+local until_ms, anew = tonumber(r[5] or '0'), tonumber(r[2] or '0') < wanted
+-- What this worker itself holds was begun by a call whose answer was lost: it does one thing at a time.
+if until_ms > now and not anew and r[21] ~= worker then
   return {'held'}
 end
-if until_ms > 0 and until_ms <= now then
-  crashes = redis.call('HINCRBY', KEYS[1], 'crashes', 1)
+if anew then
+  -- The fetches that crashed were of an older settlement; this one has its own tries.
+  redis.call('HDEL', KEYS[1], 'crashes')
+elseif until_ms > 0 and until_ms <= now then
+  local crashes = redis.call('HINCRBY', KEYS[1], 'crashes', 1)
   if crashes >= tonumber(ARGV[5]) then
     redis.call('HDEL', KEYS[1], 'lease', 'holder')
     give_up(KEYS[1], KEYS[2], KEYS[3], member, 'kills_worker', now, sink, sink_at)

@@ -15,17 +15,27 @@ GRACE: Final = 120 * SECOND
 LONGEST_WAIT: Final = 60 * MINUTE
 """The doubling of GRACE for a job pushed again and again ends here."""
 
+FARTHEST: Final = 180 * MINUTE
+"""No wait of ours is longer (2.4 h after the last tries, 1.25 h between looks, 1 h of Retry-After): what is due later
+was written by a clock that was ahead."""
+
 LEASE_MARGIN: Final = 40 * SECOND
 """Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so nobody renews it."""
-
-HAND_LEASE: Final = 150 * SECOND
-"""A hand-on ends with its job (JOB_TIMEOUT); 30 s more for a busy machine."""
 
 JOB_TIMEOUT: Final = 120
 """Seconds after which RQ interrupts a job: one fetch and its hand-ons."""
 
+JOB_OVERDUE: Final = JOB_TIMEOUT + 30
+"""Seconds after which the pool kills a worker that RQ's interrupt did not reach: a sink swallowed it, or is C code."""
+
+HAND_LEASE: Final = (JOB_OVERDUE + 10) * SECOND
+"""A hand-on ends with its job, at the latest with its worker; the rest is for a busy machine."""
+
 CRASHES_ALLOWED: Final = 3
-"""Fetches of one order that began and never ended; then it is a dead letter `kills_worker`."""
+"""Fetches of one settlement, or hand-ons of one revision, that began and never ended; then `kills_worker`."""
+
+REDIS_PATIENCE: Final = 20 * SECOND
+"""How long a worker with nothing in hand waits for Redis to come back before it ends and is started anew."""
 
 MISSING_GRACE: Final = 120 * SECOND
 """How long a 404 may mean "not yet": the event is sent on commit, so minutes are generous (upstream.md 0)."""

@@ -6,15 +6,26 @@
 --       9 http status ('' = no answer)  10 duration ms  11.. sinks
 --       what: again (a try is burnt), reject (a try of its own is), park (none is: the order is not at fault), missing (404, not yet), dead, gone
 -- Returns the verdict: refused (a later fetch began, or the order was given up), again, parked, dead, gone.
+-- Called again by a worker whose connection broke before it heard the answer, it changes nothing.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local what, reason = ARGV[6], ARGV[8]
-local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job', 'revision', 'dead', 'stored')
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'job', 'revision', 'dead', 'stored', 'lease')
 local wanted, done = tonumber(r[1] or '0'), tonumber(r[2] or '0')
 redis.call('DEL', KEYS[5])
 if wanted == 0 then
   return 'refused'
 end
-if tonumber(r[3] or '0') > fence or tonumber(r[7] or '0') >= fence or (r[6] and what ~= 'gone') then
+if tonumber(r[3] or '0') == fence and not r[8] then
+  -- This fetch has ended already.
+  if r[6] then
+    return r[6] == reason and 'dead' or 'refused'
+  elseif done >= wanted then
+    return what == 'gone' and 'gone' or 'refused'
+  end
+  return what == 'park' and 'parked' or 'again'
+end
+-- Not equal: a later fetch began, or this one before Redis was flushed or restored from an older copy.
+if tonumber(r[3] or '0') ~= fence or tonumber(r[7] or '0') >= fence or (r[6] and what ~= 'gone') then
   note(KEYS[4], now .. ' refused ' .. fence)
   return 'refused'
 end

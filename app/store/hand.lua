@@ -1,10 +1,12 @@
 --! uses trail, sinks
 -- hand: take the next revision that a sink has not had; one hand-on an order at a time (invariant 6).
 --
--- The try is counted here, before the sink is called: a sink that ends its worker runs out of tries too.
+-- Try and crash are counted here, before the sink is called; `handed` takes the crash back. So a sink that ends its
+-- worker, or holds it until the pool does, runs out of both.
 -- KEYS  1 record  2 due  3 trail  4 holding of this worker  5 content
 -- ARGV  1 now ms  2 lease ms  3 worker  4 member  5 keep ms  6.. sinks
--- Returns {verdict, ...}: nothing; busy (another worker hands on); sink, name, revision, tries, content, request
+-- Returns {verdict, ...}: nothing; busy (another worker hands on); sink, name, revision, tries, content, request,
+--   crashes (hand-ons of this revision before it that began and never ended)
 local now, member, sinks = tonumber(ARGV[1]), ARGV[4], read_sinks(6)
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'revision', 'hand', 'handler', 'dead', 'request',
   'fetch_at')
@@ -39,8 +41,11 @@ if at > now then
   look_again(at)
   return {'nothing'}
 end
+-- What this worker itself holds was begun by a call whose answer was lost with the connection: no other try.
+local once_more = r[5] == ARGV[3] and tonumber(r[4] or '0') > now and 0 or 1
 redis.call('HSET', KEYS[1], 'hand', now + tonumber(ARGV[2]), 'handler', ARGV[3])
-local tries = redis.call('HINCRBY', KEYS[1], sink .. ':tries', 1)
+local tries = redis.call('HINCRBY', KEYS[1], sink .. ':tries', once_more)
+local crashes = redis.call('HINCRBY', KEYS[1], sink .. ':crashes', once_more)
 look_again(now + tonumber(ARGV[2]))
-redis.call('SET', KEYS[4], member .. ' 0', 'PX', 3600000)
-return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or ''}
+redis.call('SET', KEYS[4], member .. ' 0 ' .. sink, 'PX', 3600000)
+return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or '', crashes - 1}

@@ -13,15 +13,18 @@ local r = redis.call('HMGET', KEYS[1], 'revision', sink .. ':at', 'handler')
 -- A worker that was frozen past its lease must not end the hand-on of the one that took over.
 local mine = r[3] and string.sub(KEYS[3], -#r[3] - 1) == ':' .. r[3]
 if mine then
-  redis.call('HDEL', KEYS[1], 'hand', 'handler')
+  redis.call('HDEL', KEYS[1], 'hand', 'handler', sink .. ':crashes')
 end
 note(KEYS[2], now .. ' sink ' .. sink .. ' ' .. ARGV[4] .. ' ' .. what .. ' ' .. ARGV[7] .. ' ' .. ARGV[8])
-if what == 'done' then
+if tonumber(r[1] or '0') < handed then
+  -- Handed on before Redis was flushed or restored from an older copy: this record has no such revision yet.
+  return 0
+elseif what == 'done' then
   if tonumber(r[2] or '0') < handed then
     redis.call('HSET', KEYS[1], sink .. ':at', handed)
   end
   if tonumber(r[1]) == handed then
-    redis.call('HDEL', KEYS[1], sink .. ':tries', sink .. ':next', sink .. ':dead')
+    redis.call('HDEL', KEYS[1], sink .. ':tries', sink .. ':next', sink .. ':dead', sink .. ':crashes')
     redis.call('ZREM', KEYS[4], ARGV[2] .. ' ' .. sink)
   end
 elseif not mine or tonumber(r[1]) ~= handed then
@@ -32,6 +35,7 @@ elseif what == 'again' then
   redis.call('ZADD', KEYS[5], 'LT', now, ARGV[2])
 else
   redis.call('HSET', KEYS[1], sink .. ':dead', ARGV[7])
+  redis.call('HINCRBY', 'ota:counters', 'dead_hand_ons|' .. sink, 1)
   redis.call('ZADD', KEYS[4], now, ARGV[2] .. ' ' .. sink)
   redis.call('ZADD', KEYS[5], 'LT', now, ARGV[2])
 end

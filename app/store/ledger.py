@@ -10,19 +10,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
-from app.store import clockwork, keys
+from app.store import clockwork, keys, schema
 from app.store.jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
 from app.store.keys import OrderKey
 from app.store.scripts import source
-from app.store.work import Begun, Content, Failed, Failure, Fetch, HandOn, Stored
+from app.store.work import Begun, Content, Ending, Failed, Failure, Fetch, HandOn, Stored
 
 MOST_A_TICK: Final = 500
 """Orders one tick.lua looks at; the ticker calls again while there are more."""
 
 
 class Ledger:
-    """The record of every order, its counters and its clock."""
+    """The record of every order, its counters and its clock; raises NewerData for data of a newer version of ours."""
 
     def __init__(self, redis: Redis, *, order_days: int, fetch_lease: int, sinks: Sequence[str] = ()) -> None:
         self.redis = redis
@@ -31,7 +32,7 @@ class Ledger:
         self._sinks = tuple(sinks)
         self._template = JobTemplate()
         names = ("begin", "finish", "fail", "hand", "handed", "tick", "want", "abandon", "nudge", "revive_sink")
-        self._script = {name: redis.register_script(source(name)) for name in names}
+        self._script = {name: redis.register_script(schema.guarded(source(name))) for name in names}
 
     def begin(self, order: OrderKey, worker: str, now: int) -> tuple[Begun, Fetch | None]:
         """Say what the order needs; `fetch` comes with the fence that `finish` or `fail` must show."""
@@ -45,7 +46,17 @@ class Ledger:
             return what, None
         begun, fence, tries, looks, parks, missing, known, request_id, lane, rejects = values
         return what, Fetch(
-            begun, fence, tries, looks, parks, missing, _text(known), _text(request_id), _text(lane), rejects
+            begun,
+            fence,
+            tries,
+            looks,
+            parks,
+            missing,
+            _text(known),
+            _text(request_id),
+            _text(lane),
+            rejects,
+            now + self._fetch_lease,
         )
 
     def finish(
@@ -74,6 +85,7 @@ class Ledger:
                 keys.content(order),
                 keys.ORDERS,
                 keys.DEAD_SINKS,
+                *map(keys.reference, content.references),
             ],
             [
                 now,
@@ -140,8 +152,9 @@ class Ledger:
         )
         if verdict != b"sink":
             return None
-        sink, revision, tries, raw, request_id = values
-        return HandOn(_text(sink), revision, tries, zlib.decompress(raw), _text(request_id))
+        sink, revision, tries, raw, request_id, crashes = values
+        until = now + clockwork.HAND_LEASE
+        return HandOn(_text(sink), revision, tries, zlib.decompress(raw), _text(request_id), crashes, until)
 
     def handed(
         self,
@@ -177,6 +190,7 @@ class Ledger:
                     MOST_A_TICK,
                     LIVE,
                     BACKFILL,
+                    clockwork.FARTHEST,
                     *self._template.fields(),
                     *self._sinks,
                 ],
@@ -198,9 +212,9 @@ class Ledger:
         )
         return int(outcomes.count(0))
 
-    def abandon(self, worker: str, now: int) -> OrderKey | None:
+    def abandon(self, worker: str, now: int, how: Ending = "killed") -> OrderKey | None:
         """Let go of what an ended worker held, so that it is due now; return that order."""
-        member = self._run("abandon", [keys.holding(worker), keys.DUE], [now, worker, keys.PREFIX])
+        member = self._run("abandon", [keys.holding(worker), keys.DUE], [now, worker, keys.PREFIX, how])
         return OrderKey.of(_text(member)) if member else None
 
     def nudge(self, orders: Iterable[OrderKey], now: int) -> None:
@@ -219,7 +233,10 @@ class Ledger:
         return bool(revived)
 
     def _run(self, name: str, key_names: list[str], arguments: list[Any]) -> Any:
-        return self._script[name](keys=key_names, args=arguments)
+        try:
+            return self._script[name](keys=key_names, args=arguments)
+        except ResponseError as error:
+            raise schema.newer_data(error) or error from None
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ redis.call('ZREM', KEYS[4], member .. ' ' .. sink)
 if redis.call('HDEL', KEYS[1], sink .. ':dead') == 0 then
   return 0
 end
-redis.call('HDEL', KEYS[1], sink .. ':tries', sink .. ':next')
+redis.call('HDEL', KEYS[1], sink .. ':tries', sink .. ':next', sink .. ':crashes')
 note(KEYS[3], now .. ' revived ' .. sink)
 -- LT: what is due earlier stays so.
 redis.call('ZADD', KEYS[2], 'LT', now, member)

@@ -27,6 +27,7 @@ end
 -- Give the fetch of an order up. It leaves the clock, unless a sink (sink_behind) is still to be tried at `sink_at`.
 local function give_up(record, due, dead, member, reason, now, sink, sink_at)
   redis.call('HSET', record, 'dead', reason, 'dead_at', now)
+  redis.call('HINCRBY', 'ota:counters', 'dead|' .. string.match(member, '^[^:]*') .. '|' .. reason, 1)
   redis.call('ZADD', dead, now, member)
   if sink then
     redis.call('ZADD', due, math.max(sink_at, now), member)

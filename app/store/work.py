@@ -10,12 +10,16 @@ Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
 Stored = Literal["refused", "home", "hand", "again", "dead"]
 Failed = Literal["refused", "again", "parked", "dead", "gone"]
 Failure = Literal["again", "reject", "park", "missing", "dead", "gone"]
+Handed = Literal["done", "again", "dead"]
+Ending = Literal["killed", "ended"]
+"""How a worker came to its end: `killed` counts as a crash of what it held, `ended` does not."""
 
 
 class Fetch(msgspec.Struct, frozen=True):
     """What `begin` knows of an order that needs a getOrder. `missing`: ms of the first 404, 0 = none.
 
-    `known`: the status told last, by an event or a fetch; `lane`: queue of this order's jobs.
+    `known`: the status told last, by an event or a fetch; `lane`: queue of this order's jobs; `until`: ms when its
+    lease ends.
     """
 
     begun: int
@@ -28,10 +32,11 @@ class Fetch(msgspec.Struct, frozen=True):
     request_id: str
     lane: str
     rejects: int = 0
+    until: int = 0
 
 
 class Content(msgspec.Struct, frozen=True):
-    """An answer of getOrder as it is stored, with what people ask for most."""
+    """An answer of getOrder as it is stored, with what people ask for most; `references` are those of both sides."""
 
     raw: bytes
     digest: str
@@ -42,13 +47,19 @@ class Content(msgspec.Struct, frozen=True):
     manifest: bool
     http_status: int
     duration_ms: int
+    references: tuple[str, ...] = ()
 
 
 class HandOn(msgspec.Struct, frozen=True):
-    """A revision that a sink is to get; `tries` counts this one."""
+    """A revision that a sink is to get; `tries` counts this one, `crashes` those before it that never ended.
+
+    `until`: ms when its lease ends.
+    """
 
     sink: str
     revision: int
     tries: int
     raw: bytes
     request_id: str
+    crashes: int = 0
+    until: int = 0

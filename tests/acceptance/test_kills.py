@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 from tests.acceptance.strangers import System, children, eventually, is_running
 
@@ -91,6 +92,59 @@ def test_sigterm_lets_a_fetch_under_way_end_and_leaves_no_process_behind(bare: S
     assert web.wait(10) == 0
     assert not any(map(is_running, workers))
     assert len(bare.fetched(order_id)) == 1
+
+
+def test_ctrl_c_counts_once_however_often_and_for_whom_it_is_meant(bare: System) -> None:
+    """A terminal sends SIGINT to the whole group; the pool stops in good order, and its workers end their fetch."""
+    bare.start("web")
+    pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0")
+    bare.admin("POST", "faults", {"kind": "latency", "operation": "getOrder", "seconds": 2, "calls": 1})
+    order_id = _issued(bare)
+    assert bare.post(bare.event(order_id))[0] == 200
+    eventually(lambda: bare.row(order_id)["gets"] == 1, 10, "the fetch is under way")
+
+    os.killpg(pool.pid, signal.SIGINT)
+    second = time.monotonic() + 1.2
+    eventually(lambda: time.monotonic() > second, 5, "RQ would take a second signal, a second later, for a cold stop")
+    os.killpg(pool.pid, signal.SIGINT)
+
+    assert pool.wait(20) == 0
+    assert len(bare.fetched(order_id)) == 1
+    assert bare.row(order_id)["gets"] == 1
+
+
+def test_a_pool_outlives_ten_seconds_without_redis_and_says_so_once(bare: System) -> None:
+    """No worker spins and no log fills: one line when Redis goes, one when it is back; then orders come home."""
+    bare.start("web")
+    pool = bare.start("worker", WORKERS="4", BACKFILL_WORKERS="1")
+    bare.kill_valkey()
+    eventually(lambda: bare.log("worker", "pool.redis_away"), 5, "the pool sees it")
+    until = time.monotonic() + 10
+    eventually(lambda: time.monotonic() > until, 15, "ten seconds pass")
+    assert pool.poll() is None
+    bare.restart_valkey()
+    eventually(lambda: bare.log("worker", "pool.redis_back"), 5, "the pool sees it")
+
+    order_id = _issued(bare)
+    eventually(lambda: bare.post(bare.event(order_id))[0] == 200, 10, "web takes events again")
+
+    bare.wait_fetched(order_id, within=10)
+    assert len(bare.log("worker", "pool.redis_away")) == 1
+    assert len(bare.log("worker", "pool.redis_back")) == 1
+    assert len(bare.log("worker")) < 40, [line["event"] for line in bare.log("worker")]
+
+
+def test_a_pool_ends_in_good_order_while_redis_is_away(bare: System) -> None:
+    """Workers that wait for Redis hold nobody up who stops the service."""
+    pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0", UPSTREAM_TIMEOUT="1")
+    bare.kill_valkey()
+    eventually(lambda: bare.log("worker", "pool.redis_away"), 5, "the pool sees it")
+    workers = children(pool.pid)
+
+    pool.send_signal(signal.SIGTERM)
+
+    assert pool.wait(20) == 0
+    assert not any(map(is_running, workers))
 
 
 def _issued(bare: System) -> str:

@@ -1,0 +1,123 @@
+"""The pool of `ota-receiver worker`, whose processes kill themselves (SIGKILL) at the steps that a file names, in turn.
+
+    STOP_FILE=... [OVERDUE=seconds] python -m tests.acceptance.stopping_worker
+
+All parts are the service's own; around them stand wrappers that look at the file before and after each step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from rq import Queue
+from rq.job import Job
+
+from app import bootstrap, settings
+from app.settings import Settings
+from app.store import clockwork
+from app.store.budget import Budget
+from app.store.ledger import Ledger
+from app.store.patience import Patience
+from app.upstream.client import ChannelManager
+from workers import jobs, worker
+from workers.delivery import Delivery
+from workers.pool import Pool
+from workers.processor import Connection, Processor
+from workers.sinks import Sink, build
+from workers.stopwatch import Stopwatch
+
+
+def stop(step: str) -> None:
+    """End this process if it is the step's turn."""
+    path = Path(os.environ["STOP_FILE"])
+    try:
+        first, *others = path.read_text().split()
+    except FileNotFoundError:
+        return
+    if first != step:
+        return
+    if others:
+        draft = path.with_suffix(".next")
+        draft.write_text(" ".join(others))
+        draft.rename(path)
+    else:
+        path.unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stopping:
+    """A part of the service with a place to die before and after each of its steps."""
+
+    def __init__(self, part: object, *steps: str) -> None:
+        self._part, self._steps = part, steps
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if name not in self._steps:
+            return found
+
+        def step(*arguments: Any, **named: Any) -> Any:
+            stop(f"{name}:before")
+            answer = found(*arguments, **named)
+            stop(f"{name}:after")
+            return answer
+
+        return step
+
+
+class StoppingWorker(worker.FetchWorker):
+    """RQ's own steps around a job."""
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        stop("taken")
+        super().execute_job(job, queue)
+        stop("ended")
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        stop("registered")
+        super().prepare_job_execution(job, remove_from_intermediate_queue)
+        stop("prepared")
+
+    def handle_job_success(self, *arguments: Any, **named: Any) -> None:
+        stop("bookkeeping:before")
+        super().handle_job_success(*arguments, **named)
+        stop("bookkeeping:after")
+
+
+def work(found: Settings, name: str, lane: str, watch: Stopwatch) -> None:
+    """Do what a child of the pool does, with wrappers around its parts."""
+    redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
+    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "begin", "finish", "fail", "hand", "handed"))
+    connections = {
+        company.np_company_id: Connection(
+            company.slug,
+            cast("ChannelManager", Stopping(bootstrap.channel_manager(found, company, http), "get_order")),
+            cast("Budget", Stopping(bootstrap.budget(found, company, redis), "take", "give")),
+        )
+        for company in found.companies
+    }
+    sinks = {name: cast("Sink", Stopping(sink, "deliver")) for name, sink in build(found.sinks).items()}
+    patience = Patience(redis, bootstrap.clock)
+    delivery = Delivery(ledger=ledger, sinks=sinks, patience=patience, clock=bootstrap.clock)
+    jobs.use(
+        Processor(ledger=ledger, connections=connections, delivery=delivery, patience=patience, clock=bootstrap.clock)
+    )
+    worker.run(found, name, lane, watch, StoppingWorker)
+
+
+def main() -> int:
+    """Run the pool until it is told to stop, or its own step comes."""
+    found = settings.load()
+    bootstrap.configure_log(found)
+    redis = bootstrap.worker_redis(found)
+    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "tick", "abandon"))
+    overdue = float(os.environ.get("OVERDUE") or clockwork.JOB_OVERDUE)
+    return Pool(found, redis, ledger, work=work, overdue=overdue).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

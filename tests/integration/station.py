@@ -1,0 +1,141 @@
+"""A place to reconcile from: a company at a real Channel Manager, a ledger in a real Valkey, and a clock of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import SecretStr
+from redis import Redis
+
+from app import bootstrap
+from app.reconcile.survey import Survey
+from app.settings import Company
+from app.store.archive import Archive
+from app.store.backlog import Backlog
+from app.store.budget import Budget, Limits
+from app.store.cursor import Cursor
+from app.store.holdings import Holdings
+from app.store.keys import OrderKey
+from app.store.ledger import Ledger
+from app.store.record import OrderRecord
+from app.store.work import Content
+from app.upstream.client import ChannelManager, open_http
+from workers.listing import Listing
+from workers.reconcile import Reconcile, Report, Share
+
+MINUTE: Final = 60_000
+PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
+API_KEY: Final = "canary-api-key"
+
+
+@dataclass
+class Station:
+    """`now` is the time of our side, in ms; the Channel Manager has its own."""
+
+    redis: Redis
+    company: Company
+    client: ChannelManager
+    now: int = field(default_factory=bootstrap.clock)
+    per_minute: float = 1200
+    page_size: int = 1000
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.redis, order_days=400, fetch_lease=60_000)
+
+    @property
+    def company_id(self) -> str:
+        return self.company.np_company_id
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.redis, self.company_id)
+
+    @property
+    def budget(self) -> Budget:
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, slot_lease=60_000)
+        return Budget(self.redis, API_KEY, self.company.path, limits)
+
+    def parts(self, ledger: Ledger | None = None) -> Reconcile:
+        """Return a run, put together as the worker does, but with this clock."""
+        return Reconcile(
+            slug=self.company.slug,
+            listing=Listing(self.client, self.budget, "venue", lambda: self.now, self._pause, self.page_size),
+            survey=Survey(Holdings(self.redis), self.company_id, 400),
+            cursor=self.cursor,
+            backlog=Backlog(self.redis),
+            ledger=ledger or self.ledger,
+            share=Share(self.per_minute, frozenset({self.company_id})),
+            clock=lambda: self.now,
+        )
+
+    def run(self) -> Report:
+        return self.parts().run()
+
+    def owed(self) -> list[str]:
+        """Return the order ids of the jobs that wait in backfill."""
+        found: Any = self.redis.lrange("rq:queue:backfill", 0, -1)
+        return [job.decode()[39:75] for job in found]
+
+    def record(self, order_id: str) -> OrderRecord | None:
+        return Archive(self.redis).record(OrderKey(self.company_id, order_id))
+
+    def bring_home(self, *order_ids: str) -> None:
+        """Fetch these orders, or all that wait in backfill, as workers do."""
+        for order_id in order_ids or self.owed():
+            key = OrderKey(self.company_id, order_id)
+            _, fetch = self.ledger.begin(key, "w-backfill-1", self.now)
+            if fetch is None:
+                continue
+            found = self.client.get_order(order_id)
+            content = Content(
+                raw=found.raw,
+                digest=found.digest,
+                status=found.order.status,
+                wallets=len(found.order.wallets),
+                tickets=len(found.order.tickets),
+                coupons=len(found.order.coupons),
+                manifest=found.order.manifest_url is not None,
+                http_status=200,
+                duration_ms=1,
+            )
+            look_at = None if found.order.settled else self.now + 2 * MINUTE
+            self.ledger.finish(key, "w-backfill-1", fetch, content, self.now, look_at=look_at)
+        if not order_ids:
+            self.redis.delete("rq:queue:backfill")
+
+    def _pause(self, seconds: float) -> None:
+        self.now += round(seconds * 1000)
+
+
+@contextmanager
+def station(redis: Redis, url: str, tenant: str, company_id: str) -> Iterator[Station]:
+    """Open a place for the company at `tenant`/Production/Museum."""
+    company = Company(
+        slug="venue",
+        np_company_id=company_id,
+        np_company="Museum",
+        np_tenant=tenant,
+        np_environment="Production",
+        np_api_key=SecretStr(API_KEY),
+        np_partner_id=PARTNER,
+        client_state=SecretStr("canary-client-state"),
+    )
+    with open_http(5) as http:
+        yield Station(redis, company, ChannelManager(http, company, "2026-08-21", url))
+
+
+def in_a_child(call: Callable[[], object]) -> int:
+    """Run `call` in a forked process and return how that ended: minus the signal's number, or its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            call()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)

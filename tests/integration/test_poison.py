@@ -1,0 +1,113 @@
+"""What can never succeed ends in the dead letters after bounded tries, with its reason, and holds nobody up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.dev.sandbox import process as sandbox_process
+from app.dev.sandbox.process import Sandbox
+from app.store import clockwork, keys
+from tests.integration.workbench import Taking, Workbench, workbench
+
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with sandbox_process.start() as one:
+        yield one
+
+
+@pytest.fixture
+def shop() -> Taking:
+    return Taking()
+
+
+@pytest.fixture
+def bench(redis_url: str, sandbox: Sandbox, shop: Taking) -> Iterator[Workbench]:
+    with workbench(redis_url, sandbox, {"shop": shop}) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "calls"),
+    [
+        ({"kind": "status", "status": 400, "code": "generic_error"}, "bad_request", 5),
+        ({"kind": "rubbish"}, "unreadable_answer", 5),
+        ({"kind": "truncated"}, "unreadable_answer", 5),
+        ({"kind": "wrong_order"}, "wrong_order", 5),
+        ({"kind": "status", "status": 404, "code": "resource_not_found"}, "order_missing", None),
+    ],
+    ids=["400", "rubbish", "truncated", "another order", "404"],
+)
+def test_an_order_whose_answer_is_always_bad(
+    bench: Workbench, shop: Taking, fault: dict[str, Any], reason: str, calls: int | None
+) -> None:
+    poison, *others = bench.issue(4)
+    bench.fault(order_id=poison.order_id, **fault)
+
+    bench.later(1)
+    assert sorted(shop.taken) == sorted(order.order_id for order in others)
+    bench.later(DAY)
+
+    assert (bench.field(poison, "dead"), bench.owed(), bench.dead()) == (reason, 0, 1)
+    made = len(bench.calls) - len(others)
+    assert made == calls if calls else made < 20
+    assert poison.order_id not in shop.called
+
+
+def test_an_order_that_upstream_never_answers_for_while_it_answers_for_others(bench: Workbench, shop: Taking) -> None:
+    """Five failures in a row would open the breaker for all: the answers for others come between."""
+    poison, *others = bench.issue(4)
+    bench.fault(order_id=poison.order_id, kind="status", status=500)
+
+    for _ in range(40):
+        bench.later(3600)
+        others += bench.issue(1)
+
+    assert bench.field(poison, "dead") == "http_500"
+    assert len(bench.calls) - len(others) <= len(clockwork.TRIES) + 1
+    bench.later(600)
+    assert sorted(shop.taken) == sorted(order.order_id for order in others)
+
+
+class Refused(Exception):
+    """What the sinks of these tests raise."""
+
+
+@pytest.mark.parametrize(
+    "error", [Refused, SystemExit, KeyboardInterrupt, TimeoutError], ids=lambda kind: kind.__name__
+)
+def test_an_order_that_the_sink_always_refuses(bench: Workbench, shop: Taking, error: type[BaseException]) -> None:
+    """Whatever the sink raises: bounded tries, no second getOrder, and a reason that names the type alone."""
+
+    def refuse(order_id: str) -> None:
+        if order_id == poison.order_id:
+            raise error("canary")
+
+    shop._trouble = refuse
+    poison, *others = bench.issue(4)
+
+    bench.later(1)
+    assert sorted(shop.taken) == sorted(order.order_id for order in others)
+    bench.later(2 * DAY)
+
+    assert bench.field(poison, "shop:dead") == error.__name__
+    assert shop.called.count(poison.order_id) == len(clockwork.TRIES) + 1
+    assert len(bench.calls) == 4
+    assert (bench.owed(), bench.redis.zcard(keys.DEAD_SINKS), bench.dead()) == (0, 1, 0)
+    assert not any("canary" in line for line in bench.trail(poison))
+
+
+def test_an_order_that_is_not_there_at_all(bench: Workbench, shop: Taking) -> None:
+    others = bench.issue(3)
+    ghost = others[0]._replace(order_id="ffffffff-ffff-ffff-ffff-ffffffffffff")
+    bench.hear(ghost)
+
+    bench.later(DAY)
+
+    assert (bench.field(ghost, "dead"), bench.owed()) == ("order_missing", 0)
+    assert len(shop.taken) == len(others)

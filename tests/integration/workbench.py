@@ -1,0 +1,191 @@
+"""The workers' own processor over a real Redis and a real Channel Manager (the sandbox), under a clock of the test.
+
+What the pool and RQ do between two jobs is done here in a few lines, so that hours pass in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, cast
+
+from pydantic import SecretStr
+from redis import Redis
+
+from app.company import Company
+from app.dev.sandbox.process import Sandbox
+from app.events import OrderProcessed
+from app.store import clockwork, connection, keys
+from app.store.budget import Budget, Limits
+from app.store.inbox import Inbox
+from app.store.jobs import LIVE, queue_key
+from app.store.keys import OrderKey
+from app.store.ledger import Ledger
+from app.store.patience import Patience
+from app.upstream.client import ChannelManager
+from app.upstream.order import Order
+from app.upstream.transport import open_http
+from workers.delivery import Delivery
+from workers.processor import Connection, Processor
+from workers.sinks import Context, Sink
+
+START: Final = 1_700_000_000_000
+LEASE: Final = 60 * clockwork.SECOND
+WORKER: Final = "w"
+
+
+class Workbench:
+    """One worker, one ticker, one company, and what they work on."""
+
+    def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
+        self.now = START
+        self.redis = connection.for_worker(url)
+        self.sandbox = sandbox
+        self.company_id = sandbox.company_id()
+        self.calls: list[int] = []
+        self.runs = 0
+        self._url, self._sinks, self._most = url, sinks, requests_per_window
+        self._http = open_http(5)
+        self.ledger = Ledger(self.redis, order_days=400, fetch_lease=LEASE, sinks=tuple(sinks))
+        self.use_key("first-key")
+
+    def use_key(self, api_key: str, wrap: Callable[[str, object], object] = lambda name, part: part) -> None:
+        """Start a worker with this key; `wrap` may put something around its ledger, client and budget."""
+        company = Company(
+            slug="venue",
+            np_company_id=self.company_id,
+            np_company="Sandbox",
+            np_tenant="sandbox",
+            np_environment="Sandbox",
+            np_api_key=SecretStr(api_key),
+            client_state=SecretStr("state"),
+        )
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, slot_lease=LEASE)
+        client = Counted(ChannelManager(self._http, company, "2026-08-21", self.sandbox.url), self)
+        budget = wrap("budget", Budget(self.redis, api_key, company.path, limits))
+        ledger = cast("Ledger", wrap("ledger", self.ledger))
+        patience = Patience(self.redis, self.clock, pause=0.02)
+        self.processor = Processor(
+            ledger=ledger,
+            connections={
+                self.company_id: Connection(
+                    "venue", cast("ChannelManager", wrap("client", client)), cast("Budget", budget)
+                )
+            },
+            delivery=Delivery(ledger=ledger, sinks=self._sinks, patience=patience, clock=self.clock),
+            patience=patience,
+            clock=self.clock,
+        )
+
+    def clock(self) -> int:
+        return self.now
+
+    def issue(self, count: int = 1) -> list[OrderKey]:
+        """Make issued orders at the Channel Manager, and let their events be accepted."""
+        made = self.sandbox.admin("POST", "orders", {"count": count, "events": 0})["orders"]
+        orders = [OrderKey(self.company_id, row["order_id"]) for row in made]
+        self.hear(*orders)
+        return orders
+
+    def hear(self, *orders: OrderKey, status: str = "Issued") -> None:
+        """Accept an event for each order, as the web process does."""
+        events = [OrderProcessed(*order, status, "CM-1", "", "current") for order in orders]
+
+        async def accept() -> None:
+            redis = connection.for_web(self._url)
+            inbox = Inbox(redis, dedup_days=7, event_days=90, clock=self.clock)
+            try:
+                for start in range(0, len(events), 200):
+                    await inbox.accept(events[start : start + 200], "request")
+            finally:
+                await redis.aclose()
+
+        asyncio.run(accept())
+
+    def fault(self, **fault: Any) -> None:
+        """Put a rule into force at the Channel Manager instead of all others."""
+        self.sandbox.admin("PUT", "faults", {"operation": "getOrder", **fault})
+
+    def mend(self) -> None:
+        self.sandbox.admin("DELETE", "faults")
+
+    def work(self) -> None:
+        """Do every job that waits."""
+        while jobs := cast("list[bytes] | None", self.redis.lpop(queue_key(LIVE), 500)):
+            for job in jobs:
+                self.runs += 1
+                self.processor.process(OrderKey(job[2:38].decode(), job[39:75].decode()), WORKER)
+
+    def later(self, seconds: float) -> None:
+        """Let time pass; at every moment when something is due, tick and work."""
+        until = self.now + round(seconds * 1000)
+        self.work()
+        while (soonest := self._soonest()) is not None and soonest <= until:
+            # A pool ticks each second.
+            self.now = max(self.now, -(-soonest // 1000) * 1000)
+            self.ledger.tick(self.now)
+            self.work()
+        self.now = max(self.now, until)
+
+    def _soonest(self) -> int | None:
+        found: Any = self.redis.zrange(keys.DUE, 0, 0, withscores=True)
+        return int(found[0][1]) if found else None
+
+    def owed(self) -> int:
+        return int(self.redis.zcard(keys.DUE))
+
+    def dead(self) -> int:
+        return int(self.redis.zcard(keys.DEAD))
+
+    def field(self, order: OrderKey, name: str) -> str | None:
+        value = self.redis.hget(keys.record(order), name)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def trail(self, order: OrderKey) -> list[str]:
+        lines: Any = self.redis.lrange(keys.trail(order), 0, -1)
+        return [line.decode() for line in lines]
+
+    def close(self) -> None:
+        self._http.close()
+        self.redis.close()
+
+
+class Counted:
+    """The client, and when it was called."""
+
+    def __init__(self, client: ChannelManager, bench: Workbench) -> None:
+        self._client, self._bench = client, bench
+
+    def get_order(self, order_id: str) -> Any:
+        self._bench.calls.append(self._bench.now)
+        return self._client.get_order(order_id)
+
+
+class Taking:
+    """A sink that takes everything, or does what `trouble` does for an order."""
+
+    def __init__(self, trouble: Callable[[str], None] = lambda order_id: None) -> None:
+        self.taken: list[str] = []
+        self.called: list[str] = []
+        self._trouble = trouble
+
+    def deliver(self, order: Order, context: Context) -> None:
+        self.called.append(order.order_id)
+        self._trouble(order.order_id)
+        self.taken.append(order.order_id)
+
+
+@contextlib.contextmanager
+def workbench(
+    url: str, sandbox: Sandbox, sinks: Mapping[str, Sink] | None = None, requests_per_window: int = 6000
+) -> Iterator[Workbench]:
+    """Open a workbench on an empty Redis and a Channel Manager without faults."""
+    with Redis.from_url(url) as redis:
+        redis.flushall()
+    sandbox.admin("DELETE", "faults")
+    bench = Workbench(url, sandbox, sinks or {}, requests_per_window)
+    try:
+        yield bench
+    finally:
+        bench.close()
