@@ -7,10 +7,11 @@ import os
 import signal
 
 import typer
-import uvicorn
 
 from app import bootstrap, log, settings
 from app.cli.exits import DONE, FOUND
+from app.web.room import Bounds
+from app.web.server import Server
 
 _log = log.get()
 
@@ -25,28 +26,13 @@ def serve() -> None:
     found = settings.load()
     bootstrap.configure_log(found)
     _log.info("service.started", role="web", pid=os.getpid())
-    # uvicorn raises the signal that stopped it once more; a handler of ours lets the process end with 0.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    web = bootstrap.web_app(found)
+    server = Server(bootstrap.web_app(found), found.host, found.port, Bounds())
+    # Before and after its run too: a signal that comes then must neither be lost nor end the process with its number.
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    signal.signal(signal.SIGINT, server.handle_exit)
     # What was imported never becomes garbage: looking through it again and again took 6 % of the time under load.
     gc.collect()
     gc.freeze()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            web,
-            host=found.host,
-            port=found.port,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            lifespan="on",
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=8,
-            limit_concurrency=1000,
-        )
-    )
     # Ends with 1 by itself where the port is taken; uvicorn.run would end with 3, which here says that Redis is away.
     server.run()
     _log.info("service.stopped", role="web")

@@ -109,6 +109,10 @@ class Kept:
         """Tell whether nothing at all is stored."""
         return not self._redis.dbsize()
 
+    def names(self) -> set[str]:
+        """Return the names of all keys."""
+        return {name.decode() for name in self._redis.keys("*")}
+
     def forget(self) -> None:
         """Empty Redis; it still knows its scripts."""
         self._redis.flushall()

@@ -1,0 +1,268 @@
+"""Five thousand connections by someone who has no secret: nothing is stored, nothing breaks, nothing grows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from redis import Redis
+
+from app.store import keys
+from tests.integration.webserver import COMPANY, HOOK, Kept, Web, item, serving, settings_of_one_company
+from tests.integration.wire import good, missing_of, post, rss_kb, statuses
+
+SEED: Final = 20261122
+CONNECTIONS: Final = 5000
+SLOW: Final = 60
+ENDLESS: Final = 10
+BODIES: Final = 22_000
+AT_ONCE: Final = 60
+PIPELINED: Final = 16
+MOST_GROWTH_KB: Final = 10_000
+
+TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(200))
+METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "CONNECT", "TRACE", "PATCH", "PROPFIND", "get", "\x00")
+PATHS = (
+    HOOK,
+    "/",
+    "/%00",
+    "//x",
+    "http://x/",
+    "*",
+    "/\xe9",
+    "/%ff%fe",
+    "/healthz",
+    "/readyz",
+    f"{HOOK}?validationToken=<",
+)
+
+
+def unproven(random: Random) -> bytes:
+    """Return a body that is an envelope, or nearly, and whose sender is not proven."""
+    one = item(clientState=random.choice(["wrong", "", None, 5, "\ud83d", ["canary-right-client-state"]]))
+    body = json.dumps({random.choice(["values", "value"]): [one] * random.randint(1, 20)}).encode()
+    if random.random() < 0.5:
+        at = random.randrange(len(body))
+        body = body[:at] + random.randbytes(random.randint(0, 4)) + body[at + random.randint(0, 3) :]
+    return body
+
+
+def unproven_post(random: Random) -> bytes:
+    return post(unproven(random))
+
+
+def garbage(random: Random) -> bytes:
+    return random.randbytes(random.randint(1, 3000))
+
+
+def tls_hello(random: Random) -> bytes:
+    return TLS_HELLO[: random.randint(1, len(TLS_HELLO))]
+
+
+def changed(random: Random) -> bytes:
+    """A request with a few bytes of it changed, anywhere."""
+    request = bytearray(unproven_post(random))
+    for _ in range(random.randint(1, 6)):
+        request[random.randrange(min(len(request), 300))] = random.randrange(256)
+    return bytes(request)
+
+
+def cut(random: Random) -> bytes:
+    request = unproven_post(random)
+    return request[: random.randrange(len(request))]
+
+
+def odd_request(random: Random) -> bytes:
+    line = f"{random.choice(METHODS)} {random.choice(PATHS)} HTTP/{random.choice(['1.0', '1.1', '2.0', '9.9'])}"
+    return f"{line}\r\nhost: {random.choice(['x', '', 'a b'])}\r\n\r\n".encode("latin-1")
+
+
+def wrong_length(random: Random) -> bytes:
+    lie = random.choice(["0", "1", "99999", "-1", "1e3", "+5", " 7", "99999999999999999999999", "5, 6", "", "0x10"])
+    return post(unproven(random), f"content-length: {lie}")
+
+
+def two_lengths(random: Random) -> bytes:
+    return post(
+        unproven(random), "content-length: 5", random.choice(["content-length: 6", "transfer-encoding: chunked"])
+    )
+
+
+def lying_chunks(random: Random) -> bytes:
+    sizes = [b"5", b"ffffffffffffffff", b"-1", b"zz", b"", b"0", b"5;" + b"x" * 5000, b"00000000000000005", b" 5"]
+    chunks = b"".join(
+        random.choice(sizes) + b"\r\n" + random.randbytes(5) + b"\r\n" for _ in range(random.randint(1, 9))
+    )
+    return post(chunks + random.choice([b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n", b""]), "transfer-encoding: chunked")
+
+
+def head_bomb(random: Random) -> bytes:
+    many, long = random.choice([(10_000, 1), (99, 700), (3, 60_000), (1, 500_000), (200, 0)])
+    return post(unproven(random), *[f"x{number}: {'y' * long}" for number in range(many)])
+
+
+def pipelined(random: Random) -> bytes:
+    return b"".join(unproven_post(random) for _ in range(random.randint(2, 40)))
+
+
+def pipelined_oddly(random: Random) -> bytes:
+    kinds = (unproven_post, cut, garbage, odd_request, lying_chunks, changed)
+    return b"".join(random.choice(kinds)(random) for _ in range(random.randint(2, 8)))
+
+
+def too_large(random: Random) -> bytes:
+    return post(b" " * random.choice([1_048_577, 1_500_000]), *random.choice([[], ["expect: 100-continue"]]))
+
+
+def upgrade(random: Random) -> bytes:
+    protocol = random.choice(["websocket", "h2c", "TLS/1.0"])
+    return post(unproven(random), "connection: Upgrade", f"upgrade: {protocol}") + garbage(random)
+
+
+KINDS: Final[tuple[Callable[[Random], bytes], ...]] = (
+    *(unproven_post, garbage, tls_hello, changed, cut, odd_request, wrong_length, two_lengths, lying_chunks),
+    *(head_bomb, pipelined, pipelined_oddly, too_large, upgrade),
+)
+
+
+class Fuzzer:
+    """Opens connections to the process and counts the statuses of all answers."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._random = Random(SEED)
+        self.answers: Counter[int] = Counter()
+        self.bodies = 0
+        self.connections = 0
+
+    async def annoy(self) -> None:
+        """Open half of CONNECTIONS."""
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def one(kind: Callable[[Random], bytes]) -> None:
+            async with places:
+                await self._once(kind(self._random), self._random.random())
+
+        await asyncio.gather(*(one(KINDS[number % len(KINDS)]) for number in range(CONNECTIONS // 2)))
+
+    async def annoy_for_long(self) -> None:
+        """Open half of CONNECTIONS, and slow and endless ones beside them."""
+        slow = (self._slow(number) for number in range(SLOW))
+        await asyncio.gather(self.annoy(), *slow, *(self._endless(number) for number in range(ENDLESS)))
+
+    async def post_bodies(self, count: int) -> None:
+        """Send bodies over connections that are kept, several ahead of their answers."""
+        await asyncio.gather(*(self._keep_posting(count // 10) for _ in range(10)))
+
+    async def _once(self, sent: bytes, mood: float) -> None:
+        """Send; then hang up, or end this side, or read until the other side has had enough."""
+        reader, writer = await self._connect()
+        with suppress(ConnectionError):
+            writer.write(sent)
+            if mood < 0.2:
+                writer.transport.abort()
+                return
+            await writer.drain()
+            writer.write_eof()
+            self._count(await asyncio.wait_for(reader.read(), 30))
+        writer.close()
+
+    async def _slow(self, number: int) -> None:
+        """Send a byte now and then: of a head, of a body, or blank lines; the other side must end it."""
+        reader, writer = await self._connect()
+        begun, byte = (
+            (b"POST / HTTP/1.1\r\nx: ", b"y"),
+            (post(b"{", "content-length: 900"), b" "),
+            (b"", b"\r\n"),
+            (post(b"", "transfer-encoding: chunked"), b"1\r\n \r\n"),
+            (b"", b""),
+        )[number % 5]
+        answer = asyncio.ensure_future(reader.read())
+        with suppress(ConnectionError):
+            writer.write(begun)
+            for _ in range(100):
+                await asyncio.wait([answer], timeout=0.2)
+                if answer.done():
+                    break
+                writer.write(byte)
+            assert answer.done(), f"a slow connection of kind {number % 5} is still open"
+            self._count(await answer)
+        writer.close()
+
+    async def _endless(self, number: int) -> None:
+        """Send a body, or a head, that never ends."""
+        reader, writer = await self._connect()
+        more = b"10000\r\n" + b" " * 0x10000 + b"\r\n" if number % 2 else b"x: " + b"y" * 0x10000
+        with suppress(ConnectionError):
+            writer.write(post(b"", "transfer-encoding: chunked") if number % 2 else b"GET / HTTP/1.1\r\n")
+            for _ in range(2000):
+                writer.write(more)
+                await writer.drain()
+            raise AssertionError("130 MB were taken")
+        with suppress(ConnectionError):
+            self._count(await reader.read())
+        writer.close()
+
+    async def _keep_posting(self, count: int) -> None:
+        reader, writer = await self._connect()
+        for _ in range(count // PIPELINED + 1):
+            writer.write(b"".join(unproven_post(self._random) for _ in range(PIPELINED)))
+            for _ in range(PIPELINED):
+                answer = await reader.readuntil(b"\r\n\r\n")
+                answer += await reader.readexactly(missing_of(answer))
+                self._count(answer)
+                self.bodies += 1
+        writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self.connections += 1
+        return await asyncio.open_connection("127.0.0.1", self._port)
+
+    def _count(self, answers: bytes) -> None:
+        self.answers.update(statuses(answers))
+
+
+def test_who_has_no_secret_stores_nothing_breaks_nothing_and_makes_nothing_grow(
+    redis_url: str, redis_client: Redis, tmp_path: Path
+) -> None:
+    """Takes half a minute: slow senders have to be waited out."""
+    with serving(tmp_path, settings_of_one_company(redis_url)) as web:
+        fuzzer = Fuzzer(web.port)
+        # What sixty large requests at once need, the process keeps; from then on it must not grow.
+        asyncio.run(fuzzer.annoy())
+        asyncio.run(fuzzer.post_bodies(BODIES // 2))
+        early = rss_kb(web)
+        asyncio.run(fuzzer.annoy_for_long())
+        asyncio.run(fuzzer.post_bodies(BODIES // 2))
+        growth = rss_kb(web) - early
+
+        assert (fuzzer.connections >= CONNECTIONS, fuzzer.bodies >= BODIES) == (True, True)
+        assert fuzzer.answers.keys() >= {400, 401, 404, 405, 408, 413, 429, 431}
+        assert not [status for status in fuzzer.answers if status >= 500 or (status == 200 and _is_receipt(web))]
+        # That events of a company were refused is kept, and nothing that was in them.
+        kept = Kept(redis_client)
+        assert kept.names() <= {keys.COUNTERS, f"ota:reconcile:{COMPANY}", f"ota:alarm:{COMPANY}"}
+        assert b"canary" not in kept.everything()
+        assert growth < MOST_GROWTH_KB
+        check_log(web)
+        assert web.post(good()).status_code == 200
+        assert len(kept.events()) == 1
+        assert web.process.stop() == 0
+
+
+def _is_receipt(web: Web) -> bool:
+    """Tell whether any POST was taken for events: probes and an empty list are 200 too."""
+    return any(line["event"] == "request" and line.get("queued") for line in web.lines())
+
+
+def check_log(web: Web) -> None:
+    """No traceback and no error but the one that tells ops of refused events."""
+    lines = web.lines()
+    assert {line["event"] for line in lines if line["level"] in {"error", "critical"}} <= {"auth.alarm"}
+    assert not [line for line in lines if line["event"] == "request" and line["status"] >= 500]
