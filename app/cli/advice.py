@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from app.store.record import OrderRecord, State
+from app.upstream.order import UNSETTLED
 
 _BY_STATUS: Final = {
     "Issued": "Nothing: the tickets are here.",
-    "Draft": "Confirm the payment upstream (confirmOrder). No event tells of that",
-    "Error": "Read the status message, then replace or delete the order upstream; an event follows a replacement.",
+    "Draft": (
+        "Once it is paid: ota-receiver orders confirm {id} --payment-reference REF."
+        " If it will not be: ota-receiver orders cancel {id}"
+    ),
+    "Error": (
+        "Read the status message, then replace the order upstream (an event follows),"
+        " or: ota-receiver orders cancel {id}"
+    ),
     "Cancelled": "Nothing: it was cancelled.",
 }
 
@@ -34,10 +41,17 @@ def next_step(record: OrderRecord, state: State) -> str:
         return f"Mend the sink that gave it up ({record.dead_sinks[0].dead}). {_then(record, 'dead requeue')}"
     if state == "gone":
         return "Nothing: it was deleted upstream."
+    if state == "dropped":
+        again = f"a new event fetches it, or: ota-receiver orders refetch {record.order_id}"
+        return f"Nothing: it was given up for good ({record.error}); {again}"
     if record.status == "Issued" and not record.manifest:
         return "Nothing, if this partner has no design template: that is why there is no manifest."
-    told = _BY_STATUS.get(record.status, "Nothing is known of this status.")
-    return f"{told}. {_then(record, 'orders refetch')}" if record.status == "Draft" else told
+    if record.status in UNSETTLED:
+        return f"It has not settled. {_then(record, 'orders refetch')}"
+    told = _BY_STATUS.get(
+        record.status, f"We do not know this status: look upstream. {_then(record, 'orders refetch')}"
+    )
+    return told.format(id=record.order_id)
 
 
 def _then(record: OrderRecord, command: str) -> str:

@@ -1,26 +1,38 @@
-"""The commands for what was given up: list, requeue."""
+"""The commands for what was given up: list, show, requeue, drop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from itertools import chain, islice
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated, Final, Literal
 
 import msgspec
 import typer
 
 from app import bootstrap
-from app.cli import moment, options, output
+from app.cli import moment, options, output, timeline
+from app.cli.advice import next_step
 from app.cli.exits import CODES, FOUND, Stop
 from app.cli.fetches import CHUNK
+from app.cli.letters import Letters, chosen
 from app.cli.session import Session, session
 from app.store.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
-from app.store.keys import OrderKey
 
 dead = typer.Typer(name="dead", no_args_is_help=True, help="Orders and hand-ons that were given up.")
 
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
+OlderThan = Annotated[
+    datetime | None,
+    typer.Option("--older-than", parser=options.time, metavar="TIME", help="Given up before: an age such as 30d."),
+]
+All = Annotated[bool, typer.Option("--all", help="Whatever was given up.")]
+
+_SAY_WHICH: Final = "Say which: orders, --reason, --company, --older-than, or --all."
+_EVER: Final = datetime.max.replace(tzinfo=UTC)
+_LAST: Final = 12
+"""Steps of the order's trail that are shown: enough to see how it ended; `orders explain` shows all."""
 
 
 def register(cli: typer.Typer) -> None:
@@ -56,11 +68,49 @@ def list_(
 
 
 @dead.command(epilog=CODES)
+def show(
+    order: Annotated[str, typer.Argument(metavar="ORDER", help="orderId or reference.")],
+    company: options.Company = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show why an order, or a hand-on of it, was given up, what was tried, and what to do."""
+    with session() as here:
+        key = here.order(order, here.companies.id_of(company))
+        letters, record = here.books.dead.of(key), here.books.archive.record(key)
+        if not letters or record is None:
+            raise Stop(f"{order!r} is no dead letter.", FOUND)
+        state, steps = record.state(moment.now()), timeline.steps(here.books.archive.trail(key))
+        step = next_step(record, state)
+        if as_json:
+            for letter in letters:
+                output.json_line(_view(here, letter, moment.now()) | {"next": step, "steps": steps})
+            return
+        for letter in letters:
+            facts = (
+                ("order", letter.order_id),
+                ("company", here.companies.slug(letter.company_id)),
+                ("reference", letter.reference),
+                ("status", letter.status),
+                ("sink", letter.sink),
+                ("reason", letter.reason),
+                ("HTTP", letter.http),
+                ("given up", f"{moment.short(letter.at)} ({moment.age(moment.now() - letter.at)} ago)"),
+            )
+            output.facts("", facts)
+        output.say("")
+        for line in timeline.lines(steps[-_LAST:]):
+            output.say(line)
+        output.say("")
+        output.say(f"next: {step}")
+
+
+@dead.command(epilog=CODES)
 def requeue(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")] = None,
+    ids: Ids = None,
     reason: Reason = None,
     company: options.Company = None,
-    everything: Annotated[bool, typer.Option("--all", help="Whatever was given up.")] = False,
+    older_than: OlderThan = None,
+    everything: All = False,
     live: Annotated[bool, typer.Option("--live", help="Before the backfill: among the orders that come now.")] = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
@@ -70,28 +120,69 @@ def requeue(
 
     What is no dead letter (any more) is counted as gone and stops nothing.
     """
-    if not (ids or reason or company or everything):
-        raise Stop("Say which: orders, --reason, --company, or --all.")
+    if not (ids or reason or company or older_than or everything):
+        raise Stop(_SAY_WHICH)
     with session() as here:
-        # The end of the selection is fixed: what fails again while we work is not requeued again.
-        query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, until=moment.now())
-        orders, gone = _orders(here, ids or [], query.company_id)
-        if ids and not orders:
-            raise Stop("No dead letter matches.", FOUND)
-        count, stale = _count(_letters(here, query, orders))
-        gone += stale
+        letters = _chosen(here, ids, reason, company, older_than)
+        count, stale = letters.count()
         if not count:
             raise Stop("No dead letter matches.", FOUND)
+        gone = letters.gone + stale
         if dry_run:
             text = f"{output.many(count, 'dead letter')} would be given new tries."
             output.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
         else:
             output.confirm(f"Give {output.many(count, 'dead letter')} new tries?", yes)
-            revived = _revive(here, _letters(here, query, orders), count, "live" if live else "backfill")
+            revived = _revive(here, iter(letters), count, "live" if live else "backfill")
             revived = msgspec.structs.replace(revived, gone=gone)
             output.tell(revived.sentence(), revived, as_json)
     if gone:
         raise typer.Exit(FOUND)
+
+
+@dead.command(epilog=CODES)
+def drop(
+    ids: Ids = None,
+    reason: Reason = None,
+    company: options.Company = None,
+    older_than: OlderThan = None,
+    everything: All = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Give dead letters up for good: nobody looks at them any more, and they end with ORDER_DAYS.
+
+    What was fetched before stays. A new event of the order, or `orders refetch`, fetches it as ever.
+    """
+    if not (ids or reason or company or older_than or everything):
+        raise Stop(_SAY_WHICH)
+    with session() as here:
+        letters = _chosen(here, ids, reason, company, older_than)
+        # Also those that have lost their record: this is how they leave the list.
+        count = sum(letters.count())
+        if not count:
+            raise Stop("No dead letter matches.", FOUND)
+        if dry_run:
+            text = f"{output.many(count, 'dead letter')} would be given up for good."
+            output.tell(text, {"letters": count, "gone": letters.gone, "dry_run": True}, as_json)
+        else:
+            output.confirm(f"Give {output.many(count, 'dead letter')} up for good?", yes)
+            dropped = _drop(here, iter(letters), count)
+            told = {"dropped": dropped, "gone": letters.gone + count - dropped}
+            output.tell(f"{output.many(dropped, 'dead letter')} given up for good.", told, as_json)
+    if letters.gone:
+        raise typer.Exit(FOUND)
+
+
+def _chosen(
+    here: Session, ids: list[str] | None, reason: str | None, company: str | None, older_than: datetime | None
+) -> Letters:
+    # The end of the selection is fixed: what fails again while we work is not taken again. One that was named is
+    # meant whenever it died, even by a clock that is ahead of ours.
+    until = older_than or (_EVER if ids else moment.now())
+    query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, until=until)
+    return chosen(here, ids or [], query)
 
 
 class Revived(msgspec.Struct, frozen=True):
@@ -108,40 +199,6 @@ class Revived(msgspec.Struct, frozen=True):
         return f"{orders}, {output.many(self.sinks, 'hand-on')} due now{gone}."
 
 
-def _orders(here: Session, ids: list[str], company_id: str | None) -> tuple[list[OrderKey], int]:
-    """Return the orders that have dead letters, and how many of `ids` have none."""
-    found: list[OrderKey] = []
-    for text in ids:
-        try:
-            order = here.order(text, company_id)
-        except Stop as stop:
-            if stop.code != FOUND:
-                raise
-        else:
-            if here.books.dead.of(order):
-                found.append(order)
-                continue
-        output.remark(f"{text!r} is no dead letter.")
-    return list(dict.fromkeys(found)), len(ids) - len(found)
-
-
-def _letters(here: Session, query: DeadQuery, orders: list[OrderKey]) -> Iterator[DeadLetter]:
-    if not orders:
-        return here.books.dead.oldest_first(query)
-    return filter(query.matches, chain.from_iterable(map(here.books.dead.of, orders)))
-
-
-def _count(letters: Iterable[DeadLetter]) -> tuple[int, int]:
-    """Return how many can be given new tries, and how many have lost their record."""
-    count = stale = 0
-    for letter in output.counted(letters, "reading dead letters"):
-        if letter.reason == RECORD_GONE:
-            stale += 1
-        else:
-            count += 1
-    return count, stale
-
-
 def _revive(here: Session, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]) -> Revived:
     """Go through the letters once more instead of keeping them: there may be hundreds of thousands."""
     queued = waiting = sinks = 0
@@ -156,6 +213,15 @@ def _revive(here: Session, letters: Iterator[DeadLetter], count: int, queue: Lit
             sinks += sum(ledger.revive_sink(letter.key, letter.sink, now) for letter in known if letter.sink)
             step(len(known))
     return Revived(queued, waiting, sinks)
+
+
+def _drop(here: Session, letters: Iterator[DeadLetter], count: int) -> int:
+    dropped = 0
+    with output.progress("giving up for good", count) as step:
+        for letter in letters:
+            dropped += here.books.drops.drop(letter.key, letter.sink, bootstrap.clock())
+            step(1)
+    return dropped
 
 
 def _view(here: Session, letter: DeadLetter, now: datetime) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -12,7 +13,7 @@ P = TypeVar("P", bound=Part)
 
 _SHOWN: Final = frozenset(
     """
-    order_id status status_message partner_id sell_to_order_reference buy_from_order_reference sell_to_language
+    order_id status partner_id sell_to_order_reference buy_from_order_reference sell_to_language
     received_at job_id line_no item_number description is_package quantity visit_date visit_time seq_no issued_at
     unit_price_excl_vat unit_price_incl_vat currency_code type
     """.split()  # noqa: SIM905  # twenty quoted words hide the list
@@ -26,6 +27,9 @@ _ENDS_SHOWN: Final = frozenset(
     """.split()  # noqa: SIM905  # as above
 )
 """Numbers and links of which the end is left, enough to compare two of them by eye or over the telephone."""
+
+_EMAIL: Final = re.compile(r"[^\s<>\"']+@[^\s<>\"']+")
+"""Upstream's own words on an Error are for ops; an address in them is not."""
 
 _LEFT: Final = 3
 _LONG_ENOUGH: Final = 8
@@ -44,5 +48,7 @@ def _hidden(name: str, value: Any) -> Any:
         return {}
     if value is None or name in _SHOWN:
         return value
+    if name == "status_message":
+        return _EMAIL.sub("…", value)
     text = str(value)
     return f"…{text[-_LEFT:]}" if name in _ENDS_SHOWN and len(text) >= _LONG_ENOUGH else "…"

@@ -10,7 +10,8 @@ import typer
 from app.cli import moment
 
 
-def _time(text: str) -> datetime:
+def time(text: str) -> datetime:
+    """Return the time that was typed, for an option's `parser`; raises BadParameter."""
     try:
         return moment.parse(text)
     except ValueError as error:
@@ -23,5 +24,5 @@ DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be
 Company = Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")]
 Status = Annotated[str | None, typer.Option("--status", help="Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="At most so many.")]
-Since = Annotated[datetime | None, typer.Option("--since", parser=_time, metavar="TIME", help=moment.HINT)]
-Until = Annotated[datetime | None, typer.Option("--until", parser=_time, metavar="TIME", help=moment.HINT)]
+Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=moment.HINT)]
+Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar="TIME", help=moment.HINT)]

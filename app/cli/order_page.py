@@ -99,6 +99,8 @@ class OrderPage:
 def _sink(sink: SinkRecord, revision: int) -> str:
     if sink.dead:
         return f"given up at revision {sink.revision} of {revision}: {sink.dead}"
+    if sink.dropped and sink.dropped >= revision:
+        return f"never had revision {revision}: given up for good, by hand"
     if sink.revision >= revision:
         return f"has revision {sink.revision}"
     return f"has revision {sink.revision} of {revision}, {sink.tries} tries, next {moment.short(sink.next) or 'now'}"

@@ -1,4 +1,4 @@
-"""The commands for orders: list, show, refetch."""
+"""The commands for orders: list, show, refetch; explain, confirm and cancel have files of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from app.cli import moment, options, order_page, output
+from app.cli import changes, explain, moment, options, order_page, output
 from app.cli.exits import CODES, FOUND, Stop
 from app.cli.fetches import ask_for
 from app.cli.mask import masked
@@ -22,12 +22,16 @@ _NAMED = "orderId, or its buyFromOrderReference or sellToOrderReference."
 
 
 def register(cli: typer.Typer) -> None:
+    orders.command(epilog=explain.CODES)(explain.explain)
+    orders.command(epilog=changes.CODES)(changes.confirm)
+    orders.command(epilog=changes.CODES)(changes.cancel)
     cli.add_typer(orders)
 
 
 @orders.command("list", epilog=CODES)
 def list_(
     state: Annotated[State | None, typer.Option(help="Where the order stands.")] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="The same as --state dead.")] = False,
     status: options.Status = None,
     company: options.Company = None,
     since: options.Since = None,
@@ -36,12 +40,14 @@ def list_(
     as_json: options.Json = False,
 ) -> None:
     """List orders, the one that changed last first; --since and --until mean the last change."""
+    if dead and state not in (None, "dead"):
+        raise Stop(f"--dead and --state {state} exclude each other.")
     with session() as here:
         now = moment.now()
         query = OrderQuery(
             company_id=here.companies.id_of(company),
             status=status,
-            state=state,
+            state="dead" if dead else state,
             since=since,
             until=until,
         )

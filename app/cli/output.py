@@ -5,6 +5,7 @@ Values of upstream and of senders are shown as plain text: neither markup nor a 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,14 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
 def json_line(value: Any) -> None:
-    """Print one object on one line."""
-    sys.stdout.write(_encoder.encode(value).decode() + "\n")
+    """Print one object on one line, at once; ends the program, as rich does, when nobody reads any more."""
+    try:
+        sys.stdout.write(_encoder.encode(value).decode() + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer is written at the end: not into the pipe that is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(FOUND) from None
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -13,8 +13,8 @@ from app.cli.companies import Companies
 from app.cli.exits import FOUND, Stop
 from app.events import guid
 from app.settings import Settings
-from app.store.archive import MOST_SEARCHED
 from app.store.keys import OrderKey
+from app.store.reference_index import MOST_SEARCHED
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Session:
         """
         found = [one for one in self._orders(text, company_id) if company_id in (None, one.company_id)]
         if not found:
-            looked = "" if guid(text) else f" (references: among the {MOST_SEARCHED:,} orders that changed last)"
+            looked = "" if guid(text) else f" (references of orders never fetched: among the newest {MOST_SEARCHED:,})"
             raise Stop(f"No order {text!r} is here{looked}.", FOUND)
         if len(found) > 1:
             of = ", ".join(f"{self.companies.slug(one.company_id)} {one.order_id}" for one in found)
@@ -46,7 +46,7 @@ class Session:
             ids = self.companies.ids if company_id is None else (company_id,)
             return archive.of_companies(order_id, ids) or archive.of_any_company(order_id)
         with output.progress("looking through references"):
-            return archive.by_reference(text)
+            return self.books.references.orders(text, company_id)
 
 
 @contextmanager

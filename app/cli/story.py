@@ -6,12 +6,14 @@ from typing import assert_never
 
 from app.store.trail import (
     Begun,
+    Dropped,
     Entry,
     Failed,
     GaveUp,
     HandedOn,
     Heard,
     Refused,
+    Rehanded,
     Repeated,
     Revived,
     Stored,
@@ -41,12 +43,12 @@ def sentence(entry: Entry) -> str:
             return f"fetch {entry.fence} begun by {entry.worker}"
         case Stored():
             answer = f"{entry.status}, revision {entry.revision}"
-            return f"fetch {entry.fence} stored: {answer} ({entry.http or '-'}, {entry.duration_ms} ms)"
+            return f"fetch {entry.fence} stored: {answer}{_call(entry.http, entry.duration_ms)}"
         case Refused():
             return f"fetch {entry.fence} came too late: a later one has taken over"
         case Failed():
             what = _VERDICTS.get(entry.verdict, entry.verdict)
-            return f"fetch {entry.fence} failed: {entry.reason} ({entry.http or '-'}, {entry.duration_ms} ms), {what}"
+            return f"fetch {entry.fence} failed: {entry.reason}{_call(entry.http, entry.duration_ms)}, {what}"
         case GaveUp():
             return f"given up: {entry.reason}"
         case HandedOn():
@@ -54,7 +56,21 @@ def sentence(entry: Entry) -> str:
             return f"revision {entry.revision} to {entry.sink}: {entry.outcome}{why}, {entry.duration_ms} ms"
         case Revived():
             return f"new tries for {entry.sink}"
+        case Rehanded():
+            return f"the stored revision is owed to {entry.sink} once more, by replay {entry.plan}"
+        case Dropped():
+            what = f"the hand-on to {entry.sink}" if entry.sink else "the fetch"
+            return f"{what} given up for good, by hand ({entry.reason})"
+        case Rehanded():
+            return f"to be handed on to {entry.sink} once more (replay {entry.plan})"
         case Unread():
             return entry.text
         case _:
             assert_never(entry)
+
+
+def _call(http: int | None, duration_ms: int) -> str:
+    if http is not None:
+        return f" (HTTP {http} in {duration_ms} ms)"
+    # No call at all was made: no slot was free, or the breaker was open.
+    return f" (no answer in {duration_ms} ms)" if duration_ms else ""

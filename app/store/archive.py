@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from redis import Redis
@@ -16,9 +16,6 @@ from app.store.moment import from_ms, to_ms
 from app.store.record import OrderRecord, State, parse_record
 from app.store.trail import Entry, parse_line
 from app.upstream.order import Order, parse_order
-
-MOST_SEARCHED: Final = 20_000
-"""Orders looked through for a reference, newest first: there is no index, and a look-up must end in seconds."""
 
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +79,9 @@ class Archive:
         """Return the orders that match, the one that changed last first."""
         since = None if query.since is None else to_ms(query.since)
         until = None if query.until is None else to_ms(query.until)
-        for page in pages.newest_first(self._redis, keys.ORDERS, since, until):
+        # To be given up is a change like another: the few dead letters need no walk through all orders.
+        zset = keys.DEAD if query.state == "dead" else keys.ORDERS
+        for page in pages.newest_first(self._redis, zset, since, until):
             orders = [OrderKey.of(member) for member, _ in page]
             wanted = [one for one in orders if query.company_id in (None, one.company_id)]
             for record in self.records(wanted):
@@ -103,53 +102,3 @@ class Archive:
         """Return the orders with this id, also of companies that the settings no longer name; walks all orders."""
         members = self._redis.zscan_iter(keys.ORDERS, match=f"*:{order_id}", count=1000)
         return sorted({OrderKey.of(member.decode()) for member, _ in members})
-
-    def by_reference(self, reference: str) -> list[OrderKey]:
-        """Return the orders whose buyFromOrderReference, or else sellToOrderReference, is `reference`, in any case.
-
-        Looks through the MOST_SEARCHED that changed last.
-        """
-        wanted = reference.casefold()
-        return self._search(self._bought_as, wanted) or self._search(self._sold_as, wanted)
-
-    def _search(self, references: Callable[[list[OrderKey]], list[str]], wanted: str) -> list[OrderKey]:
-        found: list[OrderKey] = []
-        searched = 0
-        for page in pages.newest_first(self._redis, keys.ORDERS):
-            orders = [OrderKey.of(member) for member, _ in page]
-            said = references(orders)
-            found += [order for order, text in zip(orders, said, strict=True) if text.casefold() == wanted]
-            searched += len(page)
-            if searched >= MOST_SEARCHED:
-                break
-        return found
-
-    def _bought_as(self, orders: list[OrderKey]) -> list[str]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.hget(keys.record(order), "reference")
-            return [(value or b"").decode() for value in pipe.execute()]
-
-    def _sold_as(self, orders: list[OrderKey]) -> list[str]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.get(keys.content(order))
-            return [_sold_to(packed) for packed in pipe.execute()]
-
-
-class _Sold(msgspec.Struct, rename="camel"):
-    """The one field of an order that the search reads; the rest is not even decoded."""
-
-    sell_to_order_reference: str = ""
-
-
-_sold = msgspec.json.Decoder(_Sold)
-
-
-def _sold_to(packed: bytes | None) -> str:
-    if packed is None:
-        return ""
-    try:
-        return _sold.decode(zlib.decompress(packed)).sell_to_order_reference
-    except ValueError:  # an odd field: it is no reference that anybody could type
-        return ""

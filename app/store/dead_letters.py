@@ -44,7 +44,12 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime
 
     def matches(self, letter: DeadLetter) -> bool:
-        return self.company_id in (None, letter.company_id) and self.reason in (None, letter.reason)
+        return (
+            self.company_id in (None, letter.company_id)
+            and self.reason in (None, letter.reason)
+            and (self.since is None or letter.at >= self.since)
+            and letter.at <= self.until
+        )
 
 
 class DeadLetters:

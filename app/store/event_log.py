@@ -48,12 +48,15 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     company_id: str | None = None
     status: str | None = None
+    outcome: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
     def matches(self, event: StoredEvent) -> bool:
-        return (self.company_id is None or event.company_id == self.company_id) and (
-            self.status is None or event.status.casefold() == self.status.casefold()
+        return (
+            self.company_id in (None, event.company_id)
+            and self.outcome in (None, event.outcome)
+            and (self.status is None or event.status.casefold() == self.status.casefold())
         )
 
 
@@ -89,6 +92,16 @@ class EventLog:
         while page := self._page(self._redis.xrevrange(keys.EVENTS, high, low, count=PAGE)):
             yield from (event for event in page if query.matches(event))
             high = f"({page[-1].id}"
+
+    def last_id(self) -> str:
+        """Return the id behind which the next event will stand."""
+        newest: Any = self._redis.xrevrange(keys.EVENTS, count=1)
+        return newest[0][0].decode() if newest else "0-0"
+
+    def behind(self, event_id: str, wait_ms: int) -> list[StoredEvent]:
+        """Return the next events behind this id, at most a page; waits for the first as long as it is told to."""
+        answer: Any = self._redis.xread({keys.EVENTS: event_id}, count=PAGE, block=wait_ms)
+        return [event for _, entries in answer for event in self._page(entries)]
 
     @staticmethod
     def _page(entries: Any) -> list[StoredEvent]:

@@ -11,23 +11,28 @@ import msgspec
 from app.store.keys import OrderKey
 from app.store.moment import from_ms
 
-State = Literal["owed", "fetching", "parked", "home", "gone", "dead"]
+State = Literal["owed", "fetching", "parked", "home", "gone", "dead", "dropped"]
 """Where an order stands, first match wins.
 
 `dead`: given up, still owed. `fetching`: a worker holds it. `parked`: owed, and the connection is at fault, not the
-order. `owed`: a fetch is to come. `gone`: upstream has deleted it. `home`: all that was settled has been fetched.
+order. `owed`: a fetch is to come. `gone`: upstream has deleted it. `dropped`: given up for good, by hand. `home`: all
+that was settled has been fetched.
 Sinks are not in it: an order may be home and a sink behind (`SinkRecord`).
 """
 
 
 class SinkRecord(msgspec.Struct, frozen=True):
-    """How far one sink is; `revision` is the latest it took, `next` its next try, `dead` why it was given up."""
+    """How far one sink is; `revision` is the latest it took, `next` its next try, `dead` why it was given up.
+
+    `dropped` is the latest revision that was given up for good: the sink never had it, unless it took a later one.
+    """
 
     name: str
     revision: int
     tries: int
     next: datetime | None
     dead: str
+    dropped: int = 0
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +57,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     http: int | None
     dead: str
     dead_at: datetime | None
+    dropped: datetime | None
     status: str
     said: str
     revision: int
@@ -80,12 +86,19 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def changed(self) -> datetime | None:
         """Return when something was last learnt of the order."""
-        return max(filter(None, (self.first, self.heard, self.fetched, self.dead_at)), default=None)
+        return max(filter(None, (self.first, self.heard, self.fetched, self.dead_at, self.dropped)), default=None)
 
     @property
     def dead_sinks(self) -> tuple[SinkRecord, ...]:
         """Return the sinks whose hand-on was given up."""
         return tuple(sink for sink in self.sinks if sink.dead)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Return whether it was given up for good, and nothing came since: no event, no wish, no late answer."""
+        return (
+            self.dropped is not None and self.done >= self.wanted and not (self.fetched and self.fetched > self.dropped)
+        )
 
     def state(self, now: datetime) -> State:
         """Return the one word; `now` is aware and tells whether a lease still holds."""
@@ -95,7 +108,9 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
             if self.lease is not None and self.lease > now:
                 return "fetching"
             return "parked" if self.parks else "owed"
-        return "gone" if self.status == "Gone" else "home"
+        if self.status == "Gone":
+            return "gone"
+        return "dropped" if self.is_dropped else "home"
 
 
 def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
@@ -131,6 +146,7 @@ def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
         http=number("http") or None,
         dead=text("dead"),
         dead_at=moment("dead_at"),
+        dropped=moment("dropped"),
         status=text("status"),
         said=text("said"),
         revision=number("revision"),
@@ -158,6 +174,7 @@ def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
             tries=int(texts.get(f"{name}:tries") or 0),
             next=_moment(texts.get(f"{name}:next")),
             dead=texts.get(f"{name}:dead", ""),
+            dropped=int(texts.get(f"{name}:dropped") or 0),
         )
         for name in names
     )

@@ -6,6 +6,7 @@ A line is `<ms> <word> <values>`; which values stands in the script that writes 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
@@ -97,13 +98,44 @@ class Revived(_Entry, frozen=True, tag="revived"):
     sink: str
 
 
+class Dropped(_Entry, frozen=True, tag="dropped"):
+    """What was given up for `reason` was given up for good, by hand: the fetch (`sink` is "") or a hand-on (drop)."""
+
+    reason: str
+    sink: str
+
+
+class Rehanded(_Entry, frozen=True, tag="rehand"):
+    """A replay owes the stored revision to a sink once more (rehand)."""
+
+    plan: str
+    sink: str
+
+
 class Unread(_Entry, frozen=True, tag="unread"):
     """A line of another version of the scripts."""
 
     text: str
 
 
-Entry = Heard | Repeated | Wanted | Begun | Stored | Refused | Failed | GaveUp | HandedOn | Revived | Unread
+Entry = (
+    Heard
+    | Repeated
+    | Wanted
+    | Begun
+    | Stored
+    | Refused
+    | Failed
+    | GaveUp
+    | HandedOn
+    | Revived
+    | Dropped
+    | Rehanded
+    | Unread
+)
+
+LONGEST: Final = 200
+"""Lines that the scripts keep of one order (trail.lua)."""
 
 
 def parse_line(line: str) -> Entry:
@@ -141,6 +173,10 @@ def _entry(at: datetime, words: list[str]) -> Entry:
             return HandedOn(at, sink, int(revision), outcome, "" if reason == "-" else reason, int(duration))
         case ["revived", sink]:
             return Revived(at, sink)
+        case ["rehand", plan, sink]:
+            return Rehanded(at, plan, sink)
+        case ["dropped", reason, *sink] if len(sink) < 2:
+            return Dropped(at, reason, "".join(sink))
     return Unread(at, " ".join(words))
 
 

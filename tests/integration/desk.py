@@ -104,6 +104,10 @@ class Desk:
 
     def bring_home(self, order: OrderKey, fixture: str = "order-issued", **changed: object) -> None:
         """Fetch the order as a worker does, with a fixture for upstream's answer."""
+        self.store(order, self.begin(order), fixture, **changed)
+
+    def store(self, order: OrderKey, fetch: Fetch, fixture: str = "order-issued", **changed: object) -> None:
+        """Store the answer of a fetch that has begun, as a worker does."""
         body = json.loads((FIXTURES / f"{fixture}.json").read_bytes()) | {"orderId": order.order_id} | changed
         raw = json.dumps(body).encode()
         found = parse_order(raw)
@@ -117,8 +121,9 @@ class Desk:
             manifest=found.manifest_url is not None,
             http_status=200,
             duration_ms=42,
+            references=found.references,
         )
-        self.ledger().finish(order, WORKER, self.begin(order), content, bootstrap.clock())
+        self.ledger().finish(order, WORKER, fetch, content, bootstrap.clock())
 
     def give_up(self, order: OrderKey, reason: str = "order_missing", http_status: int = 404) -> None:
         """End the fetch that the order is owed as a dead letter, as a worker does."""

@@ -9,12 +9,13 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import archive, event_log, pages
+from app.store import event_log, pages
 from app.store.archive import Archive, OrderQuery
 from app.store.dead_letters import DeadLetters, DeadQuery
 from app.store.event_log import EventLog, EventQuery
 from app.store.keys import OrderKey
 from app.store.moment import from_ms
+from app.store.reference_index import ReferenceIndex
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
 
 MANY = 2 * pages.PAGE + 7
@@ -157,11 +158,11 @@ def test_an_order_is_found_by_either_reference_in_any_case(desk: Desk) -> None:
     desk.hear(order(1), other)
     desk.bring_home(order(1), sellToOrderReference="SHOP-0815")
     desk.bring_home(other, sellToOrderReference="SHOP-4711")
-    found = Archive(desk.redis)
+    found = ReferenceIndex(desk.redis)
 
-    assert found.by_reference("cm-ABCDEF12") == [other]
-    assert found.by_reference("shop-0815") == [order(1)]
-    assert found.by_reference("SHOP-9999") == []
+    assert found.orders("cm-ABCDEF12") == [other]
+    assert found.orders("shop-0815") == [order(1)]
+    assert found.orders("SHOP-9999") == []
 
 
 def test_limits_hold_for_the_state_and_the_last_change(desk: Desk) -> None:
@@ -179,5 +180,4 @@ def test_limits_hold_for_the_state_and_the_last_change(desk: Desk) -> None:
     assert keys(OrderQuery(since=from_ms(now) - timedelta(seconds=30))) == [order(2)]
     assert keys(OrderQuery(until=from_ms(now) - timedelta(seconds=30))) == [order(1)]
     assert keys(OrderQuery(company_id=MUSEUM)) == []
-    assert archive.MOST_SEARCHED > pages.PAGE
     assert event_log.is_event_id("1780301702417-0")

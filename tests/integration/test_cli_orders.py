@@ -104,7 +104,7 @@ def test_each_state_says_what_to_do_next(desk: Desk) -> None:
         fetching.order_id: "fetching",
         sink.order_id: "home",
     }
-    assert f"orders refetch {draft.order_id}" in said[draft]
+    assert f"orders confirm {draft.order_id}" in said[draft]
     assert f"dead requeue {dead.order_id}" in said[dead]
     assert "unauthorized" in said[parked]
     assert said[fetching].startswith("Nothing")
@@ -126,6 +126,10 @@ def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
     assert listed("--limit", "2") == [4, 3]
     assert listed("--state", "home") == [4]
     assert listed("--status", "DRAFT") == [2]
+    desk.give_up(order(3, MUSEUM))
+    assert listed("--dead") == [3]
+    assert listed("--state", "dead") == [3]
+    assert listed("--dead", "--company", "venue") == []
     assert listed("--company", "venue", "--since", "1h") == [4, 2]
     assert listed("--until", "1h") == [1]
 

@@ -62,3 +62,9 @@ def test_what_ops_need_is_left() -> None:
     assert [(len(item.wallets), item.visit_date) for item in shown.items] == [
         (len(item.wallets), item.visit_date) for item in whole.items
     ]
+
+
+def test_an_address_in_upstreams_own_words_is_masked() -> None:
+    whole = msgspec.structs.replace(order("order-error"), status_message="Item 31001: <guest@example.com> is blocked.")
+
+    assert masked(whole).status_message == "Item 31001: <…> is blocked."

@@ -34,6 +34,11 @@ def fields(**values: str) -> dict[bytes, bytes]:
         ({"wanted": "2", "done": "1", "status": "Gone"}, "owed"),
         ({"wanted": "1", "dead": "order_missing"}, "dead"),
         ({"wanted": "1", "done": "1", "parks": "1", "lease": SOON}, "home"),
+        ({"wanted": "1", "done": "1", "dropped": BEFORE}, "dropped"),
+        ({"wanted": "2", "done": "1", "dropped": BEFORE}, "owed"),
+        ({"wanted": "2", "done": "2", "dropped": BEFORE, "fetched": JUST_NOW, "status": "Issued"}, "home"),
+        ({"wanted": "2", "done": "2", "dropped": JUST_NOW, "fetched": BEFORE, "status": "Draft"}, "dropped"),
+        ({"wanted": "2", "done": "2", "dropped": BEFORE, "status": "Gone"}, "gone"),
     ],
 )
 def test_the_state_is_one_word(values: dict[str, str], state: State) -> None:

@@ -9,12 +9,14 @@ import pytest
 from app.cli.story import sentence
 from app.store.trail import (
     Begun,
+    Dropped,
     Entry,
     Failed,
     GaveUp,
     HandedOn,
     Heard,
     Refused,
+    Rehanded,
     Repeated,
     Revived,
     Stored,
@@ -45,6 +47,9 @@ LINES: dict[str, Entry] = {
     "sink python:shop:take 2 done - 7": HandedOn(AT, "python:shop:take", 2, "done", "", 7),
     "sink python:shop:take 2 again ValueError 7": HandedOn(AT, "python:shop:take", 2, "again", "ValueError", 7),
     "revived python:shop:take": Revived(AT, "python:shop:take"),
+    "dropped order_missing": Dropped(AT, "order_missing", ""),
+    "dropped KeyError python:shop:take": Dropped(AT, "KeyError", "python:shop:take"),
+    "rehand k7m2qx python:shop:take": Rehanded(AT, "k7m2qx", "python:shop:take"),
 }
 
 

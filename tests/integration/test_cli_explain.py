@@ -1,0 +1,164 @@
+"""`orders explain`: where is the ticket of order 4711? One page, and an exit code that answers yes or no."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app import bootstrap
+from app.store.keys import OrderKey
+from app.store.work import Failure
+from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, open_desk, order
+
+SECRETS = ("TK-000123456", "CP-0009981", "141234529930210327", "Jane Doe", "guest@example.com", "PAY-987654")
+
+
+@pytest.fixture
+def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    return open_desk(redis_client, redis_url, tmp_path)
+
+
+def explain(desk: Desk, one: OrderKey | str, *options: str) -> Ended:
+    ended = desk.run("orders", "explain", one if isinstance(one, str) else one.order_id, *options)
+    assert max(map(len, ended.out.splitlines()), default=0) <= 80
+    return ended
+
+
+def hand_on(desk: Desk, one: OrderKey) -> None:
+    found = desk.ledger().hand(one, WORKER, bootstrap.clock())
+    assert found is not None
+    desk.ledger().handed(one, WORKER, found, bootstrap.clock(), what="done", duration_ms=7)
+
+
+def test_an_order_that_came_home_and_was_handed_on_is_complete(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    hand_on(desk, order(1))
+
+    page, line = explain(desk, order(1)), desk.run("orders", "explain", order(1).order_id, "--json")
+
+    assert (page.code, line.code) == (0, 0)
+    assert "COMPLETE: home, Issued" in page.out
+    assert "2 wallets, 2 tickets, 1 coupon, a manifest; revision 1" in page.out
+    assert "(HTTP 200 in 42 ms)" in page.out
+    assert "(secret current)" in page.out
+    assert "event to fetched" in page.out
+    assert [secret for secret in SECRETS if secret in page.out + line.out] == []
+    (told,) = line.objects
+    assert [step["what"] for step in told["steps"]] == ["event", "begin", "stored", "sink"]
+    assert (told["complete"], told["lacks"]) == (True, [])
+    assert 0 <= told["spans"]["fetched_ms"] <= told["spans"]["handed_ms"] < 60_000
+
+
+@pytest.mark.parametrize("name", ["CM-260601081502-9F3A", "partner-order-2026-00042", "cm-00000000"])
+def test_it_is_found_by_what_the_partner_the_venue_or_the_event_calls_it(desk: Desk, name: str) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    hand_on(desk, order(1))
+
+    assert explain(desk, name).code == 0
+
+
+def test_a_sink_that_has_not_had_it_makes_it_incomplete(desk: Desk) -> None:
+    """Home is not enough: the tickets are here, and the shop does not have them."""
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+
+    ended = explain(desk, order(1))
+
+    assert ended.code == 1
+    assert "NOT COMPLETE: home, Issued" in ended.out
+    assert f"{SINK} has revision 0 of 1" in ended.out
+    assert "looked at again" in ended.out
+
+
+def test_each_try_is_told_with_its_answer_and_what_holds_it_up(desk: Desk) -> None:
+    desk.hear(order(1))
+    now, ledger = bootstrap.clock(), desk.ledger()
+    fails: tuple[tuple[Failure, str, int | None, int], ...] = (
+        ("again", "http_503", 503, 84),
+        ("park", "breaker_open", None, 0),
+        ("park", "breaker_open", None, 0),
+    )
+    for number, (what, reason, http, ms) in enumerate(fails):
+        at = now + number * 60_000
+        begun, fetch = ledger.begin(order(1), WORKER, at)
+        assert begun == "fetch"
+        assert fetch is not None
+        ledger.fail(
+            order(1), WORKER, fetch, at, what=what, reason=reason, http_status=http, duration_ms=ms, due=at + 60_000
+        )
+
+    ended = explain(desk, order(1))
+
+    assert ended.code == 1
+    assert "NOT COMPLETE: parked" in ended.out
+    flat = re.sub(r"\s+", " ", ended.out)
+    assert "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will be tried again" in flat
+    assert "fetch 3 failed: breaker_open, parked, no try is burnt; 2 times until" in flat
+    assert "the connection is at fault (breaker_open); looked at again" in flat
+    assert "ota-receiver check" in flat
+
+
+def test_the_same_event_many_times_is_one_line(desk: Desk) -> None:
+    for _ in range(40):
+        desk.hear(order(1), timestamp="2026-06-01T08:15:02Z")
+
+    ended = explain(desk, order(1))
+
+    assert "39 times until" in re.sub(r"\s+", " ", ended.out)
+    assert len(ended.out.splitlines()) < 14
+
+
+def test_a_dead_letter_says_why_and_what_to_do(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.give_up(order(1), "order_missing", 404)
+
+    ended = explain(desk, order(1))
+
+    assert ended.code == 1
+    assert "the fetch was given up: order_missing" in ended.out
+    assert f"dead requeue {order(1).order_id}" in re.sub(r"\s+", " ", ended.out)
+
+
+def test_a_worker_that_never_ended_its_fetch_shows(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.begin(order(1))
+
+    ended = explain(desk, order(1))
+
+    assert (ended.code, "fetching" in ended.out, WORKER in ended.out) == (1, True, True)
+
+
+@pytest.mark.parametrize("text", ["4711", "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"])
+def test_an_order_that_never_came_says_what_that_means_and_what_looks_further(desk: Desk, text: str) -> None:
+    page, line = explain(desk, text), desk.run("orders", "explain", text, "--json")
+
+    assert (page.code, page.out, line.code) == (1, "", 1)
+    assert text in page.err
+    assert "\n  ota-receiver reconcile --from-zero --apply\n" in page.err
+    assert max(map(len, page.err.splitlines())) <= 80
+    assert (line.objects[0]["state"], line.objects[0]["complete"]) == ("unknown", False)
+
+
+def test_of_two_that_match_one_must_be_named(desk: Desk) -> None:
+    for one in (order(1), order(1, MUSEUM)):
+        desk.hear(one)
+        desk.bring_home(one)
+        hand_on(desk, one)
+
+    assert desk.run("orders", "explain", "CM-260601081502-9F3A").code == 2
+    assert explain(desk, "CM-260601081502-9F3A", "--company", "museum").code == 0
+
+
+def test_a_trail_that_was_cut_says_so(desk: Desk) -> None:
+    for number in range(210):
+        desk.hear(order(1), timestamp=f"2026-06-01T08:15:02.{number:03}Z")
+
+    ended = explain(desk, order(1))
+
+    assert "older ones are gone" in ended.out
+    assert len(ended.out.splitlines()) < 20

@@ -1,0 +1,100 @@
+"""A trail becomes steps in time: repeats folded, every wait told, on 80 columns."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.cli.timeline import Spans, lines, span, spans, steps
+from app.store.trail import Entry, parse_line
+
+MS = 1780301702417
+
+
+def trail(*told: tuple[int, str]) -> tuple[Entry, ...]:
+    return tuple(parse_line(f"{MS + after} {line}") for after, line in told)
+
+
+HOME = trail(
+    (0, "event 1780301702417-0 Issued queued current 4f2a"),
+    (3, "begin 1 1 pool-live-1"),
+    (87, "stored 1 Issued 1 200 80"),
+    (95, "sink python:shop:take 1 done - 7"),
+)
+
+
+def test_each_step_tells_how_long_after_the_one_before() -> None:
+    assert [(step.what, step.since_ms) for step in steps(HOME)] == [
+        ("event", None),
+        ("begin", 3),
+        ("stored", 84),
+        ("sink", 8),
+    ]
+    assert spans(HOME) == Spans(87, 95)
+
+
+def test_neighbours_that_say_the_same_are_one_step() -> None:
+    again = trail(
+        *((number, "duplicate Issued current 4f2b") for number in range(100)), (200, "duplicate Draft next 1")
+    )
+
+    found = steps(again)
+
+    assert [(step.times, step.since_ms) for step in found] == [(100, None), (1, 101)]
+    assert "100 times until" in " ".join(lines(found))
+
+
+def test_two_events_are_never_one_step() -> None:
+    events = trail((0, "event 1-0 Error queued current 1"), (1, "event 2-0 Error queued current 2"))
+
+    assert len(steps(events)) == 2
+
+
+def test_a_fetch_that_failed_is_one_step_and_one_that_never_ended_is_told() -> None:
+    tried = trail((0, "begin 1 1 w"), (5, "again 1 http_503 503 5"), (9, "begin 1 2 w"))
+
+    assert [step.what for step in steps(tried)] == ["failed", "begin"]
+
+
+def test_waits_for_the_same_reason_are_one_step() -> None:
+    waits = [(number, f"park {number} breaker_open - 0") for number in range(1, 30)]
+    begins = [(number, f"begin 1 {number} w") for number in range(1, 30)]
+
+    found = steps(trail(*sorted(waits + begins)))
+
+    assert [(step.what, step.times) for step in found] == [("failed", 29)]
+
+
+def test_the_time_it_took_is_that_of_the_latest_settlement() -> None:
+    later = trail(
+        (100_000, "event 9-0 Issued queued current 2"),
+        (100_400, "stored 2 Issued 2 200 80"),
+        (100_500, "sink python:shop:take 2 done - 7"),
+    )
+
+    assert spans(HOME + later) == Spans(400, 500)
+    assert spans(HOME[:2]) == Spans(None, None)
+    assert spans(()) == Spans(None, None)
+
+
+def test_looks_at_an_unsettled_order_count_from_its_event() -> None:
+    unsettled = trail((0, "event 1-0 Issued queued current 1"), (50, "stored 1 Processing 1 200 9"))
+
+    assert spans(unsettled + trail((120_050, "stored 2 Issued 2 200 9"))) == Spans(120_050, None)
+
+
+def test_no_line_is_longer_than_80_columns_and_long_words_are_folded() -> None:
+    long = trail((0, f"sink python:{'very.' * 30}long:take 1 again SomeErrorWithAName 7"), (90_000_000, "revived x"))
+
+    shown = list(lines(steps(long)))
+
+    assert max(map(len, shown)) <= 80
+    assert "very.very" in "".join(shown)
+    assert len([line for line in shown if line.startswith("2026-")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0, "0 ms"), (999, "999 ms"), (1200, "1.2 s"), (59_000, "59 s"), (90_000, "1.5 min"), (200_000_000, "2.3 d")],
+)
+def test_a_span_has_its_largest_unit(milliseconds: int, text: str) -> None:
+    assert span(milliseconds) == text
