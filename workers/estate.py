@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -12,6 +12,7 @@ from rq.utils import as_text
 
 from app import bootstrap, log
 from app.store import clockwork, keys
+from app.store.budget import Budget
 from app.store.jobs import queue
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
@@ -37,15 +38,21 @@ class Census(msgspec.Struct, frozen=True):
 class Estate:
     """The books of one pool about its workers; their names are `<pool>-<lane>-<number>`."""
 
-    def __init__(self, redis: Redis, ledger: Ledger) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger, budgets: Sequence[Budget]) -> None:
         self._redis = redis
         self._ledger = ledger
+        self._budgets = budgets
         self._me = process.identity()
         self.pool = f"{self._me.machine[:8]}-{self._me.pid}-{self._me.started}"
 
     def let_go(self, worker: str, how: Ending) -> OrderKey | None:
-        """Make due what an ended worker held, and what RQ had given it but it had not begun; return the former."""
+        """Make due what an ended worker held, and what RQ had given it but it had not begun; return the former.
+
+        The slots it held are free at once, or a killed pool would keep the next one waiting for its leases.
+        """
         now = bootstrap.clock()
+        for budget in self._budgets:
+            budget.reclaim(worker, now)
         held = self._ledger.abandon(worker, now, how)
         in_between = queue(lane_of(worker), self._redis).intermediate_queue_key
         lost = [as_text(job_id) for job_id in self._redis.lrange(in_between, 0, -1)]

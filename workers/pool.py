@@ -64,7 +64,8 @@ class Pool:
         self._ledger = ledger
         self._work = work
         self._overdue = overdue
-        self._estate = Estate(redis, ledger)
+        budgets = [bootstrap.budget(settings, company, redis) for company in settings.companies]
+        self._estate = Estate(redis, ledger, budgets)
         self._reconciler = Reconciler(settings, redis)
         self._watchman = Watchman(settings, redis)
         self._order_list = OrderList(redis, order_days=settings.order_days)

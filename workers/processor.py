@@ -88,11 +88,10 @@ class Processor:
             due = self._clock() + clockwork.spread(NO_COMPANY_WAIT)
             self._fail(order, fetch, worker, verdict.Decision("park", "unknown_company", due))
             return
-        slot = connection.budget.take("backfill" if fetch.lane == BACKFILL else "live", self._clock)
+        slot = connection.budget.take("backfill" if fetch.lane == BACKFILL else "live", self._clock, worker)
         if isinstance(slot, NotNow):
-            # Each wait in a row is longer, so that a long backlog does not spin.
-            wait = clockwork.spread(min(2**fetch.parks, 30) * clockwork.SECOND)
-            self._fail(order, fetch, worker, verdict.Decision("park", slot.reason, slot.until + wait))
+            due = slot.until + clockwork.until_next_turn(fetch.parks)
+            self._fail(order, fetch, worker, verdict.Decision("park", slot.reason, due))
             return
         started = perf_counter()
         try:

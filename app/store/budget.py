@@ -64,16 +64,17 @@ class Budget:
             keys.window(key_id),
             keys.freed(key_id),
         )
-        self._breaker = keys.breaker(_digest(f"{api_key}\0{company}"))
+        self._breaker = breaker_key(api_key, company)
         self._take = redis.register_script(source("take"))
         self._give = redis.register_script(source("give"))
+        self._reclaim = redis.register_script(source("reclaim"))
 
-    def take(self, lane: Literal["live", "backfill"], clock: Callable[[], int]) -> Slot | NotNow:
-        """Return a slot, waiting for one at most SLOT_PATIENCE while slots change hands.
+    def take(self, lane: Literal["live", "backfill"], clock: Callable[[], int], worker: str = "") -> Slot | NotNow:
+        """Return a slot, waiting for one at most SLOT_PATIENCE while slots change hands; `worker` is who holds it.
 
         Where all slots hang, nobody waits: a job of a hanging company costs milliseconds, not its patience.
         """
-        token = f"{'b' if lane == 'backfill' else 'l'}-{os.urandom(8).hex()}"
+        token = f"{'b' if lane == 'backfill' else 'l'}-{worker}-{os.urandom(8).hex()}"
         limits = self._limits
         began = clock()
         while True:
@@ -121,6 +122,19 @@ class Budget:
             ],
         )
         return until, bool(opened)
+
+    def reclaim(self, worker: str, now: int) -> int:
+        """Free the slots that an ended worker held; return how many."""
+        held = self._reclaim(
+            keys=[self._budget, self._slots, self._freed, self._breaker],
+            args=[now, worker, self._limits.concurrency],
+        )
+        return int(held)
+
+
+def breaker_key(api_key: str, company: str) -> str:
+    """Return the key of the breaker of one company's calls (its path) with one API key."""
+    return keys.breaker(_digest(f"{api_key}\0{company}"))
 
 
 def _digest(secret: str) -> str:

@@ -28,6 +28,6 @@ if open_until <= now and (how == 'fault' or open_until > 0 or failures >= tonumb
   open_until = now + open_ms
   opened = 1
   redis.call('HSET', KEYS[4], 'open_until', open_until, 'open_ms', open_ms)
-  redis.call('HDEL', KEYS[4], 'probe_until')
+  redis.call('HDEL', KEYS[4], 'probe_until', 'probe')
 end
 return {math.max(open_until, retry_until), opened}

@@ -1,7 +1,7 @@
 -- take: may one request be made with this API key now?
 --
 -- KEYS  1 budget  2 slots  3 window  4 breaker
--- ARGV  1 now ms  2 token of the slot (`l-` live, `b-` backfill)  3 lease of a slot ms  4 slots
+-- ARGV  1 now ms  2 token of the slot (`l-` live, `b-` backfill, then who holds it)  3 lease of a slot ms  4 slots
 --       5 slots of backfill  6 requests a window  7 window ms  8 longest Retry-After ms  9 longest open ms of a breaker
 -- Returns {go}; {full, ms since a slot changed hands}; {closed, ms until, reason code}
 local now, token = tonumber(ARGV[1]), ARGV[2]
@@ -53,6 +53,6 @@ redis.call('ZADD', KEYS[3], now, token)
 redis.call('PEXPIRE', KEYS[3], ARGV[7])
 redis.call('HSET', KEYS[1], 'moved', now)
 if half_open then
-  redis.call('HSET', KEYS[4], 'probe_until', now + tonumber(ARGV[3]))
+  redis.call('HSET', KEYS[4], 'probe_until', now + tonumber(ARGV[3]), 'probe', token)
 end
 return {'go'}

@@ -75,6 +75,32 @@ def test_the_slot_of_a_killed_worker_is_free_when_its_lease_ends(budget: Budget)
     assert isinstance(take(budget, NOW + 60_001), Slot)
 
 
+def test_what_a_killed_worker_held_is_free_when_its_pool_has_seen_it_end(redis_client: Redis) -> None:
+    """Its slots, and the probe of a breaker; those of a worker whose name begins alike are not touched."""
+    budget = Budget(redis_client, "a key", "/a/company", LIMITS)
+    for worker in ("pool-live-1", "pool-live-1", "pool-live-12"):
+        assert isinstance(budget.take("live", lambda: NOW, worker), Slot)
+    later = NOW + clockwork.SLOT_PATIENCE + 1
+    assert isinstance(budget.take("live", lambda: later), NotNow)
+
+    assert budget.reclaim("pool-live-1", later) == 2
+    slots = [budget.take("live", lambda: later) for _ in range(2)]
+    assert all(isinstance(slot, Slot) for slot in slots)
+    assert refused(budget, later).reason == "slots_full"
+    assert budget.reclaim("pool-live-1", later) == 0
+
+
+def test_a_breaker_whose_probe_was_killed_is_asked_again_at_once(budget: Budget) -> None:
+    budget.give(taken(budget), "fault", NOW)
+    half_open = NOW + clockwork.BREAKER_FIRST + 1
+    assert isinstance(budget.take("live", lambda: half_open, "pool-live-1"), Slot)
+    assert refused(budget, half_open).reason == "breaker_open"
+
+    budget.reclaim("pool-live-1", half_open)
+
+    assert isinstance(take(budget, half_open), Slot)
+
+
 def test_backfill_has_its_own_share_and_live_may_use_all(budget: Budget) -> None:
     """One replay at a time, while live takes the rest."""
     taken(budget, lane="backfill")
