@@ -49,7 +49,7 @@ class Delivery:
             "revision": hand_on.revision,
         }
         context = Context(
-            idempotency_key=f"{order.company_id}/{order.order_id}/{hand_on.revision}",
+            idempotency_key=hand_on.idempotency_key(order),
             company_id=order.company_id,
             order_id=order.order_id,
             revision=hand_on.revision,

@@ -29,7 +29,7 @@ class Watchman:
         self._signs = bootstrap.vital_signs(settings)
         self._watch = Watch(redis)
         self._redis = redis
-        self._next = time.monotonic() + EVERY
+        self._next = 0.0
 
     def tick(self) -> None:
         """Look if it is time; raises what Redis raises."""

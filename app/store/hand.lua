@@ -6,10 +6,10 @@
 -- KEYS  1 record  2 due  3 trail  4 holding of this worker  5 content
 -- ARGV  1 now ms  2 lease ms  3 worker  4 member  5 keep ms  6.. sinks
 -- Returns {verdict, ...}: nothing; busy (another worker hands on); sink, name, revision, tries, content, request,
---   crashes (hand-ons of this revision before it that began and never ended)
+--   crashes (hand-ons of this revision before it that began and never ended), digest of the content
 local now, member, sinks = tonumber(ARGV[1]), ARGV[4], read_sinks(6)
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'revision', 'hand', 'handler', 'dead', 'request',
-  'fetch_at')
+  'fetch_at', 'digest')
 local revision = tonumber(r[3] or '0')
 if not r[1] then
   return {'nothing'}
@@ -48,4 +48,4 @@ local tries = redis.call('HINCRBY', KEYS[1], sink .. ':tries', once_more)
 local crashes = redis.call('HINCRBY', KEYS[1], sink .. ':crashes', once_more)
 look_again(now + tonumber(ARGV[2]))
 redis.call('SET', KEYS[4], member .. ' 0 ' .. sink, 'PX', 3600000)
-return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or '', crashes - 1}
+return {'sink', sink, revision, tries, redis.call('GET', KEYS[5]) or '', r[7] or '', crashes - 1, r[9] or ''}

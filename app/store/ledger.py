@@ -152,9 +152,9 @@ class Ledger:
         )
         if verdict != b"sink":
             return None
-        sink, revision, tries, raw, request_id, crashes = values
+        sink, revision, tries, raw, request_id, crashes, digest = values
         until = now + clockwork.HAND_LEASE
-        return HandOn(_text(sink), revision, tries, zlib.decompress(raw), _text(request_id), crashes, until)
+        return HandOn(_text(sink), revision, tries, zlib.decompress(raw), _text(request_id), crashes, until, _text(digest))
 
     def handed(
         self,

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from app.store.keys import OrderKey
+
 Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
 Stored = Literal["refused", "home", "hand", "again", "dead"]
 Failed = Literal["refused", "again", "parked", "dead", "gone"]
@@ -63,3 +65,11 @@ class HandOn(msgspec.Struct, frozen=True):
     request_id: str
     crashes: int = 0
     until: int = 0
+    digest: str = ""
+
+    def idempotency_key(self, order: OrderKey) -> str:
+        """Return what is the same for every repeat of this revision, and for no other content.
+
+        The number alone is not enough: after a flush, or in a restored Redis, revisions are counted anew.
+        """
+        return f"{order.company_id}/{order.order_id}/{self.revision}/{self.digest[:12]}"

@@ -119,7 +119,7 @@ def _handed(sink: Path) -> dict[str, list[int]]:
     """Return the revisions of each order in the order in which the sink was called."""
     handed: defaultdict[str, list[int]] = defaultdict(list)
     for line in sink.read_text().splitlines() if sink.exists() else []:
-        _, order_id, revision = line.split("/")
+        _, order_id, revision, _ = line.split("/")
         handed[order_id].append(int(revision))
     return handed
 

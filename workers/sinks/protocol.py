@@ -12,7 +12,8 @@ from app.upstream.order import Order
 class Context(msgspec.Struct, frozen=True):
     """What a sink is told beside the order.
 
-    `idempotency_key` is company/order/revision, the same for every repeat of this revision; `attempt` counts from 1.
+    `idempotency_key` is company/order/revision/digest, the same for every repeat of this revision and of nothing else;
+    `attempt` counts from 1.
     """
 
     idempotency_key: str
