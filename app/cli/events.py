@@ -1,4 +1,4 @@
-"""The commands for accepted events: list, show, replay."""
+"""The commands for accepted events: list, show; replay and tail have files of their own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Annotated
 import msgspec
 import typer
 
-from app.cli import moment, options, output
+from app.cli import moment, options, output, replay, tail
 from app.cli.exits import CODES, FOUND, Stop
-from app.cli.fetches import ask_for
 from app.cli.session import Session, session
-from app.store.event_log import EventQuery, StoredEvent, is_event_id
-from app.store.keys import OrderKey
+from app.store.event_log import EventQuery, StoredEvent
 
 events = typer.Typer(name="events", no_args_is_help=True, help="What the Channel Manager has told us.")
 
-_IDS_HELP = "Event ids, as `events list` shows them."
-
 
 def register(cli: typer.Typer) -> None:
+    events.command(epilog=tail.CODES)(tail.tail)
+    events.command(epilog=replay.EPILOG)(replay.replay)
     cli.add_typer(events)
 
 
@@ -29,14 +27,17 @@ def register(cli: typer.Typer) -> None:
 def list_(
     company: options.Company = None,
     status: options.Status = None,
+    outcome: tail.Outcome = None,
     since: options.Since = None,
     until: options.Until = None,
     limit: options.Limit = 50,
     as_json: options.Json = False,
 ) -> None:
-    """List the latest events, newest last. Duplicates are not among them: `orders show` tells of those."""
+    """List the latest events, newest last. Duplicates are not among them: `orders explain` tells of those."""
     with session() as here:
-        query = EventQuery(company_id=here.companies.id_of(company), status=status, since=since, until=until)
+        query = EventQuery(
+            company_id=here.companies.id_of(company), status=status, outcome=outcome, since=since, until=until
+        )
         found = deque[StoredEvent]()
         found.extendleft(islice(here.books.events.newest_first(query), limit))
         if as_json:
@@ -78,64 +79,6 @@ def show(
             ("order is", state),
         )
         output.facts(f"event {event.id}", facts)
-
-
-@events.command(epilog=CODES)
-def replay(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help=_IDS_HELP)] = None,
-    order: Annotated[list[str] | None, typer.Option("--order", help="An order, by orderId or reference.")] = None,
-    company: options.Company = None,
-    status: options.Status = None,
-    since: options.Since = None,
-    until: options.Until = None,
-    dry_run: options.DryRun = False,
-    yes: options.Yes = False,
-    as_json: options.Json = False,
-) -> None:
-    """Fetch the orders of stored events once more, each order once, oldest first, behind the live ones.
-
-    Give event ids, --order, or a selection: --company, --status, --since, --until.
-    """
-    named, selected = bool(ids or order), any((status, since, until))
-    if named and selected:
-        raise Stop("Give ids and --order, or a selection by --status, --since and --until, not both.")
-    if not named and not selected and company is None:
-        raise Stop("Say what to replay: event ids, --order, or a selection; everything is --since 2000-01-01.")
-    with session() as here:
-        company_id = here.companies.id_of(company)
-        if named:
-            orders, missing = _named(here, ids or [], order or [], company_id)
-        else:
-            query = EventQuery(company_id=company_id, status=status, since=since, until=until or moment.now())
-            found = output.counted(here.books.events.oldest_first(query), "reading events")
-            # A dict keeps the order in which each order was first told of.
-            orders, missing = list(dict.fromkeys(event.key for event in found)), []
-        for text in missing:
-            output.remark(f"No event {text!r} is here.")
-        if not orders:
-            raise Stop("No event matches.", FOUND)
-        if dry_run:
-            text = f"{output.many(len(orders), 'order')} would be fetched once more (one getOrder each)."
-            output.tell(text, {"orders": len(orders), "dry_run": True}, as_json)
-        else:
-            output.confirm(f"Fetch {output.many(len(orders), 'order')} once more (one getOrder each)?", yes)
-            asked = ask_for(here, orders, queue="backfill", why="replay")
-            output.tell(asked.sentence(), asked, as_json)
-    if missing:
-        raise typer.Exit(FOUND)
-
-
-def _named(
-    here: Session, ids: list[str], orders: list[str], company_id: str | None
-) -> tuple[list[OrderKey], list[str]]:
-    wrong = next((one for one in ids if not is_event_id(one)), None)
-    if wrong is not None:
-        raise Stop(f"{wrong!r} is no event id. An order is named by --order.")
-    found = here.books.events.of_ids(ids)
-    there = {event.id for event in found}
-    asked_for = [here.order(text, company_id) for text in orders]
-    in_turn = dict.fromkeys([*(event.key for event in found), *asked_for])
-    return list(in_turn), [one for one in ids if one not in there]
 
 
 def _view(here: Session, event: StoredEvent) -> dict[str, object]:

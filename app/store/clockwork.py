@@ -57,7 +57,7 @@ SLOT_PATIENCE: Final = 250
 """How long a job waits for a slot before it sets its order's score and ends: no company blocks another."""
 
 LONGEST_TURN: Final = 30 * SECOND
-"""The longest an order waits beyond the moment at which its key may be used again, however often it met others there."""
+"""The longest an order waits beyond the moment at which its key may be used again, however often it was full."""
 
 BREAKER_FIRST: Final = 15 * SECOND
 BREAKER_LONGEST: Final = 5 * MINUTE

@@ -8,8 +8,8 @@
 local now, prefix, backfill, most, plan_id = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
 local function is_stored(member)
-  local r = redis.call('HMGET', prefix .. 'order:' .. member, 'wanted', 'revision')
-  return r[1] and tonumber(r[2] or '0') > 0
+  local r = redis.call('HMGET', prefix .. 'order:' .. member, 'wanted', 'revision', 'erased')
+  return r[1] and not r[3] and tonumber(r[2] or '0') > 0
 end
 
 local taken, passed = take_orders(KEYS[3], KEYS[4], now, most, is_stored)

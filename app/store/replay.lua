@@ -10,9 +10,10 @@ local most = tonumber(table.remove(ARGV))
 local now, prefix = tonumber(ARGV[1]), ARGV[3]
 
 -- The stored copy is newer than what was told when it was fetched later, and nothing is owed. By force nothing is told.
+-- What was erased stays erased.
 local function is_older(member, told)
-  local r = redis.call('HMGET', prefix .. 'order:' .. member, 'wanted', 'done', 'fetched')
-  return not told or tonumber(r[3] or '0') <= told or tonumber(r[2] or '0') < tonumber(r[1] or '0')
+  local r = redis.call('HMGET', prefix .. 'order:' .. member, 'wanted', 'done', 'fetched', 'erased')
+  return not r[4] and (not told or tonumber(r[3] or '0') <= told or tonumber(r[2] or '0') < tonumber(r[1] or '0'))
 end
 
 local taken, passed = take_orders(KEYS[6], KEYS[7], now, most, is_older)

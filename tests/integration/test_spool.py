@@ -81,24 +81,24 @@ def killed(valkey: Valkey, redis: Redis) -> Callable[[], None]:
     return valkey.restart
 
 
-def read_only(valkey: Valkey, redis: Redis) -> Callable[[], None]:
+def read_only(valkey: Valkey, redis: Redis) -> Callable[[], object]:
     redis.replicaof("127.0.0.1", "1")
     return lambda: redis.replicaof("NO", "ONE")
 
 
-def full(valkey: Valkey, redis: Redis) -> Callable[[], None]:
+def full(valkey: Valkey, redis: Redis) -> Callable[[], object]:
     redis.config_set("maxmemory", "1mb")
     return lambda: redis.config_set("maxmemory", 0)
 
 
-def slow(valkey: Valkey, redis: Redis) -> Callable[[], None]:
-    redis.execute_command("CLIENT PAUSE 60000 WRITE")
-    return lambda: redis.execute_command("CLIENT UNPAUSE")
+def slow(valkey: Valkey, redis: Redis) -> Callable[[], object]:
+    redis.client_pause(60_000, all=False)
+    return redis.client_unpause
 
 
 @pytest.mark.parametrize("trouble", [frozen, killed, read_only, full, slow])
 def test_the_intake_goes_on_and_redis_gets_everything_when_it_is_back(
-    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, trouble: Callable[..., Callable[[], None]]
+    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, trouble: Callable[..., Callable[[], object]]
 ) -> None:
     with serving(tmp_path, settings(own_valkey.url, spool)) as web:
         before, first, second, after = item(), item(), item(), item()

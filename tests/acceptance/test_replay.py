@@ -1,0 +1,37 @@
+"""A replay with real workers: behind live traffic, and to the sinks without a getOrder."""
+
+from __future__ import annotations
+
+from tests.acceptance.strangers import System, eventually
+
+
+def test_a_replay_goes_by_the_backfill_alone_and_one_to_the_sinks_costs_no_get_order(bare: System) -> None:
+    """The sink is given the same idempotency key again: it can tell a repeat."""
+    calls = bare.folder / "calls"
+    (bare.folder / "shop.py").write_text(
+        "def on_order(order, context):\n"
+        f"    with open({str(calls)!r}, 'a') as out: out.write(context.idempotency_key + chr(10))\n"
+    )
+    bare.variables["SINKS"] = "python:shop:on_order"
+    bare.start("web")
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
+    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 3, "events": 0})["orders"]
+    orders = [one["order_id"] for one in made]
+    assert bare.post(*(bare.event(one) for one in orders))[0] == 200
+    eventually(lambda: len(bare.log("worker", "order.handed")) == 3, 20, "three orders were handed on")
+    once = sorted(calls.read_text().splitlines())
+
+    code, (handed,) = bare.cli("events", "replay", "--since", "1h", "--to-sinks", "--rate", "100", "--yes", "--json")
+    eventually(lambda: len(bare.log("worker", "order.handed")) == 6, 20, "three orders were handed on again")
+
+    assert (code, handed["queued"]) == (0, 3)
+    assert sorted(calls.read_text().splitlines()) == sorted(once * 2)
+    assert [bare.row(one)["gets"] for one in orders] == [1, 1, 1]
+    assert all("-backfill-" in line["worker"] for line in bare.log("worker", "order.handed")[3:])
+
+    code, (fetched,) = bare.cli("events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes", "--json")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, "three orders came home again")
+
+    assert (code, fetched["queued"]) == (0, 3)
+    assert [line["lane"] for line in bare.log("worker", "order.fetched")] == ["live"] * 3 + ["backfill"] * 3
+    assert len(bare.log("worker", "order.handed")) == 6

@@ -1,0 +1,125 @@
+"""What choosing the orders of a replay costs Redis: one selection of 10,000 events out of 200,000, three ways.
+
+    uv run python -m tests.benchmarks.selection [--events 200000] [--selected 10000] [--json]
+
+By time only the selected stretch is read; by status everything is, since a stream has no other index. Redis's own time
+is what INFO commandstats says; what the slowest command takes on average is how long others waited for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rich.console import Console
+from rich.table import Table
+
+from app.dev import valkey
+from app.store import keys
+from app.store.keys import OrderKey
+from app.store.moment import from_ms
+from app.store.selection import Selection, Selector
+
+_COMPANY = "11111111-1111-4111-8111-111111111111"
+_FIRST = 1_780_000_000_000
+_AT_ONCE = 5000
+
+
+def fill(redis: Redis, events: int, selected: int) -> None:
+    """Write the events, one each second, and a record each order; the last `selected` are Drafts of orders at home."""
+    for start in range(0, events, _AT_ONCE):
+        with redis.pipeline(transaction=False) as pipe:
+            for number in range(start, min(start + _AT_ONCE, events)):
+                order = OrderKey(_COMPANY, f"00000000-0000-4000-8000-{number:012}")
+                ms = _FIRST + number * 1000
+                late = number >= events - selected
+                pipe.xadd(
+                    keys.EVENTS,
+                    {
+                        "company": _COMPANY,
+                        "order": order.order_id,
+                        "status": "Draft" if late else "Issued",
+                        "reference": f"CM-{number}",
+                        "sent": "2026-06-01T08:15:02.417Z",
+                        "outcome": "queued",
+                        "secret": "current",
+                        "request": f"{number:032x}",
+                    },
+                    id=f"{ms}-0",
+                )
+                if late:
+                    # Half of them have not come home since they were told of.
+                    pipe.hset(
+                        keys.record(order),
+                        mapping={
+                            "wanted": 1,
+                            "done": number % 2,
+                            "fetched": ms + 500,
+                            "revision": 1,
+                            "status": "Draft",
+                        },
+                    )
+            pipe.execute()
+
+
+def measure(redis: Redis, selection: Selection) -> dict[str, Any]:
+    """Select, and compare with the records; return what it cost Redis and us."""
+    redis.config_resetstat()
+    selector = Selector(redis)
+    began = time.perf_counter()
+    found = selector.select(selection, lambda _: None)
+    passed = selector.up_to_date(found.orders)
+    seconds = time.perf_counter() - began
+    stats: Any = redis.info("commandstats")
+    used = {
+        name.removeprefix("cmdstat_"): one for name, one in stats.items() if "info" not in name and "conf" not in name
+    }
+    return {
+        "events": found.events,
+        "orders": len(found.orders),
+        "passed": len(passed),
+        "calls": sum(one["calls"] for one in used.values()),
+        "redis_ms": round(sum(one["usec"] for one in used.values()) / 1000, 1),
+        "slowest_command_ms": round(max(one["usec_per_call"] for one in used.values()) / 1000, 3),
+        "seconds": round(seconds, 2),
+    }
+
+
+def main() -> int:
+    """Measure once; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.selection", description=__doc__)
+    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--selected", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true", help="one object a line instead of a table")
+    options = parser.parse_args()
+    since = from_ms(_FIRST + (options.events - options.selected) * 1000)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        valkey.start(Path(folder)) as server,
+        Redis.from_url(server.url) as redis,
+    ):
+        fill(redis, options.events, options.selected)
+        results = {
+            "by time": measure(redis, Selection(since=since)),
+            "by time and status": measure(redis, Selection(since=since, status="draft")),
+            "by status": measure(redis, Selection(status="draft")),
+        }
+    if options.json:
+        for name, result in results.items():
+            sys.stdout.write(json.dumps({"selection": name} | result) + "\n")
+        return 0
+    table = Table("selection", *next(iter(results.values())))
+    for name, result in results.items():
+        table.add_row(name, *(f"{value:,}" for value in result.values()))
+    Console(width=120).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
