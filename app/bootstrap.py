@@ -21,16 +21,25 @@ from app.settings import Company, Settings
 from app.spool.folder import SpoolFolder
 from app.spool.recorder import Recorder
 from app.spool.spool import Spool
-from app.store import clockwork, connection, counters, schema
+from app.store import clockwork, connection, schema
 from app.store.archive import Archive
-from app.store.budget import Budget, Limits
+from app.store.audit_words import AuditWords
+from app.store.budget import Budget, Limits, breaker_key
 from app.store.dead_letters import DeadLetters
+from app.store.drops import Drops
+from app.store.erasure import Erasure
 from app.store.event_log import EventLog
+from app.store.gauges import Metrics
+from app.store.guests import Guests
 from app.store.inbox import Inbox
 from app.store.ledger import Ledger
 from app.store.outage import readable_url, translated_errors
+from app.store.plans import Plans
 from app.store.pools import Pools
+from app.store.reference_index import ReferenceIndex
+from app.store.selection import Selector
 from app.store.tally import Tally
+from app.store.vitals import Subject, VitalSigns
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
 
@@ -43,6 +52,13 @@ class Books(NamedTuple):
     dead: DeadLetters
     ledger: Ledger
     pools: Pools
+    references: ReferenceIndex
+    drops: Drops
+    selector: Selector
+    plans: Plans
+    erasure: Erasure
+    guests: Guests
+    audit_words: AuditWords
 
 
 def clock() -> int:
@@ -82,7 +98,7 @@ def web_app(settings: Settings) -> ASGIApp:
         ),
         probes=web.Probes(
             Health(redis, spool),
-            lambda: counters.read(redis),
+            Metrics(redis, vital_signs(settings), clock, spool.waiting if spool else None).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
         resources=resources,
@@ -116,7 +132,20 @@ def books(settings: Settings) -> Iterator[Books]:
         redis = worker_redis(settings)
     with translated_errors(url), redis:
         schema.refuse_newer(redis)
-        yield Books(Archive(redis), EventLog(redis), DeadLetters(redis), ledger(settings, redis), Pools(redis))
+        yield Books(
+            archive=Archive(redis),
+            events=EventLog(redis),
+            dead=DeadLetters(redis),
+            ledger=ledger(settings, redis),
+            pools=Pools(redis),
+            references=ReferenceIndex(redis),
+            drops=Drops(redis, order_days=settings.order_days, sinks=settings.sinks),
+            selector=Selector(redis),
+            plans=Plans(redis, event_days=settings.event_days),
+            erasure=Erasure(redis, order_days=settings.order_days, event_days=settings.event_days),
+            guests=Guests(redis),
+            audit_words=AuditWords(redis),
+        )
 
 
 async def redis_checks(settings: Settings) -> list[Check]:
@@ -150,6 +179,15 @@ def budget(settings: Settings, company: Company, redis: Redis) -> Budget:
         slot_lease=_fetch_lease(settings),
     )
     return Budget(redis, company.np_api_key.get_secret_value(), company.path, limits)
+
+
+def vital_signs(settings: Settings) -> VitalSigns:
+    """Return what asks Redis how the receiver is."""
+    subjects = (
+        Subject(one.slug, one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path))
+        for one in settings.companies
+    )
+    return VitalSigns(tuple(subjects), settings.sinks)
 
 
 def http(settings: Settings) -> httpx.Client:

@@ -38,6 +38,7 @@ class Receipt(msgspec.Struct, frozen=True):
     coalesced: int
     duplicates: int
     spooled: int
+    erased: int
     ignored: int
     put_aside: dict[str, int]
 
@@ -69,6 +70,7 @@ class Intake:
             recorded.coalesced,
             recorded.duplicates,
             recorded.spooled,
+            recorded.erased,
             batch.ignored,
             batch.put_aside,
         )

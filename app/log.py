@@ -25,12 +25,24 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "service.stopped": "role",
         "service.bad_settings": "problems",
         "service.waiting": "what",
-        "request": "method path status reason duration_ms bytes events queued coalesced duplicates ignored put_aside",
+        "service.newer_data": "held ours",
+        "request": (
+            "method path status reason duration_ms bytes events queued coalesced duplicates spooled erased ignored"
+            " put_aside"
+        ),
         "request.client_gone": "path",
         "request.failed": "path error trace",
         "auth.rejected": "company items",
+        "auth.alarm": "company items advice",
         "events.put_aside": "reason items",
         "intake.unavailable": "error",
+        "intake.redis_away": "error",
+        "intake.redis_back": "waiting",
+        "spool.adopted": "events",
+        "spool.drained": "events",
+        "spool.failed": "error trace",
+        "spool.refused": "problem",
+        "spool.event_refused": "order_id company",
         "order.fetched": (
             "order_id company status revision changed wallets tickets coupons manifest duration_ms http_status lane"
         ),
@@ -44,13 +56,28 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "order.hand_dead": "order_id company sink revision reason tries",
         "job.failed": "order_id error trace",
         "job.refused": "function",
+        "subscription.active": "company",
+        "subscription.down": "company reason",
+        "subscription.repaired": "company",
+        "subscription.trouble": "company what reason http_status",
         "upstream.breaker_opened": "company reason http_status open_s",
+        "reconcile.ran": (
+            "company cause outcome pages rows unreadable never_heard changed stuck queued duration_ms next_in_s"
+        ),
+        "reconcile.gap_found": "order_id company kind status held",
+        "reconcile.failed": "company cause reason http_status pages queued error trace next_in_s",
         "pool.worker_started": "worker lane",
         "pool.worker_died": "worker exit_code order_id",
         "pool.worker_failed": "worker error trace",
         "pool.orphans": "pool workers",
         "pool.ticked": "looked pushed",
+        "pool.worker_overdue": "worker busy_s",
         "pool.redis_away": "error",
+        "pool.redis_back": "away_s",
+        "alarm.raised": "name company sink figure runbook",
+        "alarm.silence": "company reason quiet_s usual runbook",
+        "alarm.cleared": "name company sink lasted_s",
+        "alarm.failed": "error trace",
     }.items()
 }
 """Every event this project logs, with the fields it may carry beside the common ones."""

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from app import bootstrap, log
 from app.settings import Settings
 from app.store import clockwork, schema
+from app.store.event_days import EventDays
 from app.store.jobs import BACKFILL, LIVE
 from app.store.ledger import Ledger
 from app.store.order_list import OrderList
@@ -69,6 +70,7 @@ class Pool:
         self._reconciler = Reconciler(settings, redis)
         self._watchman = Watchman(settings, redis)
         self._order_list = OrderList(redis, order_days=settings.order_days)
+        self._event_days = EventDays(redis, event_days=settings.event_days)
         self._fork = multiprocessing.get_context("fork")
         self._children: dict[str, ForkProcess] = {}
         self._watches: dict[str, Stopwatch] = {}
@@ -206,6 +208,7 @@ class Pool:
         if looked:
             _log.info("pool.ticked", looked=looked, pushed=pushed)
         self._order_list.trim(bootstrap.clock())
+        self._event_days.trim(bootstrap.clock())
         self._reconciler.tick()
         self._watchman.tick()
 

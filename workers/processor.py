@@ -140,6 +140,7 @@ class Processor:
             http_status=fetched.http_status,
             duration_ms=round(fetched.seconds * 1000),
             references=found.references,
+            guests=found.addresses,
         )
         now = self._clock()
         look_at, give_up = (None, "") if found.settled else verdict.of_look(fetch, now)
@@ -147,8 +148,9 @@ class Processor:
             lambda: self._ledger.finish(order, worker, fetch, content, now, look_at=look_at, give_up=give_up),
             fetch.until,
         )
-        if stored == "refused":
-            _log.info("order.not_needed", order_id=order.order_id, company=self._slug(order), verdict="superseded")
+        if stored in {"refused", "erased"}:
+            why = "superseded" if stored == "refused" else "erased"
+            _log.info("order.not_needed", order_id=order.order_id, company=self._slug(order), verdict=why)
             return
         _log.info(
             "order.fetched",

@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from app import bootstrap, log
 from app.alarms import onset, signs
@@ -36,8 +37,15 @@ class Watchman:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + EVERY
-        if self._watch.take_turn():
+        if not self._watch.take_turn():
+            return
+        try:
             look(self._watch, self._signs, self._signs.read(self._redis, bootstrap.clock()))
+        except (RedisError, OSError):
+            raise
+        except Exception as error:
+            # Whatever stands there that we cannot read: orders are fetched all the same.
+            _log.error("alarm.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
 def look(watch: Watch, vital_signs: VitalSigns, vitals: Vitals) -> list[Change]:

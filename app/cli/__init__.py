@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from app.cli.exits import AWAY, INTERRUPTED, USAGE, Stop
+from app.cli.exits import AWAY, INTERRUPTED, NEWER, USAGE, Stop
 from app.errors import SettingsError
 from app.store.outage import StoreUnavailable
+from app.store.schema import NewerData
 
 
 def main() -> None:
@@ -18,6 +19,8 @@ def main() -> None:
     except SettingsError as error:
         lines = [f"  {line}" for line in str(error).splitlines()]
         _end("\n".join(["The settings are incomplete or wrong:", *lines]), USAGE)
+    except NewerData as newer:
+        _end(str(newer), NEWER)
     except StoreUnavailable as away:
         _end(str(away), AWAY)
     except Stop as stop:

@@ -31,6 +31,8 @@ _BY_REASON: Final = {
 
 def next_step(record: OrderRecord, state: State) -> str:
     """Return what a person should do about an order, or that it is nothing."""
+    if state == "erased":
+        return "Nothing: it was erased on request, and is neither fetched nor handed on any more."
     if state == "dead":
         return f"{_BY_REASON.get(record.dead, f'Mend the cause ({record.dead})')}. {_then(record, 'dead requeue')}"
     if state == "parked":

@@ -121,6 +121,9 @@ def _not_here(text: str, as_json: bool) -> None:
 
 
 def _lacks(record: OrderRecord, state: State, due: datetime | None, configured: tuple[str, ...]) -> Iterator[Lack]:
+    if state == "erased":
+        yield Lack("it was erased on request: nothing of it is kept, and no new event fetches it", None)
+        return
     if state == "dead":
         yield Lack(f"the fetch was given up: {record.dead}", None)
     elif state == "dropped":
@@ -149,6 +152,8 @@ def _sink(name: str, sink: SinkRecord, revision: int, due: datetime | None) -> I
 
 
 def _content(record: OrderRecord) -> str:
+    if record.erased:
+        return "erased"
     if not record.revision:
         return "never fetched"
     counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))

@@ -18,24 +18,27 @@ CHUNK: Final = 200
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What came of it: of `orders`, so many have a new job, and so many had one waiting already."""
+    """What came of it: of `orders`, so many have a new job, so many had one waiting already; erased ones have none."""
 
     orders: int
     queued: int
     waiting: int
+    erased: int = 0
 
     def sentence(self) -> str:
-        return f"{output.many(self.orders, 'order')}: {self.queued:,} queued, {self.waiting:,} waiting already."
+        erased = f", {self.erased:,} erased and not fetched any more" if self.erased else ""
+        return f"{output.many(self.orders, 'order')}: {self.queued:,} queued, {self.waiting:,} waiting already{erased}."
 
 
 def ask_for(here: Session, orders: Sequence[OrderKey], *, queue: Literal["live", "backfill"], why: str) -> Asked:
     """Owe the orders a fetch, in the order given; interrupted, those asked for so far stay asked for."""
     if queue == "backfill" and here.settings.backfill_workers == 0:
         output.remark("BACKFILL_WORKERS is 0 here: unless another machine has one, these orders will wait.")
+    erased = here.books.erasure.erased_among(orders)
     queued = 0
-    left = iter(orders)
-    with output.progress("asking for fetches", len(orders)) as step:
+    left = (order for order in orders if order not in erased)
+    with output.progress("asking for fetches", len(orders) - len(erased)) as step:
         while chunk := list(islice(left, CHUNK)):
             queued += here.books.ledger.want(chunk, bootstrap.clock(), queue=queue, why=why)
             step(len(chunk))
-    return Asked(len(orders), queued, len(orders) - queued)
+    return Asked(len(orders), queued, len(orders) - len(erased) - queued, len(erased))

@@ -48,6 +48,9 @@ def chosen(here: Session, named: list[str], query: DeadQuery) -> Letters:
             if here.books.dead.of(order):
                 found.append(order)
                 continue
+            if here.books.erasure.erased_among([order]):
+                output.remark(f"{text!r} was erased: it is not fetched any more.")
+                continue
         output.remark(f"{text!r} is no dead letter.")
     if named and not found:
         raise Stop("No dead letter matches.", FOUND)

@@ -70,6 +70,7 @@ class OrderPage:
                 ("content", self._content()),
                 ("manifest", order.manifest_url if order else None),
                 ("fetched", moment.short(record.fetched)),
+                ("erased", moment.short(record.erased)),
                 ("looked at again", moment.short(self.due)),
                 ("trouble", self._trouble()),
                 *((f"sink {sink.name}", _sink(sink, record.revision)) for sink in record.sinks),
@@ -82,6 +83,8 @@ class OrderPage:
 
     def _content(self) -> str:
         record = self.record
+        if record.erased:
+            return "erased"
         if not record.revision:
             return "never fetched"
         parts = f"{record.wallets} wallets, {record.tickets} tickets, {record.coupons} coupons"

@@ -1,4 +1,4 @@
-"""The commands for orders: list, show, refetch; explain, confirm and cancel have files of their own."""
+"""The commands for orders: list, show, refetch; explain, confirm, cancel and erase have files of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from app.cli import changes, explain, moment, options, order_page, output
+from app.cli import changes, erase, explain, moment, options, order_page, output
 from app.cli.exits import CODES, FOUND, Stop
 from app.cli.fetches import ask_for
 from app.cli.mask import masked
@@ -25,6 +25,7 @@ def register(cli: typer.Typer) -> None:
     orders.command(epilog=explain.CODES)(explain.explain)
     orders.command(epilog=changes.CODES)(changes.confirm)
     orders.command(epilog=changes.CODES)(changes.cancel)
+    orders.command(epilog=erase.CODES)(erase.erase)
     cli.add_typer(orders)
 
 

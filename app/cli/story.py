@@ -8,6 +8,7 @@ from app.store.trail import (
     Begun,
     Dropped,
     Entry,
+    Erased,
     Failed,
     GaveUp,
     HandedOn,
@@ -63,6 +64,8 @@ def sentence(entry: Entry) -> str:
             return f"{what} given up for good, by hand ({entry.reason})"
         case Rehanded():
             return f"to be handed on to {entry.sink} once more (replay {entry.plan})"
+        case Erased():
+            return "erased: all else that was known of it"
         case Unread():
             return entry.text
         case _:

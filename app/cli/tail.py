@@ -34,9 +34,11 @@ MOST: Final = 500
 POLL_S: Final = 0.5
 """Seconds between two looks at them, and the longest wait for an event."""
 
-Outcome = Annotated[Literal["queued", "coalesced"] | None, typer.Option("--outcome", help="What became of the event.")]
+Outcome = Annotated[
+    Literal["queued", "coalesced", "erased"] | None, typer.Option("--outcome", help="What became of the event.")
+]
 
-_SETTLED: Final = frozenset({"home", "gone", "dead", "dropped"})
+_SETTLED: Final = frozenset({"home", "gone", "dead", "dropped", "erased"})
 
 
 class Became(msgspec.Struct, frozen=True, kw_only=True, tag_field="what", tag="became"):

@@ -6,11 +6,12 @@
 --       7 length of the job template, the template (push.lua), then per event nine values:
 --       digest of the event ('' = cannot be a duplicate), company, order, status, buyFromOrderReference,
 --       name of the secret that matched, request id, timestamp as sent, ms when it was received ('' = now)
--- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate.
+-- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate,
+--   3 erased (erase.lua): recorded, and nothing is owed.
 local now, grace, dedup, kept = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local prefix, live, last_id = ARGV[5], ARGV[6], nil
 local template, at = read_template(7)
-local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate'}
+local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate', [3] = 'erased'}
 local outcomes, counts, pulses = {}, {}, {}
 local touched, due, sooner, pushed_now = {}, {}, {}, {}
 
@@ -18,7 +19,7 @@ while at <= #ARGV do
   local digest, company, order, status, reference, secret, request, sent, received = unpack(ARGV, at, at + 8)
   local member = company .. ':' .. order
   local record, trail = prefix .. 'order:' .. member, prefix .. 'trail:' .. member
-  local was = redis.call('HMGET', record, 'wanted', 'job', 'dead', 'heard')
+  local was = redis.call('HMGET', record, 'wanted', 'job', 'dead', 'heard', 'erased')
   local outcome
   if digest ~= '' and not redis.call('SET', prefix .. 'seen:' .. digest, 1, 'NX', 'PX', dedup) then
     outcome = 2
@@ -26,6 +27,11 @@ while at <= #ARGV do
       redis.call('HINCRBY', record, 'duplicates', 1)
       note(trail, now .. ' duplicate ' .. status .. ' ' .. secret .. ' ' .. request)
     end
+  elseif was[5] then
+    outcome = 3
+    last_id = redis.call('XADD', KEYS[2], '*', 'company', company, 'order', order, 'status', status,
+      'reference', '', 'sent', sent, 'outcome', names[3], 'secret', secret, 'request', request)
+    note(trail, now .. ' event ' .. last_id .. ' ' .. status .. ' erased ' .. secret .. ' ' .. request)
   else
     local wanted = tonumber(was[1] or '0') + 1
     if was[1] then

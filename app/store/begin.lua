@@ -12,9 +12,9 @@
 local now, lease, worker, member = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'begun', 'done', 'fence', 'lease', 'crashes', 'dead', 'revision',
   'tries', 'looks', 'parks', 'missing', 'status', 'said', 'request', 'lane', 'fetched', 'heard', 'fetch_at', 'rejects',
-  'holder')
+  'holder', 'erased')
 local wanted = tonumber(r[1] or '0')
-if wanted == 0 then
+if wanted == 0 or r[22] then
   redis.call('ZREM', KEYS[2], member)
   return {'nothing'}
 end

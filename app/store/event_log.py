@@ -23,8 +23,8 @@ _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted event; `at` is when it came, `sent` its own timestamp as sent.
 
-    `reference` is its buyFromOrderReference, `outcome` queued or coalesced, `secret` the name of the clientState that
-    matched. Duplicates are not stored: the order's trail tells of them.
+    `reference` is its buyFromOrderReference, `outcome` queued, coalesced or erased, `secret` the name of the
+    clientState that matched. Duplicates are not stored: the order's trail tells of them.
     """
 
     id: str

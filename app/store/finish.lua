@@ -5,17 +5,21 @@
 -- ARGV  1 now ms  2 member  3 fence  4 begun  5 keep ms  6 lease of a hand-on ms
 --       7 when to look again in ms, '' = the answer is settled  8 reason to give up, '' = none
 --       9 digest  10 content  11 status  12 wallets  13 tickets  14 coupons  15 manifest 0|1  16 http status
---       17 duration ms  18.. sinks
--- Returns {verdict, revision, changed 0|1}; verdict: refused, home, hand (a sink is behind), again, dead.
+--       17 duration ms  18 digests of its guests' addresses (guests.py)  19.. sinks
+-- Returns {verdict, revision, changed 0|1}; verdict: refused, erased (nothing is stored), home, hand (a sink
+--   is behind), again, dead.
 -- Called again by a worker whose connection broke before it heard the answer, it changes nothing.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'stored', 'digest', 'revision', 'job', 'dead', 'begun',
-  'heard', 'timed')
+  'heard', 'timed', 'erased')
 local wanted, done, revision = tonumber(r[1] or '0'), tonumber(r[2] or '0'), tonumber(r[6] or '0')
-local sinks = read_sinks(18)
+local sinks = read_sinks(19)
 redis.call('DEL', KEYS[5])
 if wanted == 0 then
   return {'refused', revision, 0}
+end
+if r[12] then
+  return {'erased', revision, 0}
 end
 -- Or it began before Redis was flushed or restored from an older copy: what it saw is not what is counted now.
 if tonumber(r[4] or '0') > fence or fence > tonumber(r[3] or '0') or begun > tonumber(r[9] or '0') then
@@ -47,6 +51,11 @@ redis.call('HSET', KEYS[1], 'done', done, 'stored', fence, 'digest', ARGV[9], 'r
   'fetched', now, 'status', ARGV[11], 'wallets', ARGV[12], 'tickets', ARGV[13], 'coupons', ARGV[14],
   'manifest', ARGV[15], 'http', ARGV[16])
 redis.call('HDEL', KEYS[1], 'tries', 'parks', 'rejects', 'crashes', 'missing', 'error')
+if ARGV[18] == '' then
+  redis.call('HDEL', KEYS[1], 'guests')
+else
+  redis.call('HSET', KEYS[1], 'guests', ARGV[18])
+end
 redis.call('ZADD', KEYS[7], now, member)
 -- The record ends `keep` ms after its last hand-on, whose tries take a day or two.
 for i = 9, #KEYS do

@@ -9,9 +9,9 @@
 --   crashes (hand-ons of this revision before it that began and never ended), digest of the content
 local now, member, sinks = tonumber(ARGV[1]), ARGV[4], read_sinks(6)
 local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'revision', 'hand', 'handler', 'dead', 'request',
-  'fetch_at', 'digest')
+  'fetch_at', 'digest', 'erased')
 local revision = tonumber(r[3] or '0')
-if not r[1] then
+if not r[1] or r[10] then
   return {'nothing'}
 end
 -- Where a fetch is owed too, the clock is only put forward: begin knows whose time has come.

@@ -18,13 +18,14 @@ from app.upstream.wire import build, decode
 _CHUNK = 200
 """Orders a round trip: contents can be large, and Redis serves others in between."""
 
-_FIELDS = ("wanted", "done", "dead", "dropped", "status", "fetched")
+_FIELDS = ("wanted", "done", "dead", "dropped", "status", "fetched", "erased")
 
 
 class Holding(msgspec.Struct, frozen=True):
     """One order as we hold it. `status` is that of the latest fetch, or Gone; "" if none came home.
 
-    `dead` is the reason it was given up, `dropped` if people did so for good, "" if it was not; `fetched` ms, 0 for
+    `dead` is the reason it was given up, `dropped` if people did so for good, `erased` if
+    they erased it, "" if neither; `fetched` ms, 0 for
     never; `copy` the fields of the stored content that a list shows too, None where nothing was stored.
     """
 
@@ -67,7 +68,7 @@ def _holding(order: OrderKey, values: dict[str, bytes | None], packed: bytes | N
         return None
     return Holding(
         owed=record.done < record.wanted,
-        dead=record.dead or ("dropped" if record.is_dropped else ""),
+        dead="erased" if record.erased else record.dead or ("dropped" if record.is_dropped else ""),
         status=record.status,
         fetched=int(values["fetched"] or 0),
         copy=_copy(packed),

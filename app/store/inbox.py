@@ -37,16 +37,20 @@ CALL_SECONDS: Final = 1.0
 PATIENCE: Final = 0.5
 """Seconds a POST waits for its call to begin; looked at when a call ends, so it may be one call more."""
 
-QUEUED, COALESCED, DUPLICATE = range(3)
+QUEUED, COALESCED, DUPLICATE, ERASED = range(4)
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """What became of the events of one POST. `spooled`: kept on disk until Redis is back."""
+    """What became of the events of one POST.
+
+    `spooled`: kept on disk until Redis is back. `erased`: recorded, and nothing is owed: their orders were erased.
+    """
 
     queued: int
     coalesced: int
     duplicates: int
     spooled: int = 0
+    erased: int = 0
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -133,7 +137,12 @@ class Inbox:
         if len(self._writers) < CALLS:
             self._writers.add(asyncio.create_task(self._write()))
         outcomes = await answer
-        return Recorded(outcomes.count(QUEUED), outcomes.count(COALESCED), outcomes.count(DUPLICATE))
+        return Recorded(
+            outcomes.count(QUEUED),
+            outcomes.count(COALESCED),
+            outcomes.count(DUPLICATE),
+            erased=outcomes.count(ERASED),
+        )
 
     async def probe(self) -> bool:
         """Return whether Redis takes writes, ours too; asked anew: an old connection may lead to a former primary."""

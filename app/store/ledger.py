@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.store import clockwork, keys, schema
+from app.store.guests import Guests
 from app.store.jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
 from app.store.keys import OrderKey
 from app.store.scripts import source
@@ -31,6 +32,7 @@ class Ledger:
         self._fetch_lease = fetch_lease
         self._sinks = tuple(sinks)
         self._template = JobTemplate()
+        self._guests = Guests(redis)
         names = ("begin", "finish", "fail", "hand", "handed", "tick", "want", "abandon", "nudge", "revive_sink")
         self._script = {name: redis.register_script(schema.guarded(source(name))) for name in names}
 
@@ -105,6 +107,7 @@ class Ledger:
                 int(content.manifest),
                 content.http_status,
                 content.duration_ms,
+                self._guests.digests(content.guests),
                 *self._sinks,
             ],
         )
@@ -154,7 +157,8 @@ class Ledger:
             return None
         sink, revision, tries, raw, request_id, crashes, digest = values
         until = now + clockwork.HAND_LEASE
-        return HandOn(_text(sink), revision, tries, zlib.decompress(raw), _text(request_id), crashes, until, _text(digest))
+        content, request = zlib.decompress(raw), _text(request_id)
+        return HandOn(_text(sink), revision, tries, content, request, crashes, until, _text(digest))
 
     def handed(
         self,

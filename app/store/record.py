@@ -11,12 +11,12 @@ import msgspec
 from app.store.keys import OrderKey
 from app.store.moment import from_ms
 
-State = Literal["owed", "fetching", "parked", "home", "gone", "dead", "dropped"]
+State = Literal["owed", "fetching", "parked", "home", "gone", "dead", "dropped", "erased"]
 """Where an order stands, first match wins.
 
-`dead`: given up, still owed. `fetching`: a worker holds it. `parked`: owed, and the connection is at fault, not the
-order. `owed`: a fetch is to come. `gone`: upstream has deleted it. `dropped`: given up for good, by hand. `home`: all
-that was settled has been fetched.
+`erased`: on request; what is left keeps it from coming back. `dead`: given up, still owed. `fetching`: a worker holds
+it. `parked`: owed, and the connection is at fault, not the order. `owed`: a fetch is to come. `gone`: upstream has
+deleted it. `dropped`: given up for good, by hand. `home`: all that was settled has been fetched.
 Sinks are not in it: an order may be home and a sink behind (`SinkRecord`).
 """
 
@@ -58,6 +58,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     dead: str
     dead_at: datetime | None
     dropped: datetime | None
+    erased: datetime | None
     status: str
     said: str
     revision: int
@@ -86,7 +87,8 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def changed(self) -> datetime | None:
         """Return when something was last learnt of the order."""
-        return max(filter(None, (self.first, self.heard, self.fetched, self.dead_at, self.dropped)), default=None)
+        moments = (self.first, self.heard, self.fetched, self.dead_at, self.dropped, self.erased)
+        return max(filter(None, moments), default=None)
 
     @property
     def dead_sinks(self) -> tuple[SinkRecord, ...]:
@@ -102,6 +104,8 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def state(self, now: datetime) -> State:
         """Return the one word; `now` is aware and tells whether a lease still holds."""
+        if self.erased:
+            return "erased"
         if self.dead:
             return "dead"
         if self.done < self.wanted:
@@ -147,6 +151,7 @@ def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
         dead=text("dead"),
         dead_at=moment("dead_at"),
         dropped=moment("dropped"),
+        erased=moment("erased"),
         status=text("status"),
         said=text("said"),
         revision=number("revision"),

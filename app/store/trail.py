@@ -18,7 +18,7 @@ class _Entry(msgspec.Struct, frozen=True, tag_field="what"):
 
 
 class Heard(_Entry, frozen=True, tag="event"):
-    """An event came; `outcome` is queued or coalesced (accept)."""
+    """An event came; `outcome` is queued, coalesced or erased (accept)."""
 
     event_id: str
     status: str
@@ -112,6 +112,10 @@ class Rehanded(_Entry, frozen=True, tag="rehand"):
     sink: str
 
 
+class Erased(_Entry, frozen=True, tag="erased"):
+    """All else that was known of the order was erased (erase)."""
+
+
 class Unread(_Entry, frozen=True, tag="unread"):
     """A line of another version of the scripts."""
 
@@ -131,6 +135,7 @@ Entry = (
     | Revived
     | Dropped
     | Rehanded
+    | Erased
     | Unread
 )
 
@@ -175,6 +180,8 @@ def _entry(at: datetime, words: list[str]) -> Entry:
             return Revived(at, sink)
         case ["rehand", plan, sink]:
             return Rehanded(at, plan, sink)
+        case ["erased"]:
+            return Erased(at)
         case ["dropped", reason, *sink] if len(sink) < 2:
             return Dropped(at, reason, "".join(sink))
     return Unread(at, " ".join(words))

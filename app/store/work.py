@@ -9,7 +9,7 @@ import msgspec
 from app.store.keys import OrderKey
 
 Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
-Stored = Literal["refused", "home", "hand", "again", "dead"]
+Stored = Literal["refused", "erased", "home", "hand", "again", "dead"]
 Failed = Literal["refused", "again", "parked", "dead", "gone"]
 Failure = Literal["again", "reject", "park", "missing", "dead", "gone"]
 Handed = Literal["done", "again", "dead"]
@@ -38,7 +38,10 @@ class Fetch(msgspec.Struct, frozen=True):
 
 
 class Content(msgspec.Struct, frozen=True):
-    """An answer of getOrder as it is stored, with what people ask for most; `references` are those of both sides."""
+    """An answer of getOrder as it is stored, with what people ask for most; `references` are those of both sides.
+
+    `guests`: e-mail addresses, of which digests are kept and nothing else.
+    """
 
     raw: bytes
     digest: str
@@ -50,6 +53,7 @@ class Content(msgspec.Struct, frozen=True):
     http_status: int
     duration_ms: int
     references: tuple[str, ...] = ()
+    guests: tuple[str, ...] = ()
 
 
 class HandOn(msgspec.Struct, frozen=True):

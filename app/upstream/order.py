@@ -119,6 +119,12 @@ class Order(Part, frozen=True):
         return tuple(filter(None, (self.buy_from_order_reference, self.sell_to_order_reference)))
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return the e-mail addresses of the order and of its lines, each once."""
+        told = (self.sell_to_email, *(item.sell_to_email for item in self.items))
+        return tuple(dict.fromkeys(filter(None, told)))
+
+    @property
     def wallets(self) -> tuple[Wallet, ...]:
         """Return the wallets of all items."""
         return tuple(wallet for item in self.items for wallet in item.wallets)

@@ -138,7 +138,7 @@ async def _not_allowed(request: Request, fields: dict[str, Any], request_id: str
 
 def _describe(fields: dict[str, Any], receipt: Receipt) -> None:
     fields["events"] = receipt.events
-    for name in ("queued", "coalesced", "duplicates", "spooled", "ignored"):
+    for name in ("queued", "coalesced", "duplicates", "spooled", "erased", "ignored"):
         if count := getattr(receipt, name):
             fields[name] = count
     if receipt.put_aside:

@@ -122,6 +122,7 @@ class Desk:
             http_status=200,
             duration_ms=42,
             references=found.references,
+            guests=found.addresses,
         )
         self.ledger().finish(order, WORKER, fetch, content, bootstrap.clock())
 

@@ -104,7 +104,7 @@ def test_a_person_is_asked_and_a_no_changes_nothing(desk: Desk) -> None:
 def _answered(desk: Desk, answer: bytes) -> tuple[int, list[str]]:
     """Replay from a terminal, answer the question, and return the exit code and what was queued."""
     terminal, theirs = pty.openpty()
-    command = [sys.executable, "-m", "app.cli", "events", "replay", "--since", "1h"]
+    command = [sys.executable, "-m", "app.cli", "events", "replay", "--since", "1h", "--force"]
     try:
         with subprocess.Popen(command, env=desk.env, stdin=theirs, stdout=theirs, stderr=theirs) as running:
             os.close(theirs)

@@ -151,7 +151,7 @@ def test_a_refetch_is_queued_among_the_live_ones_without_a_question(desk: Desk) 
 
     ended = desk.run("orders", "refetch", order(1).order_id, order(2).order_id, "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"orders": 2, "queued": 1, "waiting": 1}])
+    assert (ended.code, ended.objects) == (0, [{"orders": 2, "queued": 1, "waiting": 1, "erased": 0}])
     assert desk.waiting("live") == [order(1).order_id]
 
 

@@ -79,7 +79,8 @@ def test_apply_queues_just_these_behind_the_live_ones(desk: Desk, sandbox: Sandb
 
     ended = desk.run("reconcile", "--apply", "--yes", "--json")
 
-    assert (ended.code, ended.objects[-1]) == (0, {"orders": len(everything), "queued": len(everything), "waiting": 0})
+    total = {"orders": len(everything), "queued": len(everything), "waiting": 0, "erased": 0}
+    assert (ended.code, ended.objects[-1]) == (0, total)
     assert sorted(desk.waiting("backfill")) == sorted(everything)
     assert made[0] in everything
     assert desk.run("reconcile", "--json").objects == []

@@ -122,6 +122,7 @@ class TestGoodEvents:
             "request_id": answer.headers["x-request-id"],
             "events": orders,
             "queued": orders,
+            "erased": 0,
             "coalesced": 0,
             "duplicates": 0,
             "spooled": 0,
@@ -582,10 +583,10 @@ class TestProbes:
         answer = web.http.get("/metrics", headers=OPS)
 
         samples = samples_of(answer)
-        assert samples["ota_events_total", COMPANY, "queued"] == 2
-        assert samples["ota_events_total", COMPANY, "duplicate"] == 1
-        assert samples["ota_events_by_secret_total", COMPANY, "previous"] == 2
-        assert samples["ota_events_by_secret_total", COMPANY, "current"] == 1
+        assert samples["ota_events_total", "default", "queued"] == 2
+        assert samples["ota_events_total", "default", "duplicate"] == 1
+        assert samples["ota_events_by_secret_total", "default", "previous"] == 2
+        assert samples["ota_events_by_secret_total", "default", "current"] == 1
         assert samples["ota_orders_due",] == 2
         assert samples["ota_orders_dead",] == 0
         assert re.match(r"text/plain; version=", answer.headers["content-type"])

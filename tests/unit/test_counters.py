@@ -1,16 +1,24 @@
-"""Counters kept in Redis come out as text that Prometheus reads."""
+"""What is kept in Redis, and the gauges of the moment, come out as text that Prometheus reads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.store import counters
+from app.store.counters import Sample
+from app.store.scripts import source
 
-Sample = tuple[str, frozenset[tuple[str, str]]]
+MUSEUM = b"22222222-2222-4222-8222-222222222222"
+SLUGS = {MUSEUM.decode(): "museum"}
+
+Shown = tuple[str, frozenset[tuple[str, str]]]
 
 
-def samples(kept: dict[bytes, bytes], gauges: dict[str, tuple[str, float]] | None = None) -> dict[Sample, float]:
-    text = counters.render(kept, gauges or {}).decode()
+def shown(kept: dict[bytes, bytes], gauges: Sequence[Sample] = ()) -> dict[Shown, float]:
+    text = counters.render(kept, gauges, SLUGS).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -18,38 +26,81 @@ def samples(kept: dict[bytes, bytes], gauges: dict[str, tuple[str, float]] | Non
     }
 
 
-def test_a_field_is_a_metric_with_its_labels() -> None:
-    found = samples({b"events|museum|queued": b"3", b"events|zoo|duplicate": b"1", b"secrets|zoo|previous": b"2"})
+def labels(**values: str) -> frozenset[tuple[str, str]]:
+    return frozenset(values.items())
+
+
+def test_a_field_is_a_metric_with_its_labels_and_a_company_is_named_by_its_slug() -> None:
+    found = shown({b"events|%s|queued" % MUSEUM: b"3", b"secrets|%s|previous" % MUSEUM: b"2", b"requests|200": b"5"})
 
     assert found == {
-        ("ota_events_total", frozenset({("company", "museum"), ("outcome", "queued")})): 3,
-        ("ota_events_total", frozenset({("company", "zoo"), ("outcome", "duplicate")})): 1,
-        ("ota_events_by_secret_total", frozenset({("company", "zoo"), ("secret", "previous")})): 2,
+        ("ota_events_total", labels(company="museum", outcome="queued")): 3,
+        ("ota_events_by_secret_total", labels(company="museum", secret="previous")): 2,
+        ("ota_requests_total", labels(status="200")): 5,
+    }
+
+
+def test_companies_that_the_settings_do_not_name_are_one() -> None:
+    """Else a stranger who invents companies, or years of changed settings, make a metric without end."""
+    found = shown({b"rejected|unknown": b"3", b'rejected|a"b\\c\n': b"1", b"rejected|%s" % MUSEUM: b"2"})
+
+    assert found == {
+        ("ota_items_rejected_total", labels(company="other")): 4,
+        ("ota_items_rejected_total", labels(company="museum")): 2,
     }
 
 
 def test_gauges_stand_beside_them() -> None:
-    assert samples({}, {"ota_orders_due": ("Orders due.", 7)}) == {("ota_orders_due", frozenset()): 7}
+    found = shown({}, [Sample("ota_orders_due", 7), Sample("ota_queue_jobs", 2, ("live",))])
+
+    assert found == {("ota_orders_due", labels()): 7, ("ota_queue_jobs", labels(queue="live")): 2}
+
+
+def test_a_moment_is_shown_in_seconds_and_only_of_companies_of_the_settings() -> None:
+    """Of one that is settled no more, the last success would grow old and alarm for ever."""
+    found = shown({b"reconciled|%s" % MUSEUM: b"1795000000123", b"reconciled|gone": b"1"})
+
+    assert found == {("ota_reconcile_last_success_timestamp_seconds", labels(company="museum")): 1795000000.123}
+
+
+def test_the_way_home_is_a_histogram_whose_buckets_add_up() -> None:
+    kept = {b"home|%s|500": b"2", b"home|%s|2500": b"1", b"home|%s|inf": b"1", b"home|%s|sum": b"100000123"}
+    found = shown({name % MUSEUM: value for name, value in kept.items()})
+
+    def bucket(bound: str) -> float:
+        return found["ota_order_home_seconds_bucket", labels(company="museum", le=bound)]
+
+    assert [bucket(bound) for bound in ("0.25", "0.5", "2.5", "86400.0", "+Inf")] == [0, 2, 3, 3, 4]
+    assert found["ota_order_home_seconds_count", labels(company="museum")] == 4
+    assert found["ota_order_home_seconds_sum", labels(company="museum")] == 100000.123
+
+
+def test_both_sides_know_the_same_buckets() -> None:
+    """The script that measures and the one that shows."""
+    assert "{" + ", ".join(str(bound) for bound in counters.BOUNDS) + "}" in source("measure")
 
 
 def test_every_metric_is_announced_with_its_meaning_before_the_first_event() -> None:
-    text = counters.render({}, {}).decode()
+    text = counters.render({}, [], {}).decode()
 
-    for name, _, meaning in counters.METRICS.values():
-        assert f"# HELP {name}_total {meaning}\n" in text
-        assert f"# TYPE {name}_total counter\n" in text
+    kinds = [
+        *((f"{name}_total", "counter", meaning) for name, _, meaning in counters.METRICS.values()),
+        *((name, "gauge", meaning) for name, _, meaning in counters.MARKS.values()),
+        *((name, "gauge", meaning) for name, (_, meaning) in counters.GAUGES.items()),
+        (counters.HISTOGRAM[0], "histogram", counters.HISTOGRAM[2]),
+    ]
+    for name, kind, meaning in kinds:
+        assert f"# HELP {name} {meaning}\n" in text
+        assert f"# TYPE {name} {kind}\n" in text
 
 
-def test_fields_of_another_version_are_left_out() -> None:
+@pytest.mark.parametrize(
+    "field", [b"later|x", b"events|only-one-label", b"events", b"events|a|b|c", b"home|x", b"\xff|x", b"reconciled"]
+)
+def test_fields_of_another_version_are_left_out(field: bytes) -> None:
     """After a roll-back the hash may hold what this version does not know."""
-    assert samples({b"later|x": b"1", b"events|only-one-label": b"1", b"events": b"1", b"events|a|b|c": b"1"}) == {}
-
-
-def test_label_values_are_escaped() -> None:
-    found = samples({b'events|a"b\\c\n|queued': b"1"})
-
-    assert [dict(labels)["company"] for _, labels in found] == ['a"b\\c\n']
+    assert shown({field: b"1"}) == {}
 
 
 def test_large_counts_keep_their_digits() -> None:
-    assert list(samples({b"events|museum|queued": b"9007199254740991"}).values()) == [9007199254740991]
+    assert list(shown({b"requests|200": b"9007199254740991"}).values()) == [9007199254740991]

@@ -1,17 +1,59 @@
-"""The documentation names what there is: every setting, command and answer."""
+"""The documentation names what there is: every setting, command, answer, metric, log event and alarm."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
+import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
 
+from app import log
+from app.alarms.onset import RULES
 from app.cli.app import cli
 from app.settings import Company, Settings
+from app.store import counters
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+OPERATIONS, LOGS = DOCS["operations.md"], DOCS["logs.md"]
+
+METRICS = {
+    **{f"{name}_total": labels for name, labels, _ in counters.METRICS.values()},
+    **{name: labels for name, labels, _ in counters.MARKS.values()},
+    **{name: labels for name, (labels, _) in counters.GAUGES.items()},
+    counters.HISTOGRAM[0]: counters.HISTOGRAM[1],
+}
+"""Every metric by the name under which it is scraped, with its labels."""
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Return the cells of each row of the tables whose first heading is `heading`."""
+    found: list[list[str]] = []
+    for block in text.split("\n\n"):
+        lines = block.splitlines()
+        if lines and lines[0].startswith(f"| {heading} |"):
+            found += [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+    return found
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def anchors(text: str) -> set[str]:
+    """Return where links into a page may lead: explicit anchors, and headings as they are shown on the web."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def rules() -> list[dict[str, Any]]:
+    found: Any = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))
+    return [rule for group in found["groups"] for rule in group["rules"]]
 
 
 @pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
@@ -48,8 +90,118 @@ def test_readmes_two_commands_stand_alone_on_their_lines() -> None:
     assert "python3 -m pip install uv && uv run pytest" in lines
 
 
+def test_every_test_that_a_fault_names_exists() -> None:
+    """faults.md states what tests show."""
+    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    named = {word for word in text.split("`") if word.endswith(".py")} - {"tests/acceptance/test_kills.py"}
+
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_every_mentioned_file_exists() -> None:
     """A link that leads nowhere is worse than none."""
     targets = [part.partition(")")[0] for part in README.split("](")[1:]]
 
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted(DOCS))
+def test_every_link_of_the_docs_leads_somewhere(page: str) -> None:
+    """Files and sections."""
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", DOCS[page]):
+        name, _, anchor = target.partition("#")
+        path = ROOT / "docs" / name
+        if "://" in target:
+            continue
+        if (name and not path.exists()) or (anchor and anchor not in anchors(DOCS[path.name] if name else DOCS[page])):
+            dead.append(target)
+
+    assert dead == []
+
+
+def test_operations_explains_every_metric_and_no_other_with_its_labels() -> None:
+    """A graph that nobody understands, and one that shows nothing, cost a night each."""
+    explained: dict[str, set[str]] = {}
+    for shown, labels, _ in rows(OPERATIONS, "metric"):
+        for name in names(shown):
+            explained[name] = set(names(labels))
+
+    assert explained.keys() == METRICS.keys()
+    assert {name for name, labels in METRICS.items() if not set(labels) <= explained[name]} == set()
+
+
+def test_logs_explains_every_event_with_all_its_fields_and_no_other() -> None:
+    explained = {names(event)[0]: set(names(fields)) for event, _, fields, _ in rows(LOGS, "event")}
+
+    assert explained == {event: set(fields) for event, fields in log.EVENTS.items()}
+
+
+def test_logs_says_how_loud_every_event_is() -> None:
+    """As it is in the source: ops filter by it."""
+    source = "\n".join(path.read_text() for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py"))
+    levels: dict[str, set[str]] = {}
+    for level, event in re.findall(r'_log\.(info|warning|error)\(\s*"([^"]+)"', source):
+        levels.setdefault(event, set()).add(level)
+
+    told = {
+        names(event)[0]: set(re.findall(r"info|warning|error", level)) for event, level, _, _ in rows(LOGS, "event")
+    }
+
+    assert told == levels
+
+
+def test_every_alarm_of_the_log_is_in_the_table_and_has_a_section() -> None:
+    """`runbook` of alarm.raised leads there."""
+    assert {name for cell, *_ in rows(OPERATIONS, "alarm in the log") for name in names(cell)} == RULES.keys()
+    assert {name.replace("_", "-") for name in RULES} <= anchors(OPERATIONS)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
+def test_every_alert_reads_metrics_that_exist_and_leads_to_its_runbook(rule: dict[str, Any]) -> None:
+    """An expression over a name that nobody exports is never true: it looks like peace."""
+    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+    assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert page == "docs/operations.md"
+    assert anchor in set(re.findall(r'<a id="([^"]+)">', OPERATIONS))
+
+    read = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bota_\w+", rule["expr"])}
+    assert read
+    assert read <= METRICS.keys()
+    for name, label in re.findall(r"(ota_\w+)\{(\w+)=", rule["expr"]):
+        assert label in METRICS[name]
+    if alarm := re.search(r'ota_alarm\{name="(\w+)"', rule["expr"]):
+        assert alarm[1] in RULES
+
+
+def test_every_alarm_of_the_log_has_an_alert() -> None:
+    """By the alarm itself, or by the metric behind it."""
+    by_metric = {"fetch_late": "ota_oldest_owed_seconds", "breaker_open": "ota_breaker_open"}
+    expressions = "\n".join(rule["expr"] for rule in rules())
+
+    assert [
+        name
+        for name in RULES
+        if f'ota_alarm{{name="{name}"}}' not in expressions and by_metric[name] not in expressions
+    ] == []
+
+
+def test_every_section_on_an_alarm_is_reached_by_one() -> None:
+    """A runbook that nothing leads to is not kept right."""
+    reached = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules()}
+
+    assert set(re.findall(r'<a id="([^"]+)">', OPERATIONS)) == reached
+
+
+def test_every_command_that_operations_names_exists() -> None:
+    commands = typer.main.get_command(cli).commands  # type: ignore[attr-defined]  # a group has commands
+    named = re.findall(r"ota-receiver ([a-z]+)(?: ([a-z]+))?", OPERATIONS)
+    wrong = [
+        f"{name} {part}"
+        for name, part in named
+        if name not in commands or (hasattr(commands[name], "commands") and part not in commands[name].commands)
+    ]
+
+    assert wrong == []

@@ -54,9 +54,14 @@ class Stage:
         return self.hear(f"2026-11-22T10:00:00.{self._settled:07}Z", order)
 
     def hear(self, sent: str, order: OrderKey = ONE) -> str:
-        """Accept an event with this timestamp; return queued, coalesced or duplicate."""
+        """Accept an event with this timestamp; return queued, coalesced, duplicate or erased."""
         recorded = self._loop.run_until_complete(self._inbox.accept([event_of(order, sent)], "request"))
-        outcomes = {"queued": recorded.queued, "coalesced": recorded.coalesced, "duplicate": recorded.duplicates}
+        outcomes = {
+            "queued": recorded.queued,
+            "coalesced": recorded.coalesced,
+            "duplicate": recorded.duplicates,
+            "erased": recorded.erased,
+        }
         (outcome,) = [name for name, count in outcomes.items() if count]
         return outcome
 

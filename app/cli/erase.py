@@ -1,0 +1,201 @@
+"""The command for whoever asks to be erased: all that is held of an order goes, save what keeps it from coming back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from app import bootstrap
+from app.cli import moment, options, output, replay_feed
+from app.cli.exits import FOUND, Stop
+from app.cli.session import Session, session
+from app.spool.traces import SpoolTraces, Swept
+from app.store.erasure import Copies, Traces
+from app.store.keys import OrderKey
+
+CODES: Final = (
+    "Example: ota-receiver orders erase --email - < address.txt · Exit codes: 0 erased · 1 not here, or something is"
+    " left, which is named · 2 usage or settings, or a question that nobody could answer · 3 Redis does not answer: say"
+    " it again · 4 its data is of a newer version · 130 interrupted: say it again"
+)
+
+_LONGEST_ADDRESS: Final = 320
+
+Named = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
+Email = Annotated[
+    str | None,
+    typer.Option("--email", metavar="ADDRESS", help="All orders of this guest; - reads the address from stdin."),
+]
+Why = Annotated[str, typer.Option("--why", help="For the audit; one line, without a word of the guest.")]
+Who = Annotated[str | None, typer.Option("--who", help="For the audit, instead of user@host.")]
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True):
+    """One order. `erased`: when it first was, None if it is not yet. `copies`: what sinks have, or may have."""
+
+    company: str
+    company_id: str
+    order_id: str
+    erased: datetime | None
+    copies: tuple[Copies, ...]
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """What went of `orders`: stored events, waiting jobs, rows of spools, texts of replays; `left`: what did not."""
+
+    orders: int
+    events: int
+    jobs: int
+    spooled: int
+    texts: int
+    left: tuple[str, ...]
+
+    def sentence(self) -> str:
+        return (
+            f"{output.many(self.orders, 'order')} erased, with {output.many(self.events, 'event')},"
+            f" {output.many(self.jobs, 'job')}, {output.many(self.spooled, 'spooled event')} and"
+            f" {output.many(self.texts, 'text')} of replays."
+        )
+
+
+def erase(
+    order: Named = None,
+    email: Email = None,
+    company: options.Company = None,
+    why: Why = "",
+    who: Who = None,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Erase orders for good: content, references, events, jobs and spooled events; their ids stay, for ORDER_DAYS.
+
+    What stays makes sure that no event, replay or reconcile brings them back. What sinks hold is not ours: it is named.
+    Said again, it finishes what an interrupted run has left.
+    """
+    if bool(order) == (email is not None):
+        raise Stop("Say which: ORDER..., or --email.")
+    asks, reason = replay_feed.who_asks(who), replay_feed.printable(why, "--why")
+    address = _address(email)
+    with session() as here:
+        company_id = here.companies.id_of(company)
+        rest = here.books.erasure.unfinished()
+        orders = (
+            _of_guest(here, address, company_id) if address else [here.order(one, company_id) for one in order or []]
+        )
+        if not orders and not rest:
+            raise Stop("No order of this guest is here.", FOUND)
+        found = [one for one in map(here.books.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
+        if here.books.audit_words.are_in(f"{asks} {reason}", [word for one in found for word in one.words]):
+            raise Stop("--who and --why stay in the audit: name neither the guest nor the order there.")
+        if not as_json or dry_run:
+            _show(here, found, as_json)
+        if dry_run:
+            return
+        output.confirm(f"Erase {output.many(len(found), 'order')} for good?", yes)
+        left = _erase(here, found, asks, reason, as_json)
+        if not left:
+            here.books.erasure.finish([*orders, *rest])
+    if left:
+        raise typer.Exit(FOUND)
+
+
+def _address(email: str | None) -> str:
+    """Return the guest's address, "" if none is asked for; no message repeats it."""
+    if email is None:
+        return ""
+    text = (sys.stdin.readline() if email == "-" else email).strip()
+    if "@" not in text or len(text) > _LONGEST_ADDRESS or not text.isprintable():
+        raise Stop("This is no e-mail address.")
+    if email != "-":
+        output.remark("Other users of this machine can see what was typed: --email - reads it from stdin.")
+    return text
+
+
+def _of_guest(here: Session, address: str, company_id: str | None) -> list[OrderKey]:
+    with output.progress("looking through orders") as step:
+        return here.books.guests.orders(address, company_id, step)
+
+
+def _erase(here: Session, found: Sequence[Traces], who: str, why: str, as_json: bool) -> bool:
+    """Go through the steps; the first of each order blocks, and what follows can be done again. Return what is left."""
+    books = here.books
+    # While it can still be told what they were called.
+    texts = books.audit_words.forget([word for one in found for word in one.words])
+    books.erasure.note([one.order for one in found if one.erased is None], who, why, bootstrap.clock())
+    erased = [_tombstone(here, one) for one in found]
+    orders = [one.order for one in found]
+    with output.progress("taking events out") as step:
+        events = books.erasure.forget_events(found, bootstrap.clock(), step)
+    with output.progress("taking jobs out") as step:
+        jobs = books.erasure.forget_jobs(orders, step)
+    spool = here.settings.spool_dir
+    swept = SpoolTraces(spool).forget(orders) if spool is not None else Swept(0, ())
+    totals = Totals(orders=len(erased), events=events, jobs=jobs, spooled=swept.rows, texts=texts, left=swept.troubles)
+    if as_json:
+        for one in erased:
+            output.json_line(one)
+    output.tell(totals.sentence(), totals, as_json)
+    if not as_json:
+        _name_copies(erased)
+    for trouble in totals.left:
+        output.remark(f"Left: {trouble}. Mend it, and say it again.")
+    return bool(totals.left)
+
+
+def _tombstone(here: Session, traces: Traces) -> Erased:
+    while True:
+        at = here.books.erasure.erase(traces, bootstrap.clock())
+        # Now nothing more is handed on: what sinks have is what they have had until here.
+        after = here.books.erasure.traces(traces.order)
+        if after is None:
+            raise Stop(f"Order {traces.order.order_id} is here no more.", FOUND)
+        if at is not None:
+            return _view(here, after)
+        here.books.audit_words.forget(after.words)
+        traces = after
+
+
+def _show(here: Session, found: Sequence[Traces], as_json: bool) -> None:
+    if as_json:
+        for one in found:
+            output.json_line(_view(here, one))
+        return
+    columns = ("company", "order", "erased", "content", "#events", "copies in sinks")
+    output.table(
+        "What goes: content, references, events, jobs, spooled events", columns, (_row(here, one) for one in found)
+    )
+
+
+def _row(here: Session, traces: Traces) -> tuple[object, ...]:
+    return (
+        here.companies.slug(traces.order.company_id),
+        traces.order.order_id,
+        moment.short(traces.erased),
+        f"revision {traces.revision}" if traces.content else "none",
+        len(here.books.events.of_order(traces.order)),
+        ", ".join(one.sink for one in traces.copies),
+    )
+
+
+def _name_copies(erased: Sequence[Erased]) -> None:
+    copies = [(one.sink, key) for order in erased for one in order.copies for key in one.keys_begin]
+    if copies:
+        output.table(
+            "Not ours to erase: copies that sinks have, or may have", ("sink", "idempotency key begins with"), copies
+        )
+
+
+def _view(here: Session, traces: Traces) -> Erased:
+    return Erased(
+        company=here.companies.slug(traces.order.company_id),
+        company_id=traces.order.company_id,
+        order_id=traces.order.order_id,
+        erased=traces.erased,
+        copies=traces.copies,
+    )

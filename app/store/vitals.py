@@ -1,0 +1,146 @@
+"""How the receiver is, read in one step for /metrics, for the alarms and for people: what waits, what hangs, who lives.
+
+The step costs the same with one order and with a million: of `due` it looks at SAMPLE orders from either end. The
+soonest are those that wait longest for a worker, the latest those that have failed most often, so the longest owed
+fetch is among them, or one nearly as old. Up to twice SAMPLE orders owed it is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from rq.job import Job
+
+from app.store import keys
+from app.store.jobs import BACKFILL, LIVE, queue_key
+from app.store.moment import to_ms
+from app.store.scripts import source
+
+SAMPLE: Final = 200
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """A company of the settings as it is looked at; `breaker` is the key of its breaker (budget.breaker_key)."""
+
+    slug: str
+    company_id: str
+    breaker: str
+
+
+class CompanyVitals(msgspec.Struct, frozen=True):
+    """Times in ms since 1970, 0 for never.
+
+    `oldest_owed` is ms since the latest event of the order that has waited longest for what that event told of. Not
+    among them: what people or reconciling asked for, what waits in backfill, what was given up, and what was fetched
+    and had not settled (that has a time of its own). `unsettled`: orders that the list showed so, `unsettled_since`
+    when the first of them was seen. `breaker_until` lies in the past while a probe is to come, 0 with no breaker open.
+    """
+
+    oldest_owed: int
+    breaker_until: int
+    current_seen: int
+    previous_seen: int
+    unsettled: int
+    unsettled_since: int
+
+    @property
+    def last_event(self) -> int:
+        return max(self.current_seen, self.previous_seen)
+
+
+class SinkVitals(msgspec.Struct, frozen=True):
+    """Orders, among those looked at, whose latest revision a sink has not had, and those of them it has refused."""
+
+    behind: int
+    failing: int
+
+
+class QueueVitals(msgspec.Struct, frozen=True):
+    """Jobs that wait, and when the first of them was queued as RQ writes it, "" if none waits."""
+
+    jobs: int
+    oldest: str
+
+
+class PoolVitals(msgspec.Struct, frozen=True):
+    """What a pool says of itself (workers.estate.Census)."""
+
+    workers: list[str]
+    beat: int
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole. `companies` is by id; `elsewhere` is `oldest_owed` of companies that the settings do not name.
+
+    `soonest`: ms when the next order of `due` is to be looked at, 0 if none is. `alarms`: what watch.py keeps.
+    """
+
+    now: int = 0
+    due: int
+    soonest: int
+    dead: int
+    dead_hand_ons: int
+    pools: dict[str, str]
+    schema: str
+    alarms: dict[str, str]
+    queues: dict[str, QueueVitals]
+    companies: dict[str, CompanyVitals]
+    elsewhere: int
+    sinks: dict[str, SinkVitals]
+
+    @property
+    def late(self) -> int:
+        """Return for how many ms the ticker has not looked at an order whose time has come."""
+        return max(self.now - self.soonest, 0) if self.soonest else 0
+
+    def waited(self, queue: str) -> int:
+        """Return for how many ms the first job of a queue has waited, 0 without one."""
+        oldest = self.queues[queue].oldest
+        return max(self.now - to_ms(datetime.fromisoformat(oldest)), 0) if oldest else 0
+
+    def told_by_pools(self) -> list[PoolVitals]:
+        """Return what each pool said last."""
+        return [msgspec.json.decode(text, type=PoolVitals) for text in self.pools.values()]
+
+
+class VitalSigns:
+    """Asks for them, on either kind of client. `sinks`: SINKS."""
+
+    def __init__(self, subjects: Sequence[Subject], sinks: Sequence[str]) -> None:
+        self.subjects = tuple(subjects)
+        self._sinks = tuple(sinks)
+        self._script = source("vitals")
+
+    def read(self, redis: Redis, now: int) -> Vitals:
+        """Return how it is at `now` (ms); raises what Redis raises."""
+        return _vitals(redis.register_script(self._script)(keys=_KEYS, args=self._arguments(now)), now)
+
+    async def read_async(self, redis: AsyncRedis, now: int) -> Vitals:
+        """Return how it is at `now` (ms); raises what Redis raises."""
+        return _vitals(await redis.register_script(self._script)(keys=_KEYS, args=self._arguments(now)), now)
+
+    def _arguments(self, now: int) -> list[Any]:
+        companies = [part for one in self.subjects for part in (one.company_id, one.breaker)]
+        head = [now, keys.PREFIX, Job.redis_job_namespace_prefix, SAMPLE, len(self.subjects)]
+        return [*head, *companies, *self._sinks]
+
+
+def _vitals(answer: bytes, now: int) -> Vitals:
+    return msgspec.structs.replace(msgspec.json.decode(answer, type=Vitals), now=now)
+
+
+_KEYS: Final = [
+    keys.DUE,
+    keys.DEAD,
+    keys.DEAD_SINKS,
+    keys.POOLS,
+    keys.SCHEMA,
+    keys.ALARMS,
+    queue_key(LIVE),
+    queue_key(BACKFILL),
+]
