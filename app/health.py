@@ -23,6 +23,10 @@ CLOCKS_APART: Final = 10.0
 """Seconds that two clocks may differ: no retry comes noticeably too early or too late."""
 
 
+FRESH: Final = 0.5
+"""Anybody may ask, and each look writes to the disk that keeps the events: many askers share one look."""
+
+
 class Keeps(Protocol):
     """Something that keeps events while Redis is away."""
 
@@ -46,12 +50,22 @@ class Health:
     def __init__(self, redis: Redis, spool: Keeps | None = None) -> None:
         self._redis = redis
         self._spool = spool
+        self._one_at_a_time = asyncio.Lock()
+        self._found: list[Check] = []
+        self._found_at = -FRESH
 
     async def checks(self) -> list[Check]:
-        """Return all findings; never raises.
+        """Return all findings, at most FRESH seconds old; never raises.
 
         With a spool that works nothing about Redis is fatal: events are taken, and wait on the disk.
         """
+        async with self._one_at_a_time:
+            if time.monotonic() - self._found_at >= FRESH:
+                self._found = await self._look()
+                self._found_at = time.monotonic()
+        return self._found
+
+    async def _look(self) -> list[Check]:
         of_redis, of_spool = await asyncio.gather(self._of_redis(), self._of_spool())
         if any(check.fatal and check.ok for check in of_spool):
             of_redis = [msgspec.structs.replace(check, fatal=False) for check in of_redis]
@@ -89,6 +103,9 @@ class Health:
                 waiting = await self._spool.waiting()
         except TimeoutError:
             return [Check("spool", ok=False, detail="the disk does not answer", fatal=True)]
+        except Exception as error:
+            # Whatever it is, it is told as a finding: who asks for readiness must get an answer.
+            return [Check("spool", ok=False, detail=f"it fails ({type(error).__name__})", fatal=True)]
         return [
             Check("spool", ok=not trouble, detail=trouble or "takes events", fatal=True),
             Check("backlog", ok=not waiting, detail=f"{waiting} events wait for Redis", fatal=False),

@@ -40,6 +40,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "intake.redis_back": "waiting",
         "spool.adopted": "events",
         "spool.drained": "events",
+        "spool.file_gone": "events",
         "spool.failed": "error trace",
         "spool.refused": "problem",
         "spool.event_refused": "order_id company",

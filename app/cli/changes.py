@@ -127,7 +127,9 @@ def _change(
             _owe(here, key, f"{why}-unsure", "It may have been done upstream")
             raise Stop(f"{_sentence(venue, error)} It may have been done all the same: {_look(key)}", AWAY) from None
         changed = Changed(venue.slug, key.order_id, status, _owe(here, key, why, "It was done upstream"))
-        output.tell(f"Done: upstream says {status}. Its fetch is queued: {_look(key)}", changed, as_json)
+        erased = record is not None and record.erased
+        follows = "It was erased here, and is not fetched." if erased else f"Its fetch is queued: {_look(key)}"
+        output.tell(f"Done: upstream says {status}. {follows}", changed, as_json)
 
 
 def _owe(here: Session, key: OrderKey, why: str, what: str) -> bool:

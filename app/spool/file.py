@@ -5,8 +5,9 @@ WAL with `synchronous=FULL`: a transaction that has ended survives a power failu
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,10 @@ class Kept(NamedTuple):
 
 
 class SpoolFile:
-    """One file; its methods block, and raise sqlite3.Error when the disk does not do what it should."""
+    """One file; its methods block, and raise OSError or sqlite3.Error when the disk does not do what it should.
+
+    `waiting` entries are to be drained, `refused` ones were set aside.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file, which exists (perhaps empty) and whose mode its companions `-wal` and `-shm` get too."""
@@ -42,40 +46,60 @@ class SpoolFile:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(_TABLE)
-            # What another Redis, or another version of us, refused may be taken now.
-            self._db.execute("UPDATE events SET refused = 0 WHERE refused")
-        except sqlite3.Error:
+            self._inode = os.stat(path).st_ino
+            self.waiting, self.refused = 0, 0
+            self.retry_refused()
+        except (OSError, sqlite3.Error):
             self._db.close()
             raise
 
-    def put(self, entries: Iterable[Entry]) -> None:
+    @property
+    def is_there(self) -> bool:
+        """Tell whether the file still has its name: a cleaner of old files may have taken it, and nobody would find it."""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+    def put(self, entries: Sequence[Entry]) -> None:
         """Keep the entries, all or none; when this returns they are on the disk."""
         with self._transaction():
             self._db.executemany(_PUT, map(astuple, entries))
+        self.waiting += len(entries)
 
     def oldest(self, count: int) -> list[Kept]:
         """Return up to `count` entries in the order in which they came, without those put aside."""
-        return [Kept(row[0], Entry(*row[1:])) for row in self._db.execute(_OLDEST, (count,))]
+        found = [Kept(row[0], Entry(*row[1:])) for row in self._db.execute(_OLDEST, (count,))]
+        if not found:
+            # `orders erase` deletes rows too, in a process of its own.
+            self.waiting = 0
+        return found
 
     def drop(self, kept: Sequence[Kept]) -> None:
         """Forget entries that Redis has recorded."""
         with self._transaction():
             self._db.executemany("DELETE FROM events WHERE id = ?", [(one.id,) for one in kept])
-        if not self.waiting() and not self.refused():
+        self.waiting -= len(kept)
+        if self.is_empty:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def set_aside(self, kept: Kept) -> None:
-        """Leave an entry out of `oldest` until the file is opened again."""
+        """Leave an entry out of `oldest` until `retry_refused`."""
         with self._transaction():
             self._db.execute("UPDATE events SET refused = 1 WHERE id = ?", (kept.id,))
+        self.waiting -= 1
+        self.refused += 1
 
-    def waiting(self) -> int:
-        """Return how many entries are to be drained."""
-        return int(self._db.execute("SELECT count(*) FROM events WHERE NOT refused").fetchone()[0])
+    def retry_refused(self) -> None:
+        """Let `oldest` return again what was set aside: what Redis refused once it may take now."""
+        self._db.execute("UPDATE events SET refused = 0 WHERE refused")
+        self.waiting = int(self._db.execute("SELECT count(*) FROM events").fetchone()[0])
+        self.refused = 0
 
-    def refused(self) -> int:
-        """Return how many entries were set aside."""
-        return int(self._db.execute("SELECT count(*) FROM events WHERE refused").fetchone()[0])
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing is left; counted in memory, since a large table takes long to count."""
+        return self.waiting <= 0 and self.refused <= 0
 
     def prove(self) -> None:
         """Write something to the disk, so that a disk that takes nothing is known before an event comes."""

@@ -8,7 +8,6 @@ import os
 import secrets
 import sqlite3
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,6 @@ from app.spool.file import SpoolFile
 
 _SUFFIX: Final = ".sqlite"
 _COMPANIONS: Final = ("", "-wal", "-shm")
-_GUARD: Final = "folder.lock"
 
 
 class Refused(Exception):
@@ -61,7 +59,9 @@ class SpoolFolder:
             if not os.access(path, os.W_OK | os.X_OK):
                 raise Refused(f"{path} cannot be written to")
             for file in path.iterdir():
-                _look_at(file, stat.S_ISREG)
+                # Another process may be deleting its own at this moment.
+                with contextlib.suppress(FileNotFoundError):
+                    _look_at(file, stat.S_ISREG)
         except OSError as error:
             raise SettingsError(f"SPOOL_DIR: cannot be used ({error.strerror}): {path}") from None
         except Refused as refused:
@@ -70,11 +70,17 @@ class SpoolFolder:
     def create(self) -> Claim:
         """Return a new file of this process; raises OSError, sqlite3.Error."""
         path = self.path / f"{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
-        with self._guarded():
-            lock = _own(_lock_of(path))
+        # Locked before it gets the name under which others look for it: nobody takes us for dead in between.
+        unnamed = _path(path, ".new")
+        lock = _own(unnamed)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(_lock_of(path))
             os.close(_own(path))
             claim = Claim(SpoolFile(path), lock)
+        except BaseException:
+            os.close(lock)
+            raise
         # The name of the new file must survive a power failure as its content does.
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -89,16 +95,18 @@ class SpoolFolder:
         Raises OSError.
         """
         claims, troubles = [], []
-        with self._guarded():
-            for lock_path in sorted(self.path.glob(f"*{_SUFFIX}.lock")):
-                try:
-                    if claim := _adopt(lock_path):
-                        claims.append(claim)
-                except Refused as refused:
-                    troubles.append(str(refused))
-                except (OSError, sqlite3.Error) as error:
-                    # One file that cannot be read must not keep the others from being drained.
-                    troubles.append(f"{lock_path.stem} cannot be read ({type(error).__name__})")
+        for lock_path in sorted(self.path.glob(f"*{_SUFFIX}.lock")):
+            try:
+                if claim := _adopt(lock_path):
+                    claims.append(claim)
+            except Refused as refused:
+                troubles.append(str(refused))
+            except FileNotFoundError:
+                # Its process ended in good order while we looked.
+                continue
+            except (OSError, sqlite3.Error) as error:
+                # One file that cannot be read must not keep the others from being drained.
+                troubles.append(f"{lock_path.stem} cannot be read ({type(error).__name__})")
         return claims, troubles
 
     def used(self) -> int:
@@ -109,16 +117,6 @@ class SpoolFolder:
             with contextlib.suppress(FileNotFoundError):
                 sizes += entry.stat(follow_symlinks=False).st_size
         return sizes
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Hold the folder for the moment between a lock file's birth and its lock."""
-        guard = os.open(self.path / _GUARD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(guard)
 
 
 def _adopt(lock_path: Path) -> Claim | None:
@@ -132,15 +130,14 @@ def _adopt(lock_path: Path) -> Claim | None:
                 _look_at(_path(path, companion), stat.S_ISREG)
         if path.exists():
             return Claim(SpoolFile(path), lock)
+        # It died before there was a file, or while it deleted it.
+        lock_path.unlink(missing_ok=True)
     except BlockingIOError:
-        # Its process lives.
-        os.close(lock)
-        return None
+        # Its process lives; the lock is closed below.
+        pass
     except BaseException:
         os.close(lock)
         raise
-    # It died before there was a file, or while it deleted it.
-    lock_path.unlink()
     os.close(lock)
     return None
 

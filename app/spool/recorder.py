@@ -21,6 +21,9 @@ LONGEST_PAUSE: Final = 8.0
 SOON: Final = 10.0
 """Seconds after its return in which a failure of Redis counts as the same trouble."""
 
+RETRY_REFUSED_EVERY: Final = 600.0
+"""Seconds between two tries of events that Redis refuses while it takes others."""
+
 LOOK_EVERY: Final = 2.0
 """Seconds between two looks for files of processes that have died."""
 
@@ -60,7 +63,7 @@ class Recorder:
 
     async def run(self) -> None:
         """Ask Redis while it is away, and drain the spool while it is there, until cancelled."""
-        looked = -LOOK_EVERY
+        looked, retried = -LOOK_EVERY, time.monotonic()
         while True:
             try:
                 if self._away.is_set():
@@ -70,6 +73,9 @@ class Recorder:
                 if time.monotonic() - looked >= LOOK_EVERY:
                     looked = time.monotonic()
                     await self._adopt()
+                if time.monotonic() - retried >= RETRY_REFUSED_EVERY:
+                    retried = time.monotonic()
+                    await self._spool.retry_refused()
                 if backlog := await self._spool.backlog(GROUP):
                     await self._drain(backlog)
                     continue
@@ -91,6 +97,7 @@ class Recorder:
         if await self._inbox.probe():
             self._away.clear()
             self._back_since = time.monotonic()
+            await self._spool.retry_refused()
             _log.warning("intake.redis_back", waiting=await self._spool.waiting())
 
     async def _adopt(self) -> None:

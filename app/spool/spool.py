@@ -6,13 +6,13 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import msgspec
 
 from app import log
 from app.errors import NotRecorded
+from app.spool.disk_thread import FIRST, LATER, DiskThread
 from app.spool.file import Kept
 from app.spool.folder import Claim, SpoolFolder
 from app.store.inbox import Entry
@@ -22,6 +22,9 @@ PUT_SECONDS: Final = 0.9
 
 ENTRY_BYTES: Final = 600
 """What one event may need on disk: about 330 bytes in the table, and the same again in the log before it."""
+
+CLOSE_SECONDS: Final = 2.0
+"""For the files to be closed when the process ends; a disk that hangs must not hold it."""
 
 ROOM: Final = 100 * ENTRY_BYTES
 """Less than a batch of so many events is no room: /readyz says so before a sender hears 503."""
@@ -48,7 +51,7 @@ class Spool:
 
     def __init__(self, folder: SpoolFolder) -> None:
         self._folder = folder
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._thread = DiskThread()
         self._own: Claim | None = None
         self._adopted: list[Claim] = []
         self._told: set[str] = set()
@@ -95,12 +98,18 @@ class Spool:
 
     async def waiting(self) -> int:
         """Return how many entries wait in the files that this process holds, those set aside among them."""
-        return await self._in_thread(self._count)
+        return sum(max(claim.file.waiting, 0) + claim.file.refused for claim in self._claims())
+
+    async def retry_refused(self) -> None:
+        """Try again what Redis refused."""
+        await self._in_thread(self._retry_refused)
 
     async def close(self) -> None:
-        """End: delete files that are empty, and leave the others for the next process."""
-        await self._in_thread(self._close)
-        self._thread.shutdown(wait=False)
+        """End: delete files that are empty, and leave the others, as a disk that hangs does, for the next process."""
+        try:
+            await asyncio.wait_for(self._in_thread(self._close), CLOSE_SECONDS)
+        except (TimeoutError, *Trouble) as error:
+            _log.error("spool.failed", error=type(error).__name__, trace=log.trace_of(error))
 
     async def _write(self) -> None:
         while group := [one for one in self._waiting if not one.answer.done()]:
@@ -108,7 +117,7 @@ class Spool:
             entries = [entry for one in group for entry in one.entries]
             error: NotRecorded | None = None
             try:
-                await self._in_thread(self._put, entries)
+                await self._thread.run(FIRST, self._put, entries)
             except Trouble as trouble:
                 error = NotRecorded("spool_failed", type(trouble).__name__)
             for one in group:
@@ -120,7 +129,7 @@ class Spool:
                     one.answer.set_exception(error)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        return await self._thread.run(LATER, call, *arguments)
 
     # What follows runs in the thread.
 
@@ -132,13 +141,19 @@ class Spool:
     def _mine(self) -> Claim:
         if self._own is None:
             self._own = self._folder.create()
+        elif not self._own.file.is_there:
+            _log.error("spool.file_gone", events=self._own.file.waiting)
+            gone, self._own = self._own, self._folder.create()
+            # It can still be read, by us alone.
+            self._own.file.put([kept.entry for kept in gone.file.oldest(gone.file.waiting)])
+            gone.discard()
         return self._own
 
     def _backlog(self, count: int) -> Backlog | None:
-        for claim in [*self._adopted, *([self._own] if self._own else [])]:
+        for claim in self._claims():
             if kept := claim.file.oldest(count):
                 return Backlog(claim, kept)
-            if claim is not self._own and not claim.file.refused():
+            if claim is not self._own and claim.file.is_empty:
                 self._adopted.remove(claim)
                 claim.discard()
         return None
@@ -149,7 +164,7 @@ class Spool:
         for trouble in set(troubles) - self._told:
             _log.error("spool.refused", problem=trouble)
         self._told = set(troubles)
-        return sum(claim.file.waiting() for claim in claims)
+        return sum(claim.file.waiting for claim in claims)
 
     def _look(self) -> str:
         try:
@@ -161,16 +176,21 @@ class Spool:
             return f"the disk fails ({type(trouble).__name__})"
         return "" if free.f_bavail * free.f_frsize > ROOM else "the disk is full"
 
-    def _count(self) -> int:
-        claims = [*self._adopted, *([self._own] if self._own else [])]
-        return sum(claim.file.waiting() + claim.file.refused() for claim in claims)
+    def _claims(self) -> list[Claim]:
+        return [*self._adopted, *([self._own] if self._own else [])]
+
+    def _retry_refused(self) -> None:
+        for claim in self._claims():
+            if claim.file.refused:
+                claim.file.retry_refused()
 
     def _close(self) -> None:
-        for claim in [*self._adopted, *([self._own] if self._own else [])]:
-            if claim.file.waiting() or claim.file.refused():
-                claim.release()
-            else:
+        for claim in self._claims():
+            # Asked once more: a count in memory must not delete what is on the disk.
+            if claim.file.is_empty and not claim.file.oldest(1):
                 claim.discard()
+            else:
+                claim.release()
 
 
 class SpoolFull(OSError):

@@ -7,7 +7,7 @@ What it holds in memory at this moment, or spools later, meets the tombstone in 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,11 +17,9 @@ from app.store.keys import OrderKey
 _BUSY_SECONDS: Final = 5.0
 _OF_ORDER: Final = "FROM events WHERE company_id = ? AND order_id = ?"
 
-_Look = Callable[[sqlite3.Connection, Sequence[OrderKey]], int]
-
 
 class Swept(NamedTuple):
-    """How many rows of these orders were found, and the files that could not be looked at, with the reason."""
+    """How many rows of these orders there were, and the files that could not be looked at, with the reason."""
 
     rows: int
     troubles: tuple[str, ...]
@@ -33,33 +31,24 @@ class SpoolTraces:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def count(self, orders: Sequence[OrderKey]) -> Swept:
-        """Return how many rows of these orders are there; changes nothing."""
-        return self._each(orders, _count)
-
     def forget(self, orders: Sequence[OrderKey]) -> Swept:
         """Delete the rows of these orders, and what the disk still shows of them."""
-        return self._each(orders, _forget)
-
-    def _each(self, orders: Sequence[OrderKey], look: _Look) -> Swept:
         rows, troubles = 0, []
         for path in sorted(self._folder.glob("*.sqlite")):
             try:
                 # rw: a file that its owner deletes at this moment must not be made anew.
                 uri = f"{path.absolute().as_uri()}?mode=rw"
                 with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as file:
-                    rows += look(file, orders)
+                    rows += _forget(file, orders)
             except sqlite3.Error as error:
                 if path.exists():
                     troubles.append(f"{path} ({type(error).__name__})")
         return Swept(rows, tuple(troubles))
 
 
-def _count(file: sqlite3.Connection, orders: Sequence[OrderKey]) -> int:
-    return sum(file.execute(f"SELECT count(*) {_OF_ORDER}", order).fetchone()[0] for order in orders)
-
-
 def _forget(file: sqlite3.Connection, orders: Sequence[OrderKey]) -> int:
+    if file.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone() is None:
+        return 0  # its owner was born, or died, this moment
     # Overwritten, not only unlinked; then the log, which holds the row as it was written, is emptied.
     file.execute("PRAGMA secure_delete=ON")
     file.execute("BEGIN IMMEDIATE")

@@ -25,12 +25,8 @@ class AuditWords:
         """Return whether the text names one of the words, in any case."""
         return _pattern(words).search(text.casefold()) is not None
 
-    def count(self, words: Collection[str]) -> int:
-        """Return how many deeds and plans name one of the words, in any case."""
-        return len(list(self._deeds(words))) + len(list(self._plans(words)))
-
     def forget(self, words: Collection[str]) -> int:
-        """Drop these deeds and the reasons of these plans; return how many."""
+        """Drop the deeds that name one of the words, and who asked for such a plan and why; return how many."""
         deeds, plans = list(self._deeds(words)), list(self._plans(words))
         with self._redis.pipeline(transaction=False) as pipe:
             for deed in deeds:
