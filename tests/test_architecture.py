@@ -46,6 +46,7 @@ DOORS = {
         "app.health",
         "app.bootstrap",
         "workers.pool",
+        "workers.redis_watch",
         "workers.estate",
         "workers.reconciler",
         "workers.watchman",

@@ -72,7 +72,9 @@ class Estate:
     def bury_dead_pools(self) -> None:
         """Let go of what the workers of a killed pool held, where this machine can tell that it is dead."""
         for name, text in self._redis.hgetall(keys.POOLS).items():
-            census = msgspec.json.decode(text, type=Census)
+            census = read_census(text)
+            if census is None:
+                continue
             if bootstrap.clock() - census.beat > CENSUS_KEPT:
                 self._redis.hdel(keys.POOLS, name)
             elif process.Identity(census.machine, census.pid, census.started).is_dead():
@@ -80,6 +82,14 @@ class Estate:
                     self.let_go(one, "killed")
                 self._redis.hdel(keys.POOLS, name)
                 _log.warning("pool.orphans", pool=as_text(name), workers=len(census.workers))
+
+
+def read_census(text: bytes | str) -> Census | None:
+    """Return what a pool said, None if it is of another version of ours, or not a pool's word at all."""
+    try:
+        return msgspec.json.decode(text, type=Census)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def lane_of(worker: str) -> str:

@@ -27,6 +27,7 @@ from app.store.schema import NewerData
 from workers import child as worker_process
 from workers.estate import Estate, lane_of
 from workers.reconciler import Reconciler
+from workers.redis_watch import RedisWatch
 from workers.stopwatch import Stopwatch
 from workers.watchman import Watchman
 
@@ -38,6 +39,9 @@ STOP_MARGIN: Final = 10.0
 
 NEWER_DATA: Final = 4
 """Exit code when a newer version of ours has written to Redis: an old one that worked on would misread it."""
+
+FAILED: Final = 1
+"""Exit code after a fault of ours; a supervisor starts the pool again."""
 
 RESTART_PAUSE: Final = 1.0
 """Seconds between two starts of a worker: one that dies at once must not spin."""
@@ -75,7 +79,7 @@ class Pool:
         self._children: dict[str, ForkProcess] = {}
         self._watches: dict[str, Stopwatch] = {}
         self._born: dict[str, float] = {}
-        self._away_since: float | None = None
+        self._watch = RedisWatch(redis)
         self._starts: list[tuple[float, str]] = []
         self._number = 0
         self._wake, self._waker = os.pipe()
@@ -89,6 +93,17 @@ class Pool:
         self._wait_for_redis()
         lanes = [LIVE] * self._settings.workers + [BACKFILL] * self._settings.backfill_workers
         self._starts = [(0.0, lane) for lane in lanes]
+        try:
+            self._work_on()
+        except Exception as error:
+            # A fault of ours: end as a whole. Workers without a ticker, and a parent that waits for them, help nobody.
+            _log.error("pool.failed", error=type(error).__name__, trace=log.trace_of(error))
+            self._exit_code = FAILED
+        finally:
+            self._end()
+        return self._exit_code
+
+    def _work_on(self) -> None:
         next_tick = 0.0
         while not self._stopping:
             self._kill_overdue()
@@ -99,17 +114,15 @@ class Pool:
                     next_tick = time.monotonic() + TICK
                     self._tick()
             except (RedisError, OSError) as error:
-                self._lost_redis(error)
+                self._watch.lost(error)
                 self._rest(TICK)
                 continue
             except NewerData as refusal:
                 self._refuse(refusal)
                 break
-            self._found_redis()
+            self._watch.found()
             sentinels = [child.sentinel for child in self._children.values()]
             wait([self._wake, *sentinels], max(0.0, next_tick - time.monotonic()))
-        self._end()
-        return self._exit_code
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -138,18 +151,6 @@ class Pool:
         _log.error("service.newer_data", held=refusal.held, ours=schema.VERSION)
         self._exit_code = NEWER_DATA
         self._stopping = True
-
-    def _lost_redis(self, error: Exception) -> None:
-        # After a failover an old connection may lead to what is a replica now.
-        self._redis.connection_pool.disconnect()
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            _log.warning("pool.redis_away", error=type(error).__name__)
-
-    def _found_redis(self) -> None:
-        if self._away_since is not None:
-            _log.warning("pool.redis_back", away_s=round(time.monotonic() - self._away_since, 1))
-            self._away_since = None
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -204,9 +205,11 @@ class Pool:
     def _tick(self) -> None:
         self._estate.beat(self._children)
         self._estate.bury_dead_pools()
-        looked, pushed = self._ledger.tick(bootstrap.clock())
-        if looked:
-            _log.info("pool.ticked", looked=looked, pushed=pushed)
+        ticked = self._ledger.tick(bootstrap.clock())
+        if ticked.looked:
+            _log.info("pool.ticked", looked=ticked.looked, pushed=ticked.pushed)
+        if ticked.broken:
+            _log.error("pool.orders_broken", orders=ticked.broken)
         self._order_list.trim(bootstrap.clock())
         self._event_days.trim(bootstrap.clock())
         self._reconciler.tick()
@@ -231,7 +234,7 @@ class Pool:
             # Our entry stays: the pool of the newer version finds it, and lets go of what our workers held.
             pass
         except (RedisError, OSError) as error:
-            _log.warning("pool.redis_away", error=type(error).__name__)
+            self._watch.lost(error)
         _log.info("service.stopped", role="worker")
 
 

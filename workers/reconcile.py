@@ -76,6 +76,7 @@ class Reconcile:
         backlog: Backlog,
         ledger: Ledger,
         share: Share,
+        lane: Literal["live", "backfill"],
         clock: Callable[[], int],
     ) -> None:
         self._slug = slug
@@ -85,6 +86,7 @@ class Reconcile:
         self._backlog = backlog
         self._ledger = ledger
         self._share = share
+        self._lane: Literal["live", "backfill"] = lane
         self._clock = clock
 
     def run(self) -> Report:
@@ -156,5 +158,5 @@ class Reconcile:
             )
         for at in range(0, len(gaps), _CHUNK):
             chunk = gaps[at : at + _CHUNK]
-            self._ledger.want([gap.key for gap in chunk], self._clock(), queue="backfill", why="reconcile")
+            self._ledger.want([gap.key for gap in chunk], self._clock(), queue=self._lane, why="reconcile")
             report.gaps.update(gap.kind for gap in chunk)

@@ -118,6 +118,8 @@ def of_company(settings: Settings, company: Company, redis: Redis, client: Chann
         backlog=Backlog(redis),
         ledger=bootstrap.ledger(settings, redis),
         share=Share(settings.upstream_requests_per_5_min / 5, frozenset(same_key)),
+        # Where no worker of ours looks at backfill, what is missing would wait there for ever.
+        lane="backfill" if settings.backfill_workers else "live",
         clock=bootstrap.clock,
     )
 

@@ -70,12 +70,12 @@ def _web(found: Settings) -> Pulse:
 
 def _worker(found: Settings) -> Pulse:
     # Here, not above: RQ takes longer to load than the whole check of a web process.
-    from workers.estate import Census
+    from workers.estate import read_census
     from workers.process import identity
 
     try:
         with bootstrap.books(found) as books:
-            told = [msgspec.json.decode(text, type=Census) for text in books.pools.all()]
+            told = [census for text in books.pools.all() if (census := read_census(text)) is not None]
     except StoreUnavailable as away:
         return Pulse("worker", healthy=False, detail=str(away))
     here = identity().machine

@@ -55,7 +55,7 @@ class SpoolFile:
 
     @property
     def is_there(self) -> bool:
-        """Tell whether the file still has its name: a cleaner of old files may have taken it, and nobody would find it."""
+        """Tell whether the file still has its name: without it, as after a cleaner of old files, nobody finds it."""
         try:
             return os.stat(self.path).st_ino == self._inode
         except FileNotFoundError:

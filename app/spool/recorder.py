@@ -56,7 +56,8 @@ class Recorder:
             try:
                 return await self._inbox.record(entries)
             except NotRecorded as refusal:
-                self._lost(refusal)
+                if refusal.reason != "record_refused":
+                    self._lost(refusal)
         await self._spool.put(entries)
         self._tally("spool", "kept", len(entries))
         return Recorded(0, 0, 0, spooled=len(entries))
@@ -118,9 +119,9 @@ class Recorder:
         try:
             await self._inbox.record([one.entry for one in backlog.kept])
         except NotRecorded as refusal:
-            if refusal.cause != "ResponseError" or not await self._inbox.probe():
+            if refusal.reason != "record_refused":
                 raise
-            # Redis works and refuses this group: one entry of it must not hold up the others.
+            # Some of them were recorded, and are duplicates now; which were not is found out one by one.
             for one in backlog.kept:
                 await self._record_alone(backlog, one)
             return
@@ -130,7 +131,7 @@ class Recorder:
         try:
             await self._inbox.record([kept.entry])
         except NotRecorded as refusal:
-            if refusal.cause != "ResponseError" or not await self._inbox.probe():
+            if refusal.reason != "record_refused":
                 raise
             await self._spool.set_aside(backlog.claim, kept)
             _log.error("spool.event_refused", order_id=kept.entry.order_id, company=kept.entry.company_id)

@@ -37,7 +37,7 @@ CALL_SECONDS: Final = 1.0
 PATIENCE: Final = 0.5
 """Seconds a POST waits for its call to begin; looked at when a call ends, so it may be one call more."""
 
-QUEUED, COALESCED, DUPLICATE, ERASED = range(4)
+QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -129,7 +129,8 @@ class Inbox:
         """Record the events of one POST in one step with those of the same moment.
 
         Raises NotRecorded: `redis_unavailable` (then none of them, or all without our knowing, are recorded), or
-        `newer_data` (then none: what stands in Redis is a newer version's).
+        `newer_data` (then none: what stands in Redis is a newer version's), or `record_refused` (then all but those of
+        orders whose keys are broken).
         """
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
@@ -137,6 +138,9 @@ class Inbox:
         if len(self._writers) < CALLS:
             self._writers.add(asyncio.create_task(self._write()))
         outcomes = await answer
+        if REFUSED in outcomes:
+            # Said of the whole POST, since a sender hears one word for all: said again, the others are duplicates.
+            raise NotRecorded("record_refused", "ResponseError")
         return Recorded(
             outcomes.count(QUEUED),
             outcomes.count(COALESCED),

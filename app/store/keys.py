@@ -18,12 +18,12 @@
 | `ota:erasing` | zset: erased order -> ms, while its events and jobs may be here | until they went | erase |
 | `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS (order_list.py) | accept, want, finish |
 | `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | finish |
-| `ota:holding:<worker>` | string: order and fence (0 and sink) a worker is busy with | the work, at most 1 h | begin, hand |
+| `ota:holding:<worker>` | string: order and fence (0 and sink) a worker works on | the work, at most 1 h | begin, hand |
 | `ota:schema` | string: version of what stands here (schema.py); none = 1 | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON of machine, pid, workers, heartbeat | until the pool ends | pool |
 | `ota:probe` | string: a web process asks whether Redis takes writes again | ten seconds | inbox |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | turns, tally |
-| `ota:reconcile-marks:<company>` | zset: highest row version of a page -> ms of the call | until a newer is old | cursor |
+| `ota:reconcile-marks:<company>` | zset: highest row version of a page -> ms of the call | until one is old | cursor |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when it was first seen so | until it settles | cursor |
 | `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, at most some min | turns |
 | `ota:alarm:<company>` | string: rejected events of this company were told of | five minutes | tally |

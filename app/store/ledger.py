@@ -17,7 +17,7 @@ from app.store.guests import Guests
 from app.store.jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
 from app.store.keys import OrderKey
 from app.store.scripts import source
-from app.store.work import Begun, Content, Ending, Failed, Failure, Fetch, HandOn, Stored
+from app.store.work import Begun, Content, Ending, Failed, Failure, Fetch, HandOn, Stored, Ticked
 
 MOST_A_TICK: Final = 500
 """Orders one tick.lua looks at; the ticker calls again while there are more."""
@@ -179,11 +179,11 @@ class Ledger:
             [now, order.member, hand_on.sink, hand_on.revision, what, due, reason, duration_ms],
         )
 
-    def tick(self, now: int) -> tuple[int, int]:
-        """Give every order whose time has come a fresh job; return how many were looked at and pushed."""
-        looked = pushed = 0
+    def tick(self, now: int) -> Ticked:
+        """Give every order whose time has come a fresh job."""
+        looked = pushed = broken = 0
         while True:
-            seen, jobs = self._run(
+            seen, jobs, unreadable = self._run(
                 "tick",
                 [keys.DUE, queue_key(LIVE), queue_key(BACKFILL), QUEUES_KEY],
                 [
@@ -201,8 +201,9 @@ class Ledger:
             )
             looked += seen
             pushed += jobs
+            broken += unreadable
             if seen < MOST_A_TICK:
-                return looked, pushed
+                return Ticked(looked, pushed, broken)
 
     def want(self, orders: Iterable[OrderKey], now: int, *, queue: Literal["live", "backfill"], why: str) -> int:
         """Owe the orders a fetch without an event; return how many jobs were pushed (the rest waits already)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,14 @@ Failure = Literal["again", "reject", "park", "missing", "dead", "gone"]
 Handed = Literal["done", "again", "dead"]
 Ending = Literal["killed", "ended"]
 """How a worker came to its end: `killed` counts as a crash of what it held, `ended` does not."""
+
+
+class Ticked(NamedTuple):
+    """What a tick did: orders looked at, jobs pushed, and orders whose keys are `broken` (not written by us)."""
+
+    looked: int
+    pushed: int
+    broken: int
 
 
 class Fetch(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ import os
 import signal
 import time
 
+from redis import Redis
+
 from tests.acceptance.strangers import System, children, eventually, is_running
 
 
@@ -151,3 +153,13 @@ def _issued(bare: System) -> str:
     """Make an issued order at the Channel Manager without an event, and return its id."""
     made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 1, "events": 0})
     return str(made["orders"][0]["order_id"])
+
+
+def test_what_another_version_says_in_the_list_of_pools_is_passed_over(bare: System) -> None:
+    """A rolling upgrade may bring other words; the pool goes on, and `health` still finds the ones it can read."""
+    redis = Redis.from_url(bare.variables["REDIS_URL"])
+    redis.hset("ota:pools", "of-the-future", '{"machine": "m", "pid": 1, "since": "x"}')
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
+    eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, "the pool is alive and well")
+    assert bare.log("worker", "pool.failed") == []
+    redis.close()

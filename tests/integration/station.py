@@ -70,6 +70,7 @@ class Station:
             backlog=Backlog(self.redis),
             ledger=ledger or self.ledger,
             share=Share(self.per_minute, frozenset({self.company_id})),
+            lane="backfill",
             clock=lambda: self.now,
         )
 

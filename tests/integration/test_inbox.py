@@ -13,7 +13,7 @@ from redis import Redis
 from app.dev.valkey import Valkey
 from app.errors import NotRecorded
 from app.events import OrderProcessed
-from app.store import clockwork, connection
+from app.store import clockwork, connection, keys
 from app.store.inbox import GROUP, Inbox, Recorded
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
@@ -298,3 +298,48 @@ def grouped(url: str, kept: Kept, posts: list[list[OrderProcessed]], *, expected
     kept.forget()
     assert kept.script_calls(lambda: asyncio.run(work())) == expected_calls
     return receipts
+
+
+class TestBrokenKeys:
+    """A foreign program has put something else where our keys should be."""
+
+    @pytest.mark.parametrize("key_of", [keys.record, keys.trail])
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_one_broken_order_fails_its_own_post_and_nothing_of_the_others_is_lost(
+        self, redis_url: str, redis_client: Redis, kept: Kept, key_of: Callable[[OrderKey], str], place: int
+    ) -> None:
+        """All of one script call: the others are recorded, owed and queued, and what is said again is recorded then."""
+        bad, *good = (event() for _ in range(3))
+        posts = [*good[:place], bad, *good[place:]]
+        redis_client.set(key_of(OrderKey(A, bad.order_id)), "of another program")
+
+        async def work() -> list[object]:
+            async with inbox(redis_url) as box:
+                calls = [asyncio.create_task(box.accept([one], "request")) for one in posts]
+                return await asyncio.gather(*calls, return_exceptions=True)
+
+        answers = asyncio.run(work())
+
+        refused = answers.pop(place)
+        assert isinstance(refused, NotRecorded)
+        assert refused.reason == "record_refused"
+        assert answers == [Recorded(1, 0, 0)] * 2
+        owed = {OrderKey(A, one.order_id) for one in good}
+        assert owed <= set(kept.due())
+        assert {f"f-{A}-{one.order_id}-1" for one in good} <= set(kept.jobs())
+        redis_client.delete(key_of(OrderKey(A, bad.order_id)))
+        again = accept(redis_url, bad)
+        assert (again.queued + again.coalesced, again.duplicates) == (1, 0)
+        assert OrderKey(A, bad.order_id) in kept.due()
+
+    def test_a_post_of_a_good_and_a_broken_one_loses_neither(
+        self, redis_url: str, redis_client: Redis, kept: Kept
+    ) -> None:
+        good, bad = event(), event()
+        redis_client.set(keys.record(OrderKey(A, bad.order_id)), "of another program")
+        with pytest.raises(NotRecorded):
+            accept(redis_url, good, bad)
+        redis_client.delete(keys.record(OrderKey(A, bad.order_id)))
+
+        assert accept(redis_url, good, bad) == Recorded(1, 0, 1)
+        assert set(kept.due()) == {OrderKey(A, good.order_id), OrderKey(A, bad.order_id)}

@@ -187,3 +187,16 @@ class TestTwoCompanies:
         assert stage.ledger.abandon("b", stage.now) == SAME_ID
 
         assert (stage.due_in(ONE), stage.due_in(SAME_ID)) == (LEASE_SECONDS, 0)
+
+
+def test_an_order_whose_record_another_program_overwrote_stops_no_other(stage: Stage) -> None:
+    """It is put off and counted; those before and after it get their jobs."""
+    orders = many(5)
+    stage.ledger.want(orders, stage.now, queue="live", why="replay")
+    stage.redis.delete("rq:queue:live")
+    stage.redis.set(keys.record(orders[2]), "of another program")
+    stage.later(GRACE)
+
+    assert stage.ledger.tick(stage.now) == (5, 4, 1)
+    assert stage.redis.llen("rq:queue:live") == 4
+    assert stage.ledger.tick(stage.now) == (0, 0, 0)

@@ -113,8 +113,8 @@ def test_the_intake_goes_on_and_redis_gets_everything_when_it_is_back(
         receipt, seconds = timed(web, second, second)
         assert receipt["spooled"] == 2
         assert seconds < 0.4
-        ready = web.http.get("/readyz")
-        assert (ready.status_code, ready.text) == (200, "degraded\n")
+        eventually(lambda: web.http.get("/readyz").text == "degraded\n", what="degraded")
+        assert web.http.get("/readyz").status_code == 200
 
         recover()
         eventually(lambda: is_home(redis, first, second), 20, what="the spool is drained")
@@ -326,18 +326,20 @@ def test_senders_of_the_same_moment_are_all_answered_though_one_hangs_up(
         eventually(lambda: is_home(redis, *items), 15, what="drained")
 
 
+@pytest.mark.parametrize("turn", ["the bad one first", "the good one first"])
 def test_an_event_that_redis_refuses_holds_up_no_other(
-    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
+    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, turn: str
 ) -> None:
     """A key of the wrong type stands where its record should be; it stays on the disk, and ops are told."""
     bad, good = item(), item()
     redis.set(record(key(bad)), "not a hash")
     with serving(tmp_path, settings(own_valkey.url, spool)) as web:
-        assert web.deliver(bad, good)["spooled"] == 2
-        eventually(lambda: is_home(redis, good), 10, what="the good one is drained")
+        assert web.deliver(*((bad, good) if turn == "the bad one first" else (good, bad)))["spooled"] == 2
+        assert is_home(redis, good)
+        assert Kept(redis).jobs() == [f"f-{good['companyId']}-{good['payload']['orderId']}-1"]
         eventually(lambda: any(line["event"] == "spool.event_refused" for line in web.lines()), what="ops are told")
         assert web.deliver(item())["queued"] == 1
-        assert web.http.get("/readyz").text == "degraded\n"
+        eventually(lambda: web.http.get("/readyz").text == "degraded\n", what="degraded")
         redis.delete(record(key(bad)))
         assert web.process.stop() == 0
 
@@ -403,3 +405,49 @@ def test_a_folder_that_is_not_ours_alone_is_refused_at_the_start(tmp_path: Path,
     assert done.returncode == 2
     assert "SPOOL_DIR" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_a_cleaner_deleted_is_made_anew_with_all_that_was_in_it(
+    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
+) -> None:
+    """Else it would go on taking events into a file that ends with the process."""
+    own_valkey.stop()
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        before, after = item(), item()
+        assert web.deliver(before)["spooled"] == 1
+        for path in spool.iterdir():
+            path.unlink()
+        assert web.deliver(after)["spooled"] == 1
+        assert any(line["event"] == "spool.file_gone" and line["events"] == 1 for line in web.lines())
+        web.process.kill()
+    own_valkey.restart()
+    with serving(tmp_path, settings(own_valkey.url, spool)):
+        eventually(lambda: is_home(redis, before, after), 10, what="both are drained by the next process")
+
+
+def test_many_who_ask_for_readiness_do_not_keep_the_disk_from_events(
+    own_valkey: Valkey, tmp_path: Path, spool: Path
+) -> None:
+    own_valkey.stop()
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web, ThreadPoolExecutor(20) as many:
+        asked = [many.submit(web.http.get, "/readyz") for _ in range(200)]
+        for _ in range(10):
+            assert timed(web, item())[0]["spooled"] == 1
+        assert {one.result().text for one in asked} == {"degraded\n"}
+
+
+def test_processes_that_come_and_go_in_one_folder_do_not_stop_each_others_start(spool: Path) -> None:
+    """A rolling restart: one deletes its empty files while another looks at the folder."""
+    program = (
+        "import sys, time; from pathlib import Path; from app.spool.folder import SpoolFolder\n"
+        "until = time.monotonic() + 1.5\n"
+        "while time.monotonic() < until:\n"
+        "    SpoolFolder(Path(sys.argv[1]), 10**8).create().discard()\n"
+    )
+    spool.mkdir(mode=0o700)
+    command = [sys.executable, "-c", program, str(spool)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    for one in running:
+        _, told = one.communicate(timeout=30)
+        assert (one.returncode, told) == (0, b"")
+    assert files(spool) == []

@@ -564,7 +564,8 @@ class TestProbes:
 
         detail = web.http.get("/readyz", headers=OPS).json()
         assert detail["state"] == "ready"
-        assert {check["check"] for check in detail["checks"]} == {"redis", "writable", "durable", "memory"}
+        names = {"redis", "writable", "durable", "memory", "schema", "clock"}
+        assert {check["check"] for check in detail["checks"]} == names
 
     @pytest.mark.parametrize(
         "bearer", ["", "Bearer", "Bearer wrong", f"Bearer {OPS_TOKEN}x", f"Basic {OPS_TOKEN}", "Bearer \xe9"]

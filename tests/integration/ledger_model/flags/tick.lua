@@ -18,4 +18,4 @@ for _, member in ipairs(members) do
   end
 end
 flush_pushes(KEYS[4])
-return {#members, 0}
+return {#members, 0, 0}
