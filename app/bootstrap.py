@@ -23,6 +23,7 @@ from app.spool.recorder import Recorder
 from app.spool.spool import Spool
 from app.store import clockwork, connection, schema
 from app.store.archive import Archive
+from app.store.audit import Audit
 from app.store.audit_words import AuditWords
 from app.store.budget import Budget, Limits, breaker_key
 from app.store.dead_letters import DeadLetters
@@ -58,6 +59,7 @@ class Books(NamedTuple):
     plans: Plans
     erasure: Erasure
     guests: Guests
+    audit: Audit
     audit_words: AuditWords
 
 
@@ -144,6 +146,7 @@ def books(settings: Settings) -> Iterator[Books]:
             plans=Plans(redis, event_days=settings.event_days),
             erasure=Erasure(redis, order_days=settings.order_days, event_days=settings.event_days),
             guests=Guests(redis),
+            audit=Audit(redis, event_days=settings.event_days),
             audit_words=AuditWords(redis),
         )
 

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from app.cli import check, dead, events, health, laptop, orders, reconcile, replays, service, simulate, subscription
+from app.cli import (
+    audit,
+    check,
+    dead,
+    events,
+    health,
+    laptop,
+    orders,
+    reconcile,
+    replays,
+    service,
+    simulate,
+    status,
+    subscription,
+)
 from app.cli.exits import CODES
 
 cli = typer.Typer(
@@ -27,5 +41,19 @@ def _main(show: Annotated[bool, typer.Option("--version", help="Show the version
         raise typer.Exit
 
 
-for group in (service, laptop, simulate, check, health, events, orders, dead, replays, subscription, reconcile):
+for group in (
+    service,
+    laptop,
+    simulate,
+    check,
+    health,
+    status,
+    events,
+    orders,
+    dead,
+    replays,
+    audit,
+    subscription,
+    reconcile,
+):
     group.register(cli)

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from app import bootstrap
-from app.cli import check_upstream, options, output
+from app.cli import check_upstream, deeds, options, output
 from app.cli.check_upstream import told
 from app.cli.exits import AWAY, FOUND, Stop
 from app.cli.session import Session, session
@@ -114,6 +114,7 @@ def _change(
         if venue is None:
             raise Stop(f"The settings name no company {key.company_id}: its order cannot be changed from here.")
         output.confirm(f"{question}: {_described(venue, key, record)}?", yes)
+        deeds.note(here, f"order-{why}", key.member, 1)
         try:
             with bootstrap.http(here.settings) as client:
                 status = call(bootstrap.channel_manager(here.settings, venue, client), key.order_id).order.status

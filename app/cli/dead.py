@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from app import bootstrap
-from app.cli import moment, options, output, timeline
+from app.cli import deeds, moment, options, output, timeline
 from app.cli.advice import next_step
 from app.cli.exits import CODES, FOUND, Stop
 from app.cli.fetches import CHUNK
@@ -133,6 +133,7 @@ def requeue(
             output.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
         else:
             output.confirm(f"Give {output.many(count, 'dead letter')} new tries?", yes)
+            deeds.note(here, "requeue", letters.words(), count)
             revived = _revive(here, iter(letters), count, "live" if live else "backfill")
             revived = msgspec.structs.replace(revived, gone=gone)
             output.tell(revived.sentence(), revived, as_json)
@@ -168,6 +169,7 @@ def drop(
             output.tell(text, {"letters": count, "gone": letters.gone, "dry_run": True}, as_json)
         else:
             output.confirm(f"Give {output.many(count, 'dead letter')} up for good?", yes)
+            deeds.note(here, "drop", letters.words(), count)
             dropped = _drop(here, iter(letters), count)
             told = {"dropped": dropped, "gone": letters.gone + count - dropped}
             output.tell(f"{output.many(dropped, 'dead letter')} given up for good.", told, as_json)

@@ -17,7 +17,8 @@ from app.cli.advice import next_step
 from app.cli.exits import FOUND, Stop
 from app.cli.mask import masked
 from app.cli.session import session
-from app.cli.timeline import Spans, Step
+from app.cli.spans import Asked, Spans, spans
+from app.cli.timeline import Step
 from app.store.record import OrderRecord, SinkRecord, State
 from app.store.trail import LONGEST
 
@@ -98,7 +99,7 @@ def explain(
             content=_content(record),
             lacks=lacks,
             next=next_step(record, state),
-            spans=timeline.spans(trail),
+            spans=spans(trail),
             steps=timeline.steps(trail),
             older_steps_lost=len(trail) >= LONGEST,
         )
@@ -172,7 +173,8 @@ def _page(found: Explained) -> Iterator[str]:
         yield f"(the last {LONGEST} lines of its trail; older ones are gone)"
     yield from timeline.lines(found.steps)
     yield ""
-    yield from _fact("took", _took(found.spans))
+    for name, took in zip(("took", ""), _took(found.spans), strict=False):
+        yield from _fact(name, took)
     for lack in found.lacks:
         again = f"; looked at again {moment.short(lack.next)}" if lack.next is not None else ""
         yield from _fact("owed", f"{lack.what}{again}")
@@ -199,8 +201,15 @@ def _wrapped(text: str, first: str, further: str) -> list[str]:
     return found
 
 
-def _took(spans: Spans) -> str:
-    if spans.fetched_ms is None:
+def _took(found: Spans) -> Iterator[str]:
+    if found.fetched_ms is not None:
+        yield f"event to fetched {timeline.span(found.fetched_ms)}{_handed(found)}"
+    if (asked := found.asked) is not None and (asked.fetched_ms, asked.handed_ms) != (None, None):
+        fetched = "" if asked.fetched_ms is None else f" to fetched {timeline.span(asked.fetched_ms)}"
+        yield f"{asked.by}{fetched}{_handed(asked)}"
+
+
+def _handed(found: Spans | Asked) -> str:
+    if found.handed_ms is None:
         return ""
-    handed = "" if spans.handed_ms is None else f", handed on after {timeline.span(spans.handed_ms)}"
-    return f"event to fetched {timeline.span(spans.fetched_ms)}{handed}"
+    return f"{'' if found.fetched_ms is None else ','} handed on after {timeline.span(found.handed_ms)}"

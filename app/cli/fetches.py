@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from app import bootstrap
-from app.cli import output
+from app.cli import deeds, output
 from app.cli.session import Session
 from app.store.keys import OrderKey
 
@@ -31,7 +31,8 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def ask_for(here: Session, orders: Sequence[OrderKey], *, queue: Literal["live", "backfill"], why: str) -> Asked:
-    """Owe the orders a fetch, in the order given; interrupted, those asked for so far stay asked for."""
+    """Owe the orders a fetch, in the order given, and note `why`; interrupted, those asked for so far stay so."""
+    deeds.note(here, why, deeds.about(orders), len(orders))
     if queue == "backfill" and here.settings.backfill_workers == 0:
         output.remark("BACKFILL_WORKERS is 0 here: unless another machine has one, these orders will wait.")
     erased = here.books.erasure.erased_among(orders)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from app.cli import output
+from app.cli import deeds, output
 from app.cli.exits import FOUND, Stop
 from app.cli.session import Session
 from app.store.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
@@ -26,6 +26,18 @@ class Letters:
         if not self.orders:
             return self.here.books.dead.oldest_first(self.query)
         return filter(self.query.matches, chain.from_iterable(map(self.here.books.dead.of, self.orders)))
+
+    def words(self) -> str:
+        """Return the selection on one line, for the audit."""
+        if self.orders:
+            return deeds.about(self.orders)
+        query = self.query
+        named = {"company": query.company_id, "reason": query.reason, "until": query.until}
+        return " ".join(
+            f"{name}={value if isinstance(value, str) else value.isoformat(timespec='seconds')}"
+            for name, value in named.items()
+            if value is not None
+        )
 
     def count(self) -> tuple[int, int]:
         """Return how many have their record, and how many have lost it."""

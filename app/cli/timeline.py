@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from app.cli.story import sentence
-from app.store.trail import Begun, Entry, Failed, HandedOn, Heard, Refused, Repeated, Stored, Wanted
+from app.store.trail import Begun, Entry, Failed, HandedOn, Heard, Refused, Repeated
 
 WIDTH: Final = 80
 _INDENT: Final = 24
@@ -30,13 +30,6 @@ class Step(msgspec.Struct, frozen=True):
     until: datetime
 
 
-class Spans(msgspec.Struct, frozen=True):
-    """How long the latest settlement took: from its event (or wish) until it was fetched, and handed on; None = not."""
-
-    fetched_ms: int | None = None
-    handed_ms: int | None = None
-
-
 def steps(trail: Sequence[Entry]) -> tuple[Step, ...]:
     """Return the entries of a trail, oldest first, as steps."""
     # The begin of a fetch that failed says nothing that its end does not.
@@ -52,26 +45,6 @@ def steps(trail: Sequence[Entry]) -> tuple[Step, ...]:
         what = first.__struct_config__.tag
         found.append(Step(first.at, since, str(what), sentence(last), len(entries), last.at))
     return tuple(found)
-
-
-def spans(trail: Sequence[Entry]) -> Spans:
-    """Return how long the settlement that was fetched last took, as far as the trail reaches."""
-    begun: datetime | None = None
-    fetched = Spans()
-    start = stored = None
-    for entry in trail:
-        match entry:
-            case Heard() | Wanted() if begun is None:
-                begun = entry.at
-            case Stored():
-                # Looked at again while unsettled: it began with the event all the same.
-                start, stored = begun or start, entry
-                fetched = Spans(None if start is None else round((entry.at - start) / _MS))
-                begun = None
-            case HandedOn(outcome="done") if stored is not None and entry.revision == stored.revision:
-                if start is not None:
-                    fetched = Spans(fetched.fetched_ms, round((entry.at - start) / _MS))
-    return fetched
 
 
 def lines(found: Iterable[Step]) -> Iterator[str]:

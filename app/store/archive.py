@@ -5,7 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 import msgspec
 from redis import Redis
@@ -16,6 +17,12 @@ from app.store.moment import from_ms, to_ms
 from app.store.record import OrderRecord, State, parse_record
 from app.store.trail import Entry, parse_line
 from app.upstream.order import Order, parse_order
+
+MOST_SORTED: Final = 20_000
+"""Orders on the clock that are sorted by their last change; of more, those that are owed are soon met in a walk."""
+
+_ON_THE_CLOCK: Final = frozenset({"owed", "parked", "fetching"})
+"""States of an order that stands in `due`."""
 
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +86,13 @@ class Archive:
         """Return the orders that match, the one that changed last first."""
         since = None if query.since is None else to_ms(query.since)
         until = None if query.until is None else to_ms(query.until)
-        # To be given up is a change like another: the few dead letters need no walk through all orders.
-        zset = keys.DEAD if query.state == "dead" else keys.ORDERS
-        for page in pages.newest_first(self._redis, zset, since, until):
+        if query.state in _ON_THE_CLOCK and self._redis.zcard(keys.DUE) <= MOST_SORTED:
+            found = self._on_the_clock(since, until)
+        else:
+            # To be given up is a change like another: the few dead letters need no walk through all orders.
+            zset = keys.DEAD if query.state == "dead" else keys.ORDERS
+            found = pages.newest_first(self._redis, zset, since, until)
+        for page in found:
             orders = [OrderKey.of(member) for member, _ in page]
             wanted = [one for one in orders if query.company_id in (None, one.company_id)]
             for record in self.records(wanted):
@@ -99,6 +110,28 @@ class Archive:
         return [order for order, exists in zip(orders, found, strict=True) if exists]
 
     def of_any_company(self, order_id: str) -> list[OrderKey]:
-        """Return the orders with this id, also of companies that the settings no longer name; walks all orders."""
-        members = self._redis.zscan_iter(keys.ORDERS, match=f"*:{order_id}", count=1000)
-        return sorted({OrderKey.of(member.decode()) for member, _ in members})
+        """Return the orders with this id, also of companies that the settings no longer name.
+
+        Such a company is known by its counters: of each, events were counted, or gaps of its list.
+        """
+        fields: Any = self._redis.hkeys(keys.COUNTERS)
+        counted = (field.decode(errors="replace").split("|") for field in fields)
+        companies = {labels[0] for metric, *labels in counted if metric in {"events", "gaps"} and labels}
+        return self.of_companies(order_id, sorted(companies))
+
+    def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[pages.Scored]]:
+        """Return the orders of `due` in pages, the one that changed last first."""
+        # One that is looked at later meanwhile comes again at the end of the walk: a dict holds it once.
+        members = dict(chain.from_iterable(pages.oldest_first(self._redis, keys.DUE)))
+        changed: list[pages.Scored] = []
+        left = list(members)
+        for at in range(0, len(left), pages.PAGE):
+            chunk = left[at : at + pages.PAGE]
+            scores: Any = self._redis.zmscore(keys.ORDERS, chunk)
+            changed += [
+                (member, int(score))
+                for member, score in zip(chunk, scores, strict=True)
+                if score is not None and (since or 0) <= score and (until is None or score <= until)
+            ]
+        changed.sort(key=lambda one: one[1], reverse=True)
+        return (changed[at : at + pages.PAGE] for at in range(0, len(changed), pages.PAGE))

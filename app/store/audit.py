@@ -18,9 +18,10 @@ LONGEST_TEXT: Final = 200
 
 
 class Deed(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody did: `what` (replay, resume, cancel), on which plan, and how many orders it was about.
+    """What somebody did: `what`, on which plan ("" for none), and how many orders it was about.
 
-    `who` and `why` are as given: a person's own words. They are shown to people, and to no log.
+    `what`: replay, resume, cancel, erase, requeue, drop, refetch, reconcile, order-confirm, order-cancel. `who` and `why` are as given: a person's own words. They are shown to people, and to no log.
+    `selected`: an order's company and id, or a selection in words.
     """
 
     what: str
@@ -54,6 +55,13 @@ class Audit:
         """Add the deed in the transaction of what it tells of; drop what is older than `oldest` ms."""
         fields: Any = msgspec.to_builtins(deed)
         pipe.xadd(keys.AUDIT, fields, minid=oldest, approximate=True)
+
+    def add(self, deed: Deed, now: int) -> None:
+        """Add a deed that is about to be done: what dies half way is told of too. `now`: ms."""
+        oldest = self.oldest_kept(now)
+        with self._redis.pipeline(transaction=True) as pipe:
+            self.note(deed, oldest, pipe)
+            pipe.execute()
 
     def newest_first(self) -> Iterator[Noted]:
         """Return what is kept."""

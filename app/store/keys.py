@@ -7,7 +7,7 @@
 | `ota:trail:<company>:<order>` | list: what happened to the order, the last 200 lines | as the record | all |
 | `ota:seen:<digest>` | string: this event came already | DEDUP_DAYS | accept |
 | `ota:events` | stream: the accepted events | trimmed to EVENT_DAYS | accept |
-| `ota:audit` | stream: who asked for a replay, resumed or cancelled one, and why | trimmed to EVENT_DAYS | plans |
+| `ota:audit` | stream: who changed something by hand, what, when and why (audit.py) | trimmed to EVENT_DAYS | CLI |
 | `ota:replays` | zset: plan of a replay -> ms when it was made | EVENT_DAYS | plans |
 | `ota:replay:<plan>` | hash: what one replay is to do, and how far it is (below) | EVENT_DAYS | plans and scripts |
 | `ota:replay-todo:<plan>` | list: orders to do, and ms of what each was told last | as its plan | plans and scripts |
@@ -18,7 +18,7 @@
 | `ota:erasing` | zset: erased order -> ms, while its events and jobs may be here | until they went | erase |
 | `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS (order_list.py) | accept, want, finish |
 | `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | finish |
-| `ota:holding:<worker>` | string: order and fence (0 and sink) a worker works on | the work, at most 1 h | begin, hand |
+| `ota:holding:<worker>` | string: order and fence (0 and sink) of a worker | the work, at most 1 h | begin, hand |
 | `ota:schema` | string: version of what stands here (schema.py); none = 1 | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON of machine, pid, workers, heartbeat | until the pool ends | pool |
 | `ota:probe` | string: a web process asks whether Redis takes writes again | ten seconds | inbox |

@@ -10,7 +10,7 @@ from redis import Redis
 
 from app import bootstrap
 from app.store import event_log, pages
-from app.store.archive import Archive, OrderQuery
+from app.store.archive import MOST_SORTED, Archive, OrderQuery
 from app.store.dead_letters import DeadLetters, DeadQuery
 from app.store.event_log import EventLog, EventQuery
 from app.store.keys import OrderKey
@@ -36,6 +36,38 @@ def test_orders_that_changed_in_the_same_millisecond_are_each_listed_once(desk: 
 
     assert sorted(found) == sorted(orders)
     assert sorted(found[:3]) == sorted(orders[:3])
+
+
+@pytest.mark.parametrize("on_the_clock", [10, MOST_SORTED + 1])
+def test_the_owed_are_listed_by_their_last_change_not_by_when_they_are_looked_at(desk: Desk, on_the_clock: int) -> None:
+    """From the clock, or where most orders stand on it from the list of all."""
+    now = bootstrap.clock()
+    desk.hear(order(1), at=now - 3000)
+    desk.hear(order(2), order(3), at=now - 2000)
+    desk.hear(order(4), at=now - 1000)
+    desk.bring_home(order(3))
+    desk.redis.zrem("ota:due", order(3).member)
+    desk.redis.zadd("ota:due", {order(1).member: now + 9_000_000})
+    desk.redis.zadd("ota:due", {order(number).member: now for number in range(9, on_the_clock + 9)})
+
+    def listed(since: int, until: int) -> list[OrderKey]:
+        query = OrderQuery(state="owed", since=from_ms(now - since), until=from_ms(now - until))
+        return [record.key for record in Archive(desk.redis).newest_first(query, from_ms(now))]
+
+    assert listed(3000, 0) == [order(4), order(2), order(1)]
+    assert listed(2500, 1500) == [order(2)]
+
+
+def test_a_list_of_the_few_that_are_owed_reads_no_others(desk: Desk) -> None:
+    orders = [order(number) for number in range(MANY)]
+    desk.hear(*orders)
+    desk.redis.zrem("ota:due", *(one.member for one in orders[2:]))
+    desk.redis.config_resetstat()
+
+    found = list(Archive(desk.redis).newest_first(OrderQuery(state="owed"), from_ms(0)))
+
+    assert len(found) == 2
+    assert desk.redis.info("commandstats")["cmdstat_hgetall"]["calls"] == 2
 
 
 def test_an_order_that_changes_while_the_list_is_read_is_not_shown_twice(desk: Desk) -> None:

@@ -162,3 +162,18 @@ def test_a_trail_that_was_cut_says_so(desk: Desk) -> None:
 
     assert "older ones are gone" in ended.out
     assert len(ended.out.splitlines()) < 20
+
+
+def test_a_replay_stands_beside_the_time_that_the_event_took(desk: Desk) -> None:
+    """An order that took 23 s took 23 s, also after a replay that took 13 ms."""
+    desk.hear(order(1), at=bootstrap.clock() - 23_000)
+    desk.bring_home(order(1))
+    desk.run("events", "replay", "--since", "1h", "--force", "--rate", "5000", "--yes")
+    desk.bring_home(order(1))
+
+    page = explain(desk, order(1))
+    (told,) = desk.run("orders", "explain", order(1).order_id, "--json").objects
+
+    assert re.search(r"took +event to fetched 2\d s\n +replay:\w{6} to fetched", page.out)
+    assert told["spans"]["fetched_ms"] >= 23_000
+    assert told["spans"]["asked"]["fetched_ms"] < 20_000

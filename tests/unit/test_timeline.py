@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.cli.timeline import Spans, lines, span, spans, steps
+from app.cli.timeline import lines, span, steps
 from app.store.trail import Entry, parse_line
 
 MS = 1780301702417
@@ -29,7 +29,6 @@ def test_each_step_tells_how_long_after_the_one_before() -> None:
         ("stored", 84),
         ("sink", 8),
     ]
-    assert spans(HOME) == Spans(87, 95)
 
 
 def test_neighbours_that_say_the_same_are_one_step() -> None:
@@ -62,24 +61,6 @@ def test_waits_for_the_same_reason_are_one_step() -> None:
     found = steps(trail(*sorted(waits + begins)))
 
     assert [(step.what, step.times) for step in found] == [("failed", 29)]
-
-
-def test_the_time_it_took_is_that_of_the_latest_settlement() -> None:
-    later = trail(
-        (100_000, "event 9-0 Issued queued current 2"),
-        (100_400, "stored 2 Issued 2 200 80"),
-        (100_500, "sink python:shop:take 2 done - 7"),
-    )
-
-    assert spans(HOME + later) == Spans(400, 500)
-    assert spans(HOME[:2]) == Spans(None, None)
-    assert spans(()) == Spans(None, None)
-
-
-def test_looks_at_an_unsettled_order_count_from_its_event() -> None:
-    unsettled = trail((0, "event 1-0 Issued queued current 1"), (50, "stored 1 Processing 1 200 9"))
-
-    assert spans(unsettled + trail((120_050, "stored 2 Issued 2 200 9"))) == Spans(120_050, None)
 
 
 def test_no_line_is_longer_than_80_columns_and_long_words_are_folded() -> None:
