@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from redis import Redis
 
@@ -316,14 +318,18 @@ def test_senders_of_the_same_moment_are_all_answered_though_one_hangs_up(
         web.deliver(item())
         own_valkey.pause()
         items = [item() for _ in range(40)]
-        with web.connect() as gone:
-            gone.sendall(b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n{" % HOOK.encode())
+        impatient = item()
+        body = json.dumps({"values": [impatient]}).encode()
         with ThreadPoolExecutor(40) as senders:
-            answers = list(senders.map(lambda one: timed(web, one), items))
+            posts = [senders.submit(timed, web, one) for one in items]
+            with web.connect() as gone:
+                head = f"POST {HOOK} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                gone.sendall(head.encode() + body)
+            answers = [one.result() for one in posts]
         assert all(receipt["spooled"] == 1 for receipt, _ in answers)
         assert max(seconds for _, seconds in answers) < LONGEST
         own_valkey.resume()
-        eventually(lambda: is_home(redis, *items), 15, what="drained")
+        eventually(lambda: is_home(redis, impatient, *items), 15, what="drained")
 
 
 @pytest.mark.parametrize("turn", ["the bad one first", "the good one first"])
@@ -451,3 +457,68 @@ def test_processes_that_come_and_go_in_one_folder_do_not_stop_each_others_start(
         _, told = one.communicate(timeout=30)
         assert (one.returncode, told) == (0, b"")
     assert files(spool) == []
+
+
+# Ends with SIGKILL before or after a step of its spool, the first time it comes there.
+DYING = """
+import os, signal, sys
+from app.cli import main
+from app.spool.file import SpoolFile
+from app.spool.folder import Claim
+
+when, name = sys.argv.pop(1).split(":")
+of = Claim if name == "discard" else SpoolFile
+step = getattr(of, name)
+
+def last_step(*arguments):
+    if when == "after":
+        step(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(of, name, last_step)
+main()
+"""
+
+
+@pytest.mark.parametrize("step", ["before:put", "after:put", "before:drop", "after:drop"])
+def test_a_process_killed_at_a_step_of_its_spool_loses_nothing_it_acknowledged(
+    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, step: str
+) -> None:
+    """What it drained without forgetting it is drained again, and dropped as a duplicate."""
+    own_valkey.stop()
+    one = item()
+    acknowledged = False
+    with serving(tmp_path, settings(own_valkey.url, spool), [sys.executable, "-c", DYING, step, "serve"]) as web:
+        try:
+            acknowledged = web.deliver(one)["spooled"] == 1
+        except httpx.TransportError:
+            assert step.endswith("put")
+        own_valkey.restart()
+        assert web.process.wait(15) == -signal.SIGKILL
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        if step == "before:put":
+            assert web.deliver(one)["queued"] == 1
+        eventually(lambda: is_home(redis, one), 10, what="it is owed")
+        eventually(lambda: len(files(spool)) <= 1, what="what the dead one left is cleared away")
+        assert Kept(redis).record(key(one))["wanted"] == "1"
+        assert len(Kept(redis).events()) == 1
+    assert acknowledged == step.endswith("drop")
+
+
+@pytest.mark.parametrize("step", ["before:discard", "after:discard"])
+def test_a_process_killed_while_it_clears_away_leaves_nothing_that_hinders_the_next(
+    own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, step: str
+) -> None:
+    own_valkey.stop()
+    one = item()
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        assert web.deliver(one)["spooled"] == 1
+        web.process.kill()
+    own_valkey.restart()
+    with serving(tmp_path, settings(own_valkey.url, spool), [sys.executable, "-c", DYING, step, "serve"]) as web:
+        assert web.process.wait(15) == -signal.SIGKILL
+    with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        eventually(lambda: web.http.get("/readyz").text == "ready\n", what="ready")
+        eventually(lambda: len(files(spool)) == 1, what="only its own file is left")
+        assert is_home(redis, one)
+        assert Kept(redis).record(key(one))["wanted"] == "1"
