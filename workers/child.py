@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from typing import Final
 
 from app import log
@@ -19,6 +22,20 @@ Work = Callable[[Settings, str, str, Stopwatch], None]
 """What it does until it is told to stop: settings, its name, its queue, and the watch that its pool reads."""
 
 _log = log.get()
+
+
+def start(work: Work, settings: Settings, name: str, lane: str, watch: Stopwatch) -> ForkProcess:
+    """Return a new child of this process that does `work`; raises OSError when there is no room for one."""
+    child = get_context("fork").Process(
+        target=run, args=(work, os.getpid(), settings, name, lane, watch), name=name, daemon=False
+    )
+    # A SIGTERM for the child must not meet our own handler in it: it waits until the child has put on its own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        child.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return child
 
 
 def run(work: Work, parent: int, settings: Settings, name: str, lane: str, watch: Stopwatch) -> None:

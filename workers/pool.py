@@ -5,7 +5,6 @@ It knows its children by name: what a dead one held is due at once, not when its
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -75,7 +74,6 @@ class Pool:
         self._watchman = Watchman(settings, redis)
         self._order_list = OrderList(redis, order_days=settings.order_days)
         self._event_days = EventDays(redis, event_days=settings.event_days)
-        self._fork = multiprocessing.get_context("fork")
         self._children: dict[str, ForkProcess] = {}
         self._watches: dict[str, Stopwatch] = {}
         self._born: dict[str, float] = {}
@@ -163,19 +161,8 @@ class Pool:
         self._number += 1
         name = f"{self._estate.pool}-{lane}-{self._number}"
         watch = Stopwatch()
-        child = self._fork.Process(
-            target=worker_process.run,
-            args=(self._work, os.getpid(), self._settings, name, lane, watch),
-            name=name,
-            daemon=False,
-        )
-        # A SIGTERM for the child must not meet our own handler in it: it waits until the child has put on its own.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            child.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        self._children[name], self._watches[name] = child, watch
+        self._children[name] = worker_process.start(self._work, self._settings, name, lane, watch)
+        self._watches[name] = watch
         self._born[name] = time.monotonic()
         _log.info("pool.worker_started", worker=name, lane=lane)
 

@@ -6,8 +6,6 @@ A process of its own, since a hanging upstream must not stop the pool's tick, an
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -47,7 +45,6 @@ class Reconciler:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._turns = [turns(settings, company, redis) for company in reconciled(settings)]
-        self._fork = multiprocessing.get_context("fork")
         self._child: ForkProcess | None = None
 
     def tick(self) -> None:
@@ -57,7 +54,7 @@ class Reconciler:
             self._child.close()
             self._child = None
         if self._child is None and any(one.due(bootstrap.clock()) for one in self._turns):
-            self._start()
+            self._child = child.start(_work, self._settings, "reconcile", "reconcile", Stopwatch())
 
     def stop(self) -> None:
         """End the child, if there is one; what it has not done is left to the next."""
@@ -70,21 +67,6 @@ class Reconciler:
             self._child.join()
         self._child.close()
         self._child = None
-
-    def _start(self) -> None:
-        one = self._fork.Process(
-            target=child.run,
-            args=(_work, os.getpid(), self._settings, "reconcile", "reconcile", Stopwatch()),
-            name="reconcile",
-            daemon=False,
-        )
-        # As for workers: a SIGTERM for the child must not meet the pool's handler in it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            one.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        self._child = one
 
 
 def reconciled(settings: Settings) -> list[Company]:

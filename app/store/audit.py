@@ -20,8 +20,9 @@ LONGEST_TEXT: Final = 200
 class Deed(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody did: `what`, on which plan ("" for none), and how many orders it was about.
 
-    `what`: replay, resume, cancel, erase, requeue, drop, refetch, reconcile, order-confirm, order-cancel. `who` and `why` are as given: a person's own words. They are shown to people, and to no log.
-    `selected`: an order's company and id, or a selection in words.
+    `what`: replay, resume, cancel, erase, requeue, drop, refetch, reconcile, order-confirm, order-cancel. `selected`:
+    an order's company and id, or a selection in words. `who` and `why` are as given: a person's own words. They are
+    shown to people, and to no log.
     """
 
     what: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from redis import Redis
@@ -130,6 +130,12 @@ class Budget:
             args=[now, worker, self._limits.concurrency],
         )
         return int(held)
+
+
+def spent(redis: Redis, api_key: str, now: int) -> int:
+    """Return how many requests of the window that ends `now` (ms) were made with an API key."""
+    made: Any = redis.zcount(keys.window(_digest(api_key)), now - WINDOW, "+inf")
+    return int(made)
 
 
 def breaker_key(api_key: str, company: str) -> str:

@@ -8,9 +8,9 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.store import clockwork, keys, schema
+from app.store.minute import EachMinute
 from app.store.scripts import source
 
-EVERY: Final = clockwork.MINUTE
 MOST: Final = 10_000
 """Entries of one stream a minute, some milliseconds of Redis: 14 million a day, more than any receiver takes in."""
 
@@ -21,16 +21,15 @@ class EventDays:
     def __init__(self, redis: Redis, *, event_days: int) -> None:
         self._keep = event_days * clockwork.DAY
         self._script = redis.register_script(schema.guarded(source("retain")))
-        self._next = 0
+        self._minute = EachMinute()
 
     def trim(self, now: int) -> int:
         """Return how many entries left; does nothing until a minute (ms `now`) after the last time.
 
         Raises NewerData.
         """
-        if now < self._next <= now + EVERY:
+        if not self._minute.is_over(now):
             return 0
-        self._next = now + EVERY
         try:
             removed: Any = self._script(keys=[keys.REPLAYS, keys.EVENTS, keys.AUDIT], args=[now, self._keep, MOST])
         except ResponseError as error:

@@ -8,9 +8,9 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.store import clockwork, keys, schema
+from app.store.minute import EachMinute
 from app.store.scripts import source
 
-EVERY: Final = clockwork.MINUTE
 MOST: Final = 500
 """Entries a minute that one pool looks at, 720,000 a day: well below a millisecond, so Redis serves others."""
 
@@ -21,7 +21,7 @@ class OrderList:
     def __init__(self, redis: Redis, *, order_days: int) -> None:
         self._keep = order_days * clockwork.DAY
         self._script = redis.register_script(schema.guarded(source("trim")))
-        self._next = 0
+        self._minute = EachMinute()
         self._passed = 0
 
     def trim(self, now: int) -> int:
@@ -29,9 +29,8 @@ class OrderList:
 
         Raises NewerData.
         """
-        if now < self._next <= now + EVERY:
+        if not self._minute.is_over(now):
             return 0
-        self._next = now + EVERY
         try:
             answer: Any = self._script(keys=[keys.ORDERS], args=[now - self._keep, keys.PREFIX, self._passed, MOST])
         except ResponseError as error:

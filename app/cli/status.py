@@ -1,0 +1,171 @@
+"""The command for "what is the backlog, and when is it done?": one look at everything, and an exit code."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import islice
+from statistics import mean
+from typing import Final, NamedTuple
+
+import msgspec
+import typer
+
+from app import bootstrap
+from app.cli import moment, options, output
+from app.cli.exits import FOUND
+from app.cli.replay_forecast import GET_ORDER
+from app.cli.session import Session, session
+from app.spool.waiting import waiting
+from app.store.archive import OrderQuery
+from app.store.budget import spent
+from app.store.gauges import BEAT_WITHIN, is_open
+from app.store.jobs import BACKFILL, LIVE
+from app.store.trail import Stored
+from app.store.vitals import Vitals
+from app.store.watch import AlarmState
+
+_CODES: Final = (
+    "Exit codes: 0 no alarm is raised · 1 one is, or no pool lives · 2 settings · 3 Redis does not answer · 4 its data"
+    " is of a newer version"
+)
+_FIVE_MINUTES: Final = 300
+_LATEST: Final = 20
+"""Orders whose last getOrder is looked at for how long one takes."""
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs that wait for one kind of worker; the first has waited `waited_s`.
+
+    `rate`: fetches a second that its workers and the keys' budget allow; `done_s`: so long it takes, if nothing new
+    comes, None where nothing is fetched.
+    """
+
+    lane: str
+    jobs: int
+    waited_s: int
+    workers: int
+    rate: float
+    done_s: int | None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it. `due`: orders to fetch, to look at again, or to hand on; `oldest_owed_s` by company.
+
+    `get_order_s` is measured at the latest orders, `spooled` None without SPOOL_DIR here, or where it cannot be read.
+    """
+
+    alarms: tuple[str, ...]
+    pools: int
+    lanes: tuple[Lane, ...]
+    due: int
+    oldest_owed_s: dict[str, int]
+    get_order_s: float
+    dead_letters: int
+    dead_hand_ons: int
+    breakers_open: tuple[str, ...]
+    spooled: int | None
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command(epilog=_CODES)(status)
+
+
+def status(as_json: options.Json = False) -> None:
+    """Tell what waits and when it is done, what was given up, what hangs, and which alarms are raised."""
+    with session() as here:
+        vitals = bootstrap.vital_signs(here.settings).read(here.books.ledger.redis, bootstrap.clock())
+        found = _status(here, vitals, _get_order_seconds(here))
+    if as_json:
+        output.json_line(found)
+    else:
+        _print(found)
+    if found.alarms or not found.pools:
+        raise typer.Exit(FOUND)
+
+
+def _status(here: Session, vitals: Vitals, get_order: float) -> Status:
+    companies = here.settings.companies
+    closed = [one.slug for one in companies if is_open(vitals, one.np_company_id)]
+    pools = [pool for pool in vitals.told_by_pools() if vitals.now - pool.beat < BEAT_WITHIN]
+    names = [name for pool in pools for name in pool.workers]
+    window = _window(here, vitals.now)
+    slots = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
+    lanes = []
+    for lane, at_once in slots.items():
+        workers = sum(f"-{lane}-" in name for name in names)
+        busy = 0 if len(closed) == len(companies) else min(workers, window.keys * at_once)
+        jobs = vitals.queues[lane].jobs
+        # A burst goes as fast as the slots allow; what the window has no room for comes at its pace.
+        speed = busy / get_order
+        rate = speed if jobs <= window.room else min(speed, window.rate)
+        done = 0 if not jobs else round(max(jobs / speed, (jobs - window.room) / window.rate)) if speed else None
+        waited = vitals.waited(lane) // 1000
+        lanes.append(Lane(lane=lane, jobs=jobs, waited_s=waited, workers=workers, rate=round(rate, 2), done_s=done))
+    return Status(
+        alarms=tuple(_raised(vitals)),
+        pools=len(pools),
+        lanes=tuple(lanes),
+        due=vitals.due,
+        oldest_owed_s={one.slug: vitals.companies[one.np_company_id].oldest_owed // 1000 for one in companies},
+        get_order_s=round(get_order, 3),
+        dead_letters=vitals.dead,
+        dead_hand_ons=vitals.dead_hand_ons,
+        breakers_open=tuple(closed),
+        spooled=waiting(here.settings.spool_dir) if here.settings.spool_dir else None,
+    )
+
+
+class _Window(NamedTuple):
+    """What all keys together may do: requests now, and a second once that is used up."""
+
+    keys: int
+    room: int
+    rate: float
+
+
+def _window(here: Session, now: int) -> _Window:
+    api_keys = {one.np_api_key.get_secret_value() for one in here.settings.companies}
+    most = here.settings.upstream_requests_per_5_min
+    used = sum(spent(here.books.ledger.redis, one, now) for one in api_keys)
+    return _Window(len(api_keys), max(len(api_keys) * most - used, 0), len(api_keys) * most / _FIVE_MINUTES)
+
+
+def _raised(vitals: Vitals) -> list[str]:
+    raised = (name for name, text in vitals.alarms.items() if msgspec.json.decode(text, type=AlarmState).raised)
+    return sorted(" ".join(filter(None, name.split("|"))) for name in raised)
+
+
+def _get_order_seconds(here: Session) -> float:
+    """Return how long a getOrder took of late."""
+    latest = islice(here.books.archive.newest_first(OrderQuery(), moment.now()), _LATEST)
+    trails = [here.books.archive.trail(record.key) for record in latest]
+    took = [entry.duration_ms for trail in trails for entry in trail if isinstance(entry, Stored)]
+    return max(mean(took), 1) / 1000 if took else GET_ORDER
+
+
+def _print(found: Status) -> None:
+    oldest = (f"{slug} {_age(seconds)}" for slug, seconds in found.oldest_owed_s.items() if seconds)
+    facts = (
+        ("alarms", ", ".join(found.alarms) or "none"),
+        ("pools alive", found.pools or "NONE: nothing is fetched; start `ota-receiver worker`"),
+        *((f"{one.lane} jobs", _told(one)) for one in found.lanes),
+        ("on the clock", f"{output.many(found.due, 'order')}: to fetch, to look at again, to hand on"),
+        ("oldest owed", ", ".join(oldest) or "none"),
+        ("a getOrder takes", f"{found.get_order_s:g} s"),
+        ("dead letters", f"{output.many(found.dead_letters, 'order')}, {output.many(found.dead_hand_ons, 'hand-on')}"),
+        ("breakers open", ", ".join(found.breakers_open) or "none"),
+        ("spooled here", None if found.spooled is None else output.many(found.spooled, "event")),
+    )
+    output.facts("", facts)
+
+
+def _told(one: Lane) -> str:
+    workers = output.many(one.workers, "worker")
+    if not one.jobs:
+        return f"none; {workers}, up to {one.rate:g}/s"
+    end = "nobody fetches them now" if one.done_s is None else f"done in {_age(one.done_s)}"
+    return f"{one.jobs:,}, the first for {_age(one.waited_s)}; {workers}, up to {one.rate:g}/s: {end}"
+
+
+def _age(seconds: int) -> str:
+    return moment.age(timedelta(seconds=seconds))

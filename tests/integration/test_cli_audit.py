@@ -1,0 +1,84 @@
+"""`audit`: who changed something by hand, when, what and of how many orders; noted before it is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from app.store.keys import AUDIT
+from tests.integration.commands import run_each
+from tests.integration.desk import VENUE, Desk, open_desk, order
+
+
+@pytest.fixture
+def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    found = open_desk(redis_client, redis_url, tmp_path)
+    found.env["USER"] = "ann"
+    return found
+
+
+def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
+    dead = [order(number) for number in range(4)]
+    desk.hear(*dead)
+    for one in dead:
+        desk.give_up(one)
+    expected = desk.folder / "expected.csv"
+    expected.write_text(f"orderId\n{order(9).order_id}\n")
+
+    ended = run_each(
+        desk,
+        [
+            ("dead", "requeue", dead[0].order_id, "--yes"),
+            ("dead", "drop", dead[1].order_id, dead[2].order_id, "--yes"),
+            ("dead", "requeue", "--reason", "order_missing", "--company", "venue", "--yes"),
+            ("orders", "refetch", dead[1].order_id),
+            ("reconcile", "--from-file", str(expected), "--company", "venue", "--apply", "--yes"),
+            # Nobody can be reached there: it is noted all the same, since it might have been done.
+            ("orders", "confirm", dead[1].order_id, "--payment-reference", "canary-pay", "--yes"),
+            ("audit", "--json"),
+            ("audit", "--what", "requeue", "--limit", "1"),
+            ("audit", "--what", "nothing"),
+        ],
+    )
+
+    told = [(one["what"], one["selected"].partition(" until=")[0], one["orders"]) for one in ended[-3].objects]
+    assert told == [
+        ("order-confirm", dead[1].member, 1),
+        ("reconcile", order(9).member, 1),
+        ("refetch", dead[1].member, 1),
+        ("requeue", f"company={VENUE} reason=order_missing", 1),
+        ("drop", "2 orders", 2),
+        ("requeue", dead[0].member, 1),
+    ]
+    assert {one["who"].partition("@")[0] for one in ended[-3].objects} == {"ann"}
+    assert "canary-pay" not in ended[-3].out
+    assert (ended[-2].code, ended[-2].out.count("order_missing"), ended[-2].out.count("ann@")) == (0, 1, 1)
+    assert (ended[-1].code, ended[-1].err) == (1, "Nothing is noted.\n")
+
+
+def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
+    desk.hear(order(1))
+    desk.give_up(order(1))
+
+    ended = run_each(
+        desk,
+        [
+            ("dead", "requeue", "--all", "--dry-run"),
+            ("dead", "drop", "--all"),
+            ("orders", "refetch", order(2).order_id),
+            ("orders", "cancel", order(1).order_id),
+        ],
+    )
+
+    assert [one.code for one in ended] == [0, 2, 1, 2]
+    assert desk.redis.exists(AUDIT) == 0
+
+
+def test_what_names_an_erased_order_leaves_the_audit_but_its_erasure(desk: Desk) -> None:
+    desk.hear(order(1))
+
+    run_each(desk, [("orders", "refetch", order(1).order_id), ("orders", "erase", order(1).order_id, "--yes")])
+
+    assert [one["what"] for one in desk.run("audit", "--json").objects] == ["erase"]

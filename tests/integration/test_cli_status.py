@@ -1,0 +1,115 @@
+"""`status`: what waits and when it is done, on one page, with an exit code for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from app import bootstrap
+from app.spool.folder import SpoolFolder
+from app.store import keys
+from app.store.budget import breaker_key
+from app.store.inbox import Entry
+from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, open_desk, order
+
+
+@pytest.fixture
+def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+    return open_desk(redis_client, redis_url, tmp_path)
+
+
+def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:
+    """Write what a pool writes each second."""
+    workers = [f"h-1-live-{number}" for number in range(live)] + ["h-1-backfill-0"]
+    desk.redis.hset(
+        keys.POOLS, "h-1", json.dumps({"machine": "h", "workers": workers, "beat": bootstrap.clock() - ago_ms})
+    )
+
+
+def status(desk: Desk, code: int) -> Any:
+    ended = desk.run("status", "--json")
+    assert ended.code == code, ended.err
+    (found,) = ended.objects
+    return found
+
+
+def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> None:
+    """Two workers with 42 ms for a getOrder do 47.6 a second, until 6,000 in 5 minutes are used up."""
+    beat(desk)
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    desk.forget_jobs()
+    desk.hear(*(order(number) for number in range(2, 102)), at=bootstrap.clock() - 9000)
+
+    found = status(desk, 0)
+
+    live, backfill = found["lanes"]
+    assert (found["pools"], found["alarms"], found["due"], found["get_order_s"]) == (1, [], 101, 0.042)
+    assert (live["lane"], live["jobs"], live["workers"], live["rate"], live["done_s"]) == ("live", 100, 2, 47.62, 2)
+    few = desk.run("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["lanes"][0]
+    assert (few["rate"], few["done_s"]) == (0.2, 200)
+    assert (backfill["jobs"], backfill["done_s"]) == (0, 0)
+    assert 9 <= found["oldest_owed_s"]["venue"] < 60
+    assert found["oldest_owed_s"]["museum"] == 0
+
+
+def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk) -> None:
+    beat(desk, ago_ms=60_000)
+    desk.hear(order(1))
+
+    page, found = desk.run("status"), status(desk, 1)
+
+    assert (found["pools"], found["lanes"][0]["done_s"]) == (0, None)
+    assert "NONE: nothing is fetched" in page.out
+    assert "nobody fetches them now" in page.out
+
+
+def test_a_raised_alarm_is_named_and_is_exit_code_1(desk: Desk) -> None:
+    beat(desk)
+    desk.redis.hset(
+        keys.ALARMS, mapping={"fetch_late|venue|": '{"since":1,"raised":2}', "silence|museum|": '{"since":1}'}
+    )
+
+    assert status(desk, 1)["alarms"] == ["fetch_late venue"]
+
+
+def test_what_was_given_up_and_an_open_breaker_stand_there(desk: Desk) -> None:
+    beat(desk)
+    desk.hear(order(1), order(2, MUSEUM))
+    desk.give_up(order(1))
+    desk.bring_home(order(2, MUSEUM))
+    desk.give_up_sink(order(2, MUSEUM))
+    breakers = [breaker_key(API_KEY, f"/tenant/Sandbox/{name}") for name in ("Venue", "Museum")]
+    desk.redis.hset(breakers[0], "open_until", bootstrap.clock() + 60_000)
+
+    found = status(desk, 0)
+    desk.redis.hset(breakers[1], "open_until", bootstrap.clock() + 60_000)
+    desk.hear(order(3))
+
+    assert (found["dead_letters"], found["dead_hand_ons"], found["breakers_open"]) == (1, 1, ["venue"])
+    assert found["lanes"][0]["rate"] > 0
+    assert status(desk, 0)["lanes"][0]["done_s"] is None
+
+
+def test_events_in_the_spool_files_of_this_machine_are_counted(desk: Desk) -> None:
+    beat(desk)
+    folder = desk.folder / "spool"
+    claims = [SpoolFolder(folder, 1_000_000).create() for _ in range(2)]
+    for claim, count in zip(claims, (2, 1), strict=True):
+        claim.file.put([Entry("", VENUE, order(1).order_id, "Issued", "", "current", "r", "", 1)] * count)
+    (folder / "3-born.sqlite").touch(0o600)
+
+    assert status_with(desk, folder) == 3
+    assert status_with(desk, desk.folder / "none") is None
+    (folder / "4-broken.sqlite").write_bytes(b"no database" * 100)
+    assert status_with(desk, folder) is None
+    for claim in claims:
+        claim.release()
+
+
+def status_with(desk: Desk, folder: Path) -> Any:
+    return desk.run("status", "--json", SPOOL_DIR=str(folder)).objects[0]["spooled"]
