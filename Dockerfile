@@ -25,7 +25,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER receiver
 WORKDIR /var/lib/ota-receiver
 EXPOSE 8080
-# A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker stop --time 40).
+# A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker run --stop-timeout 60).
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 CMD ["ota-receiver", "health"]
 CMD ["ota-receiver", "serve"]

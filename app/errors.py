@@ -101,8 +101,6 @@ class UpstreamError(ReceiverError):
     `http_status` is None when no answer came; `retry_after` is in seconds from now, None when not given.
     """
 
-    retryable: ClassVar[bool] = True
-
     def __init__(self, reason: str, *, http_status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason

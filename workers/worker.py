@@ -24,7 +24,7 @@ _log = log.get()
 
 
 class FetchWorker(SimpleWorker):
-    """Runs `fetch_order` and nothing else: JSON does not stop a job that names another function (stack.md 8)."""
+    """Runs `fetch_order` and nothing else: JSON does not stop a job that names another function."""
 
     watch: Stopwatch
 

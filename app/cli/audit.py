@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from app.cli import moment, options, output
-from app.cli.exits import CODES, FOUND, Stop
+from app.cli.exits import CODES
 from app.cli.session import session
 from app.store.audit import Noted
 
@@ -31,7 +31,8 @@ def audit(what: What = None, limit: options.Limit = 50, as_json: options.Json = 
         noted = (one for one in here.books.audit.newest_first() if what in (None, one.deed.what))
         found = list(islice(noted, limit))
     if not found:
-        raise Stop("Nothing is noted.", FOUND)
+        output.remark("Nothing is noted.")
+        return
     if as_json:
         for one in found:
             output.json_line({"at": one.at} | msgspec.structs.asdict(one.deed))

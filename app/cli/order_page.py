@@ -87,7 +87,8 @@ class OrderPage:
             return "erased"
         if not record.revision:
             return "never fetched"
-        parts = f"{record.wallets} wallets, {record.tickets} tickets, {record.coupons} coupons"
+        counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
+        parts = ", ".join(output.many(count, what) for count, what in counts)
         return f"{parts}, revision {record.revision}, " + ("with a manifest" if record.manifest else "no manifest")
 
     def _trouble(self) -> str:

@@ -69,7 +69,7 @@ def simulate(
     ] = 0.01,
     batch: Annotated[int, typer.Option(min=1, max=1000, help="Most events in one POST.")] = 20,
     rate: Annotated[
-        float | None, typer.Option(parser=_per_second, metavar="N/s", help="Events a second.  [default: 50/s]")
+        float | None, typer.Option(parser=_per_second, metavar="N/s", show_default="50/s", help="Events a second.")
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="All at once, over 32 connections.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Repeats a plan; else one is drawn, and shown.")] = None,
@@ -175,4 +175,4 @@ def _forged(report: Report) -> str:
     if not report.forged_sent:
         return ""
     refused = output.many(report.forged_posts_refused, "POST")
-    return f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused} of nothing else refused"
+    return f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused} of only these answered 401"

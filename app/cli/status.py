@@ -85,7 +85,7 @@ def status(as_json: options.Json = False) -> None:
 
 def _status(here: Session, vitals: Vitals, get_order: float) -> Status:
     companies = here.settings.companies
-    closed = [one.slug for one in companies if is_open(vitals, one.np_company_id)]
+    shut_out = [one.slug for one in companies if is_open(vitals, one.np_company_id)]
     pools = [pool for pool in vitals.told_by_pools() if vitals.now - pool.beat < BEAT_WITHIN]
     names = [name for pool in pools for name in pool.workers]
     window = _window(here, vitals.now)
@@ -93,7 +93,7 @@ def _status(here: Session, vitals: Vitals, get_order: float) -> Status:
     lanes = []
     for lane, at_once in slots.items():
         workers = sum(f"-{lane}-" in name for name in names)
-        busy = 0 if len(closed) == len(companies) else min(workers, window.keys * at_once)
+        busy = 0 if len(shut_out) == len(companies) else min(workers, window.keys * at_once)
         jobs = vitals.queues[lane].jobs
         # A burst goes as fast as the slots allow; what the window has no room for comes at its pace.
         speed = busy / get_order
@@ -110,7 +110,7 @@ def _status(here: Session, vitals: Vitals, get_order: float) -> Status:
         get_order_s=round(get_order, 3),
         dead_letters=vitals.dead,
         dead_hand_ons=vitals.dead_hand_ons,
-        breakers_open=tuple(closed),
+        breakers_open=tuple(shut_out),
         spooled=waiting(here.settings.spool_dir) if here.settings.spool_dir else None,
     )
 

@@ -62,8 +62,6 @@ def sentence(entry: Entry) -> str:
         case Dropped():
             what = f"the hand-on to {entry.sink}" if entry.sink else "the fetch"
             return f"{what} given up for good, by hand ({entry.reason})"
-        case Rehanded():
-            return f"to be handed on to {entry.sink} once more (replay {entry.plan})"
         case Erased():
             return "erased: all else that was known of it"
         case Unread():

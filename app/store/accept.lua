@@ -46,7 +46,7 @@ while at <= #ARGV do
           redis.call('ZREM', KEYS[7], member)
         end
       end
-      -- An event that waited in a spool is no news of an order that was heard of since. A word from the future is one of
+      -- An event that waited in a spool is no news of an order heard of since. A word from the future is one of
       -- a clock that was ahead: it must not outlast what comes now.
       local heard, before = received == '' and now or math.min(tonumber(received), now), tonumber(was[4] or '0')
       if heard >= before or before > now then
@@ -72,7 +72,8 @@ while at <= #ARGV do
       end
       last_id = redis.call('XADD', KEYS[2], '*', 'company', company, 'order', order, 'status', status,
         'reference', reference, 'sent', sent, 'outcome', names[outcome], 'secret', secret, 'request', request)
-      note(trail, now .. ' event ' .. last_id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' .. request)
+      note(trail, now .. ' event ' .. last_id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' ..
+        request)
     end
   end)
   if not recorded then

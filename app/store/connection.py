@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 WEB_TIMEOUT = 1.0
-"""Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s (stack.md 8)."""
+"""Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
 
 WORKER_TIMEOUT = 10.0
 """Seconds. Nobody waits for a worker, but a hanging Redis must not hold one for ever."""

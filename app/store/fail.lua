@@ -4,7 +4,8 @@
 -- KEYS  1 record  2 due  3 dead  4 trail  5 holding of this worker  6 content
 -- ARGV  1 now ms  2 member  3 fence  4 begun  5 keep ms  6 what  7 when to look again ms  8 reason code
 --       9 http status ('' = no answer)  10 duration ms  11.. sinks
---       what: again (a try is burnt), reject (a try of its own is), park (none is: the order is not at fault), missing (404, not yet), dead, gone
+--       what: again (a try is burnt), reject (a try of its own is), park (none is: the order is not at fault),
+--       missing (404, not yet), dead, gone
 -- Returns the verdict: refused (a later fetch began, or the order was given up), again, parked, dead, gone.
 -- Called again by a worker whose connection broke before it heard the answer, it changes nothing.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])

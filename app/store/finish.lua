@@ -1,7 +1,8 @@
 --! uses trail, measure, sinks
 -- finish: store what getOrder answered, unless a fetch that began later has stored.
 --
--- KEYS  1 record  2 due  3 dead  4 trail  5 holding of this worker  6 content  7 orders  8 dead sinks  9.. its references
+-- KEYS  1 record  2 due  3 dead  4 trail  5 holding of this worker  6 content  7 orders  8 dead sinks
+--       9.. its references
 -- ARGV  1 now ms  2 member  3 fence  4 begun  5 keep ms  6 lease of a hand-on ms
 --       7 when to look again in ms, '' = the answer is settled  8 reason to give up, '' = none
 --       9 digest  10 content  11 status  12 wallets  13 tickets  14 coupons  15 manifest 0|1  16 http status
@@ -10,7 +11,8 @@
 --   is behind), again, dead.
 -- Called again by a worker whose connection broke before it heard the answer, it changes nothing.
 local now, member, fence, begun = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'stored', 'digest', 'revision', 'job', 'dead', 'begun',
+local r = redis.call('HMGET', KEYS[1], 'wanted', 'done', 'fence', 'stored', 'digest', 'revision', 'job', 'dead',
+  'begun',
   'heard', 'timed', 'erased')
 local wanted, done, revision = tonumber(r[1] or '0'), tonumber(r[2] or '0'), tonumber(r[6] or '0')
 local sinks = read_sinks(19)

@@ -1,6 +1,6 @@
 -- Shared by replay and rehand: take the next orders off a plan, oldest first, and no faster than its rate.
 --
--- The rate is held here and not by who feeds: two feeders of one plan share it. `paced` is the moment up to which it has
+-- The rate is held here, not by who feeds: two feeders of one plan share it. `paced` is the moment up to which it has
 -- been used; what was not used is lost after a second (or one order's time), so that nobody makes up for a long pause.
 -- `is_needed(member, told)` tells whether an order costs anything; one that does not costs nothing of the rate either.
 -- Returns the members taken and how many were passed over; or nil and the reply to give, when the plan is not open.

@@ -11,8 +11,8 @@ local farthest = tonumber(ARGV[8])
 local template, at = read_template(9)
 local sinks = read_sinks(at)
 
--- A clock that was ahead, and is right again, has left moments that no wait of ours reaches. Nobody knows when they were
--- meant to be: grace from now, which also lets a fetch under way end first.
+-- A clock that was ahead, and is right again, has left moments that no wait of ours reaches. Nobody knows when they
+-- were meant to be: grace from now, which also lets a fetch under way end first.
 for _, member in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', '(' .. now + farthest, 'LIMIT', 0, ARGV[5])) do
   local record, fields = prefix .. 'order:' .. member, {'lease', 'fetch_at', 'hand'}
   for _, sink in ipairs(sinks) do

@@ -22,7 +22,8 @@ while at <= #ARGV do
     redis.call('PERSIST', record)
     redis.call('PERSIST', trail)
     redis.call('PERSIST', prefix .. 'content:' .. member)
-    redis.call('HDEL', record, 'tries', 'looks', 'parks', 'rejects', 'missing', 'fetch_at', 'dead', 'dead_at', 'crashes', 'error', 'http')
+    redis.call('HDEL', record, 'tries', 'looks', 'parks', 'rejects', 'missing', 'fetch_at', 'dead', 'dead_at',
+      'crashes', 'error', 'http')
     redis.call('ZREM', KEYS[5], member)
     redis.call('HSET', record, 'wanted', wanted, 'first', was[3] or now)
     redis.call('ZADD', KEYS[4], now, member)

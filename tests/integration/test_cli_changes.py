@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from app.dev.sandbox.process import Sandbox, start
 from app.dev.sandbox.samples import order_body
 from app.dev.valkey import Valkey
 from app.store.archive import Archive
-from app.store.keys import OrderKey
+from app.store.keys import AUDIT, OrderKey
 from app.store.trail import Wanted
+from tests.eventually import eventually
 from tests.integration.desk import API_KEY, PARTNER, VENUE, Desk, open_desk
 
 REFERENCE = "canary-pay-4711"
@@ -130,18 +132,39 @@ def test_an_answer_that_never_comes_is_told_as_uncertain_and_the_order_is_fetche
     assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm-unsure"])
 
 
+def test_redis_that_takes_no_writes_is_told_before_anything_is_changed_upstream(
+    sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
+) -> None:
+    """Nobody could be told of it in the audit, nor could its fetch be owed."""
+    sandbox.admin("DELETE", "faults")
+    with Redis.from_url(own_valkey.url) as redis:
+        desk = open_desk(redis, own_valkey.url, tmp_path, sandbox.url)
+        order = draft(sandbox, desk, "REDIS-0")
+        # From here on it refuses to write: as full, or as a replica after a failover.
+        redis.config_set("min-replicas-to-write", 1)
+
+        ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
+
+    assert (ended.code, status(sandbox, order)) == (3, "Draft")
+    assert "upstream" not in ended.err
+
+
 def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
     sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
 ) -> None:
     """The change stands upstream: whoever typed the command must know, and how to bring it home."""
     sandbox.admin("DELETE", "faults")
-    with Redis.from_url(own_valkey.url) as redis:
+    sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 1})
+    with Redis.from_url(own_valkey.url) as redis, ThreadPoolExecutor(1) as thread:
         desk = open_desk(redis, own_valkey.url, tmp_path, sandbox.url)
         order = draft(sandbox, desk, "REDIS-1")
-        # From here on it refuses to write: as full, or as a replica after a failover.
-        redis.config_set("min-replicas-to-write", 1)
 
-        ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
+        running = thread.submit(
+            desk.run, "orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes"
+        )
+        eventually(lambda: redis.xlen(AUDIT) == 1, what="the deed in the audit")
+        redis.config_set("min-replicas-to-write", 1)
+        ended = running.result()
 
     assert (ended.code, status(sandbox, order)) == (3, "Issued")
     assert "It was done upstream" in ended.err

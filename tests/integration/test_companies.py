@@ -82,8 +82,8 @@ def test_one_post_may_hold_events_of_several_companies_and_names(web: Web, kept:
         "queued": 3,
         "coalesced": 0,
         "duplicates": 1,
-            "spooled": 0,
-            "erased": 0,
+        "spooled": 0,
+        "erased": 0,
         "ignored": 1,
         "put_aside": {},
     }

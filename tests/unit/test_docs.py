@@ -101,7 +101,7 @@ def test_every_test_that_a_fault_names_exists() -> None:
 
 def test_every_mentioned_file_exists() -> None:
     """A link that leads nowhere is worse than none."""
-    targets = [part.partition(")")[0] for part in README.split("](")[1:]]
+    targets = [part.partition(")")[0].partition("#")[0] for part in README.split("](")[1:]]
 
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
 

@@ -11,7 +11,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 Status = Literal["Submitted", "Scheduled", "Processing", "Draft", "Issued", "Cancelled", "Error"]
-TERMINAL: tuple[Status, ...] = ("Issued", "Draft", "Error")
 IN_FLIGHT: tuple[Status, ...] = ("Submitted", "Scheduled", "Processing")
 
 
