@@ -100,7 +100,9 @@ def web_app(settings: Settings) -> ASGIApp:
         ),
         probes=web.Probes(
             Health(redis, spool),
-            Metrics(redis, vital_signs(settings), clock, spool.waiting if spool else None).text,
+            Metrics(
+                redis, vital_signs(settings), clock, spool.waiting if spool else None, _reconcile_every(settings)
+            ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
         resources=resources,
@@ -182,6 +184,10 @@ def budget(settings: Settings, company: Company, redis: Redis) -> Budget:
         slot_lease=_fetch_lease(settings),
     )
     return Budget(redis, company.np_api_key.get_secret_value(), company.path, limits)
+
+
+def _reconcile_every(settings: Settings) -> dict[str, int]:
+    return {one.slug: settings.reconcile_every for one in settings.companies if one.np_partner_id is not None}
 
 
 def vital_signs(settings: Settings) -> VitalSigns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from app.cli.exits import AWAY, INTERRUPTED, NEWER, USAGE, Stop
+from app.cli.exits import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop
 from app.errors import SettingsError
 from app.store.outage import StoreUnavailable
 from app.store.schema import NewerData
@@ -27,6 +27,22 @@ def main() -> None:
         _end(str(stop), stop.code)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        if not _stdout_fails():
+            raise
+        _end(f"The output cannot be written: {error.strerror}.", FOUND)
+
+
+def _stdout_fails() -> bool:
+    """Tell whether what was printed can still not be written; then it is given up."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        from app.cli import output  # it loads rich: only here, see above
+
+        output.close()
+        return True
+    return False
 
 
 def _end(text: str, code: int) -> None:

@@ -22,14 +22,14 @@ from app.cli import (
     status,
     subscription,
 )
-from app.cli.exits import CODES
+from app.cli.exits import epilog
 
 cli = typer.Typer(
     name="ota-receiver",
     no_args_is_help=True,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
-    epilog=CODES,
+    epilog=epilog("ota-receiver orders explain CM-4711"),
     help="Receives NaviPartner OTA Channel Manager webhooks, fetches each settled order once, and loses none.",
 )
 

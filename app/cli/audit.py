@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
 
 from app.cli import moment, options, output
-from app.cli.exits import CODES
+from app.cli.exits import epilog
 from app.cli.session import session
 from app.store.audit import Noted
 
-What = Annotated[
-    str | None, typer.Option("--what", help="Only these deeds: replay, requeue, drop, erase, confirm, ...")
+Kind = Literal[
+    "replay",
+    "resume",
+    "cancel",
+    "refetch",
+    "requeue",
+    "drop",
+    "reconcile",
+    "order-confirm",
+    "order-cancel",
+    "erase",
 ]
+What = Annotated[Kind | None, typer.Option("--what", help="Only these deeds.")]
 
 
 def register(cli: typer.Typer) -> None:
-    cli.command(epilog=CODES)(audit)
+    cli.command(epilog=epilog("ota-receiver audit --what replay --limit 10"))(audit)
 
 
 def audit(what: What = None, limit: options.Limit = 50, as_json: options.Json = False) -> None:

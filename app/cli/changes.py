@@ -59,6 +59,8 @@ def confirm(
     ],
     company: options.Company = None,
     yes: options.Yes = False,
+    who: deeds.Who = None,
+    why: deeds.Why = "",
     as_json: options.Json = False,
 ) -> None:
     """Confirm a Draft order as paid (confirmOrder), and fetch it: then its tickets and its manifest come home.
@@ -72,6 +74,8 @@ def confirm(
         "Confirm the order as paid",
         lambda upstream, order_id: upstream.confirm_order(order_id, payment_reference),
         yes=yes,
+        who=who,
+        why=why,
         as_json=as_json,
     )
 
@@ -80,6 +84,8 @@ def cancel(
     order: Order,
     company: options.Company = None,
     yes: options.Yes = False,
+    who: deeds.Who = None,
+    why: deeds.Why = "",
     as_json: options.Json = False,
 ) -> None:
     """Cancel an order (deleteOrder), and fetch it. A Draft or Error order vanishes upstream; an Issued one stays.
@@ -93,6 +99,8 @@ def cancel(
         "Cancel the order, for good",
         lambda upstream, order_id: upstream.delete_order(order_id),
         yes=yes,
+        who=who,
+        why=why,
         as_json=as_json,
     )
 
@@ -100,11 +108,13 @@ def cancel(
 def _change(
     text: str,
     company: str | None,
-    why: str,
+    what: str,
     question: str,
     call: Callable[[ChannelManager, str], Fetched],
     *,
     yes: bool,
+    who: str | None,
+    why: str,
     as_json: bool,
 ) -> None:
     with session() as here:
@@ -114,7 +124,7 @@ def _change(
         if venue is None:
             raise Stop(f"The settings name no company {key.company_id}: its order cannot be changed from here.")
         output.confirm(f"{question}: {_described(venue, key, record)}?", yes)
-        deeds.note(here, f"order-{why}", key.member, 1)
+        deeds.note(here, f"order-{what}", key.member, 1, who, why)
         try:
             with bootstrap.http(here.settings) as client:
                 status = call(bootstrap.channel_manager(here.settings, venue, client), key.order_id).order.status
@@ -122,12 +132,16 @@ def _change(
             raise Stop(f"{_sentence(venue, error)} Nothing was changed.", AWAY) from None
         except (RequestRejected, OrderNotFound) as error:
             # What we hold of it may be old: the fetch shows what it is now.
-            _owe(here, key, f"{why}-refused", "Upstream refused it")
-            raise Stop(f"{_refusal(venue, error, why)} It is fetched anew: {_look(key)}", FOUND) from None
+            _owe(here, key, f"{what}-refused", "Upstream refused it")
+            raise Stop(f"{_refusal(venue, error, what)} It is fetched anew: {_look(key)}", FOUND) from None
         except UpstreamError as error:
-            _owe(here, key, f"{why}-unsure", "It may have been done upstream")
+            _owe(here, key, f"{what}-unsure", "It may have been done upstream")
             raise Stop(f"{_sentence(venue, error)} It may have been done all the same: {_look(key)}", AWAY) from None
-        changed = Changed(venue.slug, key.order_id, status, _owe(here, key, why, "It was done upstream"))
+        except KeyboardInterrupt:
+            _owe(here, key, f"{what}-unsure", "It may have been done upstream")
+            output.remark(f"Interrupted; it may have been done upstream, and is fetched to see: {_look(key)}")
+            raise
+        changed = Changed(venue.slug, key.order_id, status, _owe(here, key, what, "It was done upstream"))
         erased = record is not None and record.erased
         follows = "It was erased here, and is not fetched." if erased else f"Its fetch is queued: {_look(key)}"
         output.tell(f"Done: upstream says {status}. {follows}", changed, as_json)

@@ -9,7 +9,7 @@ import typer
 
 from app import bootstrap, settings
 from app.cli import check_redis, check_upstream, options, output
-from app.cli.exits import DONE, FOUND, USAGE
+from app.cli.exits import DONE, FOUND, USAGE, epilog
 from app.cli.finding import Finding, Level
 from app.errors import SettingsError
 from app.settings import Settings
@@ -19,7 +19,7 @@ _CODES = "Exit codes: 0 all is well · 1 something is to be done · 2 the settin
 
 
 def register(cli: typer.Typer) -> None:
-    cli.command(epilog=_CODES)(check)
+    cli.command(epilog=epilog("ota-receiver check", codes=_CODES))(check)
 
 
 def check(as_json: options.Json = False) -> None:

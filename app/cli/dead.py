@@ -13,7 +13,7 @@ import typer
 from app import bootstrap
 from app.cli import deeds, moment, options, output, timeline
 from app.cli.advice import next_step
-from app.cli.exits import CODES, FOUND, Stop
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.fetches import CHUNK
 from app.cli.letters import Letters, chosen
 from app.cli.session import Session, session
@@ -39,7 +39,7 @@ def register(cli: typer.Typer) -> None:
     cli.add_typer(dead)
 
 
-@dead.command("list", epilog=CODES)
+@dead.command("list", epilog=epilog("ota-receiver dead list --reason order_missing"))
 def list_(
     reason: Reason = None,
     company: options.Company = None,
@@ -61,13 +61,13 @@ def list_(
         if not letters:
             output.say("No dead letters.")
             return
-        columns = ("age", f"since ({output.zone()})", "company", "order", "sink", "reason", "#http", "status")
+        columns = ("age", f"?since ({output.zone()})", "?company", "=order", "sink", "reason", "#http", "?status")
         output.table("", columns, (_row(here, letter, now) for letter in letters[:limit]))
     if len(letters) > limit:
         output.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
-@dead.command(epilog=CODES)
+@dead.command(epilog=epilog("ota-receiver dead show CM-4711"))
 def show(
     order: Annotated[str, typer.Argument(metavar="ORDER", help="orderId or reference.")],
     company: options.Company = None,
@@ -80,7 +80,7 @@ def show(
         if not letters or record is None:
             raise Stop(f"{order!r} is no dead letter.", FOUND)
         state, steps = record.state(moment.now()), timeline.steps(here.books.archive.trail(key))
-        step = next_step(record, state)
+        step = next_step(record, state, (), here.name(key))
         if as_json:
             for letter in letters:
                 output.json_line(_view(here, letter, moment.now()) | {"next": step, "steps": steps})
@@ -104,7 +104,7 @@ def show(
         output.say(f"next: {step}")
 
 
-@dead.command(epilog=CODES)
+@dead.command(epilog=epilog("ota-receiver dead requeue --reason order_missing --dry-run"))
 def requeue(
     ids: Ids = None,
     reason: Reason = None,
@@ -114,6 +114,8 @@ def requeue(
     live: Annotated[bool, typer.Option("--live", help="Before the backfill: among the orders that come now.")] = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
+    who: deeds.Who = None,
+    why: deeds.Why = "",
     as_json: options.Json = False,
 ) -> None:
     """Give dead letters new tries: an order is fetched again, a hand-on goes to its sink again.
@@ -133,7 +135,7 @@ def requeue(
             output.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
         else:
             output.confirm(f"Give {output.many(count, 'dead letter')} new tries?", yes)
-            deeds.note(here, "requeue", letters.words(), count)
+            deeds.note(here, "requeue", letters.words(), count, who, why)
             revived = _revive(here, iter(letters), count, "live" if live else "backfill")
             revived = msgspec.structs.replace(revived, gone=gone)
             output.tell(revived.sentence(), revived, as_json)
@@ -141,7 +143,7 @@ def requeue(
         raise typer.Exit(FOUND)
 
 
-@dead.command(epilog=CODES)
+@dead.command(epilog=epilog("ota-receiver dead drop --older-than 30d --dry-run"))
 def drop(
     ids: Ids = None,
     reason: Reason = None,
@@ -150,6 +152,8 @@ def drop(
     everything: All = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
+    who: deeds.Who = None,
+    why: deeds.Why = "",
     as_json: options.Json = False,
 ) -> None:
     """Give dead letters up for good: nobody looks at them any more, and they end with ORDER_DAYS.
@@ -169,7 +173,7 @@ def drop(
             output.tell(text, {"letters": count, "gone": letters.gone, "dry_run": True}, as_json)
         else:
             output.confirm(f"Give {output.many(count, 'dead letter')} up for good?", yes)
-            deeds.note(here, "drop", letters.words(), count)
+            deeds.note(here, "drop", letters.words(), count, who, why)
             dropped = _drop(here, iter(letters), count)
             told = {"dropped": dropped, "gone": letters.gone + count - dropped}
             output.tell(f"{output.many(dropped, 'dead letter')} given up for good.", told, as_json)

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from app import bootstrap
-from app.cli import moment, options, output, replay_feed
+from app.cli import deeds, moment, options, output
 from app.cli.exits import FOUND, Stop
 from app.cli.session import Session, session
 from app.spool.traces import SpoolTraces, Swept
@@ -19,7 +19,7 @@ from app.store.erasure import Copies, Traces
 from app.store.keys import OrderKey
 
 CODES: Final = (
-    "Example: ota-receiver orders erase --email - < address.txt · Exit codes: 0 erased · 1 not here, or something is"
+    "Exit codes: 0 erased · 1 not here, or something is"
     " left, which is named · 2 usage or settings, or a question that nobody could answer · 3 Redis does not answer: say"
     " it again · 4 its data is of a newer version · 130 interrupted: say it again"
 )
@@ -80,16 +80,20 @@ def erase(
     """
     if bool(order) == (email is not None):
         raise Stop("Say which: ORDER..., or --email.")
-    asks, reason = replay_feed.who_asks(who), replay_feed.printable(why, "--why")
+    asks, reason = deeds.who_asks(who), deeds.printable(why, "--why")
     address = _address(email)
     with session() as here:
         company_id = here.companies.id_of(company)
         rest = here.books.erasure.unfinished()
-        orders = (
-            _of_guest(here, address, company_id) if address else [here.order(one, company_id) for one in order or []]
+        orders, missing = (
+            (_of_guest(here, address, company_id), []) if address else _named(here, order or [], company_id)
         )
+        if missing and not rest:
+            raise missing[0]
         if not orders and not rest:
             raise Stop("No order of this guest is here.", FOUND)
+        for one in missing:
+            output.remark(f"{one} What an interrupted run has left is finished.")
         found = [one for one in map(here.books.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
         if here.books.audit_words.are_in(f"{asks} {reason}", [word for one in found for word in one.words]):
             raise Stop("--who and --why stay in the audit: name neither the guest nor the order there.")
@@ -101,7 +105,7 @@ def erase(
         left = _erase(here, found, asks, reason, as_json)
         if not left:
             here.books.erasure.finish([*orders, *rest])
-    if left:
+    if left or missing:
         raise typer.Exit(FOUND)
 
 
@@ -115,6 +119,23 @@ def _address(email: str | None) -> str:
     if email != "-":
         output.remark("Other users of this machine can see what was typed: --email - reads it from stdin.")
     return text
+
+
+def _named(here: Session, texts: Sequence[str], company_id: str | None) -> tuple[list[OrderKey], list[Stop]]:
+    """Return the orders that are named, and what says of others that they are not here.
+
+    One that was erased half way has lost its references: that they name nothing must not keep it from being finished.
+    """
+    found: list[OrderKey] = []
+    missing: list[Stop] = []
+    for text in texts:
+        try:
+            found.append(here.order(text, company_id))
+        except Stop as stop:
+            if stop.code != FOUND:
+                raise
+            missing.append(stop)
+    return found, missing
 
 
 def _of_guest(here: Session, address: str, company_id: str | None) -> list[OrderKey]:
@@ -166,7 +187,7 @@ def _show(here: Session, found: Sequence[Traces], as_json: bool) -> None:
         for one in found:
             output.json_line(_view(here, one))
         return
-    columns = ("company", "order", "erased", "content", "#events", "copies in sinks")
+    columns = ("company", "=order", "erased", "content", "#events", "copies in sinks")
     output.table(
         "What goes: content, references, events, jobs, spooled events", columns, (_row(here, one) for one in found)
     )

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from app.cli import moment, options, output, replay, tail
-from app.cli.exits import CODES, FOUND, Stop
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.session import Session, session
 from app.store.event_log import EventQuery, StoredEvent
 
@@ -18,12 +18,12 @@ events = typer.Typer(name="events", no_args_is_help=True, help="What the Channel
 
 
 def register(cli: typer.Typer) -> None:
-    events.command(epilog=tail.CODES)(tail.tail)
+    events.command(epilog=epilog("ota-receiver events tail --order CM-4711", codes=tail.CODES))(tail.tail)
     events.command(epilog=replay.EPILOG)(replay.replay)
     cli.add_typer(events)
 
 
-@events.command("list", epilog=CODES)
+@events.command("list", epilog=epilog("ota-receiver events list --since 1h --status Issued"))
 def list_(
     company: options.Company = None,
     status: options.Status = None,
@@ -44,13 +44,13 @@ def list_(
             for event in found:
                 output.json_line(_view(here, event))
         elif found:
-            columns = ("id", f"came ({output.zone()})", "company", "order", "status", "became", "reference")
+            columns = ("=id", f"came ({output.zone()})", "?company", "=order", "status", "?became", "?reference")
             output.table("", columns, (_row(here, event) for event in found))
     if not found:
         raise Stop("No event matches.", FOUND)
 
 
-@events.command(epilog=CODES)
+@events.command(epilog=epilog("ota-receiver events show 1763803942123-0"))
 def show(
     event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")],
     as_json: options.Json = False,

@@ -16,7 +16,17 @@ from app.store.references import References
 _CHUNK = 200
 
 
-def compare(here: Session, path: Path, company: str | None, *, apply: bool, yes: bool, as_json: bool) -> int:
+def compare(
+    here: Session,
+    path: Path,
+    company: str | None,
+    *,
+    apply: bool,
+    yes: bool,
+    who: str | None,
+    why: str,
+    as_json: bool,
+) -> int:
     """Show the orders of the file that are missing, and with `apply` fetch those that have an orderId.
 
     Returns how many are missing and were not queued. Raises Stop for a file that cannot be used.
@@ -26,20 +36,25 @@ def compare(here: Session, path: Path, company: str | None, *, apply: bool, yes:
         expected = read(path)
     except BadExpected as bad:
         raise Stop(str(bad)) from None
+    if not expected:
+        # A broken export must not pass for "none is missing".
+        raise Stop(f"{path} names no order.")
     company_ids = here.companies.ids if company_id is None else (company_id,)
     missing = _missing(here, expected, company_ids)
     fetchable = [one for one in missing if one.order_id] if apply else []
     if fetchable and len(company_ids) > 1:
         raise Stop(f"Whose orders are they? Give --company with --apply; there is: {_slugs(here, company_ids)}.")
-    _show(missing, as_json)
-    if not as_json:
-        of = f"{output.many(len(expected), 'order')} expected"
-        output.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
     if not fetchable:
+        _tell(missing, expected, as_json)
         return len(missing)
     orders = list(dict.fromkeys(OrderKey(company_ids[0], one.order_id) for one in fetchable))
+    if not yes:
+        _tell(missing, expected, as_json)
     output.confirm(f"Fetch {output.many(len(orders), 'order')} (one getOrder each)?", yes)
-    asked = ask_for(here, orders, queue="backfill", why="reconcile")
+    asked = ask_for(here, orders, queue="backfill", what="reconcile", who=who, why=why)
+    # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
+    if yes:
+        _tell(missing, expected, as_json)
     output.tell(asked.sentence(), asked, as_json)
     left = len(missing) - len(fetchable)
     if left:
@@ -80,6 +95,13 @@ def _known(here: Session, wanted: set[str], company_ids: tuple[str, ...]) -> set
             if known == wanted:
                 break
     return known
+
+
+def _tell(missing: list[Expected], expected: list[Expected], as_json: bool) -> None:
+    _show(missing, as_json)
+    if not as_json:
+        of = f"{output.many(len(expected), 'order')} expected"
+        output.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
 
 
 def _show(missing: list[Expected], as_json: bool) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -15,11 +14,13 @@ import typer
 from app.cli import moment, options, output, timeline
 from app.cli.advice import next_step
 from app.cli.exits import FOUND, Stop
+from app.cli.lacks import UNREADABLE, Lack, lacks
 from app.cli.mask import masked
 from app.cli.session import session
 from app.cli.spans import Asked, Spans, spans
 from app.cli.timeline import Step
-from app.store.record import OrderRecord, SinkRecord, State
+from app.errors import UnreadableAnswer
+from app.store.record import OrderRecord, State
 from app.store.trail import LONGEST
 
 CODES: Final = (
@@ -39,13 +40,6 @@ _NOT_HERE: Final = (
 )
 _INDENT: Final = 10
 _COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
-
-
-class Lack(msgspec.Struct, frozen=True):
-    """Something that an order is without: `next` is when somebody looks again, None if nobody does by itself."""
-
-    what: str
-    next: datetime | None
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,19 +80,23 @@ def explain(
             _not_here(order, as_json)
             raise typer.Exit(FOUND)
         archive = here.books.archive
-        state, fetched, trail = record.state(moment.now()), archive.order(record.key), archive.trail(record.key)
-        lacks = tuple(_lacks(record, state, archive.due(record.key), here.settings.sinks))
+        state, trail = record.state(moment.now()), archive.trail(record.key)
+        lacking = tuple(lacks(record, state, archive.due(record.key), here.settings.sinks))
+        try:
+            fetched = archive.order(record.key)
+        except UnreadableAnswer:
+            fetched, lacking = None, (*lacking, UNREADABLE)
         found = Explained(
             company=here.companies.slug(record.company_id),
             order_id=record.order_id,
             state=state,
             status=record.known_status,
-            complete=not lacks,
+            complete=not lacking,
             references=(fetched.references if fetched is not None else ()) or tuple(filter(None, [record.reference])),
             status_message=(masked(fetched).status_message or "") if fetched is not None else "",
-            content=_content(record),
-            lacks=lacks,
-            next=next_step(record, state),
+            content=_content(record, lacking),
+            lacks=lacking,
+            next=next_step(record, state, lacking, here.name(record.key)),
             spans=spans(trail),
             steps=timeline.steps(trail),
             older_steps_lost=len(trail) >= LONGEST,
@@ -121,40 +119,11 @@ def _not_here(text: str, as_json: bool) -> None:
         print(line, file=sys.stderr)  # noqa: T201  # as Stop does: nothing was found
 
 
-def _lacks(record: OrderRecord, state: State, due: datetime | None, configured: tuple[str, ...]) -> Iterator[Lack]:
-    if state == "erased":
-        yield Lack("it was erased on request: nothing of it is kept, and no new event fetches it", None)
-        return
-    if state == "dead":
-        yield Lack(f"the fetch was given up: {record.dead}", None)
-    elif state == "dropped":
-        yield Lack(f"the fetch was given up for good, by hand: {record.error}", None)
-    elif state in {"owed", "fetching", "parked"}:
-        doing = {"owed": "a fetch is to come", "fetching": "is being fetched", "parked": "the connection is at fault"}
-        trouble = f" ({record.error})" if record.error else ""
-        yield Lack(f"{doing[state]}{trouble}", due)
-    known = {sink.name: sink for sink in record.sinks}
-    unheard = SinkRecord(name="", revision=0, tries=0, next=None, dead="")
-    for name in dict.fromkeys([*configured, *known]):
-        sink = known.get(name, unheard)
-        # One that the settings no longer name is owed nothing, unless it left a dead letter.
-        if name in configured or sink.dead:
-            yield from _sink(name, sink, record.revision, due)
-
-
-def _sink(name: str, sink: SinkRecord, revision: int, due: datetime | None) -> Iterator[Lack]:
-    if sink.dead:
-        yield Lack(f"{name} gave up revision {revision}: {sink.dead}", None)
-    elif sink.revision < revision:
-        tried = f", {sink.tries} tries so far" if sink.tries else ""
-        yield Lack(f"{name} has revision {sink.revision} of {revision}{tried}", sink.next or due)
-    elif sink.dropped and sink.dropped >= revision:
-        yield Lack(f"{name} never had revision {revision}: given up for good, by hand", None)
-
-
-def _content(record: OrderRecord) -> str:
+def _content(record: OrderRecord, lacking: Sequence[Lack]) -> str:
     if record.erased:
         return "erased"
+    if UNREADABLE in lacking:
+        return f"unreadable; revision {record.revision}"
     if not record.revision:
         return "never fetched"
     counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
@@ -164,7 +133,8 @@ def _content(record: OrderRecord) -> str:
 
 def _page(found: Explained) -> Iterator[str]:
     yield f"order {found.order_id} ({found.company})"
-    yield from _fact("state", ("COMPLETE: " if found.complete else "NOT COMPLETE: ") + f"{found.state}, {found.status}")
+    state = ", ".join(filter(None, (found.state, found.status)))
+    yield from _fact("state", ("COMPLETE: " if found.complete else "NOT COMPLETE: ") + state)
     yield from _fact("known as", ", ".join(found.references))
     yield from _fact("content", found.content)
     yield from _fact("message", found.status_message)

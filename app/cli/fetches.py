@@ -30,9 +30,17 @@ class Asked(msgspec.Struct, frozen=True):
         return f"{output.many(self.orders, 'order')}: {self.queued:,} queued, {self.waiting:,} waiting already{erased}."
 
 
-def ask_for(here: Session, orders: Sequence[OrderKey], *, queue: Literal["live", "backfill"], why: str) -> Asked:
-    """Owe the orders a fetch, in the order given, and note `why`; interrupted, those asked for so far stay so."""
-    deeds.note(here, why, deeds.about(orders), len(orders))
+def ask_for(
+    here: Session,
+    orders: Sequence[OrderKey],
+    *,
+    queue: Literal["live", "backfill"],
+    what: str,
+    who: str | None,
+    why: str,
+) -> Asked:
+    """Owe the orders a fetch, in the order given, and note who asks and why; interrupted, it is done so far."""
+    deeds.note(here, what, deeds.about(orders), len(orders), who, why)
     if queue == "backfill" and here.settings.backfill_workers == 0:
         output.remark("BACKFILL_WORKERS is 0 here: unless another machine has one, these orders will wait.")
     erased = here.books.erasure.erased_among(orders)
@@ -40,6 +48,6 @@ def ask_for(here: Session, orders: Sequence[OrderKey], *, queue: Literal["live",
     left = (order for order in orders if order not in erased)
     with output.progress("asking for fetches", len(orders) - len(erased)) as step:
         while chunk := list(islice(left, CHUNK)):
-            queued += here.books.ledger.want(chunk, bootstrap.clock(), queue=queue, why=why)
+            queued += here.books.ledger.want(chunk, bootstrap.clock(), queue=queue, why=what)
             step(len(chunk))
     return Asked(len(orders), queued, len(orders) - len(erased) - queued, len(erased))

@@ -10,7 +10,7 @@ import typer
 
 from app import bootstrap, settings
 from app.cli import options, output
-from app.cli.exits import FOUND
+from app.cli.exits import FOUND, epilog
 from app.settings import Settings
 from app.store.outage import StoreUnavailable
 
@@ -33,7 +33,7 @@ class Pulse(msgspec.Struct, frozen=True):
 
 
 def register(cli: typer.Typer) -> None:
-    cli.command(epilog=_CODES)(health)
+    cli.command(epilog=epilog("ota-receiver health --role worker", codes=_CODES))(health)
 
 
 def health(

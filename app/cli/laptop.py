@@ -6,20 +6,25 @@ import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
-from app.cli.exits import FOUND, Stop
+from app.cli.exits import FOUND, Stop, epilog
 from app.errors import ReceiverError
+
+_DEMO_CODES: Final = "Exit codes: 0 every order is complete · 1 one is not, or it could not be run"
+_DEV_CODES: Final = "Exit codes: 0 told to stop · 1 it could not be run · 2 usage"
 
 
 def register(cli: typer.Typer) -> None:
     """Add the commands where their parts are installed."""
     if find_spec("app.dev") is not None:
-        cli.command()(demo)
-        cli.command()(dev)
+        cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES))(demo)
+        cli.command(
+            epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES)
+        )(dev)
 
 
 def demo() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -31,24 +32,71 @@ _ENDS_SHOWN: Final = frozenset(
 _EMAIL: Final = re.compile(r"[^\s<>\"']+@[^\s<>\"']+")
 """Upstream's own words on an Error are for ops; an address in them is not."""
 
+_NAMES: Final = frozenset({"name", "sell_to_name"})
+
 _LEFT: Final = 3
 _LONG_ENOUGH: Final = 8
 
 
+_WHOLE_FROM: Final = 5
+"""Characters from which on a value is cut out of a text also where it is glued to others; "1" would be anywhere."""
+
+
 def masked(part: P) -> P:
-    """Return a copy of an order, or of a part of one, that may be shown."""
-    values = {name: _hidden(name, getattr(part, name)) for name in part.__struct_fields__}
+    """Return a copy of an order, or of a part of one, that may be shown.
+
+    In its status message, which is upstream's own words, each e-mail address goes, and whatever else of this order is
+    masked or cut elsewhere: names, also each word of them, numbers and links.
+    """
+    return _masked(part, _cut(part))
+
+
+def _masked(part: P, cut: re.Pattern[str]) -> P:
+    values = {name: _hidden(name, getattr(part, name), cut) for name in part.__struct_fields__}
     return msgspec.structs.replace(part, **values)
 
 
-def _hidden(name: str, value: Any) -> Any:
+def _cut(part: Part) -> re.Pattern[str]:
+    """Return what is cut out of the status message of this order."""
+    told = list(_fields(part))
+    seen = {text.casefold() for name, text in told if name in _SHOWN}
+    hidden: set[str] = set()
+    for name, text in told:
+        # A package's wallet bears the package's name, which may be seen.
+        if name in _SHOWN or name == "status_message" or text.casefold() in seen:
+            continue
+        hidden.add(text)
+        if name in _NAMES:
+            hidden |= {word for word in re.findall(r"\w+", text) if len(word) >= _LEFT}
+    # The longest first: a name goes as a whole before its words do.
+    patterns = [_EMAIL.pattern, *map(_pattern, sorted(hidden, key=len, reverse=True))]
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+def _pattern(text: str) -> str:
+    found = r"\s+".join(map(re.escape, text.split()))
+    return found if len(text) >= _WHOLE_FROM and not text.isalpha() else rf"(?<!\w){found}(?!\w)"
+
+
+def _fields(part: Part) -> Iterator[tuple[str, str]]:
+    """Return name and text of each field of the part and of its parts; what is unknown has no name."""
+    for name in part.__struct_fields__:
+        value = getattr(part, name)
+        if isinstance(value, tuple):
+            for one in value:
+                yield from _fields(one)
+        elif isinstance(value, str) and value.strip():
+            yield name, value
+
+
+def _hidden(name: str, value: Any, cut: re.Pattern[str]) -> Any:
     if isinstance(value, tuple):
-        return tuple(masked(one) for one in value)
+        return tuple(_masked(one, cut) for one in value)
     if isinstance(value, dict):  # `extra`: fields that we do not know may hold anything
         return {}
     if value is None or name in _SHOWN:
         return value
     if name == "status_message":
-        return _EMAIL.sub("…", value)
+        return cut.sub("…", value)
     text = str(value)
     return f"…{text[-_LEFT:]}" if name in _ENDS_SHOWN and len(text) >= _LONG_ENOUGH else "…"

@@ -9,6 +9,7 @@ import msgspec
 
 from app.cli import moment, output
 from app.cli.advice import next_step
+from app.cli.lacks import UNREADABLE, Lack
 from app.cli.story import sentence
 from app.store.record import OrderRecord, SinkRecord, State
 from app.store.trail import Entry
@@ -18,7 +19,8 @@ from app.upstream.order import Item, Order, Wallet
 def columns() -> tuple[str, ...]:
     """Return the headings of `row`."""
     changed = f"changed ({output.zone()})"
-    return (changed, "company", "order", "state", "status", "#wallets", "#tickets", "#coupons", "reference", "trouble")
+    counts = ("#wallets", "#tickets", "#coupons")
+    return (changed, "?company", "=order", "state", "status", *counts, "?reference", "trouble")
 
 
 def row(record: OrderRecord, slug: str, now: datetime) -> tuple[object, ...]:
@@ -40,18 +42,24 @@ def row(record: OrderRecord, slug: str, now: datetime) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class OrderPage:
-    """All that is known of one order; `order` has been masked already, if it was to be."""
+    """All that is known of one order; `order` has been masked already, if it was to be.
+
+    `sinks`: also those that were never tried; `name`: what names the order on a command line.
+    """
 
     slug: str
     record: OrderRecord
     state: State
     due: datetime | None
     order: Order | None
+    lacks: tuple[Lack, ...]
+    sinks: tuple[SinkRecord, ...]
+    name: str
     trail: tuple[Entry, ...]
 
     def as_object(self) -> dict[str, object]:
         """Return the page for machines; the order's own fields are named as upstream names them."""
-        about = {"company": self.slug, "state": self.state, "next": next_step(self.record, self.state), "due": self.due}
+        about = {"company": self.slug, "state": self.state, "next": self._next(), "due": self.due}
         return about | msgspec.structs.asdict(self.record) | {"order": self.order, "trail": self.trail}
 
     def print(self) -> None:
@@ -62,7 +70,7 @@ class OrderPage:
             [
                 ("company", self.slug),
                 ("state", self.state),
-                ("next", next_step(record, self.state)),
+                ("next", self._next()),
                 ("status", record.known_status),
                 ("status message", order.status_message if order else None),
                 ("our reference", order.sell_to_order_reference if order else None),
@@ -73,7 +81,7 @@ class OrderPage:
                 ("erased", moment.short(record.erased)),
                 ("looked at again", moment.short(self.due)),
                 ("trouble", self._trouble()),
-                *((f"sink {sink.name}", _sink(sink, record.revision)) for sink in record.sinks),
+                *((f"sink {sink.name}", _sink(sink, record.revision)) for sink in self.sinks),
             ],
         )
         if order is not None and order.wallets:
@@ -81,10 +89,15 @@ class OrderPage:
             output.table("", headings, (cells for item in order.items for cells in _assets(item)))
         output.table("", (f"when ({output.zone()})", "what"), ((moment.short(e.at), sentence(e)) for e in self.trail))
 
+    def _next(self) -> str:
+        return next_step(self.record, self.state, self.lacks, self.name)
+
     def _content(self) -> str:
         record = self.record
         if record.erased:
             return "erased"
+        if UNREADABLE in self.lacks:
+            return f"unreadable, revision {record.revision}"
         if not record.revision:
             return "never fetched"
         counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
@@ -95,8 +108,13 @@ class OrderPage:
         record = self.record
         if not (record.error or record.dead):
             return ""
-        counts = {"tries": record.tries, "looks": record.looks, "waits": record.parks, "crashes": record.crashes}
-        told = [f"{count} {name}" for name, count in counts.items() if count]
+        counts = (
+            (record.tries, "try", "tries"),
+            (record.looks, "look", "looks"),
+            (record.parks, "wait", "waits"),
+            (record.crashes, "crash", "crashes"),
+        )
+        told = [f"{count} {one if count == 1 else several}" for count, one, several in counts if count]
         return ", ".join([record.dead or record.error, *([f"HTTP {record.http}"] if record.http else []), *told])
 
 
@@ -107,7 +125,8 @@ def _sink(sink: SinkRecord, revision: int) -> str:
         return f"never had revision {revision}: given up for good, by hand"
     if sink.revision >= revision:
         return f"has revision {sink.revision}"
-    return f"has revision {sink.revision} of {revision}, {sink.tries} tries, next {moment.short(sink.next) or 'now'}"
+    again = f", tried {output.many(sink.tries, 'time')}, next {moment.short(sink.next) or 'now'}" if sink.tries else ""
+    return f"has revision {sink.revision} of {revision}{again}"
 
 
 def _assets(item: Item) -> list[tuple[object, ...]]:

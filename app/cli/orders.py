@@ -8,12 +8,14 @@ from typing import Annotated
 import msgspec
 import typer
 
-from app.cli import changes, erase, explain, moment, options, order_page, output
-from app.cli.exits import CODES, FOUND, Stop
+from app.cli import changes, deeds, erase, explain, moment, options, order_page, output
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.fetches import ask_for
+from app.cli.lacks import UNREADABLE, lacks, sinks
 from app.cli.mask import masked
 from app.cli.session import Session, session
-from app.store.archive import OrderQuery
+from app.errors import UnreadableAnswer
+from app.store.archive import BrokenRecord, OrderQuery
 from app.store.record import OrderRecord, State
 
 orders = typer.Typer(name="orders", no_args_is_help=True, help="What came home, and what is on its way.")
@@ -22,14 +24,16 @@ _NAMED = "orderId, or its buyFromOrderReference or sellToOrderReference."
 
 
 def register(cli: typer.Typer) -> None:
-    orders.command(epilog=explain.CODES)(explain.explain)
-    orders.command(epilog=changes.CODES)(changes.confirm)
-    orders.command(epilog=changes.CODES)(changes.cancel)
-    orders.command(epilog=erase.CODES)(erase.erase)
+    orders.command(epilog=epilog("ota-receiver orders explain CM-4711", codes=explain.CODES))(explain.explain)
+    confirms = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
+    orders.command(epilog=epilog(confirms, codes=changes.CODES))(changes.confirm)
+    orders.command(epilog=epilog("ota-receiver orders cancel CM-4711", codes=changes.CODES))(changes.cancel)
+    erases = "ota-receiver orders erase --email - < address.txt"
+    orders.command(epilog=epilog(erases, codes=erase.CODES))(erase.erase)
     cli.add_typer(orders)
 
 
-@orders.command("list", epilog=CODES)
+@orders.command("list", epilog=epilog("ota-receiver orders list --state parked --since 6h"))
 def list_(
     state: Annotated[State | None, typer.Option(help="Where the order stands.")] = None,
     dead: Annotated[bool, typer.Option("--dead", help="The same as --state dead.")] = False,
@@ -52,7 +56,7 @@ def list_(
             since=since,
             until=until,
         )
-        found = list(islice(here.books.archive.newest_first(query, now), limit))
+        found = list(islice(here.books.archive.newest_first(query, now, _remark), limit))
         if as_json:
             for record in found:
                 output.json_line(_view(here, record, record.state(now)))
@@ -63,7 +67,7 @@ def list_(
         raise Stop("No order matches.", FOUND)
 
 
-@orders.command(epilog=CODES)
+@orders.command(epilog=epilog("ota-receiver orders show CM-4711 --reveal"))
 def show(
     order: Annotated[str, typer.Argument(metavar="ORDER", help=_NAMED)],
     company: options.Company = None,
@@ -77,15 +81,23 @@ def show(
         record = archive.record(key)
         if record is None:
             raise Stop(f"Order {key.order_id} is here no more.", FOUND)
-        fetched = archive.order(key)
+        state, due = record.state(moment.now()), archive.due(key)
+        lacking = tuple(lacks(record, state, due, here.settings.sinks))
+        try:
+            fetched = archive.order(key)
+        except UnreadableAnswer:
+            fetched, lacking = None, (*lacking, UNREADABLE)
         if fetched is not None and not reveal:
             fetched = masked(fetched)
         page = order_page.OrderPage(
             slug=here.companies.slug(key.company_id),
             record=record,
-            state=record.state(moment.now()),
-            due=archive.due(key),
+            state=state,
+            due=due,
             order=fetched,
+            lacks=lacking,
+            sinks=tuple(sinks(record, here.settings.sinks)) if record.revision else record.sinks,
+            name=here.name(key),
             trail=archive.trail(key),
         )
     if as_json:
@@ -94,18 +106,24 @@ def show(
         page.print()
 
 
-@orders.command(epilog=CODES)
+@orders.command(epilog=epilog("ota-receiver orders refetch CM-4711 CM-4712"))
 def refetch(
     named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=_NAMED)],
     company: options.Company = None,
+    who: deeds.Who = None,
+    why: deeds.Why = "",
     as_json: options.Json = False,
 ) -> None:
     """Fetch orders once more, now: among the live ones. Needed after confirmOrder, of which no event tells."""
     with session() as here:
         company_id = here.companies.id_of(company)
         found = list(dict.fromkeys(here.order(text, company_id) for text in named))
-        asked = ask_for(here, found, queue="live", why="refetch")
+        asked = ask_for(here, found, queue="live", what="refetch", who=who, why=why)
         output.tell(asked.sentence(), asked, as_json)
+
+
+def _remark(broken: BrokenRecord) -> None:
+    output.remark(str(broken))
 
 
 def _view(here: Session, record: OrderRecord, state: State) -> dict[str, object]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -20,36 +20,46 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.exits import FOUND, INTERRUPTED, Stop
+from app.cli.exits import FOUND, INTERRUPTED, UNREAD, Stop
 
 T = TypeVar("T")
 
 _PIPED_WIDTH: Final = 200
 """Columns when stdout is no terminal: rich's 80 would break GUIDs in two."""
 
+_GAP: Final = 3
+"""Columns of the terminal between two of a table; its two edges take one less."""
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
 def json_line(value: Any) -> None:
-    """Print one object on one line, at once; ends the program, as rich does, when nobody reads any more."""
+    """Print one object on one line, at once; ends the program when nobody reads any more."""
     try:
         sys.stdout.write(_encoder.encode(value).decode() + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer is written at the end: not into the pipe that is gone.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(FOUND) from None
+        _unread()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their headings; a column whose heading starts with `#` holds numbers."""
+    """Print rows under their headings, of which the first letter may be a mark.
+
+    `=` is a column of ids, never broken: they are copied. `?` may be left out where the terminal is too narrow, the
+    last of them first. `#` holds numbers, and may be left out too.
+    """
+    out = _out()
+    cells = [[_plain(cell) for cell in row] for row in rows]
+    kept = _fitting(columns, cells, out.width) if sys.stdout.isatty() else range(len(columns))
     shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in columns:
-        numbers = heading.startswith("#")
-        shown.add_column(heading.removeprefix("#"), justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(_plain(cell) for cell in row))
-    _out().print(shown)
+    for at in kept:
+        mark, name = _marked(columns[at])
+        shown.add_column(name, justify="right" if mark == "#" else "left", overflow="fold", no_wrap=mark == "=")
+    for row in cells:
+        shown.add_row(*(row[at] for at in kept))
+    out.print(shown)
+    if left_out := [_marked(heading)[1] for at, heading in enumerate(columns) if at not in kept]:
+        remark(f"Left out, as this terminal is narrow: {', '.join(left_out)}. --json has all.")
 
 
 def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
@@ -74,6 +84,15 @@ def tell(text: str, value: Any, as_json: bool) -> None:
         json_line(value)
     else:
         say(text)
+
+
+def tell_lines(lines: Iterable[str], value: Any, as_json: bool) -> None:
+    """Print the end of a command: several lines for people, or the same as one object."""
+    if as_json:
+        json_line(value)
+        return
+    for line in lines:
+        say(line)
 
 
 def many(count: int, noun: str) -> str:
@@ -137,13 +156,46 @@ def counted(items: Iterable[T], task: str) -> Iterator[T]:
             yield item
 
 
+def _marked(heading: str) -> tuple[str, str]:
+    return (heading[0], heading[1:]) if heading[:1] in {"=", "?", "#"} else ("", heading)
+
+
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> list[int]:
+    """Return which columns fit side by side, or which must stay though they do not."""
+    marks, names = zip(*map(_marked, columns), strict=True)
+    needed = [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(names)]
+    kept = list(range(len(columns)))
+    for at in reversed(kept[:]):
+        if sum(needed[one] + _GAP for one in kept) - 1 > width and marks[at] in {"?", "#"}:
+            kept.remove(at)
+    return kept
+
+
 def _plain(value: object) -> Text:
     text = "" if value is None else str(value)
     return Text("".join(one if one.isprintable() else "�" for one in text))
 
 
 def _out() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    return _Out(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+
+
+class _Out(Console):
+    """Ends with a code of its own where rich says 1, which of `orders explain` means "not complete"."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _unread()
+
+
+def _unread() -> NoReturn:
+    close()
+    raise SystemExit(UNREAD) from None
+
+
+def close() -> None:
+    """Let what is left in stdout's buffer go nowhere: written at the end, it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _err() -> Console:

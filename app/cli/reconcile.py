@@ -11,8 +11,8 @@ import msgspec
 import typer
 
 from app import bootstrap
-from app.cli import expected_orders, moment, options, output
-from app.cli.exits import FOUND, Stop
+from app.cli import deeds, expected_orders, moment, options, output
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.fetches import ask_for
 from app.cli.session import Session, session
 from app.errors import UpstreamError
@@ -25,7 +25,7 @@ from app.store.holdings import Holdings
 NO_LIST: Final = 5
 
 _CODES: Final = (
-    "Example: ota-receiver reconcile --from-zero --apply · Exit codes: 0 no gaps, or all queued · 1 gaps, and not all"
+    "Exit codes: 0 no gaps, or all queued · 1 gaps, and not all"
     " queued · 2 usage or settings, or a question that nobody could answer · 3 Redis does not answer · 4 its data is of"
     " a newer version · 5 the Channel Manager did not give the whole list · 130 interrupted"
 )
@@ -44,7 +44,7 @@ _Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders of the g
 
 
 def register(cli: typer.Typer) -> None:
-    cli.command(epilog=_CODES)(reconcile)
+    cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))(reconcile)
 
 
 def reconcile(
@@ -53,6 +53,8 @@ def reconcile(
     from_file: _FromFile = None,
     apply: _Apply = False,
     yes: options.Yes = False,
+    who: deeds.Who = None,
+    why: deeds.Why = "",
     as_json: options.Json = False,
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the gaps; --apply fetches just these.
@@ -65,17 +67,23 @@ def reconcile(
         raise Stop("--from-file asks no list: leave --from-zero out.")
     with session() as here:
         if from_file is not None:
-            left = expected_orders.compare(here, from_file, company, apply=apply, yes=yes, as_json=as_json)
+            left = expected_orders.compare(
+                here, from_file, company, apply=apply, yes=yes, who=who, why=why, as_json=as_json
+            )
             raise typer.Exit(FOUND if left else 0)
         chosen = _companies(here, company)
         gaps, listed, troubles = _look(here, chosen, from_zero, as_json)
+        asked = None
         if gaps and apply:
-            _show(here, gaps, as_json)
+            if not yes:
+                _show(here, gaps, as_json)
             output.confirm(f"Fetch {output.many(len(gaps), 'order')} (one getOrder each)?", yes)
-            asked = ask_for(here, [gap.key for gap in gaps], queue="backfill", why="reconcile")
-            output.tell(asked.sentence(), asked, as_json)
-        else:
+            asked = ask_for(here, [gap.key for gap in gaps], queue="backfill", what="reconcile", who=who, why=why)
+        # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
+        if yes or asked is None:
             _show(here, gaps, as_json)
+        if asked is not None:
+            output.tell(asked.sentence(), asked, as_json)
         if not as_json:
             output.say(_summary(gaps, listed, apply))
     for trouble in troubles:
@@ -149,13 +157,13 @@ def _show(here: Session, gaps: list[Gap], as_json: bool) -> None:
     if gaps:
         columns = (
             "company",
-            "order",
+            "=order",
             "gap",
             "listed as",
             "here",
             "differs",
-            "reference",
-            f"received ({output.zone()})",
+            "?reference",
+            f"?received ({output.zone()})",
         )
         output.table("", columns, (_row(here, gap) for gap in gaps))
 

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 import typer
 
 from app import bootstrap
-from app.cli import moment, options, output, replay_feed, tail
-from app.cli.exits import CODES, FOUND, Stop
+from app.cli import deeds, moment, options, output, replay_feed, tail
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.replay_forecast import Forecast, default_rate
 from app.cli.session import Session, session
 from app.store.event_log import is_event_id
@@ -30,17 +30,12 @@ Rate = Annotated[
 Why = Annotated[str, typer.Option("--why", help="For the audit; one line.")]
 Who = Annotated[str | None, typer.Option("--who", help="For the audit, instead of user@host.")]
 
-EPILOG: Final = f"""Examples:
-
-ota-receiver events replay --since 6h --status Issued --dry-run
-
-ota-receiver events replay --dead --why "venue is back" --yes
-
-ota-receiver events replay --order CM-4711 --force
-
-ota-receiver events replay --since 2d --to-sinks --rate 20
-
-{CODES}"""
+EPILOG: Final = epilog(
+    "ota-receiver events replay --since 6h --status Issued --dry-run",
+    'ota-receiver events replay --dead --why "venue is back" --yes',
+    "ota-receiver events replay --order CM-4711 --force",
+    "ota-receiver events replay --since 2d --to-sinks --rate 20",
+)
 
 
 def replay(
@@ -70,7 +65,7 @@ def replay(
     """
     if not any((ids, order, company, status, outcome, since, until, dead)):
         raise Stop("Say what to replay: event ids, --order, --dead, or a selection; everything is --since 2000-01-01.")
-    asks, reason = replay_feed.who_asks(who), replay_feed.printable(why, "--why")
+    asks, reason = deeds.who_asks(who), deeds.printable(why, "--why")
     if force and (to_sinks or sink):
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
     wrong = next((one for one in ids or [] if not is_event_id(one)), None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from typing import Final
 
@@ -14,7 +12,6 @@ from app import bootstrap
 from app.cli import output
 from app.cli.exits import FOUND, Stop
 from app.cli.session import Session
-from app.store.audit import LONGEST_TEXT
 from app.store.plan import Plan, is_plan_id
 
 _SHORTEST: Final = 10
@@ -84,16 +81,3 @@ def find(here: Session, plan_id: str) -> Plan:
     if plan is None:
         raise Stop(f"No plan {plan_id!r} is here; `ota-receiver replays list` shows them.", FOUND)
     return plan
-
-
-def who_asks(given: str | None) -> str:
-    """Return who is noted in the audit: as given, or the user and the machine."""
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid{os.getuid()}"
-    return printable(given or f"{user}@{socket.gethostname()}", "--who")
-
-
-def printable(text: str, option: str) -> str:
-    """Return the text; raises Stop when it is too long, or would not print on one line."""
-    if len(text) > LONGEST_TEXT or not text.isprintable():
-        raise Stop(f"{option} is one line of at most {LONGEST_TEXT} printable characters.")
-    return text

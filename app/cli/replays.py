@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from app import bootstrap
-from app.cli import moment, options, output, replay_feed
-from app.cli.exits import CODES, FOUND, Stop
+from app.cli import deeds, moment, options, output, replay_feed
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.replay import Rate, Who, Why
 from app.cli.session import session
 
@@ -22,7 +22,7 @@ def register(cli: typer.Typer) -> None:
     cli.add_typer(replays)
 
 
-@replays.command("list", epilog=CODES)
+@replays.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
 def list_(limit: options.Limit = 20, as_json: options.Json = False) -> None:
     """List the latest plans, newest first: what was asked for, by whom and why, and how far it is."""
     with session() as here:
@@ -32,7 +32,7 @@ def list_(limit: options.Limit = 20, as_json: options.Json = False) -> None:
                 output.json_line(replay_feed.view(plan))
         elif found:
             columns = (
-                "plan",
+                "=plan",
                 f"made ({output.zone()})",
                 "state",
                 "#orders",
@@ -61,10 +61,10 @@ def list_(limit: options.Limit = 20, as_json: options.Json = False) -> None:
         raise Stop("No plans.", FOUND)
 
 
-@replays.command(epilog=f"Example: ota-receiver replays resume k7m2qx --rate 2\n\n{CODES}")
+@replays.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
 def resume(plan_id: PlanId, rate: Rate = None, who: Who = None, as_json: options.Json = False) -> None:
     """Go on with a plan where it stands. Several may at once: they share its rate, and never an order."""
-    asks = replay_feed.who_asks(who)
+    asks = deeds.who_asks(who)
     with session() as here:
         plan = replay_feed.find(here, plan_id)
         if plan.state != "open":
@@ -73,10 +73,10 @@ def resume(plan_id: PlanId, rate: Rate = None, who: Who = None, as_json: options
         replay_feed.end(replay_feed.feed(here, plan), as_json)
 
 
-@replays.command(epilog=CODES)
+@replays.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
 def cancel(plan_id: PlanId, why: Why = "", who: Who = None, as_json: options.Json = False) -> None:
     """End a plan: nothing more is queued, what was queued stays so. Whoever feeds it stops within seconds."""
-    asks, reason = replay_feed.who_asks(who), replay_feed.printable(why, "--why")
+    asks, reason = deeds.who_asks(who), deeds.printable(why, "--why")
     with session() as here:
         plan = replay_feed.find(here, plan_id)
         if plan.state != "open":

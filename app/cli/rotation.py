@@ -26,8 +26,8 @@ def begin(
     write_to: Path | None,
     reveal: bool,
     yes: bool,
-) -> tuple[str, dict[str, Any]]:
-    """Make a secret, put it where it was asked for, and return the steps that are left: as text, and as an object.
+) -> tuple[list[str], dict[str, Any]]:
+    """Make a secret, put it where it was asked for, and return the steps that are left: as lines, and as an object.
 
     Raises Stop, before anything is made, where the file must not be written.
     """
@@ -48,7 +48,7 @@ def begin(
         lines.insert(0, f"New clientState: {made.get_secret_value()}")
     if write_to is not None:
         lines.insert(0, f"A new clientState is in {write_to}.")
-    return "\n".join(lines), told
+    return lines, told
 
 
 def _steps(

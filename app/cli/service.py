@@ -5,20 +5,27 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from typing import Final
 
 import typer
 
 from app import bootstrap, log, settings
-from app.cli.exits import DONE, FOUND
+from app.cli.exits import DONE, FOUND, epilog
 from app.web.room import Bounds
 from app.web.server import Server
 
 _log = log.get()
 
+_SERVE_CODES: Final = "Exit codes: 0 told to stop · 1 it could not listen on HOST and PORT · 2 the settings are wrong"
+_WORKER_CODES: Final = (
+    "Exit codes: 0 told to stop · 1 a fault of ours: start it again · 2 the settings are wrong · 4 Redis holds data of"
+    " a newer version"
+)
+
 
 def register(cli: typer.Typer) -> None:
-    cli.command()(serve)
-    cli.command()(worker)
+    cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))(serve)
+    cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))(worker)
 
 
 def serve() -> None:

@@ -13,6 +13,7 @@ from app.cli.companies import Companies
 from app.cli.exits import FOUND, Stop
 from app.events import guid
 from app.settings import Settings
+from app.store.archive import BrokenRecord
 from app.store.keys import OrderKey
 from app.store.reference_index import MOST_SEARCHED
 
@@ -28,8 +29,11 @@ class Session:
     def order(self, text: str, company_id: str | None) -> OrderKey:
         """Return the one order that `text` names: an orderId, buyFromOrderReference or sellToOrderReference.
 
-        Raises Stop when there is none, or when several companies have one and `company_id` does not say which.
+        Raises Stop when there is none, when several companies have one and `company_id` does not say which, and when
+        `text` is blank: an order without a reference is not named by that.
         """
+        if not text.strip():
+            raise Stop("ORDER is empty: give an orderId or a reference.")
         found = [one for one in self._orders(text, company_id) if company_id in (None, one.company_id)]
         if not found:
             looked = "" if guid(text) else f" (references of orders never fetched: among the newest {MOST_SEARCHED:,})"
@@ -38,6 +42,11 @@ class Session:
             of = ", ".join(f"{self.companies.slug(one.company_id)} {one.order_id}" for one in found)
             raise Stop(f"Several orders match {text!r}: {of}. Give the orderId, and --company.")
         return found[0]
+
+    def name(self, order: OrderKey) -> str:
+        """Return what names this order, and no other, on a command line."""
+        others = [one for one in self._orders(order.order_id, None) if one != order]
+        return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
     def _orders(self, text: str, company_id: str | None) -> list[OrderKey]:
         archive = self.books.archive
@@ -51,8 +60,14 @@ class Session:
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Open what a command works with; raises SettingsError, and StoreUnavailable when Redis fails."""
+    """Open what a command works with; raises SettingsError, and StoreUnavailable when Redis fails.
+
+    A BrokenRecord in the block becomes a Stop.
+    """
     bootstrap.configure_cli_log()
     found = settings.load()
     with bootstrap.books(found) as books:
-        yield Session(found, books, Companies(found.companies))
+        try:
+            yield Session(found, books, Companies(found.companies))
+        except BrokenRecord as broken:
+            raise Stop(str(broken), FOUND) from None

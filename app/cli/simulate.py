@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from app.cli import options, output
-from app.cli.exits import FOUND, Stop
+from app.cli.exits import FOUND, Stop, epilog
 from app.cli.laptop import interrupt
 from app.errors import ReceiverError
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # in the image there is no such module
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _MOST_SHOWN: Final = 20
 _RATE: Final = 50.0
+_EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
 _CODES: Final = (
-    "Example: ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20. "
     "Exit codes: 0 every id is right · 1 the ids shown are not, or it could not be run · 2 usage · 130 interrupted"
 )
 
 
 def register(cli: typer.Typer) -> None:
-    cli.command(epilog=_CODES)(simulate)
+    cli.command(epilog=epilog(_EXAMPLE, codes=_CODES))(simulate)
 
 
 def _share(text: str | float) -> float:

@@ -12,7 +12,7 @@ import typer
 
 from app import bootstrap
 from app.cli import moment, options, output
-from app.cli.exits import FOUND
+from app.cli.exits import FOUND, epilog
 from app.cli.replay_forecast import GET_ORDER
 from app.cli.session import Session, session
 from app.spool.waiting import waiting
@@ -67,7 +67,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def register(cli: typer.Typer) -> None:
-    cli.command(epilog=_CODES)(status)
+    cli.command(epilog=epilog("ota-receiver status", codes=_CODES))(status)
 
 
 def status(as_json: options.Json = False) -> None:

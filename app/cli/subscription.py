@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from app.cli import options, output, rotation, webhook_address
-from app.cli.exits import AWAY, FOUND, Stop
+from app.cli.exits import AWAY, FOUND, Stop, epilog
 from app.cli.subscription_watch import CODES, watch
 from app.cli.venues import Venue, Venues, asking, changing, sentence, venues
 from app.errors import RequestRejected, UpstreamError
@@ -21,18 +21,16 @@ subscription = typer.Typer(
 )
 
 _SHOWN_BY_LIST: Final = "Its id, as `subscription list` shows it."
-_CREATE: Final = (
-    "Example: ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager. "
-    "To rotate: the same with --new-client-state --write-to FILE, then the steps it prints. "
-)
+_CREATE: Final = "ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager"
+_WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.example.com/webhooks/ota-channel-manager"
 
 
 def register(cli: typer.Typer) -> None:
-    subscription.command(epilog=CODES)(watch)
+    subscription.command(epilog=epilog(_WATCH, codes=CODES))(watch)
     cli.add_typer(subscription)
 
 
-@subscription.command("list", epilog=CODES)
+@subscription.command("list", epilog=epilog("ota-receiver subscription list", codes=CODES))
 def list_(company: options.Company = None, as_json: options.Json = False) -> None:
     """List all subscriptions, also those for other events, and which of our secrets their events carry."""
     rows: list[tuple[Venue, Subscription]] = []
@@ -47,7 +45,7 @@ def list_(company: options.Company = None, as_json: options.Json = False) -> Non
         for venue, one in rows:
             output.json_line(_view(venue, one))
     elif rows:
-        columns = ("id", "company", "event", "state", "secret", "address")
+        columns = ("=id", "company", "event", "state", "secret", "address")
         output.table("", columns, (_row(venue, one) for venue, one in rows))
     if troubles:
         raise Stop("\n".join(troubles), AWAY)
@@ -55,7 +53,7 @@ def list_(company: options.Company = None, as_json: options.Json = False) -> Non
         raise Stop("No subscription.", FOUND)
 
 
-@subscription.command(epilog=_CREATE + CODES)
+@subscription.command(epilog=epilog(_CREATE, f"{_CREATE} --new-client-state --write-to FILE", codes=CODES))
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     company: options.Company = None,
@@ -86,7 +84,8 @@ def create(
             output.remark(f"{shown_address(url)} does not end in WEBHOOK_PATH ({here.settings.webhook_path}).")
             output.remark("Unless a proxy maps the path, every event will be answered 404.")
         if new_client_state:
-            output.tell(*rotation.begin(here.settings, venue.company, url, ours, write_to, reveal, yes), as_json)
+            lines, told = rotation.begin(here.settings, venue.company, url, ours, write_to, reveal, yes)
+            output.tell_lines(lines, told, as_json)
             return
         if same:
             output.confirm(f"{shown_address(url)} is subscribed already, as {_ids(same)}. Subscribe it again?", yes)
@@ -98,7 +97,9 @@ def create(
     output.tell(text, told, as_json)
 
 
-@subscription.command(epilog=CODES)
+@subscription.command(
+    epilog=epilog("ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", codes=CODES)
+)
 def delete(
     subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_SHOWN_BY_LIST)],
     company: options.Company = None,

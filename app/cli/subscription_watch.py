@@ -91,15 +91,17 @@ class Rounds:
         slug, last = seen[0].company, seen[-1]
         if seen != self._told.get(slug):
             for sight in seen:
-                self._tell(sight)
+                self._tell(watch, sight)
         # What was repaired is Active until it is seen otherwise: that is no news.
         self._told[slug] = [watch.active()] if last.state == REPAIRED else seen
         return last
 
-    def _tell(self, sight: Sight) -> None:
+    def _tell(self, watch: Watch, sight: Sight) -> None:
         _report(sight)
         hint = sight.advice or (advice(sight.cause, WEBHOOK_PERMISSIONS) if sight.cause else "")
-        if sight.state == "missing" and self._repair:
+        if self._repair and watch.can_repair(sight):
+            hint = "It is made again."
+        elif self._repair and sight.state == "missing":
             hint = "It cannot be made again, as its address was never seen: give --url."
         text = f"{moment.short(moment.now())} {sight.company}: {sight.state}, {sight.detail}. {hint}".rstrip()
         told = {"at": moment.now()} | msgspec.structs.asdict(sight) | {"advice": hint}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any, Final
 
 import msgspec
 from redis import Redis
+from redis.exceptions import ResponseError
 
+from app.errors import ReceiverError, UnreadableAnswer
 from app.store import keys, pages
 from app.store.keys import OrderKey
 from app.store.moment import from_ms, to_ms
 from app.store.record import OrderRecord, State, parse_record
-from app.store.trail import Entry, parse_line
+from app.store.trail import Entry, Unread, parse_line
 from app.upstream.order import Order, parse_order
 
 MOST_SORTED: Final = 20_000
@@ -23,6 +25,13 @@ MOST_SORTED: Final = 20_000
 
 _ON_THE_CLOCK: Final = frozenset({"owed", "parked", "fetching"})
 """States of an order that stands in `due`."""
+
+
+class BrokenRecord(ReceiverError):
+    """The key of an order's record holds something that none of our scripts has written there."""
+
+    def __init__(self, order: OrderKey) -> None:
+        super().__init__(f"The record of order {order.order_id} is unreadable: look at {keys.record(order)} in Redis.")
 
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,38 +61,72 @@ class Archive:
         self._redis = redis
 
     def record(self, order: OrderKey) -> OrderRecord | None:
-        """Return the record of one order, None if there is none."""
-        return self.records([order])[0]
+        """Return the record of one order, None if there is none.
 
-    def records(self, orders: Sequence[OrderKey]) -> list[OrderRecord | None]:
-        """Return the record of each order, in one round trip."""
+        Raises BrokenRecord.
+        """
+        (found,) = self._read([order])
+        if isinstance(found, BrokenRecord):
+            raise found
+        return found
+
+    def records(
+        self, orders: Sequence[OrderKey], broken: Callable[[BrokenRecord], object] = lambda _: None
+    ) -> list[OrderRecord | None]:
+        """Return the record of each order, in one round trip; of a broken one `broken` is told, and it is None."""
+        found: list[OrderRecord | None] = []
+        for one in self._read(orders):
+            if isinstance(one, BrokenRecord):
+                broken(one)
+                found.append(None)
+            else:
+                found.append(one)
+        return found
+
+    def _read(self, orders: Sequence[OrderKey]) -> list[OrderRecord | BrokenRecord | None]:
         with self._redis.pipeline(transaction=False) as pipe:
             for order in orders:
                 pipe.hgetall(keys.record(order))
-            found = pipe.execute()
-        # A `want` or an event always counts `wanted`: a hash without it is what a late command left of an erased order.
-        return [
-            parse_record(order, fields) if b"wanted" in fields else None
-            for order, fields in zip(orders, found, strict=True)
-        ]
+            found = pipe.execute(raise_on_error=False)
+        return [_parsed(order, answer) for order, answer in zip(orders, found, strict=True)]
 
     def order(self, order: OrderKey) -> Order | None:
-        """Return the order as it was last fetched, None if it never was."""
-        packed: Any = self._redis.get(keys.content(order))
-        return None if packed is None else parse_order(zlib.decompress(packed))
+        """Return the order as it was last fetched, None if it never was.
+
+        Raises UnreadableAnswer if what is stored is no order.
+        """
+        try:
+            packed: Any = self._redis.get(keys.content(order))
+            return None if packed is None else parse_order(zlib.decompress(packed))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+        except zlib.error:
+            pass
+        raise UnreadableAnswer("unreadable_content")
 
     def trail(self, order: OrderKey) -> tuple[Entry, ...]:
-        """Return what happened to the order, oldest first; the last 200 entries are kept."""
-        lines: list[Any] = self._redis.lrange(keys.trail(order), 0, -1)
-        return tuple(parse_line(line.decode()) for line in lines)
+        """Return what happened to the order, oldest first; the last 200 entries are kept.
+
+        What is not readable is an Unread.
+        """
+        try:
+            lines: list[Any] = self._redis.lrange(keys.trail(order), 0, -1)
+        except ResponseError as error:
+            if is_wrong_type(error):
+                return (Unread(from_ms(0), f"the trail is unreadable: look at {keys.trail(order)} in Redis"),)
+            raise
+        return tuple(parse_line(line.decode(errors="replace")) for line in lines)
 
     def due(self, order: OrderKey) -> datetime | None:
         """Return when the order is looked at again, None if nothing is owed or it was given up."""
         score = self._redis.zscore(keys.DUE, order.member)
         return None if score is None else from_ms(int(score))
 
-    def newest_first(self, query: OrderQuery, now: datetime) -> Iterator[OrderRecord]:
-        """Return the orders that match, the one that changed last first."""
+    def newest_first(
+        self, query: OrderQuery, now: datetime, broken: Callable[[BrokenRecord], object] = lambda _: None
+    ) -> Iterator[OrderRecord]:
+        """Return the orders that match, the one that changed last first; those that are broken `broken` is told."""
         since = None if query.since is None else to_ms(query.since)
         until = None if query.until is None else to_ms(query.until)
         if query.state in _ON_THE_CLOCK and self._redis.zcard(keys.DUE) <= MOST_SORTED:
@@ -95,7 +138,7 @@ class Archive:
         for page in found:
             orders = [OrderKey.of(member) for member, _ in page]
             wanted = [one for one in orders if query.company_id in (None, one.company_id)]
-            for record in self.records(wanted):
+            for record in self.records(wanted, broken):
                 # An order that has ended its days may stand in the list a little longer.
                 if record is not None and query.matches(record, now):
                     yield record
@@ -135,3 +178,22 @@ class Archive:
             ]
         changed.sort(key=lambda one: one[1], reverse=True)
         return (changed[at : at + pages.PAGE] for at in range(0, len(changed), pages.PAGE))
+
+
+def is_wrong_type(answer: object) -> bool:
+    """Return whether Redis says that one key is not what we took it for: that one order's fault, not Redis's."""
+    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
+def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
+    if is_wrong_type(answer):
+        return BrokenRecord(order)
+    if isinstance(answer, Exception):
+        raise answer
+    # A `want` or an event always counts `wanted`: a hash without it is what a late command left of an erased order.
+    if b"wanted" not in answer:
+        return None
+    try:
+        return parse_record(order, answer)
+    except (ValueError, OverflowError):
+        return BrokenRecord(order)

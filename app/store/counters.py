@@ -49,6 +49,7 @@ MARKS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
 """Field prefix -> name, labels, meaning of every moment kept beside the counters, in ms since 1970."""
 
 GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "ota_reconcile_interval_seconds": (("company",), "RECONCILE_EVERY, of companies whose list of orders can be read."),
     "ota_redis_up": ((), "1 if Redis answered this scrape; if it did not, only this and the spool are shown."),
     "ota_schema_newer": ((), "1 if a newer version of this service has written to Redis: this one does nothing."),
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),

@@ -36,10 +36,11 @@ if r[4] and tonumber(r[4]) == fence then
   return {verdict, revision, 0}
 end
 local changed = 0
+-- Also where nothing changed: what stands there may have become unreadable, and a refetch is to mend it.
+redis.call('SET', KEYS[6], ARGV[10])
 if r[5] ~= ARGV[9] then
   changed = 1
   revision = revision + 1
-  redis.call('SET', KEYS[6], ARGV[10])
   -- What a sink refused for good was the old content: the new one gets its own tries.
   for _, sink in ipairs(sinks) do
     redis.call('HDEL', KEYS[1], sink .. ':dead', sink .. ':tries', sink .. ':next', sink .. ':crashes')

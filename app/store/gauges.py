@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,10 @@ taken for closed."""
 
 
 class Metrics:
-    """What one web process answers on /metrics; `spooled` tells how many events wait on its disk, None without one."""
+    """What one web process answers on /metrics; `spooled` tells how many events wait on its disk, None without one.
+
+    `reconcile_every`: seconds between two readings of a company's list, by slug, of those that have one.
+    """
 
     def __init__(
         self,
@@ -32,16 +35,23 @@ class Metrics:
         signs: VitalSigns,
         clock: Callable[[], int],
         spooled: Callable[[], Awaitable[int]] | None,
+        reconcile_every: Mapping[str, int],
     ) -> None:
         self._redis = redis
         self._signs = signs
         self._clock = clock
         self._spooled = spooled
+        self._reconcile_every = reconcile_every
         self._slugs = {one.company_id: one.slug for one in signs.subjects}
 
     async def text(self) -> bytes:
         """Return the Prometheus text; without Redis what this process knows by itself. Never raises for Redis."""
-        samples = [Sample("ota_spool_waiting_events", await self._spooled())] if self._spooled else []
+        samples = [
+            Sample("ota_reconcile_interval_seconds", seconds, (slug,))
+            for slug, seconds in self._reconcile_every.items()
+        ]
+        if self._spooled:
+            samples.append(Sample("ota_spool_waiting_events", await self._spooled()))
         try:
             kept: Any = await self._redis.hgetall(keys.COUNTERS)
             found = await self._signs.read_async(self._redis, self._clock())

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 from urllib.parse import urlsplit
 
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
 
 from app.errors import ReceiverError, SettingsError
+
+_CODE: Final = re.compile("[A-Z]{2,20}")
+_IN_PIPELINE: Final = "of pipeline caused error: "
+"""What redis-py puts before the server's words, after the command with all its arguments."""
 
 
 class StoreUnavailable(ReceiverError):
@@ -17,16 +23,28 @@ class StoreUnavailable(ReceiverError):
 
 @contextmanager
 def translated_errors(url: str) -> Iterator[None]:
-    """Turn redis-py's errors into StoreUnavailable; `url` gives the address that the text names."""
+    """Turn redis-py's errors into StoreUnavailable; `url` gives the address that the text names.
+
+    An OSError is none of them, as redis-py has its own for those of its sockets: it may come from stdout.
+    """
     where = address(url)
     try:
         yield
     except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
         what = f"refuses us ({type(error).__name__}): correct user and password in REDIS_URL"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
-    except (RedisError, OSError) as error:
+    except ResponseError as error:
+        what = f"refuses this ({_code(error)}): see `ota-receiver check`"
+        raise StoreUnavailable(f"Redis at {where} {what}") from None
+    except RedisError as error:
         what = f"does not answer ({type(error).__name__}): start it, or correct REDIS_URL"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
+
+
+def _code(error: ResponseError) -> str:
+    """Return the server's word for it, such as OOM or NOREPLICAS; what follows it may hold anything."""
+    word = error.status_code or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
+    return word if _CODE.fullmatch(word) else type(error).__name__
 
 
 @contextmanager

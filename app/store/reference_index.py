@@ -12,6 +12,7 @@ from typing import Any, Final
 from redis import Redis
 
 from app.store import keys, pages
+from app.store.archive import is_wrong_type
 from app.store.keys import OrderKey
 
 MOST_SEARCHED: Final = 15_000
@@ -28,7 +29,10 @@ class ReferenceIndex:
         """Return the orders that have this buyFromOrderReference or sellToOrderReference, in any case.
 
         `company_id` leaves out those of other companies. Sorted; an order that is here no more is not among them.
+        A blank reference names none, not those that have no reference.
         """
+        if not reference.strip():
+            return []
         return self._indexed(reference, company_id) or sorted(self._searched(reference.strip().casefold(), company_id))
 
     def _indexed(self, reference: str, company_id: str | None) -> list[OrderKey]:
@@ -61,4 +65,14 @@ class ReferenceIndex:
         with self._redis.pipeline(transaction=False) as pipe:
             for order in orders:
                 pipe.hget(keys.record(order), name)
-            return [(order, (value or b"").decode()) for order, value in zip(orders, pipe.execute(), strict=True)]
+            found = pipe.execute(raise_on_error=False)
+        return [(order, _text(value)) for order, value in zip(orders, found, strict=True)]
+
+
+def _text(value: Any) -> str:
+    # A broken record has no reference; the others are to be found all the same.
+    if is_wrong_type(value):
+        return ""
+    if isinstance(value, Exception):
+        raise value
+    return (value or b"").decode(errors="replace")

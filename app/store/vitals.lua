@@ -36,11 +36,19 @@ end
 for _, member in ipairs(last) do
   seen[member] = true
 end
+-- One record that holds something else must not hide how all others are.
+local function number(text)
+  return tonumber(text or '0') or 0
+end
+
 for member in pairs(seen) do
   local record = prefix .. 'order:' .. member
-  local r = redis.call('HMGET', record, 'wanted', 'done', 'dead', 'heard', 'timed', 'lane', 'looks', 'revision')
-  if not r[3] and tonumber(r[2] or '0') < tonumber(r[1] or '0') and r[6] ~= 'backfill' and not r[7] and r[4]
-    and r[4] ~= r[5] then
+  local r = redis.pcall('HMGET', record, 'wanted', 'done', 'dead', 'heard', 'timed', 'lane', 'looks', 'revision')
+  if r.err then
+    r = {}
+  end
+  if not r[3] and number(r[2]) < number(r[1]) and r[6] ~= 'backfill' and not r[7]
+    and tonumber(r[4] or '') and r[4] ~= r[5] then
     local age, company = now - tonumber(r[4]), companies[string.match(member, '^[^:]*')]
     if company then
       company.oldest_owed = math.max(company.oldest_owed, age)
@@ -48,12 +56,12 @@ for member in pairs(seen) do
       oldest_elsewhere = math.max(oldest_elsewhere, age)
     end
   end
-  local revision = tonumber(r[8] or '0')
+  local revision = number(r[8])
   for sink, found in pairs(sinks) do
     local s = revision > 0 and redis.call('HMGET', record, sink .. ':at', sink .. ':dead', sink .. ':tries') or {}
-    if revision > 0 and not s[2] and tonumber(s[1] or '0') < revision then
+    if revision > 0 and not s[2] and number(s[1]) < revision then
       found.behind = found.behind + 1
-      found.failing = found.failing + (tonumber(s[3] or '0') > 0 and 1 or 0)
+      found.failing = found.failing + (number(s[3]) > 0 and 1 or 0)
     end
   end
 end

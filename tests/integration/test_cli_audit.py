@@ -33,13 +33,13 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
             ("dead", "requeue", dead[0].order_id, "--yes"),
             ("dead", "drop", dead[1].order_id, dead[2].order_id, "--yes"),
             ("dead", "requeue", "--reason", "order_missing", "--company", "venue", "--yes"),
-            ("orders", "refetch", dead[1].order_id),
+            ("orders", "refetch", dead[1].order_id, "--who", "ann@desk", "--why", "ticket 77"),
             ("reconcile", "--from-file", str(expected), "--company", "venue", "--apply", "--yes"),
             # Nobody can be reached there: it is noted all the same, since it might have been done.
             ("orders", "confirm", dead[1].order_id, "--payment-reference", "canary-pay", "--yes"),
             ("audit", "--json"),
             ("audit", "--what", "requeue", "--limit", "1"),
-            ("audit", "--what", "nothing"),
+            ("audit", "--what", "erase"),
         ],
     )
 
@@ -52,6 +52,7 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
         ("drop", "2 orders", 2),
         ("requeue", dead[0].member, 1),
     ]
+    assert [one["why"] for one in ended[-3].objects if one["what"] == "refetch"] == ["ticket 77"]
     assert {one["who"].partition("@")[0] for one in ended[-3].objects} == {"ann"}
     assert "canary-pay" not in ended[-3].out
     assert (ended[-2].code, ended[-2].out.count("order_missing"), ended[-2].out.count("ann@")) == (0, 1, 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,3 +172,21 @@ def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
     assert (ended.code, status(sandbox, order)) == (3, "Issued")
     assert "It was done upstream" in ended.err
     assert f"orders refetch {order.order_id}" in ended.err
+
+
+def test_ctrl_c_while_upstream_is_asked_owes_the_fetch_that_shows_what_became_of_it(
+    desk: Desk, sandbox: Sandbox
+) -> None:
+    """The call may have arrived: nobody shall read Draft for ever."""
+    order = draft(sandbox, desk, "CTRL-C-1")
+    sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 5})
+    words = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
+    with subprocess.Popen([sys.executable, "-m", "app.cli", *words], env=desk.env, stderr=subprocess.PIPE) as running:
+        eventually(lambda: desk.redis.xlen(AUDIT) == 1, what="the deed in the audit")
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=20)
+
+    assert running.returncode == 130
+    assert b"Interrupted" in told
+    assert b"Traceback" not in told
+    assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm-unsure"])

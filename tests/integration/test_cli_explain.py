@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
+from app.store import keys
 from app.store.keys import OrderKey
 from app.store.work import Failure
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, open_desk, order
@@ -73,6 +74,32 @@ def test_a_sink_that_has_not_had_it_makes_it_incomplete(desk: Desk) -> None:
     assert "NOT COMPLETE: home, Issued" in ended.out
     assert f"{SINK} has revision 0 of 1" in ended.out
     assert "looked at again" in ended.out
+    assert "next      Nothing: it is handed on at " in ended.out
+    assert "tickets are here" not in ended.out
+
+
+def test_a_sink_that_nobody_hands_it_to_is_advised_about(desk: Desk) -> None:
+    """As with one that was added to the settings after the order had come to rest; the advice is one that works."""
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    hand_on(desk, order(1))
+    assert desk.ledger().hand(order(1), WORKER, bootstrap.clock()) is None
+    sinks = {"SINKS": f"{SINK},python:json:loads"}
+
+    ended = desk.run("orders", "explain", order(1).order_id, **sinks)
+    asked = desk.run("events", "replay", "--order", order(1).order_id, "--to-sinks", "--yes", "--dry-run", **sinks)
+
+    flat = re.sub(r"\s+", " ", ended.out)
+    assert ended.code == 1
+    assert "owed python:json:loads has revision 0 of 1 next Nobody looks again by itself." in flat
+    assert f"ota-receiver events replay --order {order(1).order_id} --to-sinks" in flat
+    assert asked.code == 0, asked.err
+
+
+def test_an_order_of_which_no_status_is_known_is_told_without_one(desk: Desk) -> None:
+    desk.redis.hset(keys.record(order(1)), mapping={"wanted": 1})
+
+    assert "NOT COMPLETE: owed\n" in explain(desk, order(1)).out
 
 
 def test_each_try_is_told_with_its_answer_and_what_holds_it_up(desk: Desk) -> None:

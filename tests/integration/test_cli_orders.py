@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from app import bootstrap
+from app.store import keys
+from tests.integration.commands import run_each
 from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
 
 NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
@@ -38,7 +42,10 @@ def test_an_order_is_shown_with_its_tickets_masked_unless_asked_for(desk: Desk) 
     wallet = shown["order"]["items"][0]["wallets"][0]
     assert (wallet["assets"][0]["referenceNumber"], wallet["unitPriceInclVat"]) == ("…456", 200)
     assert [entry["what"] for entry in shown["trail"]] == ["event", "begin", "stored"]
-    assert "Nothing: the tickets are here." in page.out
+    # The shop has not had them yet, so "the tickets are here" would not be the whole of it.
+    assert f"sink {SINK}" in page.out
+    assert "has revision 0 of 1" in page.out
+    assert "Nothing: it is handed on at " in page.out
 
 
 def test_an_order_is_found_by_the_references_of_both_sides(desk: Desk) -> None:
@@ -186,4 +193,103 @@ def test_a_sink_that_is_behind_is_shown(desk: Desk) -> None:
     page = desk.run("orders", "show", order(1).order_id, "--company", VENUE)
 
     assert f"sink {SINK}" in page.out
-    assert "has revision 0 of 1, 1 tries, next" in page.out
+    assert "has revision 0 of 1, tried 1 time, next" in page.out
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_name_names_no_order_not_the_one_without_a_reference(desk: Desk, text: str) -> None:
+    desk.redis.hset(keys.record(order(1)), mapping={"wanted": 1, "done": 1})
+    desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
+
+    for ended in run_each(desk, [("orders", word, text) for word in ("show", "explain", "refetch")]):
+        assert (ended.code, ended.out) == (2, "")
+        assert "empty" in ended.err
+    assert desk.waiting("live") == []
+
+
+def test_advice_names_the_company_where_two_have_the_id(desk: Desk) -> None:
+    desk.hear(order(1), order(1, MUSEUM), order(2))
+    for one in (order(1), order(1, MUSEUM), order(2)):
+        desk.give_up(one)
+    asked = [(order(1).order_id, "museum"), (order(1).order_id, "venue"), (order(2).order_id, "venue")]
+
+    shown = run_each(desk, [("orders", "show", name, "--company", slug, "--json") for name, slug in asked])
+
+    ends = [f"{order(1).order_id} --company museum", f"{order(1).order_id} --company venue", order(2).order_id]
+    assert [ended.objects[0]["next"].partition("dead requeue ")[2] for ended in shown] == ends
+
+
+@pytest.mark.parametrize("broken", ["wrong type", "no number"])
+def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None:
+    """Also not from who looks through references, or at the whole; asked for by its id it is named."""
+    desk.hear(order(1), order(2), order(3))
+    desk.bring_home(order(3))
+    if broken == "wrong type":
+        desk.redis.set(keys.record(order(2)), "rubbish")
+    else:
+        desk.redis.hset(keys.record(order(2)), "wanted", "rubbish")
+
+    listed, found, searched, whole, itself = run_each(
+        desk,
+        [
+            ("orders", "list", "--json"),
+            ("orders", "show", "PARTNER-ORDER-2026-00042", "--json"),
+            ("orders", "show", "CM-NOWHERE"),
+            ("status", "--json"),
+            ("orders", "show", order(2).order_id),
+        ],
+    )
+
+    assert (listed.code, sorted(one["order_id"][-1] for one in listed.objects)) == (0, ["1", "3"])
+    assert len(listed.err.splitlines()) == 1
+    assert keys.record(order(2)) in listed.err
+    assert found.objects[0]["order_id"] == order(3).order_id
+    assert (searched.code, "'CM-NOWHERE'" in searched.err) == (1, True)
+    assert (whole.err, whole.objects[0]["due"]) == ("", 3)
+    assert (itself.code, itself.out) == (1, "")
+    assert keys.record(order(2)) in itself.err
+
+
+@pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), "wrong type"])
+def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content: bytes | str) -> None:
+    desk.hear(order(1))
+    desk.bring_home(order(1))
+    desk.redis.delete(keys.content(order(1)))
+    if isinstance(content, bytes):
+        desk.redis.set(keys.content(order(1)), content)
+    else:
+        desk.redis.rpush(keys.content(order(1)), content)
+    name = order(1).order_id
+
+    shown, line, explained = run_each(
+        desk, [("orders", "show", name), ("orders", "show", name, "--json"), ("orders", "explain", name)]
+    )
+
+    assert [shown.code, line.code, explained.code] == [0, 0, 1]
+    assert "unreadable, revision 1" in shown.out
+    assert f"ota-receiver orders refetch {name}" in line.objects[0]["next"]
+    assert "owed      its content is unreadable" in explained.out
+    assert f"  ota-receiver orders refetch {name}\n" in explained.out
+
+
+@pytest.mark.parametrize("kind", ["a byte", "wrong type"])
+def test_a_trail_that_cannot_be_read_hides_nothing_else(desk: Desk, kind: str) -> None:
+    desk.hear(order(1))
+    if kind == "a byte":
+        desk.redis.rpush(keys.trail(order(1)), b"1780000000000 \xff\xfe")
+    else:
+        desk.redis.set(keys.trail(order(1)), "rubbish")
+
+    said = run_each(desk, [("orders", word, order(1).order_id) for word in ("show", "explain")])
+
+    assert [ended.code for ended in said] == [0, 1]
+    assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in said)
+
+
+def test_one_of_a_thing_is_told_as_one(desk: Desk) -> None:
+    desk.hear(order(1))
+    now = bootstrap.clock()
+    fetch = desk.begin(order(1))
+    desk.ledger().fail(order(1), WORKER, fetch, now, what="again", reason="http_503", http_status=503, due=now + 9000)
+
+    assert "http_503, HTTP 503, 1 try\n" in re.sub(" +\n", "\n", desk.run("orders", "show", order(1).order_id).out)

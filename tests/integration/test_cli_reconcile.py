@@ -213,3 +213,22 @@ def test_on_a_terminal_it_asks_and_takes_no_for_an_answer(desk: Desk, sandbox: S
     assert "(one getOrder each)?" in done.stderr
     assert "Nothing was changed." in done.stderr
     assert desk.waiting("backfill") == []
+
+
+@pytest.mark.parametrize("of_file", [False, True])
+def test_what_is_to_be_done_is_done_though_nobody_reads_on(
+    desk: Desk, sandbox: Sandbox, tmp_path: Path, of_file: bool
+) -> None:
+    """`--apply --yes --json | head -1`: the reader leaves, and every order is queued all the same."""
+    expected = tmp_path / "expected.csv"
+    expected.write_text("orderId\n" + "".join(f"{order(number).order_id}\n" for number in range(3000)))
+    make(sandbox, 5)
+    how = ["--from-file", str(expected), "--company", "venue"] if of_file else []
+    command = [sys.executable, "-m", "app.cli", "reconcile", *how, "--apply", "--yes", "--json"]
+    with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+        running.wait(30)
+
+    assert desk.redis.llen("rq:queue:backfill") >= (3000 if of_file else 5)
+    assert desk.run("audit", "--what", "reconcile", "--json").objects

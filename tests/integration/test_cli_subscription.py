@@ -183,6 +183,8 @@ def test_a_new_client_state_goes_to_a_file_of_its_owner_and_nothing_is_changed_u
     assert place.stat().st_mode & 0o777 == 0o600
     assert made not in ended.out
     assert all(text in ended.out for text in (str(place), "client_state_previous", f"delete {old}", "--yes"))
+    assert [line[:3] for line in ended.out.splitlines()[2:]] == ["1. ", "2. ", "3. ", "4. ", "5. "]
+    assert "\N{REPLACEMENT CHARACTER}" not in ended.out
 
     again = run(desk, *rotate, "--write-to", str(place))
     assert (again.code, place.read_text().strip()) == (2, made)
@@ -258,7 +260,10 @@ def test_repair_of_one_that_is_gone_needs_its_address(desk: Desk, sandbox: Sandb
     lost = run(desk, "watch", "--once", "-c", "venue", "--repair")
     assert (lost.code, "give --url" in lost.out, addresses(sandbox)) == (1, True, [])
 
-    assert watch_once(desk, "--repair", "--url", URL) == (0, ["missing", "repaired"])
+    mended = run(desk, "watch", "--once", "-c", "venue", "--repair", "--url", URL)
+    assert (mended.code, "It is made again" in mended.out, "cannot" in mended.out) == (0, True, False)
+    assert ["missing" in line for line in mended.out.splitlines()] == [True, False]
+    assert "repaired" in mended.out
     assert addresses(sandbox) == [(URL, "Active")]
 
 

@@ -459,6 +459,23 @@ class TestCommand:
         assert everything_but(desk, 3) == []
         assert (desk.redis.zcard(keys.ERASING), desk.waiting("live")) == (0, [])
 
+    def test_a_run_that_died_is_finished_though_the_reference_names_nothing_any_more(self, desk: Desk) -> None:
+        """The references went first: who says the same command again must not be stopped by that."""
+        fill(desk, 1, ADDRESS)
+        erasure = Erasure(desk.redis, order_days=400, event_days=90)
+        found = erasure.traces(order(1))
+        assert found is not None
+        erasure.erase(found, bootstrap.clock())
+
+        again, later = run_each(desk, [("orders", "erase", "CANARY-THEIRS-1", "--yes")] * 2)
+
+        assert (again.code, later.code) == (1, 1)
+        assert "No order 'CANARY-THEIRS-1' is here" in again.err
+        assert "1 order erased" in again.out
+        assert "erased" not in later.out
+        assert everything_but(desk, 3) == []
+        assert (desk.redis.zcard(keys.ERASING), desk.waiting("live")) == (0, [])
+
     def test_afterwards_every_command_says_so(self, desk: Desk) -> None:
         """And none brings it back."""
         fill(desk, 1, ADDRESS)

@@ -77,6 +77,13 @@ def test_an_order_that_was_never_fetched_is_found_by_what_its_event_said(desk: D
     assert index.orders("cm-00000000", MUSEUM) == []
 
 
+def test_a_blank_reference_does_not_name_the_order_that_has_none(desk: Desk, index: ReferenceIndex) -> None:
+    desk.redis.hset(keys.record(order(1)), "wanted", 1)
+    desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
+
+    assert (index.orders(""), index.orders(" ")) == ([], [])
+
+
 @pytest.mark.parametrize("name", ["", " ", "\udcff", "x" * 10_000, "*"])
 def test_an_odd_reference_names_nothing(index: ReferenceIndex, name: str) -> None:
     assert index.orders(name) == []

@@ -81,7 +81,9 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
     async def ask() -> bytes:
         redis = connection.for_web(url)
         try:
-            return await Metrics(redis, SIGNS, bootstrap.clock, None if spooled is None else count).text()
+            return await Metrics(
+                redis, SIGNS, bootstrap.clock, None if spooled is None else count, {"venue": 900}
+            ).text()
         finally:
             await redis.aclose()
 
@@ -293,8 +295,9 @@ def test_metrics_show_the_whole(desk: Desk, redis_url: str) -> None:
 def test_without_redis_metrics_show_what_this_process_knows(own_valkey: Valkey) -> None:
     own_valkey.stop()
 
-    assert metrics(own_valkey.url, spooled=7) == {"ota_redis_up": 0, "ota_spool_waiting_events": 7}
-    assert metrics(own_valkey.url) == {"ota_redis_up": 0}
+    known = {"ota_redis_up": 0, "ota_reconcile_interval_seconds venue": 900}
+    assert metrics(own_valkey.url, spooled=7) == known | {"ota_spool_waiting_events": 7}
+    assert metrics(own_valkey.url) == known
 
 
 def test_one_pool_of_all_looks_each_minute(desk: Desk) -> None:

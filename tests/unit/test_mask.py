@@ -68,3 +68,32 @@ def test_an_address_in_upstreams_own_words_is_masked() -> None:
     whole = msgspec.structs.replace(order("order-error"), status_message="Item 31001: <guest@example.com> is blocked.")
 
     assert masked(whole).status_message == "Item 31001: <…> is blocked."
+
+
+def test_what_is_masked_elsewhere_is_masked_in_upstreams_own_words_too() -> None:
+    """Names and each word of them, numbers wherever they stand; what is no one's own stays."""
+    whole = msgspec.structs.replace(order("order-issued"), sell_to_name="Ann Ørsted-Lee")
+    wallet = whole.wallets[0]
+    number = wallet.assets[0].reference_number
+    text = (
+        f"Ticket {number} (x{number}x) of ANN  ørsted-lee, Mrs Lee, in wallet {wallet.wallet_reference_number}"
+        f" {wallet.external_reference_number}: annulled, item {whole.items[0].item_number} is sold out."
+    )
+
+    shown = masked(msgspec.structs.replace(whole, status_message=text)).status_message
+
+    assert (
+        shown == f"Ticket … (x…x) of …, Mrs …, in wallet … …: annulled, item {whole.items[0].item_number} is sold out."
+    )
+
+
+def test_a_short_number_is_cut_out_of_words_only_where_it_stands_alone() -> None:
+    whole = order("order-issued")
+    asset = msgspec.structs.replace(whole.wallets[0].assets[0], id="1")
+    wallet = msgspec.structs.replace(whole.wallets[0], assets=(asset,))
+    item = msgspec.structs.replace(whole.items[0], wallets=(wallet,))
+    text = "Asset 1 of item 31001 is blocked."
+
+    shown = masked(msgspec.structs.replace(whole, items=(item,), status_message=text)).status_message
+
+    assert shown == "Asset … of item 31001 is blocked."
