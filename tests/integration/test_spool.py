@@ -19,6 +19,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey, start
 from app.store.keys import OrderKey, record
 from tests.eventually import eventually
@@ -515,8 +516,12 @@ def test_a_process_killed_while_it_clears_away_leaves_nothing_that_hinders_the_n
         assert web.deliver(one)["spooled"] == 1
         web.process.kill()
     own_valkey.restart()
-    with serving(tmp_path, settings(own_valkey.url, spool), [sys.executable, "-c", DYING, step, "serve"]) as web:
-        assert web.process.wait(15) == -signal.SIGKILL
+    # Not `serving`: it may be dead before it has answered anybody.
+    env = {**os.environ, **settings(own_valkey.url, spool), "PORT": str(free_port())}
+    with Process.start(
+        [sys.executable, "-c", DYING, step, "serve"], env=env, cwd=tmp_path, log=tmp_path / "dying.log"
+    ) as dying:
+        assert dying.wait(15) == -signal.SIGKILL
     with serving(tmp_path, settings(own_valkey.url, spool)) as web:
         eventually(lambda: web.http.get("/readyz").text == "ready\n", what="ready")
         eventually(lambda: len(files(spool)) == 1, what="only its own file is left")
