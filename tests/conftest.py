@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,12 @@ from tests.environment import without_settings
 
 
 def pytest_configure() -> None:
-    """Forget settings of the shell that runs the tests: they must not reach a test, nor a test a real Redis."""
+    """Make a run the same wherever it was started: every process that a test starts inherits what is set here.
+
+    Settings of the shell must not reach a test, nor a test a real Redis. A script's `&`, nohup and cron ignore SIGINT,
+    and an ignored signal stays ignored in every child.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in os.environ.keys() - without_settings(os.environ).keys():
         del os.environ[name]
 

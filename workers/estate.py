@@ -16,6 +16,7 @@ from app.store.budget import Budget
 from app.store.jobs import queue
 from app.store.keys import OrderKey
 from app.store.ledger import Ledger
+from app.store.pools import Heartbeat, read_heartbeat
 from app.store.work import Ending
 from workers import process
 
@@ -23,16 +24,6 @@ CENSUS_KEPT: Final = 24 * 60 * clockwork.MINUTE
 """How long the census of a silent pool is kept: where no one can tell that it is dead, its leases have long ended."""
 
 _log = log.get()
-
-
-class Census(msgspec.Struct, frozen=True):
-    """What a pool says of itself in Redis: enough for the next one to know that it is dead, and whom it left."""
-
-    machine: str
-    pid: int
-    started: str
-    workers: list[str]
-    beat: int
 
 
 class Estate:
@@ -62,7 +53,7 @@ class Estate:
 
     def beat(self, workers: Iterable[str]) -> None:
         """Say that this pool lives, and who works for it."""
-        census = Census(self._me.machine, self._me.pid, self._me.started, list(workers), bootstrap.clock())
+        census = Heartbeat(self._me.machine, self._me.pid, self._me.started, list(workers), bootstrap.clock())
         self._redis.hset(keys.POOLS, self.pool, msgspec.json.encode(census))
 
     def leave(self) -> None:
@@ -72,7 +63,7 @@ class Estate:
     def bury_dead_pools(self) -> None:
         """Let go of what the workers of a killed pool held, where this machine can tell that it is dead."""
         for name, text in self._redis.hgetall(keys.POOLS).items():
-            census = read_census(text)
+            census = read_heartbeat(text)
             if census is None:
                 continue
             if bootstrap.clock() - census.beat > CENSUS_KEPT:
@@ -82,14 +73,6 @@ class Estate:
                     self.let_go(one, "killed")
                 self._redis.hdel(keys.POOLS, name)
                 _log.warning("pool.orphans", pool=as_text(name), workers=len(census.workers))
-
-
-def read_census(text: bytes | str) -> Census | None:
-    """Return what a pool said, None if it is of another version of ours, or not a pool's word at all."""
-    try:
-        return msgspec.json.decode(text, type=Census)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def lane_of(worker: str) -> str:

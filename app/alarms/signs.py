@@ -105,7 +105,7 @@ def _of_sinks(seen: Seen) -> Iterator[Sign]:
 
 
 def _of_pools(vitals: Vitals) -> Sign:
-    ages = [vitals.now - pool.beat for pool in vitals.told_by_pools()]
+    ages = [vitals.now - pool.beat for pool in vitals.heartbeats()]
     silent = [age for age in ages if age > SILENT_POOL]
     return Sign(name="pool_silent", is_on=bool(silent), figure=_seconds(max(silent, default=0)))
 

@@ -13,6 +13,7 @@ from app.cli import options, output
 from app.cli.exits import FOUND, epilog
 from app.settings import Settings
 from app.store.outage import StoreUnavailable
+from app.store.pools import read_heartbeat
 
 Role = Literal["web", "worker"]
 
@@ -70,12 +71,11 @@ def _web(found: Settings) -> Pulse:
 
 def _worker(found: Settings) -> Pulse:
     # Here, not above: RQ takes longer to load than the whole check of a web process.
-    from workers.estate import read_census
     from workers.process import identity
 
     try:
         with bootstrap.books(found) as books:
-            told = [census for text in books.pools.all() if (census := read_census(text)) is not None]
+            told = [census for text in books.pools.all() if (census := read_heartbeat(text)) is not None]
     except StoreUnavailable as away:
         return Pulse("worker", healthy=False, detail=str(away))
     here = identity().machine

@@ -22,7 +22,6 @@ from app.store.gauges import BEAT_WITHIN, is_open
 from app.store.jobs import BACKFILL, LIVE
 from app.store.trail import Stored
 from app.store.vitals import Vitals
-from app.store.watch import AlarmState
 
 _CODES: Final = (
     "Exit codes: 0 no alarm is raised · 1 one is, or no pool lives · 2 settings · 3 Redis does not answer · 4 its data"
@@ -86,7 +85,7 @@ def status(as_json: options.Json = False) -> None:
 def _status(here: Session, vitals: Vitals, get_order: float) -> Status:
     companies = here.settings.companies
     shut_out = [one.slug for one in companies if is_open(vitals, one.np_company_id)]
-    pools = [pool for pool in vitals.told_by_pools() if vitals.now - pool.beat < BEAT_WITHIN]
+    pools = [pool for pool in vitals.heartbeats() if vitals.now - pool.beat < BEAT_WITHIN]
     names = [name for pool in pools for name in pool.workers]
     window = _window(here, vitals.now)
     slots = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
@@ -131,8 +130,7 @@ def _window(here: Session, now: int) -> _Window:
 
 
 def _raised(vitals: Vitals) -> list[str]:
-    raised = (name for name, text in vitals.alarms.items() if msgspec.json.decode(text, type=AlarmState).raised)
-    return sorted(" ".join(filter(None, name.split("|"))) for name in raised)
+    return [" ".join(filter(None, labels)) for labels, state in vitals.alarm_states().items() if state.raised]
 
 
 def _get_order_seconds(here: Session) -> float:

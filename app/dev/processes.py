@@ -30,7 +30,8 @@ _FIRST_PORT = 20000
 # Runs between fork and the program, in the same pid: prctl(2) PR_SET_PDEATHSIG (1) outlives exec. A wrapper
 # and no preexec_fn, which can deadlock when the parent has threads. SIGKILL, since a stopped program would
 # not act on SIGTERM, and everything here must stand a SIGKILL anyway. The parent may have died before prctl,
-# hence the look at getppid. Python ignores SIGPIPE and SIGXFSZ; the program shall not inherit that.
+# hence the look at getppid. Python ignores SIGPIPE and SIGXFSZ, and a script's `&`, nohup and cron may have made us
+# ignore SIGINT: the program shall not inherit that.
 _LEASH = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -40,6 +41,7 @@ if os.getppid() != int(sys.argv[1]):
 os.set_inheritable(int(sys.argv[2]), False)
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 

@@ -40,9 +40,10 @@ while at <= #ARGV do
         redis.call('PERSIST', record)
         redis.call('PERSIST', trail)
         redis.call('PERSIST', prefix .. 'content:' .. member)
-        redis.call('HDEL', record, 'tries', 'looks', 'parks', 'rejects', 'missing', 'fetch_at')
+        redis.call('HDEL', record, 'tries', 'looks', 'parks', 'rejects', 'missing', 'fetch_at', 'crashes', 'error',
+          'http')
         if was[3] then
-          redis.call('HDEL', record, 'dead', 'dead_at', 'crashes', 'error', 'http')
+          redis.call('HDEL', record, 'dead', 'dead_at')
           redis.call('ZREM', KEYS[7], member)
         end
       end

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -13,7 +12,6 @@ from app.store import clockwork, counters, keys, schema
 from app.store.counters import OTHER, Sample
 from app.store.jobs import BACKFILL, LIVE
 from app.store.vitals import Subject, Vitals, VitalSigns
-from app.store.watch import AlarmState
 
 BEAT_WITHIN: Final = 15 * clockwork.SECOND
 """A pool beats each second; in so many it has hung, or cannot reach Redis."""
@@ -98,7 +96,7 @@ def _of_company(found: Vitals, one: Subject) -> Iterator[Sample]:
 
 
 def _of_pools(found: Vitals) -> Iterator[Sample]:
-    pools = found.told_by_pools()
+    pools = found.heartbeats()
     living = [pool for pool in pools if found.now - pool.beat < BEAT_WITHIN]
     yield Sample("ota_pools", len(living))
     for lane in (LIVE, BACKFILL):
@@ -108,7 +106,5 @@ def _of_pools(found: Vitals) -> Iterator[Sample]:
 
 
 def _of_alarms(found: Vitals) -> Iterator[Sample]:
-    for field, text in sorted(found.alarms.items()):
-        name, company, sink = field.split("|")
-        raised = msgspec.json.decode(text, type=AlarmState).raised > 0
-        yield Sample("ota_alarm", raised, (name, company, sink))
+    for labels, state in found.alarm_states().items():
+        yield Sample("ota_alarm", state.raised > 0, labels)

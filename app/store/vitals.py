@@ -19,7 +19,9 @@ from rq.job import Job
 from app.store import keys
 from app.store.jobs import BACKFILL, LIVE, queue_key
 from app.store.moment import to_ms
+from app.store.pools import Heartbeat, read_heartbeat
 from app.store.scripts import source
+from app.store.watch import AlarmState, read_alarm
 
 SAMPLE: Final = 200
 
@@ -67,13 +69,6 @@ class QueueVitals(msgspec.Struct, frozen=True):
     oldest: str
 
 
-class PoolVitals(msgspec.Struct, frozen=True):
-    """What a pool says of itself (workers.estate.Census)."""
-
-    workers: list[str]
-    beat: int
-
-
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """The whole. `companies` is by id; `elsewhere` is `oldest_owed` of companies that the settings do not name.
 
@@ -103,9 +98,14 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         oldest = self.queues[queue].oldest
         return max(self.now - to_ms(datetime.fromisoformat(oldest)), 0) if oldest else 0
 
-    def told_by_pools(self) -> list[PoolVitals]:
-        """Return what each pool said last."""
-        return [msgspec.json.decode(text, type=PoolVitals) for text in self.pools.values()]
+    def alarm_states(self) -> dict[tuple[str, str, str], AlarmState]:
+        """Return the alarms that are kept, by name, company and sink; unreadable entries are left out."""
+        found = {tuple(field.split("|")): read_alarm(text) for field, text in sorted(self.alarms.items())}
+        return {key: state for key, state in found.items() if state is not None and len(key) == 3}
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the last heartbeat of each pool; entries of another version or program are left out."""
+        return [one for text in self.pools.values() if (one := read_heartbeat(text)) is not None]
 
 
 class VitalSigns:
@@ -131,7 +131,9 @@ class VitalSigns:
 
 
 def _vitals(answer: bytes, now: int) -> Vitals:
-    return msgspec.structs.replace(msgspec.json.decode(answer, type=Vitals), now=now)
+    # Keys and values of `ota:pools` and `ota:alarms` are copied into the answer, whatever bytes they hold.
+    found = msgspec.json.decode(answer.decode(errors="replace"), type=Vitals)
+    return msgspec.structs.replace(found, now=now)
 
 
 _KEYS: Final = [

@@ -33,6 +33,14 @@ class AlarmState(msgspec.Struct, frozen=True, omit_defaults=True):
     count: int = -1
 
 
+def read_alarm(text: bytes | str) -> AlarmState | None:
+    """Return the state in a value of `ota:alarms`, None if another version or another program wrote it."""
+    try:
+        return msgspec.json.decode(text, type=AlarmState)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 class Watch:
     """Reads and writes it; raises what Redis raises."""
 
@@ -62,7 +70,8 @@ class Watch:
     def states(self) -> dict[str, AlarmState]:
         """Return the state of each alarm by its field."""
         kept: Any = self._redis.hgetall(keys.ALARMS)
-        return {field.decode(): msgspec.json.decode(text, type=AlarmState) for field, text in kept.items()}
+        found = {field.decode(errors="replace"): read_alarm(text) for field, text in kept.items()}
+        return {field: state for field, state in found.items() if state is not None}
 
     def save(self, states: Mapping[str, AlarmState]) -> None:
         """Put these states in the place of all that were kept."""

@@ -15,9 +15,9 @@ from redis import Redis
 
 from app import bootstrap
 from app.dev.processes import Process
+from app.store.pools import Heartbeat
 from tests.eventually import eventually
 from tests.integration.desk import Desk, open_desk
-from workers.estate import Census
 from workers.process import identity
 
 
@@ -51,7 +51,7 @@ def web(status: int) -> Iterator[int]:
 def beat(desk: Desk, seconds_ago: float, machine: str | None = None) -> None:
     me = identity()
     at = bootstrap.clock() - round(seconds_ago * 1000)
-    census = Census(machine or me.machine, me.pid, me.started, [], at)
+    census = Heartbeat(machine or me.machine, me.pid, me.started, [], at)
     desk.redis.hset("ota:pools", "pool", msgspec.json.encode(census))
 
 

@@ -26,7 +26,9 @@ def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:
     """Write what a pool writes each second."""
     workers = [f"h-1-live-{number}" for number in range(live)] + ["h-1-backfill-0"]
     desk.redis.hset(
-        keys.POOLS, "h-1", json.dumps({"machine": "h", "workers": workers, "beat": bootstrap.clock() - ago_ms})
+        keys.POOLS,
+        "h-1",
+        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "beat": bootstrap.clock() - ago_ms}),
     )
 
 

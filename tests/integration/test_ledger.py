@@ -198,6 +198,20 @@ class TestCrashes:
 
         assert stage.field("crashes") is None
 
+    def test_a_new_event_starts_with_no_crashes_and_no_error_of_the_one_before(self, stage: Stage) -> None:
+        stage.settle()
+        stage.fail(stage.fetch("a"), "again", "a")
+        stage.later(600)
+        stage.fetch("b")
+        stage.ledger.abandon("b", stage.now)
+        stage.tick()
+        stage.fetch("c")
+        assert (stage.field("crashes"), stage.field("error")) != (None, None)
+
+        stage.settle()
+
+        assert [stage.field(name) for name in ("crashes", "error", "http", "tries")] == [None] * 4
+
     def test_what_an_ended_worker_held_is_due_at_once(self, stage: Stage) -> None:
         stage.settle()
         stage.fetch("a")
