@@ -1,4 +1,7 @@
-"""The composition root: the only place where parts are opened and put together."""
+"""The composition root: the only place where parts are opened and put together.
+
+Clients of Redis with time-outs that fit who asks.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,69 @@ from typing import NamedTuple
 
 import httpx
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from starlette.types import ASGIApp
 
-from app import log, web
-from app.auth import Authenticator
+from app import log
+from app.audit import Audit
+from app.erasure import AuditWords, Erasure
 from app.health import Check, Health
-from app.intake import Intake
+from app.intake.auth import Authenticator
+from app.intake.failover import Recorder
+from app.intake.recorder import Inbox
+from app.intake.service import Intake
+from app.intake.spool import Spool, SpoolFolder
+from app.ledger import policy
+from app.ledger.dead_letters import DeadLetters
+from app.ledger.events import EventLog
+from app.ledger.guests import Guests
+from app.ledger.ledger import Drops, Ledger
+from app.ledger.orders import Archive, ReferenceIndex
+from app.ledger.rate_limit import Budget, Limits, breaker_key
+from app.ledger.redis import readable_url, refuse_newer, translated_errors
+from app.metrics import Metrics, Tally
+from app.replay import Plans, Selector
 from app.settings import Company, Settings
-from app.spool.folder import SpoolFolder
-from app.spool.recorder import Recorder
-from app.spool.spool import Spool
-from app.store import clockwork, connection, schema
-from app.store.archive import Archive
-from app.store.audit import Audit
-from app.store.audit_words import AuditWords
-from app.store.budget import Budget, Limits, breaker_key
-from app.store.dead_letters import DeadLetters
-from app.store.drops import Drops
-from app.store.erasure import Erasure
-from app.store.event_log import EventLog
-from app.store.gauges import Metrics
-from app.store.guests import Guests
-from app.store.inbox import Inbox
-from app.store.ledger import Ledger
-from app.store.outage import readable_url, translated_errors
-from app.store.plans import Plans
-from app.store.pools import Pools
-from app.store.reference_index import ReferenceIndex
-from app.store.selection import Selector
-from app.store.tally import Tally
-from app.store.vitals import Subject, VitalSigns
+from app.snapshot import Pools, Subject, VitalSigns
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
+from app.web.app import Probes, application
+from app.web.webhook import Webhook
+
+WEB_TIMEOUT = 1.0
+"""Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
+
+WORKER_TIMEOUT = 10.0
+"""Seconds. Nobody waits for a worker, but a hanging Redis must not hold one for ever."""
+
+
+def for_web(url: str) -> AsyncRedis:
+    """Return the client of the web process; one try, then the caller decides."""
+    return AsyncRedis.from_url(
+        url,
+        socket_timeout=WEB_TIMEOUT,
+        socket_connect_timeout=WEB_TIMEOUT,
+        retry=AsyncRetry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+
+
+def for_worker(url: str) -> Redis:
+    """Return the client of the ledger and the budget in workers, the pool and the CLI; one try."""
+    return Redis.from_url(
+        url,
+        socket_timeout=WORKER_TIMEOUT,
+        socket_connect_timeout=WEB_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def for_rq(url: str) -> Redis:
+    """Return the client that RQ's worker blocks on; RQ sets its own socket_timeout, so nobody shares it."""
+    return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
 
 
 class Books(NamedTuple):
@@ -73,7 +107,7 @@ def web_app(settings: Settings) -> ASGIApp:
 
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """
-    redis = connection.for_web(settings.redis_url.get_secret_value())
+    redis = for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, clock=clock)
     tally = Tally(redis)
     spool = Spool(SpoolFolder(settings.spool_dir, settings.spool_max_mb * 1024 * 1024)) if settings.spool_dir else None
@@ -93,12 +127,12 @@ def web_app(settings: Settings) -> ASGIApp:
                 await spool.close()
             await redis.aclose()
 
-    return web.application(
+    return application(
         webhook_path=settings.webhook_path,
-        webhook=web.Webhook(
+        webhook=Webhook(
             Intake(Authenticator(settings.companies), recorder or inbox, tally), tally, settings.max_body_bytes
         ),
-        probes=web.Probes(
+        probes=Probes(
             Health(redis, spool),
             Metrics(
                 redis, vital_signs(settings), clock, spool.waiting if spool else None, _reconcile_every(settings)
@@ -135,7 +169,7 @@ def books(settings: Settings) -> Iterator[Books]:
     with readable_url():
         redis = worker_redis(settings)
     with translated_errors(url), redis:
-        schema.refuse_newer(redis)
+        refuse_newer(redis)
         yield Books(
             archive=Archive(redis),
             events=EventLog(redis),
@@ -156,7 +190,7 @@ def books(settings: Settings) -> Iterator[Books]:
 async def redis_checks(settings: Settings) -> list[Check]:
     """Return what the web process would find of its Redis; raises SettingsError for an address it cannot read."""
     with readable_url():
-        redis = connection.for_web(settings.redis_url.get_secret_value())
+        redis = for_web(settings.redis_url.get_secret_value())
     try:
         return await Health(redis).checks()
     finally:
@@ -164,7 +198,7 @@ async def redis_checks(settings: Settings) -> list[Check]:
 
 
 def worker_redis(settings: Settings) -> Redis:
-    return connection.for_worker(settings.redis_url.get_secret_value())
+    return for_worker(settings.redis_url.get_secret_value())
 
 
 def ledger(settings: Settings, redis: Redis) -> Ledger:
@@ -208,4 +242,4 @@ def channel_manager(settings: Settings, company: Company, client: httpx.Client) 
 
 
 def _fetch_lease(settings: Settings) -> int:
-    return settings.upstream_timeout * clockwork.SECOND + clockwork.LEASE_MARGIN
+    return settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN

@@ -2,9 +2,9 @@
 
     ReceiverError
     ├── SettingsError               the service must not start like this
-    ├── StoreUnavailable            Redis did not answer the command line (app/store/outage.py)
-    │   └── NewerData               its data is of a newer version of ours (app/store/schema.py)
-    ├── Stop                        a command ends with a sentence and an exit code (app/cli/exits.py)
+    ├── StoreUnavailable            Redis did not answer the command line (app/ledger/redis.py)
+    │   └── NewerData               its data is of a newer version of ours (app/ledger/redis.py)
+    ├── Stop                        a command ends with a sentence and an exit code (app/cli/console.py)
     ├── RequestRefused              the sender gets an HTTP status and the reason code
     │   ├── MalformedEnvelope       400
     │   ├── Unauthenticated         401

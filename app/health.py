@@ -11,7 +11,8 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from app.store import keys, schema
+from app.ledger import keys
+from app.ledger.redis import VERSION, is_newer
 
 State = Literal["ready", "degraded", "not ready"]
 
@@ -132,8 +133,8 @@ class Health:
 
 
 def _ours_to_read(held: bytes | None) -> Check:
-    newer = schema.is_newer(held)
-    detail = "holds data of a newer version of this service" if newer else f"version {schema.VERSION}"
+    newer = is_newer(held)
+    detail = "holds data of a newer version of this service" if newer else f"version {VERSION}"
     return Check("schema", ok=not newer, detail=detail, fatal=True)
 
 

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from app.auth import CURRENT, PREVIOUS, UNKNOWN
 from app.errors import UpstreamError
-from app.events import guid
+from app.ids import guid
+from app.intake.auth import CURRENT, PREVIOUS, UNKNOWN
 from app.settings import Company
 from app.upstream.client import ChannelManager
-from app.upstream.subscription import EVENT_NAME, Subscription
+from app.upstream.models import EVENT_NAME, Subscription
 
 ACTIVE: Final = "active"
 UNREACHABLE: Final = "unreachable"

@@ -7,12 +7,12 @@ from time import perf_counter
 
 from app import log
 from app.errors import ReceiverError
-from app.store import clockwork
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.patience import Patience
-from app.store.work import Handed, HandOn
-from app.upstream.order import parse_order
+from app.ids import OrderKey
+from app.ledger import policy
+from app.ledger.ledger import Ledger
+from app.ledger.redis import Patience
+from app.ledger.work import Handed, HandOn
+from app.upstream.models import parse_order
 from workers.sinks import Context, Sink
 
 _log = log.get()
@@ -37,7 +37,7 @@ class Delivery:
 
     def _next(self, order: OrderKey, worker: str) -> HandOn | None:
         return self._patience.run(
-            lambda: self._ledger.hand(order, worker, self._clock()), self._clock() + clockwork.REDIS_PATIENCE
+            lambda: self._ledger.hand(order, worker, self._clock()), self._clock() + policy.REDIS_PATIENCE
         )
 
     def _hand(self, order: OrderKey, hand_on: HandOn, worker: str, slug: str) -> bool:
@@ -56,7 +56,7 @@ class Delivery:
             attempt=hand_on.tries,
             request_id=hand_on.request_id,
         )
-        if hand_on.tries > len(clockwork.TRIES) + 1 or hand_on.crashes >= clockwork.CRASHES_ALLOWED:
+        if hand_on.tries > len(policy.TRIES) + 1 or hand_on.crashes >= policy.CRASHES_ALLOWED:
             self._handed(order, worker, hand_on, "dead", reason="kills_worker")
             _log.error("order.hand_dead", reason="kills_worker", tries=hand_on.tries - 1, **common)
             return False
@@ -89,7 +89,7 @@ class Delivery:
             lambda: self._ledger.handed(
                 order, worker, hand_on, now, what=what, reason=reason, due=due, duration_ms=duration_ms
             ),
-            min(hand_on.until, now + 2 * clockwork.REDIS_PATIENCE),
+            min(hand_on.until, now + 2 * policy.REDIS_PATIENCE),
         )
 
     def _failed(
@@ -102,7 +102,7 @@ class Delivery:
         common: dict[str, object],
     ) -> None:
         reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
-        wait = clockwork.until_next_try(hand_on.tries - 1)
+        wait = policy.until_next_try(hand_on.tries - 1)
         if wait is None:
             self._handed(order, worker, hand_on, "dead", reason=reason, duration_ms=duration_ms)
             _log.error("order.hand_dead", reason=reason, tries=hand_on.tries, **common)

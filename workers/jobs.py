@@ -6,9 +6,9 @@ from rq import get_current_job
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import bootstrap, log, settings
+from app.ids import OrderKey
+from app.ledger.redis import Patience
 from app.settings import Settings
-from app.store.keys import OrderKey
-from app.store.patience import Patience
 from workers.delivery import Delivery
 from workers.processor import Connection, Processor
 from workers.sinks import build

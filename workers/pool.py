@@ -1,6 +1,10 @@
 """The pool: starts, names and watches the worker processes, and keeps the clock of the ledger going.
 
 It knows its children by name: what a dead one held is due at once, not when its lease ends.
+
+What a forked child of the pool does: dies with its pool, works one queue off, and ends with a code that says why.
+
+What a pool says while Redis is away: one line when it goes and one when it comes back, however long it takes.
 """
 
 from __future__ import annotations
@@ -16,19 +20,40 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
+from app.ledger import policy
+from app.ledger.ledger import Ledger
+from app.ledger.redis import VERSION, NewerData, refuse_newer
+from app.ledger.retention import EventDays, OrderList
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Settings
-from app.store import clockwork, schema
-from app.store.event_days import EventDays
-from app.store.jobs import BACKFILL, LIVE
-from app.store.ledger import Ledger
-from app.store.order_list import OrderList
-from app.store.schema import NewerData
-from workers import child as worker_process
-from workers.estate import Estate, lane_of
-from workers.reconciler import Reconciler
-from workers.redis_watch import RedisWatch
-from workers.stopwatch import Stopwatch
-from workers.watchman import Watchman
+from workers.background import Reconciler, Watchman
+from workers.recovery import Estate, lane_of
+from workers.worker import BAD_SETTINGS, Stopwatch, Work, start, work
+
+_log = log.get()
+
+
+class RedisWatch:
+    """Remembers since when Redis has been away."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._away_since: float | None = None
+
+    def lost(self, error: Exception) -> None:
+        """Note that Redis did not answer; the next question is asked on a fresh connection."""
+        # After a failover an old connection may lead to what is a replica now.
+        self._redis.connection_pool.disconnect()
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            _log.warning("pool.redis_away", error=type(error).__name__)
+
+    def found(self) -> None:
+        """Note that Redis answered."""
+        if self._away_since is not None:
+            _log.warning("pool.redis_back", away_s=round(time.monotonic() - self._away_since, 1))
+            self._away_since = None
+
 
 TICK: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -45,8 +70,6 @@ FAILED: Final = 1
 RESTART_PAUSE: Final = 1.0
 """Seconds between two starts of a worker: one that dies at once must not spin."""
 
-_log = log.get()
-
 
 class Pool:
     """Worker processes of one machine, and the ticker.
@@ -60,8 +83,8 @@ class Pool:
         redis: Redis,
         ledger: Ledger,
         *,
-        work: worker_process.Work = worker_process.work,
-        overdue: float = clockwork.JOB_OVERDUE,
+        work: Work = work,
+        overdue: float = policy.JOB_OVERDUE,
     ) -> None:
         self._settings = settings
         self._redis = redis
@@ -134,7 +157,7 @@ class Pool:
         told = False
         while not self._stopping:
             try:
-                schema.refuse_newer(self._redis)
+                refuse_newer(self._redis)
             except NewerData as refusal:
                 self._refuse(refusal)
             except (RedisError, OSError):
@@ -146,22 +169,22 @@ class Pool:
                 return
 
     def _refuse(self, refusal: NewerData) -> None:
-        _log.error("service.newer_data", held=refusal.held, ours=schema.VERSION)
+        _log.error("service.newer_data", held=refusal.held, ours=VERSION)
         self._exit_code = NEWER_DATA
         self._stopping = True
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for start in [start for start in self._starts if start[0] <= now]:
-            self._start(start[1])
+        for due in [one for one in self._starts if one[0] <= now]:
+            self._start(due[1])
             # Only now: a fork that fails (no memory, no process left) is tried again.
-            self._starts.remove(start)
+            self._starts.remove(due)
 
     def _start(self, lane: str) -> None:
         self._number += 1
         name = f"{self._estate.pool}-{lane}-{self._number}"
         watch = Stopwatch()
-        self._children[name] = worker_process.start(self._work, self._settings, name, lane, watch)
+        self._children[name] = start(self._work, self._settings, name, lane, watch)
         self._watches[name] = watch
         self._born[name] = time.monotonic()
         _log.info("pool.worker_started", worker=name, lane=lane)
@@ -184,7 +207,7 @@ class Pool:
             self._watches.pop(name).close()
             child.close()
             _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=held.order_id if held else None)
-            if exit_code == worker_process.BAD_SETTINGS:
+            if exit_code == BAD_SETTINGS:
                 self._exit_code = exit_code
                 self._stopping = True
             self._starts.append((self._born.pop(name) + RESTART_PAUSE, lane))

@@ -11,18 +11,17 @@ from structlog.contextvars import bind_contextvars
 
 from app import log
 from app.errors import UpstreamError
-from app.store import clockwork
-from app.store.budget import Budget, NotNow, Slot
-from app.store.jobs import BACKFILL
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.patience import Patience, is_away
-from app.store.work import Content, Fetch
+from app.ids import OrderKey
+from app.ledger import policy
+from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import Budget, NotNow, Slot
+from app.ledger.redis import Patience, is_away
+from app.ledger.rq_jobs import BACKFILL
+from app.ledger.work import Content, Fetch
 from app.upstream.client import ChannelManager, Fetched
-from workers import verdict
 from workers.delivery import Delivery
 
-NO_COMPANY_WAIT: Final = 15 * clockwork.MINUTE
+NO_COMPANY_WAIT: Final = 15 * policy.MINUTE
 """Until an order of a company that the settings no longer name is looked at again."""
 
 _log = log.get()
@@ -58,7 +57,7 @@ class Processor:
         """Fetch the order if it is owed a fetch, then hand on what its sinks have not had."""
         slug = self._slug(order)
         what, fetch = self._patience.run(
-            lambda: self._ledger.begin(order, worker, self._clock()), self._clock() + clockwork.REDIS_PATIENCE
+            lambda: self._ledger.begin(order, worker, self._clock()), self._clock() + policy.REDIS_PATIENCE
         )
         if what in {"nothing", "held"}:
             _log.info("order.not_needed", order_id=order.order_id, company=slug, verdict=what)
@@ -78,20 +77,20 @@ class Processor:
             self._fetch(order, fetch, worker)
         except Exception as error:
             now = self._clock()
-            decision = verdict.of_redis_away(now) if is_away(error) else verdict.of_own_fault(fetch, now)
+            decision = policy.of_redis_away(now) if is_away(error) else policy.of_own_fault(fetch, now)
             self._fail(order, fetch, worker, decision)
             _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
 
     def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
         connection = self._connections.get(order.company_id)
         if connection is None:
-            due = self._clock() + clockwork.spread(NO_COMPANY_WAIT)
-            self._fail(order, fetch, worker, verdict.Decision("park", "unknown_company", due))
+            due = self._clock() + policy.spread(NO_COMPANY_WAIT)
+            self._fail(order, fetch, worker, policy.Decision("park", "unknown_company", due))
             return
         slot = connection.budget.take("backfill" if fetch.lane == BACKFILL else "live", self._clock, worker)
         if isinstance(slot, NotNow):
-            due = slot.until + clockwork.until_next_turn(fetch.parks)
-            self._fail(order, fetch, worker, verdict.Decision("park", slot.reason, due))
+            due = slot.until + policy.until_next_turn(fetch.parks)
+            self._fail(order, fetch, worker, policy.Decision("park", slot.reason, due))
             return
         started = perf_counter()
         try:
@@ -100,7 +99,7 @@ class Processor:
             duration = round((perf_counter() - started) * 1000)
             now = self._clock()
             closed_until = self._give(connection, slot, error, fetch.until)
-            decision = verdict.of_order(error, fetch, now, closed_until)
+            decision = policy.of_order(error, fetch, now, closed_until)
             self._fail(order, fetch, worker, decision, http_status=error.http_status, duration_ms=duration)
             return
         except BaseException:
@@ -112,8 +111,8 @@ class Processor:
     def _give(self, connection: Connection, slot: Slot, error: UpstreamError, until: int) -> int:
         wait = error.retry_after
         if wait is None and error.http_status == 429:
-            wait = verdict.THROTTLED_WAIT
-        how = verdict.of_connection(error)
+            wait = policy.THROTTLED_WAIT
+        how = policy.of_connection(error)
         closed_until, opened = self._patience.run(
             lambda: connection.budget.give(slot, how, self._clock(), retry_after=wait), until
         )
@@ -143,7 +142,7 @@ class Processor:
             guests=found.addresses,
         )
         now = self._clock()
-        look_at, give_up = (None, "") if found.settled else verdict.of_look(fetch, now)
+        look_at, give_up = (None, "") if found.settled else policy.of_look(fetch, now)
         stored, revision, changed = self._patience.run(
             lambda: self._ledger.finish(order, worker, fetch, content, now, look_at=look_at, give_up=give_up),
             fetch.until,
@@ -175,7 +174,7 @@ class Processor:
         order: OrderKey,
         fetch: Fetch,
         worker: str,
-        decision: verdict.Decision,
+        decision: policy.Decision,
         *,
         http_status: int | None = None,
         duration_ms: int = 0,

@@ -1,5 +1,5 @@
 """`python -m app.cli`: the same as `ota-receiver`."""
 
-from app.cli import main
+from app.cli.main import main
 
 main()

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
-from app.cli import moment, options, output
-from app.cli.exits import epilog
-from app.cli.session import session
-from app.store.audit import Noted
+from app import times
+from app.audit import Noted
+from app.cli import console, context
+from app.cli.console import epilog
+from app.cli.context import session
 
 Kind = Literal[
     "replay",
@@ -32,7 +33,7 @@ def register(cli: typer.Typer) -> None:
     cli.command(epilog=epilog("ota-receiver audit --what replay --limit 10"))(audit)
 
 
-def audit(what: What = None, limit: options.Limit = 50, as_json: options.Json = False) -> None:
+def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = False) -> None:
     """Tell who changed something by hand, when, what and why; newest first, for EVENT_DAYS.
 
     It is noted before it is done: what was interrupted stands here too, with the number of orders that it was about.
@@ -41,16 +42,16 @@ def audit(what: What = None, limit: options.Limit = 50, as_json: options.Json = 
         noted = (one for one in here.books.audit.newest_first() if what in (None, one.deed.what))
         found = list(islice(noted, limit))
     if not found:
-        output.remark("Nothing is noted.")
+        console.remark("Nothing is noted.")
         return
     if as_json:
         for one in found:
-            output.json_line({"at": one.at} | msgspec.structs.asdict(one.deed))
+            console.json_line({"at": one.at} | msgspec.structs.asdict(one.deed))
         return
-    columns = (f"when ({output.zone()})", "what", "#orders", "of", "plan", "who", "why")
-    output.table("", columns, map(_row, found))
+    columns = (f"when ({console.zone()})", "what", "#orders", "of", "plan", "who", "why")
+    console.table("", columns, map(_row, found))
 
 
 def _row(noted: Noted) -> tuple[object, ...]:
     deed = noted.deed
-    return (moment.short(noted.at), deed.what, f"{deed.orders:,}", deed.selected, deed.plan, deed.who, deed.why)
+    return (times.short(noted.at), deed.what, f"{deed.orders:,}", deed.selected, deed.plan, deed.who, deed.why)

@@ -1,18 +1,116 @@
-"""The command that says whether everything is set up, and what to do where it is not."""
+"""The command that says whether everything is set up, and what to do where it is not.
+
+What `check` finds of Redis: the web process's own checks, and how an address of another machine is protected.
+
+What `check` finds of one company's Channel Manager: is it reached, is the key permitted, is there a subscription?
+
+Nothing is changed there, and no clientState is shown.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from time import monotonic
+from typing import Final
+from urllib.parse import urlsplit
 
 import typer
 
-from app import bootstrap, settings
-from app.cli import check_redis, check_upstream, options, output
-from app.cli.exits import DONE, FOUND, USAGE, epilog
-from app.cli.finding import Finding, Level
-from app.errors import SettingsError
-from app.settings import Settings
+from app import bootstrap, settings, subscriptions
+from app.cli import console, context
+from app.cli.console import DONE, FOUND, USAGE, Finding, Level, epilog
+from app.cli.context import WEBHOOK_PERMISSIONS, advice, told
+from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
+from app.health import Check
+from app.settings import Company, Settings
+from app.upstream.client import ChannelManager
+from app.upstream.models import EVENT_NAME, ListQuery
+
+_ADVICE: Final = {
+    "redis": "Start it, or correct REDIS_URL.",
+    "writable": "Name the primary in REDIS_URL; if the AOF cannot be written, look at its disk.",
+    "durable": "Set appendonly yes and appendfsync everysec (or always) in its configuration.",
+    "schema": "Upgrade this receiver, or name another Redis in REDIS_URL; nothing was changed.",
+    "clock": "Set both clocks right (NTP): retries and leases are kept in the time of the machine that writes them.",
+    "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
+}
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def of_checks(checks: list[Check]) -> Iterator[Finding]:
+    """Return a finding for each check of app.health."""
+    for check in checks:
+        advice = "" if check.ok else _ADVICE.get(check.name, "Mend it: until then /readyz says the same.")
+        yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, advice)
+
+
+def of_address(url: str) -> Iterator[Finding]:
+    """Return how the way to Redis is protected, for an address that leaves this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.hostname in _LOOPBACK:
+        return
+    if not parts.password:
+        advice = "Set requirepass (or an ACL user) there and give the password in REDIS_URL."
+        yield Finding("redis", "password", "note", "another machine's Redis is used without a password", advice)
+    if parts.scheme != "rediss":
+        advice = "Unless a private network carries it: use rediss://."
+        yield Finding("redis", "tls", "note", "orders travel to another machine unencrypted", advice)
+
+
+NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
+"""A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that we are heard and permitted."""
+
+_API_PERMISSIONS: Final = "NPR API Channel Mgr"
+
+
+def findings(settings: Settings, company: Company, upstream: ChannelManager) -> list[Finding]:
+    """Return what was found of one company, in one call or two."""
+    api = _api(company, upstream)
+    if api.level != "good":
+        return [api]
+    return [api, *_subscription(settings, company, upstream)]
+
+
+def _api(company: Company, upstream: ChannelManager) -> Finding:
+    begun = monotonic()
+    try:
+        if company.np_partner_id is None:
+            _ask_for_no_order(upstream)
+        else:
+            list(islice(upstream.list_orders(ListQuery(page_size=1)), 1))
+    except RequestRejected as error:
+        hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
+        return Finding(company.slug, "api", "todo", told(error), hint)
+    except UpstreamError as error:
+        return _trouble(company, "api", error, _API_PERMISSIONS)
+    milliseconds = round((monotonic() - begun) * 1000)
+    how = "getOrder" if company.np_partner_id is None else "the list of orders"
+    return Finding(company.slug, "api", "good", f"{how} is permitted ({milliseconds} ms)")
+
+
+def _ask_for_no_order(upstream: ChannelManager) -> None:
+    try:
+        upstream.get_order(NO_ORDER)
+    except OrderNotFound:
+        return
+
+
+def _subscription(settings: Settings, company: Company, upstream: ChannelManager) -> list[Finding]:
+    try:
+        ours = subscriptions.for_settled_orders(upstream.subscriptions())
+    except UpstreamError as error:
+        return [_trouble(company, "subscription", error, WEBHOOK_PERMISSIONS)]
+    found = subscriptions.problem(company, settings.webhook_path, ours)
+    if found is not None:
+        return [Finding(company.slug, "subscription", "todo", found.found, found.advice)]
+    return [Finding(company.slug, "subscription", "good", f"{EVENT_NAME} is Active")]
+
+
+def _trouble(company: Company, what: str, error: UpstreamError, permissions: str) -> Finding:
+    return Finding(company.slug, what, "todo", told(error), advice(error.reason, permissions))
+
 
 _SIGNS: dict[Level, str] = {"good": "✓", "note": "·", "todo": "✗", "wrong": "✗"}
 _CODES = "Exit codes: 0 all is well · 1 something is to be done · 2 the settings are wrong"
@@ -22,7 +120,7 @@ def register(cli: typer.Typer) -> None:
     cli.command(epilog=epilog("ota-receiver check", codes=_CODES))(check)
 
 
-def check(as_json: options.Json = False) -> None:
+def check(as_json: context.Json = False) -> None:
     """Check the settings, Redis and its durability, and each company's API and webhook subscription."""
     bootstrap.configure_cli_log()
     try:
@@ -55,22 +153,22 @@ def _of_settings(found: Settings) -> Iterator[Finding]:
 
 
 def _of_redis(found: Settings) -> Iterator[Finding]:
-    yield from check_redis.of_checks(asyncio.run(bootstrap.redis_checks(found)))
-    yield from check_redis.of_address(found.redis_url.get_secret_value())
+    yield from of_checks(asyncio.run(bootstrap.redis_checks(found)))
+    yield from of_address(found.redis_url.get_secret_value())
 
 
 def _of_companies(found: Settings) -> Iterator[Finding]:
-    with bootstrap.http(found) as client, output.progress("asking upstream", len(found.companies)) as step:
+    with bootstrap.http(found) as client, console.progress("asking upstream", len(found.companies)) as step:
         for company in found.companies:
             upstream = bootstrap.channel_manager(found, company, client)
-            yield from check_upstream.findings(found, company, upstream)
+            yield from findings(found, company, upstream)
             step(1)
 
 
 def _print(findings: Iterable[Finding], as_json: bool) -> None:
     if as_json:
         for finding in findings:
-            output.json_line(finding)
+            console.json_line(finding)
         return
     rows = ((_SIGNS[one.level], one.about, one.what, one.detail, one.advice) for one in findings)
-    output.table("", ("", "about", "what", "found", "what to do"), rows)
+    console.table("", ("", "about", "what", "found", "what to do"), rows)

@@ -1,23 +1,94 @@
-"""The commands for what was given up: list, show, requeue, drop."""
+"""The commands for what was given up: list, show, requeue, drop.
+
+The dead letters that a command is about: those of orders that were named, or a selection.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Final, Literal
 
 import msgspec
 import typer
 
-from app import bootstrap
-from app.cli import deeds, moment, options, output, timeline
-from app.cli.advice import next_step
-from app.cli.exits import FOUND, Stop, epilog
-from app.cli.fetches import CHUNK
-from app.cli.letters import Letters, chosen
-from app.cli.session import Session, session
-from app.store.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
+from app import bootstrap, times
+from app.cli import console, context
+from app.cli.console import FOUND, Stop, epilog
+from app.cli.context import Session, session
+from app.cli.order_view import lines, next_step, steps
+from app.cli.orders import CHUNK
+from app.ids import OrderKey
+from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Read anew each time: there may be hundreds of thousands. `gone` of the named orders have no dead letter."""
+
+    here: Session
+    query: DeadQuery
+    orders: tuple[OrderKey, ...]
+    gone: int
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        if not self.orders:
+            return self.here.books.dead.oldest_first(self.query)
+        return filter(self.query.matches, chain.from_iterable(map(self.here.books.dead.of, self.orders)))
+
+    def words(self) -> str:
+        """Return the selection on one line, for the audit."""
+        if self.orders:
+            return context.about(self.orders)
+        query = self.query
+        named = {"company": query.company_id, "reason": query.reason, "until": query.until}
+        return " ".join(
+            f"{name}={value if isinstance(value, str) else value.isoformat(timespec='seconds')}"
+            for name, value in named.items()
+            if value is not None
+        )
+
+    def count(self) -> tuple[int, int]:
+        """Return how many have their record, and how many have lost it."""
+        return _count(console.counted(self, "reading dead letters"))
+
+
+def chosen(here: Session, named: list[str], query: DeadQuery) -> Letters:
+    """Return the letters of the orders that are named, or if none is, those that match.
+
+    What is no dead letter (any more) is told, counted, and stops nothing. Raises Stop when none of them is one.
+    """
+    found: list[OrderKey] = []
+    for text in named:
+        try:
+            order = here.order(text, query.company_id)
+        except Stop as stop:
+            if stop.code != FOUND:
+                raise
+        else:
+            if here.books.dead.of(order):
+                found.append(order)
+                continue
+            if here.books.erasure.erased_among([order]):
+                console.remark(f"{text!r} was erased: it is not fetched any more.")
+                continue
+        console.remark(f"{text!r} is no dead letter.")
+    if named and not found:
+        raise Stop("No dead letter matches.", FOUND)
+    return Letters(here, query, tuple(dict.fromkeys(found)), len(named) - len(found))
+
+
+def _count(letters: Iterable[DeadLetter]) -> tuple[int, int]:
+    count = stale = 0
+    for letter in letters:
+        if letter.reason == RECORD_GONE:
+            stale += 1
+        else:
+            count += 1
+    return count, stale
+
 
 dead = typer.Typer(name="dead", no_args_is_help=True, help="Orders and hand-ons that were given up.")
 
@@ -25,7 +96,7 @@ Ids = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="ord
 Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
 OlderThan = Annotated[
     datetime | None,
-    typer.Option("--older-than", parser=options.time, metavar="TIME", help="Given up before: an age such as 30d."),
+    typer.Option("--older-than", parser=context.time, metavar="TIME", help="Given up before: an age such as 30d."),
 ]
 All = Annotated[bool, typer.Option("--all", help="Whatever was given up.")]
 
@@ -42,36 +113,36 @@ def register(cli: typer.Typer) -> None:
 @dead.command("list", epilog=epilog("ota-receiver dead list --reason order_missing"))
 def list_(
     reason: Reason = None,
-    company: options.Company = None,
-    since: options.Since = None,
-    until: options.Until = None,
-    limit: options.Limit = 50,
-    as_json: options.Json = False,
+    company: context.CompanyOption = None,
+    since: context.Since = None,
+    until: context.Until = None,
+    limit: context.Limit = 50,
+    as_json: context.Json = False,
 ) -> None:
     """List dead letters: orders first, then hand-ons to sinks, each from the oldest on. None at all ends with 0."""
     with session() as here:
-        now = moment.now()
+        now = times.now()
         query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, since=since, until=until or now)
         found = islice(here.books.dead.oldest_first(query), limit + 1)
         if as_json:
             for letter in islice(found, limit):
-                output.json_line(_view(here, letter, now))
+                console.json_line(_view(here, letter, now))
             return
         letters = list(found)
         if not letters:
-            output.say("No dead letters.")
+            console.say("No dead letters.")
             return
-        columns = ("age", f"?since ({output.zone()})", "?company", "=order", "sink", "reason", "#http", "?status")
-        output.table("", columns, (_row(here, letter, now) for letter in letters[:limit]))
+        columns = ("age", f"?since ({console.zone()})", "?company", "=order", "sink", "reason", "#http", "?status")
+        console.table("", columns, (_row(here, letter, now) for letter in letters[:limit]))
     if len(letters) > limit:
-        output.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
+        console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
 @dead.command(epilog=epilog("ota-receiver dead show CM-4711"))
 def show(
     order: Annotated[str, typer.Argument(metavar="ORDER", help="orderId or reference.")],
-    company: options.Company = None,
-    as_json: options.Json = False,
+    company: context.CompanyOption = None,
+    as_json: context.Json = False,
 ) -> None:
     """Show why an order, or a hand-on of it, was given up, what was tried, and what to do."""
     with session() as here:
@@ -79,11 +150,11 @@ def show(
         letters, record = here.books.dead.of(key), here.books.archive.record(key)
         if not letters or record is None:
             raise Stop(f"{order!r} is no dead letter.", FOUND)
-        state, steps = record.state(moment.now()), timeline.steps(here.books.archive.trail(key))
+        state, happened = record.state(times.now()), steps(here.books.archive.trail(key))
         step = next_step(record, state, (), here.name(key))
         if as_json:
             for letter in letters:
-                output.json_line(_view(here, letter, moment.now()) | {"next": step, "steps": steps})
+                console.json_line(_view(here, letter, times.now()) | {"next": step, "steps": happened})
             return
         for letter in letters:
             facts = (
@@ -94,29 +165,29 @@ def show(
                 ("sink", letter.sink),
                 ("reason", letter.reason),
                 ("HTTP", letter.http),
-                ("given up", f"{moment.short(letter.at)} ({moment.age(moment.now() - letter.at)} ago)"),
+                ("given up", f"{times.short(letter.at)} ({times.age(times.now() - letter.at)} ago)"),
             )
-            output.facts("", facts)
-        output.say("")
-        for line in timeline.lines(steps[-_LAST:]):
-            output.say(line)
-        output.say("")
-        output.say(f"next: {step}")
+            console.facts("", facts)
+        console.say("")
+        for line in lines(happened[-_LAST:]):
+            console.say(line)
+        console.say("")
+        console.say(f"next: {step}")
 
 
 @dead.command(epilog=epilog("ota-receiver dead requeue --reason order_missing --dry-run"))
 def requeue(
     ids: Ids = None,
     reason: Reason = None,
-    company: options.Company = None,
+    company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
     live: Annotated[bool, typer.Option("--live", help="Before the backfill: among the orders that come now.")] = False,
-    dry_run: options.DryRun = False,
-    yes: options.Yes = False,
-    who: deeds.Who = None,
-    why: deeds.Why = "",
-    as_json: options.Json = False,
+    dry_run: context.DryRun = False,
+    yes: context.Yes = False,
+    who: context.Who = None,
+    why: context.Why = "",
+    as_json: context.Json = False,
 ) -> None:
     """Give dead letters new tries: an order is fetched again, a hand-on goes to its sink again.
 
@@ -131,14 +202,14 @@ def requeue(
             raise Stop("No dead letter matches.", FOUND)
         gone = letters.gone + stale
         if dry_run:
-            text = f"{output.many(count, 'dead letter')} would be given new tries."
-            output.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
+            text = f"{console.many(count, 'dead letter')} would be given new tries."
+            console.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
         else:
-            output.confirm(f"Give {output.many(count, 'dead letter')} new tries?", yes)
-            deeds.note(here, "requeue", letters.words(), count, who, why)
+            console.confirm(f"Give {console.many(count, 'dead letter')} new tries?", yes)
+            context.note(here, "requeue", letters.words(), count, who, why)
             revived = _revive(here, iter(letters), count, "live" if live else "backfill")
             revived = msgspec.structs.replace(revived, gone=gone)
-            output.tell(revived.sentence(), revived, as_json)
+            console.tell(revived.sentence(), revived, as_json)
     if gone:
         raise typer.Exit(FOUND)
 
@@ -147,14 +218,14 @@ def requeue(
 def drop(
     ids: Ids = None,
     reason: Reason = None,
-    company: options.Company = None,
+    company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
-    dry_run: options.DryRun = False,
-    yes: options.Yes = False,
-    who: deeds.Who = None,
-    why: deeds.Why = "",
-    as_json: options.Json = False,
+    dry_run: context.DryRun = False,
+    yes: context.Yes = False,
+    who: context.Who = None,
+    why: context.Why = "",
+    as_json: context.Json = False,
 ) -> None:
     """Give dead letters up for good: nobody looks at them any more, and they end with ORDER_DAYS.
 
@@ -169,14 +240,14 @@ def drop(
         if not count:
             raise Stop("No dead letter matches.", FOUND)
         if dry_run:
-            text = f"{output.many(count, 'dead letter')} would be given up for good."
-            output.tell(text, {"letters": count, "gone": letters.gone, "dry_run": True}, as_json)
+            text = f"{console.many(count, 'dead letter')} would be given up for good."
+            console.tell(text, {"letters": count, "gone": letters.gone, "dry_run": True}, as_json)
         else:
-            output.confirm(f"Give {output.many(count, 'dead letter')} up for good?", yes)
-            deeds.note(here, "drop", letters.words(), count, who, why)
+            console.confirm(f"Give {console.many(count, 'dead letter')} up for good?", yes)
+            context.note(here, "drop", letters.words(), count, who, why)
             dropped = _drop(here, iter(letters), count)
             told = {"dropped": dropped, "gone": letters.gone + count - dropped}
-            output.tell(f"{output.many(dropped, 'dead letter')} given up for good.", told, as_json)
+            console.tell(f"{console.many(dropped, 'dead letter')} given up for good.", told, as_json)
     if letters.gone:
         raise typer.Exit(FOUND)
 
@@ -186,7 +257,7 @@ def _chosen(
 ) -> Letters:
     # The end of the selection is fixed: what fails again while we work is not taken again. One that was named is
     # meant whenever it died, even by a clock that is ahead of ours.
-    until = older_than or (_EVER if ids else moment.now())
+    until = older_than or (_EVER if ids else times.now())
     query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, until=until)
     return chosen(here, ids or [], query)
 
@@ -200,16 +271,16 @@ class Revived(msgspec.Struct, frozen=True):
     gone: int = 0
 
     def sentence(self) -> str:
-        orders = f"{output.many(self.queued, 'order')} queued, {self.waiting:,} waiting already"
+        orders = f"{console.many(self.queued, 'order')} queued, {self.waiting:,} waiting already"
         gone = f", {self.gone:,} not dead (any more)" if self.gone else ""
-        return f"{orders}, {output.many(self.sinks, 'hand-on')} due now{gone}."
+        return f"{orders}, {console.many(self.sinks, 'hand-on')} due now{gone}."
 
 
 def _revive(here: Session, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]) -> Revived:
     """Go through the letters once more instead of keeping them: there may be hundreds of thousands."""
     queued = waiting = sinks = 0
     ledger = here.books.ledger
-    with output.progress("giving new tries", count) as step:
+    with console.progress("giving new tries", count) as step:
         while chunk := list(islice(letters, CHUNK)):
             now = bootstrap.clock()
             known = [letter for letter in chunk if letter.reason != RECORD_GONE]
@@ -223,7 +294,7 @@ def _revive(here: Session, letters: Iterator[DeadLetter], count: int, queue: Lit
 
 def _drop(here: Session, letters: Iterator[DeadLetter], count: int) -> int:
     dropped = 0
-    with output.progress("giving up for good", count) as step:
+    with console.progress("giving up for good", count) as step:
         for letter in letters:
             dropped += here.books.drops.drop(letter.key, letter.sink, bootstrap.clock())
             step(1)
@@ -237,8 +308,8 @@ def _view(here: Session, letter: DeadLetter, now: datetime) -> dict[str, object]
 
 def _row(here: Session, letter: DeadLetter, now: datetime) -> tuple[object, ...]:
     return (
-        moment.age(now - letter.at),
-        moment.short(letter.at),
+        times.age(now - letter.at),
+        times.short(letter.at),
         here.companies.slug(letter.company_id),
         letter.order_id,
         letter.sink,

@@ -10,13 +10,13 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from app import bootstrap
-from app.cli import deeds, moment, options, output
-from app.cli.exits import FOUND, Stop
-from app.cli.session import Session, session
-from app.spool.traces import SpoolTraces, Swept
-from app.store.erasure import Copies, Traces
-from app.store.keys import OrderKey
+from app import bootstrap, times
+from app.cli import console, context
+from app.cli.console import FOUND, Stop
+from app.cli.context import Session, session
+from app.erasure import Copies, Traces
+from app.ids import OrderKey
+from app.intake.spool import SpoolTraces, Swept
 
 CODES: Final = (
     "Exit codes: 0 erased · 1 not here, or something is"
@@ -57,21 +57,21 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
     def sentence(self) -> str:
         return (
-            f"{output.many(self.orders, 'order')} erased, with {output.many(self.events, 'event')},"
-            f" {output.many(self.jobs, 'job')}, {output.many(self.spooled, 'spooled event')} and"
-            f" {output.many(self.texts, 'text')} of replays."
+            f"{console.many(self.orders, 'order')} erased, with {console.many(self.events, 'event')},"
+            f" {console.many(self.jobs, 'job')}, {console.many(self.spooled, 'spooled event')} and"
+            f" {console.many(self.texts, 'text')} of replays."
         )
 
 
 def erase(
     order: Named = None,
     email: Email = None,
-    company: options.Company = None,
+    company: context.CompanyOption = None,
     why: Why = "",
     who: Who = None,
-    dry_run: options.DryRun = False,
-    yes: options.Yes = False,
-    as_json: options.Json = False,
+    dry_run: context.DryRun = False,
+    yes: context.Yes = False,
+    as_json: context.Json = False,
 ) -> None:
     """Erase orders for good: content, references, events, jobs and spooled events; their ids stay, for ORDER_DAYS.
 
@@ -80,7 +80,7 @@ def erase(
     """
     if bool(order) == (email is not None):
         raise Stop("Say which: ORDER..., or --email.")
-    asks, reason = deeds.who_asks(who), deeds.printable(why, "--why")
+    asks, reason = context.who_asks(who), context.printable(why, "--why")
     address = _address(email)
     with session() as here:
         company_id = here.companies.id_of(company)
@@ -93,7 +93,7 @@ def erase(
         if not orders and not rest:
             raise Stop("No order of this guest is here.", FOUND)
         for one in missing:
-            output.remark(f"{one} What an interrupted run has left is finished.")
+            console.remark(f"{one} What an interrupted run has left is finished.")
         found = [one for one in map(here.books.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
         if here.books.audit_words.are_in(f"{asks} {reason}", [word for one in found for word in one.words]):
             raise Stop("--who and --why stay in the audit: name neither the guest nor the order there.")
@@ -101,7 +101,7 @@ def erase(
             _show(here, found, as_json)
         if dry_run:
             return
-        output.confirm(f"Erase {output.many(len(found), 'order')} for good?", yes)
+        console.confirm(f"Erase {console.many(len(found), 'order')} for good?", yes)
         left = _erase(here, found, asks, reason, as_json)
         if not left:
             here.books.erasure.finish([*orders, *rest])
@@ -117,7 +117,7 @@ def _address(email: str | None) -> str:
     if "@" not in text or len(text) > _LONGEST_ADDRESS or not text.isprintable():
         raise Stop("This is no e-mail address.")
     if email != "-":
-        output.remark("Other users of this machine can see what was typed: --email - reads it from stdin.")
+        console.remark("Other users of this machine can see what was typed: --email - reads it from stdin.")
     return text
 
 
@@ -139,7 +139,7 @@ def _named(here: Session, texts: Sequence[str], company_id: str | None) -> tuple
 
 
 def _of_guest(here: Session, address: str, company_id: str | None) -> list[OrderKey]:
-    with output.progress("looking through orders") as step:
+    with console.progress("looking through orders") as step:
         return here.books.guests.orders(address, company_id, step)
 
 
@@ -151,21 +151,21 @@ def _erase(here: Session, found: Sequence[Traces], who: str, why: str, as_json: 
     books.erasure.note([one.order for one in found if one.erased is None], who, why, bootstrap.clock())
     erased = [_tombstone(here, one) for one in found]
     orders = [one.order for one in found]
-    with output.progress("taking events out") as step:
+    with console.progress("taking events out") as step:
         events = books.erasure.forget_events(found, bootstrap.clock(), step)
-    with output.progress("taking jobs out") as step:
+    with console.progress("taking jobs out") as step:
         jobs = books.erasure.forget_jobs(orders, step)
     spool = here.settings.spool_dir
     swept = SpoolTraces(spool).forget(orders) if spool is not None else Swept(0, ())
     totals = Totals(orders=len(erased), events=events, jobs=jobs, spooled=swept.rows, texts=texts, left=swept.troubles)
     if as_json:
         for one in erased:
-            output.json_line(one)
-    output.tell(totals.sentence(), totals, as_json)
+            console.json_line(one)
+    console.tell(totals.sentence(), totals, as_json)
     if not as_json:
         _name_copies(erased)
     for trouble in totals.left:
-        output.remark(f"Left: {trouble}. Mend it, and say it again.")
+        console.remark(f"Left: {trouble}. Mend it, and say it again.")
     return bool(totals.left)
 
 
@@ -185,10 +185,10 @@ def _tombstone(here: Session, traces: Traces) -> Erased:
 def _show(here: Session, found: Sequence[Traces], as_json: bool) -> None:
     if as_json:
         for one in found:
-            output.json_line(_view(here, one))
+            console.json_line(_view(here, one))
         return
     columns = ("company", "=order", "erased", "content", "#events", "copies in sinks")
-    output.table(
+    console.table(
         "What goes: content, references, events, jobs, spooled events", columns, (_row(here, one) for one in found)
     )
 
@@ -197,7 +197,7 @@ def _row(here: Session, traces: Traces) -> tuple[object, ...]:
     return (
         here.companies.slug(traces.order.company_id),
         traces.order.order_id,
-        moment.short(traces.erased),
+        times.short(traces.erased),
         f"revision {traces.revision}" if traces.content else "none",
         len(here.books.events.of_order(traces.order)),
         ", ".join(one.sink for one in traces.copies),
@@ -207,7 +207,7 @@ def _row(here: Session, traces: Traces) -> tuple[object, ...]:
 def _name_copies(erased: Sequence[Erased]) -> None:
     copies = [(one.sink, key) for order in erased for one in order.copies for key in one.keys_begin]
     if copies:
-        output.table(
+        console.table(
             "Not ours to erase: copies that sinks have, or may have", ("sink", "idempotency key begins with"), copies
         )
 

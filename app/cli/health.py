@@ -9,11 +9,11 @@ import msgspec
 import typer
 
 from app import bootstrap, settings
-from app.cli import options, output
-from app.cli.exits import FOUND, epilog
+from app.cli import console, context
+from app.cli.console import FOUND, epilog
+from app.ledger.redis import StoreUnavailable
 from app.settings import Settings
-from app.store.outage import StoreUnavailable
-from app.store.pools import read_heartbeat
+from app.snapshot import read_heartbeat
 
 Role = Literal["web", "worker"]
 
@@ -39,7 +39,7 @@ def register(cli: typer.Typer) -> None:
 
 def health(
     role: Annotated[Role | None, typer.Option(help="Only this one; else either will do.")] = None,
-    as_json: options.Json = False,
+    as_json: context.Json = False,
 ) -> None:
     """Tell whether the web process or the worker pool of this machine (or container) is alive."""
     bootstrap.configure_cli_log()
@@ -51,7 +51,7 @@ def health(
             if pulses[-1].healthy:
                 break
     for pulse in pulses:
-        output.tell(f"{pulse.role}: {pulse.detail}", pulse, as_json)
+        console.tell(f"{pulse.role}: {pulse.detail}", pulse, as_json)
     if not pulses[-1].healthy:
         raise typer.Exit(FOUND)
 
@@ -71,7 +71,7 @@ def _web(found: Settings) -> Pulse:
 
 def _worker(found: Settings) -> Pulse:
     # Here, not above: RQ takes longer to load than the whole check of a web process.
-    from workers.process import identity
+    from workers.recovery import identity
 
     try:
         with bootstrap.books(found) as books:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from app.upstream.wire import Part
+from app.upstream.decode import Part
 
 P = TypeVar("P", bound=Part)
 

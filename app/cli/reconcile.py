@@ -1,4 +1,7 @@
-"""The command that looks for orders of which no event told, or none of their last change."""
+"""The command that looks for orders of which no event told, or none of their last change.
+
+What `reconcile --from-file` does: which of the orders that the partner expects does the ledger not know?
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,124 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from app import bootstrap
-from app.cli import deeds, expected_orders, moment, options, output
-from app.cli.exits import FOUND, Stop, epilog
-from app.cli.fetches import ask_for
-from app.cli.session import Session, session
+from app import bootstrap, times
+from app.cli import console, context
+from app.cli.console import FOUND, Stop, epilog
+from app.cli.context import Session, session
+from app.cli.orders import ask_for
 from app.errors import UpstreamError
-from app.reconcile.gap import Gap
-from app.reconcile.survey import Survey
+from app.ids import OrderKey
+from app.ledger.orders import Holdings, References
+from app.reconcile.compare import Gap, Survey
+from app.reconcile.expected import BadExpected, Expected, read
+from app.reconcile.state import Cursor
 from app.settings import Company
-from app.store.cursor import Cursor
-from app.store.holdings import Holdings
+
+_CHUNK = 200
+
+
+def compare(
+    here: Session,
+    path: Path,
+    company: str | None,
+    *,
+    apply: bool,
+    yes: bool,
+    who: str | None,
+    why: str,
+    as_json: bool,
+) -> int:
+    """Show the orders of the file that are missing, and with `apply` fetch those that have an orderId.
+
+    Returns how many are missing and were not queued. Raises Stop for a file that cannot be used.
+    """
+    company_id = here.companies.id_of(company)
+    try:
+        expected = read(path)
+    except BadExpected as bad:
+        raise Stop(str(bad)) from None
+    if not expected:
+        # A broken export must not pass for "none is missing".
+        raise Stop(f"{path} names no order.")
+    company_ids = here.companies.ids if company_id is None else (company_id,)
+    missing = _missing(here, expected, company_ids)
+    fetchable = [one for one in missing if one.order_id] if apply else []
+    if fetchable and len(company_ids) > 1:
+        raise Stop(f"Whose orders are they? Give --company with --apply; there is: {_slugs(here, company_ids)}.")
+    if not fetchable:
+        _tell(missing, expected, as_json)
+        return len(missing)
+    orders = list(dict.fromkeys(OrderKey(company_ids[0], one.order_id) for one in fetchable))
+    if not yes:
+        _tell(missing, expected, as_json)
+    console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?", yes)
+    asked = ask_for(here, orders, queue="backfill", what="reconcile", who=who, why=why)
+    # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
+    if yes:
+        _tell(missing, expected, as_json)
+    console.tell(asked.sentence(), asked, as_json)
+    left = len(missing) - len(fetchable)
+    if left:
+        console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")
+    return left
+
+
+def _missing(here: Session, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
+    """Return those that no company holds, neither by id nor by any of their references."""
+    redis = here.books.ledger.redis
+    known_ids: set[str] = set()
+    holdings = Holdings(redis)
+    keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
+    with console.progress("looking for orders", len(keys)) as step:
+        for at in range(0, len(keys), _CHUNK):
+            chunk = keys[at : at + _CHUNK]
+            known_ids |= {key.order_id for key, held in zip(chunk, holdings.of(chunk), strict=True) if held is not None}
+            step(len(chunk))
+    # An orderId says which order is meant; references are only asked where there is none.
+    wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
+    known = _known(here, wanted, company_ids)
+    return [
+        one
+        for one in expected
+        if not (one.order_id in known_ids if one.order_id else any(text.casefold() in known for text in one.references))
+    ]
+
+
+def _known(here: Session, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
+    references = References(here.books.ledger.redis, company_ids)
+    known = references.indexed(wanted)
+    if known == wanted:
+        return known
+    with console.progress("looking through references") as step:
+        for texts in references.told():
+            known |= texts & wanted
+            step(len(texts))
+            if known == wanted:
+                break
+    return known
+
+
+def _tell(missing: list[Expected], expected: list[Expected], as_json: bool) -> None:
+    _show_expected(missing, as_json)
+    if not as_json:
+        of = f"{console.many(len(expected), 'order')} expected"
+        console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
+
+
+def _show_expected(missing: list[Expected], as_json: bool) -> None:
+    if as_json:
+        for one in missing:
+            console.json_line(
+                {"kind": "missing", "line": one.line, "order_id": one.order_id, "references": one.references}
+            )
+    elif missing:
+        rows = ((one.line, one.order_id, ", ".join(one.references)) for one in missing)
+        console.table("", ("#line", "order", "references"), rows)
+
+
+def _slugs(here: Session, company_ids: tuple[str, ...]) -> str:
+    return ", ".join(sorted(here.companies.slug(one) for one in company_ids))
+
 
 NO_LIST: Final = 5
 
@@ -48,14 +158,14 @@ def register(cli: typer.Typer) -> None:
 
 
 def reconcile(
-    company: options.Company = None,
+    company: context.CompanyOption = None,
     from_zero: _FromZero = False,
     from_file: _FromFile = None,
     apply: _Apply = False,
-    yes: options.Yes = False,
-    who: deeds.Who = None,
-    why: deeds.Why = "",
-    as_json: options.Json = False,
+    yes: context.Yes = False,
+    who: context.Who = None,
+    why: context.Why = "",
+    as_json: context.Json = False,
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the gaps; --apply fetches just these.
 
@@ -67,9 +177,7 @@ def reconcile(
         raise Stop("--from-file asks no list: leave --from-zero out.")
     with session() as here:
         if from_file is not None:
-            left = expected_orders.compare(
-                here, from_file, company, apply=apply, yes=yes, who=who, why=why, as_json=as_json
-            )
+            left = compare(here, from_file, company, apply=apply, yes=yes, who=who, why=why, as_json=as_json)
             raise typer.Exit(FOUND if left else 0)
         chosen = _companies(here, company)
         gaps, listed, troubles = _look(here, chosen, from_zero, as_json)
@@ -77,17 +185,17 @@ def reconcile(
         if gaps and apply:
             if not yes:
                 _show(here, gaps, as_json)
-            output.confirm(f"Fetch {output.many(len(gaps), 'order')} (one getOrder each)?", yes)
+            console.confirm(f"Fetch {console.many(len(gaps), 'order')} (one getOrder each)?", yes)
             asked = ask_for(here, [gap.key for gap in gaps], queue="backfill", what="reconcile", who=who, why=why)
         # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
         if yes or asked is None:
             _show(here, gaps, as_json)
         if asked is not None:
-            output.tell(asked.sentence(), asked, as_json)
+            console.tell(asked.sentence(), asked, as_json)
         if not as_json:
-            output.say(_summary(gaps, listed, apply))
+            console.say(_summary(gaps, listed, apply))
     for trouble in troubles:
-        output.remark(trouble)
+        console.remark(trouble)
     raise typer.Exit(NO_LIST if troubles else FOUND if gaps and not apply else 0)
 
 
@@ -104,7 +212,7 @@ def _companies(here: Session, name: str | None) -> list[Company]:
             " Set it, or give what you expect: --from-file orders.csv."
         )
     for slug in without:
-        output.remark(f"{slug}: left out, NP_PARTNER_ID is not set.")
+        console.remark(f"{slug}: left out, NP_PARTNER_ID is not set.")
     return [one for one in asked if one.np_partner_id is not None]
 
 
@@ -113,7 +221,7 @@ def _look(here: Session, companies: list[Company], from_zero: bool, as_json: boo
     gaps: list[Gap] = []
     troubles: list[str] = []
     listed = 0
-    with output.progress("reading the list") as step:
+    with console.progress("reading the list") as step:
         for company in companies:
             try:
                 for rows, found in _read(here, company, from_zero):
@@ -132,7 +240,7 @@ def _read(here: Session, company: Company, from_zero: bool) -> Iterator[tuple[in
 
     The cursor stays where it is: moving it is the workers' business.
     """
-    from workers.reconciler import listing  # the arrow points down: only the CLI knows both sides
+    from workers.background import listing  # the arrow points down: only the CLI knows both sides
 
     redis = here.books.ledger.redis
     cursor = Cursor(redis, company.np_company_id)
@@ -152,7 +260,7 @@ def _read(here: Session, company: Company, from_zero: bool) -> Iterator[tuple[in
 def _show(here: Session, gaps: list[Gap], as_json: bool) -> None:
     if as_json:
         for gap in gaps:
-            output.json_line({"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap))
+            console.json_line({"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap))
         return
     if gaps:
         columns = (
@@ -163,9 +271,9 @@ def _show(here: Session, gaps: list[Gap], as_json: bool) -> None:
             "here",
             "differs",
             "?reference",
-            f"?received ({output.zone()})",
+            f"?received ({console.zone()})",
         )
-        output.table("", columns, (_row(here, gap) for gap in gaps))
+        console.table("", columns, (_row(here, gap) for gap in gaps))
 
 
 def _row(here: Session, gap: Gap) -> tuple[object, ...]:
@@ -177,14 +285,14 @@ def _row(here: Session, gap: Gap) -> tuple[object, ...]:
         gap.held,
         ", ".join(gap.differs),
         gap.reference,
-        moment.short(gap.received_at),
+        times.short(gap.received_at),
     )
 
 
 def _summary(gaps: list[Gap], listed: int, apply: bool) -> str:
-    looked = f"{output.many(listed, 'order')} listed"
+    looked = f"{console.many(listed, 'order')} listed"
     if not gaps:
         return f"No gaps: {looked}."
     kinds = Counter(gap.kind for gap in gaps)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{output.many(len(gaps), 'gap')}: {told}; {looked}." + ("" if apply else " Fetch them with --apply.")
+    return f"{console.many(len(gaps), 'gap')}: {told}; {looked}." + ("" if apply else " Fetch them with --apply.")

@@ -1,19 +1,199 @@
-"""`events replay`: the orders of stored events once more, as a plan with a rate, an id and an audit."""
+"""`events replay`: the orders of stored events once more, as a plan with a rate, an id and an audit.
+
+Feeding a plan: its orders go to the backfill queue at its rate, for as long as this process lives.
+
+What a replay would cost: orders, getOrder calls, and the time at a rate.
+
+The commands for the plans of replays: list, resume, cancel.
+"""
 
 from __future__ import annotations
 
+import time
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Annotated, Final
 
+import msgspec
 import typer
 
-from app import bootstrap
-from app.cli import deeds, moment, options, output, replay_feed, tail
-from app.cli.exits import FOUND, Stop, epilog
-from app.cli.replay_forecast import Forecast, default_rate
-from app.cli.session import Session, session
-from app.store.event_log import is_event_id
-from app.store.plan import Draft
-from app.store.selection import Selected, Selection
+from app import bootstrap, times
+from app.cli import console, context
+from app.cli.console import FOUND, Stop, epilog
+from app.cli.context import Session, session
+from app.ledger.events import is_event_id
+from app.replay import Draft, Plan, Selected, Selection, is_plan_id
+from app.settings import Settings
+
+_SHORTEST: Final = 10
+"""ms between two steps: at a high rate each takes several orders."""
+
+_LONGEST: Final = 1000
+"""ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
+
+
+def feed(here: Session, plan: Plan) -> Plan:
+    """Feed the plan until it ends, here or by another hand; return it as it is then.
+
+    However this process ends before, the plan stands where it was; what can be told is told.
+    """
+    if here.settings.backfill_workers == 0:
+        console.remark("BACKFILL_WORKERS is 0 here: unless another machine has one, these orders will wait.")
+    if unknown := [sink for sink in plan.sinks if sink not in here.settings.sinks]:
+        console.remark(f"{', '.join(unknown)} is not in SINKS here: unless the workers have it, nothing is handed on.")
+    left = plan.left
+    try:
+        with console.progress(f"replay {plan.id}", plan.left) as step:
+            while True:
+                fed = here.books.plans.feed(plan, bootstrap.clock())
+                step(left - fed.left)
+                left = fed.left
+                if fed.state != "open":
+                    break
+                time.sleep(min(max(fed.wait, _SHORTEST), _LONGEST) / 1000)
+    except BaseException:
+        console.remark(
+            f"Stopped: {console.many(left, 'order')} of plan {plan.id} still to do."
+            f" Go on with: ota-receiver replays resume {plan.id}"
+        )
+        raise
+    ended = here.books.plans.of(plan.id)
+    if ended is None:
+        raise Stop(f"Plan {plan.id} is here no more.", FOUND)
+    return ended
+
+
+def end(plan: Plan, as_json: bool) -> None:
+    """Print how a plan stands when its feeding has ended; exit code 1 if somebody cancelled it meanwhile."""
+    console.tell(sentence(plan), view(plan), as_json)
+    if plan.state != "done":
+        raise typer.Exit(FOUND)
+
+
+def sentence(plan: Plan) -> str:
+    """Return how far a plan is."""
+    passed = f", {plan.passed:,} passed over" if plan.passed else ""
+    left = f", {plan.left:,} left" if plan.left else ""
+    unit = "hand-on" if plan.sinks else "order"
+    return (
+        f"Plan {plan.id} {plan.state}: {console.many(plan.orders, unit)}, {plan.queued:,} queued,"
+        f" {plan.waiting:,} waiting already{passed}{left}."
+    )
+
+
+def view(plan: Plan) -> dict[str, object]:
+    """Return a plan for machines."""
+    return msgspec.structs.asdict(plan)
+
+
+def find(here: Session, plan_id: str) -> Plan:
+    """Return the plan; raises Stop when there is none."""
+    plan = here.books.plans.of(plan_id) if is_plan_id(plan_id) else None
+    if plan is None:
+        raise Stop(f"No plan {plan_id!r} is here; `ota-receiver replays list` shows them.", FOUND)
+    return plan
+
+
+GET_ORDER: Final = 0.25
+"""Seconds that a getOrder is taken to need: what a slot gives of the default rate. A faster upstream leaves it idle."""
+
+SHARE: Final = 0.2
+"""Of UPSTREAM_REQUESTS_PER_5_MIN: what replays may take by default, the rest is for live orders."""
+
+_WINDOW: Final = 300
+
+
+def default_rate(settings: Settings) -> float:
+    """Return orders a second that the backfill's part of the budget carries."""
+    by_slots = settings.backfill_concurrency / GET_ORDER
+    by_window = SHARE * settings.upstream_requests_per_5_min / _WINDOW
+    return min(by_slots, by_window)
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a selection comes to.
+
+    `events` were selected, of `orders`; `passed` of them need nothing, `to_do` do. `seconds` at `rate` orders a second
+    end at `ends`, if it began now.
+    """
+
+    events: int
+    orders: int
+    passed: int
+    to_do: int
+    get_order_calls: int
+    sinks: tuple[str, ...]
+    rate: float
+    seconds: int
+    ends: datetime
+    dry_run: bool
+
+    @classmethod
+    def of(
+        cls,
+        events: int,
+        orders: int,
+        passed: int,
+        *,
+        sinks: tuple[str, ...],
+        rate: float,
+        now: datetime,
+        dry_run: bool,
+    ) -> Forecast:
+        """Return the forecast of a plan that begins `now`."""
+        to_do = orders - passed
+        seconds = round(to_do / rate)
+        return cls(
+            events=events,
+            orders=orders,
+            passed=passed,
+            to_do=to_do,
+            get_order_calls=0 if sinks else to_do,
+            sinks=sinks,
+            rate=round(rate, 3),
+            seconds=seconds,
+            ends=now + timedelta(seconds=seconds),
+            dry_run=dry_run,
+        )
+
+    def sentence(self) -> str:
+        """Return what would be done, without the end of the sentence."""
+        orders = console.many(self.to_do, "order")
+        if self.sinks:
+            what = f"Hand {orders} on to {', '.join(self.sinks)} once more (no getOrder)"
+        else:
+            what = f"Fetch {orders} once more ({console.many(self.get_order_calls, 'getOrder call')})"
+        span = times.age(timedelta(seconds=self.seconds))
+        return f"{what}: at {self.rate:g}/s that takes {span}, until {times.short(self.ends)}"
+
+    def passed_over(self) -> str:
+        """Return why orders are passed over, "" if none is."""
+        if not self.passed:
+            return ""
+        if self.sinks:
+            return f"{console.many(self.passed, 'order')} passed over: nothing of them is stored."
+        return (
+            f"{console.many(self.passed, 'order')} passed over: the stored copy is newer than the event;"
+            " --force fetches them too."
+        )
+
+    def tell(self, as_json: bool) -> None:
+        """Print the plan: a table for people, or an object."""
+        if as_json:
+            console.json_line(self)
+            return
+        facts = (
+            ("events", f"{self.events:,}"),
+            ("orders", f"{self.orders:,}"),
+            ("passed over", self.passed_over()),
+            ("getOrder calls", f"{self.get_order_calls:,}"),
+            ("hand-ons to", ", ".join(self.sinks)),
+            ("rate", f"{self.rate:g} orders/s"),
+            ("takes", times.age(timedelta(seconds=self.seconds))),
+            ("would end", times.short(self.ends)),
+        )
+        console.facts("dry run: nothing was changed", facts)
+
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")]
 Orders = Annotated[list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")]
@@ -41,11 +221,11 @@ EPILOG: Final = epilog(
 def replay(
     ids: Ids = None,
     order: Orders = None,
-    company: options.Company = None,
-    status: options.Status = None,
-    outcome: tail.Outcome = None,
-    since: options.Since = None,
-    until: options.Until = None,
+    company: context.CompanyOption = None,
+    status: context.Status = None,
+    outcome: context.OutcomeOption = None,
+    since: context.Since = None,
+    until: context.Until = None,
     dead: Dead = False,
     force: Force = False,
     to_sinks: ToSinks = False,
@@ -53,9 +233,9 @@ def replay(
     rate: Rate = None,
     why: Why = "",
     who: Who = None,
-    dry_run: options.DryRun = False,
-    yes: options.Yes = False,
-    as_json: options.Json = False,
+    dry_run: context.DryRun = False,
+    yes: context.Yes = False,
+    as_json: context.Json = False,
 ) -> None:
     """Fetch the orders of stored events once more: each order once, oldest first, at a rate, behind the live ones.
 
@@ -65,7 +245,7 @@ def replay(
     """
     if not any((ids, order, company, status, outcome, since, until, dead)):
         raise Stop("Say what to replay: event ids, --order, --dead, or a selection; everything is --since 2000-01-01.")
-    asks, reason = deeds.who_asks(who), deeds.printable(why, "--why")
+    asks, reason = context.who_asks(who), context.printable(why, "--why")
     if force and (to_sinks or sink):
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
     wrong = next((one for one in ids or [] if not is_event_id(one)), None)
@@ -84,10 +264,10 @@ def replay(
             until=until,
             dead=dead,
         )
-        with output.progress("reading events") as step:
+        with console.progress("reading events") as step:
             found = here.books.selector.select(selection, step)
         for text in found.missing:
-            output.remark(f"No event {text!r} is here.")
+            console.remark(f"No event {text!r} is here.")
         if not found.orders:
             raise Stop("No event matches.", FOUND)
         for member in here.books.selector.erased(found.orders):
@@ -102,23 +282,23 @@ def replay(
             len(passed),
             sinks=sinks,
             rate=speed,
-            now=moment.now(),
+            now=times.now(),
             dry_run=dry_run,
         )
         if dry_run:
             forecast.tell(as_json)
         elif not forecast.to_do:
-            output.remark(forecast.passed_over())
-            output.tell("Nothing to do.", forecast, as_json)
+            console.remark(forecast.passed_over())
+            console.tell("Nothing to do.", forecast, as_json)
         else:
             if forecast.passed:
-                output.remark(forecast.passed_over())
-            output.confirm(f"{forecast.sentence()}?", yes)
+                console.remark(forecast.passed_over())
+            console.confirm(f"{forecast.sentence()}?", yes)
             draft = Draft(who=asks, why=reason, selected=selection.words(), rate=speed, sinks=sinks)
             left = ((one, None if force else told) for one, told in found.orders.items() if one not in passed)
             plan = here.books.plans.file(draft, left, bootstrap.clock())
-            output.remark(f"Plan {plan.id}; Ctrl-C stops it, and `ota-receiver replays resume {plan.id}` goes on.")
-            replay_feed.end(replay_feed.feed(here, plan), as_json)
+            console.remark(f"Plan {plan.id}; Ctrl-C stops it, and `ota-receiver replays resume {plan.id}` goes on.")
+            end(feed(here, plan), as_json)
     if found.missing:
         raise typer.Exit(FOUND)
 
@@ -138,3 +318,75 @@ def _passed(here: Session, found: Selected, force: bool, sinks: tuple[str, ...])
     if sinks:
         return here.books.selector.without_content(found.orders)
     return set() if force else here.books.selector.up_to_date(found.orders)
+
+
+replays = typer.Typer(name="replays", no_args_is_help=True, help="The plans that `events replay` makes.")
+
+PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
+
+
+def register(cli: typer.Typer) -> None:
+    cli.add_typer(replays)
+
+
+@replays.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
+def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
+    """List the latest plans, newest first: what was asked for, by whom and why, and how far it is."""
+    with session() as here:
+        found = list(islice(here.books.plans.newest_first(), limit))
+        if as_json:
+            for plan in found:
+                console.json_line(view(plan))
+        elif found:
+            columns = (
+                "=plan",
+                f"made ({console.zone()})",
+                "state",
+                "#orders",
+                "#left",
+                "#rate",
+                "selected",
+                "who",
+                "why",
+            )
+            rows = (
+                (
+                    plan.id,
+                    times.short(plan.at),
+                    plan.state,
+                    f"{plan.orders:,}",
+                    f"{plan.left:,}",
+                    f"{plan.rate:g}",
+                    " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))),
+                    plan.who,
+                    plan.why,
+                )
+                for plan in found
+            )
+            console.table("", columns, rows)
+    if not found:
+        raise Stop("No plans.", FOUND)
+
+
+@replays.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
+def resume(plan_id: PlanId, rate: Rate = None, who: Who = None, as_json: context.Json = False) -> None:
+    """Go on with a plan where it stands. Several may at once: they share its rate, and never an order."""
+    asks = context.who_asks(who)
+    with session() as here:
+        plan = find(here, plan_id)
+        if plan.state != "open":
+            raise Stop(f"Plan {plan.id} is {plan.state} already.", FOUND)
+        plan = here.books.plans.resume(plan, asks, bootstrap.clock(), rate)
+        end(feed(here, plan), as_json)
+
+
+@replays.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
+def cancel(plan_id: PlanId, why: Why = "", who: Who = None, as_json: context.Json = False) -> None:
+    """End a plan: nothing more is queued, what was queued stays so. Whoever feeds it stops within seconds."""
+    asks, reason = context.who_asks(who), context.printable(why, "--why")
+    with session() as here:
+        plan = find(here, plan_id)
+        if plan.state != "open":
+            raise Stop(f"Plan {plan.id} is {plan.state} already.", FOUND)
+        plan = here.books.plans.cancel(plan, asks, reason, bootstrap.clock())
+        console.tell(sentence(plan), view(plan), as_json)

@@ -10,18 +10,18 @@ from typing import Final, NamedTuple
 import msgspec
 import typer
 
-from app import bootstrap
-from app.cli import moment, options, output
-from app.cli.exits import FOUND, epilog
-from app.cli.replay_forecast import GET_ORDER
-from app.cli.session import Session, session
-from app.spool.waiting import waiting
-from app.store.archive import OrderQuery
-from app.store.budget import spent
-from app.store.gauges import BEAT_WITHIN, is_open
-from app.store.jobs import BACKFILL, LIVE
-from app.store.trail import Stored
-from app.store.vitals import Vitals
+from app import bootstrap, times
+from app.cli import console, context
+from app.cli.console import FOUND, epilog
+from app.cli.context import Session, session
+from app.cli.replay import GET_ORDER
+from app.intake.spool import waiting
+from app.ledger.history import Stored
+from app.ledger.orders import OrderQuery
+from app.ledger.rate_limit import spent
+from app.ledger.rq_jobs import BACKFILL, LIVE
+from app.metrics import BEAT_WITHIN, is_open
+from app.snapshot import Vitals
 
 _CODES: Final = (
     "Exit codes: 0 no alarm is raised · 1 one is, or no pool lives · 2 settings · 3 Redis does not answer · 4 its data"
@@ -69,13 +69,13 @@ def register(cli: typer.Typer) -> None:
     cli.command(epilog=epilog("ota-receiver status", codes=_CODES))(status)
 
 
-def status(as_json: options.Json = False) -> None:
+def status(as_json: context.Json = False) -> None:
     """Tell what waits and when it is done, what was given up, what hangs, and which alarms are raised."""
     with session() as here:
         vitals = bootstrap.vital_signs(here.settings).read(here.books.ledger.redis, bootstrap.clock())
         found = _status(here, vitals, _get_order_seconds(here))
     if as_json:
-        output.json_line(found)
+        console.json_line(found)
     else:
         _print(found)
     if found.alarms or not found.pools:
@@ -135,7 +135,7 @@ def _raised(vitals: Vitals) -> list[str]:
 
 def _get_order_seconds(here: Session) -> float:
     """Return how long a getOrder took of late."""
-    latest = islice(here.books.archive.newest_first(OrderQuery(), moment.now()), _LATEST)
+    latest = islice(here.books.archive.newest_first(OrderQuery(), times.now()), _LATEST)
     trails = [here.books.archive.trail(record.key) for record in latest]
     took = [entry.duration_ms for trail in trails for entry in trail if isinstance(entry, Stored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
@@ -147,18 +147,21 @@ def _print(found: Status) -> None:
         ("alarms", ", ".join(found.alarms) or "none"),
         ("pools alive", found.pools or "NONE: nothing is fetched; start `ota-receiver worker`"),
         *((f"{one.lane} jobs", _told(one)) for one in found.lanes),
-        ("on the clock", f"{output.many(found.due, 'order')}: to fetch, to look at again, to hand on"),
+        ("on the clock", f"{console.many(found.due, 'order')}: to fetch, to look at again, to hand on"),
         ("oldest owed", ", ".join(oldest) or "none"),
         ("a getOrder takes", f"{found.get_order_s:g} s"),
-        ("dead letters", f"{output.many(found.dead_letters, 'order')}, {output.many(found.dead_hand_ons, 'hand-on')}"),
+        (
+            "dead letters",
+            f"{console.many(found.dead_letters, 'order')}, {console.many(found.dead_hand_ons, 'hand-on')}",
+        ),
         ("breakers open", ", ".join(found.breakers_open) or "none"),
-        ("spooled here", None if found.spooled is None else output.many(found.spooled, "event")),
+        ("spooled here", None if found.spooled is None else console.many(found.spooled, "event")),
     )
-    output.facts("", facts)
+    console.facts("", facts)
 
 
 def _told(one: Lane) -> str:
-    workers = output.many(one.workers, "worker")
+    workers = console.many(one.workers, "worker")
     if not one.jobs:
         return f"none; {workers}, up to {one.rate:g}/s"
     end = "nobody fetches them now" if one.done_s is None else f"done in {_age(one.done_s)}"
@@ -166,4 +169,4 @@ def _told(one: Lane) -> str:
 
 
 def _age(seconds: int) -> str:
-    return moment.age(timedelta(seconds=seconds))
+    return times.age(timedelta(seconds=seconds))

@@ -1,11 +1,19 @@
-"""`ota-receiver demo`: sample orders through the real processes, and a table of what arrived."""
+"""`ota-receiver demo`: sample orders through the real processes, and a table of what arrived.
+
+Drives orders through a receiver by way of the Channel Manager's own API, and checks every one of them.
+
+`ota-receiver dev`: everything keeps running, a few orders are there, and the terminal says where to look.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -14,9 +22,154 @@ from rich.table import Table
 
 from app import bootstrap
 from app.dev import stack as stacks
-from app.dev.driver import Driver, Sample, samples, subscribe
-from app.dev.stack import Stack
-from app.store.archive import Archive
+from app.dev.sandbox.submission import order_body
+from app.dev.stack import PARTNER_ID, Stack
+from app.ids import OrderKey
+from app.ledger.orders import Archive, OrderRecord
+from app.upstream.client import ChannelManager
+from app.upstream.models import Order
+
+_POLL: Final = 0.05
+
+
+@dataclass
+class Sample:
+    """One order of the demo: what it is made of, what it should become, and what came home."""
+
+    title: str
+    items: tuple[str, ...]
+    quantity: int
+    payment_reference: str
+    expected: str
+    repeats: int = 0
+    order_id: str = ""
+    settlements: int = 1
+    record: OrderRecord | None = None
+    order: Order | None = None
+    calls: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def samples() -> list[Sample]:
+    """Return the orders of the demo."""
+    return [
+        Sample("Two day tickets", ("31001",), 2, "PAY-1001", "Issued"),
+        Sample("Package, coupons", ("31001", "PKG-100"), 2, "PAY-1002", "Issued"),
+        Sample("Group ticket", ("GRP-200",), 20, "PAY-1003", "Issued"),
+        Sample("Not yet paid", ("31001",), 1, "", "Draft"),
+        Sample("Failed, replaced", ("FAIL-1",), 1, "PAY-1005", "Error"),
+        Sample("Announced thrice", ("31001", "CPN-300"), 1, "PAY-1006", "Issued", repeats=2),
+    ]
+
+
+class Driver:
+    """Creates the samples' orders, waits until they are home, and says what is wrong with them."""
+
+    def __init__(self, stack: Stack, manager: ChannelManager, archive: Archive) -> None:
+        self._stack = stack
+        self._manager = manager
+        self._archive = archive
+        self._company_id = stack.settings.companies[0].np_company_id
+
+    def create(self, sample: Sample, number: int) -> None:
+        """Submit the order; its event comes when it has settled."""
+        sample.order_id = self._manager.create_order(self._body(sample, number)).order.order_id
+
+    def announce_again(self, sample: Sample) -> None:
+        """Let the sender repeat the event of a settled order, timestamp and all."""
+        if sample.repeats:
+            body = {
+                "order_id": sample.order_id,
+                "company_id": self._company_id,
+                "times": sample.repeats,
+                "timestamp": "last",
+            }
+            self._stack.sandbox.admin("POST", "fire", body)
+
+    def replace(self, sample: Sample, number: int) -> None:
+        """Repair an Error order as a partner does: replaceOrder, which settles again under the same orderId."""
+        sample.items, sample.expected = ("31001",), "Issued"
+        sample.settlements += 1
+        self._manager.replace_order(sample.order_id, self._body(sample, number))
+
+    def wait_home(self, sample: Sample, within: float) -> bool:
+        """Return whether the order came home with all its settlements in `within` seconds."""
+        order = OrderKey(self._company_id, sample.order_id)
+
+        def home() -> bool:
+            sample.record = self._archive.record(order)
+            return (
+                sample.record is not None
+                and sample.record.done >= sample.settlements
+                and sample.record.status == sample.expected
+            )
+
+        return _eventually(home, within)
+
+    def wait_duplicates(self, sample: Sample, within: float) -> bool:
+        """Return whether the repeats of the event were received, and seen to be repeats."""
+        order = OrderKey(self._company_id, sample.order_id)
+
+        def counted() -> bool:
+            sample.record = self._archive.record(order)
+            return sample.record is not None and sample.record.duplicates >= sample.repeats
+
+        return _eventually(counted, within)
+
+    def inspect(self, sample: Sample) -> None:
+        """Compare what is stored with what upstream has, and count what it cost."""
+        key = OrderKey(self._company_id, sample.order_id)
+        sample.record, sample.order = self._archive.record(key), self._archive.order(key)
+        row = next(row for row in self._rows() if row["order_id"] == sample.order_id)
+        sample.calls = row["gets"]
+        if sample.order is None or sample.record is None or sample.record.status != sample.expected:
+            sample.problems.append(f"not home as {sample.expected}")
+            return
+        if sample.calls != sample.settlements:
+            sample.problems.append(f"{sample.calls} getOrder for {sample.settlements} settlements")
+        if sample.record.duplicates != sample.repeats:
+            sample.problems.append(f"{sample.record.duplicates} duplicates seen of {sample.repeats}")
+        sample.problems += gaps(sample.order, sample.expected)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._stack.sandbox.admin("GET", "orders")
+        return rows
+
+    @staticmethod
+    def _body(sample: Sample, number: int) -> dict[str, Any]:
+        return order_body(
+            PARTNER_ID,
+            f"DEMO-{number:03}",
+            payment_reference=sample.payment_reference,
+            items=sample.items,
+            quantity=sample.quantity,
+        )
+
+
+def subscribe(stack: Stack, manager: ChannelManager) -> None:
+    """Subscribe the receiver's webhook, unless that was done before."""
+    if all(one.notification_url != stack.webhook_url for one in manager.subscriptions()):
+        manager.create_subscription(stack.webhook_url, stack.settings.companies[0].client_state)
+
+
+def gaps(order: Order, status: str) -> list[str]:
+    """Return what an order of the sandbox that settled in `status` should hold and does not."""
+    found = []
+    if status == "Issued" and not (order.manifest_url and order.wallets):
+        found.append("issued without manifest or wallets")
+    if status != "Error" and not all(wallet.tickets or wallet.coupons for wallet in order.wallets):
+        found.append("a wallet is empty")
+    return found
+
+
+def _eventually(condition: Callable[[], bool], within: float) -> bool:
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL)
+    return True
+
 
 _HOME_WITHIN: Final = 15.0
 
@@ -115,3 +268,38 @@ def print_curl(console: Console, stack: Stack, order_id: str, reference: str, st
         status=status,
     )
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+_LOOK = 0.2
+_GUIDE = """
+  webhook     {webhook}
+  ready?      {web}/readyz
+  sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
+  logs        tail -F {folder}/web.log {folder}/worker.log
+  settings    set -a; . {folder}/env; set +a
+              then: uv run ota-receiver orders list · events list · check
+
+Ctrl-C stops everything; what was received is kept in {folder}.
+"""
+
+
+def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
+    """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
+    with stacks.start(folder, port=port, valkey_dir=folder / "valkey", sinks=sinks) as stack:
+        environment = folder / "env"
+        environment.touch(mode=0o600)
+        environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
+        with Progress(console=console, transient=True) as progress:
+            orders = drive(stack, progress)
+        guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
+        console.print(guide, markup=False, highlight=False, soft_wrap=True)
+        last = orders[-1]
+        console.print("An event by hand; sent a second time, it is a duplicate:\n")
+        reference = last.order.buy_from_order_reference if last.order else None
+        print_curl(console, stack, last.order_id, reference or "", last.expected)
+        while True:
+            time.sleep(_LOOK)
+            for name, process in (("web", stack.web), ("worker", stack.worker)):
+                if process.exit_code is not None:
+                    console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")
+                    return

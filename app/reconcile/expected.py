@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from app.errors import ReceiverError
-from app.events import guid
+from app.ids import guid
 
 _ORDER_ID: Final = "orderid"
 _REFERENCES: Final = ("reference", "buyfromorderreference", "selltoorderreference")

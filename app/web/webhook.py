@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import log
 from app.errors import BodyTooLarge, BodyTooSlow, MalformedEnvelope, NotRecorded, RequestRefused, TryLater
-from app.intake import Counts, Intake, Receipt
+from app.intake.service import Counts, Intake, Receipt
 
 BODY_SECONDS: Final = 10.0
 """A body slower than this is answered 408."""

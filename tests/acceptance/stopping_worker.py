@@ -17,18 +17,18 @@ from rq import Queue
 from rq.job import Job
 
 from app import bootstrap, settings
+from app.ledger import policy
+from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import Budget
+from app.ledger.redis import Patience
 from app.settings import Settings
-from app.store import clockwork
-from app.store.budget import Budget
-from app.store.ledger import Ledger
-from app.store.patience import Patience
 from app.upstream.client import ChannelManager
-from workers import jobs, worker
+from workers import jobs
 from workers.delivery import Delivery
 from workers.pool import Pool
 from workers.processor import Connection, Processor
 from workers.sinks import Sink, build
-from workers.stopwatch import Stopwatch
+from workers.worker import FetchWorker, Stopwatch, run_worker
 
 
 def stop(step: str) -> None:
@@ -69,7 +69,7 @@ class Stopping:
         return step
 
 
-class StoppingWorker(worker.FetchWorker):
+class StoppingWorker(FetchWorker):
     """RQ's own steps around a job."""
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -106,7 +106,7 @@ def work(found: Settings, name: str, lane: str, watch: Stopwatch) -> None:
     jobs.use(
         Processor(ledger=ledger, connections=connections, delivery=delivery, patience=patience, clock=bootstrap.clock)
     )
-    worker.run(found, name, lane, watch, StoppingWorker)
+    run_worker(found, name, lane, watch, StoppingWorker)
 
 
 def main() -> int:
@@ -115,7 +115,7 @@ def main() -> int:
     bootstrap.configure_log(found)
     redis = bootstrap.worker_redis(found)
     ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "tick", "abandon"))
-    overdue = float(os.environ.get("OVERDUE") or clockwork.JOB_OVERDUE)
+    overdue = float(os.environ.get("OVERDUE") or policy.JOB_OVERDUE)
     return Pool(found, redis, ledger, work=work, overdue=overdue).run()
 
 

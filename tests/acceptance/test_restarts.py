@@ -7,8 +7,9 @@ import time
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.store import keys, schema
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.redis import VERSION
 from tests.acceptance.strangers import System, children, eventually
 
 
@@ -41,7 +42,7 @@ def test_newer_data_stops_the_pool_and_not_the_web_process(bare: System) -> None
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     order_id = issued(bare)
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
-        redis.set(keys.SCHEMA, schema.VERSION + 1)
+        redis.set(keys.SCHEMA, VERSION + 1)
 
         assert pool.wait(10) == 4
         status, answer = bare.post(bare.event(order_id))
@@ -50,8 +51,8 @@ def test_newer_data_stops_the_pool_and_not_the_web_process(bare: System) -> None
         assert not redis.exists(keys.record(OrderKey(bare.company_id, order_id)))
 
         told = bare.log("worker", "service.newer_data")
-        assert [(line["held"], line["ours"]) for line in told] == [(str(schema.VERSION + 1), schema.VERSION)] * 2
-        redis.set(keys.SCHEMA, schema.VERSION)
+        assert [(line["held"], line["ours"]) for line in told] == [(str(VERSION + 1), VERSION)] * 2
+        redis.set(keys.SCHEMA, VERSION)
     assert bare.post(bare.event(order_id))[0] == 200
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     bare.wait_fetched(order_id)

@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.store import clockwork, keys
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.ledger import keys, policy
 from tests.acceptance.strangers import System, children, eventually, is_running, system
 
 SINK = """
@@ -206,7 +206,7 @@ def test_the_next_pool_goes_on_where_the_pool_was_killed_at(killing: Killing, st
 def test_an_order_whose_fetch_ends_three_workers_is_a_dead_letter_and_holds_nobody_up(killing: Killing) -> None:
     killing.start(WORKERS="1", BACKFILL_WORKERS="0")
     poison, *others = killing.issue(4)
-    killing.kill_at(*["get_order:before"] * clockwork.CRASHES_ALLOWED)
+    killing.kill_at(*["get_order:before"] * policy.CRASHES_ALLOWED)
     killing.tell(poison)
     eventually(killing.killed, 10, "three workers died")
 
@@ -233,10 +233,10 @@ def test_a_sink_that_cannot_be_interrupted_is_ended_with_its_worker_and_given_up
     eventually(lambda: all(killing.is_home(order) for order in others), 10, "the others are home")
     eventually(lambda: killing.redis.zcard(keys.DEAD_SINKS) == 1, 20, "the hand-on is given up")
     assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
-    assert killing.deliveries(poison) == clockwork.CRASHES_ALLOWED
+    assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
     assert killing.gets(poison) == 1
     overdue = killing.system.log("worker", "pool.worker_overdue")
-    assert len(overdue) == clockwork.CRASHES_ALLOWED
+    assert len(overdue) == policy.CRASHES_ALLOWED
 
 
 def test_nothing_in_flight_is_lost_when_valkey_is_killed(killing: Killing) -> None:

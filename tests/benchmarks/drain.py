@@ -26,7 +26,7 @@ from app.dev import valkey
 from app.dev.processes import Process, ProcessEnded, free_port
 from app.dev.sandbox import process as sandbox
 from app.dev.sandbox.process import Sandbox
-from app.store import keys
+from app.ledger import keys
 from tests.benchmarks import contenders, delivery
 from tests.benchmarks.contenders import CLIENT_STATE, COMPANY, ENVIRONMENT, OURS, RECEIVER, TENANT, WEBHOOK_PATH
 

@@ -32,8 +32,8 @@ from rich.table import Table
 
 from app.dev import valkey
 from app.dev.processes import Process, free_port
-from app.store import keys
-from app.store.moment import from_ms
+from app.ledger import keys
+from app.times import from_ms
 from tests.benchmarks import stock
 from tests.benchmarks.stock import COMPANIES, Plan, own_reference, reference
 from tests.environment import without_settings

@@ -31,14 +31,14 @@ from app.dev import valkey
 from app.dev.processes import Process, ProcessEnded, free_port
 from app.dev.sandbox import process as sandbox
 from app.dev.sandbox.process import Sandbox
-from app.store.archive import Archive
-from app.store.jobs import BACKFILL, LIVE, queue_key
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.moment import to_ms
-from app.store.plans import Plans
-from app.store.trail import Heard, Stored
-from app.store.work import Content
+from app.ids import OrderKey
+from app.ledger.history import Heard, Stored
+from app.ledger.ledger import Ledger
+from app.ledger.orders import Archive
+from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.ledger.work import Content
+from app.replay import Plans
+from app.times import to_ms
 from tests.benchmarks import contenders, delivery
 from tests.benchmarks.contenders import CLIENT_STATE, COMPANY, ENVIRONMENT, OURS, RECEIVER, TENANT, WEBHOOK_PATH
 

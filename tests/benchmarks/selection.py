@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from app.dev import valkey
-from app.store import keys
-from app.store.keys import OrderKey
-from app.store.moment import from_ms
-from app.store.selection import Selection, Selector
+from app.ids import OrderKey
+from app.ledger import keys
+from app.replay import Selection, Selector
+from app.times import from_ms
 
 _COMPANY = "11111111-1111-4111-8111-111111111111"
 _FIRST = 1_780_000_000_000

@@ -1,6 +1,6 @@
 """Fills a Redis with many orders through the real scripts: 3 companies, 90 days, most home, some owed, parked, dead.
 
-accept, begin, finish and fail are the scripts of app/store word for word, wrapped in functions so that one call does
+accept, begin, finish and fail are the scripts of app/ledger word for word, wrapped in functions so that one call does
 200 orders; only the id of a stream entry is the event's own time instead of the server's, so that 90 days fit into
 minutes. `assert_same` writes one order of each kind both ways and compares every key.
 """
@@ -22,16 +22,17 @@ from typing import Any, Final, Literal
 from msgspec.structs import replace
 from redis import Redis
 
-from app.events import OrderProcessed
-from app.store import clockwork, connection, keys, schema
-from app.store.guests import Guests
-from app.store.inbox import Entry, Inbox
-from app.store.jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.scripts import source
-from app.store.work import Content
-from app.upstream.order import digest, parse_order
+from app import bootstrap
+from app.ids import OrderKey
+from app.intake.envelope import OrderProcessed
+from app.intake.recorder import Entry, Inbox
+from app.ledger import keys, policy
+from app.ledger.guests import Guests
+from app.ledger.ledger import Ledger
+from app.ledger.redis import guarded, source
+from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
+from app.ledger.work import Content
+from app.upstream.models import digest, parse_order
 
 COMPANIES: Final = tuple(f"{number}1111111-1111-4111-8111-111111111111" for number in (1, 2, 3))
 DAYS: Final = 90
@@ -72,12 +73,12 @@ class Plan:
     @property
     def young(self) -> int:
         """Return the ms after which an event is known again."""
-        return self.now - DEDUP_DAYS * clockwork.DAY
+        return self.now - DEDUP_DAYS * policy.DAY
 
     def one(self, number: int) -> One:
         # Every fiftieth event is the second one of the order before.
         own = number - (number % 50 == 49)
-        step = DAYS * clockwork.DAY - clockwork.MINUTE
+        step = DAYS * policy.DAY - policy.MINUTE
         at = self.now - step + step * number // self.count
         order = OrderKey(COMPANIES[own // 50 % 3], f"{own:08x}-0000-4000-8000-{own:012}")
         return One(number, order, at, self._kind(own))
@@ -150,8 +151,8 @@ class _Stock:
         accept = source("accept")
         assert accept.count("KEYS[2], '*'") == 2
         accept = accept.replace("KEYS[2], '*'", "KEYS[2], received .. '-*'")
-        self._accept = redis.register_script(schema.guarded(accept))
-        self._fetch = redis.register_script(schema.guarded(_FETCH))
+        self._accept = redis.register_script(guarded(accept))
+        self._fetch = redis.register_script(guarded(_FETCH))
         self._owed: list[str] = []
 
     def write(self, chunk: list[One], guests: str | None = None) -> None:
@@ -165,7 +166,7 @@ class _Stock:
 
     def _hear(self, chunk: list[One]) -> None:
         """Record the events as the web process does; what is older than DEDUP_DAYS is remembered no more."""
-        arguments: list[Any] = [chunk[-1].at, clockwork.GRACE, DEDUP_DAYS * clockwork.DAY, DAYS * clockwork.DAY]
+        arguments: list[Any] = [chunk[-1].at, policy.GRACE, DEDUP_DAYS * policy.DAY, DAYS * policy.DAY]
         arguments += [keys.PREFIX, LIVE, *self._template.fields()]
         for one in chunk:
             arguments += [_digest(one, self._plan.young), *one.order, "Issued", reference(one), "current"]
@@ -178,8 +179,8 @@ class _Stock:
         self._owed += [job for job, one in zip(jobs, chunk, strict=True) if one.kind == "owed"]
         gone = [f"rq:job:{job}" for job, one in zip(jobs, chunk, strict=True) if one.kind != "owed"]
         self._redis.delete(queue_key(LIVE), *gone)
-        arguments: list[Any] = [LEASE, _WORKER, clockwork.CRASHES_ALLOWED, ORDER_DAYS * clockwork.DAY]
-        arguments += [clockwork.HAND_LEASE]
+        arguments: list[Any] = [LEASE, _WORKER, policy.CRASHES_ALLOWED, ORDER_DAYS * policy.DAY]
+        arguments += [policy.HAND_LEASE]
         for one in (one for one in chunk if one.kind != "owed"):
             packed, content = self._contents[one.number % VARIANTS]
             arguments += [one.kind, one.order.member, chunk[-1].at + 1000, content.digest, packed]
@@ -253,7 +254,7 @@ def _write_for_real(url: str, redis: Redis, chosen: list[One], young: int, addre
     now = chosen[-1].at
 
     async def accept() -> None:
-        client = connection.for_web(url)
+        client = bootstrap.for_web(url)
         inbox = Inbox(client, dedup_days=DEDUP_DAYS, event_days=DAYS, clock=lambda: now)
         entries = []
         for one in chosen:

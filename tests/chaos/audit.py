@@ -10,12 +10,11 @@ from typing import Any
 
 from redis import Redis
 
-from app.store import keys
-from app.store.archive import Archive
-from app.store.event_log import EventLog, EventQuery, StoredEvent
-from app.store.keys import OrderKey
-from app.store.record import OrderRecord
-from app.store.trail import Begun, Entry, Heard, Stored
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.events import EventLog, EventQuery, StoredEvent
+from app.ledger.history import Begun, Entry, Heard, Stored
+from app.ledger.orders import Archive, OrderRecord
 from tests.acceptance.strangers import System, ask
 from tests.chaos.plan import Event, Plan
 

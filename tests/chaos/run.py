@@ -13,7 +13,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from app.store import keys
+from app.ids import OrderKey
+from app.ledger import keys
 from tests.acceptance.strangers import PARTNER, System
 from tests.chaos import plan as plans
 from tests.chaos.audit import Audit, audit, story
@@ -113,7 +114,7 @@ def run(system: System, plan: Plan, size: Size) -> Result:
     with Redis.from_url(system.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
         home_after = _home_after(supervisor, redis, len(plan.events), last, size.patience)
         found = audit(system, plan, redis, sender.sent, sink)
-        orders = [keys.OrderKey(system.company_id, one) for one in found.faults if len(one) == 36]
+        orders = [OrderKey(system.company_id, one) for one in found.faults if len(one) == 36]
         stories = {order.order_id: list(story(redis, order)) for order in orders}
     return Result(
         plan=plan,

@@ -13,7 +13,7 @@ from tests.integration.desk import Desk, Ended
 _PROGRAM: Final = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-from app.cli import main
+from app.cli.main import main
 
 for arguments in json.load(sys.stdin):
     sys.argv = ["ota-receiver", *arguments]

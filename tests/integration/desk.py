@@ -14,13 +14,12 @@ from typing import Any, Final
 from redis import Redis
 
 from app import bootstrap
-from app.events import OrderProcessed
-from app.store import connection
-from app.store.inbox import Inbox, Recorded
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.work import Content, Fetch
-from app.upstream.order import digest, parse_order
+from app.ids import OrderKey
+from app.intake.envelope import OrderProcessed
+from app.intake.recorder import Inbox, Recorded
+from app.ledger.ledger import Ledger
+from app.ledger.work import Content, Fetch
+from app.upstream.models import digest, parse_order
 
 VENUE: Final = "11111111-1111-4111-8111-111111111111"
 MUSEUM: Final = "22222222-2222-4222-8222-222222222222"
@@ -83,7 +82,7 @@ class Desk:
         ]
 
         async def accept() -> Recorded:
-            redis = connection.for_web(self.inbox_url)
+            redis = bootstrap.for_web(self.inbox_url)
             clock = bootstrap.clock if at is None else lambda: at
             try:
                 return await Inbox(redis, dedup_days=7, event_days=90, clock=clock).accept(events, "request-1")

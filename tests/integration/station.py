@@ -12,20 +12,16 @@ from pydantic import SecretStr
 from redis import Redis
 
 from app import bootstrap
-from app.reconcile.survey import Survey
+from app.ids import OrderKey
+from app.ledger.ledger import Ledger
+from app.ledger.orders import Archive, Backlog, Holdings, OrderRecord
+from app.ledger.rate_limit import Budget, Limits
+from app.ledger.work import Content
+from app.reconcile.compare import Survey
+from app.reconcile.run import Listing, Reconcile, Report, Share
+from app.reconcile.state import Cursor
 from app.settings import Company
-from app.store.archive import Archive
-from app.store.backlog import Backlog
-from app.store.budget import Budget, Limits
-from app.store.cursor import Cursor
-from app.store.holdings import Holdings
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.record import OrderRecord
-from app.store.work import Content
 from app.upstream.client import ChannelManager, open_http
-from workers.listing import Listing
-from workers.reconcile import Reconcile, Report, Share
 
 MINUTE: Final = 60_000
 PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"

@@ -9,16 +9,16 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import event_log, pages
-from app.store.archive import MOST_SORTED, Archive, OrderQuery
-from app.store.dead_letters import DeadLetters, DeadQuery
-from app.store.event_log import EventLog, EventQuery
-from app.store.keys import OrderKey
-from app.store.moment import from_ms
-from app.store.reference_index import ReferenceIndex
+from app.ids import OrderKey
+from app.ledger import events
+from app.ledger.dead_letters import DeadLetters, DeadQuery
+from app.ledger.events import EventLog, EventQuery
+from app.ledger.orders import MOST_SORTED, Archive, OrderQuery, ReferenceIndex
+from app.ledger.redis import PAGE, newest_first, oldest_first
+from app.times import from_ms
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
 
-MANY = 2 * pages.PAGE + 7
+MANY = 2 * PAGE + 7
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_an_order_that_changes_while_the_list_is_read_is_not_shown_twice(desk: D
     orders = [order(number) for number in range(MANY)]
     for number, one in enumerate(orders):
         desk.redis.zadd("ota:orders", {one.member: number})
-    walk = pages.newest_first(desk.redis, "ota:orders")
+    walk = newest_first(desk.redis, "ota:orders")
     found = next(walk)
     desk.redis.zadd("ota:orders", {orders[0].member: MANY + 1})
 
@@ -89,7 +89,7 @@ def test_letters_that_leave_while_they_are_read_hide_no_others(desk: Desk) -> No
     for number in range(MANY):
         desk.redis.zadd("ota:dead", {order(number).member: number})
     found = []
-    for page in pages.oldest_first(desk.redis, "ota:dead"):
+    for page in oldest_first(desk.redis, "ota:dead"):
         found += page
         desk.redis.zrem("ota:dead", *(member for member, _ in page))
 
@@ -212,4 +212,4 @@ def test_limits_hold_for_the_state_and_the_last_change(desk: Desk) -> None:
     assert keys(OrderQuery(since=from_ms(now) - timedelta(seconds=30))) == [order(2)]
     assert keys(OrderQuery(until=from_ms(now) - timedelta(seconds=30))) == [order(1)]
     assert keys(OrderQuery(company_id=MUSEUM)) == []
-    assert event_log.is_event_id("1780301702417-0")
+    assert events.is_event_id("1780301702417-0")

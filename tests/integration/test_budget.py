@@ -11,8 +11,8 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import clockwork
-from app.store.budget import WINDOW, Budget, Limits, NotNow, Slot
+from app.ledger import policy
+from app.ledger.rate_limit import WINDOW, Budget, Limits, NotNow, Slot
 
 NOW = 1_800_000_000_000
 LIMITS = Limits(concurrency=3, backfill_concurrency=1, requests_per_window=100, slot_lease=60_000)
@@ -26,7 +26,7 @@ def budget(redis_client: Redis) -> Budget:
 
 def at(now: int) -> Iterator[int]:
     """Return a clock that stands at `now` for the first answer, and is past a job's patience after it."""
-    return itertools.chain([now, now], itertools.repeat(now + clockwork.SLOT_PATIENCE))
+    return itertools.chain([now, now], itertools.repeat(now + policy.SLOT_PATIENCE))
 
 
 def take(budget: Budget, now: int = NOW, lane: str = "live") -> Slot | NotNow:
@@ -80,7 +80,7 @@ def test_what_a_killed_worker_held_is_free_when_its_pool_has_seen_it_end(redis_c
     budget = Budget(redis_client, "a key", "/a/company", LIMITS)
     for worker in ("pool-live-1", "pool-live-1", "pool-live-12"):
         assert isinstance(budget.take("live", lambda: NOW, worker), Slot)
-    later = NOW + clockwork.SLOT_PATIENCE + 1
+    later = NOW + policy.SLOT_PATIENCE + 1
     assert isinstance(budget.take("live", lambda: later), NotNow)
 
     assert budget.reclaim("pool-live-1", later) == 2
@@ -92,7 +92,7 @@ def test_what_a_killed_worker_held_is_free_when_its_pool_has_seen_it_end(redis_c
 
 def test_a_breaker_whose_probe_was_killed_is_asked_again_at_once(budget: Budget) -> None:
     budget.give(taken(budget), "fault", NOW)
-    half_open = NOW + clockwork.BREAKER_FIRST + 1
+    half_open = NOW + policy.BREAKER_FIRST + 1
     assert isinstance(budget.take("live", lambda: half_open, "pool-live-1"), Slot)
     assert refused(budget, half_open).reason == "breaker_open"
 
@@ -130,12 +130,12 @@ def test_nobody_waits_for_slots_that_hang(budget: Budget) -> None:
     for _ in range(3):
         taken(budget)
     started = time.monotonic()
-    later = NOW + clockwork.SLOT_PATIENCE + 1
+    later = NOW + policy.SLOT_PATIENCE + 1
 
     answer = budget.take("live", lambda: later)
 
     assert isinstance(answer, NotNow)
-    assert time.monotonic() - started < clockwork.SLOT_PATIENCE / 2000
+    assert time.monotonic() - started < policy.SLOT_PATIENCE / 2000
 
 
 def test_the_window_slides_and_lets_bursts_through(budget: Budget) -> None:
@@ -163,7 +163,7 @@ def test_a_fault_of_the_key_opens_its_breaker_at_once(budget: Budget) -> None:
     """401 and 403 say that no call with this key can help."""
     until, opened = budget.give(taken(budget), "fault", NOW)
 
-    assert (until, opened) == (NOW + clockwork.BREAKER_FIRST, True)
+    assert (until, opened) == (NOW + policy.BREAKER_FIRST, True)
     assert refused(budget, until - 1).reason == "breaker_open"
 
 
@@ -221,9 +221,9 @@ def test_those_who_failed_while_it_was_open_do_not_make_it_longer(budget: Budget
     answers = [budget.give(slot, "fault", NOW) for slot in slots]
 
     assert answers == [
-        (NOW + clockwork.BREAKER_FIRST, True),
-        (NOW + clockwork.BREAKER_FIRST, False),
-        (NOW + clockwork.BREAKER_FIRST, False),
+        (NOW + policy.BREAKER_FIRST, True),
+        (NOW + policy.BREAKER_FIRST, False),
+        (NOW + policy.BREAKER_FIRST, False),
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.store.keys import AUDIT
+from app.ledger.keys import AUDIT
 from tests.integration.commands import run_each
 from tests.integration.desk import VENUE, Desk, open_desk, order
 

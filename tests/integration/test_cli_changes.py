@@ -13,11 +13,12 @@ import pytest
 from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
-from app.dev.sandbox.samples import order_body
+from app.dev.sandbox.submission import order_body
 from app.dev.valkey import Valkey
-from app.store.archive import Archive
-from app.store.keys import AUDIT, OrderKey
-from app.store.trail import Wanted
+from app.ids import OrderKey
+from app.ledger.history import Wanted
+from app.ledger.keys import AUDIT
+from app.ledger.orders import Archive
 from tests.eventually import eventually
 from tests.integration.desk import API_KEY, PARTNER, VENUE, Desk, open_desk
 

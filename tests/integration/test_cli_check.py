@@ -224,7 +224,7 @@ def test_wrong_settings_are_findings_too_with_exit_code_2(desk: Desk) -> None:
 
 
 def test_an_open_way_to_another_machines_redis_is_noted() -> None:
-    from app.cli.check_redis import of_address
+    from app.cli.check import of_address
 
     def noted(url: str) -> list[str]:
         return [finding.what for finding in of_address(url)]

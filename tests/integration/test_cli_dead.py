@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store.archive import Archive
+from app.ledger.orders import Archive
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, open_desk, order
 
 

@@ -8,12 +8,10 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import keys
-from app.store.archive import Archive
-from app.store.holdings import Holdings
-from app.store.keys import OrderKey
-from app.store.moment import from_ms
-from app.store.record import State
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.orders import Archive, Holdings, State
+from app.times import from_ms
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, open_desk, order
 
 DAY = 86_400_000

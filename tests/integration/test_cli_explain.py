@@ -9,9 +9,9 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import keys
-from app.store.keys import OrderKey
-from app.store.work import Failure
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.work import Failure
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, open_desk, order
 
 SECRETS = ("TK-000123456", "CP-0009981", "141234529930210327", "Jane Doe", "guest@example.com", "PAY-987654")

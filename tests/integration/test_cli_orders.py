@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import keys
+from app.ledger import keys
 from tests.integration.commands import run_each
 from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
 

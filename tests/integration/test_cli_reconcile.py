@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
-from app.store.cursor import Cursor
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.reconcile.state import Cursor
 from tests.eventually import eventually
 from tests.integration.desk import API_KEY, MUSEUM, PARTNER, VENUE, Desk, open_desk, order
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app import bootstrap
-from app.cli import moment
-from app.store import keys
-from app.store.archive import Archive
-from app.store.audit import Audit
-from app.store.selection import Selection, Selector
-from app.store.trail import Wanted
+from app import bootstrap, times
+from app.audit import Audit
+from app.ledger import keys
+from app.ledger.history import Wanted
+from app.ledger.orders import Archive
+from app.replay import Selection, Selector
 from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, open_desk, order
 
 FAST = ("--rate", "5000", "--yes")
@@ -165,7 +164,7 @@ def test_events_and_orders_are_replayed_by_name_and_what_is_missing_stops_nothin
         (Selection(status="draft", company_id=VENUE), [1, 4]),
         (Selection(outcome="coalesced"), [3]),
         (Selection(orders=(order(2), order(1)), status="Issued"), [2]),
-        (Selection(since=moment.parse("1h"), until=moment.parse("30m")), []),
+        (Selection(since=times.parse("1h"), until=times.parse("30m")), []),
         (Selection(dead=True), [2, 4]),
         (Selection(dead=True, status="Issued"), [2]),
         (Selection(dead=True, orders=(order(1), order(4))), [4]),

@@ -10,10 +10,10 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.spool.folder import SpoolFolder
-from app.store import keys
-from app.store.budget import breaker_key
-from app.store.inbox import Entry
+from app.intake.recorder import Entry
+from app.intake.spool import SpoolFolder
+from app.ledger import keys
+from app.ledger.rate_limit import breaker_key
 from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, open_desk, order
 
 

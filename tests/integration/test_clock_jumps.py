@@ -12,15 +12,15 @@ import pytest
 from redis import Redis
 
 from app.health import CLOCKS_APART, same_clock
-from app.store import clockwork, keys
-from app.store.budget import LONGEST_RETRY, WINDOW, Budget, Limits, NotNow, Slot
-from app.store.inbox import Entry
-from app.store.jobs import LIVE, queue
+from app.intake.recorder import Entry
+from app.ledger import keys, policy
+from app.ledger.rate_limit import LONGEST_RETRY, WINDOW, Budget, Limits, NotNow, Slot
+from app.ledger.rq_jobs import LIVE, queue
 from tests.integration.ledger_model.parts import LEASE
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 
 HOUR, DAY = 3600, 86400
-GRACE = clockwork.GRACE / 1000
+GRACE = policy.GRACE / 1000
 STEP = 60
 
 
@@ -113,9 +113,9 @@ class TestAClockThatWasAhead:
         assert seconds_until_it_is_done(stage) <= GRACE + STEP
 
     def test_no_wait_of_ours_is_taken_for_a_wrong_clock(self, stage: Stage) -> None:
-        longest = [clockwork.TRIES[-1] * 1.2, clockwork.LOOKS[-1] * 60 * 1.2, clockwork.LONGEST_WAIT / 1000]
+        longest = [policy.TRIES[-1] * 1.2, policy.LOOKS[-1] * 60 * 1.2, policy.LONGEST_WAIT / 1000]
 
-        assert max(*longest, (LONGEST_RETRY + clockwork.BREAKER_LONGEST) / 1000) * 1000 < clockwork.FARTHEST
+        assert max(*longest, (LONGEST_RETRY + policy.BREAKER_LONGEST) / 1000) * 1000 < policy.FARTHEST
 
         stage.settle()
         stage.fail(stage.fetch(), "again", wait=max(longest))
@@ -279,7 +279,7 @@ class TestBudget:
         return Budget(redis_client, "a key", "/a/company", self.LIMITS)
 
     def take(self, budget: Budget, now: int) -> Slot | NotNow:
-        clock = itertools.chain([now, now], itertools.repeat(now + clockwork.SLOT_PATIENCE))
+        clock = itertools.chain([now, now], itertools.repeat(now + policy.SLOT_PATIENCE))
         return budget.take("live", lambda: next(clock))
 
     def taken(self, budget: Budget, now: int) -> Slot:
@@ -295,7 +295,7 @@ class TestBudget:
         if how in {"breaker", "probe"}:
             budget.give(self.taken(budget, ahead), "fault", ahead)
         if how == "probe":
-            self.taken(budget, ahead + clockwork.BREAKER_FIRST)
+            self.taken(budget, ahead + policy.BREAKER_FIRST)
         if how == "slots":
             for _ in range(2):
                 self.taken(budget, ahead)
@@ -313,7 +313,7 @@ class TestBudget:
         until, opened = budget.give(self.taken(budget, self.NOW), "fault", self.NOW)
 
         assert opened
-        assert self.NOW < until <= self.NOW + clockwork.BREAKER_LONGEST
+        assert self.NOW < until <= self.NOW + policy.BREAKER_LONGEST
 
     def test_the_longest_retry_after_of_a_clock_that_is_minutes_ahead_holds(self, budget: Budget) -> None:
         ahead = self.NOW + WINDOW

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from app.dev.valkey import Valkey
-from app.store.keys import OrderKey
+from app.ids import OrderKey
 from tests.integration.webserver import Kept, Web, item, serving
 
 MUSEUM = "aaaaaaaa-0000-4000-8000-000000000000"

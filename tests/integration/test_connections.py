@@ -21,7 +21,7 @@ from tests.integration.wire import good, post, read_all, read_answer, rss_kb, st
 # The service with little patience and few seats.
 HASTY = """
 from app import bootstrap, settings
-from app.web.room import Bounds
+from app.web.server import Bounds
 from app.web.server import Server
 found = settings.load()
 bootstrap.configure_log(found)
@@ -33,7 +33,7 @@ FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 sys.argv = ["ota-receiver", "serve"]
-from app.cli import main
+from app.cli.main import main
 main()
 """
 

@@ -14,21 +14,17 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from app import bootstrap
-from app.reconcile.gap import judge, of_watched
-from app.spool.folder import SpoolFolder
-from app.spool.traces import SpoolTraces
-from app.store import clockwork, keys
-from app.store.archive import Archive
-from app.store.audit_words import AuditWords
-from app.store.cursor import Cursor
-from app.store.erasure import Erasure, Traces
-from app.store.guests import Guests
-from app.store.holdings import Holdings
-from app.store.inbox import Entry
-from app.store.plan import Draft
-from app.store.plans import Plans
-from app.upstream.listing import Summary
-from app.upstream.wire import Guid
+from app.erasure import AuditWords, Erasure, Traces
+from app.intake.recorder import Entry
+from app.intake.spool import SpoolFolder, SpoolTraces
+from app.ledger import keys, policy
+from app.ledger.guests import Guests
+from app.ledger.orders import Archive, Holdings
+from app.reconcile.compare import judge, of_watched
+from app.reconcile.state import Cursor
+from app.replay import Draft, Plans
+from app.upstream.decode import Guid
+from app.upstream.models import Summary
 from tests.integration.commands import run_each
 from tests.integration.desk import SINK, Desk, open_desk, order
 from tests.integration.ledger_model.parts import content_of
@@ -235,8 +231,8 @@ class TestErasing:
         stage.settle()
         stage.bring_home(1)
         first = erase(stage)
-        stage.redis.pexpire(keys.record(ONE), 100 * clockwork.DAY)
-        stage.redis.pexpire(keys.trail(ONE), 100 * clockwork.DAY)
+        stage.redis.pexpire(keys.record(ONE), 100 * policy.DAY)
+        stage.redis.pexpire(keys.trail(ONE), 100 * policy.DAY)
         stage.later(3600)
 
         assert erase(stage) == first

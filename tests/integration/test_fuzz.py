@@ -13,7 +13,7 @@ from typing import Final
 
 from redis import Redis
 
-from app.store import keys
+from app.ledger import keys
 from tests.integration.webserver import COMPANY, HOOK, Kept, Web, item, serving, settings_of_one_company
 from tests.integration.wire import good, missing_of, post, rss_kb, statuses
 

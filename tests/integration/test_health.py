@@ -11,9 +11,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from app import bootstrap
 from app.dev.valkey import Valkey, start
 from app.health import Check, Health
-from app.store import connection
 from tests.eventually import eventually
 
 SOUND = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory": "0", "maxmemory-policy": "noeviction"}
@@ -43,7 +43,7 @@ def configure(client: Redis, settings: dict[str, str]) -> None:
 
 def checks(url: str) -> dict[str, Check]:
     async def ask() -> list[Check]:
-        redis = connection.for_web(url)
+        redis = bootstrap.for_web(url)
         try:
             return await Health(redis).checks()
         finally:

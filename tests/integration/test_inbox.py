@@ -10,14 +10,15 @@ from uuid import uuid4
 import pytest
 from redis import Redis
 
+from app import bootstrap
 from app.dev.valkey import Valkey
 from app.errors import NotRecorded
-from app.events import OrderProcessed
-from app.store import clockwork, connection, keys
-from app.store.inbox import GROUP, Inbox, Recorded
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.work import Content
+from app.ids import OrderKey
+from app.intake.envelope import OrderProcessed
+from app.intake.recorder import GROUP, Inbox, Recorded
+from app.ledger import keys, policy
+from app.ledger.ledger import Ledger
+from app.ledger.work import Content
 from tests.integration.webserver import Kept
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
@@ -34,7 +35,7 @@ def kept(redis_client: Redis) -> Kept:
 @asynccontextmanager
 async def inbox(url: str, *, now: int = NOW, dedup_days: int = 7, event_days: int = 90) -> AsyncIterator[Inbox]:
     """Open an inbox for one event loop; what hangs in it ends with an error."""
-    redis = connection.for_web(url)
+    redis = bootstrap.for_web(url)
     try:
         async with asyncio.timeout(10):
             yield Inbox(redis, dedup_days=dedup_days, event_days=event_days, clock=lambda: now)
@@ -91,7 +92,7 @@ class TestRecording:
         assert {"company": A, "order": one.order_id, "status": "Issued", "secret": "current"}.items() <= stored.items()
         record = kept.record(order)
         assert (record["wanted"], record["job"], record["lane"], record["first"]) == ("1", "live", "live", str(NOW))
-        assert kept.due() == {order: NOW + clockwork.GRACE}
+        assert kept.due() == {order: NOW + policy.GRACE}
         assert kept.jobs() == [f"f-{A}-{one.order_id}-1"]
         assert kept.job(kept.jobs()[0])["origin"] == "live"
 
@@ -103,13 +104,13 @@ class TestRecording:
         assert accept(redis_url, one, one, now=NOW + 1) == Recorded(queued=0, coalesced=0, duplicates=2)
         assert kept.record(OrderKey(A, ORDER)) == before | {"duplicates": "2"}
         assert (len(kept.events()), len(kept.jobs())) == (1, 1)
-        assert kept.due() == {OrderKey(A, ORDER): NOW + clockwork.GRACE}
+        assert kept.due() == {OrderKey(A, ORDER): NOW + policy.GRACE}
 
     def test_a_duplicate_is_known_for_dedup_days(self, redis_url: str, redis_client: Redis, kept: Kept) -> None:
         accept(redis_url, event(order=ORDER), dedup_days=3)
 
         (seen,) = redis_client.keys("ota:seen:*")
-        assert 0 <= 3 * clockwork.DAY - int(redis_client.pttl(seen)) < 60_000
+        assert 0 <= 3 * policy.DAY - int(redis_client.pttl(seen)) < 60_000
 
     def test_events_of_a_waiting_order_share_its_job_and_each_raises_wanted(self, redis_url: str, kept: Kept) -> None:
         first = accept(redis_url, event(order=ORDER, at=1))
@@ -118,7 +119,7 @@ class TestRecording:
         assert (first, second) == (Recorded(1, 0, 0), Recorded(0, 2, 0))
         assert kept.record(OrderKey(A, ORDER))["wanted"] == "3"
         assert (len(kept.events()), len(kept.jobs())) == (3, 1)
-        assert kept.due() == {OrderKey(A, ORDER): NOW + clockwork.GRACE}
+        assert kept.due() == {OrderKey(A, ORDER): NOW + policy.GRACE}
 
     def test_without_timestamp_no_event_is_a_duplicate(self, redis_url: str, kept: Kept) -> None:
         one = event(order=ORDER, timestamp="")

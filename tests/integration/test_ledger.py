@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from app.store import clockwork, keys
-from app.store.jobs import BACKFILL, LIVE
+from app.ledger import keys, policy
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from tests.integration.ledger_model.parts import LEASE
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
-GRACE = clockwork.GRACE / 1000
+GRACE = policy.GRACE / 1000
 LEASE_SECONDS = LEASE / 1000
 SENT = "2026-11-22T10:00:00.1234567Z"
 
@@ -41,7 +41,7 @@ class TestAccepting:
         stage.hear(SENT)
 
         (seen,) = stage.redis.keys("ota:seen:*")
-        assert stage.redis.pttl(seen) == pytest.approx(7 * clockwork.DAY, abs=clockwork.MINUTE)
+        assert stage.redis.pttl(seen) == pytest.approx(7 * policy.DAY, abs=policy.MINUTE)
 
     def test_an_item_without_timestamp_is_never_a_duplicate_only_coalesced(self, stage: Stage) -> None:
         assert [stage.hear(""), stage.hear("")] == ["queued", "coalesced"]
@@ -242,7 +242,7 @@ class TestCrashes:
 
     def test_what_is_told_late_and_is_no_settled_answer_does_not_revive_a_dead_order(self, stage: Stage) -> None:
         stage.settle()
-        for _ in range(clockwork.CRASHES_ALLOWED):
+        for _ in range(policy.CRASHES_ALLOWED):
             slow = stage.fetch()
             stage.later(LEASE_SECONDS)
         assert stage.begin("b") == "dead"

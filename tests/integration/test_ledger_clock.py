@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from app.store import clockwork, keys
-from app.store.jobs import BACKFILL, LIVE, queue
-from app.store.keys import OrderKey
-from app.store.ledger import MOST_A_TICK, Ledger
+from app.ids import OrderKey
+from app.ledger import keys, policy
+from app.ledger.ledger import MOST_A_TICK, Ledger
+from app.ledger.rq_jobs import BACKFILL, LIVE, queue
 from tests.integration.ledger_model.parts import LEASE
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 
-GRACE = clockwork.GRACE / 1000
+GRACE = policy.GRACE / 1000
 LEASE_SECONDS = LEASE / 1000
 SENT = "2026-11-22T10:00:00.1234567Z"
 
@@ -144,7 +144,7 @@ class TestKeeping:
     def age(self, stage: Stage) -> None:
         """Let 390 days pass for the keys of the order: their time is the server's."""
         for name in (keys.record(ONE), keys.trail(ONE), keys.content(ONE)):
-            stage.redis.pexpire(name, 10 * clockwork.DAY)
+            stage.redis.pexpire(name, 10 * policy.DAY)
 
 
 class TestTwoCompanies:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from app.store import clockwork, keys
-from app.store.work import Failure, HandOn
+from app.ledger import keys, policy
+from app.ledger.work import Failure, HandOn
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
 
@@ -53,7 +53,7 @@ def shop_and_mail(redis_client: Redis) -> Iterator[Stage]:
 
 
 def test_a_new_revision_is_owed_to_the_sink_and_then_nothing_is(shop: Stage) -> None:
-    assert (shop.due_in(), shop.days_kept()) == (clockwork.HAND_LEASE / 1000, {None})
+    assert (shop.due_in(), shop.days_kept()) == (policy.HAND_LEASE / 1000, {None})
     hand_on = begun(shop)
     assert (hand_on.sink, hand_on.revision, hand_on.tries, hand_on.raw) == ("shop", 1, 1, b"1")
 
@@ -175,7 +175,7 @@ def test_a_hand_on_whose_worker_ended_is_due_at_once(shop: Stage) -> None:
 
 def test_a_worker_frozen_past_its_lease_does_not_undo_what_another_did(shop: Stage) -> None:
     frozen = begun(shop, "frozen")
-    shop.later(clockwork.HAND_LEASE / 1000)
+    shop.later(policy.HAND_LEASE / 1000)
     stored(shop, 2)
     taken(shop, "b")
     stored(shop, 3)

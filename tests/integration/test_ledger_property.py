@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
 from app.dev.valkey import Valkey
-from app.store.keys import OrderKey
+from app.ids import OrderKey
 from tests.integration.ledger_model.audit import Audit, Row, Snapshots
 from tests.integration.ledger_model.book import Lost
 from tests.integration.ledger_model.driver import Driver

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from app.store import clockwork, keys
-from app.store.work import Failure
+from app.ledger import keys, policy
+from app.ledger.work import Failure
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
 
@@ -141,7 +141,7 @@ class TestEnded:
     """A worker that ends by itself gave up on Redis, or was told to stop: no order is at fault."""
 
     def test_a_fetch_of_a_worker_that_ended_is_due_at_once_and_no_crash(self, stage: Stage) -> None:
-        for number in range(clockwork.CRASHES_ALLOWED + 1):
+        for number in range(policy.CRASHES_ALLOWED + 1):
             stage.fetch(f"w{number}")
             assert stage.ledger.abandon(f"w{number}", stage.now, "ended") == ONE
             assert (stage.due_in(), stage.tick()) == (0, 1)
@@ -149,7 +149,7 @@ class TestEnded:
         assert stage.bring_home(1) == "home"
 
     def test_a_hand_on_of_a_worker_that_ended_is_due_at_once_and_no_crash(self, shop: Stage) -> None:
-        for number in range(clockwork.CRASHES_ALLOWED + 1):
+        for number in range(policy.CRASHES_ALLOWED + 1):
             hand_on = shop.hand(f"w{number}")
             assert hand_on is not None
             assert (hand_on.crashes, hand_on.tries) == (0, number + 1)
@@ -161,9 +161,9 @@ class TestCrashesOfWhat:
     """Crashes are counted for what caused them."""
 
     def test_a_new_event_gives_new_tries_to_an_order_whose_fetch_ended_its_workers(self, stage: Stage) -> None:
-        for number in range(clockwork.CRASHES_ALLOWED):
+        for number in range(policy.CRASHES_ALLOWED):
             stage.fetch(f"w{number}")
-            if number == clockwork.CRASHES_ALLOWED - 1:
+            if number == policy.CRASHES_ALLOWED - 1:
                 stage.settle()
             stage.ledger.abandon(f"w{number}", stage.now)
 
@@ -175,7 +175,7 @@ class TestCrashesOfWhat:
         stage.settle()
         stage.ledger.abandon("w0", stage.now)
 
-        for number in range(clockwork.CRASHES_ALLOWED):
+        for number in range(policy.CRASHES_ALLOWED):
             stage.fetch(f"v{number}")
             stage.ledger.abandon(f"v{number}", stage.now)
 
@@ -183,17 +183,17 @@ class TestCrashesOfWhat:
 
     def test_hand_ons_of_one_revision_that_never_ended_are_counted(self, shop: Stage) -> None:
         seen = []
-        for number in range(clockwork.CRASHES_ALLOWED + 1):
+        for number in range(policy.CRASHES_ALLOWED + 1):
             hand_on = shop.hand(f"w{number}")
             assert hand_on is not None
             seen.append(hand_on.crashes)
             shop.ledger.abandon(f"w{number}", shop.now)
 
-        assert seen == list(range(clockwork.CRASHES_ALLOWED + 1))
+        assert seen == list(range(policy.CRASHES_ALLOWED + 1))
 
     def test_a_lease_that_ends_is_a_crash_of_the_hand_on_too(self, shop: Stage) -> None:
         shop.hand("a")
-        shop.later(clockwork.HAND_LEASE / 1000)
+        shop.later(policy.HAND_LEASE / 1000)
 
         hand_on = shop.hand("b")
 

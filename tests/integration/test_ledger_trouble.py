@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from redis import Redis
 
-from app.store import clockwork
+from app.ledger import policy
 from tests.integration.ledger_model.stage import Stage, staged
-from workers import verdict
 
-GRACE = clockwork.GRACE / 1000
+GRACE = policy.GRACE / 1000
 
 
 @pytest.fixture
@@ -34,14 +33,14 @@ class TestUnsettled:
         waits = []
         while not stage.is_dead():
             fetch = stage.fetch()
-            look_at, give_up = verdict.of_look(fetch, stage.now)
+            look_at, give_up = policy.of_look(fetch, stage.now)
             stage.store(fetch, 1, look_at=look_at, give_up=give_up)
             if (due := stage.due_in()) is not None:
                 waits.append(due / 60)
                 stage.later(due)
                 assert stage.tick() == 1
 
-        assert waits == [pytest.approx(minutes, rel=0.2) for minutes in clockwork.LOOKS]
+        assert waits == [pytest.approx(minutes, rel=0.2) for minutes in policy.LOOKS]
         assert (stage.field("dead"), stage.due_in(), stage.days_kept()) == ("unsettled", None, {None})
 
     def test_an_event_starts_the_looks_anew(self, stage: Stage) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
-from app.store import clockwork, keys
+from app.ledger import keys, policy
 from tests.integration.workbench import Taking, Workbench, workbench
 
 DAY = 86_400
@@ -69,7 +69,7 @@ def test_an_order_that_upstream_never_answers_for_while_it_answers_for_others(be
         others += bench.issue(1)
 
     assert bench.field(poison, "dead") == "http_500"
-    assert len(bench.calls) - len(others) <= len(clockwork.TRIES) + 1
+    assert len(bench.calls) - len(others) <= len(policy.TRIES) + 1
     bench.later(600)
     assert sorted(shop.taken) == sorted(order.order_id for order in others)
 
@@ -96,7 +96,7 @@ def test_an_order_that_the_sink_always_refuses(bench: Workbench, shop: Taking, e
     bench.later(2 * DAY)
 
     assert bench.field(poison, "shop:dead") == error.__name__
-    assert shop.called.count(poison.order_id) == len(clockwork.TRIES) + 1
+    assert shop.called.count(poison.order_id) == len(policy.TRIES) + 1
     assert len(bench.calls) == 4
     assert (bench.owed(), bench.redis.zcard(keys.DEAD_SINKS), bench.dead()) == (0, 1, 0)
     assert not any("canary" in line for line in bench.trail(poison))

@@ -15,8 +15,8 @@ from redis.retry import Retry
 
 from app.dev.sandbox.process import Sandbox, start
 from app.dev.valkey import Valkey
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
+from app.ids import OrderKey
+from app.ledger.ledger import Ledger
 from tests.integration.station import MINUTE, PARTNER, Station, in_a_child, station
 
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from redis import Redis
 
-from app.reconcile.gap import STUCK_AFTER
+from app.reconcile.compare import STUCK_AFTER
 from tests.integration.station import MINUTE, Station, station
 
 VENUE = "11111111-1111-4111-8111-111111111111"

@@ -11,11 +11,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.dev import valkey as valkey_process
+from app.dev import valkey
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
-from app.store import keys
+from app.ledger import keys
 from tests.eventually import eventually
 from tests.integration.relay import relay
 from tests.integration.workbench import Taking, Workbench, workbench
@@ -162,7 +162,7 @@ def test_a_worker_follows_a_failover_though_its_old_connection_lives_on(
 ) -> None:
     """The old master is a replica now and answers READONLY; only a new connection leads to the new one."""
     with (
-        valkey_process.start(tmp_path / "second") as second,
+        valkey.start(tmp_path / "second") as second,
         relay(own_valkey.port) as address,
         workbench(address.url(own_valkey.url), sandbox) as bench,
         Redis.from_url(own_valkey.url) as old,

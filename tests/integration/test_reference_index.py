@@ -10,14 +10,14 @@ from redis import Redis
 
 from app import bootstrap
 from app.dev.processes import Process
-from app.store import clockwork, keys, order_list
-from app.store.order_list import OrderList
-from app.store.reference_index import ReferenceIndex
+from app.ledger import keys, policy
+from app.ledger.orders import ReferenceIndex
+from app.ledger.retention import MOST_ORDERS, OrderList
 from tests.eventually import eventually
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
 
 BOUGHT_AS, SOLD_AS = "CM-260601081502-9F3A", "PARTNER-ORDER-2026-00042"
-DAY = clockwork.DAY
+DAY = policy.DAY
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ def test_the_list_of_orders_loses_what_has_ended_and_nothing_that_is_owed(desk: 
 def test_what_must_stay_hides_nothing_from_the_trimming(desk: Desk) -> None:
     """More dead letters of years ago than one call looks at: the next call goes on behind them."""
     now = bootstrap.clock()
-    kept = [order(number) for number in range(order_list.MOST + 1)]
+    kept = [order(number) for number in range(MOST_ORDERS + 1)]
     desk.redis.zadd(keys.ORDERS, {one.member: 1 for one in kept} | {order(9999).member: 2})
     for one in kept:
         desk.redis.hset(keys.record(one), "wanted", 1)
     trimmed = OrderList(desk.redis, order_days=400)
 
-    removed = [trimmed.trim(now + minute * clockwork.MINUTE) for minute in range(3)]
+    removed = [trimmed.trim(now + minute * policy.MINUTE) for minute in range(3)]
 
     assert removed == [0, 1, 0]
     assert desk.redis.zcard(keys.ORDERS) == len(kept)

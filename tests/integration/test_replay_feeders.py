@@ -15,12 +15,11 @@ from redis import Redis
 
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
-from app.store import keys
-from app.store.archive import Archive
-from app.store.moment import to_ms
-from app.store.plan import Plan
-from app.store.plans import Plans
-from app.store.trail import Wanted
+from app.ledger import keys
+from app.ledger.history import Wanted
+from app.ledger.orders import Archive
+from app.replay import Plan, Plans
+from app.times import to_ms
 from tests.eventually import eventually
 from tests.integration.desk import Desk, open_desk, order
 

@@ -9,14 +9,13 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.store import keys
-from app.store.archive import Archive
-from app.store.audit import Audit
-from app.store.clockwork import DAY
-from app.store.plan import Draft, Plan
-from app.store.plans import MOST_A_STEP, Plans
-from app.store.schema import VERSION, NewerData
-from app.store.trail import Rehanded
+from app.audit import Audit
+from app.ledger import keys
+from app.ledger.history import Rehanded
+from app.ledger.orders import Archive
+from app.ledger.policy import DAY
+from app.ledger.redis import VERSION, NewerData
+from app.replay import MOST_A_STEP, Draft, Plan, Plans
 from tests.integration.desk import SINK, Desk, open_desk, order
 
 OTHER = "python:json:loads"

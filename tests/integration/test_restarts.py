@@ -13,14 +13,14 @@ import pytest
 from redis import Redis
 
 from app.dev.valkey import Valkey
-from app.store import clockwork, keys
-from app.store.jobs import LIVE, queue
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.ledger import keys, policy
+from app.ledger.rq_jobs import LIVE, queue
 from tests.eventually import eventually
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 from tests.integration.webserver import COMPANY, HOOK, SECRET, Kept, serving
 
-GRACE = clockwork.GRACE / 1000
+GRACE = policy.GRACE / 1000
 SENT, SENT_LATER = "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"
 
 

@@ -9,13 +9,11 @@ from typing import Any, Final
 import pytest
 from redis import Redis
 
-from app.store import clockwork, keys
-from app.store.audit import Audit, Deed
-from app.store.event_days import MOST, EventDays
-from app.store.order_list import OrderList
-from app.store.plan import Draft
-from app.store.plans import Plans
-from app.store.work import HandOn
+from app.audit import Audit, Deed
+from app.ledger import keys, policy
+from app.ledger.retention import MOST_ENTRIES, EventDays, OrderList
+from app.ledger.work import HandOn
+from app.replay import Draft, Plans
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
 SHOP: Final = "shop"
@@ -35,7 +33,7 @@ def now() -> int:
 
 
 def days(count: float) -> int:
-    return round(count * clockwork.DAY)
+    return round(count * policy.DAY)
 
 
 def add_events(redis: Redis, ages_in_days: list[float]) -> None:
@@ -52,20 +50,20 @@ class TestEventDays:
         add_events(redis_client, [*[91.0] * 330, 90.01, 89.99, 1])
         event_days, start = EventDays(redis_client, event_days=EVENT_DAYS), now()
 
-        removed = [event_days.trim(start + minute * clockwork.MINUTE) for minute in range(3)]
+        removed = [event_days.trim(start + minute * policy.MINUTE) for minute in range(3)]
 
         assert sum(removed) == 331
         assert redis_client.xlen(keys.EVENTS) == 2
 
     def test_a_call_removes_only_so_many(self, redis_client: Redis) -> None:
         """Redis serves others in between."""
-        add_events(redis_client, [91.0] * (MOST + 500))
+        add_events(redis_client, [91.0] * (MOST_ENTRIES + 500))
         event_days, start = EventDays(redis_client, event_days=EVENT_DAYS), now()
 
-        first, within_a_minute = event_days.trim(start), event_days.trim(start + clockwork.SECOND)
+        first, within_a_minute = event_days.trim(start), event_days.trim(start + policy.SECOND)
 
-        assert (MOST - 100 <= first <= MOST, within_a_minute) == (True, 0)
-        assert first + sum(event_days.trim(start + minute * clockwork.MINUTE) for minute in (1, 2)) == MOST + 500
+        assert (MOST_ENTRIES - 100 <= first <= MOST_ENTRIES, within_a_minute) == (True, 0)
+        assert first + sum(event_days.trim(start + minute * policy.MINUTE) for minute in (1, 2)) == MOST_ENTRIES + 500
 
     def test_a_clock_that_is_ahead_empties_nothing(self, redis_client: Redis) -> None:
         add_events(redis_client, [1.0] * 300)
@@ -88,7 +86,7 @@ class TestEventDays:
         plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)], now())
 
         for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
-            assert days(EVENT_DAYS) - clockwork.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
+            assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
     def test_accept_trims_as_events_come(self, stage: Stage) -> None:
         """By whole nodes of the stream, which costs nothing; the pool does the rest."""
@@ -103,7 +101,7 @@ def test_an_event_is_known_again_for_dedup_days(stage: Stage) -> None:
     stage.hear("2026-11-22T10:00:00Z")
     (seen,) = stage.redis.keys("ota:seen:*")
 
-    assert days(7) - clockwork.MINUTE < int(stage.redis.pttl(seen)) <= days(7)
+    assert days(7) - policy.MINUTE < int(stage.redis.pttl(seen)) <= days(7)
     stage.redis.delete(seen)  # as its end does
     assert stage.hear("2026-11-22T10:00:00Z") != "duplicate"
 

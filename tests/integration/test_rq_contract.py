@@ -23,8 +23,8 @@ from rq.utils import as_text, utcparse
 
 from app import bootstrap
 from app.dev.processes import Process
-from app.store import clockwork, keys
-from app.store.jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
+from app.ledger import keys, policy
+from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.environment import without_settings
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 
@@ -52,7 +52,7 @@ def wanted_backfill(stage: Stage) -> None:
 def ticked(stage: Stage) -> None:
     stage.settle()
     stage.redis.delete("rq:queue:live", "rq:queues", *stage.redis.keys("rq:job:*"))
-    stage.later(clockwork.GRACE / 1000)
+    stage.later(policy.GRACE / 1000)
     assert stage.tick() == 1
 
 
@@ -82,7 +82,7 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Stage, push: Cal
     queue(lane, stage.redis).enqueue(
         FETCH_ORDER,
         args=tuple(ONE),
-        job_timeout=clockwork.JOB_TIMEOUT,
+        job_timeout=policy.JOB_TIMEOUT,
         result_ttl=0,
         failure_ttl=FAILURE_TTL,
         description=DESCRIPTION,
@@ -115,7 +115,7 @@ def test_a_job_is_seen_by_rqs_own_objects(stage: Stage, push: Callable[[Stage], 
 
     assert (job.func_name, job.args, job.kwargs) == (FETCH_ORDER, list(ONE), {})
     assert (job.get_status(), job.origin, job.description) == (JobStatus.QUEUED, lane, DESCRIPTION)
-    assert (job.timeout, job.result_ttl, job.failure_ttl) == (clockwork.JOB_TIMEOUT, 0, FAILURE_TTL)
+    assert (job.timeout, job.result_ttl, job.failure_ttl) == (policy.JOB_TIMEOUT, 0, FAILURE_TTL)
     assert (seen.count, seen.get_job_position(job.id)) == (1, 0)
     assert [one.name for one in Queue.all(connection=stage.redis)] == [lane]
 

@@ -25,7 +25,7 @@ import pytest
 
 from app.dev.processes import Process
 from app.dev.sandbox.process import Sandbox, start
-from app.dev.sandbox.samples import order_body
+from app.dev.sandbox.submission import order_body
 from tests.eventually import eventually
 from tests.pids import is_running
 

@@ -11,14 +11,14 @@ import pytest
 from redis import Redis
 
 from app.errors import NotRecorded
-from app.store import keys, schema
-from app.store.schema import NewerData
-from app.store.work import HandOn
+from app.ledger import keys
+from app.ledger.redis import VERSION, NewerData
+from app.ledger.work import HandOn
 from tests.integration.desk import Desk, open_desk, order
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 from tests.integration.webserver import COMPANY, HOOK, OPS_TOKEN, SECRET, serving
 
-NEWER = str(schema.VERSION + 1)
+NEWER = str(VERSION + 1)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def everything(redis: Redis) -> dict[bytes, bytes | None]:
 def test_the_first_writer_notes_the_version_also_after_a_flush(stage: Stage, write: Callable[[Stage], object]) -> None:
     for _ in range(2):
         write(stage)
-        assert stage.redis.get(keys.SCHEMA) == str(schema.VERSION).encode()
+        assert stage.redis.get(keys.SCHEMA) == str(VERSION).encode()
         stage.redis.flushall()
 
 
@@ -47,15 +47,15 @@ def test_data_from_before_the_key_is_version_1(stage: Stage) -> None:
 
     assert stage.bring_home(1) == "hand"
 
-    assert stage.redis.get(keys.SCHEMA) == str(schema.VERSION).encode()
+    assert stage.redis.get(keys.SCHEMA) == str(VERSION).encode()
 
 
 def test_the_first_writer_of_a_newer_version_raises_it(stage: Stage) -> None:
-    stage.redis.set(keys.SCHEMA, schema.VERSION - 1)
+    stage.redis.set(keys.SCHEMA, VERSION - 1)
 
     stage.settle()
 
-    assert stage.redis.get(keys.SCHEMA) == str(schema.VERSION).encode()
+    assert stage.redis.get(keys.SCHEMA) == str(VERSION).encode()
 
 
 def test_it_costs_one_get_a_post_however_many_events_it_has(stage: Stage) -> None:
@@ -182,5 +182,5 @@ def test_the_web_process_starts_and_answers_503_until_the_data_is_its_own_again(
         assert [one["check"] for one in readyz.json()["checks"] if not one["ok"]] == ["schema"]
         assert not redis_client.exists(keys.EVENTS)
 
-        redis_client.set(keys.SCHEMA, schema.VERSION)
+        redis_client.set(keys.SCHEMA, VERSION)
         assert web.deliver(item)["queued"] == 1

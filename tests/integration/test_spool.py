@@ -21,7 +21,8 @@ from redis import Redis
 
 from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey, start
-from app.store.keys import OrderKey, record
+from app.ids import OrderKey
+from app.ledger.keys import record
 from tests.eventually import eventually
 from tests.integration.relay import relay
 from tests.integration.webserver import HOOK, SECRET, Kept, Web, item, serving, settings_of_one_company
@@ -33,7 +34,7 @@ LONGEST = 2.5
 SMALL_DISK = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
-from app.cli import main
+from app.cli.main import main
 main()
 """
 
@@ -446,7 +447,7 @@ def test_many_who_ask_for_readiness_do_not_keep_the_disk_from_events(
 def test_processes_that_come_and_go_in_one_folder_do_not_stop_each_others_start(spool: Path) -> None:
     """A rolling restart: one deletes its empty files while another looks at the folder."""
     program = (
-        "import sys, time; from pathlib import Path; from app.spool.folder import SpoolFolder\n"
+        "import sys, time; from pathlib import Path; from app.intake.spool import SpoolFolder\n"
         "until = time.monotonic() + 1.5\n"
         "while time.monotonic() < until:\n"
         "    SpoolFolder(Path(sys.argv[1]), 10**8).create().discard()\n"
@@ -463,9 +464,9 @@ def test_processes_that_come_and_go_in_one_folder_do_not_stop_each_others_start(
 # Ends with SIGKILL before or after a step of its spool, the first time it comes there.
 DYING = """
 import os, signal, sys
-from app.cli import main
-from app.spool.file import SpoolFile
-from app.spool.folder import Claim
+from app.cli.main import main
+from app.intake.spool import SpoolFile
+from app.intake.spool import Claim
 
 when, name = sys.argv.pop(1).split(":")
 of = Claim if name == "discard" else SpoolFile

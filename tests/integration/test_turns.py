@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from redis import Redis
 
-from app.store import keys
-from app.store.turns import AGAIN_AFTER, ASKED_EVERY, FIRST_AFTER, Turns
+from app.ledger import keys
+from app.reconcile.state import AGAIN_AFTER, ASKED_EVERY, FIRST_AFTER, Turns
 
 VENUE = "11111111-1111-4111-8111-111111111111"
 NOW = 1_795_000_000_000

@@ -35,10 +35,8 @@ from app.errors import (
     UpstreamError,
 )
 from app.settings import Company
-from app.upstream.answer import MAX_ANSWER_BYTES, translated_errors
-from app.upstream.client import ChannelManager, open_http
-from app.upstream.listing import ListQuery
-from app.upstream.order import digest
+from app.upstream.client import MAX_ANSWER_BYTES, ChannelManager, open_http, translated_errors
+from app.upstream.models import ListQuery, digest
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ISSUED = (FIXTURES / "order-issued.json").read_bytes()

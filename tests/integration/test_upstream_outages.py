@@ -11,7 +11,7 @@ import structlog
 
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
-from app.store.budget import WINDOW
+from app.ledger.rate_limit import WINDOW
 from tests.integration.workbench import Workbench, workbench
 
 MANY = 2000

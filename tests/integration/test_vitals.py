@@ -14,19 +14,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from app import bootstrap
-from app.alarms.onset import Change
+from app.alerts import Change, Watch
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
-from app.store import connection, counters, keys
-from app.store.budget import Budget, Limits, breaker_key
-from app.store.gauges import Metrics
-from app.store.keys import OrderKey
-from app.store.vitals import SAMPLE, CompanyVitals, Subject, Vitals, VitalSigns
-from app.store.watch import Watch
-from app.store.work import Content
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.rate_limit import Budget, Limits, breaker_key
+from app.ledger.work import Content
+from app.metrics import GAUGES, Metrics, add, mark
+from app.snapshot import SAMPLE, CompanyVitals, Subject, Vitals, VitalSigns
 from tests.eventually import eventually
 from tests.integration.desk import API_KEY, MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
-from workers import watchman
+from workers.background import evaluate
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -63,7 +62,7 @@ def venue(desk: Desk, later: int = 0) -> CompanyVitals:
 
 def look(desk: Desk, later: int = 0) -> list[tuple[str, str]]:
     """Look at the alarms as a pool does; return what was told."""
-    changes: list[Change] = watchman.look(Watch(desk.redis), SIGNS, vitals(desk, later))
+    changes: list[Change] = evaluate(Watch(desk.redis), SIGNS, vitals(desk, later))
     return [(change.what, change.sign.name) for change in changes]
 
 
@@ -79,7 +78,7 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
         return spooled or 0
 
     async def ask() -> bytes:
-        redis = connection.for_web(url)
+        redis = bootstrap.for_web(url)
         try:
             return await Metrics(
                 redis, SIGNS, bootstrap.clock, None if spooled is None else count, {"venue": 900}
@@ -273,7 +272,7 @@ def test_metrics_show_the_whole(desk: Desk, redis_url: str) -> None:
     desk.hear(order(2, MUSEUM))
     desk.bring_home(order(2, MUSEUM))
     desk.redis.hset(keys.POOLS, "p", json.dumps(_census(bootstrap.clock(), "p-live-1", "p-live-2", "p-backfill-3")))
-    counters.mark(desk.redis, ("reconciled", VENUE), 1_795_000_000_000)
+    mark(desk.redis, ("reconciled", VENUE), 1_795_000_000_000)
     look(desk)
 
     found = metrics(redis_url, spooled=3)
@@ -289,7 +288,7 @@ def test_metrics_show_the_whole(desk: Desk, redis_url: str) -> None:
     assert found["ota_last_event_timestamp_seconds museum current"] > 0
     assert found["ota_alarm venue fetch_late "] == 1
     assert found["ota_alarm museum fetch_late "] == 0
-    assert {name.split()[0] for name in found} >= counters.GAUGES.keys()
+    assert {name.split()[0] for name in found} >= GAUGES.keys()
 
 
 def test_without_redis_metrics_show_what_this_process_knows(own_valkey: Valkey) -> None:
@@ -324,7 +323,7 @@ def test_a_pool_killed_before_it_kept_what_it_told_leaves_it_to_be_told_again(de
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        watchman.look(Killed(desk.redis), SIGNS, vitals(desk, 6 * MINUTE))
+        evaluate(Killed(desk.redis), SIGNS, vitals(desk, 6 * MINUTE))
 
     assert look(desk, 7 * MINUTE) == [("raised", "fetch_late")]
 
@@ -354,7 +353,7 @@ def test_a_company_whose_missed_events_were_found_is_silent_until_one_comes(desk
     desk.hear(order(1), at=bootstrap.clock() - HOUR)
     desk.bring_home(order(1))
     look(desk)
-    counters.add(desk.redis, {("gaps", VENUE, "never_heard"): 3})
+    add(desk.redis, {("gaps", VENUE, "never_heard"): 3})
 
     assert look(desk, 1 * MINUTE) == [("raised", "missed_events")]
     assert look(desk, 2 * MINUTE) == [("raised", "silence")]

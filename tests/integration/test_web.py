@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from app.dev.valkey import Valkey
-from app.store.keys import OrderKey
+from app.ids import OrderKey
 from tests.eventually import eventually
 from tests.integration.webserver import (
     API_KEY,
@@ -42,11 +42,12 @@ OPS = {"authorization": f"Bearer {OPS_TOKEN}"}
 BROKEN = """
 import uvicorn
 from contextlib import asynccontextmanager
-from app import bootstrap, log, settings, web
-from app.auth import Authenticator
+from app import bootstrap, log, settings
+from app.intake.auth import Authenticator
 from app.health import Health
-from app.intake import Intake
-from app.store import connection
+from app.intake.service import Intake
+from app.web.app import Probes, application
+from app.web.webhook import Webhook
 
 class Inbox:
     async def accept(self, events, request_id):
@@ -66,10 +67,10 @@ async def resources():
 
 found = settings.load()
 bootstrap.configure_log(found)
-app = web.application(
+app = application(
     webhook_path=found.webhook_path,
-    webhook=web.Webhook(Intake(Authenticator(found.companies), Inbox(), Counts()), Counts(), 2000, body_seconds=0.2),
-    probes=web.Probes(Health(connection.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
+    webhook=Webhook(Intake(Authenticator(found.companies), Inbox(), Counts()), Counts(), 2000, body_seconds=0.2),
+    probes=Probes(Health(bootstrap.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
     resources=resources,
 )
 uvicorn.run(app, port=found.port, log_config=None, access_log=False, lifespan="on")

@@ -16,8 +16,8 @@ import httpx
 from redis import Redis
 
 from app.dev.processes import Process, free_port
-from app.store import keys
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.ledger import keys
 from tests.eventually import eventually
 
 COMPANY = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"

@@ -13,25 +13,26 @@ from typing import Any, Final, cast
 from pydantic import SecretStr
 from redis import Redis
 
-from app.company import Company
+from app import bootstrap
 from app.dev.sandbox.process import Sandbox
-from app.events import OrderProcessed
-from app.store import clockwork, connection, keys
-from app.store.budget import Budget, Limits
-from app.store.inbox import Inbox
-from app.store.jobs import LIVE, queue_key
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.patience import Patience
+from app.ids import OrderKey
+from app.intake.envelope import OrderProcessed
+from app.intake.recorder import Inbox
+from app.ledger import keys, policy
+from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import Budget, Limits
+from app.ledger.redis import Patience
+from app.ledger.rq_jobs import LIVE, queue_key
+from app.settings import Company
 from app.upstream.client import ChannelManager
-from app.upstream.order import Order
+from app.upstream.models import Order
 from app.upstream.transport import open_http
 from workers.delivery import Delivery
 from workers.processor import Connection, Processor
 from workers.sinks import Context, Sink
 
 START: Final = 1_700_000_000_000
-LEASE: Final = 60 * clockwork.SECOND
+LEASE: Final = 60 * policy.SECOND
 WORKER: Final = "w"
 
 
@@ -40,7 +41,7 @@ class Workbench:
 
     def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
         self.now = START
-        self.redis = connection.for_worker(url)
+        self.redis = bootstrap.for_worker(url)
         self.sandbox = sandbox
         self.company_id = sandbox.company_id()
         self.calls: list[int] = []
@@ -93,7 +94,7 @@ class Workbench:
         events = [OrderProcessed(*order, status, "CM-1", "", "current") for order in orders]
 
         async def accept() -> None:
-            redis = connection.for_web(self._url)
+            redis = bootstrap.for_web(self._url)
             inbox = Inbox(redis, dedup_days=7, event_days=90, clock=self.clock)
             try:
                 for start in range(0, len(events), 200):

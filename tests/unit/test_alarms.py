@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from app.alarms import silence
-from app.alarms.onset import judge
-from app.alarms.signs import Sign
-from app.alarms.silence import Heard
-from app.store.watch import HOUR, AlarmState
+from app.alerts import HOUR, Heard, Sign, judge, of
+from app.snapshot import AlarmState
 
 MINUTE = 60_000
 DAY = 24 * HOUR
@@ -118,12 +115,12 @@ def test_a_company_is_silent_when_nothing_comes_at_a_time_at_which_much_usually_
     """Twenty events an hour, four weeks long: forty quiet minutes are too many."""
     hours = hours_of(4, dict.fromkeys(range(24), 20))
 
-    found = silence.of(heard(hours, last=NOW - 40 * MINUTE), NOW)
+    found = of(heard(hours, last=NOW - 40 * MINUTE), NOW)
 
     assert found is not None
     assert (found.reason, found.quiet) == ("usual", 40 * MINUTE)
     assert 13 <= (found.usual or 0) <= 14
-    assert silence.of(heard(hours, last=NOW - 29 * MINUTE), NOW) is None
+    assert of(heard(hours, last=NOW - 29 * MINUTE), NOW) is None
 
 
 def test_a_quiet_night_is_none_and_the_morning_after_it_is() -> None:
@@ -131,12 +128,12 @@ def test_a_quiet_night_is_none_and_the_morning_after_it_is() -> None:
     hours = hours_of(4, dict.fromkeys(range(2, 30), 0) | {0: 6, 1: 6})
     night = NOW - 2 * HOUR
 
-    assert silence.of(heard(hours, last=night - 9 * HOUR), night) is None
-    assert silence.of(heard(hours, last=night - 9 * HOUR), NOW) is not None
+    assert of(heard(hours, last=night - 9 * HOUR), night) is None
+    assert of(heard(hours, last=night - 9 * HOUR), NOW) is not None
 
 
 def test_few_events_a_day_make_no_alarm() -> None:
-    assert silence.of(heard(hours_of(4, {3: 2, 9: 2}), last=NOW - 3 * DAY), NOW) is None
+    assert of(heard(hours_of(4, {3: 2, 9: 2}), last=NOW - 3 * DAY), NOW) is None
 
 
 def test_one_odd_week_neither_hides_a_silence_nor_makes_one() -> None:
@@ -144,22 +141,22 @@ def test_one_odd_week_neither_hides_a_silence_nor_makes_one() -> None:
     week_ago = dict.fromkeys(hours_of(1, busy), 0)
 
     hidden = hours_of(4, busy) | week_ago
-    assert silence.of(heard(hidden, last=NOW - HOUR), NOW) is not None
+    assert of(heard(hidden, last=NOW - HOUR), NOW) is not None
 
     only_once = dict.fromkeys(hours_of(4, busy), 0) | hours_of(1, busy)
-    assert silence.of(heard(only_once, last=NOW - HOUR), NOW) is None
+    assert of(heard(only_once, last=NOW - HOUR), NOW) is None
 
 
 def test_nobody_is_missed_before_two_weeks_are_known() -> None:
     busy = dict.fromkeys(range(48), 20)
 
-    assert silence.of(heard(hours_of(1, busy), last=NOW - HOUR), NOW) is None
-    assert silence.of(heard(hours_of(2, busy), last=NOW - HOUR), NOW) is not None
+    assert of(heard(hours_of(1, busy), last=NOW - HOUR), NOW) is None
+    assert of(heard(hours_of(2, busy), last=NOW - HOUR), NOW) is not None
 
 
 def test_a_company_that_was_never_heard_is_silent_only_by_what_its_list_shows() -> None:
-    assert silence.of(heard(), NOW) is None
-    found = silence.of(heard(unsettled_since=NOW - 11 * MINUTE), NOW)
+    assert of(heard(), NOW) is None
+    found = of(heard(unsettled_since=NOW - 11 * MINUTE), NOW)
     assert found is not None
     assert (found.reason, found.quiet) == ("open_orders", 0)
 
@@ -168,26 +165,26 @@ def test_an_open_order_tells_of_silence_when_no_event_came_since_it_was_seen() -
     """It settles about a minute after it was made; one that hangs while others are told of is no silence."""
     seen = NOW - 10 * MINUTE
 
-    assert silence.of(heard(last=seen - 1, unsettled_since=seen), NOW) is not None
-    assert silence.of(heard(last=seen + 1, unsettled_since=seen), NOW) is None
-    assert silence.of(heard(last=seen - 1, unsettled_since=seen + 1), NOW) is None
+    assert of(heard(last=seen - 1, unsettled_since=seen), NOW) is not None
+    assert of(heard(last=seen + 1, unsettled_since=seen), NOW) is None
+    assert of(heard(last=seen - 1, unsettled_since=seen + 1), NOW) is None
 
 
 def test_settled_orders_of_which_no_event_told_are_silence_until_one_comes() -> None:
-    assert silence.of(heard(last=NOW - HOUR, missed=NOW - MINUTE), NOW) is not None
-    assert silence.of(heard(missed=NOW - MINUTE), NOW) is not None
-    assert silence.of(heard(last=NOW - 30_000, missed=NOW - MINUTE), NOW) is None
-    assert silence.of(heard(last=NOW - 20 * MINUTE, missed=NOW - MINUTE), NOW) is None
-    assert silence.of(heard(last=NOW - 9 * HOUR, missed=NOW - 2 * HOUR), NOW) is None
+    assert of(heard(last=NOW - HOUR, missed=NOW - MINUTE), NOW) is not None
+    assert of(heard(missed=NOW - MINUTE), NOW) is not None
+    assert of(heard(last=NOW - 30_000, missed=NOW - MINUTE), NOW) is None
+    assert of(heard(last=NOW - 20 * MINUTE, missed=NOW - MINUTE), NOW) is None
+    assert of(heard(last=NOW - 9 * HOUR, missed=NOW - 2 * HOUR), NOW) is None
 
 
 def test_a_silence_longer_than_a_day_stays_an_alarm() -> None:
     hours = hours_of(4, {ago: 20 for ago in range(24) if ago % 24 in range(8, 16)})
 
-    assert all(silence.of(heard(hours, last=NOW - 2 * DAY), NOW + ago * HOUR) for ago in range(8))
+    assert all(of(heard(hours, last=NOW - 2 * DAY), NOW + ago * HOUR) for ago in range(8))
 
 
 def test_a_moment_in_the_future_is_now() -> None:
     hours = hours_of(4, dict.fromkeys(range(24), 20))
 
-    assert silence.of(heard(hours, last=NOW + DAY), NOW) is None
+    assert of(heard(hours, last=NOW + DAY), NOW) is None

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.auth import Authenticator, Batch
-from app.company import Company
-from app.events import Envelope, Item
+from app.intake.auth import Authenticator, Batch
+from app.intake.envelope import Envelope, Item
+from app.settings import Company
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
 B = "bbbbbbbb-0000-4000-8000-000000000000"

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from app.auth import Authenticator
-from app.company import Company
 from app.errors import MalformedEnvelope, ReceiverError, UnreadableAnswer
-from app.events import ORDER_PROCESSED, Envelope, guid, parse
-from app.upstream.order import Order, digest, parse_order
+from app.ids import guid
+from app.intake.auth import Authenticator
+from app.intake.envelope import ORDER_PROCESSED, Envelope, parse
+from app.settings import Company
+from app.upstream.models import Order, digest, parse_order
 
 ENOUGH = 45_000
 FIXTURES = Path(__file__).parents[1] / "fixtures"

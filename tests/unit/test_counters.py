@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.store import counters
-from app.store.counters import Sample
-from app.store.scripts import source
+from app.ledger.redis import source
+from app.metrics import BOUNDS, GAUGES, HISTOGRAM, MARKS, METRICS, Sample, render
 
 MUSEUM = b"22222222-2222-4222-8222-222222222222"
 SLUGS = {MUSEUM.decode(): "museum"}
@@ -18,7 +17,7 @@ Shown = tuple[str, frozenset[tuple[str, str]]]
 
 
 def shown(kept: dict[bytes, bytes], gauges: Sequence[Sample] = ()) -> dict[Shown, float]:
-    text = counters.render(kept, gauges, SLUGS).decode()
+    text = render(kept, gauges, SLUGS).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -77,17 +76,17 @@ def test_the_way_home_is_a_histogram_whose_buckets_add_up() -> None:
 
 def test_both_sides_know_the_same_buckets() -> None:
     """The script that measures and the one that shows."""
-    assert "{" + ", ".join(str(bound) for bound in counters.BOUNDS) + "}" in source("measure")
+    assert "{" + ", ".join(str(bound) for bound in BOUNDS) + "}" in source("measure")
 
 
 def test_every_metric_is_announced_with_its_meaning_before_the_first_event() -> None:
-    text = counters.render({}, [], {}).decode()
+    text = render({}, [], {}).decode()
 
     kinds = [
-        *((f"{name}_total", "counter", meaning) for name, _, meaning in counters.METRICS.values()),
-        *((name, "gauge", meaning) for name, _, meaning in counters.MARKS.values()),
-        *((name, "gauge", meaning) for name, (_, meaning) in counters.GAUGES.items()),
-        (counters.HISTOGRAM[0], "histogram", counters.HISTOGRAM[2]),
+        *((f"{name}_total", "counter", meaning) for name, _, meaning in METRICS.values()),
+        *((name, "gauge", meaning) for name, _, meaning in MARKS.values()),
+        *((name, "gauge", meaning) for name, (_, meaning) in GAUGES.items()),
+        (HISTOGRAM[0], "histogram", HISTOGRAM[2]),
     ]
     for name, kind, meaning in kinds:
         assert f"# HELP {name} {meaning}\n" in text

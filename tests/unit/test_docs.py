@@ -11,21 +11,21 @@ import typer.main
 import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
 
 from app import log
-from app.alarms.onset import RULES
-from app.cli.app import cli
+from app.alerts import RULES
+from app.cli.commands import cli
+from app.metrics import GAUGES, HISTOGRAM, MARKS, METRICS
 from app.settings import Company, Settings
-from app.store import counters
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 OPERATIONS, LOGS = DOCS["operations.md"], DOCS["logs.md"]
 
-METRICS = {
-    **{f"{name}_total": labels for name, labels, _ in counters.METRICS.values()},
-    **{name: labels for name, labels, _ in counters.MARKS.values()},
-    **{name: labels for name, (labels, _) in counters.GAUGES.items()},
-    counters.HISTOGRAM[0]: counters.HISTOGRAM[1],
+SCRAPED = {
+    **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
+    **{name: labels for name, labels, _ in MARKS.values()},
+    **{name: labels for name, (labels, _) in GAUGES.items()},
+    HISTOGRAM[0]: HISTOGRAM[1],
 }
 """Every metric by the name under which it is scraped, with its labels."""
 
@@ -128,8 +128,8 @@ def test_operations_explains_every_metric_and_no_other_with_its_labels() -> None
         for name in names(shown):
             explained[name] = set(names(labels))
 
-    assert explained.keys() == METRICS.keys()
-    assert {name for name, labels in METRICS.items() if not set(labels) <= explained[name]} == set()
+    assert explained.keys() == SCRAPED.keys()
+    assert {name for name, labels in SCRAPED.items() if not set(labels) <= explained[name]} == set()
 
 
 def test_logs_explains_every_event_with_all_its_fields_and_no_other() -> None:
@@ -169,9 +169,9 @@ def test_every_alert_reads_metrics_that_exist_and_leads_to_its_runbook(rule: dic
 
     read = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bota_\w+", rule["expr"])}
     assert read
-    assert read <= METRICS.keys()
+    assert read <= SCRAPED.keys()
     for name, label in re.findall(r"(ota_\w+)\{(\w+)=", rule["expr"]):
-        assert label in METRICS[name]
+        assert label in SCRAPED[name]
     if alarm := re.search(r'ota_alarm\{name="(\w+)"', rule["expr"]):
         assert alarm[1] in RULES
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import MalformedEnvelope
-from app.events import OrderProcessed, canonical_time, guid, parse
+from app.ids import guid
+from app.intake.envelope import OrderProcessed, canonical_time, parse
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 COMPANY = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.reconcile.gap import STUCK_AFTER, Gap, judge, of_watched
-from app.store.holdings import Holding
-from app.store.moment import to_ms
-from app.upstream.listing import Summary
-from app.upstream.wire import build
+from app.ledger.orders import Holding
+from app.reconcile.compare import STUCK_AFTER, Gap, judge, of_watched
+from app.times import to_ms
+from app.upstream.decode import build
+from app.upstream.models import Summary
 
 VENUE = "11111111-1111-4111-8111-111111111111"
 ORDER = "00000000-0000-4000-8000-000000000001"

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from app.cli.app import cli
+from app.cli.commands import cli
 
 TREE: Final[dict[str, Any]] = dict(typer.main.get_command(cli).commands)  # type: ignore[attr-defined]  # it is a group
 COMMANDS: Final = sorted(

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from app.cli.mask import masked
-from app.upstream.order import Order, parse_order
+from app.upstream.models import Order, parse_order
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
-from app.upstream.listing import ListQuery, parse_page
-from app.upstream.order import Order, digest, parse_order
-from app.upstream.subscription import parse_created, parse_subscriptions
+from app.upstream.models import ListQuery, Order, digest, parse_created, parse_order, parse_page, parse_subscriptions
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"

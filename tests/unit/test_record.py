@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.store.keys import OrderKey
-from app.store.moment import from_ms, to_ms
-from app.store.record import SinkRecord, State, parse_record
+from app.ids import OrderKey
+from app.ledger.orders import SinkRecord, State, parse_record
+from app.times import from_ms, to_ms
 
 ORDER = OrderKey("11111111-1111-4111-8111-111111111111", "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8")
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.dev.simulator import plan
-from app.dev.simulator.plan import Plan, Sender, Settled, Wish
+from app.dev.simulator.sender import Plan, Sender, Settled, Wish, make
 
 SENDER = Sender("11111111-1111-4111-8111-111111111111", "Venue", "Right-Secret")
 ORDERS = [Settled(f"00000000-0000-4000-8000-{number:012}", f"CM-{number}", "Issued") for number in range(100)]
@@ -18,7 +17,7 @@ WISH = Wish(orders=100, duplicates=0.1, late=0.05, bad_secret=0.04, batch=7, rat
 
 def made(**changed: Any) -> Plan:
     wish = {name: getattr(WISH, name) for name in WISH.__struct_fields__} | changed
-    return plan.make(Wish(**wish), ORDERS, SENDER)
+    return make(Wish(**wish), ORDERS, SENDER)
 
 
 def names(found: Plan) -> list[list[tuple[str, str]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import SettingsError
-from app.upstream.order import parse_order
+from app.upstream.models import parse_order
 from workers.sinks import Context, Sink, build
 
 ORDER = parse_order((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.cli.spans import Asked, Spans, spans
-from app.store.trail import Entry, parse_line
+from app.cli.order_view import Asked, Spans, spans
+from app.ledger.history import Entry, parse_line
 
 MS = 1780301702417
 DAY = 86_400_000

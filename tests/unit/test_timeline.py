@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.cli.timeline import lines, span, steps
-from app.store.trail import Entry, parse_line
+from app.cli.order_view import lines, span, steps
+from app.ledger.history import Entry, parse_line
 
 MS = 1780301702417
 

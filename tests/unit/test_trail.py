@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.cli.story import sentence
-from app.store.trail import (
+from app.cli.order_view import sentence
+from app.ledger.history import (
     Begun,
     Dropped,
     Entry,

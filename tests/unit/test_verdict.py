@@ -9,12 +9,10 @@ import httpx
 import pytest
 
 from app.errors import Unavailable, UnreadableAnswer, UpstreamError
-from app.store import clockwork
-from app.store.clockwork import MINUTE, SECOND
-from app.store.work import Fetch
-from app.upstream.answer import refusal
-from workers import verdict
-from workers.verdict import Decision
+from app.ledger import policy
+from app.ledger.policy import MINUTE, SECOND, Decision
+from app.ledger.work import Fetch
+from app.upstream.client import refusal
 
 NOW = 1_800_000_000_000
 NO_BREAKER = 0
@@ -57,20 +55,20 @@ def test_a_404_with_its_code_means_not_yet_while_the_grace_lasts() -> None:
     waits = []
     for tries, seconds in enumerate((0, 10, 60, 119.9)):
         since = 0 if tries == 0 else NOW - round(seconds * SECOND)
-        decision = verdict.of_order(error, fetch(tries=tries, missing=since), NOW, NO_BREAKER)
+        decision = policy.of_order(error, fetch(tries=tries, missing=since), NOW, NO_BREAKER)
         assert (decision.what, decision.reason) == ("missing", "order_not_found")
         waits.append(wait(decision))
 
-    for seen, seconds in zip(waits, clockwork.MISSING_AGAIN, strict=False):
+    for seen, seconds in zip(waits, policy.MISSING_AGAIN, strict=False):
         low, high = about(seconds)
         assert low <= seen <= high
-    assert verdict.of_connection(error) == "answered"
+    assert policy.of_connection(error) == "answered"
 
 
 def test_tries_burnt_on_other_failures_do_not_end_the_grace() -> None:
-    error, since = answer(404, "resource_not_found"), NOW - clockwork.MISSING_GRACE + 1
+    error, since = answer(404, "resource_not_found"), NOW - policy.MISSING_GRACE + 1
 
-    assert verdict.of_order(error, fetch(tries=50, missing=since), NOW, NO_BREAKER).what == "missing"
+    assert policy.of_order(error, fetch(tries=50, missing=since), NOW, NO_BREAKER).what == "missing"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +85,8 @@ def test_tries_burnt_on_other_failures_do_not_end_the_grace() -> None:
 )
 def test_after_the_grace_a_404_is_final(known: str, what: str, reason: str) -> None:
     """Only a Draft or Error order can be deleted (upstream.md 1); of any other, ops must be told."""
-    since = NOW - clockwork.MISSING_GRACE
-    decision = verdict.of_order(answer(404, "resource_not_found"), fetch(missing=since, known=known), NOW, NO_BREAKER)
+    since = NOW - policy.MISSING_GRACE
+    decision = policy.of_order(answer(404, "resource_not_found"), fetch(missing=since, known=known), NOW, NO_BREAKER)
 
     assert (decision.what, decision.reason) == (what, reason)
 
@@ -113,9 +111,9 @@ def test_a_fault_of_the_connection_is_no_fault_of_the_order(status: int, code: s
     """The breaker opens, the order stays owed, no try is burnt, none becomes a dead letter however long it lasts."""
     error = answer(status, code)
     closed_until = NOW + 5 * MINUTE
-    decision = verdict.of_order(error, fetch(tries=tries), NOW, closed_until)
+    decision = policy.of_order(error, fetch(tries=tries), NOW, closed_until)
 
-    assert verdict.of_connection(error) == "fault"
+    assert policy.of_connection(error) == "fault"
     assert (decision.what, decision.reason) == ("park", reason)
     assert decision.due > closed_until
 
@@ -133,13 +131,13 @@ def test_a_fault_of_the_connection_is_no_fault_of_the_order(status: int, code: s
 def test_a_400_or_an_unreadable_answer_gets_a_few_tries(error: UpstreamError, reason: str) -> None:
     """A 400 is also every unhandled error of the other side (upstream.md 5); other failures before do not count."""
     decisions = [
-        verdict.of_order(error, fetch(rejects=rejects, tries=9), NOW, NO_BREAKER)
-        for rejects in range(clockwork.FEW_TRIES + 1)
+        policy.of_order(error, fetch(rejects=rejects, tries=9), NOW, NO_BREAKER)
+        for rejects in range(policy.FEW_TRIES + 1)
     ]
 
-    assert [one.what for one in decisions] == ["reject"] * clockwork.FEW_TRIES + ["dead"]
+    assert [one.what for one in decisions] == ["reject"] * policy.FEW_TRIES + ["dead"]
     assert {one.reason for one in decisions} == {reason}
-    assert verdict.of_connection(error) == "answered"
+    assert policy.of_connection(error) == "answered"
 
 
 @pytest.mark.parametrize(
@@ -148,47 +146,45 @@ def test_a_400_or_an_unreadable_answer_gets_a_few_tries(error: UpstreamError, re
     ids=lambda error: error.reason,
 )
 def test_an_outage_is_tried_again_for_a_day(error: UpstreamError) -> None:
-    decisions = [
-        verdict.of_order(error, fetch(tries=tries), NOW, NO_BREAKER) for tries in range(len(clockwork.TRIES) + 1)
-    ]
+    decisions = [policy.of_order(error, fetch(tries=tries), NOW, NO_BREAKER) for tries in range(len(policy.TRIES) + 1)]
 
     *again, last = decisions
     assert {one.what for one in again} == {"again"}
     assert (last.what, last.reason) == ("dead", error.reason)
-    for one, seconds in zip(again, clockwork.TRIES, strict=True):
+    for one, seconds in zip(again, policy.TRIES, strict=True):
         low, high = about(seconds)
         assert low <= wait(one) <= high
-    assert 25 * 3600 < sum(clockwork.TRIES) < 27 * 3600
-    assert verdict.of_connection(error) == "failed"
+    assert 25 * 3600 < sum(policy.TRIES) < 27 * 3600
+    assert policy.of_connection(error) == "failed"
 
 
 def test_while_the_breaker_is_open_no_order_is_looked_at_earlier() -> None:
     closed_until = NOW + 5 * MINUTE
 
-    assert verdict.of_order(answer(503), fetch(), NOW, closed_until).due == closed_until
+    assert policy.of_order(answer(503), fetch(), NOW, closed_until).due == closed_until
 
 
 def test_being_throttled_burns_no_try() -> None:
     """However often: a limit of the key is no fault of the order."""
     error = answer(429, **{"retry-after": "30"})
     closed_until = NOW + 30 * SECOND
-    decision = verdict.of_order(error, fetch(tries=1000), NOW, closed_until)
+    decision = policy.of_order(error, fetch(tries=1000), NOW, closed_until)
 
     assert error.retry_after == 30
     assert (decision.what, decision.reason) == ("park", "throttled")
     assert decision.due > closed_until
-    assert verdict.of_connection(error) == "answered"
+    assert policy.of_connection(error) == "answered"
 
 
 def test_what_failed_together_does_not_come_back_together() -> None:
-    dues = {verdict.of_order(answer(503), fetch(tries=3), NOW, NO_BREAKER).due for _ in range(50)}
+    dues = {policy.of_order(answer(503), fetch(tries=3), NOW, NO_BREAKER).due for _ in range(50)}
 
     assert len(dues) > 10
 
 
 def test_an_unsettled_order_is_looked_at_four_times_and_then_given_up() -> None:
     """The last look comes after the other side has swept what was stuck in Processing for an hour."""
-    looks = [verdict.of_look(fetch(looks=looks), NOW) for looks in range(5)]
+    looks = [policy.of_look(fetch(looks=looks), NOW) for looks in range(5)]
 
     assert [reason for _, reason in looks] == ["", "", "", "", "unsettled"]
     for (due, _), minutes in zip(looks, (2, 10, 30, 75), strict=False):
@@ -199,4 +195,4 @@ def test_an_unsettled_order_is_looked_at_four_times_and_then_given_up() -> None:
 def test_no_text_of_upstream_is_in_a_decision() -> None:
     errors = [answer(status, "canary_code") for status in range(300, 600)]
 
-    assert not [error for error in errors if "canary" in repr(verdict.of_order(error, fetch(), NOW, NO_BREAKER))]
+    assert not [error for error in errors if "canary" in repr(policy.of_order(error, fetch(), NOW, NO_BREAKER))]

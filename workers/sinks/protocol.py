@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from app.upstream.order import Order
+from app.upstream.models import Order
 
 
 class Context(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from app.errors import SettingsError
-from app.upstream.order import Order
+from app.upstream.models import Order
 from workers.sinks.protocol import Context
 
 

@@ -1,22 +1,146 @@
-"""The admin API under `/_sandbox`: what the package's docstring lists, one function each."""
+"""The admin API under `/_sandbox`: what the package's docstring lists, one function each.
+
+Many orders at once, put straight into their status: what a load test or a chaos test starts from.
+
+The counts of a run as the admin API shows them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.dev.sandbox import bulk
 from app.dev.sandbox.company import Address, Company
-from app.dev.sandbox.fault import Fault
-from app.dev.sandbox.order import Status
-from app.dev.sandbox.refusal import Refusal
-from app.dev.sandbox.stats import order_rows, totals
+from app.dev.sandbox.faults import Fault
+from app.dev.sandbox.http import Refusal
+from app.dev.sandbox.orders import Status
+from app.dev.sandbox.settings import guid, timestamp
+from app.dev.sandbox.submission import header, order_body, shells
 from app.dev.sandbox.world import World
+
+# Orders made between two looks at the sockets.
+_STRIDE = 100
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Share = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Bulk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is wanted.
+
+    The company is named by `company_id` or by its address. `mix` gives shares: of 10 orders, {"Issued": 8,
+    "Draft": 1, "Error": 1} makes exactly so many, shuffled by the seed. `order_ids` (instead of `count`) sets the
+    ids. `events` is how often each is announced, at once; with `same_timestamp` these are exact duplicates.
+    """
+
+    company_id: str | None = None
+    tenant: str = "sandbox"
+    environment: str = "Sandbox"
+    company: str = "Sandbox"
+    partner_id: str | None = None
+    count: _Count = 1
+    order_ids: tuple[str, ...] = ()
+    mix: dict[Status, _Share] = msgspec.field(default_factory=lambda: {"Issued": 1.0})
+    items: tuple[str, ...] = ("31001",)
+    quantity: Annotated[int, msgspec.Meta(ge=1)] = 1
+    reference: str = "BULK"
+    events: _Count = 0
+    same_timestamp: bool = False
+
+
+async def make(world: World, company: Company, wish: Bulk) -> list[dict[str, str]]:
+    """Make the orders and return their ids and statuses; raises Refusal (400) for lines that cannot be."""
+    partner_id = wish.partner_id or next(iter(sorted(company.partner_ids)), guid("partner", company.id))
+    count = len(wish.order_ids) or wish.count
+    book = world.book(company)
+    made = []
+    for number, status in enumerate(_statuses(wish.mix, count, world.seed)):
+        reference = f"{wish.reference}-{len(book) + 1}-{number}"
+        body = order_body(
+            partner_id,
+            reference,
+            payment_reference="" if status == "Draft" else f"PAY-{number}",
+            items=wish.items,
+            quantity=wish.quantity,
+        )
+        top = header(body)
+        order_id = wish.order_ids[number].lower() if wish.order_ids else None
+        row = book.place(top, shells(body, top), order_id)
+        if status != "Submitted":
+            book.force(row, status)
+        made.append({"order_id": row.order.order_id, "status": status})
+        at = timestamp(world.settings.digits) if wish.same_timestamp else None
+        for _ in range(wish.events):
+            # A cancelled order was announced as what it was before: cancelling itself fires nothing.
+            world.announce(company, row.order, "Issued" if status == "Cancelled" else status, at)
+        if number % _STRIDE == _STRIDE - 1:
+            await asyncio.sleep(0)
+    return made
+
+
+def _statuses(mix: dict[Status, float], count: int, seed: int) -> list[Status]:
+    whole = sum(mix.values()) or 1
+    # 0.29 of 100 is 28.999... in binary, and 29 are meant.
+    statuses: list[Status] = [status for status, share in mix.items() for _ in range(int(count * share / whole + 1e-6))]
+    statuses += [next(iter(mix), "Issued")] * (count - len(statuses))
+    random.Random(seed).shuffle(statuses)  # noqa: S311 (a shuffle that the seed repeats, no secret)
+    return statuses
+
+
+def totals(world: World) -> dict[str, Any]:
+    """Return all that can be said without naming an order."""
+    tally, gates = world.tally, list(world.gates.values())
+    throttled = sum((gate.refused for gate in gates), Counter(tally.throttled))
+    statuses = Counter(row.order.status for company in world.companies for row in world.book(company))
+    return {
+        "operations": tally.operations,
+        "throttled": {name: throttled[name] for name in ("window", "queue", "fault")},
+        "active": sum(gate.active for gate in gates),
+        "waiting": sum(gate.waiting for gate in gates),
+        "most_active": max((gate.most_active for gate in gates), default=0),
+        "most_waiting": max((gate.most_waiting for gate in gates), default=0),
+        "orders": statuses,
+        "settlements": tally.settled,
+        "events": {
+            "fired": tally.fired,
+            "accepted": tally.accepted,
+            "pending": world.deliveries.pending,
+            "lost": tally.lost,
+        },
+        "deliveries": tally.codes,
+        "paused": world.deliveries.paused,
+    }
+
+
+def order_rows(world: World, company_id: str | None) -> list[dict[str, Any]]:
+    """Return a row for every order of a company (None: of all) that is or was there, or was asked for."""
+    statuses = {
+        (company.id, row.order.order_id): row.order.status for company in world.companies for row in world.book(company)
+    }
+    keys = dict.fromkeys([*statuses, *world.tally.orders])
+    return [_row(world, key, statuses.get(key)) for key in keys if company_id is None or key[0] == company_id]
+
+
+def _row(world: World, key: tuple[str, str], status: str | None) -> dict[str, Any]:
+    counts = world.tally.orders.get(key)
+    return {
+        "company_id": key[0],
+        "order_id": key[1],
+        "status": status,
+        "gets": counts.gets if counts else 0,
+        "answered": counts.answered if counts else 0,
+        "settlements": counts.settlements if counts else [],
+        "fired": counts.fired if counts else 0,
+        "accepted": counts.accepted if counts else 0,
+    }
+
 
 _T = TypeVar("_T")
 _Handler = Callable[[Request], Awaitable[Any]]
@@ -137,8 +261,8 @@ class Admin:
 
     async def make_orders(self, request: Request) -> Any:
         """Make orders without createOrder."""
-        wish = await _body(request, bulk.Bulk)
-        return {"orders": await bulk.make(self._world, self._named(wish), wish)}
+        wish = await _body(request, Bulk)
+        return {"orders": await make(self._world, self._named(wish), wish)}
 
     async def settle(self, request: Request) -> Any:
         """Put an order into a status."""
@@ -177,7 +301,7 @@ class Admin:
         wish = await _body(request, Switch)
         return self._world.switch(request.path_params["id"].lower(), wish.state)
 
-    def _named(self, wish: bulk.Bulk) -> Company:
+    def _named(self, wish: Bulk) -> Company:
         if wish.company_id is None:
             return self._world.companies.at(Address(wish.tenant, wish.environment, wish.company))
         for company in self._world.companies:

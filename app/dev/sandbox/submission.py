@@ -1,17 +1,21 @@
-"""The body of createOrder and replaceOrder, checked in the Channel Manager's order and words, made into shells."""
+"""The body of createOrder and replaceOrder, checked in the Channel Manager's order and words, made into shells.
+
+Example bodies of createOrder: for bulk orders, demos and tests.
+"""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
-from app.dev.sandbox.mint import canonical_guid
-from app.dev.sandbox.order import Component, Item, shell
-from app.dev.sandbox.refusal import bad_request
+from app.dev.sandbox.http import bad_request
+from app.dev.sandbox.orders import Component, Item, shell
+from app.dev.sandbox.settings import canonical_guid
 
 _DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d")
@@ -182,3 +186,44 @@ def _schedule(block: dict[str, Any], number: str, index: int, line_no: int) -> t
 def _description(number: str) -> str:
     kinds = {"PKG": "Package", "GRP": "Group ticket", "CPN": "Coupon"}
     return f"{kinds.get(number[:3], 'Ticket')} {number}"
+
+
+_DAYS_AHEAD = 14
+
+
+def order_body(
+    partner_id: str,
+    reference: str,
+    *,
+    payment_reference: str = "",
+    items: Sequence[str] = ("31001",),
+    quantity: int = 1,
+) -> dict[str, Any]:
+    """Return a body that createOrder takes: one line an item number (see the package for what they mean)."""
+    day = (datetime.now(UTC) + timedelta(days=_DAYS_AHEAD)).date().isoformat()
+    return {
+        "partnerId": partner_id,
+        "sellToOrderReference": reference,
+        "sellToEmail": "guest@example.com",
+        "sellToName": "Jane Doe",
+        "sellToLanguage": "ENU",
+        "paymentReference": payment_reference,
+        "items": [_line(number, reference, day, quantity) for number in items],
+    }
+
+
+def _line(number: str, reference: str, day: str, quantity: int) -> dict[str, Any]:
+    count = 1 if number.startswith("GRP") else quantity
+    wallet: dict[str, Any] = {
+        "externalReferenceNumbers": [f"{reference}-{number}-{seq}" for seq in range(1, count + 1)],
+        "names": ["Jane Doe"] * count,
+    }
+    if number.startswith("PKG"):
+        wallet["componentSchedule"] = [{"itemNumber": "31010", "visitDate": day, "visitTime": "13:00:00"}]
+    return {
+        "itemNumber": number,
+        "quantity": quantity,
+        "visitDate": day,
+        "visitTime": "10:30:00",
+        "wallet": wallet,
+    }

@@ -10,16 +10,13 @@ from itertools import count
 
 from app.dev.sandbox.book import Book, Row
 from app.dev.sandbox.company import Companies, Company
-from app.dev.sandbox.deliveries import Deliveries
-from app.dev.sandbox.event import EVENT_NAME, Event, Payload
-from app.dev.sandbox.fault import Faults
-from app.dev.sandbox.gate import Gate
-from app.dev.sandbox.mint import guid, timestamp
-from app.dev.sandbox.order import Order
-from app.dev.sandbox.refusal import Refusal
-from app.dev.sandbox.settings import Settings
-from app.dev.sandbox.subscription import Subscription, Subscriptions
-from app.dev.sandbox.tally import Tally
+from app.dev.sandbox.deliveries import Deliveries, Subscription, Subscriptions
+from app.dev.sandbox.events import EVENT_NAME, Event, Payload, Tally
+from app.dev.sandbox.faults import Faults
+from app.dev.sandbox.http import Refusal
+from app.dev.sandbox.limits import Gate
+from app.dev.sandbox.orders import Order
+from app.dev.sandbox.settings import Settings, guid, timestamp
 
 _FIRST_VERSION = 100_001
 

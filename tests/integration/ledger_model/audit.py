@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.store.keys import OrderKey
+from app.ids import OrderKey
 from tests.integration.ledger_model.wire import Wire
 
 NO_KEY, NO_END, WILL_END = -2, -1, 1

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.store.keys import OrderKey
-from app.store.work import Fetch, HandOn
+from app.ids import OrderKey
+from app.ledger.work import Fetch, HandOn
 
 
 class Lost(AssertionError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from app.store.jobs import BACKFILL, LIVE
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from tests.integration.ledger_model.book import Book
 from tests.integration.ledger_model.parts import START, Parts, event_of
 from tests.integration.ledger_model.worker import Worker, World

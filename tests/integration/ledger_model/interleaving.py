@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 
 from hypothesis import strategies as st
 
-from app.store import keys
-from app.store.jobs import BACKFILL, LIVE
-from app.store.keys import OrderKey
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from tests.integration.ledger_model.book import Lost
 from tests.integration.ledger_model.driver import WORKERS, Driver
 from tests.integration.ledger_model.parts import Parts

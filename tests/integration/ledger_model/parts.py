@@ -9,16 +9,16 @@ from typing import Any, Final, cast
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from app.events import OrderProcessed
-from app.store import clockwork
-from app.store.inbox import Inbox
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.work import Content
+from app.ids import OrderKey
+from app.intake.envelope import OrderProcessed
+from app.intake.recorder import Inbox
+from app.ledger import policy
+from app.ledger.ledger import Ledger
+from app.ledger.work import Content
 from tests.integration.ledger_model.wire import Wire
 
 START: Final = 1_700_000_000_000
-LEASE: Final = 60 * clockwork.SECOND
+LEASE: Final = 60 * policy.SECOND
 
 
 class Clock:

@@ -9,12 +9,12 @@ from typing import Final, Literal
 
 from redis import Redis
 
-from app.store import clockwork, keys
-from app.store.inbox import Entry, Inbox
-from app.store.jobs import LIVE, queue_key
-from app.store.keys import OrderKey
-from app.store.ledger import Ledger
-from app.store.work import Begun, Failed, Failure, Fetch, HandOn, Stored
+from app.ids import OrderKey
+from app.intake.recorder import Entry, Inbox
+from app.ledger import keys, policy
+from app.ledger.ledger import Ledger
+from app.ledger.rq_jobs import LIVE, queue_key
+from app.ledger.work import Begun, Failed, Failure, Fetch, HandOn, Stored
 from tests.integration.ledger_model.parts import LEASE, Clock, awaited, content_of, event_of
 
 ONE: Final = OrderKey("aaaaaaaa-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000001")
@@ -141,4 +141,4 @@ class Stage:
         """Return the days until each key of the order ends, None for one without an end."""
         names = (keys.record(order), keys.trail(order), keys.content(order))
         left = [self.redis.pttl(name) for name in names if self.redis.exists(name)]
-        return {None if ms == -1 else round(ms / clockwork.DAY, 2) for ms in left}
+        return {None if ms == -1 else round(ms / policy.DAY, 2) for ms in left}

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from app.store import clockwork
-from app.store.jobs import queue_key
-from app.store.keys import OrderKey
-from app.store.work import Failure
+from app.ids import OrderKey
+from app.ledger import policy
+from app.ledger.rq_jobs import queue_key
+from app.ledger.work import Failure
 from tests.integration.ledger_model.book import Book, Flight, HandOff
 from tests.integration.ledger_model.parts import LEASE, Parts, content_of
 
-RETRY = 5 * clockwork.SECOND
+RETRY = 5 * policy.SECOND
 T = TypeVar("T")
 
 
@@ -84,7 +84,7 @@ class Worker:
         if self.flight is not None:
             if self.flight.version is None:
                 self.flight.version = self.world.books[self.flight.order].version
-            self._finish(self.flight, look_at=self.world.now + 2 * clockwork.MINUTE, give_up=give_up)
+            self._finish(self.flight, look_at=self.world.now + 2 * policy.MINUTE, give_up=give_up)
 
     def fail(self, what: Failure) -> None:
         """Upstream does not answer, or says that there is no such order."""
@@ -164,7 +164,7 @@ class Worker:
         assert book.hand_off is None or book.hand_off.lease_ends <= now, "two hand-ons of one order at once"
         assert hand_on.revision > book.handed, "a revision was handed on that the sink has had"
         assert hand_on.raw == b"%d" % (book.stored or 0), "not the content that is kept"
-        self.hand_off = book.hand_off = HandOff(order, hand_on, now + clockwork.HAND_LEASE)
+        self.hand_off = book.hand_off = HandOff(order, hand_on, now + policy.HAND_LEASE)
 
     def _handed(self, hand_off: HandOff, what: Literal["done", "again", "dead"]) -> None:
         order, now = hand_off.order, self.world.now

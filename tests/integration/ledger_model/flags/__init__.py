@@ -12,9 +12,9 @@ from typing import Final, Literal
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from app.store.inbox import Inbox
-from app.store.ledger import Ledger
-from app.store.scripts import source
+from app.intake.recorder import Inbox
+from app.ledger.ledger import Ledger
+from app.ledger.redis import source
 from tests.integration.ledger_model.parts import LEASE, Clock, Parts, awaited
 from tests.integration.ledger_model.wire import Wire
 

@@ -1,6 +1,6 @@
 --! uses push
 -- accept with a flag: `waiting` says that a fetch is queued; an event finds it up, or puts it up and queues one.
--- KEYS, ARGV and answer as app/store/accept.lua.
+-- KEYS, ARGV and answer as app/ledger/lua/accept.lua.
 local now, prefix, live = tonumber(ARGV[1]), ARGV[5], ARGV[6]
 local template, at = read_template(7)
 local outcomes = {}

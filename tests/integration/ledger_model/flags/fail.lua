@@ -1,4 +1,4 @@
--- fail with a flag: up it goes again, unless a later fetch is under way. KEYS, ARGV and answer as app/store/fail.lua.
+-- fail with a flag: up it goes again, unless a later fetch is under way. KEYS, ARGV and answer as app/ledger/lua/fail.lua.
 local member, what = ARGV[2], ARGV[6]
 redis.call('DEL', KEYS[5])
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[3] then

@@ -1,6 +1,6 @@
 --! uses push
 -- tick with a flag: an order is owed a fetch while its flag is up or one is under way.
--- KEYS, ARGV and answer as app/store/tick.lua.
+-- KEYS, ARGV and answer as app/ledger/lua/tick.lua.
 local now, prefix = tonumber(ARGV[1]), ARGV[4]
 local template = read_template(9)
 local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[5])

@@ -1,5 +1,5 @@
 --! uses push
--- want with a flag. KEYS, ARGV and answer as app/store/want.lua.
+-- want with a flag. KEYS, ARGV and answer as app/ledger/lua/want.lua.
 local now, prefix, queue = tonumber(ARGV[1]), ARGV[3], ARGV[4]
 local template, at = read_template(7)
 local outcomes = {}

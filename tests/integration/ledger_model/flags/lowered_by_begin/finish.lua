@@ -1,4 +1,4 @@
--- finish when begin took the flag down: no flag, nothing owed. KEYS, ARGV and answer as app/store/finish.lua.
+-- finish when begin took the flag down: no flag, nothing owed. KEYS, ARGV and answer as app/ledger/lua/finish.lua.
 local now, member, fence = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 redis.call('DEL', KEYS[5])
 if tonumber(redis.call('HGET', KEYS[1], 'stored') or '0') > fence then

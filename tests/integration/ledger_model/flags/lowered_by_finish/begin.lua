@@ -1,5 +1,5 @@
 -- begin with a flag that finish takes down: events that come while a fetch is queued or under way share it.
--- KEYS, ARGV and answer as app/store/begin.lua.
+-- KEYS, ARGV and answer as app/ledger/lua/begin.lua.
 local now, member = tonumber(ARGV[1]), ARGV[4]
 local r = redis.call('HMGET', KEYS[1], 'waiting', 'lease', 'dead')
 if r[3] or not r[1] then

@@ -1,4 +1,4 @@
--- finish that takes the flag down, and with it what came meanwhile. KEYS, ARGV and answer as app/store/finish.lua.
+-- finish that takes the flag down, and with it what came meanwhile. KEYS, ARGV and answer as app/ledger/lua/finish.lua.
 local member, fence = ARGV[2], tonumber(ARGV[3])
 redis.call('DEL', KEYS[5])
 if tonumber(redis.call('HGET', KEYS[1], 'stored') or '0') > fence then

@@ -1,0 +1,237 @@
+"""The commands for a laptop: demo, dev. The image has no `app.dev`, and so not these.
+
+The command `simulate`: load and misbehaviour on purpose. The image has no `app.dev`, and there it says so.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from app.cli import console, context
+from app.cli.console import FOUND, Stop, epilog
+from app.errors import ReceiverError
+
+_DEMO_CODES: Final = "Exit codes: 0 every order is complete · 1 one is not, or it could not be run"
+_DEV_CODES: Final = "Exit codes: 0 told to stop · 1 it could not be run · 2 usage"
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the commands where their parts are installed."""
+    if find_spec("app.dev") is not None:
+        cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES))(demo)
+        cli.command(
+            epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES)
+        )(dev)
+    register_simulate(cli)
+
+
+def demo() -> None:
+    """Drive sample orders through real processes and show what arrived; exits 0 only if all is complete.
+
+    Needs no Redis and no account: an embedded Valkey and a simulated Channel Manager are started and stopped.
+    """
+    from app.dev.demo import run  # here: the image has no app.dev
+
+    raise typer.Exit(0 if run(Console()) else 1)
+
+
+def dev(
+    port: Annotated[int, typer.Option(help="Port of the webhook on 127.0.0.1.")] = 8080,
+    folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
+    sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
+) -> None:
+    """Run everything on a laptop until Ctrl-C: embedded Valkey, sandbox, web, workers.
+
+    Orders created at the sandbox arrive here as they would in production; data is kept in FOLDER.
+    """
+    from app.dev.demo import keep_running  # here: the image has no app.dev
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    try:
+        keep_running(Console(), folder.resolve(), port, sinks)
+    except KeyboardInterrupt:
+        return
+    except ReceiverError as error:
+        raise Stop(str(error), FOUND) from None
+
+
+def interrupt(*_: object) -> None:
+    """Leave by way of all `with` blocks, whatever is being waited for; what follows must not disturb that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if TYPE_CHECKING:  # in the image there is no such module
+    from app.dev.simulator.run import Report
+
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
+_MOST_SHOWN: Final = 20
+_RATE: Final = 50.0
+_EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
+_CODES: Final = (
+    "Exit codes: 0 every id is right · 1 the ids shown are not, or it could not be run · 2 usage · 130 interrupted"
+)
+
+
+def register_simulate(cli: typer.Typer) -> None:
+    cli.command(epilog=epilog(_EXAMPLE, codes=_CODES))(simulate)
+
+
+def _share(text: str | float) -> float:
+    if isinstance(text, float):  # the default comes this way too
+        return text
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise typer.BadParameter("is not a share such as 10%")
+    return share
+
+
+def _per_second(text: str) -> float:
+    try:
+        rate = float(text.removesuffix("/s"))
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1e6:
+        raise typer.BadParameter("is not a rate such as 50/s")
+    return rate
+
+
+def simulate(
+    orders: Annotated[
+        int, typer.Option(min=1, max=5000, help="Orders that settle; a key has 6,000 calls in 5 min.")
+    ] = 100,
+    duplicates: Annotated[
+        float, typer.Option(parser=_share, metavar="SHARE", show_default="10%", help="Events sent twice.")
+    ] = 0.1,
+    late: Annotated[
+        float, typer.Option(parser=_share, metavar="SHARE", show_default="5%", help="Events that come last of all.")
+    ] = 0.05,
+    bad_secret: Annotated[
+        float,
+        typer.Option(parser=_share, metavar="SHARE", show_default="1%", help="Forged events, beside the true ones."),
+    ] = 0.01,
+    batch: Annotated[int, typer.Option(min=1, max=1000, help="Most events in one POST.")] = 20,
+    rate: Annotated[
+        float | None, typer.Option(parser=_per_second, metavar="N/s", show_default="50/s", help="Events a second.")
+    ] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="All at once, over 32 connections.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeats a plan; else one is drawn, and shown.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Webhook of a receiver that runs already and was given --settings.")
+    ] = None,
+    sandbox_port: Annotated[int, typer.Option(min=1, max=65535, help="Where it finds the Channel Manager.")] = 8089,
+    show_settings: Annotated[bool, typer.Option("--settings", help="Print what it must be given, and end.")] = False,
+    beyond_loopback: Annotated[
+        bool, typer.Option("--beyond-loopback", help="Allow --url on another machine: it is yours, and no production.")
+    ] = False,
+    patience: Annotated[int, typer.Option(min=1, help="Seconds without any getOrder after which it gives up.")] = 15,
+    as_json: context.Json = False,
+) -> None:
+    """Send events as badly as they may come, and check what became of every order.
+
+    Without --url everything is started and stopped as by `demo`, and the receiver's books are checked too. With it
+    a simulated Channel Manager runs here, and its count of getOrder calls is checked.
+    """
+    if find_spec("app.dev") is None:
+        raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
+    from app.dev.simulator.run import against, on_laptop, receiver_settings
+    from app.dev.simulator.sender import Wish
+
+    if show_settings:
+        for name, value in receiver_settings(sandbox_port).items():
+            console.say(f"{name}='{value}'")
+        return
+    if burst and rate is not None:
+        raise Stop("--burst is all at once: it has no --rate.")
+    if url is not None:
+        _check_address(url, beyond_loopback)
+    wish = Wish(
+        orders=orders,
+        duplicates=duplicates,
+        late=late,
+        bad_secret=bad_secret,
+        batch=batch,
+        rate=None if burst else rate or _RATE,
+        seed=secrets.randbelow(1_000_000) if seed is None else seed,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    try:
+        if url is None:
+            report = on_laptop(wish, patience, console.progress)
+        else:
+            report = against(url, sandbox_port, wish, patience, console.progress)
+    except (ReceiverError, TimeoutError) as error:
+        raise Stop(str(error), FOUND) from None
+    if as_json:
+        console.json_line(report)
+    else:
+        _print(report)
+    if report.wrong:
+        raise typer.Exit(FOUND)
+
+
+def _check_address(url: str, beyond_loopback: bool) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in {"http", "https"}:
+        raise Stop("--url is no http(s) address.")
+    if host not in _LOOPBACK and not beyond_loopback:
+        raise Stop("--url is not on this machine: made-up and forged events go there only with --beyond-loopback.")
+
+
+def _print(report: Report) -> None:
+    told = report.duplicates_recognised
+    whole = report.orders_complete
+    console.facts(
+        "",
+        [
+            ("seed", report.seed),
+            ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched")
+            if whole is None
+            else ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched, {whole:,} complete and right"),
+            ("events", f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} true ones acknowledged"),
+            ("answers", ", ".join(f"{said}: {count:,}" for said, count in sorted(report.answers.items()))),
+            ("duplicates", f"{report.duplicates_sent:,}" + ("" if told is None else f", {told:,} recognised")),
+            ("forged", _forged(report)),
+            ("getOrders", f"{report.get_orders:,}, {report.get_orders_per_settlement:g} a settlement"),
+            ("answer time", f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms"),
+            ("took", f"{report.seconds:g} s"),
+        ],
+    )
+    if not report.wrong:
+        console.say("Every id is right.")
+        return
+    console.table(
+        f"{console.many(len(report.wrong), 'id')} wrong",
+        ("order", "what"),
+        ((one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]),
+    )
+    if len(report.wrong) > _MOST_SHOWN:
+        console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
+
+
+def _forged(report: Report) -> str:
+    if not report.forged_sent:
+        return ""
+    refused = console.many(report.forged_posts_refused, "POST")
+    return f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused} of only these answered 401"

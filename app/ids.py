@@ -1,0 +1,36 @@
+"""GUIDs in the one form that keys, URLs and comparisons use, and the pair of them that names an order."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+EMPTY_GUID: Final = "00000000-0000-0000-0000-000000000000"
+"""What Business Central writes for "none" (upstream.md 1)."""
+
+_GUID: Final = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\}?")
+
+
+def guid(value: object) -> str | None:
+    """Return a GUID in its canonical form (lower case, no braces); None for anything else and for the empty GUID."""
+    match = _GUID.fullmatch(value) if isinstance(value, str) else None
+    found = match[1].lower() if match else None
+    return None if found == EMPTY_GUID else found
+
+
+class OrderKey(NamedTuple):
+    """One order: the GUIDs of its company and of itself, canonical (lower case, no braces)."""
+
+    company_id: str
+    order_id: str
+
+    @property
+    def member(self) -> str:
+        """Return the form used in zsets and at the end of keys."""
+        return f"{self.company_id}:{self.order_id}"
+
+    @classmethod
+    def of(cls, member: str) -> OrderKey:
+        """Return the order a zset member or key ending stands for."""
+        company_id, order_id = member.split(":")
+        return cls(company_id, order_id)

@@ -1,0 +1,1 @@
+"""An event on its way in: parse, authenticate, record."""

@@ -1,0 +1,1 @@
+"""Everything in Redis: the orders, their clock and history, and the scripts that change them."""

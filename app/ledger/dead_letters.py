@@ -1,0 +1,106 @@
+"""What was given up: orders that no fetch brought home, and hand-ons that a sink never took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+from redis import Redis
+
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.orders import Archive, OrderRecord
+from app.ledger.redis import Scored, oldest_first
+from app.times import from_ms, to_ms
+
+RECORD_GONE = "record_gone"
+"""Reason of a letter whose order has no record any more, or was revived by a hand that died half way."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """One order (`sink` is "") or one sink's hand-on of it that was given up at `at`, for `reason`."""
+
+    company_id: str
+    order_id: str
+    sink: str
+    at: datetime
+    reason: str
+    http: int | None
+    status: str
+    reference: str
+
+    @property
+    def key(self) -> OrderKey:
+        return OrderKey(self.company_id, self.order_id)
+
+
+class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it was given up."""
+
+    company_id: str | None = None
+    reason: str | None = None
+    since: datetime | None = None
+    until: datetime
+
+    def matches(self, letter: DeadLetter) -> bool:
+        return (
+            self.company_id in (None, letter.company_id)
+            and self.reason in (None, letter.reason)
+            and (self.since is None or letter.at >= self.since)
+            and letter.at <= self.until
+        )
+
+
+class DeadLetters:
+    """Reads dead letters; writes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._archive = Archive(redis)
+
+    def oldest_first(self, query: DeadQuery) -> Iterator[DeadLetter]:
+        """Return the orders that match, then the hand-ons that match, each from the oldest on."""
+        since = None if query.since is None else to_ms(query.since)
+        # With an end: what is requeued and given up again while we walk must not come again and again.
+        until = to_ms(query.until)
+        for zset in (keys.DEAD, keys.DEAD_SINKS):
+            for page in oldest_first(self._redis, zset, since, until):
+                yield from filter(query.matches, self._letters(page))
+
+    def of(self, order: OrderKey) -> list[DeadLetter]:
+        """Return what was given up of one order."""
+        record = self._archive.record(order)
+        if record is None:
+            return []
+        own = [_letter(order, "", record.dead_at, record)] if record.dead and record.dead_at else []
+        members = {sink.name: f"{order.member} {sink.name}" for sink in record.dead_sinks}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for member in members.values():
+                pipe.zscore(keys.DEAD_SINKS, member)
+            scores = pipe.execute()
+        return own + [
+            _letter(order, sink, from_ms(int(score or 0)), record) for sink, score in zip(members, scores, strict=True)
+        ]
+
+    def _letters(self, page: list[Scored]) -> Iterator[DeadLetter]:
+        named = [(*member.partition(" ")[::2], from_ms(score)) for member, score in page]
+        records = self._archive.records([OrderKey.of(order) for order, _, _ in named])
+        for (order, sink, at), record in zip(named, records, strict=True):
+            yield _letter(OrderKey.of(order), sink, at, record)
+
+
+def _letter(order: OrderKey, sink: str, at: datetime, record: OrderRecord | None) -> DeadLetter:
+    reason = ""
+    if record is not None:
+        reason = next((one.dead for one in record.sinks if one.name == sink), "") if sink else record.dead
+    return DeadLetter(
+        company_id=order.company_id,
+        order_id=order.order_id,
+        sink=sink,
+        at=at,
+        reason=reason or RECORD_GONE,
+        http=record.http if record is not None and not sink else None,
+        status=record.known_status if record is not None else "",
+        reference=record.reference if record is not None else "",
+    )

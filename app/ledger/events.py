@@ -1,0 +1,142 @@
+"""The accepted events as people look them up: one, those of an order, or a stretch of time, page by page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from redis import Redis
+
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.history import Heard
+from app.ledger.orders import Archive
+from app.ledger.redis import PAGE
+from app.times import from_ms, to_ms
+
+_ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted event; `at` is when it came, `sent` its own timestamp as sent.
+
+    `reference` is its buyFromOrderReference, `outcome` queued, coalesced or erased, `secret` the name of the
+    clientState that matched. Duplicates are not stored: the order's trail tells of them.
+    """
+
+    id: str
+    at: datetime
+    company_id: str
+    order_id: str
+    status: str
+    reference: str
+    sent: str
+    outcome: str
+    secret: str
+    request_id: str
+
+    @property
+    def key(self) -> OrderKey:
+        return OrderKey(self.company_id, self.order_id)
+
+
+class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events; all conditions must hold. `since` and `until` are aware and inclusive, `status` in any case."""
+
+    company_id: str | None = None
+    status: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def matches(self, event: StoredEvent) -> bool:
+        return (
+            self.company_id in (None, event.company_id)
+            and self.outcome in (None, event.outcome)
+            and (self.status is None or event.status.casefold() == self.status.casefold())
+        )
+
+
+class EventLog:
+    """Reads the stream of events; writes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def of_ids(self, event_ids: Iterable[str]) -> list[StoredEvent]:
+        """Return the events with these ids, oldest first; one that is not there (any more) is left out."""
+        ids = sorted({one for one in event_ids if is_event_id(one)}, key=_order_of)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for one in ids:
+                pipe.xrange(keys.EVENTS, one, one)
+            return [event for entries in pipe.execute() for event in self._page(entries)]
+
+    def of_order(self, order: OrderKey) -> list[StoredEvent]:
+        """Return the events of one order, oldest first, as far as its trail (200 entries) and EVENT_DAYS reach."""
+        entries = Archive(self._redis).trail(order)
+        return self.of_ids(entry.event_id for entry in entries if isinstance(entry, Heard))
+
+    def oldest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
+        """Return the events that match."""
+        low, high = _bounds(query)
+        while page := self._page(self._redis.xrange(keys.EVENTS, low, high, count=PAGE)):
+            yield from (event for event in page if query.matches(event))
+            low = f"({page[-1].id}"
+
+    def newest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
+        """Return the events that match."""
+        low, high = _bounds(query)
+        while page := self._page(self._redis.xrevrange(keys.EVENTS, high, low, count=PAGE)):
+            yield from (event for event in page if query.matches(event))
+            high = f"({page[-1].id}"
+
+    def last_id(self) -> str:
+        """Return the id behind which the next event will stand."""
+        newest: Any = self._redis.xrevrange(keys.EVENTS, count=1)
+        return newest[0][0].decode() if newest else "0-0"
+
+    def behind(self, event_id: str, wait_ms: int) -> list[StoredEvent]:
+        """Return the next events behind this id, at most a page; waits for the first as long as it is told to."""
+        answer: Any = self._redis.xread({keys.EVENTS: event_id}, count=PAGE, block=wait_ms)
+        return [event for _, entries in answer for event in self._page(entries)]
+
+    @staticmethod
+    def _page(entries: Any) -> list[StoredEvent]:
+        return [_event(event_id, fields) for event_id, fields in entries]
+
+
+def is_event_id(text: str) -> bool:
+    """Return whether `text` looks like the id of an event: `<ms>-<number>`."""
+    return _ID.fullmatch(text) is not None
+
+
+def _order_of(event_id: str) -> tuple[int, int]:
+    ms, _, number = event_id.partition("-")
+    return int(ms), int(number)
+
+
+def _bounds(query: EventQuery) -> tuple[str, str]:
+    # An id is the ms of its event; without its second half it means the first, or as an end the last, of that ms.
+    return (
+        "-" if query.since is None else str(max(0, to_ms(query.since))),
+        "+" if query.until is None else str(max(0, to_ms(query.until))),
+    )
+
+
+def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> StoredEvent:
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    return StoredEvent(
+        id=event_id.decode(),
+        at=from_ms(int(event_id.partition(b"-")[0])),
+        company_id=texts["company"],
+        order_id=texts["order"],
+        status=texts.get("status", ""),
+        reference=texts.get("reference", ""),
+        sent=texts.get("sent", ""),
+        outcome=texts.get("outcome", ""),
+        secret=texts.get("secret", ""),
+        request_id=texts.get("request", ""),
+    )

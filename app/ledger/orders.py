@@ -1,0 +1,613 @@
+"""The record of one order as people read it: the hash of keys.py, typed, with one word for where the order stands.
+
+The orders as people look them up: record, content and trail of one, or many of them page by page.
+
+What the ledger holds of many orders at once, as far as a list of orders can be compared with it.
+
+How busy the way upstream is: what reconciling must see before it adds to it.
+
+Orders by the references that people know them by: an index of those that were fetched, and a search for the rest.
+
+`finish` writes both references of an order into the index. One that was never fetched is known by the
+buyFromOrderReference of its event alone, which its record holds; it is owed, or dead, or went without ever coming home.
+
+Which of many references the ledger knows: the index tells of what was fetched, one walk of all else.
+
+A look-up of one reference searches 20,000 orders at most (reference_index.py); a whole file of them must be told
+exactly, so all orders are walked, once.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import Any, Final, Literal
+
+import msgspec
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from app.errors import ReceiverError, UnreadableAnswer
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.history import Entry, Unread, parse_line
+from app.ledger.redis import PAGE, Scored, newest_first, oldest_first
+from app.ledger.rq_jobs import BACKFILL, queue_key
+from app.times import from_ms, to_ms
+from app.upstream.decode import build, decode
+from app.upstream.models import Order, Summary, parse_order
+
+State = Literal["owed", "fetching", "parked", "home", "gone", "dead", "dropped", "erased"]
+"""Where an order stands, first match wins.
+
+`erased`: on request; what is left keeps it from coming back. `dead`: given up, still owed. `fetching`: a worker holds
+it. `parked`: owed, and the connection is at fault, not the order. `owed`: a fetch is to come. `gone`: upstream has
+deleted it. `dropped`: given up for good, by hand. `home`: all that was settled has been fetched.
+Sinks are not in it: an order may be home and a sink behind (`SinkRecord`).
+"""
+
+
+class SinkRecord(msgspec.Struct, frozen=True):
+    """How far one sink is; `revision` is the latest it took, `next` its next try, `dead` why it was given up.
+
+    `dropped` is the latest revision that was given up for good: the sink never had it, unless it took a later one.
+    """
+
+    name: str
+    revision: int
+    tries: int
+    next: datetime | None
+    dead: str
+    dropped: int = 0
+
+
+class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One order; what the fields mean stands in keys.py. What is not there is 0, "" or None."""
+
+    company_id: str
+    order_id: str
+    wanted: int
+    begun: int
+    done: int
+    fence: int
+    job: str
+    lane: str
+    lease: datetime | None
+    holder: str
+    tries: int
+    looks: int
+    parks: int
+    crashes: int
+    missing: datetime | None
+    error: str
+    http: int | None
+    dead: str
+    dead_at: datetime | None
+    dropped: datetime | None
+    erased: datetime | None
+    status: str
+    said: str
+    revision: int
+    fetched: datetime | None
+    wallets: int
+    tickets: int
+    coupons: int
+    manifest: bool
+    first: datetime | None
+    heard: datetime | None
+    reference: str
+    request: str
+    duplicates: int
+    sinks: tuple[SinkRecord, ...]
+
+    @property
+    def key(self) -> OrderKey:
+        return OrderKey(self.company_id, self.order_id)
+
+    @property
+    def known_status(self) -> str:
+        """Return the status told last, by an event or by a fetch; "" if neither came yet."""
+        by_fetch = self.fetched is not None and (self.heard is None or self.fetched > self.heard)
+        return (self.status if by_fetch else self.said) or self.status
+
+    @property
+    def changed(self) -> datetime | None:
+        """Return when something was last learnt of the order."""
+        moments = (self.first, self.heard, self.fetched, self.dead_at, self.dropped, self.erased)
+        return max(filter(None, moments), default=None)
+
+    @property
+    def dead_sinks(self) -> tuple[SinkRecord, ...]:
+        """Return the sinks whose hand-on was given up."""
+        return tuple(sink for sink in self.sinks if sink.dead)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Return whether it was given up for good, and nothing came since: no event, no wish, no late answer."""
+        return (
+            self.dropped is not None and self.done >= self.wanted and not (self.fetched and self.fetched > self.dropped)
+        )
+
+    def state(self, now: datetime) -> State:
+        """Return the one word; `now` is aware and tells whether a lease still holds."""
+        if self.erased:
+            return "erased"
+        if self.dead:
+            return "dead"
+        if self.done < self.wanted:
+            if self.lease is not None and self.lease > now:
+                return "fetching"
+            return "parked" if self.parks else "owed"
+        if self.status == "Gone":
+            return "gone"
+        return "dropped" if self.is_dropped else "home"
+
+
+def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
+    """Return the record in the hash of `order`."""
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+
+    def number(name: str) -> int:
+        return int(texts.get(name) or 0)
+
+    def moment(name: str) -> datetime | None:
+        return _moment(texts.get(name))
+
+    def text(name: str) -> str:
+        return texts.get(name, "")
+
+    return OrderRecord(
+        company_id=order.company_id,
+        order_id=order.order_id,
+        wanted=number("wanted"),
+        begun=number("begun"),
+        done=number("done"),
+        fence=number("fence"),
+        job=text("job"),
+        lane=text("lane"),
+        lease=moment("lease"),
+        holder=text("holder"),
+        tries=number("tries"),
+        looks=number("looks"),
+        parks=number("parks"),
+        crashes=number("crashes"),
+        missing=moment("missing"),
+        error=text("error"),
+        http=number("http") or None,
+        dead=text("dead"),
+        dead_at=moment("dead_at"),
+        dropped=moment("dropped"),
+        erased=moment("erased"),
+        status=text("status"),
+        said=text("said"),
+        revision=number("revision"),
+        fetched=moment("fetched"),
+        wallets=number("wallets"),
+        tickets=number("tickets"),
+        coupons=number("coupons"),
+        manifest=number("manifest") == 1,
+        first=moment("first"),
+        heard=moment("heard"),
+        reference=text("reference"),
+        request=text("request"),
+        duplicates=number("duplicates"),
+        sinks=_sinks(texts),
+    )
+
+
+def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
+    # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
+    names = sorted({name.rpartition(":")[0] for name in texts} - {""})
+    return tuple(
+        SinkRecord(
+            name=name,
+            revision=int(texts.get(f"{name}:at") or 0),
+            tries=int(texts.get(f"{name}:tries") or 0),
+            next=_moment(texts.get(f"{name}:next")),
+            dead=texts.get(f"{name}:dead", ""),
+            dropped=int(texts.get(f"{name}:dropped") or 0),
+        )
+        for name in names
+    )
+
+
+def _moment(milliseconds: str | None) -> datetime | None:
+    return from_ms(int(milliseconds)) if milliseconds else None
+
+
+MOST_SORTED: Final = 20_000
+"""Orders on the clock that are sorted by their last change; of more, those that are owed are soon met in a walk."""
+
+_ON_THE_CLOCK: Final = frozenset({"owed", "parked", "fetching"})
+"""States of an order that stands in `due`."""
+
+
+class BrokenRecord(ReceiverError):
+    """The key of an order's record holds something that none of our scripts has written there."""
+
+    def __init__(self, order: OrderKey) -> None:
+        super().__init__(f"The record of order {order.order_id} is unreadable: look at {keys.record(order)} in Redis.")
+
+
+class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which orders to list; all conditions must hold.
+
+    `since` and `until` are aware, inclusive, and mean the last change. `status` is the one told last, in any case.
+    """
+
+    company_id: str | None = None
+    status: str | None = None
+    state: State | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def matches(self, record: OrderRecord, now: datetime) -> bool:
+        return (
+            (self.company_id is None or record.company_id == self.company_id)
+            and (self.status is None or record.known_status.casefold() == self.status.casefold())
+            and (self.state is None or record.state(now) == self.state)
+        )
+
+
+class Archive:
+    """Reads orders; writes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def record(self, order: OrderKey) -> OrderRecord | None:
+        """Return the record of one order, None if there is none.
+
+        Raises BrokenRecord.
+        """
+        (found,) = self._read([order])
+        if isinstance(found, BrokenRecord):
+            raise found
+        return found
+
+    def records(
+        self, orders: Sequence[OrderKey], broken: Callable[[BrokenRecord], object] = lambda _: None
+    ) -> list[OrderRecord | None]:
+        """Return the record of each order, in one round trip; of a broken one `broken` is told, and it is None."""
+        found: list[OrderRecord | None] = []
+        for one in self._read(orders):
+            if isinstance(one, BrokenRecord):
+                broken(one)
+                found.append(None)
+            else:
+                found.append(one)
+        return found
+
+    def _read(self, orders: Sequence[OrderKey]) -> list[OrderRecord | BrokenRecord | None]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.hgetall(keys.record(order))
+            found = pipe.execute(raise_on_error=False)
+        return [_parsed(order, answer) for order, answer in zip(orders, found, strict=True)]
+
+    def order(self, order: OrderKey) -> Order | None:
+        """Return the order as it was last fetched, None if it never was.
+
+        Raises UnreadableAnswer if what is stored is no order.
+        """
+        try:
+            packed: Any = self._redis.get(keys.content(order))
+            return None if packed is None else parse_order(zlib.decompress(packed))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+        except zlib.error:
+            pass
+        raise UnreadableAnswer("unreadable_content")
+
+    def trail(self, order: OrderKey) -> tuple[Entry, ...]:
+        """Return what happened to the order, oldest first; the last 200 entries are kept.
+
+        What is not readable is an Unread.
+        """
+        try:
+            lines: list[Any] = self._redis.lrange(keys.trail(order), 0, -1)
+        except ResponseError as error:
+            if is_wrong_type(error):
+                return (Unread(from_ms(0), f"the trail is unreadable: look at {keys.trail(order)} in Redis"),)
+            raise
+        return tuple(parse_line(line.decode(errors="replace")) for line in lines)
+
+    def due(self, order: OrderKey) -> datetime | None:
+        """Return when the order is looked at again, None if nothing is owed or it was given up."""
+        score = self._redis.zscore(keys.DUE, order.member)
+        return None if score is None else from_ms(int(score))
+
+    def newest_first(
+        self, query: OrderQuery, now: datetime, broken: Callable[[BrokenRecord], object] = lambda _: None
+    ) -> Iterator[OrderRecord]:
+        """Return the orders that match, the one that changed last first; those that are broken `broken` is told."""
+        since = None if query.since is None else to_ms(query.since)
+        until = None if query.until is None else to_ms(query.until)
+        if query.state in _ON_THE_CLOCK and self._redis.zcard(keys.DUE) <= MOST_SORTED:
+            found = self._on_the_clock(since, until)
+        else:
+            # To be given up is a change like another: the few dead letters need no walk through all orders.
+            zset = keys.DEAD if query.state == "dead" else keys.ORDERS
+            found = newest_first(self._redis, zset, since, until)
+        for page in found:
+            orders = [OrderKey.of(member) for member, _ in page]
+            wanted = [one for one in orders if query.company_id in (None, one.company_id)]
+            for record in self.records(wanted, broken):
+                # An order that has ended its days may stand in the list a little longer.
+                if record is not None and query.matches(record, now):
+                    yield record
+
+    def of_companies(self, order_id: str, company_ids: Iterable[str]) -> list[OrderKey]:
+        """Return the orders with this id that these companies have."""
+        orders = [OrderKey(company_id, order_id) for company_id in company_ids]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.exists(keys.record(order))
+            found = pipe.execute()
+        return [order for order, exists in zip(orders, found, strict=True) if exists]
+
+    def of_any_company(self, order_id: str) -> list[OrderKey]:
+        """Return the orders with this id, also of companies that the settings no longer name.
+
+        Such a company is known by its counters: of each, events were counted, or gaps of its list.
+        """
+        fields: Any = self._redis.hkeys(keys.COUNTERS)
+        counted = (field.decode(errors="replace").split("|") for field in fields)
+        companies = {labels[0] for metric, *labels in counted if metric in {"events", "gaps"} and labels}
+        return self.of_companies(order_id, sorted(companies))
+
+    def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[Scored]]:
+        """Return the orders of `due` in pages, the one that changed last first."""
+        # One that is looked at later meanwhile comes again at the end of the walk: a dict holds it once.
+        members = dict(chain.from_iterable(oldest_first(self._redis, keys.DUE)))
+        changed: list[Scored] = []
+        left = list(members)
+        for at in range(0, len(left), PAGE):
+            chunk = left[at : at + PAGE]
+            scores: Any = self._redis.zmscore(keys.ORDERS, chunk)
+            changed += [
+                (member, int(score))
+                for member, score in zip(chunk, scores, strict=True)
+                if score is not None and (since or 0) <= score and (until is None or score <= until)
+            ]
+        changed.sort(key=lambda one: one[1], reverse=True)
+        return (changed[at : at + PAGE] for at in range(0, len(changed), PAGE))
+
+
+def is_wrong_type(answer: object) -> bool:
+    """Return whether Redis says that one key is not what we took it for: that one order's fault, not Redis's."""
+    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
+def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
+    if is_wrong_type(answer):
+        return BrokenRecord(order)
+    if isinstance(answer, Exception):
+        raise answer
+    # A `want` or an event always counts `wanted`: a hash without it is what a late command left of an erased order.
+    if b"wanted" not in answer:
+        return None
+    try:
+        return parse_record(order, answer)
+    except (ValueError, OverflowError):
+        return BrokenRecord(order)
+
+
+_COPIES_A_CALL = 200
+"""Orders a round trip: contents can be large, and Redis serves others in between."""
+
+_FIELDS = ("wanted", "done", "dead", "dropped", "status", "fetched", "erased")
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """One order as we hold it. `status` is that of the latest fetch, or Gone; "" if none came home.
+
+    `dead` is the reason it was given up, `dropped` if people did so for good, `erased` if
+    they erased it, "" if neither; `fetched` ms, 0 for
+    never; `copy` the fields of the stored content that a list shows too, None where nothing was stored.
+    """
+
+    owed: bool
+    dead: str
+    status: str
+    fetched: int
+    copy: Summary | None
+
+
+class Holdings:
+    """Reads; writes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def of(self, orders: Sequence[OrderKey]) -> list[Holding | None]:
+        """Return what is held of each order, None where the ledger has no record."""
+        found: list[Holding | None] = []
+        for at in range(0, len(orders), _COPIES_A_CALL):
+            found += self._of(orders[at : at + _COPIES_A_CALL])
+        return found
+
+    def _of(self, orders: Sequence[OrderKey]) -> list[Holding | None]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.hmget(keys.record(order), _FIELDS)
+                pipe.get(keys.content(order))
+            answers = pipe.execute()
+        return [
+            _holding(order, dict(zip(_FIELDS, values, strict=True)), packed)
+            for order, values, packed in zip(orders, answers[::2], answers[1::2], strict=True)
+        ]
+
+
+def _holding(order: OrderKey, values: dict[str, bytes | None], packed: bytes | None) -> Holding | None:
+    record = parse_record(order, {name.encode(): value for name, value in values.items() if value is not None})
+    # As in the archive: every record counts `wanted`.
+    if not record.wanted:
+        return None
+    return Holding(
+        owed=record.done < record.wanted,
+        dead="erased" if record.erased else record.dead or ("dropped" if record.is_dropped else ""),
+        status=record.status,
+        fetched=int(values["fetched"] or 0),
+        copy=_copy(packed),
+    )
+
+
+def _copy(packed: bytes | None) -> Summary | None:
+    """Return the part of the content that a list shows too: its fields have the same names and rules."""
+    if packed is None:
+        return None
+    try:
+        return build(Summary, decode(zlib.decompress(packed)))
+    except (UnreadableAnswer, zlib.error):  # to be fetched anew is what helps
+        return None
+
+
+_CHUNK: Final = 500
+"""Orders a round trip."""
+
+
+class Backlog:
+    """Reads; writes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def backfill(self) -> int:
+        """Return how many jobs wait in backfill."""
+        waiting: Any = self._redis.llen(queue_key(BACKFILL))
+        return int(waiting)
+
+    def owes_live(self, company_ids: Collection[str]) -> bool:
+        """Return whether any of these companies is owed a fetch on the live lane."""
+        at = 0
+        while members := self._members(at):
+            wanted = [order for order in map(OrderKey.of, members) if order.company_id in company_ids]
+            if any(self._is_live(wanted)):
+                return True
+            at += _CHUNK
+        return False
+
+    def _members(self, at: int) -> list[str]:
+        # By position: a member that moves meanwhile may be missed, and this is an estimate of one moment anyway.
+        found: Any = self._redis.zrange(keys.DUE, at, at + _CHUNK - 1)
+        return [member.decode() for member in found]
+
+    def _is_live(self, orders: list[OrderKey]) -> list[bool]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.hmget(keys.record(order), "wanted", "done", "lane")
+            found = pipe.execute()
+        return [int(wanted or 0) > int(done or 0) and lane != BACKFILL.encode() for wanted, done, lane in found]
+
+
+MOST_SEARCHED: Final = 15_000
+"""Orders of each list that are looked through for a reference that is not in the index: a look-up must end at once."""
+
+
+class ReferenceIndex:
+    """Reads; writes nothing."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def orders(self, reference: str, company_id: str | None = None) -> list[OrderKey]:
+        """Return the orders that have this buyFromOrderReference or sellToOrderReference, in any case.
+
+        `company_id` leaves out those of other companies. Sorted; an order that is here no more is not among them.
+        A blank reference names none, not those that have no reference.
+        """
+        if not reference.strip():
+            return []
+        return self._indexed(reference, company_id) or sorted(self._searched(reference.strip().casefold(), company_id))
+
+    def _indexed(self, reference: str, company_id: str | None) -> list[OrderKey]:
+        members: Any = self._redis.smembers(keys.reference(reference))
+        orders = sorted(OrderKey.of(member.decode()) for member in members)
+        # The index may outlive a record by some days, and knows nothing of one that was erased.
+        wanted = self._fields([one for one in orders if company_id in (None, one.company_id)], "wanted")
+        return [order for order, count in wanted if count]
+
+    def _searched(self, wanted: str, company_id: str | None) -> set[OrderKey]:
+        found: set[OrderKey] = set()
+        # The owed and the dead first: after a long outage they may be older than the newest of all.
+        for zset in (keys.DUE, keys.DEAD, keys.ORDERS):
+            found |= set(self._in(zset, wanted, company_id))
+            if found:
+                break
+        return found
+
+    def _in(self, zset: str, wanted: str, company_id: str | None) -> Iterator[OrderKey]:
+        searched = 0
+        for page in newest_first(self._redis, zset):
+            orders = [OrderKey.of(member) for member, _ in page]
+            asked = [order for order in orders if company_id in (None, order.company_id)]
+            yield from (order for order, said in self._fields(asked, "reference") if said.casefold() == wanted)
+            searched += len(page)
+            if searched >= MOST_SEARCHED:
+                return
+
+    def _fields(self, orders: Collection[OrderKey], name: str) -> list[tuple[OrderKey, str]]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order in orders:
+                pipe.hget(keys.record(order), name)
+            found = pipe.execute(raise_on_error=False)
+        return [(order, _text(value)) for order, value in zip(orders, found, strict=True)]
+
+
+def _text(value: Any) -> str:
+    # A broken record has no reference; the others are to be found all the same.
+    if is_wrong_type(value):
+        return ""
+    if isinstance(value, Exception):
+        raise value
+    return (value or b"").decode(errors="replace")
+
+
+_REFERENCES_A_CALL: Final = 200
+"""References a round trip."""
+
+
+class References:
+    """Reads; writes nothing. References are compared in any case."""
+
+    def __init__(self, redis: Redis, company_ids: Collection[str]) -> None:
+        self._redis = redis
+        self._company_ids = company_ids
+        self._holdings = Holdings(redis)
+
+    def indexed(self, references: Iterable[str]) -> set[str]:
+        """Return those, as given, by which a fetched order is known."""
+        wanted = list(references)
+        return {
+            one
+            for at in range(0, len(wanted), _REFERENCES_A_CALL)
+            for one in self._indexed(wanted[at : at + _REFERENCES_A_CALL])
+        }
+
+    def told(self) -> Iterator[set[str]]:
+        """Yield, page by page, the references that events told, also of orders that never came home; case-folded."""
+        for page in newest_first(self._redis, keys.ORDERS):
+            orders = [order for order in (OrderKey.of(member) for member, _ in page) if self._is_ours(order)]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for order in orders:
+                    pipe.hget(keys.record(order), "reference")
+                found: list[Any] = pipe.execute()
+            yield {value.decode().casefold() for value in found if value}
+
+    def _indexed(self, wanted: list[str]) -> Iterator[str]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for one in wanted:
+                pipe.smembers(keys.reference(one))
+            found: list[Any] = pipe.execute()
+        for one, members in zip(wanted, found, strict=True):
+            orders = [order for order in (OrderKey.of(member.decode()) for member in members) if self._is_ours(order)]
+            # The index may outlive a record by some days.
+            if any(held is not None for held in self._holdings.of(orders)):
+                yield one
+
+    def _is_ours(self, order: OrderKey) -> bool:
+        return order.company_id in self._company_ids

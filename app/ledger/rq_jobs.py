@@ -1,0 +1,68 @@
+"""The RQ job of an order, as a template that the scripts fill in: RQ makes every value, we only write them.
+
+RQ's public `create_job` and `to_dict` give the fields; a contract test holds the result against a job that RQ's own
+`enqueue` wrote, so that `rq info`, `rq worker` and rq-dashboard see an ordinary job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.utils import now, utcformat
+
+from app.ledger import policy
+
+FETCH_ORDER: Final = "workers.jobs.fetch_order"
+DESCRIPTION: Final = "fetch order"
+"""RQ's default would be the call with its arguments."""
+LIVE: Final = "live"
+BACKFILL: Final = "backfill"
+FAILURE_TTL: Final = 86400
+"""Seconds that RQ keeps the hash of a job whose worker was killed; the ledger has the order back long before."""
+
+_COMPANY, _ORDER = "%company%", "%order%"
+_PER_JOB = frozenset({"data", "origin", "created_at", "enqueued_at", "status"})
+
+
+def queue(name: str, connection: Redis) -> Queue:
+    """Return the RQ queue `name`; jobs are readable JSON on both sides."""
+    return Queue(name, connection=connection, serializer=JSONSerializer)
+
+
+def queue_key(name: str) -> str:
+    return f"{Queue.redis_queue_namespace_prefix}{name}"
+
+
+QUEUES_KEY: Final = Queue.redis_queues_keys
+
+
+class JobTemplate:
+    """What is the same in every job, made once; the time is put in per call."""
+
+    def __init__(self) -> None:
+        # A client is asked for by RQ's constructors and never used: nothing is sent.
+        job = queue(LIVE, Redis()).create_job(
+            FETCH_ORDER,
+            args=(_COMPANY, _ORDER),
+            timeout=policy.JOB_TIMEOUT,
+            result_ttl=0,
+            failure_ttl=FAILURE_TTL,
+            description=DESCRIPTION,
+        )
+        before, _, rest = job.data.partition(_COMPANY.encode())
+        between, _, after = rest.partition(_ORDER.encode())
+        self._head = [Job.redis_job_namespace_prefix, before, between, after, "status", "queued"]
+        for field, value in job.to_dict().items():
+            if field not in _PER_JOB and value is not None:
+                self._head += [field, value]
+
+    def fields(self, clock: Callable[[], datetime] = now) -> list[Any]:
+        """Return the arguments of push.lua: their number first."""
+        at = utcformat(clock())
+        return [len(self._head) + 4, *self._head, "created_at", at, "enqueued_at", at]

@@ -1,1 +1,0 @@
-"""The only door to Redis: intake, ledger, budget and counters, each step one script."""

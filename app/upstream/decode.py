@@ -1,0 +1,208 @@
+"""JSON from the Channel Manager → frozen values; one odd field must never cost a paid order.
+
+Every field is read by itself. What is absent, "", the all-zero GUID or unreadable becomes None, a missing list (),
+an unknown field stays in `extra`. Only a field without `| None` is demanded: UnreadableAnswer if it is not there.
+The wire format is that of upstream.md 1 ("treat "" and absent alike, parse numbers as Decimal").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from typing import Any, ClassVar, NewType, TypeVar, get_args, get_origin
+
+import msgspec
+from pydantic import SecretStr
+
+from app.errors import UnreadableAnswer
+from app.ids import EMPTY_GUID, guid
+
+Guid = NewType("Guid", str)
+"""A canonical GUID: lower case, with hyphens, without braces."""
+
+_LONGEST_DEMANDED = 50  # the event carries the same texts in 50 characters (upstream.md 0)
+_LARGEST_EXPONENT = 30  # beyond any money; printing 1E+999999999 in full would take a gigabyte
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """One object of an answer.
+
+    It may end up in a traceback or a log line, so its repr shows the fields named in `shown` and no others:
+    codes, counts and states, never a person, a number that opens a door, or a link.
+    """
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    extra: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Keep rich, which prints locals in tracebacks, to what repr shows; a list is shown as its length."""
+        values = [(name, getattr(self, name)) for name in self.shown]
+        return [(name, len(value) if isinstance(value, tuple) else value) for name, value in values]
+
+
+P = TypeVar("P", bound=Part)
+
+
+def decode(raw: bytes) -> Any:
+    """Return the JSON in `raw` with every fraction as a Decimal of the digits that were sent.
+
+    Raises UnreadableAnswer, and nothing else, if it is no JSON.
+    """
+    return _decoded(_DECODER, raw)
+
+
+def canonical(raw: bytes) -> bytes:
+    """Return the JSON in `raw` in one form: keys sorted, no white space, 200.0 and 2e2 written as 200.
+
+    Raises UnreadableAnswer, and nothing else, if it is no JSON.
+    """
+    return _ENCODER.encode(_decoded(_CANONICAL_DECODER, raw))
+
+
+def build(kind: type[P], raw: object) -> P:
+    """Return a `kind` with each of its fields read from the decoded object `raw`.
+
+    Raises UnreadableAnswer if a demanded field is missing.
+    """
+    members = raw if isinstance(raw, dict) else {}
+    readers = _readers(kind)
+    values = {name: read(members.get(key)) for key, (name, read) in readers.items()}
+    return kind(**values, extra={key: value for key, value in members.items() if key not in readers})
+
+
+def build_all(kind: type[P], raw: object) -> tuple[P, ...]:
+    """Return one `kind` for each object in the decoded list `raw`; () if it is no list."""
+    return tuple(build(kind, one) for one in raw if isinstance(one, dict)) if isinstance(raw, list) else ()
+
+
+def _number(text: str) -> Decimal | str:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent that no Decimal holds: the field is odd, the order is not
+        return text
+
+
+def _shortest_number(text: str) -> Decimal | int | str:
+    number = _number(text)
+    if isinstance(number, str) or abs(number.adjusted()) > _LARGEST_EXPONENT:
+        return number
+    if number == number.to_integral_value():
+        return int(number)
+    return Decimal(f"{number:f}".rstrip("0"))  # not normalize(): that rounds to 28 digits
+
+
+_DECODER = msgspec.json.Decoder(float_hook=_number)
+_CANONICAL_DECODER = msgspec.json.Decoder(float_hook=_shortest_number)
+_ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    try:
+        return decoder.decode(raw)
+    except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+        raise UnreadableAnswer("unreadable_answer") from None
+
+
+def _demanded_guid(raw: object) -> Guid:
+    found = guid(raw)
+    if found is None:
+        raise UnreadableAnswer("unreadable_answer")
+    return Guid(found)
+
+
+def _demanded_text(raw: object) -> str:
+    if not isinstance(raw, str) or not 1 <= len(raw) <= _LONGEST_DEMANDED:
+        raise UnreadableAnswer("unreadable_answer")
+    return raw
+
+
+def _text(raw: object) -> str | None:
+    if isinstance(raw, bool) or not isinstance(raw, str | int | Decimal):
+        return None
+    text = str(raw)  # a reference number sent as a number is still a reference number
+    return text if text not in ("", EMPTY_GUID) else None
+
+
+def _secret(raw: object) -> SecretStr | None:
+    text = _text(raw)
+    return SecretStr(text) if text is not None else None
+
+
+def _decimal(raw: object) -> Decimal | None:
+    if isinstance(raw, bool) or not isinstance(raw, str | int | Decimal):
+        return None
+    try:
+        number = Decimal(raw)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and abs(number.adjusted()) <= _LARGEST_EXPONENT else None
+
+
+def _whole(raw: object) -> int | None:
+    number = _decimal(raw)
+    return int(number) if number is not None and number == number.to_integral_value() else None
+
+
+def _moment(raw: object) -> datetime | None:
+    """Read a point in time; the seventh digit of a fraction is cut, a zone left out is UTC (upstream.md 1)."""
+    if not isinstance(raw, str) or "T" not in raw:
+        return None
+    try:
+        moment = datetime.fromisoformat(raw)
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.year > 1 else None  # year 1 is how Business Central's services write "no time"
+
+
+def _day(raw: object) -> date | None:
+    try:
+        day = date.fromisoformat(raw) if isinstance(raw, str) else None
+    except ValueError:
+        return None
+    return day if day is not None and day.year > 1 else None
+
+
+def _clock_time(raw: object) -> time | None:
+    try:
+        return time.fromisoformat(raw) if isinstance(raw, str) else None
+    except ValueError:
+        return None
+
+
+_Reader = Callable[[object], Any]
+_READER_OF: dict[object, _Reader] = {
+    Guid: _demanded_guid,
+    str: _demanded_text,
+    str | None: _text,
+    SecretStr | None: _secret,
+    bool: lambda raw: raw is True,
+    int | None: _whole,
+    Decimal | None: _decimal,
+    datetime | None: _moment,
+    date | None: _day,
+    time | None: _clock_time,
+}
+
+
+@cache
+def _readers(kind: type[Part]) -> dict[str, tuple[str, _Reader]]:
+    """Return, for each key on the wire, the field's name and what reads it."""
+    return {
+        field.encode_name: (field.name, _reader(field.type))
+        for field in msgspec.structs.fields(kind)
+        if field.name != "extra"
+    }
+
+
+def _reader(wanted: Any) -> _Reader:
+    if get_origin(wanted) is tuple:
+        part = get_args(wanted)[0]
+        return lambda raw: build_all(part, raw)
+    return _READER_OF[wanted]

@@ -1,0 +1,316 @@
+"""The order as getOrder answers it: what the guest bought, and the wallets, tickets and coupons that came of it.
+
+Fields and their meaning: upstream.md 1. Values are frozen, money is Decimal, times are aware, what is not there is
+None or (). Printing any of it shows no person and no ticket (`wire.Part`).
+
+Pages of order summaries, for finding what no event told of (upstream.md 6).
+
+The subscription that makes upstream send us events (upstream.md 3).
+
+Upstream shows the clientState of every subscription to whoever lists them, so it becomes a secret as it is read.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from hashlib import sha256
+from urllib.parse import quote, urlencode
+
+from msgspec import Struct
+from pydantic import SecretStr
+
+from app.errors import UnreadableAnswer
+from app.upstream.decode import Guid, Part, build, build_all, canonical, decode
+
+UNSETTLED = frozenset({"Submitted", "Scheduled", "Processing"})
+"""The words for "still working"."""
+
+
+class Asset(Part, frozen=True):
+    """A ticket or a coupon in a wallet; `type` tells which."""
+
+    shown = ("type", "item_number")
+
+    id: str | None = None
+    type: str | None = None
+    asset_id: str | None = None
+    reference_number: str | None = None
+    item_number: str | None = None
+    description: str | None = None
+
+
+class Wallet(Part, frozen=True):
+    """What one guest carries; a shell without `wallet_id` until the order has been issued."""
+
+    shown = ("seq_no", "assets")
+
+    seq_no: int | None = None
+    wallet_id: str | None = None
+    wallet_reference_number: str | None = None
+    external_reference_number: str | None = None
+    name: str | None = None
+    issued_at: datetime | None = None
+    unit_price_excl_vat: Decimal | None = None
+    unit_price_incl_vat: Decimal | None = None
+    currency_code: str | None = None
+    manifest_url: str | None = None
+    assets: tuple[Asset, ...] = ()
+
+    @property
+    def tickets(self) -> tuple[Asset, ...]:
+        return tuple(asset for asset in self.assets if asset.type == "ticket")
+
+    @property
+    def coupons(self) -> tuple[Asset, ...]:
+        return tuple(asset for asset in self.assets if asset.type == "coupon")
+
+
+class ComponentSchedule(Part, frozen=True):
+    """When one component of a package is visited, in the venue's own time."""
+
+    shown = ("item_number", "visit_date", "visit_time")
+
+    item_number: str | None = None
+    visit_date: date | None = None
+    visit_time: time | None = None
+
+
+class Item(Part, frozen=True):
+    """One line of the order; `visit_date` and `visit_time` are in the venue's own time."""
+
+    shown = ("line_no", "item_number", "quantity", "wallets")
+
+    line_no: int | None = None
+    item_number: str | None = None
+    description: str | None = None
+    is_package: bool = False
+    quantity: int | None = None
+    visit_date: date | None = None
+    visit_time: time | None = None
+    sell_to_name: str | None = None
+    sell_to_email: str | None = None
+    sell_to_language: str | None = None
+    component_schedule: tuple[ComponentSchedule, ...] = ()
+    wallets: tuple[Wallet, ...] = ()
+
+
+class Order(Part, frozen=True):
+    """One order; `status` is the word as sent, known or not."""
+
+    shown = ("order_id", "status", "items")
+
+    order_id: Guid
+    status: str
+    status_message: str | None = None
+    partner_id: str | None = None
+    sell_to_order_reference: str | None = None
+    buy_from_order_reference: str | None = None
+    sell_to_email: str | None = None
+    sell_to_name: str | None = None
+    sell_to_language: str | None = None
+    payment_reference: str | None = None
+    received_at: datetime | None = None
+    job_id: str | None = None
+    manifest_url: str | None = None
+    items: tuple[Item, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Return whether upstream has finished with the order for now.
+
+        An unknown status counts as settled: the words for "still working" are known, and waiting for a word we do
+        not understand to change would end a paid order in a dead letter. A later settlement brings its own event.
+        """
+        return self.status not in UNSETTLED
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Return what the venue and the partner call it, as far as they do."""
+        return tuple(filter(None, (self.buy_from_order_reference, self.sell_to_order_reference)))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Return the e-mail addresses of the order and of its lines, each once."""
+        told = (self.sell_to_email, *(item.sell_to_email for item in self.items))
+        return tuple(dict.fromkeys(filter(None, told)))
+
+    @property
+    def wallets(self) -> tuple[Wallet, ...]:
+        """Return the wallets of all items."""
+        return tuple(wallet for item in self.items for wallet in item.wallets)
+
+    @property
+    def tickets(self) -> tuple[Asset, ...]:
+        """Return the tickets of all wallets."""
+        return tuple(ticket for wallet in self.wallets for ticket in wallet.tickets)
+
+    @property
+    def coupons(self) -> tuple[Asset, ...]:
+        """Return the coupons of all wallets."""
+        return tuple(coupon for wallet in self.wallets for coupon in wallet.coupons)
+
+
+def parse_order(raw: bytes) -> Order:
+    """Return the order in the body of an answer.
+
+    Raises UnreadableAnswer, and nothing else, if it is no JSON object with an orderId and a status.
+    """
+    return build(Order, decode(raw))
+
+
+def digest(raw: bytes) -> str:
+    """Return 64 hex digits that stay the same as long as the content of the body does.
+
+    Neither white space, nor the order of keys, nor 200 against 200.0 changes it.
+    Raises UnreadableAnswer, and nothing else, if the body is no JSON.
+    """
+    return sha256(canonical(raw)).hexdigest()
+
+
+_LARGEST_PAGE = 20_000  # upstream's own limit (upstream.md 5)
+
+
+class Summary(Part, frozen=True):
+    """One row of the list: an order without its items. `row_version` is there only in sync mode."""
+
+    shown = ("order_id", "status", "row_version")
+
+    order_id: Guid
+    status: str
+    status_message: str | None = None
+    partner_id: str | None = None
+    sell_to_order_reference: str | None = None
+    buy_from_order_reference: str | None = None
+    sell_to_email: str | None = None
+    sell_to_name: str | None = None
+    sell_to_language: str | None = None
+    payment_reference: str | None = None
+    received_at: datetime | None = None
+    job_id: str | None = None
+    manifest_url: str | None = None
+    row_version: int | None = None
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """Some rows, the key of the page after this one (None on the last), and how many rows could not be read."""
+
+    rows: tuple[Summary, ...]
+    next_key: str | None
+    unreadable: int
+
+    @property
+    def row_version(self) -> int | None:
+        """Return the highest row version on this page: where the next look may begin once this page is stored."""
+        return max((row.row_version for row in self.rows if row.row_version is not None), default=None)
+
+
+class ListQuery(Struct, frozen=True, kw_only=True):
+    """Which orders to list; all conditions must hold.
+
+    `received_from` and `received_to` are aware and inclusive. `since_row_version` asks for every order *changed*
+    after that row version, 0 for all: only this finds a confirmed, cancelled or replaced order (upstream.md 6).
+    Raises ValueError for a naive time or a page size that upstream does not know.
+    """
+
+    statuses: tuple[str, ...] = ()
+    sell_to_order_reference: str | None = None
+    received_from: datetime | None = None
+    received_to: datetime | None = None
+    since_row_version: int | None = None
+    page_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.page_size <= _LARGEST_PAGE:
+            raise ValueError(f"page_size must be 1 to {_LARGEST_PAGE}")
+        if any(moment and moment.tzinfo is None for moment in (self.received_from, self.received_to)):
+            raise ValueError("received_from and received_to need a time zone")
+
+    def encoded(self, page_key: str | None) -> str:
+        """Return the query string, percent-encoded; the conditions go along with each `page_key`.
+
+        Upstream's own nextPageURL is not encoded (upstream.md 5), and a page without `sync` has no row versions.
+        """
+        parameters = {
+            "status": ",".join(self.statuses),
+            "sellToOrderReference": self.sell_to_order_reference,
+            "receivedAtFrom": self.received_from and _utc(self.received_from),
+            "receivedAtTo": self.received_to and _utc(self.received_to),
+            "sync": "true" if self.since_row_version is not None else None,
+            "lastRowVersion": None if self.since_row_version is None else str(self.since_row_version),
+            "pageSize": str(self.page_size),
+            "pageKey": page_key,
+        }
+        return urlencode({name: value for name, value in parameters.items() if value}, quote_via=quote)
+
+
+def parse_page(raw: bytes) -> Page:
+    """Return the page in the body of an answer, be it a page wrapper or a plain list (upstream.md 6).
+
+    Raises UnreadableAnswer if it is neither.
+    """
+    tree = decode(raw)
+    wrapper = tree if isinstance(tree, dict) else {"data": tree}
+    data, key = wrapper.get("data"), wrapper.get("nextPageKey")
+    if not isinstance(data, list):
+        raise UnreadableAnswer("unreadable_answer")
+    rows = tuple(row for row in map(_row, data) if row is not None)
+    last = wrapper.get("morePages") is False or not isinstance(key, str) or not key
+    return Page(rows=rows, next_key=None if last else key, unreadable=len(data) - len(rows))
+
+
+def _row(raw: object) -> Summary | None:
+    try:
+        return build(Summary, raw)
+    except UnreadableAnswer:  # one bad row must not hide the others
+        return None
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+EVENT_NAME = "ota_cm_order_processed"
+EVENT_VERSION = "1.0"
+
+
+class Subscription(Part, frozen=True):
+    """One subscription; `subscription_state` other than "Active" means that no events come."""
+
+    shown = ("id", "company_id", "event_name", "subscription_state", "client_state")
+
+    id: str | None = None
+    company_id: str | None = None
+    company_name: str | None = None
+    app_id: str | None = None
+    event_name: str | None = None
+    event_version: str | None = None
+    notification_url: str | None = None
+    client_state: SecretStr | None = None
+    subscription_type: str | None = None
+    subscription_state: str | None = None
+    last_modified_date_time: datetime | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.subscription_state == "Active"
+
+
+def parse_subscriptions(raw: bytes) -> tuple[Subscription, ...]:
+    """Return the subscriptions in the body of an answer, be it `{"value": [...]}` or a plain list.
+
+    Raises UnreadableAnswer if it is neither.
+    """
+    tree = decode(raw)
+    listed = tree.get("value") if isinstance(tree, dict) else tree
+    if not isinstance(listed, list):
+        raise UnreadableAnswer("unreadable_answer")
+    return build_all(Subscription, listed)
+
+
+def parse_created(raw: bytes) -> Subscription:
+    """Return the subscription in the answer to its creation; every field is None if the answer has no body.
+
+    NaviPartner documents a body, Microsoft's API underneath answers 201 without one (upstream.md 3).
+    """
+    return build(Subscription, decode(raw) if raw.strip() else {})

@@ -1,0 +1,140 @@
+"""What ended workers and dead pools leave behind: what they held is due at once, not when its lease ends.
+
+Who a process is beyond its pid, and how a child dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from redis import Redis
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
+from rq.utils import as_text
+
+from app import bootstrap, log
+from app.ids import OrderKey
+from app.ledger import keys, policy
+from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import Budget
+from app.ledger.rq_jobs import queue
+from app.ledger.work import Ending
+from app.snapshot import Heartbeat, read_heartbeat
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A process that is not taken for another when its pid is used again.
+
+    `machine` is the boot and the pid namespace, so that a container never judges the processes of another.
+    """
+
+    machine: str
+    pid: int
+    started: str
+
+    def is_dead(self) -> bool:
+        """Return True only where this machine can tell."""
+        return self.machine == _machine() and _started(self.pid) != self.started
+
+
+def identity() -> Identity:
+    """Return this process's own."""
+    return Identity(_machine(), os.getpid(), _started(os.getpid()))
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent ends, also by SIGKILL; call first thing in a child."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()}-unknown-boot"
+
+
+def _started(pid: int) -> str:
+    """Return the start time of a process in clock ticks since boot, "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+CENSUS_KEPT: Final = 24 * 60 * policy.MINUTE
+"""How long the census of a silent pool is kept: where no one can tell that it is dead, its leases have long ended."""
+
+_log = log.get()
+
+
+class Estate:
+    """The books of one pool about its workers; their names are `<pool>-<lane>-<number>`."""
+
+    def __init__(self, redis: Redis, ledger: Ledger, budgets: Sequence[Budget]) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._budgets = budgets
+        self._me = identity()
+        self.pool = f"{self._me.machine[:8]}-{self._me.pid}-{self._me.started}"
+
+    def let_go(self, worker: str, how: Ending) -> OrderKey | None:
+        """Make due what an ended worker held, and what RQ had given it but it had not begun; return the former.
+
+        The slots it held are free at once, or a killed pool would keep the next one waiting for its leases.
+        """
+        now = bootstrap.clock()
+        for budget in self._budgets:
+            budget.reclaim(worker, now)
+        held = self._ledger.abandon(worker, now, how)
+        in_between = queue(lane_of(worker), self._redis).intermediate_queue_key
+        lost = [as_text(job_id) for job_id in self._redis.lrange(in_between, 0, -1)]
+        lost += [as_text(one) for one in self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))]
+        self._ledger.nudge(_orders(lost), now)
+        return held
+
+    def beat(self, workers: Iterable[str]) -> None:
+        """Say that this pool lives, and who works for it."""
+        census = Heartbeat(self._me.machine, self._me.pid, self._me.started, list(workers), bootstrap.clock())
+        self._redis.hset(keys.POOLS, self.pool, msgspec.json.encode(census))
+
+    def leave(self) -> None:
+        """Take this pool out of the list: its workers have ended and hold nothing."""
+        self._redis.hdel(keys.POOLS, self.pool)
+
+    def bury_dead_pools(self) -> None:
+        """Let go of what the workers of a killed pool held, where this machine can tell that it is dead."""
+        for name, text in self._redis.hgetall(keys.POOLS).items():
+            census = read_heartbeat(text)
+            if census is None:
+                continue
+            if bootstrap.clock() - census.beat > CENSUS_KEPT:
+                self._redis.hdel(keys.POOLS, name)
+            elif Identity(census.machine, census.pid, census.started).is_dead():
+                for one in census.workers:
+                    self.let_go(one, "killed")
+                self._redis.hdel(keys.POOLS, name)
+                _log.warning("pool.orphans", pool=as_text(name), workers=len(census.workers))
+
+
+def lane_of(worker: str) -> str:
+    """Return the queue in a worker's name."""
+    return worker.rsplit("-", 2)[1]
+
+
+def _orders(job_ids: Iterable[str]) -> list[OrderKey]:
+    """Return the orders that job ids name: `f-<company>-<order>-<wanted>...`."""
+    return [OrderKey(one[2:38], one[39:75]) for one in job_ids if one.startswith("f-") and len(one) > 76]
