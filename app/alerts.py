@@ -1,12 +1,12 @@
-"""What looks wrong at this moment, read off the vital signs and the counters. Pure; onset.py makes alarms of it.
+"""What looks wrong at this moment, read off the vital signs and the counters. Pure; onset.py makes alerts of it.
 
-When a sign becomes an alarm, and when it is one no more: each is told once, at its onset and at its end. Pure.
+When a sign becomes an alert, and when it is one no more: each is told once, at its onset and at its end. Pure.
 
 Is a company silent? No event comes, although one should: pure, the time is an argument.
 
 A sender that has stopped, or a subscription that is gone, fails no request of ours; only what does not come tells.
 
-The alarms' memory: whose minute it is to look, what was raised when, and how many events each hour usually has.
+The alerts' memory: whose minute it is to look, what was raised when, and how many events each hour usually has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis import Redis
 
 from app.ledger import keys, policy
 from app.metrics import METRICS, is_open
-from app.snapshot import AlarmState, Subject, Vitals, read_alarm
+from app.snapshot import AlertState, Subject, Vitals, read_alert
 
 EVERY: Final = policy.MINUTE
 """Between two looks, over all machines."""
@@ -39,7 +39,7 @@ class Watch:
 
     def take_turn(self) -> bool:
         """Return whether this pool is to look now; if it dies at it, another does a minute later."""
-        return bool(self._redis.set(keys.ALARMS_TURN, 1, nx=True, px=EVERY - policy.SECOND))
+        return bool(self._redis.set(keys.ALERTS_TURN, 1, nx=True, px=EVERY - policy.SECOND))
 
     def totals(self) -> dict[tuple[str, ...], int]:
         """Return every counter by field prefix and label values."""
@@ -50,25 +50,25 @@ class Watch:
 
     def hours(self, company_id: str, now: int) -> dict[int, int]:
         """Return hour since 1970 -> events of the company that were new in it; those long past are forgotten."""
-        kept: Any = self._redis.hgetall(keys.pulse(company_id))
+        kept: Any = self._redis.hgetall(keys.event_rate(company_id))
         prefix = _HOUR_FIELD.encode()
         found = {int(field[len(prefix) :]): int(value) for field, value in kept.items() if field.startswith(prefix)}
         if old := [hour for hour in found if hour < now // HOUR - HOURS_KEPT]:
-            self._redis.hdel(keys.pulse(company_id), *(f"{_HOUR_FIELD}{hour}" for hour in old))
+            self._redis.hdel(keys.event_rate(company_id), *(f"{_HOUR_FIELD}{hour}" for hour in old))
         return {hour: count for hour, count in found.items() if hour not in old}
 
-    def states(self) -> dict[str, AlarmState]:
-        """Return the state of each alarm by its field."""
-        kept: Any = self._redis.hgetall(keys.ALARMS)
-        found = {field.decode(errors="replace"): read_alarm(text) for field, text in kept.items()}
+    def states(self) -> dict[str, AlertState]:
+        """Return the state of each alert by its field."""
+        kept: Any = self._redis.hgetall(keys.ALERTS)
+        found = {field.decode(errors="replace"): read_alert(text) for field, text in kept.items()}
         return {field: state for field, state in found.items() if state is not None}
 
-    def save(self, states: Mapping[str, AlarmState]) -> None:
+    def save(self, states: Mapping[str, AlertState]) -> None:
         """Put these states in the place of all that were kept."""
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.ALARMS)
+            pipe.delete(keys.ALERTS)
             if states:
-                pipe.hset(keys.ALARMS, mapping={field: msgspec.json.encode(state) for field, state in states.items()})
+                pipe.hset(keys.ALERTS, mapping={field: msgspec.json.encode(state) for field, state in states.items()})
             pipe.execute()
 
 
@@ -137,7 +137,7 @@ def usual_count(hours: Mapping[int, int], start: int, end: int) -> float | None:
     """Return how many events at least come between two moments of a week (ms), None while fewer than two weeks tell.
 
     The least of the last four weeks, but for one: a holiday, or a silence, among them must neither hide the next one
-    nor cause an alarm.
+    nor cause an alert.
     """
     first = min(hours, default=None)
     if first is None:
@@ -174,7 +174,7 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that may be wrong, and whether it is.
 
     `count`: a counter that is wrong when it rises, instead of `is_on`. `figure` is what the log line tells: seconds,
-    or how many. `company` is a slug, `sink` a name of SINKS, "" where the alarm is of neither.
+    or how many. `company` is a slug, `sink` a name of SINKS, "" where the alert is of neither.
     """
 
     name: str
@@ -198,11 +198,11 @@ class Seen(msgspec.Struct, frozen=True):
     vitals: Vitals
     totals: Totals
     hours: Mapping[str, Mapping[int, int]]
-    states: Mapping[str, AlarmState]
+    states: Mapping[str, AlertState]
 
 
 def read(seen: Seen, subjects: tuple[Subject, ...]) -> list[Sign]:
-    """Return every sign, on or not: an alarm that is no more is one whose sign is off."""
+    """Return every sign, on or not: an alert that is no more is one whose sign is off."""
     return [
         *(sign for one in subjects for sign in _of_company(seen, one)),
         *_of_sinks(seen),
@@ -231,7 +231,7 @@ def _of_company(seen: Seen, one: Subject) -> Iterator[Sign]:
     found = of(
         Heard(
             last=vitals.last_event,
-            missed=seen.states.get(sign.field, AlarmState()).seen,
+            missed=seen.states.get(sign.field, AlertState()).seen,
             unsettled_since=vitals.unsettled_since,
             hours=seen.hours.get(one.company_id, {}),
         ),
@@ -247,8 +247,8 @@ def _of_company(seen: Seen, one: Subject) -> Iterator[Sign]:
 def _of_sinks(seen: Seen) -> Iterator[Sign]:
     for name, sink in seen.vitals.sinks.items():
         yield Sign(name="sink_failing", sink=name, is_on=sink.failing > 0, figure=sink.failing)
-        total = seen.totals.get(("dead_hand_ons", name), 0)
-        yield Sign(name="dead_hand_ons", sink=name, count=total, figure=total)
+        total = seen.totals.get(("deliveries_dead_lettered", name), 0)
+        yield Sign(name="dead_deliveries", sink=name, count=total, figure=total)
 
 
 def _of_pools(vitals: Vitals) -> Sign:
@@ -270,7 +270,7 @@ MINUTE: Final = policy.MINUTE
 
 class Rule(msgspec.Struct, frozen=True):
     """In ms: `hold` for how long the sign must be seen first, `calm` for how long it must not be seen to end it,
-    `again` after which an alarm that lasts is told anew, 0 for never.
+    `again` after which an alert that lasts is told anew, 0 for never.
     """
 
     hold: int = 0
@@ -284,14 +284,14 @@ RULES: Final[dict[str, Rule]] = {
     # A rotation takes a day or two; after a week the old secret was forgotten somewhere.
     "previous_secret": Rule(hold=7 * policy.DAY, calm=policy.DAY),
     "dead_letters": Rule(calm=60 * MINUTE),
-    "dead_hand_ons": Rule(calm=60 * MINUTE),
+    "dead_deliveries": Rule(calm=60 * MINUTE),
     "rejected_secrets": Rule(calm=60 * MINUTE),
     "missed_events": Rule(calm=60 * MINUTE),
     "sink_failing": Rule(hold=10 * MINUTE, calm=2 * MINUTE),
     "pool_silent": Rule(),
     "silence": Rule(again=60 * MINUTE),
 }
-"""Every alarm of the log; docs/operations.md has a section on each."""
+"""Every alert of the log; docs/operations.md has a section on each."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -303,15 +303,15 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def judge(
-    signs: Iterable[Sign], states: Mapping[str, AlarmState], now: int
-) -> tuple[dict[str, AlarmState], list[Change]]:
+    signs: Iterable[Sign], states: Mapping[str, AlertState], now: int
+) -> tuple[dict[str, AlertState], list[Change]]:
     """Return the states from now on and what is to be told. What has no sign any more (a company that the settings no
     longer name) has ended.
     """
-    after: dict[str, AlarmState] = {}
+    after: dict[str, AlertState] = {}
     changes: list[Change] = []
     for sign in signs:
-        was = _not_ahead(states.get(sign.field, AlarmState()), now)
+        was = _not_ahead(states.get(sign.field, AlertState()), now)
         after[sign.field], what = _next(sign, RULES[sign.name], was, now)
         if what is not None:
             changes.append(Change(what, sign, was.since or now))
@@ -323,16 +323,16 @@ def judge(
 
 
 def _next(
-    sign: Sign, rule: Rule, was: AlarmState, now: int
-) -> tuple[AlarmState, Literal["raised", "again", "cleared"] | None]:
+    sign: Sign, rule: Rule, was: AlertState, now: int
+) -> tuple[AlertState, Literal["raised", "again", "cleared"] | None]:
     count = -1 if sign.count is None else sign.count
     # Seen for the first time, or lower than before (Redis was flushed), a counter says nothing yet.
     is_on = sign.is_on if sign.count is None else 0 <= was.count < count
     seen = now if is_on else was.seen
     if not is_on and not (was.since and now - seen < rule.calm):
         # When it was seen last is kept: silence.py asks for it.
-        return AlarmState(seen=was.seen, count=count), "cleared" if was.raised else None
-    state = AlarmState(since=was.since or now, seen=seen, raised=was.raised, told=was.told, count=count)
+        return AlertState(seen=was.seen, count=count), "cleared" if was.raised else None
+    state = AlertState(since=was.since or now, seen=seen, raised=was.raised, told=was.told, count=count)
     if not was.raised:
         if now - state.since < rule.hold:
             return state, None
@@ -342,9 +342,9 @@ def _next(
     return state, None
 
 
-def _not_ahead(state: AlarmState, now: int) -> AlarmState:
+def _not_ahead(state: AlertState, now: int) -> AlertState:
     """Return the state with nothing in it that is still to come: a clock was ahead, and is right again."""
-    return AlarmState(
+    return AlertState(
         since=min(state.since, now),
         seen=min(state.seen, now),
         raised=min(state.raised, now),

@@ -11,6 +11,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from app.ledger import keys, policy
+from app.ledger.redis import stream_pages
 from app.times import from_ms
 
 LONGEST_TEXT: Final = 200
@@ -66,13 +67,8 @@ class Audit:
 
     def newest_first(self) -> Iterator[Noted]:
         """Return what is kept."""
-        high = "+"
-        while page := self._page(high):
+        for page in stream_pages(self._redis, keys.AUDIT, newest_first=True):
             for noted_id, fields in page:
                 texts = {name.decode(): value.decode() for name, value in fields.items()}
                 at = from_ms(int(noted_id.partition(b"-")[0]))
                 yield Noted(at=at, deed=msgspec.convert(texts, Deed, strict=False))
-            high = f"({page[-1][0].decode()}"
-
-    def _page(self, high: str) -> Any:
-        return self._redis.xrevrange(keys.AUDIT, high, "-", count=200)

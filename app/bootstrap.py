@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, redirect_stdout
-from typing import NamedTuple
 
 import httpx
 from redis import Redis
@@ -21,26 +20,19 @@ from redis.retry import Retry
 from starlette.types import ASGIApp
 
 from app import log
-from app.audit import Audit
-from app.erasure import AuditWords, Erasure
 from app.health import Check, Health
 from app.intake.auth import Authenticator
-from app.intake.failover import Recorder
+from app.intake.failover import Failover
 from app.intake.recorder import Inbox
 from app.intake.service import Intake
-from app.intake.spool import Spool, SpoolFolder
+from app.intake.spool import Spool
 from app.ledger import policy
-from app.ledger.dead_letters import DeadLetters
-from app.ledger.events import EventLog
-from app.ledger.guests import Guests
-from app.ledger.ledger import Drops, Ledger
-from app.ledger.orders import Archive, ReferenceIndex
-from app.ledger.rate_limit import Budget, Limits, breaker_key
-from app.ledger.redis import readable_url, refuse_newer, translated_errors
+from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
+from app.ledger.redis import readable_url, refuse_other_schema, translated_errors
 from app.metrics import Metrics, Tally
-from app.replay import Plans, Selector
 from app.settings import Company, Settings
-from app.snapshot import Pools, Subject, VitalSigns
+from app.snapshot import Subject, VitalSigns
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
 from app.web.app import Probes, application
@@ -79,24 +71,6 @@ def for_rq(url: str) -> Redis:
     return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
 
 
-class Books(NamedTuple):
-    """What the commands read, and the ledger they ask for fetches."""
-
-    archive: Archive
-    events: EventLog
-    dead: DeadLetters
-    ledger: Ledger
-    pools: Pools
-    references: ReferenceIndex
-    drops: Drops
-    selector: Selector
-    plans: Plans
-    erasure: Erasure
-    guests: Guests
-    audit: Audit
-    audit_words: AuditWords
-
-
 def clock() -> int:
     """Return now in ms since 1970: the time of the ledger, handed to it as an argument."""
     return time.time_ns() // 1_000_000
@@ -108,14 +82,14 @@ def web_app(settings: Settings) -> ASGIApp:
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """
     redis = for_web(settings.redis_url.get_secret_value())
-    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, clock=clock)
+    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
     tally = Tally(redis)
-    spool = Spool(SpoolFolder(settings.spool_dir, settings.spool_max_mb * 1024 * 1024)) if settings.spool_dir else None
-    recorder = Recorder(inbox, spool, clock, tally.count) if spool else None
+    spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
+    failover = Failover(inbox, spool, tally.count) if spool else None
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(tally.run()), *([asyncio.create_task(recorder.run())] if recorder else [])]
+        tasks = [asyncio.create_task(tally.run()), *([asyncio.create_task(failover.run())] if failover else [])]
         try:
             yield
         finally:
@@ -130,13 +104,13 @@ def web_app(settings: Settings) -> ASGIApp:
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(
-            Intake(Authenticator(settings.companies), recorder or inbox, tally), tally, settings.max_body_bytes
+            Intake(Authenticator(settings.companies), failover or inbox, tally.count, tally.alert),
+            tally.count,
+            settings.max_body_bytes,
         ),
         probes=Probes(
             Health(redis, spool),
-            Metrics(
-                redis, vital_signs(settings), clock, spool.waiting if spool else None, _reconcile_every(settings)
-            ).text,
+            Metrics(redis, vital_signs(settings), spool.waiting if spool else None, _reconcile_every(settings)).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
         resources=resources,
@@ -160,31 +134,17 @@ def configure_stderr_log(settings: Settings) -> None:
 
 
 @contextmanager
-def books(settings: Settings) -> Iterator[Books]:
+def command_redis(settings: Settings) -> Iterator[Redis]:
     """Open Redis for a command.
 
-    Raises StoreUnavailable, also out of the block, when Redis fails, and NewerData, which is one too.
+    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
+    StoreUnavailable when Redis fails, here or in the block.
     """
-    url = settings.redis_url.get_secret_value()
     with readable_url():
         redis = worker_redis(settings)
-    with translated_errors(url), redis:
-        refuse_newer(redis)
-        yield Books(
-            archive=Archive(redis),
-            events=EventLog(redis),
-            dead=DeadLetters(redis),
-            ledger=ledger(settings, redis),
-            pools=Pools(redis),
-            references=ReferenceIndex(redis),
-            drops=Drops(redis, order_days=settings.order_days, sinks=settings.sinks),
-            selector=Selector(redis),
-            plans=Plans(redis, event_days=settings.event_days),
-            erasure=Erasure(redis, order_days=settings.order_days, event_days=settings.event_days),
-            guests=Guests(redis),
-            audit=Audit(redis, event_days=settings.event_days),
-            audit_words=AuditWords(redis),
-        )
+    with translated_errors(settings.redis_url.get_secret_value()), redis:
+        refuse_other_schema(redis)
+        yield redis
 
 
 async def redis_checks(settings: Settings) -> list[Check]:
@@ -210,14 +170,14 @@ def ledger(settings: Settings, redis: Redis) -> Ledger:
     )
 
 
-def budget(settings: Settings, company: Company, redis: Redis) -> Budget:
+def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimiter:
     limits = Limits(
         concurrency=settings.upstream_concurrency,
         backfill_concurrency=settings.backfill_concurrency,
         requests_per_window=settings.upstream_requests_per_5_min,
-        slot_lease=_fetch_lease(settings),
+        permit_lease=_fetch_lease(settings),
     )
-    return Budget(redis, company.np_api_key.get_secret_value(), company.path, limits)
+    return RateLimiter(redis, company.np_api_key.get_secret_value(), company.path, limits, slug=company.slug)
 
 
 def _reconcile_every(settings: Settings) -> dict[str, int]:

@@ -9,6 +9,7 @@ Words of an order that people typed into a replay, as who or why: they leave the
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -16,24 +17,19 @@ from typing import Any, Final
 
 import msgspec
 from redis import Redis
-from redis.exceptions import ResponseError
-from rq.job import Job
 
 from app.audit import Audit, Deed
 from app.errors import UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import keys, policy
-from app.ledger.history import HandedOn
-from app.ledger.orders import Archive, OrderRecord
-from app.ledger.redis import guarded, newer_data, source
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.ledger.history import DeliveryEnded
+from app.ledger.orders import Archive, read_fields
+from app.ledger.record import OrderRecord
+from app.ledger.redis import Script, oldest_first, stream_pages
 from app.times import from_ms, to_ms
+from app.upstream.models import parse_order
 
 _EVENTS: Final = 250
-_JOBS: Final = 1000
-"""A call: a millisecond or two of Redis, which serves others in between."""
-
-_CHUNK: Final = 200
 
 DEED: Final = "erase"
 """What an erasure is called in the audit, where it stays with the order's id and without any word of it."""
@@ -65,7 +61,7 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
     erased: datetime | None
     content: bool
     revision: int
-    stored: str
+    stored_token: int
     first: datetime | None
     references: tuple[str, ...]
     words: tuple[str, ...] = msgspec.field(default=())
@@ -76,30 +72,26 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Erasure:
-    """The steps; `now` is ms since 1970. Each raises NewerData for data of a newer version of ours."""
+    """The steps of an erasure; `now` is ms since 1970. Each script raises OtherSchema."""
 
-    def __init__(self, redis: Redis, *, order_days: int, event_days: int) -> None:
+    def __init__(
+        self, redis: Redis, *, order_days: int, event_days: int, clock: Callable[[], int] | None = None
+    ) -> None:
         self._redis = redis
         self._audit = Audit(redis, event_days=event_days)
         self._archive = Archive(redis)
         self._keep = order_days * policy.DAY
-        names = ("erase", "erase_events", "erase_jobs")
-        self._script = {name: redis.register_script(guarded(source(name))) for name in names}
+        self._erase = Script(redis, "erase", clock)
+        self._erase_events = Script(redis, "erase_events", clock)
 
     def erased_among(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
-        """Return those that were erased: nobody fetches or hands them on any more."""
-        found: set[OrderKey] = set()
-        for at in range(0, len(orders), _CHUNK):
-            chunk = orders[at : at + _CHUNK]
-            with self._redis.pipeline(transaction=False) as pipe:
-                for order in chunk:
-                    pipe.hexists(keys.record(order), "erased")
-                found |= {order for order, erased in zip(chunk, pipe.execute(), strict=True) if erased}
-        return found
+        """Return the orders among these that were erased: they are not fetched or delivered any more."""
+        found = read_fields(self._redis, orders, "erased_at")
+        return {order for order, (erased_at,) in zip(orders, found, strict=True) if erased_at}
 
     def traces(self, order: OrderKey) -> Traces | None:
-        """Return what is held of an order, None if it is not here."""
-        stored: Any = self._redis.hget(keys.record(order), "stored")
+        """Return what is held of an order, None if there is no record of it."""
+        stored: Any = self._redis.hget(keys.record(order), "stored_token")
         record = self._archive.record(order)
         if record is None:
             return None
@@ -113,15 +105,34 @@ class Erasure:
         told = filter(None, (record.reference, *references, *addresses))
         return Traces(
             order=order,
-            erased=record.erased,
+            erased=record.erased_at,
             content=content,
             revision=record.revision,
-            stored=(stored or b"").decode(),
-            first=record.first,
+            stored_token=int(stored or 0),
+            first=record.first_at,
             references=references,
             words=tuple(dict.fromkeys((order.order_id, *told))),
             copies=tuple(self._copies(record)),
         )
+
+    def orders_of(self, address: str, company_id: str | None, step: Step) -> list[OrderKey]:
+        """Return the orders in whose content this e-mail address stands, in any case.
+
+        All stored contents are read; `step` gets the size of each page. An order that changes meanwhile is read again;
+        one that is fetched only after the walk has ended is not found.
+        """
+        wanted = _normal(address)
+        found: dict[OrderKey, None] = {}
+        for page in oldest_first(self._redis, keys.ORDERS) if wanted else ():
+            orders = [OrderKey.of(member) for member, _ in page]
+            asked = [one for one in orders if company_id in (None, one.company_id)]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for order in asked:
+                    pipe.get(keys.content(order))
+                held = pipe.execute(raise_on_error=False)
+            found |= {order: None for order, packed in zip(asked, held, strict=True) if wanted in _addresses(packed)}
+            step(len(page))
+        return list(found)
 
     def unfinished(self) -> list[OrderKey]:
         """Return the orders that were erased by a run that died before it was done."""
@@ -142,26 +153,17 @@ class Erasure:
         if orders:
             self._redis.zrem(keys.ERASING, *(order.member for order in orders))
 
-    def erase(self, traces: Traces, now: int) -> datetime | None:
-        """Leave a tombstone of the order; return when it was first erased, None if another content came meanwhile.
+    def erase(self, traces: Traces) -> datetime | None:
+        """Replace the order by a tombstone; return when it was first erased.
 
         Then its traces are to be read again. Raises LookupError if the order is not here any more.
         """
         order = traces.order
-        verdict, at = self._run(
-            "erase",
-            [
-                keys.record(order),
-                keys.DUE,
-                keys.DEAD,
-                keys.trail(order),
-                keys.content(order),
-                keys.DEAD_SINKS,
-                keys.reconcile_watch(order.company_id),
-                keys.ERASING,
-                *map(keys.reference, traces.references),
-            ],
-            [now, order.member, self._keep, traces.stored, order.order_id],
+        verdict, at = self._erase(
+            order=order.member,
+            stored_token=traces.stored_token,
+            references=[keys.reference(one) for one in traces.references],
+            keep=self._keep,
         )
         if verdict == b"unknown":
             raise LookupError(order.order_id)
@@ -178,64 +180,43 @@ class Erasure:
         start, removed = str(max(oldest, 0)), 0
         while True:
             members = [one.order.member for one in traces]
-            last, looked, gone = self._run("erase_events", [keys.EVENTS], [start, newest[0][0], _EVENTS, *members])
+            last, looked, gone = self._erase_events(
+                start=start, stop=newest[0][0].decode(), limit=_EVENTS, orders=members
+            )
             removed += int(gone)
             step(looked)
             if looked < _EVENTS:
                 return removed
             start = f"({last.decode()}"
 
-    def forget_jobs(self, orders: Sequence[OrderKey], step: Step) -> int:
-        """Take the jobs of these orders out of the queues; return how many; `step` is told how many were looked at."""
-        beginnings = [f"f-{order.company_id}-{order.order_id}-" for order in orders]
-        removed = 0
-        for name in (LIVE, BACKFILL):
-            end, looked = -1, _JOBS
-            while looked == _JOBS:
-                stretch = [end - _JOBS + 1, end, Job.redis_job_namespace_prefix, *beginnings]
-                looked, gone = self._run("erase_jobs", [queue_key(name)], stretch)
-                removed += int(gone)
-                end += gone - looked
-                step(looked)
-        return removed
-
     def _copies(self, record: OrderRecord) -> Iterator[Copies]:
         told: dict[str, set[int]] = {
-            # Tried is as good as taken: what a sink that failed has kept nobody knows.
-            sink.name: {sink.revision, record.revision if sink.tries else 0}
+            # A sink that failed may have kept the revision.
+            sink.name: {sink.revision, record.revision if sink.attempts else 0}
             for sink in record.sinks
         }
-        for entry in self._archive.trail(record.key):
-            if isinstance(entry, HandedOn):
+        for entry in self._archive.history(record.key):
+            if isinstance(entry, DeliveryEnded):
                 told.setdefault(entry.sink, set()).add(entry.revision)
         for sink, revisions in sorted(told.items()):
             names = [f"{record.company_id}/{record.order_id}/{one}/" for one in sorted(revisions - {0})]
             if names:
                 yield Copies(sink, tuple(names))
 
-    def _run(self, name: str, key_names: list[str], arguments: list[Any]) -> Any:
-        try:
-            return self._script[name](keys=key_names, args=arguments)
-        except ResponseError as error:
-            raise newer_data(error) or error from None
-
-
-_PAGE: Final = 200
-
 
 class AuditWords:
-    """Finds texts that name an order or a guest, and forgets them."""
+    """The texts of the audit and of replays that people typed: who, why and selection."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     @staticmethod
     def are_in(text: str, words: Collection[str]) -> bool:
-        """Return whether the text names one of the words, in any case."""
+        """Return whether the text holds one of the words, as a whole word, in any case."""
         return _pattern(words).search(text.casefold()) is not None
 
     def forget(self, words: Collection[str]) -> int:
-        """Drop the deeds that name one of the words, and who asked for such a plan and why; return how many."""
+        """Delete the audit entries that hold one of the words, and who and why of such replays; return how many."""
         deeds, plans = list(self._deeds(words)), list(self._plans(words))
         with self._redis.pipeline(transaction=False) as pipe:
             for deed in deeds:
@@ -247,17 +228,12 @@ class AuditWords:
 
     def _deeds(self, words: Collection[str]) -> Iterator[str]:
         named = _pattern(words)
-        low = "-"
-        while page := self._page(low):
+        for page in stream_pages(self._redis, keys.AUDIT):
             for deed_id, fields in page:
                 texts = {name.decode(): value.decode() for name, value in fields.items()}
-                said = " ".join(texts.get(name, "") for name in ("who", "why", "selected"))
-                if texts.get("what") != DEED and named.search(said.casefold()):
+                typed = " ".join(texts.get(name, "") for name in ("who", "why", "selected"))
+                if texts.get("what") != DEED and named.search(typed.casefold()):
                     yield deed_id.decode()
-            low = f"({page[-1][0].decode()}"
-
-    def _page(self, low: str) -> Any:
-        return self._redis.xrange(keys.AUDIT, low, "+", count=_PAGE)
 
     def _plans(self, words: Collection[str]) -> Iterator[str]:
         named = _pattern(words)
@@ -272,6 +248,19 @@ class AuditWords:
 
 
 def _pattern(words: Collection[str]) -> re.Pattern[str]:
-    # Whole words only: a reference may be as short as "12".
+    # Whole words, since a reference may be as short as "12".
     alternatives = "|".join(re.escape(word.strip().casefold()) for word in words if word.strip())
     return re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)" if alternatives else r"(?!)")
+
+
+def _addresses(packed: Any) -> set[str]:
+    if not isinstance(packed, bytes):
+        return set()
+    try:
+        return set(map(_normal, parse_order(zlib.decompress(packed)).addresses))
+    except (UnreadableAnswer, zlib.error):
+        return set()
+
+
+def _normal(address: str) -> str:
+    return unicodedata.normalize("NFKC", address).strip().casefold()

@@ -3,7 +3,7 @@
     ReceiverError
     ├── SettingsError               the service must not start like this
     ├── StoreUnavailable            Redis did not answer the command line (app/ledger/redis.py)
-    │   └── NewerData               its data is of a newer version of ours (app/ledger/redis.py)
+    │   └── OtherSchema               its data is of a newer version of ours (app/ledger/redis.py)
     ├── Stop                        a command ends with a sentence and an exit code (app/cli/console.py)
     ├── RequestRefused              the sender gets an HTTP status and the reason code
     │   ├── MalformedEnvelope       400

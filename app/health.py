@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from app.ledger import keys
-from app.ledger.redis import VERSION, is_newer
+from app.ledger.redis import VERSION, is_other_schema
 
 State = Literal["ready", "degraded", "not ready"]
 
@@ -33,7 +33,7 @@ class Keeps(Protocol):
 
     async def trouble(self) -> str: ...
 
-    async def waiting(self) -> int: ...
+    async def waiting(self) -> int | None: ...
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -109,7 +109,12 @@ class Health:
             return [Check("spool", ok=False, detail=f"it fails ({type(error).__name__})", fatal=True)]
         return [
             Check("spool", ok=not trouble, detail=trouble or "takes events", fatal=True),
-            Check("backlog", ok=not waiting, detail=f"{waiting} events wait for Redis", fatal=False),
+            Check(
+                "backlog",
+                ok=waiting == 0,
+                detail=f"{'an unknown number of' if waiting is None else waiting} events wait for Redis",
+                fatal=False,
+            ),
         ]
 
     async def _durable(self, persistence: dict[str, Any]) -> Check:
@@ -133,7 +138,7 @@ class Health:
 
 
 def _ours_to_read(held: bytes | None) -> Check:
-    newer = is_newer(held)
+    newer = is_other_schema(held)
     detail = "holds data of a newer version of this service" if newer else f"version {VERSION}"
     return Check("schema", ok=not newer, detail=detail, fatal=True)
 

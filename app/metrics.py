@@ -27,13 +27,14 @@ from redis.exceptions import RedisError
 
 from app import log
 from app.ledger import keys, policy
-from app.ledger.redis import is_newer
+from app.ledger.ledger import LATENCY_BOUNDS
+from app.ledger.redis import is_other_schema
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.snapshot import Subject, Vitals, VitalSigns
 
 METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "events": ("ota_events", ("company", "outcome"), "Authenticated events by what became of them."),
-    "aside": ("ota_items_aside", ("reason",), "Items that were not recorded, by reason code."),
+    "aside": ("ota_items_invalid", ("reason",), "Items that were not recorded, by reason code."),
     "requests": ("ota_requests", ("status",), "POSTs to the webhook by the status they were answered."),
     "spool": (
         "ota_spool_events",
@@ -49,7 +50,7 @@ METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
         "Events by the name of the secret that matched.",
     ),
     "dead": ("ota_dead_letters", ("company", "reason"), "Orders that were given up, by reason code."),
-    "dead_hand_ons": ("ota_dead_hand_ons", ("sink",), "Hand-ons that were given up."),
+    "deliveries_dead_lettered": ("ota_deliveries_dead_lettered", ("sink",), "Hand-ons that were given up."),
 }
 """Field prefix -> name, labels, meaning of every counter kept in Redis."""
 
@@ -69,11 +70,14 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),
     "ota_orders_due": ((), "Orders that somebody must look at again."),
     "ota_orders_dead": ((), "Orders that were given up."),
-    "ota_hand_ons_dead": ((), "Hand-ons to sinks that were given up."),
+    "ota_deliveries_dead": ((), "Hand-ons to sinks that were given up."),
     "ota_queue_jobs": (("queue",), "Jobs that wait for a worker."),
     "ota_queue_oldest_seconds": (("queue",), "For how long the first job of the queue has waited."),
-    "ota_ticker_late_seconds": ((), "For how long no pool has looked at an order whose time had come."),
-    "ota_oldest_owed_seconds": (("company",), "Age of the latest event of the order that waits longest for its fetch."),
+    "ota_dispatcher_lag_seconds": ((), "For how long no pool has looked at an order whose time had come."),
+    "ota_oldest_pending_fetch_seconds": (
+        ("company",),
+        "Age of the latest event of the order that waits longest for its fetch.",
+    ),
     "ota_orders_unsettled": (("company",), "Orders that the list showed unsettled, and that reconciling looks after."),
     "ota_sink_behind_orders": (
         ("sink",),
@@ -84,18 +88,17 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When an event with this clientState came last."),
     "ota_pools": ((), "Worker pools that have beaten within 15 s."),
     "ota_workers": (("lane",), "Worker processes of these pools."),
-    "ota_pool_last_beat_timestamp_seconds": ((), "When a pool has beaten last."),
-    "ota_alarm": (("name", "company", "sink"), "1 while the alarm is raised."),
+    "ota_pool_heartbeat_timestamp_seconds": ((), "When a pool has beaten last."),
+    "ota_alert": (("name", "company", "sink"), "1 while the alert is raised."),
 }
 """Name -> labels, meaning of every gauge of the moment (app/metrics.py)."""
 
 HISTOGRAM: Final = (
-    "ota_order_home_seconds",
+    "ota_event_to_fetch_seconds",
     ("company",),
     "From the latest event of an order to its content in the ledger, once an event.",
 )
-_HOME: Final = "home"
-BOUNDS: Final = (250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 120000, 300000, 900000, 3600000, 14400000, 86400000)
+_LATENCY: Final = "latency"
 """Upper bounds of its buckets in ms; measure.lua says the same."""
 
 OTHER: Final = "other"
@@ -164,12 +167,12 @@ class _Snapshot(Collector):
         name, labels, meaning = HISTOGRAM
         family = HistogramMetricFamily(name, meaning, labels=labels)
         found: dict[str, Counter[str]] = defaultdict(Counter)
-        for values, times in self._kept[_HOME].items():
+        for values, times in self._kept[_LATENCY].items():
             if len(values) == 2:
                 found[self._slugs.get(values[0], OTHER)][values[1]] += int(times)
         for company, counts in sorted(found.items()):
             so_far, buckets = 0, []
-            for bound in BOUNDS:
+            for bound in LATENCY_BOUNDS:
                 so_far += counts[str(bound)]
                 buckets.append((str(bound / 1000), float(so_far)))
             buckets.append(("+Inf", float(so_far + counts["inf"])))
@@ -192,7 +195,7 @@ EVERY: Final = 1.0
 """Seconds between two writes."""
 
 ALARM_EVERY: Final = 5 * policy.MINUTE
-"""A company's alarm is told once in that time, whatever the number of requests and of web processes."""
+"""A company's alert is told once in that time, whatever the number of requests and of web processes."""
 
 ADVICE: Final = (
     "Events of this company carry a clientState that is none of ours: somebody tries, or the subscription and"
@@ -214,7 +217,7 @@ class Tally:
         """Add to a metric of counters.METRICS that has one label."""
         self._counts[f"{metric}|{label}"] += times
 
-    def alarm(self, company_id: str, items: int) -> None:
+    def alert(self, company_id: str, items: int) -> None:
         """Note items with a wrong clientState of a company of the settings: its list of orders must be read soon."""
         self._rejected[company_id] += items
 
@@ -234,7 +237,7 @@ class Tally:
             async with self._redis.pipeline(transaction=True) as pipe:
                 # First, so that the answers begin with theirs.
                 for company_id in rejected:
-                    pipe.set(keys.alarm(company_id), 1, nx=True, px=ALARM_EVERY)
+                    pipe.set(keys.alert(company_id), 1, nx=True, px=ALARM_EVERY)
                     pipe.hincrby(keys.reconcile(company_id), "asks", 1)
                 for field, times in counts.items():
                     pipe.hincrby(keys.COUNTERS, field, times)
@@ -245,7 +248,7 @@ class Tally:
             return
         for (company_id, items), is_first in zip(rejected.items(), answers[: 2 * len(rejected) : 2], strict=True):
             if is_first:
-                _log.error("auth.alarm", company=company_id, items=items, advice=ADVICE)
+                _log.error("auth.alert", company=company_id, items=items, advice=ADVICE)
 
 
 BEAT_WITHIN: Final = 15 * policy.SECOND
@@ -257,7 +260,7 @@ taken for closed."""
 
 
 class Metrics:
-    """What one web process answers on /metrics; `spooled` tells how many events wait on its disk, None without one.
+    """What one web process answers on /metrics; `spooled` returns how many events wait on its disk, None if unknown.
 
     `reconcile_every`: seconds between two readings of a company's list, by slug, of those that have one.
     """
@@ -266,13 +269,11 @@ class Metrics:
         self,
         redis: Redis,
         signs: VitalSigns,
-        clock: Callable[[], int],
-        spooled: Callable[[], Awaitable[int]] | None,
+        spooled: Callable[[], Awaitable[int | None]] | None,
         reconcile_every: Mapping[str, int],
     ) -> None:
         self._redis = redis
         self._signs = signs
-        self._clock = clock
         self._spooled = spooled
         self._reconcile_every = reconcile_every
         self._slugs = {one.company_id: one.slug for one in signs.subjects}
@@ -283,11 +284,11 @@ class Metrics:
             Sample("ota_reconcile_interval_seconds", seconds, (slug,))
             for slug, seconds in self._reconcile_every.items()
         ]
-        if self._spooled:
-            samples.append(Sample("ota_spool_waiting_events", await self._spooled()))
+        if self._spooled and (waiting := await self._spooled()) is not None:
+            samples.append(Sample("ota_spool_waiting_events", waiting))
         try:
             kept: Any = await self._redis.hgetall(keys.COUNTERS)
-            found = await self._signs.read_async(self._redis, self._clock())
+            found = await self._signs.read_async(self._redis)
         except (RedisError, OSError):
             return render({}, [*samples, Sample("ota_redis_up", 0)], self._slugs)
         samples += [Sample("ota_redis_up", 1), *samples_of(found, self._signs.subjects)]
@@ -296,22 +297,22 @@ class Metrics:
 
 def samples_of(found: Vitals, subjects: Iterable[Subject]) -> Iterator[Sample]:
     """Return every gauge but those of the process itself."""
-    yield Sample("ota_schema_newer", is_newer(found.schema.encode() or None))
+    yield Sample("ota_schema_newer", is_other_schema(found.schema.encode() or None))
     yield Sample("ota_orders_due", found.due)
     yield Sample("ota_orders_dead", found.dead)
-    yield Sample("ota_hand_ons_dead", found.dead_hand_ons)
-    yield Sample("ota_ticker_late_seconds", found.late / 1000)
+    yield Sample("ota_deliveries_dead", found.dead_deliveries)
+    yield Sample("ota_dispatcher_lag_seconds", found.late / 1000)
     for queue in (LIVE, BACKFILL):
         yield Sample("ota_queue_jobs", found.queues[queue].jobs, (queue,))
         yield Sample("ota_queue_oldest_seconds", found.waited(queue) / 1000, (queue,))
     for one in subjects:
         yield from _of_company(found, one)
-    yield Sample("ota_oldest_owed_seconds", found.elsewhere / 1000, (OTHER,))
+    yield Sample("ota_oldest_pending_fetch_seconds", found.elsewhere / 1000, (OTHER,))
     for name, sink in found.sinks.items():
         yield Sample("ota_sink_behind_orders", sink.behind, (name,))
         yield Sample("ota_sink_failing_orders", sink.failing, (name,))
     yield from _of_pools(found)
-    yield from _of_alarms(found)
+    yield from _of_alerts(found)
 
 
 def is_open(found: Vitals, company_id: str) -> bool:
@@ -322,7 +323,7 @@ def is_open(found: Vitals, company_id: str) -> bool:
 
 def _of_company(found: Vitals, one: Subject) -> Iterator[Sample]:
     vitals, label = found.companies[one.company_id], (one.slug,)
-    yield Sample("ota_oldest_owed_seconds", max(vitals.oldest_owed, 0) / 1000, label)
+    yield Sample("ota_oldest_pending_fetch_seconds", max(vitals.oldest_owed, 0) / 1000, label)
     yield Sample("ota_orders_unsettled", vitals.unsettled, label)
     yield Sample("ota_breaker_open", is_open(found, one.company_id), label)
     for secret, seen in (("current", vitals.current_seen), ("previous", vitals.previous_seen)):
@@ -337,9 +338,9 @@ def _of_pools(found: Vitals) -> Iterator[Sample]:
     for lane in (LIVE, BACKFILL):
         yield Sample("ota_workers", sum(f"-{lane}-" in name for pool in living for name in pool.workers), (lane,))
     if pools:
-        yield Sample("ota_pool_last_beat_timestamp_seconds", max(pool.beat for pool in pools) / 1000)
+        yield Sample("ota_pool_heartbeat_timestamp_seconds", max(pool.beat for pool in pools) / 1000)
 
 
-def _of_alarms(found: Vitals) -> Iterator[Sample]:
-    for labels, state in found.alarm_states().items():
-        yield Sample("ota_alarm", state.raised > 0, labels)
+def _of_alerts(found: Vitals) -> Iterator[Sample]:
+    for labels, state in found.alert_states().items():
+        yield Sample("ota_alert", state.raised > 0, labels)

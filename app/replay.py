@@ -19,14 +19,13 @@ from typing import Any, Final, Literal
 import msgspec
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
 
 from app.audit import Audit, Deed
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.events import EventLog, StoredEvent
-from app.ledger.redis import guarded, newer_data, oldest_first, source
-from app.ledger.rq_jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
+from app.ledger.redis import Script, oldest_first
+from app.ledger.rq_jobs import JobTemplate
 from app.times import from_ms, to_ms
 
 State = Literal["open", "done", "cancelled"]
@@ -113,17 +112,14 @@ _LETTERS: Final = "23456789abcdefghjkmnpqrstvwxyz"
 
 
 class Plans:
-    """The plans of replays; `now` is always an argument, ms since 1970. Raises NewerData where it writes orders."""
+    """The plans of replays; `now` is always an argument, ms since 1970. Raises OtherSchema where it writes orders."""
 
-    def __init__(self, redis: Redis, *, event_days: int) -> None:
+    def __init__(self, redis: Redis, *, event_days: int, clock: Callable[[], int] | None = None) -> None:
         self._redis = redis
         self._audit = Audit(redis, event_days=event_days)
         self._keep = event_days * policy.DAY
         self._template = JobTemplate()
-        # want.lua as it is: there is one way to owe an order a fetch.
-        replay = f"local function want()\n{source('want')}\nend\n{source('replay')}"
-        self._replay = redis.register_script(guarded(replay))
-        self._rehand = redis.register_script(guarded(source("rehand")))
+        self._step = Script(redis, "replay_step", clock)
 
     def file(self, draft: Draft, orders: Iterable[tuple[str, int | None]], now: int) -> Plan:
         """Keep a new plan and the audit of it; return it.
@@ -172,32 +168,15 @@ class Plans:
         found: Any = self._redis.zrevrange(keys.REPLAYS, 0, -1)
         return self._of([plan_id.decode() for plan_id in found])
 
-    def feed(self, plan: Plan, now: int) -> Step:
+    def feed(self, plan: Plan) -> Step:
         """Take what the rate allows off the plan and owe it a fetch, or a hand-on, in one step."""
-        own = [keys.replay(plan.id), keys.replay_todo(plan.id)]
-        try:
-            if plan.sinks:
-                state, left, wait = self._rehand(
-                    keys=[keys.DUE, keys.DEAD_SINKS, *own],
-                    args=[now, keys.PREFIX, BACKFILL, MOST_A_STEP, plan.id, *plan.sinks],
-                )
-            else:
-                why = f"replay:{plan.id}"
-                state, left, wait = self._replay(
-                    keys=[keys.DUE, queue_key(BACKFILL), QUEUES_KEY, keys.ORDERS, keys.DEAD, *own],
-                    args=[
-                        now,
-                        policy.GRACE,
-                        keys.PREFIX,
-                        BACKFILL,
-                        LIVE,
-                        why,
-                        *self._template.fields(),
-                        MOST_A_STEP,
-                    ],
-                )
-        except ResponseError as error:
-            raise newer_data(error) or error from None
+        state, left, wait = self._step(
+            plan=plan.id,
+            limit=MOST_A_STEP,
+            deliver_to=list(plan.sinks),
+            grace=policy.GRACE,
+            job=self._template.fields(),
+        )
         return Step(state.decode(), left, wait)
 
     def resume(self, plan: Plan, who: str, now: int, rate: float | None = None) -> Plan:
@@ -348,7 +327,7 @@ class Selector:
         return {
             member
             for (member, at), (wanted, done, fetched) in zip(
-                told.items(), self._fields(told, "wanted", "done", "fetched"), strict=True
+                told.items(), self._fields(told, "generation", "fetched_generation", "fetched_at"), strict=True
             )
             if fetched > at and done >= wanted
         }
@@ -356,13 +335,13 @@ class Selector:
     def without_content(self, members: Iterable[str]) -> set[str]:
         """Return the orders of which nothing is stored."""
         asked = list(members)
-        found = self._fields(asked, "wanted", "revision")
+        found = self._fields(asked, "generation", "revision")
         return {member for member, values in zip(asked, found, strict=True) if 0 in values}
 
     def erased(self, members: Iterable[str]) -> set[str]:
         """Return the orders that were erased: they are not brought back."""
         asked = list(members)
-        found = self._fields(asked, "erased")
+        found = self._fields(asked, "erased_at")
         return {member for member, (at,) in zip(asked, found, strict=True) if at}
 
     def _named(self, selection: Selection) -> Selected:

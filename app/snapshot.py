@@ -1,4 +1,4 @@
-"""How the receiver is, read in one step for /metrics, for the alarms and for people: what waits, what hangs, who lives.
+"""How the receiver is, read in one step for /metrics, for the alerts and for people: what waits, what hangs, who lives.
 
 The step costs the same with one order and with a million: of `due` it looks at SAMPLE orders from either end. The
 soonest are those that wait longest for a worker, the latest those that have failed most often, so the longest owed
@@ -19,7 +19,7 @@ from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job
 
 from app.ledger import keys
-from app.ledger.redis import source
+from app.ledger.redis import packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.times import to_ms
 
@@ -42,8 +42,8 @@ def read_heartbeat(text: bytes | str) -> Heartbeat | None:
         return None
 
 
-class AlarmState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One alarm; times in ms since 1970, 0 for never.
+class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One alert; times in ms since 1970, 0 for never.
 
     `since` its sign was first seen, `seen` last, `raised` and `told` (again), `count` of the counter it watches.
     """
@@ -55,10 +55,10 @@ class AlarmState(msgspec.Struct, frozen=True, omit_defaults=True):
     count: int = -1
 
 
-def read_alarm(text: bytes | str) -> AlarmState | None:
-    """Return the state in a value of `ota:alarms`, None if another version or another program wrote it."""
+def read_alert(text: bytes | str) -> AlertState | None:
+    """Return the state in a value of `ota:alerts`, None if another version or another program wrote it."""
     try:
-        return msgspec.json.decode(text, type=AlarmState)
+        return msgspec.json.decode(text, type=AlertState)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
@@ -124,17 +124,17 @@ class QueueVitals(msgspec.Struct, frozen=True):
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """The whole. `companies` is by id; `elsewhere` is `oldest_owed` of companies that the settings do not name.
 
-    `soonest`: ms when the next order of `due` is to be looked at, 0 if none is. `alarms`: what watch.py keeps.
+    `soonest`: ms when the next order of `due` is to be looked at, 0 if none is. `alerts`: what watch.py keeps.
     """
 
-    now: int = 0
+    now: int
     due: int
     soonest: int
     dead: int
-    dead_hand_ons: int
+    dead_deliveries: int
     pools: dict[str, str]
     schema: str
-    alarms: dict[str, str]
+    alerts: dict[str, str]
     queues: dict[str, QueueVitals]
     companies: dict[str, CompanyVitals]
     elsewhere: int
@@ -150,9 +150,9 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         oldest = self.queues[queue].oldest
         return max(self.now - to_ms(datetime.fromisoformat(oldest)), 0) if oldest else 0
 
-    def alarm_states(self) -> dict[tuple[str, str, str], AlarmState]:
-        """Return the alarms that are kept, by name, company and sink; unreadable entries are left out."""
-        found = {tuple(field.split("|")): read_alarm(text) for field, text in sorted(self.alarms.items())}
+    def alert_states(self) -> dict[tuple[str, str, str], AlertState]:
+        """Return the alerts that are kept, by name, company and sink; unreadable entries are left out."""
+        found = {tuple(field.split("|")): read_alert(text) for field, text in sorted(self.alerts.items())}
         return {key: state for key, state in found.items() if state is not None and len(key) == 3}
 
     def heartbeats(self) -> list[Heartbeat]:
@@ -165,36 +165,24 @@ class VitalSigns:
 
     def __init__(self, subjects: Sequence[Subject], sinks: Sequence[str]) -> None:
         self.subjects = tuple(subjects)
-        self._sinks = tuple(sinks)
-        self._script = source("vitals")
+        self._script = source("snapshot")
+        self._arguments = {
+            "sample": SAMPLE,
+            "companies": [(one.company_id, one.breaker) for one in subjects],
+            "sinks": list(sinks),
+            "job_prefix": Job.redis_job_namespace_prefix,
+            "queues": {name: queue_key(name) for name in (LIVE, BACKFILL)},
+        }
 
-    def read(self, redis: Redis, now: int) -> Vitals:
-        """Return how it is at `now` (ms); raises what Redis raises."""
-        return _vitals(redis.register_script(self._script)(keys=_KEYS, args=self._arguments(now)), now)
+    def read(self, redis: Redis, now: int | None = None) -> Vitals:
+        """Return how it is now, by the clock of Redis unless `now` (ms) is given; raises what redis-py raises."""
+        return _vitals(redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
 
-    async def read_async(self, redis: AsyncRedis, now: int) -> Vitals:
-        """Return how it is at `now` (ms); raises what Redis raises."""
-        return _vitals(await redis.register_script(self._script)(keys=_KEYS, args=self._arguments(now)), now)
-
-    def _arguments(self, now: int) -> list[Any]:
-        companies = [part for one in self.subjects for part in (one.company_id, one.breaker)]
-        head = [now, keys.PREFIX, Job.redis_job_namespace_prefix, SAMPLE, len(self.subjects)]
-        return [*head, *companies, *self._sinks]
-
-
-def _vitals(answer: bytes, now: int) -> Vitals:
-    # Keys and values of `ota:pools` and `ota:alarms` are copied into the answer, whatever bytes they hold.
-    found = msgspec.json.decode(answer.decode(errors="replace"), type=Vitals)
-    return msgspec.structs.replace(found, now=now)
+    async def read_async(self, redis: AsyncRedis, now: int | None = None) -> Vitals:
+        """Return the same as `read`."""
+        return _vitals(await redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
 
 
-_KEYS: Final = [
-    keys.DUE,
-    keys.DEAD,
-    keys.DEAD_SINKS,
-    keys.POOLS,
-    keys.SCHEMA,
-    keys.ALARMS,
-    queue_key(LIVE),
-    queue_key(BACKFILL),
-]
+def _vitals(answer: bytes) -> Vitals:
+    # Keys and values of `ota:pools` and `ota:alerts` are copied into the answer, whatever bytes they hold.
+    return msgspec.json.decode(answer.decode(errors="replace"), type=Vitals)

@@ -1,6 +1,6 @@
-"""Milliseconds since 1970, as the scripts keep them, and the aware times that people are shown.
+"""Times: milliseconds since 1970 as the scripts keep them, aware times, and the forms that people type and read.
 
-Times as people type and read them: ISO 8601 or an age such as 6h; local on screen, UTC in JSON.
+People read local times on screen; JSON has UTC. They type ISO 8601, or an age such as 6h.
 """
 
 from __future__ import annotations
@@ -9,8 +9,19 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+HINT: Final = "ISO 8601 (local time unless it names a zone), or an age: 15m, 6h, 2d."
+"""How a time is typed."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
+_AGE: Final = re.compile(r"(\d{1,6})\s*([smhdw])")
+_NAMES: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s"))
+
+
+def now() -> datetime:
+    """Return the current time, aware, in UTC."""
+    return datetime.now(UTC)
 
 
 def from_ms(milliseconds: int) -> datetime:
@@ -23,33 +34,18 @@ def to_ms(moment: datetime) -> int:
     return (moment - _EPOCH) // _MS
 
 
-HINT: Final = "ISO 8601 (local unless it names a zone), or an age: 15m, 6h, 2d."
-
-_AGE: Final = re.compile(r"(\d{1,6})\s*([smhdw])")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_STEPS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
-
-
-def now() -> datetime:
-    """Return the present, aware, in UTC."""
-    return datetime.now(UTC)
-
-
 def parse(text: str) -> datetime:
-    """Return the aware time that `text` means: `6h` is six hours ago.
-
-    Raises ValueError, whose text is for people.
-    """
+    """Return the aware time that a person typed: `6h` is six hours ago. Raises ValueError with a text for people."""
     try:
         if age := _AGE.fullmatch(text.strip().lower()):
-            return now() - timedelta(**{_UNITS[age[2]]: int(age[1])})
+            return now() - timedelta(**{_NAMES[age[2]]: int(age[1])})
         return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no time. Give {HINT}") from None
+        raise ValueError(f"{text!r} is not a time. Use {HINT}") from None
 
 
 def short(moment: datetime | None) -> str:
-    """Return a time for a table: local, without the year if it is this one; "" for None."""
+    """Return a time for a table: local, without the year if it is this year; "" for None."""
     if moment is None:
         return ""
     local = moment.astimezone()
@@ -57,10 +53,17 @@ def short(moment: datetime | None) -> str:
     return local.strftime("%m-%d %H:%M:%S" if this_year else "%Y-%m-%d %H:%M")
 
 
-def age(span: timedelta) -> str:
-    """Return a span in its largest unit: `3 d`, `5 h`, `12 min`, `8 s`."""
-    seconds = max(0, int(span.total_seconds()))
-    for size, unit in _STEPS:
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+def age(duration: timedelta) -> str:
+    """Return a duration in its largest unit: `3 d`, `5 h`, `12 min`, `8 s`; `0 s` for a negative one."""
+    milliseconds = max(0, int(duration / _MS))
+    size, unit = next((one for one in _UNITS if milliseconds >= one[0]), _UNITS[-1])
+    return f"{milliseconds // size} {unit}"
+
+
+def span(milliseconds: int) -> str:
+    """Return a duration as people read it, with one decimal below 10: `84 ms`, `1.2 s`, `12 min`."""
+    for size, unit in _UNITS:
+        if milliseconds >= size:
+            amount = milliseconds / size
+            return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"
+    return f"{milliseconds} ms"

@@ -20,3 +20,9 @@ def is_running(pid: int) -> bool:
         return not status.parent.parent.exists()
     except ProcessLookupError:
         return False
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of the child processes (Linux)."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]

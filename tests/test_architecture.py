@@ -43,6 +43,8 @@ DOORS = {
         "app.alerts",
         "app.audit",
         "app.bootstrap",
+        "app.cli.context",
+        "app.dev.valkey",
         "app.erasure",
         "app.health",
         "app.intake.recorder",

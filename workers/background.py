@@ -3,7 +3,7 @@
 A process of its own, since a hanging upstream must not stop the pool's tick, and no RQ job, since workers run
 `fetch_order` and nothing else. Between two runs there is none. It may be killed at any instruction.
 
-Looks at the alarms once a minute, in one pool of all, and tells of each in the log.
+Looks at the alerts once a minute, in one pool of all, and tells of each in the log.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from functools import partial
 from multiprocessing.context import ForkProcess
 from typing import Final
 
@@ -22,7 +23,7 @@ from app.alerts import Change, Seen, Watch, judge, read
 from app.errors import UpstreamError
 from app.ledger import policy
 from app.ledger.orders import Backlog, Holdings
-from app.ledger.redis import StoreUnavailable, translated_errors
+from app.ledger.redis import StoreUnavailable, server_time, translated_errors
 from app.metrics import add, mark
 from app.reconcile.compare import Survey
 from app.reconcile.run import BUSY, LONGEST, Listing, Outcome, Reconcile, Report, Share
@@ -46,6 +47,7 @@ class Reconciler:
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
+        self._redis = redis
         self._turns = [turns(settings, company, redis) for company in reconciled(settings)]
         self._child: ForkProcess | None = None
 
@@ -55,8 +57,12 @@ class Reconciler:
             # One that failed has logged why; what it did not finish is due again by itself.
             self._child.close()
             self._child = None
-        if self._child is None and any(one.due(bootstrap.clock()) for one in self._turns):
+        if self._child is None and self._is_due():
             self._child = start(_work, self._settings, "reconcile", "reconcile", Stopwatch())
+
+    def _is_due(self) -> bool:
+        now = server_time(self._redis)
+        return any(one.due(now) for one in self._turns)
 
     def stop(self) -> None:
         """End the child, if there is one; what it has not done is left to the next."""
@@ -84,7 +90,9 @@ def turns(settings: Settings, company: Company, redis: Redis) -> Turns:
 
 def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
     """Return the list of a company, through the budget of its key."""
-    return Listing(client, bootstrap.budget(settings, company, redis), company.slug, bootstrap.clock, time.sleep)
+    return Listing(
+        client, bootstrap.rate_limiter(settings, company, redis), company.slug, partial(server_time, redis), time.sleep
+    )
 
 
 def of_company(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
@@ -104,7 +112,7 @@ def of_company(settings: Settings, company: Company, redis: Redis, client: Chann
         share=Share(settings.upstream_requests_per_5_min / 5, frozenset(same_key)),
         # Where no worker of ours looks at backfill, what is missing would wait there for ever.
         lane="backfill" if settings.backfill_workers else "live",
-        clock=bootstrap.clock,
+        clock=partial(server_time, redis),
     )
 
 
@@ -134,7 +142,7 @@ def run_if_due(settings: Settings, company: Company, redis: Redis) -> Outcome | 
     """
     with (
         translated_errors(settings.redis_url.get_secret_value()),
-        turns(settings, company, redis).taken(bootstrap.clock()) as turn,
+        turns(settings, company, redis).taken(server_time(redis)) as turn,
     ):
         if turn is None:
             return None
@@ -148,7 +156,7 @@ def run_if_due(settings: Settings, company: Company, redis: Redis) -> Outcome | 
 def _end(settings: Settings, company: Company, redis: Redis, turn: Turn, report: Report, duration_ms: int) -> None:
     """Say when the next run is due, count, and log."""
     every = settings.reconcile_every * policy.SECOND
-    now = bootstrap.clock()
+    now = server_time(redis)
     times = turns(settings, company, redis)
     if report.outcome == "complete":
         wait = every
@@ -168,7 +176,7 @@ def _end(settings: Settings, company: Company, redis: Redis, turn: Turn, report:
         )
         return
     _log.info(
-        "reconcile.ran",
+        "reconcile.finished",
         outcome=report.outcome,
         rows=report.rows,
         unreadable=report.unreadable,
@@ -219,12 +227,12 @@ class Watchman:
         if not self._watch.take_turn():
             return
         try:
-            evaluate(self._watch, self._signs, self._signs.read(self._redis, bootstrap.clock()))
+            evaluate(self._watch, self._signs, self._signs.read(self._redis))
         except (RedisError, OSError):
             raise
         except Exception as error:
             # Whatever stands there that we cannot read: orders are fetched all the same.
-            _log.error("alarm.failed", error=type(error).__name__, trace=log.trace_of(error))
+            _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
 def evaluate(watch: Watch, vital_signs: VitalSigns, vitals: Vitals) -> list[Change]:
@@ -248,10 +256,10 @@ def _tell(change: Change, now: int) -> None:
     about = {"name": sign.name, "company": sign.company or None, "sink": sign.sink or None}
     runbook = f"{RUNBOOK}{sign.name.replace('_', '-')}"
     if change.what == "cleared":
-        _log.info("alarm.cleared", lasted_s=round((now - change.since) / 1000), **about)
+        _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
     elif sign.name == "silence":
         _log.warning(
-            "alarm.silence",
+            "alert.silence",
             company=sign.company,
             reason=sign.reason,
             quiet_s=sign.figure,
@@ -259,4 +267,4 @@ def _tell(change: Change, now: int) -> None:
             runbook=runbook,
         )
     else:
-        _log.error("alarm.raised", figure=sign.figure, runbook=runbook, **about)
+        _log.error("alert.firing", figure=sign.figure, runbook=runbook, **about)

@@ -1,8 +1,9 @@
-"""The hand-on: revisions go to the sinks one at a time and in order per order, each sink with its own tries."""
+"""Deliveries: revisions go to the sinks one at a time and in order per order, each sink with its own attempts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from time import perf_counter
 
 from app import log
@@ -10,110 +11,95 @@ from app.errors import ReceiverError
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.redis import Patience
-from app.ledger.work import Handed, HandOn
+from app.ledger.redis import retry_until
+from app.ledger.work import Delivery, DeliveryOutcome
 from app.upstream.models import parse_order
 from workers.sinks import Context, Sink
 
 _log = log.get()
 
 
-class Delivery:
-    """Hands on what is stored; never calls getOrder."""
+class Deliverer:
+    """Delivers what is stored; never calls getOrder."""
 
-    def __init__(
-        self, *, ledger: Ledger, sinks: Mapping[str, Sink], patience: Patience, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, *, ledger: Ledger, sinks: Mapping[str, Sink]) -> None:
         self._ledger = ledger
         self._sinks = sinks
-        self._patience = patience
-        self._clock = clock
 
     def deliver(self, order: OrderKey, worker: str, slug: str) -> None:
-        """Hand on what the sinks have not had, until none is behind, or one fails."""
-        while self._sinks and (hand_on := self._next(order, worker)) is not None:
-            if not self._hand(order, hand_on, worker, slug):
+        """Deliver what the sinks have not had, until none is behind, or one fails: then the job's time may be spent."""
+        while self._sinks and (delivery := self._acquire(order, worker)) is not None:
+            if not self._deliver(order, delivery, worker, slug):
                 return
 
-    def _next(self, order: OrderKey, worker: str) -> HandOn | None:
-        return self._patience.run(
-            lambda: self._ledger.hand(order, worker, self._clock()), self._clock() + policy.REDIS_PATIENCE
-        )
+    def _acquire(self, order: OrderKey, worker: str) -> Delivery | None:
+        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
+        return retry_until(self._ledger.redis, deadline, lambda: self._ledger.acquire_delivery(order, worker))
 
-    def _hand(self, order: OrderKey, hand_on: HandOn, worker: str, slug: str) -> bool:
-        """Return whether the sink took it; if not, the job ends: its time limit may be spent."""
-        common = {
+    def _deliver(self, order: OrderKey, delivery: Delivery, worker: str, slug: str) -> bool:
+        """Return whether the sink took it."""
+        common: dict[str, object] = {
             "order_id": order.order_id,
             "company": slug,
-            "sink": hand_on.sink,
-            "revision": hand_on.revision,
+            "sink": delivery.sink,
+            "revision": delivery.revision,
         }
+        attempts = delivery.attempts
+        if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
+            self._complete(order, worker, delivery, "dead", reason="kills_worker")
+            _log.error("delivery.dead_lettered", reason="kills_worker", attempts=attempts - 1, **common)
+            return False
         context = Context(
-            idempotency_key=hand_on.idempotency_key(order),
+            idempotency_key=delivery.idempotency_key(order),
             company_id=order.company_id,
             order_id=order.order_id,
-            revision=hand_on.revision,
-            attempt=hand_on.tries,
-            request_id=hand_on.request_id,
+            revision=delivery.revision,
+            attempt=attempts,
+            request_id=delivery.request_id,
         )
-        if hand_on.tries > len(policy.TRIES) + 1 or hand_on.crashes >= policy.CRASHES_ALLOWED:
-            self._handed(order, worker, hand_on, "dead", reason="kills_worker")
-            _log.error("order.hand_dead", reason="kills_worker", tries=hand_on.tries - 1, **common)
-            return False
         started = perf_counter()
         try:
-            self._sinks[hand_on.sink].deliver(parse_order(hand_on.raw), context)
+            self._sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
         except BaseException as error:
             # The user's code may raise anything, RQ's time limit too; only its type is kept.
             duration = round((perf_counter() - started) * 1000)
-            self._failed(order, hand_on, worker, error, duration, common)
+            reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+            wait = policy.retry_wait(attempts - 1)
+            if wait is None:
+                self._complete(order, worker, delivery, "dead", reason=reason, duration_ms=duration)
+                _log.error("delivery.dead_lettered", reason=reason, attempts=attempts, **common)
+                return False
+            self._complete(order, worker, delivery, "retry", reason=reason, wait_ms=wait, duration_ms=duration)
+            _log.warning(
+                "delivery.failed",
+                error=reason,
+                attempts=attempts,
+                due_in_s=round(wait / 1000, 1),
+                trace=log.trace_of(error),
+                **common,
+            )
             return False
         duration = round((perf_counter() - started) * 1000)
-        self._handed(order, worker, hand_on, "done", duration_ms=duration)
-        _log.info("order.handed", duration_ms=duration, **common)
+        self._complete(order, worker, delivery, "succeeded", duration_ms=duration)
+        _log.info("delivery.succeeded", duration_ms=duration, **common)
         return True
 
-    def _handed(
+    def _complete(
         self,
         order: OrderKey,
         worker: str,
-        hand_on: HandOn,
-        what: Handed,
+        delivery: Delivery,
+        outcome: DeliveryOutcome,
         *,
-        reason: str = "-",
-        due: int = 0,
+        reason: str = "",
+        wait_ms: int = 0,
         duration_ms: int = 0,
     ) -> None:
-        now = self._clock()
-        self._patience.run(
-            lambda: self._ledger.handed(
-                order, worker, hand_on, now, what=what, reason=reason, due=due, duration_ms=duration_ms
+        deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
+        retry_until(
+            self._ledger.redis,
+            deadline,
+            lambda: self._ledger.complete_delivery(
+                order, worker, delivery, outcome=outcome, reason=reason, wait_ms=wait_ms, duration_ms=duration_ms
             ),
-            min(hand_on.until, now + 2 * policy.REDIS_PATIENCE),
-        )
-
-    def _failed(
-        self,
-        order: OrderKey,
-        hand_on: HandOn,
-        worker: str,
-        error: BaseException,
-        duration_ms: int,
-        common: dict[str, object],
-    ) -> None:
-        reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
-        wait = policy.until_next_try(hand_on.tries - 1)
-        if wait is None:
-            self._handed(order, worker, hand_on, "dead", reason=reason, duration_ms=duration_ms)
-            _log.error("order.hand_dead", reason=reason, tries=hand_on.tries, **common)
-            return
-        due = self._clock() + wait
-        self._handed(order, worker, hand_on, "again", reason=reason, due=due, duration_ms=duration_ms)
-        _log.warning(
-            "order.hand_failed",
-            error=reason,
-            tries=hand_on.tries,
-            due_in_s=round(wait / 1000, 1),
-            trace=log.trace_of(error),
-            **common,
         )

@@ -7,9 +7,8 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import bootstrap, log, settings
 from app.ids import OrderKey
-from app.ledger.redis import Patience
 from app.settings import Settings
-from workers.delivery import Delivery
+from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks import build
 
@@ -64,16 +63,9 @@ def _build(found: Settings) -> Processor:
         company.np_company_id: Connection(
             company.slug,
             bootstrap.channel_manager(found, company, http),
-            bootstrap.budget(found, company, redis),
+            bootstrap.rate_limiter(found, company, redis),
         )
         for company in found.companies
     }
     ledger = bootstrap.ledger(found, redis)
-    patience = Patience(redis, bootstrap.clock)
-    return Processor(
-        ledger=ledger,
-        connections=connections,
-        delivery=Delivery(ledger=ledger, sinks=sinks, patience=patience, clock=bootstrap.clock),
-        patience=patience,
-        clock=bootstrap.clock,
-    )
+    return Processor(ledger=ledger, connections=connections, deliverer=Deliverer(ledger=ledger, sinks=sinks))

@@ -9,6 +9,7 @@ What a pool says while Redis is away: one line when it goes and one when it come
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -22,10 +23,11 @@ from redis.exceptions import RedisError
 from app import bootstrap, log
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.redis import VERSION, NewerData, refuse_newer
-from app.ledger.retention import EventDays, OrderList
+from app.ledger.redis import VERSION, OtherSchema, refuse_other_schema
+from app.ledger.retention import Retention
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Settings
+from app.upstream.transport import tls_context
 from workers.background import Reconciler, Watchman
 from workers.recovery import Estate, lane_of
 from workers.worker import BAD_SETTINGS, Stopwatch, Work, start, work
@@ -46,12 +48,12 @@ class RedisWatch:
         self._redis.connection_pool.disconnect()
         if self._away_since is None:
             self._away_since = time.monotonic()
-            _log.warning("pool.redis_away", error=type(error).__name__)
+            _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
 
     def found(self) -> None:
         """Note that Redis answered."""
         if self._away_since is not None:
-            _log.warning("pool.redis_back", away_s=round(time.monotonic() - self._away_since, 1))
+            _log.warning("redis.recovered", role="worker", away_s=round(time.monotonic() - self._away_since, 1))
             self._away_since = None
 
 
@@ -91,12 +93,11 @@ class Pool:
         self._ledger = ledger
         self._work = work
         self._overdue = overdue
-        budgets = [bootstrap.budget(settings, company, redis) for company in settings.companies]
-        self._estate = Estate(redis, ledger, budgets)
+        limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
+        self._estate = Estate(redis, ledger, limiters)
         self._reconciler = Reconciler(settings, redis)
         self._watchman = Watchman(settings, redis)
-        self._order_list = OrderList(redis, order_days=settings.order_days)
-        self._event_days = EventDays(redis, event_days=settings.event_days)
+        self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
         self._children: dict[str, ForkProcess] = {}
         self._watches: dict[str, Stopwatch] = {}
         self._born: dict[str, float] = {}
@@ -114,6 +115,10 @@ class Pool:
         self._wait_for_redis()
         lanes = [LIVE] * self._settings.workers + [BACKFILL] * self._settings.backfill_workers
         self._starts = [(0.0, lane) for lane in lanes]
+        tls_context()
+        # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
+        gc.collect()
+        gc.freeze()
         try:
             self._work_on()
         except Exception as error:
@@ -138,7 +143,7 @@ class Pool:
                 self._watch.lost(error)
                 self._rest(TICK)
                 continue
-            except NewerData as refusal:
+            except OtherSchema as refusal:
                 self._refuse(refusal)
                 break
             self._watch.found()
@@ -157,8 +162,8 @@ class Pool:
         told = False
         while not self._stopping:
             try:
-                refuse_newer(self._redis)
-            except NewerData as refusal:
+                refuse_other_schema(self._redis)
+            except OtherSchema as refusal:
                 self._refuse(refusal)
             except (RedisError, OSError):
                 if not told:
@@ -168,8 +173,8 @@ class Pool:
             else:
                 return
 
-    def _refuse(self, refusal: NewerData) -> None:
-        _log.error("service.newer_data", held=refusal.held, ours=VERSION)
+    def _refuse(self, refusal: OtherSchema) -> None:
+        _log.error("service.other_schema", held=refusal.held, ours=VERSION)
         self._exit_code = NEWER_DATA
         self._stopping = True
 
@@ -187,7 +192,7 @@ class Pool:
         self._children[name] = start(self._work, self._settings, name, lane, watch)
         self._watches[name] = watch
         self._born[name] = time.monotonic()
-        _log.info("pool.worker_started", worker=name, lane=lane)
+        _log.info("pool.worker_started", worker=name, queue=lane)
 
     def _kill_overdue(self) -> None:
         """End workers that a sink, or whatever it may be, holds beyond RQ's time limit: it cannot strike in C code."""
@@ -196,7 +201,7 @@ class Pool:
             if busy > self._overdue and child.is_alive():
                 child.kill()
                 child.join(TICK)
-                _log.error("pool.worker_overdue", worker=name, busy_s=round(busy))
+                _log.error("worker.timed_out", worker=name, busy_s=round(busy))
 
     def _reap(self) -> None:
         for name, child in [item for item in self._children.items() if not item[1].is_alive()]:
@@ -215,13 +220,12 @@ class Pool:
     def _tick(self) -> None:
         self._estate.beat(self._children)
         self._estate.bury_dead_pools()
-        ticked = self._ledger.tick(bootstrap.clock())
-        if ticked.looked:
-            _log.info("pool.ticked", looked=ticked.looked, pushed=ticked.pushed)
-        if ticked.broken:
-            _log.error("pool.orders_broken", orders=ticked.broken)
-        self._order_list.trim(bootstrap.clock())
-        self._event_days.trim(bootstrap.clock())
+        dispatched = self._ledger.dispatch_due()
+        if dispatched.looked:
+            _log.info("dispatcher.enqueued", looked=dispatched.looked, enqueued=dispatched.enqueued)
+        if dispatched.broken:
+            _log.error("dispatcher.orders_broken", orders=dispatched.broken)
+        self._retention.trim_each_minute()
         self._reconciler.tick()
         self._watchman.tick()
 
@@ -240,7 +244,7 @@ class Pool:
                 # Also one that we cut off: that was the stop's doing, not the order's.
                 self._estate.let_go(name, "ended")
             self._estate.leave()
-        except NewerData:
+        except OtherSchema:
             # Our entry stays: the pool of the newer version finds it, and lets go of what our workers held.
             pass
         except (RedisError, OSError) as error:

@@ -19,13 +19,14 @@ from redis import Redis
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
-from app import bootstrap, log
+from app import log
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Budget
+from app.ledger.rate_limit import RateLimiter
+from app.ledger.redis import server_time
 from app.ledger.rq_jobs import queue
-from app.ledger.work import Ending
+from app.ledger.work import WorkerEnd
 from app.snapshot import Heartbeat, read_heartbeat
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -84,31 +85,28 @@ _log = log.get()
 class Estate:
     """The books of one pool about its workers; their names are `<pool>-<lane>-<number>`."""
 
-    def __init__(self, redis: Redis, ledger: Ledger, budgets: Sequence[Budget]) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger, limiters: Sequence[RateLimiter]) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._budgets = budgets
+        self._limiters = limiters
         self._me = identity()
         self.pool = f"{self._me.machine[:8]}-{self._me.pid}-{self._me.started}"
 
-    def let_go(self, worker: str, how: Ending) -> OrderKey | None:
+    def let_go(self, worker: str, how: WorkerEnd) -> OrderKey | None:
         """Make due what an ended worker held, and what RQ had given it but it had not begun; return the former.
 
         The slots it held are free at once, or a killed pool would keep the next one waiting for its leases.
         """
-        now = bootstrap.clock()
-        for budget in self._budgets:
-            budget.reclaim(worker, now)
-        held = self._ledger.abandon(worker, now, how)
+        for limiter in self._limiters:
+            limiter.release_worker(worker)
         in_between = queue(lane_of(worker), self._redis).intermediate_queue_key
         lost = [as_text(job_id) for job_id in self._redis.lrange(in_between, 0, -1)]
         lost += [as_text(one) for one in self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))]
-        self._ledger.nudge(_orders(lost), now)
-        return held
+        return self._ledger.release_worker(worker, how, _orders(lost))
 
     def beat(self, workers: Iterable[str]) -> None:
         """Say that this pool lives, and who works for it."""
-        census = Heartbeat(self._me.machine, self._me.pid, self._me.started, list(workers), bootstrap.clock())
+        census = Heartbeat(self._me.machine, self._me.pid, self._me.started, list(workers), server_time(self._redis))
         self._redis.hset(keys.POOLS, self.pool, msgspec.json.encode(census))
 
     def leave(self) -> None:
@@ -121,13 +119,13 @@ class Estate:
             census = read_heartbeat(text)
             if census is None:
                 continue
-            if bootstrap.clock() - census.beat > CENSUS_KEPT:
+            if server_time(self._redis) - census.beat > CENSUS_KEPT:
                 self._redis.hdel(keys.POOLS, name)
             elif Identity(census.machine, census.pid, census.started).is_dead():
                 for one in census.workers:
                     self.let_go(one, "killed")
                 self._redis.hdel(keys.POOLS, name)
-                _log.warning("pool.orphans", pool=as_text(name), workers=len(census.workers))
+                _log.warning("pool.recovered", pool=as_text(name), workers=len(census.workers))
 
 
 def lane_of(worker: str) -> str:

@@ -61,8 +61,28 @@ WORKER_TTL: Final = 30
 _log = log.get()
 
 
+class FetchJob(Job):
+    """A job that runs `fetch_order` or nothing: JSON does not stop a job that names another function."""
+
+    # RQ asks for the name before it performs a job; where the data cannot be read, that would fail the job.
+    func_name = property(lambda self: FETCH_ORDER)
+    func = property(lambda self: jobs.fetch_order)
+    success_callback = failure_callback = stopped_callback = property(lambda self: None)
+
+    def perform(self) -> Any:
+        """Run the job; a job of another function, or with unreadable data, ends without running anything."""
+        try:
+            function = str(self.serializer.loads(self.data)[0])
+        except Exception as error:
+            function = type(error).__name__
+        if function != FETCH_ORDER:
+            _log.error("job.refused", function=function[:100], job_id=self.id)
+            return None
+        return super().perform()
+
+
 class FetchWorker(SimpleWorker):
-    """Runs `fetch_order` and nothing else: JSON does not stop a job that names another function."""
+    """RQ's worker in one process, without forks, whose time at a job the pool can read."""
 
     watch: Stopwatch
 
@@ -74,17 +94,6 @@ class FetchWorker(SimpleWorker):
         finally:
             self.watch.stop()
 
-    def perform_job(self, job: Job, queue: Queue, *args: Any, **kwargs: Any) -> bool:
-        try:
-            function = str(job.func_name)
-        except Exception as error:
-            # Data that cannot be read: outside RQ's own try it would end the worker.
-            function = type(error).__name__
-        if function != FETCH_ORDER:
-            _log.error("job.refused", function=function[:100], job_id=job.id)
-            job._func_name, job._args, job._kwargs = f"{__name__}.refuse", (), {}
-        return super().perform_job(job, queue, *args, **kwargs)
-
     def _install_signal_handlers(self) -> None:
         """Stop on SIGTERM, which the pool sends; a Ctrl-C reaches the whole group and must not count twice."""
         signal.signal(signal.SIGTERM, self.request_stop)
@@ -92,10 +101,6 @@ class FetchWorker(SimpleWorker):
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
         """Ignore a second signal: a fetch under way ends by itself, and the pool cuts off what does not."""
-
-
-def refuse() -> None:
-    """Stand in for a function that is not ours, so that RQ ends its job without a trace of it."""
 
 
 def run_worker(
@@ -108,6 +113,7 @@ def run_worker(
         name=name,
         connection=redis,
         serializer=JSONSerializer,
+        job_class=FetchJob,
         worker_ttl=WORKER_TTL,
         log_job_description=False,
     )

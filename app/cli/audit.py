@@ -12,7 +12,7 @@ from app import times
 from app.audit import Noted
 from app.cli import console, context
 from app.cli.console import epilog
-from app.cli.context import session
+from app.cli.context import open_context
 
 Kind = Literal[
     "replay",
@@ -26,23 +26,23 @@ Kind = Literal[
     "order-cancel",
     "erase",
 ]
-What = Annotated[Kind | None, typer.Option("--what", help="Only these deeds.")]
+What = Annotated[Kind | None, typer.Option("--what", help="Only these actions.")]
 
 
-def register(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog("ota-receiver audit --what replay --limit 10"))(audit)
+cli = console.commands()
 
 
+@cli.command(epilog=epilog("ota-receiver audit --what replay --limit 10"))
 def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = False) -> None:
-    """Tell who changed something by hand, when, what and why; newest first, for EVENT_DAYS.
+    """Show who changed something by hand, when, what and why. Newest first, for EVENT_DAYS.
 
-    It is noted before it is done: what was interrupted stands here too, with the number of orders that it was about.
+    Each change is written before it is made: an interrupted one is here too, with its number of orders.
     """
-    with session() as here:
-        noted = (one for one in here.books.audit.newest_first() if what in (None, one.deed.what))
+    with open_context() as here:
+        noted = (one for one in here.audit.newest_first() if what in (None, one.deed.what))
         found = list(islice(noted, limit))
     if not found:
-        console.remark("Nothing is noted.")
+        console.remark("The audit is empty.")
         return
     if as_json:
         for one in found:

@@ -13,15 +13,16 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from time import monotonic
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
+import msgspec
 import typer
 
 from app import bootstrap, settings, subscriptions
 from app.cli import console, context
-from app.cli.console import DONE, FOUND, USAGE, Finding, Level, epilog
-from app.cli.context import WEBHOOK_PERMISSIONS, advice, told
+from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
+from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
 from app.health import Check
 from app.settings import Company, Settings
@@ -39,10 +40,13 @@ _ADVICE: Final = {
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+cli = console.commands()
+
+
 def of_checks(checks: list[Check]) -> Iterator[Finding]:
     """Return a finding for each check of app.health."""
     for check in checks:
-        advice = "" if check.ok else _ADVICE.get(check.name, "Mend it: until then /readyz says the same.")
+        advice = "" if check.ok else _ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
         yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, advice)
 
 
@@ -59,10 +63,23 @@ def of_address(url: str) -> Iterator[Finding]:
         yield Finding("redis", "tls", "note", "orders travel to another machine unencrypted", advice)
 
 
+Level = Literal["good", "note", "todo", "wrong"]
+"""`note`: worth knowing. `todo`: until it is done, events or orders do not arrive, or may be lost. `wrong`: a setting
+without which the service does not start."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """`about` is settings, redis, or the slug of a company; `advice` is "" where nothing must be done."""
+
+    about: str
+    what: str
+    level: Level
+    detail: str
+    advice: str = ""
+
+
 NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 """A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that we are heard and permitted."""
-
-_API_PERMISSIONS: Final = "NPR API Channel Mgr"
 
 
 def findings(settings: Settings, company: Company, upstream: ChannelManager) -> list[Finding]:
@@ -82,12 +99,12 @@ def _api(company: Company, upstream: ChannelManager) -> Finding:
             list(islice(upstream.list_orders(ListQuery(page_size=1)), 1))
     except RequestRejected as error:
         hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
-        return Finding(company.slug, "api", "todo", told(error), hint)
+        return Finding(company.slug, "api", "todo", reason(error), hint)
     except UpstreamError as error:
-        return _trouble(company, "api", error, _API_PERMISSIONS)
+        return _trouble(company, "api", error, API_PERMISSIONS)
     milliseconds = round((monotonic() - begun) * 1000)
-    how = "getOrder" if company.np_partner_id is None else "the list of orders"
-    return Finding(company.slug, "api", "good", f"{how} is permitted ({milliseconds} ms)")
+    allowed = "call getOrder" if company.np_partner_id is None else "list orders"
+    return Finding(company.slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
 
 
 def _ask_for_no_order(upstream: ChannelManager) -> None:
@@ -109,19 +126,23 @@ def _subscription(settings: Settings, company: Company, upstream: ChannelManager
 
 
 def _trouble(company: Company, what: str, error: UpstreamError, permissions: str) -> Finding:
-    return Finding(company.slug, what, "todo", told(error), advice(error.reason, permissions))
+    return Finding(company.slug, what, "todo", reason(error), advice(error.reason, permissions))
 
 
 _SIGNS: dict[Level, str] = {"good": "✓", "note": "·", "todo": "✗", "wrong": "✗"}
-_CODES = "Exit codes: 0 all is well · 1 something is to be done · 2 the settings are wrong"
+_CODES: Final = {
+    DONE: "all is well",
+    FOUND: "something must be done",
+    USAGE: "wrong settings",
+    AWAY: "",
+    NEWER: "",
+    INTERRUPTED: "",
+}
 
 
-def register(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog("ota-receiver check", codes=_CODES))(check)
-
-
+@cli.command(epilog=epilog("ota-receiver check", codes=_CODES))
 def check(as_json: context.Json = False) -> None:
-    """Check the settings, Redis and its durability, and each company's API and webhook subscription."""
+    """Check the settings, Redis and its durability, and each company's API and subscription."""
     bootstrap.configure_cli_log()
     try:
         found = settings.load()
@@ -139,17 +160,18 @@ def _of_settings(found: Settings) -> Iterator[Finding]:
 
     build(found.sinks)
     slugs = ", ".join(company.slug for company in found.companies)
+    companies = f"{len(found.companies)} {'company' if len(found.companies) == 1 else 'companies'}"
     if found.spool_dir is None:
         advice = "Set SPOOL_DIR to a folder on a disk that outlives the process."
-        yield Finding("settings", "spool", "note", "not set: while Redis is away senders are told 503", advice)
-    yield Finding("settings", "settings", "good", f"complete, for {len(found.companies)}: {slugs}")
+        yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", advice)
+    yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
     for company in found.companies:
         if company.np_partner_id is None:
             advice = "Set NP_PARTNER_ID if you know it."
             yield Finding(company.slug, "partner id", "note", "not set: missed events cannot be looked for", advice)
         if company.client_state_previous is not None:
             advice = "Take CLIENT_STATE_PREVIOUS out once no event carries it any more."
-            yield Finding(company.slug, "rotation", "note", "two clientStates are taken", advice)
+            yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", advice)
 
 
 def _of_redis(found: Settings) -> Iterator[Finding]:

@@ -1,30 +1,27 @@
-"""What commands print: JSON lines or tables on stdout, everything else on stderr.
+"""What commands print, ask and end with: JSON lines or tables on stdout, everything else on stderr.
 
 Values of upstream and of senders are shown as plain text: neither markup nor a terminal's control codes work.
-
-One line of `check`: what was looked at, how it is, and what to do about it.
-
-How a command ends: the exit codes, and the error that ends one with a sentence for the person who typed it.
+rich is loaded when a table or a progress bar is drawn.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
-from rich.text import Text
 
 from app.errors import ReceiverError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DONE: Final = 0
 FOUND: Final = 1
@@ -33,87 +30,74 @@ AWAY: Final = 3
 NEWER: Final = 4
 INTERRUPTED: Final = 130
 UNREAD: Final = 141
-"""As shells say it of a program that SIGPIPE ended: whoever read stdout has left."""
+"""As shells report a program that SIGPIPE ended."""
 
-CODES: Final = (
-    "Exit codes: 0 done · 1 something is wrong, or nothing was found · 2 usage or settings, or a question that nobody"
-    " could answer · 3 Redis does not answer, or refuses · 4 its data is of a newer version · 130 interrupted"
-)
-"""Of most commands; shown below their help."""
+_CODES: Final = {
+    DONE: "done",
+    FOUND: "a problem, or nothing found",
+    USAGE: "wrong usage or settings, or confirmation needed without a terminal",
+    AWAY: "Redis unavailable",
+    NEWER: "Redis holds data of a newer version",
+    INTERRUPTED: "interrupted",
+    UNREAD: "output pipe closed",
+}
 
+WIDTH: Final = 80
+"""Columns of text for people."""
 
-def epilog(*examples: str, codes: str = CODES) -> str:
-    """Return what stands below the help of a command: how it may be typed, and its exit codes."""
-    shown = [f"Example: {example}" for example in examples]
-    return "\n\n".join([*shown, f"{codes} · {UNREAD} nobody reads its output any more"])
+_PIPED_WIDTH: Final = 200
+"""Columns of a table when stdout is no terminal: rich's 80 would break GUIDs in two."""
+
+_GAP: Final = 3
+"""Columns between two columns of a table; its two edges take one less."""
+
+_COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+T = TypeVar("T")
 
 
 class Stop(ReceiverError):
-    """End the command with `text` on stderr and `code`."""
+    """The command ends with `text` on stderr and the exit code `code`."""
 
     def __init__(self, text: str, code: int = USAGE) -> None:
         super().__init__(text)
         self.code = code
 
 
-T = TypeVar("T")
+def commands(**options: Any) -> typer.Typer:
+    """Return an empty group of commands, whose help is plain text: it loads in half the time."""
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
 
-_PIPED_WIDTH: Final = 200
-"""Columns when stdout is no terminal: rich's 80 would break GUIDs in two."""
 
-_GAP: Final = 3
-"""Columns of the terminal between two of a table; its two edges take one less."""
+def epilog(*examples: str, codes: Mapping[int, str] | None = None) -> str:
+    """Return the end of a command's help: examples and exit codes.
 
-_encoder = msgspec.json.Encoder(decimal_format="number")
+    `codes` replaces meanings of exit codes; "" leaves one out.
+    """
+    shown = [f"Example: {example}" for example in examples]
+    meanings = " · ".join(f"{code} {text}" for code, text in sorted((_CODES | dict(codes or {})).items()) if text)
+    return "\n\n".join([*shown, f"Exit codes: {meanings}"])
 
 
 def json_line(value: Any) -> None:
-    """Print one object on one line, at once; ends the program when nobody reads any more."""
-    try:
-        sys.stdout.write(_encoder.encode(value).decode() + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _unread()
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their headings, of which the first letter may be a mark.
-
-    `=` is a column of ids, never broken: they are copied. `?` may be left out where the terminal is too narrow, the
-    last of them first. `#` holds numbers, and may be left out too.
-    """
-    out = _out()
-    cells = [[_plain(cell) for cell in row] for row in rows]
-    kept = _fitting(columns, cells, out.width) if sys.stdout.isatty() else range(len(columns))
-    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for at in kept:
-        mark, name = _marked(columns[at])
-        shown.add_column(name, justify="right" if mark == "#" else "left", overflow="fold", no_wrap=mark == "=")
-    for row in cells:
-        shown.add_row(*(row[at] for at in kept))
-    out.print(shown)
-    if left_out := [_marked(heading)[1] for at, heading in enumerate(columns) if at not in kept]:
-        remark(f"Left out, as this terminal is narrow: {', '.join(left_out)}. --json has all.")
-
-
-def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, leaving out those that are empty."""
-    shown = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, value in rows:
-        if value not in ("", None):
-            shown.add_row(name, _plain(value))
-    _out().print(shown)
+    """Print one object on one line, at once; ends the program when the output pipe is closed."""
+    _write(_encoder.encode(value).decode())
 
 
 def say(text: str) -> None:
-    """Print a sentence for people on stdout."""
-    _out().print(_plain(text), soft_wrap=True)
+    """Print a line for people on stdout."""
+    _write(_printable(text))
+
+
+def remark(text: str) -> None:
+    """Print a line for people on stderr, where it disturbs no pipe."""
+    print(_printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
 
 
 def tell(text: str, value: Any, as_json: bool) -> None:
-    """Print the end of a command: the sentence for people, or the same as an object."""
+    """Print the result of a command: a sentence for people, or an object."""
     if as_json:
         json_line(value)
     else:
@@ -121,7 +105,7 @@ def tell(text: str, value: Any, as_json: bool) -> None:
 
 
 def tell_lines(lines: Iterable[str], value: Any, as_json: bool) -> None:
-    """Print the end of a command: several lines for people, or the same as one object."""
+    """Print the result of a command: lines for people, or one object."""
     if as_json:
         json_line(value)
         return
@@ -129,30 +113,97 @@ def tell_lines(lines: Iterable[str], value: Any, as_json: bool) -> None:
         say(line)
 
 
+def listing(
+    found: Sequence[T],
+    as_json: bool,
+    *,
+    columns: Sequence[str],
+    row: Callable[[T], Sequence[object]],
+    view: Callable[[T], object],
+    nothing: str = "",
+) -> None:
+    """Print the result of a list command: a table (see `table`), or one object a line.
+
+    Raises Stop with the text `nothing` when there is nothing and the text is not empty.
+    """
+    if not found and nothing:
+        raise Stop(nothing, FOUND)
+    if as_json:
+        for one in found:
+            json_line(view(one))
+    elif found:
+        table("", columns, map(row, found))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their headings, of which the first letter may be a mark.
+
+    `=` is a column of ids, which are never broken: people copy them. `?` may be hidden where the terminal is too
+    narrow, the last one first. `#` holds numbers, and may be hidden too.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = _out()
+    cells = [["" if cell is None else _printable(str(cell)) for cell in row] for row in rows]
+    kept = _fitting(columns, cells, out.width) if sys.stdout.isatty() else range(len(columns))
+    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for at in kept:
+        mark, name = _marked(columns[at])
+        shown.add_column(name, justify="right" if mark == "#" else "left", overflow="fold", no_wrap=mark == "=")
+    for row in cells:
+        shown.add_row(*(Text(row[at]) for at in kept))
+    out.print(shown)
+    if hidden := [_marked(heading)[1] for at, heading in enumerate(columns) if at not in kept]:
+        remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
+
+
+def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, without those that are empty."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="dim", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        if value not in ("", None):
+            shown.add_row(name, Text(_printable(str(value))))
+    _out().print(shown)
+
+
+def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
+    """Return the text on lines of 80 columns; a command stands on a line of its own, to be copied."""
+    found: list[str] = []
+    for part in filter(None, map(str.strip, _COMMAND.split(text))):
+        is_command = part.startswith("ota-receiver ")
+        indent = "  " if is_command else further
+        found += wrap(part, indent if found else first, "    " if is_command else further)
+    return found
+
+
+def wrap(text: str, first: str, further: str) -> list[str]:
+    """Return the text on lines of 80 columns, the first of which begins with `first`, the others with `further`."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
+
+
 def many(count: int, noun: str) -> str:
     """Return `1 order`, `2,000 orders`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def remark(text: str) -> None:
-    """Print a sentence on stderr, where it disturbs no pipe."""
-    _err().print(_plain(text), soft_wrap=True)
-
-
 def zone() -> str:
-    """Return the name of the local zone, for the heading of a column of times."""
+    """Return the name of the local time zone, for the heading of a column of times."""
     return datetime.now(UTC).astimezone().tzname() or "local"
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Return if the answer is yes.
-
-    Raises Stop when it is no, or when there is neither `--yes` nor anybody to ask.
-    """
+    """Return if the answer is yes; raises Stop when it is no, or when it is needed and there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise Stop(f"{question} Nobody is here to answer: say --yes.")
+        raise Stop(f"{question} Not a terminal: pass --yes.")
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
@@ -163,62 +214,41 @@ def confirm(question: str, yes: bool) -> None:
 
 @contextmanager
 def progress(task: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr while the block runs, if a terminal is there; call what it yields with each step's size.
+    """Show a bar on stderr while the block runs, if that is a terminal; yields what takes the size of each step.
 
     Without `total` it counts.
     """
-    console = _err()
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
     count = [TextColumn("{task.completed:,.0f}")] if total is None else [BarColumn(), MofNCompleteColumn()]
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        *count,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(SpinnerColumn(), text, *count, console=Console(stderr=True), transient=True) as bar:
         number = bar.add_task(task, total=total)
         yield lambda steps: bar.advance(number, steps)
 
 
 def counted(items: Iterable[T], task: str) -> Iterator[T]:
-    """Return the items, counting them on stderr as they come."""
+    """Return the items, and count them on stderr as they come."""
     with progress(task) as step:
         for item in items:
             step(1)
             yield item
 
 
-def _marked(heading: str) -> tuple[str, str]:
-    return (heading[0], heading[1:]) if heading[:1] in {"=", "?", "#"} else ("", heading)
+def close() -> None:
+    """Throw the rest of stdout's buffer away: Python would try to write it once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fitting(columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int) -> list[int]:
-    """Return which columns fit side by side, or which must stay though they do not."""
-    marks, names = zip(*map(_marked, columns), strict=True)
-    needed = [max([len(name), *(row[at].cell_len for row in rows)]) for at, name in enumerate(names)]
-    kept = list(range(len(columns)))
-    for at in reversed(kept[:]):
-        if sum(needed[one] + _GAP for one in kept) - 1 > width and marks[at] in {"?", "#"}:
-            kept.remove(at)
-    return kept
-
-
-def _plain(value: object) -> Text:
-    text = "" if value is None else str(value)
-    return Text("".join(one if one.isprintable() else "�" for one in text))
-
-
-def _out() -> Console:
-    return _Out(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
-
-
-class _Out(Console):
-    """Ends with a code of its own where rich says 1, which of `orders explain` means "not complete"."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
+def _write(line: str) -> None:
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
         _unread()
 
 
@@ -227,25 +257,35 @@ def _unread() -> NoReturn:
     raise SystemExit(UNREAD) from None
 
 
-def close() -> None:
-    """Let what is left in stdout's buffer go nowhere: written at the end, it would fail once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
-def _err() -> Console:
-    return Console(stderr=True, highlight=False)
+def _out() -> Console:
+    from rich.console import Console
+
+    class Out(Console):
+        """Ends with a code of its own where rich ends with 1, which of `orders explain` means "not complete"."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            _unread()
+
+    return Out(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
-Level = Literal["good", "note", "todo", "wrong"]
-"""`note`: worth knowing, nothing must be done. `todo`: events or orders do not come home, or may be lost, until it is
-done. `wrong`: a setting, without which the service does not start."""
+def _marked(heading: str) -> tuple[str, str]:
+    return (heading[0], heading[1:]) if heading[:1] in {"=", "?", "#"} else ("", heading)
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """`about` is settings, redis, or the slug of a company; `advice` is "" where nothing is to be done."""
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the columns that fit side by side, or that must stay though they do not."""
+    from rich.cells import cell_len
 
-    about: str
-    what: str
-    level: Level
-    detail: str
-    advice: str = ""
+    marks, names = zip(*map(_marked, columns), strict=True)
+    needed = [max([len(name), *(cell_len(row[at]) for row in rows)]) for at, name in enumerate(names)]
+    kept = list(range(len(columns)))
+    for at in reversed(kept[:]):
+        if sum(needed[one] + _GAP for one in kept) - 1 > width and marks[at] in {"?", "#"}:
+            kept.remove(at)
+    return kept

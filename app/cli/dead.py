@@ -14,11 +14,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 import typer
 
-from app import bootstrap, times
+from app import times
 from app.cli import console, context
 from app.cli.console import FOUND, Stop, epilog
-from app.cli.context import Session, session
-from app.cli.order_view import lines, next_step, steps
+from app.cli.context import CommandContext, open_context
+from app.cli.order_view import view_of
 from app.cli.orders import CHUNK
 from app.ids import OrderKey
 from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
@@ -26,17 +26,17 @@ from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
 
 @dataclass(frozen=True)
 class Letters:
-    """Read anew each time: there may be hundreds of thousands. `gone` of the named orders have no dead letter."""
+    """Read anew each time: there may be hundreds of thousands. `not_dead` of the named orders have no dead letter."""
 
-    here: Session
+    here: CommandContext
     query: DeadQuery
     orders: tuple[OrderKey, ...]
-    gone: int
+    not_dead: int
 
     def __iter__(self) -> Iterator[DeadLetter]:
         if not self.orders:
-            return self.here.books.dead.oldest_first(self.query)
-        return filter(self.query.matches, chain.from_iterable(map(self.here.books.dead.of, self.orders)))
+            return self.here.dead_letters.oldest_first(self.query)
+        return filter(self.query.matches, chain.from_iterable(map(self.here.dead_letters.of, self.orders)))
 
     def words(self) -> str:
         """Return the selection on one line, for the audit."""
@@ -55,7 +55,7 @@ class Letters:
         return _count(console.counted(self, "reading dead letters"))
 
 
-def chosen(here: Session, named: list[str], query: DeadQuery) -> Letters:
+def chosen(here: CommandContext, named: list[str], query: DeadQuery) -> Letters:
     """Return the letters of the orders that are named, or if none is, those that match.
 
     What is no dead letter (any more) is told, counted, and stops nothing. Raises Stop when none of them is one.
@@ -63,18 +63,18 @@ def chosen(here: Session, named: list[str], query: DeadQuery) -> Letters:
     found: list[OrderKey] = []
     for text in named:
         try:
-            order = here.order(text, query.company_id)
+            order = here.order(text)
         except Stop as stop:
             if stop.code != FOUND:
                 raise
         else:
-            if here.books.dead.of(order):
+            if here.dead_letters.of(order):
                 found.append(order)
                 continue
-            if here.books.erasure.erased_among([order]):
+            if here.erasure.erased_among([order]):
                 console.remark(f"{text!r} was erased: it is not fetched any more.")
                 continue
-        console.remark(f"{text!r} is no dead letter.")
+        console.remark(f"{text!r} has no dead letter.")
     if named and not found:
         raise Stop("No dead letter matches.", FOUND)
     return Letters(here, query, tuple(dict.fromkeys(found)), len(named) - len(found))
@@ -90,7 +90,7 @@ def _count(letters: Iterable[DeadLetter]) -> tuple[int, int]:
     return count, stale
 
 
-dead = typer.Typer(name="dead", no_args_is_help=True, help="Orders and hand-ons that were given up.")
+cli = console.commands(name="dead", help="Dead letters: orders and deliveries that failed for good.")
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
@@ -98,19 +98,15 @@ OlderThan = Annotated[
     datetime | None,
     typer.Option("--older-than", parser=context.time, metavar="TIME", help="Given up before: an age such as 30d."),
 ]
-All = Annotated[bool, typer.Option("--all", help="Whatever was given up.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
-_SAY_WHICH: Final = "Say which: orders, --reason, --company, --older-than, or --all."
+_SAY_WHICH: Final = "Choose dead letters: orders, --reason, --company, --older-than, or --all."
 _EVER: Final = datetime.max.replace(tzinfo=UTC)
 _LAST: Final = 12
 """Steps of the order's trail that are shown: enough to see how it ended; `orders explain` shows all."""
 
 
-def register(cli: typer.Typer) -> None:
-    cli.add_typer(dead)
-
-
-@dead.command("list", epilog=epilog("ota-receiver dead list --reason order_missing"))
+@cli.command("list", epilog=epilog("ota-receiver dead list --reason order_missing"))
 def list_(
     reason: Reason = None,
     company: context.CompanyOption = None,
@@ -119,11 +115,11 @@ def list_(
     limit: context.Limit = 50,
     as_json: context.Json = False,
 ) -> None:
-    """List dead letters: orders first, then hand-ons to sinks, each from the oldest on. None at all ends with 0."""
-    with session() as here:
+    """List dead letters: orders first, then deliveries to sinks, oldest first. Exits 0 also if there are none."""
+    with open_context(company) as here:
         now = times.now()
-        query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, since=since, until=until or now)
-        found = islice(here.books.dead.oldest_first(query), limit + 1)
+        query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
+        found = islice(here.dead_letters.oldest_first(query), limit + 1)
         if as_json:
             for letter in islice(found, limit):
                 console.json_line(_view(here, letter, now))
@@ -138,44 +134,32 @@ def list_(
         console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
-@dead.command(epilog=epilog("ota-receiver dead show CM-4711"))
+@cli.command(epilog=epilog("ota-receiver dead show CM-4711"))
 def show(
     order: Annotated[str, typer.Argument(metavar="ORDER", help="orderId or reference.")],
     company: context.CompanyOption = None,
     as_json: context.Json = False,
 ) -> None:
     """Show why an order, or a hand-on of it, was given up, what was tried, and what to do."""
-    with session() as here:
-        key = here.order(order, here.companies.id_of(company))
-        letters, record = here.books.dead.of(key), here.books.archive.record(key)
-        if not letters or record is None:
-            raise Stop(f"{order!r} is no dead letter.", FOUND)
-        state, happened = record.state(times.now()), steps(here.books.archive.trail(key))
-        step = next_step(record, state, (), here.name(key))
+    with open_context(company) as here:
+        key = here.order(order)
+        letters, view = here.dead_letters.of(key), view_of(here, key)
+        if not letters or view is None:
+            raise Stop(f"{order!r} has no dead letter.", FOUND)
         if as_json:
             for letter in letters:
-                console.json_line(_view(here, letter, times.now()) | {"next": step, "steps": happened})
+                console.json_line(view.as_object() | _view(here, letter, times.now()))
             return
         for letter in letters:
-            facts = (
-                ("order", letter.order_id),
-                ("company", here.companies.slug(letter.company_id)),
-                ("reference", letter.reference),
-                ("status", letter.status),
-                ("sink", letter.sink),
-                ("reason", letter.reason),
-                ("HTTP", letter.http),
-                ("given up", f"{times.short(letter.at)} ({times.age(times.now() - letter.at)} ago)"),
-            )
-            console.facts("", facts)
-        console.say("")
-        for line in lines(happened[-_LAST:]):
+            what = f"delivery to {letter.sink}" if letter.sink else "fetch"
+            http = f" (HTTP {letter.http})" if letter.http else ""
+            failed = f"{times.short(letter.at)} ({times.age(times.now() - letter.at)} ago)"
+            console.say(f"{what} failed for good {failed}: {letter.reason}{http}")
+        for line in view.lines(_LAST):
             console.say(line)
-        console.say("")
-        console.say(f"next: {step}")
 
 
-@dead.command(epilog=epilog("ota-receiver dead requeue --reason order_missing --dry-run"))
+@cli.command(epilog=epilog("ota-receiver dead requeue --reason order_missing --dry-run"))
 def requeue(
     ids: Ids = None,
     reason: Reason = None,
@@ -189,32 +173,32 @@ def requeue(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Give dead letters new tries: an order is fetched again, a hand-on goes to its sink again.
+    """Requeue dead letters: an order is fetched again, a delivery goes to its sink again.
 
-    What is no dead letter (any more) is counted as gone and stops nothing.
+    What is no dead letter (any more) is counted in `not_dead` and stops nothing.
     """
     if not (ids or reason or company or older_than or everything):
         raise Stop(_SAY_WHICH)
-    with session() as here:
+    with open_context(company) as here:
         letters = _chosen(here, ids, reason, company, older_than)
         count, stale = letters.count()
         if not count:
             raise Stop("No dead letter matches.", FOUND)
-        gone = letters.gone + stale
+        not_dead = letters.not_dead + stale
         if dry_run:
-            text = f"{console.many(count, 'dead letter')} would be given new tries."
-            console.tell(text, {"letters": count, "gone": gone, "dry_run": True}, as_json)
+            text = f"{console.many(count, 'dead letter')} would be requeued."
+            console.tell(text, {"letters": count, "not_dead": not_dead, "dry_run": True}, as_json)
         else:
-            console.confirm(f"Give {console.many(count, 'dead letter')} new tries?", yes)
-            context.note(here, "requeue", letters.words(), count, who, why)
+            console.confirm(f"Requeue {console.many(count, 'dead letter')}?", yes)
+            here.note("requeue", letters.words(), count, who, why)
             revived = _revive(here, iter(letters), count, "live" if live else "backfill")
-            revived = msgspec.structs.replace(revived, gone=gone)
+            revived = msgspec.structs.replace(revived, not_dead=not_dead)
             console.tell(revived.sentence(), revived, as_json)
-    if gone:
+    if not_dead:
         raise typer.Exit(FOUND)
 
 
-@dead.command(epilog=epilog("ota-receiver dead drop --older-than 30d --dry-run"))
+@cli.command(epilog=epilog("ota-receiver dead drop --older-than 30d --dry-run"))
 def drop(
     ids: Ids = None,
     reason: Reason = None,
@@ -227,33 +211,33 @@ def drop(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Give dead letters up for good: nobody looks at them any more, and they end with ORDER_DAYS.
+    """Discard dead letters for good: they are not fetched or delivered, and expire after ORDER_DAYS.
 
     What was fetched before stays. A new event of the order, or `orders refetch`, fetches it as ever.
     """
     if not (ids or reason or company or older_than or everything):
         raise Stop(_SAY_WHICH)
-    with session() as here:
+    with open_context(company) as here:
         letters = _chosen(here, ids, reason, company, older_than)
         # Also those that have lost their record: this is how they leave the list.
         count = sum(letters.count())
         if not count:
             raise Stop("No dead letter matches.", FOUND)
         if dry_run:
-            text = f"{console.many(count, 'dead letter')} would be given up for good."
-            console.tell(text, {"letters": count, "gone": letters.gone, "dry_run": True}, as_json)
+            text = f"{console.many(count, 'dead letter')} would be discarded."
+            console.tell(text, {"letters": count, "not_dead": letters.not_dead, "dry_run": True}, as_json)
         else:
-            console.confirm(f"Give {console.many(count, 'dead letter')} up for good?", yes)
-            context.note(here, "drop", letters.words(), count, who, why)
+            console.confirm(f"Discard {console.many(count, 'dead letter')} for good?", yes)
+            here.note("drop", letters.words(), count, who, why)
             dropped = _drop(here, iter(letters), count)
-            told = {"dropped": dropped, "gone": letters.gone + count - dropped}
-            console.tell(f"{console.many(dropped, 'dead letter')} given up for good.", told, as_json)
-    if letters.gone:
+            told = {"discarded": dropped, "not_dead": letters.not_dead + count - dropped}
+            console.tell(f"{console.many(dropped, 'dead letter')} discarded.", told, as_json)
+    if letters.not_dead:
         raise typer.Exit(FOUND)
 
 
 def _chosen(
-    here: Session, ids: list[str] | None, reason: str | None, company: str | None, older_than: datetime | None
+    here: CommandContext, ids: list[str] | None, reason: str | None, company: str | None, older_than: datetime | None
 ) -> Letters:
     # The end of the selection is fixed: what fails again while we work is not taken again. One that was named is
     # meant whenever it died, even by a clock that is ahead of ours.
@@ -268,45 +252,46 @@ class Revived(msgspec.Struct, frozen=True):
     queued: int = 0
     waiting: int = 0
     sinks: int = 0
-    gone: int = 0
+    not_dead: int = 0
 
     def sentence(self) -> str:
         orders = f"{console.many(self.queued, 'order')} queued, {self.waiting:,} waiting already"
-        gone = f", {self.gone:,} not dead (any more)" if self.gone else ""
-        return f"{orders}, {console.many(self.sinks, 'hand-on')} due now{gone}."
+        not_dead = f", {self.not_dead:,} skipped: no dead letter" if self.not_dead else ""
+        return f"{orders}, {self.sinks:,} {'delivery' if self.sinks == 1 else 'deliveries'} due now{not_dead}."
 
 
-def _revive(here: Session, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]) -> Revived:
+def _revive(
+    here: CommandContext, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]
+) -> Revived:
     """Go through the letters once more instead of keeping them: there may be hundreds of thousands."""
     queued = waiting = sinks = 0
-    ledger = here.books.ledger
+    ledger = here.ledger
     with console.progress("giving new tries", count) as step:
         while chunk := list(islice(letters, CHUNK)):
-            now = bootstrap.clock()
             known = [letter for letter in chunk if letter.reason != RECORD_GONE]
             orders = [letter.key for letter in known if not letter.sink]
-            pushed = ledger.want(orders, now, queue=queue, why="requeue")
+            pushed = ledger.request_fetch(orders, queue=queue, reason="requeue")
             queued, waiting = queued + pushed, waiting + len(orders) - pushed
-            sinks += sum(ledger.revive_sink(letter.key, letter.sink, now) for letter in known if letter.sink)
+            sinks += sum(ledger.retry_delivery(letter.key, letter.sink) for letter in known if letter.sink)
             step(len(known))
     return Revived(queued, waiting, sinks)
 
 
-def _drop(here: Session, letters: Iterator[DeadLetter], count: int) -> int:
+def _drop(here: CommandContext, letters: Iterator[DeadLetter], count: int) -> int:
     dropped = 0
     with console.progress("giving up for good", count) as step:
         for letter in letters:
-            dropped += here.books.drops.drop(letter.key, letter.sink, bootstrap.clock())
+            dropped += here.ledger.discard(letter.key, letter.sink)
             step(1)
     return dropped
 
 
-def _view(here: Session, letter: DeadLetter, now: datetime) -> dict[str, object]:
+def _view(here: CommandContext, letter: DeadLetter, now: datetime) -> dict[str, object]:
     age = {"age_s": int((now - letter.at).total_seconds())}
     return {"company": here.companies.slug(letter.company_id)} | msgspec.structs.asdict(letter) | age
 
 
-def _row(here: Session, letter: DeadLetter, now: datetime) -> tuple[object, ...]:
+def _row(here: CommandContext, letter: DeadLetter, now: datetime) -> tuple[object, ...]:
     return (
         times.age(now - letter.at),
         times.short(letter.at),

@@ -14,36 +14,39 @@ from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 
 from app.cli import console, context
-from app.cli.console import FOUND, Stop, epilog
+from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
 from app.errors import ReceiverError
 
-_DEMO_CODES: Final = "Exit codes: 0 every order is complete · 1 one is not, or it could not be run"
-_DEV_CODES: Final = "Exit codes: 0 told to stop · 1 it could not be run · 2 usage"
+_DEMO_CODES: Final = {
+    DONE: "every order is complete",
+    FOUND: "an order is not, or it could not run",
+    USAGE: "",
+    AWAY: "",
+    NEWER: "",
+    INTERRUPTED: "",
+}
+_DEV_CODES: Final = {DONE: "stopped on request", FOUND: "it could not run", AWAY: "", NEWER: "", INTERRUPTED: ""}
 
 
-def register(cli: typer.Typer) -> None:
-    """Add the commands where their parts are installed."""
-    if find_spec("app.dev") is not None:
-        cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES))(demo)
-        cli.command(
-            epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES)
-        )(dev)
-    register_simulate(cli)
+cli = console.commands()
 
 
+@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES))
 def demo() -> None:
-    """Drive sample orders through real processes and show what arrived; exits 0 only if all is complete.
+    """Send sample orders through real processes and show what arrived. Exits 0 only if all is complete.
 
     Needs no Redis and no account: an embedded Valkey and a simulated Channel Manager are started and stopped.
     """
+    from rich.console import Console
+
     from app.dev.demo import run  # here: the image has no app.dev
 
     raise typer.Exit(0 if run(Console()) else 1)
 
 
+@cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES))
 def dev(
     port: Annotated[int, typer.Option(help="Port of the webhook on 127.0.0.1.")] = 8080,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
@@ -53,6 +56,8 @@ def dev(
 
     Orders created at the sandbox arrive here as they would in production; data is kept in FOLDER.
     """
+    from rich.console import Console
+
     from app.dev.demo import keep_running  # here: the image has no app.dev
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -81,13 +86,12 @@ _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _MOST_SHOWN: Final = 20
 _RATE: Final = 50.0
 _EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
-_CODES: Final = (
-    "Exit codes: 0 every id is right · 1 the ids shown are not, or it could not be run · 2 usage · 130 interrupted"
-)
-
-
-def register_simulate(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog(_EXAMPLE, codes=_CODES))(simulate)
+_CODES: Final = {
+    DONE: "every order is right",
+    FOUND: "the orders shown are not, or it could not run",
+    AWAY: "",
+    NEWER: "",
+}
 
 
 def _share(text: str | float) -> float:
@@ -112,6 +116,7 @@ def _per_second(text: str) -> float:
     return rate
 
 
+@cli.command(epilog=epilog(_EXAMPLE, codes=_CODES))
 def simulate(
     orders: Annotated[
         int, typer.Option(min=1, max=5000, help="Orders that settle; a key has 6,000 calls in 5 min.")
@@ -143,15 +148,15 @@ def simulate(
     patience: Annotated[int, typer.Option(min=1, help="Seconds without any getOrder after which it gives up.")] = 15,
     as_json: context.Json = False,
 ) -> None:
-    """Send events as badly as they may come, and check what became of every order.
+    """Send late, duplicate, batched and forged events, and check the outcome of every order.
 
     Without --url everything is started and stopped as by `demo`, and the receiver's books are checked too. With it
     a simulated Channel Manager runs here, and its count of getOrder calls is checked.
     """
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
+    from app.dev.simulator.plan import Options
     from app.dev.simulator.run import against, on_laptop, receiver_settings
-    from app.dev.simulator.sender import Wish
 
     if show_settings:
         for name, value in receiver_settings(sandbox_port).items():
@@ -161,7 +166,7 @@ def simulate(
         raise Stop("--burst is all at once: it has no --rate.")
     if url is not None:
         _check_address(url, beyond_loopback)
-    wish = Wish(
+    options = Options(
         orders=orders,
         duplicates=duplicates,
         late=late,
@@ -174,9 +179,9 @@ def simulate(
         signal.signal(number, interrupt)
     try:
         if url is None:
-            report = on_laptop(wish, patience, console.progress)
+            report = on_laptop(options, patience, console.progress)
         else:
-            report = against(url, sandbox_port, wish, patience, console.progress)
+            report = against(url, sandbox_port, options, patience, console.progress)
     except (ReceiverError, TimeoutError) as error:
         raise Stop(str(error), FOUND) from None
     if as_json:
@@ -194,7 +199,7 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
     except ValueError:
         host = None
     if not host or parts.scheme not in {"http", "https"}:
-        raise Stop("--url is no http(s) address.")
+        raise Stop("--url is no http(s) address: it must start with http:// or https://.")
     if host not in _LOOPBACK and not beyond_loopback:
         raise Stop("--url is not on this machine: made-up and forged events go there only with --beyond-loopback.")
 

@@ -10,19 +10,20 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from app import bootstrap, times
+from app import times
 from app.cli import console, context
-from app.cli.console import FOUND, Stop
-from app.cli.context import Session, session
+from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, Stop
+from app.cli.context import CommandContext, open_context
 from app.erasure import Copies, Traces
 from app.ids import OrderKey
-from app.intake.spool import SpoolTraces, Swept
+from app.intake.spool import Swept, forget
 
-CODES: Final = (
-    "Exit codes: 0 erased · 1 not here, or something is"
-    " left, which is named · 2 usage or settings, or a question that nobody could answer · 3 Redis does not answer: say"
-    " it again · 4 its data is of a newer version · 130 interrupted: say it again"
-)
+CODES: Final = {
+    DONE: "erased",
+    FOUND: "not found, or something is left, which is named",
+    AWAY: "Redis unavailable: run it again",
+    INTERRUPTED: "interrupted: run it again",
+}
 
 _LONGEST_ADDRESS: Final = 320
 
@@ -46,11 +47,10 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What went of `orders`: stored events, waiting jobs, rows of spools, texts of replays; `left`: what did not."""
+    """What went of `orders`: stored events, rows of spools, texts of replays; `left`: what did not."""
 
     orders: int
     events: int
-    jobs: int
     spooled: int
     texts: int
     left: tuple[str, ...]
@@ -58,7 +58,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     def sentence(self) -> str:
         return (
             f"{console.many(self.orders, 'order')} erased, with {console.many(self.events, 'event')},"
-            f" {console.many(self.jobs, 'job')}, {console.many(self.spooled, 'spooled event')} and"
+            f" {console.many(self.spooled, 'spooled event')} and"
             f" {console.many(self.texts, 'text')} of replays."
         )
 
@@ -73,18 +73,18 @@ def erase(
     yes: context.Yes = False,
     as_json: context.Json = False,
 ) -> None:
-    """Erase orders for good: content, references, events, jobs and spooled events; their ids stay, for ORDER_DAYS.
+    """Erase orders for good: content, references, events and spooled events; their ids stay, for ORDER_DAYS.
 
     What stays makes sure that no event, replay or reconcile brings them back. What sinks hold is not ours: it is named.
-    Said again, it finishes what an interrupted run has left.
+    Run it again to finish an interrupted erase.
     """
     if bool(order) == (email is not None):
         raise Stop("Say which: ORDER..., or --email.")
     asks, reason = context.who_asks(who), context.printable(why, "--why")
     address = _address(email)
-    with session() as here:
-        company_id = here.companies.id_of(company)
-        rest = here.books.erasure.unfinished()
+    with open_context(company) as here:
+        company_id = here.company_id
+        rest = here.erasure.unfinished()
         orders, missing = (
             (_of_guest(here, address, company_id), []) if address else _named(here, order or [], company_id)
         )
@@ -94,8 +94,8 @@ def erase(
             raise Stop("No order of this guest is here.", FOUND)
         for one in missing:
             console.remark(f"{one} What an interrupted run has left is finished.")
-        found = [one for one in map(here.books.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
-        if here.books.audit_words.are_in(f"{asks} {reason}", [word for one in found for word in one.words]):
+        found = [one for one in map(here.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
+        if here.audit_words.are_in(f"{asks} {reason}", [word for one in found for word in one.words]):
             raise Stop("--who and --why stay in the audit: name neither the guest nor the order there.")
         if not as_json or dry_run:
             _show(here, found, as_json)
@@ -104,7 +104,7 @@ def erase(
         console.confirm(f"Erase {console.many(len(found), 'order')} for good?", yes)
         left = _erase(here, found, asks, reason, as_json)
         if not left:
-            here.books.erasure.finish([*orders, *rest])
+            here.erasure.finish([*orders, *rest])
     if left or missing:
         raise typer.Exit(FOUND)
 
@@ -121,7 +121,7 @@ def _address(email: str | None) -> str:
     return text
 
 
-def _named(here: Session, texts: Sequence[str], company_id: str | None) -> tuple[list[OrderKey], list[Stop]]:
+def _named(here: CommandContext, texts: Sequence[str], company_id: str | None) -> tuple[list[OrderKey], list[Stop]]:
     """Return the orders that are named, and what says of others that they are not here.
 
     One that was erased half way has lost its references: that they name nothing must not keep it from being finished.
@@ -130,7 +130,7 @@ def _named(here: Session, texts: Sequence[str], company_id: str | None) -> tuple
     missing: list[Stop] = []
     for text in texts:
         try:
-            found.append(here.order(text, company_id))
+            found.append(here.order(text))
         except Stop as stop:
             if stop.code != FOUND:
                 raise
@@ -138,26 +138,23 @@ def _named(here: Session, texts: Sequence[str], company_id: str | None) -> tuple
     return found, missing
 
 
-def _of_guest(here: Session, address: str, company_id: str | None) -> list[OrderKey]:
+def _of_guest(here: CommandContext, address: str, company_id: str | None) -> list[OrderKey]:
     with console.progress("looking through orders") as step:
-        return here.books.guests.orders(address, company_id, step)
+        return here.erasure.orders_of(address, company_id, step)
 
 
-def _erase(here: Session, found: Sequence[Traces], who: str, why: str, as_json: bool) -> bool:
+def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as_json: bool) -> bool:
     """Go through the steps; the first of each order blocks, and what follows can be done again. Return what is left."""
-    books = here.books
     # While it can still be told what they were called.
-    texts = books.audit_words.forget([word for one in found for word in one.words])
-    books.erasure.note([one.order for one in found if one.erased is None], who, why, bootstrap.clock())
+    texts = here.audit_words.forget([word for one in found for word in one.words])
+    here.erasure.note([one.order for one in found if one.erased is None], who, why, here.now())
     erased = [_tombstone(here, one) for one in found]
     orders = [one.order for one in found]
     with console.progress("taking events out") as step:
-        events = books.erasure.forget_events(found, bootstrap.clock(), step)
-    with console.progress("taking jobs out") as step:
-        jobs = books.erasure.forget_jobs(orders, step)
+        events = here.erasure.forget_events(found, here.now(), step)
     spool = here.settings.spool_dir
-    swept = SpoolTraces(spool).forget(orders) if spool is not None else Swept(0, ())
-    totals = Totals(orders=len(erased), events=events, jobs=jobs, spooled=swept.rows, texts=texts, left=swept.troubles)
+    swept = forget(spool, orders) if spool is not None else Swept(0, ())
+    totals = Totals(orders=len(erased), events=events, spooled=swept.rows, texts=texts, left=swept.troubles)
     if as_json:
         for one in erased:
             console.json_line(one)
@@ -165,41 +162,39 @@ def _erase(here: Session, found: Sequence[Traces], who: str, why: str, as_json: 
     if not as_json:
         _name_copies(erased)
     for trouble in totals.left:
-        console.remark(f"Left: {trouble}. Mend it, and say it again.")
+        console.remark(f"Left: {trouble}. Fix it, and run it again.")
     return bool(totals.left)
 
 
-def _tombstone(here: Session, traces: Traces) -> Erased:
+def _tombstone(here: CommandContext, traces: Traces) -> Erased:
     while True:
-        at = here.books.erasure.erase(traces, bootstrap.clock())
+        at = here.erasure.erase(traces)
         # Now nothing more is handed on: what sinks have is what they have had until here.
-        after = here.books.erasure.traces(traces.order)
+        after = here.erasure.traces(traces.order)
         if after is None:
             raise Stop(f"Order {traces.order.order_id} is here no more.", FOUND)
         if at is not None:
             return _view(here, after)
-        here.books.audit_words.forget(after.words)
+        here.audit_words.forget(after.words)
         traces = after
 
 
-def _show(here: Session, found: Sequence[Traces], as_json: bool) -> None:
+def _show(here: CommandContext, found: Sequence[Traces], as_json: bool) -> None:
     if as_json:
         for one in found:
             console.json_line(_view(here, one))
         return
     columns = ("company", "=order", "erased", "content", "#events", "copies in sinks")
-    console.table(
-        "What goes: content, references, events, jobs, spooled events", columns, (_row(here, one) for one in found)
-    )
+    console.table("What goes: content, references, events, spooled events", columns, (_row(here, one) for one in found))
 
 
-def _row(here: Session, traces: Traces) -> tuple[object, ...]:
+def _row(here: CommandContext, traces: Traces) -> tuple[object, ...]:
     return (
         here.companies.slug(traces.order.company_id),
         traces.order.order_id,
         times.short(traces.erased),
         f"revision {traces.revision}" if traces.content else "none",
-        len(here.books.events.of_order(traces.order)),
+        len(here.events.of_order(traces.order)),
         ", ".join(one.sink for one in traces.copies),
     )
 
@@ -212,7 +207,7 @@ def _name_copies(erased: Sequence[Erased]) -> None:
         )
 
 
-def _view(here: Session, traces: Traces) -> Erased:
+def _view(here: CommandContext, traces: Traces) -> Erased:
     return Erased(
         company=here.companies.slug(traces.order.company_id),
         company_id=traces.order.company_id,

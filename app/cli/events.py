@@ -20,26 +20,26 @@ import typer
 
 from app import times
 from app.cli import console, context, replay
-from app.cli.console import DONE, FOUND, Stop, epilog
-from app.cli.context import Session, session
-from app.cli.order_view import span
+from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
+from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey, guid
 from app.ledger.events import EventQuery, StoredEvent
-from app.ledger.orders import OrderRecord, State
+from app.ledger.record import OrderRecord, State
 from app.ledger.redis import StoreUnavailable, translated_errors
 from app.times import to_ms
 
-CODES: Final = (
-    "Exit codes: 0 told to stop · 2 usage or settings · 3 Redis did not answer at the start; later it is waited for"
-    " · 4 its data is of a newer version · 130 interrupted"
-)
+CODES: Final = {
+    DONE: "stopped on request",
+    FOUND: "",
+    AWAY: "Redis unavailable at the start; later outages are waited out",
+}
 
 MOST: Final = 500
 """Orders whose end is waited for; of the oldest beyond them only the event is told."""
 POLL_S: Final = 0.5
 """Seconds between two looks at them, and the longest wait for an event."""
 
-_SETTLED: Final = frozenset({"home", "gone", "dead", "dropped", "erased"})
+_SETTLED: Final = frozenset({"fetched", "deleted_upstream", "dead", "discarded", "erased"})
 
 
 class Became(msgspec.Struct, frozen=True, kw_only=True, tag_field="what", tag="became"):
@@ -72,16 +72,16 @@ def tail(
     since: context.Since = None,
     as_json: context.Json = False,
 ) -> None:
-    """Follow the events as they come, and what becomes of their orders: home, gone, parked, or given up, and when.
+    """Follow the events as they come, and what becomes of their orders: fetched, deferred, dead, ..., and when.
 
     Goes on where it was once Redis is back. Events that came again are dropped before they get here: `orders explain`
     shows them. Ctrl-C ends it.
     """
     # Without a handler the first process of a container does not even notice the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    with session() as here:
-        query = EventQuery(company_id=here.companies.id_of(company), status=status, outcome=outcome)
-        start = here.books.events.last_id() if since is None else _before(since)
+    with open_context(company) as here:
+        query = EventQuery(company_id=here.company_id, status=status, outcome=outcome)
+        start = here.events.last_id() if since is None else _before(since)
         Tail(here, query, _named(here, order, query.company_id), start, as_json).run()
 
 
@@ -89,7 +89,12 @@ class Tail:
     """Follows the stream; `is_meant` tells whether an event is about the order that was asked for."""
 
     def __init__(
-        self, here: Session, query: EventQuery, is_meant: Callable[[StoredEvent], bool], start: str, as_json: bool
+        self,
+        here: CommandContext,
+        query: EventQuery,
+        is_meant: Callable[[StoredEvent], bool],
+        start: str,
+        as_json: bool,
     ) -> None:
         self._here = here
         self._query = query
@@ -122,14 +127,14 @@ class Tail:
 
     def _read(self) -> tuple[list[StoredEvent], dict[OrderKey, OrderRecord | None]]:
         """Return what came, and now and then where the orders stand that are waited for."""
-        books = self._here.books
+        books = self._here
         with translated_errors(self._here.settings.redis_url.get_secret_value()):
             found = books.events.behind(self._at, round(POLL_S * 1000))
             if not self._waiting or time.monotonic() < self._next_look:
                 return found, {}
             self._next_look = time.monotonic() + POLL_S
             orders = list(self._waiting)
-            return found, dict(zip(orders, books.archive.records(orders), strict=True))
+            return found, dict(zip(orders, books.orders.records(orders), strict=True))
 
     def _tell_event(self, event: StoredEvent) -> None:
         slug = self._here.companies.slug(event.company_id)
@@ -149,13 +154,13 @@ class Tail:
             state, waiting = record.state(now), self._waiting[order]
             if state in _SETTLED:
                 del self._waiting[order]
-            elif state != "parked" or waiting.told == "parked":
+            elif state != "deferred" or waiting.told == "deferred":
                 continue
             waiting.told = state
             self._tell_end(record, state, waiting.since, now)
 
     def _tell_end(self, record: OrderRecord, state: State, since: datetime, now: datetime) -> None:
-        by_itself = {"home": record.fetched, "dead": record.dead_at, "dropped": record.dropped}.get(state)
+        by_itself = {"fetched": record.fetched_at, "dead": record.dead_at, "discarded": record.discarded_at}.get(state)
         at = max(since, by_itself or now)
         became = Became(
             company=self._here.companies.slug(record.company_id),
@@ -163,7 +168,7 @@ class Tail:
             order_id=record.order_id,
             state=state,
             status=record.known_status,
-            reason=record.dead or (record.error if state != "home" else ""),
+            reason=record.dead or (record.error if state != "fetched" else ""),
             took_ms=to_ms(at) - to_ms(since),
             revision=record.revision,
             wallets=record.wallets,
@@ -171,8 +176,8 @@ class Tail:
             coupons=record.coupons,
         )
         counts = f"{became.status}, {became.wallets} wallets, {became.tickets} tickets, {became.coupons} coupons"
-        what = counts if state == "home" else became.reason
-        text = f"{became.order_id} {became.company}: {state} after {span(became.took_ms)}"
+        what = counts if state == "fetched" else became.reason
+        text = f"{became.order_id} {became.company}: {state} after {times.span(became.took_ms)}"
         self._tell(at, f"{text}: {what}" if what else text, became)
 
     def _tell(self, at: datetime, text: str, value: Any) -> None:
@@ -184,28 +189,26 @@ def _before(since: datetime) -> str:
     return f"{max(1, to_ms(since)) - 1}-{2**64 - 1}"
 
 
-def _named(here: Session, text: str | None, company_id: str | None) -> Callable[[StoredEvent], bool]:
+def _named(here: CommandContext, text: str | None, company_id: str | None) -> Callable[[StoredEvent], bool]:
     """Return the test for the order that `text` names; it need not be here yet."""
     if text is None:
         return lambda _: True
     order_id = guid(text)
     if order_id is not None:
         return lambda event: event.order_id == order_id
-    known = set(here.books.references.orders(text, company_id))
+    known = set(here.references.orders(text, company_id))
     wanted = text.strip().casefold()
     return lambda event: event.key in known or event.reference.casefold() == wanted
 
 
-events = typer.Typer(name="events", no_args_is_help=True, help="What the Channel Manager has told us.")
+cli = console.commands(name="events", help="Events received from the Channel Manager.")
 
 
-def register(cli: typer.Typer) -> None:
-    events.command(epilog=epilog("ota-receiver events tail --order CM-4711", codes=CODES))(tail)
-    events.command(epilog=replay.EPILOG)(replay.replay)
-    cli.add_typer(events)
+cli.command(epilog=epilog("ota-receiver events tail --order CM-4711", codes=CODES))(tail)
+cli.command(epilog=replay.EPILOG)(replay.replay)
 
 
-@events.command("list", epilog=epilog("ota-receiver events list --since 1h --status Issued"))
+@cli.command("list", epilog=epilog("ota-receiver events list --since 1h --status Issued"))
 def list_(
     company: context.CompanyOption = None,
     status: context.Status = None,
@@ -216,12 +219,10 @@ def list_(
     as_json: context.Json = False,
 ) -> None:
     """List the latest events, newest last. Duplicates are not among them: `orders explain` tells of those."""
-    with session() as here:
-        query = EventQuery(
-            company_id=here.companies.id_of(company), status=status, outcome=outcome, since=since, until=until
-        )
+    with open_context(company) as here:
+        query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
         found = deque[StoredEvent]()
-        found.extendleft(islice(here.books.events.newest_first(query), limit))
+        found.extendleft(islice(here.events.newest_first(query), limit))
         if as_json:
             for event in found:
                 console.json_line(_view(here, event))
@@ -232,17 +233,17 @@ def list_(
         raise Stop("No event matches.", FOUND)
 
 
-@events.command(epilog=epilog("ota-receiver events show 1763803942123-0"))
+@cli.command(epilog=epilog("ota-receiver events show 1763803942123-0"))
 def show(
     event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")],
     as_json: context.Json = False,
 ) -> None:
     """Show one event, and where its order stands."""
-    with session() as here:
-        event = next(iter(here.books.events.of_ids([event_id])), None)
+    with open_context() as here:
+        event = next(iter(here.events.of_ids([event_id])), None)
         if event is None:
             raise Stop(f"No event {event_id!r} is here; it may be older than EVENT_DAYS.", FOUND)
-        record = here.books.archive.record(event.key)
+        record = here.orders.record(event.key)
         now = times.now()
         state = record.state(now) if record is not None else "unknown"
         if as_json:
@@ -263,11 +264,11 @@ def show(
         console.facts(f"event {event.id}", facts)
 
 
-def _view(here: Session, event: StoredEvent) -> dict[str, object]:
+def _view(here: CommandContext, event: StoredEvent) -> dict[str, object]:
     return {"company": here.companies.slug(event.company_id)} | msgspec.structs.asdict(event)
 
 
-def _row(here: Session, event: StoredEvent) -> tuple[object, ...]:
+def _row(here: CommandContext, event: StoredEvent) -> tuple[object, ...]:
     return (
         event.id,
         times.short(event.at),

@@ -8,12 +8,10 @@ from typing import Annotated, Final, Literal
 import msgspec
 import typer
 
-from app import bootstrap, settings
-from app.cli import console, context
-from app.cli.console import FOUND, epilog
-from app.ledger.redis import StoreUnavailable
+from app import settings
+from app.cli import console
+from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, epilog
 from app.settings import Settings
-from app.snapshot import read_heartbeat
 
 Role = Literal["web", "worker"]
 
@@ -22,7 +20,10 @@ BEAT_SECONDS: Final = 15.0
 """A pool beats each second; in so many it has hung, or cannot reach Redis."""
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
-_CODES = "Exit codes: 0 it works · 1 it does not · 2 wrong usage or settings"
+_CODES: Final = {DONE: "healthy", FOUND: "not healthy", AWAY: "", NEWER: "", INTERRUPTED: ""}
+
+
+cli = console.commands()
 
 
 class Pulse(msgspec.Struct, frozen=True):
@@ -33,16 +34,12 @@ class Pulse(msgspec.Struct, frozen=True):
     detail: str
 
 
-def register(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog("ota-receiver health --role worker", codes=_CODES))(health)
-
-
+@cli.command(epilog=epilog("ota-receiver health --role worker", codes=_CODES))
 def health(
     role: Annotated[Role | None, typer.Option(help="Only this one; else either will do.")] = None,
-    as_json: context.Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Tell whether the web process or the worker pool of this machine (or container) is alive."""
-    bootstrap.configure_cli_log()
+    """Check that the web process or the worker pool of this machine (or container) works."""
     found = settings.load()
     pulses = []
     for name, look in (("web", _web), ("worker", _worker)):
@@ -70,17 +67,21 @@ def _web(found: Settings) -> Pulse:
 
 
 def _worker(found: Settings) -> Pulse:
-    # Here, not above: RQ takes longer to load than the whole check of a web process.
+    # Here, not above: these load longer than the whole check of a web process takes.
+    from app import bootstrap
+    from app.ledger.redis import StoreUnavailable, server_time
+    from app.snapshot import Pools, read_heartbeat
     from workers.recovery import identity
 
     try:
-        with bootstrap.books(found) as books:
-            told = [census for text in books.pools.all() if (census := read_heartbeat(text)) is not None]
+        with bootstrap.command_redis(found) as redis:
+            now = server_time(redis)
+            told = [census for text in Pools(redis).all() if (census := read_heartbeat(text)) is not None]
     except StoreUnavailable as away:
         return Pulse("worker", healthy=False, detail=str(away))
     here = identity().machine
-    ages = [(bootstrap.clock() - census.beat) / 1000 for census in told if census.machine == here]
+    ages = [(now - census.beat) / 1000 for census in told if census.machine == here]
     if not ages:
-        return Pulse("worker", healthy=False, detail="no pool of this machine has ever beaten")
+        return Pulse("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
     age = max(0.0, min(ages))
     return Pulse("worker", healthy=age < BEAT_SECONDS, detail=f"last heartbeat {age:.0f} s ago")

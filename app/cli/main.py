@@ -1,44 +1,139 @@
-"""The entry point `ota-receiver`: every error that a person can cause ends in one sentence and an exit code."""
+"""The program `ota-receiver`: its commands by name, and how each run ends.
+
+A command's module is imported when the command runs: `--help` and `health` need few of them.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Annotated, Any, Final
 
-from app.cli.console import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop
-from app.errors import SettingsError
-from app.ledger.redis import NewerData, StoreUnavailable
+import typer
+from typer.core import TyperGroup
+
+from app.cli import console
+from app.cli.console import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
+from app.errors import ReceiverError, SettingsError
+
+COMMANDS: Final = {
+    "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
+    "worker": ("serve", "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."),
+    "demo": ("dev", "Send sample orders through real processes and show what arrived."),
+    "dev": ("dev", "Run everything on a laptop until Ctrl-C: embedded Valkey, sandbox, web, workers."),
+    "simulate": ("dev", "Send late, duplicate, batched and forged events, and check the outcome of every order."),
+    "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
+    "health": ("health", "Check that the web process or the worker pool of this machine (or container) works."),
+    "status": ("status", "Show the backlog and its expected end, failures, worker pools and alerts."),
+    "events": ("events", "Events received from the Channel Manager."),
+    "orders": ("orders", "Orders: fetched, pending and failed."),
+    "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
+    "replays": ("replay", "Plans made by `events replay`."),
+    "audit": ("audit", "Show who changed something by hand, when, what and why."),
+    "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
+    "reconcile": ("reconcile", "Compare the Channel Manager's list of orders with ours, and show the differences."),
+}
+"""Name -> its module, and its line in `--help`: the first sentence of its own help."""
+
+_FROM_SOURCE: Final = frozenset({"demo", "dev"})
+"""Commands of an installation with app.dev; the image has none."""
+
+
+def _names() -> list[str]:
+    """Return the commands that are installed."""
+    has_dev = find_spec("app.dev") is not None
+    return [name for name in COMMANDS if has_dev or name not in _FROM_SOURCE]
+
+
+class _Loaded(MutableMapping[str, Any]):
+    """The commands; each is loaded when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _names():
+            raise KeyError(name)
+        group: Any = typer.main.get_group(import_module(f"app.cli.{COMMANDS[name][0]}").cli)
+        return group.commands.get(name, group)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_names())
+
+    def __len__(self) -> int:
+        return len(_names())
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        raise TypeError("commands are listed in COMMANDS")
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("commands are listed in COMMANDS")
+
+
+class _Program(TyperGroup):
+    """The root: it lists its commands without loading them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Loaded()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return _names()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in _names()])
+
+
+cli = console.commands(
+    cls=_Program,
+    name="ota-receiver",
+    invoke_without_command=True,
+    epilog=epilog("ota-receiver orders explain CM-4711"),
+    help="Receives NaviPartner OTA Channel Manager webhooks, fetches each settled order once, and loses none.",
+)
+
+
+@cli.callback()
+def _options(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if show:
+        typer.echo(version("ota-receiver"))
+        raise typer.Exit
 
 
 def main() -> None:
-    """Run `ota-receiver`; a user's mistake ends in one clear line and an exit code (exits.py), never in a traceback."""
+    """Run `ota-receiver`; an error that a person can cause ends in one sentence and an exit code."""
     try:
-        from app.cli.commands import cli  # here, so that Ctrl-C while it loads ends as quietly as later
-
         cli()
-    except SettingsError as error:
-        lines = [f"  {line}" for line in str(error).splitlines()]
-        _end("\n".join(["The settings are incomplete or wrong:", *lines]), USAGE)
-    except NewerData as newer:
-        _end(str(newer), NEWER)
-    except StoreUnavailable as away:
-        _end(str(away), AWAY)
-    except Stop as stop:
-        _end(str(stop), stop.code)
+    except ReceiverError as error:
+        _end(*_sentence(error))
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
         if not _stdout_fails():
             raise
-        _end(f"The output cannot be written: {error.strerror}.", FOUND)
+        _end(f"Cannot write the output: {error.strerror}.", FOUND)
+
+
+def _sentence(error: ReceiverError) -> tuple[str, int]:
+    """Return the text for the person and the exit code; raises an error that is not expected here."""
+    if isinstance(error, Stop):
+        return str(error), error.code
+    if isinstance(error, SettingsError):
+        lines = [f"  {line}" for line in str(error).splitlines()]
+        return "\n".join(["The settings are incomplete or wrong:", *lines]), USAGE
+    from app.ledger.redis import OtherSchema, StoreUnavailable  # it loads redis
+
+    if isinstance(error, StoreUnavailable):
+        return str(error), NEWER if isinstance(error, OtherSchema) else AWAY
+    raise error
 
 
 def _stdout_fails() -> bool:
-    """Tell whether what was printed can still not be written; then it is given up."""
+    """Return whether stdout still cannot be written; then its buffer is thrown away."""
     try:
         sys.stdout.flush()
     except OSError:
-        from app.cli import console  # it loads rich: only here, see above
-
         console.close()
         return True
     return False

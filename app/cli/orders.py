@@ -10,6 +10,7 @@ Asking for fetches of many orders: in chunks, with a bar, and with a count of wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import islice
 from typing import Annotated, Final, Literal
 
@@ -18,28 +19,26 @@ import typer
 
 from app import bootstrap, times
 from app.cli import console, context, erase
-from app.cli.console import AWAY, FOUND, Stop, epilog
-from app.cli.context import Session, advice, session, told
-from app.cli.mask import masked
-from app.cli.order_view import CODES, UNREADABLE, OrderPage, columns, explain, lacks, row, sinks
-from app.errors import ConnectionFault, OrderNotFound, RequestRejected, Throttled, UnreadableAnswer, UpstreamError
+from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
+from app.cli.context import CommandContext, advice, open_context, reason
+from app.cli.order_view import asset_rows, view_of
+from app.errors import ConnectionFault, OrderNotFound, RequestRejected, Throttled, UpstreamError
 from app.ids import OrderKey
-from app.ledger.orders import BrokenRecord, OrderQuery, OrderRecord, State
+from app.ledger.history import as_object
+from app.ledger.orders import BrokenRecord, OrderQuery
+from app.ledger.record import OrderRecord, State
 from app.ledger.redis import StoreUnavailable, translated_errors
 from app.settings import Company
 from app.upstream.client import ChannelManager, Fetched
 
-_CHANGE_CODES: Final = (
-    "Exit codes: 0 done, and its fetch is queued · 1 the Channel Manager refuses it, or the order is not here · 2 usage"
-    " or settings, or a question that nobody could answer · 3 the Channel Manager or Redis did not answer: it may have"
-    " been done · 4 data of a newer version · 130 interrupted"
-)
-_PERMISSIONS: Final = "NPR API Channel Mgr"
+_CHANGE_CODES: Final = {
+    DONE: "done, and its fetch is queued",
+    FOUND: "refused by the Channel Manager, or order not found",
+    AWAY: "no answer from the Channel Manager or Redis: it may have been done",
+}
 _LONGEST_REFERENCE: Final = 50
 
-Order = Annotated[
-    str, typer.Argument(metavar="ORDER", help="orderId, or its buyFromOrderReference or sellToOrderReference.")
-]
+Order = context.Order
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -123,14 +122,14 @@ def _change(
     why: str,
     as_json: bool,
 ) -> None:
-    with session() as here:
-        key = here.order(text, here.companies.id_of(company))
-        record = here.books.archive.record(key)
+    with open_context(company) as here:
+        key = here.order(text)
+        record = here.orders.record(key)
         venue = next((one for one in here.settings.companies if one.np_company_id == key.company_id), None)
         if venue is None:
             raise Stop(f"The settings name no company {key.company_id}: its order cannot be changed from here.")
         console.confirm(f"{question}: {_described(venue, key, record)}?", yes)
-        context.note(here, f"order-{what}", key.member, 1, who, why)
+        here.note(f"order-{what}", key.member, 1, who, why)
         try:
             with bootstrap.http(here.settings) as client:
                 status = call(bootstrap.channel_manager(here.settings, venue, client), key.order_id).order.status
@@ -148,16 +147,16 @@ def _change(
             console.remark(f"Interrupted; it may have been done upstream, and is fetched to see: {_look(key)}")
             raise
         changed = Changed(venue.slug, key.order_id, status, _owe(here, key, what, "It was done upstream"))
-        erased = record is not None and record.erased
+        erased = record is not None and record.erased_at
         follows = "It was erased here, and is not fetched." if erased else f"Its fetch is queued: {_look(key)}"
         console.tell(f"Done: upstream says {status}. {follows}", changed, as_json)
 
 
-def _owe(here: Session, key: OrderKey, why: str, what: str) -> bool:
+def _owe(here: CommandContext, key: OrderKey, why: str, what: str) -> bool:
     """Owe the fetch; raises Stop, which says `what` was done upstream, where Redis cannot take it."""
     try:
         with translated_errors(here.settings.redis_url.get_secret_value()):
-            return here.books.ledger.want([key], bootstrap.clock(), queue="live", why=why) == 1
+            return here.ledger.request_fetch([key], queue="live", reason=why) == 1
     except StoreUnavailable as away:
         again = f"ota-receiver orders refetch {key.order_id}"
         raise Stop(f"{what}, and its fetch could not be queued. {away}. Then: {again}", AWAY) from None
@@ -173,11 +172,11 @@ def _refusal(venue: Company, error: UpstreamError, why: str) -> str:
     if isinstance(error, OrderNotFound):
         return f"{venue.slug}: upstream has no such order (HTTP 404): a Draft or Error order that was deleted is gone."
     allowed = "only a Draft order can be confirmed" if why == "confirm" else "not while it is being processed"
-    return f"{venue.slug}: refused, {told(error)}: {allowed}."
+    return f"{venue.slug}: refused, {reason(error)}: {allowed}."
 
 
 def _sentence(venue: Company, error: UpstreamError) -> str:
-    return f"{venue.slug}: {told(error)}. {advice(error.reason, _PERMISSIONS)}"
+    return f"{venue.slug}: {reason(error)}. {advice(error.reason, context.API_PERMISSIONS)}"
 
 
 def _look(key: OrderKey) -> str:
@@ -204,7 +203,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def ask_for(
-    here: Session,
+    here: CommandContext,
     orders: Sequence[OrderKey],
     *,
     queue: Literal["live", "backfill"],
@@ -213,35 +212,72 @@ def ask_for(
     why: str,
 ) -> Asked:
     """Owe the orders a fetch, in the order given, and note who asks and why; interrupted, it is done so far."""
-    context.note(here, what, context.about(orders), len(orders), who, why)
+    here.note(what, context.about(orders), len(orders), who, why)
     if queue == "backfill" and here.settings.backfill_workers == 0:
         console.remark("BACKFILL_WORKERS is 0 here: unless another machine has one, these orders will wait.")
-    erased = here.books.erasure.erased_among(orders)
+    erased = here.erasure.erased_among(orders)
     queued = 0
     left = (order for order in orders if order not in erased)
     with console.progress("asking for fetches", len(orders) - len(erased)) as step:
         while chunk := list(islice(left, CHUNK)):
-            queued += here.books.ledger.want(chunk, bootstrap.clock(), queue=queue, why=what)
+            queued += here.ledger.request_fetch(chunk, queue=queue, reason=what)
             step(len(chunk))
     return Asked(len(orders), queued, len(orders) - len(erased) - queued, len(erased))
 
 
-orders = typer.Typer(name="orders", no_args_is_help=True, help="What came home, and what is on its way.")
+cli = console.commands(name="orders", help="Orders: fetched, pending and failed.")
 
-_NAMED = "orderId, or its buyFromOrderReference or sellToOrderReference."
+_EXPLAIN_CODES: Final = {
+    DONE: "complete: fetched, and every sink has it (or deleted upstream)",
+    FOUND: "not complete, or order not found",
+}
+_NOT_FOUND: Final = (
+    "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
+    "It may not be settled yet: an event arrives about a minute after createOrder. Then wait.",
+    (
+        "Its event may be lost, or may have been refused for its secret. The Channel Manager's list of orders shows it"
+        " (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
+    ),
+    "If no events arrive at all, check the subscription: ota-receiver check",
+    "References of orders never fetched are searched among the newest orders only: give the orderId.",
+)
+
+cli.command(epilog=epilog("ota-receiver orders confirm CM-4711 --payment-reference PAY-1", codes=_CHANGE_CODES))(
+    confirm
+)
+cli.command(epilog=epilog("ota-receiver orders cancel CM-4711", codes=_CHANGE_CODES))(cancel)
+cli.command(epilog=epilog("ota-receiver orders erase --email - < address.txt", codes=erase.CODES))(erase.erase)
 
 
-def register(cli: typer.Typer) -> None:
-    orders.command(epilog=epilog("ota-receiver orders explain CM-4711", codes=CODES))(explain)
-    confirms = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
-    orders.command(epilog=epilog(confirms, codes=CODES))(confirm)
-    orders.command(epilog=epilog("ota-receiver orders cancel CM-4711", codes=CODES))(cancel)
-    erases = "ota-receiver orders erase --email - < address.txt"
-    orders.command(epilog=epilog(erases, codes=erase.CODES))(erase.erase)
-    cli.add_typer(orders)
+@cli.command(epilog=epilog("ota-receiver orders explain CM-4711", codes=_EXPLAIN_CODES))
+def explain(order: Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
+    """Explain where an order is: its history, what is pending, the next attempt, what to do."""
+    with open_context(company) as here:
+        try:
+            view = view_of(here, here.order(order))
+        except Stop as stop:
+            if stop.code != FOUND:
+                raise
+            view = None
+        if view is None:
+            _tell_not_found(order, as_json)
+            raise typer.Exit(FOUND)
+        console.tell_lines(view.lines(), view.as_object(), as_json)
+    if not view.complete:
+        raise typer.Exit(FOUND)
 
 
-@orders.command("list", epilog=epilog("ota-receiver orders list --state parked --since 6h"))
+def _tell_not_found(text: str, as_json: bool) -> None:
+    sentences = [line.format(text=text) for line in _NOT_FOUND]
+    if as_json:
+        console.json_line({"order": text, "state": "unknown", "complete": False, "next": " ".join(sentences)})
+        return
+    for sentence in sentences:
+        for line in console.wrapped(sentence):
+            console.remark(line)
+
+
+@cli.command("list", epilog=epilog("ota-receiver orders list --state deferred --since 6h"))
 def list_(
     state: Annotated[State | None, typer.Option(help="Where the order stands.")] = None,
     dead: Annotated[bool, typer.Option("--dead", help="The same as --state dead.")] = False,
@@ -255,77 +291,67 @@ def list_(
     """List orders, the one that changed last first; --since and --until mean the last change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
-    with session() as here:
+    with open_context(company) as here:
         now = times.now()
         query = OrderQuery(
-            company_id=here.companies.id_of(company),
+            company_id=here.company_id,
             status=status,
             state="dead" if dead else state,
             since=since,
             until=until,
         )
-        found = list(islice(here.books.archive.newest_first(query, now, _remark), limit))
+        found = list(islice(here.orders.newest_first(query, now, _remark), limit))
         if as_json:
             for record in found:
                 console.json_line(_view(here, record, record.state(now)))
         elif found:
-            rows = (row(record, here.companies.slug(record.company_id), now) for record in found)
-            console.table("", columns(), rows)
+            columns = (
+                *(f"changed ({console.zone()})", "?company", "=order", "state", "status"),
+                *("#wallets", "#tickets", "#coupons", "?reference", "error"),
+            )
+            console.table("", columns, (_row(here, record, now) for record in found))
     if not found:
         raise Stop("No order matches.", FOUND)
 
 
-@orders.command(epilog=epilog("ota-receiver orders show CM-4711 --reveal"))
+@cli.command(epilog=epilog("ota-receiver orders show CM-4711 --reveal"))
 def show(
-    order: Annotated[str, typer.Argument(metavar="ORDER", help=_NAMED)],
+    order: Order,
     company: context.CompanyOption = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
     as_json: context.Json = False,
 ) -> None:
-    """Show one order: where it stands, what to do next, its wallets with tickets and coupons, and its trail."""
-    with session() as here:
-        archive = here.books.archive
-        key = here.order(order, here.companies.id_of(company))
-        record = archive.record(key)
-        if record is None:
-            raise Stop(f"Order {key.order_id} is here no more.", FOUND)
-        state, due = record.state(times.now()), archive.due(key)
-        lacking = tuple(lacks(record, state, due, here.settings.sinks))
-        try:
-            fetched = archive.order(key)
-        except UnreadableAnswer:
-            fetched, lacking = None, (*lacking, UNREADABLE)
-        if fetched is not None and not reveal:
-            fetched = masked(fetched)
-        page = OrderPage(
-            slug=here.companies.slug(key.company_id),
-            record=record,
-            state=state,
-            due=due,
-            order=fetched,
-            lacks=lacking,
-            sinks=tuple(sinks(record, here.settings.sinks)) if record.revision else record.sinks,
-            name=here.name(key),
-            trail=archive.trail(key),
-        )
+    """Show one order: where it stands, what to do next, its wallets with tickets and coupons, and its history."""
+    with open_context(company) as here:
+        key = here.order(order)
+        view = view_of(here, key, reveal=reveal)
+        if view is None:
+            raise Stop(f"Order {key.order_id} no longer exists.", FOUND)
     if as_json:
-        console.json_line(page.as_object())
-    else:
-        page.print()
+        console.json_line(
+            view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
+        )
+        return
+    for line in view.lines():
+        console.say(line)
+    if view.order is not None and view.order.manifest_url:
+        console.say(f"manifest  {view.order.manifest_url}")
+    if view.order is not None and view.order.wallets:
+        headings = ("line", "visit", "wallet", "guest", "asset", "number", "item", "description")
+        console.table("", headings, asset_rows(view.order.items))
 
 
-@orders.command(epilog=epilog("ota-receiver orders refetch CM-4711 CM-4712"))
+@cli.command(epilog=epilog("ota-receiver orders refetch CM-4711 CM-4712"))
 def refetch(
-    named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=_NAMED)],
+    named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)],
     company: context.CompanyOption = None,
     who: context.Who = None,
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Fetch orders once more, now: among the live ones. Needed after confirmOrder, of which no event tells."""
-    with session() as here:
-        company_id = here.companies.id_of(company)
-        found = list(dict.fromkeys(here.order(text, company_id) for text in named))
+    """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
+    with open_context(company) as here:
+        found = list(dict.fromkeys(here.order(text) for text in named))
         asked = ask_for(here, found, queue="live", what="refetch", who=who, why=why)
         console.tell(asked.sentence(), asked, as_json)
 
@@ -334,5 +360,20 @@ def _remark(broken: BrokenRecord) -> None:
     console.remark(str(broken))
 
 
-def _view(here: Session, record: OrderRecord, state: State) -> dict[str, object]:
+def _view(here: CommandContext, record: OrderRecord, state: State) -> dict[str, object]:
     return {"company": here.companies.slug(record.company_id), "state": state} | msgspec.structs.asdict(record)
+
+
+def _row(here: CommandContext, record: OrderRecord, now: datetime) -> tuple[object, ...]:
+    return (
+        times.short(record.changed),
+        here.companies.slug(record.company_id),
+        record.order_id,
+        record.state(now),
+        record.known_status,
+        record.wallets,
+        record.tickets,
+        record.coupons,
+        record.reference,
+        record.dead or record.error or ", ".join(sink.dead for sink in record.dead_sinks),
+    )

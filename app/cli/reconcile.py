@@ -15,8 +15,8 @@ import typer
 
 from app import bootstrap, times
 from app.cli import console, context
-from app.cli.console import FOUND, Stop, epilog
-from app.cli.context import Session, session
+from app.cli.console import DONE, FOUND, Stop, epilog
+from app.cli.context import CommandContext, open_context
 from app.cli.orders import ask_for
 from app.errors import UpstreamError
 from app.ids import OrderKey
@@ -29,8 +29,11 @@ from app.settings import Company
 _CHUNK = 200
 
 
+cli = console.commands()
+
+
 def compare(
-    here: Session,
+    here: CommandContext,
     path: Path,
     company: str | None,
     *,
@@ -75,9 +78,9 @@ def compare(
     return left
 
 
-def _missing(here: Session, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
+def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
     """Return those that no company holds, neither by id nor by any of their references."""
-    redis = here.books.ledger.redis
+    redis = here.redis
     known_ids: set[str] = set()
     holdings = Holdings(redis)
     keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
@@ -96,13 +99,13 @@ def _missing(here: Session, expected: list[Expected], company_ids: tuple[str, ..
     ]
 
 
-def _known(here: Session, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
-    references = References(here.books.ledger.redis, company_ids)
+def _known(here: CommandContext, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
+    references = References(here.redis, company_ids)
     known = references.indexed(wanted)
     if known == wanted:
         return known
     with console.progress("looking through references") as step:
-        for texts in references.told():
+        for texts in references.event_references():
             known |= texts & wanted
             step(len(texts))
             if known == wanted:
@@ -128,17 +131,17 @@ def _show_expected(missing: list[Expected], as_json: bool) -> None:
         console.table("", ("#line", "order", "references"), rows)
 
 
-def _slugs(here: Session, company_ids: tuple[str, ...]) -> str:
+def _slugs(here: CommandContext, company_ids: tuple[str, ...]) -> str:
     return ", ".join(sorted(here.companies.slug(one) for one in company_ids))
 
 
 NO_LIST: Final = 5
 
-_CODES: Final = (
-    "Exit codes: 0 no gaps, or all queued · 1 gaps, and not all"
-    " queued · 2 usage or settings, or a question that nobody could answer · 3 Redis does not answer · 4 its data is of"
-    " a newer version · 5 the Channel Manager did not give the whole list · 130 interrupted"
-)
+_CODES: Final = {
+    DONE: "no differences, or all queued",
+    FOUND: "differences that are not all queued",
+    NO_LIST: "the Channel Manager did not return the whole list",
+}
 
 _FromZero = Annotated[bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")]
 _FromFile = Annotated[
@@ -153,10 +156,7 @@ _FromFile = Annotated[
 _Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders of the gaps, behind the live ones.")]
 
 
-def register(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))(reconcile)
-
-
+@cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))
 def reconcile(
     company: context.CompanyOption = None,
     from_zero: _FromZero = False,
@@ -167,7 +167,7 @@ def reconcile(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Compare the Channel Manager's list of orders with ours, and show the gaps; --apply fetches just these.
+    """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
     never_heard: settled, and no event told of it. changed: confirmed, cancelled or changed since it was fetched, of
     which no event tells. stuck: not settled for more than 10 minutes. The workers do the same by themselves every
@@ -175,7 +175,7 @@ def reconcile(
     """
     if from_file is not None and from_zero:
         raise Stop("--from-file asks no list: leave --from-zero out.")
-    with session() as here:
+    with open_context(company) as here:
         if from_file is not None:
             left = compare(here, from_file, company, apply=apply, yes=yes, who=who, why=why, as_json=as_json)
             raise typer.Exit(FOUND if left else 0)
@@ -199,7 +199,7 @@ def reconcile(
     raise typer.Exit(NO_LIST if troubles else FOUND if gaps and not apply else 0)
 
 
-def _companies(here: Session, name: str | None) -> list[Company]:
+def _companies(here: CommandContext, name: str | None) -> list[Company]:
     """Return the companies whose list can be read; Stop if there is none, or the one that was named is none."""
     company_id = here.companies.id_of(name)
     asked = [one for one in here.settings.companies if company_id in (None, one.np_company_id)]
@@ -216,7 +216,9 @@ def _companies(here: Session, name: str | None) -> list[Company]:
     return [one for one in asked if one.np_partner_id is not None]
 
 
-def _look(here: Session, companies: list[Company], from_zero: bool, as_json: bool) -> tuple[list[Gap], int, list[str]]:
+def _look(
+    here: CommandContext, companies: list[Company], from_zero: bool, as_json: bool
+) -> tuple[list[Gap], int, list[str]]:
     """Return the gaps of all companies, how many orders were listed, and whose list ended early and why."""
     gaps: list[Gap] = []
     troubles: list[str] = []
@@ -235,29 +237,29 @@ def _look(here: Session, companies: list[Company], from_zero: bool, as_json: boo
     return gaps, listed, troubles
 
 
-def _read(here: Session, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Gap, ...]]]:
+def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Gap, ...]]]:
     """Yield the number of rows and the gaps of each page, then those of orders watched since earlier looks.
 
     The cursor stays where it is: moving it is the workers' business.
     """
     from workers.background import listing  # the arrow points down: only the CLI knows both sides
 
-    redis = here.books.ledger.redis
+    redis = here.redis
     cursor = Cursor(redis, company.np_company_id)
     survey = Survey(Holdings(redis), company.np_company_id, here.settings.order_days)
     watched = cursor.watched()
     unseen = dict(watched)
-    start = 0 if from_zero else cursor.start(bootstrap.clock())
+    start = 0 if from_zero else cursor.start(here.now())
     with bootstrap.http(here.settings) as http:
         client = bootstrap.channel_manager(here.settings, company, http)
         for _, page in listing(here.settings, company, redis, client).since(start):
             for row in page.rows:
                 unseen.pop(row.order_id, None)
-            yield len(page.rows), survey.of_page(page, watched, bootstrap.clock()).gaps
-    yield 0, survey.of_watched(unseen, bootstrap.clock()).gaps
+            yield len(page.rows), survey.of_page(page, watched, here.now()).gaps
+    yield 0, survey.of_watched(unseen, here.now()).gaps
 
 
-def _show(here: Session, gaps: list[Gap], as_json: bool) -> None:
+def _show(here: CommandContext, gaps: list[Gap], as_json: bool) -> None:
     if as_json:
         for gap in gaps:
             console.json_line({"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap))
@@ -276,7 +278,7 @@ def _show(here: Session, gaps: list[Gap], as_json: bool) -> None:
         console.table("", columns, (_row(here, gap) for gap in gaps))
 
 
-def _row(here: Session, gap: Gap) -> tuple[object, ...]:
+def _row(here: CommandContext, gap: Gap) -> tuple[object, ...]:
     return (
         here.companies.slug(gap.company_id),
         gap.order_id,

@@ -17,10 +17,10 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from app import bootstrap, times
+from app import times
 from app.cli import console, context
 from app.cli.console import FOUND, Stop, epilog
-from app.cli.context import Session, session
+from app.cli.context import CommandContext, open_context
 from app.ledger.events import is_event_id
 from app.replay import Draft, Plan, Selected, Selection, is_plan_id
 from app.settings import Settings
@@ -32,7 +32,7 @@ _LONGEST: Final = 1000
 """ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
 
 
-def feed(here: Session, plan: Plan) -> Plan:
+def feed(here: CommandContext, plan: Plan) -> Plan:
     """Feed the plan until it ends, here or by another hand; return it as it is then.
 
     However this process ends before, the plan stands where it was; what can be told is told.
@@ -45,7 +45,7 @@ def feed(here: Session, plan: Plan) -> Plan:
     try:
         with console.progress(f"replay {plan.id}", plan.left) as step:
             while True:
-                fed = here.books.plans.feed(plan, bootstrap.clock())
+                fed = here.plans.feed(plan)
                 step(left - fed.left)
                 left = fed.left
                 if fed.state != "open":
@@ -57,7 +57,7 @@ def feed(here: Session, plan: Plan) -> Plan:
             f" Go on with: ota-receiver replays resume {plan.id}"
         )
         raise
-    ended = here.books.plans.of(plan.id)
+    ended = here.plans.of(plan.id)
     if ended is None:
         raise Stop(f"Plan {plan.id} is here no more.", FOUND)
     return ended
@@ -86,9 +86,9 @@ def view(plan: Plan) -> dict[str, object]:
     return msgspec.structs.asdict(plan)
 
 
-def find(here: Session, plan_id: str) -> Plan:
+def find(here: CommandContext, plan_id: str) -> Plan:
     """Return the plan; raises Stop when there is none."""
-    plan = here.books.plans.of(plan_id) if is_plan_id(plan_id) else None
+    plan = here.plans.of(plan_id) if is_plan_id(plan_id) else None
     if plan is None:
         raise Stop(f"No plan {plan_id!r} is here; `ota-receiver replays list` shows them.", FOUND)
     return plan
@@ -197,7 +197,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")]
 Orders = Annotated[list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")]
-Dead = Annotated[bool, typer.Option("--dead", help="Only orders that were given up.")]
+Dead = Annotated[bool, typer.Option("--dead", help="Only orders with a dead letter.")]
 Force = Annotated[bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")]
 ToSinks = Annotated[
     bool, typer.Option("--to-sinks", help="Hand the stored revision to all SINKS again instead of fetching.")
@@ -251,12 +251,12 @@ def replay(
     wrong = next((one for one in ids or [] if not is_event_id(one)), None)
     if wrong is not None:
         raise Stop(f"{wrong!r} is no event id. An order is named by --order.")
-    with session() as here:
+    with open_context(company) as here:
         sinks = _sinks(here, to_sinks, sink or [])
-        company_id = here.companies.id_of(company)
+        company_id = here.company_id
         selection = Selection(
             event_ids=tuple(dict.fromkeys(ids or [])),
-            orders=tuple(dict.fromkeys(here.order(text, company_id) for text in order or [])),
+            orders=tuple(dict.fromkeys(here.order(text) for text in order or [])),
             company_id=company_id,
             status=status,
             outcome=outcome,
@@ -265,12 +265,12 @@ def replay(
             dead=dead,
         )
         with console.progress("reading events") as step:
-            found = here.books.selector.select(selection, step)
+            found = here.selector.select(selection, step)
         for text in found.missing:
             console.remark(f"No event {text!r} is here.")
         if not found.orders:
             raise Stop("No event matches.", FOUND)
-        for member in here.books.selector.erased(found.orders):
+        for member in here.selector.erased(found.orders):
             del found.orders[member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
@@ -296,14 +296,14 @@ def replay(
             console.confirm(f"{forecast.sentence()}?", yes)
             draft = Draft(who=asks, why=reason, selected=selection.words(), rate=speed, sinks=sinks)
             left = ((one, None if force else told) for one, told in found.orders.items() if one not in passed)
-            plan = here.books.plans.file(draft, left, bootstrap.clock())
+            plan = here.plans.file(draft, left, here.now())
             console.remark(f"Plan {plan.id}; Ctrl-C stops it, and `ota-receiver replays resume {plan.id}` goes on.")
             end(feed(here, plan), as_json)
     if found.missing:
         raise typer.Exit(FOUND)
 
 
-def _sinks(here: Session, everyone: bool, names: list[str]) -> tuple[str, ...]:
+def _sinks(here: CommandContext, everyone: bool, names: list[str]) -> tuple[str, ...]:
     """Return the sinks that the stored revision goes to, () for a replay that fetches."""
     known = here.settings.sinks
     if (names or everyone) and not known:
@@ -314,26 +314,22 @@ def _sinks(here: Session, everyone: bool, names: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or (known if everyone else ())
 
 
-def _passed(here: Session, found: Selected, force: bool, sinks: tuple[str, ...]) -> set[str]:
+def _passed(here: CommandContext, found: Selected, force: bool, sinks: tuple[str, ...]) -> set[str]:
     if sinks:
-        return here.books.selector.without_content(found.orders)
-    return set() if force else here.books.selector.up_to_date(found.orders)
+        return here.selector.without_content(found.orders)
+    return set() if force else here.selector.up_to_date(found.orders)
 
 
-replays = typer.Typer(name="replays", no_args_is_help=True, help="The plans that `events replay` makes.")
+cli = console.commands(name="replays", help="Plans made by `events replay`.")
 
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
 
 
-def register(cli: typer.Typer) -> None:
-    cli.add_typer(replays)
-
-
-@replays.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
+@cli.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
 def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
     """List the latest plans, newest first: what was asked for, by whom and why, and how far it is."""
-    with session() as here:
-        found = list(islice(here.books.plans.newest_first(), limit))
+    with open_context() as here:
+        found = list(islice(here.plans.newest_first(), limit))
         if as_json:
             for plan in found:
                 console.json_line(view(plan))
@@ -368,25 +364,25 @@ def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
         raise Stop("No plans.", FOUND)
 
 
-@replays.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
+@cli.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
 def resume(plan_id: PlanId, rate: Rate = None, who: Who = None, as_json: context.Json = False) -> None:
-    """Go on with a plan where it stands. Several may at once: they share its rate, and never an order."""
+    """Resume a replay. Several processes may feed one plan: they share its rate, and never an order."""
     asks = context.who_asks(who)
-    with session() as here:
+    with open_context() as here:
         plan = find(here, plan_id)
         if plan.state != "open":
             raise Stop(f"Plan {plan.id} is {plan.state} already.", FOUND)
-        plan = here.books.plans.resume(plan, asks, bootstrap.clock(), rate)
+        plan = here.plans.resume(plan, asks, here.now(), rate)
         end(feed(here, plan), as_json)
 
 
-@replays.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
+@cli.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
 def cancel(plan_id: PlanId, why: Why = "", who: Who = None, as_json: context.Json = False) -> None:
     """End a plan: nothing more is queued, what was queued stays so. Whoever feeds it stops within seconds."""
     asks, reason = context.who_asks(who), context.printable(why, "--why")
-    with session() as here:
+    with open_context() as here:
         plan = find(here, plan_id)
         if plan.state != "open":
             raise Stop(f"Plan {plan.id} is {plan.state} already.", FOUND)
-        plan = here.books.plans.cancel(plan, asks, reason, bootstrap.clock())
+        plan = here.plans.cancel(plan, asks, reason, here.now())
         console.tell(sentence(plan), view(plan), as_json)

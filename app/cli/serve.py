@@ -10,25 +10,35 @@ from typing import Final
 import typer
 
 from app import bootstrap, log, settings
-from app.cli.console import DONE, FOUND, epilog
+from app.cli import console
+from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
 from app.web.server import Bounds, Server
 
 _log = log.get()
 
-_SERVE_CODES: Final = "Exit codes: 0 told to stop · 1 it could not listen on HOST and PORT · 2 the settings are wrong"
-_WORKER_CODES: Final = (
-    "Exit codes: 0 told to stop · 1 a fault of ours: start it again · 2 the settings are wrong · 4 Redis holds data of"
-    " a newer version"
-)
+_SERVE_CODES: Final = {
+    DONE: "stopped on request",
+    FOUND: "cannot listen on HOST and PORT",
+    USAGE: "wrong settings",
+    AWAY: "",
+    NEWER: "",
+    INTERRUPTED: "",
+}
+_WORKER_CODES: Final = {
+    DONE: "stopped on request",
+    FOUND: "internal error: start it again",
+    USAGE: "wrong settings",
+    AWAY: "",
+    INTERRUPTED: "",
+}
 
 
-def register(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))(serve)
-    cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))(worker)
+cli = console.commands()
 
 
+@cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))
 def serve() -> None:
-    """Receive events: the HTTP endpoint (the `web` process)."""
+    """Receive events: run the HTTP endpoint (the `web` process)."""
     found = settings.load()
     bootstrap.configure_log(found)
     _log.info("service.started", role="web", pid=os.getpid())
@@ -45,8 +55,9 @@ def serve() -> None:
     raise typer.Exit(DONE if server.started else FOUND)
 
 
+@cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))
 def worker() -> None:
-    """Fetch orders: the pool of worker processes and its ticker (the `worker` process)."""
+    """Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."""
     from workers.pool import run  # here, since only the CLI knows both sides
 
     found = settings.load()

@@ -12,34 +12,34 @@ import typer
 
 from app import bootstrap, times
 from app.cli import console, context
-from app.cli.console import FOUND, epilog
-from app.cli.context import Session, session
+from app.cli.console import DONE, FOUND, epilog
+from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
 from app.intake.spool import waiting
-from app.ledger.history import Stored
+from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.metrics import BEAT_WITHIN, is_open
 from app.snapshot import Vitals
 
-_CODES: Final = (
-    "Exit codes: 0 no alarm is raised · 1 one is, or no pool lives · 2 settings · 3 Redis does not answer · 4 its data"
-    " is of a newer version"
-)
+_CODES: Final = {DONE: "no alert is active", FOUND: "an alert is active, or no worker pool runs"}
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
 """Orders whose last getOrder is looked at for how long one takes."""
 
 
-class Lane(msgspec.Struct, frozen=True, kw_only=True):
+cli = console.commands()
+
+
+class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that wait for one kind of worker; the first has waited `waited_s`.
 
     `rate`: fetches a second that its workers and the keys' budget allow; `done_s`: so long it takes, if nothing new
     comes, None where nothing is fetched.
     """
 
-    lane: str
+    queue: str
     jobs: int
     waited_s: int
     workers: int
@@ -53,62 +53,61 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     `get_order_s` is measured at the latest orders, `spooled` None without SPOOL_DIR here, or where it cannot be read.
     """
 
-    alarms: tuple[str, ...]
+    alerts: tuple[str, ...]
     pools: int
-    lanes: tuple[Lane, ...]
+    queues: tuple[QueueStatus, ...]
     due: int
     oldest_owed_s: dict[str, int]
     get_order_s: float
     dead_letters: int
-    dead_hand_ons: int
+    dead_deliveries: int
     breakers_open: tuple[str, ...]
     spooled: int | None
 
 
-def register(cli: typer.Typer) -> None:
-    cli.command(epilog=epilog("ota-receiver status", codes=_CODES))(status)
-
-
+@cli.command(epilog=epilog("ota-receiver status", codes=_CODES))
 def status(as_json: context.Json = False) -> None:
-    """Tell what waits and when it is done, what was given up, what hangs, and which alarms are raised."""
-    with session() as here:
-        vitals = bootstrap.vital_signs(here.settings).read(here.books.ledger.redis, bootstrap.clock())
+    """Show the backlog and its expected end, failures, worker pools and alerts."""
+    with open_context() as here:
+        vitals = bootstrap.vital_signs(here.settings).read(here.redis)
         found = _status(here, vitals, _get_order_seconds(here))
     if as_json:
         console.json_line(found)
     else:
         _print(found)
-    if found.alarms or not found.pools:
+    if found.alerts or not found.pools:
         raise typer.Exit(FOUND)
 
 
-def _status(here: Session, vitals: Vitals, get_order: float) -> Status:
+def _status(here: CommandContext, vitals: Vitals, get_order: float) -> Status:
     companies = here.settings.companies
     shut_out = [one.slug for one in companies if is_open(vitals, one.np_company_id)]
     pools = [pool for pool in vitals.heartbeats() if vitals.now - pool.beat < BEAT_WITHIN]
     names = [name for pool in pools for name in pool.workers]
     window = _window(here, vitals.now)
     slots = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
-    lanes = []
-    for lane, at_once in slots.items():
-        workers = sum(f"-{lane}-" in name for name in names)
+    queues = []
+    for queue, at_once in slots.items():
+        workers = sum(f"-{queue}-" in name for name in names)
         busy = 0 if len(shut_out) == len(companies) else min(workers, window.keys * at_once)
-        jobs = vitals.queues[lane].jobs
+        jobs = vitals.queues[queue].jobs
         # A burst goes as fast as the slots allow; what the window has no room for comes at its pace.
         speed = busy / get_order
         rate = speed if jobs <= window.room else min(speed, window.rate)
         done = 0 if not jobs else round(max(jobs / speed, (jobs - window.room) / window.rate)) if speed else None
-        waited = vitals.waited(lane) // 1000
-        lanes.append(Lane(lane=lane, jobs=jobs, waited_s=waited, workers=workers, rate=round(rate, 2), done_s=done))
+        waited = vitals.waited(queue) // 1000
+        queues.append(
+            QueueStatus(queue=queue, jobs=jobs, waited_s=waited, workers=workers, rate=round(rate, 2), done_s=done)
+        )
     return Status(
-        alarms=tuple(_raised(vitals)),
+        alerts=tuple(_raised(vitals)),
         pools=len(pools),
-        lanes=tuple(lanes),
+        queues=tuple(queues),
         due=vitals.due,
         oldest_owed_s={one.slug: vitals.companies[one.np_company_id].oldest_owed // 1000 for one in companies},
         get_order_s=round(get_order, 3),
         dead_letters=vitals.dead,
-        dead_hand_ons=vitals.dead_hand_ons,
+        dead_deliveries=vitals.dead_deliveries,
         breakers_open=tuple(shut_out),
         spooled=waiting(here.settings.spool_dir) if here.settings.spool_dir else None,
     )
@@ -122,37 +121,37 @@ class _Window(NamedTuple):
     rate: float
 
 
-def _window(here: Session, now: int) -> _Window:
+def _window(here: CommandContext, now: int) -> _Window:
     api_keys = {one.np_api_key.get_secret_value() for one in here.settings.companies}
     most = here.settings.upstream_requests_per_5_min
-    used = sum(spent(here.books.ledger.redis, one, now) for one in api_keys)
+    used = sum(spent(here.redis, one, now) for one in api_keys)
     return _Window(len(api_keys), max(len(api_keys) * most - used, 0), len(api_keys) * most / _FIVE_MINUTES)
 
 
 def _raised(vitals: Vitals) -> list[str]:
-    return [" ".join(filter(None, labels)) for labels, state in vitals.alarm_states().items() if state.raised]
+    return [" ".join(filter(None, labels)) for labels, state in vitals.alert_states().items() if state.raised]
 
 
-def _get_order_seconds(here: Session) -> float:
+def _get_order_seconds(here: CommandContext) -> float:
     """Return how long a getOrder took of late."""
-    latest = islice(here.books.archive.newest_first(OrderQuery(), times.now()), _LATEST)
-    trails = [here.books.archive.trail(record.key) for record in latest]
-    took = [entry.duration_ms for trail in trails for entry in trail if isinstance(entry, Stored)]
+    latest = islice(here.orders.newest_first(OrderQuery(), times.now()), _LATEST)
+    trails = [here.orders.history(record.key) for record in latest]
+    took = [entry.duration_ms for trail in trails for entry in trail if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
 
 
 def _print(found: Status) -> None:
     oldest = (f"{slug} {_age(seconds)}" for slug, seconds in found.oldest_owed_s.items() if seconds)
     facts = (
-        ("alarms", ", ".join(found.alarms) or "none"),
-        ("pools alive", found.pools or "NONE: nothing is fetched; start `ota-receiver worker`"),
-        *((f"{one.lane} jobs", _told(one)) for one in found.lanes),
-        ("on the clock", f"{console.many(found.due, 'order')}: to fetch, to look at again, to hand on"),
-        ("oldest owed", ", ".join(oldest) or "none"),
-        ("a getOrder takes", f"{found.get_order_s:g} s"),
+        ("alerts", ", ".join(found.alerts) or "none"),
+        ("worker pools running", found.pools or "0: nothing is fetched; start `ota-receiver worker`"),
+        *((f"{one.queue} jobs", _told(one)) for one in found.queues),
+        ("pending", f"{console.many(found.due, 'order')}: fetches, retries, deliveries"),
+        ("oldest pending", ", ".join(oldest) or "none"),
+        ("average getOrder", f"{found.get_order_s:g} s"),
         (
             "dead letters",
-            f"{console.many(found.dead_letters, 'order')}, {console.many(found.dead_hand_ons, 'hand-on')}",
+            f"{console.many(found.dead_letters, 'order')}, failed deliveries {found.dead_deliveries:,}",
         ),
         ("breakers open", ", ".join(found.breakers_open) or "none"),
         ("spooled here", None if found.spooled is None else console.many(found.spooled, "event")),
@@ -160,11 +159,11 @@ def _print(found: Status) -> None:
     console.facts("", facts)
 
 
-def _told(one: Lane) -> str:
+def _told(one: QueueStatus) -> str:
     workers = console.many(one.workers, "worker")
     if not one.jobs:
         return f"none; {workers}, up to {one.rate:g}/s"
-    end = "nobody fetches them now" if one.done_s is None else f"done in {_age(one.done_s)}"
+    end = "fetching is paused" if one.done_s is None else f"done in {_age(one.done_s)}"
     return f"{one.jobs:,}, the first for {_age(one.waited_s)}; {workers}, up to {one.rate:g}/s: {end}"
 
 

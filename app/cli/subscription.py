@@ -30,8 +30,8 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from app import bootstrap, log, times
 from app.cli import console, context
-from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
-from app.cli.context import WEBHOOK_PERMISSIONS, Venue, Venues, advice, asking, changing, sentence, venues
+from app.cli.console import AWAY, DONE, FOUND, NEWER, Stop, epilog
+from app.cli.context import WEBHOOK_PERMISSIONS, CompanyClient, CompanyClients, advice, asking, company_clients, trouble
 from app.errors import RequestRejected, UpstreamError
 from app.ids import guid
 from app.settings import Company, Seconds, Settings
@@ -61,17 +61,14 @@ def check_address(url: str) -> None:
     except ValueError:
         raise Stop("URL is no address.") from None
     if parts.scheme not in {"http", "https"} or not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise Stop("URL is no http(s) address.")
+        raise Stop("URL is no http(s) address: it must start with https://.")
     if parts.scheme == "http" and host not in _LOOPBACK:
         raise Stop("URL must be https: every event carries the clientState.")
     if parts.username is not None or parts.fragment:
         raise Stop("URL must hold neither a user nor a fragment.")
 
 
-CODES: Final = (
-    "Exit codes: 0 done · 1 something is wrong, or nothing was found · 2 usage or settings, or a question that nobody"
-    " could answer · 3 the Channel Manager did not answer as it should · 130 interrupted"
-)
+CODES: Final = {AWAY: "no usable answer from the Channel Manager", NEWER: ""}
 
 _log = log.get()
 _seconds: Final = TypeAdapter(Annotated[Seconds, Field(ge=1)])
@@ -104,7 +101,7 @@ def watch(
         check_address(url)
     # Without a handler the first process of a container does not even notice the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    with venues(company) as here:
+    with company_clients(company) as here:
         if url is not None:
             here.one()  # an address belongs to one company
         bootstrap.configure_stderr_log(here.settings)
@@ -118,9 +115,9 @@ def watch(
 class Rounds:
     """Looks at every company in turn, and remembers what was told of each."""
 
-    def __init__(self, here: Venues, url: str | None, repair: bool, as_json: bool) -> None:
+    def __init__(self, here: CompanyClients, url: str | None, repair: bool, as_json: bool) -> None:
         path = here.settings.webhook_path
-        self._watches = [Watch(venue.company, venue.upstream, path, url) for venue in here.chosen]
+        self._watches = [Watch(client.company, client.upstream, path, url) for client in here.all]
         self._repair = repair
         self._as_json = as_json
         self._told: dict[str, list[Sight]] = {}
@@ -165,7 +162,7 @@ def _report(sight: Sight) -> None:
         _log.warning("subscription.repaired", company=sight.company)
     elif sight.state in {UNREACHABLE, REPAIR_FAILED}:
         _log.warning(
-            "subscription.trouble",
+            "subscription.check_failed",
             company=sight.company,
             what=sight.state,
             reason=sight.cause,
@@ -267,44 +264,40 @@ def _steps(
     ]
 
 
-subscription = typer.Typer(
-    name="subscription", no_args_is_help=True, help="What makes the Channel Manager send us events."
-)
+cli = console.commands(name="subscription", help="The webhook subscription at the Channel Manager.")
 
 _SHOWN_BY_LIST: Final = "Its id, as `subscription list` shows it."
 _CREATE: Final = "ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager"
 _WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.example.com/webhooks/ota-channel-manager"
 
 
-def register(cli: typer.Typer) -> None:
-    subscription.command(epilog=epilog(_WATCH, codes=CODES))(watch)
-    cli.add_typer(subscription)
+cli.command(epilog=epilog(_WATCH, codes=CODES))(watch)
 
 
-@subscription.command("list", epilog=epilog("ota-receiver subscription list", codes=CODES))
+@cli.command("list", epilog=epilog("ota-receiver subscription list", codes=CODES))
 def list_(company: context.CompanyOption = None, as_json: context.Json = False) -> None:
     """List all subscriptions, also those for other events, and which of our secrets their events carry."""
-    rows: list[tuple[Venue, Subscription]] = []
+    rows: list[tuple[CompanyClient, Subscription]] = []
     troubles: list[str] = []
-    with venues(company) as here:
-        for venue in here.chosen:
+    with company_clients(company) as here:
+        for client in here.all:
             try:
-                rows += [(venue, one) for one in venue.upstream.subscriptions()]
+                rows += [(client, one) for one in client.upstream.subscriptions()]
             except UpstreamError as error:
-                troubles.append(sentence(venue, error))
+                troubles.append(trouble(client.slug, error, WEBHOOK_PERMISSIONS))
     if as_json:
-        for venue, one in rows:
-            console.json_line(_view(venue, one))
+        for client, one in rows:
+            console.json_line(_view(client, one))
     elif rows:
         columns = ("=id", "company", "event", "state", "secret", "address")
-        console.table("", columns, (_row(venue, one) for venue, one in rows))
+        console.table("", columns, (_row(client, one) for client, one in rows))
     if troubles:
         raise Stop("\n".join(troubles), AWAY)
     if not rows:
         raise Stop("No subscription.", FOUND)
 
 
-@subscription.command(epilog=epilog(_CREATE, f"{_CREATE} --new-client-state --write-to FILE", codes=CODES))
+@cli.command(epilog=epilog(_CREATE, f"{_CREATE} --new-client-state --write-to FILE", codes=CODES))
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     company: context.CompanyOption = None,
@@ -326,31 +319,29 @@ def create(
         raise Stop("--write-to and --reveal go with --new-client-state.")
     if new_client_state and not (write_to or reveal):
         raise Stop("Say where the new clientState goes: --write-to FILE, or --reveal to see it.")
-    with venues(company) as here:
-        venue = here.one()
-        with asking(venue):
-            ours = for_settled_orders(venue.upstream.subscriptions())
+    with company_clients(company) as here:
+        client = here.one()
+        with asking(client):
+            ours = for_settled_orders(client.upstream.subscriptions())
         same = [one for one in ours if same_address(one.notification_url, url)]
         if not ends_in(url, here.settings.webhook_path):
             console.remark(f"{shown_address(url)} does not end in WEBHOOK_PATH ({here.settings.webhook_path}).")
             console.remark("Unless a proxy maps the path, every event will be answered 404.")
         if new_client_state:
-            lines, told = begin(here.settings, venue.company, url, ours, write_to, reveal, yes)
+            lines, told = begin(here.settings, client.company, url, ours, write_to, reveal, yes)
             console.tell_lines(lines, told, as_json)
             return
         if same:
             console.confirm(f"{shown_address(url)} is subscribed already, as {_ids(same)}. Subscribe it again?", yes)
-        with changing(venue):
-            made = venue.upstream.create_subscription(url, venue.company.client_state)
-        made = _found_again(venue, made, url, ours)
-    told = _view(venue, made) | {"event": EVENT_NAME, "url": shown_address(url)}
-    text = f"{venue.slug}: {shown_address(url)} is subscribed to {EVENT_NAME} ({told['id'] or 'id not told'})."
+        with asking(client, changes=True):
+            made = client.upstream.create_subscription(url, client.company.client_state)
+        made = _found_again(client, made, url, ours)
+    told = _view(client, made) | {"event": EVENT_NAME, "url": shown_address(url)}
+    text = f"{client.slug}: {shown_address(url)} is subscribed to {EVENT_NAME} ({told['id'] or 'id not told'})."
     console.tell(text, told, as_json)
 
 
-@subscription.command(
-    epilog=epilog("ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", codes=CODES)
-)
+@cli.command(epilog=epilog("ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", codes=CODES))
 def delete(
     subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_SHOWN_BY_LIST)],
     company: context.CompanyOption = None,
@@ -360,24 +351,24 @@ def delete(
     """Delete a subscription."""
     wanted = guid(subscription_id)
     if wanted is None:
-        raise Stop(f"{subscription_id!r} is no id. {_SHOWN_BY_LIST}")
-    with venues(company) as here:
-        venue, one, others = _find(here, wanted)
+        raise Stop(f"{subscription_id!r} is not a subscription id. {_SHOWN_BY_LIST}")
+    with company_clients(company) as here:
+        client, one, others = _find(here, wanted)
         last = one.active and not any(other.active for other in others)
         warning = " It is the last Active one: no event will come any more." if last else ""
         what = f"{one.event_name} to {shown_address(one.notification_url)}, {one.subscription_state}"
-        console.confirm(f"Delete {wanted} of {venue.slug} ({what})?{warning}", yes)
-        with changing(venue):
-            deleted = _deleted(venue, wanted)
+        console.confirm(f"Delete {wanted} of {client.slug} ({what})?{warning}", yes)
+        with asking(client, changes=True):
+            deleted = _deleted(client, wanted)
     if not deleted:
         raise Stop(f"{wanted} is gone already.", FOUND)
-    console.tell(f"{wanted} is deleted.", {"company": venue.slug, "id": wanted, "deleted": True}, as_json)
+    console.tell(f"{wanted} is deleted.", {"company": client.slug, "id": wanted, "deleted": True}, as_json)
 
 
-def _deleted(venue: Venue, subscription_id: str) -> bool:
+def _deleted(client: CompanyClient, subscription_id: str) -> bool:
     """Delete it and return whether it was still there."""
     try:
-        venue.upstream.delete_subscription(subscription_id)
+        client.upstream.delete_subscription(subscription_id)
     except RequestRejected as error:
         if error.reason != "subscription_not_found":
             raise
@@ -385,26 +376,26 @@ def _deleted(venue: Venue, subscription_id: str) -> bool:
     return True
 
 
-def _found_again(venue: Venue, made: Subscription, url: str, before: list[Subscription]) -> Subscription:
+def _found_again(client: CompanyClient, made: Subscription, url: str, before: list[Subscription]) -> Subscription:
     """Return the new subscription as it is listed: the answer to its creation may have been empty (upstream.md 3)."""
     if made.id is not None:
         return made
     known = {one.id for one in before}
     try:
-        listed = for_settled_orders(venue.upstream.subscriptions())
+        listed = for_settled_orders(client.upstream.subscriptions())
     except UpstreamError:
         return made
     return next((one for one in listed if one.id not in known and same_address(one.notification_url, url)), made)
 
 
-def _find(here: Venues, wanted: str) -> tuple[Venue, Subscription, list[Subscription]]:
+def _find(here: CompanyClients, wanted: str) -> tuple[CompanyClient, Subscription, list[Subscription]]:
     """Return the subscription of this id, whose it is, and the others of that company for the same event."""
-    for venue in here.chosen:
-        with asking(venue):
-            listed = venue.upstream.subscriptions()
+    for client in here.all:
+        with asking(client):
+            listed = client.upstream.subscriptions()
         for one in listed:
             if guid(one.id) == wanted:
-                return venue, one, [other for other in listed if other is not one and _same_event(one, other)]
+                return client, one, [other for other in listed if other is not one and _same_event(one, other)]
     raise Stop(f"No subscription {wanted} is there.", FOUND)
 
 
@@ -416,19 +407,19 @@ def _ids(found: list[Subscription]) -> str:
     return ", ".join(one.id or "an unnamed one" for one in found)
 
 
-def _view(venue: Venue, one: Subscription) -> dict[str, object]:
+def _view(client: CompanyClient, one: Subscription) -> dict[str, object]:
     return {
-        "company": venue.slug,
+        "company": client.slug,
         "id": one.id,
         "event": one.event_name,
         "version": one.event_version,
         "url": shown_address(one.notification_url),
         "state": one.subscription_state,
-        "secret": secret_of(venue.company, one),
+        "secret": secret_of(client.company, one),
         "changed": one.last_modified_date_time,
     }
 
 
-def _row(venue: Venue, one: Subscription) -> tuple[object, ...]:
-    secret = secret_of(venue.company, one)
-    return (one.id, venue.slug, one.event_name, one.subscription_state, secret, shown_address(one.notification_url))
+def _row(client: CompanyClient, one: Subscription) -> tuple[object, ...]:
+    secret = secret_of(client.company, one)
+    return (one.id, client.slug, one.event_name, one.subscription_state, secret, shown_address(one.notification_url))

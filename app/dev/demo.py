@@ -1,8 +1,7 @@
-"""`ota-receiver demo`: sample orders through the real processes, and a table of what arrived.
+"""`ota-receiver demo` and `dev`: sample orders go through the real processes, and a table shows what arrived.
 
-Drives orders through a receiver by way of the Channel Manager's own API, and checks every one of them.
-
-`ota-receiver dev`: everything keeps running, a few orders are there, and the terminal says where to look.
+The driver plays the partner: it creates and replaces orders at the sandbox, and checks each order at the receiver.
+`dev` then keeps everything running and prints the addresses.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from app.dev import stack as stacks
 from app.dev.sandbox.submission import order_body
 from app.dev.stack import PARTNER_ID, Stack
 from app.ids import OrderKey
-from app.ledger.orders import Archive, OrderRecord
+from app.ledger.orders import Archive
+from app.ledger.record import OrderRecord
 from app.upstream.client import ChannelManager
 from app.upstream.models import Order
 
@@ -34,7 +34,7 @@ _POLL: Final = 0.05
 
 @dataclass
 class Sample:
-    """One order of the demo: what it is made of, what it should become, and what came home."""
+    """One order of the demo: its contents, the status it should get, and what was fetched."""
 
     title: str
     items: tuple[str, ...]
@@ -58,25 +58,24 @@ def samples() -> list[Sample]:
         Sample("Group ticket", ("GRP-200",), 20, "PAY-1003", "Issued"),
         Sample("Not yet paid", ("31001",), 1, "", "Draft"),
         Sample("Failed, replaced", ("FAIL-1",), 1, "PAY-1005", "Error"),
-        Sample("Announced thrice", ("31001", "CPN-300"), 1, "PAY-1006", "Issued", repeats=2),
+        Sample("Sent three times", ("31001", "CPN-300"), 1, "PAY-1006", "Issued", repeats=2),
     ]
 
 
 class Driver:
-    """Creates the samples' orders, waits until they are home, and says what is wrong with them."""
+    """Creates the samples' orders, waits until they are fetched, and lists what is wrong with them."""
 
-    def __init__(self, stack: Stack, manager: ChannelManager, archive: Archive) -> None:
+    def __init__(self, stack: Stack, archive: Archive) -> None:
         self._stack = stack
-        self._manager = manager
         self._archive = archive
         self._company_id = stack.settings.companies[0].np_company_id
 
     def create(self, sample: Sample, number: int) -> None:
-        """Submit the order; its event comes when it has settled."""
-        sample.order_id = self._manager.create_order(self._body(sample, number)).order.order_id
+        """Create the order; its event comes when it has settled."""
+        sample.order_id = self._call("POST", "", self._body(sample, number))
 
     def announce_again(self, sample: Sample) -> None:
-        """Let the sender repeat the event of a settled order, timestamp and all."""
+        """Make the sandbox repeat the event of a settled order with the same timestamp."""
         if sample.repeats:
             body = {
                 "order_id": sample.order_id,
@@ -90,24 +89,24 @@ class Driver:
         """Repair an Error order as a partner does: replaceOrder, which settles again under the same orderId."""
         sample.items, sample.expected = ("31001",), "Issued"
         sample.settlements += 1
-        self._manager.replace_order(sample.order_id, self._body(sample, number))
+        self._call("PUT", f"/{sample.order_id}", self._body(sample, number))
 
-    def wait_home(self, sample: Sample, within: float) -> bool:
-        """Return whether the order came home with all its settlements in `within` seconds."""
+    def wait_fetched(self, sample: Sample, within: float) -> bool:
+        """Return whether all settlements of the order are fetched within `within` seconds."""
         order = OrderKey(self._company_id, sample.order_id)
 
-        def home() -> bool:
+        def fetched() -> bool:
             sample.record = self._archive.record(order)
             return (
                 sample.record is not None
-                and sample.record.done >= sample.settlements
+                and sample.record.fetched_generation >= sample.settlements
                 and sample.record.status == sample.expected
             )
 
-        return _eventually(home, within)
+        return _eventually(fetched, within)
 
     def wait_duplicates(self, sample: Sample, within: float) -> bool:
-        """Return whether the repeats of the event were received, and seen to be repeats."""
+        """Return whether the repeats of the event are counted as duplicates within `within` seconds."""
         order = OrderKey(self._company_id, sample.order_id)
 
         def counted() -> bool:
@@ -117,19 +116,27 @@ class Driver:
         return _eventually(counted, within)
 
     def inspect(self, sample: Sample) -> None:
-        """Compare what is stored with what upstream has, and count what it cost."""
+        """Compare the stored order with what was expected, and count its getOrder calls."""
         key = OrderKey(self._company_id, sample.order_id)
         sample.record, sample.order = self._archive.record(key), self._archive.order(key)
         row = next(row for row in self._rows() if row["order_id"] == sample.order_id)
         sample.calls = row["gets"]
         if sample.order is None or sample.record is None or sample.record.status != sample.expected:
-            sample.problems.append(f"not home as {sample.expected}")
+            sample.problems.append(f"not fetched as {sample.expected}")
             return
         if sample.calls != sample.settlements:
             sample.problems.append(f"{sample.calls} getOrder for {sample.settlements} settlements")
         if sample.record.duplicates != sample.repeats:
             sample.problems.append(f"{sample.record.duplicates} duplicates seen of {sample.repeats}")
         sample.problems += gaps(sample.order, sample.expected)
+
+    def _call(self, method: str, path: str, body: dict[str, Any]) -> str:
+        """Call createOrder or replaceOrder, which only a partner does, and return the order id."""
+        url = self._stack.sandbox.base_url(stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY) + "/channelManager"
+        headers = {"x-np-api-key": stacks.API_KEY}
+        response = self._stack.sandbox.client.request(method, url + path, json=body, headers=headers)
+        response.raise_for_status()
+        return str(response.json()["orderId"])
 
     def _rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self._stack.sandbox.admin("GET", "orders")
@@ -153,7 +160,7 @@ def subscribe(stack: Stack, manager: ChannelManager) -> None:
 
 
 def gaps(order: Order, status: str) -> list[str]:
-    """Return what an order of the sandbox that settled in `status` should hold and does not."""
+    """Return what is missing in an order of the sandbox that settled in `status`."""
     found = []
     if status == "Issued" and not (order.manifest_url and order.wallets):
         found.append("issued without manifest or wallets")
@@ -171,7 +178,7 @@ def _eventually(condition: Callable[[], bool], within: float) -> bool:
     return True
 
 
-_HOME_WITHIN: Final = 15.0
+_FETCHED_WITHIN: Final = 15.0
 
 _CURL: Final = """curl -i {url} -H 'content-type: application/json' -d '
 {{"values": [{{"clientState": "{secret}", "companyId": "{company}",
@@ -189,7 +196,7 @@ def run(console: Console) -> bool:
         )
         step = progress.add_task("starting Valkey, the sandbox Channel Manager, web and workers")
         stack = parts.enter_context(stacks.start(folder, sandbox_options=("--settle-after", "0.4")))
-        progress.update(step, description="parts run", completed=100)
+        progress.update(step, description="all processes run", completed=100)
         orders = drive(stack, progress)
         progress.stop()
         show(console, stack, orders)
@@ -197,11 +204,11 @@ def run(console: Console) -> bool:
 
 
 def drive(stack: Stack, progress: Progress) -> list[Sample]:
-    """Send the samples through and return them with what came home."""
+    """Send the samples through and return them with what was fetched."""
     settings, company = stack.settings, stack.settings.companies[0]
     with bootstrap.http(settings) as http, bootstrap.worker_redis(settings) as redis:
         manager = bootstrap.channel_manager(settings, company, http)
-        driver = Driver(stack, manager, Archive(redis))
+        driver = Driver(stack, Archive(redis))
         subscribe(stack, manager)
         orders = samples()
         step = progress.add_task("orders submitted", total=len(orders))
@@ -210,19 +217,19 @@ def drive(stack: Stack, progress: Progress) -> list[Sample]:
             progress.advance(step)
         step = progress.add_task("settled, announced, fetched", total=len(orders))
         for number, sample in enumerate(orders, 1):
-            if driver.wait_home(sample, _HOME_WITHIN) and sample.expected == "Error":
+            if driver.wait_fetched(sample, _FETCHED_WITHIN) and sample.expected == "Error":
                 driver.replace(sample, number)
-                driver.wait_home(sample, _HOME_WITHIN)
+                driver.wait_fetched(sample, _FETCHED_WITHIN)
             driver.announce_again(sample)
             progress.advance(step)
         for sample in orders:
-            driver.wait_duplicates(sample, _HOME_WITHIN)
+            driver.wait_duplicates(sample, _FETCHED_WITHIN)
             driver.inspect(sample)
     return orders
 
 
 def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
-    """Print what arrived, and how to send one event by hand."""
+    """Print what arrived, and an event as a curl command."""
     table = Table(
         title="What arrived", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
@@ -236,7 +243,7 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
         table.add_row(
             sample.title,
             record.status if record else "-",
-            str(record.wanted + record.duplicates) if record else "-",
+            str(record.generation + record.duplicates) if record else "-",
             str(sample.calls),
             str(len(order.wallets)) if order else "-",
             str(len(order.tickets)) if order else "-",
@@ -250,15 +257,13 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
     if not any(sample.problems for sample in orders):
         console.print("Every order arrived complete, and each settlement cost exactly one getOrder.\n")
     last = orders[-1]
-    console.print(
-        "The one POST that started each of them (`uv run ota-receiver dev` keeps a receiver to send it to):\n"
-    )
+    console.print("An event like those received. To send it, keep a receiver running with `uv run ota-receiver dev`:\n")
     reference = last.order.buy_from_order_reference if last.order else ""
     print_curl(console, stack, last.order_id, reference or "", last.expected)
 
 
 def print_curl(console: Console, stack: Stack, order_id: str, reference: str, status: str) -> None:
-    """Print an event as a curl command that can be pasted."""
+    """Print an event as a curl command to paste."""
     text = _CURL.format(
         url=stack.webhook_url,
         secret=stacks.CLIENT_STATE,
@@ -273,13 +278,13 @@ def print_curl(console: Console, stack: Stack, order_id: str, reference: str, st
 _LOOK = 0.2
 _GUIDE = """
   webhook     {webhook}
-  ready?      {web}/readyz
+  readiness   {web}/readyz
   sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
   logs        tail -F {folder}/web.log {folder}/worker.log
   settings    set -a; . {folder}/env; set +a
               then: uv run ota-receiver orders list · events list · check
 
-Ctrl-C stops everything; what was received is kept in {folder}.
+Ctrl-C stops everything; the data stays in {folder}.
 """
 
 
@@ -294,7 +299,7 @@ def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
         guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
         console.print(guide, markup=False, highlight=False, soft_wrap=True)
         last = orders[-1]
-        console.print("An event by hand; sent a second time, it is a duplicate:\n")
+        console.print("Send an event yourself; the second time it is a duplicate:\n")
         reference = last.order.buy_from_order_reference if last.order else None
         print_curl(console, stack, last.order_id, reference or "", last.expected)
         while True:

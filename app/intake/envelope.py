@@ -42,7 +42,11 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class OrderProcessed(msgspec.Struct, frozen=True):
-    """An authenticated event: this order has settled. Ids are canonical GUIDs; the secret is gone, its name kept."""
+    """An authenticated event, as accept.lua takes it and as the spool stores it; no clientState is in it.
+
+    Ids are canonical GUIDs. `timestamp` is as sent, `secret` the name of the secret that matched, `received` ms since
+    1970 for an event that waits in the spool, 0 for one that is recorded now.
+    """
 
     company_id: str
     order_id: str
@@ -50,6 +54,8 @@ class OrderProcessed(msgspec.Struct, frozen=True):
     reference: str
     timestamp: str
     secret: str
+    request_id: str = ""
+    received: int = 0
 
     @property
     def digest(self) -> str:
@@ -63,6 +69,20 @@ class OrderProcessed(msgspec.Struct, frozen=True):
     def status_word(self) -> str:
         """Return the status as one word, `Unknown` if it is none: it stands in lines that split at blanks."""
         return self.status if _WORD.fullmatch(self.status) else "Unknown"
+
+    def arguments(self) -> tuple[str | int, ...]:
+        """Return the nine values of accept.lua."""
+        return (
+            self.digest,
+            self.company_id,
+            self.order_id,
+            self.status_word,
+            self.reference,
+            self.secret,
+            self.request_id,
+            self.timestamp,
+            self.received,
+        )
 
 
 class _Wire(Item, rename="camel"):

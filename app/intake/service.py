@@ -1,8 +1,8 @@
-"""The use case of the webhook, without a framework: parse, authenticate, accept, and say what became of it."""
+"""The use case of the webhook, without a framework: parse, authenticate, record, and return a receipt."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import msgspec
 
@@ -10,28 +10,14 @@ from app import log
 from app.errors import Unauthenticated
 from app.intake import envelope
 from app.intake.auth import UNKNOWN, Authenticator, Batch
-from app.intake.envelope import OrderProcessed
-from app.intake.recorder import Recorded
+from app.intake.failover import Failover
+from app.intake.recorder import Inbox, Recorded
 
 _log = log.get()
 
 
-class Accepts(Protocol):
-    """Something that records events durably or raises NotRecorded."""
-
-    async def accept(self, events: tuple[OrderProcessed, ...], request_id: str) -> Recorded: ...
-
-
-class Counts(Protocol):
-    """Something that keeps count of what no event tells."""
-
-    def count(self, metric: str, label: str, times: int = 1) -> None: ...
-
-    def alarm(self, company_id: str, items: int) -> None: ...
-
-
 class Receipt(msgspec.Struct, frozen=True):
-    """The answer to one POST. `ignored`: other events' names; `put_aside`: reason code -> items."""
+    """The answer to one POST. `ignored`: events of other names; `invalid_items`: reason code -> items."""
 
     request_id: str
     events: int
@@ -41,29 +27,40 @@ class Receipt(msgspec.Struct, frozen=True):
     spooled: int
     erased: int
     ignored: int
-    put_aside: dict[str, int]
+    invalid_items: dict[str, int]
 
 
 class Intake:
-    """Takes a body from whoever holds the secret of a company."""
+    """Takes the body of a POST.
 
-    def __init__(self, authenticator: Authenticator, inbox: Accepts, counts: Counts) -> None:
+    `count` adds to a metric with one label; `alert` notes items of a company of the
+    settings that carried a wrong clientState.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        recorder: Inbox | Failover,
+        count: Callable[[str, str, int], None],
+        alert: Callable[[str, int], None],
+    ) -> None:
         self._authenticator = authenticator
-        self._inbox = inbox
-        self._counts = counts
+        self._recorder = recorder
+        self._count = count
+        self._alert = alert
 
     async def receive(self, body: bytes, request_id: str) -> Receipt:
         """Record every good item of the body in one step.
 
-        Raises MalformedEnvelope, Unauthenticated (there are items and none is proven), NotRecorded.
+        Raises MalformedEnvelope, Unauthenticated (there are items and none is authentic), NotRecorded.
         """
         sent = envelope.parse(body)
-        batch = self._authenticator.authenticate(sent)
+        batch = self._authenticator.authenticate(sent, request_id)
         self._report(batch)
         total = len(sent.items) + sent.broken
         if total and not batch.proven:
             raise Unauthenticated
-        recorded = await self._inbox.accept(batch.events, request_id) if batch.events else Recorded(0, 0, 0)
+        recorded = await self._recorder.accept(batch.events) if batch.events else Recorded(0, 0, 0)
         return Receipt(
             request_id,
             total,
@@ -73,17 +70,17 @@ class Intake:
             recorded.spooled,
             recorded.erased,
             batch.ignored,
-            batch.put_aside,
+            batch.invalid_items,
         )
 
     def _report(self, batch: Batch) -> None:
         for company, items in batch.rejected.items():
             _log.warning("auth.rejected", company=company, items=items)
-            self._counts.count("rejected", company, items)
+            self._count("rejected", company, items)
             if company != UNKNOWN:
-                self._counts.alarm(company, items)
-        for reason, items in batch.put_aside.items():
-            _log.warning("events.put_aside", reason=reason, items=items)
-            self._counts.count("aside", reason, items)
+                self._alert(company, items)
+        for reason, items in batch.invalid_items.items():
+            _log.warning("items.invalid", reason=reason, items=items)
+            self._count("aside", reason, items)
         if batch.ignored:
-            self._counts.count("aside", "unknown_event", batch.ignored)
+            self._count("aside", "unknown_event", batch.ignored)

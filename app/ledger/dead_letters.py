@@ -1,4 +1,4 @@
-"""What was given up: orders that no fetch brought home, and hand-ons that a sink never took."""
+"""Dead letters: orders whose fetch was given up, and deliveries that a sink never took."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from redis import Redis
 
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.orders import Archive, OrderRecord
+from app.ledger.orders import Archive
+from app.ledger.record import OrderRecord
 from app.ledger.redis import Scored, oldest_first
 from app.times import from_ms, to_ms
 
 RECORD_GONE = "record_gone"
-"""Reason of a letter whose order has no record any more, or was revived by a hand that died half way."""
+"""Reason of a dead letter whose order has no record any more, or whose requeue was interrupted."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One order (`sink` is "") or one sink's hand-on of it that was given up at `at`, for `reason`."""
+    """One order (`sink` is "") or one sink's delivery of it that was given up at `at`, for `reason`."""
 
     company_id: str
     order_id: str
@@ -60,11 +61,11 @@ class DeadLetters:
         self._archive = Archive(redis)
 
     def oldest_first(self, query: DeadQuery) -> Iterator[DeadLetter]:
-        """Return the orders that match, then the hand-ons that match, each from the oldest on."""
+        """Return the orders that match, then the deliveries that match, each from the oldest on."""
         since = None if query.since is None else to_ms(query.since)
-        # With an end: what is requeued and given up again while we walk must not come again and again.
+        # With an end: what is requeued and dies again meanwhile must not come again and again.
         until = to_ms(query.until)
-        for zset in (keys.DEAD, keys.DEAD_SINKS):
+        for zset in (keys.DEAD, keys.DEAD_DELIVERIES):
             for page in oldest_first(self._redis, zset, since, until):
                 yield from filter(query.matches, self._letters(page))
 
@@ -77,7 +78,7 @@ class DeadLetters:
         members = {sink.name: f"{order.member} {sink.name}" for sink in record.dead_sinks}
         with self._redis.pipeline(transaction=False) as pipe:
             for member in members.values():
-                pipe.zscore(keys.DEAD_SINKS, member)
+                pipe.zscore(keys.DEAD_DELIVERIES, member)
             scores = pipe.execute()
         return own + [
             _letter(order, sink, from_ms(int(score or 0)), record) for sink, score in zip(members, scores, strict=True)
@@ -100,7 +101,7 @@ def _letter(order: OrderKey, sink: str, at: datetime, record: OrderRecord | None
         sink=sink,
         at=at,
         reason=reason or RECORD_GONE,
-        http=record.http if record is not None and not sink else None,
+        http=(record.http or None) if record is not None and not sink else None,
         status=record.known_status if record is not None else "",
         reference=record.reference if record is not None else "",
     )

@@ -12,9 +12,9 @@ from redis import Redis
 
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.history import Heard
+from app.ledger.history import EventReceived
 from app.ledger.orders import Archive
-from app.ledger.redis import PAGE
+from app.ledger.redis import PAGE, stream_pages
 from app.times import from_ms, to_ms
 
 _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
@@ -24,7 +24,7 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One accepted event; `at` is when it came, `sent` its own timestamp as sent.
 
     `reference` is its buyFromOrderReference, `outcome` queued, coalesced or erased, `secret` the name of the
-    clientState that matched. Duplicates are not stored: the order's trail tells of them.
+    clientState that matched. Duplicates are not stored: the history of the order has them.
     """
 
     id: str
@@ -75,23 +75,21 @@ class EventLog:
             return [event for entries in pipe.execute() for event in self._page(entries)]
 
     def of_order(self, order: OrderKey) -> list[StoredEvent]:
-        """Return the events of one order, oldest first, as far as its trail (200 entries) and EVENT_DAYS reach."""
-        entries = Archive(self._redis).trail(order)
-        return self.of_ids(entry.event_id for entry in entries if isinstance(entry, Heard))
+        """Return the events of one order, oldest first, as far as its history (200 entries) and EVENT_DAYS reach."""
+        entries = Archive(self._redis).history(order)
+        return self.of_ids(entry.event_id for entry in entries if isinstance(entry, EventReceived))
 
     def oldest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
         """Return the events that match."""
-        low, high = _bounds(query)
-        while page := self._page(self._redis.xrange(keys.EVENTS, low, high, count=PAGE)):
-            yield from (event for event in page if query.matches(event))
-            low = f"({page[-1].id}"
+        yield from self._matching(query, newest_first=False)
 
     def newest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
         """Return the events that match."""
-        low, high = _bounds(query)
-        while page := self._page(self._redis.xrevrange(keys.EVENTS, high, low, count=PAGE)):
-            yield from (event for event in page if query.matches(event))
-            high = f"({page[-1].id}"
+        yield from self._matching(query, newest_first=True)
+
+    def _matching(self, query: EventQuery, *, newest_first: bool) -> Iterator[StoredEvent]:
+        for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query), newest_first=newest_first):
+            yield from filter(query.matches, self._page(entries))
 
     def last_id(self) -> str:
         """Return the id behind which the next event will stand."""

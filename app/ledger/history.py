@@ -1,23 +1,30 @@
-"""The trail of one order: each line that a script noted, as a typed entry.
+"""What happened to one order: the entries of its history, decoded.
 
-A line is `<ms> <word> <values>`; which values stands in the script that writes it.
+A script packs an entry as the MessagePack array [kind, ms, values...] (append_history in prelude.lua).
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from app.times import from_ms
 
+LONGEST: Final = 200
+"""Entries that the scripts keep of one order (prelude.lua)."""
 
-class _Entry(msgspec.Struct, frozen=True, tag_field="what"):
-    at: datetime
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+    at_ms: int
+
+    @property
+    def at(self) -> datetime:
+        return from_ms(self.at_ms)
 
 
-class Heard(_Entry, frozen=True, tag="event"):
+class EventReceived(_Entry, frozen=True, tag="event"):
     """An event came; `outcome` is queued, coalesced or erased (accept)."""
 
     event_id: str
@@ -27,7 +34,7 @@ class Heard(_Entry, frozen=True, tag="event"):
     request_id: str
 
 
-class Repeated(_Entry, frozen=True, tag="duplicate"):
+class DuplicateReceived(_Entry, frozen=True, tag="duplicate"):
     """An event came again, and was dropped (accept)."""
 
     status: str
@@ -35,55 +42,55 @@ class Repeated(_Entry, frozen=True, tag="duplicate"):
     request_id: str
 
 
-class Wanted(_Entry, frozen=True, tag="wanted"):
-    """Somebody asked for a fetch: replay, requeue, refetch (want)."""
+class FetchRequested(_Entry, frozen=True, tag="requested"):
+    """A fetch was asked for without an event: replay, requeue, refetch, reconcile (request_fetch, replay_step)."""
 
-    why: str
+    reason: str
     queue: str
 
 
-class Begun(_Entry, frozen=True, tag="begin"):
-    """A worker began a fetch for the settlement with this number (begin)."""
+class FetchStarted(_Entry, frozen=True, tag="started"):
+    """A worker started a fetch of this generation (start_fetch)."""
 
-    settlement: int
-    fence: int
+    generation: int
+    token: int
     worker: str
 
 
-class Stored(_Entry, frozen=True, tag="stored"):
-    """An answer of getOrder was stored (finish)."""
+class FetchStored(_Entry, frozen=True, tag="stored"):
+    """An answer of getOrder was stored (store_fetch)."""
 
-    fence: int
+    token: int
     status: str
     revision: int
-    http: int | None
+    http: int
     duration_ms: int
 
 
-class Refused(_Entry, frozen=True, tag="refused"):
-    """A fetch came too late: one that began after it has taken over (finish, fail)."""
+class FetchRefused(_Entry, frozen=True, tag="refused"):
+    """A fetch came too late: one that started after it has taken over (store_fetch, fail_fetch)."""
 
-    fence: int
+    token: int
 
 
-class Failed(_Entry, frozen=True, tag="failed"):
-    """A fetch ended without an order; `verdict`: again, park, missing, dead, gone (fail)."""
+class FetchFailed(_Entry, frozen=True, tag="failed"):
+    """A fetch ended without an order; `outcome` as Failure of work.py, `http` 0 without an answer (fail_fetch)."""
 
-    verdict: str
-    fence: int
+    outcome: str
+    token: int
     reason: str
-    http: int | None
+    http: int
     duration_ms: int
 
 
-class GaveUp(_Entry, frozen=True, tag="dead"):
-    """The order was given up without a failed call: it stayed unsettled, or ends its workers (finish, begin)."""
+class GivenUp(_Entry, frozen=True, tag="dead"):
+    """The order was given up without a failed call: it stayed unsettled, or ends its workers."""
 
     reason: str
 
 
-class HandedOn(_Entry, frozen=True, tag="sink"):
-    """A sink was given a revision; `outcome`: done, again, dead (handed)."""
+class DeliveryEnded(_Entry, frozen=True, tag="delivery"):
+    """A sink was given a revision; `outcome`: succeeded, retry, dead (complete_delivery)."""
 
     sink: str
     revision: int
@@ -92,21 +99,21 @@ class HandedOn(_Entry, frozen=True, tag="sink"):
     duration_ms: int
 
 
-class Revived(_Entry, frozen=True, tag="revived"):
-    """A sink that had been given up gets new tries (revive_sink)."""
+class DeliveryRetried(_Entry, frozen=True, tag="retried"):
+    """A dead delivery got new attempts (resolve_dead_letter)."""
 
     sink: str
 
 
-class Dropped(_Entry, frozen=True, tag="dropped"):
-    """What was given up for `reason` was given up for good, by hand: the fetch (`sink` is "") or a hand-on (drop)."""
+class Discarded(_Entry, frozen=True, tag="discarded"):
+    """What was dead for `reason` was discarded by hand: the fetch (`sink` is "") or a delivery."""
 
     reason: str
     sink: str
 
 
-class Rehanded(_Entry, frozen=True, tag="rehand"):
-    """A replay owes the stored revision to a sink once more (rehand)."""
+class Redelivered(_Entry, frozen=True, tag="redelivered"):
+    """A replay delivers the stored revision to a sink once more (replay_step)."""
 
     plan: str
     sink: str
@@ -116,76 +123,47 @@ class Erased(_Entry, frozen=True, tag="erased"):
     """All else that was known of the order was erased (erase)."""
 
 
-class Unread(_Entry, frozen=True, tag="unread"):
-    """A line of another version of the scripts."""
+class Unread(msgspec.Struct, frozen=True):
+    """An entry that none of our scripts has written."""
 
     text: str
 
+    @property
+    def at(self) -> datetime:
+        return from_ms(0)
 
-Entry = (
-    Heard
-    | Repeated
-    | Wanted
-    | Begun
-    | Stored
-    | Refused
-    | Failed
-    | GaveUp
-    | HandedOn
-    | Revived
-    | Dropped
-    | Rehanded
+
+_Known = (
+    EventReceived
+    | DuplicateReceived
+    | FetchRequested
+    | FetchStarted
+    | FetchStored
+    | FetchRefused
+    | FetchFailed
+    | GivenUp
+    | DeliveryEnded
+    | DeliveryRetried
+    | Discarded
+    | Redelivered
     | Erased
-    | Unread
 )
-
-LONGEST: Final = 200
-"""Lines that the scripts keep of one order (trail.lua)."""
+Entry = _Known | Unread
 
 
-def parse_line(line: str) -> Entry:
-    """Return what a line of the trail says; never raises."""
-    ms, _, rest = line.partition(" ")
-    if not (ms.isascii() and ms.isdigit()):
-        return Unread(from_ms(0), line)
-    at = from_ms(int(ms))
+def as_object(entry: Entry) -> dict[str, Any]:
+    """Return an entry for machines: its kind, its time, and its values by name."""
+    values = msgspec.structs.asdict(entry)
+    values.pop("at_ms", None)
+    return {"kind": entry.__struct_config__.tag or "unread", "at": entry.at, **values}
+
+
+_decoder: Final[msgspec.msgpack.Decoder[Entry]] = msgspec.msgpack.Decoder(_Known)
+
+
+def parse_entry(packed: bytes) -> Entry:
+    """Return an entry of the history; never raises."""
     try:
-        return _entry(at, rest.split(" "))
-    except ValueError:
-        return Unread(at, rest)
-
-
-def _entry(at: datetime, words: list[str]) -> Entry:
-    match words:
-        case ["event", event_id, status, outcome, secret, request_id]:
-            return Heard(at, event_id, status, outcome, secret, request_id)
-        case ["duplicate", status, secret, request_id]:
-            return Repeated(at, status, secret, request_id)
-        case ["wanted", why, queue]:
-            return Wanted(at, why, queue)
-        case ["begin", settlement, fence, worker]:
-            return Begun(at, int(settlement), int(fence), worker)
-        # Upstream's own word for the status may hold blanks.
-        case ["stored", fence, *status, revision, http, duration]:
-            return Stored(at, int(fence), " ".join(status), int(revision), _http(http), int(duration))
-        case ["refused", fence]:
-            return Refused(at, int(fence))
-        case ["again" | "park" | "missing" | "dead" | "gone" as verdict, fence, reason, http, duration]:
-            return Failed(at, verdict, int(fence), reason, _http(http), int(duration))
-        case ["dead", reason]:
-            return GaveUp(at, reason)
-        case ["sink", sink, revision, outcome, reason, duration]:
-            return HandedOn(at, sink, int(revision), outcome, "" if reason == "-" else reason, int(duration))
-        case ["revived", sink]:
-            return Revived(at, sink)
-        case ["rehand", plan, sink]:
-            return Rehanded(at, plan, sink)
-        case ["erased"]:
-            return Erased(at)
-        case ["dropped", reason, *sink] if len(sink) < 2:
-            return Dropped(at, reason, "".join(sink))
-    return Unread(at, " ".join(words))
-
-
-def _http(text: str) -> int | None:
-    return None if text == "-" else int(text)
+        return _decoder.decode(packed)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Unread(packed[:200].decode(errors="replace"))

@@ -2,58 +2,58 @@
 
 | key | type | lifetime | written by |
 |---|---|---|---|
-| `ota:order:<company>:<order>` | hash: the record of one order (below) | none while owed, then ORDER_DAYS | all |
-| `ota:content:<company>:<order>` | string: the order as fetched, zlib | as the record | finish |
-| `ota:trail:<company>:<order>` | list: what happened to the order, the last 200 lines | as the record | all |
+| `ota:order:<company>:<order>` | hash: the record of one order (below) | none while pending, then ORDER_DAYS | all |
+| `ota:content:<company>:<order>` | string: the order as fetched, zlib | as the record | store_fetch |
+| `ota:history:<company>:<order>` | list: what happened to the order, the last 200 entries | as the record | all |
 | `ota:seen:<digest>` | string: this event came already | DEDUP_DAYS | accept |
 | `ota:events` | stream: the accepted events | trimmed to EVENT_DAYS | accept |
-| `ota:audit` | stream: who changed something by hand, what, when and why (audit.py) | trimmed to EVENT_DAYS | CLI |
-| `ota:replays` | zset: plan of a replay -> ms when it was made | EVENT_DAYS | plans |
-| `ota:replay:<plan>` | hash: what one replay is to do, and how far it is (below) | EVENT_DAYS | plans and scripts |
-| `ota:replay-todo:<plan>` | list: orders to do, and ms of what each was told last | as its plan | plans and scripts |
-| `ota:due` | zset: order -> ms when somebody must look again; the only clock | until nothing is owed | all scripts |
-| `ota:dead` | zset: order -> ms when it was given up | until revived, dropped | begin, finish, fail |
-| `ota:dead-sinks` | zset: order + sink -> ms when the hand-on was given up | until revived, dropped | handed |
-| `ota:salt` | string: salt of the digests of guests' addresses (guests.py) | none | finish |
-| `ota:erasing` | zset: erased order -> ms, while its events and jobs may be here | until they went | erase |
-| `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS (order_list.py) | accept, want, finish |
-| `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | finish |
-| `ota:holding:<worker>` | string: order and fence (0 and sink) of a worker | the work, at most 1 h | begin, hand |
-| `ota:schema` | string: version of what stands here (schema.py); none = 1 | none | all that write orders |
-| `ota:pools` | hash: pool -> JSON of machine, pid, workers, heartbeat | until the pool ends | pool |
-| `ota:probe` | string: a web process asks whether Redis takes writes again | ten seconds | inbox |
-| `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | turns, tally |
-| `ota:reconcile-marks:<company>` | zset: highest row version of a page -> ms of the call | until one is old | cursor |
-| `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when it was first seen so | until it settles | cursor |
-| `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, at most some min | turns |
-| `ota:alarm:<company>` | string: rejected events of this company were told of | five minutes | tally |
-| `ota:counters` | hash: metric and labels -> number | none | accept, finish, begin, fail, handed, counters |
-| `ota:pulse:<company>` | hash: last event by secret, events by hour (below) | four weeks an hour | accept, watch |
-| `ota:alarms` | hash: alarm, company or sink -> JSON of its state | until the next look | watch |
-| `ota:alarms-turn` | string: a pool looks at the alarms in this minute | a minute | watch |
-| `ota:budget:<key id>` | hash: Retry-After and last release of one API key | one day | budget scripts |
-| `ota:breaker:<key and company>` | hash: breaker of one company's calls with one key | one day | budget scripts |
-| `ota:slots:<key id>` | zset: lease of a slot -> ms when it expires | as its leases | budget scripts |
-| `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | budget scripts |
-| `ota:freed:<key id>` | list: one entry a slot given back, for those who wait | two seconds | budget scripts |
+| `ota:audit` | stream: manual changes: who, what, when and why (app/audit.py) | trimmed to EVENT_DAYS | CLI |
+| `ota:replays` | zset: plan of a replay -> ms when it was made | EVENT_DAYS | replay |
+| `ota:replay:<plan>` | hash: what one replay is to do, and how far it is (below) | EVENT_DAYS | replay |
+| `ota:replay-todo:<plan>` | list: orders to do, and ms of the latest event of each | as its plan | replay |
+| `ota:due` | zset: order -> ms of its next look; the only clock | until nothing is pending | all scripts |
+| `ota:dead` | zset: order -> ms when its fetch was given up | until requeued or discarded | all scripts |
+| `ota:dead-deliveries` | zset: order + sink -> ms when the delivery was given up | the same | complete_delivery |
+| `ota:erasing` | zset: erased order -> ms, while its events may be here | until they are gone | erase |
+| `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS | accept, request_fetch, store_fetch |
+| `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | store_fetch |
+| `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
+| `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
+| `ota:pools` | hash: pool -> JSON heartbeat: machine, pid, workers | until the pool ends | pool |
+| `ota:probe` | string: a web process checks whether Redis takes writes again | ten seconds | recorder |
+| `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
+| `ota:reconcile-marks:<company>` | zset: highest row version of a page -> ms of the call | until old | reconcile |
+| `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |
+| `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, some min | reconcile |
+| `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
+| `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
+| `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
+| `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next look | alerts |
+| `ota:alerts-turn` | string: a pool evaluates the alerts in this minute | a minute | alerts |
+| `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
+| `ota:breaker:<key and company>` | hash: breaker of one company's calls with one key | one day | permit scripts |
+| `ota:permits:<key id>` | zset: permit -> ms when its lease ends | as its leases | permit scripts |
+| `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
+| `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
 
-Beside them stand RQ's own keys (`rq:queue:live`, `rq:queue:backfill`, `rq:job:<id>`), written as RQ writes them.
+RQ's own keys (`rq:queue:live`, `rq:queue:backfill`, `rq:job:<id>`) are written as RQ writes them.
 
-Fields of a record. Counters: `wanted` settlements accepted, `begun` the `wanted` that the latest fetch saw, `done`
-the highest `begun` whose fetch was stored, `fence` of the latest fetch, `stored` fence of the latest stored one. Now:
-`job` queue in which a job waits, `lane` queue this order's jobs go to, `pushes` by the ticker since the last begin,
-`pushed` by the ticker ever, so that no job id comes twice, `lease` ms until the holder must be done, `holder` worker,
-`fetch_at` ms before which no fetch begins. Troubles since the last good fetch: `tries`, `rejects`, `looks`, `parks`,
-`crashes`, `missing` ms of the first 404, `error` reason code, `http` status, `dead` reason code, `dead_at` ms,
-`dropped` ms when it was last given up for good by hand (drop.lua; then `done` is `wanted`). Content:
-`status`, `digest`, `revision`, `fetched` ms, `wallets`, `tickets`, `coupons`, `manifest` (0 or 1). Events: `first` ms,
-`heard` ms when the latest event was received, `timed` the `heard` whose way home was measured, `said` its status,
-`reference` its buyFromOrderReference, `request` its request id, `duplicates`. Guests: `guests` digests of their
-addresses (guests.py). `erased` ms when the order was erased: only counters and `<sink>:at` are left then, of the trail
-what was handed on, and ORDER_DAYS end both. Sinks: `<sink>:at` revision handed on,
-`<sink>:tries`, `<sink>:next` ms of the next, `<sink>:crashes` hand-ons that began and never ended, `<sink>:dead`
-reason, `<sink>:dropped` revision that it is never to get; `hand` ms until the hand-on in progress must be done,
-`handler` worker.
+Fields of a record. Counters: `generation` settlements accepted and fetches requested, `started_generation` the
+generation that the latest fetch saw when it started, `fetched_generation` the highest one whose fetch was stored,
+`fencing_token` of the latest fetch, `stored_token` of the latest stored one. Now: `job` queue in which a job waits,
+`queue` queue of this order's jobs, `enqueues` by the dispatcher since the last start, `enqueues_total` by the
+dispatcher ever (no job id comes twice), `lease` ms until the worker must be done, `worker` that fetches, `fetch_at` ms
+before which no fetch starts. Troubles since the last good fetch: `attempts`, `client_errors`, `rechecks` of an
+unsettled answer,
+`deferrals`, `crashes`, `first_404_at` ms, `error` reason code, `http` status, `dead` reason code, `dead_at` ms,
+`discarded_at` ms when it was last discarded by hand (then `fetched_generation` is `generation`). Content: `status`,
+`digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`, `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
+`last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
+counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id`, `duplicates`. `erased_at` ms when the
+order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
+both. Sinks: `<sink>:revision` delivered, `<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes`
+deliveries that started and never ended, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get;
+`delivery_lease` ms until the delivery in progress must be done, `delivery_worker`.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` in words, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -62,8 +62,8 @@ rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, 
 Fields of `ota:reconcile:<company>`: `next` ms of the next run, `not_before` ms for any run, `asks` by rejected events,
 `heeded` those of them that a run has answered, `ask_after` ms before which they cause no other.
 
-Fields of `ota:pulse:<company>`: `secret:<name>` ms when an event that carried it last came, `hour:<hours since 1970>`
-events that were new in that hour.
+Fields of `ota:event-rate:<company>`: `secret:<name>` ms when an event that carried it last came,
+`hour:<hours since 1970>` events that were new in that hour.
 """
 
 from __future__ import annotations
@@ -76,17 +76,16 @@ from app.ids import OrderKey
 PREFIX: Final = "ota:"
 DUE: Final = "ota:due"
 DEAD: Final = "ota:dead"
-DEAD_SINKS: Final = "ota:dead-sinks"
+DEAD_DELIVERIES: Final = "ota:dead-deliveries"
 AUDIT: Final = "ota:audit"
 REPLAYS: Final = "ota:replays"
 EVENTS: Final = "ota:events"
 ORDERS: Final = "ota:orders"
 COUNTERS: Final = "ota:counters"
 POOLS: Final = "ota:pools"
-ALARMS: Final = "ota:alarms"
-ALARMS_TURN: Final = "ota:alarms-turn"
+ALERTS: Final = "ota:alerts"
+ALERTS_TURN: Final = "ota:alerts-turn"
 ERASING: Final = "ota:erasing"
-SALT: Final = "ota:salt"
 SCHEMA: Final = "ota:schema"
 PROBE: Final = "ota:probe"
 
@@ -99,8 +98,8 @@ def content(order: OrderKey) -> str:
     return f"ota:content:{order.member}"
 
 
-def trail(order: OrderKey) -> str:
-    return f"ota:trail:{order.member}"
+def history(order: OrderKey) -> str:
+    return f"ota:history:{order.member}"
 
 
 def reference(text: str) -> str:
@@ -116,20 +115,20 @@ def replay_todo(plan_id: str) -> str:
     return f"ota:replay-todo:{plan_id}"
 
 
-def holding(worker: str) -> str:
-    return f"ota:holding:{worker}"
+def claim(worker: str) -> str:
+    return f"ota:claim:{worker}"
 
 
-def budget(key_id: str) -> str:
-    return f"ota:budget:{key_id}"
+def limiter(key_id: str) -> str:
+    return f"ota:limiter:{key_id}"
 
 
 def breaker(connection_id: str) -> str:
     return f"ota:breaker:{connection_id}"
 
 
-def slots(key_id: str) -> str:
-    return f"ota:slots:{key_id}"
+def permits(key_id: str) -> str:
+    return f"ota:permits:{key_id}"
 
 
 def window(key_id: str) -> str:
@@ -152,13 +151,13 @@ def reconcile_lease(company_id: str) -> str:
     return f"ota:reconcile-lease:{company_id}"
 
 
-def pulse(company_id: str) -> str:
-    return f"ota:pulse:{company_id}"
+def event_rate(company_id: str) -> str:
+    return f"ota:event-rate:{company_id}"
 
 
-def alarm(company_id: str) -> str:
-    return f"ota:alarm:{company_id}"
+def alert(company_id: str) -> str:
+    return f"ota:alert:{company_id}"
 
 
-def freed(key_id: str) -> str:
-    return f"ota:freed:{key_id}"
+def wakeups(key_id: str) -> str:
+    return f"ota:wakeups:{key_id}"

@@ -1,268 +1,260 @@
-"""The sync side of the ledger: what workers, the pool and the CLI do to orders, each step one script.
-
-`now` is always an argument, in ms since 1970, so that hours are tested in milliseconds.
-
-Giving dead letters up for good: the one way, beside their own success, in which something owed ends.
-"""
+"""What workers, the pool and the CLI do to orders: each step is one script, atomic, and may be repeated."""
 
 from __future__ import annotations
 
+import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal
 
+import msgspec
 from redis import Redis
-from redis.exceptions import ResponseError
 
 from app.ids import OrderKey
 from app.ledger import keys, policy
-from app.ledger.guests import Guests
-from app.ledger.redis import guarded, newer_data, source
-from app.ledger.rq_jobs import BACKFILL, LIVE, QUEUES_KEY, JobTemplate, queue_key
-from app.ledger.work import Begun, Content, Ending, Failed, Failure, Fetch, HandOn, Stored, Ticked
+from app.ledger.redis import Script
+from app.ledger.rq_jobs import JobTemplate
+from app.ledger.work import (
+    Content,
+    Delivery,
+    DeliveryOutcome,
+    Dispatched,
+    FailOutcome,
+    Failure,
+    Fetch,
+    StartOutcome,
+    Stored,
+    WorkerEnd,
+)
 
-MOST_A_TICK: Final = 500
-"""Orders one tick.lua looks at; the ticker calls again while there are more."""
+DISPATCH_LIMIT: Final = 500
+"""Orders one dispatch_due.lua looks at; the dispatcher calls again while there are more."""
+
+LATENCY_BOUNDS: Final = (
+    250,
+    500,
+    1000,
+    2500,
+    5000,
+    10_000,
+    30_000,
+    60_000,
+    120_000,
+    300_000,
+    900_000,
+    3_600_000,
+    14_400_000,
+    86_400_000,
+)
+"""Upper bounds in ms of the histogram from event to fetched."""
+
+_SCRIPTS: Final = (
+    "start_fetch",
+    "store_fetch",
+    "fail_fetch",
+    "acquire_delivery",
+    "complete_delivery",
+    "dispatch_due",
+    "request_fetch",
+    "release_worker",
+    "resolve_dead_letter",
+)
+
+
+class _Started(msgspec.Struct, frozen=True):
+    what: StartOutcome
 
 
 class Ledger:
-    """The record of every order, its counters and its clock; raises NewerData for data of a newer version of ours."""
+    """The record of every order, its counters and its clock.
 
-    def __init__(self, redis: Redis, *, order_days: int, fetch_lease: int, sinks: Sequence[str] = ()) -> None:
+    `order_days`: how long an order is kept that nothing is pending of; `fetch_lease`: ms; `clock` (ms since 1970)
+    replaces the time of the Redis server in tests. Every method raises OtherSchema, and what redis-py raises.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        order_days: int,
+        fetch_lease: int,
+        sinks: Sequence[str] = (),
+        clock: Callable[[], int] | None = None,
+    ) -> None:
         self.redis = redis
         self._keep = order_days * policy.DAY
         self._fetch_lease = fetch_lease
-        self._sinks = tuple(sinks)
+        self._sinks = list(sinks)
         self._template = JobTemplate()
-        self._guests = Guests(redis)
-        names = ("begin", "finish", "fail", "hand", "handed", "tick", "want", "abandon", "nudge", "revive_sink")
-        self._script = {name: redis.register_script(guarded(source(name))) for name in names}
+        self._script = {name: Script(redis, name, clock) for name in _SCRIPTS}
 
-    def begin(self, order: OrderKey, worker: str, now: int) -> tuple[Begun, Fetch | None]:
-        """Say what the order needs; `fetch` comes with the fence that `finish` or `fail` must show."""
-        verdict, *values = self._run(
-            "begin",
-            [keys.record(order), keys.DUE, keys.DEAD, keys.trail(order), keys.holding(worker), keys.content(order)],
-            [now, self._fetch_lease, worker, order.member, policy.CRASHES_ALLOWED, self._keep, *self._sinks],
+    def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
+        """Return what the order needs; `fetch` comes with the token that `store_fetch` or `fail_fetch` must show."""
+        called = time.monotonic()
+        answer = self._script["start_fetch"](
+            order=order.member,
+            worker=worker,
+            lease=self._fetch_lease,
+            crashes_allowed=policy.CRASHES_ALLOWED,
+            keep=self._keep,
+            sinks=self._sinks,
         )
-        what: Begun = _text(verdict)  # type: ignore[assignment]  # begin.lua's header names them
+        what = msgspec.msgpack.decode(answer, type=_Started).what
         if what != "fetch":
             return what, None
-        begun, fence, tries, looks, parks, missing, known, request_id, lane, rejects = values
-        return what, Fetch(
-            begun,
-            fence,
-            tries,
-            looks,
-            parks,
-            missing,
-            _text(known),
-            _text(request_id),
-            _text(lane),
-            rejects,
-            now + self._fetch_lease,
-        )
+        fetch = msgspec.msgpack.decode(answer, type=Fetch)
+        return what, msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000)
 
-    def finish(
+    def store_fetch(
         self,
         order: OrderKey,
         worker: str,
         fetch: Fetch,
         content: Content,
-        now: int,
         *,
-        look_at: int | None = None,
+        recheck_ms: int | None = None,
         give_up: str = "",
-    ) -> tuple[Stored, int, bool]:
-        """Store an answer; return what follows, the revision, and whether the content is new.
+    ) -> Stored:
+        """Store an answer.
 
-        `look_at` (ms) marks an unsettled answer, `give_up` the reason when there is no further look.
+        `recheck_ms` marks an unsettled answer: the wait until the order is fetched again; `give_up` is the reason when
+        it is not fetched again.
         """
-        verdict, revision, changed = self._run(
-            "finish",
-            [
-                keys.record(order),
-                keys.DUE,
-                keys.DEAD,
-                keys.trail(order),
-                keys.holding(worker),
-                keys.content(order),
-                keys.ORDERS,
-                keys.DEAD_SINKS,
-                *map(keys.reference, content.references),
-            ],
-            [
-                now,
-                order.member,
-                fetch.fence,
-                fetch.begun,
-                self._keep,
-                policy.HAND_LEASE,
-                "" if look_at is None else look_at,
-                give_up,
-                content.digest,
-                zlib.compress(content.raw),
-                content.status,
-                content.wallets,
-                content.tickets,
-                content.coupons,
-                int(content.manifest),
-                content.http_status,
-                content.duration_ms,
-                self._guests.digests(content.guests),
-                *self._sinks,
-            ],
+        answer = self._script["store_fetch"](
+            zlib.compress(content.raw),
+            order=order.member,
+            worker=worker,
+            generation=fetch.generation,
+            token=fetch.token,
+            keep=self._keep,
+            delivery_lease=policy.DELIVERY_LEASE,
+            sinks=self._sinks,
+            recheck_ms=-1 if recheck_ms is None else recheck_ms,
+            give_up=give_up,
+            digest=content.digest,
+            status=content.status,
+            wallets=content.wallets,
+            tickets=content.tickets,
+            coupons=content.coupons,
+            manifest=int(content.manifest),
+            http=content.http_status,
+            duration_ms=content.duration_ms,
+            references=[keys.reference(one) for one in content.references],
+            bounds=LATENCY_BOUNDS,
         )
-        return _text(verdict), revision, bool(changed)  # type: ignore[return-value]  # finish.lua's header
+        return msgspec.msgpack.decode(answer, type=Stored)
 
-    def fail(
+    def fail_fetch(
         self,
         order: OrderKey,
         worker: str,
         fetch: Fetch,
-        now: int,
         *,
-        what: Failure,
+        outcome: Failure,
         reason: str,
+        wait_ms: int = 0,
         http_status: int | None = None,
-        due: int = 0,
         duration_ms: int = 0,
-    ) -> Failed:
-        """Record that a fetch ended without an order, and when to look again (`due`, ms)."""
-        verdict = self._run(
-            "fail",
-            [keys.record(order), keys.DUE, keys.DEAD, keys.trail(order), keys.holding(worker), keys.content(order)],
-            [
-                now,
-                order.member,
-                fetch.fence,
-                fetch.begun,
-                self._keep,
-                what,
-                due,
-                reason,
-                "" if http_status is None else http_status,
-                duration_ms,
-                *self._sinks,
-            ],
+    ) -> FailOutcome:
+        """Record that a fetch ended without an order, and the wait until the next look; return what became of it."""
+        answer = self._script["fail_fetch"](
+            order=order.member,
+            worker=worker,
+            generation=fetch.generation,
+            token=fetch.token,
+            outcome=outcome,
+            wait=wait_ms,
+            reason=reason,
+            http=http_status or 0,
+            duration_ms=duration_ms,
+            keep=self._keep,
+            sinks=self._sinks,
         )
-        return _text(verdict)  # type: ignore[return-value]  # fail.lua's header
+        return _text(answer)  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 
-    def hand(self, order: OrderKey, worker: str, now: int) -> HandOn | None:
+    def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | None:
         """Take the next revision that a sink has not had, None when there is none for this worker now."""
-        verdict, *values = self._run(
-            "hand",
-            [keys.record(order), keys.DUE, keys.trail(order), keys.holding(worker), keys.content(order)],
-            [now, policy.HAND_LEASE, worker, order.member, self._keep, *self._sinks],
+        called = time.monotonic()
+        answer = self._script["acquire_delivery"](
+            order=order.member, worker=worker, lease=policy.DELIVERY_LEASE, keep=self._keep, sinks=self._sinks
         )
-        if verdict != b"sink":
+        if answer is None:
             return None
-        sink, revision, tries, raw, request_id, crashes, digest = values
-        until = now + policy.HAND_LEASE
-        content, request = zlib.decompress(raw), _text(request_id)
-        return HandOn(_text(sink), revision, tries, content, request, crashes, until, _text(digest))
+        delivery = msgspec.msgpack.decode(answer[0], type=Delivery)
+        return msgspec.structs.replace(
+            delivery, raw=zlib.decompress(answer[1]), deadline=called + policy.DELIVERY_LEASE / 1000
+        )
 
-    def handed(
+    def complete_delivery(
         self,
         order: OrderKey,
         worker: str,
-        hand_on: HandOn,
-        now: int,
+        delivery: Delivery,
         *,
-        what: Literal["done", "again", "dead"],
-        reason: str = "-",
-        due: int = 0,
+        outcome: DeliveryOutcome,
+        reason: str = "",
+        wait_ms: int = 0,
         duration_ms: int = 0,
     ) -> None:
-        """Record what a sink did with a revision; `due` is the ms of its next try."""
-        self._run(
-            "handed",
-            [keys.record(order), keys.trail(order), keys.holding(worker), keys.DEAD_SINKS, keys.DUE],
-            [now, order.member, hand_on.sink, hand_on.revision, what, due, reason, duration_ms],
+        """Record what a sink did with a revision; `wait_ms` until its next attempt."""
+        self._script["complete_delivery"](
+            order=order.member,
+            worker=worker,
+            sink=delivery.sink,
+            revision=delivery.revision,
+            outcome=outcome,
+            wait=wait_ms,
+            reason=reason,
+            duration_ms=duration_ms,
         )
 
-    def tick(self, now: int) -> Ticked:
+    def dispatch_due(self) -> Dispatched:
         """Give every order whose time has come a fresh job."""
-        looked = pushed = broken = 0
+        looked = enqueued = broken = 0
         while True:
-            seen, jobs, unreadable = self._run(
-                "tick",
-                [keys.DUE, queue_key(LIVE), queue_key(BACKFILL), QUEUES_KEY],
-                [
-                    now,
-                    policy.GRACE,
-                    policy.LONGEST_WAIT,
-                    keys.PREFIX,
-                    MOST_A_TICK,
-                    LIVE,
-                    BACKFILL,
-                    policy.FARTHEST,
-                    *self._template.fields(),
-                    *self._sinks,
-                ],
+            seen, jobs, unreadable = self._script["dispatch_due"](
+                grace=policy.GRACE,
+                longest=policy.LONGEST_WAIT,
+                farthest=policy.FARTHEST,
+                limit=DISPATCH_LIMIT,
+                job=self._template.fields(),
+                sinks=self._sinks,
             )
             looked += seen
-            pushed += jobs
+            enqueued += jobs
             broken += unreadable
-            if seen < MOST_A_TICK:
-                return Ticked(looked, pushed, broken)
+            if seen < DISPATCH_LIMIT:
+                return Dispatched(looked, enqueued, broken)
 
-    def want(self, orders: Iterable[OrderKey], now: int, *, queue: Literal["live", "backfill"], why: str) -> int:
-        """Owe the orders a fetch without an event; return how many jobs were pushed (the rest waits already)."""
-        members = [part for order in orders for part in order]
+    def request_fetch(self, orders: Iterable[OrderKey], *, queue: Literal["live", "backfill"], reason: str) -> int:
+        """Ask for fetches without an event; return how many jobs were enqueued (of the others one waits already)."""
+        members = [order.member for order in orders]
         if not members:
             return 0
-        outcomes = self._run(
-            "want",
-            [keys.DUE, queue_key(queue), QUEUES_KEY, keys.ORDERS, keys.DEAD],
-            [now, policy.GRACE, keys.PREFIX, queue, LIVE, why, *self._template.fields(), *members],
+        outcomes = self._script["request_fetch"](
+            orders=members, queue=queue, reason=reason, grace=policy.GRACE, job=self._template.fields()
         )
         return int(outcomes.count(0))
 
-    def abandon(self, worker: str, now: int, how: Ending = "killed") -> OrderKey | None:
-        """Let go of what an ended worker held, so that it is due now; return that order."""
-        member = self._run("abandon", [keys.holding(worker), keys.DUE], [now, worker, keys.PREFIX, how])
+    def release_worker(self, worker: str, how: WorkerEnd, lost: Iterable[OrderKey] = ()) -> OrderKey | None:
+        """Make due what an ended worker had claimed, and orders whose jobs were `lost` with it; return the former."""
+        member = self._script["release_worker"](worker=worker, how=how, orders=[order.member for order in lost])
         return OrderKey.of(_text(member)) if member else None
 
-    def nudge(self, orders: Iterable[OrderKey], now: int) -> None:
-        """Look at these orders now if they are owed anything: a job of theirs may be lost."""
-        members = [order.member for order in orders]
-        if members:
-            self._run("nudge", [keys.DUE], [now, *members])
+    def retry_delivery(self, order: OrderKey, sink: str) -> bool:
+        """Give a dead delivery new attempts from now on; return False if it was not dead (any more)."""
+        return self._resolve(order, sink, "retry")
 
-    def revive_sink(self, order: OrderKey, sink: str, now: int) -> bool:
-        """Give a sink that was given up new tries from now on; return False if it was not given up (any more)."""
-        revived = self._run(
-            "revive_sink",
-            [keys.record(order), keys.DUE, keys.trail(order), keys.DEAD_SINKS],
-            [now, order.member, sink],
+    def discard(self, order: OrderKey, sink: str = "") -> bool:
+        """Discard a dead fetch, or a dead delivery, for good; return False if it was not dead (any more)."""
+        return self._resolve(order, sink, "discard")
+
+    def _resolve(self, order: OrderKey, sink: str, action: Literal["discard", "retry"]) -> bool:
+        answer = self._script["resolve_dead_letter"](
+            order=order.member, sink=sink, action=action, keep=self._keep, sinks=self._sinks
         )
-        return bool(revived)
-
-    def _run(self, name: str, key_names: list[str], arguments: list[Any]) -> Any:
-        try:
-            return self._script[name](keys=key_names, args=arguments)
-        except ResponseError as error:
-            raise newer_data(error) or error from None
+        return bool(answer)
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-class Drops:
-    """Drops dead letters, one a call; raises NewerData for data of a newer version of ours."""
-
-    def __init__(self, redis: Redis, *, order_days: int, sinks: Sequence[str] = ()) -> None:
-        self._keep = order_days * policy.DAY
-        self._sinks = tuple(sinks)
-        self._script = redis.register_script(guarded(source("drop")))
-
-    def drop(self, order: OrderKey, sink: str, now: int) -> bool:
-        """Drop the order's fetch (`sink` is "") or one hand-on; return False if it was not given up (any more)."""
-        key_names = (keys.record(order), keys.DUE, keys.DEAD, keys.trail(order), keys.DEAD_SINKS, keys.content(order))
-        try:
-            dropped: Any = self._script(keys=key_names, args=[now, order.member, sink, self._keep, *self._sinks])
-        except ResponseError as error:
-            raise newer_data(error) or error from None
-        return bool(dropped)

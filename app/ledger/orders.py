@@ -1,29 +1,17 @@
-"""The record of one order as people read it: the hash of keys.py, typed, with one word for where the order stands.
+"""Orders as people and reconcile look them up: their records, contents and histories, one or many, by id or reference.
 
-The orders as people look them up: record, content and trail of one, or many of them page by page.
-
-What the ledger holds of many orders at once, as far as a list of orders can be compared with it.
-
-How busy the way upstream is: what reconciling must see before it adds to it.
-
-Orders by the references that people know them by: an index of those that were fetched, and a search for the rest.
-
-`finish` writes both references of an order into the index. One that was never fetched is known by the
-buyFromOrderReference of its event alone, which its record holds; it is owed, or dead, or went without ever coming home.
-
-Which of many references the ledger knows: the index tells of what was fetched, one walk of all else.
-
-A look-up of one reference searches 20,000 orders at most (reference_index.py); a whole file of them must be told
-exactly, so all orders are walked, once.
+References are indexed
+by store_fetch; an order that was never fetched is known by the buyFromOrderReference of its event alone, which its
+record holds.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import chain
-from typing import Any, Final, Literal
+from itertools import chain, islice
+from typing import Any, Final
 
 import msgspec
 from redis import Redis
@@ -32,196 +20,19 @@ from redis.exceptions import ResponseError
 from app.errors import ReceiverError, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.history import Entry, Unread, parse_line
+from app.ledger.history import Entry, Unread, parse_entry
+from app.ledger.record import OrderRecord, State, parse_record
 from app.ledger.redis import PAGE, Scored, newest_first, oldest_first
 from app.ledger.rq_jobs import BACKFILL, queue_key
 from app.times import from_ms, to_ms
 from app.upstream.decode import build, decode
 from app.upstream.models import Order, Summary, parse_order
 
-State = Literal["owed", "fetching", "parked", "home", "gone", "dead", "dropped", "erased"]
-"""Where an order stands, first match wins.
-
-`erased`: on request; what is left keeps it from coming back. `dead`: given up, still owed. `fetching`: a worker holds
-it. `parked`: owed, and the connection is at fault, not the order. `owed`: a fetch is to come. `gone`: upstream has
-deleted it. `dropped`: given up for good, by hand. `home`: all that was settled has been fetched.
-Sinks are not in it: an order may be home and a sink behind (`SinkRecord`).
-"""
-
-
-class SinkRecord(msgspec.Struct, frozen=True):
-    """How far one sink is; `revision` is the latest it took, `next` its next try, `dead` why it was given up.
-
-    `dropped` is the latest revision that was given up for good: the sink never had it, unless it took a later one.
-    """
-
-    name: str
-    revision: int
-    tries: int
-    next: datetime | None
-    dead: str
-    dropped: int = 0
-
-
-class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One order; what the fields mean stands in keys.py. What is not there is 0, "" or None."""
-
-    company_id: str
-    order_id: str
-    wanted: int
-    begun: int
-    done: int
-    fence: int
-    job: str
-    lane: str
-    lease: datetime | None
-    holder: str
-    tries: int
-    looks: int
-    parks: int
-    crashes: int
-    missing: datetime | None
-    error: str
-    http: int | None
-    dead: str
-    dead_at: datetime | None
-    dropped: datetime | None
-    erased: datetime | None
-    status: str
-    said: str
-    revision: int
-    fetched: datetime | None
-    wallets: int
-    tickets: int
-    coupons: int
-    manifest: bool
-    first: datetime | None
-    heard: datetime | None
-    reference: str
-    request: str
-    duplicates: int
-    sinks: tuple[SinkRecord, ...]
-
-    @property
-    def key(self) -> OrderKey:
-        return OrderKey(self.company_id, self.order_id)
-
-    @property
-    def known_status(self) -> str:
-        """Return the status told last, by an event or by a fetch; "" if neither came yet."""
-        by_fetch = self.fetched is not None and (self.heard is None or self.fetched > self.heard)
-        return (self.status if by_fetch else self.said) or self.status
-
-    @property
-    def changed(self) -> datetime | None:
-        """Return when something was last learnt of the order."""
-        moments = (self.first, self.heard, self.fetched, self.dead_at, self.dropped, self.erased)
-        return max(filter(None, moments), default=None)
-
-    @property
-    def dead_sinks(self) -> tuple[SinkRecord, ...]:
-        """Return the sinks whose hand-on was given up."""
-        return tuple(sink for sink in self.sinks if sink.dead)
-
-    @property
-    def is_dropped(self) -> bool:
-        """Return whether it was given up for good, and nothing came since: no event, no wish, no late answer."""
-        return (
-            self.dropped is not None and self.done >= self.wanted and not (self.fetched and self.fetched > self.dropped)
-        )
-
-    def state(self, now: datetime) -> State:
-        """Return the one word; `now` is aware and tells whether a lease still holds."""
-        if self.erased:
-            return "erased"
-        if self.dead:
-            return "dead"
-        if self.done < self.wanted:
-            if self.lease is not None and self.lease > now:
-                return "fetching"
-            return "parked" if self.parks else "owed"
-        if self.status == "Gone":
-            return "gone"
-        return "dropped" if self.is_dropped else "home"
-
-
-def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
-    """Return the record in the hash of `order`."""
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
-
-    def number(name: str) -> int:
-        return int(texts.get(name) or 0)
-
-    def moment(name: str) -> datetime | None:
-        return _moment(texts.get(name))
-
-    def text(name: str) -> str:
-        return texts.get(name, "")
-
-    return OrderRecord(
-        company_id=order.company_id,
-        order_id=order.order_id,
-        wanted=number("wanted"),
-        begun=number("begun"),
-        done=number("done"),
-        fence=number("fence"),
-        job=text("job"),
-        lane=text("lane"),
-        lease=moment("lease"),
-        holder=text("holder"),
-        tries=number("tries"),
-        looks=number("looks"),
-        parks=number("parks"),
-        crashes=number("crashes"),
-        missing=moment("missing"),
-        error=text("error"),
-        http=number("http") or None,
-        dead=text("dead"),
-        dead_at=moment("dead_at"),
-        dropped=moment("dropped"),
-        erased=moment("erased"),
-        status=text("status"),
-        said=text("said"),
-        revision=number("revision"),
-        fetched=moment("fetched"),
-        wallets=number("wallets"),
-        tickets=number("tickets"),
-        coupons=number("coupons"),
-        manifest=number("manifest") == 1,
-        first=moment("first"),
-        heard=moment("heard"),
-        reference=text("reference"),
-        request=text("request"),
-        duplicates=number("duplicates"),
-        sinks=_sinks(texts),
-    )
-
-
-def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
-    # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
-    names = sorted({name.rpartition(":")[0] for name in texts} - {""})
-    return tuple(
-        SinkRecord(
-            name=name,
-            revision=int(texts.get(f"{name}:at") or 0),
-            tries=int(texts.get(f"{name}:tries") or 0),
-            next=_moment(texts.get(f"{name}:next")),
-            dead=texts.get(f"{name}:dead", ""),
-            dropped=int(texts.get(f"{name}:dropped") or 0),
-        )
-        for name in names
-    )
-
-
-def _moment(milliseconds: str | None) -> datetime | None:
-    return from_ms(int(milliseconds)) if milliseconds else None
-
+_ON_THE_CLOCK: Final = frozenset({"pending", "deferred", "fetching"})
+"""States of orders that all stand in `due`."""
 
 MOST_SORTED: Final = 20_000
-"""Orders on the clock that are sorted by their last change; of more, those that are owed are soon met in a walk."""
-
-_ON_THE_CLOCK: Final = frozenset({"owed", "parked", "fetching"})
-"""States of an order that stands in `due`."""
+"""Orders of `due` that are sorted by their last change for a list of one state."""
 
 
 class BrokenRecord(ReceiverError):
@@ -302,18 +113,18 @@ class Archive:
             pass
         raise UnreadableAnswer("unreadable_content")
 
-    def trail(self, order: OrderKey) -> tuple[Entry, ...]:
+    def history(self, order: OrderKey) -> tuple[Entry, ...]:
         """Return what happened to the order, oldest first; the last 200 entries are kept.
 
         What is not readable is an Unread.
         """
         try:
-            lines: list[Any] = self._redis.lrange(keys.trail(order), 0, -1)
+            entries: list[Any] = self._redis.lrange(keys.history(order), 0, -1)
         except ResponseError as error:
             if is_wrong_type(error):
-                return (Unread(from_ms(0), f"the trail is unreadable: look at {keys.trail(order)} in Redis"),)
+                return (Unread(f"the history is unreadable: look at {keys.history(order)} in Redis"),)
             raise
-        return tuple(parse_line(line.decode(errors="replace")) for line in lines)
+        return tuple(parse_entry(entry) for entry in entries)
 
     def due(self, order: OrderKey) -> datetime | None:
         """Return when the order is looked at again, None if nothing is owed or it was given up."""
@@ -387,8 +198,8 @@ def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
         return BrokenRecord(order)
     if isinstance(answer, Exception):
         raise answer
-    # A `want` or an event always counts `wanted`: a hash without it is what a late command left of an erased order.
-    if b"wanted" not in answer:
+    # Every event and every request counts `generation`: without it the hash is what a late command left.
+    if b"generation" not in answer:
         return None
     try:
         return parse_record(order, answer)
@@ -399,7 +210,7 @@ def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
 _COPIES_A_CALL = 200
 """Orders a round trip: contents can be large, and Redis serves others in between."""
 
-_FIELDS = ("wanted", "done", "dead", "dropped", "status", "fetched", "erased")
+_FIELDS = ("generation", "fetched_generation", "dead", "discarded_at", "status", "fetched_at", "erased_at")
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -410,10 +221,10 @@ class Holding(msgspec.Struct, frozen=True):
     never; `copy` the fields of the stored content that a list shows too, None where nothing was stored.
     """
 
-    owed: bool
+    pending: bool
     dead: str
     status: str
-    fetched: int
+    fetched_ms: int
     copy: Summary | None
 
 
@@ -444,14 +255,14 @@ class Holdings:
 
 def _holding(order: OrderKey, values: dict[str, bytes | None], packed: bytes | None) -> Holding | None:
     record = parse_record(order, {name.encode(): value for name, value in values.items() if value is not None})
-    # As in the archive: every record counts `wanted`.
-    if not record.wanted:
+    # As in the archive: every record counts `generation`.
+    if not record.generation:
         return None
     return Holding(
-        owed=record.done < record.wanted,
-        dead="erased" if record.erased else record.dead or ("dropped" if record.is_dropped else ""),
+        pending=record.is_pending,
+        dead="erased" if record.erased_at else record.dead or ("discarded" if record.is_discarded else ""),
         status=record.status,
-        fetched=int(values["fetched"] or 0),
+        fetched_ms=int(values["fetched_at"] or 0),
         copy=_copy(packed),
     )
 
@@ -481,7 +292,7 @@ class Backlog:
         waiting: Any = self._redis.llen(queue_key(BACKFILL))
         return int(waiting)
 
-    def owes_live(self, company_ids: Collection[str]) -> bool:
+    def has_live_pending(self, company_ids: Collection[str]) -> bool:
         """Return whether any of these companies is owed a fetch on the live lane."""
         at = 0
         while members := self._members(at):
@@ -497,11 +308,8 @@ class Backlog:
         return [member.decode() for member in found]
 
     def _is_live(self, orders: list[OrderKey]) -> list[bool]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.hmget(keys.record(order), "wanted", "done", "lane")
-            found = pipe.execute()
-        return [int(wanted or 0) > int(done or 0) and lane != BACKFILL.encode() for wanted, done, lane in found]
+        found = read_fields(self._redis, orders, "generation", "fetched_generation", "queue")
+        return [int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in found]
 
 
 MOST_SEARCHED: Final = 15_000
@@ -528,7 +336,7 @@ class ReferenceIndex:
         members: Any = self._redis.smembers(keys.reference(reference))
         orders = sorted(OrderKey.of(member.decode()) for member in members)
         # The index may outlive a record by some days, and knows nothing of one that was erased.
-        wanted = self._fields([one for one in orders if company_id in (None, one.company_id)], "wanted")
+        wanted = self._fields([one for one in orders if company_id in (None, one.company_id)], "generation")
         return [order for order, count in wanted if count]
 
     def _searched(self, wanted: str, company_id: str | None) -> set[OrderKey]:
@@ -556,6 +364,19 @@ class ReferenceIndex:
                 pipe.hget(keys.record(order), name)
             found = pipe.execute(raise_on_error=False)
         return [(order, _text(value)) for order, value in zip(orders, found, strict=True)]
+
+
+def read_fields(redis: Redis, orders: Iterable[OrderKey], *names: str) -> Iterator[list[bytes | None]]:
+    """Yield for each order these fields of its record, in the order of `names`; None for a field that is not there.
+
+    One round trip for 500 orders. Raises ResponseError for a record that is no hash.
+    """
+    left = iter(orders)
+    while chunk := list(islice(left, _CHUNK)):
+        with redis.pipeline(transaction=False) as pipe:
+            for order in chunk:
+                pipe.hmget(keys.record(order), names)
+            yield from pipe.execute()
 
 
 def _text(value: Any) -> str:
@@ -588,15 +409,12 @@ class References:
             for one in self._indexed(wanted[at : at + _REFERENCES_A_CALL])
         }
 
-    def told(self) -> Iterator[set[str]]:
+    def event_references(self) -> Iterator[set[str]]:
         """Yield, page by page, the references that events told, also of orders that never came home; case-folded."""
         for page in newest_first(self._redis, keys.ORDERS):
             orders = [order for order in (OrderKey.of(member) for member, _ in page) if self._is_ours(order)]
-            with self._redis.pipeline(transaction=False) as pipe:
-                for order in orders:
-                    pipe.hget(keys.record(order), "reference")
-                found: list[Any] = pipe.execute()
-            yield {value.decode().casefold() for value in found if value}
+            found = read_fields(self._redis, orders, "reference")
+            yield {value.decode().casefold() for (value,) in found if value}
 
     def _indexed(self, wanted: list[str]) -> Iterator[str]:
         with self._redis.pipeline(transaction=False) as pipe:

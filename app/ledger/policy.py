@@ -1,7 +1,4 @@
-"""The constants of the counters and the clock, in one place, with their reasons. Times in milliseconds.
-
-What an answer of upstream means for its order: the table of docs/architecture.md as one pure function.
-"""
+"""Waits and limits with their reasons, and what an answer of upstream means for its order. Times in milliseconds."""
 
 from __future__ import annotations
 
@@ -11,61 +8,70 @@ from typing import Final
 import msgspec
 
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, Throttled, UnreadableAnswer, UpstreamError
-from app.ledger.work import Failure, Fetch, Outcome
+from app.ledger.work import Failure, Fetch, PermitOutcome
 
 SECOND: Final = 1000
 MINUTE: Final = 60 * SECOND
 DAY: Final = 24 * 60 * MINUTE
 
 GRACE: Final = 120 * SECOND
-"""A job that was pushed and not begun by then is taken for lost; longer than any queue of a healthy day."""
+"""A job that was enqueued and not started by then counts as lost; longer than any queue of a healthy day."""
 
 LONGEST_WAIT: Final = 60 * MINUTE
-"""The doubling of GRACE for a job pushed again and again ends here."""
+"""The doubling of GRACE for a job enqueued again and again ends here."""
 
 FARTHEST: Final = 180 * MINUTE
-"""No wait of ours is longer (2.4 h after the last tries, 1.25 h between looks, 1 h of Retry-After): what is due later
-was written by a clock that was ahead."""
+"""No wait of ours is longer (2.4 h after the last attempts, 1.25 h between rechecks, 1 h of Retry-After): a later time
+was taken from a Redis server whose clock was ahead."""
 
 LEASE_MARGIN: Final = 40 * SECOND
 """Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so nobody renews it."""
 
 JOB_TIMEOUT: Final = 120
-"""Seconds after which RQ interrupts a job: one fetch and its hand-ons."""
+"""Seconds after which RQ interrupts a job: one fetch and its deliveries."""
 
 JOB_OVERDUE: Final = JOB_TIMEOUT + 30
 """Seconds after which the pool kills a worker that RQ's interrupt did not reach: a sink swallowed it, or is C code."""
 
-HAND_LEASE: Final = (JOB_OVERDUE + 10) * SECOND
-"""A hand-on ends with its job, at the latest with its worker; the rest is for a busy machine."""
+DELIVERY_LEASE: Final = (JOB_OVERDUE + 10) * SECOND
+"""A delivery ends with its job, at the latest with its worker; the rest is for a busy machine."""
 
 CRASHES_ALLOWED: Final = 3
-"""Fetches of one settlement, or hand-ons of one revision, that began and never ended; then `kills_worker`."""
+"""Fetches of one settlement, or deliveries of one revision, that started and never ended; then `kills_worker`."""
 
-REDIS_PATIENCE: Final = 20 * SECOND
-"""How long a worker with nothing in hand waits for Redis to come back before it ends and is started anew."""
+REDIS_WAIT: Final = 20 * SECOND
+"""How long a worker that holds no answer waits for Redis to come back before it ends and is started anew."""
 
-MISSING_GRACE: Final = 120 * SECOND
+NOT_FOUND_GRACE: Final = 120 * SECOND
 """How long a 404 may mean "not yet": the event is sent on commit, so minutes are generous (upstream.md 0)."""
 
-MISSING_AGAIN: Final = (2, 5, 10, 20, 30, 30, 30)
+NOT_FOUND_WAITS: Final = (2, 5, 10, 20, 30, 30, 30)
 """Seconds between looks at an order that is not there yet."""
 
-LOOKS: Final = (2, 10, 30, 75)
-"""Minutes until an unsettled order is looked at again: an order stuck in Processing is swept to Error after an
-hour, and no event tells (upstream.md 4)."""
+RECHECK_WAITS: Final = (2, 10, 30, 75)
+"""Minutes until an unsettled order is fetched again: upstream sweeps an order stuck in Processing to Error after an
+hour, without an event (upstream.md 4)."""
 
-TRIES: Final = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600) + (7200,) * 12
-"""Seconds before each further try, 22 over about 26 h: an upstream outage of a day is survived."""
+RETRY_WAITS: Final = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600) + (7200,) * 12
+"""Seconds before each further attempt, 22 over about 26 h: an upstream outage of a day is survived."""
 
-FEW_TRIES: Final = 4
-"""Tries for an answer that another try seldom mends (400, an unreadable body)."""
+CLIENT_ERROR_ATTEMPTS: Final = 4
+"""Further attempts for an answer that another attempt seldom changes (400, an unreadable body)."""
 
-SLOT_PATIENCE: Final = 250
-"""How long a job waits for a slot before it sets its order's score and ends: no company blocks another."""
+PERMIT_WAIT: Final = 250
+"""How long a job waits for a permit before it ends and its order waits instead: no company blocks another."""
 
-LONGEST_TURN: Final = 30 * SECOND
+LONGEST_DEFERRAL: Final = 30 * SECOND
 """The longest an order waits beyond the moment at which its key may be used again, however often it was full."""
+
+NO_COMPANY_WAIT: Final = 15 * MINUTE
+"""Until the next look at an order of a company that the settings no longer name."""
+
+THROTTLED_WAIT: Final = 5 * SECOND
+"""For all workers of a key after a 429 without Retry-After (neither side documents one)."""
+
+LONGEST_RETRY: Final = 60 * MINUTE
+"""A Retry-After is cut to this where it is read (app/upstream/client.py)."""
 
 BREAKER_FIRST: Final = 15 * SECOND
 BREAKER_LONGEST: Final = 5 * MINUTE
@@ -73,86 +79,83 @@ BREAKER_FAILURES: Final = 5
 """Failures in a row, over all workers of a key, that open its breaker; a connection fault opens it at once."""
 
 
-def spread(milliseconds: float) -> int:
+class Decision(msgspec.Struct, frozen=True):
+    """What becomes of the order, and the wait in ms until the next look."""
+
+    outcome: Failure
+    reason: str
+    wait_ms: int = 0
+
+
+def jittered(milliseconds: float) -> int:
     """Return the time ±20 %, so that what failed together does not come back together."""
     return round(milliseconds * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, no secret
 
 
-def until_next_try(tries: int) -> int | None:
-    """Return the wait in ms after `tries` earlier failures, None when there is none left."""
-    return spread(TRIES[tries] * SECOND) if tries < len(TRIES) else None
+def retry_wait(attempts: int) -> int | None:
+    """Return the wait in ms after `attempts` earlier failures, None when no attempt is left."""
+    return jittered(RETRY_WAITS[attempts] * SECOND) if attempts < len(RETRY_WAITS) else None
 
 
-def until_next_turn(parks: int) -> int:
-    """Return a wait in ms after `parks` earlier ones in a row.
+def deferral_wait(deferrals: int) -> int:
+    """Return a wait in ms after `deferrals` earlier ones in a row.
 
-    Any moment up to a limit that doubles: a long backlog does not spin, and somebody is there at once. A wait of the
-    whole limit let one order out of 3,000 come home two minutes late (measured by tests.chaos).
+    Any time up to a limit that doubles: a long backlog does not spin, and some order is always there at once. A wait
+    of the whole limit delayed one order out of 3,000 by two minutes (measured by tests.chaos).
     """
-    return round(random.uniform(0.1 * SECOND, min(2**parks * SECOND, LONGEST_TURN)))  # noqa: S311  # jitter, no secret
+    longest = min(2**deferrals * SECOND, LONGEST_DEFERRAL)
+    return round(random.uniform(0.1 * SECOND, longest))  # noqa: S311  # jitter, no secret
 
 
-THROTTLED_WAIT = 5.0
-"""Seconds for all workers of a key after a 429 without Retry-After (neither side documents one)."""
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """What becomes of the order, and when it is looked at again (ms since 1970)."""
-
-    what: Failure
-    reason: str
-    due: int = 0
-
-
-def of_connection(error: UpstreamError) -> Outcome:
-    """Return what the error says of the API key: answered (it works), failed, fault (it does not)."""
+def of_key(error: UpstreamError) -> PermitOutcome:
+    """Return what the error tells about the API key: answered (it works), failed, fault (it does not)."""
     if isinstance(error, ConnectionFault):
         return "fault"
     works = isinstance(error, OrderNotFound | RequestRejected | UnreadableAnswer | Throttled)
     return "answered" if works else "failed"
 
 
-def of_order(error: UpstreamError, fetch: Fetch, now: int, closed_until: int) -> Decision:
-    """Return what to do with the order; `closed_until` is the breaker's word, ms since 1970."""
+def of_order(error: UpstreamError, fetch: Fetch, closed_ms: int) -> Decision:
+    """Return what to do with the order; the key or its breaker is closed for `closed_ms`."""
     if isinstance(error, ConnectionFault | Throttled):
-        return Decision("park", error.reason, max(closed_until, now) + spread(2 * SECOND))
+        return Decision("deferred", error.reason, closed_ms + jittered(2 * SECOND))
     if isinstance(error, OrderNotFound):
-        return _missing(fetch, now)
+        return _not_found(fetch)
     if isinstance(error, RequestRejected | UnreadableAnswer):
-        if fetch.rejects >= FEW_TRIES:
+        if fetch.client_errors >= CLIENT_ERROR_ATTEMPTS:
             return Decision("dead", error.reason)
-        pause = spread(TRIES[fetch.rejects] * SECOND)
-        return Decision("reject", error.reason, max(now + pause, closed_until))
-    wait = until_next_try(fetch.tries)
-    if wait is None:
-        return Decision("dead", error.reason)
-    return Decision("again", error.reason, max(now + wait, closed_until))
+        wait = jittered(RETRY_WAITS[fetch.client_errors] * SECOND)
+        return Decision("client_error", error.reason, max(wait, closed_ms))
+    return _retry(fetch, error.reason, closed_ms)
 
 
-def of_own_fault(fetch: Fetch, now: int) -> Decision:
-    """Return what to do with the order when not upstream failed, but we: `internal_error`."""
-    wait = until_next_try(fetch.tries)
-    return Decision("dead", "internal_error") if wait is None else Decision("again", "internal_error", now + wait)
+def of_internal_error(fetch: Fetch) -> Decision:
+    """Return what to do with the order when this service failed, not upstream."""
+    return _retry(fetch, "internal_error", 0)
 
 
-def of_redis_away(now: int) -> Decision:
-    """Return what to do with the order when our own books could not be reached: no try is burnt for that."""
-    return Decision("park", "redis_away", now + spread(2 * SECOND))
+def of_redis_unavailable() -> Decision:
+    """Return what to do with the order when Redis could not be reached before the getOrder: no attempt is used."""
+    return Decision("deferred", "redis_unavailable", jittered(2 * SECOND))
 
 
-def of_look(fetch: Fetch, now: int) -> tuple[int, str]:
-    """Return when an unsettled order is looked at again, and the reason to give up when it is not any more."""
-    if fetch.looks >= len(LOOKS):
-        return now, "unsettled"
-    return now + spread(LOOKS[fetch.looks] * MINUTE), ""
+def of_unsettled(fetch: Fetch) -> tuple[int, str]:
+    """Return the wait in ms until an unsettled order is fetched again, and the reason to give up if it is not."""
+    if fetch.rechecks >= len(RECHECK_WAITS):
+        return 0, "unsettled"
+    return jittered(RECHECK_WAITS[fetch.rechecks] * MINUTE), ""
 
 
-def _missing(fetch: Fetch, now: int) -> Decision:
-    since = fetch.missing or now
-    if now - since < MISSING_GRACE:
-        wait = MISSING_AGAIN[min(fetch.tries, len(MISSING_AGAIN) - 1)]
-        return Decision("missing", "order_not_found", now + spread(wait * SECOND))
+def _retry(fetch: Fetch, reason: str, closed_ms: int) -> Decision:
+    wait = retry_wait(fetch.attempts)
+    return Decision("dead", reason) if wait is None else Decision("retry", reason, max(wait, closed_ms))
+
+
+def _not_found(fetch: Fetch) -> Decision:
+    if fetch.missing_ms < NOT_FOUND_GRACE:
+        wait = NOT_FOUND_WAITS[min(fetch.attempts, len(NOT_FOUND_WAITS) - 1)]
+        return Decision("not_found", "order_not_found", jittered(wait * SECOND))
     # deleteOrder removes a Draft or Error order (upstream.md 1); every other status keeps a row.
-    if fetch.known in {"Draft", "Error"}:
-        return Decision("gone", "order_not_found")
+    if fetch.known_status in {"Draft", "Error"}:
+        return Decision("deleted_upstream", "order_not_found")
     return Decision("dead", "order_missing")

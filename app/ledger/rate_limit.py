@@ -1,4 +1,4 @@
-"""What one API key allows, shared by all workers: slots, a sliding window, Retry-After and a breaker.
+"""What one API key allows, shared by all workers: permits, a sliding window, Retry-After and a breaker.
 
 The limits hold per Entra app behind the key: 5 requests at once, 6,000 in a sliding 5 minutes (upstream.md 5).
 """
@@ -6,129 +6,182 @@ The limits hold per Entra app behind the key: 5 requests at once, 6,000 in a sli
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, Final, Literal
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 from redis import Redis
+from redis.exceptions import RedisError
 
+from app import log
+from app.errors import ReceiverError, UpstreamError
 from app.ledger import keys, policy
-from app.ledger.redis import source
-from app.ledger.work import Outcome
+from app.ledger.redis import Script, retry_until
+from app.ledger.work import PermitOutcome
+
+_log = log.get()
 
 WINDOW: Final = 301 * policy.SECOND
 """One second more than upstream's window: a request is counted there a little later than here."""
 
-LONGEST_RETRY: Final = 60 * policy.MINUTE
-"""A Retry-After is cut to this where it is read (app/upstream/client.py)."""
+
+class Denied(ReceiverError):
+    """No request now; `wait_ms` until it may be tried again.
+
+    `reason` is one of throttled, breaker_open, window_full, permits_full.
+    """
+
+    def __init__(self, wait_ms: int, reason: str) -> None:
+        super().__init__(reason)
+        self.wait_ms = wait_ms
+        self.reason = reason
 
 
-class Slot(msgspec.Struct, frozen=True):
-    """The right to make one request now."""
+class Released(NamedTuple):
+    """For how many ms the key or the breaker is closed, and whether this request opened the breaker."""
 
-    token: str
-
-
-class NotNow(msgspec.Struct, frozen=True):
-    """No request now; `until` is ms since 1970, `reason` one of throttled, breaker_open, window_full, slots_full."""
-
-    until: int
-    reason: str
+    closed_ms: int
+    opened: bool
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """`slot_lease`: ms after which a slot whose worker died is free again."""
+    """`permit_lease`: ms after which the permit of a worker that died is free again."""
 
     concurrency: int
     backfill_concurrency: int
     requests_per_window: int
-    slot_lease: int
+    permit_lease: int
 
 
-class Budget:
-    """The budget of one API key. The key itself is not stored: its id is a digest.
+class Permit:
+    """The right to make one request now.
 
-    Slots, window and Retry-After belong to the key; the breaker to the key and one `company` (its path), since a
-    company whose name is wrong must not close the way for the others of the same key.
+    Leaving its `with` block releases it: as answered, unless `failed` was called, and as failed after an exception.
     """
 
-    def __init__(self, redis: Redis, api_key: str, company: str, limits: Limits) -> None:
-        key_id = _digest(api_key)
+    def __init__(self, release: Callable[..., Released]) -> None:
+        self._release = release
+        self._is_released = False
+
+    def failed(self, error: UpstreamError) -> Released:
+        """Release it after a request that failed; a Retry-After holds for all workers of the key.
+
+        Raises what redis-py raises.
+        """
+        self._is_released = True
+        wait = policy.THROTTLED_WAIT if error.http_status == 429 else 0
+        retry_ms = wait if error.retry_after is None else round(error.retry_after * 1000)
+        return self._release(policy.of_key(error), retry_ms, error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_released:
+            return
+        if error is None:
+            self._release("answered")
+        else:
+            # The block's own error is what counts; the lease ends by itself.
+            with suppress(RedisError):
+                self._release("failed")
+
+
+class RateLimiter:
+    """The limits of one API key. The key itself is not stored: its id is a digest.
+
+    Permits, window and Retry-After belong to the key; the breaker to the key and one `company` (its path), since a
+    company whose name is wrong must not close the way for the others of the same key. `slug` names it in the log;
+    `clock` (ms since 1970) replaces the time of the Redis server in tests.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        api_key: str,
+        company: str,
+        limits: Limits,
+        *,
+        slug: str = "",
+        clock: Callable[[], int] | None = None,
+    ) -> None:
         self._redis = redis
+        self._slug = slug
         self._limits = limits
-        self._budget, self._slots, self._window, self._freed = (
-            keys.budget(key_id),
-            keys.slots(key_id),
-            keys.window(key_id),
-            keys.freed(key_id),
-        )
-        self._breaker = breaker_key(api_key, company)
-        self._take = redis.register_script(source("take"))
-        self._give = redis.register_script(source("give"))
-        self._reclaim = redis.register_script(source("reclaim"))
+        self._key = _digest(api_key)
+        self._breaker = _breaker_id(api_key, company)
+        self._acquire = Script(redis, "acquire_permit", clock)
+        self._release = Script(redis, "release_permit", clock)
 
-    def take(self, lane: Literal["live", "backfill"], clock: Callable[[], int], worker: str = "") -> Slot | NotNow:
-        """Return a slot, waiting for one at most SLOT_PATIENCE while slots change hands; `worker` is who holds it.
+    def permit(self, queue: Literal["live", "backfill"], worker: str = "", *, deadline: float = 0.0) -> Permit:
+        """Return a permit, waiting for one at most PERMIT_WAIT while permits change hands; `worker` is its holder.
 
-        Where all slots hang, nobody waits: a job of a hanging company costs milliseconds, not its patience.
+        Where all permits hang, nobody waits: a job of a hanging company costs milliseconds. Its release is retried
+        until `deadline` (time.monotonic) while Redis is unavailable. Raises Denied.
         """
-        token = f"{'b' if lane == 'backfill' else 'l'}-{worker}-{os.urandom(8).hex()}"
+        token = f"{'b' if queue == 'backfill' else 'l'}-{worker}-{os.urandom(8).hex()}"
         limits = self._limits
-        began = clock()
+        started = time.monotonic()
         while True:
-            now = clock()
-            answer = self._take(
-                keys=[self._budget, self._slots, self._window, self._breaker],
-                args=[
-                    now,
-                    token,
-                    limits.slot_lease,
-                    limits.concurrency,
-                    limits.backfill_concurrency,
-                    limits.requests_per_window,
-                    WINDOW,
-                    LONGEST_RETRY,
-                    policy.BREAKER_LONGEST,
-                ],
+            verdict, *values = self._acquire(
+                key=self._key,
+                breaker=self._breaker,
+                permit=token,
+                lease=limits.permit_lease,
+                concurrency=limits.concurrency,
+                backfill_concurrency=limits.backfill_concurrency,
+                requests=limits.requests_per_window,
+                window=WINDOW,
+                longest_retry=policy.LONGEST_RETRY,
+                longest_open=policy.BREAKER_LONGEST,
             )
-            if answer[0] == b"go":
-                return Slot(token)
-            if answer[0] == b"closed":
-                return NotNow(int(answer[1]), answer[2].decode())
-            waited = now - began
-            # Below zero the clock was set back: patience is not to last until it is there again.
-            if not 0 <= waited < policy.SLOT_PATIENCE or answer[1] > policy.SLOT_PATIENCE:
-                return NotNow(now + policy.SECOND, "slots_full")
-            self._redis.blpop([self._freed], timeout=(policy.SLOT_PATIENCE - waited) / 1000)
+            if verdict == b"granted":
+                break
+            if verdict == b"closed":
+                raise Denied(int(values[0]), values[1].decode())
+            waited = (time.monotonic() - started) * 1000
+            if waited >= policy.PERMIT_WAIT or values[0] > policy.PERMIT_WAIT:
+                raise Denied(policy.SECOND, "permits_full")
+            self._redis.blpop([keys.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
 
-    def give(self, slot: Slot, how: Outcome, now: int, *, retry_after: float | None = None) -> tuple[int, bool]:
-        """Give the slot back; return until when (ms, 0 = no limit) the key is closed, and whether this opened it.
+        def release(outcome: PermitOutcome, retry_ms: int = 0, error: UpstreamError | None = None) -> Released:
+            released = retry_until(self._redis, deadline, lambda: self._call_release(token, outcome, retry_ms=retry_ms))
+            if released.opened:
+                _log.error(
+                    "upstream.breaker_opened",
+                    company=self._slug,
+                    reason=error.reason if error else "internal_error",
+                    http_status=error.http_status if error else None,
+                    open_s=round(released.closed_ms / 1000),
+                )
+            return released
 
-        `retry_after` is in seconds and holds for all workers of the key.
-        """
-        until, opened = self._give(
-            keys=[self._budget, self._slots, self._freed, self._breaker],
-            args=[
-                now,
-                slot.token,
-                how,
-                0 if retry_after is None else now + round(retry_after * 1000),
-                policy.BREAKER_FAILURES,
-                policy.BREAKER_FIRST,
-                policy.BREAKER_LONGEST,
-                self._limits.concurrency,
-            ],
+        return Permit(release)
+
+    def release_worker(self, worker: str) -> None:
+        """Release the permits that an ended worker held."""
+        self._call_release("", "released", worker=worker)
+
+    def _call_release(self, token: str, outcome: str, *, retry_ms: int = 0, worker: str = "") -> Released:
+        closed_ms, opened = self._release(
+            key=self._key,
+            breaker=self._breaker,
+            permit=token,
+            worker=worker,
+            concurrency=self._limits.concurrency,
+            outcome=outcome,
+            retry_after=retry_ms,
+            failures=policy.BREAKER_FAILURES,
+            first_open=policy.BREAKER_FIRST,
+            longest_open=policy.BREAKER_LONGEST,
         )
-        return until, bool(opened)
-
-    def reclaim(self, worker: str, now: int) -> int:
-        """Free the slots that an ended worker held; return how many."""
-        held = self._reclaim(
-            keys=[self._budget, self._slots, self._freed, self._breaker],
-            args=[now, worker, self._limits.concurrency],
-        )
-        return int(held)
+        return Released(int(closed_ms), bool(opened))
 
 
 def spent(redis: Redis, api_key: str, now: int) -> int:
@@ -139,7 +192,11 @@ def spent(redis: Redis, api_key: str, now: int) -> int:
 
 def breaker_key(api_key: str, company: str) -> str:
     """Return the key of the breaker of one company's calls (its path) with one API key."""
-    return keys.breaker(_digest(f"{api_key}\0{company}"))
+    return keys.breaker(_breaker_id(api_key, company))
+
+
+def _breaker_id(api_key: str, company: str) -> str:
+    return _digest(f"{api_key}\0{company}")
 
 
 def _digest(secret: str) -> str:

@@ -1,15 +1,6 @@
-"""The Lua scripts of this folder, each with the shared parts that its first line names.
+"""Redis as the ledger uses it: its scripts, its errors as one of ours, the version of its data, walks in pages.
 
-Redis failing under a command, as one error of ours: only this package knows redis-py's exceptions.
-
-The version of what stands in Redis: data that a newer version of ours wrote is refused, never misread.
-
-Every script that writes orders compares it first, so an old process cannot write between the check and the write:
-during a rolling upgrade the first writer of the new version raises it, and the old ones stop.
-
-What a worker does with a step of the ledger while Redis is away: it tries again, for it has an answer in hand.
-
-Walks through a zset or a stream in pages: what is listed may be larger than memory, and changes meanwhile.
+Only this package, and what opens the clients, knows the exceptions of redis-py.
 """
 
 from __future__ import annotations
@@ -23,6 +14,7 @@ from importlib.resources import files
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 from redis import Redis
 from redis.exceptions import (
     AuthenticationError,
@@ -41,15 +33,45 @@ from app.ledger import keys
 
 @cache
 def source(name: str) -> str:
-    """Return the text of the script `name`: the parts after `--! uses` first, then its own lines."""
-    text = _text(name)
-    first = text.partition("\n")[0]
-    uses = first.removeprefix("--! uses ").split(", ") if first.startswith("--! uses ") else []
-    return "\n".join([*map(_text, uses), text])
+    """Return the text of the script `name` of the folder lua, with the prelude before it."""
+    folder = files("app.ledger").joinpath("lua")
+    return "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
 
 
-def _text(name: str) -> str:
-    return files("app.ledger").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+def packed(**named: Any) -> bytes:
+    """Return ARGV[1] of every script: the named arguments, the prefix of all keys and the version of the schema.
+
+    `now` (ms since 1970) replaces the time of the Redis server; None is left out.
+    """
+    if named.get("now", 0) is None:
+        del named["now"]
+    return msgspec.msgpack.encode({"prefix": keys.PREFIX, "schema": VERSION, **named})
+
+
+def server_time(redis: Redis) -> int:
+    """Return the time of the Redis server in ms since 1970: the one clock of all machines."""
+    seconds, microseconds = redis.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+class Script:
+    """One Lua script, called with named arguments; `clock` replaces the time of the Redis server in tests."""
+
+    def __init__(self, redis: Redis, name: str, clock: Callable[[], int] | None = None) -> None:
+        self._run = redis.register_script(source(name))
+        self._clock = clock
+
+    def __call__(self, *blobs: bytes, **named: Any) -> Any:
+        """Return the answer of the script, whose header names the arguments; `blobs` are ARGV from 2 on.
+
+        Raises OtherSchema, and what redis-py raises.
+        """
+        if self._clock is not None:
+            named.setdefault("now", self._clock())
+        try:
+            return self._run(args=[packed(**named), *blobs])
+        except ResponseError as error:
+            raise other_schema(error) or error from None
 
 
 _CODE: Final = re.compile("[A-Z]{2,20}")
@@ -105,51 +127,48 @@ def address(url: str) -> str:
         return "an unknown address"
 
 
-VERSION: Final = 1
-"""Raised whenever an older version would misread what this one writes. Data without a version is version 1: the key
-came later. A version that cannot read older data must bring it up to date in the step that raises the key."""
+VERSION: Final = 2
+"""The version of the layout in Redis. No code brings old data up to date: data of another version is refused."""
 
-_REFUSED: Final = "NEWERDATA "
+_REFUSED: Final = "OTHERSCHEMA "
 
 
-class NewerData(StoreUnavailable):
-    """Redis holds data of a newer version of this service; nothing was read or written."""
+class OtherSchema(StoreUnavailable):
+    """Redis holds data of another version of this service; nothing was read or written."""
 
     def __init__(self, held: str) -> None:
-        super().__init__(
-            f"Redis holds data of version {held[:20]}, this is a receiver for version {VERSION}:"
-            " upgrade it, or correct REDIS_URL"
-        )
         self.held = held[:20]
+        older = self.held.isdigit() and int(self.held) < VERSION
+        what_to_do = (
+            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
+            if older
+            else "upgrade it, or correct REDIS_URL"
+        )
+        super().__init__(
+            f"Redis holds data of schema version {self.held}, this receiver needs version {VERSION}: {what_to_do}"
+        )
 
 
-def guarded(script: str) -> str:
-    """Return the script with the comparison before it: it answers an error, and does nothing, on newer data."""
-    return f"local schema_version = {VERSION}\n{source('schema')}\n{script}"
-
-
-def newer_data(error: Exception) -> NewerData | None:
-    """Return what a guarded script meant by its error, None if it is another."""
+def other_schema(error: Exception) -> OtherSchema | None:
+    """Return what a script meant by its error, None if it is another."""
     text = str(error)
-    return NewerData(text.removeprefix(_REFUSED)) if text.startswith(_REFUSED) else None
+    return OtherSchema(text.removeprefix(_REFUSED)) if text.startswith(_REFUSED) else None
 
 
-def refuse_newer(redis: Redis) -> None:
-    """Raise NewerData if Redis holds data of a newer version; for those who only read, and before a start."""
+def refuse_other_schema(redis: Redis) -> None:
+    """Raise OtherSchema if Redis holds data of another version; for those who only read, and before a start."""
     held: Any = redis.get(keys.SCHEMA)
-    if is_newer(held):
-        raise NewerData(held.decode(errors="replace"))
+    if is_other_schema(held):
+        raise OtherSchema(held.decode(errors="replace"))
 
 
-def is_newer(held: bytes | None) -> bool:
-    """Tell whether the value of the key names a version that is not ours to read; one that is no number does."""
-    if held is None:
-        return False
-    return not held.isdigit() or int(held) > VERSION
+def is_other_schema(held: bytes | None) -> bool:
+    """Return whether the value of the key `ota:schema` names another version."""
+    return held is not None and held != str(VERSION).encode()
 
 
 PAUSE: Final = 0.5
-"""Seconds between two tries: a failover takes seconds, and a worker has nothing else to do."""
+"""Seconds between two attempts: a failover takes seconds, and a worker has nothing else to do."""
 
 _NOT_NOW: Final = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "BUSY")
 """Refusals that another moment, or another server behind the same address, does not give."""
@@ -157,36 +176,27 @@ _NOT_NOW: Final = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "BUSY")
 T = TypeVar("T")
 
 
-class Patience:
-    """Tries a step again while Redis is away, each time on a fresh connection.
+def retry_until(redis: Redis, deadline: float, step: Callable[[], T], *, pause: float = PAUSE) -> T:
+    """Return what `step` returns; while Redis is unavailable call it again, each time on a fresh connection.
 
-    Steps must be harmless when the server did the first one and only the answer was lost.
+    After `deadline` (time.monotonic) raise what it raises. A step must be harmless when the server did it already and
+    only the answer was lost.
     """
-
-    def __init__(self, redis: Redis, clock: Callable[[], int], *, pause: float = PAUSE) -> None:
-        self._redis = redis
-        self._clock = clock
-        self._pause = pause
-
-    def run(self, step: Callable[[], T], until: int) -> T:
-        """Return what `step` returns; after `until` (ms since 1970) raise what it raises."""
-        # From here on by a clock that nobody sets.
-        deadline = time.monotonic() + (until - self._clock()) / 1000
-        while True:
-            try:
-                return step()
-            except RedisError as error:
-                if not is_away(error):
-                    raise
-                # After a failover an old connection may lead to what is a replica now.
-                self._redis.connection_pool.disconnect()
-                if time.monotonic() + self._pause > deadline:
-                    raise
-            time.sleep(self._pause)
+    while True:
+        try:
+            return step()
+        except RedisError as error:
+            if not is_unavailable(error):
+                raise
+            # After a failover an old connection may lead to what is a replica now.
+            redis.connection_pool.disconnect()
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
 
 
-def is_away(error: BaseException) -> bool:
-    """Tell whether Redis, and not what it was asked, is at fault."""
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether Redis, and not what it was asked, is at fault."""
     if isinstance(error, ResponseError):
         known = isinstance(error, ReadOnlyError | OutOfMemoryError | ClusterDownError)
         return known or any(word in str(error) for word in _NOT_NOW)
@@ -218,13 +228,13 @@ def oldest_first(redis: Redis, zset: str, since: int | None = None, until: int |
 def _pages(
     redis: Redis, zset: str, way: Literal["up", "down"], start: int | str, end: int | str
 ) -> Iterator[list[Scored]]:
-    page = redis.register_script(source("page"))
+    page = Script(redis, "page")
     edge = start
     # What was read at the score `edge`, a page each; the latest that still stands there is where the next begins.
     behind: list[list[str]] = []
     while True:
         anchors = reversed(behind[-1]) if behind else ()
-        answer: Any = page(keys=[zset], args=[way, edge, end, PAGE, *anchors])
+        answer: Any = page(zset=zset, up=way == "up", start=edge, stop=end, limit=PAGE, anchors=list(anchors))
         if answer is None:
             behind.pop()
             continue
@@ -238,6 +248,29 @@ def _pages(
         at_edge = [member for member, score in found if score == last]
         behind = [*behind, at_edge] if last == edge else [at_edge]
         edge = last
+
+
+def stream_pages(
+    redis: Redis, stream: str, low: str = "-", high: str = "+", *, newest_first: bool = False, count: int = PAGE
+) -> Iterator[list[tuple[bytes, dict[bytes, bytes]]]]:
+    """Yield the entries of a stream, `count` a page; each is its id and its fields.
+
+    `low` and `high` are ids, inclusive unless one begins with `(`. Entries that are added meanwhile come too, unless
+    `high` excludes them.
+    """
+    while True:
+        page: Any = (
+            redis.xrevrange(stream, high, low, count=count)
+            if newest_first
+            else redis.xrange(stream, low, high, count=count)
+        )
+        if not page:
+            return
+        yield page
+        if newest_first:
+            high = f"({page[-1][0].decode()}"
+        else:
+            low = f"({page[-1][0].decode()}"
 
 
 def _is_within(score: int, way: Literal["up", "down"], end: int | str) -> bool:

@@ -46,7 +46,7 @@ class JobTemplate:
     """What is the same in every job, made once; the time is put in per call."""
 
     def __init__(self) -> None:
-        # A client is asked for by RQ's constructors and never used: nothing is sent.
+        # RQ's constructors ask for a client and never use it: nothing is sent.
         job = queue(LIVE, Redis()).create_job(
             FETCH_ORDER,
             args=(_COMPANY, _ORDER),
@@ -55,14 +55,20 @@ class JobTemplate:
             failure_ttl=FAILURE_TTL,
             description=DESCRIPTION,
         )
-        before, _, rest = job.data.partition(_COMPANY.encode())
-        between, _, after = rest.partition(_ORDER.encode())
-        self._head = [Job.redis_job_namespace_prefix, before, between, after, "status", "queued"]
+        before, _, rest = job.data.decode().partition(_COMPANY)
+        between, _, after = rest.partition(_ORDER)
+        self._job = {
+            "prefix": Job.redis_job_namespace_prefix,
+            "queue_prefix": Queue.redis_queue_namespace_prefix,
+            "queues": QUEUES_KEY,
+            "data": [before, between, after],
+        }
+        self._fields: list[Any] = ["status", "queued"]
         for field, value in job.to_dict().items():
             if field not in _PER_JOB and value is not None:
-                self._head += [field, value]
+                self._fields += [field, value]
 
-    def fields(self, clock: Callable[[], datetime] = now) -> list[Any]:
-        """Return the arguments of push.lua: their number first."""
+    def fields(self, clock: Callable[[], datetime] = now) -> dict[str, Any]:
+        """Return the argument `job` of the scripts that enqueue (prelude.lua, push_job)."""
         at = utcformat(clock())
-        return [len(self._head) + 4, *self._head, "created_at", at, "enqueued_at", at]
+        return self._job | {"fields": [*self._fields, "created_at", at, "enqueued_at", at]}

@@ -2,56 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from app.ids import OrderKey
 
-Begun = Literal["nothing", "held", "dead", "hand", "fetch"]
-Stored = Literal["refused", "erased", "home", "hand", "again", "dead"]
-Failed = Literal["refused", "again", "parked", "dead", "gone"]
-Failure = Literal["again", "reject", "park", "missing", "dead", "gone"]
-Handed = Literal["done", "again", "dead"]
-Outcome = Literal["answered", "failed", "fault"]
-"""What a request says of its API key: it works, it may not, or it does not."""
-Ending = Literal["killed", "ended"]
-"""How a worker came to its end: `killed` counts as a crash of what it held, `ended` does not."""
+StartOutcome = Literal["nothing", "held", "dead", "deliver", "fetch"]
+"""What an order needs (start_fetch.lua)."""
+StoreOutcome = Literal["refused", "erased", "fetched", "deliver", "pending", "dead"]
+"""What follows when an answer was given to store_fetch.lua; with the first two it is not stored."""
+FailOutcome = Literal["refused", "retry", "deferred", "dead", "deleted_upstream"]
+"""What became of an order whose fetch failed (fail_fetch.lua)."""
+Failure = Literal["retry", "client_error", "deferred", "not_found", "dead", "deleted_upstream"]
+"""How a fetch failed: it uses an attempt, one of the few for client errors, or none (the order is not at fault); the
+order is not there, perhaps not yet; it is given up; upstream has deleted it."""
+DeliveryOutcome = Literal["succeeded", "retry", "dead"]
+PermitOutcome = Literal["answered", "failed", "fault"]
+"""What a request tells about its API key: it works, it may not, or it does not."""
+WorkerEnd = Literal["killed", "ended"]
+"""How a worker came to its end: `killed` counts as a crash of the order it had claimed, `ended` does not."""
 
 
-class Ticked(NamedTuple):
-    """What a tick did: orders looked at, jobs pushed, and orders whose keys are `broken` (not written by us)."""
+class Dispatched(msgspec.Struct, frozen=True):
+    """What the dispatcher did: orders looked at, jobs enqueued, and orders whose keys are `broken` (not ours)."""
 
     looked: int
-    pushed: int
+    enqueued: int
     broken: int
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """What `begin` knows of an order that needs a getOrder. `missing`: ms of the first 404, 0 = none.
+    """A fetch that was started, as start_fetch.lua knows it.
 
-    `known`: the status told last, by an event or a fetch; `lane`: queue of this order's jobs; `until`: ms when its
-    lease ends.
+    `generation` is what it fetches, `token` its fencing token. `missing_ms`: ms since the first 404, 0 without one.
+    `known_status`: named last, by an event or a fetch. `queue`: of this order's jobs. `deadline`: end of the lease
+    (time.monotonic).
     """
 
-    begun: int
-    fence: int
-    tries: int
-    looks: int
-    parks: int
-    missing: int
-    known: str
+    generation: int
+    token: int
+    attempts: int
+    rechecks: int
+    deferrals: int
+    client_errors: int
+    missing_ms: int
+    known_status: str
     request_id: str
-    lane: str
-    rejects: int = 0
-    until: int = 0
+    queue: str
+    deadline: float = 0.0
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What follows from an answer, the order's revision, and whether the content is new."""
+
+    what: StoreOutcome
+    revision: int
+    changed: bool
 
 
 class Content(msgspec.Struct, frozen=True):
-    """An answer of getOrder as it is stored, with what people ask for most; `references` are those of both sides.
-
-    `guests`: e-mail addresses, of which digests are kept and nothing else.
-    """
+    """An answer of getOrder as it is stored, with what people ask for most; `references` are those of both sides."""
 
     raw: bytes
     digest: str
@@ -63,23 +74,22 @@ class Content(msgspec.Struct, frozen=True):
     http_status: int
     duration_ms: int
     references: tuple[str, ...] = ()
-    guests: tuple[str, ...] = ()
 
 
-class HandOn(msgspec.Struct, frozen=True):
-    """A revision that a sink is to get; `tries` counts this one, `crashes` those before it that never ended.
+class Delivery(msgspec.Struct, frozen=True):
+    """A revision that a sink is to get; `attempts` counts this one, `crashes` those before it that never ended.
 
-    `until`: ms when its lease ends.
+    `deadline`: end of its lease (time.monotonic).
     """
 
     sink: str
     revision: int
-    tries: int
-    raw: bytes
+    attempts: int
+    crashes: int
     request_id: str
-    crashes: int = 0
-    until: int = 0
-    digest: str = ""
+    digest: str
+    raw: bytes = b""
+    deadline: float = 0.0
 
     def idempotency_key(self, order: OrderKey) -> str:
         """Return what is the same for every repeat of this revision, and for no other content.

@@ -61,7 +61,7 @@ def judge(
     """
     if holding is None and row.received_at is not None and to_ms(row.received_at) < oldest:
         return None
-    if holding is not None and holding.owed and not holding.dead:
+    if holding is not None and holding.pending and not holding.dead:
         return None
     if row.status in UNSETTLED:
         if holding is not None and holding.dead:
@@ -77,8 +77,8 @@ def of_watched(company_id: str, order_id: str, holding: Holding | None, open_sin
     None if the ledger looks after it, has given it up, or has fetched it settled since.
     """
     if holding is not None:
-        settled_since = holding.fetched > open_since and holding.status not in UNSETTLED
-        if holding.owed or holding.dead or settled_since:
+        settled_since = holding.fetched_ms > open_since and holding.status not in UNSETTLED
+        if holding.pending or holding.dead or settled_since:
             return None
     held = holding.status if holding is not None else ""
     return Gap(company_id=company_id, order_id=order_id, kind="stuck", status="", held=held)

@@ -18,18 +18,18 @@ from app.errors import Unavailable, UpstreamError
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Backlog
-from app.ledger.rate_limit import Budget, Slot
+from app.ledger.rate_limit import Denied, Permit, RateLimiter
 from app.reconcile.compare import Findings, Gap, Survey
 from app.reconcile.state import Cursor
 from app.upstream.client import ChannelManager
 from app.upstream.models import ListQuery, Page
 
-BUSY: Final = frozenset({"slots_full", "window_full", "throttled"})
+BUSY: Final = frozenset({"permits_full", "window_full", "throttled"})
 """Reasons for which no page was asked for that soon pass."""
 
 _TURNS: Final = 20
 _PAUSE: Final = 0.25
-"""Where the one slot of backfill changes hands among jobs, a page waits about 5 s for it; the jobs come back too."""
+"""Where the one permit of backfill changes hands among jobs, a page waits about 5 s for it; the jobs come back too."""
 
 _log = log.get()
 
@@ -40,14 +40,14 @@ class Listing:
     def __init__(
         self,
         client: ChannelManager,
-        budget: Budget,
+        limiter: RateLimiter,
         slug: str,
         clock: Callable[[], int],
         pause: Callable[[float], None],
         page_size: int = 1000,
     ) -> None:
         self._client = client
-        self._budget = budget
+        self._limiter = limiter
         self._slug = slug
         self._clock = clock
         self._pause = pause
@@ -56,54 +56,31 @@ class Listing:
     def since(self, row_version: int) -> Iterator[tuple[int, Page]]:
         """Yield each page of the orders changed after `row_version`, with the ms when it was asked for.
 
-        Raises UpstreamError; where the budget gives no slot, Unavailable with the budget's reason.
+        Raises UpstreamError; where the limits deny a permit, Unavailable with their reason.
         """
         query = ListQuery(since_row_version=row_version, page_size=self._page_size)
         pages = self._client.list_orders(query)
         while True:
-            slot = self._slot()
-            asked_at = self._clock()
-            page = self._next(pages, slot)
+            with self._permit() as permit:
+                asked_at = self._clock()
+                try:
+                    page = next(pages)
+                except UpstreamError as error:
+                    permit.failed(error)
+                    raise
             yield asked_at, page
             if page.next_key is None:
                 return
 
-    def _slot(self) -> Slot:
+    def _permit(self) -> Permit:
         for left in reversed(range(_TURNS)):
-            slot = self._budget.take("backfill", self._clock)
-            if isinstance(slot, Slot):
-                return slot
-            if slot.reason != "slots_full" or not left:
-                raise Unavailable(slot.reason)
+            try:
+                return self._limiter.permit("backfill")
+            except Denied as denied:
+                if denied.reason != "permits_full" or not left:
+                    raise Unavailable(denied.reason) from None
             self._pause(_PAUSE)
         raise AssertionError("there is a last turn")
-
-    def _next(self, pages: Iterator[Page], slot: Slot) -> Page:
-        try:
-            page = next(pages)
-        except UpstreamError as error:
-            self._give(slot, error)
-            raise
-        except BaseException:
-            self._budget.give(slot, "failed", self._clock())
-            raise
-        self._budget.give(slot, "answered", self._clock())
-        return page
-
-    def _give(self, slot: Slot, error: UpstreamError) -> None:
-        wait = error.retry_after
-        if wait is None and error.http_status == 429:
-            wait = policy.THROTTLED_WAIT
-        now = self._clock()
-        closed_until, opened = self._budget.give(slot, policy.of_connection(error), now, retry_after=wait)
-        if opened:
-            _log.error(
-                "upstream.breaker_opened",
-                company=self._slug,
-                reason=error.reason,
-                http_status=error.http_status,
-                open_s=round((closed_until - now) / 1000),
-            )
 
 
 LONGEST: Final = 5 * policy.MINUTE
@@ -117,7 +94,7 @@ TOLD: Final = 20
 """Gaps a run logs one by one; a flushed Redis has 10,000."""
 
 _CHUNK: Final = 200
-"""Orders one call of want.lua takes: Redis serves others in between."""
+"""Orders one call of request_fetch.lua takes: Redis serves others in between."""
 
 Outcome = Literal["complete", "paced", "failed"]
 """`complete`: the whole list was read. `paced`: the share of a minute was used up. `failed`: upstream, see `error`."""
@@ -208,7 +185,7 @@ class Reconcile:
 
         What waits in backfill already counts: it comes out of the same share.
         """
-        owes_live = self._backlog.owes_live(self._share.company_ids)
+        owes_live = self._backlog.has_live_pending(self._share.company_ids)
         share = self._share.per_minute * (LIVE_SHARE if owes_live else IDLE_SHARE) / len(self._share.company_ids)
         # Two, one for a page and one for an order: with less, nothing would ever move.
         return max(2, int(share)) - self._backlog.backfill()
@@ -240,5 +217,5 @@ class Reconcile:
             )
         for at in range(0, len(gaps), _CHUNK):
             chunk = gaps[at : at + _CHUNK]
-            self._ledger.want([gap.key for gap in chunk], self._clock(), queue=self._lane, why="reconcile")
+            self._ledger.request_fetch([gap.key for gap in chunk], queue=self._lane, reason="reconcile")
             report.gaps.update(gap.kind for gap in chunk)

@@ -199,17 +199,9 @@ class ChannelManager:
         """Return the order; OrderNotFound if upstream has none of this id (yet, or any more)."""
         return self._order("GET", order_id)
 
-    def create_order(self, body: Mapping[str, Any]) -> Fetched:
-        """Create an order and return it; it is Submitted, and an event tells when it has settled."""
-        return _fetched(self._route("POST", "/channelManager", body))
-
     def confirm_order(self, order_id: str, payment_reference: str) -> Fetched:
         """Confirm a Draft order as paid and return it; upstream sends no event for this (upstream.md 4)."""
         return self._order("POST", order_id, "/confirm", {"paymentReference": payment_reference})
-
-    def replace_order(self, order_id: str, body: Mapping[str, Any]) -> Fetched:
-        """Replace a Draft or Error order and return it; it is Submitted again, and an event will follow."""
-        return self._order("PUT", order_id, body=body)
 
     def delete_order(self, order_id: str) -> Fetched:
         """Cancel an order and return it; upstream sends no event for this (upstream.md 4)."""

@@ -12,7 +12,7 @@ Upstream shows the clientState of every subscription to whoever lists them, so i
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from decimal import Decimal
 from hashlib import sha256
 from urllib.parse import quote, urlencode
@@ -206,42 +206,27 @@ class Page(Struct, frozen=True, kw_only=True):
 
 
 class ListQuery(Struct, frozen=True, kw_only=True):
-    """Which orders to list; all conditions must hold.
+    """Which orders to list, and how many rows a page has.
 
-    `received_from` and `received_to` are aware and inclusive. `since_row_version` asks for every order *changed*
-    after that row version, 0 for all: only this finds a confirmed, cancelled or replaced order (upstream.md 6).
-    Raises ValueError for a naive time or a page size that upstream does not know.
+    `since_row_version` asks for every order *changed* after that row version, 0 for all: only this finds a confirmed,
+    cancelled or replaced order (upstream.md 6). Raises ValueError for a page size that upstream does not know.
     """
 
-    statuses: tuple[str, ...] = ()
-    sell_to_order_reference: str | None = None
-    received_from: datetime | None = None
-    received_to: datetime | None = None
     since_row_version: int | None = None
     page_size: int = 1000
 
     def __post_init__(self) -> None:
         if not 1 <= self.page_size <= _LARGEST_PAGE:
             raise ValueError(f"page_size must be 1 to {_LARGEST_PAGE}")
-        if any(moment and moment.tzinfo is None for moment in (self.received_from, self.received_to)):
-            raise ValueError("received_from and received_to need a time zone")
 
     def encoded(self, page_key: str | None) -> str:
-        """Return the query string, percent-encoded; the conditions go along with each `page_key`.
+        """Return the query string, percent-encoded; the conditions are repeated with each `page_key`.
 
         Upstream's own nextPageURL is not encoded (upstream.md 5), and a page without `sync` has no row versions.
         """
-        parameters = {
-            "status": ",".join(self.statuses),
-            "sellToOrderReference": self.sell_to_order_reference,
-            "receivedAtFrom": self.received_from and _utc(self.received_from),
-            "receivedAtTo": self.received_to and _utc(self.received_to),
-            "sync": "true" if self.since_row_version is not None else None,
-            "lastRowVersion": None if self.since_row_version is None else str(self.since_row_version),
-            "pageSize": str(self.page_size),
-            "pageKey": page_key,
-        }
-        return urlencode({name: value for name, value in parameters.items() if value}, quote_via=quote)
+        changed = {} if self.since_row_version is None else {"sync": "true", "lastRowVersion": self.since_row_version}
+        key = {"pageKey": page_key} if page_key else {}
+        return urlencode({**changed, "pageSize": self.page_size, **key}, quote_via=quote)
 
 
 def parse_page(raw: bytes) -> Page:
@@ -264,10 +249,6 @@ def _row(raw: object) -> Summary | None:
         return build(Summary, raw)
     except UnreadableAnswer:  # one bad row must not hide the others
         return None
-
-
-def _utc(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 EVENT_NAME = "ota_cm_order_processed"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterable
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
 from time import monotonic
@@ -22,6 +23,15 @@ _CONNECTIONS = 10  # a worker process makes one call at a time; the rest is for 
 _KEEP_ALIVE_SECONDS = 30.0
 
 
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return the TLS context of this process, which all clients share.
+
+    The certificates of the authorities take about 8 MB, which workers share if the pool calls this before it forks.
+    """
+    return httpx.create_ssl_context()
+
+
 def open_http(timeout_seconds: float) -> httpx.Client:
     """Return a client for the Channel Manager; a whole call may take `timeout_seconds`. The caller closes it.
 
@@ -29,7 +39,7 @@ def open_http(timeout_seconds: float) -> httpx.Client:
     no cookies carried from one company's call to another's. SSL_CERT_FILE is honoured, for a private authority.
     """
     return httpx.Client(
-        transport=_DeadlineTransport(httpx.create_ssl_context()),
+        transport=_DeadlineTransport(tls_context()),
         timeout=timeout_seconds,
         headers={"user-agent": f"ota-receiver/{version('ota-receiver')}", "accept-encoding": "gzip"},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),

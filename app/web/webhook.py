@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import log
 from app.errors import BodyTooLarge, BodyTooSlow, MalformedEnvelope, NotRecorded, RequestRefused, TryLater
-from app.intake.service import Counts, Intake, Receipt
+from app.intake.service import Intake, Receipt
 
 BODY_SECONDS: Final = 10.0
 """A body slower than this is answered 408."""
@@ -35,13 +36,13 @@ class Webhook:
     def __init__(
         self,
         intake: Intake,
-        counts: Counts,
+        count: Callable[[str, str, int], None],
         max_body_bytes: int,
         body_seconds: float = BODY_SECONDS,
         at_once: int = AT_ONCE,
     ) -> None:
         self._intake = intake
-        self._counts = counts
+        self._count = count
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._at_once = at_once
@@ -65,11 +66,11 @@ class Webhook:
             fields["reason"] = "shutting_down"
             response = refused(TryLater("shutting_down"), request_id)
         except ClientDisconnect:
-            _log.info("request.client_gone", path=request.url.path)
+            _log.info("request.client_disconnected", path=request.url.path)
             response = Response(status_code=400)
         finally:
             self._under_way -= 1
-        self._counts.count("requests", str(response.status_code))
+        self._count("requests", str(response.status_code), 1)
         await response(scope, receive, send)
 
     async def _receive(self, request: Request, fields: dict[str, Any], request_id: str) -> Response:
@@ -141,5 +142,5 @@ def _describe(fields: dict[str, Any], receipt: Receipt) -> None:
     for name in ("queued", "coalesced", "duplicates", "spooled", "erased", "ignored"):
         if count := getattr(receipt, name):
             fields[name] = count
-    if receipt.put_aside:
-        fields["put_aside"] = sum(receipt.put_aside.values())
+    if receipt.invalid_items:
+        fields["invalid_items"] = sum(receipt.invalid_items.values())

@@ -1,1 +1,1 @@
-"""The Procfile's commands as strangers see them: nothing of the product is imported here."""
+"""The Procfile's commands as processes: what an operator and a sender see of the service."""

@@ -1,4 +1,4 @@
-"""A system of its own for each test; everything it starts ends with it."""
+"""A service of its own for each test; everything it starts ends with it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.strangers import System, system
+from tests.service import Service, service
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Iterator[System]:
+def bare(tmp_path: Path) -> Iterator[Service]:
     """Valkey and the sandbox run; the service does not yet."""
-    for one in system(tmp_path):
+    with service(tmp_path) as one:
         one.start_valkey()
         one.start_sandbox()
         yield one
 
 
 @pytest.fixture
-def whole(bare: System) -> System:
+def whole(bare: Service) -> Service:
     """Everything runs, and the webhook is subscribed."""
     bare.start("web")
     bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")

@@ -19,12 +19,11 @@ from rq.job import Job
 from app import bootstrap, settings
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Budget
-from app.ledger.redis import Patience
+from app.ledger.rate_limit import RateLimiter
 from app.settings import Settings
 from app.upstream.client import ChannelManager
 from workers import jobs
-from workers.delivery import Delivery
+from workers.delivery import Deliverer
 from workers.pool import Pool
 from workers.processor import Connection, Processor
 from workers.sinks import Sink, build
@@ -88,25 +87,41 @@ class StoppingWorker(FetchWorker):
         stop("bookkeeping:after")
 
 
-def work(found: Settings, name: str, lane: str, watch: Stopwatch) -> None:
+class StoppingLimiter(Stopping):
+    """A limiter whose permits have a place to die before and after their release."""
+
+    def permit(self, *arguments: Any, **named: Any) -> Any:
+        stop("permit:before")
+        permit = self._part.permit(*arguments, **named)  # type: ignore[attr-defined]  # the part is a RateLimiter
+        stop("permit:after")
+        release = permit._release
+
+        def released(*values: Any, **options: Any) -> Any:
+            stop("release:before")
+            answer = release(*values, **options)
+            stop("release:after")
+            return answer
+
+        permit._release = released
+        return permit
+
+
+def work(found: Settings, name: str, queue: str, watch: Stopwatch) -> None:
     """Do what a child of the pool does, with wrappers around its parts."""
     redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
-    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "begin", "finish", "fail", "hand", "handed"))
+    steps = ("start_fetch", "store_fetch", "fail_fetch", "acquire_delivery", "complete_delivery")
+    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), *steps))
     connections = {
         company.np_company_id: Connection(
             company.slug,
             cast("ChannelManager", Stopping(bootstrap.channel_manager(found, company, http), "get_order")),
-            cast("Budget", Stopping(bootstrap.budget(found, company, redis), "take", "give")),
+            cast("RateLimiter", StoppingLimiter(bootstrap.rate_limiter(found, company, redis))),
         )
         for company in found.companies
     }
     sinks = {name: cast("Sink", Stopping(sink, "deliver")) for name, sink in build(found.sinks).items()}
-    patience = Patience(redis, bootstrap.clock)
-    delivery = Delivery(ledger=ledger, sinks=sinks, patience=patience, clock=bootstrap.clock)
-    jobs.use(
-        Processor(ledger=ledger, connections=connections, delivery=delivery, patience=patience, clock=bootstrap.clock)
-    )
-    run_worker(found, name, lane, watch, StoppingWorker)
+    jobs.use(Processor(ledger=ledger, connections=connections, deliverer=Deliverer(ledger=ledger, sinks=sinks)))
+    run_worker(found, name, queue, watch, StoppingWorker)
 
 
 def main() -> int:
@@ -114,7 +129,7 @@ def main() -> int:
     found = settings.load()
     bootstrap.configure_log(found)
     redis = bootstrap.worker_redis(found)
-    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "tick", "abandon"))
+    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "dispatch_due", "release_worker"))
     overdue = float(os.environ.get("OVERDUE") or policy.JOB_OVERDUE)
     return Pool(found, redis, ledger, work=work, overdue=overdue).run()
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from redis import Redis
 
-from tests.acceptance.strangers import System, ask, eventually
+from tests.eventually import eventually
+from tests.service import Service, ask
 
-PEOPLE = ("canary-mail@example.com", "Canary Name")
+PEOPLE = ("guest@example.com", "Jane Doe")
 
 
-def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_dead_letters(bare: System) -> None:
+def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_dead_letters(bare: Service) -> None:
     """A run with marked secrets, names, e-mails and tickets, with failures of every kind, then a search everywhere."""
     (bare.folder / "shop.py").write_text(
         "def on_order(order, context):\n    raise RuntimeError(repr(order), order.raw)\n"
@@ -25,7 +26,7 @@ def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_d
     bare.subscribe()
     wrong = "canary-wrong-client-state"
     order_id = bare.create("CANARY-1", "31001", "PKG-100")
-    eventually(lambda: bare.log("worker", "order.hand_failed"), 15, "the sink failed")
+    eventually(lambda: bare.log("worker", "delivery.failed"), 15, what="the sink failed")
     missing = bare.event("00000000-0000-4000-8000-000000000001", clientState="canary-previous-client-state")
     assert bare.post(missing, bare.event(order_id, clientState=wrong))[0] == 200
     assert bare.post(bare.event(order_id, clientState=wrong))[0] == 401
@@ -34,7 +35,7 @@ def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_d
     bare.admin("POST", "faults", {"kind": "status", "operation": "getOrder", "status": 400, "calls": 1})
     again = bare.create("CANARY-2", "31001")
     bare.wait_fetched(again, within=30)
-    eventually(lambda: bare.log("worker", "order.again"), 15, "a fetch failed")
+    eventually(lambda: bare.log("worker", "fetch.retry_scheduled"), 15, what="a fetch failed")
 
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
         contents = [redis.get(key) for key in redis.scan_iter("ota:content:*")]
@@ -50,7 +51,7 @@ def test_no_secret_and_nothing_about_people_is_in_logs_redis_aof_job_hashes_or_d
         _assert_clean(log, _read(bare.folder / log), canaries)
     for key, value in kept.items():
         _assert_clean(key.decode(), key + value, canaries)
-    for path in (bare.folder / "data").rglob("*.aof"):
+    for path in bare.valkey.data_dir.rglob("*.aof"):
         _assert_clean(path.name, path.read_bytes(), canaries)
 
 

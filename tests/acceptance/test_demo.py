@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.acceptance.strangers import ask, children, eventually, free_port, is_running
+from app.dev.processes import free_port
+from tests.eventually import eventually
+from tests.pids import children, is_running
+from tests.service import ask
 
 
 def test_the_demo_brings_every_sample_home_in_under_20_s(tmp_path: Path) -> None:
@@ -44,7 +47,7 @@ def test_dev_keeps_everything_running_until_it_is_told_to_stop_and_leaves_nothin
             start_new_session=True,
         )
     try:
-        eventually(lambda: "Ctrl-C stops everything" in (tmp_path / "out").read_text(), 30, "dev tells where to look")
+        eventually(lambda: "Ctrl-C stops everything" in (tmp_path / "out").read_text(), 30, what="dev is ready")
         assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
         parts = children(dev.pid)
         assert len(parts) == 4

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
-from tests.acceptance.strangers import ENVIRONMENT, TENANT, System, eventually
+from app.dev.stack import ENVIRONMENT, TENANT
+from tests.eventually import eventually
+from tests.service import Service
 
 
-def test_an_order_of_one_company_is_home_in_5_s_while_another_hangs_with_200_orders_due(bare: System) -> None:
+def test_an_order_of_one_company_is_home_in_5_s_while_another_hangs_with_200_orders_due(bare: Service) -> None:
     """Company A answers nothing within the time-out; B has its own key, and its own budget."""
     hanging, healthy = bare.company_id_of("Hanging"), bare.company_id_of("Healthy")
     bare.admin("POST", "faults", {"kind": "hang", "operation": "getOrder", "company_id": hanging})
@@ -20,22 +22,16 @@ def test_an_order_of_one_company_is_home_in_5_s_while_another_hangs_with_200_ord
         )
     )
     several = {name: value for name, value in bare.variables.items() if name in {"REDIS_URL", "PORT", "LOG_FORMAT"}}
-    bare.variables = several | {"COMPANIES_FILE": str(bare.folder / "companies.toml"), "NP_BASE_URL": bare.sandbox}
+    bare.variables = several | {"COMPANIES_FILE": str(bare.folder / "companies.toml"), "NP_BASE_URL": bare.sandbox.url}
     bare.start("web")
-    orders = _issued(bare, hanging, 200)
+    orders = bare.issue(200, hanging)
     assert bare.post(*(bare.event(o, clientState="secret of Hanging", companyId=hanging) for o in orders))[0] == 200
     bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
-    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 10, "the hanging company is being asked")
+    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 10, what="the hanging company is being asked")
 
-    (order_id,) = _issued(bare, healthy, 1)
+    (order_id,) = bare.issue(1, healthy)
     posted = time.monotonic()
     assert bare.post(bare.event(order_id, clientState="secret of Healthy", companyId=healthy))[0] == 200
-    eventually(lambda: bare.fetched(order_id), 5, "the healthy company's order is home")
+    eventually(lambda: bare.fetched(order_id), 5, what="the healthy company's order is home")
 
     assert time.monotonic() - posted < 5
-
-
-def _issued(bare: System, company_id: str, count: int) -> list[str]:
-    """Make issued orders at the Channel Manager without events, and return their ids."""
-    made = bare.admin("POST", "orders", {"company_id": company_id, "count": count, "events": 0})
-    return [order["order_id"] for order in made["orders"]]

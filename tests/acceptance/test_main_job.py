@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 
-from tests.acceptance.strangers import System, ask, eventually, order_body
+from app.dev.sandbox.submission import order_body
+from app.dev.stack import PARTNER_ID
+from tests.eventually import eventually
+from tests.service import Service, ask
 
 
-def test_a_settled_order_comes_home_with_wallets_tickets_coupons_and_manifest_for_one_get_order(whole: System) -> None:
+def test_a_settled_order_comes_home_with_wallets_tickets_coupons_and_manifest_for_one_get_order(whole: Service) -> None:
     """The whole way: createOrder, event, POST, job, getOrder, stored record, one log line, `orders show`."""
     order_id = whole.create("MAIN-1", "31001", "PKG-100")
     fetched = whole.wait_fetched(order_id)
@@ -29,11 +32,11 @@ def test_a_settled_order_comes_home_with_wallets_tickets_coupons_and_manifest_fo
 
     code, shown = whole.cli("orders", "show", order_id)
     assert code == 0
-    assert shown[0]["state"] == "home"
+    assert shown[0]["state"] == "fetched"
     assert shown[0]["status"] == "Issued"
 
 
-def test_a_draft_and_an_error_come_home_as_what_they_are(whole: System) -> None:
+def test_a_draft_and_an_error_come_home_as_what_they_are(whole: Service) -> None:
     """Draft has wallets and no manifest, Error has neither."""
     draft = whole.create("MAIN-2", "31001", payment="")
     error = whole.create("MAIN-3", "FAIL-1")
@@ -45,14 +48,14 @@ def test_a_draft_and_an_error_come_home_as_what_they_are(whole: System) -> None:
     ]
 
 
-def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(whole: System) -> None:
+def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(whole: Service) -> None:
     """An Error order repaired by replaceOrder: same orderId, second event, second revision."""
     order_id = whole.create("MAIN-4", "FAIL-1")
     whole.wait_fetched(order_id)
     status, _ = ask(
         "PUT",
         whole.api(f"channelManager/{order_id}"),
-        order_body("MAIN-4", ("31001",), "PAY-1"),
+        order_body(PARTNER_ID, "MAIN-4", payment_reference="PAY-1"),
         whole.key,
     )
     assert status == 200
@@ -63,21 +66,23 @@ def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(wh
     assert whole.row(order_id)["gets"] == 2
 
 
-def test_the_same_event_again_never_causes_a_second_get_order(whole: System) -> None:
+def test_the_same_event_again_never_causes_a_second_get_order(whole: Service) -> None:
     """Five more deliveries with the same timestamp are duplicates."""
     order_id = whole.create("MAIN-5", "31001")
     whole.wait_fetched(order_id)
     whole.admin("POST", "fire", {"order_id": order_id, "times": 5, "timestamp": "last"})
 
     eventually(
-        lambda: sum(r.get("duplicates", 0) for r in whole.log("web", "request")) == 5, 10, "five duplicates are counted"
+        lambda: sum(r.get("duplicates", 0) for r in whole.log("web", "request")) == 5,
+        10,
+        what="five duplicates",
     )
     marker = whole.create("MAIN-6", "31001")
     whole.wait_fetched(marker)
     assert whole.row(order_id)["gets"] == 1
 
 
-def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare: System) -> None:
+def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare: Service) -> None:
     """SINKS=python:... is called with the order and a context, and what it raises is tried again without a getOrder."""
     (bare.folder / "shop.py").write_text(
         "import json, pathlib\n"
@@ -92,7 +97,7 @@ def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare:
     bare.subscribe()
     order_id = bare.create("SINK-1", "31001")
 
-    handed = eventually(lambda: bare.log("worker", "order.handed"), 20, "the sink took it at the second try")
+    handed = eventually(lambda: bare.log("worker", "delivery.succeeded"), 20, what="the sink took it at the second try")
 
     calls = [json.loads(line) for line in (bare.folder / "sink.jsonl").read_text().splitlines()]
     key = calls[0][0]
@@ -100,10 +105,10 @@ def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare:
     assert calls == [[key, 1, "Issued", 1], [key, 2, "Issued", 1]]
     assert (handed[0]["order_id"], handed[0]["revision"]) == (order_id, 1)
     assert bare.row(order_id)["gets"] == 1
-    assert "Canary Name" not in (bare.folder / "worker.log").read_text()
+    assert "Jane Doe" not in (bare.folder / "worker.log").read_text()
 
 
-def test_a_replay_goes_through_the_backfill_queue_and_fetches_the_order_again(whole: System) -> None:
+def test_a_replay_goes_through_the_backfill_queue_and_fetches_the_order_again(whole: Service) -> None:
     """`events replay --order` owes the order another fetch; unchanged content makes no new revision."""
     order_id = whole.create("REPLAY-1", "31001")
     whole.wait_fetched(order_id)
@@ -112,18 +117,17 @@ def test_a_replay_goes_through_the_backfill_queue_and_fetches_the_order_again(wh
 
     assert code == 0
     again = whole.wait_fetched(order_id, times=2)[1]
-    assert (again["lane"], again["revision"], again["changed"]) == ("backfill", 1, False)
+    assert (again["queue"], again["revision"], again["changed"]) == ("backfill", 1, False)
 
 
-def test_upstream_never_has_to_answer_429_though_more_workers_than_slots_fetch_at_once(bare: System) -> None:
+def test_upstream_never_has_to_answer_429_though_more_workers_than_slots_fetch_at_once(bare: Service) -> None:
     """Eight workers share five slots through Redis; every order costs one getOrder."""
     bare.admin("PATCH", "settings", {"latency_ms": 30, "queue": 0})
     bare.start("web")
-    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 60, "events": 0})["orders"]
-    assert bare.post(*(bare.event(one["order_id"]) for one in made))[0] == 200
+    assert bare.post(*map(bare.event, bare.issue(60)))[0] == 200
     bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
 
-    eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, "60 orders came home")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, what="60 orders came home")
 
     stats = bare.admin("GET", "stats")
     assert sum(stats["throttled"].values()) == 0
@@ -131,7 +135,7 @@ def test_upstream_never_has_to_answer_429_though_more_workers_than_slots_fetch_a
     assert [row["gets"] for row in bare.admin("GET", "orders")] == [1] * 60
 
 
-def test_a_sink_that_cannot_be_imported_stops_the_start_with_a_clear_line(bare: System) -> None:
+def test_a_sink_that_cannot_be_imported_stops_the_start_with_a_clear_line(bare: Service) -> None:
     """Starting it again cannot help, so the exit code says that the settings are wrong."""
     worker = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0", SINKS="python:no_such_shop:on_order")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
-from typing import Any
 
-from tests.acceptance.strangers import System, ask, children, eventually
+from tests.eventually import eventually
+from tests.pids import children
+from tests.service import Service, ask
 
 
-def test_a_wrong_client_state_of_ours_costs_no_order(bare: System) -> None:
+def test_a_wrong_client_state_of_ours_costs_no_order(bare: Service) -> None:
     """A rotation mistake: each event is answered 401 and not stored, and its order is home seconds later."""
     bare.start("web", CLIENT_STATE=secrets.token_hex(16))
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
@@ -20,66 +22,66 @@ def test_a_wrong_client_state_of_ours_costs_no_order(bare: System) -> None:
     bare.wait_fetched(order_id, within=10)
     assert [line["status"] for line in bare.log("web", "request")] == [401]
     assert bare.cli("events", "list")[1] == []
-    (alarm,) = bare.log("web", "auth.alarm")
-    assert (alarm["company"], alarm["items"], alarm["level"]) == (bare.company_id, 1, "error")
-    assert "ota-receiver check" in alarm["advice"]
-    (ran,) = bare.log("worker", "reconcile.ran")
+    (alert,) = bare.log("web", "auth.alert")
+    assert (alert["company"], alert["items"], alert["level"]) == (bare.company_id, 1, "error")
+    assert "ota-receiver check" in alert["advice"]
+    (ran,) = bare.log("worker", "reconcile.finished")
     assert (ran["cause"], ran["outcome"], ran["queued"]) == ("asked", "complete", 1)
 
 
-def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alarm(bare: System) -> None:
+def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alert(bare: Service) -> None:
     """Whoever guesses at the secret cannot make us call upstream more than once in five minutes."""
     bare.start("web", OPS_TOKEN="ops")
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     forged = bare.event(secrets.token_hex(16), clientState="guessed")
     statuses = {bare.post(forged)[0] for _ in range(500)}
-    eventually(lambda: bare.log("worker", "reconcile.ran"), 10, "the list is read")
+    eventually(lambda: bare.log("worker", "reconcile.finished"), 10, what="the list is read")
     statuses |= {bare.post(forged)[0] for _ in range(500)}
 
     assert statuses == {401}
-    eventually(lambda: _rejected(bare) == 1000, 5, "all are counted")
-    assert len(bare.log("worker", "reconcile.ran")) == 1
-    assert len(bare.log("web", "auth.alarm")) == 1
+    eventually(lambda: _rejected(bare) == 1000, 5, what="all are counted")
+    assert len(bare.log("worker", "reconcile.finished")) == 1
+    assert len(bare.log("web", "auth.alert")) == 1
     assert bare.admin("GET", "stats")["operations"]["listOrdersByPartner"] == {"200": 1}
 
 
-def test_forged_events_of_an_unknown_company_cause_nothing(bare: System) -> None:
+def test_forged_events_of_an_unknown_company_cause_nothing(bare: Service) -> None:
     """Only marks of companies of the settings are left in Redis: nobody can fill it with names."""
     bare.start("web")
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     stranger = "99999999-9999-4999-8999-999999999999"
     assert bare.post(bare.event(secrets.token_hex(16), companyId=stranger))[0] == 401
 
-    eventually(lambda: bare.log("web", "auth.rejected"), 5, "it is told")
+    eventually(lambda: bare.log("web", "auth.rejected"), 5, what="it is told")
     assert bare.post(bare.event(secrets.token_hex(16)))[0] == 200
-    assert bare.log("web", "auth.alarm") == []
-    assert bare.log("worker", "reconcile.ran") == []
+    assert bare.log("web", "auth.alert") == []
+    assert bare.log("worker", "reconcile.finished") == []
 
 
-def test_a_list_that_hangs_stops_neither_the_ticks_nor_the_fetches_nor_a_stop(bare: System) -> None:
+def test_a_list_that_hangs_stops_neither_the_ticks_nor_the_fetches_nor_a_stop(bare: Service) -> None:
     """The list is read by a process of its own, which a stopping pool does not wait for."""
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     bare.subscribe()
     bare.admin("POST", "faults", {"kind": "hang", "operation": "listOrdersByPartner", "seconds": 15})
     assert bare.post(bare.event(secrets.token_hex(16), clientState="old"))[0] == 401
-    eventually(lambda: bare.admin("GET", "stats")["active"] == 1, 10, "the list hangs")
+    eventually(lambda: bare.admin("GET", "stats")["active"] == 1, 10, what="the list hangs")
     assert len(children(pool.pid)) == 3
 
     order_id = bare.create("MEANWHILE-1", "31001")
     bare.wait_fetched(order_id, within=5)
     assert bare.cli("health", "--role", "worker")[0] == 0
-    pool.send_signal(signal.SIGTERM)
+    os.kill(pool.pid, signal.SIGTERM)
 
     assert pool.wait(5) == 0
     assert bare.log("worker", "reconcile.failed") == []
 
 
-def _rejected(bare: System) -> int:
+def _rejected(bare: Service) -> int:
     code, text = ask("GET", bare.webhook.replace("/webhooks/ota-channel-manager", "/metrics"), headers=_OPS)
     assert code == 200
     name = 'ota_items_rejected_total{company="default"} '
     return int(float(next((line.split()[-1] for line in text.splitlines() if line.startswith(name)), "0")))
 
 
-_OPS: Any = {"authorization": "Bearer ops"}
+_OPS = {"authorization": "Bearer ops"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.acceptance.strangers import System, eventually
+from tests.eventually import eventually
+from tests.service import Service
 
 
-def test_a_replay_goes_by_the_backfill_alone_and_one_to_the_sinks_costs_no_get_order(bare: System) -> None:
+def test_a_replay_goes_by_the_backfill_alone_and_one_to_the_sinks_costs_no_get_order(bare: Service) -> None:
     """The sink is given the same idempotency key again: it can tell a repeat."""
     calls = bare.folder / "calls"
     (bare.folder / "shop.py").write_text(
@@ -15,23 +16,22 @@ def test_a_replay_goes_by_the_backfill_alone_and_one_to_the_sinks_costs_no_get_o
     bare.variables["SINKS"] = "python:shop:on_order"
     bare.start("web")
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
-    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 3, "events": 0})["orders"]
-    orders = [one["order_id"] for one in made]
+    orders = bare.issue(3)
     assert bare.post(*(bare.event(one) for one in orders))[0] == 200
-    eventually(lambda: len(bare.log("worker", "order.handed")) == 3, 20, "three orders were handed on")
+    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 3, 20, what="three orders were handed on")
     once = sorted(calls.read_text().splitlines())
 
     code, (handed,) = bare.cli("events", "replay", "--since", "1h", "--to-sinks", "--rate", "100", "--yes", "--json")
-    eventually(lambda: len(bare.log("worker", "order.handed")) == 6, 20, "three orders were handed on again")
+    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 6, 20, what="three orders were handed on again")
 
     assert (code, handed["queued"]) == (0, 3)
     assert sorted(calls.read_text().splitlines()) == sorted(once * 2)
     assert [bare.row(one)["gets"] for one in orders] == [1, 1, 1]
-    assert all("-backfill-" in line["worker"] for line in bare.log("worker", "order.handed")[3:])
+    assert all("-backfill-" in line["worker"] for line in bare.log("worker", "delivery.succeeded")[3:])
 
     code, (fetched,) = bare.cli("events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes", "--json")
-    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, "three orders came home again")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, what="three orders came home again")
 
     assert (code, fetched["queued"]) == (0, 3)
-    assert [line["lane"] for line in bare.log("worker", "order.fetched")] == ["live"] * 3 + ["backfill"] * 3
-    assert len(bare.log("worker", "order.handed")) == 6
+    assert [line["queue"] for line in bare.log("worker", "order.fetched")] == ["live"] * 3 + ["backfill"] * 3
+    assert len(bare.log("worker", "delivery.succeeded")) == 6

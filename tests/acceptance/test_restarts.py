@@ -7,17 +7,20 @@ import time
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.dev.valkey import server_program
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.redis import VERSION
-from tests.acceptance.strangers import System, children, eventually
+from tests.eventually import eventually
+from tests.pids import children
+from tests.service import Service
 
 
-def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: System) -> None:
+def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: Service) -> None:
     """Scripts, RQ's registration of its workers and the pool's heartbeat are gone: new events work at once."""
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
-    order_id = issued(bare)
+    order_id = bare.issue()[0]
     event = bare.event(order_id)
     assert bare.post(event)[1]["queued"] == 1
     bare.wait_fetched(order_id)
@@ -33,24 +36,24 @@ def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: System) -> Non
     assert time.monotonic() - posted < 5
     assert children(pool.pid) == workers
     assert bare.log("worker", "pool.worker_died") == []
-    eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, "the pool's heartbeat is back")
+    eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, what="the pool's heartbeat is back")
 
 
-def test_newer_data_stops_the_pool_and_not_the_web_process(bare: System) -> None:
+def test_newer_data_stops_the_pool_and_not_the_web_process(bare: Service) -> None:
     """A rolling upgrade: the new version has written first. The old workers end with code 4 and write nothing."""
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
-    order_id = issued(bare)
+    order_id = bare.issue()[0]
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
         redis.set(keys.SCHEMA, VERSION + 1)
 
         assert pool.wait(10) == 4
         status, answer = bare.post(bare.event(order_id))
-        assert (status, answer["reason"]) == (503, "newer_data")
+        assert (status, answer["reason"]) == (503, "other_schema")
         assert bare.launch("worker").wait(20) == 4
         assert not redis.exists(keys.record(OrderKey(bare.company_id, order_id)))
 
-        told = bare.log("worker", "service.newer_data")
+        told = bare.log("worker", "service.other_schema")
         assert [(line["held"], line["ours"]) for line in told] == [(str(VERSION + 1), VERSION)] * 2
         redis.set(keys.SCHEMA, VERSION)
     assert bare.post(bare.event(order_id))[0] == 200
@@ -58,23 +61,26 @@ def test_newer_data_stops_the_pool_and_not_the_web_process(bare: System) -> None
     bare.wait_fetched(order_id)
 
 
-def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_comes_home(bare: System) -> None:
+def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_comes_home(bare: Service) -> None:
     """Redis answers LOADING, or late: a POST is answered within seconds, and what was answered 200 comes home."""
     bare.start("web")
-    first = issued(bare)
+    first = bare.issue()[0]
     assert bare.post(bare.event(first))[0] == 200
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
         for number in range(300):
             redis.set(f"ballast:{number}", "x" * 500)
         redis.bgrewriteaof()
-        eventually(lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 10, "the file is written anew")
-    bare.kill_valkey()
-    with (bare.folder / "valkey.conf").open("a") as config:
-        config.write("key-load-delay 10000\nloading-process-events-interval-bytes 1024\n")
-    bare.restart_valkey()
+        eventually(
+            lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 10, what="the file is written anew"
+        )
+    bare.valkey.kill()
+    config = bare.valkey.data_dir / "valkey.conf"
+    with config.open("a") as file:
+        file.write("key-load-delay 10000\nloading-process-events-interval-bytes 1024\n")
+    bare.run([server_program(), str(config)], "slow-valkey.log", LC_ALL="C")
     bare.launch("worker", WORKERS="1", BACKFILL_WORKERS="0")
 
-    second = issued(bare)
+    second = bare.issue()[0]
     answers: list[int] = []
     while not answers or answers[-1] != 200:
         began = time.monotonic()
@@ -88,15 +94,9 @@ def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_come
     assert bare.log("worker", "pool.worker_died") == []
 
 
-def is_loading_over(bare: System) -> bool:
+def is_loading_over(bare: Service) -> bool:
     with Redis.from_url(bare.variables["REDIS_URL"], socket_timeout=5) as redis:
         try:
             return not redis.info("persistence")["loading"]
         except RedisError:
             return False
-
-
-def issued(bare: System) -> str:
-    """Make an issued order at the Channel Manager without an event, and return its id."""
-    made = bare.admin("POST", "orders", {"company_id": bare.company_id, "count": 1, "events": 0})
-    return str(made["orders"][0]["order_id"])

@@ -64,13 +64,13 @@ class Drain:
 
 def measure(orders: int, latency_ms: int) -> Drain:
     """Fill the queue, start the worker, and watch the Channel Manager; raises TimeoutError after two minutes."""
-    with _filled_receiver(orders, latency_ms) as (channel_manager, environment, redis, folder):
+    with filled_receiver(orders, latency_ms) as (channel_manager, environment, redis, folder):
         began = time.monotonic()
         worker = Process.start([*OURS, "worker"], env=environment, cwd=folder, log=folder / "worker.log")
         with worker:
-            worker.wait_until(lambda: _fetched(channel_manager) > 0, _PATIENCE, "the first order home")
-            first, at_first = time.monotonic(), _fetched(channel_manager)
-            worker.wait_until(lambda: _fetched(channel_manager) >= orders, _PATIENCE, "all orders home")
+            worker.wait_until(lambda: fetched(channel_manager) > 0, _PATIENCE, "the first order home")
+            first, at_first = time.monotonic(), fetched(channel_manager)
+            worker.wait_until(lambda: fetched(channel_manager) >= orders, _PATIENCE, "all orders home")
             last = time.monotonic()
             worker.wait_until(lambda: redis.zcard(keys.DUE) == 0, _PATIENCE, "nothing owed any more")
             stats = channel_manager.admin("GET", "stats")
@@ -90,7 +90,7 @@ def measure(orders: int, latency_ms: int) -> Drain:
 
 
 @contextmanager
-def _filled_receiver(orders: int, latency_ms: int) -> Iterator[tuple[Sandbox, dict[str, str], Redis, Path]]:
+def filled_receiver(orders: int, latency_ms: int) -> Iterator[tuple[Sandbox, dict[str, str], Redis, Path]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(valkey.start(folder / "valkey"))
@@ -112,7 +112,7 @@ def _filled_receiver(orders: int, latency_ms: int) -> Iterator[tuple[Sandbox, di
         yield channel_manager, environment, redis, folder
 
 
-def _fetched(channel_manager: Sandbox) -> int:
+def fetched(channel_manager: Sandbox) -> int:
     calls = channel_manager.admin("GET", "stats")["operations"].get("getOrder", {})
     return int(calls.get("200", 0))
 

@@ -110,7 +110,7 @@ def _fill(redis: Redis, plan: Plan) -> None:
 def _memory(redis: Redis, plan: Plan, used: int) -> Iterator[Memory]:
     """Tell the mean size of each key of an order that is home, and the share of one in the keys of all."""
     step = max(plan.count // _SAMPLES, 1)
-    sample = [one for one in map(plan.one, range(plan.count - 1, 0, -step)) if one.kind == "home"]
+    sample = [one for one in map(plan.one, range(plan.count - 1, 0, -step)) if one.kind == "fetched"]
     orders: int = redis.zcard(keys.ORDERS)
 
     def of(*names: str) -> float:
@@ -119,7 +119,7 @@ def _memory(redis: Redis, plan: Plan, used: int) -> Iterator[Memory]:
     per_order = {
         "record": of(*(keys.record(one.order) for one in sample)),
         "content": of(*(keys.content(one.order) for one in sample)),
-        "trail": of(*(keys.trail(one.order) for one in sample)),
+        "trail": of(*(keys.history(one.order) for one in sample)),
         "two references": 2 * of(*(keys.reference(name(one)) for one in sample for name in (reference, own_reference))),
         "place in the list of orders": of(keys.ORDERS) / orders,
     }
@@ -160,8 +160,8 @@ def _commands(redis: Redis, plan: Plan, env: dict[str, str]) -> Iterator[Work]:
         "orders show, REFERENCE that is not here": ("orders", "show", "CM-NOWHERE"),
         "orders explain ID": ("orders", "explain", middle.order.order_id),
         "orders list": ("orders", "list"),
-        "orders list --state owed": ("orders", "list", "--state", "owed"),
-        "orders list --state parked": ("orders", "list", "--state", "parked"),
+        "orders list --state owed": ("orders", "list", "--state", "pending"),
+        "orders list --state parked": ("orders", "list", "--state", "deferred"),
         "dead list": ("dead", "list"),
         "events list --since 1h": ("events", "list", "--since", "1h", "--limit", "10000"),
         f"events replay --dry-run, {_WINDOW:,} events": ("events", "replay", *window, "--dry-run"),

@@ -32,7 +32,7 @@ from app.dev.processes import Process, ProcessEnded, free_port
 from app.dev.sandbox import process as sandbox
 from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
-from app.ledger.history import Heard, Stored
+from app.ledger.history import EventReceived, FetchStored
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
@@ -126,11 +126,10 @@ def _bring_home(system: System, orders: Sequence[OrderKey]) -> None:
         duration_ms=LATENCY_MS,
     )
     for order in orders:
-        now = time.time_ns() // 1_000_000
-        what, fetch = ledger.begin(order, "benchmark", now)
+        what, fetch = ledger.start_fetch(order, "benchmark")
         if fetch is None:
-            raise RuntimeError(f"an order is not owed a fetch but {what}")
-        ledger.finish(order, "benchmark", fetch, content, now)
+            raise RuntimeError(f"an order needs no fetch but {what}")
+        ledger.store_fetch(order, "benchmark", fetch, content)
     system.redis.delete(queue_key(LIVE))
 
 
@@ -143,7 +142,7 @@ def _live(system: System, orders: Sequence[OrderKey], rate: float) -> list[int]:
             system.post(sender, [order])
     archive = Archive(system.redis)
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline and not all(one and one.done >= one.wanted for one in archive.records(orders)):
+    while time.monotonic() < deadline and not all(one and not one.is_pending for one in archive.records(orders)):
         time.sleep(0.1)
     return [ms for ms in (_way(archive, order) for order in orders) if ms is not None]
 
@@ -158,9 +157,9 @@ def _phase(name: str, orders: int, replayed: int, times: list[int]) -> Phase:
 
 
 def _way(archive: Archive, order: OrderKey) -> int | None:
-    trail = archive.trail(order)
-    heard = next((to_ms(entry.at) for entry in trail if isinstance(entry, Heard)), None)
-    stored = next((to_ms(entry.at) for entry in trail if isinstance(entry, Stored)), None)
+    trail = archive.history(order)
+    heard = next((to_ms(entry.at) for entry in trail if isinstance(entry, EventReceived)), None)
+    stored = next((to_ms(entry.at) for entry in trail if isinstance(entry, FetchStored)), None)
     return None if heard is None or stored is None else stored - heard
 
 

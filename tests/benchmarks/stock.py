@@ -1,8 +1,7 @@
-"""Fills a Redis with many orders through the real scripts: 3 companies, 90 days, most home, some owed, parked, dead.
+"""Fills a Redis with many orders through the real scripts: 3 companies, 90 days, most fetched, some pending or dead.
 
-accept, begin, finish and fail are the scripts of app/ledger word for word, wrapped in functions so that one call does
-200 orders; only the id of a stream entry is the event's own time instead of the server's, so that 90 days fit into
-minutes. `assert_same` writes one order of each kind both ways and compares every key.
+Only the id of a stream entry is the event's own time instead of the server's, so that 90 days fit into minutes.
+`assert_same` writes one order of each kind both ways and compares every key.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 from msgspec.structs import replace
 from redis import Redis
 
 from app import bootstrap
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
-from app.intake.recorder import Entry, Inbox
+from app.intake.recorder import Inbox
 from app.ledger import keys, policy
-from app.ledger.guests import Guests
-from app.ledger.ledger import Ledger
-from app.ledger.redis import guarded, source
-from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
+from app.ledger.ledger import LATENCY_BOUNDS, Ledger
+from app.ledger.redis import packed, source
+from app.ledger.rq_jobs import LIVE, JobTemplate, queue_key
 from app.ledger.work import Content
 from app.upstream.models import digest, parse_order
 
@@ -46,7 +45,7 @@ VARIANTS: Final = 50
 _WORKER: Final = "host-1-live-1"
 _FIXTURE: Final = Path(__file__).parents[1] / "fixtures" / "order-issued.json"
 
-Kind = Literal["home", "owed", "parked", "dead"]
+Kind = Literal["fetched", "pending", "deferred", "dead"]
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ class Plan:
 
     @staticmethod
     def _kind(own: int) -> Kind:
-        kinds: dict[int, Kind] = {7: "owed", 57: "parked", 107: "dead"}
-        return kinds.get(own % 200, "home")
+        kinds: dict[int, Kind] = {7: "pending", 57: "deferred", 107: "dead"}
+        return kinds.get(own % 200, "fetched")
 
 
 def reference(one: One) -> str:
@@ -139,7 +138,7 @@ def fill(redis: Redis, plan: Plan) -> Iterator[int]:
         stock.write(chunk)
         done += len(chunk)
         yield done
-    stock.queue_owed()
+    stock.queue_pending()
 
 
 class _Stock:
@@ -149,83 +148,78 @@ class _Stock:
         self._template = JobTemplate()
         self._contents = [(zlib.compress(one.raw), one) for one in contents()]
         accept = source("accept")
-        assert accept.count("KEYS[2], '*'") == 2
-        accept = accept.replace("KEYS[2], '*'", "KEYS[2], received .. '-*'")
-        self._accept = redis.register_script(guarded(accept))
-        self._fetch = redis.register_script(guarded(_FETCH))
-        self._owed: list[str] = []
+        assert accept.count("events, '*'") == 1
+        self._accept = redis.register_script(accept.replace("events, '*'", "events, now .. '-*'"))
+        self._script = {name: redis.script_load(source(name)) for name in ("start_fetch", "store_fetch", "fail_fetch")}
+        self._waiting: list[str] = []
 
-    def write(self, chunk: list[One], guests: str | None = None) -> None:
-        self._hear(chunk)
-        self._bring_home([one for one in chunk if not one.is_second], guests)
+    def write(self, chunk: list[One]) -> None:
+        self._record(chunk)
+        self._fetch([one for one in chunk if not one.is_second])
 
-    def queue_owed(self) -> None:
-        """Put the jobs of what is owed back into `live`, from which all were taken as workers do."""
-        for start in range(0, len(self._owed), 1000):
-            self._redis.rpush(queue_key(LIVE), *self._owed[start : start + 1000])
+    def queue_pending(self) -> None:
+        """Put the jobs of what is pending back into `live`, from which all were taken as workers do."""
+        for start in range(0, len(self._waiting), 1000):
+            self._redis.rpush(queue_key(LIVE), *self._waiting[start : start + 1000])
 
-    def _hear(self, chunk: list[One]) -> None:
-        """Record the events as the web process does; what is older than DEDUP_DAYS is remembered no more."""
-        arguments: list[Any] = [chunk[-1].at, policy.GRACE, DEDUP_DAYS * policy.DAY, DAYS * policy.DAY]
-        arguments += [keys.PREFIX, LIVE, *self._template.fields()]
+    def _record(self, chunk: list[One]) -> None:
+        """Record the events as the web process does; what is older than DEDUP_DAYS is not remembered."""
+        header = packed(
+            now=chunk[-1].at,
+            grace=policy.GRACE,
+            dedup=DEDUP_DAYS * policy.DAY,
+            kept=DAYS * policy.DAY,
+            job=self._template.fields(),
+        )
+        arguments: list[Any] = [header]
         for one in chunk:
             arguments += [_digest(one, self._plan.young), *one.order, "Issued", reference(one), "current"]
             arguments += [f"{one.number:032x}", f"2026-06-01T08:15:02.{one.number % 1000:03}Z", one.at]
-        names = [keys.DUE, keys.EVENTS, queue_key(LIVE), QUEUES_KEY, keys.ORDERS, keys.COUNTERS, keys.DEAD]
-        self._accept(keys=names, args=arguments)
+        self._accept(args=arguments)
 
-    def _bring_home(self, chunk: list[One], guests: str | None) -> None:
+    def _fetch(self, chunk: list[One]) -> None:
         jobs = [f"f-{one.order.company_id}-{one.order.order_id}-1" for one in chunk]
-        self._owed += [job for job, one in zip(jobs, chunk, strict=True) if one.kind == "owed"]
-        gone = [f"rq:job:{job}" for job, one in zip(jobs, chunk, strict=True) if one.kind != "owed"]
-        self._redis.delete(queue_key(LIVE), *gone)
-        arguments: list[Any] = [LEASE, _WORKER, policy.CRASHES_ALLOWED, ORDER_DAYS * policy.DAY]
-        arguments += [policy.HAND_LEASE]
-        for one in (one for one in chunk if one.kind != "owed"):
-            packed, content = self._contents[one.number % VARIANTS]
-            arguments += [one.kind, one.order.member, chunk[-1].at + 1000, content.digest, packed]
-            arguments += [content.status, content.wallets, content.tickets, content.coupons]
-            arguments += [f"{one.number:020x}" if guests is None else guests]
-            arguments += [keys.reference(reference(one)), keys.reference(own_reference(one))]
-        self._fetch(keys=[keys.DUE, keys.DEAD, keys.holding(_WORKER), keys.ORDERS, keys.DEAD_SINKS], args=arguments)
+        self._waiting += [job for job, one in zip(jobs, chunk, strict=True) if one.kind == "pending"]
+        taken = [f"rq:job:{job}" for job, one in zip(jobs, chunk, strict=True) if one.kind != "pending"]
+        self._redis.delete(queue_key(LIVE), *taken)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for one in (one for one in chunk if one.kind != "pending"):
+                now = chunk[-1].at + 1000
+                common = {"order": one.order.member, "worker": _WORKER, "keep": ORDER_DAYS * policy.DAY, "sinks": []}
+                start = packed(now=now, lease=LEASE, crashes_allowed=policy.CRASHES_ALLOWED, **common)
+                pipe.evalsha(self._script["start_fetch"], 0, start)
+                common |= {"now": now + 500, "generation": 1 + (one.number % 50 == 48), "token": 1}
+                if one.kind == "fetched":
+                    content, order = self._contents[one.number % VARIANTS]
+                    pipe.evalsha(self._script["store_fetch"], 0, packed(**common, **_stored(one, order)), content)
+                else:
+                    pipe.evalsha(self._script["fail_fetch"], 0, packed(**common, **FAILURES[one.kind]))
+            answers = pipe.execute()
+        assert all(b"fetch" in answer for answer in answers[::2])
 
 
-_FETCH: Final = f"""
-local all, given = KEYS, ARGV
-local KEYS, ARGV
-local function begin()
-{source("begin")}
-end
-local function finish()
-{source("finish")}
-end
-local function fail()
-{source("fail")}
-end
-local due, dead, holding, orders, dead_sinks = unpack(all)
-local lease, worker, crashes, keep, hand_lease = unpack(given, 1, 5)
-for at = 6, #given, 12 do
-  local kind, member, now, digest, content = unpack(given, at, at + 4)
-  local record, trail, copy = 'ota:order:' .. member, 'ota:trail:' .. member, 'ota:content:' .. member
-  KEYS = {{record, due, dead, trail, holding, copy}}
-  ARGV = {{now, lease, worker, member, crashes, keep}}
-  local begun = begin()
-  assert(begun[1] == 'fetch', begun[1])
-  now = tostring(tonumber(now) + 500)
-  if kind == 'home' then
-    KEYS = {{record, due, dead, trail, holding, copy, orders, dead_sinks, given[at + 10], given[at + 11]}}
-    ARGV = {{now, member, begun[3], begun[2], keep, hand_lease, '', '', digest, content, given[at + 5], given[at + 6],
-      given[at + 7], given[at + 8], '1', '200', '240', given[at + 9]}}
-    assert(finish()[1] == 'home')
-  elseif kind == 'parked' then
-    ARGV = {{now, member, begun[3], begun[2], keep, 'park', tostring(tonumber(now) + 300000), 'breaker_open', '', '0'}}
-    assert(fail() == 'parked')
-  else
-    ARGV = {{now, member, begun[3], begun[2], keep, 'dead', '0', 'order_missing', '404', '12'}}
-    assert(fail() == 'dead')
-  end
-end
-"""
+FAILURES: Final[dict[str, dict[str, Any]]] = {
+    "deferred": {"outcome": "deferred", "wait": 300_000, "reason": "breaker_open", "http": 0, "duration_ms": 0},
+    "dead": {"outcome": "dead", "wait": 0, "reason": "order_missing", "http": 404, "duration_ms": 12},
+}
+
+
+def _stored(one: One, content: Content) -> dict[str, Any]:
+    return {
+        "delivery_lease": policy.DELIVERY_LEASE,
+        "recheck_ms": -1,
+        "give_up": "",
+        "digest": content.digest,
+        "status": content.status,
+        "wallets": content.wallets,
+        "tickets": content.tickets,
+        "coupons": content.coupons,
+        "manifest": 1,
+        "http": 200,
+        "duration_ms": 240,
+        "references": [keys.reference(reference(one)), keys.reference(own_reference(one))],
+        "bounds": LATENCY_BOUNDS,
+    }
 
 
 def assert_same(url: str) -> int:
@@ -235,14 +229,11 @@ def assert_same(url: str) -> int:
     """
     plan = Plan(200, 1_780_000_000_000)
     chosen = [plan.one(number) for number in (0, 7, 48, 49, 57, 107)]
-    addresses = ("guest@example.com",)
     with Redis.from_url(f"{url[:-1]}1") as real, Redis.from_url(f"{url[:-1]}2") as quick:
-        for redis in (real, quick):
-            redis.set(keys.SALT, "salt")
         stock = _Stock(quick, plan)
-        stock.write(chosen, Guests(quick).digests(addresses))
-        stock.queue_owed()
-        _write_for_real(f"{url[:-1]}1", real, chosen, plan.young, addresses)
+        stock.write(chosen)
+        stock.queue_pending()
+        _write_for_real(f"{url[:-1]}1", real, chosen, plan.young)
         found = [_dump(redis) for redis in (real, quick)]
         assert found[0] == found[1], _difference(*found)
         for redis in (real, quick):
@@ -250,47 +241,52 @@ def assert_same(url: str) -> int:
     return len(found[0])
 
 
-def _write_for_real(url: str, redis: Redis, chosen: list[One], young: int, addresses: tuple[str, ...]) -> None:
+def _write_for_real(url: str, redis: Redis, chosen: list[One], young: int) -> None:
     now = chosen[-1].at
 
     async def accept() -> None:
         client = bootstrap.for_web(url)
         inbox = Inbox(client, dedup_days=DEDUP_DAYS, event_days=DAYS, clock=lambda: now)
-        entries = []
+        events = []
         for one in chosen:
-            event = OrderProcessed(
+            event = _Numbered(
                 company_id=one.order.company_id,
                 order_id=one.order.order_id,
                 status="Issued",
                 reference=reference(one),
                 timestamp=f"2026-06-01T08:15:02.{one.number % 1000:03}Z",
                 secret="current",
+                request_id=f"{one.number:032x}",
+                received=one.at,
+                key=_digest(one, young),
             )
-            entry = Entry.of(event, f"{one.number:032x}", one.at)
-            entries.append(replace(entry, digest=_digest(one, young)))
+            events.append(event)
         try:
-            await inbox.record(entries)
+            await inbox.accept(events)
         finally:
             await client.aclose()
 
     asyncio.run(accept())
-    ledger = Ledger(redis, order_days=ORDER_DAYS, fetch_lease=LEASE)
-    for one in (one for one in chosen if one.kind != "owed" and not one.is_second):
+    moment = now
+    ledger = Ledger(redis, order_days=ORDER_DAYS, fetch_lease=LEASE, clock=lambda: moment)
+    for one in (one for one in chosen if one.kind != "pending" and not one.is_second):
         job: Any = f"f-{one.order.company_id}-{one.order.order_id}-1"
         redis.lrem(queue_key(LIVE), 0, job)
         redis.delete(f"rq:job:{job}")
-        _, fetch = ledger.begin(one.order, _WORKER, now + 1000)
+        moment = now + 1000
+        _, fetch = ledger.start_fetch(one.order, _WORKER)
         assert fetch is not None
-        ends = now + 1500
-        if one.kind == "home":
+        moment = now + 1500
+        if one.kind == "fetched":
             references = (reference(one), own_reference(one))
-            content = replace(contents()[one.number % VARIANTS], references=references, guests=addresses)
-            ledger.finish(one.order, _WORKER, fetch, content, ends)
-        elif one.kind == "parked":
-            ledger.fail(one.order, _WORKER, fetch, ends, what="park", reason="breaker_open", due=ends + 300_000)
+            content = replace(contents()[one.number % VARIANTS], references=references)
+            ledger.store_fetch(one.order, _WORKER, fetch, content)
+        elif one.kind == "deferred":
+            ledger.fail_fetch(one.order, _WORKER, fetch, outcome="deferred", reason="breaker_open", wait_ms=300_000)
         else:
-            why = "order_missing"
-            ledger.fail(one.order, _WORKER, fetch, ends, what="dead", reason=why, http_status=404, duration_ms=12)
+            ledger.fail_fetch(
+                one.order, _WORKER, fetch, outcome="dead", reason="order_missing", http_status=404, duration_ms=12
+            )
 
 
 def _dump(redis: Any) -> dict[str, Any]:
@@ -306,7 +302,11 @@ def _dump(redis: Any) -> dict[str, Any]:
         elif kind == "zset":
             value = redis.zrange(key, 0, -1, withscores=True)
         elif kind == "list":
-            value = [re.sub(rb"\d+-\d+ ", b"ID ", line) for line in redis.lrange(key, 0, -1)]
+            value = (
+                [_without_event_id(entry) for entry in redis.lrange(key, 0, -1)]
+                if ":history:" in name
+                else redis.lrange(key, 0, -1)
+            )
         elif kind == "set":
             value = sorted(redis.smembers(key))
         elif kind == "stream":
@@ -315,6 +315,11 @@ def _dump(redis: Any) -> dict[str, Any]:
             value = redis.get(key)
         found[name] = (kind, value, round(redis.pttl(key) / 3_600_000))
     return found
+
+
+def _without_event_id(packed_entry: bytes) -> list[Any]:
+    kind, *values = msgspec.msgpack.decode(packed_entry)
+    return [kind, values[0], *values[2:]] if kind == "event" else [kind, *values]
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
@@ -327,6 +332,16 @@ def _scrambled(seed: str, like: str) -> str:
     drawn = random.Random(seed)  # no secret: sample data
     digits = "0123456789abcdef" if re.search("[a-f]", like) else "0123456789"
     return "".join(drawn.choice(digits) if one in digits else one for one in like)
+
+
+class _Numbered(OrderProcessed, frozen=True):
+    """An event with the digest that `fill` gives it."""
+
+    key: str = ""
+
+    @property
+    def digest(self) -> str:
+        return self.key
 
 
 def _digest(one: One, young: int) -> str:

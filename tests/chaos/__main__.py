@@ -1,7 +1,7 @@
 """Kill everything in turn under load, then ask for every event: `uv run python -m tests.chaos`.
 
-A sender publishes events and repeats each POST until it is told 200; meanwhile web, single workers, the whole pool
-and Valkey are killed with SIGKILL, Valkey is frozen, and the Channel Manager fails now and then. Exit code 0 only if
+A sender publishes events and repeats each POST until it gets 200; meanwhile web, single workers, the whole pool and
+Valkey are killed with SIGKILL, Valkey is frozen, and the Channel Manager fails now and then. The exit code is 0 only if
 nothing was lost and every other target was met. The seed repeats the plan: events, kills, faults.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.acceptance.strangers import System
 from tests.chaos import plan as plans
 from tests.chaos import table
 from tests.chaos.run import LONG, SHORT, TRUE_BUDGET, run
+from tests.service import service
 
 
 def main() -> int:
@@ -48,11 +48,8 @@ def main() -> int:
     out = Console(width=120, highlight=False)
     out.print(f"seed {seed}: {chosen}", markup=False)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    system = System(folder)
-    try:
-        result = run(system, plans.draw(seed, chosen.events, chosen.kills, chosen.seconds), chosen)
-    finally:
-        system.stop()
+    with service(folder) as one:
+        result = run(one, plans.draw(seed, chosen.events, chosen.kills, chosen.seconds), chosen)
     out.print(table.table(result))
     for line in [*table.verdicts(result), *table.troubles(result)]:
         out.print(line, markup=False, soft_wrap=True)

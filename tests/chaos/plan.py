@@ -1,4 +1,4 @@
-"""What is to happen in one run, drawn from a seed: the same seed draws the same events, kills and faults."""
+"""What happens in one run, drawn from a seed: the same seed draws the same events, kills and faults."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any, Final, Literal
+
+from app.dev import stack
+from app.dev.sandbox.events import Event
+from app.dev.sandbox.settings import company_id
+from app.dev.simulator.sender import Origin, Post, Shot
 
 Kind = Literal["web", "worker", "pool", "valkey", "freeze"]
 KILLS: Final[tuple[Kind, ...]] = ("web", "worker", "pool", "valkey")
@@ -26,26 +31,9 @@ _DOWN: Final[dict[Kind, tuple[float, float]]] = {
     "valkey": (0.05, 2.0),
     "freeze": (0.5, 4.0),
 }
+_ORIGIN: Final = Origin(company_id(stack.TENANT, stack.ENVIRONMENT, stack.COMPANY), stack.COMPANY, stack.CLIENT_STATE)
 _FIRST_BLOW: Final = 1.0
 _KILLS_WITH_OUTAGE: Final = 20
-
-
-@dataclass(frozen=True)
-class Event:
-    """One announced settlement; `forced`: the Channel Manager is made to settle the order so just before."""
-
-    order_id: str
-    status: str
-    timestamp: str
-    forced: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One POST, `at` seconds after the start."""
-
-    at: float
-    events: tuple[Event, ...]
 
 
 @dataclass(frozen=True)
@@ -60,10 +48,14 @@ class Blow:
 
 @dataclass(frozen=True)
 class Plan:
-    """`orders` are the ids by the status in which they begin; `outages` are (second, seconds) of 503 for all."""
+    """`orders` are the ids by the status in which they start; `outages` are (second, seconds) of 503 for all.
+
+    Before an event of `resettled` is first sent, the sandbox is made to settle its order again.
+    """
 
     seed: int
-    batches: tuple[Batch, ...]
+    posts: tuple[Post, ...]
+    resettled: frozenset[Event]
     blows: tuple[Blow, ...]
     outages: tuple[tuple[float, float], ...]
     orders: dict[str, tuple[str, ...]]
@@ -71,26 +63,34 @@ class Plan:
     @property
     def events(self) -> frozenset[Event]:
         """Return every event once, however often it is sent."""
-        return frozenset(event for batch in self.batches for event in batch.events)
+        return frozenset(shot.event for post in self.posts for shot in post.shots)
+
+    @property
+    def settlements(self) -> dict[str, tuple[Event, ...]]:
+        """Return the events of each order, the second settlement last."""
+        found: dict[str, tuple[Event, ...]] = {}
+        for event in sorted(self.events, key=lambda one: one in self.resettled):
+            found[event.payload.order_id] = (*found.get(event.payload.order_id, ()), event)
+        return found
 
 
 def draw(seed: int, events: int, kills: int, seconds: float) -> Plan:
     """Return a plan of `events` different events and `kills` SIGKILLs, and a freeze for every six of these."""
     rng = random.Random(seed)
     blows = tuple(_blows(rng, kills, seconds))
-    sent = _events(rng, events)
-    begin: dict[str, list[str]] = {}
-    for event in sent:
-        if not event.forced:
-            ids = begin.setdefault(event.status, [])
-            ids.append(event.order_id)
+    shots, resettled = _shots(rng, events)
+    orders: dict[str, list[str]] = {}
+    for shot in shots:
+        if shot.event not in resettled:
+            orders.setdefault(shot.event.payload.status, []).append(shot.order_id)
     return Plan(
         seed=seed,
-        batches=tuple(_batches(rng, sent, blows, seconds)),
+        posts=tuple(_posts(rng, shots, blows, seconds)),
+        resettled=resettled,
         blows=blows,
-        # One is enough: each opens the breaker for 15 s and more, and what is idle is not worth a kill.
+        # One is enough: each opens the breaker for 15 s and more, and a kill of an idle process tests nothing.
         outages=((seconds * 0.4, rng.uniform(1, 3)),) if kills >= _KILLS_WITH_OUTAGE else (),
-        orders={status: tuple(dict.fromkeys(ids)) for status, ids in begin.items()},
+        orders={status: tuple(dict.fromkeys(ids)) for status, ids in orders.items()},
     )
 
 
@@ -121,20 +121,23 @@ def _blows(rng: random.Random, kills: int, seconds: float) -> Iterator[Blow]:
         yield Blow(at, kind, rng.uniform(*_DOWN[kind]), rng.randrange(1000))
 
 
-def _events(rng: random.Random, count: int) -> list[Event]:
-    """Return the events in the order in which they are sent, repeats included."""
-    placed: list[tuple[float, Event]] = []
+def _shots(rng: random.Random, count: int) -> tuple[list[Shot], frozenset[Event]]:
+    """Return the events in the order in which they are sent, repeats included, and those that settle again."""
+    placed: list[tuple[float, Shot]] = []
+    resettled: set[Event] = set()
     orders = round(count / (1 + TWICE))
     for number in range(orders):
         order_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         status = rng.choices(("Issued", "Draft", "Error"), (8, 1, 1))[0]
         at = rng.random()
-        placed.append((at, Event(order_id, status, _timestamp(number))))
+        placed.append((at, Shot("genuine", _ORIGIN.event(order_id, "CM-1", status, _timestamp(number)))))
         if number < count - orders:
-            placed.append((_later(rng, at), Event(order_id, "Issued", _timestamp(count + number), forced=True)))
-    for at, event in rng.sample(placed, round(len(placed) * REPEATED)):
-        placed.append((_later(rng, at), event))
-    return [event for _, event in sorted(placed, key=lambda one: one[0])]
+            again = _ORIGIN.event(order_id, "CM-1", "Issued", _timestamp(count + number))
+            resettled.add(again)
+            placed.append((_later(rng, at), Shot("genuine", again)))
+    for at, shot in rng.sample(placed, round(len(placed) * REPEATED)):
+        placed.append((_later(rng, at), Shot("duplicate", shot.event)))
+    return [shot for _, shot in sorted(placed, key=lambda one: one[0])], frozenset(resettled)
 
 
 def _later(rng: random.Random, at: float) -> float:
@@ -142,19 +145,19 @@ def _later(rng: random.Random, at: float) -> float:
     return at + (rng.expovariate(500) if rng.random() < 0.5 else rng.random() * (1 - at))
 
 
-def _batches(rng: random.Random, events: list[Event], blows: tuple[Blow, ...], seconds: float) -> Iterator[Batch]:
-    """Cut the events into POSTs: half of them at any moment, half around a blow, which strikes what is under way."""
-    parts: list[tuple[Event, ...]] = []
+def _posts(rng: random.Random, shots: list[Shot], blows: tuple[Blow, ...], seconds: float) -> Iterator[Post]:
+    """Cut the events into POSTs: half of them at any time, half around a blow, to have requests under way then."""
+    parts: list[tuple[Shot, ...]] = []
     start = 0
-    while start < len(events):
+    while start < len(shots):
         size = rng.randint(1, LARGEST_BATCH)
-        parts.append(tuple(events[start : start + size]))
+        parts.append(tuple(shots[start : start + size]))
         start += size
-    moments = [
+    times = [
         rng.random() * seconds if rng.random() < 0.5 else rng.choice(blows).at + rng.gauss(-0.05, 0.1) for _ in parts
     ]
-    for at, part in zip(sorted(moments), parts, strict=True):
-        yield Batch(min(max(at, 0.0), seconds), part)
+    for at, part in zip(sorted(times), parts, strict=True):
+        yield Post(part, "values", min(max(at, 0.0), seconds))
 
 
 def _timestamp(number: int) -> str:

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from app.dev import stack
+from app.dev.sandbox.events import Event
+from app.dev.simulator.audit import Books, Evidence, Expected, Name, acknowledged, audit, name, rows
+from app.dev.simulator.sender import Answer, Post, Sender
 from app.ids import OrderKey
 from app.ledger import keys
-from tests.acceptance.strangers import PARTNER, System
+from app.ledger.events import EventLog, EventQuery
+from app.ledger.history import EventReceived, FetchStarted, FetchStored, parse_entry
+from app.ledger.orders import Archive
 from tests.chaos import plan as plans
-from tests.chaos.audit import Audit, audit, story
 from tests.chaos.plan import Plan
-from tests.chaos.sender import Sender
 from tests.chaos.supervisor import Supervisor
+from tests.service import Service, ask
 
 HOME_WITHIN: Final = 60.0
-"""Seconds from the last kill until nothing is owed any more."""
+"""Seconds from the last kill until nothing is pending."""
 
 ANSWERS_PER_SETTLEMENT: Final = 1.05
 
 _STORM: Final = 180.0
-"""Seconds beyond the plan within which every blow must have found its target."""
+"""Seconds beyond the plan within which every blow must have been dealt."""
+
+_CONNECTIONS: Final = 4
+_PAUSE: Final = 0.2
+"""Seconds before a POST that failed is sent again."""
+
+_HISTORY_SHOWN: Final = 15
 
 _SINK = """import os
 _FILE = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -41,7 +53,7 @@ def on_order(order, context):
 class Size:
     """How large a run is, and on which budget: requests at once, and in five minutes.
 
-    `patience`: seconds from the last kill after which what is not home counts as lost and no longer as late.
+    `patience`: seconds from the last kill after which an order that is not fetched counts as lost, no longer as late.
     """
 
     events: int
@@ -59,9 +71,30 @@ LONG: Final = Size(10_000, 60, 240, workers=8, at_once=64, in_five_minutes=1_000
 TRUE_BUDGET: Final = Size(3_000, 20, 90, workers=8, at_once=5, in_five_minutes=6_000)
 
 
+@dataclass
+class Found:
+    """The figures of the audit; `faults` holds what is wrong with each order, empty if nothing is."""
+
+    faults: dict[str, list[str]]
+    recorded: int = 0
+    orders: int = 0
+    delivered: int = 0
+    deliveries: int = 0
+    good_answers: int = 0
+    surplus: int = 0
+    slowest: float = 0.0
+    slowest_order: str = ""
+    injected: dict[str, int] = field(default_factory=dict)
+    throttled: int = 0
+
+    @property
+    def complete(self) -> int:
+        return self.orders - len(self.faults)
+
+
 @dataclass(frozen=True)
 class Result:
-    """What came of a run. `home_after` is in seconds from the last kill, None if something never came home."""
+    """The outcome of a run. `home_after` is in seconds from the last kill, None if an order was never fetched."""
 
     plan: Plan
     sent: int
@@ -70,22 +103,22 @@ class Result:
     dealt: Counter[str]
     surprises: Counter[str]
     home_after: float | None
-    found: Audit
+    found: Found
     stories: dict[str, list[str]]
 
     @property
     def kills(self) -> int:
-        """Return how many SIGKILLs were dealt; a freeze is none."""
+        """Return how many SIGKILLs were dealt, without freezes."""
         return sum(self.dealt[kind] for kind in plans.KILLS)
 
     @property
     def per_settlement(self) -> float:
-        """Return the good getOrder answers a settlement; what coalescing saved on one order excuses no other's."""
+        """Return the good getOrder answers a settlement; savings of coalescing on one order offset no other order."""
         return 1 + self.found.surplus / self.sent
 
     @property
     def targets(self) -> list[tuple[str, bool]]:
-        """Return what was to be reached, and whether it was."""
+        """Return each target, and whether it was met."""
         found = self.found
         return [
             ("every event is acknowledged", self.acknowledged == self.sent),
@@ -102,25 +135,32 @@ class Result:
         ]
 
 
-def run(system: System, plan: Plan, size: Size) -> Result:
-    """Play the plan on a system of which nothing runs yet."""
-    _prepare(system, plan, size)
-    sender = Sender(system, plan)
-    sink = system.folder / "sink.txt"
-    supervisor = Supervisor(system, _variables(system, size, sink))
-    with sender.sending():
-        last = _storm(system, plan, supervisor, sender, size.seconds)
+def run(service: Service, plan: Plan, size: Size) -> Result:
+    """Play the plan on a service of which nothing runs yet."""
+    _prepare(service, plan, size)
+    sink = service.folder / "sink.txt"
+    supervisor = Supervisor(service, _variables(service, size, sink))
+    sender = Sender(
+        service.webhook,
+        plan.posts,
+        connections=_CONNECTIONS,
+        tries=None,
+        pause=_PAUSE,
+        before=_resettler(service, plan),
+    )
+    with sender.sending() as busy:
+        last = _storm(service, plan, supervisor, busy, size.seconds)
     retry: Retry = Retry(NoBackoff(), 0)
-    with Redis.from_url(system.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
+    with Redis.from_url(service.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
         home_after = _home_after(supervisor, redis, len(plan.events), last, size.patience)
-        found = audit(system, plan, redis, sender.sent, sink)
-        orders = [OrderKey(system.company_id, one) for one in found.faults if len(one) == 36]
-        stories = {order.order_id: list(story(redis, order)) for order in orders}
+        found = _audit(service, plan, redis, sender.answers, sink)
+        orders = [OrderKey(service.company_id, one) for one in found.faults]
+        stories = {order.order_id: list(_story(redis, order)) for order in orders}
     return Result(
         plan=plan,
         sent=len(plan.events),
-        acknowledged=len(sender.acknowledged),
-        answers=sender.answers,
+        acknowledged=len(acknowledged(sender.answers)),
+        answers=Counter(one.result for one in sender.answers),
         dealt=supervisor.dealt,
         surprises=supervisor.surprises,
         home_after=home_after,
@@ -129,52 +169,66 @@ def run(system: System, plan: Plan, size: Size) -> Result:
     )
 
 
-def _prepare(system: System, plan: Plan, size: Size) -> None:
-    system.start_valkey()
+def _prepare(service: Service, plan: Plan, size: Size) -> None:
+    service.start_valkey()
     limits = ["--slots", str(size.at_once), "--requests", str(size.in_five_minutes)]
-    system.start_sandbox("--seed", str(plan.seed), "--latency", str(size.latency_ms), *limits)
+    service.start_sandbox("--latency", str(size.latency_ms), *limits, seed=plan.seed)
+    service.variables["CLIENT_STATE"] = stack.CLIENT_STATE
     for status, ids in plan.orders.items():
-        wish = {"company_id": system.company_id, "partner_id": PARTNER, "mix": {status: 1}, "order_ids": ids}
-        system.admin("POST", "orders", wish)
-    system.admin("PUT", "faults", plans.faults())
+        body = {"company_id": service.company_id, "partner_id": stack.PARTNER_ID, "mix": {status: 1}}
+        service.admin("POST", "orders", body | {"order_ids": ids})
+    service.admin("PUT", "faults", plans.faults())
 
 
-def _variables(system: System, size: Size, sink: Path) -> dict[str, str]:
-    (system.folder / "chaos_sink.py").write_text(_SINK.format(path=str(sink)))
+def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
+    """Return a function that settles an order again just before the event of that is first sent."""
+    left = set(plan.resettled)
+
+    def before(post: Post) -> None:
+        for event in {shot.event for shot in post.shots} & left:
+            left.remove(event)
+            body = {"order_id": event.payload.order_id, "company_id": event.company_id, "status": event.payload.status}
+            service.admin("POST", "settle", body)
+
+    return before
+
+
+def _variables(service: Service, size: Size, sink: Path) -> dict[str, str]:
+    (service.folder / "chaos_sink.py").write_text(_SINK.format(path=str(sink)))
     return {
         "SINKS": "python:chaos_sink:on_order",
-        # Without it nobody compares with the Channel Manager's list: what an event loses, nothing else brings back.
+        # Without it nothing is compared with the Channel Manager's list, so a lost event stays lost.
         "NP_PARTNER_ID": "",
-        "SPOOL_DIR": str(system.folder / "spool"),
+        "SPOOL_DIR": str(service.folder / "spool"),
         "WORKERS": str(size.workers),
         "BACKFILL_WORKERS": "0",
         "UPSTREAM_CONCURRENCY": str(size.at_once),
         "UPSTREAM_REQUESTS_PER_5_MIN": str(size.in_five_minutes),
-        # Leases follow from it: with the default of 20 s one alone may outlast the 60 s in which all must be home.
+        # Leases follow from it: with the default of 20 s one alone may outlast HOME_WITHIN.
         "UPSTREAM_TIMEOUT": "5s",
     }
 
 
-def _storm(system: System, plan: Plan, supervisor: Supervisor, sender: Sender, seconds: float) -> float:
-    """Deal every blow and wait until all is sent; return the moment of the last blow, on the monotonic clock."""
+def _storm(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
+    """Deal every blow and wait until all is sent; return the time of the last blow, on the monotonic clock."""
     blows, outages = list(plan.blows), list(plan.outages)
     began = last = time.monotonic()
-    while blows or outages or sender.busy:
+    while blows or outages or busy():
         supervisor.mind()
         now = time.monotonic() - began
-        assert now < seconds + _STORM, f"still to be dealt: {blows}; still sending: {sender.busy}"
+        assert now < seconds + _STORM, f"not dealt: {blows}; still sending: {busy()}"
         for blow in [blow for blow in blows if blow.at <= now]:
             if supervisor.strike(blow):
                 blows.remove(blow)
                 last = time.monotonic()
         if outages and outages[0][0] <= now:
-            system.admin("POST", "faults", plans.outage(outages.pop(0)[1]))
+            service.admin("POST", "faults", plans.outage(outages.pop(0)[1]))
         time.sleep(0.01)
     return last
 
 
 def _home_after(supervisor: Supervisor, redis: Redis, events: int, last: float, patience: float) -> float | None:
-    """Return the seconds from `last` until all is recorded and nothing is owed; None: not within `patience`."""
+    """Return the seconds from `last` until all is recorded and nothing pending; None: not within `patience`."""
     while (waited := time.monotonic() - last) < patience:
         supervisor.mind()
         try:
@@ -185,3 +239,90 @@ def _home_after(supervisor: Supervisor, redis: Redis, events: int, last: float, 
             pass
         time.sleep(0.05)
     return None
+
+
+def _audit(service: Service, plan: Plan, redis: Redis, answers: list[Answer], sink: Path) -> Found:
+    """Ask for every event and every order: in the ledger, at the sink and at the Channel Manager."""
+    settlements = plan.settlements
+    listed = service.admin("GET", "orders")
+    asked = rows(listed)
+    injected: Counter[str] = Counter()
+    for rule in service.admin("GET", "faults"):
+        injected[str(rule["status"]) if rule["kind"] == "status" else rule["kind"]] += rule["struck"]
+    throttled = service.admin("GET", "stats")["throttled"]
+    # All counts are read: from here on the Channel Manager answers us.
+    service.admin("DELETE", "faults")
+    books = Books(Archive(redis), EventLog(redis), service.company_id)
+    recorded, revisions = books.recorded(), _revisions(sink)
+    evidence = Evidence(
+        answers,
+        asked,
+        exact=False,
+        kept=books.kept(settlements),
+        recorded=recorded,
+        revisions=revisions,
+        tickets={one: _tickets(service, one) for one, events in settlements.items() if len(events) > 1},
+    )
+    expected = [Expected(order_id, events) for order_id, events in settlements.items()]
+    found = Found(
+        audit(expected, evidence),
+        recorded=len(recorded),
+        orders=len(settlements),
+        delivered=len(revisions),
+        deliveries=sum(map(len, revisions.values())),
+        good_answers=sum(asked[one].answered for one in settlements),
+        surplus=sum(max(0, asked[one].answered - len(events)) for one, events in settlements.items()),
+        injected=dict(injected),
+        throttled=throttled["window"] + throttled["queue"],
+    )
+    found.slowest, found.slowest_order = _slowest(service, books, redis, answers)
+    return found
+
+
+def _tickets(service: Service, order_id: str) -> list[str]:
+    """Return the ticket numbers that the Channel Manager has, asked with a key of our own."""
+    status, answer = ask("GET", service.api(f"channelManager/{order_id}"), None, {"x-np-api-key": "audit"})
+    assert status == 200, answer
+    wallets = [wallet for item in answer["items"] for wallet in item["wallets"]]
+    return sorted(asset["referenceNumber"] for wallet in wallets for asset in wallet["assets"])
+
+
+def _revisions(sink: Path) -> dict[str, list[int]]:
+    """Return the revisions of each order in the order in which the sink was called."""
+    revisions: dict[str, list[int]] = {}
+    for line in sink.read_text().splitlines() if sink.exists() else []:
+        _, order_id, revision, _ = line.split("/")
+        revisions.setdefault(order_id, []).append(int(revision))
+    return revisions
+
+
+def _slowest(service: Service, books: Books, redis: Redis, answers: list[Answer]) -> tuple[float, str]:
+    """Return the longest time in seconds from an event's first POST to a fetch that saw it, and its order."""
+    sent: dict[Event, float] = {}
+    for answer in answers:
+        for shot in answer.post.shots:
+            sent[shot.event] = min(answer.sent_at, sent.get(shot.event, answer.sent_at))
+    first: dict[Name, float] = {name(event): at for event, at in sent.items()}
+    names = {one.id: (one.order_id, one.status, one.sent) for one in EventLog(redis).oldest_first(EventQuery())}
+    slowest = 0.0, ""
+    for order_id in {event.payload.order_id for event in sent}:
+        trail = books.archive.history(OrderKey(service.company_id, order_id))
+        saw = {entry.token: entry.generation for entry in trail if isinstance(entry, FetchStarted)}
+        stored = [entry for entry in trail if isinstance(entry, FetchStored)]
+        heard = [entry for entry in trail if isinstance(entry, EventReceived)]
+        for number, event in enumerate(heard, start=1):
+            at = first.get(names.get(event.event_id, ("", "", "")))
+            fetched = next((one.at.timestamp() for one in stored if saw.get(one.token, 0) >= number), None)
+            if at is not None and fetched is not None:
+                slowest = max(slowest, (fetched - at, order_id))
+    return slowest
+
+
+def _story(redis: Redis, order: OrderKey) -> Iterator[str]:
+    """Return what the ledger knows of an order, line by line."""
+    answer: Any = redis.hgetall(keys.record(order))
+    fields = {name.decode(): value.decode() for name, value in answer.items()}
+    yield " ".join(f"{name}={value}" for name, value in sorted(fields.items())) or "no record"
+    yield f"due {redis.zscore(keys.DUE, order.member)} dead {redis.zscore(keys.DEAD, order.member)}"
+    entries: Any = redis.lrange(keys.history(order), -_HISTORY_SHOWN, -1)
+    yield from (repr(parse_entry(entry)) for entry in entries)

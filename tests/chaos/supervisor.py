@@ -1,35 +1,34 @@
-"""Who starts again what has ended, as systemd or Kubernetes would, and strikes when the plan says so."""
+"""Restarts what has ended, as systemd or Kubernetes does, and kills and freezes when the plan says so."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections import Counter
 from typing import Final
 
-from tests.acceptance.strangers import System, children
 from tests.chaos.plan import Blow
+from tests.eventually import eventually
+from tests.pids import children
+from tests.service import Service
 
 _PAUSE: Final = 0.5
 """Seconds before a part that ended by itself is started again."""
 
 
 class Supervisor:
-    """Minds web, the pool and Valkey of one system. All of it in one thread: what it starts dies with that thread."""
+    """Keeps web, the pool and Valkey of one service running. Main thread only (see Process)."""
 
-    def __init__(self, system: System, variables: dict[str, str]) -> None:
-        """Take over a system whose Valkey runs; `variables` are added to the environment of both commands."""
-        self._system = system
+    def __init__(self, service: Service, variables: dict[str, str]) -> None:
+        """Start web and the pool with `variables` beside the service's own; its Valkey runs already."""
+        self._service = service
         self._variables = variables
-        assert system.valkey is not None
-        self._parts = {name: system.start(name, **variables) for name in ("web", "worker")}
-        self._parts["valkey"] = system.valkey
-        #: When a part is to be started again, by its name; when Valkey is to go on.
+        self._commands = {name: service.start(name, **variables) for name in ("web", "worker")}
+        #: When a part is started again, by its name; when Valkey continues.
         self._again: dict[str, float] = {}
         self._thaw: float | None = None
-        #: Blows that were dealt, by kind, and parts that ended without one.
+        #: Blows dealt, by kind, and parts that ended without one.
         self.dealt: Counter[str] = Counter()
         self.surprises: Counter[str] = Counter()
 
@@ -37,58 +36,59 @@ class Supervisor:
         """Start what is due to be started; call often."""
         now = time.monotonic()
         if self._thaw is not None and now >= self._thaw:
-            self._parts["valkey"].send_signal(signal.SIGCONT)
+            self._service.valkey.resume()
             self._thaw = None
-        for name, part in self._parts.items():
-            if part.poll() is None:
+        for name in ("web", "worker", "valkey"):
+            code = self._exit_code(name)
+            if code is None:
                 continue
             if name not in self._again:
-                self.surprises[f"{name} exit {part.returncode}"] += 1
+                self.surprises[f"{name} exit {code}"] += 1
                 self._again[name] = now + _PAUSE
             elif now >= self._again[name]:
                 del self._again[name]
-                self._parts[name] = self._started(name)
+                if name == "valkey":
+                    self._service.valkey.restart()
+                else:
+                    self._commands[name] = self._service.launch(name, **self._variables)
 
     def strike(self, blow: Blow) -> bool:
-        """Deal the blow, unless its target is not up just now: then return False."""
+        """Deal the blow and return True; return False if its target is not up."""
         victim = self._victim(blow)
         if victim is None:
             return False
-        now = time.monotonic()
         self.dealt[blow.kind] += 1
         if blow.kind == "freeze":
-            os.kill(victim, signal.SIGSTOP)
-            self._thaw = now + blow.down
+            self._service.valkey.pause()
+            self._thaw = time.monotonic() + blow.down
             return True
         os.kill(victim, signal.SIGKILL)
+        if blow.kind == "worker":
+            return True
         name = "worker" if blow.kind == "pool" else blow.kind
-        if blow.kind != "worker":
-            self._parts[name].wait()
-            self._again[name] = now + blow.down
+        eventually(lambda: self._exit_code(name) is not None, what=f"{name} is dead")
+        self._again[name] = time.monotonic() + blow.down
         return True
 
     @property
     def all_up(self) -> bool:
         """Return whether every part runs."""
-        return self._thaw is None and all(part.poll() is None for part in self._parts.values())
+        return self._thaw is None and all(self._exit_code(name) is None for name in ("web", "worker", "valkey"))
+
+    def _exit_code(self, name: str) -> int | None:
+        return self._service.valkey.exit_code if name == "valkey" else self._commands[name].exit_code
 
     def _victim(self, blow: Blow) -> int | None:
-        pool, web, valkey = self._parts["worker"], self._parts["web"], self._parts["valkey"]
-        match blow.kind:
+        name = {"pool": "worker", "freeze": "valkey"}.get(blow.kind, blow.kind)
+        if self._exit_code(name) is not None:
+            return None
+        match name:
             case "web":
-                return web.pid if web.poll() is None and self._system.web_listens() else None
-            case "valkey" | "freeze":
-                up = valkey.poll() is None and self._thaw is None and self._system.valkey_listens()
-                return valkey.pid if up else None
-            case "pool" | "worker":
-                workers = children(pool.pid) if pool.poll() is None else []
-                if not workers:
-                    return None
-                return pool.pid if blow.kind == "pool" else workers[blow.pick % len(workers)]
-
-    def _started(self, name: str) -> subprocess.Popen[bytes]:
-        if name == "valkey":
-            self._system.launch_valkey()
-            assert self._system.valkey is not None
-            return self._system.valkey
-        return self._system.launch(name, **self._variables)
+                return self._commands["web"].pid if self._service.web_listens() else None
+            case "valkey":
+                return self._service.valkey.pid if self._thaw is None else None
+        pool = self._commands["worker"].pid
+        workers = children(pool)
+        if not workers:
+            return None
+        return pool if blow.kind == "pool" else workers[blow.pick % len(workers)]

@@ -1,4 +1,4 @@
-"""The table of a run, and what the ledger knows of everything that is wrong."""
+"""The table of a run, and what the ledger knows of each order with a fault."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def verdicts(result: Result) -> Iterator[str]:
 
 
 def troubles(result: Result) -> Iterator[str]:
-    """Return what is wrong with every order, and of the first ones what the ledger knows of them."""
+    """Return what is wrong with every order, and for the first ones what the ledger knows."""
     for number, (subject, wrong) in enumerate(result.found.faults.items()):
         yield f"{subject}: {'; '.join(wrong)}"
         if number < _STORIES_SHOWN:

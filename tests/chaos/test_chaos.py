@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from tests.acceptance.strangers import System
 from tests.chaos import plan as plans
 from tests.chaos import table
 from tests.chaos.run import SHORT, run
+from tests.service import service
 
 SEED = 1
 
 
 def test_a_seed_repeats_its_plan_and_every_part_is_killed_and_valkey_frozen() -> None:
-    """What a run has found can be looked for again: events, kills and their moments are the same."""
+    """A failure can be looked for again: events, kills and their times are the same."""
     plan = plans.draw(SEED, SHORT.events, SHORT.kills, SHORT.seconds)
 
     assert plan == plans.draw(SEED, SHORT.events, SHORT.kills, SHORT.seconds)
@@ -23,18 +23,15 @@ def test_a_seed_repeats_its_plan_and_every_part_is_killed_and_valkey_frozen() ->
     assert set(dealt) == {*plans.KILLS, "freeze"}
     assert sum(dealt[kind] for kind in plans.KILLS) == SHORT.kills >= 12
     assert len(plan.events) == SHORT.events
-    settlements = Counter(event.order_id for event in plan.events)
+    settlements = Counter(event.payload.order_id for event in plan.events)
     assert set(settlements.values()) == {1, 2}
-    assert max(len(batch.events) for batch in plan.batches) <= plans.LARGEST_BATCH
+    assert max(len(post.shots) for post in plan.posts) <= plans.LARGEST_BATCH
 
 
 def test_no_event_is_lost_and_no_get_order_wasted_while_everything_is_killed_in_turn(tmp_path: Path) -> None:
-    """Web, workers, the pool and Valkey die by SIGKILL, Valkey freezes, the Channel Manager fails: all comes home."""
-    system = System(tmp_path)
-    try:
-        result = run(system, plans.draw(SEED, SHORT.events, SHORT.kills, SHORT.seconds), SHORT)
-    finally:
-        system.stop()
+    """Web, workers, the pool and Valkey die by SIGKILL, Valkey freezes, the Channel Manager fails; all is fetched."""
+    with service(tmp_path) as one:
+        result = run(one, plans.draw(SEED, SHORT.events, SHORT.kills, SHORT.seconds), SHORT)
 
     assert all(met for _, met in result.targets), "\n".join([*table.verdicts(result), *table.troubles(result)])
     assert sum(result.found.injected.values()) > 0

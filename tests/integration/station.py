@@ -14,8 +14,9 @@ from redis import Redis
 from app import bootstrap
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, Backlog, Holdings, OrderRecord
-from app.ledger.rate_limit import Budget, Limits
+from app.ledger.orders import Archive, Backlog, Holdings
+from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.record import OrderRecord
 from app.ledger.work import Content
 from app.reconcile.compare import Survey
 from app.reconcile.run import Listing, Reconcile, Report, Share
@@ -41,7 +42,7 @@ class Station:
     ledger: Ledger = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.redis, order_days=400, fetch_lease=60_000)
+        self.ledger = Ledger(self.redis, order_days=400, fetch_lease=60_000, clock=lambda: self.now)
 
     @property
     def company_id(self) -> str:
@@ -52,15 +53,15 @@ class Station:
         return Cursor(self.redis, self.company_id)
 
     @property
-    def budget(self) -> Budget:
-        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, slot_lease=60_000)
-        return Budget(self.redis, API_KEY, self.company.path, limits)
+    def limiter(self) -> RateLimiter:
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=60_000)
+        return RateLimiter(self.redis, API_KEY, self.company.path, limits, clock=lambda: self.now)
 
     def parts(self, ledger: Ledger | None = None) -> Reconcile:
         """Return a run, put together as the worker does, but with this clock."""
         return Reconcile(
             slug=self.company.slug,
-            listing=Listing(self.client, self.budget, "venue", lambda: self.now, self._pause, self.page_size),
+            listing=Listing(self.client, self.limiter, "venue", lambda: self.now, self._pause, self.page_size),
             survey=Survey(Holdings(self.redis), self.company_id, 400),
             cursor=self.cursor,
             backlog=Backlog(self.redis),
@@ -85,7 +86,7 @@ class Station:
         """Fetch these orders, or all that wait in backfill, as workers do."""
         for order_id in order_ids or self.owed():
             key = OrderKey(self.company_id, order_id)
-            _, fetch = self.ledger.begin(key, "w-backfill-1", self.now)
+            _, fetch = self.ledger.start_fetch(key, "w-backfill-1")
             if fetch is None:
                 continue
             found = self.client.get_order(order_id)
@@ -100,8 +101,8 @@ class Station:
                 http_status=200,
                 duration_ms=1,
             )
-            look_at = None if found.order.settled else self.now + 2 * MINUTE
-            self.ledger.finish(key, "w-backfill-1", fetch, content, self.now, look_at=look_at)
+            recheck_ms = None if found.order.settled else 2 * MINUTE
+            self.ledger.store_fetch(key, "w-backfill-1", fetch, content, recheck_ms=recheck_ms)
         if not order_ids:
             self.redis.delete("rq:queue:backfill")
 

@@ -51,7 +51,7 @@ def test_the_owed_are_listed_by_their_last_change_not_by_when_they_are_looked_at
     desk.redis.zadd("ota:due", {order(number).member: now for number in range(9, on_the_clock + 9)})
 
     def listed(since: int, until: int) -> list[OrderKey]:
-        query = OrderQuery(state="owed", since=from_ms(now - since), until=from_ms(now - until))
+        query = OrderQuery(state="pending", since=from_ms(now - since), until=from_ms(now - until))
         return [record.key for record in Archive(desk.redis).newest_first(query, from_ms(now))]
 
     assert listed(3000, 0) == [order(4), order(2), order(1)]
@@ -64,7 +64,7 @@ def test_a_list_of_the_few_that_are_owed_reads_no_others(desk: Desk) -> None:
     desk.redis.zrem("ota:due", *(one.member for one in orders[2:]))
     desk.redis.config_resetstat()
 
-    found = list(Archive(desk.redis).newest_first(OrderQuery(state="owed"), from_ms(0)))
+    found = list(Archive(desk.redis).newest_first(OrderQuery(state="pending"), from_ms(0)))
 
     assert len(found) == 2
     assert desk.redis.info("commandstats")["cmdstat_hgetall"]["calls"] == 2
@@ -207,8 +207,8 @@ def test_limits_hold_for_the_state_and_the_last_change(desk: Desk) -> None:
     def keys(query: OrderQuery) -> list[OrderKey]:
         return [record.key for record in found.newest_first(query, from_ms(now))]
 
-    assert keys(OrderQuery(state="owed")) == [order(1)]
-    assert keys(OrderQuery(state="home")) == [order(2)]
+    assert keys(OrderQuery(state="pending")) == [order(1)]
+    assert keys(OrderQuery(state="fetched")) == [order(2)]
     assert keys(OrderQuery(since=from_ms(now) - timedelta(seconds=30))) == [order(2)]
     assert keys(OrderQuery(until=from_ms(now) - timedelta(seconds=30))) == [order(1)]
     assert keys(OrderQuery(company_id=MUSEUM)) == []

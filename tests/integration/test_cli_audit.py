@@ -8,7 +8,6 @@ import pytest
 from redis import Redis
 
 from app.ledger.keys import AUDIT
-from tests.integration.commands import run_each
 from tests.integration.desk import VENUE, Desk, open_desk, order
 
 
@@ -27,8 +26,7 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
     expected = desk.folder / "expected.csv"
     expected.write_text(f"orderId\n{order(9).order_id}\n")
 
-    ended = run_each(
-        desk,
+    ended = desk.run_each(
         [
             ("dead", "requeue", dead[0].order_id, "--yes"),
             ("dead", "drop", dead[1].order_id, dead[2].order_id, "--yes"),
@@ -56,15 +54,14 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
     assert {one["who"].partition("@")[0] for one in ended[-3].objects} == {"ann"}
     assert "canary-pay" not in ended[-3].out
     assert (ended[-2].code, ended[-2].out.count("order_missing"), ended[-2].out.count("ann@")) == (0, 1, 1)
-    assert (ended[-1].code, ended[-1].err) == (0, "Nothing is noted.\n")
+    assert (ended[-1].code, ended[-1].err) == (0, "The audit is empty.\n")
 
 
 def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
     desk.hear(order(1))
     desk.give_up(order(1))
 
-    ended = run_each(
-        desk,
+    ended = desk.run_each(
         [
             ("dead", "requeue", "--all", "--dry-run"),
             ("dead", "drop", "--all"),
@@ -80,6 +77,6 @@ def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
 def test_what_names_an_erased_order_leaves_the_audit_but_its_erasure(desk: Desk) -> None:
     desk.hear(order(1))
 
-    run_each(desk, [("orders", "refetch", order(1).order_id), ("orders", "erase", order(1).order_id, "--yes")])
+    desk.run_each([("orders", "refetch", order(1).order_id), ("orders", "erase", order(1).order_id, "--yes")])
 
     assert [one["what"] for one in desk.run("audit", "--json").objects] == ["erase"]

@@ -16,7 +16,7 @@ from app.dev.sandbox.process import Sandbox, start
 from app.dev.sandbox.submission import order_body
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
-from app.ledger.history import Wanted
+from app.ledger.history import FetchRequested
 from app.ledger.keys import AUDIT
 from app.ledger.orders import Archive
 from tests.eventually import eventually
@@ -63,7 +63,7 @@ def status(sandbox: Sandbox, order: OrderKey) -> str:
 
 
 def whys(desk: Desk, order: OrderKey) -> list[str]:
-    return [entry.why for entry in Archive(desk.redis).trail(order) if isinstance(entry, Wanted)]
+    return [entry.reason for entry in Archive(desk.redis).history(order) if isinstance(entry, FetchRequested)]
 
 
 def test_a_draft_is_confirmed_and_its_fetch_is_queued_among_the_live_ones(desk: Desk, sandbox: Sandbox) -> None:

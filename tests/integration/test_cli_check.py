@@ -99,8 +99,8 @@ def test_with_a_partner_id_the_list_is_asked(desk: Desk, sandbox: Sandbox) -> No
     found = desk.run("check", "--json").objects
 
     details = {one["about"]: one["detail"] for one in found if one["what"] == "api"}
-    assert details["venue"].startswith("the list of orders is permitted")
-    assert details["museum"].startswith("getOrder is permitted")
+    assert details["venue"].startswith("the API key may list orders")
+    assert details["museum"].startswith("the API key may call getOrder")
     assert [one["about"] for one in found if one["what"] == "partner id"] == ["museum"]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app import bootstrap
 from app.ledger.orders import Archive
+from app.ledger.work import Dispatched
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, open_desk, order
 
 
@@ -68,12 +68,12 @@ def test_dead_letters_are_filtered(cemetery: Desk, filters: tuple[str, ...], num
 def test_requeue_all_revives_orders_and_hand_ons(cemetery: Desk) -> None:
     ended = cemetery.run("dead", "requeue", "--all", "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"queued": 3, "waiting": 0, "sinks": 1, "gone": 0}])
+    assert (ended.code, ended.objects) == (0, [{"queued": 3, "waiting": 0, "sinks": 1, "not_dead": 0}])
     assert cemetery.waiting("backfill") == [order(number).order_id for number in (1, 2, 3)]
     assert cemetery.run("dead", "list", "--json").out == ""
-    hand_on = cemetery.ledger().hand(order(4), WORKER, bootstrap.clock())
+    hand_on = cemetery.ledger().acquire_delivery(order(4), WORKER)
     assert hand_on is not None
-    assert (hand_on.sink, hand_on.revision, hand_on.tries) == (SINK, 1, 1)
+    assert (hand_on.sink, hand_on.revision, hand_on.attempts) == (SINK, 1, 1)
 
 
 def test_a_revived_hand_on_is_due_now_so_the_ticker_finds_it(cemetery: Desk) -> None:
@@ -81,12 +81,11 @@ def test_a_revived_hand_on_is_due_now_so_the_ticker_finds_it(cemetery: Desk) -> 
 
     assert cemetery.run("dead", "requeue", order(4).order_id, "--yes").code == 0
 
-    now = bootstrap.clock()
-    assert cemetery.ledger().tick(now)[:2] == (1, 1)
+    assert cemetery.ledger().dispatch_due() == Dispatched(1, 1, 0)
     record = Archive(cemetery.redis).record(order(4))
     assert record is not None
-    assert (record.dead_sinks, record.done, record.wanted) == ((), 1, 1)
-    assert [entry.__class__.__name__ for entry in Archive(cemetery.redis).trail(order(4))][-1] == "Revived"
+    assert (record.dead_sinks, record.fetched_generation, record.generation) == ((), 1, 1)
+    assert [entry.__class__.__name__ for entry in Archive(cemetery.redis).history(order(4))][-1] == "DeliveryRetried"
 
 
 def test_one_that_is_gone_stops_nothing(cemetery: Desk) -> None:
@@ -97,7 +96,7 @@ def test_one_that_is_gone_stops_nothing(cemetery: Desk) -> None:
 
     ended = cemetery.run("dead", "requeue", *ids, "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (1, [{"queued": 1, "waiting": 0, "sinks": 0, "gone": 2}])
+    assert (ended.code, ended.objects) == (1, [{"queued": 1, "waiting": 0, "sinks": 0, "not_dead": 2}])
     assert (order(9).order_id in ended.err, order(5).order_id in ended.err) == (True, True)
     assert cemetery.waiting("backfill") == [order(2).order_id]
 
@@ -109,7 +108,7 @@ def test_a_letter_without_a_record_is_skipped_and_told(cemetery: Desk) -> None:
     ended = cemetery.run("dead", "requeue", "--all", "--yes", "--json")
 
     assert listed[0]["reason"] == "record_gone"
-    assert (ended.code, ended.objects) == (1, [{"queued": 2, "waiting": 0, "sinks": 1, "gone": 1}])
+    assert (ended.code, ended.objects) == (1, [{"queued": 2, "waiting": 0, "sinks": 1, "not_dead": 1}])
     assert Archive(cemetery.redis).record(order(1)) is None
 
 
@@ -130,7 +129,7 @@ def test_more_than_a_page_is_requeued_whole(desk: Desk) -> None:
 
     ended = desk.run("dead", "requeue", "--all", "--yes", "--json")
 
-    assert ended.objects == [{"queued": 430, "waiting": 0, "sinks": 0, "gone": 0}]
+    assert ended.objects == [{"queued": 430, "waiting": 0, "sinks": 0, "not_dead": 0}]
     assert sorted(desk.waiting("backfill")) == [one.order_id for one in orders]
 
 
@@ -139,13 +138,13 @@ def test_a_dry_run_and_a_question_without_answer_revive_nothing(cemetery: Desk) 
     refused = cemetery.run("dead", "requeue", "--all")
     unclear = cemetery.run("dead", "requeue", "--yes")
 
-    assert (planned.code, planned.objects) == (0, [{"letters": 4, "gone": 0, "dry_run": True}])
+    assert (planned.code, planned.objects) == (0, [{"letters": 4, "not_dead": 0, "dry_run": True}])
     assert (refused.code, unclear.code) == (2, 2)
     assert "--yes" in refused.err
     assert len(cemetery.run("dead", "list", "--json").objects) == 4
 
 
 def test_reviving_a_sink_twice_does_nothing_the_second_time(cemetery: Desk) -> None:
-    ledger, now = cemetery.ledger(), bootstrap.clock()
+    ledger = cemetery.ledger()
 
-    assert [ledger.revive_sink(order(4), SINK, now) for _ in range(2)] == [True, False]
+    assert [ledger.retry_delivery(order(4), SINK) for _ in range(2)] == [True, False]

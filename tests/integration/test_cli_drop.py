@@ -10,7 +10,9 @@ from redis import Redis
 from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.orders import Archive, Holdings, State
+from app.ledger.ledger import Ledger
+from app.ledger.orders import Archive, Holdings
+from app.ledger.record import State
 from app.times import from_ms
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, open_desk, order
 
@@ -56,19 +58,21 @@ def test_a_dead_letter_is_shown_with_its_tries_and_what_to_do(desk: Desk) -> Non
 def test_a_dropped_order_is_owed_nothing_and_ends_with_its_days(desk: Desk) -> None:
     ended = desk.run("dead", "drop", order(1).order_id, "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"dropped": 1, "gone": 0}])
+    assert (ended.code, ended.objects) == (0, [{"discarded": 1, "not_dead": 0}])
     assert dead(desk) == ["2", "3", "4"]
-    assert state(desk, order(1)) == "dropped"
+    assert state(desk, order(1)) == "discarded"
     assert desk.redis.zscore(keys.DUE, order(1).member) is None
     assert 399 * DAY < int(str(desk.redis.pttl(keys.record(order(1))))) <= 400 * DAY
-    assert desk.ledger().begin(order(1), WORKER, bootstrap.clock()) == ("nothing", None)
+    assert desk.ledger().start_fetch(order(1), WORKER) == ("nothing", None)
     explained = desk.run("orders", "explain", order(1).order_id)
-    assert (explained.code, "given up for good, by hand" in explained.out) == (1, True)
-    assert [one["state"] for one in desk.run("orders", "list", "--state", "dropped", "--json").objects] == ["dropped"]
+    assert (explained.code, "discarded by hand" in explained.out) == (1, True)
+    assert [one["state"] for one in desk.run("orders", "list", "--state", "discarded", "--json").objects] == [
+        "discarded"
+    ]
     # The list of orders upstream does not bring it back either.
     (held,) = Holdings(desk.redis).of([order(1)])
     assert held is not None
-    assert (held.owed, held.dead) == (False, "dropped")
+    assert (held.pending, held.dead) == (False, "discarded")
 
 
 def test_a_new_event_revives_what_was_dropped(desk: Desk) -> None:
@@ -76,10 +80,10 @@ def test_a_new_event_revives_what_was_dropped(desk: Desk) -> None:
 
     desk.hear(order(1))
 
-    assert state(desk, order(1)) == "owed"
+    assert state(desk, order(1)) == "pending"
     assert int(str(desk.redis.pttl(keys.record(order(1))))) == -1
     desk.bring_home(order(1))
-    assert state(desk, order(1)) == "home"
+    assert state(desk, order(1)) == "fetched"
 
 
 def test_an_answer_that_comes_after_the_drop_is_stored_all_the_same(desk: Desk) -> None:
@@ -87,15 +91,16 @@ def test_an_answer_that_comes_after_the_drop_is_stored_all_the_same(desk: Desk) 
     desk.hear(order(5))
     late = desk.begin(order(5))
     now = bootstrap.clock()
+    ledger = Ledger(desk.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
     for _ in range(3):
         now += 70_000
-        desk.ledger().begin(order(5), WORKER, now)
+        ledger.start_fetch(order(5), WORKER)
     assert state(desk, order(5)) == "dead"
     assert desk.run("dead", "drop", order(5).order_id, "--yes").code == 0
 
     desk.store(order(5), late)
 
-    assert state(desk, order(5)) == "home"
+    assert state(desk, order(5)) == "fetched"
 
 
 def test_a_dropped_hand_on_is_not_tried_again_but_the_next_revision_is(desk: Desk) -> None:
@@ -103,14 +108,14 @@ def test_a_dropped_hand_on_is_not_tried_again_but_the_next_revision_is(desk: Des
 
     assert ended.code == 0
     assert dead(desk) == ["1", "2", "3"]
-    assert desk.ledger().hand(order(4), WORKER, bootstrap.clock()) is None
+    assert desk.ledger().acquire_delivery(order(4), WORKER) is None
     assert int(str(desk.redis.pttl(keys.record(order(4))))) > 0
     page = desk.run("orders", "show", order(4).order_id).out
-    assert "never had revision 1: given up for good, by hand" in page
+    assert "delivery of revision 1 was discarded by hand" in page
 
     desk.hear(order(4))
     desk.bring_home(order(4), statusMessage="changed")
-    hand_on = desk.ledger().hand(order(4), WORKER, bootstrap.clock())
+    hand_on = desk.ledger().acquire_delivery(order(4), WORKER)
     assert hand_on is not None
     assert (hand_on.sink, hand_on.revision) == (SINK, 2)
 
@@ -143,14 +148,14 @@ def test_a_question_without_answer_and_a_dry_run_drop_nothing(desk: Desk) -> Non
     )
 
     assert (asked.code, dry.code, unclear.code) == (2, 0, 2)
-    assert dry.objects == [{"letters": 4, "gone": 0, "dry_run": True}]
+    assert dry.objects == [{"letters": 4, "not_dead": 0, "dry_run": True}]
     assert len(dead(desk)) == 4
 
 
 def test_one_that_is_no_dead_letter_stops_nothing(desk: Desk) -> None:
     ended = desk.run("dead", "drop", order(9).order_id, order(1).order_id, "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (1, [{"dropped": 1, "gone": 1}])
+    assert (ended.code, ended.objects) == (1, [{"discarded": 1, "not_dead": 1}])
     assert dead(desk) == ["2", "3", "4"]
 
 
@@ -164,7 +169,7 @@ def test_letters_that_all_died_in_one_millisecond_are_walked_once(desk: Desk) ->
     ended = desk.run("dead", "drop", "--reason", "record_gone", "--yes", "--json")
 
     # Two of them have their record, and died of something else.
-    assert ended.objects == [{"dropped": 2_998, "gone": 0}]
+    assert ended.objects == [{"discarded": 2_998, "not_dead": 0}]
     read = desk.redis.info("commandstats")
     pages = read.get("cmdstat_zrangebyscore", {}).get("calls", 0) + read.get("cmdstat_zrange", {}).get("calls", 0)
     assert pages <= 50

@@ -74,7 +74,7 @@ def test_one_event_is_shown_with_where_its_order_stands(desk: Desk) -> None:
     assert order(1).order_id in page.out
     assert "2026-06-01T08:15:02.4170000Z" in page.out
     (shown,) = line.objects
-    assert (shown["id"], shown["order_state"], shown["secret"]) == (event_id, "home", "current")
+    assert (shown["id"], shown["order_state"], shown["secret"]) == (event_id, "fetched", "current")
 
 
 def test_an_event_that_is_not_here_is_exit_code_1(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from redis import Redis
 from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
+from app.ledger.ledger import Ledger
 from app.ledger.work import Failure
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, open_desk, order
 
@@ -29,9 +30,9 @@ def explain(desk: Desk, one: OrderKey | str, *options: str) -> Ended:
 
 
 def hand_on(desk: Desk, one: OrderKey) -> None:
-    found = desk.ledger().hand(one, WORKER, bootstrap.clock())
+    found = desk.ledger().acquire_delivery(one, WORKER)
     assert found is not None
-    desk.ledger().handed(one, WORKER, found, bootstrap.clock(), what="done", duration_ms=7)
+    desk.ledger().complete_delivery(one, WORKER, found, outcome="succeeded", duration_ms=7)
 
 
 def test_an_order_that_came_home_and_was_handed_on_is_complete(desk: Desk) -> None:
@@ -42,16 +43,16 @@ def test_an_order_that_came_home_and_was_handed_on_is_complete(desk: Desk) -> No
     page, line = explain(desk, order(1)), desk.run("orders", "explain", order(1).order_id, "--json")
 
     assert (page.code, line.code) == (0, 0)
-    assert "COMPLETE: home, Issued" in page.out
+    assert "COMPLETE: fetched, Issued" in page.out
     assert "2 wallets, 2 tickets, 1 coupon, a manifest; revision 1" in page.out
     assert "(HTTP 200 in 42 ms)" in page.out
     assert "(secret current)" in page.out
-    assert "event to fetched" in page.out
+    assert "event: fetched after" in page.out
     assert [secret for secret in SECRETS if secret in page.out + line.out] == []
     (told,) = line.objects
-    assert [step["what"] for step in told["steps"]] == ["event", "begin", "stored", "sink"]
-    assert (told["complete"], told["lacks"]) == (True, [])
-    assert 0 <= told["spans"]["fetched_ms"] <= told["spans"]["handed_ms"] < 60_000
+    assert [step["what"] for step in told["steps"]] == ["event", "started", "stored", "delivery"]
+    assert (told["complete"], told["outstanding"]) == (True, [])
+    assert 0 <= told["durations"]["fetched_ms"] <= told["durations"]["delivered_ms"] < 60_000
 
 
 @pytest.mark.parametrize("name", ["CM-260601081502-9F3A", "partner-order-2026-00042", "cm-00000000"])
@@ -71,10 +72,10 @@ def test_a_sink_that_has_not_had_it_makes_it_incomplete(desk: Desk) -> None:
     ended = explain(desk, order(1))
 
     assert ended.code == 1
-    assert "NOT COMPLETE: home, Issued" in ended.out
-    assert f"{SINK} has revision 0 of 1" in ended.out
-    assert "looked at again" in ended.out
-    assert "next      Nothing: it is handed on at " in ended.out
+    assert "NOT COMPLETE: fetched, Issued" in ended.out
+    assert f"{SINK}: revision 1 not delivered yet" in ended.out
+    assert "next attempt" in ended.out
+    assert "next      Nothing: delivery is attempted at " in ended.out
     assert "tickets are here" not in ended.out
 
 
@@ -83,7 +84,7 @@ def test_a_sink_that_nobody_hands_it_to_is_advised_about(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     hand_on(desk, order(1))
-    assert desk.ledger().hand(order(1), WORKER, bootstrap.clock()) is None
+    assert desk.ledger().acquire_delivery(order(1), WORKER) is None
     sinks = {"SINKS": f"{SINK},python:json:loads"}
 
     ended = desk.run("orders", "explain", order(1).order_id, **sinks)
@@ -91,42 +92,42 @@ def test_a_sink_that_nobody_hands_it_to_is_advised_about(desk: Desk) -> None:
 
     flat = re.sub(r"\s+", " ", ended.out)
     assert ended.code == 1
-    assert "owed python:json:loads has revision 0 of 1 next Nobody looks again by itself." in flat
+    assert "pending python:json:loads: revision 1 not delivered yet next No attempt is planned." in flat
     assert f"ota-receiver events replay --order {order(1).order_id} --to-sinks" in flat
     assert asked.code == 0, asked.err
 
 
 def test_an_order_of_which_no_status_is_known_is_told_without_one(desk: Desk) -> None:
-    desk.redis.hset(keys.record(order(1)), mapping={"wanted": 1})
+    desk.redis.hset(keys.record(order(1)), mapping={"generation": 1})
 
-    assert "NOT COMPLETE: owed\n" in explain(desk, order(1)).out
+    assert "NOT COMPLETE: pending\n" in explain(desk, order(1)).out
 
 
 def test_each_try_is_told_with_its_answer_and_what_holds_it_up(desk: Desk) -> None:
     desk.hear(order(1))
-    now, ledger = bootstrap.clock(), desk.ledger()
+    now = bootstrap.clock()
+    ledger = Ledger(desk.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
     fails: tuple[tuple[Failure, str, int | None, int], ...] = (
-        ("again", "http_503", 503, 84),
-        ("park", "breaker_open", None, 0),
-        ("park", "breaker_open", None, 0),
+        ("retry", "http_503", 503, 84),
+        ("deferred", "breaker_open", None, 0),
+        ("deferred", "breaker_open", None, 0),
     )
-    for number, (what, reason, http, ms) in enumerate(fails):
-        at = now + number * 60_000
-        begun, fetch = ledger.begin(order(1), WORKER, at)
-        assert begun == "fetch"
+    for outcome, reason, http, ms in fails:
+        _, fetch = ledger.start_fetch(order(1), WORKER)
         assert fetch is not None
-        ledger.fail(
-            order(1), WORKER, fetch, at, what=what, reason=reason, http_status=http, duration_ms=ms, due=at + 60_000
+        ledger.fail_fetch(
+            order(1), WORKER, fetch, outcome=outcome, reason=reason, http_status=http, duration_ms=ms, wait_ms=60_000
         )
+        now += 60_000
 
     ended = explain(desk, order(1))
 
     assert ended.code == 1
-    assert "NOT COMPLETE: parked" in ended.out
+    assert "NOT COMPLETE: deferred" in ended.out
     flat = re.sub(r"\s+", " ", ended.out)
-    assert "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will be tried again" in flat
-    assert "fetch 3 failed: breaker_open, parked, no try is burnt; 2 times until" in flat
-    assert "the connection is at fault (breaker_open); looked at again" in flat
+    assert "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will retry" in flat
+    assert "fetch 3 failed: breaker_open, deferred, does not count as an attempt; 2 times until" in flat
+    assert "fetch deferred: upstream unavailable (breaker_open); next attempt" in flat
     assert "ota-receiver check" in flat
 
 
@@ -147,7 +148,7 @@ def test_a_dead_letter_says_why_and_what_to_do(desk: Desk) -> None:
     ended = explain(desk, order(1))
 
     assert ended.code == 1
-    assert "the fetch was given up: order_missing" in ended.out
+    assert "the fetch is a dead letter: order_missing" in ended.out
     assert f"dead requeue {order(1).order_id}" in re.sub(r"\s+", " ", ended.out)
 
 
@@ -201,6 +202,6 @@ def test_a_replay_stands_beside_the_time_that_the_event_took(desk: Desk) -> None
     page = explain(desk, order(1))
     (told,) = desk.run("orders", "explain", order(1).order_id, "--json").objects
 
-    assert re.search(r"took +event to fetched 2\d s\n +replay:\w{6} to fetched", page.out)
-    assert told["spans"]["fetched_ms"] >= 23_000
-    assert told["spans"]["asked"]["fetched_ms"] < 20_000
+    assert re.search(r"took +event: fetched after 2\d s\n +replay:\w{6}: fetched after", page.out)
+    assert told["durations"]["fetched_ms"] >= 23_000
+    assert told["durations"]["requested"]["fetched_ms"] < 20_000

@@ -11,7 +11,6 @@ from redis import Redis
 
 from app import bootstrap
 from app.ledger import keys
-from tests.integration.commands import run_each
 from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
 
 NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
@@ -37,15 +36,14 @@ def test_an_order_is_shown_with_its_tickets_masked_unless_asked_for(desk: Desk) 
     assert [number for number in NUMBERS if number not in whole_page.out] == []
     (shown,) = line.objects
     assert (shown["state"], shown["company"], shown["wallets"], shown["tickets"], shown["coupons"]) == (
-        ("home", "venue", 2, 2, 1)
+        ("fetched", "venue", 2, 2, 1)
     )
     wallet = shown["order"]["items"][0]["wallets"][0]
     assert (wallet["assets"][0]["referenceNumber"], wallet["unitPriceInclVat"]) == ("…456", 200)
-    assert [entry["what"] for entry in shown["trail"]] == ["event", "begin", "stored"]
+    assert [entry["kind"] for entry in shown["history"]] == ["event", "started", "stored"]
     # The shop has not had them yet, so "the tickets are here" would not be the whole of it.
-    assert f"sink {SINK}" in page.out
-    assert "has revision 0 of 1" in page.out
-    assert "Nothing: it is handed on at " in page.out
+    assert f"sink      {SINK}: revision 1 not delivered yet" in page.out
+    assert "Nothing: delivery is attempted at " in page.out
 
 
 def test_an_order_is_found_by_the_references_of_both_sides(desk: Desk) -> None:
@@ -75,7 +73,7 @@ def test_an_order_of_a_company_that_the_settings_name_no_more_is_still_found(des
 
     shown = desk.run("orders", "show", gone.order_id, "--json").objects[0]
 
-    assert (shown["company"], shown["state"]) == (gone.company_id, "owed")
+    assert (shown["company"], shown["state"]) == (gone.company_id, "pending")
 
 
 @pytest.mark.parametrize("text", ["9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8", "CM-NOWHERE"])
@@ -91,9 +89,10 @@ def test_each_state_says_what_to_do_next(desk: Desk) -> None:
     desk.hear(draft, dead, parked, fetching, sink)
     desk.bring_home(draft, "order-draft")
     desk.give_up(dead, reason="order_missing")
-    now = bootstrap.clock()
     fetch = desk.begin(parked)
-    desk.ledger().fail(parked, WORKER, fetch, now, what="park", reason="unauthorized", http_status=401, due=now + 9000)
+    desk.ledger().fail_fetch(
+        parked, WORKER, fetch, outcome="deferred", reason="unauthorized", http_status=401, wait_ms=9000
+    )
     desk.begin(fetching)
     desk.bring_home(sink)
     desk.give_up_sink(sink)
@@ -105,11 +104,11 @@ def test_each_state_says_what_to_do_next(desk: Desk) -> None:
     }
 
     assert {one["order_id"]: one["state"] for one in listed} == {
-        draft.order_id: "home",
+        draft.order_id: "fetched",
         dead.order_id: "dead",
-        parked.order_id: "parked",
+        parked.order_id: "deferred",
         fetching.order_id: "fetching",
-        sink.order_id: "home",
+        sink.order_id: "fetched",
     }
     assert f"orders confirm {draft.order_id}" in said[draft]
     assert f"dead requeue {dead.order_id}" in said[dead]
@@ -131,7 +130,7 @@ def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
 
     assert listed() == [4, 3, 2, 1]
     assert listed("--limit", "2") == [4, 3]
-    assert listed("--state", "home") == [4]
+    assert listed("--state", "fetched") == [4]
     assert listed("--status", "DRAFT") == [2]
     desk.give_up(order(3, MUSEUM))
     assert listed("--dead") == [3]
@@ -185,15 +184,14 @@ def test_control_codes_and_markup_of_a_sender_do_nothing_to_the_terminal(desk: D
 def test_a_sink_that_is_behind_is_shown(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
-    hand_on = desk.ledger().hand(order(1), WORKER, bootstrap.clock())
+    hand_on = desk.ledger().acquire_delivery(order(1), WORKER)
     assert hand_on is not None
-    now = bootstrap.clock()
-    desk.ledger().handed(order(1), WORKER, hand_on, now, what="again", reason="OSError", due=now + 60_000)
+    desk.ledger().complete_delivery(order(1), WORKER, hand_on, outcome="retry", reason="OSError", wait_ms=60_000)
 
     page = desk.run("orders", "show", order(1).order_id, "--company", VENUE)
 
-    assert f"sink {SINK}" in page.out
-    assert "has revision 0 of 1, tried 1 time, next" in page.out
+    assert f"sink      {SINK}: revision 1 not delivered yet (1 attempt)" in page.out
+    assert "(1 attempt); next attempt " in " ".join(page.out.split())
 
 
 @pytest.mark.parametrize("text", ["", " "])
@@ -201,7 +199,7 @@ def test_an_empty_name_names_no_order_not_the_one_without_a_reference(desk: Desk
     desk.redis.hset(keys.record(order(1)), mapping={"wanted": 1, "done": 1})
     desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
 
-    for ended in run_each(desk, [("orders", word, text) for word in ("show", "explain", "refetch")]):
+    for ended in desk.run_each([("orders", word, text) for word in ("show", "explain", "refetch")]):
         assert (ended.code, ended.out) == (2, "")
         assert "empty" in ended.err
     assert desk.waiting("live") == []
@@ -213,7 +211,7 @@ def test_advice_names_the_company_where_two_have_the_id(desk: Desk) -> None:
         desk.give_up(one)
     asked = [(order(1).order_id, "museum"), (order(1).order_id, "venue"), (order(2).order_id, "venue")]
 
-    shown = run_each(desk, [("orders", "show", name, "--company", slug, "--json") for name, slug in asked])
+    shown = desk.run_each([("orders", "show", name, "--company", slug, "--json") for name, slug in asked])
 
     ends = [f"{order(1).order_id} --company museum", f"{order(1).order_id} --company venue", order(2).order_id]
     assert [ended.objects[0]["next"].partition("dead requeue ")[2] for ended in shown] == ends
@@ -227,10 +225,9 @@ def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None
     if broken == "wrong type":
         desk.redis.set(keys.record(order(2)), "rubbish")
     else:
-        desk.redis.hset(keys.record(order(2)), "wanted", "rubbish")
+        desk.redis.hset(keys.record(order(2)), "generation", "rubbish")
 
-    listed, found, searched, whole, itself = run_each(
-        desk,
+    listed, found, searched, whole, itself = desk.run_each(
         [
             ("orders", "list", "--json"),
             ("orders", "show", "PARTNER-ORDER-2026-00042", "--json"),
@@ -261,14 +258,14 @@ def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content
         desk.redis.rpush(keys.content(order(1)), content)
     name = order(1).order_id
 
-    shown, line, explained = run_each(
-        desk, [("orders", "show", name), ("orders", "show", name, "--json"), ("orders", "explain", name)]
+    shown, line, explained = desk.run_each(
+        [("orders", "show", name), ("orders", "show", name, "--json"), ("orders", "explain", name)]
     )
 
     assert [shown.code, line.code, explained.code] == [0, 0, 1]
-    assert "unreadable, revision 1" in shown.out
+    assert "unreadable; revision 1" in shown.out
     assert f"ota-receiver orders refetch {name}" in line.objects[0]["next"]
-    assert "owed      its content is unreadable" in explained.out
+    assert "pending   its content is unreadable" in explained.out
     assert f"  ota-receiver orders refetch {name}\n" in explained.out
 
 
@@ -276,11 +273,11 @@ def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content
 def test_a_trail_that_cannot_be_read_hides_nothing_else(desk: Desk, kind: str) -> None:
     desk.hear(order(1))
     if kind == "a byte":
-        desk.redis.rpush(keys.trail(order(1)), b"1780000000000 \xff\xfe")
+        desk.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
     else:
-        desk.redis.set(keys.trail(order(1)), "rubbish")
+        desk.redis.set(keys.history(order(1)), "rubbish")
 
-    said = run_each(desk, [("orders", word, order(1).order_id) for word in ("show", "explain")])
+    said = desk.run_each([("orders", word, order(1).order_id) for word in ("show", "explain")])
 
     assert [ended.code for ended in said] == [0, 1]
     assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in said)
@@ -288,8 +285,7 @@ def test_a_trail_that_cannot_be_read_hides_nothing_else(desk: Desk, kind: str) -
 
 def test_one_of_a_thing_is_told_as_one(desk: Desk) -> None:
     desk.hear(order(1))
-    now = bootstrap.clock()
     fetch = desk.begin(order(1))
-    desk.ledger().fail(order(1), WORKER, fetch, now, what="again", reason="http_503", http_status=503, due=now + 9000)
+    desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_503", http_status=503, wait_ms=9000)
 
-    assert "http_503, HTTP 503, 1 try\n" in re.sub(" +\n", "\n", desk.run("orders", "show", order(1).order_id).out)
+    assert "http_503, HTTP 503, 1 attempt\n" in re.sub(" +\n", "\n", desk.run("orders", "show", order(1).order_id).out)

@@ -71,8 +71,8 @@ def test_on_80_columns_an_id_stands_whole_on_one_line(desk: Desk, arguments: tup
     lines = shown(desk, *arguments, columns=80)
 
     assert sum(order(1).order_id in line for line in lines) == 1
-    assert max(len(line) for line in lines if "Left out" not in line) <= 80
-    assert any("Left out" in line and "company" in line for line in lines)
+    assert max(len(line) for line in lines if "Hidden" not in line) <= 80
+    assert any("Hidden" in line and "company" in line for line in lines)
     assert not any(" venue " in line for line in lines)
 
 
@@ -81,7 +81,7 @@ def test_on_a_wide_terminal_nothing_is_left_out(desk: Desk, arguments: tuple[str
     lines = shown(desk, *arguments, columns=180)
 
     assert any(order(1).order_id in line and "venue" in line for line in lines)
-    assert not any("Left out" in line for line in lines)
+    assert not any("Hidden" in line for line in lines)
 
 
 def test_a_column_stays_only_where_its_whole_width_is_free(desk: Desk) -> None:
@@ -89,8 +89,8 @@ def test_a_column_stays_only_where_its_whole_width_is_free(desk: Desk) -> None:
     wide = shown(desk, "events", "list", columns=180)
     needed = max(len(line.rstrip()) for line in wide) + 1  # the right edge
 
-    assert not any("Left out" in line for line in shown(desk, "events", "list", columns=needed))
-    (told,) = (line for line in shown(desk, "events", "list", columns=needed - 1) if "Left out" in line)
+    assert not any("Hidden" in line for line in shown(desk, "events", "list", columns=needed))
+    (told,) = (line for line in shown(desk, "events", "list", columns=needed - 1) if "Hidden" in line)
     assert "narrow: reference." in told
 
 
@@ -108,7 +108,7 @@ def test_a_full_disk_under_stdout_is_one_sentence_and_exit_code_1(desk: Desk, ar
             timeout=60,
         )
 
-    assert (ended.returncode, ended.stderr) == (1, "The output cannot be written: No space left on device.\n")
+    assert (ended.returncode, ended.stderr) == (1, "Cannot write the output: No space left on device.\n")
 
 
 @pytest.mark.parametrize("arguments", PRINTING[:-1], ids=" ".join)

@@ -93,7 +93,7 @@ def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk,
     ended = desk.run("reconcile", "--apply")
 
     assert ended.code == 2
-    assert "Nobody is here to answer: say --yes." in ended.err
+    assert "Not a terminal: pass --yes." in ended.err
     assert desk.waiting("backfill") == []
 
 
@@ -186,12 +186,12 @@ def test_ctrl_c_ends_it_quietly_and_gives_its_slot_back(desk: Desk, sandbox: San
     sandbox.admin("POST", "faults", fault)
     command = [sys.executable, "-m", "app.cli", "reconcile"]
     with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        eventually(lambda: desk.redis.keys("ota:slots:*"), 10, what="the list is asked for")
+        eventually(lambda: desk.redis.keys("ota:permits:*"), 10, what="the list is asked for")
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=10)
 
     assert (running.returncode, out, err) == (130, "", "museum: left out, NP_PARTNER_ID is not set.\n")
-    assert desk.redis.keys("ota:slots:*") == []
+    assert desk.redis.keys("ota:permits:*") == []
 
 
 def test_on_a_terminal_it_asks_and_takes_no_for_an_answer(desk: Desk, sandbox: Sandbox) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app import bootstrap, times
+from app import times
 from app.audit import Audit
 from app.ledger import keys
-from app.ledger.history import Wanted
+from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
 from app.replay import Selection, Selector
 from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, open_desk, order
@@ -143,7 +143,7 @@ def test_without_anybody_to_ask_it_refuses_and_changes_nothing(desk: Desk) -> No
     ended = desk.run("events", "replay", "--since", "1h", "--force", stdin="y\n")
 
     assert ended.code == 2
-    assert "say --yes" in ended.err
+    assert "pass --yes" in ended.err
     assert desk.waiting("backfill") == []
 
 
@@ -259,14 +259,14 @@ def test_who_asked_why_and_for_what_is_kept_and_the_order_tells_of_the_plan(desk
         1,
     )
     assert deed.who.startswith("ann@")
-    wanted = [entry for entry in Archive(desk.redis).trail(order(1)) if isinstance(entry, Wanted)]
-    assert [(entry.why, entry.queue) for entry in wanted] == [(f"replay:{plan['id']}", "backfill")]
+    wanted = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
+    assert [(entry.reason, entry.queue) for entry in wanted] == [(f"replay:{plan['id']}", "backfill")]
     assert (event_ids(desk), desk.redis.keys("ota:seen:*")) == (before, seen)
 
 
 def test_an_erased_order_is_not_selected_even_by_force(desk: Desk) -> None:
     heard_and_home(desk, 1, 2)
-    desk.redis.hset(keys.record(order(1)), "erased", 1)
+    desk.redis.hset(keys.record(order(1)), "erased_at", 1)
 
     ended = desk.run("events", "replay", "--since", "1h", "--force", "--json", *FAST)
     alone = desk.run("events", "replay", "--order", order(1).order_id, "--force", *FAST)
@@ -288,17 +288,17 @@ def test_where_no_worker_does_replays_it_says_so(desk: Desk) -> None:
 def test_the_stored_revision_is_owed_to_the_sinks_again_without_a_fetch(desk: Desk) -> None:
     """Order 1 was handed on, order 2 was never fetched; nothing is queued by the command itself."""
     heard_and_home(desk, 1)
-    hand_on = desk.ledger().hand(order(1), "w", bootstrap.clock())
+    hand_on = desk.ledger().acquire_delivery(order(1), "w")
     assert hand_on is not None
-    desk.ledger().handed(order(1), "w", hand_on, bootstrap.clock(), what="done")
-    assert desk.ledger().hand(order(1), "w", bootstrap.clock()) is None
+    desk.ledger().complete_delivery(order(1), "w", hand_on, outcome="succeeded")
+    assert desk.ledger().acquire_delivery(order(1), "w") is None
     desk.hear(order(2))
     desk.forget_jobs()
 
     ended = desk.run("events", "replay", "--since", "1h", "--to-sinks", "--json", *FAST)
-    desk.ledger().tick(bootstrap.clock())
+    desk.ledger().dispatch_due()
 
-    again = desk.ledger().hand(order(1), "w", bootstrap.clock())
+    again = desk.ledger().acquire_delivery(order(1), "w")
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert "1 order passed over: nothing of them is stored." in ended.err
     assert again is not None

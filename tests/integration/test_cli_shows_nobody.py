@@ -11,7 +11,6 @@ import pytest
 from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
-from tests.integration.commands import run_each
 from tests.integration.desk import API_KEY, PARTNER, VENUE, Desk, open_desk, order
 
 CANARY: Final = "canary"
@@ -83,7 +82,7 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
         ("reconcile",),
     ]
 
-    ended = run_each(desk, [(*command, *more) for command in commands for more in ((), ("--json",))])
+    ended = desk.run_each([(*command, *more) for command in commands for more in ((), ("--json",))])
 
     told = [one.out + one.err for one in ended]
     assert all(told)
@@ -94,8 +93,8 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
 
 def test_the_whole_order_is_shown_to_who_asks_for_it(desk: Desk) -> None:
     """Else the test above would find nothing, whatever was printed."""
-    table, line = run_each(
-        desk, [("orders", "show", HOME.order_id, "--reveal"), ("orders", "show", HOME.order_id, "--reveal", "--json")]
+    table, line = desk.run_each(
+        [("orders", "show", HOME.order_id, "--reveal"), ("orders", "show", HOME.order_id, "--reveal", "--json")]
     )
 
     shown = json.loads(line.out)["order"]

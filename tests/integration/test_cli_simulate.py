@@ -24,7 +24,7 @@ from app.dev.processes import Process, free_port
 from app.dev.simulator.run import receiver_settings
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.pids import is_running
+from tests.pids import children, is_running
 
 ROOT: Final = Path(__file__).parents[2]
 MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5%", "--batch", "8", "--seed", "11")
@@ -198,7 +198,7 @@ def test_a_taken_sandbox_port_is_told(tmp_path: Path) -> None:
     with receiver("missing", port, tmp_path) as url:
         ended = simulate("--url", url, "--sandbox-port", url.partition("//127.0.0.1:")[2].partition("/")[0])
 
-    assert (ended.returncode, "name another with --sandbox-port" in ended.stderr) == (1, True)
+    assert (ended.returncode, "choose another with --sandbox-port" in ended.stderr) == (1, True)
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
@@ -216,12 +216,6 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
         assert process.wait(20) == 130
         eventually(lambda: not any(map(is_running, parts)), 5, what="all parts have ended")
         assert "Traceback" not in process.output
-
-
-def children(pid: int) -> list[int]:
-    """Return the pids of the child processes (Linux)."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in found for child in path.read_text().split()]
 
 
 def test_without_app_dev_as_in_the_image_it_says_what_it_needs(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from app import bootstrap
-from app.intake.recorder import Entry
-from app.intake.spool import SpoolFolder
+from app.intake.envelope import OrderProcessed
+from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
 from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, open_desk, order
@@ -49,10 +49,10 @@ def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> 
 
     found = status(desk, 0)
 
-    live, backfill = found["lanes"]
-    assert (found["pools"], found["alarms"], found["due"], found["get_order_s"]) == (1, [], 101, 0.042)
-    assert (live["lane"], live["jobs"], live["workers"], live["rate"], live["done_s"]) == ("live", 100, 2, 47.62, 2)
-    few = desk.run("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["lanes"][0]
+    live, backfill = found["queues"]
+    assert (found["pools"], found["alerts"], found["due"], found["get_order_s"]) == (1, [], 101, 0.042)
+    assert (live["queue"], live["jobs"], live["workers"], live["rate"], live["done_s"]) == ("live", 100, 2, 47.62, 2)
+    few = desk.run("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["queues"][0]
     assert (few["rate"], few["done_s"]) == (0.2, 200)
     assert (backfill["jobs"], backfill["done_s"]) == (0, 0)
     assert 9 <= found["oldest_owed_s"]["venue"] < 60
@@ -65,18 +65,18 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk)
 
     page, found = desk.run("status"), status(desk, 1)
 
-    assert (found["pools"], found["lanes"][0]["done_s"]) == (0, None)
-    assert "NONE: nothing is fetched" in page.out
-    assert "nobody fetches them now" in page.out
+    assert (found["pools"], found["queues"][0]["done_s"]) == (0, None)
+    assert "0: nothing is fetched" in page.out
+    assert "fetching is paused" in page.out
 
 
-def test_a_raised_alarm_is_named_and_is_exit_code_1(desk: Desk) -> None:
+def test_a_raised_alert_is_named_and_is_exit_code_1(desk: Desk) -> None:
     beat(desk)
     desk.redis.hset(
-        keys.ALARMS, mapping={"fetch_late|venue|": '{"since":1,"raised":2}', "silence|museum|": '{"since":1}'}
+        keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"raised":2}', "silence|museum|": '{"since":1}'}
     )
 
-    assert status(desk, 1)["alarms"] == ["fetch_late venue"]
+    assert status(desk, 1)["alerts"] == ["fetch_late venue"]
 
 
 def test_what_was_given_up_and_an_open_breaker_stand_there(desk: Desk) -> None:
@@ -92,25 +92,24 @@ def test_what_was_given_up_and_an_open_breaker_stand_there(desk: Desk) -> None:
     desk.redis.hset(breakers[1], "open_until", bootstrap.clock() + 60_000)
     desk.hear(order(3))
 
-    assert (found["dead_letters"], found["dead_hand_ons"], found["breakers_open"]) == (1, 1, ["venue"])
-    assert found["lanes"][0]["rate"] > 0
-    assert status(desk, 0)["lanes"][0]["done_s"] is None
+    assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
+    assert found["queues"][0]["rate"] > 0
+    assert status(desk, 0)["queues"][0]["done_s"] is None
 
 
-def test_events_in_the_spool_files_of_this_machine_are_counted(desk: Desk) -> None:
+def test_events_in_the_spool_of_this_machine_are_counted(desk: Desk) -> None:
     beat(desk)
     folder = desk.folder / "spool"
-    claims = [SpoolFolder(folder, 1_000_000).create() for _ in range(2)]
-    for claim, count in zip(claims, (2, 1), strict=True):
-        claim.file.put([Entry("", VENUE, order(1).order_id, "Issued", "", "current", "r", "", 1)] * count)
-    (folder / "3-born.sqlite").touch(0o600)
+    folder.mkdir(mode=0o700)
+    assert status_with(desk, folder) == 0
+    file = SpoolFile(folder / NAME)
+    file.put([OrderProcessed(VENUE, order(1).order_id, "Issued", "", "", "current")] * 3)
 
     assert status_with(desk, folder) == 3
     assert status_with(desk, desk.folder / "none") is None
-    (folder / "4-broken.sqlite").write_bytes(b"no database" * 100)
+    file.close()
+    (folder / NAME).write_bytes(b"no database" * 100)
     assert status_with(desk, folder) is None
-    for claim in claims:
-        claim.release()
 
 
 def status_with(desk: Desk, folder: Path) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app import bootstrap
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
 from tests.integration.desk import MUSEUM, WORKER, Desk, open_desk, order
@@ -77,7 +76,7 @@ def test_an_event_is_told_at_once_and_then_what_became_of_its_order(desk: Desk) 
 
     assert (event["order_id"], event["company"], event["outcome"]) == (order(1).order_id, "venue", "queued")
     told = (became["what"], became["state"], became["status"], became["tickets"], became["revision"])
-    assert told == ("became", "home", "Issued", 2, 1)
+    assert told == ("became", "fetched", "Issued", 2, 1)
     assert 0 <= became["took_ms"] < PATIENCE * 1000
 
 
@@ -85,16 +84,20 @@ def test_what_is_parked_and_given_up_is_told_with_its_reason(desk: Desk) -> None
     with tailing(desk) as tail:
         desk.hear(order(1), order(2))
         desk.give_up(order(1), "bad_request", 400)
-        now = bootstrap.clock()
-        fetch = desk.begin(order(2))
-        desk.ledger().fail(
-            order(2), WORKER, fetch, now, what="park", reason="unauthorized", http_status=401, due=now + 9000
+        desk.ledger().fail_fetch(
+            order(2),
+            WORKER,
+            desk.begin(order(2)),
+            outcome="deferred",
+            reason="unauthorized",
+            http_status=401,
+            wait_ms=9000,
         )
         eventually(lambda: "unauthorized" in tail.out and "bad_request" in tail.out, PATIENCE, what="both ends")
 
     assert f"{order(1).order_id} venue: dead after" in tail.out
-    assert f"{order(2).order_id} venue: parked after" in tail.out
-    assert tail.out.count("parked") == 1
+    assert f"{order(2).order_id} venue: deferred after" in tail.out
+    assert tail.out.count("deferred") == 1
     assert max(map(len, tail.out.splitlines())) < 100
 
 

@@ -85,7 +85,7 @@ def test_one_post_may_hold_events_of_several_companies_and_names(web: Web, kept:
         "spooled": 0,
         "erased": 0,
         "ignored": 1,
-        "put_aside": {},
+        "invalid_items": {},
     }
     assert kept.due().keys() >= {OrderKey(MUSEUM, order), OrderKey(ZOO, order)}
     assert [event["company"] for event in kept.events()] == [MUSEUM, ZOO, MUSEUM]
@@ -106,7 +106,7 @@ def test_a_company_s_id_with_the_other_s_secret_is_refused(web: Web, kept: Kept,
 def test_a_forged_item_between_good_ones_is_put_aside(web: Web, kept: Kept) -> None:
     receipt = web.deliver(of_museum(), of_museum(clientState=ZOO_SECRET), of_zoo())
 
-    assert (receipt["queued"], receipt["put_aside"]) == (2, {"unauthenticated": 1})
+    assert (receipt["queued"], receipt["invalid_items"]) == (2, {"unauthenticated": 1})
     assert {event["company"] for event in kept.events()} == {MUSEUM, ZOO}
 
 

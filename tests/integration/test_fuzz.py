@@ -247,7 +247,7 @@ def test_who_has_no_secret_stores_nothing_breaks_nothing_and_makes_nothing_grow(
         assert not [status for status in fuzzer.answers if status >= 500 or (status == 200 and _is_receipt(web))]
         # That events of a company were refused is kept, and nothing that was in them.
         kept = Kept(redis_client)
-        assert kept.names() <= {keys.COUNTERS, f"ota:reconcile:{COMPANY}", f"ota:alarm:{COMPANY}"}
+        assert kept.names() <= {keys.COUNTERS, f"ota:reconcile:{COMPANY}", f"ota:alert:{COMPANY}"}
         assert b"canary" not in kept.everything()
         assert growth < MOST_GROWTH_KB
         check_log(web)
@@ -264,5 +264,5 @@ def _is_receipt(web: Web) -> bool:
 def check_log(web: Web) -> None:
     """No traceback and no error but the one that tells ops of refused events."""
     lines = web.lines()
-    assert {line["event"] for line in lines if line["level"] in {"error", "critical"}} <= {"auth.alarm"}
+    assert {line["event"] for line in lines if line["level"] in {"error", "critical"}} <= {"auth.alert"}
     assert not [line for line in lines if line["event"] == "request" and line["status"] >= 500]

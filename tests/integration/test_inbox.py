@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -48,14 +49,14 @@ def accept(url: str, *events: OrderProcessed, now: int = NOW, dedup_days: int = 
 
     async def work() -> Recorded:
         async with inbox(url, now=now, dedup_days=dedup_days) as box:
-            return await box.accept(events, "request")
+            return await box.accept(events)
 
     return asyncio.run(work())
 
 
 def event(company: str = A, order: str = "", *, at: int = 0, **changes: str) -> OrderProcessed:
     """Return an event of a new order unless one is named; `at` tells its events apart."""
-    whole = {
+    whole: dict[str, Any] = {
         "status": "Issued",
         "reference": "CM-1",
         "timestamp": f"2026-05-15T09:30:05.{at:07}Z",
@@ -91,7 +92,12 @@ class TestRecording:
         (stored,) = kept.events()
         assert {"company": A, "order": one.order_id, "status": "Issued", "secret": "current"}.items() <= stored.items()
         record = kept.record(order)
-        assert (record["wanted"], record["job"], record["lane"], record["first"]) == ("1", "live", "live", str(NOW))
+        assert (record["generation"], record["job"], record["queue"], record["first_at"]) == (
+            "1",
+            "live",
+            "live",
+            str(NOW),
+        )
         assert kept.due() == {order: NOW + policy.GRACE}
         assert kept.jobs() == [f"f-{A}-{one.order_id}-1"]
         assert kept.job(kept.jobs()[0])["origin"] == "live"
@@ -112,12 +118,14 @@ class TestRecording:
         (seen,) = redis_client.keys("ota:seen:*")
         assert 0 <= 3 * policy.DAY - int(redis_client.pttl(seen)) < 60_000
 
-    def test_events_of_a_waiting_order_share_its_job_and_each_raises_wanted(self, redis_url: str, kept: Kept) -> None:
+    def test_events_of_a_waiting_order_share_its_job_and_each_raises_the_generation(
+        self, redis_url: str, kept: Kept
+    ) -> None:
         first = accept(redis_url, event(order=ORDER, at=1))
         second = accept(redis_url, event(order=ORDER, at=2), event(order=ORDER, at=3), now=NOW + 5)
 
         assert (first, second) == (Recorded(1, 0, 0), Recorded(0, 2, 0))
-        assert kept.record(OrderKey(A, ORDER))["wanted"] == "3"
+        assert kept.record(OrderKey(A, ORDER))["generation"] == "3"
         assert (len(kept.events()), len(kept.jobs())) == (3, 1)
         assert kept.due() == {OrderKey(A, ORDER): NOW + policy.GRACE}
 
@@ -133,14 +141,14 @@ class TestRecording:
         """Invariant 4: an order is never done for ever."""
         accept(redis_url, event(order=ORDER, at=1))
         books, order = ledger(redis_client), OrderKey(A, ORDER)
-        _, fetch = books.begin(order, "worker", NOW)
+        _, fetch = books.start_fetch(order, "worker")
         assert fetch is not None
 
         assert accept(redis_url, event(order=ORDER, at=2)) == Recorded(queued=1, coalesced=0, duplicates=0)
-        books.finish(order, "worker", fetch, content("Issued"), NOW)
+        books.store_fetch(order, "worker", fetch, content("Issued"))
 
-        what, again = books.begin(order, "worker", NOW)
-        assert (what, again and again.begun) == ("fetch", 2)
+        what, again = books.start_fetch(order, "worker")
+        assert (what, again and again.generation) == ("fetch", 2)
         assert len(set(kept.jobs())) == 2
 
     def test_outcomes_are_counted_by_company_and_secret(self, redis_url: str, kept: Kept) -> None:
@@ -188,14 +196,14 @@ class TestCompaniesApart:
         accept(redis_url, event(A, ORDER), event(B, ORDER))
         books, ours, theirs = ledger(redis_client), OrderKey(A, ORDER), OrderKey(B, ORDER)
 
-        _, fetch = books.begin(ours, "worker", NOW)
+        _, fetch = books.start_fetch(ours, "worker")
         assert fetch is not None
-        books.finish(ours, "worker", fetch, content("Cancelled"), NOW)
+        books.store_fetch(ours, "worker", fetch, content("Cancelled"))
 
-        assert kept.record(ours)["done"] == "1"
-        assert "done" not in kept.record(theirs)
+        assert kept.record(ours)["fetched_generation"] == "1"
+        assert "fetched_generation" not in kept.record(theirs)
         assert kept.due().keys() == {theirs}
-        what, fetch = books.begin(theirs, "worker", NOW)
+        what, fetch = books.start_fetch(theirs, "worker")
         assert what == "fetch"
 
 
@@ -231,7 +239,7 @@ class TestGroups:
     def test_a_sender_that_gave_up_takes_no_answer_from_the_others(self, redis_url: str, kept: Kept) -> None:
         async def work() -> list[Recorded]:
             async with inbox(redis_url) as box:
-                gone, stays = (asyncio.create_task(box.accept([event()], "request")) for _ in range(2))
+                gone, stays = (asyncio.create_task(box.accept([event()])) for _ in range(2))
                 await asyncio.sleep(0)
                 gone.cancel()
                 return [await stays]
@@ -241,7 +249,7 @@ class TestGroups:
     def test_the_inbox_works_on_after_a_moment_of_rest(self, redis_url: str, kept: Kept) -> None:
         async def work() -> list[Recorded]:
             async with inbox(redis_url) as box:
-                return [await box.accept([event()], "request") for _ in range(3)]
+                return [await box.accept([event()]) for _ in range(3)]
 
         assert asyncio.run(work()) == [Recorded(1, 0, 0)] * 3
 
@@ -261,7 +269,7 @@ class TestRedisAway:
 
         async def work() -> list[object]:
             async with inbox(own_valkey.url) as box:
-                posts = [box.accept([event() for _ in range(200)], "request") for _ in range(2)]
+                posts = [box.accept([event() for _ in range(200)]) for _ in range(2)]
                 return await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 5)
 
         errors = asyncio.run(work())
@@ -273,13 +281,13 @@ class TestRedisAway:
     def test_an_inbox_that_saw_redis_go_sees_it_come_back(self, own_valkey: Valkey) -> None:
         async def work() -> Recorded:
             async with inbox(own_valkey.url) as box:
-                await box.accept([event()], "request")
+                await box.accept([event()])
                 await asyncio.to_thread(own_valkey.kill)
                 with pytest.raises(NotRecorded):
-                    await box.accept([event()], "request")
+                    await box.accept([event()])
                 # The main thread starts programs, so that they live as long as the test.
                 own_valkey.restart()
-                return await box.accept([event()], "request")
+                return await box.accept([event()])
 
         assert asyncio.run(work()) == Recorded(1, 0, 0)
 
@@ -288,8 +296,8 @@ def grouped(url: str, kept: Kept, posts: list[list[OrderProcessed]], *, expected
     """Record the POSTs in one moment, once the server knows the script."""
     receipts: list[Recorded] = []
 
-    async def together(accept: Callable[[list[OrderProcessed], str], Awaitable[Recorded]]) -> None:
-        receipts.extend(await asyncio.gather(*(accept(post, "request") for post in posts)))
+    async def together(accept: Callable[[list[OrderProcessed]], Awaitable[Recorded]]) -> None:
+        receipts.extend(await asyncio.gather(*(accept(post) for post in posts)))
 
     async def work() -> None:
         async with inbox(url) as box:
@@ -304,19 +312,18 @@ def grouped(url: str, kept: Kept, posts: list[list[OrderProcessed]], *, expected
 class TestBrokenKeys:
     """A foreign program has put something else where our keys should be."""
 
-    @pytest.mark.parametrize("key_of", [keys.record, keys.trail])
     @pytest.mark.parametrize("place", [0, 1, 2])
     def test_one_broken_order_fails_its_own_post_and_nothing_of_the_others_is_lost(
-        self, redis_url: str, redis_client: Redis, kept: Kept, key_of: Callable[[OrderKey], str], place: int
+        self, redis_url: str, redis_client: Redis, kept: Kept, place: int
     ) -> None:
         """All of one script call: the others are recorded, owed and queued, and what is said again is recorded then."""
         bad, *good = (event() for _ in range(3))
         posts = [*good[:place], bad, *good[place:]]
-        redis_client.set(key_of(OrderKey(A, bad.order_id)), "of another program")
+        redis_client.set(keys.record(OrderKey(A, bad.order_id)), "of another program")
 
         async def work() -> list[object]:
             async with inbox(redis_url) as box:
-                calls = [asyncio.create_task(box.accept([one], "request")) for one in posts]
+                calls = [asyncio.create_task(box.accept([one])) for one in posts]
                 return await asyncio.gather(*calls, return_exceptions=True)
 
         answers = asyncio.run(work())
@@ -328,10 +335,20 @@ class TestBrokenKeys:
         owed = {OrderKey(A, one.order_id) for one in good}
         assert owed <= set(kept.due())
         assert {f"f-{A}-{one.order_id}-1" for one in good} <= set(kept.jobs())
-        redis_client.delete(key_of(OrderKey(A, bad.order_id)))
+        redis_client.delete(keys.record(OrderKey(A, bad.order_id)))
         again = accept(redis_url, bad)
         assert (again.queued + again.coalesced, again.duplicates) == (1, 0)
         assert OrderKey(A, bad.order_id) in kept.due()
+
+    @pytest.mark.parametrize("key", [keys.history(OrderKey(A, ORDER)), keys.COUNTERS, keys.event_rate(A)])
+    def test_what_only_tells_of_an_event_cannot_fail_it(
+        self, redis_url: str, redis_client: Redis, kept: Kept, key: str
+    ) -> None:
+        redis_client.set(key, "of another program")
+
+        assert accept(redis_url, event(order=ORDER)) == Recorded(1, 0, 0)
+
+        assert (kept.jobs(), set(kept.due())) == ([f"f-{A}-{ORDER}-1"], {OrderKey(A, ORDER)})
 
     def test_a_post_of_a_good_and_a_broken_one_loses_neither(
         self, redis_url: str, redis_client: Redis, kept: Kept

@@ -27,15 +27,15 @@ class TestAccepting:
     def test_the_same_event_again_is_a_duplicate_and_owes_nothing_more(self, stage: Stage) -> None:
         assert [stage.hear(SENT), stage.hear(SENT)] == ["queued", "duplicate"]
 
-        assert (stage.field("wanted"), stage.field("duplicates"), stage.waiting()) == ("1", "1", 1)
+        assert (stage.field("generation"), stage.field("duplicates"), stage.waiting()) == ("1", "1", 1)
 
     def test_a_duplicate_of_an_order_at_home_causes_no_fetch(self, stage: Stage) -> None:
         stage.hear(SENT)
-        stage.bring_home(1)
+        stage.bring(1)
 
         assert stage.hear(SENT) == "duplicate"
 
-        assert (stage.due_in(), stage.begin()) == (None, "nothing")
+        assert (stage.due_in(), stage.start()) == (None, "nothing")
 
     def test_an_event_is_remembered_for_dedup_days(self, stage: Stage) -> None:
         stage.hear(SENT)
@@ -45,31 +45,31 @@ class TestAccepting:
 
     def test_an_item_without_timestamp_is_never_a_duplicate_only_coalesced(self, stage: Stage) -> None:
         assert [stage.hear(""), stage.hear("")] == ["queued", "coalesced"]
-        assert stage.bring_home(1) == "home"
+        assert stage.bring(1) == "fetched"
 
         assert stage.hear("") == "queued"
-        assert stage.begin() == "fetch"
+        assert stage.start() == "fetch"
 
     def test_events_that_come_while_a_live_job_waits_share_its_fetch(self, stage: Stage) -> None:
         assert [stage.settle(), stage.settle(), stage.settle()] == ["queued", "coalesced", "coalesced"]
 
-        assert (stage.waiting(), stage.fetch().begun) == (1, 3)
+        assert (stage.waiting(), stage.fetch().generation) == (1, 3)
 
     def test_two_events_of_one_order_in_one_post_make_one_job(self, stage: Stage) -> None:
         assert stage.hear_at_once((ONE, "a"), (ONE, "b"), (ONE, "a")) == (1, 1, 1)
 
-        assert (stage.waiting(), stage.field("wanted")) == (1, "2")
+        assert (stage.waiting(), stage.field("generation")) == (1, "2")
 
     def test_a_refetch_through_live_does_not_wait_behind_a_replay(self, stage: Stage) -> None:
         """What people ask for now goes past what they asked for at leisure."""
-        stage.want(queue="backfill")
-        stage.want(queue="live")
-        stage.want(queue="backfill")
+        stage.request(queue="backfill")
+        stage.request(queue="live")
+        stage.request(queue="backfill")
 
         assert (stage.waiting(LIVE), stage.waiting(BACKFILL)) == (1, 1)
 
     def test_an_order_that_waits_in_backfill_gets_a_live_job(self, stage: Stage) -> None:
-        stage.want(queue="backfill")
+        stage.request(queue="backfill")
         assert (stage.waiting(BACKFILL), stage.waiting(LIVE)) == (1, 0)
 
         assert stage.settle() == "queued"
@@ -85,7 +85,7 @@ class TestAccepting:
         for number in range(205):
             stage.hear(str(number))
 
-        assert stage.redis.llen(keys.trail(ONE)) == 200
+        assert stage.redis.llen(keys.history(ONE)) == 200
 
 
 class TestCounters:
@@ -94,24 +94,24 @@ class TestCounters:
         first = stage.fetch()
         stage.settle()
 
-        assert stage.store(first, 1) == "again"
+        assert stage.store(first, 1) == "pending"
 
-        assert stage.fetch().begun == 2
+        assert stage.fetch().generation == 2
 
     def test_one_settlement_is_fetched_once_however_many_jobs_come(self, stage: Stage) -> None:
         stage.settle()
-        assert stage.bring_home(1) == "home"
+        assert stage.bring(1) == "fetched"
 
-        assert [stage.begin(), stage.begin("another")] == ["nothing", "nothing"]
+        assert [stage.start(), stage.start("another")] == ["nothing", "nothing"]
 
     def test_the_same_settlement_is_held_while_another_worker_fetches_it(self, stage: Stage) -> None:
         stage.settle()
         stage.fetch("a")
         due = stage.due_in()
 
-        assert stage.begin("b") == "held"
+        assert stage.start("b") == "held"
 
-        assert (stage.due_in(), stage.field("holder")) == (due, "a")
+        assert (stage.due_in(), stage.field("worker")) == (due, "a")
 
     def test_of_two_fetches_under_way_the_older_is_refused_when_it_finishes_last(self, stage: Stage) -> None:
         stage.settle()
@@ -119,7 +119,7 @@ class TestCounters:
         stage.settle()
         newer = stage.fetch("b")
 
-        assert stage.store(newer, 2, "b") == "home"
+        assert stage.store(newer, 2, "b") == "fetched"
         assert stage.store(older, 1, "a") == "refused"
 
         assert (stage.field("digest"), stage.field("revision")) == ("2", "1")
@@ -130,9 +130,9 @@ class TestCounters:
         stage.settle()
         newer = stage.fetch("b")
 
-        assert stage.store(older, 1, "a") == "again"
-        assert stage.field("holder") == "b"
-        assert stage.store(newer, 2, "b") == "home"
+        assert stage.store(older, 1, "a") == "pending"
+        assert stage.field("worker") == "b"
+        assert stage.store(newer, 2, "b") == "fetched"
 
         assert (stage.field("digest"), stage.field("revision")) == ("2", "2")
 
@@ -140,7 +140,7 @@ class TestCounters:
         seen = []
         for version in (1, 1, 2, 2, 1):
             stage.settle()
-            stage.bring_home(version)
+            stage.bring(version)
             seen.append(stage.field("revision"))
 
         assert seen == ["1", "1", "2", "2", "3"]
@@ -153,17 +153,17 @@ class TestCounters:
 
         assert stage.fail(older, "dead", "a") == "refused"
 
-        assert (stage.is_dead(), stage.field("holder"), stage.store(newer, 2, "b")) == (False, "b", "home")
+        assert (stage.is_dead(), stage.field("worker"), stage.store(newer, 2, "b")) == (False, "b", "fetched")
 
     def test_an_order_erased_during_its_fetch_leaves_nothing_behind(self, stage: Stage) -> None:
         for what in ("store", "fail"):
             stage.settle()
             fetch = stage.fetch()
-            stage.redis.delete(keys.record(ONE), keys.trail(ONE), keys.content(ONE))
+            stage.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
 
-            assert (stage.store(fetch, 1) if what == "store" else stage.fail(fetch, "again")) == "refused"
+            assert (stage.store(fetch, 1) if what == "store" else stage.fail(fetch, "retry")) == "refused"
 
-            assert stage.redis.exists(keys.record(ONE), keys.trail(ONE), keys.content(ONE)) == 0
+            assert stage.redis.exists(keys.record(ONE), keys.history(ONE), keys.content(ONE)) == 0
 
 
 class TestCrashes:
@@ -171,10 +171,10 @@ class TestCrashes:
         stage.settle()
         for crash in range(1, 4):
             stage.fetch(f"w{crash}")
-            stage.ledger.abandon(f"w{crash}", stage.now)
-            assert stage.tick() == 1
+            stage.ledger.release_worker(f"w{crash}", "killed")
+            assert stage.dispatch() == 1
 
-        assert stage.begin() == "dead"
+        assert stage.start() == "dead"
 
         assert (stage.field("dead"), stage.is_dead(), stage.due_in()) == ("kills_worker", True, None)
 
@@ -183,7 +183,7 @@ class TestCrashes:
         stage.fetch()
         assert stage.due_in() == LEASE_SECONDS
         stage.later(LEASE_SECONDS)
-        assert stage.tick() == 1
+        assert stage.dispatch() == 1
 
         stage.fetch()
 
@@ -192,19 +192,19 @@ class TestCrashes:
     def test_a_fetch_that_ends_otherwise_forgets_the_crashes(self, stage: Stage) -> None:
         stage.settle()
         stage.fetch("a")
-        stage.ledger.abandon("a", stage.now)
+        stage.ledger.release_worker("a", "killed")
 
-        stage.fail(stage.fetch("b"), "again", "b")
+        stage.fail(stage.fetch("b"), "retry", "b")
 
         assert stage.field("crashes") is None
 
     def test_a_new_event_starts_with_no_crashes_and_no_error_of_the_one_before(self, stage: Stage) -> None:
         stage.settle()
-        stage.fail(stage.fetch("a"), "again", "a")
+        stage.fail(stage.fetch("a"), "retry", "a")
         stage.later(600)
         stage.fetch("b")
-        stage.ledger.abandon("b", stage.now)
-        stage.tick()
+        stage.ledger.release_worker("b", "killed")
+        stage.dispatch()
         stage.fetch("c")
         assert (stage.field("crashes"), stage.field("error")) != (None, None)
 
@@ -216,9 +216,9 @@ class TestCrashes:
         stage.settle()
         stage.fetch("a")
 
-        assert stage.ledger.abandon("a", stage.now) == ONE
+        assert stage.ledger.release_worker("a", "killed") == ONE
         assert stage.due_in() == 0
-        assert stage.ledger.abandon("a", stage.now) is None
+        assert stage.ledger.release_worker("a", "killed") is None
 
     def test_what_another_worker_fetches_by_now_is_not_abandoned(self, stage: Stage) -> None:
         stage.settle()
@@ -226,7 +226,7 @@ class TestCrashes:
         stage.settle()
         stage.fetch("b")
 
-        assert stage.ledger.abandon("a", stage.now) is None
+        assert stage.ledger.release_worker("a", "killed") is None
         assert stage.due_in() == LEASE_SECONDS
 
     def test_a_worker_taken_for_dead_may_still_bring_its_order_home(self, stage: Stage) -> None:
@@ -236,7 +236,7 @@ class TestCrashes:
         stage.fail(stage.fetch("b"), "dead", "b")
         assert stage.is_dead()
 
-        assert stage.store(slow, 1, "slow") == "home"
+        assert stage.store(slow, 1, "slow") == "fetched"
 
         assert (stage.is_dead(), stage.field("dead"), stage.days_kept()) == (False, None, {400})
 
@@ -245,9 +245,9 @@ class TestCrashes:
         for _ in range(policy.CRASHES_ALLOWED):
             slow = stage.fetch()
             stage.later(LEASE_SECONDS)
-        assert stage.begin("b") == "dead"
+        assert stage.start("b") == "dead"
 
-        assert stage.fail(slow, "again") == "refused"
-        assert stage.store(slow, 1, look_at=stage.now + 1000) == "again"
+        assert stage.fail(slow, "retry") == "refused"
+        assert stage.store(slow, 1, recheck=1) == "pending"
 
         assert (stage.is_dead(), stage.due_in()) == (True, None)

@@ -10,8 +10,9 @@ from redis import Redis
 
 from app.ids import OrderKey
 from app.ledger import keys, policy
-from app.ledger.ledger import MOST_A_TICK, Ledger
+from app.ledger.ledger import DISPATCH_LIMIT, Ledger
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue
+from app.ledger.work import Dispatched
 from tests.integration.ledger_model.parts import LEASE
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 
@@ -36,18 +37,18 @@ class TestClock:
         stage.redis.delete("rq:queue:live")
 
         stage.later(GRACE - 0.001)
-        assert stage.tick() == 0
+        assert stage.dispatch() == 0
         stage.later(0.001)
-        assert stage.tick() == 1
+        assert stage.dispatch() == 1
 
-        assert (stage.waiting(), stage.begin()) == (1, "fetch")
+        assert (stage.waiting(), stage.start()) == (1, "fetch")
 
     def test_the_wait_doubles_while_nobody_begins_and_no_longer_than_an_hour(self, stage: Stage) -> None:
         stage.settle()
         waits = []
         for _ in range(8):
             stage.later(stage.due_in() or 0)
-            assert stage.tick() == 1
+            assert stage.dispatch() == 1
             waits.append((stage.due_in() or 0) / GRACE)
 
         assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
@@ -56,25 +57,25 @@ class TestClock:
         stage.settle()
         for _ in range(3):
             stage.later(stage.due_in() or 0)
-            stage.tick()
-        stage.fail(stage.fetch(), "again", wait=5)
+            stage.dispatch()
+        stage.fail(stage.fetch(), "retry", wait=5)
 
         stage.later(5)
-        stage.tick()
+        stage.dispatch()
 
         assert stage.due_in() == GRACE
 
     def test_two_tickers_at_the_same_moment_push_one_job_an_order(self, stage: Stage, redis_url: str) -> None:
-        stage.ledger.want(many(300), stage.now, queue="backfill", why="replay")
+        stage.ledger.request_fetch(many(300), queue="backfill", reason="replay")
         stage.later(GRACE)
         together, pushed = threading.Barrier(2), []
 
         def tick() -> None:
             with Redis.from_url(redis_url) as client:
-                ledger = Ledger(client, order_days=400, fetch_lease=LEASE)
+                ledger = Ledger(client, order_days=400, fetch_lease=LEASE, clock=stage.clock)
                 client.ping()
                 together.wait(10)
-                pushed.append(ledger.tick(stage.now)[1])
+                pushed.append(ledger.dispatch_due().enqueued)
 
         threads = [threading.Thread(target=tick) for _ in range(2)]
         for thread in threads:
@@ -86,28 +87,28 @@ class TestClock:
 
     def test_one_tick_pushes_more_orders_than_one_script_looks_at(self, stage: Stage) -> None:
         orders = [
-            OrderKey(ONE.company_id, f"00000000-0000-4000-8000-{number:012}") for number in range(MOST_A_TICK + 1)
+            OrderKey(ONE.company_id, f"00000000-0000-4000-8000-{number:012}") for number in range(DISPATCH_LIMIT + 1)
         ]
-        stage.ledger.want(orders, stage.now, queue="backfill", why="replay")
+        stage.ledger.request_fetch(orders, queue="backfill", reason="replay")
         stage.later(GRACE)
 
-        assert stage.tick() == MOST_A_TICK + 1
+        assert stage.dispatch() == DISPATCH_LIMIT + 1
 
     def test_a_nudge_hurries_what_is_owed_and_nothing_else(self, stage: Stage) -> None:
         stage.settle()
         stage.settle(SAME_ID)
-        stage.bring_home(1, order=SAME_ID)
+        stage.bring(1, order=SAME_ID)
 
-        stage.ledger.nudge([ONE, SAME_ID], stage.now)
+        stage.ledger.release_worker("nobody", "ended", [ONE, SAME_ID])
 
         assert (stage.due_in(ONE), stage.due_in(SAME_ID)) == (0, None)
 
     def test_a_ticker_forgets_what_nobody_is_owed(self, stage: Stage) -> None:
         stage.settle()
-        stage.bring_home(1)
+        stage.bring(1)
         stage.redis.zadd(keys.DUE, {ONE.member: stage.now})
 
-        assert (stage.tick(), stage.due_in()) == (0, None)
+        assert (stage.dispatch(), stage.due_in()) == (0, None)
 
 
 class TestKeeping:
@@ -124,17 +125,17 @@ class TestKeeping:
 
     def test_its_end_is_counted_from_the_last_change(self, stage: Stage) -> None:
         stage.settle()
-        stage.bring_home(1)
+        stage.bring(1)
         self.age(stage)
 
         stage.settle()
-        stage.bring_home(2)
+        stage.bring(2)
 
         assert stage.days_kept() == {400}
 
     def test_a_duplicate_is_no_change(self, stage: Stage) -> None:
         stage.hear(SENT)
-        stage.bring_home(1)
+        stage.bring(1)
         self.age(stage)
 
         assert stage.hear(SENT) == "duplicate"
@@ -143,7 +144,7 @@ class TestKeeping:
 
     def age(self, stage: Stage) -> None:
         """Let 390 days pass for the keys of the order: their time is the server's."""
-        for name in (keys.record(ONE), keys.trail(ONE), keys.content(ONE)):
+        for name in (keys.record(ONE), keys.history(ONE), keys.content(ONE)):
             stage.redis.pexpire(name, 10 * policy.DAY)
 
 
@@ -153,10 +154,10 @@ class TestTwoCompanies:
     def test_each_is_fetched_for_its_own_settlement(self, stage: Stage) -> None:
         assert [stage.settle(ONE), stage.settle(SAME_ID)] == ["queued", "queued"]
 
-        assert stage.bring_home(1, order=ONE) == "home"
+        assert stage.bring(1, order=ONE) == "fetched"
 
-        assert (stage.field("done", SAME_ID), stage.due_in(SAME_ID)) == (None, GRACE)
-        assert stage.bring_home(7, order=SAME_ID) == "home"
+        assert (stage.field("fetched_generation", SAME_ID), stage.due_in(SAME_ID)) == (None, GRACE)
+        assert stage.bring(7, order=SAME_ID) == "fetched"
         assert (stage.field("digest", ONE), stage.field("digest", SAME_ID)) == ("1", "7")
 
     def test_the_same_event_of_the_other_company_is_no_duplicate(self, stage: Stage) -> None:
@@ -184,7 +185,7 @@ class TestTwoCompanies:
             stage.settle(order)
             stage.fetch(worker, order)
 
-        assert stage.ledger.abandon("b", stage.now) == SAME_ID
+        assert stage.ledger.release_worker("b", "killed") == SAME_ID
 
         assert (stage.due_in(ONE), stage.due_in(SAME_ID)) == (LEASE_SECONDS, 0)
 
@@ -192,11 +193,11 @@ class TestTwoCompanies:
 def test_an_order_whose_record_another_program_overwrote_stops_no_other(stage: Stage) -> None:
     """It is put off and counted; those before and after it get their jobs."""
     orders = many(5)
-    stage.ledger.want(orders, stage.now, queue="live", why="replay")
+    stage.ledger.request_fetch(orders, queue="live", reason="replay")
     stage.redis.delete("rq:queue:live")
     stage.redis.set(keys.record(orders[2]), "of another program")
     stage.later(GRACE)
 
-    assert stage.ledger.tick(stage.now) == (5, 4, 1)
+    assert stage.ledger.dispatch_due() == Dispatched(5, 4, 1)
     assert stage.redis.llen("rq:queue:live") == 4
-    assert stage.ledger.tick(stage.now) == (0, 0, 0)
+    assert stage.ledger.dispatch_due() == Dispatched(0, 0, 0)

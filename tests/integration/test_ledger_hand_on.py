@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from app.ledger import keys, policy
-from app.ledger.work import Failure, HandOn
+from app.ledger.work import Delivery, Failure
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
 
@@ -16,26 +16,26 @@ def stored(stage: Stage, *versions: int) -> Stage:
     """Let the order settle and be fetched, once a version."""
     for version in versions:
         stage.settle()
-        stage.bring_home(version)
+        stage.bring(version)
     return stage
 
 
-def begun(stage: Stage, worker: str = "w") -> HandOn:
+def begun(stage: Stage, worker: str = "w") -> Delivery:
     """Begin a hand-on, and insist that one is due."""
-    hand_on = stage.hand(worker)
-    assert hand_on is not None
-    return hand_on
+    delivery = stage.acquire(worker)
+    assert delivery is not None
+    return delivery
 
 
-def taken(stage: Stage, worker: str = "w") -> HandOn:
+def taken(stage: Stage, worker: str = "w") -> Delivery:
     """Let the sink take what comes next."""
-    hand_on = begun(stage, worker)
-    stage.handed(hand_on, worker=worker)
-    return hand_on
+    delivery = begun(stage, worker)
+    stage.complete(delivery, worker=worker)
+    return delivery
 
 
 def dead_sinks(stage: Stage) -> list[object]:
-    return list(stage.redis.zrange(keys.DEAD_SINKS, 0, -1))
+    return list(stage.redis.zrange(keys.DEAD_DELIVERIES, 0, -1))
 
 
 @pytest.fixture
@@ -53,23 +53,23 @@ def shop_and_mail(redis_client: Redis) -> Iterator[Stage]:
 
 
 def test_a_new_revision_is_owed_to_the_sink_and_then_nothing_is(shop: Stage) -> None:
-    assert (shop.due_in(), shop.days_kept()) == (policy.HAND_LEASE / 1000, {None})
-    hand_on = begun(shop)
-    assert (hand_on.sink, hand_on.revision, hand_on.tries, hand_on.raw) == ("shop", 1, 1, b"1")
+    assert (shop.due_in(), shop.days_kept()) == (policy.DELIVERY_LEASE / 1000, {None})
+    delivery = begun(shop)
+    assert (delivery.sink, delivery.revision, delivery.attempts, delivery.raw) == ("shop", 1, 1, b"1")
 
-    shop.handed(hand_on)
+    shop.complete(delivery)
 
-    assert shop.hand() is None
-    assert (shop.field("shop:at"), shop.due_in(), shop.days_kept()) == ("1", None, {400})
+    assert shop.acquire() is None
+    assert (shop.field("shop:revision"), shop.due_in(), shop.days_kept()) == ("1", None, {400})
 
 
 def test_unchanged_content_is_not_handed_on_again(shop: Stage) -> None:
     taken(shop)
     shop.settle()
 
-    assert shop.bring_home(1) == "home"
+    assert shop.bring(1) == "fetched"
 
-    assert shop.hand() is None
+    assert shop.acquire() is None
 
 
 def test_one_hand_on_an_order_at_a_time(shop: Stage) -> None:
@@ -77,31 +77,31 @@ def test_one_hand_on_an_order_at_a_time(shop: Stage) -> None:
     stored(shop, 2)
     first = begun(shop, "a")
 
-    assert shop.hand("b") is None
+    assert shop.acquire("b") is None
 
-    shop.handed(first, worker="a")
+    shop.complete(first, worker="a")
     stored(shop, 3)
-    assert shop.hand("b") is not None
+    assert shop.acquire("b") is not None
 
 
 def test_a_newer_revision_replaces_those_not_yet_handed_on(shop: Stage) -> None:
     stored(shop, 2, 3)
 
-    hand_on = taken(shop)
+    delivery = taken(shop)
 
-    assert (hand_on.revision, hand_on.raw, shop.hand()) == (3, b"3", None)
+    assert (delivery.revision, delivery.raw, shop.acquire()) == (3, b"3", None)
 
 
 def test_a_revision_stored_during_a_hand_on_comes_next(shop: Stage) -> None:
-    hand_on = begun(shop)
+    delivery = begun(shop)
     shop.settle()
-    shop.bring_home(2, "b")
-    assert shop.hand("b") is None
+    shop.bring(2, "b")
+    assert shop.acquire("b") is None
 
-    shop.handed(hand_on)
+    shop.complete(delivery)
 
     assert taken(shop).revision == 2
-    assert (shop.hand(), shop.days_kept()) == (None, {400})
+    assert (shop.acquire(), shop.days_kept()) == (None, {400})
 
 
 def test_each_sink_has_its_own_position(shop_and_mail: Stage) -> None:
@@ -109,138 +109,138 @@ def test_each_sink_has_its_own_position(shop_and_mail: Stage) -> None:
 
     sinks = [taken(stage).sink, taken(stage).sink]
 
-    assert (sorted(sinks), stage.hand()) == (["mail", "shop"], None)
-    assert (stage.field("shop:at"), stage.field("mail:at")) == ("1", "1")
+    assert (sorted(sinks), stage.acquire()) == (["mail", "shop"], None)
+    assert (stage.field("shop:revision"), stage.field("mail:revision")) == ("1", "1")
 
 
 def test_a_failing_sink_does_not_hold_up_another(shop_and_mail: Stage) -> None:
     stage = shop_and_mail
     failing = begun(stage)
-    stage.handed(failing, "again", wait=300)
+    stage.complete(failing, "retry", wait=300)
 
     assert taken(stage).sink != failing.sink
 
-    assert (stage.hand(), stage.due_in(), stage.days_kept()) == (None, 300, {None})
+    assert (stage.acquire(), stage.due_in(), stage.days_kept()) == (None, 300, {None})
 
 
 def test_the_retry_of_a_sink_never_causes_a_getorder(shop: Stage) -> None:
     for tries in (1, 2, 3):
-        hand_on = begun(shop)
-        assert hand_on.tries == tries
-        shop.handed(hand_on, "again", wait=300)
-        assert (shop.hand(), shop.due_in()) == (None, 300)
+        delivery = begun(shop)
+        assert delivery.attempts == tries
+        shop.complete(delivery, "retry", wait=300)
+        assert (shop.acquire(), shop.due_in()) == (None, 300)
         shop.later(300)
-        assert (shop.tick(), shop.begin()) == (1, "hand")
+        assert (shop.dispatch(), shop.start()) == (1, "deliver")
 
-    assert shop.field("fence") == "1"
+    assert shop.field("fencing_token") == "1"
 
 
 def test_a_dead_sink_keeps_the_order_without_an_end(shop: Stage) -> None:
-    hand_on = begun(shop)
-    shop.handed(hand_on, "dead")
+    delivery = begun(shop)
+    shop.complete(delivery, "dead")
 
-    assert (shop.hand(), shop.due_in(), shop.days_kept()) == (None, None, {None})
+    assert (shop.acquire(), shop.due_in(), shop.days_kept()) == (None, None, {None})
     assert (shop.field("shop:dead"), dead_sinks(shop)) == ("reason", [f"{ONE.member} shop".encode()])
 
 
 def test_new_content_revives_a_dead_sink(shop: Stage) -> None:
-    hand_on = begun(shop)
-    shop.handed(hand_on, "dead")
+    delivery = begun(shop)
+    shop.complete(delivery, "dead")
 
     stored(shop, 2)
 
     assert (shop.field("shop:dead"), dead_sinks(shop)) == (None, [])
-    assert (taken(shop).tries, shop.hand(), shop.days_kept()) == (1, None, {400})
+    assert (taken(shop).attempts, shop.acquire(), shop.days_kept()) == (1, None, {400})
 
 
 def test_a_sink_that_refuses_what_is_old_by_now_still_gets_the_new(shop: Stage) -> None:
-    hand_on = begun(shop)
+    delivery = begun(shop)
     stored(shop, 2)
 
-    shop.handed(hand_on, "dead")
+    shop.complete(delivery, "dead")
 
     assert (shop.field("shop:dead"), taken(shop).revision) == (None, 2)
 
 
 def test_a_hand_on_whose_worker_ended_is_due_at_once(shop: Stage) -> None:
-    assert shop.hand("a") is not None
-    assert shop.hand("b") is None
+    assert shop.acquire("a") is not None
+    assert shop.acquire("b") is None
 
-    assert shop.ledger.abandon("a", shop.now) == ONE
+    assert shop.ledger.release_worker("a", "killed") == ONE
 
     assert shop.due_in() == 0
     again = begun(shop, "b")
-    assert (again.revision, again.tries) == (1, 2)
+    assert (again.revision, again.attempts) == (1, 2)
 
 
 def test_a_worker_frozen_past_its_lease_does_not_undo_what_another_did(shop: Stage) -> None:
     frozen = begun(shop, "frozen")
-    shop.later(policy.HAND_LEASE / 1000)
+    shop.later(policy.DELIVERY_LEASE / 1000)
     stored(shop, 2)
     taken(shop, "b")
     stored(shop, 3)
-    assert shop.hand("b") is not None
+    assert shop.acquire("b") is not None
 
-    shop.handed(frozen, worker="frozen")
+    shop.complete(frozen, worker="frozen")
 
-    assert shop.field("shop:at") == "2"
-    assert shop.hand("frozen") is None
+    assert shop.field("shop:revision") == "2"
+    assert shop.acquire("frozen") is None
 
 
 def test_an_order_whose_worker_died_after_the_last_hand_on_gets_its_end(shop: Stage) -> None:
-    hand_on = begun(shop)
-    shop.handed(hand_on)
+    delivery = begun(shop)
+    shop.complete(delivery)
     assert shop.days_kept() == {None}
 
     shop.later(shop.due_in() or 0)
-    assert (shop.tick(), shop.begin()) == (1, "nothing")
+    assert (shop.dispatch(), shop.start()) == (1, "nothing")
 
     assert (shop.due_in(), shop.days_kept()) == (None, {400})
 
 
 def test_an_order_that_is_gone_is_still_handed_on_as_it_was(shop: Stage) -> None:
-    hand_on = begun(shop)
-    shop.handed(hand_on, "again", wait=300)
+    delivery = begun(shop)
+    shop.complete(delivery, "retry", wait=300)
     shop.settle()
 
-    assert shop.fail(shop.fetch("b"), "gone", "b") == "gone"
+    assert shop.fail(shop.fetch("b"), "deleted_upstream", "b") == "deleted_upstream"
 
     assert (shop.due_in(), shop.days_kept()) == (300, {None})
     shop.later(300)
-    assert (shop.tick(), shop.begin(), taken(shop).raw) == (1, "hand", b"1")
+    assert (shop.dispatch(), shop.start(), taken(shop).raw) == (1, "deliver", b"1")
 
 
-@pytest.mark.parametrize("what", ["dead", "park", "again", "reject"])
+@pytest.mark.parametrize("what", ["dead", "deferred", "retry", "client_error"])
 def test_a_hand_on_does_not_wait_for_a_fetch_that_fails(shop: Stage, what: Failure) -> None:
     """The sink's next try comes in 5 s, whatever becomes of the next settlement's fetch, and costs no getOrder."""
-    shop.handed(begun(shop), "again", wait=5)
+    shop.complete(begun(shop), "retry", wait=5)
     shop.settle()
     shop.fail(shop.fetch(), what, wait=4500)
-    assert shop.hand() is None
+    assert shop.acquire() is None
     assert (shop.due_in() or 99) <= 5
 
     shop.later(5)
-    shop.tick()
+    shop.dispatch()
 
-    assert shop.begin() == "hand"
-    assert (taken(shop).revision, shop.hand()) == (1, None)
+    assert shop.start() == "deliver"
+    assert (taken(shop).revision, shop.acquire()) == (1, None)
     assert (shop.due_in(), shop.is_dead()) == ((None, True) if what == "dead" else (4495, False))
 
 
 def test_a_sink_is_tried_again_while_the_order_waits_for_its_next_look(shop: Stage) -> None:
     """Unsettled content is a revision too; the next look at the order is 75 minutes away."""
-    shop.handed(begun(shop))
+    shop.complete(begun(shop))
     shop.settle()
-    shop.store(shop.fetch(), 2, look_at=shop.now + 4_500_000)
-    shop.handed(begun(shop), "again", wait=5)
-    assert shop.hand() is None
+    shop.store(shop.fetch(), 2, recheck=4500)
+    shop.complete(begun(shop), "retry", wait=5)
+    assert shop.acquire() is None
 
     shop.later(5)
-    shop.tick()
+    shop.dispatch()
 
-    assert shop.begin() == "hand"
+    assert shop.start() == "deliver"
     assert taken(shop).revision == 2
-    assert (shop.hand(), shop.begin()) == (None, "nothing")
+    assert (shop.acquire(), shop.start()) == (None, "nothing")
     assert shop.due_in() == 4495
 
 
@@ -248,26 +248,26 @@ def test_what_one_sink_refuses_another_gets_with_the_next_job_at_once(shop_and_m
     """RQ's time limit strikes once a job, so a hand-on that failed ends the job."""
     stage = shop_and_mail
     failed = begun(stage)
-    stage.handed(failed, "again", wait=60)
+    stage.complete(failed, "retry", wait=60)
     assert stage.due_in() == 0
 
-    assert stage.tick() == 1
-    assert stage.begin() == "hand"
+    assert stage.dispatch() == 1
+    assert stage.start() == "deliver"
 
     assert {failed.sink, taken(stage).sink} == {"shop", "mail"}
 
 
 def test_what_an_older_fetch_brings_for_an_order_given_up_is_handed_on(shop: Stage) -> None:
     """The worker that stored it may die before it calls the sink: the clock knows."""
-    shop.handed(begun(shop))
+    shop.complete(begun(shop))
     shop.settle()
     older = shop.fetch("a")
     shop.settle()
     shop.fail(shop.fetch("b"), "dead", "b")
 
-    assert shop.store(older, 2, "a") == "again"
+    assert shop.store(older, 2, "a") == "pending"
 
     shop.later(shop.due_in() or 0)
-    assert (shop.tick(), shop.begin()) == (1, "hand")
-    assert (taken(shop).revision, shop.hand()) == (2, None)
+    assert (shop.dispatch(), shop.start()) == (1, "deliver")
+    assert (taken(shop).revision, shop.acquire()) == (2, None)
     assert (shop.is_dead(), shop.due_in(), shop.days_kept()) == (True, None, {None})

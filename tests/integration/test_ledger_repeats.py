@@ -24,76 +24,76 @@ def shop(redis_client: Redis) -> Iterator[Stage]:
     """One order, fetched, with one sink."""
     with staged(redis_client, "shop") as opened:
         opened.settle()
-        opened.bring_home(1)
+        opened.bring(1)
         yield opened
 
 
 def standing(stage: Stage) -> tuple[object, ...]:
     """Return all that is kept of the order."""
-    trail = stage.redis.lrange(keys.trail(ONE), 0, -1)
+    trail = stage.redis.lrange(keys.history(ONE), 0, -1)
     return (stage.redis.hgetall(keys.record(ONE)), trail, stage.due_in(), stage.is_dead(), stage.days_kept())
 
 
 def test_a_begin_told_again_is_the_same_workers_fetch_and_no_crash(stage: Stage) -> None:
     stage.fetch("a")
-    assert stage.begin("b") == "held"
+    assert stage.start("b") == "held"
 
     again = stage.fetch("a")
 
-    assert (stage.field("crashes"), stage.field("fence")) == (None, str(again.fence))
-    assert stage.store(again, 1, "a") == "home"
+    assert (stage.field("crashes"), stage.field("fencing_token")) == (None, str(again.token))
+    assert stage.store(again, 1, "a") == "fetched"
 
 
 def test_an_order_at_home_stays_as_it_is_when_finish_is_told_again(stage: Stage) -> None:
     fetch = stage.fetch()
-    assert stage.store(fetch, 1) == "home"
+    assert stage.store(fetch, 1) == "fetched"
     before = standing(stage)
 
-    assert stage.store(fetch, 1) == "home"
+    assert stage.store(fetch, 1) == "fetched"
 
     assert standing(stage) == before
 
 
 def test_a_look_is_counted_once(stage: Stage) -> None:
     fetch = stage.fetch()
-    stage.store(fetch, 1, look_at=stage.now + 120_000)
+    stage.store(fetch, 1, recheck=120)
     before = standing(stage)
 
-    assert stage.store(fetch, 1, look_at=stage.now + 120_000) == "again"
+    assert stage.store(fetch, 1, recheck=120) == "pending"
 
-    assert (stage.field("looks"), standing(stage)) == ("1", before)
+    assert (stage.field("rechecks"), standing(stage)) == ("1", before)
 
 
 def test_a_finish_told_again_says_again_what_it_said(shop: Stage) -> None:
     shop.settle()
     fetch = shop.fetch()
-    assert [shop.store(fetch, 2), shop.store(fetch, 2)] == ["hand", "hand"]
+    assert [shop.store(fetch, 2), shop.store(fetch, 2)] == ["deliver", "deliver"]
 
     shop.settle()
     fetch = shop.fetch()
-    assert [shop.store(fetch, 3, look_at=1, give_up="unsettled") for _ in range(2)] == ["dead", "dead"]
+    assert [shop.store(fetch, 3, recheck=1, give_up="unsettled") for _ in range(2)] == ["dead", "dead"]
 
 
 def test_a_finish_told_again_after_the_next_fetch_has_failed_gives_it_no_new_tries(stage: Stage) -> None:
     fetch = stage.fetch("a")
     stage.store(fetch, 1, "a")
     stage.settle()
-    stage.fail(stage.fetch("b"), "again", "b")
+    stage.fail(stage.fetch("b"), "retry", "b")
 
     stage.store(fetch, 1, "a")
 
-    assert stage.field("tries") == "1"
+    assert stage.field("attempts") == "1"
 
 
 @pytest.mark.parametrize(
     ("what", "verdict"),
     [
-        ("again", "again"),
-        ("reject", "again"),
-        ("missing", "again"),
-        ("park", "parked"),
+        ("retry", "retry"),
+        ("client_error", "retry"),
+        ("not_found", "retry"),
+        ("deferred", "deferred"),
         ("dead", "dead"),
-        ("gone", "gone"),
+        ("deleted_upstream", "deleted_upstream"),
     ],
 )
 def test_a_failure_is_counted_once_and_said_twice(stage: Stage, what: Failure, verdict: str) -> None:
@@ -109,30 +109,31 @@ def test_a_failure_is_counted_once_and_said_twice(stage: Stage, what: Failure, v
 def test_a_failure_that_was_not_heard_of_and_a_crash_are_two_things(stage: Stage) -> None:
     """A worker taken for dead that says at last how its fetch ended has not said it before."""
     fetch = stage.fetch("slow")
-    stage.ledger.abandon("slow", stage.now)
+    stage.ledger.release_worker("slow", "killed")
 
-    assert stage.fail(fetch, "again", "slow") == "again"
+    assert stage.fail(fetch, "retry", "slow") == "retry"
 
-    assert stage.field("tries") == "1"
+    assert stage.field("attempts") == "1"
 
 
 def test_a_hand_told_again_is_the_same_try(shop: Stage) -> None:
-    first = shop.hand("a")
+    first = shop.acquire("a")
 
-    again = shop.hand("a")
+    again = shop.acquire("a")
 
+    assert first is not None
     assert again is not None
-    assert (first, again.tries, again.crashes) == (again, 1, 0)
+    assert (again.revision, again.attempts, again.crashes) == (first.revision, 1, 0)
 
 
-@pytest.mark.parametrize("what", ["done", "again", "dead"])
+@pytest.mark.parametrize("what", ["succeeded", "retry", "dead"])
 def test_a_handed_told_again_counts_once(shop: Stage, what: str) -> None:
-    hand_on = shop.hand()
-    assert hand_on is not None
-    shop.handed(hand_on, what)  # type: ignore[arg-type]  # parametrize knows only str
+    delivery = shop.acquire()
+    assert delivery is not None
+    shop.complete(delivery, what)  # type: ignore[arg-type]  # parametrize knows only str
     record = shop.redis.hgetall(keys.record(ONE))
 
-    shop.handed(hand_on, what)  # type: ignore[arg-type]  # as above
+    shop.complete(delivery, what)  # type: ignore[arg-type]  # as above
 
     assert shop.redis.hgetall(keys.record(ONE)) == record
 
@@ -143,17 +144,17 @@ class TestEnded:
     def test_a_fetch_of_a_worker_that_ended_is_due_at_once_and_no_crash(self, stage: Stage) -> None:
         for number in range(policy.CRASHES_ALLOWED + 1):
             stage.fetch(f"w{number}")
-            assert stage.ledger.abandon(f"w{number}", stage.now, "ended") == ONE
-            assert (stage.due_in(), stage.tick()) == (0, 1)
+            assert stage.ledger.release_worker(f"w{number}", "ended") == ONE
+            assert (stage.due_in(), stage.dispatch()) == (0, 1)
 
-        assert stage.bring_home(1) == "home"
+        assert stage.bring(1) == "fetched"
 
     def test_a_hand_on_of_a_worker_that_ended_is_due_at_once_and_no_crash(self, shop: Stage) -> None:
         for number in range(policy.CRASHES_ALLOWED + 1):
-            hand_on = shop.hand(f"w{number}")
-            assert hand_on is not None
-            assert (hand_on.crashes, hand_on.tries) == (0, number + 1)
-            assert shop.ledger.abandon(f"w{number}", shop.now, "ended") == ONE
+            delivery = shop.acquire(f"w{number}")
+            assert delivery is not None
+            assert (delivery.crashes, delivery.attempts) == (0, number + 1)
+            assert shop.ledger.release_worker(f"w{number}", "ended") == ONE
             assert shop.due_in() == 0
 
 
@@ -165,59 +166,59 @@ class TestCrashesOfWhat:
             stage.fetch(f"w{number}")
             if number == policy.CRASHES_ALLOWED - 1:
                 stage.settle()
-            stage.ledger.abandon(f"w{number}", stage.now)
+            stage.ledger.release_worker(f"w{number}", "killed")
 
-        assert stage.fetch("new").begun == 2
+        assert stage.fetch("new").generation == 2
         assert stage.field("crashes") is None
 
     def test_the_new_tries_are_as_many_as_the_old_ones(self, stage: Stage) -> None:
         stage.fetch("w0")
         stage.settle()
-        stage.ledger.abandon("w0", stage.now)
+        stage.ledger.release_worker("w0", "killed")
 
         for number in range(policy.CRASHES_ALLOWED):
             stage.fetch(f"v{number}")
-            stage.ledger.abandon(f"v{number}", stage.now)
+            stage.ledger.release_worker(f"v{number}", "killed")
 
-        assert stage.begin("v") == "dead"
+        assert stage.start("v") == "dead"
 
     def test_hand_ons_of_one_revision_that_never_ended_are_counted(self, shop: Stage) -> None:
         seen = []
         for number in range(policy.CRASHES_ALLOWED + 1):
-            hand_on = shop.hand(f"w{number}")
-            assert hand_on is not None
-            seen.append(hand_on.crashes)
-            shop.ledger.abandon(f"w{number}", shop.now)
+            delivery = shop.acquire(f"w{number}")
+            assert delivery is not None
+            seen.append(delivery.crashes)
+            shop.ledger.release_worker(f"w{number}", "killed")
 
         assert seen == list(range(policy.CRASHES_ALLOWED + 1))
 
     def test_a_lease_that_ends_is_a_crash_of_the_hand_on_too(self, shop: Stage) -> None:
-        shop.hand("a")
-        shop.later(policy.HAND_LEASE / 1000)
+        shop.acquire("a")
+        shop.later(policy.DELIVERY_LEASE / 1000)
 
-        hand_on = shop.hand("b")
+        delivery = shop.acquire("b")
 
-        assert hand_on is not None
-        assert hand_on.crashes == 1
+        assert delivery is not None
+        assert delivery.crashes == 1
 
     @pytest.mark.parametrize("how", ["another ending", "new content", "revived"])
     def test_they_are_forgotten_after(self, shop: Stage, how: str) -> None:
-        shop.hand("a")
-        shop.ledger.abandon("a", shop.now)
-        hand_on = shop.hand("b")
-        assert hand_on is not None
+        shop.acquire("a")
+        shop.ledger.release_worker("a", "killed")
+        delivery = shop.acquire("b")
+        assert delivery is not None
         if how == "another ending":
-            shop.handed(hand_on, "again", "b")
+            shop.complete(delivery, "retry", "b")
         elif how == "new content":
-            shop.ledger.abandon("b", shop.now)
+            shop.ledger.release_worker("b", "killed")
             shop.settle()
-            shop.bring_home(2)
+            shop.bring(2)
         else:
-            shop.handed(hand_on, "dead", "b")
-            shop.ledger.revive_sink(ONE, "shop", shop.now)
+            shop.complete(delivery, "dead", "b")
+            shop.ledger.retry_delivery(ONE, "shop")
         shop.later(5)
 
-        again = shop.hand("c")
+        again = shop.acquire("c")
 
         assert again is not None
         assert again.crashes == 0

@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from app.dev.sandbox.process import Sandbox, start
 from app.dev.valkey import Valkey
+from app.errors import ConnectionFault
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
 from tests.integration.station import MINUTE, PARTNER, Station, in_a_child, station
@@ -50,7 +51,7 @@ class Venue:
     def home(self, count: int, **wish: Any) -> list[str]:
         """Make orders that have come home already."""
         made = self.orders(count, **wish)
-        self.here.ledger.want([self.key(one) for one in made], self.here.now, queue="backfill", why="test")
+        self.here.ledger.request_fetch([self.key(one) for one in made], queue="backfill", reason="test")
         self.here.bring_home()
         return made
 
@@ -138,10 +139,10 @@ def test_an_order_given_up_for_missing_comes_back_when_the_list_shows_it(venue: 
     there, killer = venue.orders(2)
     for order_id, reason in ((there, "order_missing"), (killer, "kills_worker")):
         key = venue.key(order_id)
-        venue.here.ledger.want([key], venue.here.now, queue="backfill", why="test")
-        _, fetch = venue.here.ledger.begin(key, "w-live-1", venue.here.now)
+        venue.here.ledger.request_fetch([key], queue="backfill", reason="test")
+        _, fetch = venue.here.ledger.start_fetch(key, "w-live-1")
         assert fetch is not None
-        venue.here.ledger.fail(key, "w-live-1", fetch, venue.here.now, what="dead", reason=reason)
+        venue.here.ledger.fail_fetch(key, "w-live-1", fetch, outcome="dead", reason=reason)
 
     report = venue.here.run()
 
@@ -195,16 +196,16 @@ class StrikesOnceQueued(Ledger):
         super().__init__(venue.here.redis, order_days=400, fetch_lease=60_000)
         self._venue, self._kind = venue, kind
 
-    def want(self, orders: Iterable[OrderKey], *args: Any, **kwargs: Any) -> int:
+    def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
         self._venue.fault(self._kind)
-        return super().want(orders, *args, **kwargs)
+        return super().request_fetch(orders, **kwargs)
 
 
 class DiesOnceQueued(Ledger):
     """A ledger whose process is killed right after it has owed orders a fetch."""
 
-    def want(self, orders: Iterable[OrderKey], *args: Any, **kwargs: Any) -> int:
-        super().want(orders, *args, **kwargs)
+    def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
+        super().request_fetch(orders, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
@@ -241,7 +242,7 @@ def test_a_flushed_redis_fills_up_again_by_itself(venue: Venue) -> None:
     assert [run.queued for run in runs] == [19, 19, 19, 3]
     assert [run.outcome for run in runs] == ["paced", "paced", "paced", "complete"]
     records = [venue.here.record(one) for one in made]
-    assert all(one is not None and one.done == one.wanted == 1 for one in records)
+    assert all(one is not None and one.fetched_generation == one.generation == 1 for one in records)
 
 
 def test_while_a_live_order_is_owed_a_run_takes_a_fifth(venue: Venue) -> None:
@@ -249,11 +250,11 @@ def test_while_a_live_order_is_owed_a_run_takes_a_fifth(venue: Venue) -> None:
     venue.orders(60)
     venue.here.per_minute = 100
     live = venue.key("77777777-7777-4777-8777-777777777777")
-    venue.here.ledger.want([live], venue.here.now, queue="live", why="test")
+    venue.here.ledger.request_fetch([live], queue="live", reason="test")
 
     assert venue.here.run().queued == 19
     assert (venue.here.run().pages, len(venue.here.owed())) == (1, 19)
-    assert venue.here.ledger.begin(live, "w-live-1", venue.here.now)[1] is not None
+    assert venue.here.ledger.start_fetch(live, "w-live-1")[1] is not None
 
 
 def test_a_backlog_that_is_not_worked_off_is_not_added_to(venue: Venue) -> None:
@@ -267,8 +268,7 @@ def test_a_backlog_that_is_not_worked_off_is_not_added_to(venue: Venue) -> None:
 
 
 def test_an_open_breaker_is_left_alone(venue: Venue) -> None:
-    slot = venue.here.budget.take("live", lambda: venue.here.now)
-    venue.here.budget.give(slot, "fault", venue.here.now)  # type: ignore[arg-type]  # nobody else takes slots here
+    venue.here.limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
 
     report = venue.here.run()
 
@@ -320,9 +320,9 @@ class LosesRedis(Ledger):
         super().__init__(redis, order_days=400, fetch_lease=60_000)
         self._valkey = valkey
 
-    def want(self, orders: Iterable[OrderKey], *args: Any, **kwargs: Any) -> int:
+    def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
         self._valkey.kill()
-        return super().want(orders, *args, **kwargs)
+        return super().request_fetch(orders, **kwargs)
 
 
 def test_a_redis_that_dies_in_mid_run_costs_nothing(sandbox: Sandbox, own_valkey: Valkey) -> None:
@@ -360,5 +360,5 @@ def _breaker(redis: Redis) -> str:
 
 
 def _slots(redis: Redis) -> list[Any]:
-    found: Any = redis.keys("ota:slots:*")
+    found: Any = redis.keys("ota:permits:*")
     return list(found)

@@ -12,7 +12,7 @@ from app import bootstrap
 from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.orders import ReferenceIndex
-from app.ledger.retention import MOST_ORDERS, OrderList
+from app.ledger.retention import MOST_ORDERS, Retention
 from tests.eventually import eventually
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
 
@@ -78,7 +78,7 @@ def test_an_order_that_was_never_fetched_is_found_by_what_its_event_said(desk: D
 
 
 def test_a_blank_reference_does_not_name_the_order_that_has_none(desk: Desk, index: ReferenceIndex) -> None:
-    desk.redis.hset(keys.record(order(1)), "wanted", 1)
+    desk.redis.hset(keys.record(order(1)), "generation", 1)
     desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
 
     assert (index.orders(""), index.orders(" ")) == ([], [])
@@ -99,7 +99,7 @@ def test_the_list_of_orders_loses_what_has_ended_and_nothing_that_is_owed(desk: 
     desk.redis.zadd(keys.ORDERS, {order(3).member: long_ago})
     desk.redis.delete(keys.record(order(1)))
 
-    assert OrderList(desk.redis, order_days=400).trim(now) == 1
+    assert Retention(desk.redis, event_days=90, order_days=400).trim()[1] == 1
 
     left = sorted(member.decode() for member in desk.redis.zrange(keys.ORDERS, 0, -1))  # type: ignore[union-attr]  # sync
     assert left == [order(number).member for number in (2, 3, 4)]
@@ -107,28 +107,16 @@ def test_the_list_of_orders_loses_what_has_ended_and_nothing_that_is_owed(desk: 
 
 def test_what_must_stay_hides_nothing_from_the_trimming(desk: Desk) -> None:
     """More dead letters of years ago than one call looks at: the next call goes on behind them."""
-    now = bootstrap.clock()
     kept = [order(number) for number in range(MOST_ORDERS + 1)]
     desk.redis.zadd(keys.ORDERS, {one.member: 1 for one in kept} | {order(9999).member: 2})
     for one in kept:
-        desk.redis.hset(keys.record(one), "wanted", 1)
-    trimmed = OrderList(desk.redis, order_days=400)
+        desk.redis.hset(keys.record(one), "generation", 1)
+    retention = Retention(desk.redis, event_days=90, order_days=400)
 
-    removed = [trimmed.trim(now + minute * policy.MINUTE) for minute in range(3)]
+    removed = [retention.trim()[1] for _ in range(3)]
 
     assert removed == [0, 1, 0]
     assert desk.redis.zcard(keys.ORDERS) == len(kept)
-
-
-def test_it_trims_once_a_minute_also_after_a_clock_that_was_ahead(desk: Desk) -> None:
-    now = bootstrap.clock()
-    trimmed = OrderList(desk.redis, order_days=400)
-    desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
-    assert trimmed.trim(now + DAY) == 1
-    desk.redis.zadd(keys.ORDERS, {order(2).member: 1})
-
-    assert trimmed.trim(now + DAY + 1000) == 0
-    assert trimmed.trim(now) == 1
 
 
 def test_a_running_pool_trims_the_list(desk: Desk) -> None:

@@ -16,7 +16,7 @@ from redis import Redis
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.ledger import keys
-from app.ledger.history import Wanted
+from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
 from app.replay import Plan, Plans
 from app.times import to_ms
@@ -73,8 +73,8 @@ def wishes(desk: Desk, plan: Plan) -> Counter[int]:
     return Counter(
         number
         for number in range(ORDERS)
-        for entry in archive.trail(order(number))
-        if isinstance(entry, Wanted) and entry.why == f"replay:{plan.id}"
+        for entry in archive.history(order(number))
+        if isinstance(entry, FetchRequested) and entry.reason == f"replay:{plan.id}"
     )
 
 
@@ -155,8 +155,8 @@ def test_the_rate_is_held_from_the_first_order_to_the_last(desk: Desk, start: St
     moments = sorted(
         to_ms(entry.at)
         for number in range(ORDERS)
-        for entry in archive.trail(order(number))
-        if isinstance(entry, Wanted)
+        for entry in archive.history(order(number))
+        if isinstance(entry, FetchRequested)
     )
     elapsed = [at - to_ms(plan.at) for at in moments]
     assert all(ms >= (count + 1) * 25 - 1 for count, ms in enumerate(elapsed))

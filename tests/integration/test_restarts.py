@@ -49,17 +49,17 @@ class TestAnOlderCopyIsRestored:
         copy.put_back()
 
         assert (stage.hear(SENT, ONE), stage.hear(SENT_LATER, SAME_ID)) == ("duplicate", "queued")
-        assert stage.begin(order=SAME_ID) == "fetch"
+        assert stage.start(order=SAME_ID) == "fetch"
 
     def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, stage: Stage, copy: Copy) -> None:
         stage.settle()
         copy.take()
-        assert stage.bring_home(1) == "hand"
+        assert stage.bring(1) == "deliver"
         copy.put_back()
 
         stage.later(GRACE)
-        assert stage.tick() == 1
-        assert stage.bring_home(1, "after") == "hand"
+        assert stage.dispatch() == 1
+        assert stage.bring(1, "after") == "deliver"
 
     def test_an_order_heard_of_since_is_missing_until_its_event_or_somebody_asks(
         self, stage: Stage, copy: Copy
@@ -70,9 +70,9 @@ class TestAnOlderCopyIsRestored:
         copy.put_back()
 
         stage.later(GRACE)
-        assert (stage.tick(), stage.begin()) == (0, "nothing")
-        stage.want()
-        assert stage.begin() == "fetch"
+        assert (stage.dispatch(), stage.start()) == (0, "nothing")
+        stage.request()
+        assert stage.start() == "fetch"
 
     def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(self, stage: Stage, copy: Copy) -> None:
         """It saw three settlements of a ledger that is no more: the next three must not look done."""
@@ -86,7 +86,7 @@ class TestAnOlderCopyIsRestored:
         assert stage.store(fetch, 1, "before") == "refused"
         for version in range(2, 4):
             stage.settle()
-            assert stage.bring_home(version, f"after-{version}") == "hand"
+            assert stage.bring(version, f"after-{version}") == "deliver"
             assert stage.field("digest") == str(version)
 
 
@@ -116,7 +116,7 @@ class TestRedisIsFlushed:
         stage.redis.script_flush()
 
         assert stage.hear(SENT) == "queued"
-        assert stage.bring_home(1) == "hand"
+        assert stage.bring(1) == "deliver"
 
     def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, stage: Stage) -> None:
         """It was read before the event came; and its fence is one that the new record never gave."""
@@ -128,8 +128,8 @@ class TestRedisIsFlushed:
 
         assert stage.store(fetch, 1, "before") == "refused"
 
-        assert stage.bring_home(2, "after") == "hand"
-        assert (stage.field("digest"), stage.field("done")) == ("2", "1")
+        assert stage.bring(2, "after") == "deliver"
+        assert (stage.field("digest"), stage.field("fetched_generation")) == ("2", "1")
 
     def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, stage: Stage) -> None:
         stage.settle()
@@ -140,22 +140,22 @@ class TestRedisIsFlushed:
         assert stage.fail(fetch, "dead", "before") == "refused"
 
         assert not stage.is_dead()
-        assert stage.begin("after") == "fetch"
+        assert stage.start("after") == "fetch"
 
     def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, stage: Stage) -> None:
         for version in range(3):
             stage.settle()
-            stage.bring_home(version, f"worker-{version}")
-        hand_on = stage.hand("before")
-        assert hand_on is not None
-        assert hand_on.revision == 3
+            stage.bring(version, f"worker-{version}")
+        delivery = stage.acquire("before")
+        assert delivery is not None
+        assert delivery.revision == 3
         stage.redis.flushall()
         stage.settle()
-        stage.bring_home(9, "after")
+        stage.bring(9, "after")
 
-        stage.handed(hand_on, worker="before")
+        stage.complete(delivery, worker="before")
 
-        again = stage.hand("after")
+        again = stage.acquire("after")
         assert again is not None
         assert (again.revision, again.raw) == (1, b"9")
 
@@ -177,8 +177,8 @@ def test_lost_queues_come_back_from_the_clock_within_grace(stage: Stage) -> None
     stage.redis.delete(*lost)
 
     stage.later(GRACE)
-    assert stage.tick() == 600
-    assert stage.tick() == 0
+    assert stage.dispatch() == 600
+    assert stage.dispatch() == 0
 
     ids = queue(LIVE, stage.redis).job_ids
     assert {job[39:75] for job in ids} == {order.order_id for order in orders}

@@ -11,8 +11,8 @@ from redis import Redis
 
 from app.audit import Audit, Deed
 from app.ledger import keys, policy
-from app.ledger.retention import MOST_ENTRIES, EventDays, OrderList
-from app.ledger.work import HandOn
+from app.ledger.retention import MOST_ENTRIES, Retention
+from app.ledger.work import Delivery
 from app.replay import Draft, Plans
 from tests.integration.ledger_model.stage import ONE, Stage, staged
 
@@ -44,31 +44,39 @@ def add_events(redis: Redis, ages_in_days: list[float]) -> None:
         pipe.execute()
 
 
-class TestEventDays:
+def kept(redis: Redis, at: int | None = None) -> Retention:
+    """Return what trims, at this time or at that of Redis."""
+    clock = None if at is None else lambda: at
+    return Retention(redis, event_days=EVENT_DAYS, order_days=400, clock=clock)
+
+
+class TestRetention:
     def test_old_events_go_though_no_new_one_comes(self, redis_client: Redis) -> None:
         """To the very last: also those that share a node of the stream with younger ones."""
         add_events(redis_client, [*[91.0] * 330, 90.01, 89.99, 1])
-        event_days, start = EventDays(redis_client, event_days=EVENT_DAYS), now()
+        retention = kept(redis_client)
 
-        removed = [event_days.trim(start + minute * policy.MINUTE) for minute in range(3)]
-
-        assert sum(removed) == 331
+        assert sum(retention.trim()[0] for _ in range(3)) == 331
         assert redis_client.xlen(keys.EVENTS) == 2
 
     def test_a_call_removes_only_so_many(self, redis_client: Redis) -> None:
         """Redis serves others in between."""
         add_events(redis_client, [91.0] * (MOST_ENTRIES + 500))
-        event_days, start = EventDays(redis_client, event_days=EVENT_DAYS), now()
+        retention = kept(redis_client)
 
-        first, within_a_minute = event_days.trim(start), event_days.trim(start + policy.SECOND)
+        first = retention.trim()[0]
 
-        assert (MOST_ENTRIES - 100 <= first <= MOST_ENTRIES, within_a_minute) == (True, 0)
-        assert first + sum(event_days.trim(start + minute * policy.MINUTE) for minute in (1, 2)) == MOST_ENTRIES + 500
+        assert MOST_ENTRIES - 100 <= first <= MOST_ENTRIES
+        assert first + retention.trim()[0] + retention.trim()[0] == MOST_ENTRIES + 500
 
-    def test_a_clock_that_is_ahead_empties_nothing(self, redis_client: Redis) -> None:
-        add_events(redis_client, [1.0] * 300)
+    def test_it_trims_once_a_minute(self, redis_client: Redis) -> None:
+        retention = kept(redis_client)
+        retention.trim_each_minute()
+        add_events(redis_client, [91.0])
 
-        assert EventDays(redis_client, event_days=EVENT_DAYS).trim(now() + days(1000)) == 0
+        retention.trim_each_minute()
+
+        assert redis_client.xlen(keys.EVENTS) == 1
 
     def test_the_audit_and_the_list_of_replays_end_too(self, redis_client: Redis) -> None:
         deed: Any = dict.fromkeys(Deed.__struct_fields__, "x") | {"orders": 0}
@@ -76,7 +84,7 @@ class TestEventDays:
         redis_client.xadd(keys.AUDIT, deed)
         redis_client.zadd(keys.REPLAYS, {"old": now() - days(91), "new": now()})
 
-        EventDays(redis_client, event_days=EVENT_DAYS).trim(now())
+        kept(redis_client).trim()
 
         assert len(list(Audit(redis_client, event_days=EVENT_DAYS).newest_first())) == 1
         assert redis_client.zrange(keys.REPLAYS, 0, -1) == [b"new"]
@@ -109,31 +117,31 @@ def test_an_event_is_known_again_for_dedup_days(stage: Stage) -> None:
 OWED: Final[dict[str, Callable[[Stage], object]]] = {
     "owed": Stage.settle,
     "fetching": lambda stage: (stage.settle(), stage.fetch()),
-    "parked": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "park")),
-    "missing": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "missing")),
+    "parked": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "deferred")),
+    "missing": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "not_found")),
     "dead": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "dead")),
-    "unsettled": lambda stage: (stage.settle(), stage.store(stage.fetch(), 1, look_at=stage.now + 1)),
-    "a sink is behind": lambda stage: (stage.settle(), stage.bring_home(1)),
-    "a sink will be tried again": lambda stage: (stage.settle(), stage.bring_home(1), hand(stage, "again")),
-    "a sink was given up": lambda stage: (stage.settle(), stage.bring_home(1), hand(stage, "dead"), stage.hand()),
+    "unsettled": lambda stage: (stage.settle(), stage.store(stage.fetch(), 1, recheck=0.001)),
+    "a sink is behind": lambda stage: (stage.settle(), stage.bring(1)),
+    "a sink will be tried again": lambda stage: (stage.settle(), stage.bring(1), hand(stage, "retry")),
+    "a sink was given up": lambda stage: (stage.settle(), stage.bring(1), hand(stage, "dead"), stage.acquire()),
     "home, and an event came": lambda stage: (home(stage), stage.settle()),
-    "home, and somebody asks": lambda stage: (home(stage), stage.want()),
-    "dead once more": lambda stage: (home(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.begin()),
+    "home, and somebody asks": lambda stage: (home(stage), stage.request()),
+    "dead once more": lambda stage: (home(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.start()),
 }
 
 
-def hand(stage: Stage, what: Any) -> HandOn:
-    taken = stage.hand()
+def hand(stage: Stage, what: Any) -> Delivery:
+    taken = stage.acquire()
     assert taken is not None
-    stage.handed(taken, what)
+    stage.complete(taken, what)
     return taken
 
 
-def home(stage: Stage) -> HandOn:
+def home(stage: Stage) -> Delivery:
     stage.settle()
-    stage.bring_home(1)
-    taken = hand(stage, "done")
-    assert stage.hand() is None
+    stage.bring(1)
+    taken = hand(stage, "succeeded")
+    assert stage.acquire() is None
     return taken
 
 
@@ -142,7 +150,7 @@ def test_what_is_owed_has_no_end(stage: Stage, state: str) -> None:
     OWED[state](stage)
 
     assert stage.days_kept() == {None}
-    assert OrderList(stage.redis, order_days=400).trim(stage.now + days(5000)) == 0
+    assert kept(stage.redis, stage.now + days(5000)).trim()[1] == 0
 
 
 def test_what_is_home_ends_after_order_days_with_all_that_names_it(stage: Stage) -> None:
@@ -150,8 +158,8 @@ def test_what_is_home_ends_after_order_days_with_all_that_names_it(stage: Stage)
 
     assert stage.days_kept() == {400.0}
     # As their end does: nothing else holds the order then, and the list lets it go.
-    stage.redis.delete(keys.record(ONE), keys.trail(ONE), keys.content(ONE))
-    assert OrderList(stage.redis, order_days=400).trim(stage.now + days(400) + 1) == 1
+    stage.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
+    assert kept(stage.redis, stage.now + days(400) + 1).trim()[1] == 1
     assert stage.redis.zcard(keys.ORDERS) == 0
 
 

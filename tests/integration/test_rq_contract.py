@@ -27,6 +27,7 @@ from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.environment import without_settings
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
+from workers.worker import FetchJob, FetchWorker, Stopwatch
 
 TIMES = {"created_at", "enqueued_at"}
 
@@ -42,18 +43,18 @@ def settled(stage: Stage) -> None:
 
 
 def wanted(stage: Stage) -> None:
-    stage.want()
+    stage.request()
 
 
 def wanted_backfill(stage: Stage) -> None:
-    stage.want(queue="backfill")
+    stage.request(queue="backfill")
 
 
 def ticked(stage: Stage) -> None:
     stage.settle()
     stage.redis.delete("rq:queue:live", "rq:queues", *stage.redis.keys("rq:job:*"))
     stage.later(policy.GRACE / 1000)
-    assert stage.tick() == 1
+    assert stage.dispatch() == 1
 
 
 PUSHES = [settled, wanted, wanted_backfill, ticked]
@@ -123,12 +124,12 @@ def test_a_job_is_seen_by_rqs_own_objects(stage: Stage, push: Callable[[Stage], 
 def test_job_ids_are_never_used_twice(stage: Stage) -> None:
     """RQ deletes the hash with the first job of an id, and skips the second in silence."""
     ids: list[str] = []
-    for push in (stage.settle, stage.want, stage.tick, stage.want, stage.settle):
+    for push in (stage.settle, stage.request, stage.dispatch, stage.request, stage.settle):
         stage.later(stage.due_in() or 0)
         push()
         ids += queue(LIVE, stage.redis).job_ids
         stage.redis.delete("rq:queue:live")
-        stage.begin(f"w{len(ids)}")
+        stage.start(f"w{len(ids)}")
 
     assert len(ids) == len(set(ids)) == 5
 
@@ -139,6 +140,25 @@ def test_the_job_hash_names_nothing_but_the_ids(stage: Stage) -> None:
     texts = str(hash_of(stage, pushed(stage)))
 
     assert ("reference" in texts, "current" in texts, ONE.order_id in texts) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    "data", [b'["os.abort", null, [], {}]', b"not json", b"[]"], ids=["foreign", "unreadable", "too short"]
+)
+def test_a_job_that_is_not_ours_ends_without_running_anything(stage: Stage, data: bytes) -> None:
+    """Neither its function nor a callback that its hash names: `os.abort` would end this process."""
+    stage.settle()
+    job = pushed(stage)
+    stage.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
+    worker = FetchWorker(
+        [queue(LIVE, stage.redis)], connection=stage.redis, serializer=JSONSerializer, job_class=FetchJob
+    )
+    worker.watch = Stopwatch()
+    worker.log_result_lifespan = False
+
+    worker.work(burst=True, logging_level="CRITICAL")
+
+    assert (stage.waiting(), stage.redis.exists(job.key), stage.field("begun")) == (0, 0, None)
 
 
 class TestTools:
@@ -170,7 +190,7 @@ class TestTools:
 
     def test_rq_info_counts_our_jobs(self, stage: Stage, rq: Callable[..., str]) -> None:
         stage.settle()
-        stage.want(SAME_ID, "backfill")
+        stage.request(SAME_ID, "backfill")
 
         told = rq("info", "--raw", "--only-queues")
 
@@ -187,7 +207,11 @@ class TestTools:
 
         assert (stage.waiting(), stage.redis.exists(job.key)) == (0, 0)
         assert len(FailedJobRegistry(LIVE, connection=stage.redis, serializer=JSONSerializer)) == 0
-        assert (stage.field("wanted"), stage.field("done"), stage.field("tries")) == ("1", None, "1")
+        assert (stage.field("generation"), stage.field("fetched_generation"), stage.field("attempts")) == (
+            "1",
+            None,
+            "1",
+        )
         due = stage.redis.zscore(keys.DUE, ONE.member)
         assert due is not None
         assert due / 1000 > time.time()

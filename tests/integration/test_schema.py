@@ -12,8 +12,8 @@ from redis import Redis
 
 from app.errors import NotRecorded
 from app.ledger import keys
-from app.ledger.redis import VERSION, NewerData
-from app.ledger.work import HandOn
+from app.ledger.redis import VERSION, OtherSchema
+from app.ledger.work import Delivery
 from tests.integration.desk import Desk, open_desk, order
 from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
 from tests.integration.webserver import COMPANY, HOOK, OPS_TOKEN, SECRET, serving
@@ -32,7 +32,7 @@ def everything(redis: Redis) -> dict[bytes, bytes | None]:
     return {name: redis.dump(name) for name in names}
 
 
-@pytest.mark.parametrize("write", [Stage.settle, Stage.want, Stage.tick])
+@pytest.mark.parametrize("write", [Stage.settle, Stage.request, Stage.dispatch])
 def test_the_first_writer_notes_the_version_also_after_a_flush(stage: Stage, write: Callable[[Stage], object]) -> None:
     for _ in range(2):
         write(stage)
@@ -40,22 +40,21 @@ def test_the_first_writer_notes_the_version_also_after_a_flush(stage: Stage, wri
         stage.redis.flushall()
 
 
-def test_data_from_before_the_key_is_version_1(stage: Stage) -> None:
-    """What stands there is worked on, and has its version from then on."""
+def test_the_first_writer_of_all_notes_the_version(stage: Stage) -> None:
     stage.settle()
-    stage.redis.delete(keys.SCHEMA)
-
-    assert stage.bring_home(1) == "hand"
 
     assert stage.redis.get(keys.SCHEMA) == str(VERSION).encode()
 
 
-def test_the_first_writer_of_a_newer_version_raises_it(stage: Stage) -> None:
+def test_data_of_an_older_version_is_refused_with_what_to_do(stage: Stage) -> None:
     stage.redis.set(keys.SCHEMA, VERSION - 1)
 
-    stage.settle()
+    with pytest.raises(NotRecorded, match="other_schema"):
+        stage.settle()
+    with pytest.raises(OtherSchema, match="use an empty Redis"):
+        stage.start()
 
-    assert stage.redis.get(keys.SCHEMA) == str(VERSION).encode()
+    assert stage.redis.keys() == [keys.SCHEMA.encode()]
 
 
 def test_it_costs_one_get_a_post_however_many_events_it_has(stage: Stage) -> None:
@@ -73,21 +72,21 @@ def test_on_newer_data_no_event_is_recorded(stage: Stage, held: str) -> None:
     stage.redis.set(keys.SCHEMA, held)
     before = everything(stage.redis)
 
-    with pytest.raises(NotRecorded, match="newer_data"):
+    with pytest.raises(NotRecorded, match="other_schema"):
         stage.settle(SAME_ID)
 
     assert everything(stage.redis) == before
 
 
-HAND_ON = HandOn("shop", 1, 1, b"", "request")
+DELIVERY = Delivery("shop", 1, 1, 0, "request", "digest")
 STEPS: dict[str, Callable[[Stage], object]] = {
-    "begin": lambda stage: stage.begin("w2"),
-    "hand": lambda stage: stage.hand(),
-    "handed": lambda stage: stage.handed(HAND_ON),
-    "tick": lambda stage: stage.tick(),
-    "want": lambda stage: stage.want(),
-    "nudge": lambda stage: stage.ledger.nudge([ONE], stage.now),
-    "revive_sink": lambda stage: stage.ledger.revive_sink(ONE, "shop", stage.now),
+    "start_fetch": lambda stage: stage.start("w2"),
+    "acquire_delivery": lambda stage: stage.acquire(),
+    "complete_delivery": lambda stage: stage.complete(DELIVERY),
+    "dispatch_due": lambda stage: stage.dispatch(),
+    "request_fetch": lambda stage: stage.request(),
+    "release_worker": lambda stage: stage.ledger.release_worker("nobody", "ended", [ONE]),
+    "retry_delivery": lambda stage: stage.ledger.retry_delivery(ONE, "shop"),
 }
 
 
@@ -99,12 +98,12 @@ def test_on_newer_data_no_worker_ticker_or_command_writes(stage: Stage, step: st
     stage.redis.set(keys.SCHEMA, NEWER)
     before = everything(stage.redis)
 
-    with pytest.raises(NewerData, match=f"version {NEWER}"):
+    with pytest.raises(OtherSchema, match=f"version {NEWER}"):
         STEPS[step](stage)
-    with pytest.raises(NewerData):
+    with pytest.raises(OtherSchema):
         stage.store(fetch, 1)
-    with pytest.raises(NewerData):
-        stage.fail(fetch, "again")
+    with pytest.raises(OtherSchema):
+        stage.fail(fetch, "retry")
 
     assert everything(stage.redis) == before
 
@@ -174,7 +173,7 @@ def test_the_web_process_starts_and_answers_503_until_the_data_is_its_own_again(
 
         assert (refused.status_code, refused.json()["reason"], refused.headers["retry-after"]) == (
             503,
-            "newer_data",
+            "other_schema",
             "5",
         )
         assert web.http.get("/healthz").status_code == 200

@@ -11,6 +11,7 @@ import structlog
 
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
+from app.ledger.history import FetchFailed
 from app.ledger.rate_limit import WINDOW
 from tests.integration.workbench import Workbench, workbench
 
@@ -93,4 +94,8 @@ def test_nobody_calls_while_a_key_is_throttled(bench: Workbench, retry_after: st
     assert len(bench.calls) == len(orders) + 3
     pauses = [later - sooner for sooner, later in zip(bench.calls, bench.calls[1:], strict=False)]
     assert all(pause >= wait * 1000 for pause in pauses[:3])
-    assert not any(" again " in line for order in orders for line in bench.trail(order))
+    assert not any(
+        isinstance(entry, FetchFailed) and entry.outcome == "retry"
+        for order in orders
+        for entry in bench.history(order)
+    )

@@ -136,7 +136,7 @@ def test_a_taken_port_is_named(own_valkey: Valkey, tmp_path: Path) -> None:
 def test_a_folder_that_others_can_read_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
 
-    with pytest.raises(ValkeyUnavailable, match="open to others"):
+    with pytest.raises(ValkeyUnavailable, match="readable by others"):
         start(tmp_path)
 
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755

@@ -1,4 +1,4 @@
-"""The vital signs and the alarms over a real Valkey, filled through the real scripts; hours pass by injected time."""
+"""The vital signs and the alerts over a real Valkey, filled through the real scripts; hours pass by injected time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from app import bootstrap
 from app.alerts import Change, Watch
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
+from app.errors import ConnectionFault
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.rate_limit import Budget, Limits, breaker_key
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
 from app.ledger.work import Content
 from app.metrics import GAUGES, Metrics, add, mark
 from app.snapshot import SAMPLE, CompanyVitals, Subject, Vitals, VitalSigns
@@ -61,7 +62,7 @@ def venue(desk: Desk, later: int = 0) -> CompanyVitals:
 
 
 def look(desk: Desk, later: int = 0) -> list[tuple[str, str]]:
-    """Look at the alarms as a pool does; return what was told."""
+    """Look at the alerts as a pool does; return what was told."""
     changes: list[Change] = evaluate(Watch(desk.redis), SIGNS, vitals(desk, later))
     return [(change.what, change.sign.name) for change in changes]
 
@@ -80,9 +81,7 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
     async def ask() -> bytes:
         redis = bootstrap.for_web(url)
         try:
-            return await Metrics(
-                redis, SIGNS, bootstrap.clock, None if spooled is None else count, {"venue": 900}
-            ).text()
+            return await Metrics(redis, SIGNS, None if spooled is None else count, {"venue": 900}).text()
         finally:
             await redis.aclose()
 
@@ -115,9 +114,8 @@ def test_the_longest_owed_fetch_is_told_by_company_until_it_is_home(desk: Desk) 
 def test_an_order_whose_fetch_fails_again_and_again_is_still_owed(desk: Desk) -> None:
     """Its next look lies two hours ahead, behind all that wait: it is looked for from that end too."""
     desk.hear(order(1), at=bootstrap.clock() - HOUR)
-    now = bootstrap.clock()
     fetch = desk.begin(order(1))
-    desk.ledger().fail(order(1), WORKER, fetch, now, what="again", reason="http_500", due=now + 2 * HOUR)
+    desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_500", wait_ms=2 * HOUR)
     desk.hear(*(order(number) for number in range(2, SAMPLE + 20)))
 
     assert venue(desk).oldest_owed >= HOUR
@@ -129,13 +127,12 @@ def test_what_no_event_waits_for_is_not_late(desk: Desk) -> None:
     desk.hear(*(order(number) for number in range(1, 6)), at=long_ago)
     desk.bring_home(order(1))
     desk.bring_home(order(2))
-    desk.ledger().want([order(1)], bootstrap.clock(), queue="backfill", why="replay")
-    desk.ledger().want([order(2)], bootstrap.clock(), queue="live", why="refetch")
+    desk.ledger().request_fetch([order(1)], queue="backfill", reason="replay")
+    desk.ledger().request_fetch([order(2)], queue="live", reason="refetch")
     desk.give_up(order(3))
     desk.give_up(order(5))
-    desk.ledger().want([order(5)], bootstrap.clock(), queue="backfill", why="requeue")
-    now = bootstrap.clock()
-    desk.ledger().finish(order(4), WORKER, desk.begin(order(4)), UNSETTLED, now, look_at=now + 10 * MINUTE)
+    desk.ledger().request_fetch([order(5)], queue="backfill", reason="requeue")
+    desk.ledger().store_fetch(order(4), WORKER, desk.begin(order(4)), UNSETTLED, recheck_ms=10 * MINUTE)
 
     assert vitals(desk).due == 4
     assert venue(desk).oldest_owed == 0
@@ -153,17 +150,17 @@ def test_the_way_home_is_measured_once_an_event_and_never_for_a_wish(desk: Desk)
     desk.store(order(1), fetch)
     desk.store(order(1), fetch)  # the answer to the first was lost
 
-    measured = kept(desk, "home|")
-    assert measured.pop(f"home|{VENUE}|sum") >= 4000
-    assert measured == {f"home|{VENUE}|5000": 1}
+    measured = kept(desk, "latency|")
+    assert measured.pop(f"latency|{VENUE}|sum") >= 4000
+    assert measured == {f"latency|{VENUE}|5000": 1}
 
-    desk.ledger().want([order(1)], bootstrap.clock(), queue="live", why="refetch")
+    desk.ledger().request_fetch([order(1)], queue="live", reason="refetch")
     desk.bring_home(order(1))
-    assert sum(kept(desk, "home|").values()) == 1 + kept(desk, "home|")[f"home|{VENUE}|sum"]
+    assert sum(kept(desk, "latency|").values()) == 1 + kept(desk, "latency|")[f"latency|{VENUE}|sum"]
 
     desk.hear(order(1), timestamp="2026-05-15T09:30:05Z")
     desk.bring_home(order(1))
-    assert kept(desk, "home|")[f"home|{VENUE}|250"] == 1
+    assert kept(desk, "latency|")[f"latency|{VENUE}|250"] == 1
 
 
 def test_an_event_during_the_fetch_is_measured_when_its_own_fetch_is_home(desk: Desk) -> None:
@@ -171,10 +168,10 @@ def test_an_event_during_the_fetch_is_measured_when_its_own_fetch_is_home(desk: 
     fetch = desk.begin(order(1))
     desk.hear(order(1), timestamp="2026-05-15T09:30:05Z")
     desk.store(order(1), fetch)
-    assert kept(desk, "home|") == {}
+    assert kept(desk, "latency|") == {}
 
     desk.bring_home(order(1))
-    assert kept(desk, f"home|{VENUE}|250") == {f"home|{VENUE}|250": 1}
+    assert kept(desk, f"latency|{VENUE}|250") == {f"latency|{VENUE}|250": 1}
 
 
 def test_what_was_given_up_is_counted_by_reason_and_sink(desk: Desk) -> None:
@@ -184,22 +181,18 @@ def test_what_was_given_up_is_counted_by_reason_and_sink(desk: Desk) -> None:
     desk.bring_home(order(3))
     desk.give_up_sink(order(3))
 
-    assert kept(desk, "dead") == {
-        f"dead|{VENUE}|order_missing": 1,
-        f"dead|{VENUE}|http_400": 1,
-        f"dead_hand_ons|{SINK}": 1,
-    }
+    assert kept(desk, "dead|") == {f"dead|{VENUE}|order_missing": 1, f"dead|{VENUE}|http_400": 1}
+    assert kept(desk, "deliveries_dead_lettered|") == {f"deliveries_dead_lettered|{SINK}": 1}
 
 
 def test_a_sink_that_is_behind_or_refuses_is_told_of(desk: Desk) -> None:
     desk.hear(order(1), order(2))
     desk.bring_home(order(1))
     desk.bring_home(order(2))
-    now = bootstrap.clock()
-    hand_on = desk.ledger().hand(order(1), WORKER, now)
-    assert hand_on is not None
-    desk.ledger().handed(order(1), WORKER, hand_on, now, what="again", reason="ValueError", due=now + HOUR)
-    desk.redis.hset(keys.record(order(1)), f"{SINK}:tries", 1)
+    delivery = desk.ledger().acquire_delivery(order(1), WORKER)
+    assert delivery is not None
+    desk.ledger().complete_delivery(order(1), WORKER, delivery, outcome="retry", reason="ValueError", wait_ms=HOUR)
+    desk.redis.hset(keys.record(order(1)), f"{SINK}:attempts", 1)
 
     assert (vitals(desk).sinks[SINK].behind, vitals(desk).sinks[SINK].failing) == (2, 1)
 
@@ -213,17 +206,17 @@ def test_the_pulse_tells_when_each_secret_was_used_and_how_many_events_an_hour_h
     assert Watch(desk.redis).hours(VENUE, bootstrap.clock()) == {at // HOUR: 2}
     assert (venue(desk).current_seen, venue(desk).previous_seen) == (at + 2 * HOUR, 0)
     assert Watch(desk.redis).hours(VENUE, at + 40 * 24 * HOUR) == {}
-    assert desk.redis.hkeys(keys.pulse(VENUE)) == [b"secret:current"]
+    assert desk.redis.hkeys(keys.event_rate(VENUE)) == [b"secret:current"]
 
 
 def test_a_breaker_is_open_until_a_probe_is_answered_or_nobody_probes(desk: Desk) -> None:
-    limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, slot_lease=MINUTE)
-    budget = Budget(desk.redis, API_KEY, "/venue", limits)
+    limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=MINUTE)
+    limiter = RateLimiter(desk.redis, API_KEY, "/venue", limits)
     now = bootstrap.clock()
-    slot = budget.take("live", bootstrap.clock)
-    until, _ = budget.give(slot, "fault", now)  # type: ignore[arg-type]  # an empty budget gives a slot
+    closed_ms, _ = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
+    until = venue(desk).breaker_until
 
-    assert venue(desk).breaker_until == until > now
+    assert now < until <= bootstrap.clock() + closed_ms
     assert vitals(desk).companies[MUSEUM].breaker_until == 0
     told = [look(desk, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert told == [[], [], []]
@@ -239,7 +232,7 @@ def test_a_breaker_is_open_until_a_probe_is_answered_or_nobody_probes(desk: Desk
 
 def test_queues_are_told_by_their_length_and_their_first_job(desk: Desk) -> None:
     desk.hear(order(1), order(2))
-    desk.ledger().want([order(3)], bootstrap.clock(), queue="backfill", why="replay")
+    desk.ledger().request_fetch([order(3)], queue="backfill", reason="replay")
 
     found = vitals(desk, later=MINUTE)
     assert (found.queues["live"].jobs, found.queues["backfill"].jobs) == (2, 1)
@@ -279,15 +272,15 @@ def test_metrics_show_the_whole(desk: Desk, redis_url: str) -> None:
 
     assert found["ota_redis_up"] == 1
     assert found["ota_spool_waiting_events"] == 3
-    assert found["ota_oldest_owed_seconds venue"] >= 600
+    assert found["ota_oldest_pending_fetch_seconds venue"] >= 600
     assert found["ota_events_total museum queued"] == 1
-    assert found["ota_order_home_seconds_count museum"] == 1
+    assert found["ota_event_to_fetch_seconds_count museum"] == 1
     assert found["ota_queue_jobs live"] == 2
     assert (found["ota_pools"], found["ota_workers live"], found["ota_workers backfill"]) == (1, 2, 1)
     assert found["ota_reconcile_last_success_timestamp_seconds venue"] == 1_795_000_000
     assert found["ota_last_event_timestamp_seconds museum current"] > 0
-    assert found["ota_alarm venue fetch_late "] == 1
-    assert found["ota_alarm museum fetch_late "] == 0
+    assert found["ota_alert venue fetch_late "] == 1
+    assert found["ota_alert museum fetch_late "] == 0
     assert {name.split()[0] for name in found} >= GAUGES.keys()
 
 
@@ -303,7 +296,7 @@ def test_one_pool_of_all_looks_each_minute(desk: Desk) -> None:
     watches = [Watch(desk.redis) for _ in range(3)]
 
     assert [watch.take_turn() for watch in watches] == [True, False, False]
-    assert 55_000 < int(desk.redis.pttl(keys.ALARMS_TURN)) <= 59_000
+    assert 55_000 < int(desk.redis.pttl(keys.ALERTS_TURN)) <= 59_000
 
 
 def test_a_late_fetch_is_told_once_and_again_when_it_is_home(desk: Desk) -> None:
@@ -335,8 +328,8 @@ def test_new_dead_letters_and_hand_ons_are_told(desk: Desk) -> None:
     desk.give_up_sink(order(1))
     desk.give_up(order(2))
 
-    assert sorted(look(desk)) == [("raised", "dead_hand_ons"), ("raised", "dead_letters")]
-    assert sorted(look(desk, 61 * MINUTE)) == [("cleared", "dead_hand_ons"), ("cleared", "dead_letters")]
+    assert sorted(look(desk)) == [("raised", "dead_deliveries"), ("raised", "dead_letters")]
+    assert sorted(look(desk, 61 * MINUTE)) == [("cleared", "dead_deliveries"), ("cleared", "dead_letters")]
 
 
 def test_a_pool_that_beats_no_more_is_told_of_by_another(desk: Desk) -> None:
@@ -380,7 +373,7 @@ def test_a_company_that_is_quiet_when_it_usually_is_not_is_silent(desk: Desk) ->
     assert look(desk, at + 119 * MINUTE) == [("again", "silence")]
 
 
-@pytest.mark.parametrize("fault", [lambda redis: redis.flushall(), lambda redis: redis.delete(keys.ALARMS)])
+@pytest.mark.parametrize("fault", [lambda redis: redis.flushall(), lambda redis: redis.delete(keys.ALERTS)])
 def test_a_flushed_redis_raises_nothing(desk: Desk, fault: Callable[[Redis], object]) -> None:
     desk.hear(order(1))
     desk.give_up(order(1))
@@ -391,44 +384,44 @@ def test_a_flushed_redis_raises_nothing(desk: Desk, fault: Callable[[Redis], obj
 
 
 @pytest.mark.parametrize("odd", [b"no JSON", b'{"beat": "now"}', b"[]", b'{"workers": "\xff\xfe"}'])
-def test_an_odd_entry_among_pools_or_alarms_hides_no_other(desk: Desk, redis_url: str, odd: bytes) -> None:
+def test_an_odd_entry_among_pools_or_alerts_hides_no_other(desk: Desk, redis_url: str, odd: bytes) -> None:
     """A newer version of ours, another program or a hand may have written it."""
     desk.redis.hset(keys.POOLS, "pool-a", json.dumps(_census(bootstrap.clock(), "a-live-1")))
     desk.redis.hset(keys.POOLS, b"odd \xff", odd)
     desk.hear(order(1), at=bootstrap.clock() - HOUR)
     look(desk)
-    desk.redis.hset(keys.ALARMS, b"odd|\xff|" + VENUE.encode(), odd)
+    desk.redis.hset(keys.ALERTS, b"odd|\xff|" + VENUE.encode(), odd)
 
     shown = metrics(redis_url)
     status = desk.run("status")
 
-    assert (shown["ota_pools"], shown["ota_alarm venue fetch_late "]) == (1, 1)
+    assert (shown["ota_pools"], shown["ota_alert venue fetch_late "]) == (1, 1)
     assert status.code == 1
     assert "fetch_late venue" in status.out
     assert look(desk, 10_000) == []
     assert keys.POOLS.encode() in desk.redis.keys("ota:pools")
 
 
-def _alarm(output: str) -> dict[str, Any]:
+def _alert(output: str) -> dict[str, Any]:
     lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
-    return next((line for line in lines if line["event"].startswith("alarm.")), {})
+    return next((line for line in lines if line["event"].startswith("alert.")), {})
 
 
 def _census(beat: int, *workers: str) -> dict[str, object]:
     return {"machine": "m", "pid": 1, "started": "1", "workers": workers, "beat": beat}
 
 
-def test_a_running_pool_tells_of_an_alarm_at_once_and_lives_on(desk: Desk, tmp_path: Path) -> None:
+def test_a_running_pool_tells_of_an_alert_at_once_and_lives_on(desk: Desk, tmp_path: Path) -> None:
     """As a process; takes about three seconds."""
     desk.hear(order(1), at=bootstrap.clock() - HOUR)
     program = [sys.executable, "-m", "app.cli", "worker"]
     env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     with Process.start(program, env=env, cwd=tmp_path, log=tmp_path / "log") as pool:
-        line = eventually(lambda: _alarm(pool.output), what="the alarm")
+        line = eventually(lambda: _alert(pool.output), what="the alert")
         beat = vitals(desk).heartbeats()[0].beat
         eventually(lambda: vitals(desk).heartbeats()[0].beat > beat, what="it beats on")
 
-    assert line["event"] == "alarm.raised"
+    assert line["event"] == "alert.firing"
     assert (line["name"], line["company"], line["level"]) == ("fetch_late", "venue", "error")
     assert line["figure"] >= 3600
     assert line["runbook"] == "docs/operations.md#fetch-late"
@@ -436,15 +429,15 @@ def test_a_running_pool_tells_of_an_alarm_at_once_and_lives_on(desk: Desk, tmp_p
 
 def test_a_fault_of_ours_in_looking_is_logged_and_stops_no_pool(desk: Desk, tmp_path: Path) -> None:
     """What stands there was written by whoever it was; fetching goes on."""
-    desk.redis.hset(keys.pulse(VENUE), "hour:canary", 1)
+    desk.redis.hset(keys.event_rate(VENUE), "hour:canary", 1)
     program = [sys.executable, "-m", "app.cli", "worker"]
     env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     with Process.start(program, env=env, cwd=tmp_path, log=tmp_path / "log") as pool:
-        line = eventually(lambda: _alarm(pool.output), what="it is told")
+        line = eventually(lambda: _alert(pool.output), what="it is told")
         beat = vitals(desk).heartbeats()[0].beat
         eventually(lambda: vitals(desk).heartbeats()[0].beat > beat, what="it beats on")
 
-    assert (line["event"], line["error"]) == ("alarm.failed", "ValueError")
+    assert (line["event"], line["error"]) == ("alert.failed", "ValueError")
     assert "canary" not in (tmp_path / "log").read_text()
 
 

@@ -50,13 +50,12 @@ from app.web.app import Probes, application
 from app.web.webhook import Webhook
 
 class Inbox:
-    async def accept(self, events, request_id):
+    async def accept(self, events):
         event = events[0]
         raise RuntimeError(f"canary-text of {event.order_id}")
 
-class Counts:
-    def count(self, metric, label, times=1):
-        pass
+def count(*arguments):
+    pass
 
 async def metrics():
     raise RuntimeError("canary-text")
@@ -69,7 +68,9 @@ found = settings.load()
 bootstrap.configure_log(found)
 app = application(
     webhook_path=found.webhook_path,
-    webhook=Webhook(Intake(Authenticator(found.companies), Inbox(), Counts()), Counts(), 2000, body_seconds=0.2),
+    webhook=Webhook(
+        Intake(Authenticator(found.companies), Inbox(), count, count), count, 2000, body_seconds=0.2
+    ),
     probes=Probes(Health(bootstrap.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
     resources=resources,
 )
@@ -128,7 +129,7 @@ class TestGoodEvents:
             "duplicates": 0,
             "spooled": 0,
             "ignored": 0,
-            "put_aside": {},
+            "invalid_items": {},
         }
         assert (len(kept.events()), len(kept.due()), len(kept.jobs())) == (orders,) * 3
 
@@ -136,7 +137,7 @@ class TestGoodEvents:
         one = item(status="Draft")
         receipt = web.deliver(one)
 
-        assert kept.record(key(one))["wanted"] == "1"
+        assert kept.record(key(one))["generation"] == "1"
         assert kept.due().keys() == {key(one)}
         (stored,) = kept.events()
         assert (stored["company"], stored["order"]) == key(one)
@@ -155,7 +156,7 @@ class TestGoodEvents:
         assert web.deliver(one | {"timestamp": "2026-05-15T09:30:05.0000000Z"})["duplicates"] == 1
         assert web.deliver(one, one)["duplicates"] == 2
         assert (len(kept.events()), len(kept.jobs())) == (1, 1)
-        assert kept.record(key(one))["wanted"] == "1"
+        assert kept.record(key(one))["generation"] == "1"
 
     def test_another_event_of_a_waiting_order_shares_its_fetch(self, web: Web, kept: Kept) -> None:
         one = item()
@@ -224,7 +225,7 @@ class TestBadItems:
     def test_an_item_that_is_no_object_is_put_aside(self, web: Web, kept: Kept, bad: object) -> None:
         receipt = web.deliver(bad, item(), bad)
 
-        assert (receipt["events"], receipt["queued"], receipt["put_aside"]) == (3, 1, {"bad_item": 2})
+        assert (receipt["events"], receipt["queued"], receipt["invalid_items"]) == (3, 1, {"bad_item": 2})
         assert len(kept.events()) == 1
 
     @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ class TestBadItems:
     def test_an_item_whose_ids_are_no_guids_is_put_aside(self, web: Web, kept: Kept, bad: dict[str, Any]) -> None:
         receipt = web.deliver(bad, item())
 
-        assert (receipt["queued"], receipt["put_aside"]) == (1, {"bad_order_id": 1})
+        assert (receipt["queued"], receipt["invalid_items"]) == (1, {"bad_order_id": 1})
         assert len(kept.events()) == 1
 
     def test_events_of_other_names_are_counted_and_not_stored(self, web: Web, kept: Kept) -> None:
@@ -308,7 +309,7 @@ class TestAuthentication:
     def test_a_wrong_item_among_good_ones_is_put_aside(self, web: Web, kept: Kept) -> None:
         receipt = web.deliver(item(clientState="canary-wrong"), item(), item(companyId=STRANGER))
 
-        assert (receipt["queued"], receipt["put_aside"]) == (1, {"unauthenticated": 2})
+        assert (receipt["queued"], receipt["invalid_items"]) == (1, {"unauthenticated": 2})
         assert len(kept.events()) == 1
 
     def test_no_secret_and_no_name_reaches_redis_or_the_log(self, web: Web, kept: Kept) -> None:
@@ -479,7 +480,7 @@ class TestLimits:
             return lines if any(line["event"] == "request" for line in lines) else []
 
         lines = eventually(written, what="the line of the request")
-        assert [line["event"] for line in lines] == ["request.client_gone", "request"]
+        assert [line["event"] for line in lines] == ["request.client_disconnected", "request"]
         assert "trace" not in json.dumps(lines).lower()
 
 
@@ -529,7 +530,7 @@ class TestLogs:
         first, second, third = map(web.line_of, answers)
         assert len({answer.headers["x-request-id"] for answer in answers}) == 3
         assert (first["method"], first["path"], first["status"], first["level"]) == ("POST", HOOK, 200, "info")
-        counts = ("events", "queued", "duplicates", "ignored", "put_aside")
+        counts = ("events", "queued", "duplicates", "ignored", "invalid_items")
         assert [first[name] for name in counts] == [4, 1, 1, 1, 1]
         assert first["bytes"] == int(answers[0].request.headers["content-length"])
         assert 0 < first["duration_ms"] < 5000
@@ -598,9 +599,9 @@ class TestProbes:
         web.post({"values": [item(clientState="canary-wrong")]})
 
         wanted = {
-            ("ota_items_aside_total", "unauthenticated"): 2,
-            ("ota_items_aside_total", "unknown_event"): 1,
-            ("ota_items_aside_total", "bad_item"): 1,
+            ("ota_items_invalid_total", "unauthenticated"): 2,
+            ("ota_items_invalid_total", "unknown_event"): 1,
+            ("ota_items_invalid_total", "bad_item"): 1,
             ("ota_requests_total", "200"): 1,
             ("ota_requests_total", "401"): 1,
         }

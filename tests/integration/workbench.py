@@ -19,15 +19,15 @@ from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox
 from app.ledger import keys, policy
+from app.ledger.history import Entry, parse_entry
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Budget, Limits
-from app.ledger.redis import Patience
+from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.rq_jobs import LIVE, queue_key
 from app.settings import Company
 from app.upstream.client import ChannelManager
 from app.upstream.models import Order
 from app.upstream.transport import open_http
-from workers.delivery import Delivery
+from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks import Context, Sink
 
@@ -48,7 +48,7 @@ class Workbench:
         self.runs = 0
         self._url, self._sinks, self._most = url, sinks, requests_per_window
         self._http = open_http(5)
-        self.ledger = Ledger(self.redis, order_days=400, fetch_lease=LEASE, sinks=tuple(sinks))
+        self.ledger = Ledger(self.redis, order_days=400, fetch_lease=LEASE, sinks=tuple(sinks), clock=self.clock)
         self.use_key("first-key")
 
     def use_key(self, api_key: str, wrap: Callable[[str, object], object] = lambda name, part: part) -> None:
@@ -62,21 +62,18 @@ class Workbench:
             np_api_key=SecretStr(api_key),
             client_state=SecretStr("state"),
         )
-        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, slot_lease=LEASE)
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
         client = Counted(ChannelManager(self._http, company, "2026-08-21", self.sandbox.url), self)
-        budget = wrap("budget", Budget(self.redis, api_key, company.path, limits))
+        limiter = wrap("limiter", RateLimiter(self.redis, api_key, company.path, limits, clock=self.clock))
         ledger = cast("Ledger", wrap("ledger", self.ledger))
-        patience = Patience(self.redis, self.clock, pause=0.02)
         self.processor = Processor(
             ledger=ledger,
             connections={
                 self.company_id: Connection(
-                    "venue", cast("ChannelManager", wrap("client", client)), cast("Budget", budget)
+                    "venue", cast("ChannelManager", wrap("client", client)), cast("RateLimiter", limiter)
                 )
             },
-            delivery=Delivery(ledger=ledger, sinks=self._sinks, patience=patience, clock=self.clock),
-            patience=patience,
-            clock=self.clock,
+            deliverer=Deliverer(ledger=ledger, sinks=self._sinks),
         )
 
     def clock(self) -> int:
@@ -91,14 +88,14 @@ class Workbench:
 
     def hear(self, *orders: OrderKey, status: str = "Issued") -> None:
         """Accept an event for each order, as the web process does."""
-        events = [OrderProcessed(*order, status, "CM-1", "", "current") for order in orders]
+        events = [OrderProcessed(*order, status, "CM-1", "", "current", "request") for order in orders]
 
         async def accept() -> None:
             redis = bootstrap.for_web(self._url)
             inbox = Inbox(redis, dedup_days=7, event_days=90, clock=self.clock)
             try:
                 for start in range(0, len(events), 200):
-                    await inbox.accept(events[start : start + 200], "request")
+                    await inbox.accept(events[start : start + 200])
             finally:
                 await redis.aclose()
 
@@ -125,7 +122,7 @@ class Workbench:
         while (soonest := self._soonest()) is not None and soonest <= until:
             # A pool ticks each second.
             self.now = max(self.now, -(-soonest // 1000) * 1000)
-            self.ledger.tick(self.now)
+            self.ledger.dispatch_due()
             self.work()
         self.now = max(self.now, until)
 
@@ -143,9 +140,9 @@ class Workbench:
         value = self.redis.hget(keys.record(order), name)
         return value.decode() if isinstance(value, bytes) else value
 
-    def trail(self, order: OrderKey) -> list[str]:
-        lines: Any = self.redis.lrange(keys.trail(order), 0, -1)
-        return [line.decode() for line in lines]
+    def history(self, order: OrderKey) -> list[Entry]:
+        entries: Any = self.redis.lrange(keys.history(order), 0, -1)
+        return [parse_entry(entry) for entry in entries]
 
     def close(self) -> None:
         self._http.close()

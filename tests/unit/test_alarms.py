@@ -1,9 +1,9 @@
-"""When a sign becomes an alarm, and when a company is silent: over values alone, hours and weeks in no time."""
+"""When a sign becomes an alert, and when a company is silent: over values alone, hours and weeks in no time."""
 
 from __future__ import annotations
 
 from app.alerts import HOUR, Heard, Sign, judge, of
-from app.snapshot import AlarmState
+from app.snapshot import AlertState
 
 MINUTE = 60_000
 DAY = 24 * HOUR
@@ -15,7 +15,7 @@ class Minutes:
     """Looks once a minute, and notes what is told."""
 
     def __init__(self) -> None:
-        self.states: dict[str, AlarmState] = {}
+        self.states: dict[str, AlertState] = {}
         self.now = NOW
 
     def look(self, *signs: Sign, after: int = MINUTE) -> list[str]:
@@ -42,7 +42,7 @@ def heard(hours: dict[int, int] | None = None, last: int = 0, missed: int = 0, u
     return Heard(last=last, missed=missed, unsettled_since=unsettled_since, hours=hours or {})
 
 
-def test_an_alarm_is_told_once_at_its_onset_and_once_at_its_end() -> None:
+def test_an_alert_is_told_once_at_its_onset_and_once_at_its_end() -> None:
     look = Minutes().look
 
     told = [look(on("fetch_late", state)) for state in (False, True, True, True, False, False, True)]
@@ -50,7 +50,7 @@ def test_an_alarm_is_told_once_at_its_onset_and_once_at_its_end() -> None:
     assert told == [[], ["raised"], [], [], ["cleared"], [], ["raised"]]
 
 
-def test_a_sign_must_last_before_it_is_an_alarm_and_a_short_one_is_none() -> None:
+def test_a_sign_must_last_before_it_is_an_alert_and_a_short_one_is_none() -> None:
     minutes = Minutes()
 
     assert [minutes.look(on("breaker_open")) for _ in range(7)] == [[], [], [], [], [], ["raised"], []]
@@ -58,7 +58,7 @@ def test_a_sign_must_last_before_it_is_an_alarm_and_a_short_one_is_none() -> Non
     assert [minutes.look(on("breaker_open", state)) for state in (True, True, False, True, True)] == [[]] * 5
 
 
-def test_the_old_secret_is_an_alarm_after_a_week_and_ends_a_day_after_its_last_use() -> None:
+def test_the_old_secret_is_an_alert_after_a_week_and_ends_a_day_after_its_last_use() -> None:
     minutes = Minutes()
 
     days = [minutes.look(on("previous_secret"), after=DAY) for _ in range(8)]
@@ -67,7 +67,7 @@ def test_the_old_secret_is_an_alarm_after_a_week_and_ends_a_day_after_its_last_u
     assert minutes.look(on("previous_secret", False), after=1) == ["cleared"]
 
 
-def test_a_counter_is_an_alarm_when_it_rises_and_until_it_has_rested_for_an_hour() -> None:
+def test_a_counter_is_an_alert_when_it_rises_and_until_it_has_rested_for_an_hour() -> None:
     """What was counted before anybody looked is no news."""
     minutes = Minutes()
 
@@ -94,7 +94,7 @@ def test_silence_is_told_again_every_hour() -> None:
     assert told[0] + told[60] + told[120] == ["raised", "again", "again"]
 
 
-def test_the_alarm_of_a_company_that_is_settled_no_more_ends() -> None:
+def test_the_alert_of_a_company_that_is_settled_no_more_ends() -> None:
     minutes = Minutes()
     minutes.look(on("fetch_late"))
 
@@ -102,7 +102,7 @@ def test_the_alarm_of_a_company_that_is_settled_no_more_ends() -> None:
     assert minutes.states == {}
 
 
-def test_a_clock_that_was_ahead_does_not_hold_an_alarm_back() -> None:
+def test_a_clock_that_was_ahead_does_not_hold_an_alert_back() -> None:
     """Its moments lie in the future once it is right again."""
     minutes = Minutes()
     minutes.look(on("silence"), after=10 * DAY)
@@ -132,7 +132,7 @@ def test_a_quiet_night_is_none_and_the_morning_after_it_is() -> None:
     assert of(heard(hours, last=night - 9 * HOUR), NOW) is not None
 
 
-def test_few_events_a_day_make_no_alarm() -> None:
+def test_few_events_a_day_make_no_alert() -> None:
     assert of(heard(hours_of(4, {3: 2, 9: 2}), last=NOW - 3 * DAY), NOW) is None
 
 
@@ -178,7 +178,7 @@ def test_settled_orders_of_which_no_event_told_are_silence_until_one_comes() -> 
     assert of(heard(last=NOW - 9 * HOUR, missed=NOW - 2 * HOUR), NOW) is None
 
 
-def test_a_silence_longer_than_a_day_stays_an_alarm() -> None:
+def test_a_silence_longer_than_a_day_stays_an_alert() -> None:
     hours = hours_of(4, {ago: 20 for ago in range(24) if ago % 24 in range(8, 16)})
 
     assert all(of(heard(hours, last=NOW - 2 * DAY), NOW + ago * HOUR) for ago in range(8))

@@ -60,7 +60,7 @@ def test_a_live_secret_of_the_own_company_proves_an_item(company_id: str, client
 
     (event,) = batch.events
     assert (event.company_id, event.order_id, event.secret) == (company_id.strip("{}").lower(), ORDER, name)
-    assert (batch.proven, batch.put_aside, batch.rejected) == (1, {}, {})
+    assert (batch.proven, batch.invalid_items, batch.rejected) == (1, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_live_secret_of_the_own_company_proves_an_item(company_id: str, client
 def test_any_other_secret_proves_nothing(company_id: str, client_state: str) -> None:
     batch = authenticate(item(company_id, client_state))
 
-    assert (batch.events, batch.proven, batch.put_aside) == ((), 0, {"unauthenticated": 1})
+    assert (batch.events, batch.proven, batch.invalid_items) == ((), 0, {"unauthenticated": 1})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_any_other_secret_proves_nothing(company_id: str, client_state: str) -> 
     ids=lambda value: f"{type(value).__name__}-{str(value)[:8]!a}",
 )
 def test_a_client_state_of_any_type_is_refused_without_an_error(client_state: object) -> None:
-    assert authenticate(item(A, client_state)).put_aside == {"unauthenticated": 1}
+    assert authenticate(item(A, client_state)).invalid_items == {"unauthenticated": 1}
 
 
 def test_a_company_without_a_previous_secret_has_none_to_guess() -> None:
@@ -98,7 +98,7 @@ def test_a_company_without_a_previous_secret_has_none_to_guess() -> None:
 def test_an_unknown_company_and_a_wrong_secret_are_put_aside_alike() -> None:
     wrong, unknown = authenticate(item(A, "guess")), authenticate(item(STRANGER, "guess"))
 
-    assert (wrong.events, wrong.proven, wrong.put_aside) == (unknown.events, unknown.proven, unknown.put_aside)
+    assert (wrong.events, wrong.proven, wrong.invalid_items) == (unknown.events, unknown.proven, unknown.invalid_items)
     assert (wrong.rejected, unknown.rejected) == ({A: 1}, {"unknown": 1})
 
 
@@ -106,26 +106,26 @@ def test_an_unknown_company_and_a_wrong_secret_are_put_aside_alike() -> None:
 def test_an_order_id_that_is_no_guid_is_put_aside(order_id: object) -> None:
     batch = authenticate(item(payload={"orderId": order_id}))
 
-    assert (batch.events, batch.proven, batch.put_aside) == ((), 1, {"bad_order_id": 1})
+    assert (batch.events, batch.proven, batch.invalid_items) == ((), 1, {"bad_order_id": 1})
 
 
 @pytest.mark.parametrize("company_id", [None, "", 5, [], {}, "CRONUS", A[:-1]])
 def test_a_company_id_that_is_no_guid_is_put_aside(company_id: object) -> None:
     batch = authenticate(item(company_id))
 
-    assert (batch.events, batch.proven, batch.put_aside) == ((), 0, {"bad_order_id": 1})
+    assert (batch.events, batch.proven, batch.invalid_items) == ((), 0, {"bad_order_id": 1})
 
 
 @pytest.mark.parametrize("payload", [None, 5, "text", [], {}])
 def test_a_payload_of_any_type_is_put_aside(payload: object) -> None:
-    assert authenticate(item(payload=payload)).put_aside == {"bad_order_id": 1}
+    assert authenticate(item(payload=payload)).invalid_items == {"bad_order_id": 1}
 
 
 @pytest.mark.parametrize("event_name", ["pos_sale_completed", "OTA_CM_ORDER_PROCESSED", "", None, 5, []])
 def test_other_events_of_a_proven_sender_are_ignored(event_name: object) -> None:
     batch = authenticate(item(event_name=event_name))
 
-    assert (batch.events, batch.proven, batch.ignored, batch.put_aside) == ((), 1, 1, {})
+    assert (batch.events, batch.proven, batch.ignored, batch.invalid_items) == ((), 1, 1, {})
 
 
 def test_good_items_are_taken_from_between_bad_ones() -> None:
@@ -142,7 +142,7 @@ def test_good_items_are_taken_from_between_bad_ones() -> None:
 
     assert [event.company_id for event in batch.events] == [A, B]
     assert (batch.proven, batch.ignored) == (4, 1)
-    assert batch.put_aside == {"unauthenticated": 2, "bad_order_id": 2, "bad_item": 3}
+    assert batch.invalid_items == {"unauthenticated": 2, "bad_order_id": 2, "bad_item": 3}
 
 
 def test_fields_of_odd_types_are_empty_and_long_ones_cut() -> None:

@@ -195,7 +195,7 @@ def check_proof(envelope: Envelope) -> None:
         if (order_id := guid(one.payload.get("orderId"))) is not None
     ]
     assert [(event.company_id, event.order_id) for event in batch.events] == believed
-    assert sum(batch.put_aside.values()) + batch.ignored + len(believed) == len(envelope.items) + envelope.broken
+    assert sum(batch.invalid_items.values()) + batch.ignored + len(believed) == len(envelope.items) + envelope.broken
     for event in batch.events:
         assert event.secret == "current"
         assert len(event.digest) in {0, 32}

@@ -1,4 +1,4 @@
-"""The documentation names what there is: every setting, command, answer, metric, log event and alarm."""
+"""The documentation names what there is: every setting, command, answer, metric, log event and alert."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without ty
 
 from app import log
 from app.alerts import RULES
-from app.cli.commands import cli
+from app.cli.main import cli
 from app.metrics import GAUGES, HISTOGRAM, MARKS, METRICS
 from app.settings import Company, Settings
 
@@ -152,9 +152,9 @@ def test_logs_says_how_loud_every_event_is() -> None:
     assert told == levels
 
 
-def test_every_alarm_of_the_log_is_in_the_table_and_has_a_section() -> None:
-    """`runbook` of alarm.raised leads there."""
-    assert {name for cell, *_ in rows(OPERATIONS, "alarm in the log") for name in names(cell)} == RULES.keys()
+def test_every_alert_of_the_log_is_in_the_table_and_has_a_section() -> None:
+    """`runbook` of alert.raised leads there."""
+    assert {name for cell, *_ in rows(OPERATIONS, "alert in the log") for name in names(cell)} == RULES.keys()
     assert {name.replace("_", "-") for name in RULES} <= anchors(OPERATIONS)
 
 
@@ -172,23 +172,23 @@ def test_every_alert_reads_metrics_that_exist_and_leads_to_its_runbook(rule: dic
     assert read <= SCRAPED.keys()
     for name, label in re.findall(r"(ota_\w+)\{(\w+)=", rule["expr"]):
         assert label in SCRAPED[name]
-    if alarm := re.search(r'ota_alarm\{name="(\w+)"', rule["expr"]):
-        assert alarm[1] in RULES
+    if alert := re.search(r'ota_alert\{name="(\w+)"', rule["expr"]):
+        assert alert[1] in RULES
 
 
-def test_every_alarm_of_the_log_has_an_alert() -> None:
-    """By the alarm itself, or by the metric behind it."""
-    by_metric = {"fetch_late": "ota_oldest_owed_seconds", "breaker_open": "ota_breaker_open"}
+def test_every_alert_of_the_log_has_an_alert() -> None:
+    """By the alert itself, or by the metric behind it."""
+    by_metric = {"fetch_late": "ota_oldest_pending_fetch_seconds", "breaker_open": "ota_breaker_open"}
     expressions = "\n".join(rule["expr"] for rule in rules())
 
     assert [
         name
         for name in RULES
-        if f'ota_alarm{{name="{name}"}}' not in expressions and by_metric[name] not in expressions
+        if f'ota_alert{{name="{name}"}}' not in expressions and by_metric[name] not in expressions
     ] == []
 
 
-def test_every_section_on_an_alarm_is_reached_by_one() -> None:
+def test_every_section_on_an_alert_is_reached_by_one() -> None:
     """A runbook that nothing leads to is not kept right."""
     reached = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules()}
 

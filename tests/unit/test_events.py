@@ -21,7 +21,7 @@ ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
 
 
 def event(**changes: str) -> OrderProcessed:
-    whole = {
+    whole: dict[str, Any] = {
         "company_id": COMPANY,
         "order_id": ORDER,
         "status": "Issued",

@@ -28,7 +28,7 @@ def row(status: str = "Issued", **fields: Any) -> Summary:
 
 def held(status: str = "Issued", **changes: Any) -> Holding:
     """Return an order that is home, as `row()` lists it."""
-    values: dict[str, Any] = {"owed": False, "dead": "", "status": status, "fetched": NOW - 1000}
+    values: dict[str, Any] = {"pending": False, "dead": "", "status": status, "fetched_ms": NOW - 1000}
     return Holding(**(values | {"copy": row(status or "Issued")} | changes))
 
 
@@ -85,31 +85,31 @@ def test_an_absent_and_an_empty_manifest_are_the_same() -> None:
 
 
 def test_an_order_that_is_owed_a_fetch_is_no_gap() -> None:
-    assert verdict(row("Cancelled"), held(owed=True)) is None
-    assert verdict(row(), held("", owed=True, copy=None)) is None
+    assert verdict(row("Cancelled"), held(pending=True)) is None
+    assert verdict(row(), held("", pending=True, copy=None)) is None
 
 
 @pytest.mark.parametrize(("reason", "expected"), [("order_missing", "changed"), ("unsettled", "changed")])
 def test_a_dead_letter_that_the_list_contradicts_is_a_gap(reason: str, expected: str) -> None:
-    assert verdict(row(), held("Processing", owed=True, dead=reason)) == expected
-    assert verdict(row(), held("", owed=True, dead=reason, copy=None)) == "never_heard"
+    assert verdict(row(), held("Processing", pending=True, dead=reason)) == expected
+    assert verdict(row(), held("", pending=True, dead=reason, copy=None)) == "never_heard"
 
 
 @pytest.mark.parametrize("reason", ["kills_worker", "bad_request", "unreadable_answer", "internal_error"])
 def test_any_other_dead_letter_is_for_people(reason: str) -> None:
     """Reviving it at each look would kill three workers each time."""
-    assert verdict(row(), held("", owed=True, dead=reason, copy=None)) is None
-    assert verdict(row("Processing"), held("", owed=True, dead=reason, copy=None)) is None
+    assert verdict(row(), held("", pending=True, dead=reason, copy=None)) is None
+    assert verdict(row("Processing"), held("", pending=True, dead=reason, copy=None)) is None
 
 
 def test_what_people_dropped_for_good_stays_dropped() -> None:
-    assert verdict(row(), held("", dead="dropped", copy=None)) is None
-    assert verdict(row("Processing"), held("", dead="dropped", copy=None)) is None
+    assert verdict(row(), held("", dead="discarded", copy=None)) is None
+    assert verdict(row("Processing"), held("", dead="discarded", copy=None)) is None
 
 
 def test_an_order_gone_and_listed_again_is_a_gap() -> None:
     """Its copy still shows what it was."""
-    assert verdict(row(), held("Gone")) == "changed"
+    assert verdict(row(), held("DeletedUpstream")) == "changed"
 
 
 @pytest.mark.parametrize("status", ["Submitted", "Scheduled", "Processing"])
@@ -145,12 +145,12 @@ def test_an_order_older_than_order_days_is_wanted_only_if_we_have_it() -> None:
     ("holding", "is_gap"),
     [
         (None, True),
-        (held("Draft", fetched=NOW - 1), True),
-        (held("Issued", fetched=NOW + 1), False),
-        (held("Processing", fetched=NOW + 1), True),
-        (held("Draft", fetched=NOW - 1, owed=True), False),
-        (held("Draft", fetched=NOW - 1, owed=True, dead="unsettled"), False),
-        (held("Draft", fetched=NOW - 1, dead="dropped"), False),
+        (held("Draft", fetched_ms=NOW - 1), True),
+        (held("Issued", fetched_ms=NOW + 1), False),
+        (held("Processing", fetched_ms=NOW + 1), True),
+        (held("Draft", fetched_ms=NOW - 1, pending=True), False),
+        (held("Draft", fetched_ms=NOW - 1, pending=True, dead="unsettled"), False),
+        (held("Draft", fetched_ms=NOW - 1, dead="discarded"), False),
     ],
 )
 def test_a_watched_order_that_the_list_shows_no_more_is_stuck_unless_the_ledger_knows_better(

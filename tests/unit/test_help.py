@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from typing import Any, Final
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from app.cli.commands import cli
+from app.cli.main import COMMANDS as COMMANDS_OF_MAIN
+from app.cli.main import cli
 
 TREE: Final[dict[str, Any]] = dict(typer.main.get_command(cli).commands)  # type: ignore[attr-defined]  # it is a group
 COMMANDS: Final = sorted(
@@ -40,3 +43,22 @@ def test_every_command_shows_an_example_of_itself_and_its_exit_codes(words: tupl
 def test_help_offers_shell_completion() -> None:
     """The README names the same option."""
     assert "--install-completion" in CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "120"}).stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_MAIN)
+def test_the_line_of_a_command_is_the_first_sentence_of_its_help(name: str) -> None:
+    line = COMMANDS_OF_MAIN[name][1]
+
+    assert (TREE[name].help or "").replace("\n", " ").startswith(line.removesuffix("."))
+
+
+def test_help_imports_no_command_and_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom app.cli.main import main\nsys.argv = ['ota-receiver', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+
+    heavy = {"rq", "redis", "httpx", "pydantic", "structlog", "rich", "starlette", "prometheus_client", "asyncio"}
+    assert heavy & set(ended.stderr.split()) == set()
+    assert "Commands:" in ended.stdout

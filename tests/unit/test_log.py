@@ -126,18 +126,18 @@ def test_a_line_is_json_with_level_time_and_fields() -> None:
     (line,) = run(
         "log.configure(form='json')\n"
         "from pathlib import Path\n"
-        "_log.info('order.dead', order_id='1', reason='two\\nlines ☃ \\x00', tries=2, http_status=None, "
+        "_log.info('order.dead_lettered', order_id='1', reason='two\\nlines ☃ \\x00', attempts=2, http_status=None, "
         "company=Path('x'))"
     )
 
     time = line.pop("timestamp")
     assert time.endswith("Z")
     assert line == {
-        "event": "order.dead",
+        "event": "order.dead_lettered",
         "level": "info",
         "order_id": "1",
         "reason": "two\nlines ☃ \x00",
-        "tries": 2,
+        "attempts": 2,
         "http_status": None,
         "company": "x",
     }
@@ -162,9 +162,12 @@ def test_the_level_holds_for_our_lines_and_foreign_ones() -> None:
 
 def test_undeclared_fields_are_dropped_in_service_and_refused_in_tests() -> None:
     assert "canary" not in json.dumps(
-        run("log.configure(form='json')\n_log.info('order.gone', secret='canary')\n_log.info('new', secret='canary')")
+        run(
+            "log.configure(form='json')\n_log.info('order.deleted_upstream', secret='canary')\n"
+            "_log.info('new', secret='canary')"
+        )
     )
-    for line in ("_log.info('order.gone', secret='canary')", "_log.info('new')"):
+    for line in ("_log.info('order.deleted_upstream', secret='canary')", "_log.info('new')"):
         run(
             "log.configure(form='json', strict=True)\n"
             f"try:\n    {line}\nexcept log.Undeclared as error:\n    assert 'canary' not in str(error)\n"
@@ -248,11 +251,11 @@ def test_a_terminal_gets_readable_lines_without_locals() -> None:
     """The console form has the same contents."""
     text = output(
         "log.configure(form='console')\n"
-        "_log.info('order.gone', order_id='123', secret='canary')\n"
+        "_log.info('order.deleted_upstream', order_id='123', secret='canary')\n"
         "try:\n    local = 'canary'\n    raise ValueError(local)\n"
         "except ValueError:\n    logging.getLogger('uvicorn.error').exception('it failed')"
     )
 
-    assert ["order.gone" in line or "it failed" in line for line in text.splitlines()] == [True, True]
+    assert ["order.deleted_upstream" in line or "it failed" in line for line in text.splitlines()] == [True, True]
     assert "123" in text
     assert "canary" not in text

@@ -36,7 +36,7 @@ def test_a_time_without_a_zone_is_local_as_the_tables_show_it() -> None:
 
 @pytest.mark.parametrize("text", ["", "yesterday", "6", "h", "-6h", "6x", "2026-13-01", "999999w", "9999999999d"])
 def test_what_is_no_time_is_refused_with_the_forms_that_are(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no time\. Give ISO 8601"):
+    with pytest.raises(ValueError, match=r"is not a time\. Use ISO 8601"):
         times.parse(text)
 
 

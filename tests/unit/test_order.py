@@ -305,24 +305,13 @@ def test_what_is_no_page_is_refused_as_unreadable(raw: bytes) -> None:
 
 
 def test_a_query_is_percent_encoded_and_leaves_out_what_is_not_asked() -> None:
-    query = ListQuery(
-        statuses=("Draft", "Issued"),
-        sell_to_order_reference="A B&C",
-        received_from=datetime(2026, 6, 1, 8, 15, 2, 417_000, UTC),
-        page_size=50,
-    )
-
-    assert query.encoded(None) == (
-        "status=Draft%2CIssued&sellToOrderReference=A%20B%26C&receivedAtFrom=2026-06-01T08%3A15%3A02.417Z&pageSize=50"
-    )
-    assert ListQuery(since_row_version=0, page_size=1).encoded("K_-") == (
-        "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-"
+    assert ListQuery(page_size=50).encoded(None) == "pageSize=50"
+    assert ListQuery(since_row_version=0, page_size=1).encoded("K_- &") == (
+        "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-%20%26"
     )
 
 
-def test_a_query_that_upstream_would_misread_is_refused() -> None:
-    with pytest.raises(ValueError, match="time zone"):
-        ListQuery(received_to=datetime(2026, 6, 1))  # naive is the point
+def test_a_page_size_that_upstream_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match="page_size"):
         ListQuery(page_size=0)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.ids import OrderKey
-from app.ledger.orders import SinkRecord, State, parse_record
+from app.ledger.record import SinkRecord, State, parse_record
 from app.times import from_ms, to_ms
 
 ORDER = OrderKey("11111111-1111-4111-8111-111111111111", "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8")
@@ -24,21 +24,42 @@ def fields(**values: str) -> dict[bytes, bytes]:
 @pytest.mark.parametrize(
     ("values", "state"),
     [
-        ({"wanted": "1"}, "owed"),
-        ({"wanted": "2", "done": "1", "tries": "3"}, "owed"),
-        ({"wanted": "1", "begun": "1", "lease": SOON}, "fetching"),
-        ({"wanted": "1", "begun": "1", "lease": JUST_NOW}, "owed"),
-        ({"wanted": "1", "parks": "2"}, "parked"),
-        ({"wanted": "1", "done": "1", "status": "Issued"}, "home"),
-        ({"wanted": "1", "done": "1", "status": "Gone"}, "gone"),
-        ({"wanted": "2", "done": "1", "status": "Gone"}, "owed"),
-        ({"wanted": "1", "dead": "order_missing"}, "dead"),
-        ({"wanted": "1", "done": "1", "parks": "1", "lease": SOON}, "home"),
-        ({"wanted": "1", "done": "1", "dropped": BEFORE}, "dropped"),
-        ({"wanted": "2", "done": "1", "dropped": BEFORE}, "owed"),
-        ({"wanted": "2", "done": "2", "dropped": BEFORE, "fetched": JUST_NOW, "status": "Issued"}, "home"),
-        ({"wanted": "2", "done": "2", "dropped": JUST_NOW, "fetched": BEFORE, "status": "Draft"}, "dropped"),
-        ({"wanted": "2", "done": "2", "dropped": BEFORE, "status": "Gone"}, "gone"),
+        ({"generation": "1"}, "pending"),
+        ({"generation": "2", "fetched_generation": "1", "attempts": "3"}, "pending"),
+        ({"generation": "1", "started_generation": "1", "lease": SOON}, "fetching"),
+        ({"generation": "1", "started_generation": "1", "lease": JUST_NOW}, "pending"),
+        ({"generation": "1", "deferrals": "2"}, "deferred"),
+        ({"generation": "1", "fetched_generation": "1", "status": "Issued"}, "fetched"),
+        ({"generation": "1", "fetched_generation": "1", "status": "DeletedUpstream"}, "deleted_upstream"),
+        ({"generation": "2", "fetched_generation": "1", "status": "DeletedUpstream"}, "pending"),
+        ({"generation": "1", "dead": "order_missing"}, "dead"),
+        ({"generation": "1", "fetched_generation": "1", "deferrals": "1", "lease": SOON}, "fetched"),
+        ({"generation": "1", "fetched_generation": "1", "discarded_at": BEFORE}, "discarded"),
+        ({"generation": "2", "fetched_generation": "1", "discarded_at": BEFORE}, "pending"),
+        (
+            {
+                "generation": "2",
+                "fetched_generation": "2",
+                "discarded_at": BEFORE,
+                "fetched_at": JUST_NOW,
+                "status": "Issued",
+            },
+            "fetched",
+        ),
+        (
+            {
+                "generation": "2",
+                "fetched_generation": "2",
+                "discarded_at": JUST_NOW,
+                "fetched_at": BEFORE,
+                "status": "Draft",
+            },
+            "discarded",
+        ),
+        (
+            {"generation": "2", "fetched_generation": "2", "discarded_at": BEFORE, "status": "DeletedUpstream"},
+            "deleted_upstream",
+        ),
     ],
 )
 def test_the_state_is_one_word(values: dict[str, str], state: State) -> None:
@@ -48,22 +69,22 @@ def test_the_state_is_one_word(values: dict[str, str], state: State) -> None:
 @pytest.mark.parametrize(
     ("values", "status"),
     [
-        ({"said": "Draft", "heard": BEFORE}, "Draft"),
-        ({"said": "Draft", "heard": BEFORE, "status": "Issued", "fetched": JUST_NOW}, "Issued"),
-        ({"said": "Error", "heard": JUST_NOW, "status": "Issued", "fetched": BEFORE}, "Error"),
-        ({"status": "Issued", "fetched": BEFORE}, "Issued"),
+        ({"last_event_status": "Draft", "last_event_at": BEFORE}, "Draft"),
+        ({"last_event_status": "Draft", "last_event_at": BEFORE, "status": "Issued", "fetched_at": JUST_NOW}, "Issued"),
+        ({"last_event_status": "Error", "last_event_at": JUST_NOW, "status": "Issued", "fetched_at": BEFORE}, "Error"),
+        ({"status": "Issued", "fetched_at": BEFORE}, "Issued"),
         ({}, ""),
     ],
 )
-def test_the_known_status_is_the_one_told_last(values: dict[str, str], status: str) -> None:
+def test_the_known_status_is_the_one_named_last(values: dict[str, str], status: str) -> None:
     assert parse_record(ORDER, fields(**values)).known_status == status
 
 
 def test_sinks_are_told_apart_by_all_but_the_last_part_of_a_field() -> None:
     values = {
-        b"python:shop:take:at": b"2",
-        b"python:shop:take:tries": b"1",
-        b"python:shop:take:next": BEFORE.encode(),
+        b"python:shop:take:revision": b"2",
+        b"python:shop:take:attempts": b"1",
+        b"python:shop:take:next_at": BEFORE.encode(),
         b"python:till:book:dead": b"ValueError",
     }
 

@@ -1,4 +1,4 @@
-"""What a simulation sends: as much of each misbehaviour as was wished, and the same again for the same seed."""
+"""What a simulation sends: as much of each misbehaviour as was asked, and the same again for the same seed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import json
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 
-from app.dev.simulator.sender import Plan, Sender, Settled, Wish, make
+from app.dev.simulator.audit import Asked, Evidence, Expected, Kept, audit, name
+from app.dev.simulator.plan import Options, Plan, Settled, make
+from app.dev.simulator.sender import Answer, Origin, Post, Shot
 
-SENDER = Sender("11111111-1111-4111-8111-111111111111", "Venue", "Right-Secret")
+ORIGIN = Origin("11111111-1111-4111-8111-111111111111", "Venue", "Right-Secret")
 ORDERS = [Settled(f"00000000-0000-4000-8000-{number:012}", f"CM-{number}", "Issued") for number in range(100)]
-WISH = Wish(orders=100, duplicates=0.1, late=0.05, bad_secret=0.04, batch=7, rate=None, seed=1)
+OPTIONS = Options(orders=100, duplicates=0.1, late=0.05, bad_secret=0.04, batch=7, rate=None, seed=1)
 
 
 def made(**changed: Any) -> Plan:
-    wish = {name: getattr(WISH, name) for name in WISH.__struct_fields__} | changed
-    return make(Wish(**wish), ORDERS, SENDER)
+    return make(msgspec.structs.replace(OPTIONS, **changed), ORDERS, ORIGIN)
 
 
 def names(found: Plan) -> list[list[tuple[str, str]]]:
@@ -56,11 +58,11 @@ def test_a_repeat_is_the_same_event_to_the_last_digit() -> None:
 
 
 def test_forged_events_carry_no_right_secret_and_one_of_them_comes_alone() -> None:
-    """Half of them name an order that is home by then: believing one costs a getOrder that can be counted."""
+    """Half of them name an order that is fetched by then: accepting one costs a getOrder that can be counted."""
     found = made(bad_secret=0.1)
 
     forged = [shot for shot in found.shots if shot.kind == "forged"]
-    assert SENDER.client_state not in {shot.event.client_state for shot in forged}
+    assert ORIGIN.client_state not in {shot.event.client_state for shot in forged}
     assert len({shot.event.client_state for shot in forged}) == 5
     assert (found.first[0].forged, len(found.first[0].shots)) == (True, 1)
     assert len(found.ghosts) == 5
@@ -81,3 +83,33 @@ def test_all_documented_wrappers_are_sent() -> None:
         body = json.loads(post.body)
         shapes.add(next((name for name in ("values", "value") if name in body), "bare"))
     assert shapes == {"values", "value", "bare"}
+
+
+def test_the_audit_names_each_order_that_is_lost_or_recorded_twice() -> None:
+    """What the ledger and the event log lack is found, whatever else is right."""
+    events = {
+        order.order_id: ORIGIN.event(order.order_id, order.reference, order.status, "2026-05-15T09:30:05Z")
+        for order in ORDERS[:3]
+    }
+    lost, twice, unsent = events
+    post = Post(tuple(Shot("genuine", events[one]) for one in (lost, twice)), "values")
+    evidence = Evidence(
+        [Answer(post, "200", 0.0, 0.0, {})],
+        {twice: Asked(2, 2)},
+        exact=True,
+        kept=dict.fromkeys(events, Kept(None, None)),
+        recorded={name(events[twice]): 2},
+    )
+
+    found = audit([Expected(order_id, (event,)) for order_id, event in events.items()], evidence)
+
+    missing = ["it has no record", "its event Issued 2026-05-15T09:30:05Z is not recorded"]
+    assert found == {
+        lost: ["acknowledged, but never fetched (0 getOrders without an order)", *missing],
+        twice: [
+            "2 getOrders for one settlement",
+            "it has no record",
+            "its event Issued 2026-05-15T09:30:05Z is recorded 2 times",
+        ],
+        unsent: ["never acknowledged: not sent", *missing],
+    }

@@ -1,5 +1,6 @@
-"""`ota-receiver simulate`: a sender that misbehaves on purpose, and an audit of every order it told of.
+"""A sender that misbehaves, and an audit that asks for every order: for `ota-receiver simulate` and tests/chaos.
 
-The sandbox plays the Channel Manager and counts the getOrder calls; the events are sent from here, so that each
-POST's answer and time are known. What is sent follows from the seed, when it is sent from the clock.
+`plan` draws what `simulate` sends, `sender` sends and notes each answer, `audit` compares with what was fetched and
+stored, `run` is one simulation from the first process to the report. The events are sent from here and not by the
+sandbox, so each POST's answer and time are known. The seed repeats what is sent; the times are the clock's.
 """

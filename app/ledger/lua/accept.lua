@@ -1,118 +1,90 @@
---! uses push, trail, apart
--- accept: record events and owe their orders a fetch, all or nothing, in one step (invariants 1 to 4).
+-- accept: record events and ask for a fetch of their orders, all or nothing, in one step (invariants 1 to 4).
 --
--- KEYS  1 due  2 events  3 live queue  4 RQ's set of queues  5 orders  6 counters  7 dead
--- ARGV  1 now ms  2 grace ms  3 dedup ms  4 ms to keep events  5 key prefix  6 name of the live queue
---       7 length of the job template, the template (push.lua), then per event nine values:
---       digest of the event ('' = cannot be a duplicate), company, order, status, buyFromOrderReference,
---       name of the secret that matched, request id, timestamp as sent, ms when it was received ('' = now)
+-- a     grace ms, dedup ms, kept ms (age at which events leave the stream), job
+-- ARGV  from 2 on, per event nine values: digest of the event ('' = cannot be a duplicate), company, order, status,
+--       buyFromOrderReference, name of the secret that matched, request id, timestamp as sent, ms when it was received
+--       (0 = now). By position, since this script is hot.
 -- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate,
---   3 erased (erase.lua): recorded, and nothing is owed; 4 refused: a key of its order is broken, it is not recorded.
-local now, grace, dedup, kept = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local prefix, live, last_id = ARGV[5], ARGV[6], nil
-local template, at = read_template(7)
+--   3 erased: recorded, and its order is not fetched, 4 refused: a key of its order is broken, it is not recorded.
+-- An event is marked as seen last: where this script fails before that, the same event is no duplicate, and its order
+-- is pending and in `due`, or untouched.
+local newer = other_schema()
+if newer then
+  return newer
+end
 local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate', [3] = 'erased', [4] = 'refused'}
-local outcomes, counts, pulses = {}, {}, {}
-local touched, due, sooner, pushed_now = {}, {}, {}, {}
+local events = prefix .. 'events'
 
-while at <= #ARGV do
+local function add_event(company, order, status, reference, outcome, secret, request, sent)
+  return redis.call('XADD', events, '*', 'company', company, 'order', order, 'status', status, 'reference', reference,
+    'sent', sent, 'outcome', outcome, 'secret', secret, 'request', request)
+end
+
+local function record_event(at)
   local digest, company, order, status, reference, secret, request, sent, received = unpack(ARGV, at, at + 8)
-  local member = company .. ':' .. order
-  local record, trail = prefix .. 'order:' .. member, prefix .. 'trail:' .. member
-  local outcome, first
-  local recorded = apart(function()
-    local was = redis.call('HMGET', record, 'wanted', 'job', 'dead', 'heard', 'erased')
-    first = digest == '' or redis.call('SET', prefix .. 'seen:' .. digest, 1, 'NX', 'PX', dedup)
-    if not first then
-      outcome = 2
-      if was[1] then
-        redis.call('HINCRBY', record, 'duplicates', 1)
-        note(trail, now .. ' duplicate ' .. status .. ' ' .. secret .. ' ' .. request)
-      end
-    elseif was[5] then
-      outcome = 3
-      last_id = redis.call('XADD', KEYS[2], '*', 'company', company, 'order', order, 'status', status,
-        'reference', '', 'sent', sent, 'outcome', names[3], 'secret', secret, 'request', request)
-      note(trail, now .. ' event ' .. last_id .. ' ' .. status .. ' erased ' .. secret .. ' ' .. request)
-    else
-      local wanted = tonumber(was[1] or '0') + 1
-      if was[1] then
-        redis.call('PERSIST', record)
-        redis.call('PERSIST', trail)
-        redis.call('PERSIST', prefix .. 'content:' .. member)
-        redis.call('HDEL', record, 'tries', 'looks', 'parks', 'rejects', 'missing', 'fetch_at', 'crashes', 'error',
-          'http')
-        if was[3] then
-          redis.call('HDEL', record, 'dead', 'dead_at')
-          redis.call('ZREM', KEYS[7], member)
-        end
-      end
-      -- An event that waited in a spool is no news of an order heard of since. A word from the future is one of
-      -- a clock that was ahead: it must not outlast what comes now.
-      local heard, before = received == '' and now or math.min(tonumber(received), now), tonumber(was[4] or '0')
-      if heard >= before or before > now then
-        redis.call('HSET', record, 'wanted', wanted, 'heard', heard, 'said', status, 'reference', reference,
-          'request', request, 'lane', live, 'job', live, unpack(was[1] and {} or {'first', heard}))
-      else
-        redis.call('HSET', record, 'wanted', wanted, 'lane', live, 'job', live)
-      end
-      touched[#touched + 1] = now
-      touched[#touched + 1] = member
-      if was[2] == live then
-        outcome = 1
-        if not pushed_now[member] then
-          sooner[#sooner + 1] = now + grace
-          sooner[#sooner + 1] = member
-        end
-      else
-        outcome = 0
-        pushed_now[member] = true
-        due[#due + 1] = now + grace
-        due[#due + 1] = member
-        push_job(template, company, order, 'f-' .. company .. '-' .. order .. '-' .. wanted, live, KEYS[3])
-      end
-      last_id = redis.call('XADD', KEYS[2], '*', 'company', company, 'order', order, 'status', status,
-        'reference', reference, 'sent', sent, 'outcome', names[outcome], 'secret', secret, 'request', request)
-      note(trail, now .. ' event ' .. last_id .. ' ' .. status .. ' ' .. names[outcome] .. ' ' .. secret .. ' ' ..
-        request)
+  local o = load(company .. ':' .. order, {'generation', 'job', 'last_event_at', 'erased_at', 'first_at'})
+  local seen = digest ~= '' and prefix .. 'seen:' .. digest
+  if seen and redis.call('EXISTS', seen) == 1 then
+    if o.generation > 0 then
+      redis.call('HINCRBY', o.record, 'duplicates', 1)
+      append_history(o, 'duplicate', status, secret, request)
     end
-  end)
-  if not recorded then
-    outcome = 4
-    -- Not recorded, so not seen: who sends it again must not be told that it is known.
-    if first and digest ~= '' then
-      redis.call('DEL', prefix .. 'seen:' .. digest)
-    end
+    return 2
   end
-  outcomes[#outcomes + 1] = outcome
+  local outcome = 3
+  if o.erased_at > 0 then
+    local id = add_event(company, order, status, '', names[3], secret, request, sent)
+    append_history(o, 'event', id, status, names[3], secret, request)
+  else
+    -- An event that waited in a spool is no news of an order that a later event told of.
+    local received_at, fields = received == '0' and now or math.min(tonumber(received), now), nil
+    if received_at >= o.last_event_at then
+      fields = {'last_event_at', received_at, 'last_event_status', status, 'reference', reference,
+        'request_id', request}
+      if o.first_at == 0 then
+        o.first_at = received_at
+        table.insert(fields, 'first_at')
+        table.insert(fields, received_at)
+      end
+    end
+    outcome = request_fetch(o, 'live', fields) == 'queued' and 0 or 1
+    local id = add_event(company, order, status, reference, names[outcome], secret, request, sent)
+    append_history(o, 'event', id, status, names[outcome], secret, request)
+  end
+  if seen then
+    redis.call('SET', seen, 1, 'PX', a.dedup)
+  end
+  return outcome
+end
+
+local outcomes, counts, rates = {}, {}, {}
+for at = 2, #ARGV, 9 do
+  local recorded, outcome = isolate(record_event, at)
+  outcome = recorded and outcome or 4
+  table.insert(outcomes, outcome)
+  local company, secret = ARGV[at + 1], ARGV[at + 5]
   for _, name in ipairs({'events|' .. company .. '|' .. names[outcome], 'secrets|' .. company .. '|' .. secret}) do
     counts[name] = (counts[name] or 0) + 1
   end
-  pulses[company] = pulses[company] or {fresh = 0, secrets = {}}
-  pulses[company].secrets[secret] = true
-  pulses[company].fresh = pulses[company].fresh + ((outcome == 2 or outcome == 4) and 0 or 1)
-  at = at + 9
+  rates[company] = rates[company] or {new = 0, secrets = {}}
+  rates[company].secrets[secret] = true
+  rates[company].new = rates[company].new + ((outcome == 2 or outcome == 4) and 0 or 1)
 end
-flush_pushes(KEYS[4])
-if last_id then
-  -- Old by both clocks, the server's and ours: one that is ahead must not empty the stream.
-  local oldest = math.min(now, tonumber(string.match(last_id, '^%d+'))) - kept
-  redis.call('XTRIM', KEYS[2], 'MINID', '~', math.max(oldest, 0))
+flush_jobs()
+
+-- What follows is not worth an event: it fails alone.
+isolate(redis.call, 'XTRIM', events, 'MINID', '~', math.max(now - a.kept, 0))
+for name, by in pairs(counts) do
+  count(name, by)
 end
-zadd(KEYS[5], touched)
-zadd(KEYS[1], due)
-zadd(KEYS[1], sooner, 'LT')
-for name, count in pairs(counts) do
-  redis.call('HINCRBY', KEYS[6], name, count)
-end
--- When an event last came, and how many came in this hour: what silence is told by.
-for company, pulse in pairs(pulses) do
-  local key = prefix .. 'pulse:' .. company
-  for secret in pairs(pulse.secrets) do
-    redis.call('HSET', key, 'secret:' .. secret, now)
+-- When each secret was last used, and how many events this hour had: silence is measured by it.
+for company, rate in pairs(rates) do
+  local key = prefix .. 'event-rate:' .. company
+  for secret in pairs(rate.secrets) do
+    isolate(redis.call, 'HSET', key, 'secret:' .. secret, now)
   end
-  if pulse.fresh > 0 then
-    redis.call('HINCRBY', key, 'hour:' .. math.floor(now / 3600000), pulse.fresh)
+  if rate.new > 0 then
+    isolate(redis.call, 'HINCRBY', key, 'hour:' .. math.floor(now / 3600000), rate.new)
   end
 end
 return outcomes

@@ -1,63 +1,62 @@
---! uses trail
--- erase: of an order goes all that is known, save a tombstone that keeps it from coming back. The first step of an
--- erasure (erasure.py), and one: from here on every script refuses whatever would fetch, store or hand on the order.
+-- erase: everything known of an order goes, save a tombstone that keeps it from coming back. The first step of an
+-- erasure (app/erasure.py), and one: from here on every script refuses to fetch, store or deliver the order.
 --
--- KEYS  1 record  2 due  3 dead  4 trail  5 content  6 dead sinks  7 orders of its company watched by reconcile
---       8 erasures under way  9.. the references of its content
--- ARGV  1 now ms  2 member  3 keep ms  4 `stored` of the record when those references were read, '' = none  5 order id
--- Returns {verdict, ms}: unknown (no such order), changed (another content was stored since: read again),
---   erased (with the ms when it was first)
--- Left are what tells a new event from an old one, what gives ids that never come twice, and which revision each sink
--- may have: of one that was tried and did not take it we cannot know what it kept.
-local now, member = ARGV[1], ARGV[2]
-local flat, r = redis.call('HGETALL', KEYS[1]), {}
-for i = 1, #flat, 2 do
-  r[flat[i]] = flat[i + 1]
+-- a  order (member), stored_token when the references of its content were read, references (their keys), keep ms
+-- Returns {what, ms}: unknown (no such order), changed (another content was stored since: read again), erased (with the
+--   ms when it was first)
+-- What is left tells a new event from an old one, keeps ids unique, and names the revision that each sink may have: what
+-- a sink kept of a revision that it tried and did not take is not known.
+local newer = other_schema()
+if newer then
+  return newer
 end
-if not r.wanted then
+local o = load(a.order, {'generation', 'stored_token', 'revision', 'erased_at'})
+if o.generation == 0 then
   return {'unknown', 0}
-end
-if (r.stored or '') ~= ARGV[4] then
+elseif o.stored_token ~= a.stored_token then
   return {'changed', 0}
 end
-local kept = {wanted = 1, begun = 1, done = 1, fence = 1, stored = 1, pushed = 1, duplicates = 1, first = 1, heard = 1,
-  revision = 1, erased = 1}
-for field, value in pairs(r) do
-  local sink = string.match(field, '^(.+):tries$')
-  if sink and tonumber(value) > 0 then
-    redis.call('HSET', KEYS[1], sink .. ':at', r.revision or 0)
+redis.call('ZADD', prefix .. 'erasing', 'NX', now, o.member)
+local kept = {generation = 1, started_generation = 1, fetched_generation = 1, fencing_token = 1, stored_token = 1,
+  enqueues_total = 1, duplicates = 1, first_at = 1, last_event_at = 1, revision = 1, erased_at = 1}
+local flat = redis.call('HGETALL', o.record)
+for i = 1, #flat, 2 do
+  local field, value = flat[i], flat[i + 1]
+  local sink, name = string.match(field, '^(.+):(%w+)$')
+  if name == 'attempts' and tonumber(value) > 0 then
+    redis.call('HSET', o.record, sink .. ':revision', o.revision)
+  elseif name == 'dead' then
+    redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
   end
-  sink = string.match(field, '^(.+):dead$')
-  if sink then
-    redis.call('ZREM', KEYS[6], member .. ' ' .. sink)
-  end
-  if not kept[field] and not string.match(field, ':at$') then
-    redis.call('HDEL', KEYS[1], field)
-  end
-end
-redis.call('HSET', KEYS[1], 'done', r.wanted, 'begun', r.wanted, 'erased', r.erased or now)
-for _, zset in ipairs({KEYS[2], KEYS[3]}) do
-  redis.call('ZREM', zset, member)
-end
-redis.call('ZREM', KEYS[7], ARGV[5])
-redis.call('ZADD', KEYS[8], 'NX', now, member)
-for i = 9, #KEYS do
-  redis.call('SREM', KEYS[i], member)
-end
-redis.call('DEL', KEYS[5])
--- Lines of the trail hold words of upstream and of senders; those of the sinks hold none, and say who has a copy.
-local lines = redis.call('LRANGE', KEYS[4], 0, -1)
-redis.call('DEL', KEYS[4])
-for _, line in ipairs(lines) do
-  if string.match(line, '^%d+ sink ') or string.match(line, '^%d+ erased$') then
-    redis.call('RPUSH', KEYS[4], line)
+  if not kept[field] and name ~= 'revision' then
+    redis.call('HDEL', o.record, field)
   end
 end
-local left = r.erased and redis.call('PTTL', KEYS[1]) or -1
-if not r.erased then
-  note(KEYS[4], now .. ' erased')
+local erased_at = o.erased_at > 0 and o.erased_at or now
+redis.call('HSET', o.record, 'fetched_generation', o.generation, 'started_generation', o.generation,
+  'erased_at', erased_at)
+redis.call('ZREM', due, o.member)
+redis.call('ZREM', dead, o.member)
+redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)
+for _, reference in ipairs(a.references) do
+  redis.call('SREM', reference, o.member)
 end
-for _, key in ipairs({KEYS[1], KEYS[4]}) do
-  redis.call('PEXPIRE', key, left > 0 and left or ARGV[3])
+redis.call('DEL', o.content)
+-- Entries of the history hold words of upstream and of senders; those of the deliveries hold none, and tell who has a
+-- copy.
+local entries = redis.call('LRANGE', o.history, 0, -1)
+redis.call('DEL', o.history)
+for _, entry in ipairs(entries) do
+  local kind = cmsgpack.unpack(entry)[1]
+  if kind == 'delivery' or kind == 'erased' then
+    redis.call('RPUSH', o.history, entry)
+  end
 end
-return {'erased', tonumber(r.erased or now)}
+local left = o.erased_at > 0 and redis.call('PTTL', o.record) or -1
+if o.erased_at == 0 then
+  append_history(o, 'erased')
+end
+for _, key in ipairs({o.record, o.history}) do
+  redis.call('PEXPIRE', key, left > 0 and left or a.keep)
+end
+return {'erased', erased_at}

@@ -1,21 +1,19 @@
 -- page: the next members of a zset behind those that were read, also where thousands share one score.
 --
--- KEYS  1 zset
--- ARGV  1 up or down  2 score to begin at  3 last score  4 at most so many
---       5.. members that were read last, all of the score to begin at, the latest first
--- Returns member, score, member, score, ...; false if none of those members stands there any more.
+-- a  zset (key), up (true = from the lowest score on), start and stop (scores), limit, anchors: members that were read
+--    last, all of the score `start`, the latest first
+-- Returns member, score, member, score, ...; false if none of the anchors stands there any more.
 -- It goes on behind the latest that still does: a score alone reads the same ones again and again, and an offset skips
 -- some once others before them are removed.
-local up = ARGV[1] == 'up'
-if #ARGV == 4 then
-  return redis.call(up and 'ZRANGEBYSCORE' or 'ZREVRANGEBYSCORE', KEYS[1], ARGV[2], ARGV[3], 'WITHSCORES',
-    'LIMIT', 0, ARGV[4])
+if #a.anchors == 0 then
+  return redis.call(a.up and 'ZRANGEBYSCORE' or 'ZREVRANGEBYSCORE', a.zset, a.start, a.stop, 'WITHSCORES',
+    'LIMIT', 0, a.limit)
 end
-for i = 5, #ARGV do
-  local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
-  if score and tonumber(score) == tonumber(ARGV[2]) then
-    local at = redis.call(up and 'ZRANK' or 'ZREVRANK', KEYS[1], ARGV[i]) + 1
-    return redis.call(up and 'ZRANGE' or 'ZREVRANGE', KEYS[1], at, at + tonumber(ARGV[4]) - 1, 'WITHSCORES')
+for _, anchor in ipairs(a.anchors) do
+  local score = redis.call('ZSCORE', a.zset, anchor)
+  if score and tonumber(score) == tonumber(a.start) then
+    local at = redis.call(a.up and 'ZRANK' or 'ZREVRANK', a.zset, anchor) + 1
+    return redis.call(a.up and 'ZRANGE' or 'ZREVRANGE', a.zset, at, at + a.limit - 1, 'WITHSCORES')
   end
 end
 return false

@@ -13,39 +13,39 @@ NO_KEY, NO_END, WILL_END = -2, -1, 1
 
 
 class Row(NamedTuple):
-    """One order as the ledger has it; `record`, `trail`, `content`: NO_KEY, NO_END or WILL_END."""
+    """One order as the ledger has it; `record`, `history`, `content`: NO_KEY, NO_END or WILL_END."""
 
-    wanted: int
-    begun: int
-    done: int
-    fence: int
+    generation: int
+    started: int
+    fetched: int
+    token: int
     stored: int
     revision: int
     digest: str
     dead: str
-    handed: int
+    delivered: int
     sink_dead: str
     due: int | None
     died: int | None
     record: int
-    trail: int
+    history: int
     content: int
 
     @property
-    def owed_a_fetch(self) -> bool:
-        return self.done < self.wanted
+    def fetch_is_pending(self) -> bool:
+        return self.fetched < self.generation
 
-    def owed_a_hand_on(self, sinks: Sequence[str]) -> bool:
-        return bool(sinks) and not self.sink_dead and self.handed < self.revision
+    def delivery_is_pending(self, sinks: Sequence[str]) -> bool:
+        return bool(sinks) and not self.sink_dead and self.delivered < self.revision
 
     @property
     def will_end(self) -> bool:
         """Tell whether every key of the order has an end."""
-        return self.record == self.trail == WILL_END and self.content in (WILL_END, NO_KEY)
+        return self.record == self.history == WILL_END and self.content in (WILL_END, NO_KEY)
 
-    def owes(self, sinks: Sequence[str]) -> bool:
+    def is_pending(self, sinks: Sequence[str]) -> bool:
         """Tell whether anything is owed, be it given up for now."""
-        return self.owed_a_fetch or (bool(sinks) and (self.owed_a_hand_on(sinks) or bool(self.sink_dead)))
+        return self.fetch_is_pending or (bool(sinks) and (self.delivery_is_pending(sinks) or bool(self.sink_dead)))
 
 
 NOTHING = Row(0, 0, 0, 0, 0, 0, "", "", 0, "", None, None, NO_KEY, NO_KEY, NO_KEY)
@@ -83,38 +83,38 @@ class Audit:
         self.rows = now
 
     def _check(self, was: Row, row: Row) -> None:
-        assert row.done <= row.begun <= row.wanted, row
-        assert row.stored <= row.fence, row
-        for name in ("wanted", "begun", "done", "fence", "stored", "revision", "handed"):
+        assert row.fetched <= row.started <= row.generation, row
+        assert row.stored <= row.token, row
+        for name in ("generation", "started", "fetched", "token", "stored", "revision", "delivered"):
             assert getattr(row, name) >= getattr(was, name), f"{name} fell: {was} -> {row}"
         assert (row.revision > was.revision) == (row.digest != was.digest), f"{was} -> {row}"
         assert row.revision <= was.revision + 1, f"{was} -> {row}"
         assert bool(row.dead) == (row.died is not None), f"the list of the dead says otherwise: {row}"
-        assert not row.dead or row.owed_a_fetch, f"dead, and nothing is owed: {row}"
-        if (row.owed_a_fetch and not row.dead) or row.owed_a_hand_on(self._sinks):
+        assert not row.dead or row.fetch_is_pending, f"dead, and nothing is owed: {row}"
+        if (row.fetch_is_pending and not row.dead) or row.delivery_is_pending(self._sinks):
             assert row.due is not None, f"owed, and nobody will look: {row}"
-        if row.owes(self._sinks):
-            assert WILL_END not in (row.record, row.trail, row.content), f"owed, and will end: {row}"
+        if row.is_pending(self._sinks):
+            assert WILL_END not in (row.record, row.history, row.content), f"owed, and will end: {row}"
 
 
 def _row(values: list[Any]) -> Row:
-    wanted, begun, done, fence, stored, revision = (int(value or 0) for value in values[:6])
-    digest, dead, handed, sink_dead, due, died, record, trail, content = values[6:]
+    generation, started, fetched, token, stored, revision = (int(value or 0) for value in values[:6])
+    digest, dead, delivered, sink_dead, due, died, record, history, content = values[6:]
     return Row(
-        wanted,
-        begun,
-        done,
-        fence,
+        generation,
+        started,
+        fetched,
+        token,
         stored,
         revision,
         (digest or b"").decode(),
         (dead or b"").decode(),
-        int(handed or 0),
+        int(delivered or 0),
         (sink_dead or b"").decode(),
         _score(due),
         _score(died),
         record,
-        trail,
+        history,
         content,
     )
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from app.ids import OrderKey
-from app.ledger.work import Fetch, HandOn
+from app.ledger.work import Delivery, Fetch
 
 
 class Lost(AssertionError):
-    """An order did not come home, or another promise about it was broken in the end."""
+    """An order was not fetched, or another promise about it was broken in the end."""
 
 
 @dataclass
-class Flight:
+class Running:
     """One fetch: begun, perhaps read (`version` is what upstream answered), perhaps ended.
 
     `repeatable`: it failed, or its worker is known to be dead, so that its settlement may be fetched again, but not
@@ -37,11 +37,11 @@ class Flight:
 
 
 @dataclass
-class HandOff:
+class InDelivery:
     """A revision on its way into a sink."""
 
     order: OrderKey
-    hand_on: HandOn
+    delivery: Delivery
     lease_ends: int
 
 
@@ -54,62 +54,62 @@ class Book:
     settled: list[int] = field(default_factory=list)
     covered: int = -1
     stored: int | None = None
-    stored_fence: int = 0
-    gone: bool = False
-    latest: Flight | None = None
-    handed: int = 0
-    hand_off: HandOff | None = None
+    stored_token: int = 0
+    deleted: bool = False
+    latest: Running | None = None
+    delivered: int = 0
+    in_delivery: InDelivery | None = None
     refused: set[int] = field(default_factory=set)
     last_event: str = ""
 
-    def begin(self, flight: Flight, now: int) -> None:
+    def begin(self, running: Running, now: int) -> None:
         """Raise AssertionError for a second getOrder of the same settlement without a reason."""
         last = self.latest
         if last is not None:
-            assert flight.fetch.fence > last.fetch.fence, "a fence was given twice"
-            if flight.fetch.begun == last.fetch.begun:
-                assert last.repeatable or last.lease_ends <= now, f"{flight} repeats {last} for no reason"
-                assert last.not_before <= now, f"{flight} repeats {last} too early"
-        self.latest = flight
+            assert running.fetch.token > last.fetch.token, "a fence was given twice"
+            if running.fetch.generation == last.fetch.generation:
+                assert last.repeatable or last.lease_ends <= now, f"{running} repeats {last} for no reason"
+                assert last.not_before <= now, f"{running} repeats {last} too early"
+        self.latest = running
 
     def give_up(self) -> None:
         """Raise AssertionError if an order is given up for the crashes of an older settlement's fetches."""
         assert self.latest is not None
-        assert self.latest.fetch.begun == len(self.settled), f"{self.settled} was given up for {self.latest}"
+        assert self.latest.fetch.generation == len(self.settled), f"{self.settled} was given up for {self.latest}"
 
-    def take(self, flight: Flight, *, settled: bool) -> None:
+    def take(self, running: Running, *, settled: bool) -> None:
         """Note that the ledger took the answer of this fetch."""
-        self.stored_fence = flight.fetch.fence
-        self.stored = flight.version
-        self.gone = False
-        self._cover(flight, settled)
+        self.stored_token = running.fetch.token
+        self.stored = running.version
+        self.deleted = False
+        self._cover(running, settled)
 
-    def take_gone(self, flight: Flight) -> None:
+    def take_deletion(self, running: Running) -> None:
         """Note that the ledger took it from this fetch that the order is no more."""
-        self.stored_fence = flight.fetch.fence
-        self.gone = True
-        self._cover(flight, settled=True)
+        self.stored_token = running.fetch.token
+        self.deleted = True
+        self._cover(running, settled=True)
 
-    def end(self, hand_off: HandOff, what: str) -> None:
+    def end(self, in_delivery: InDelivery, what: str) -> None:
         """Note what a sink did with a revision."""
-        if self.hand_off is hand_off:
-            self.hand_off = None
-        if what == "done":
-            self.handed = max(self.handed, hand_off.hand_on.revision)
+        if self.in_delivery is in_delivery:
+            self.in_delivery = None
+        if what == "succeeded":
+            self.delivered = max(self.delivered, in_delivery.delivery.revision)
         elif what == "dead":
-            self.refused.add(hand_off.hand_on.revision)
+            self.refused.add(in_delivery.delivery.revision)
 
     def judge(self, content: bytes | None) -> None:
         """Raise Lost unless every settlement was fetched after it was accepted, and the newest content is kept."""
         missed = [moment for moment in self.settled if moment > self.covered]
         if missed:
             raise Lost(f"{self.order.member}: accepted at {missed}, fetched last at {self.covered}")
-        if not self.settled or self.gone:
+        if not self.settled or self.deleted:
             return
         expected = b"%d" % self.version
         if content != expected:
             raise Lost(f"{self.order.member}: {content!r} is kept, upstream has {expected!r}")
 
-    def _cover(self, flight: Flight, settled: bool) -> None:
+    def _cover(self, running: Running, settled: bool) -> None:
         if settled:
-            self.covered = max(self.covered, flight.moment)
+            self.covered = max(self.covered, running.moment)

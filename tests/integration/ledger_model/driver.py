@@ -1,4 +1,4 @@
-"""Senders, ops, a pool, its ticker and its workers, one step at a time, over the real ledger and inbox."""
+"""Senders, ops, a pool, its dispatcher and its workers, one step at a time, over the real ledger and inbox."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Driver:
         parts.clock.now = START
         self._parts, self._ledger = parts, parts.ledger
         self._world = World(parts, {order: Book(order) for order in orders})
-        self.workers = [Worker(self._world, f"w{number}", lanes) for number, lanes in enumerate(WORKERS)]
+        self.workers = [Worker(self._world, f"w{number}", queues) for number, queues in enumerate(WORKERS)]
         self._ghosts: list[Worker] = []
         self._outbox: list[OrderKey] = []
         self._born = len(WORKERS)
@@ -78,16 +78,16 @@ class Driver:
             self._touch(order)
             assert self._parts.accept([event_of(order, sent)]) == (0, 0, 1), "a repeated event was not dropped"
 
-    def want(self, order: OrderKey, lane: str) -> None:
+    def request(self, order: OrderKey, queue: str) -> None:
         """Ops ask for the order: replay, refetch, requeue."""
         self._touch(order)
-        self._ledger.want([order], self.now, queue="live" if lane == LIVE else "backfill", why="refetch")
+        self._ledger.request_fetch([order], queue="live" if queue == LIVE else "backfill", reason="refetch")
         self.books[order].settled.append(self._world.moment)
 
-    def revive_sink(self, order: OrderKey) -> None:
-        """Ops give a sink that was given up new tries."""
+    def retry_delivery(self, order: OrderKey) -> None:
+        """Ops give a dead delivery new attempts."""
         self._touch(order)
-        self._ledger.revive_sink(order, self._parts.sinks[0], self.now)
+        self._ledger.retry_delivery(order, self._parts.sinks[0])
 
     # What happens to workers, and what the pool does about it.
 
@@ -97,28 +97,26 @@ class Driver:
         self.workers[number] = Worker(self._world, f"w{self._born}", WORKERS[number])
         self._born += 1
 
-    def bury(self) -> None:
+    def release(self) -> None:
         """The pool finds the worker that died last. That the pool dies as well is the interleaving without this."""
         if not self._ghosts:
             return
         ghost = self._ghosts.pop()
         if ghost.order is not None:
             self._touch(ghost.order)
-        self._ledger.abandon(ghost.name, self.now)
-        if ghost.flight is not None:
-            ghost.flight.repeatable = True
-        if ghost.hand_off is not None:
-            ghost.hand_off.lease_ends = self.now
-        if ghost.job is not None:
-            self._ledger.nudge([ghost.job], self.now)
+        self._ledger.release_worker(ghost.name, "killed", [] if ghost.job is None else [ghost.job])
+        if ghost.running is not None:
+            ghost.running.repeatable = True
+        if ghost.in_delivery is not None:
+            ghost.in_delivery.lease_ends = self.now
 
-    def tick(self) -> None:
+    def dispatch(self) -> None:
         self._touch(*self.books)
-        self._ledger.tick(self.now)
+        self._ledger.dispatch_due()
 
-    def nudge(self, order: OrderKey) -> None:
+    def wake(self, order: OrderKey) -> None:
         self._touch(order)
-        self._ledger.nudge([order], self.now)
+        self._ledger.release_worker("nobody", "ended", [order])
 
     def jump(self, seconds: int) -> None:
         """Nothing happens for a while."""
@@ -133,8 +131,8 @@ class Driver:
         for book in self.books.values():
             if book.latest is not None:
                 book.latest.wait(0)
-            if book.hand_off is not None:
-                book.hand_off.lease_ends = 0
+            if book.in_delivery is not None:
+                book.in_delivery.lease_ends = 0
 
     def _accept(self, orders: Sequence[OrderKey]) -> None:
         self._touch(*orders)

@@ -44,7 +44,7 @@ _ALWAYS: Final = [
     *_of_each("work") * 4,
     *_of_each("begin") * 3,
     *[Step("settle", (ONE,))] * 6,
-    *[Step("tick")] * 3,
+    *[Step("dispatch")] * 3,
 ]
 _SOMETIMES: Final = [
     [*[Step("settle", (SAME_ID,))] * 3, Step("settle", (ANOTHER,)), Step("settle", (ONE, SAME_ID))],
@@ -53,21 +53,21 @@ _SOMETIMES: Final = [
     [Step("jump", (6,)), *[Step("jump", (61,))] * 4],
     [*[Step("jump", (121,))] * 2, Step("jump", (7200,))],
     _of_each("kill") * 2,
-    [Step("bury")] * 4,
+    [Step("release")] * 4,
     _of_each("unsettled", ""),
     _of_each("unsettled", "unsettled"),
-    [*_of_each("fail", "again"), Step("fail", (0, "reject"))],
-    [*_of_each("fail", "park"), *_of_each("fail", "missing")],
+    [*_of_each("fail", "retry"), Step("fail", (0, "client_error"))],
+    [*_of_each("fail", "deferred"), *_of_each("fail", "not_found")],
     _of_each("fail", "dead"),
-    _of_each("fail", "gone"),
-    [Step("nudge", (ONE,))] * 4,
-    [Step("want", (ONE, LIVE))],
-    [*[Step("want", (ONE, BACKFILL))] * 2, Step("want", (ANOTHER, BACKFILL))],
+    _of_each("fail", "deleted_upstream"),
+    [Step("wake", (ONE,))] * 4,
+    [Step("request", (ONE, LIVE))],
+    [*[Step("request", (ONE, BACKFILL))] * 2, Step("request", (ANOTHER, BACKFILL))],
 ]
 _OF_SINKS: Final = [
     _of_each("sink_fails") * 3,
     _of_each("sink_refuses") * 3,
-    [Step("revive_sink", (ONE,))] * 2,
+    [Step("retry_delivery", (ONE,))] * 2,
     [Step("jump", (151,))] * 3,
     _of_each("fetch") * 2,
 ]
@@ -107,17 +107,17 @@ def play(parts: Parts, steps: Sequence[Step], look: Callable[[Driver], None]) ->
     return driver
 
 
-def bring_home(driver: Driver, parts: Parts, look: Callable[[Driver], None]) -> None:
+def settle_down(driver: Driver, parts: Parts, look: Callable[[Driver], None]) -> None:
     """Let time run without faults until nobody has to look at any order again.
 
-    Raises Lost when that does not happen, or an order is not home then, the dead only after they are revived.
+    Raises Lost when that does not happen, or an order is not fetched then, the dead only after they are requeued.
     """
     driver.step("deliver")
     look(driver)
     _run_until_quiet(driver, parts, look)
     dead = [OrderKey.of(member.decode()) for member in parts.wire.execute_command("ZRANGE", keys.DEAD, 0, -1)]
     for order in dead:
-        driver.step("want", (order, LIVE))
+        driver.step("request", (order, LIVE))
         look(driver)
     if dead:
         _run_until_quiet(driver, parts, look)
@@ -137,7 +137,7 @@ def _run_until_quiet(driver: Driver, parts: Parts, look: Callable[[Driver], None
         if not soonest:
             return
         parts.clock.now = max(driver.now, int(float(soonest[1])))
-        driver.step("tick")
+        driver.step("dispatch")
         look(driver)
     raise Lost(f"not quiet after {_MOST_ROUNDS} rounds")
 

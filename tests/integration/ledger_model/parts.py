@@ -49,14 +49,14 @@ class Parts:
 
     def accept(self, events: Sequence[OrderProcessed]) -> tuple[int, int, int]:
         """Return how many were queued, coalesced and duplicates."""
-        recorded = self._loop.run_until_complete(self._inbox.accept(events, "request"))
+        recorded = self._loop.run_until_complete(self._inbox.accept(events))
         return recorded.queued, recorded.coalesced, recorded.duplicates
 
 
 def real_parts(wire: Wire, loop: asyncio.AbstractEventLoop, sinks: Sequence[str]) -> Parts:
     """Return the parts as the service puts them together."""
     clock = Clock()
-    ledger = Ledger(wire, order_days=400, fetch_lease=LEASE, sinks=sinks)
+    ledger = Ledger(wire, order_days=400, fetch_lease=LEASE, sinks=sinks, clock=clock)
     return Parts(wire, loop, clock, ledger, Inbox(awaited(wire), dedup_days=7, event_days=90, clock=clock), sinks)
 
 
@@ -72,8 +72,8 @@ class _Awaited:
     def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
         script = self._redis.register_script(text)
 
-        async def call(keys: Sequence[str], args: Sequence[Any]) -> Any:
-            return script(keys=keys, args=args)
+        async def call(args: Sequence[Any]) -> Any:
+            return script(args=args)
 
         return call
 

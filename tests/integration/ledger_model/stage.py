@@ -10,11 +10,12 @@ from typing import Final, Literal
 from redis import Redis
 
 from app.ids import OrderKey
-from app.intake.recorder import Entry, Inbox
+from app.intake.envelope import OrderProcessed
+from app.intake.recorder import Inbox
 from app.ledger import keys, policy
 from app.ledger.ledger import Ledger
 from app.ledger.rq_jobs import LIVE, queue_key
-from app.ledger.work import Begun, Failed, Failure, Fetch, HandOn, Stored
+from app.ledger.work import Delivery, DeliveryOutcome, FailOutcome, Failure, Fetch, StartOutcome, StoreOutcome
 from tests.integration.ledger_model.parts import LEASE, Clock, awaited, content_of, event_of
 
 ONE: Final = OrderKey("aaaaaaaa-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000001")
@@ -36,7 +37,7 @@ class Stage:
 
     def __init__(self, redis: Redis, loop: asyncio.AbstractEventLoop, sinks: Sequence[str] = ()) -> None:
         self.redis, self.clock = redis, Clock()
-        self.ledger = Ledger(redis, order_days=400, fetch_lease=LEASE, sinks=sinks)
+        self.ledger = Ledger(redis, order_days=400, fetch_lease=LEASE, sinks=sinks, clock=self.clock)
         self._inbox = Inbox(awaited(redis), dedup_days=7, event_days=90, clock=self.clock)
         self._loop = loop
         self._settled = 0
@@ -55,7 +56,7 @@ class Stage:
 
     def hear(self, sent: str, order: OrderKey = ONE) -> str:
         """Accept an event with this timestamp; return queued, coalesced, duplicate or erased."""
-        recorded = self._loop.run_until_complete(self._inbox.accept([event_of(order, sent)], "request"))
+        recorded = self._loop.run_until_complete(self._inbox.accept([event_of(order, sent)]))
         outcomes = {
             "queued": recorded.queued,
             "coalesced": recorded.coalesced,
@@ -68,22 +69,22 @@ class Stage:
     def hear_at_once(self, *events: tuple[OrderKey, str]) -> tuple[int, int, int]:
         """Accept the events of one POST; return how many were queued, coalesced, duplicates."""
         posted = [event_of(order, sent) for order, sent in events]
-        recorded = self._loop.run_until_complete(self._inbox.accept(posted, "request"))
+        recorded = self._loop.run_until_complete(self._inbox.accept(posted))
         return recorded.queued, recorded.coalesced, recorded.duplicates
 
-    def record(self, *entries: Entry) -> None:
-        """Record entries as the spool drains them."""
-        self._loop.run_until_complete(self._inbox.record(entries))
+    def record(self, *events: OrderProcessed) -> None:
+        """Record events as the spool drains them."""
+        self._loop.run_until_complete(self._inbox.accept(events))
 
-    def want(self, order: OrderKey = ONE, queue: Literal["live", "backfill"] = "live") -> int:
-        return self.ledger.want([order], self.now, queue=queue, why="refetch")
+    def request(self, order: OrderKey = ONE, queue: Literal["live", "backfill"] = "live") -> int:
+        return self.ledger.request_fetch([order], queue=queue, reason="refetch")
 
-    def begin(self, worker: str = "w", order: OrderKey = ONE) -> Begun:
-        return self.ledger.begin(order, worker, self.now)[0]
+    def start(self, worker: str = "w", order: OrderKey = ONE) -> StartOutcome:
+        return self.ledger.start_fetch(order, worker)[0]
 
     def fetch(self, worker: str = "w", order: OrderKey = ONE) -> Fetch:
-        """Begin, and insist that a getOrder is what is due."""
-        what, fetch = self.ledger.begin(order, worker, self.now)
+        """Start a fetch, and insist that a getOrder is what is due."""
+        what, fetch = self.ledger.start_fetch(order, worker)
         assert fetch is not None, what
         return fetch
 
@@ -94,36 +95,42 @@ class Stage:
         worker: str = "w",
         order: OrderKey = ONE,
         *,
-        look_at: int | None = None,
+        recheck: float | None = None,
         give_up: str = "",
-    ) -> Stored:
-        """Finish with upstream's content of that version; `look_at` marks it unsettled."""
+    ) -> StoreOutcome:
+        """Store upstream's content of that version; `recheck` (seconds) marks it unsettled."""
+        recheck_ms = None if recheck is None else round(recheck * 1000)
         content = content_of(version)
-        return self.ledger.finish(order, worker, fetch, content, self.now, look_at=look_at, give_up=give_up)[0]
+        return self.ledger.store_fetch(order, worker, fetch, content, recheck_ms=recheck_ms, give_up=give_up).what
 
-    def fail(self, fetch: Fetch, what: Failure, worker: str = "w", order: OrderKey = ONE, *, wait: float = 5) -> Failed:
-        due = self.now + round(wait * 1000)
-        return self.ledger.fail(order, worker, fetch, self.now, what=what, reason=f"reason_{what}", due=due)
+    def fail(
+        self, fetch: Fetch, outcome: Failure, worker: str = "w", order: OrderKey = ONE, *, wait: float = 5
+    ) -> FailOutcome:
+        return self.ledger.fail_fetch(
+            order, worker, fetch, outcome=outcome, reason=f"reason_{outcome}", wait_ms=round(wait * 1000)
+        )
 
-    def bring_home(self, version: int, worker: str = "w", order: OrderKey = ONE) -> Stored:
+    def bring(self, version: int, worker: str = "w", order: OrderKey = ONE) -> StoreOutcome:
+        """Fetch and store upstream's content of that version."""
         return self.store(self.fetch(worker, order), version, worker, order)
 
-    def hand(self, worker: str = "w") -> HandOn | None:
-        return self.ledger.hand(ONE, worker, self.now)
+    def acquire(self, worker: str = "w") -> Delivery | None:
+        return self.ledger.acquire_delivery(ONE, worker)
 
-    def handed(
-        self, hand_on: HandOn, what: Literal["done", "again", "dead"] = "done", worker: str = "w", *, wait: float = 5
+    def complete(
+        self, delivery: Delivery, outcome: DeliveryOutcome = "succeeded", worker: str = "w", *, wait: float = 5
     ) -> None:
-        due = self.now + round(wait * 1000)
-        self.ledger.handed(ONE, worker, hand_on, self.now, what=what, reason="reason", due=due)
+        self.ledger.complete_delivery(
+            ONE, worker, delivery, outcome=outcome, reason="reason", wait_ms=round(wait * 1000)
+        )
 
-    def tick(self) -> int:
-        """Return how many jobs were pushed."""
-        return self.ledger.tick(self.now)[1]
+    def dispatch(self) -> int:
+        """Return how many jobs were enqueued."""
+        return self.ledger.dispatch_due().enqueued
 
-    def waiting(self, lane: str = LIVE) -> int:
+    def waiting(self, queue: str = LIVE) -> int:
         """Return how many jobs wait in the queue."""
-        return self.redis.llen(queue_key(lane))
+        return self.redis.llen(queue_key(queue))
 
     def field(self, name: str, order: OrderKey = ONE) -> str | None:
         value = self.redis.hget(keys.record(order), name)
@@ -139,6 +146,6 @@ class Stage:
 
     def days_kept(self, order: OrderKey = ONE) -> set[float | None]:
         """Return the days until each key of the order ends, None for one without an end."""
-        names = (keys.record(order), keys.trail(order), keys.content(order))
+        names = (keys.record(order), keys.history(order), keys.content(order))
         left = [self.redis.pttl(name) for name in names if self.redis.exists(name)]
         return {None if ms == -1 else round(ms / policy.DAY, 2) for ms in left}

@@ -10,7 +10,7 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.rq_jobs import queue_key
 from app.ledger.work import Failure
-from tests.integration.ledger_model.book import Book, Flight, HandOff
+from tests.integration.ledger_model.book import Book, InDelivery, Running
 from tests.integration.ledger_model.parts import LEASE, Parts, content_of
 
 RETRY = 5 * policy.SECOND
@@ -38,29 +38,29 @@ class Worker:
 
     world: World
     name: str
-    lanes: tuple[str, ...]
+    queues: tuple[str, ...]
     job: OrderKey | None = None
-    flight: Flight | None = None
+    running: Running | None = None
     sinks_of: OrderKey | None = None
-    hand_off: HandOff | None = None
+    in_delivery: InDelivery | None = None
 
     @property
     def order(self) -> OrderKey | None:
         """Return what it is busy with."""
-        doing = self.flight or self.hand_off
+        doing = self.running or self.in_delivery
         return doing.order if doing else self.job or self.sinks_of
 
     def work(self) -> None:
         """It goes on, without trouble."""
-        if self.hand_off is not None:
-            self._handed(self.hand_off, "done")
+        if self.in_delivery is not None:
+            self._delivered(self.in_delivery, "succeeded")
         elif self.sinks_of is not None:
-            self._hand(self.sinks_of)
-        elif self.flight is not None:
-            if self.flight.version is None:
-                self.flight.version = self.world.books[self.flight.order].version
+            self._acquire(self.sinks_of)
+        elif self.running is not None:
+            if self.running.version is None:
+                self.running.version = self.world.books[self.running.order].version
             else:
-                self._finish(self.flight)
+                self._finish(self.running)
         elif self.job is not None:
             self._begin(self.job)
         else:
@@ -76,44 +76,44 @@ class Worker:
     def fetch(self) -> None:
         """It takes a job, begins it and stores the answer, in one go."""
         self.begin()
-        while self.flight is not None:
+        while self.running is not None:
             self.work()
 
     def unsettled(self, give_up: str) -> None:
         """Upstream answers that the order is being replaced."""
-        if self.flight is not None:
-            if self.flight.version is None:
-                self.flight.version = self.world.books[self.flight.order].version
-            self._finish(self.flight, look_at=self.world.now + 2 * policy.MINUTE, give_up=give_up)
+        if self.running is not None:
+            if self.running.version is None:
+                self.running.version = self.world.books[self.running.order].version
+            self._finish(self.running, recheck_ms=2 * policy.MINUTE, give_up=give_up)
 
     def fail(self, what: Failure) -> None:
         """Upstream does not answer, or says that there is no such order."""
-        flight = self.flight
-        if flight is None:
+        running = self.running
+        if running is None:
             return
-        order, due = self._turn_to_sinks(flight.order), self.world.now + RETRY
+        order, due = self._turn_to_sinks(running.order), self.world.now + RETRY
         became = self._tell(
-            lambda: self.world.parts.ledger.fail(
-                order, self.name, flight.fetch, self.world.now, what=what, reason=what, due=due
+            lambda: self.world.parts.ledger.fail_fetch(
+                order, self.name, running.fetch, outcome=what, reason=what, wait_ms=RETRY
             )
         )
-        flight.wait(due)
-        if what == "gone" and became != "refused":
-            self.world.books[order].take_gone(flight)
+        running.wait(due)
+        if what == "deleted_upstream" and became != "refused":
+            self.world.books[order].take_deletion(running)
 
     def sink_fails(self) -> None:
         """The sink does not take the revision; it is tried again."""
-        if self.hand_off is not None:
-            self._handed(self.hand_off, "again")
+        if self.in_delivery is not None:
+            self._delivered(self.in_delivery, "retry")
 
     def sink_refuses(self) -> None:
         """The sink will never take the revision."""
-        if self.hand_off is not None:
-            self._handed(self.hand_off, "dead")
+        if self.in_delivery is not None:
+            self._delivered(self.in_delivery, "dead")
 
     def _pop(self) -> None:
-        lanes = [queue_key(lane) for lane in self.lanes]
-        popped = self.world.parts.wire.execute_command("LMPOP", len(lanes), *lanes, "LEFT")
+        queues = [queue_key(queue) for queue in self.queues]
+        popped = self.world.parts.wire.execute_command("LMPOP", len(queues), *queues, "LEFT")
         if popped is None:
             return
         job_id = popped[1][0]
@@ -123,58 +123,60 @@ class Worker:
 
     def _begin(self, order: OrderKey) -> None:
         self.world.touched, self.job = frozenset([order]), None
-        what, fetch = self.world.parts.ledger.begin(order, self.name, self.world.now)
+        what, fetch = self.world.parts.ledger.start_fetch(order, self.name)
         if fetch is not None:
-            self.flight = Flight(order, fetch, self.world.moment, self.world.now + LEASE)
-            self.world.books[order].begin(self.flight, self.world.now)
-        elif what == "hand":
+            self.running = Running(order, fetch, self.world.moment, self.world.now + LEASE)
+            self.world.books[order].begin(self.running, self.world.now)
+        elif what == "deliver":
             self.sinks_of = order
         elif what == "dead":
             self.world.books[order].give_up()
 
-    def _finish(self, flight: Flight, *, look_at: int | None = None, give_up: str = "") -> None:
-        order, book = self._turn_to_sinks(flight.order), self.world.books[flight.order]
-        assert flight.version is not None, "an answer is read before it is stored"
-        content, now = content_of(flight.version), self.world.now
+    def _finish(self, running: Running, *, recheck_ms: int | None = None, give_up: str = "") -> None:
+        order, book = self._turn_to_sinks(running.order), self.world.books[running.order]
+        assert running.version is not None, "an answer is read before it is stored"
+        content, now = content_of(running.version), self.world.now
         stored = self._tell(
-            lambda: self.world.parts.ledger.finish(
-                order, self.name, flight.fetch, content, now, look_at=look_at, give_up=give_up
-            )[0]
+            lambda: (
+                self.world.parts.ledger.store_fetch(
+                    order, self.name, running.fetch, content, recheck_ms=recheck_ms, give_up=give_up
+                ).what
+            )
         )
-        assert (stored == "refused") == (book.stored_fence > flight.fetch.fence), (stored, flight)
+        assert (stored == "refused") == (book.stored_token > running.fetch.token), (stored, running)
         if stored != "refused":
-            book.take(flight, settled=look_at is None)
-            if look_at is not None:
-                flight.wait(look_at)
+            book.take(running, settled=recheck_ms is None)
+            if recheck_ms is not None:
+                running.wait(now + recheck_ms)
 
     def _turn_to_sinks(self, order: OrderKey) -> OrderKey:
-        """End a fetch: what was fetched before is still to be handed on, however this one ended."""
-        self.world.touched, self.flight = frozenset([order]), None
+        """End a fetch: what was fetched before is still to be delivered on, however this one ended."""
+        self.world.touched, self.running = frozenset([order]), None
         if self.world.parts.sinks:
             self.sinks_of = order
         return order
 
-    def _hand(self, order: OrderKey) -> None:
+    def _acquire(self, order: OrderKey) -> None:
         self.world.touched = frozenset([order])
         book, now = self.world.books[order], self.world.now
-        hand_on = self.world.parts.ledger.hand(order, self.name, now)
-        if hand_on is None:
+        delivery = self.world.parts.ledger.acquire_delivery(order, self.name)
+        if delivery is None:
             self.sinks_of = None
             return
-        assert book.hand_off is None or book.hand_off.lease_ends <= now, "two hand-ons of one order at once"
-        assert hand_on.revision > book.handed, "a revision was handed on that the sink has had"
-        assert hand_on.raw == b"%d" % (book.stored or 0), "not the content that is kept"
-        self.hand_off = book.hand_off = HandOff(order, hand_on, now + policy.HAND_LEASE)
+        assert book.in_delivery is None or book.in_delivery.lease_ends <= now, "two hand-ons of one order at once"
+        assert delivery.revision > book.delivered, "a revision was delivered on that the sink has had"
+        assert delivery.raw == b"%d" % (book.stored or 0), "not the content that is kept"
+        self.in_delivery = book.in_delivery = InDelivery(order, delivery, now + policy.DELIVERY_LEASE)
 
-    def _handed(self, hand_off: HandOff, what: Literal["done", "again", "dead"]) -> None:
-        order, now = hand_off.order, self.world.now
+    def _delivered(self, in_delivery: InDelivery, what: Literal["succeeded", "retry", "dead"]) -> None:
+        order = in_delivery.order
         # What failed ends the job; after what went well comes the next sink.
-        self.sinks_of = order if what == "done" else None
-        self.world.touched, self.hand_off = frozenset([order]), None
-        self.world.books[order].end(hand_off, what)
+        self.sinks_of = order if what == "succeeded" else None
+        self.world.touched, self.in_delivery = frozenset([order]), None
+        self.world.books[order].end(in_delivery, what)
         self._tell(
-            lambda: self.world.parts.ledger.handed(
-                order, self.name, hand_off.hand_on, now, what=what, reason="refused", due=now + RETRY
+            lambda: self.world.parts.ledger.complete_delivery(
+                order, self.name, in_delivery.delivery, outcome=what, reason="refused", wait_ms=RETRY
             )
         )
 

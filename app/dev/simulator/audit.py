@@ -1,0 +1,201 @@
+"""Compares what was sent with what the sandbox was asked for and what the receiver stored, order by order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from app.dev.demo import gaps
+from app.dev.sandbox.events import Event
+from app.dev.simulator.sender import Answer
+from app.ids import OrderKey
+from app.ledger.events import EventLog, EventQuery
+from app.ledger.orders import Archive
+from app.ledger.record import OrderRecord
+from app.upstream.models import Order
+
+_STRIDE = 200
+
+Name = tuple[str, str, str]
+"""What makes an event the same event again: order id, status, timestamp."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """How many getOrder calls the sandbox had for an order, and how many it answered with the order."""
+
+    gets: int = 0
+    answered: int = 0
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the receiver stored of an order."""
+
+    record: OrderRecord | None
+    order: Order | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One order: its genuine events in the order of its settlements, and how often they are repeated."""
+
+    order_id: str
+    events: tuple[Event, ...]
+    repeats: int = 0
+
+    @property
+    def status(self) -> str:
+        return self.events[-1].payload.status
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run left behind, by order id; None: this receiver's part cannot be read.
+
+    `recorded` counts the events in the receiver's log, `revisions` are those a sink was called with, in that order, and
+    `tickets` the ticket numbers that upstream has. With `exact` nothing was killed: one getOrder per settlement, and
+    each repeat is recognised.
+    """
+
+    answers: Sequence[Answer]
+    asked: Mapping[str, Asked]
+    exact: bool
+    kept: Mapping[str, Kept] | None = None
+    recorded: Mapping[Name, int] | None = None
+    revisions: Mapping[str, list[int]] | None = None
+    tickets: Mapping[str, list[str]] | None = None
+
+
+class Books:
+    """What a receiver stored of one company."""
+
+    def __init__(self, archive: Archive, log: EventLog, company_id: str) -> None:
+        self.archive = archive
+        self._log = log
+        self._company_id = company_id
+
+    def kept(self, ids: Iterable[str]) -> dict[str, Kept]:
+        """Return the record and the order of each id."""
+        keys = [OrderKey(self._company_id, order_id) for order_id in ids]
+        chunks = [keys[at : at + _STRIDE] for at in range(0, len(keys), _STRIDE)]
+        records = [record for chunk in chunks for record in self.archive.records(chunk)]
+        return {key.order_id: Kept(record, self.archive.order(key)) for key, record in zip(keys, records, strict=True)}
+
+    def recorded(self) -> Counter[Name]:
+        """Return how often each event is in the log."""
+        return Counter((one.order_id, one.status, one.sent) for one in self._log.oldest_first(EventQuery()))
+
+
+def name(event: Event) -> Name:
+    """Return what identifies an event."""
+    return event.payload.order_id, event.payload.status, event.timestamp
+
+
+def rows(listed: Sequence[Mapping[str, Any]]) -> dict[str, Asked]:
+    """Return the counts of the sandbox's admin API by order id."""
+    return {row["order_id"]: Asked(row["gets"], row["answered"]) for row in listed}
+
+
+def acknowledged(answers: Iterable[Answer]) -> set[Event]:
+    """Return the genuine events that were answered 2xx at least once: from then on their orders must be fetched."""
+    return {shot.event for one in answers if one.ok for shot in one.post.shots if shot.kind != "forged"}
+
+
+def audit(orders: Iterable[Expected], evidence: Evidence) -> dict[str, list[str]]:
+    """Return all that is wrong, by order id; an order without a fault is not in it."""
+    accepted = acknowledged(evidence.answers)
+    results: dict[str, list[str]] = {}
+    for one in evidence.answers:
+        for order_id in {shot.order_id for shot in one.post.shots if shot.kind != "forged"}:
+            results.setdefault(order_id, []).append(one.result)
+    found = {}
+    for order in orders:
+        problems = [
+            *_sending(order, accepted, results.get(order.order_id, ["not sent"]), evidence),
+            *_storing(order, results.get(order.order_id, []), evidence),
+            *_recording(order, evidence),
+            *_delivering(order, evidence),
+        ]
+        if problems:
+            found[order.order_id] = problems
+    return found
+
+
+def forgeries(ghosts: Iterable[str], evidence: Evidence) -> dict[str, list[str]]:
+    """Return what is wrong with forged events, by order id; `ghosts` are the ids that only these name."""
+    ghosts = set(ghosts)
+    accepted = {shot.order_id for one in evidence.answers if one.ok and one.post.forged for shot in one.post.shots}
+    found = {}
+    for order_id in sorted(ghosts | accepted):
+        problems = ["forged, and answered as if it were true"] if order_id in accepted else []
+        if order_id in ghosts and evidence.asked.get(order_id, Asked()).gets:
+            problems.append("forged, and fetched")
+        if order_id in ghosts and evidence.kept is not None and evidence.kept[order_id].record is not None:
+            problems.append("forged, and recorded")
+        if problems:
+            found[order_id] = problems
+    return found
+
+
+def _sending(order: Expected, accepted: set[Event], results: list[str], evidence: Evidence) -> Iterator[str]:
+    if not any(event in accepted for event in order.events):
+        yield f"never acknowledged: {', '.join(results)}"
+        return
+    asked, settlements = evidence.asked.get(order.order_id, Asked()), len(order.events)
+    if not asked.answered:
+        yield f"acknowledged, but never fetched ({asked.gets} getOrders without an order)"
+    elif evidence.exact and asked.answered > settlements:
+        yield f"{asked.answered} getOrders for {'one settlement' if settlements == 1 else f'{settlements} settlements'}"
+
+
+def _storing(order: Expected, results: list[str], evidence: Evidence) -> Iterator[str]:
+    if evidence.kept is None:
+        return
+    kept = evidence.kept[order.order_id]
+    record, stored = kept.record, kept.order
+    if record is None:
+        yield "it has no record"
+        return
+    if record.dead:
+        yield f"dead letter: {record.dead}"
+    if record.fetched_generation < record.generation:
+        yield f"pending: fetched {record.fetched_generation} of {record.generation}"
+    if record.generation != len(order.events):
+        yield f"{record.generation} settlements counted of {len(order.events)}"
+    if stored is None or not record.revision:
+        yield "nothing of it is stored"
+        return
+    if record.status != order.status:
+        yield f"stored as {record.status}, settled as {order.status}"
+    yield from gaps(stored, order.status)
+    if evidence.tickets is not None and order.order_id in evidence.tickets:
+        numbers = sorted(str(ticket.reference_number) for ticket in stored.tickets)
+        if numbers != evidence.tickets[order.order_id]:
+            yield "an older settlement is stored"
+    # A POST that was tried again may have been recorded the first time.
+    once = all(one.isdecimal() and one < "500" for one in results)
+    if evidence.exact and once and record.duplicates != order.repeats:
+        yield f"{record.duplicates} duplicates recognised of {order.repeats}"
+
+
+def _recording(order: Expected, evidence: Evidence) -> Iterator[str]:
+    if evidence.recorded is None:
+        return
+    for event in order.events:
+        if not (count := evidence.recorded.get(name(event), 0)):
+            yield f"its event {event.payload.status} {event.timestamp} is not recorded"
+        elif count > 1:
+            yield f"its event {event.payload.status} {event.timestamp} is recorded {count} times"
+
+
+def _delivering(order: Expected, evidence: Evidence) -> Iterator[str]:
+    if evidence.revisions is None or evidence.kept is None:
+        return
+    record, revisions = evidence.kept[order.order_id].record, evidence.revisions.get(order.order_id, [])
+    if record is not None and record.revision and record.revision not in revisions:
+        yield f"the sink never got revision {record.revision}"
+    if revisions != sorted(revisions):
+        yield f"the sink got its revisions out of order: {revisions}"

@@ -1,0 +1,57 @@
+-- acquire_delivery: take the next revision that a sink has not had; one delivery an order at a time (invariant 6).
+--
+-- Attempt and crash are counted here, before the sink is called; complete_delivery takes the crash back. So a sink that
+-- ends its worker, or holds it until the pool does, runs out of both.
+-- a  order (member), worker, lease ms, keep ms, sinks
+-- Returns nil when there is none for this worker now, else {a MessagePack map (class Delivery of work.py), content}.
+local newer = other_schema()
+if newer then
+  return newer
+end
+local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
+  'request_id', 'fetch_at', 'digest', 'erased_at'})
+if o.generation == 0 or o.erased_at > 0 then
+  return
+end
+-- Where a fetch is pending too, the clock is only put forward: start_fetch knows whose time has come.
+local pending = not o.dead and o.fetched_generation < o.generation
+local sink, at = next_delivery(o)
+if not sink then
+  if not pending then
+    schedule_delivery(o, now)
+  elseif o.fetch_at > now then
+    redis.call('ZADD', due, o.fetch_at, o.member)
+  end
+  return
+end
+local is_leased, is_mine = o.delivery_lease > now, o.delivery_worker == a.worker
+if is_leased and not is_mine then
+  return
+end
+local function look_again(time)
+  if pending then
+    redis.call('ZADD', due, 'LT', time, o.member)
+  else
+    redis.call('ZADD', due, time, o.member)
+  end
+end
+if at > now then
+  look_again(at)
+  return
+end
+look_again(now + a.lease)
+-- What this worker itself holds was started by a call whose answer was lost with the connection: no other attempt.
+local one_more = is_leased and is_mine and 0 or 1
+redis.call('HSET', o.record, 'delivery_lease', now + a.lease, 'delivery_worker', a.worker)
+local attempts = redis.call('HINCRBY', o.record, sink .. ':attempts', one_more)
+local crashes = redis.call('HINCRBY', o.record, sink .. ':crashes', one_more)
+redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' 0 ' .. sink, 'PX', 3600000)
+local delivery = {
+  sink = sink,
+  revision = o.revision,
+  attempts = attempts,
+  crashes = crashes - 1,
+  request_id = o.request_id or '',
+  digest = o.digest or '',
+}
+return {cmsgpack.pack(delivery), redis.call('GET', o.content) or ''}

@@ -1,0 +1,42 @@
+-- complete_delivery: a sink took a revision, or did not. The worker asks acquire_delivery for what comes next.
+--
+-- What failed ends the job (RQ's time limit strikes once a job), so the order is due at once for its other sinks.
+-- a  order (member), worker, sink, revision, outcome (succeeded, retry, dead), wait ms (until the next attempt), reason,
+--    duration_ms
+local newer = other_schema()
+if newer then
+  return newer
+end
+redis.call('DEL', prefix .. 'claim:' .. a.worker)
+local o = load(a.order, {'generation', 'revision', 'delivery_worker'})
+if redis.call('EXISTS', o.record) == 0 then
+  return 0
+end
+-- A worker that was frozen past its lease must not end the delivery of the one that took over.
+local is_mine = o.delivery_worker == a.worker
+if is_mine then
+  redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker', a.sink .. ':crashes')
+end
+append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.reason, a.duration_ms)
+if o.revision < a.revision then
+  -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.
+  return 0
+elseif a.outcome == 'succeeded' then
+  if tonumber(redis.call('HGET', o.record, a.sink .. ':revision') or '0') < a.revision then
+    redis.call('HSET', o.record, a.sink .. ':revision', a.revision)
+  end
+  if o.revision == a.revision then
+    reset_delivery(o, a.sink)
+  end
+elseif is_mine and o.revision == a.revision then
+  -- Else what was not taken is not what is to be delivered now; that has its own attempts (store_fetch).
+  redis.call('ZADD', due, 'LT', now, o.member)
+  if a.outcome == 'retry' then
+    redis.call('HSET', o.record, a.sink .. ':next_at', now + a.wait)
+  else
+    redis.call('ZADD', dead_deliveries, now, o.member .. ' ' .. a.sink)
+    redis.call('HSET', o.record, a.sink .. ':dead', a.reason)
+    count('deliveries_dead_lettered|' .. a.sink)
+  end
+end
+return 1

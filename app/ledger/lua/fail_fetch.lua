@@ -1,0 +1,68 @@
+-- fail_fetch: a fetch ended without an order.
+--
+-- a  order (member), worker, generation and token of the fetch, outcome, wait ms (until the next look), reason,
+--    http (0 = no answer), duration_ms, keep ms, sinks
+--    outcome: retry (uses an attempt), client_error (uses one of its own few), deferred (uses none: not the order's
+--    fault), not_found (404, perhaps not yet), dead, deleted_upstream
+-- Returns what became of it: refused (a later fetch started, or the order was given up), retry, deferred, dead,
+--   deleted_upstream. Called again by a worker that did not get the answer, it changes nothing.
+local newer = other_schema()
+if newer then
+  return newer
+end
+local o = load(a.order, {'generation', 'fetched_generation', 'fencing_token', 'job', 'revision', 'dead',
+  'stored_token', 'lease'})
+local deleted = a.outcome == 'deleted_upstream'
+redis.call('DEL', prefix .. 'claim:' .. a.worker)
+if o.generation == 0 then
+  return 'refused'
+elseif o.fencing_token == a.token and o.lease == 0 then
+  -- This fetch has ended already.
+  if o.dead then
+    return o.dead == a.reason and 'dead' or 'refused'
+  elseif o.fetched_generation >= o.generation then
+    return deleted and 'deleted_upstream' or 'refused'
+  end
+  return a.outcome == 'deferred' and 'deferred' or 'retry'
+elseif o.fencing_token ~= a.token or o.stored_token >= a.token or (o.dead and not deleted) then
+  -- A later fetch started, or this one before Redis was flushed or restored from an older copy.
+  append_history(o, 'refused', a.token)
+  return 'refused'
+end
+
+append_history(o, 'failed', a.outcome, a.token, a.reason, a.http, a.duration_ms)
+redis.call('HSET', o.record, 'error', a.reason, 'http', a.http)
+if deleted then
+  -- An answer like any other: what an older fetch has still to store must not undo it.
+  o.fetched_generation = math.max(o.fetched_generation, a.generation)
+  redis.call('HSET', o.record, 'fetched_generation', o.fetched_generation, 'status', 'DeletedUpstream',
+    'stored_token', a.token)
+end
+redis.call('HDEL', o.record, 'lease', 'worker', 'crashes')
+if deleted and o.fetched_generation >= o.generation then
+  redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'dead', 'dead_at')
+  redis.call('ZREM', dead, o.member)
+  o.dead = nil
+  schedule_delivery(o, now)
+  return 'deleted_upstream'
+elseif a.outcome ~= 'deferred' and o.generation > a.generation then
+  -- A settlement came meanwhile, and has all its attempts.
+  if not o.job then
+    redis.call('ZADD', due, now, o.member)
+  end
+  return 'retry'
+elseif a.outcome == 'dead' then
+  dead_letter_fetch(o, a.reason)
+  return 'dead'
+end
+redis.call('ZADD', due, now + a.wait, o.member)
+redis.call('HSET', o.record, 'fetch_at', now + a.wait)
+if a.outcome == 'deferred' then
+  redis.call('HINCRBY', o.record, 'deferrals', 1)
+  return 'deferred'
+elseif a.outcome == 'not_found' then
+  redis.call('HSETNX', o.record, 'first_404_at', now)
+end
+redis.call('HINCRBY', o.record, a.outcome == 'client_error' and 'client_errors' or 'attempts', 1)
+redis.call('HDEL', o.record, 'deferrals')
+return 'retry'

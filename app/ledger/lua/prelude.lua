@@ -1,0 +1,199 @@
+-- Stands before every script: its arguments, the time, the record of an order, its history, and the way to push a job.
+--
+-- ARGV[1] is a MessagePack map (class Script of app/ledger/redis.py): `prefix` of all keys, `schema` version, `now` in
+-- ms if the caller brings the time, and what the header of the script names. Every key is built from `prefix`: Redis
+-- Cluster is not supported, by RQ neither. All times are ms; the clock is that of the Redis server.
+local a = cmsgpack.unpack(ARGV[1])
+local prefix = a.prefix
+local due, dead, dead_deliveries = prefix .. 'due', prefix .. 'dead', prefix .. 'dead-deliveries'
+local orders, counters = prefix .. 'orders', prefix .. 'counters'
+
+local now = a.now
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Data of another version is neither read nor written; the first writer of all notes the version. Each script that
+-- writes begins with this, so that an old process cannot write between a check and the write of a newer one.
+local function other_schema()
+  local held = redis.call('GET', prefix .. 'schema')
+  if not held then
+    redis.call('SET', prefix .. 'schema', a.schema)
+  elseif tonumber(held) ~= a.schema then
+    return redis.error_reply('OTHERSCHEMA ' .. held)
+  end
+end
+
+-- One broken key must not stop the work on all other orders: what fails in `work` belongs to its order. An error of
+-- the server's state concerns everybody, and ends the script. Returns whether it worked, and what it returned.
+local everybody = {OOM = 1, READONLY = 1, MISCONF = 1, NOREPLICAS = 1, NOPERM = 1, BUSY = 1, LOADING = 1, MASTERDOWN = 1}
+local function isolate(work, ...)
+  local worked, result = pcall(work, ...)
+  if not worked then
+    local text = type(result) == 'table' and result.err or tostring(result)
+    if everybody[string.match(text, '^[%s%-]*(%u+)')] or string.find(text, 'NOPERM', 1, true)
+      or string.find(text, 'permission', 1, true) then
+      error(result, 0)
+    end
+  end
+  return worked, result
+end
+
+-- The fields of a record that are texts; all others are numbers. keys.py tells what each means.
+local text = {job = 1, queue = 1, worker = 1, error = 1, dead = 1, status = 1, last_event_status = 1, reference = 1,
+  request_id = 1, digest = 1, delivery_worker = 1}
+
+-- Returns an order with its keys and the named fields of its record; what is not there is 0 or nil.
+local function load(member, fields)
+  local o = {
+    member = member,
+    record = prefix .. 'order:' .. member,
+    history = prefix .. 'history:' .. member,
+    content = prefix .. 'content:' .. member,
+  }
+  o.company, o.id = string.match(member, '^(.-):(.+)$')
+  local values = redis.call('HMGET', o.record, unpack(fields))
+  for i, field in ipairs(fields) do
+    if text[field] then
+      o[field] = values[i] or nil
+    else
+      o[field] = tonumber(values[i] or '0')
+    end
+  end
+  return o
+end
+
+-- Add an entry to what happened to an order (history.py names the values of each kind); the last 200 are kept.
+-- Neither it nor a counter is worth a step: where their key is broken, the step goes on without them.
+local function append_history(o, kind, ...)
+  local worked, length = isolate(redis.call, 'RPUSH', o.history, cmsgpack.pack({kind, now, ...}))
+  if worked and length > 200 then
+    redis.call('LTRIM', o.history, -200, -1)
+  end
+end
+
+local function count(name, by)
+  isolate(redis.call, 'HINCRBY', counters, name, by or 1)
+end
+
+-- Forget the troubles of earlier fetches: a new settlement, or a request, starts with all its attempts.
+local function reset_fetch(o)
+  redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'crashes',
+    'fetch_at', 'error', 'http', 'dead', 'dead_at')
+  redis.call('ZREM', dead, o.member)
+end
+
+-- A delivery gets all its attempts, from now on.
+local function reset_delivery(o, sink)
+  redis.call('HDEL', o.record, sink .. ':dead', sink .. ':attempts', sink .. ':next_at', sink .. ':crashes')
+  redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
+end
+
+-- Of the sinks that have not had the latest revision, and did not refuse it for good: the one whose next attempt
+-- comes first, and the time of it (0 = at once); or nil.
+local function next_delivery(o)
+  local name, at
+  if o.revision > 0 then
+    for _, sink in ipairs(a.sinks) do
+      local s = redis.call('HMGET', o.record, sink .. ':revision', sink .. ':dead', sink .. ':next_at')
+      local next_at = tonumber(s[3] or '0')
+      if not s[2] and tonumber(s[1] or '0') < o.revision and (not name or next_at < at) then
+        name, at = sink, next_at
+      end
+    end
+  end
+  return name, at
+end
+
+-- No fetch is pending: the next look is at the next delivery, not before `earliest`. Without one the order leaves the
+-- clock, and its keys end after `a.keep`; but nothing ends that is dead, be it the fetch or a delivery.
+local function schedule_delivery(o, earliest)
+  local sink, at = next_delivery(o)
+  if sink then
+    redis.call('ZADD', due, math.max(at, earliest), o.member)
+    return sink
+  end
+  redis.call('ZREM', due, o.member)
+  if o.dead then
+    return
+  end
+  for _, one in ipairs(a.sinks) do
+    if redis.call('HEXISTS', o.record, one .. ':dead') == 1 then
+      return
+    end
+  end
+  for _, key in ipairs({o.record, o.history, o.content}) do
+    redis.call('PEXPIRE', key, a.keep)
+  end
+end
+
+-- Give the fetch of an order up, for this reason; its sinks still get what was stored.
+local function dead_letter_fetch(o, reason)
+  o.dead = reason
+  redis.call('ZADD', dead, now, o.member)
+  redis.call('HSET', o.record, 'dead', reason, 'dead_at', now)
+  count('dead|' .. o.company .. '|' .. reason)
+  schedule_delivery(o, now)
+end
+
+-- Write an RQ job as RQ's own enqueue does; `flush_jobs` hands the collected ids to the queues. `a.job` is made by
+-- rq_jobs.py from a job that RQ itself serialised. Its data is not compressed: RQ restores either form.
+local pushed = {}
+local function push_job(o, queue, generation, suffix)
+  local job = a.job
+  local id = 'f-' .. o.company .. '-' .. o.id .. '-' .. generation .. (suffix or '')
+  redis.call('HSET', job.prefix .. id, 'data', job.data[1] .. o.company .. job.data[2] .. o.id .. job.data[3],
+    'origin', queue, unpack(job.fields))
+  pushed[queue] = pushed[queue] or {}
+  table.insert(pushed[queue], id)
+end
+
+local function flush_jobs()
+  for queue, ids in pairs(pushed) do
+    redis.call('SADD', a.job.queues, a.job.queue_prefix .. queue)
+    for from = 1, #ids, 1000 do
+      redis.call('RPUSH', a.job.queue_prefix .. queue, unpack(ids, from, math.min(from + 999, #ids)))
+    end
+  end
+  pushed = {}
+end
+
+-- Ask for a fetch of an order: raise its generation, and push a job unless one waits already, in this queue or in
+-- live. `o` needs generation, job and first_at; `fields` is a flat list of more fields to write, or nil. Returns queued
+-- or coalesced; the caller ends with flush_jobs.
+-- The order stands in `due` before anything else is written: whatever fails after that, the dispatcher sees to it.
+local function request_fetch(o, queue, fields)
+  local waits = o.job == queue or o.job == 'live'
+  if waits then
+    redis.call('ZADD', due, 'LT', now + a.grace, o.member)
+  else
+    redis.call('ZADD', due, now + a.grace, o.member)
+  end
+  if o.generation > 0 then
+    for _, key in ipairs({o.record, o.history, o.content}) do
+      redis.call('PERSIST', key)
+    end
+    reset_fetch(o)
+  end
+  o.generation = o.generation + 1
+  local changed = fields or {}
+  table.insert(changed, 'generation')
+  table.insert(changed, o.generation)
+  if o.first_at == 0 then
+    table.insert(changed, 'first_at')
+    table.insert(changed, now)
+  end
+  if not waits then
+    for _, value in ipairs({'queue', queue, 'job', queue}) do
+      table.insert(changed, value)
+    end
+  end
+  redis.call('HSET', o.record, unpack(changed))
+  redis.call('ZADD', orders, now, o.member)
+  if waits then
+    return 'coalesced'
+  end
+  push_job(o, queue, o.generation)
+  return 'queued'
+end

@@ -1,0 +1,37 @@
+-- release_worker: a worker ended; the order it claimed is due now instead of when its lease ends.
+--
+-- a  worker, how: killed (counts as a crash of its order) or ended (by itself, since Redis was unavailable, or stopped by
+--    us: no crash), orders (members whose jobs may be lost with the worker: due now if they stand in `due` at all)
+-- Returns the order it had claimed, or false.
+local newer = other_schema()
+if newer then
+  return newer
+end
+for _, member in ipairs(a.orders) do
+  redis.call('ZADD', due, 'XX', 'LT', now, member)
+end
+local claim = redis.call('GET', prefix .. 'claim:' .. a.worker)
+if not claim then
+  return false
+end
+redis.call('DEL', prefix .. 'claim:' .. a.worker)
+local member, token, sink = string.match(claim, '^(%S+) (%d+) ?(.*)$')
+local o = load(member, {'fencing_token', 'worker', 'delivery_worker'})
+token = tonumber(token)
+if token == 0 and o.delivery_worker == a.worker then
+  redis.call('ZADD', due, now, member)
+  redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker')
+  if a.how == 'ended' then
+    redis.call('HDEL', o.record, sink .. ':crashes')
+  end
+elseif token > 0 and o.fencing_token == token and o.worker == a.worker then
+  redis.call('ZADD', due, now, member)
+  if a.how == 'ended' then
+    redis.call('HDEL', o.record, 'lease', 'worker')
+  else
+    redis.call('HSET', o.record, 'lease', now)
+  end
+else
+  return false
+end
+return member

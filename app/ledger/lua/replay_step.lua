@@ -1,0 +1,95 @@
+-- replay_step: take the next orders off a plan, oldest first and no faster than its rate, and ask for their fetch, or
+-- for another delivery of their stored revision, in one step: a feeder that dies before or after it leaves nothing half
+-- done, and two feeders never take the same order.
+--
+-- a  plan (id), limit (orders a call), deliver_to (sinks; empty = fetch), grace ms, job
+-- Returns {state, orders left, ms until the next may be taken}; state: open, done, cancelled, unknown.
+-- The rate is held here, not by the feeder: two feeders of one plan share it. `paced` is the time up to which it has
+-- been used; what was not used is lost after a second (or the time of one order), so a long pause is not made up for.
+local newer = other_schema()
+if newer then
+  return newer
+end
+local plan, todo = prefix .. 'replay:' .. a.plan, prefix .. 'replay-todo:' .. a.plan
+local p = redis.call('HMGET', plan, 'state', 'rate', 'paced')
+if p[1] ~= 'open' then
+  return {p[1] or 'unknown', 0, 0}
+end
+
+-- A fetch is not needed where the stored copy is newer than the event, and nothing is pending (`event_at` is nil for a
+-- fetch by force); a delivery is not where nothing is stored. What was erased stays erased.
+local function is_needed(o, event_at)
+  if o.erased_at > 0 then
+    return false
+  elseif #a.deliver_to > 0 then
+    return o.revision > 0
+  end
+  return not event_at or o.fetched_at <= event_at or o.fetched_generation < o.generation
+end
+
+-- Returns whether anything changed. The revision stays the same, and so does the idempotency key.
+local function redeliver(o)
+  local changed = false
+  redis.call('ZADD', due, 'LT', now, o.member)
+  for _, key in ipairs({o.record, o.history, o.content}) do
+    redis.call('PERSIST', key)
+  end
+  for _, sink in ipairs(a.deliver_to) do
+    local s = redis.call('HMGET', o.record, sink .. ':revision', sink .. ':dead')
+    reset_delivery(o, sink)
+    redis.call('HDEL', o.record, sink .. ':discarded')
+    if tonumber(s[1] or '0') >= o.revision then
+      redis.call('HSET', o.record, sink .. ':revision', o.revision - 1)
+    end
+    changed = changed or s[2] or tonumber(s[1] or '0') >= o.revision
+    append_history(o, 'redelivered', a.plan, sink)
+  end
+  -- A pending fetch keeps its queue: live traffic is not put back for this.
+  if not o.job and (o.dead or o.fetched_generation >= o.generation) then
+    redis.call('HSET', o.record, 'queue', 'backfill')
+  end
+  return changed
+end
+
+local gap = 1000 / tonumber(p[2])
+local paced = math.max(tonumber(p[3]), now - math.max(1000, gap))
+local allowed = math.floor((now - paced) / gap + 0.001)
+local counts = {queued = 0, waiting = 0, passed = 0}
+local taken, read = 0, 0
+for _, entry in ipairs(redis.call('LRANGE', todo, 0, a.limit - 1)) do
+  local member, event_at = string.match(entry, '^(%S+) (%S+)$')
+  local o = load(member, {'generation', 'fetched_generation', 'fetched_at', 'revision', 'dead', 'job', 'first_at',
+    'erased_at'})
+  if not is_needed(o, tonumber(event_at)) then
+    counts.passed = counts.passed + 1
+  elseif taken == allowed then
+    break
+  else
+    taken = taken + 1
+    local is_new
+    if #a.deliver_to > 0 then
+      is_new = redeliver(o)
+    else
+      is_new = request_fetch(o, 'backfill') == 'queued'
+      append_history(o, 'requested', 'replay:' .. a.plan, 'backfill')
+    end
+    local name = is_new and 'queued' or 'waiting'
+    counts[name] = counts[name] + 1
+  end
+  read = read + 1
+end
+flush_jobs()
+redis.call('LTRIM', todo, read, -1)
+paced = paced + taken * gap
+redis.call('HSET', plan, 'paced', string.format('%.3f', paced))
+for name, by in pairs(counts) do
+  if by > 0 then
+    redis.call('HINCRBY', plan, name, by)
+  end
+end
+local left = redis.call('LLEN', todo)
+if left == 0 then
+  redis.call('HSET', plan, 'state', 'done', 'ended', now)
+  return {'done', 0, 0}
+end
+return {'open', left, math.max(0, math.ceil(paced + gap - now))}

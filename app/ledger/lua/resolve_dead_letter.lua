@@ -1,0 +1,44 @@
+-- resolve_dead_letter: by hand, a fetch is discarded, or a dead delivery is discarded or gets new attempts.
+--
+-- a  order (member), sink ('' = the fetch of the order), action (discard, retry), keep ms, sinks
+-- Returns 1, or 0 when it was not dead (any more).
+-- A new event, a replay or a refetch raises the generation as ever, and a late answer is stored as ever: either ends the
+-- discard.
+local newer = other_schema()
+if newer then
+  return newer
+end
+local o = load(a.order, {'generation', 'fetched_generation', 'dead', 'revision', 'status'})
+if a.sink == '' then
+  if o.generation == 0 or not o.dead then
+    -- A dead letter whose record has gone: there is nothing else of it.
+    return redis.call('ZREM', dead, o.member)
+  end
+  local reason = o.dead
+  reset_fetch(o)
+  redis.call('HSET', o.record, 'fetched_generation', o.generation, 'discarded_at', now, 'error', reason)
+  if o.status == 'DeletedUpstream' then
+    redis.call('HDEL', o.record, 'status')
+  end
+  o.fetched_generation, o.dead = o.generation, nil
+  append_history(o, 'discarded', reason, '')
+else
+  local reason = redis.call('HGET', o.record, a.sink .. ':dead')
+  if not reason then
+    return redis.call('ZREM', dead_deliveries, o.member .. ' ' .. a.sink)
+  end
+  if a.action == 'retry' then
+    -- LT: what is due earlier stays so.
+    redis.call('ZADD', due, 'LT', now, o.member)
+    reset_delivery(o, a.sink)
+    append_history(o, 'retried', a.sink)
+    return 1
+  end
+  reset_delivery(o, a.sink)
+  redis.call('HSET', o.record, a.sink .. ':revision', o.revision, a.sink .. ':discarded', o.revision)
+  append_history(o, 'discarded', reason, a.sink)
+end
+if o.fetched_generation >= o.generation then
+  schedule_delivery(o, now)
+end
+return 1

@@ -1,0 +1,103 @@
+-- snapshot: how the receiver is, in one step that costs the same with one order and with a million. Writes nothing.
+--
+-- a  sample (orders of `due` to look at, from either end), companies (pairs of id and key of its breaker), sinks,
+--    job_prefix, queues (name -> key)
+-- Returns JSON; its fields are those of app/snapshot.py. Maps only: an empty Lua table has no type.
+local companies, sinks, queues = {}, {}, {}
+for _, one in ipairs(a.companies) do
+  local id = one[1]
+  local breaker = redis.call('HGET', one[2], 'open_until')
+  local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
+  local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
+  companies[id] = {
+    oldest_owed = 0,
+    breaker_until = tonumber(breaker or '0'),
+    current_seen = tonumber(secrets[1] or '0'),
+    previous_seen = tonumber(secrets[2] or '0'),
+    unsettled = redis.call('ZCARD', prefix .. 'reconcile-watch:' .. id),
+    unsettled_since = tonumber(watch[2] or '0'),
+  }
+end
+for _, sink in ipairs(a.sinks) do
+  sinks[sink] = {behind = 0, failing = 0}
+end
+
+-- The soonest are those that wait longest for a worker, the latest those that have failed most often.
+local seen, oldest_elsewhere = {}, 0
+local first = redis.call('ZRANGE', due, 0, a.sample - 1, 'WITHSCORES')
+local last = redis.call('ZREVRANGE', due, 0, a.sample - 1)
+for i = 1, #first, 2 do
+  seen[first[i]] = true
+end
+for _, member in ipairs(last) do
+  seen[member] = true
+end
+-- One record that holds something else must not hide how all others are.
+local function number(text)
+  return tonumber(text or '0') or 0
+end
+
+for member in pairs(seen) do
+  local record = prefix .. 'order:' .. member
+  local r = redis.pcall('HMGET', record, 'generation', 'fetched_generation', 'dead', 'last_event_at',
+    'latency_recorded_for', 'queue', 'rechecks', 'revision')
+  if r.err then
+    r = {}
+  end
+  if not r[3] and number(r[2]) < number(r[1]) and r[6] ~= 'backfill' and not r[7]
+    and tonumber(r[4] or '') and r[4] ~= r[5] then
+    local age, company = now - tonumber(r[4]), companies[string.match(member, '^[^:]*')]
+    if company then
+      company.oldest_owed = math.max(company.oldest_owed, age)
+    else
+      oldest_elsewhere = math.max(oldest_elsewhere, age)
+    end
+  end
+  local revision = number(r[8])
+  for sink, found in pairs(sinks) do
+    local s = revision > 0 and redis.call('HMGET', record, sink .. ':revision', sink .. ':dead', sink .. ':attempts') or {}
+    if revision > 0 and not s[2] and number(s[1]) < revision then
+      found.behind = found.behind + 1
+      found.failing = found.failing + (number(s[3]) > 0 and 1 or 0)
+    end
+  end
+end
+
+local function queue(key)
+  local enqueued = ''
+  -- A job whose hash has gone says nothing; the next one does.
+  for _, id in ipairs(redis.call('LRANGE', key, 0, 4)) do
+    local at = redis.call('HGET', a.job_prefix .. id, 'enqueued_at')
+    if at then
+      enqueued = at
+      break
+    end
+  end
+  return {jobs = redis.call('LLEN', key), oldest = enqueued}
+end
+
+local function map(key)
+  local found, flat = {}, redis.call('HGETALL', key)
+  for i = 1, #flat, 2 do
+    found[flat[i]] = flat[i + 1]
+  end
+  return found
+end
+
+for name, key in pairs(a.queues) do
+  queues[name] = queue(key)
+end
+return cjson.encode({
+  now = now,
+  due = redis.call('ZCARD', due),
+  soonest = tonumber(first[2] or '0'),
+  dead = redis.call('ZCARD', dead),
+  dead_deliveries = redis.call('ZCARD', dead_deliveries),
+  pools = map(prefix .. 'pools'),
+  schema = redis.call('GET', prefix .. 'schema') or '',
+  alerts = map(prefix .. 'alerts'),
+  queues = queues,
+  companies = companies,
+  elsewhere = oldest_elsewhere,
+  sinks = sinks,
+})

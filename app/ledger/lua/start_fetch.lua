@@ -1,0 +1,75 @@
+-- start_fetch: what does this order need, and may this worker do it? Asked before every getOrder.
+--
+-- a  order (member), worker, lease ms, crashes_allowed, keep ms, sinks
+-- Returns a MessagePack map (class Fetch of work.py) with `what`:
+--   nothing   nobody needs this job, or not yet
+--   held      another worker fetches this very settlement
+--   dead      its fetch ended its workers too often: given up now
+--   deliver   no fetch is due, but a delivery is
+--   fetch     and then all other fields of Fetch
+local newer = other_schema()
+if newer then
+  return newer
+end
+local function answer(what)
+  return cmsgpack.pack({what = what})
+end
+local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'lease', 'crashes',
+  'dead', 'revision', 'attempts', 'rechecks', 'deferrals', 'first_404_at', 'status', 'last_event_status', 'request_id',
+  'queue', 'fetched_at', 'last_event_at', 'fetch_at', 'client_errors', 'worker', 'erased_at'})
+if o.generation == 0 or o.erased_at > 0 then
+  redis.call('ZREM', due, o.member)
+  return answer('nothing')
+end
+redis.call('HDEL', o.record, 'job', 'enqueues')
+local pending = o.fetched_generation < o.generation and not o.dead
+if not pending or o.fetch_at > now then
+  -- No fetch now: given up, done, or its time has not come (a job left over from before must use no attempt). The
+  -- sinks have times of their own.
+  local sink, at = next_delivery(o)
+  if sink and at <= now then
+    return answer('deliver')
+  elseif pending then
+    redis.call('ZADD', due, sink and math.min(at, o.fetch_at) or o.fetch_at, o.member)
+  else
+    schedule_delivery(o, now)
+  end
+  return answer('nothing')
+end
+local is_new = o.started_generation < o.generation
+-- What this worker itself holds was started by a call whose answer was lost: it does one thing at a time.
+if o.lease > now and not is_new and o.worker ~= a.worker then
+  return answer('held')
+end
+if is_new then
+  -- The fetches that crashed were of an older settlement; this one has its own attempts.
+  redis.call('HDEL', o.record, 'crashes')
+elseif o.lease > 0 and o.lease <= now then
+  if redis.call('HINCRBY', o.record, 'crashes', 1) >= a.crashes_allowed then
+    redis.call('HDEL', o.record, 'lease', 'worker')
+    dead_letter_fetch(o, 'kills_worker')
+    append_history(o, 'dead', 'kills_worker')
+    return answer('dead')
+  end
+end
+local token = o.fencing_token + 1
+redis.call('ZADD', due, now + a.lease, o.member)
+redis.call('HSET', o.record, 'started_generation', o.generation, 'fencing_token', token, 'lease', now + a.lease,
+  'worker', a.worker)
+redis.call('HDEL', o.record, 'fetch_at')
+redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' ' .. token, 'PX', 3600000)
+append_history(o, 'started', o.generation, token, a.worker)
+return cmsgpack.pack({
+  what = 'fetch',
+  generation = o.generation,
+  token = token,
+  attempts = o.attempts,
+  rechecks = o.rechecks,
+  deferrals = o.deferrals,
+  client_errors = o.client_errors,
+  missing_ms = o.first_404_at > 0 and math.max(now - o.first_404_at, 0) or 0,
+  -- The event and the fetch both name a status; the later of the two is the last one known.
+  known_status = (o.fetched_at > o.last_event_at and o.status or o.last_event_status) or '',
+  request_id = o.request_id or '',
+  queue = o.queue or '',
+})

@@ -1,0 +1,105 @@
+-- store_fetch: store what getOrder answered, unless a fetch that started later has stored.
+--
+-- ARGV[2]  the content
+-- a  order (member), worker, generation and token of the fetch, keep ms, delivery_lease ms, sinks,
+--    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
+--    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
+--    bounds (upper bounds of the latency histogram)
+-- Returns a MessagePack map: what, revision, changed; what: refused, erased (nothing is stored), fetched,
+--   deliver (a delivery is due), pending (the order needs another fetch), dead.
+-- Called again by a worker that did not get the answer, it changes nothing.
+local newer = other_schema()
+if newer then
+  return newer
+end
+local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
+  'digest', 'revision', 'job', 'dead', 'last_event_at', 'latency_recorded_for', 'erased_at'})
+local changed = false
+local function answer(what)
+  return cmsgpack.pack({what = what, revision = o.revision, changed = changed})
+end
+redis.call('DEL', prefix .. 'claim:' .. a.worker)
+if o.generation == 0 then
+  return answer('refused')
+elseif o.erased_at > 0 then
+  return answer('erased')
+elseif o.stored_token > a.token or a.token > o.fencing_token or a.generation > o.started_generation then
+  -- A later fetch has stored; or this one started before Redis was flushed or restored from an older copy, and what
+  -- it saw is not what is counted now.
+  append_history(o, 'refused', a.token)
+  return answer('refused')
+elseif o.stored_token == a.token then
+  if o.fetched_generation >= o.generation then
+    return answer(next_delivery(o) and 'deliver' or 'fetched')
+  end
+  return answer(o.dead and o.dead == a.give_up and 'dead' or 'pending')
+end
+
+-- Also where nothing changed: what stands there may have become unreadable, and a refetch is to repair it.
+redis.call('SET', o.content, ARGV[2])
+if o.digest ~= a.digest then
+  changed = true
+  o.revision = o.revision + 1
+  -- What a sink refused for good was the old content: the new one gets its own attempts.
+  for _, sink in ipairs(a.sinks) do
+    reset_delivery(o, sink)
+  end
+end
+local settled = a.recheck_ms < 0
+if settled then
+  o.fetched_generation = math.max(o.fetched_generation, a.generation)
+end
+redis.call('HSET', o.record, 'fetched_generation', o.fetched_generation, 'stored_token', a.token, 'digest', a.digest,
+  'revision', o.revision, 'fetched_at', now, 'status', a.status, 'wallets', a.wallets, 'tickets', a.tickets,
+  'coupons', a.coupons, 'manifest', a.manifest, 'http', a.http)
+redis.call('HDEL', o.record, 'attempts', 'deferrals', 'client_errors', 'crashes', 'first_404_at', 'error')
+redis.call('ZADD', orders, now, o.member)
+-- The record ends `keep` ms after its last delivery, whose attempts take a day or two.
+for _, reference in ipairs(a.references) do
+  redis.call('SADD', reference, o.member)
+  redis.call('PEXPIRE', reference, a.keep + 604800000)
+end
+append_history(o, 'stored', a.token, a.status, o.revision, a.http, a.duration_ms)
+local is_latest = o.fencing_token == a.token
+if is_latest then
+  redis.call('HDEL', o.record, 'lease', 'worker')
+end
+
+if o.fetched_generation >= o.generation then
+  -- From the latest event to its content, once an event; a fetch that people asked for is none of this.
+  if o.last_event_at > 0 and o.last_event_at ~= o.latency_recorded_for then
+    local took, bucket = math.max(now - o.last_event_at, 0), 'inf'
+    for _, bound in ipairs(a.bounds) do
+      if took <= bound then
+        bucket = bound
+        break
+      end
+    end
+    count('latency|' .. o.company .. '|' .. bucket)
+    count('latency|' .. o.company .. '|sum', took)
+    redis.call('HSET', o.record, 'latency_recorded_for', o.last_event_at)
+  end
+  -- A worker that was taken for dead may still store what was given up meanwhile.
+  redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
+  redis.call('ZREM', dead, o.member)
+  o.dead = nil
+  return answer(schedule_delivery(o, now + a.delivery_lease) and 'deliver' or 'fetched')
+elseif o.dead then
+  -- Given up meanwhile, and still so; but what this answer brought is to be delivered.
+  if next_delivery(o) then
+    schedule_delivery(o, now + a.delivery_lease)
+  end
+elseif is_latest and o.generation > a.generation then
+  if not o.job then
+    redis.call('ZADD', due, now, o.member)
+  end
+elseif is_latest and a.give_up ~= '' then
+  dead_letter_fetch(o, a.give_up)
+  append_history(o, 'dead', a.give_up)
+  return answer('dead')
+elseif is_latest then
+  redis.call('ZADD', due, now + a.recheck_ms, o.member)
+  redis.call('HINCRBY', o.record, 'rechecks', 1)
+  redis.call('HSET', o.record, 'fetch_at', now + a.recheck_ms)
+end
+return answer('pending')

@@ -1,0 +1,174 @@
+"""The record of one order: the hash that keys.py describes, typed, with one word for where the order stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import msgspec
+
+from app.ids import OrderKey
+from app.times import from_ms
+
+State = Literal["pending", "fetching", "deferred", "fetched", "deleted_upstream", "dead", "discarded", "erased"]
+"""Where an order stands, first match wins.
+
+`erased`: on request; what is left keeps it from coming back. `dead`: given up, still pending. `fetching`: a worker
+holds it. `deferred`: pending, and not the order is at fault but the connection. `pending`: a fetch is to come.
+`deleted_upstream`: upstream has deleted it. `discarded`: given up for good, by hand. `fetched`: every settlement has
+been fetched. Deliveries are not in it: an order may be fetched and a sink behind (`SinkRecord`).
+"""
+
+DELETED_UPSTREAM: Final = "DeletedUpstream"
+"""Status of an order that upstream has deleted (fail_fetch.lua); upstream itself has no such word."""
+
+
+class SinkRecord(msgspec.Struct, frozen=True):
+    """How far one sink is; `revision` is the latest it took, `next_at` its next attempt, `dead` why it was given up.
+
+    `discarded` is the latest revision that was discarded by hand: the sink never had it, unless it took a later one.
+    """
+
+    name: str
+    revision: int
+    attempts: int
+    next_at: datetime | None
+    dead: str
+    discarded: int = 0
+
+
+class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One order; keys.py tells what the fields mean. What is not there is 0, "" or None."""
+
+    company_id: str
+    order_id: str
+    generation: int
+    started_generation: int
+    fetched_generation: int
+    fencing_token: int
+    job: str
+    queue: str
+    lease: datetime | None
+    worker: str
+    attempts: int
+    rechecks: int
+    deferrals: int
+    crashes: int
+    first_404_at: datetime | None
+    error: str
+    http: int
+    dead: str
+    dead_at: datetime | None
+    discarded_at: datetime | None
+    erased_at: datetime | None
+    status: str
+    last_event_status: str
+    revision: int
+    fetched_at: datetime | None
+    wallets: int
+    tickets: int
+    coupons: int
+    manifest: int
+    first_at: datetime | None
+    last_event_at: datetime | None
+    reference: str
+    request_id: str
+    duplicates: int
+    sinks: tuple[SinkRecord, ...]
+
+    @property
+    def key(self) -> OrderKey:
+        return OrderKey(self.company_id, self.order_id)
+
+    @property
+    def is_pending(self) -> bool:
+        """Return whether a settlement has not been fetched yet; a dead order is pending too."""
+        return self.fetched_generation < self.generation
+
+    @property
+    def known_status(self) -> str:
+        """Return the status named last, by an event or by a fetch; "" if neither came yet."""
+        by_fetch = self.fetched_at is not None and (self.last_event_at is None or self.fetched_at > self.last_event_at)
+        return (self.status if by_fetch else self.last_event_status) or self.status
+
+    @property
+    def changed(self) -> datetime | None:
+        """Return when the order last changed."""
+        times = (self.first_at, self.last_event_at, self.fetched_at, self.dead_at, self.discarded_at, self.erased_at)
+        return max(filter(None, times), default=None)
+
+    @property
+    def dead_sinks(self) -> tuple[SinkRecord, ...]:
+        """Return the sinks whose delivery was given up."""
+        return tuple(sink for sink in self.sinks if sink.dead)
+
+    @property
+    def is_discarded(self) -> bool:
+        """Return whether it was discarded by hand, and nothing came since: no event, no request, no late answer."""
+        if self.discarded_at is None or self.is_pending:
+            return False
+        return self.fetched_at is None or self.fetched_at <= self.discarded_at
+
+    def state(self, now: datetime) -> State:
+        """Return where the order stands; `now` is aware and tells whether a lease still holds."""
+        if self.erased_at:
+            return "erased"
+        if self.dead:
+            return "dead"
+        if self.is_pending:
+            if self.lease is not None and self.lease > now:
+                return "fetching"
+            return "deferred" if self.deferrals else "pending"
+        if self.status == DELETED_UPSTREAM:
+            return "deleted_upstream"
+        return "discarded" if self.is_discarded else "fetched"
+
+
+_TIMES: Final = frozenset(
+    {"lease", "first_404_at", "dead_at", "discarded_at", "erased_at", "fetched_at", "first_at", "last_event_at"}
+)
+_TEXTS: Final = frozenset(
+    {"job", "queue", "worker", "error", "dead", "status", "last_event_status", "reference", "request_id"}
+)
+_RECORD: Final = tuple(
+    name for name in OrderRecord.__struct_fields__ if name not in {"company_id", "order_id", "sinks"}
+)
+
+
+def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
+    """Return the record in the hash of `order`; raises ValueError where a number is none."""
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+
+    def value(name: str) -> Any:
+        found = texts.get(name, "")
+        if name in _TEXTS:
+            return found
+        return _time(found) if name in _TIMES else int(found or 0)
+
+    return OrderRecord(
+        company_id=order.company_id,
+        order_id=order.order_id,
+        sinks=_sinks(texts),
+        **{name: value(name) for name in _RECORD},
+    )
+
+
+def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
+    # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
+    names = sorted({name.rpartition(":")[0] for name in texts} - {""})
+    return tuple(
+        SinkRecord(
+            name=name,
+            revision=int(texts.get(f"{name}:revision") or 0),
+            attempts=int(texts.get(f"{name}:attempts") or 0),
+            next_at=_time(texts.get(f"{name}:next_at", "")),
+            dead=texts.get(f"{name}:dead", ""),
+            discarded=int(texts.get(f"{name}:discarded") or 0),
+        )
+        for name in names
+    )
+
+
+def _time(milliseconds: str) -> datetime | None:
+    return from_ms(int(milliseconds)) if milliseconds else None

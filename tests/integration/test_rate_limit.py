@@ -1,0 +1,253 @@
+"""The limits of one API key hold over all workers, and its breaker defers orders instead of using up their attempts."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from redis import Redis
+
+from app.errors import ConnectionFault, Throttled, Unavailable, UpstreamError
+from app.ledger import policy
+from app.ledger.rate_limit import WINDOW, Denied, Limits, Permit, RateLimiter
+
+LIMITS = Limits(concurrency=3, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
+FAULT = ConnectionFault("unauthorized", http_status=401)
+FAILURE = Unavailable("timeout")
+
+
+class Key:
+    """One limiter, under a clock that the test moves."""
+
+    def __init__(self, redis: Redis, api_key: str = "a key", company: str = "/a/company") -> None:
+        self.now = 1_800_000_000_000
+        self.limiter = RateLimiter(redis, api_key, company, LIMITS, clock=lambda: self.now)
+
+    def acquire(self, queue: str = "live", worker: str = "") -> Permit:
+        return self.limiter.permit("backfill" if queue == "backfill" else "live", worker)
+
+    def denied(self, queue: str = "live") -> Denied:
+        with pytest.raises(Denied) as denied:
+            self.acquire(queue)
+        return denied.value
+
+    def answer(self) -> None:
+        with self.acquire():
+            pass
+
+    def fail(self, error: UpstreamError) -> tuple[int, bool]:
+        with self.acquire() as permit:
+            return permit.failed(error)
+
+
+@pytest.fixture
+def key(redis_client: Redis) -> Key:
+    return Key(redis_client)
+
+
+def test_no_more_requests_at_once_than_permits(key: Key) -> None:
+    """The fourth of three is denied, and a permit given back is free at once."""
+    permits = [key.acquire() for _ in range(3)]
+    assert key.denied().reason == "permits_full"
+
+    with permits[0]:
+        pass
+
+    key.acquire()
+
+
+def test_two_limiters_of_the_same_key_share_its_permits_and_two_keys_do_not(redis_client: Redis) -> None:
+    """A limit belongs to the key, not to the company or the process."""
+    one, same, other = (Key(redis_client, name) for name in ("a key", "a key", "another"))
+    for _ in range(3):
+        one.acquire()
+
+    assert same.denied().reason == "permits_full"
+    other.acquire()
+
+
+def test_the_permit_of_a_killed_worker_is_free_when_its_lease_ends(key: Key) -> None:
+    for _ in range(3):
+        key.acquire()
+
+    key.now += 59_000
+    assert key.denied().reason == "permits_full"
+    key.now += 1_001
+    key.acquire()
+
+
+def test_the_permits_of_a_killed_worker_are_free_when_its_pool_has_seen_it_end(key: Key) -> None:
+    """Those of a worker whose name begins alike are not touched."""
+    for worker in ("pool-live-1", "pool-live-1", "pool-live-12"):
+        key.acquire(worker=worker)
+    assert key.denied().reason == "permits_full"
+
+    key.limiter.release_worker("pool-live-1")
+
+    for _ in range(2):
+        key.acquire()
+    assert key.denied().reason == "permits_full"
+
+
+def test_a_breaker_whose_probe_was_killed_is_asked_again_at_once(key: Key) -> None:
+    key.fail(FAULT)
+    key.now += policy.BREAKER_FIRST + 1
+    key.acquire(worker="pool-live-1")
+    assert key.denied().reason == "breaker_open"
+
+    key.limiter.release_worker("pool-live-1")
+
+    key.acquire()
+
+
+def test_backfill_has_its_own_share_and_live_may_use_all(key: Key) -> None:
+    key.acquire("backfill")
+
+    assert key.denied("backfill").reason == "permits_full"
+    key.acquire()
+    key.acquire()
+
+
+def test_a_waiting_job_gets_the_permit_that_another_gives_back(redis_client: Redis) -> None:
+    """It is woken, and does not poll; by the real clock."""
+    limits = Limits(concurrency=1, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
+    limiter = RateLimiter(redis_client, "a key", "/a/company", limits)
+    permit = limiter.permit("live")
+    timer = threading.Timer(0.05, lambda: permit.failed(FAILURE))
+    timer.start()
+
+    limiter.permit("live")
+
+    timer.join()
+
+
+def test_nobody_waits_for_permits_that_hang(key: Key) -> None:
+    """No permit changed hands for longer than a job waits: the job of a hanging company ends at once."""
+    for _ in range(3):
+        key.acquire()
+    started = time.monotonic()
+    key.now += policy.PERMIT_WAIT + 1
+
+    key.denied()
+
+    assert time.monotonic() - started < policy.PERMIT_WAIT / 2000
+
+
+def test_the_window_slides_and_lets_bursts_through(key: Key) -> None:
+    """A hundred requests in a moment are fine; the next one comes when the first has left the window."""
+    for _ in range(100):
+        key.answer()
+
+    full = key.denied()
+
+    assert (full.reason, full.wait_ms) == ("window_full", WINDOW + 1)
+    key.now += full.wait_ms
+    key.acquire()
+
+
+def test_retry_after_holds_for_every_worker_of_the_key(redis_client: Redis, key: Key) -> None:
+    """A 429 seen by one worker stops the others until then, and opens no breaker."""
+    other = Key(redis_client)
+
+    assert key.fail(Throttled("throttled", http_status=429, retry_after=7.5)) == (7500, False)
+
+    other.now += 7499
+    denied = other.denied()
+    assert (denied.wait_ms, denied.reason) == (1, "throttled")
+    other.now += 1
+    other.acquire()
+
+
+def test_a_429_without_retry_after_stops_the_key_for_some_seconds(key: Key) -> None:
+    assert key.fail(Throttled("throttled", http_status=429)) == (policy.THROTTLED_WAIT, False)
+
+
+def test_a_fault_of_the_key_opens_its_breaker_at_once(key: Key) -> None:
+    """401 and 403 say that no call with this key can help."""
+    assert key.fail(FAULT) == (policy.BREAKER_FIRST, True)
+
+    key.now += policy.BREAKER_FIRST - 1
+    assert key.denied().reason == "breaker_open"
+
+
+def test_a_company_whose_address_is_wrong_does_not_close_the_way_for_others_of_the_same_key(
+    redis_client: Redis, key: Key
+) -> None:
+    """The permits are the key's, the breaker is the company's."""
+    other = Key(redis_client, company="/another/company")
+    key.fail(FAULT)
+
+    assert key.denied().reason == "breaker_open"
+    for _ in range(3):
+        other.acquire()
+    assert other.denied().reason == "permits_full"
+
+
+def test_failures_open_the_breaker_only_in_a_row(key: Key) -> None:
+    """Four failures, an answer, four failures: closed. A fifth in a row: open."""
+    for _ in range(2):
+        for _ in range(4):
+            assert not key.fail(FAILURE)[1]
+        key.answer()
+    for _ in range(4):
+        assert not key.fail(FAILURE)[1]
+
+    assert key.fail(FAILURE)[1]
+
+
+def test_an_exception_in_the_block_counts_as_a_failure_and_gives_the_permit_back(key: Key) -> None:
+    for _ in range(policy.BREAKER_FAILURES):
+        with pytest.raises(RuntimeError), key.acquire():
+            raise RuntimeError
+
+    assert key.denied().reason == "breaker_open"
+
+
+def test_an_open_breaker_lets_one_probe_through_and_closes_when_it_is_answered(key: Key) -> None:
+    """While the probe is under way the others still wait; its answer frees all."""
+    key.now += key.fail(FAULT)[0]
+    with key.acquire():
+        assert key.denied().reason == "breaker_open"
+
+    for _ in range(3):
+        key.acquire()
+
+
+def test_each_probe_that_fails_doubles_the_wait_up_to_five_minutes(key: Key) -> None:
+    waits = []
+    for _ in range(7):
+        closed_ms, opened = key.fail(FAULT)
+        assert opened
+        waits.append(closed_ms // 1000)
+        key.now += closed_ms
+
+    assert waits == [15, 30, 60, 120, 240, 300, 300]
+
+
+def test_requests_that_failed_while_it_was_open_do_not_make_it_longer(key: Key) -> None:
+    """Three calls were under way when the key broke: one opening, not three."""
+    permits = [key.acquire() for _ in range(3)]
+
+    answers = [permit.failed(FAULT) for permit in permits]
+
+    assert answers == [(policy.BREAKER_FIRST, True), (policy.BREAKER_FIRST, False), (policy.BREAKER_FIRST, False)]
+
+
+def test_a_probe_whose_worker_died_does_not_close_the_way_for_ever(key: Key) -> None:
+    """The probe has a lease like every permit."""
+    key.now += key.fail(FAULT)[0]
+    key.acquire()
+
+    key.now += 59_000
+    assert key.denied().reason == "breaker_open"
+    key.now += 1_001
+    key.acquire()
+
+
+def test_the_key_itself_is_nowhere_in_redis(redis_client: Redis, key: Key) -> None:
+    """Only a digest names it."""
+    key.fail(FAILURE)
+
+    assert redis_client.keys()
+    assert not list(redis_client.scan_iter("*a key*"))

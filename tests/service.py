@@ -1,0 +1,232 @@
+"""The service as its operators run it: Valkey, a sandbox Channel Manager, and the commands of the Procfile."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from app.dev.processes import Process, free_port
+from app.dev.sandbox import process as sandbox_process
+from app.dev.sandbox.process import Sandbox
+from app.dev.sandbox.submission import order_body
+from app.dev.stack import COMPANY, ENVIRONMENT, PARTNER_ID, TENANT
+from app.dev.valkey import Appendfsync, Valkey
+from app.dev.valkey import start as start_server
+from tests.eventually import eventually
+
+ROOT: Final = Path(__file__).parents[1]
+_HOOK: Final = "/webhooks/ota-channel-manager"
+_READY: Final = {"web": "Application startup complete", "worker": "pool.worker_started"}
+_READY_WITHIN: Final = 20.0
+
+
+def ask(
+    method: str, url: str, body: object = None, headers: dict[str, str] | None = None, timeout: float = 10
+) -> tuple[int, Any]:
+    """Return status and body (parsed if it is JSON) of one HTTP request; raises OSError without an answer."""
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json", **(headers or {})}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status, _parsed(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, _parsed(error.read())
+
+
+class Service:
+    """Valkey and the Channel Manager of one test; `start` adds the commands of the Procfile.
+
+    All logs are in `folder`. `variables` are the settings of every command.
+    """
+
+    def __init__(self, folder: Path, parts: ExitStack) -> None:
+        self.folder = folder
+        self.variables: dict[str, str] = {}
+        self.company_id = ""
+        self._parts = parts
+        self.valkey: Valkey
+        self.sandbox: Sandbox
+
+    def start_valkey(self, appendfsync: Appendfsync = "everysec") -> None:
+        """Start an empty server."""
+        self.valkey = self._parts.enter_context(start_server(self.folder / "valkey", appendfsync=appendfsync))
+        self.variables["REDIS_URL"] = self.valkey.url
+
+    def start_sandbox(self, *options: str, seed: int = 0) -> None:
+        """Start the Channel Manager with command line options such as `"--settle-after", "1"`."""
+        options = ("--settle-after", "0.1", *options)
+        self.sandbox = self._parts.enter_context(sandbox_process.start(seed=seed, options=options))
+        self.company_id = self.company_id_of(COMPANY)
+        self.variables |= {
+            "CLIENT_STATE": secrets.token_hex(16),
+            "NP_BASE_URL": self.sandbox.url,
+            "NP_API_KEY": secrets.token_hex(16),
+            "NP_TENANT": TENANT,
+            "NP_ENVIRONMENT": ENVIRONMENT,
+            "NP_COMPANY": COMPANY,
+            "NP_COMPANY_ID": self.company_id,
+            "NP_PARTNER_ID": PARTNER_ID,
+            "PORT": str(free_port()),
+            "LOG_FORMAT": "json",
+        }
+
+    def company_id_of(self, company: str) -> str:
+        """Return the id of a company of the tenant."""
+        return self.sandbox.company_id(TENANT, ENVIRONMENT, company)
+
+    @property
+    def web_url(self) -> str:
+        return f"http://127.0.0.1:{self.variables['PORT']}"
+
+    @property
+    def webhook(self) -> str:
+        return self.web_url + _HOOK
+
+    def start(self, name: str, **variables: str) -> Process:
+        """Start a command of the Procfile and return once it does its work."""
+        process = self.launch(name, **variables)
+        if name == "web":
+            process.wait_until(self._is_ready, _READY_WITHIN, "/readyz answers 200")
+        process.wait_for_line(_READY[name], _READY_WITHIN)
+        return process
+
+    def launch(self, name: str, **variables: str) -> Process:
+        """Start a command of the Procfile without waiting for it, as a supervisor does."""
+        lines = (ROOT / "Procfile").read_text().splitlines()
+        command = next(line.partition(":")[2] for line in lines if line.startswith(f"{name}:"))
+        return self.run(shlex.split(command), f"{name}.log", **variables)
+
+    def run(self, argv: list[str], log: str, **variables: str) -> Process:
+        """Start any program with the settings of the service; it is killed at the end of the test."""
+        env = self._environment() | variables
+        program = shutil.which(argv[0], path=env["PATH"]) or argv[0]
+        process = Process.start([program, *argv[1:]], env=env, cwd=self.folder, log=self.folder / log)
+        self._parts.callback(process.kill)
+        return process
+
+    def web_listens(self) -> bool:
+        """Return whether the port of web accepts connections."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(self.variables["PORT"]))) == 0
+
+    def cli(self, *arguments: str) -> tuple[int, list[Any]]:
+        """Return exit code and JSON lines of `ota-receiver ... --json`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "app.cli", *arguments, "--json"],
+            env=self._environment(),
+            cwd=self.folder,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        with (self.folder / "cli.log").open("ab") as log:
+            log.write(done.stderr)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+    def admin(self, method: str, path: str, body: object = None) -> Any:
+        """Return an answer of the sandbox's admin API."""
+        return self.sandbox.admin(method, path, body)
+
+    def subscribe(self) -> None:
+        """Subscribe the webhook at the Channel Manager."""
+        body = {
+            "notificationUrl": self.webhook,
+            "eventName": "ota_cm_order_processed",
+            "clientState": self.variables["CLIENT_STATE"],
+        }
+        assert ask("POST", self.api("webhook"), body, self.key)[0] == 201
+
+    def api(self, path: str) -> str:
+        """Return the URL of an operation of the Channel Manager."""
+        return f"{self.sandbox.base_url(TENANT, ENVIRONMENT, COMPANY)}/{quote(path)}"
+
+    @property
+    def key(self) -> dict[str, str]:
+        return {"x-np-api-key": self.variables["NP_API_KEY"]}
+
+    def create(self, reference: str, *items: str, payment: str = "PAY-1", **more: Any) -> str:
+        """Create an order at the Channel Manager and return its id; its event comes when it has settled."""
+        body = order_body(PARTNER_ID, reference, items=items, payment_reference=payment) | more
+        status, order = ask("POST", self.api("channelManager"), body, self.key)
+        assert status == 201, order
+        return str(order["orderId"])
+
+    def issue(self, count: int = 1, company_id: str = "") -> list[str]:
+        """Make issued orders at the Channel Manager without events, and return their ids."""
+        body = {"company_id": company_id or self.company_id, "count": count}
+        return [str(row["order_id"]) for row in self.admin("POST", "orders", body)["orders"]]
+
+    def event(self, order_id: str, status: str = "Issued", **changes: Any) -> dict[str, Any]:
+        """Return an event as it stands in an envelope."""
+        return {
+            "appId": "992c2309-cca4-43cb-9e41-911f482ec088",
+            "clientState": self.variables.get("CLIENT_STATE", ""),
+            "companyId": self.company_id,
+            "companyName": COMPANY,
+            "eventName": "ota_cm_order_processed",
+            "eventVersion": "1.0",
+            "payload": {"orderId": order_id, "buyFromOrderReference": "CM-1", "status": status},
+            "timestamp": f"2026-05-15T09:30:05.{time.time_ns() % 10**7:07}Z",
+        } | changes
+
+    def post(self, *events: dict[str, Any]) -> tuple[int, Any]:
+        """POST the events to the webhook; return status and body."""
+        return ask("POST", self.webhook, {"values": list(events)})
+
+    def log(self, name: str, event: str = "") -> list[dict[str, Any]]:
+        """Return the log lines of a command, of one event if named; each must be JSON."""
+        path = self.folder / f"{name}.log"
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return [line for line in lines if not event or line["event"] == event]
+
+    def row(self, order_id: str) -> dict[str, Any]:
+        """Return the sandbox's counts of an order: its getOrder calls and settlements."""
+        return next(row for row in self.admin("GET", "orders") if row["order_id"] == order_id)
+
+    def fetched(self, order_id: str) -> list[dict[str, Any]]:
+        return [line for line in self.log("worker", "order.fetched") if line["order_id"] == order_id]
+
+    def wait_fetched(self, order_id: str, times: int = 1, within: float = 15) -> list[dict[str, Any]]:
+        """Return the `order.fetched` lines of an order once there are `times` of them."""
+        eventually(lambda: len(self.fetched(order_id)) >= times, within, what=f"{order_id} is fetched {times} times")
+        return self.fetched(order_id)
+
+    def _is_ready(self) -> bool:
+        try:
+            return ask("GET", f"{self.web_url}/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def _environment(self) -> dict[str, str]:
+        paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {"PATH": paths, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}", **self.variables}
+
+
+@contextmanager
+def service(folder: Path) -> Iterator[Service]:
+    """Yield a service of which nothing runs yet; everything it starts ends with the block. Main thread only."""
+    with ExitStack() as parts:
+        yield Service(folder, parts)
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.decode(errors="replace")

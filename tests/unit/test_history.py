@@ -1,0 +1,84 @@
+"""The history is read as the scripts pack it, and an entry of another program hides no other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from app.cli.order_history import describe
+from app.ledger.history import (
+    DeliveryEnded,
+    DeliveryRetried,
+    Discarded,
+    DuplicateReceived,
+    Entry,
+    Erased,
+    EventReceived,
+    FetchFailed,
+    FetchRefused,
+    FetchRequested,
+    FetchStarted,
+    FetchStored,
+    GivenUp,
+    Redelivered,
+    Unread,
+    parse_entry,
+)
+
+MS = 1780301702417
+SINK = "python:shop:take"
+
+ENTRIES: list[Entry] = [
+    EventReceived(MS, "1780301702417-0", "Issued", "queued", "current", "4f2a"),
+    DuplicateReceived(MS, "Draft", "previous", "4f2b"),
+    FetchRequested(MS, "replay", "backfill"),
+    FetchStarted(MS, 2, 3, "pool-live-1"),
+    FetchStored(MS, 3, "Put on Hold", 2, 200, 84),
+    FetchRefused(MS, 3),
+    FetchFailed(MS, "retry", 3, "network", 0, 20000),
+    FetchFailed(MS, "deferred", 3, "throttled", 429, 12),
+    FetchFailed(MS, "not_found", 3, "order_not_found", 404, 12),
+    GivenUp(MS, "unsettled"),
+    DeliveryEnded(MS, SINK, 2, "succeeded", "", 7),
+    DeliveryEnded(MS, SINK, 2, "retry", "ValueError", 7),
+    DeliveryRetried(MS, SINK),
+    Discarded(MS, "order_missing", ""),
+    Discarded(MS, "KeyError", SINK),
+    Redelivered(MS, "k7m2qx", SINK),
+    Erased(MS),
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
+def test_each_entry_is_packed_as_kind_time_and_values(entry: Entry) -> None:
+    """As append_history of prelude.lua does it; that the scripts write these is shown by the tests of `explain`."""
+    packed = msgspec.msgpack.encode(entry)
+
+    assert msgspec.msgpack.decode(packed)[1] == MS
+    assert parse_entry(packed) == entry
+    assert entry.at == datetime(2026, 6, 1, 8, 15, 2, 417000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
+def test_each_entry_has_a_sentence_for_people(entry: Entry) -> None:
+    assert len(describe(entry)) > 5
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"no MessagePack",
+        msgspec.msgpack.encode(["teleported", MS, 3]),
+        msgspec.msgpack.encode(["started", MS, "one", "two", "three"]),
+        msgspec.msgpack.encode(["stored", MS]),
+        b"\x94\xa6failed\xcf\x00\x00\x01\x9e\x82\xff\xfe\x91\xa1\xff",
+    ],
+)
+def test_an_entry_that_no_script_writes_keeps_its_bytes_as_text(packed: bytes) -> None:
+    found = parse_entry(packed)
+
+    assert found == Unread(packed.decode(errors="replace"))
+    assert describe(found) == found.text

@@ -1,0 +1,199 @@
+"""The table "What upstream's answers mean": from the answer on the wire to what becomes of the order and the key."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from app.errors import Unavailable, UnreadableAnswer, UpstreamError
+from app.ledger import policy
+from app.ledger.policy import MINUTE, SECOND, Decision
+from app.ledger.work import Fetch
+from app.upstream.client import refusal
+
+NOW = 1_800_000_000_000
+
+
+def fetch(
+    *, attempts: int = 0, rechecks: int = 0, missing_ms: int = 0, known: str = "Issued", client_errors: int = 0
+) -> Fetch:
+    return Fetch(
+        generation=1,
+        token=1,
+        attempts=attempts,
+        rechecks=rechecks,
+        deferrals=0,
+        client_errors=client_errors,
+        missing_ms=missing_ms,
+        known_status=known,
+        request_id="request",
+        queue="live",
+    )
+
+
+def answer(status: int, code: str = "", **headers: str) -> UpstreamError:
+    """Return the error that an answer with this status and error body becomes."""
+    body = json.dumps({"code": code, "message": "canary"}).encode() if code else b"<html>"
+    return refusal(status, httpx.Headers(headers), body, datetime.fromtimestamp(NOW / 1000, UTC))
+
+
+def wait(decision: Decision) -> float:
+    """Return the seconds until the next look at the order."""
+    return decision.wait_ms / SECOND
+
+
+def about(seconds: float) -> tuple[float, float]:
+    """Return the bounds of a time that is spread by 20 %."""
+    return seconds * 0.8, seconds * 1.2
+
+
+def test_a_404_with_its_code_means_not_yet_while_the_grace_lasts() -> None:
+    """The event is sent on commit, so what is not there is on its way for seconds, not for hours."""
+    error = answer(404, "resource_not_found")
+    waits = []
+    for attempts, seconds in enumerate((0, 10, 60, 119.9)):
+        missing_ms = round(seconds * SECOND)
+        decision = policy.of_order(error, fetch(attempts=attempts, missing_ms=missing_ms), 0)
+        assert (decision.outcome, decision.reason) == ("not_found", "order_not_found")
+        waits.append(wait(decision))
+
+    for seen, seconds in zip(waits, policy.NOT_FOUND_WAITS, strict=False):
+        low, high = about(seconds)
+        assert low <= seen <= high
+    assert policy.of_key(error) == "answered"
+
+
+def test_tries_burnt_on_other_failures_do_not_end_the_grace() -> None:
+    error, missing_ms = answer(404, "resource_not_found"), policy.NOT_FOUND_GRACE - 1
+
+    assert policy.of_order(error, fetch(attempts=50, missing_ms=missing_ms), 0).outcome == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("known", "what", "reason"),
+    [
+        ("Draft", "deleted_upstream", "order_not_found"),
+        ("Error", "deleted_upstream", "order_not_found"),
+        ("Issued", "dead", "order_missing"),
+        ("Cancelled", "dead", "order_missing"),
+        ("Submitted", "dead", "order_missing"),
+        ("", "dead", "order_missing"),
+        ("Unknown", "dead", "order_missing"),
+    ],
+)
+def test_after_the_grace_a_404_is_final(known: str, what: str, reason: str) -> None:
+    """Only a Draft or Error order can be deleted (upstream.md 1); of any other, ops must be told."""
+    missing_ms = policy.NOT_FOUND_GRACE
+    decision = policy.of_order(answer(404, "resource_not_found"), fetch(missing_ms=missing_ms, known=known), 0)
+
+    assert (decision.outcome, decision.reason) == (what, reason)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (401, "", "unauthorized"),
+        (403, "generic_error", "forbidden"),
+        (404, "", "not_found"),
+        (404, "generic_error", "not_found"),
+        (404, "saas_tenant_not_found", "tenant_not_found"),
+        (400, "saas_environment_not_found", "environment_not_found"),
+        (404, "saas_company_not_found", "company_not_found"),
+        (301, "", "redirected"),
+        (302, "", "redirected"),
+        (307, "", "redirected"),
+    ],
+)
+@pytest.mark.parametrize("attempts", [0, 21, 1000])
+def test_a_fault_of_the_connection_is_no_fault_of_the_order(status: int, code: str, reason: str, attempts: int) -> None:
+    """The breaker opens, the order stays owed, no try is burnt, none becomes a dead letter however long it lasts."""
+    error = answer(status, code)
+    closed_ms = 5 * MINUTE
+    decision = policy.of_order(error, fetch(attempts=attempts), closed_ms)
+
+    assert policy.of_key(error) == "fault"
+    assert (decision.outcome, decision.reason) == ("deferred", reason)
+    assert decision.wait_ms > closed_ms
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (answer(400, "generic_error"), "bad_request"),
+        (answer(400), "bad_request"),
+        (answer(422), "http_422"),
+        (UnreadableAnswer("unreadable_answer", http_status=200), "unreadable_answer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_400_or_an_unreadable_answer_gets_a_few_tries(error: UpstreamError, reason: str) -> None:
+    """A 400 is also every unhandled error of the other side (upstream.md 5); other failures before do not count."""
+    decisions = [
+        policy.of_order(error, fetch(client_errors=errors, attempts=9), 0)
+        for errors in range(policy.CLIENT_ERROR_ATTEMPTS + 1)
+    ]
+
+    assert [one.outcome for one in decisions] == ["client_error"] * policy.CLIENT_ERROR_ATTEMPTS + ["dead"]
+    assert {one.reason for one in decisions} == {reason}
+    assert policy.of_key(error) == "answered"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [answer(408), answer(500), answer(502), answer(503), answer(504), Unavailable("timeout"), Unavailable("network")],
+    ids=lambda error: error.reason,
+)
+def test_an_outage_is_tried_again_for_a_day(error: UpstreamError) -> None:
+    decisions = [policy.of_order(error, fetch(attempts=attempts), 0) for attempts in range(len(policy.RETRY_WAITS) + 1)]
+
+    *again, last = decisions
+    assert {one.outcome for one in again} == {"retry"}
+    assert (last.outcome, last.reason) == ("dead", error.reason)
+    for one, seconds in zip(again, policy.RETRY_WAITS, strict=True):
+        low, high = about(seconds)
+        assert low <= wait(one) <= high
+    assert 25 * 3600 < sum(policy.RETRY_WAITS) < 27 * 3600
+    assert policy.of_key(error) == "failed"
+
+
+def test_while_the_breaker_is_open_no_order_is_looked_at_earlier() -> None:
+    closed_ms = 5 * MINUTE
+
+    assert policy.of_order(answer(503), fetch(), closed_ms).wait_ms == closed_ms
+
+
+def test_being_throttled_burns_no_try() -> None:
+    """However often: a limit of the key is no fault of the order."""
+    error = answer(429, **{"retry-after": "30"})
+    closed_ms = 30 * SECOND
+    decision = policy.of_order(error, fetch(attempts=1000), closed_ms)
+
+    assert error.retry_after == 30
+    assert (decision.outcome, decision.reason) == ("deferred", "throttled")
+    assert decision.wait_ms > closed_ms
+    assert policy.of_key(error) == "answered"
+
+
+def test_what_failed_together_does_not_come_back_together() -> None:
+    waits = {policy.of_order(answer(503), fetch(attempts=3), 0).wait_ms for _ in range(50)}
+
+    assert len(waits) > 10
+
+
+def test_an_unsettled_order_is_looked_at_four_times_and_then_given_up() -> None:
+    """The last look comes after the other side has swept what was stuck in Processing for an hour."""
+    rechecks = [policy.of_unsettled(fetch(rechecks=number)) for number in range(5)]
+
+    assert [reason for _, reason in rechecks] == ["", "", "", "", "unsettled"]
+    for (wait_ms, _), minutes in zip(rechecks, (2, 10, 30, 75), strict=False):
+        low, high = about(minutes * 60)
+        assert low <= wait_ms / SECOND <= high
+
+
+def test_no_text_of_upstream_is_in_a_decision() -> None:
+    errors = [answer(status, "canary_code") for status in range(300, 600)]
+
+    assert not [error for error in errors if "canary" in repr(policy.of_order(error, fetch(), 0))]
