@@ -10,8 +10,8 @@ from itertools import cycle, islice
 from typing import Any, Final, Literal
 
 from app.dev import stack
-from app.dev.sandbox.events import Event
-from app.dev.sandbox.settings import company_id
+from app.dev.sandbox.values import company_id
+from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.sender import Origin, Post, Shot
 
 Kind = Literal["web", "worker", "pool", "valkey", "freeze"]

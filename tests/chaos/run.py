@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.dev import stack
-from app.dev.sandbox.events import Event
+from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.audit import Books, Evidence, Expected, Name, acknowledged, audit, name, rows
 from app.dev.simulator.sender import Answer, Post, Sender
 from app.ids import OrderKey

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from app.dev.demo import gaps
-from app.dev.sandbox.events import Event
+from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.sender import Answer
 from app.ids import OrderKey
 from app.ledger.events import EventLog, EventQuery

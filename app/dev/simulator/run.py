@@ -19,7 +19,7 @@ from app import bootstrap
 from app.dev import stack as stacks
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
-from app.dev.sandbox.settings import company_id
+from app.dev.sandbox.values import company_id
 from app.dev.simulator.audit import Asked, Books, Evidence, Expected, acknowledged, audit, forgeries, rows
 from app.dev.simulator.plan import Options, Plan, Settled, make
 from app.dev.simulator.sender import Answer, Origin, Sender
