@@ -21,7 +21,9 @@ from tests import demo_picture
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+DOCS = {
+    str(path.relative_to(ROOT / "docs")): path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")
+}
 OPERATIONS, LOGS = DOCS["operations.md"], DOCS["logs.md"]
 
 SCRAPED = {
@@ -121,13 +123,14 @@ def test_every_file_that_a_page_of_the_root_links_exists(page: str) -> None:
 @pytest.mark.parametrize("page", sorted(DOCS))
 def test_every_link_of_the_docs_leads_somewhere(page: str) -> None:
     """Files and sections."""
+    here = ROOT / "docs" / page
     dead = []
     for target in re.findall(r"\]\(([^)\s]+)\)", DOCS[page]):
         name, _, anchor = target.partition("#")
-        path = ROOT / "docs" / name
+        path = (here.parent / name).resolve() if name else here
         if "://" in target:
             continue
-        if (name and not path.exists()) or (anchor and anchor not in anchors(DOCS[path.name] if name else DOCS[page])):
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
             dead.append(target)
 
     assert dead == []
