@@ -47,7 +47,7 @@ from app.intake.auth import Authenticator
 from app.health import Health
 from app.intake.service import Intake
 from app.web.app import Probes, application
-from app.web.webhook import Webhook
+from app.web import webhook
 
 class Inbox:
     async def accept(self, events):
@@ -68,12 +68,12 @@ found = settings.load()
 bootstrap.configure_log(found)
 app = application(
     webhook_path=found.webhook_path,
-    webhook=Webhook(
-        Intake(Authenticator(found.companies), Inbox(), count, count), count, 2000, body_seconds=0.2
-    ),
+    webhook=webhook.Webhook(Intake(Authenticator(found.companies), Inbox(), count, count), 2000),
     probes=Probes(Health(bootstrap.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
+    count=count,
     resources=resources,
 )
+webhook.BODY_SECONDS = 0.2
 uvicorn.run(app, port=found.port, log_config=None, access_log=False, lifespan="on")
 """
 
