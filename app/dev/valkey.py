@@ -41,7 +41,7 @@ _POLL = 0.02
 
 
 class ValkeyUnavailable(ReceiverError):
-    """No embedded server can be started or used; the text says what to do."""
+    """No embedded server can be started or used; the message has the remedy."""
 
 
 class _PortTaken(ValkeyUnavailable):
