@@ -16,6 +16,9 @@ from app.cli import console, context
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
 from app.errors import ReceiverError
 
+if TYPE_CHECKING:  # in the image there is no such module
+    from app.dev.simulator.run import Report
+
 _DEMO_CODES: Final = {
     DONE: "every order is complete",
     FOUND: "an order is incomplete, or it could not run",
@@ -26,6 +29,16 @@ _DEMO_CODES: Final = {
 }
 _DEV_CODES: Final = {DONE: "stopped on request", FOUND: "it could not run", AWAY: "", NEWER: "", INTERRUPTED: ""}
 
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
+_MOST_SHOWN: Final = 20
+_RATE: Final = 50.0
+_EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
+_CODES: Final = {
+    DONE: "every order is right",
+    FOUND: "some orders are wrong, or it could not run",
+    AWAY: "",
+    NEWER: "",
+}
 
 cli = console.commands()
 
@@ -74,21 +87,6 @@ def interrupt(*_: object) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-if TYPE_CHECKING:  # in the image there is no such module
-    from app.dev.simulator.run import Report
-
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
-_MOST_SHOWN: Final = 20
-_RATE: Final = 50.0
-_EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
-_CODES: Final = {
-    DONE: "every order is right",
-    FOUND: "some orders are wrong, or it could not run",
-    AWAY: "",
-    NEWER: "",
-}
 
 
 def _share(text: str | float) -> float:
