@@ -27,7 +27,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, BrokenRecord, References
-from app.ledger.redis import server_time
+from app.ledger.redis import for_command, server_time
 from app.replay import Plans, Selector
 from app.settings import Company, Settings
 
@@ -162,7 +162,7 @@ def open_context(company: str | None = None) -> Iterator[CommandContext]:
     """
     bootstrap.configure_cli_log()
     found = settings.load()
-    with bootstrap.command_redis(found) as redis:
+    with for_command(found.redis_url.get_secret_value()) as redis:
         try:
             yield CommandContext(found, redis, company)
         except BrokenRecord as broken:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, MutableMapping
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any, Final
 
@@ -97,6 +96,8 @@ cli = console.commands(
 @cli.callback()
 def _options(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if show:
+        from importlib.metadata import version  # here: it loads slowly
+
         typer.echo(version("ota-receiver"))
         raise typer.Exit
 
