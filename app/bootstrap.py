@@ -91,7 +91,6 @@ def web_app(settings: Settings) -> ASGIApp:
         webhook_path=settings.webhook_path,
         webhook=Webhook(
             Intake(Authenticator(settings.companies), failover or inbox, tally.count, tally.alert),
-            tally.count,
             settings.max_body_bytes,
         ),
         probes=Probes(
@@ -99,6 +98,7 @@ def web_app(settings: Settings) -> ASGIApp:
             Metrics(redis, vital_signs(settings), spool.waiting if spool else None, _reconcile_every(settings)).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
+        count=tally.count,
         resources=resources,
     )
 
