@@ -20,10 +20,10 @@ from redis.exceptions import RedisError
 
 from app import bootstrap, log
 from app.alerts import Change, Seen, Watch, judge, read
-from app.errors import UpstreamError
+from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
 from app.ledger.orders import Backlog, Holdings
-from app.ledger.redis import StoreUnavailable, server_time, translated_errors
+from app.ledger.redis import server_time, translated_errors
 from app.metrics import add, mark
 from app.reconcile.compare import Survey
 from app.reconcile.run import BUSY, LONGEST, Listing, Outcome, Reconcile, Report, Share

@@ -22,12 +22,12 @@ from app.audit import LONGEST_TEXT, Audit, Deed
 from app.cli import console
 from app.cli.console import AWAY, FOUND, Stop
 from app.erasure import AuditWords, Erasure
-from app.errors import Unavailable, UnreadableAnswer, UpstreamError
+from app.errors import BrokenRecord, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
-from app.ledger.orders import MOST_SEARCHED, Archive, BrokenRecord, ReferenceIndex
+from app.ledger.orders import MOST_SEARCHED, Archive, ReferenceIndex
 from app.ledger.redis import server_time
 from app.replay import Plans, Selector
 from app.settings import Company, Settings

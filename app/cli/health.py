@@ -11,6 +11,7 @@ import typer
 from app import settings
 from app.cli import console
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, epilog
+from app.errors import StoreUnavailable
 from app.settings import Settings
 
 Role = Literal["web", "worker"]
@@ -69,7 +70,7 @@ def _web(found: Settings) -> Pulse:
 def _worker(found: Settings) -> Pulse:
     # Here, not above: these load longer than the whole check of a web process takes.
     from app import bootstrap
-    from app.ledger.redis import StoreUnavailable, server_time
+    from app.ledger.redis import server_time
     from app.snapshot import Pools, read_heartbeat
     from workers.recovery import identity
 

@@ -18,11 +18,11 @@ from app.cli import console, context
 from app.cli.console import DONE, FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context
 from app.cli.orders import ask_for
-from app.errors import UpstreamError
+from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
 from app.ledger.orders import Holdings, References
 from app.reconcile.compare import Gap, Survey
-from app.reconcile.expected import BadExpected, Expected, read
+from app.reconcile.expected import Expected, read
 from app.reconcile.state import Cursor
 from app.settings import Company
 

@@ -17,7 +17,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from app.errors import ReceiverError, UnreadableAnswer
+from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.history import Entry, Unread, parse_entry
@@ -33,13 +33,6 @@ _ON_THE_CLOCK: Final = frozenset({"pending", "deferred", "fetching"})
 
 MOST_SORTED: Final = 20_000
 """Orders of `due` that are sorted by their last change for a list of one state."""
-
-
-class BrokenRecord(ReceiverError):
-    """The key of an order's record holds something that none of our scripts has written there."""
-
-    def __init__(self, order: OrderKey) -> None:
-        super().__init__(f"The record of order {order.order_id} is unreadable: look at {keys.record(order)} in Redis.")
 
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,7 +188,7 @@ def is_wrong_type(answer: object) -> bool:
 
 def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
     if is_wrong_type(answer):
-        return BrokenRecord(order)
+        return BrokenRecord(order.order_id, keys.record(order))
     if isinstance(answer, Exception):
         raise answer
     # Every event and every request counts `generation`: without it the hash is what a late command left.
@@ -204,7 +197,7 @@ def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
     try:
         return parse_record(order, answer)
     except (ValueError, OverflowError):
-        return BrokenRecord(order)
+        return BrokenRecord(order.order_id, keys.record(order))
 
 
 _COPIES_A_CALL = 200

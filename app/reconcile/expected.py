@@ -10,17 +10,13 @@ from typing import Final
 
 import msgspec
 
-from app.errors import ReceiverError
+from app.errors import BadExpected
 from app.ids import guid
 
 _ORDER_ID: Final = "orderid"
 _REFERENCES: Final = ("reference", "buyfromorderreference", "selltoorderreference")
 _USED: Final = frozenset({_ORDER_ID, *_REFERENCES})
 _TOLD: Final = 10
-
-
-class BadExpected(ReceiverError):
-    """The file cannot be used; the text names each line and what is wrong with it."""
 
 
 class Expected(msgspec.Struct, frozen=True):

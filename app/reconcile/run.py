@@ -14,11 +14,11 @@ from typing import Final, Literal
 import msgspec
 
 from app import log
-from app.errors import Unavailable, UpstreamError
+from app.errors import Denied, Unavailable, UpstreamError
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Backlog
-from app.ledger.rate_limit import Denied, Permit, RateLimiter
+from app.ledger.rate_limit import Permit, RateLimiter
 from app.reconcile.compare import Findings, Gap, Survey
 from app.reconcile.state import Cursor
 from app.upstream.client import ChannelManager

@@ -11,12 +11,13 @@ from redis import Redis
 
 from app import bootstrap
 from app.audit import Audit
+from app.errors import OtherSchema
 from app.ledger import keys
 from app.ledger.history import Redelivered
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.policy import DAY
-from app.ledger.redis import VERSION, OtherSchema
+from app.ledger.redis import VERSION
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Draft, Plan, Plans, Step
 from tests.integration.desk import SINK, Desk, open_desk, order

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.reconcile.expected import BadExpected, Expected, parse, read
+from app.errors import BadExpected
+from app.reconcile.expected import Expected, parse, read
 
 ORDER = "00000000-0000-4000-8000-000000000001"
 
