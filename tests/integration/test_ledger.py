@@ -220,6 +220,17 @@ class TestCrashes:
         assert stage.due_in() == 0
         assert stage.ledger.release_worker("a", "killed") is None
 
+    def test_a_fetch_that_fails_after_an_older_one_has_stored_changes_nothing(self, stage: Stage) -> None:
+        stage.settle()
+        slow = stage.fetch("slow")
+        stage.later(LEASE_SECONDS)
+        repeat = stage.fetch("repeat")
+        assert stage.store(slow, 1, "slow") == "fetched"
+
+        assert stage.fail(repeat, "dead", "repeat") == "refused"
+
+        assert (stage.is_dead(), stage.due_in(), stage.days_kept()) == (False, None, {400})
+
     def test_what_another_worker_fetches_by_now_is_not_abandoned(self, stage: Stage) -> None:
         stage.settle()
         stage.fetch("a")

@@ -20,11 +20,22 @@ local function add_event(company, order, status, reference, outcome, secret, req
     'sent', sent, 'outcome', outcome, 'secret', secret, 'request', request)
 end
 
+-- Which events are known already, asked for all of them at once.
+local seen, is_seen = {}, {}
+for at = 2, #ARGV, 9 do
+  seen[#seen + 1] = prefix .. 'seen:' .. ARGV[at]
+end
+if #seen > 0 then
+  for i, value in ipairs(redis.call('MGET', unpack(seen))) do
+    is_seen[seen[i]] = value
+  end
+end
+
 local function record_event(at)
   local digest, company, order, status, reference, secret, request, sent, received = unpack(ARGV, at, at + 8)
   local o = load(company .. ':' .. order, {'generation', 'job', 'last_event_at', 'erased_at', 'first_at'})
-  local seen = digest ~= '' and prefix .. 'seen:' .. digest
-  if seen and redis.call('EXISTS', seen) == 1 then
+  local key = prefix .. 'seen:' .. digest
+  if digest ~= '' and is_seen[key] then
     if o.generation > 0 then
       redis.call('HINCRBY', o.record, 'duplicates', 1)
       append_history(o, 'duplicate', status, secret, request)
@@ -33,29 +44,38 @@ local function record_event(at)
   end
   local outcome = 3
   if o.erased_at > 0 then
+    redis.call('ZREM', due, o.member)
     local id = add_event(company, order, status, '', names[3], secret, request, sent)
     append_history(o, 'event', id, status, names[3], secret, request)
   else
-    -- An event that waited in a spool is no news of an order that a later event told of.
+    -- An event that waited in a spool is no news of an order that a later event named.
     local received_at, fields = received == '0' and now or math.min(tonumber(received), now), nil
     if received_at >= o.last_event_at then
       fields = {'last_event_at', received_at, 'last_event_status', status, 'reference', reference,
         'request_id', request}
       if o.first_at == 0 then
         o.first_at = received_at
-        table.insert(fields, 'first_at')
-        table.insert(fields, received_at)
+        fields[9], fields[10] = 'first_at', received_at
       end
     end
     outcome = request_fetch(o, 'live', fields) == 'queued' and 0 or 1
     local id = add_event(company, order, status, reference, names[outcome], secret, request, sent)
     append_history(o, 'event', id, status, names[outcome], secret, request)
   end
-  if seen then
-    redis.call('SET', seen, 1, 'PX', a.dedup)
+  if digest ~= '' then
+    redis.call('SET', key, 1, 'PX', a.dedup)
+    is_seen[key] = '1'
   end
   return outcome
 end
+
+local members = {}
+for at = 2, #ARGV, 9 do
+  if ARGV[at] == '' or not is_seen[prefix .. 'seen:' .. ARGV[at]] then
+    members[#members + 1] = ARGV[at + 1] .. ':' .. ARGV[at + 2]
+  end
+end
+schedule(members)
 
 local outcomes, counts, rates = {}, {}, {}
 for at = 2, #ARGV, 9 do

@@ -45,6 +45,10 @@ if deleted and o.fetched_generation >= o.generation then
   o.dead = nil
   schedule_delivery(o, now)
   return 'deleted_upstream'
+elseif o.fetched_generation >= o.generation then
+  -- A fetch that had started before, and counted as lost, has stored all there is: this failure changes nothing.
+  schedule_delivery(o, now)
+  return 'refused'
 elseif a.outcome ~= 'deferred' and o.generation > a.generation then
   -- A settlement came meanwhile, and has all its attempts.
   if not o.job then

@@ -159,17 +159,25 @@ local function flush_jobs()
   pushed = {}
 end
 
--- Ask for a fetch of an order: raise its generation, and push a job unless one waits already, in this queue or in
--- live. `o` needs generation, job and first_at; `fields` is a flat list of more fields to write, or nil. Returns queued
--- or coalesced; the caller ends with flush_jobs.
--- The order stands in `due` before anything else is written: whatever fails after that, the dispatcher sees to it.
+-- Put orders (members) on the clock and into the list of orders, before anything else is written of them: whatever fails
+-- after that, the dispatcher sees to it. LT: what is due earlier stays so.
+local function schedule(members)
+  local looks, changes = {}, {}
+  for i, member in ipairs(members) do
+    looks[2 * i - 1], looks[2 * i] = now + a.grace, member
+    changes[2 * i - 1], changes[2 * i] = now, member
+  end
+  for from = 1, #looks, 1000 do
+    redis.call('ZADD', due, 'LT', unpack(looks, from, math.min(from + 999, #looks)))
+    redis.call('ZADD', orders, unpack(changes, from, math.min(from + 999, #changes)))
+  end
+end
+
+-- Ask for a fetch of an order that is scheduled: raise its generation, and push a job unless one waits already, in this
+-- queue or in live. `o` needs generation, job and first_at; `fields` is a flat list of more fields to write, or nil.
+-- Returns queued or coalesced; the caller ends with flush_jobs.
 local function request_fetch(o, queue, fields)
   local waits = o.job == queue or o.job == 'live'
-  if waits then
-    redis.call('ZADD', due, 'LT', now + a.grace, o.member)
-  else
-    redis.call('ZADD', due, now + a.grace, o.member)
-  end
   if o.generation > 0 then
     for _, key in ipairs({o.record, o.history, o.content}) do
       redis.call('PERSIST', key)
@@ -190,7 +198,6 @@ local function request_fetch(o, queue, fields)
     end
   end
   redis.call('HSET', o.record, unpack(changed))
-  redis.call('ZADD', orders, now, o.member)
   if waits then
     return 'coalesced'
   end

@@ -70,6 +70,7 @@ for _, entry in ipairs(redis.call('LRANGE', todo, 0, a.limit - 1)) do
     if #a.deliver_to > 0 then
       is_new = redeliver(o)
     else
+      schedule({member})
       is_new = request_fetch(o, 'backfill') == 'queued'
       append_history(o, 'requested', 'replay:' .. a.plan, 'backfill')
     end

@@ -6,10 +6,12 @@ local newer = other_schema()
 if newer then
   return newer
 end
+schedule(a.orders)
 local outcomes = {}
 for _, member in ipairs(a.orders) do
   local o = load(member, {'generation', 'job', 'first_at', 'erased_at'})
   if o.erased_at > 0 then
+    redis.call('ZREM', due, member)
     table.insert(outcomes, 2)
   else
     table.insert(outcomes, request_fetch(o, a.queue) == 'queued' and 0 or 1)
