@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
@@ -13,8 +13,11 @@ import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without ty
 from app import log
 from app.alerts import RULES
 from app.cli.main import cli
+from app.dev import demo
+from app.ledger.record import State
 from app.metrics import GAUGES, HISTOGRAM, MARKS, METRICS
-from app.settings import Company, Settings
+from app.settings import Company
+from tests import demo_picture
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,12 +59,6 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in found["groups"] for rule in group["rules"]]
 
 
-@pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
-def test_readme_explains_every_setting(name: str) -> None:
-    """A setting that is not in the table cannot be found."""
-    assert f"`{name}`" in README
-
-
 @pytest.mark.parametrize(
     "name", [name for name in Company.model_fields if name not in {"slug", "client_state_previous"}]
 )
@@ -70,24 +67,37 @@ def test_the_example_of_companies_file_shows_every_field(name: str) -> None:
     assert name in (ROOT / "companies.example.toml").read_text(encoding="utf-8")
 
 
-def test_readme_lists_every_command() -> None:
-    """`ota-receiver --help` and the README agree."""
+def test_commands_lists_every_command_and_no_other() -> None:
+    """`ota-receiver --help` and docs/commands.md agree."""
     commands = typer.main.get_command(cli).commands  # type: ignore[attr-defined]  # a group has commands
-    names = [
+    exist = {
         f"{name} {part}" if part else name
         for name, command in commands.items()
         for part in (getattr(command, "commands", None) or [""])
-    ]
+    }
 
-    assert [name for name in names if f"`{name}`" not in README] == []
+    assert {name for cell, _ in rows(DOCS["commands.md"], "command") for name in names(cell)} == exist
 
 
-def test_readmes_two_commands_stand_alone_on_their_lines() -> None:
-    """They are copied as they stand."""
+def test_commands_explains_every_state_of_an_order() -> None:
+    assert [names(cell)[0] for cell, _ in rows(DOCS["commands.md"], "state")] == list(get_args(State))
+
+
+def test_readme_is_short_and_its_two_commands_stand_alone_on_their_lines() -> None:
+    """It is read in one sitting, and the commands are copied as they stand."""
     lines = README.splitlines()
 
+    assert len(lines) <= 150
     assert "python3 -m pip install uv && uv run ota-receiver demo" in lines
     assert "python3 -m pip install uv && uv run pytest" in lines
+
+
+def test_the_picture_shows_the_demo_of_this_version_and_no_path() -> None:
+    """`uv run python -m tests.demo_picture` makes it again."""
+    picture = demo_picture.PICTURE.read_text(encoding="utf-8").replace("&#160;", " ")
+
+    assert [sample.title for sample in demo.samples() if sample.title not in picture] == []
+    assert demo_picture.MACHINE_PATH.findall(picture) == []
 
 
 def test_every_test_that_a_fault_names_exists() -> None:
@@ -99,9 +109,11 @@ def test_every_test_that_a_fault_names_exists() -> None:
     assert [name for name in sorted(named) if not (ROOT / "tests" / name).exists()] == []
 
 
-def test_every_mentioned_file_exists() -> None:
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_file_that_a_page_of_the_root_links_exists(page: str) -> None:
     """A link that leads nowhere is worse than none."""
-    targets = [part.partition(")")[0].partition("#")[0] for part in README.split("](")[1:]]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [part.partition(")")[0].partition("#")[0] for part in text.split("](")[1:]]
 
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
 
