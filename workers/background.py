@@ -17,17 +17,17 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
-from app.alerts import Change, Seen, Watch, judge, read
+from app.alerts import AlertStore, Change, conditions, evaluate
 from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
 from app.ledger.orders import Backlog, Holdings
 from app.ledger.redis import server_time, translated_errors
-from app.metrics import add, mark
+from app.metrics import add, set_timestamp
 from app.reconcile.compare import Survey
 from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
 from app.reconcile.state import AGAIN_AFTER, Cursor, Turn, Turns
 from app.settings import Company, Settings
-from app.snapshot import Vitals, VitalSigns
+from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 from workers.worker import fork
 
@@ -84,8 +84,8 @@ class AlertEvaluator:
     """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
-        self._signs = bootstrap.vital_signs(settings)
-        self._watch = Watch(redis)
+        self._reader = bootstrap.snapshot_reader(settings)
+        self._store = AlertStore(redis)
         self._redis = redis
         self._next = 0.0
 
@@ -94,10 +94,10 @@ class AlertEvaluator:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + ALERTS_EVERY
-        if not self._watch.take_turn():
+        if not self._store.acquire_turn():
             return
         try:
-            evaluate(self._watch, self._signs, self._signs.read(self._redis))
+            log_alerts(self._store, self._reader, self._reader.read(self._redis))
         except (RedisError, OSError):
             raise
         except Exception as error:
@@ -105,38 +105,36 @@ class AlertEvaluator:
             _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
-def evaluate(watch: Watch, vital_signs: VitalSigns, vitals: Vitals) -> list[Change]:
+def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) -> list[Change]:
     """Log what has changed since the last evaluation, then save the new states; return the changes.
 
     A pool that is killed in between repeats an alert and swallows none.
     """
-    states = watch.states()
-    hours = {one.company_id: watch.hours(one.company_id, vitals.now) for one in vital_signs.subjects}
-    seen = Seen(vitals, watch.totals(), hours, states)
-    after, changes = judge(read(seen, vital_signs.subjects), states, vitals.now)
+    inputs = store.inputs(snapshot, reader.companies)
+    states, changes = evaluate(conditions(inputs, reader.companies), inputs.states, snapshot.now)
     for change in changes:
-        _log_change(change, vitals.now)
-    watch.save(after)
+        _log_change(change, snapshot.now)
+    store.save(states)
     return changes
 
 
 def _log_change(change: Change, now: int) -> None:
-    sign = change.sign
-    about = {"name": sign.name, "company": sign.company or None, "sink": sign.sink or None}
-    runbook = f"{RUNBOOK}{sign.name.replace('_', '-')}"
-    if change.what == "cleared":
+    found = change.condition
+    about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
+    runbook = f"{RUNBOOK}{found.name.replace('_', '-')}"
+    if change.action == "resolved":
         _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
-    elif sign.name == "silence":
+    elif found.name == "silence":
         _log.warning(
             "alert.silence",
-            company=sign.company,
-            reason=sign.reason,
-            quiet_s=sign.figure,
-            usual=None if sign.usual is None else round(sign.usual),
+            company=found.company,
+            reason=found.reason,
+            quiet_s=found.figure,
+            usual=None if found.usual is None else round(found.usual),
             runbook=runbook,
         )
     else:
-        _log.error("alert.firing", figure=sign.figure, runbook=runbook, **about)
+        _log.error("alert.firing", figure=found.figure, runbook=runbook, **about)
 
 
 def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
@@ -230,10 +228,10 @@ def _wait_after(error: UpstreamError, every: int) -> int:
 
 def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
     counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
-    counts |= {("gaps", company_id, kind): times for kind, times in report.gaps.items()}
+    counts |= {("discrepancies", company_id, kind): times for kind, times in report.gaps.items()}
     add(redis, counts)
     if report.outcome == "complete":
-        mark(redis, ("reconciled", company_id), now)
+        set_timestamp(redis, ("reconciled", company_id), now)
 
 
 def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int) -> None:

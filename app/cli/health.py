@@ -71,17 +71,17 @@ def _worker(found: Settings) -> Pulse:
     # Here, not above: these load longer than the whole check of a web process takes.
     from app import bootstrap
     from app.ledger.redis import server_time
-    from app.snapshot import Pools, read_heartbeat
+    from app.snapshot import read_heartbeats
     from workers.recovery import identity
 
     try:
         with bootstrap.command_redis(found) as redis:
             now = server_time(redis)
-            told = [census for text in Pools(redis).all() if (census := read_heartbeat(text)) is not None]
+            pools = read_heartbeats(redis)
     except StoreUnavailable as away:
         return Pulse("worker", healthy=False, detail=str(away))
     here = identity().machine
-    ages = [(now - census.beat) / 1000 for census in told if census.machine == here]
+    ages = [(now - pool.at) / 1000 for pool in pools if pool.machine == here]
     if not ages:
         return Pulse("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
     age = max(0.0, min(ages))

@@ -160,7 +160,7 @@ class Archive:
         """
         fields: Any = self._redis.hkeys(keys.COUNTERS)
         counted = (field.decode(errors="replace").split("|") for field in fields)
-        companies = {labels[0] for metric, *labels in counted if metric in {"events", "gaps"} and labels}
+        companies = {labels[0] for metric, *labels in counted if metric in {"events", "discrepancies"} and labels}
         return self.of_companies(order_id, sorted(companies))
 
     def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[Scored]]:
