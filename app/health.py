@@ -27,7 +27,7 @@ FRESH: Final = 0.5
 class EventBuffer(Protocol):
     """Something that keeps events while Redis is unavailable."""
 
-    async def trouble(self) -> str: ...
+    async def problem(self) -> str: ...
 
     async def waiting(self) -> int | None: ...
 
@@ -94,7 +94,7 @@ class Health:
             return []
         try:
             async with asyncio.timeout(SECONDS):
-                trouble = await self._spool.trouble()
+                problem = await self._spool.problem()
                 waiting = await self._spool.waiting()
         except TimeoutError:
             return [Check("spool", ok=False, detail="the disk does not answer", fatal=True)]
@@ -102,7 +102,7 @@ class Health:
             # Whatever it is, the prober must get an answer.
             return [Check("spool", ok=False, detail=f"fails ({type(error).__name__})", fatal=True)]
         return [
-            Check("spool", ok=not trouble, detail=trouble or "takes events", fatal=True),
+            Check("spool", ok=not problem, detail=problem or "takes events", fatal=True),
             Check(
                 "backlog",
                 ok=waiting == 0,

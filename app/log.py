@@ -68,7 +68,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "pool.worker_died": "worker exit_code order_id",
         "pool.worker_failed": "worker error trace",
         "pool.recovered": "pool workers",
-        "dispatcher.enqueued": "looked enqueued",
+        "dispatcher.enqueued": "due enqueued",
         "dispatcher.orders_broken": "orders",
         "worker.timed_out": "worker busy_s",
         "pool.failed": "error trace",

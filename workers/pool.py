@@ -203,8 +203,8 @@ class Pool:
         self._recovery.heartbeat(self._children)
         self._recovery.recover_dead_pools()
         dispatched = self._ledger.dispatch_due()
-        if dispatched.looked:
-            _log.info("dispatcher.enqueued", looked=dispatched.looked, enqueued=dispatched.enqueued)
+        if dispatched.due:
+            _log.info("dispatcher.enqueued", due=dispatched.due, enqueued=dispatched.enqueued)
         if dispatched.broken:
             _log.error("dispatcher.orders_broken", orders=dispatched.broken)
         self._retention.trim_each_minute()

@@ -27,7 +27,7 @@ from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
-from app.ledger.orders import MOST_SEARCHED, Archive, ReferenceIndex
+from app.ledger.orders import MOST_SEARCHED, Archive, References
 from app.ledger.redis import server_time
 from app.replay import Plans, Selector
 from app.settings import Company, Settings
@@ -76,8 +76,8 @@ class CommandContext:
         return Archive(self.redis)
 
     @cached_property
-    def references(self) -> ReferenceIndex:
-        return ReferenceIndex(self.redis)
+    def references(self) -> References:
+        return References(self.redis)
 
     @cached_property
     def events(self) -> EventLog:

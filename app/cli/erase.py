@@ -16,7 +16,7 @@ from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, Stop
 from app.cli.context import CommandContext, open_context
 from app.erasure import Copies, Traces
 from app.ids import OrderKey
-from app.intake.spool import Swept, forget
+from app.intake.spool import Swept, erase_rows
 
 CODES: Final = {
     DONE: "erased",
@@ -153,8 +153,8 @@ def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as
     with console.progress("taking events out") as step:
         events = here.erasure.forget_events(found, here.now(), step)
     spool = here.settings.spool_dir
-    swept = forget(spool, orders) if spool is not None else Swept(0, ())
-    totals = Totals(orders=len(erased), events=events, spooled=swept.rows, texts=texts, left=swept.troubles)
+    swept = erase_rows(spool, orders) if spool is not None else Swept(0, ())
+    totals = Totals(orders=len(erased), events=events, spooled=swept.rows, texts=texts, left=swept.problems)
     if as_json:
         for one in erased:
             console.json_line(one)

@@ -12,6 +12,7 @@ import msgspec
 from app import times
 from app.cli import console
 from app.ledger.history import (
+    DeadLettered,
     DeliveryEnded,
     DeliveryRetried,
     Discarded,
@@ -24,7 +25,6 @@ from app.ledger.history import (
     FetchRequested,
     FetchStarted,
     FetchStored,
-    GivenUp,
     Redelivered,
     Unread,
 )
@@ -97,7 +97,7 @@ def describe(entry: Entry) -> str:
         case FetchFailed():
             outcome = _FAILED.get(entry.outcome, entry.outcome)
             return f"fetch {entry.token} failed: {entry.reason}{_call(entry.http, entry.duration_ms)}, {outcome}"
-        case GivenUp():
+        case DeadLettered():
             return f"now a dead letter: {entry.reason}"
         case DeliveryEnded(outcome="succeeded"):
             return f"revision {entry.revision} delivered to {entry.sink} in {entry.duration_ms} ms"

@@ -100,12 +100,12 @@ def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[
 
 
 def _known(here: CommandContext, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
-    references = References(here.redis, company_ids)
-    known = references.indexed(wanted)
+    references = References(here.redis)
+    known = references.fetched(wanted, company_ids)
     if known == wanted:
         return known
     with console.progress("looking through references") as step:
-        for texts in references.event_references():
+        for texts in references.of_events(company_ids):
             known |= texts & wanted
             step(len(texts))
             if known == wanted:

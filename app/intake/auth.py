@@ -20,14 +20,14 @@ PREVIOUS: Final = "previous"
 UNKNOWN: Final = "unknown"
 
 _LONGEST_SECRET: Final = 1024
-"""Characters looked at; a subscription's clientState has at most 50 (upstream.md 3)."""
+"""Characters compared; a subscription's clientState has at most 50 (upstream.md 3)."""
 
 
 class Batch(msgspec.Struct, frozen=True):
     """What may be recorded of one POST; only `authenticate` makes one.
 
     `proven` items carried a good secret, `ignored` of them another event's name. `invalid_items`: reason code -> items;
-    `rejected`: company id, or `unknown` -> items with a wrong secret (said of both, so that both take as long).
+    `rejected`: company id, or `unknown` -> items with a wrong secret.
     """
 
     events: tuple[OrderProcessed, ...]
@@ -50,7 +50,7 @@ class Authenticator:
             )
             for company in companies
         }
-        self._nobody = (secrets.token_bytes(32), secrets.token_bytes(32))
+        self._unknown = (secrets.token_bytes(32), secrets.token_bytes(32))
 
     def authenticate(self, envelope: Envelope, request_id: str = "") -> Batch:
         """Return the events of the items that carry a valid clientState of their own company.
@@ -90,7 +90,7 @@ class Authenticator:
         if not isinstance(given, str):
             return None
         known = company_id is not None and company_id in self._secrets
-        current, previous = self._secrets[company_id] if known and company_id else self._nobody
+        current, previous = self._secrets[company_id] if known and company_id else self._unknown
         digest = _digest(given[:_LONGEST_SECRET])
         is_current = compare_digest(digest, current)
         is_previous = compare_digest(digest, previous)

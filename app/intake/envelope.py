@@ -1,4 +1,4 @@
-"""Bytes from the sender to typed items: the three envelope shapes, and what makes two events the same.
+"""From bytes to typed items: the three envelope shapes, and the digest by which two events are the same.
 
 The wrapper is documented in three ways (`values`, `value`, one bare object: upstream.md 0), so all are taken.
 Nothing here is trusted yet: only `app.intake.auth` turns items into order events.
@@ -67,7 +67,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
 
     @property
     def status_word(self) -> str:
-        """Return the status as one word, `Unknown` if it is none: it stands in lines that split at blanks."""
+        """Return the status if it is one word, else `Unknown`: lines that people split at blanks contain it."""
         return self.status if _WORD.fullmatch(self.status) else "Unknown"
 
     def arguments(self) -> tuple[str | int, ...]:

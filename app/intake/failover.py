@@ -20,13 +20,13 @@ LONGEST_PAUSE: Final = 8.0
 """Seconds between two probes of a Redis that failed; doubled each time it fails again soon after its return."""
 
 SOON: Final = 10.0
-"""Seconds after its return in which a failure of Redis counts as the same trouble."""
+"""Seconds after its recovery in which a failure of Redis counts as the same outage."""
 
 RETRY_REFUSED_EVERY: Final = 600.0
-"""Seconds between two tries of events that Redis refuses while it takes others."""
+"""Seconds between two attempts for events that Redis refuses while it accepts others."""
 
-LOOK_EVERY: Final = 2.0
-"""Seconds between two looks for events that another process of this machine has left in the spool."""
+CHECK_EVERY: Final = 2.0
+"""Seconds between two checks for events that another process of this machine has left in the spool."""
 
 _log = log.get()
 
@@ -43,20 +43,20 @@ class Failover:
         self._inbox = inbox
         self._spool = spool
         self._count = count
-        self._away = asyncio.Event()
+        self._unavailable = asyncio.Event()
         self._pause = FIRST_PAUSE
-        self._back_since = -SOON
-        self._trouble = ""
+        self._recovered_at = -SOON
+        self._error = ""
 
     async def accept(self, events: Sequence[OrderProcessed]) -> Recorded:
         """Record the events of one POST, in Redis or on disk; raises NotRecorded when neither took them."""
-        if not self._away.is_set():
+        if not self._unavailable.is_set():
             try:
                 return await self._inbox.accept(events)
             except NotRecorded as refusal:
                 if refusal.reason != "record_refused":
                     self._lost(refusal)
-        # The only time that this machine gives: an event in the spool is as old as the disk says.
+        # The only use of this machine's clock: Redis, whose clock dates everything else, is unavailable.
         received = time.time_ns() // 1_000_000
         await self._spool.put([replace(event, received=received) for event in events])
         self._count("spool", "kept", len(events))
@@ -67,7 +67,7 @@ class Failover:
         retried = time.monotonic()
         while True:
             try:
-                if self._away.is_set():
+                if self._unavailable.is_set():
                     await asyncio.sleep(self._pause)
                     await self._probe()
                     continue
@@ -75,29 +75,29 @@ class Failover:
                     retried = time.monotonic()
                     self._spool.retry_refused()
                 backlog = await self._spool.backlog(GROUP)
-                self._trouble = ""
+                self._error = ""
                 if backlog:
                     await self._drain(backlog)
                     continue
             except Exception as error:
-                # If this task ended, nothing would ever be drained. One line a trouble: it is tried again and again.
-                if self._trouble != type(error).__name__:
-                    self._trouble = type(error).__name__
-                    _log.error("spool.failed", error=self._trouble, trace=log.trace_of(error))
+                # This task must not end: nothing would be drained. One line an error: the next attempt follows at once.
+                if self._error != type(error).__name__:
+                    self._error = type(error).__name__
+                    _log.error("spool.failed", error=self._error, trace=log.trace_of(error))
             await self._wait()
 
     async def _wait(self) -> None:
-        """Return when Redis is lost, or after LOOK_EVERY."""
+        """Return when Redis is lost, or after CHECK_EVERY."""
         try:
-            async with asyncio.timeout(LOOK_EVERY):
-                await self._away.wait()
+            async with asyncio.timeout(CHECK_EVERY):
+                await self._unavailable.wait()
         except TimeoutError:
             return
 
     async def _probe(self) -> None:
         if await self._inbox.probe():
-            self._away.clear()
-            self._back_since = time.monotonic()
+            self._unavailable.clear()
+            self._recovered_at = time.monotonic()
             self._spool.retry_refused()
             _log.warning("redis.recovered", role="web", waiting=await self._spool.waiting())
 
@@ -138,9 +138,9 @@ class Failover:
         return recorded
 
     def _lost(self, refusal: NotRecorded) -> None:
-        if self._away.is_set():
+        if self._unavailable.is_set():
             return
-        self._away.set()
-        again = time.monotonic() - self._back_since < SOON
+        self._unavailable.set()
+        again = time.monotonic() - self._recovered_at < SOON
         self._pause = min(self._pause * 2, LONGEST_PAUSE) if again else FIRST_PAUSE
         _log.error("redis.unavailable", role="web", error=refusal.cause)

@@ -55,7 +55,7 @@ _AFTER = f"SELECT id, {_COLUMNS} FROM events WHERE id > ? ORDER BY id LIMIT ?"  
 _COUNT = "SELECT events FROM waiting"
 
 # AUTOINCREMENT: an id is never used again. A process that deletes what another has drained already must not meet a
-# new event under the old id. The count is kept, since counting a large table takes long and anybody may ask /readyz.
+# new event under the old id. The count is kept in a table: counting many rows takes long, and /readyz is open to all.
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY AUTOINCREMENT, {_COLUMNS});
 CREATE TABLE IF NOT EXISTS waiting (id INTEGER PRIMARY KEY, events INTEGER);
@@ -65,7 +65,7 @@ CREATE TRIGGER IF NOT EXISTS dropped AFTER DELETE ON events BEGIN UPDATE waiting
 """  # noqa: S608  # the same
 
 T = TypeVar("T")
-Trouble = (OSError, sqlite3.Error)
+DISK_ERRORS = (OSError, sqlite3.Error)
 _log = log.get()
 
 
@@ -97,7 +97,7 @@ class SpoolFile:
 
     @property
     def is_there(self) -> bool:
-        """Tell whether the name still leads to this file: after a cleaner of old files no process would find it."""
+        """Return whether the path still names this file: once a cleaner deleted it, no other process finds it."""
         try:
             return self._path.stat().st_ino == self._inode
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class SpoolFile:
         return dropped
 
     def pass_over(self, last: int) -> None:
-        """Leave out of `oldest` what Redis refused among the events up to this id."""
+        """Leave the events up to this id out of `oldest`: Redis refused them."""
         self._after = last
 
     def waiting(self) -> int:
@@ -133,7 +133,7 @@ class SpoolFile:
         return int(self._db.execute(_COUNT).fetchone()[0])
 
     def prove(self) -> None:
-        """Write something to the disk, so that a disk that takes nothing is known before an event comes."""
+        """Write to the disk, so that a broken disk is found before an event is received."""
         self._db.execute("PRAGMA user_version = 1")
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class Spool:
         try:
             async with asyncio.timeout(PUT_SECONDS):
                 await self._group.put(events)
-        except (TimeoutError, *Trouble) as error:
+        except (TimeoutError, *DISK_ERRORS) as error:
             raise NotRecorded("spool_failed", type(error).__name__) from None
 
     async def backlog(self, count: int) -> Backlog | None:
@@ -188,16 +188,16 @@ class Spool:
         """
         return await self._thread.run(LATER, self._drop, backlog, ids)
 
-    async def trouble(self) -> str:
+    async def problem(self) -> str:
         """Return why the spool could not take an event now, "" if it can."""
-        return await self._thread.run(LATER, self._look)
+        return await self._thread.run(LATER, self._problem)
 
     async def waiting(self) -> int | None:
         """Return how many events are on this machine's disk, None if the disk does not answer."""
         try:
             async with asyncio.timeout(PUT_SECONDS):
                 return await self._thread.run(LATER, lambda: self._opened().waiting())
-        except (TimeoutError, *Trouble):
+        except (TimeoutError, *DISK_ERRORS):
             return None
 
     def retry_refused(self) -> None:
@@ -208,7 +208,7 @@ class Spool:
     async def close(self) -> None:
         try:
             await asyncio.wait_for(self._thread.run(LATER, self._close), CLOSE_SECONDS)
-        except (TimeoutError, *Trouble) as error:
+        except (TimeoutError, *DISK_ERRORS) as error:
             _log.error("spool.failed", error=type(error).__name__, trace=log.trace_of(error))
 
     async def _put_group(self, events: list[OrderProcessed]) -> tuple[int, ...]:
@@ -255,13 +255,13 @@ class Spool:
             backlog.file.pass_over(backlog.rows[-1][0])
         return dropped
 
-    def _look(self) -> str:
+    def _problem(self) -> str:
         try:
             if self._used() + ROOM > self._max_bytes:
                 return "SPOOL_MAX_MB is reached"
             self._opened().prove()
             free = os.statvfs(self._folder)
-        except Trouble as error:
+        except DISK_ERRORS as error:
             # Exactly this class: the content is wrong, and not the disk.
             if type(error) is sqlite3.DatabaseError:
                 return f"{NAME} is broken or not ours ({error}): move it away"
@@ -326,7 +326,7 @@ def _resolve(
         if not answer.done():
             setter(value)
 
-    # RuntimeError: the loop has ended, and nobody waits for the disk any more.
+    # RuntimeError: the loop has ended, and with it the caller.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(unless_cancelled)
 
@@ -346,10 +346,10 @@ class Swept(NamedTuple):
     """How many rows of these orders were deleted, and the file that could not be read, with the reason."""
 
     rows: int
-    troubles: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
-def forget(folder: Path, orders: Sequence[OrderKey]) -> Swept:
+def erase_rows(folder: Path, orders: Sequence[OrderKey]) -> Swept:
     """Delete the rows of these orders, and their traces on the disk, while web processes go on.
 
     An event of these orders that is spooled later meets the tombstone in Redis (accept.lua).
@@ -383,7 +383,7 @@ def _make_private(folder: Path) -> None:
         if not wrong and not os.access(folder, os.W_OK | os.X_OK):
             wrong = f"{folder} cannot be written to"
         for file in folder.iterdir() if not wrong else ():
-            # SQLite of another process may be deleting its `-wal` at this moment.
+            # SQLite in another process may just have deleted its `-wal`.
             with contextlib.suppress(FileNotFoundError):
                 wrong = wrong or _wrong_with(file, stat.S_ISREG)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Dead letters: orders whose fetch was given up, and deliveries that a sink never took."""
+"""Dead letters: orders whose fetch, and deliveries whose attempts, ended without success."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECORD_GONE = "record_gone"
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One order (`sink` is "") or one sink's delivery of it that was given up at `at`, for `reason`."""
+    """One dead order (`sink` is ""), or one dead delivery of it, since `at`, for `reason`."""
 
     company_id: str
     order_id: str
@@ -37,7 +37,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it was given up."""
+    """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it became one."""
 
     company_id: str | None = None
     reason: str | None = None
@@ -70,7 +70,7 @@ class DeadLetters:
                 yield from filter(query.matches, self._letters(page))
 
     def of(self, order: OrderKey) -> list[DeadLetter]:
-        """Return what was given up of one order."""
+        """Return the dead letters of one order."""
         record = self._archive.record(order)
         if record is None:
             return []

@@ -1,4 +1,4 @@
-"""The accepted events as people look them up: one, those of an order, or a stretch of time, page by page."""
+"""Reading the accepted events: by id, by order or by time, page by page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One accepted event; `at` is when it came, `sent` its own timestamp as sent.
+    """One accepted event; `at` is when it was recorded, `sent` its own timestamp as sent.
 
     `reference` is its buyFromOrderReference, `outcome` queued, coalesced or erased, `secret` the name of the
     clientState that matched. Duplicates are not stored: the history of the order has them.
@@ -97,7 +97,7 @@ class EventLog:
         return newest[0][0].decode() if newest else "0-0"
 
     def behind(self, event_id: str, wait_ms: int) -> list[StoredEvent]:
-        """Return the next events behind this id, at most a page; waits for the first as long as it is told to."""
+        """Return the next events behind this id, at most a page; waits up to `wait_ms` for the first."""
         answer: Any = self._redis.xread({keys.EVENTS: event_id}, count=PAGE, block=wait_ms)
         return [event for _, entries in answer for event in self._page(entries)]
 

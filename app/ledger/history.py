@@ -25,7 +25,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
 
 
 class EventReceived(_Entry, frozen=True, tag="event"):
-    """An event came; `outcome` is queued, coalesced or erased (accept)."""
+    """An event was received; `outcome` is queued, coalesced or erased (accept)."""
 
     event_id: str
     status: str
@@ -35,7 +35,7 @@ class EventReceived(_Entry, frozen=True, tag="event"):
 
 
 class DuplicateReceived(_Entry, frozen=True, tag="duplicate"):
-    """An event came again, and was dropped (accept)."""
+    """An event was received again; only this entry was recorded (accept)."""
 
     status: str
     secret: str
@@ -43,7 +43,7 @@ class DuplicateReceived(_Entry, frozen=True, tag="duplicate"):
 
 
 class FetchRequested(_Entry, frozen=True, tag="requested"):
-    """A fetch was asked for without an event: replay, requeue, refetch, reconcile (request_fetch, replay_step)."""
+    """A fetch was requested without an event: replay, requeue, refetch, reconcile (request_fetch, replay_step)."""
 
     reason: str
     queue: str
@@ -68,7 +68,7 @@ class FetchStored(_Entry, frozen=True, tag="stored"):
 
 
 class FetchRefused(_Entry, frozen=True, tag="refused"):
-    """A fetch came too late: one that started after it has taken over (store_fetch, fail_fetch)."""
+    """The result of a fetch came after that of a later one, and changed nothing (store_fetch, fail_fetch)."""
 
     token: int
 
@@ -83,14 +83,14 @@ class FetchFailed(_Entry, frozen=True, tag="failed"):
     duration_ms: int
 
 
-class GivenUp(_Entry, frozen=True, tag="dead"):
-    """The order was given up without a failed call: it stayed unsettled, or ends its workers."""
+class DeadLettered(_Entry, frozen=True, tag="dead"):
+    """The order became a dead letter without a failed call: it stayed unsettled, or its fetches killed workers."""
 
     reason: str
 
 
 class DeliveryEnded(_Entry, frozen=True, tag="delivery"):
-    """A sink was given a revision; `outcome`: succeeded, retry, dead (complete_delivery)."""
+    """A delivery of a revision ended; `outcome`: succeeded, retry, dead (complete_delivery)."""
 
     sink: str
     revision: int
@@ -141,7 +141,7 @@ _Known = (
     | FetchStored
     | FetchRefused
     | FetchFailed
-    | GivenUp
+    | DeadLettered
     | DeliveryEnded
     | DeliveryRetried
     | Discarded

@@ -11,10 +11,10 @@
 | `ota:replays` | zset: plan of a replay -> ms when it was made | EVENT_DAYS | replay |
 | `ota:replay:<plan>` | hash: what one replay is to do, and how far it is (below) | EVENT_DAYS | replay |
 | `ota:replay-todo:<plan>` | list: orders to do, and ms of the latest event of each | as its plan | replay |
-| `ota:due` | zset: order -> ms of its next look; the only clock | until nothing is pending | all scripts |
-| `ota:dead` | zset: order -> ms when its fetch was given up | until requeued or discarded | all scripts |
-| `ota:dead-deliveries` | zset: order + sink -> ms when the delivery was given up | the same | complete_delivery |
-| `ota:erasing` | zset: erased order -> ms, while its events may be here | until they are gone | erase |
+| `ota:due` | zset: order -> ms of its next dispatch; the only clock | until nothing is pending | all scripts |
+| `ota:dead` | zset: order -> ms when its fetch became a dead letter | until requeued or discarded | all scripts |
+| `ota:dead-deliveries` | zset: order + sink -> ms when the delivery became one | the same | complete_delivery |
+| `ota:erasing` | zset: erased order -> ms, while its events may be stored | until they are deleted | erase |
 | `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS | accept, request_fetch, store_fetch |
 | `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | store_fetch |
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
@@ -28,7 +28,7 @@
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
-| `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next look | alerts |
+| `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next evaluation | alerts |
 | `ota:alerts-turn` | string: a pool evaluates the alerts in this minute | a minute | alerts |
 | `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
 | `ota:breaker:<key and company>` | hash: breaker of one company's calls with one key | one day | permit scripts |
@@ -43,9 +43,8 @@ generation that the latest fetch saw when it started, `fetched_generation` the h
 `fencing_token` of the latest fetch, `stored_token` of the latest stored one. Now: `job` queue in which a job waits,
 `queue` queue of this order's jobs, `enqueues` by the dispatcher since the last start, `enqueues_total` by the
 dispatcher ever (no job id comes twice), `lease` ms until the worker must be done, `worker` that fetches, `fetch_at` ms
-before which no fetch starts. Troubles since the last good fetch: `attempts`, `client_errors`, `rechecks` of an
-unsettled answer,
-`deferrals`, `crashes`, `first_404_at` ms, `error` reason code, `http` status, `dead` reason code, `dead_at` ms,
+before which no fetch starts. Since the last stored fetch: `attempts`, `client_errors`, `rechecks` of an unsettled
+answer, `deferrals`, `crashes`, `first_404_at` ms, `error` reason code, `http` status, `dead` reason code, `dead_at` ms,
 `discarded_at` ms when it was last discarded by hand (then `fetched_generation` is `generation`). Content: `status`,
 `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`, `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
@@ -55,7 +54,7 @@ both. Sinks: `<sink>:revision` delivered, `<sink>:attempts`, `<sink>:next_at` ms
 deliveries that started and never ended, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get;
 `delivery_lease` ms until the delivery in progress must be done, `delivery_worker`.
 
-Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` in words, `rate` orders a second,
+Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
 rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
 

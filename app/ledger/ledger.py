@@ -28,7 +28,7 @@ from app.ledger.work import (
 )
 
 DISPATCH_LIMIT: Final = 500
-"""Orders one dispatch_due.lua looks at; the dispatcher calls again while there are more."""
+"""Orders that one call of dispatch_due.lua reads; the dispatcher calls again while there are more."""
 
 LATENCY_BOUNDS: Final = (
     250,
@@ -68,7 +68,7 @@ class _Started(msgspec.Struct, frozen=True):
 class Ledger:
     """The record of every order, its counters and its clock.
 
-    `order_days`: how long an order is kept that nothing is pending of; `fetch_lease`: ms; `clock` (ms since 1970)
+    `order_days`: how long an order is kept after its last change; `fetch_lease`: ms; `clock` (ms since 1970)
     replaces the time of the Redis server in tests. Every method raises OtherSchema, and what redis-py raises.
     """
 
@@ -89,7 +89,7 @@ class Ledger:
         self._script = {name: Script(redis, name, clock) for name in _SCRIPTS}
 
     def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
-        """Return what the order needs; `fetch` comes with the token that `store_fetch` or `fail_fetch` must show."""
+        """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
         called = time.monotonic()
         answer = self._script["start_fetch"](
             order=order.member,
@@ -156,7 +156,7 @@ class Ledger:
         http_status: int | None = None,
         duration_ms: int = 0,
     ) -> FailOutcome:
-        """Record that a fetch ended without an order, and the wait until the next look; return what became of it."""
+        """Record that a fetch ended without an order; return what follows, which starts after `wait_ms`."""
         answer = self._script["fail_fetch"](
             order=order.member,
             worker=worker,
@@ -173,7 +173,7 @@ class Ledger:
         return _text(answer)  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 
     def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | None:
-        """Take the next revision that a sink has not had, None when there is none for this worker now."""
+        """Acquire the delivery that is due next, None if none is due or another worker delivers this order."""
         called = time.monotonic()
         answer = self._script["acquire_delivery"](
             order=order.member, worker=worker, lease=policy.DELIVERY_LEASE, keep=self._keep, sinks=self._sinks
@@ -196,7 +196,7 @@ class Ledger:
         wait_ms: int = 0,
         duration_ms: int = 0,
     ) -> None:
-        """Record what a sink did with a revision; `wait_ms` until its next attempt."""
+        """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`."""
         self._script["complete_delivery"](
             order=order.member,
             worker=worker,
@@ -209,7 +209,7 @@ class Ledger:
         )
 
     def dispatch_due(self) -> Dispatched:
-        """Give every order whose time has come a fresh job."""
+        """Enqueue a job for every order that is due."""
         looked = enqueued = broken = 0
         while True:
             seen, jobs, unreadable = self._script["dispatch_due"](
@@ -227,7 +227,7 @@ class Ledger:
                 return Dispatched(looked, enqueued, broken)
 
     def request_fetch(self, orders: Iterable[OrderKey], *, queue: Literal["live", "backfill"], reason: str) -> int:
-        """Ask for fetches without an event; return how many jobs were enqueued (of the others one waits already)."""
+        """Request fetches without an event; return how many jobs were enqueued: the other orders have one already."""
         members = [order.member for order in orders]
         if not members:
             return 0
@@ -237,7 +237,7 @@ class Ledger:
         return int(outcomes.count(0))
 
     def release_worker(self, worker: str, how: WorkerEnd, lost: Iterable[OrderKey] = ()) -> OrderKey | None:
-        """Make due what an ended worker had claimed, and orders whose jobs were `lost` with it; return the former."""
+        """Make due the order that an ended worker had claimed, and those whose jobs were `lost`; return the former."""
         member = self._script["release_worker"](worker=worker, how=how, orders=[order.member for order in lost])
         return OrderKey.of(_text(member)) if member else None
 

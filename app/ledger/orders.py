@@ -1,8 +1,7 @@
-"""Orders as people and reconcile look them up: their records, contents and histories, one or many, by id or reference.
+"""Reading orders: records, contents and histories; by id, by reference, or in lists.
 
-References are indexed
-by store_fetch; an order that was never fetched is known by the buyFromOrderReference of its event alone, which its
-record holds.
+store_fetch.lua indexes the references of an order; one that was never fetched has the buyFromOrderReference of its
+event in its record alone.
 """
 
 from __future__ import annotations
@@ -34,11 +33,22 @@ _ON_THE_CLOCK: Final = frozenset({"pending", "deferred", "fetching"})
 MOST_SORTED: Final = 20_000
 """Orders of `due` that are sorted by their last change for a list of one state."""
 
+MOST_SEARCHED: Final = 15_000
+"""Orders of each list that are searched for a reference that is not in the index: a look-up must be fast."""
+
+_RECORDS_A_CALL: Final = 500
+_COPIES_A_CALL: Final = 200
+"""Orders a round trip: contents can be large, and Redis serves others in between."""
+_REFERENCES_A_CALL: Final = 200
+
+_HELD_FIELDS: Final = ("generation", "fetched_generation", "dead", "discarded_at", "status", "fetched_at", "erased_at")
+
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which orders to list; all conditions must hold.
 
-    `since` and `until` are aware, inclusive, and mean the last change. `status` is the one told last, in any case.
+    `since` and `until` are aware, inclusive, and mean the last change; `status` is that of the latest event or fetch,
+    in any case.
     """
 
     company_id: str | None = None
@@ -74,7 +84,7 @@ class Archive:
     def records(
         self, orders: Sequence[OrderKey], broken: Callable[[BrokenRecord], object] = lambda _: None
     ) -> list[OrderRecord | None]:
-        """Return the record of each order, in one round trip; of a broken one `broken` is told, and it is None."""
+        """Return the record of each order, in one round trip; a broken one is passed to `broken`, and is None."""
         found: list[OrderRecord | None] = []
         for one in self._read(orders):
             if isinstance(one, BrokenRecord):
@@ -120,20 +130,20 @@ class Archive:
         return tuple(parse_entry(entry) for entry in entries)
 
     def due(self, order: OrderKey) -> datetime | None:
-        """Return when the order is looked at again, None if nothing is owed or it was given up."""
+        """Return when the order is due, None if nothing is outstanding or it is dead."""
         score = self._redis.zscore(keys.DUE, order.member)
         return None if score is None else from_ms(int(score))
 
     def newest_first(
         self, query: OrderQuery, now: datetime, broken: Callable[[BrokenRecord], object] = lambda _: None
     ) -> Iterator[OrderRecord]:
-        """Return the orders that match, the one that changed last first; those that are broken `broken` is told."""
+        """Return the orders that match, the one that changed last first; broken ones are passed to `broken`."""
         since = None if query.since is None else to_ms(query.since)
         until = None if query.until is None else to_ms(query.until)
         if query.state in _ON_THE_CLOCK and self._redis.zcard(keys.DUE) <= MOST_SORTED:
             found = self._on_the_clock(since, until)
         else:
-            # To be given up is a change like another: the few dead letters need no walk through all orders.
+            # Becoming a dead letter is a change like another: the few dead letters need no walk through all orders.
             zset = keys.DEAD if query.state == "dead" else keys.ORDERS
             found = newest_first(self._redis, zset, since, until)
         for page in found:
@@ -165,7 +175,7 @@ class Archive:
 
     def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[Scored]]:
         """Return the orders of `due` in pages, the one that changed last first."""
-        # One that is looked at later meanwhile comes again at the end of the walk: a dict holds it once.
+        # An order whose due time moves meanwhile is read again at the end of the walk: a dict holds it once.
         members = dict(chain.from_iterable(oldest_first(self._redis, keys.DUE)))
         changed: list[Scored] = []
         left = list(members)
@@ -182,7 +192,7 @@ class Archive:
 
 
 def is_wrong_type(answer: object) -> bool:
-    """Return whether Redis says that one key is not what we took it for: that one order's fault, not Redis's."""
+    """Return whether a key has another type: the fault of that one order, not of Redis."""
     return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
@@ -191,7 +201,7 @@ def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
         return BrokenRecord(order.order_id, keys.record(order))
     if isinstance(answer, Exception):
         raise answer
-    # Every event and every request counts `generation`: without it the hash is what a late command left.
+    # Every event and every request raises `generation`: without it the hash is what a late command left.
     if b"generation" not in answer:
         return None
     try:
@@ -200,18 +210,11 @@ def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
         return BrokenRecord(order.order_id, keys.record(order))
 
 
-_COPIES_A_CALL = 200
-"""Orders a round trip: contents can be large, and Redis serves others in between."""
-
-_FIELDS = ("generation", "fetched_generation", "dead", "discarded_at", "status", "fetched_at", "erased_at")
-
-
 class Holding(msgspec.Struct, frozen=True):
-    """One order as we hold it. `status` is that of the latest fetch, or Gone; "" if none came home.
+    """One order as stored here. `status` is that of the latest fetch, or DeletedUpstream; "" without a fetch.
 
-    `dead` is the reason it was given up, `dropped` if people did so for good, `erased` if
-    they erased it, "" if neither; `fetched` ms, 0 for
-    never; `copy` the fields of the stored content that a list shows too, None where nothing was stored.
+    `dead` is the reason code of a dead letter, `discarded`, `erased`, or "" for none of them; `fetched_ms` since 1970,
+    0 for never; `copy` the fields of the stored content that a list has too, None where nothing is stored.
     """
 
     pending: bool
@@ -237,18 +240,18 @@ class Holdings:
     def _of(self, orders: Sequence[OrderKey]) -> list[Holding | None]:
         with self._redis.pipeline(transaction=False) as pipe:
             for order in orders:
-                pipe.hmget(keys.record(order), _FIELDS)
+                pipe.hmget(keys.record(order), _HELD_FIELDS)
                 pipe.get(keys.content(order))
             answers = pipe.execute()
         return [
-            _holding(order, dict(zip(_FIELDS, values, strict=True)), packed)
+            _holding(order, dict(zip(_HELD_FIELDS, values, strict=True)), packed)
             for order, values, packed in zip(orders, answers[::2], answers[1::2], strict=True)
         ]
 
 
 def _holding(order: OrderKey, values: dict[str, bytes | None], packed: bytes | None) -> Holding | None:
     record = parse_record(order, {name.encode(): value for name, value in values.items() if value is not None})
-    # As in the archive: every record counts `generation`.
+    # As in Archive: every record has a `generation`.
     if not record.generation:
         return None
     return Holding(
@@ -266,12 +269,8 @@ def _copy(packed: bytes | None) -> Summary | None:
         return None
     try:
         return build(Summary, decode(zlib.decompress(packed)))
-    except (UnreadableAnswer, zlib.error):  # to be fetched anew is what helps
+    except (UnreadableAnswer, zlib.error):  # another fetch replaces it
         return None
-
-
-_CHUNK: Final = 500
-"""Orders a round trip."""
 
 
 class Backlog:
@@ -286,18 +285,18 @@ class Backlog:
         return int(waiting)
 
     def has_live_pending(self, company_ids: Collection[str]) -> bool:
-        """Return whether any of these companies is owed a fetch on the live lane."""
+        """Return whether an order of these companies is pending in the queue live."""
         at = 0
         while members := self._members(at):
             wanted = [order for order in map(OrderKey.of, members) if order.company_id in company_ids]
             if any(self._is_live(wanted)):
                 return True
-            at += _CHUNK
+            at += _RECORDS_A_CALL
         return False
 
     def _members(self, at: int) -> list[str]:
         # By position: a member that moves meanwhile may be missed, and this is an estimate of one moment anyway.
-        found: Any = self._redis.zrange(keys.DUE, at, at + _CHUNK - 1)
+        found: Any = self._redis.zrange(keys.DUE, at, at + _RECORDS_A_CALL - 1)
         return [member.decode() for member in found]
 
     def _is_live(self, orders: list[OrderKey]) -> list[bool]:
@@ -305,120 +304,83 @@ class Backlog:
         return [int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in found]
 
 
-MOST_SEARCHED: Final = 15_000
-"""Orders of each list that are looked through for a reference that is not in the index: a look-up must end at once."""
-
-
-class ReferenceIndex:
-    """Reads; writes nothing."""
+class References:
+    """Finds orders by reference, in any case; writes nothing."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def orders(self, reference: str, company_id: str | None = None) -> list[OrderKey]:
-        """Return the orders that have this buyFromOrderReference or sellToOrderReference, in any case.
+        """Return the orders that have this buyFromOrderReference or sellToOrderReference, sorted.
 
-        `company_id` leaves out those of other companies. Sorted; an order that is here no more is not among them.
-        A blank reference names none, not those that have no reference.
+        `company_id` leaves out those of other companies. A blank reference names no order.
         """
         if not reference.strip():
             return []
-        return self._indexed(reference, company_id) or sorted(self._searched(reference.strip().casefold(), company_id))
+        ((_, indexed),) = self._indexed([reference])
+        found = [order for order in indexed if company_id in (None, order.company_id)]
+        return sorted(found or self._searched(reference.strip().casefold(), company_id))
 
-    def _indexed(self, reference: str, company_id: str | None) -> list[OrderKey]:
-        members: Any = self._redis.smembers(keys.reference(reference))
-        orders = sorted(OrderKey.of(member.decode()) for member in members)
-        # The index may outlive a record by some days, and knows nothing of one that was erased.
-        wanted = self._fields([one for one in orders if company_id in (None, one.company_id)], "generation")
-        return [order for order, count in wanted if count]
-
-    def _searched(self, wanted: str, company_id: str | None) -> set[OrderKey]:
-        found: set[OrderKey] = set()
-        # The owed and the dead first: after a long outage they may be older than the newest of all.
-        for zset in (keys.DUE, keys.DEAD, keys.ORDERS):
-            found |= set(self._in(zset, wanted, company_id))
-            if found:
-                break
-        return found
-
-    def _in(self, zset: str, wanted: str, company_id: str | None) -> Iterator[OrderKey]:
-        searched = 0
-        for page in newest_first(self._redis, zset):
-            orders = [OrderKey.of(member) for member, _ in page]
-            asked = [order for order in orders if company_id in (None, order.company_id)]
-            yield from (order for order, said in self._fields(asked, "reference") if said.casefold() == wanted)
-            searched += len(page)
-            if searched >= MOST_SEARCHED:
-                return
-
-    def _fields(self, orders: Collection[OrderKey], name: str) -> list[tuple[OrderKey, str]]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.hget(keys.record(order), name)
-            found = pipe.execute(raise_on_error=False)
-        return [(order, _text(value)) for order, value in zip(orders, found, strict=True)]
-
-
-def read_fields(redis: Redis, orders: Iterable[OrderKey], *names: str) -> Iterator[list[bytes | None]]:
-    """Yield for each order these fields of its record, in the order of `names`; None for a field that is not there.
-
-    One round trip for 500 orders. Raises ResponseError for a record that is no hash.
-    """
-    left = iter(orders)
-    while chunk := list(islice(left, _CHUNK)):
-        with redis.pipeline(transaction=False) as pipe:
-            for order in chunk:
-                pipe.hmget(keys.record(order), names)
-            yield from pipe.execute()
-
-
-def _text(value: Any) -> str:
-    # A broken record has no reference; the others are to be found all the same.
-    if is_wrong_type(value):
-        return ""
-    if isinstance(value, Exception):
-        raise value
-    return (value or b"").decode(errors="replace")
-
-
-_REFERENCES_A_CALL: Final = 200
-"""References a round trip."""
-
-
-class References:
-    """Reads; writes nothing. References are compared in any case."""
-
-    def __init__(self, redis: Redis, company_ids: Collection[str]) -> None:
-        self._redis = redis
-        self._company_ids = company_ids
-        self._holdings = Holdings(redis)
-
-    def indexed(self, references: Iterable[str]) -> set[str]:
-        """Return those, as given, by which a fetched order is known."""
+    def fetched(self, references: Iterable[str], company_ids: Collection[str]) -> set[str]:
+        """Return those, as given, that a fetched order of these companies has."""
         wanted = list(references)
         return {
             one
             for at in range(0, len(wanted), _REFERENCES_A_CALL)
-            for one in self._indexed(wanted[at : at + _REFERENCES_A_CALL])
+            for one, orders in self._indexed(wanted[at : at + _REFERENCES_A_CALL])
+            if any(order.company_id in company_ids for order in orders)
         }
 
-    def event_references(self) -> Iterator[set[str]]:
-        """Yield, page by page, the references that events told, also of orders that never came home; case-folded."""
+    def of_events(self, company_ids: Collection[str]) -> Iterator[set[str]]:
+        """Yield, page by page, the case-folded references of events, also of orders that were never fetched."""
         for page in newest_first(self._redis, keys.ORDERS):
-            orders = [order for order in (OrderKey.of(member) for member, _ in page) if self._is_ours(order)]
-            found = read_fields(self._redis, orders, "reference")
-            yield {value.decode().casefold() for (value,) in found if value}
+            orders = [order for member, _ in page if (order := OrderKey.of(member)).company_id in company_ids]
+            yield set(self._event_references(orders)) - {""}
 
-    def _indexed(self, wanted: list[str]) -> Iterator[str]:
+    def _indexed(self, references: Sequence[str]) -> list[tuple[str, list[OrderKey]]]:
         with self._redis.pipeline(transaction=False) as pipe:
-            for one in wanted:
+            for one in references:
                 pipe.smembers(keys.reference(one))
-            found: list[Any] = pipe.execute()
-        for one, members in zip(wanted, found, strict=True):
-            orders = [order for order in (OrderKey.of(member.decode()) for member in members) if self._is_ours(order)]
-            # The index may outlive a record by some days.
-            if any(held is not None for held in self._holdings.of(orders)):
-                yield one
+            found = [[OrderKey.of(member.decode()) for member in members] for members in pipe.execute()]
+        # An entry of the index may outlive its record by some days.
+        every = list(dict.fromkeys(chain.from_iterable(found)))
+        held = read_fields(self._redis, every, "generation")
+        stored = {order for order, (generation,) in zip(every, held, strict=True) if generation}
+        return [(one, [key for key in orders if key in stored]) for one, orders in zip(references, found, strict=True)]
 
-    def _is_ours(self, order: OrderKey) -> bool:
-        return order.company_id in self._company_ids
+    def _searched(self, reference: str, company_id: str | None) -> set[OrderKey]:
+        # The outstanding and the dead first: after a long outage they are not among the newest.
+        for zset in (keys.DUE, keys.DEAD, keys.ORDERS):
+            if found := set(self._in(zset, reference, company_id)):
+                return found
+        return set()
+
+    def _in(self, zset: str, reference: str, company_id: str | None) -> Iterator[OrderKey]:
+        for page in islice(newest_first(self._redis, zset), MOST_SEARCHED // PAGE):
+            orders = [order for member, _ in page if company_id in (None, (order := OrderKey.of(member)).company_id)]
+            found = zip(orders, self._event_references(orders), strict=True)
+            yield from (order for order, text in found if text == reference)
+
+    def _event_references(self, orders: Sequence[OrderKey]) -> Iterator[str]:
+        for (text,) in read_fields(self._redis, orders, "reference"):
+            yield (text or b"").decode(errors="replace").casefold()
+
+
+def read_fields(redis: Redis, orders: Iterable[OrderKey], *names: str) -> Iterator[list[bytes | None]]:
+    """Yield for each order these fields of its record; None for a field that is not there, and for a broken record.
+
+    One round trip for 500 orders.
+    """
+    left = iter(orders)
+    while chunk := list(islice(left, _RECORDS_A_CALL)):
+        with redis.pipeline(transaction=False) as pipe:
+            for order in chunk:
+                pipe.hmget(keys.record(order), names)
+            answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if is_wrong_type(answer):
+                yield [None] * len(names)
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                yield answer

@@ -1,4 +1,4 @@
-"""Waits and limits with their reasons, and what an answer of upstream means for its order. Times in milliseconds."""
+"""Waits and limits with their reasons, and what an error of upstream means for its order. Times in milliseconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FARTHEST: Final = 180 * MINUTE
 was taken from a Redis server whose clock was ahead."""
 
 LEASE_MARGIN: Final = 40 * SECOND
-"""Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so nobody renews it."""
+"""Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so it is never renewed."""
 
 JOB_TIMEOUT: Final = 120
 """Seconds after which RQ interrupts a job: one fetch and its deliveries."""
@@ -46,7 +46,7 @@ NOT_FOUND_GRACE: Final = 120 * SECOND
 """How long a 404 may mean "not yet": the event is sent on commit, so minutes are generous (upstream.md 0)."""
 
 NOT_FOUND_WAITS: Final = (2, 5, 10, 20, 30, 30, 30)
-"""Seconds between looks at an order that is not there yet."""
+"""Seconds between fetches of an order that upstream does not have yet."""
 
 RECHECK_WAITS: Final = (2, 10, 30, 75)
 """Minutes until an unsettled order is fetched again: upstream sweeps an order stuck in Processing to Error after an
@@ -65,7 +65,7 @@ LONGEST_DEFERRAL: Final = 30 * SECOND
 """The longest an order waits beyond the moment at which its key may be used again, however often it was full."""
 
 NO_COMPANY_WAIT: Final = 15 * MINUTE
-"""Until the next look at an order of a company that the settings no longer name."""
+"""Until the next attempt for an order of a company that the settings no longer name."""
 
 THROTTLED_WAIT: Final = 5 * SECOND
 """For all workers of a key after a 429 without Retry-After (neither side documents one)."""
@@ -80,7 +80,7 @@ BREAKER_FAILURES: Final = 5
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What becomes of the order, and the wait in ms until the next look."""
+    """How a fetch failed, and the wait in ms until the next one."""
 
     outcome: Failure
     reason: str
@@ -100,7 +100,7 @@ def retry_wait(attempts: int) -> int | None:
 def deferral_wait(deferrals: int) -> int:
     """Return a wait in ms after `deferrals` earlier ones in a row.
 
-    Any time up to a limit that doubles: a long backlog does not spin, and some order is always there at once. A wait
+    A random time up to a limit that doubles: a long backlog does not spin, and some order is due at any moment. A wait
     of the whole limit delayed one order out of 3,000 by two minutes (measured by tests.chaos).
     """
     longest = min(2**deferrals * SECOND, LONGEST_DEFERRAL)
@@ -108,7 +108,7 @@ def deferral_wait(deferrals: int) -> int:
 
 
 def of_key(error: UpstreamError) -> PermitOutcome:
-    """Return what the error tells about the API key: answered (it works), failed, fault (it does not)."""
+    """Return what the error means for the API key: answered (it works), failed, fault (it does not work)."""
     if isinstance(error, ConnectionFault):
         return "fault"
     works = isinstance(error, OrderNotFound | RequestRejected | UnreadableAnswer | Throttled)
@@ -140,7 +140,7 @@ def of_redis_unavailable() -> Decision:
 
 
 def of_unsettled(fetch: Fetch) -> tuple[int, str]:
-    """Return the wait in ms until an unsettled order is fetched again, and the reason to give up if it is not."""
+    """Return the wait in ms until an unsettled order is fetched again, and the reason code once it is dead."""
     if fetch.rechecks >= len(RECHECK_WAITS):
         return 0, "unsettled"
     return jittered(RECHECK_WAITS[fetch.rechecks] * MINUTE), ""

@@ -110,7 +110,7 @@ class RateLimiter:
     def permit(self, queue: Literal["live", "backfill"], worker: str = "", *, deadline: float = 0.0) -> Permit:
         """Return a permit, waiting for one at most PERMIT_WAIT while permits change hands; `worker` is its holder.
 
-        Where all permits hang, nobody waits: a job of a hanging company costs milliseconds. Its release is retried
+        While all permits hang, no call waits: a job of a hanging company takes milliseconds. Its release is retried
         until `deadline` (time.monotonic) while Redis is unavailable. Raises Denied.
         """
         token = f"{'b' if queue == 'backfill' else 'l'}-{worker}-{os.urandom(8).hex()}"
@@ -188,4 +188,4 @@ def _breaker_id(api_key: str, company: str) -> str:
 
 
 def _digest(secret: str) -> str:
-    return blake2b(secret.encode(), digest_size=8, person=b"ota-budget").hexdigest()
+    return blake2b(secret.encode(), digest_size=8, person=b"ota-limiter").hexdigest()

@@ -1,4 +1,4 @@
-"""The record of one order: the hash that keys.py describes, typed, with one word for where the order stands."""
+"""The record of one order: the hash that keys.py describes, typed, and the state of the order."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from app.ids import OrderKey
 from app.times import from_ms
 
 State = Literal["pending", "fetching", "deferred", "fetched", "deleted_upstream", "dead", "discarded", "erased"]
-"""Where an order stands, first match wins.
+"""The state of an order; the first that applies.
 
-`erased`: on request; what is left keeps it from coming back. `dead`: given up, still pending. `fetching`: a worker
-holds it. `deferred`: pending, and not the order is at fault but the connection. `pending`: a fetch is to come.
-`deleted_upstream`: upstream has deleted it. `discarded`: given up for good, by hand. `fetched`: every settlement has
-been fetched. Deliveries are not in it: an order may be fetched and a sink behind (`SinkRecord`).
+`erased`: on request; a tombstone keeps it from being fetched again. `dead`: a dead letter. `fetching`: a worker has
+the lease. `deferred`: pending, and the connection is at fault, not the order. `pending`: a fetch is outstanding.
+`deleted_upstream`: upstream has deleted it. `discarded`: a dead letter that an operator discarded. `fetched`: every
+settlement has been fetched. Deliveries are not part of it: an order may be fetched and a sink behind (`SinkRecord`).
 """
 
 DELETED_UPSTREAM: Final = "DeletedUpstream"
-"""Status of an order that upstream has deleted (fail_fetch.lua); upstream itself has no such word."""
+"""Status of an order that upstream has deleted (fail_fetch.lua); upstream has no such status."""
 
 
 class SinkRecord(msgspec.Struct, frozen=True):
-    """How far one sink is; `revision` is the latest it took, `next_at` its next attempt, `dead` why it was given up.
+    """The deliveries of one sink: `revision` is the latest delivered, `next_at` the next attempt.
 
-    `discarded` is the latest revision that was discarded by hand: the sink never had it, unless it took a later one.
+    `dead` is the reason code of a dead delivery, `discarded` the latest revision that an operator discarded: the sink
+    never got it, unless it got a later one.
     """
 
     name: str
@@ -39,7 +40,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One order; keys.py tells what the fields mean. What is not there is 0, "" or None."""
+    """One order; keys.py describes the fields. A missing one is 0, "" or None."""
 
     company_id: str
     order_id: str
@@ -88,7 +89,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def known_status(self) -> str:
-        """Return the status named last, by an event or by a fetch; "" if neither came yet."""
+        """Return the status of the latest event or fetch, "" without either."""
         by_fetch = self.fetched_at is not None and (self.last_event_at is None or self.fetched_at > self.last_event_at)
         return (self.status if by_fetch else self.last_event_status) or self.status
 
@@ -100,18 +101,18 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def dead_sinks(self) -> tuple[SinkRecord, ...]:
-        """Return the sinks whose delivery was given up."""
+        """Return the sinks whose delivery is dead."""
         return tuple(sink for sink in self.sinks if sink.dead)
 
     @property
     def is_discarded(self) -> bool:
-        """Return whether it was discarded by hand, and nothing came since: no event, no request, no late answer."""
+        """Return whether it was discarded, and nothing followed: no event, no request, no late answer."""
         if self.discarded_at is None or self.is_pending:
             return False
         return self.fetched_at is None or self.fetched_at <= self.discarded_at
 
     def state(self, now: datetime) -> State:
-        """Return where the order stands; `now` is aware and tells whether a lease still holds."""
+        """Return the state at `now`, an aware datetime."""
         if self.erased_at:
             return "erased"
         if self.dead:

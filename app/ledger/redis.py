@@ -76,7 +76,7 @@ class Script:
 
 _CODE: Final = re.compile("[A-Z]{2,20}")
 _IN_PIPELINE: Final = "of pipeline caused error: "
-"""What redis-py puts before the server's words, after the command with all its arguments."""
+"""What redis-py puts before the text of the server, after the command with all its arguments."""
 
 
 @contextmanager
@@ -100,9 +100,9 @@ def translated_errors(url: str) -> Iterator[None]:
 
 
 def _code(error: ResponseError) -> str:
-    """Return the server's word for it, such as OOM or NOREPLICAS; what follows it may hold anything."""
-    word = error.status_code or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
-    return word if _CODE.fullmatch(word) else type(error).__name__
+    """Return the error code of the server, such as OOM or NOREPLICAS; the text after it may hold data."""
+    code = error.status_code or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
+    return code if _CODE.fullmatch(code) else type(error).__name__
 
 
 @contextmanager
@@ -130,13 +130,13 @@ _REFUSED: Final = "OTHERSCHEMA "
 
 
 def other_schema(error: Exception) -> OtherSchema | None:
-    """Return what a script meant by its error, None if it is another."""
+    """Return the OtherSchema that a script answered with, None for another error."""
     text = str(error)
     return OtherSchema(text.removeprefix(_REFUSED), VERSION) if text.startswith(_REFUSED) else None
 
 
 def refuse_other_schema(redis: Redis) -> None:
-    """Raise OtherSchema if Redis holds data of another version; for those who only read, and before a start."""
+    """Raise OtherSchema if Redis holds data of another version; for readers, and before a start."""
     held: Any = redis.get(keys.SCHEMA)
     if is_other_schema(held):
         raise OtherSchema(held.decode(errors="replace"), VERSION)
@@ -151,7 +151,7 @@ PAUSE: Final = 0.5
 """Seconds between two attempts: a failover takes seconds, and a worker has nothing else to do."""
 
 _NOT_NOW: Final = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "BUSY")
-"""Refusals that another moment, or another server behind the same address, does not give."""
+"""Errors that pass with time, or on another server behind the same address."""
 
 T = TypeVar("T")
 
@@ -176,10 +176,10 @@ def retry_until(redis: Redis, deadline: float, step: Callable[[], T], *, pause: 
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Return whether Redis, and not what it was asked, is at fault."""
+    """Return whether Redis is at fault, and not the command."""
     if isinstance(error, ResponseError):
         known = isinstance(error, ReadOnlyError | OutOfMemoryError | ClusterDownError)
-        return known or any(word in str(error) for word in _NOT_NOW)
+        return known or any(code in str(error) for code in _NOT_NOW)
     return isinstance(error, RedisError)
 
 

@@ -1,4 +1,4 @@
-"""What leaves Redis with time: old entries of the streams and the lists, a little once a minute."""
+"""Deletes old entries of the streams and lists in Redis, a bounded number each minute."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_ORDERS: Final = 500
 class Retention:
     """Trims the events, the audit, the list of replays (EVENT_DAYS) and the list of orders (ORDER_DAYS).
 
-    accept.lua trims the events as new ones come; this also works when none comes any more.
+    accept.lua trims the events when new ones are recorded; this also works when none are.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Retention:
             self.trim()
 
     def trim(self) -> tuple[int, int]:
-        """Return how many entries left the streams, and how many the list of orders; raises OtherSchema."""
+        """Return how many entries of the streams, and of the list of orders, were deleted; raises OtherSchema."""
         removed, looked, ended = self._expire(
             events_keep=self._events_keep,
             orders_keep=self._orders_keep,
@@ -51,6 +51,6 @@ class Retention:
             passed=self._passed,
             orders_limit=MOST_ORDERS,
         )
-        # What is kept (dead letters of years ago) must not hide what comes after it; at the end, from the start again.
+        # Old entries that stay (dead letters) must not hide later ones; after the last entry it starts again.
         self._passed = self._passed + looked - ended if looked == MOST_ORDERS else 0
         return removed, ended

@@ -1,4 +1,4 @@
-"""What the ledger gives a worker to do, and what the worker gives back: values only."""
+"""The values that the ledger and its workers exchange."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from app.ids import OrderKey
 StartOutcome = Literal["nothing", "held", "dead", "deliver", "fetch"]
 """What an order needs (start_fetch.lua)."""
 StoreOutcome = Literal["refused", "erased", "fetched", "deliver", "pending", "dead"]
-"""What follows when an answer was given to store_fetch.lua; with the first two it is not stored."""
+"""What follows a call of store_fetch.lua; with the first two the answer is not stored."""
 FailOutcome = Literal["refused", "retry", "deferred", "dead", "deleted_upstream"]
-"""What became of an order whose fetch failed (fail_fetch.lua)."""
+"""What follows a failed fetch (fail_fetch.lua)."""
 Failure = Literal["retry", "client_error", "deferred", "not_found", "dead", "deleted_upstream"]
-"""How a fetch failed: it uses an attempt, one of the few for client errors, or none (the order is not at fault); the
-order is not there, perhaps not yet; it is given up; upstream has deleted it."""
+"""How a fetch failed: `retry` uses an attempt, `client_error` one of its own few, `deferred` none (the order is not at
+fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt; `deleted_upstream`."""
 DeliveryOutcome = Literal["succeeded", "retry", "dead"]
 PermitOutcome = Literal["answered", "failed", "fault"]
-"""What a request tells about its API key: it works, it may not, or it does not."""
+"""What a request shows of its API key: it works, it may not work, or it does not."""
 WorkerEnd = Literal["killed", "ended"]
-"""How a worker came to its end: `killed` counts as a crash of the order it had claimed, `ended` does not."""
+"""How a worker ended: `killed` counts as a crash of the order it had claimed, `ended` does not."""
 
 
 class Dispatched(msgspec.Struct, frozen=True):
-    """What the dispatcher did: orders looked at, jobs enqueued, and orders whose keys are `broken` (not ours)."""
+    """What the dispatcher did: orders that were due, jobs enqueued, and orders whose keys are `broken`."""
 
-    looked: int
+    due: int
     enqueued: int
     broken: int
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """A fetch that was started, as start_fetch.lua knows it.
+    """A fetch that start_fetch.lua has started.
 
     `generation` is what it fetches, `token` its fencing token. `missing_ms`: ms since the first 404, 0 without one.
-    `known_status`: named last, by an event or a fetch. `queue`: of this order's jobs. `deadline`: end of the lease
+    `known_status`: of the latest event or fetch. `queue`: of this order's jobs. `deadline`: end of the lease
     (time.monotonic).
     """
 
@@ -54,7 +54,7 @@ class Fetch(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """What follows from an answer, the order's revision, and whether the content is new."""
+    """The result of store_fetch: what follows, the order's revision, and whether its content is new."""
 
     what: StoreOutcome
     revision: int
@@ -62,7 +62,7 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Content(msgspec.Struct, frozen=True):
-    """An answer of getOrder as it is stored, with what people ask for most; `references` are those of both sides."""
+    """An answer of getOrder as it is stored, with the fields of the record; `references` are those of both sides."""
 
     raw: bytes
     digest: str
@@ -77,7 +77,7 @@ class Content(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """A revision that a sink is to get; `attempts` counts this one, `crashes` those before it that never ended.
+    """A delivery that a worker has acquired; `attempts` counts it, `crashes` those before it that never ended.
 
     `deadline`: end of its lease (time.monotonic).
     """
@@ -92,7 +92,7 @@ class Delivery(msgspec.Struct, frozen=True):
     deadline: float = 0.0
 
     def idempotency_key(self, order: OrderKey) -> str:
-        """Return what is the same for every repeat of this revision, and for no other content.
+        """Return the idempotency key: the same for every attempt of this revision, and for no other content.
 
         The number alone is not enough: after a flush, or in a restored Redis, revisions are counted anew.
         """

@@ -13,7 +13,7 @@ from app.ids import OrderKey
 from app.ledger import events
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
-from app.ledger.orders import MOST_SORTED, Archive, OrderQuery, ReferenceIndex
+from app.ledger.orders import MOST_SORTED, Archive, OrderQuery, References
 from app.ledger.redis import PAGE, newest_first, oldest_first
 from app.times import from_ms
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
@@ -190,7 +190,7 @@ def test_an_order_is_found_by_either_reference_in_any_case(desk: Desk) -> None:
     desk.hear(order(1), other)
     desk.bring_home(order(1), sellToOrderReference="SHOP-0815")
     desk.bring_home(other, sellToOrderReference="SHOP-4711")
-    found = ReferenceIndex(desk.redis)
+    found = References(desk.redis)
 
     assert found.orders("cm-ABCDEF12") == [other]
     assert found.orders("shop-0815") == [order(1)]

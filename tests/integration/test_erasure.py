@@ -18,7 +18,7 @@ from app import bootstrap
 from app.erasure import AuditWords, Erasure, Traces
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
-from app.intake.spool import NAME, SpoolFile, forget
+from app.intake.spool import NAME, SpoolFile, erase_rows
 from app.ledger import keys, policy
 from app.ledger.orders import Archive, Holdings
 from app.ledger.work import Content
@@ -357,11 +357,11 @@ def test_rows_of_the_spool_go_and_leave_nothing_on_the_disk(tmp_path: Path) -> N
     """A web process goes on writing to the file."""
     event = OrderProcessed(*ONE, "Issued", "CANARY-THEIRS", "", "current", "r", 1)
     other = OrderProcessed(*SAME_ID, "Issued", "CM-1", "", "current", "r", 1)
-    assert forget(tmp_path, [ONE]) == (0, ())
+    assert erase_rows(tmp_path, [ONE]) == (0, ())
     file = SpoolFile(tmp_path / NAME)
     file.put([event, other, event])
 
-    assert (forget(tmp_path, [ONE]), forget(tmp_path, [ONE])) == ((2, ()), (0, ()))
+    assert (erase_rows(tmp_path, [ONE]), erase_rows(tmp_path, [ONE])) == ((2, ()), (0, ()))
     assert [found for _, found in file.oldest(9)] == [other]
     assert not any(b"CANARY" in path.read_bytes() for path in tmp_path.iterdir())
     file.put([other])

@@ -11,7 +11,7 @@ from redis import Redis
 from app import bootstrap
 from app.dev.processes import Process
 from app.ledger import keys, policy
-from app.ledger.orders import ReferenceIndex
+from app.ledger.orders import References
 from app.ledger.retention import MOST_ORDERS, Retention
 from tests.eventually import eventually
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
@@ -26,12 +26,12 @@ def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
 
 
 @pytest.fixture
-def index(desk: Desk) -> ReferenceIndex:
-    return ReferenceIndex(desk.redis)
+def index(desk: Desk) -> References:
+    return References(desk.redis)
 
 
 @pytest.mark.parametrize("name", [BOUGHT_AS, SOLD_AS, SOLD_AS.lower(), f" {BOUGHT_AS} "])
-def test_a_fetched_order_is_found_without_looking_through_others(desk: Desk, index: ReferenceIndex, name: str) -> None:
+def test_a_fetched_order_is_found_without_looking_through_others(desk: Desk, index: References, name: str) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     desk.redis.delete(keys.ORDERS, keys.DUE)
@@ -39,7 +39,7 @@ def test_a_fetched_order_is_found_without_looking_through_others(desk: Desk, ind
     assert index.orders(name) == [order(1)]
 
 
-def test_the_same_reference_of_two_companies_names_two_orders(desk: Desk, index: ReferenceIndex) -> None:
+def test_the_same_reference_of_two_companies_names_two_orders(desk: Desk, index: References) -> None:
     for one in (order(1), order(1, MUSEUM)):
         desk.hear(one)
         desk.bring_home(one)
@@ -48,7 +48,7 @@ def test_the_same_reference_of_two_companies_names_two_orders(desk: Desk, index:
     assert index.orders(SOLD_AS, MUSEUM) == [order(1, MUSEUM)]
 
 
-def test_an_order_that_ended_or_was_erased_is_not_named_any_more(desk: Desk, index: ReferenceIndex) -> None:
+def test_an_order_that_ended_or_was_erased_is_not_named_any_more(desk: Desk, index: References) -> None:
     for number in (1, 2):
         desk.hear(order(number))
         desk.bring_home(order(number))
@@ -65,7 +65,7 @@ def test_an_entry_of_the_index_ends_a_week_after_its_record_can(desk: Desk) -> N
         assert 406 * DAY < int(str(desk.redis.pttl(keys.reference(name)))) <= 407 * DAY
 
 
-def test_an_order_that_was_never_fetched_is_found_by_what_its_event_said(desk: Desk, index: ReferenceIndex) -> None:
+def test_an_order_that_was_never_fetched_is_found_by_what_its_event_said(desk: Desk, index: References) -> None:
     """Also when it is older than all that is searched: what is owed or dead is looked through first."""
     desk.hear(order(1), order(2))
     desk.give_up(order(2))
@@ -77,7 +77,7 @@ def test_an_order_that_was_never_fetched_is_found_by_what_its_event_said(desk: D
     assert index.orders("cm-00000000", MUSEUM) == []
 
 
-def test_a_blank_reference_does_not_name_the_order_that_has_none(desk: Desk, index: ReferenceIndex) -> None:
+def test_a_blank_reference_does_not_name_the_order_that_has_none(desk: Desk, index: References) -> None:
     desk.redis.hset(keys.record(order(1)), "generation", 1)
     desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
 
@@ -85,7 +85,7 @@ def test_a_blank_reference_does_not_name_the_order_that_has_none(desk: Desk, ind
 
 
 @pytest.mark.parametrize("name", ["", " ", "\udcff", "x" * 10_000, "*"])
-def test_an_odd_reference_names_nothing(index: ReferenceIndex, name: str) -> None:
+def test_an_odd_reference_names_nothing(index: References, name: str) -> None:
     assert index.orders(name) == []
 
 

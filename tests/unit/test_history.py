@@ -9,6 +9,7 @@ import pytest
 
 from app.cli.order_history import describe
 from app.ledger.history import (
+    DeadLettered,
     DeliveryEnded,
     DeliveryRetried,
     Discarded,
@@ -21,7 +22,6 @@ from app.ledger.history import (
     FetchRequested,
     FetchStarted,
     FetchStored,
-    GivenUp,
     Redelivered,
     Unread,
     parse_entry,
@@ -40,7 +40,7 @@ ENTRIES: list[Entry] = [
     FetchFailed(MS, "retry", 3, "network", 0, 20000),
     FetchFailed(MS, "deferred", 3, "throttled", 429, 12),
     FetchFailed(MS, "not_found", 3, "order_not_found", 404, 12),
-    GivenUp(MS, "unsettled"),
+    DeadLettered(MS, "unsettled"),
     DeliveryEnded(MS, SINK, 2, "succeeded", "", 7),
     DeliveryEnded(MS, SINK, 2, "retry", "ValueError", 7),
     DeliveryRetried(MS, SINK),

@@ -48,7 +48,7 @@ local function record_event(at)
     local id = add_event(company, order, status, '', names[3], secret, request, sent)
     append_history(o, 'event', id, status, names[3], secret, request)
   else
-    -- An event that waited in a spool is no news of an order that a later event named.
+    -- An event that waited in a spool must not replace what a later event wrote.
     local received_at, fields = received == '0' and now or math.min(tonumber(received), now), nil
     if received_at >= o.last_event_at then
       fields = {'last_event_at', received_at, 'last_event_status', status, 'reference', reference,
@@ -92,7 +92,7 @@ for at = 2, #ARGV, 9 do
 end
 flush_jobs()
 
--- What follows is not worth an event: it fails alone.
+-- A failure of what follows must not fail the events.
 isolate(redis.call, 'XTRIM', events, 'MINID', '~', math.max(now - a.kept, 0))
 for name, by in pairs(counts) do
   count(name, by)

@@ -1,9 +1,9 @@
--- acquire_delivery: take the next revision that a sink has not had; one delivery an order at a time (invariant 6).
+-- acquire_delivery: acquire the delivery that is due next; one an order at a time (invariant 6).
 --
 -- Attempt and crash are counted here, before the sink is called; complete_delivery takes the crash back. So a sink that
 -- ends its worker, or holds it until the pool does, runs out of both.
 -- a  order (member), worker, lease ms, keep ms, sinks
--- Returns nil when there is none for this worker now, else {a MessagePack map (class Delivery of work.py), content}.
+-- Returns nil when none is due or another worker delivers, else {a MessagePack map (class Delivery of work.py), content}.
 local newer = other_schema()
 if newer then
   return newer
@@ -13,7 +13,7 @@ local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delive
 if o.generation == 0 or o.erased_at > 0 then
   return
 end
--- Where a fetch is pending too, the clock is only put forward: start_fetch knows whose time has come.
+-- Where a fetch is pending too, the order may only become due earlier: start_fetch decides what is due.
 local pending = not o.dead and o.fetched_generation < o.generation
 local sink, at = next_delivery(o)
 if not sink then
@@ -28,7 +28,7 @@ local is_leased, is_mine = o.delivery_lease > now, o.delivery_worker == a.worker
 if is_leased and not is_mine then
   return
 end
-local function look_again(time)
+local function set_due(time)
   if pending then
     redis.call('ZADD', due, 'LT', time, o.member)
   else
@@ -36,11 +36,11 @@ local function look_again(time)
   end
 end
 if at > now then
-  look_again(at)
+  set_due(at)
   return
 end
-look_again(now + a.lease)
--- What this worker itself holds was started by a call whose answer was lost with the connection: no other attempt.
+set_due(now + a.lease)
+-- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt.
 local one_more = is_leased and is_mine and 0 or 1
 redis.call('HSET', o.record, 'delivery_lease', now + a.lease, 'delivery_worker', a.worker)
 local attempts = redis.call('HINCRBY', o.record, sink .. ':attempts', one_more)

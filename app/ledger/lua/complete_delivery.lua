@@ -1,4 +1,4 @@
--- complete_delivery: a sink took a revision, or did not. The worker asks acquire_delivery for what comes next.
+-- complete_delivery: a delivery ended. The worker then acquires the next one.
 --
 -- What failed ends the job (RQ's time limit strikes once a job), so the order is due at once for its other sinks.
 -- a  order (member), worker, sink, revision, outcome (succeeded, retry, dead), wait ms (until the next attempt), reason,
@@ -12,7 +12,7 @@ local o = load(a.order, {'generation', 'revision', 'delivery_worker'})
 if redis.call('EXISTS', o.record) == 0 then
   return 0
 end
--- A worker that was frozen past its lease must not end the delivery of the one that took over.
+-- A worker that was frozen past its lease must not end the delivery of another.
 local is_mine = o.delivery_worker == a.worker
 if is_mine then
   redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker', a.sink .. ':crashes')
@@ -29,7 +29,7 @@ elseif a.outcome == 'succeeded' then
     reset_delivery(o, a.sink)
   end
 elseif is_mine and o.revision == a.revision then
-  -- Else what was not taken is not what is to be delivered now; that has its own attempts (store_fetch).
+  -- Else a newer revision is to be delivered, which has its own attempts (store_fetch).
   redis.call('ZADD', due, 'LT', now, o.member)
   if a.outcome == 'retry' then
     redis.call('HSET', o.record, a.sink .. ':next_at', now + a.wait)

@@ -1,7 +1,7 @@
--- dispatch_due: give every order whose time has come a fresh job. Any number of dispatchers may run it.
+-- dispatch_due: enqueue a job for every order that is due. Any number of dispatchers may run it.
 --
 -- a  grace ms, longest ms (the longest wait), farthest ms, limit (orders a call), job, sinks
--- Returns {orders looked at, jobs pushed, orders whose keys are broken}: those are looked at after the longest wait.
+-- Returns {orders that were due, jobs pushed, orders whose keys are broken}: those are due again after `longest`.
 -- Pushed again without a start in between, the wait doubles: a long backlog is not filled with repeats.
 local newer = other_schema()
 if newer then
@@ -9,7 +9,7 @@ if newer then
 end
 
 -- No wait of ours reaches farther than `farthest`: such a time was taken from a Redis server whose clock was ahead.
--- Nobody knows when it was meant to be: grace from now, which also lets a fetch under way end first.
+-- Its right value is unknown: it becomes `grace` from now, by when a fetch in progress has ended.
 local function bring_near(member)
   local record, fields = prefix .. 'order:' .. member, {'lease', 'fetch_at', 'delivery_lease'}
   for _, sink in ipairs(a.sinks) do

@@ -1,11 +1,11 @@
--- erase: everything known of an order goes, save a tombstone that keeps it from coming back. The first step of an
+-- erase: delete everything stored of an order but a tombstone, which keeps it from being fetched again. The first step of an
 -- erasure (app/erasure.py), and one: from here on every script refuses to fetch, store or deliver the order.
 --
 -- a  order (member), stored_token when the references of its content were read, references (their keys), keep ms
 -- Returns {what, ms}: unknown (no such order), changed (another content was stored since: read again), erased (with the
 --   ms when it was first)
--- What is left tells a new event from an old one, keeps ids unique, and names the revision that each sink may have: what
--- a sink kept of a revision that it tried and did not take is not known.
+-- The tombstone keeps what recognises old events, keeps ids unique, and names the revision that each sink may hold: also
+-- of a failed attempt, since a sink may have kept data before it failed.
 local newer = other_schema()
 if newer then
   return newer
@@ -42,8 +42,8 @@ for _, reference in ipairs(a.references) do
   redis.call('SREM', reference, o.member)
 end
 redis.call('DEL', o.content)
--- Entries of the history hold words of upstream and of senders; those of the deliveries hold none, and tell who has a
--- copy.
+-- Entries of the history may hold text of upstream and of senders; those of deliveries hold none, and name the sinks
+-- that have a copy.
 local entries = redis.call('LRANGE', o.history, 0, -1)
 redis.call('DEL', o.history)
 for _, entry in ipairs(entries) do

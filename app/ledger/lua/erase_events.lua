@@ -1,8 +1,8 @@
--- erase_events: the events of erased orders leave the stream, one page of it a call.
+-- erase_events: delete the events of erased orders from the stream, one page of it a call.
 --
 -- a  start and stop (ids), limit (entries a page), orders (members)
--- Returns {id of the last entry looked at, '' = none, entries looked at, entries removed}.
--- What came after the erasure is recorded without a reference (accept.lua), and stays.
+-- Returns {id of the last entry read, '' = none, entries read, entries removed}.
+-- Events after the erasure are recorded without a reference (accept.lua), and stay.
 local newer = other_schema()
 if newer then
   return newer

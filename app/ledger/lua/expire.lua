@@ -1,8 +1,8 @@
--- expire: what is older than its days leaves the streams and the lists, also when nothing new comes to push it out.
+-- expire: delete the entries of the streams and lists that are older than their days, also when no new ones come.
 --
 -- a  events_keep ms, orders_keep ms, streams (keys), limit (entries a stream), passed (entries of `ota:orders` to pass
 --    over), orders_limit
--- Returns {entries that left the streams, entries of `ota:orders` looked at, of those removed}.
+-- Returns {entries deleted from the streams, entries of `ota:orders` read, entries of it deleted}.
 local newer = other_schema()
 if newer then
   return newer
@@ -10,7 +10,7 @@ end
 local oldest = math.max(0, now - a.events_keep)
 local removed = 0
 for _, stream in ipairs(a.streams) do
-  -- Whole nodes first, as many as allowed; what is left of the last one is below a node, and can be exact.
+  -- Whole nodes first, up to the limit; the rest is less than one node, and cheap to trim exactly.
   local whole = redis.call('XTRIM', stream, 'MINID', '~', oldest, 'LIMIT', a.limit)
   removed = removed + whole
   if whole == 0 then

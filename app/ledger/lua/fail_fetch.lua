@@ -1,11 +1,11 @@
 -- fail_fetch: a fetch ended without an order.
 --
--- a  order (member), worker, generation and token of the fetch, outcome, wait ms (until the next look), reason,
+-- a  order (member), worker, generation and token of the fetch, outcome, wait ms (until the next fetch), reason,
 --    http (0 = no answer), duration_ms, keep ms, sinks
 --    outcome: retry (uses an attempt), client_error (uses one of its own few), deferred (uses none: not the order's
 --    fault), not_found (404, perhaps not yet), dead, deleted_upstream
--- Returns what became of it: refused (a later fetch started, or the order was given up), retry, deferred, dead,
---   deleted_upstream. Called again by a worker that did not get the answer, it changes nothing.
+-- Returns what follows: refused (a later fetch started, or the order is dead), retry, deferred, dead,
+--   deleted_upstream. Repeated by a worker that did not get the answer, the call changes nothing.
 local newer = other_schema()
 if newer then
   return newer
@@ -25,7 +25,7 @@ elseif o.fencing_token == a.token and o.lease == 0 then
   end
   return a.outcome == 'deferred' and 'deferred' or 'retry'
 elseif o.fencing_token ~= a.token or o.stored_token >= a.token or (o.dead and not deleted) then
-  -- A later fetch started, or this one before Redis was flushed or restored from an older copy.
+  -- A later fetch has started, or this one started before Redis was flushed or restored from an older copy.
   append_history(o, 'refused', a.token)
   return 'refused'
 end
@@ -33,7 +33,7 @@ end
 append_history(o, 'failed', a.outcome, a.token, a.reason, a.http, a.duration_ms)
 redis.call('HSET', o.record, 'error', a.reason, 'http', a.http)
 if deleted then
-  -- An answer like any other: what an older fetch has still to store must not undo it.
+  -- An answer like any other: what an older fetch stores later must not undo it.
   o.fetched_generation = math.max(o.fetched_generation, a.generation)
   redis.call('HSET', o.record, 'fetched_generation', o.fetched_generation, 'status', 'DeletedUpstream',
     'stored_token', a.token)
@@ -46,11 +46,11 @@ if deleted and o.fetched_generation >= o.generation then
   schedule_delivery(o, now)
   return 'deleted_upstream'
 elseif o.fetched_generation >= o.generation then
-  -- A fetch that had started before, and counted as lost, has stored all there is: this failure changes nothing.
+  -- An older fetch, which counted as lost, has stored everything meanwhile: this failure changes nothing.
   schedule_delivery(o, now)
   return 'refused'
 elseif a.outcome ~= 'deferred' and o.generation > a.generation then
-  -- A settlement came meanwhile, and has all its attempts.
+  -- A new settlement was accepted meanwhile, and has all its attempts.
   if not o.job then
     redis.call('ZADD', due, now, o.member)
   end

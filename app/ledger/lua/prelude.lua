@@ -26,13 +26,13 @@ local function other_schema()
 end
 
 -- One broken key must not stop the work on all other orders: what fails in `work` belongs to its order. An error of
--- the server's state concerns everybody, and ends the script. Returns whether it worked, and what it returned.
-local everybody = {OOM = 1, READONLY = 1, MISCONF = 1, NOREPLICAS = 1, NOPERM = 1, BUSY = 1, LOADING = 1, MASTERDOWN = 1}
+-- the server's state concerns all orders, and ends the script. Returns whether it worked, and what it returned.
+local server_errors = {OOM = 1, READONLY = 1, MISCONF = 1, NOREPLICAS = 1, NOPERM = 1, BUSY = 1, LOADING = 1, MASTERDOWN = 1}
 local function isolate(work, ...)
   local worked, result = pcall(work, ...)
   if not worked then
     local text = type(result) == 'table' and result.err or tostring(result)
-    if everybody[string.match(text, '^[%s%-]*(%u+)')] or string.find(text, 'NOPERM', 1, true)
+    if server_errors[string.match(text, '^[%s%-]*(%u+)')] or string.find(text, 'NOPERM', 1, true)
       or string.find(text, 'permission', 1, true) then
       error(result, 0)
     end
@@ -40,7 +40,7 @@ local function isolate(work, ...)
   return worked, result
 end
 
--- The fields of a record that are texts; all others are numbers. keys.py tells what each means.
+-- The fields of a record that are texts; all others are numbers. keys.py describes them.
 local text = {job = 1, queue = 1, worker = 1, error = 1, dead = 1, status = 1, last_event_status = 1, reference = 1,
   request_id = 1, digest = 1, delivery_worker = 1}
 
@@ -65,7 +65,7 @@ local function load(member, fields)
 end
 
 -- Add an entry to what happened to an order (history.py names the values of each kind); the last 200 are kept.
--- Neither it nor a counter is worth a step: where their key is broken, the step goes on without them.
+-- Where the key of a history or a counter is broken, the step goes on without it.
 local function append_history(o, kind, ...)
   local worked, length = isolate(redis.call, 'RPUSH', o.history, cmsgpack.pack({kind, now, ...}))
   if worked and length > 200 then
@@ -77,21 +77,21 @@ local function count(name, by)
   isolate(redis.call, 'HINCRBY', counters, name, by or 1)
 end
 
--- Forget the troubles of earlier fetches: a new settlement, or a request, starts with all its attempts.
+-- Clear what earlier fetches counted: a new settlement, or a request, has all its attempts.
 local function reset_fetch(o)
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'crashes',
     'fetch_at', 'error', 'http', 'dead', 'dead_at')
   redis.call('ZREM', dead, o.member)
 end
 
--- A delivery gets all its attempts, from now on.
+-- Clear what earlier deliveries counted: the next one has all its attempts, and is due at once.
 local function reset_delivery(o, sink)
   redis.call('HDEL', o.record, sink .. ':dead', sink .. ':attempts', sink .. ':next_at', sink .. ':crashes')
   redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
 end
 
--- Of the sinks that have not had the latest revision, and did not refuse it for good: the one whose next attempt
--- comes first, and the time of it (0 = at once); or nil.
+-- Returns the sink whose delivery of the latest revision is due first, and when (0 = at once); nil if every sink has it
+-- or is dead.
 local function next_delivery(o)
   local name, at
   if o.revision > 0 then
@@ -106,8 +106,8 @@ local function next_delivery(o)
   return name, at
 end
 
--- No fetch is pending: the next look is at the next delivery, not before `earliest`. Without one the order leaves the
--- clock, and its keys end after `a.keep`; but nothing ends that is dead, be it the fetch or a delivery.
+-- Of an order without a pending fetch: make it due for its next delivery, not before `earliest`. Without one it leaves
+-- `due`, and its keys expire after `a.keep`, unless its fetch or a delivery is dead.
 local function schedule_delivery(o, earliest)
   local sink, at = next_delivery(o)
   if sink then
@@ -128,7 +128,7 @@ local function schedule_delivery(o, earliest)
   end
 end
 
--- Give the fetch of an order up, for this reason; its sinks still get what was stored.
+-- Make the fetch of an order a dead letter; its sinks still get the stored revision.
 local function dead_letter_fetch(o, reason)
   o.dead = reason
   redis.call('ZADD', dead, now, o.member)
@@ -159,16 +159,16 @@ local function flush_jobs()
   pushed = {}
 end
 
--- Put orders (members) on the clock and into the list of orders, before anything else is written of them: whatever fails
--- after that, the dispatcher sees to it. LT: what is due earlier stays so.
+-- Add orders (members) to `due` and to the list of orders, before anything else of them is written: whatever fails later,
+-- the dispatcher finds them. LT: an order that is due earlier stays so.
 local function schedule(members)
-  local looks, changes = {}, {}
+  local times, changes = {}, {}
   for i, member in ipairs(members) do
-    looks[2 * i - 1], looks[2 * i] = now + a.grace, member
+    times[2 * i - 1], times[2 * i] = now + a.grace, member
     changes[2 * i - 1], changes[2 * i] = now, member
   end
-  for from = 1, #looks, 1000 do
-    redis.call('ZADD', due, 'LT', unpack(looks, from, math.min(from + 999, #looks)))
+  for from = 1, #times, 1000 do
+    redis.call('ZADD', due, 'LT', unpack(times, from, math.min(from + 999, #times)))
     redis.call('ZADD', orders, unpack(changes, from, math.min(from + 999, #changes)))
   end
 end

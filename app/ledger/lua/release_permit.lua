@@ -14,7 +14,7 @@ if a.permit == '' then
       table.insert(ended, permit)
     end
   end
-  -- Nobody would ask a half-open breaker again until the probe of a dead worker ran out.
+  -- Else the breaker would stay closed to all until the probe of the ended worker expired.
   local probe = redis.call('HGET', breaker, 'probe')
   if probe and string.find(probe, holder, 1, true) then
     redis.call('HDEL', breaker, 'probe', 'probe_until')
@@ -44,7 +44,7 @@ local b = redis.call('HMGET', breaker, 'open_until', 'open_ms')
 local open_until, opened = tonumber(b[1] or '0'), 0
 local failures = redis.call('HINCRBY', breaker, 'failures', 1)
 redis.call('PEXPIRE', breaker, 86400000)
--- Requests that failed while it was open had started before: they bring no news and do not make it longer.
+-- Requests that fail while it is open had started before: they do not extend it.
 if open_until <= now and (a.outcome == 'fault' or open_until > 0 or failures >= a.failures) then
   local open_ms = math.min(math.max(tonumber(b[2] or '0') * 2, a.first_open), a.longest_open)
   open_until, opened = now + open_ms, 1

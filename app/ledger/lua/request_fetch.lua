@@ -1,6 +1,6 @@
 -- request_fetch: ask for fetches without an event: replay, refetch, dead requeue, reconcile.
 --
--- a  orders (members), queue, reason (one word), grace ms, job
+-- a  orders (members), queue, reason code, grace ms, job
 -- Returns per order 0 queued, 1 a job of it waits already, in this queue or in live, 2 it was erased: no fetch.
 local newer = other_schema()
 if newer then

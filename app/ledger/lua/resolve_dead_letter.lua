@@ -1,4 +1,4 @@
--- resolve_dead_letter: by hand, a fetch is discarded, or a dead delivery is discarded or gets new attempts.
+-- resolve_dead_letter: an operator discards a dead fetch, or discards or retries a dead delivery.
 --
 -- a  order (member), sink ('' = the fetch of the order), action (discard, retry), keep ms, sinks
 -- Returns 1, or 0 when it was not dead (any more).
@@ -11,7 +11,7 @@ end
 local o = load(a.order, {'generation', 'fetched_generation', 'dead', 'revision', 'status'})
 if a.sink == '' then
   if o.generation == 0 or not o.dead then
-    -- A dead letter whose record has gone: there is nothing else of it.
+    -- A dead letter without a record has nothing else to resolve.
     return redis.call('ZREM', dead, o.member)
   end
   local reason = o.dead

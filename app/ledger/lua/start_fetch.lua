@@ -1,10 +1,10 @@
--- start_fetch: what does this order need, and may this worker do it? Asked before every getOrder.
+-- start_fetch: return what is due for an order; start its fetch, if that is due. Called before every getOrder.
 --
 -- a  order (member), worker, lease ms, crashes_allowed, keep ms, sinks
 -- Returns a MessagePack map (class Fetch of work.py) with `what`:
---   nothing   nobody needs this job, or not yet
+--   nothing   nothing is due now
 --   held      another worker fetches this very settlement
---   dead      its fetch ended its workers too often: given up now
+--   dead      its fetches killed their workers too often: it is a dead letter now
 --   deliver   no fetch is due, but a delivery is
 --   fetch     and then all other fields of Fetch
 local newer = other_schema()

@@ -79,13 +79,13 @@ if o.fetched_generation >= o.generation then
     count('latency|' .. o.company .. '|sum', took)
     redis.call('HSET', o.record, 'latency_recorded_for', o.last_event_at)
   end
-  -- A worker that was taken for dead may still store what was given up meanwhile.
+  -- A worker that counted as dead may still store an order that is a dead letter by now.
   redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
   return answer(schedule_delivery(o, now + a.delivery_lease) and 'deliver' or 'fetched')
 elseif o.dead then
-  -- Given up meanwhile, and still so; but what this answer brought is to be delivered.
+  -- The order stays a dead letter, but this content is to be delivered.
   if next_delivery(o) then
     schedule_delivery(o, now + a.delivery_lease)
   end
