@@ -245,7 +245,7 @@ def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int)
         outcome=report.outcome,
         rows=report.rows,
         unreadable=report.unreadable,
-        never_heard=report.gaps["never_heard"],
+        no_event=report.gaps["no_event"],
         changed=report.gaps["changed"],
         stuck=report.gaps["stuck"],
         duration_ms=duration_ms,

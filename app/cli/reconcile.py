@@ -169,7 +169,7 @@ def reconcile(
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
-    never_heard: settled, and no event told of it. changed: confirmed, cancelled or changed since it was fetched, of
+    no_event: settled, and no event told of it. changed: confirmed, cancelled or changed since it was fetched, of
     which no event tells. stuck: not settled for more than 10 minutes. The workers do the same by themselves every
     RECONCILE_EVERY; interrupted, nothing is lost.
     """

@@ -23,8 +23,8 @@ STUCK_AFTER: Final = 10 * policy.MINUTE
 """An order settles about a minute after createOrder (upstream.md 0). One that was swept to Error after an hour in
 Processing fires no event, so somebody must look before."""
 
-Kind = Literal["never_heard", "changed", "stuck"]
-"""`never_heard`: settled, and no event told of that settlement. `changed`: confirmed, cancelled or changed since our
+Kind = Literal["no_event", "changed", "stuck"]
+"""`no_event`: settled, and no event told of that settlement. `changed`: confirmed, cancelled or changed since our
 copy was fetched, of which no event tells. `stuck`: not settled for STUCK_AFTER."""
 
 _PROVEN_WRONG: Final = frozenset({"order_missing", "unsettled"})
@@ -95,7 +95,7 @@ def _of_settled(company_id: str, row: Summary, holding: Holding | None) -> Gap |
         return None
     differs = _differences(row, holding)
     if holding is None or holding.copy is None or "jobId" in differs:
-        return _gap("never_heard", company_id, row, holding, differs)
+        return _gap("no_event", company_id, row, holding, differs)
     return _gap("changed", company_id, row, holding, differs) if differs or holding.dead else None
 
 

@@ -208,12 +208,12 @@ class Reconcile:
     def _queue(self, gaps: Sequence[Gap], report: Report) -> None:
         for gap in gaps[: max(TOLD - report.queued, 0)]:
             _log.warning(
-                "reconcile.gap_found",
+                "reconcile.discrepancy_found",
                 company=self._slug,
                 order_id=gap.order_id,
                 kind=gap.kind,
                 status=gap.status,
-                held=gap.held,
+                stored_status=gap.held,
             )
         for at in range(0, len(gaps), _CHUNK):
             chunk = gaps[at : at + _CHUNK]

@@ -75,7 +75,7 @@ def test_what_no_event_told_of_is_queued_behind_the_live_ones_and_then_is_no_gap
 
     first, second = venue.here.run(), venue.here.run()
 
-    assert (first.outcome, dict(first.gaps), second.queued) == ("complete", {"never_heard": 4}, 0)
+    assert (first.outcome, dict(first.gaps), second.queued) == ("complete", {"no_event": 4}, 0)
     assert sorted(venue.here.owed()) == sorted(made)
     venue.here.bring_home()
     assert venue.here.run().queued == 0
@@ -99,13 +99,13 @@ def test_a_confirmed_and_a_cancelled_order_are_fetched_once_more(venue: Venue) -
     assert venue.here.run().queued == 0
 
 
-def test_a_replaced_order_whose_event_was_lost_is_never_heard(venue: Venue) -> None:
+def test_a_replaced_order_whose_event_was_lost_is_no_event(venue: Venue) -> None:
     """Its job is another: that settlement is not the one that we fetched."""
     (order_id,) = venue.home(1)
     venue.settle(order_id, "Error")
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().gaps) == {"never_heard": 1}
+    assert dict(venue.here.run().gaps) == {"no_event": 1}
 
 
 def test_an_order_stuck_for_ten_minutes_is_looked_at_though_nothing_of_it_moves(venue: Venue) -> None:
@@ -130,7 +130,7 @@ def test_a_stuck_order_that_settled_is_watched_no_more(venue: Venue) -> None:
 
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().gaps) == {"never_heard": 1}
+    assert dict(venue.here.run().gaps) == {"no_event": 1}
     assert venue.here.cursor.watched() == {}
 
 
@@ -146,7 +146,7 @@ def test_an_order_given_up_for_missing_comes_back_when_the_list_shows_it(venue: 
 
     report = venue.here.run()
 
-    assert dict(report.gaps) == {"never_heard": 1}
+    assert dict(report.gaps) == {"no_event": 1}
     found = venue.here.record(there), venue.here.record(killer)
     assert [one.dead for one in found if one] == ["", "kills_worker"]
 

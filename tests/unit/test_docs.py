@@ -133,6 +133,19 @@ def test_every_link_of_the_docs_leads_somewhere(page: str) -> None:
     assert dead == []
 
 
+def test_architecture_follows_one_event_through_few_files() -> None:
+    """Every file of the numbered path exists, and the page states how many there are."""
+    path = DOCS["architecture.md"].partition("## The path of one event")[2].partition("Beside the path")[0]
+    files = [name for line in path.splitlines() if re.match(r"\d+\. ", line) for name in names(line) if "/" in name]
+    python, lua = ([name for name in files if name.endswith(suffix)] for suffix in (".py", ".lua"))
+
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert len(set(files)) == len(files) == len(python) + len(lua)
+    assert f"{len(python)} Python files and {len(lua)} Lua scripts" in path
+    assert len(python) <= 17
+    assert len(lua) <= 9
+
+
 def test_operations_explains_every_metric_and_no_other_with_its_labels() -> None:
     """A graph that nobody understands, and one that shows nothing, cost a night each."""
     explained: dict[str, set[str]] = {}

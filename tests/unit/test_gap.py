@@ -38,9 +38,9 @@ def verdict(row: Summary, holding: Holding | None, *, open_since: int | None = N
 
 
 @pytest.mark.parametrize("status", ["Issued", "Draft", "Error", "Cancelled", "A word of tomorrow"])
-def test_what_we_never_heard_of_is_a_gap_however_it_settled(status: str) -> None:
+def test_what_we_no_event_of_is_a_gap_however_it_settled(status: str) -> None:
     """An unknown word is settled: the words for "still working" are known."""
-    assert verdict(row(status), None) == "never_heard"
+    assert verdict(row(status), None) == "no_event"
 
 
 @pytest.mark.parametrize("status", ["Issued", "Draft", "Error", "Cancelled"])
@@ -69,8 +69,8 @@ def test_what_changed_without_an_event_is_told_by_the_names_of_the_fields(
     assert "x.example" not in repr(found)
 
 
-def test_another_job_is_another_settlement_of_which_we_never_heard() -> None:
-    assert verdict(row(jobId="JOB-2"), held()) == "never_heard"
+def test_another_job_is_another_settlement_of_which_we_no_event() -> None:
+    assert verdict(row(jobId="JOB-2"), held()) == "no_event"
 
 
 @pytest.mark.parametrize(("listed", "copy"), [("", "JOB-1"), ("JOB-1", ""), ("", "")])
@@ -92,7 +92,7 @@ def test_an_order_that_is_owed_a_fetch_is_no_gap() -> None:
 @pytest.mark.parametrize(("reason", "expected"), [("order_missing", "changed"), ("unsettled", "changed")])
 def test_a_dead_letter_that_the_list_contradicts_is_a_gap(reason: str, expected: str) -> None:
     assert verdict(row(), held("Processing", pending=True, dead=reason)) == expected
-    assert verdict(row(), held("", pending=True, dead=reason, copy=None)) == "never_heard"
+    assert verdict(row(), held("", pending=True, dead=reason, copy=None)) == "no_event"
 
 
 @pytest.mark.parametrize("reason", ["kills_worker", "bad_request", "unreadable_answer", "internal_error"])
@@ -138,7 +138,7 @@ def test_an_order_older_than_order_days_is_wanted_only_if_we_have_it() -> None:
     assert verdict(old, None) is None
     assert verdict(old, held()) == "changed"
     assert verdict(row("Processing", receivedAt="2020-01-01T00:00:00Z"), None) is None
-    assert verdict(row(receivedAt=""), None) == "never_heard"
+    assert verdict(row(receivedAt=""), None) == "no_event"
 
 
 @pytest.mark.parametrize(
