@@ -20,12 +20,12 @@ from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
 from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
-from app.ledger.orders import Backlog, Holdings
+from app.ledger.orders import Backlog, LocalCopies
 from app.ledger.redis import server_time, translated_errors
 from app.metrics import add, set_timestamp
-from app.reconcile.compare import Survey
+from app.reconcile.compare import Comparison
 from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
-from app.reconcile.state import AGAIN_AFTER, Cursor, Turn, Turns
+from app.reconcile.state import AGAIN_AFTER, Checkpoint, DueRun, Schedule
 from app.settings import Company, Settings
 from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
@@ -54,7 +54,7 @@ class ReconcileRunner:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._turns = [_turns(settings, company, redis) for company in _reconciled(settings)]
+        self._schedules = [_schedule(settings, company, redis) for company in _reconciled(settings)]
         self._child: ForkProcess | None = None
 
     def tick(self) -> None:
@@ -77,7 +77,7 @@ class ReconcileRunner:
         self._child = None
 
     def _is_due(self) -> bool:
-        return any(turns.due(server_time(self._redis)) for turns in self._turns)
+        return any(schedule.due(server_time(self._redis)) for schedule in self._schedules)
 
 
 class AlertEvaluator:
@@ -140,7 +140,7 @@ def _log_change(change: Change, now: int) -> None:
 def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
     """Return the order list of a company, read within the limits of its API key."""
     limiter = bootstrap.rate_limiter(settings, company, redis)
-    return Listing(client, limiter, company.slug, partial(server_time, redis), time.sleep)
+    return Listing(client, limiter, partial(server_time, redis), time.sleep)
 
 
 def _reconciled(settings: Settings) -> list[Company]:
@@ -148,10 +148,10 @@ def _reconciled(settings: Settings) -> list[Company]:
     return [company for company in settings.companies if company.np_partner_id is not None]
 
 
-def _turns(settings: Settings, company: Company, redis: Redis) -> Turns:
+def _schedule(settings: Settings, company: Company, redis: Redis) -> Schedule:
     """Return the schedule of a company; its lease outlasts the longest run and the page that it began last."""
     last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
-    return Turns(redis, company.np_company_id, LONGEST + last_page)
+    return Schedule(redis, company.np_company_id, LONGEST + last_page)
 
 
 def _run_due(settings: Settings) -> None:
@@ -175,18 +175,18 @@ def _run_due(settings: Settings) -> None:
 
 def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
     """Read the list of a company unless another machine does so; raises StoreUnavailable."""
-    turns = _turns(settings, company, redis)
-    with translated_errors(settings.redis_url.get_secret_value()), turns.taken(server_time(redis)) as turn:
-        if turn is None:
+    schedule = _schedule(settings, company, redis)
+    with translated_errors(settings.redis_url.get_secret_value()), schedule.acquire(server_time(redis)) as due:
+        if due is None:
             return
         started = time.monotonic()
         with bootstrap.http(settings) as http:
             report = _run(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
         duration_ms = round((time.monotonic() - started) * 1000)
         now = server_time(redis)
-        wait = _schedule_next(turns, turn, report, settings.reconcile_every * policy.SECOND, now)
+        wait = _schedule_next(schedule, due, report, settings.reconcile_every * policy.SECOND, now)
         _count(redis, company.np_company_id, report, now)
-        _log_end(company.slug, turn, report, duration_ms, wait)
+        _log_end(company.slug, due, report, duration_ms, wait)
 
 
 def _run(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
@@ -195,28 +195,28 @@ def _run(settings: Settings, company: Company, redis: Redis, client: ChannelMana
     return Reconcile(
         slug=company.slug,
         listing=listing(settings, company, redis, client),
-        survey=Survey(Holdings(redis), company.np_company_id, settings.order_days),
-        cursor=Cursor(redis, company.np_company_id),
+        comparison=Comparison(LocalCopies(redis), company.np_company_id, settings.order_days),
+        checkpoint=Checkpoint(redis, company.np_company_id),
         backlog=Backlog(redis),
         ledger=bootstrap.ledger(settings, redis),
         share=Share(settings.upstream_requests_per_5_min / 5, frozenset(one.np_company_id for one in same_key)),
         # Without backfill workers, the missing orders would wait in that queue for ever.
-        lane="backfill" if settings.backfill_workers else "live",
+        queue="backfill" if settings.backfill_workers else "live",
         clock=partial(server_time, redis),
     )
 
 
-def _schedule_next(turns: Turns, turn: Turn, report: Report, every: int, now: int) -> int:
+def _schedule_next(schedule: Schedule, due: DueRun, report: Report, every: int, now: int) -> int:
     """Record when the next run is due and return the ms until then."""
     error = report.error
     if report.outcome == "complete":
-        turns.complete(turn, now + every)
+        schedule.complete(due, now + every)
         return every
     if error is None:
-        turns.postpone(now + AGAIN_AFTER)
+        schedule.postpone(now + AGAIN_AFTER)
         return AGAIN_AFTER
     wait = _wait_after(error, every)
-    turns.again(now + wait)
+    schedule.retry(now + wait)
     return wait
 
 
@@ -228,14 +228,14 @@ def _wait_after(error: UpstreamError, every: int) -> int:
 
 def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
     counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
-    counts |= {("discrepancies", company_id, kind): times for kind, times in report.gaps.items()}
+    counts |= {("discrepancies", company_id, kind): times for kind, times in report.discrepancies.items()}
     add(redis, counts)
     if report.outcome == "complete":
         set_timestamp(redis, ("reconciled", company_id), now)
 
 
-def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int) -> None:
-    common = {"company": slug, "cause": turn.cause, "pages": report.pages, "queued": report.queued}
+def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int) -> None:
+    common = {"company": slug, "cause": due.cause, "pages": report.pages, "queued": report.queued}
     common["next_in_s"] = wait // 1000
     if (error := report.error) is not None:
         _log.error("reconcile.failed", reason=error.reason, http_status=error.http_status, **common)
@@ -245,9 +245,9 @@ def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int)
         outcome=report.outcome,
         rows=report.rows,
         unreadable=report.unreadable,
-        no_event=report.gaps["no_event"],
-        changed=report.gaps["changed"],
-        stuck=report.gaps["stuck"],
+        no_event=report.discrepancies["no_event"],
+        changed=report.discrepancies["changed"],
+        stuck=report.discrepancies["stuck"],
         duration_ms=duration_ms,
         **common,
     )

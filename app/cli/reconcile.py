@@ -20,10 +20,10 @@ from app.cli.context import CommandContext, open_context
 from app.cli.orders import ask_for
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
-from app.ledger.orders import Holdings, References
-from app.reconcile.compare import Gap, Survey
+from app.ledger.orders import LocalCopies, References
+from app.reconcile.compare import Comparison, Discrepancy
 from app.reconcile.expected import Expected, read
-from app.reconcile.state import Cursor
+from app.reconcile.state import Checkpoint
 from app.settings import Company
 
 _CHUNK = 200
@@ -82,12 +82,12 @@ def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[
     """Return those that no company holds, neither by id nor by any of their references."""
     redis = here.redis
     known_ids: set[str] = set()
-    holdings = Holdings(redis)
+    copies = LocalCopies(redis)
     keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
     with console.progress("looking for orders", len(keys)) as step:
         for at in range(0, len(keys), _CHUNK):
             chunk = keys[at : at + _CHUNK]
-            known_ids |= {key.order_id for key, held in zip(chunk, holdings.of(chunk), strict=True) if held is not None}
+            known_ids |= {key.order_id for key, held in zip(chunk, copies.read(chunk), strict=True) if held is not None}
             step(len(chunk))
     # An orderId says which order is meant; references are only asked where there is none.
     wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
@@ -153,7 +153,7 @@ _FromFile = Annotated[
         " sellToOrderReference.",
     ),
 ]
-_Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders of the gaps, behind the live ones.")]
+_Apply = Annotated[bool, typer.Option("--apply", help="Fetch these orders, behind live events.")]
 
 
 @cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))
@@ -169,8 +169,8 @@ def reconcile(
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
-    no_event: settled, and no event told of it. changed: confirmed, cancelled or changed since it was fetched, of
-    which no event tells. stuck: not settled for more than 10 minutes. The workers do the same by themselves every
+    no_event: settled without an event. changed: confirmed, cancelled or changed since it was fetched, which causes no
+    event. stuck: not settled for more than 10 minutes. The workers do the same by themselves every
     RECONCILE_EVERY; interrupted, nothing is lost.
     """
     if from_file is not None and from_zero:
@@ -180,23 +180,25 @@ def reconcile(
             left = compare(here, from_file, company, apply=apply, yes=yes, who=who, why=why, as_json=as_json)
             raise typer.Exit(FOUND if left else 0)
         chosen = _companies(here, company)
-        gaps, listed, troubles = _look(here, chosen, from_zero, as_json)
+        differences, listed, troubles = _look(here, chosen, from_zero, as_json)
         asked = None
-        if gaps and apply:
+        if differences and apply:
             if not yes:
-                _show(here, gaps, as_json)
-            console.confirm(f"Fetch {console.many(len(gaps), 'order')} (one getOrder each)?", yes)
-            asked = ask_for(here, [gap.key for gap in gaps], queue="backfill", what="reconcile", who=who, why=why)
+                _show(here, differences, as_json)
+            console.confirm(f"Fetch {console.many(len(differences), 'order')} (one getOrder each)?", yes)
+            asked = ask_for(
+                here, [one.key for one in differences], queue="backfill", what="reconcile", who=who, why=why
+            )
         # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
         if yes or asked is None:
-            _show(here, gaps, as_json)
+            _show(here, differences, as_json)
         if asked is not None:
             console.tell(asked.sentence(), asked, as_json)
         if not as_json:
-            console.say(_summary(gaps, listed, apply))
+            console.say(_summary(differences, listed, apply))
     for trouble in troubles:
         console.remark(trouble)
-    raise typer.Exit(NO_LIST if troubles else FOUND if gaps and not apply else 0)
+    raise typer.Exit(NO_LIST if troubles else FOUND if differences and not apply else 0)
 
 
 def _companies(here: CommandContext, name: str | None) -> list[Company]:
@@ -218,9 +220,9 @@ def _companies(here: CommandContext, name: str | None) -> list[Company]:
 
 def _look(
     here: CommandContext, companies: list[Company], from_zero: bool, as_json: bool
-) -> tuple[list[Gap], int, list[str]]:
-    """Return the gaps of all companies, how many orders were listed, and whose list ended early and why."""
-    gaps: list[Gap] = []
+) -> tuple[list[Discrepancy], int, list[str]]:
+    """Return the differences of all companies, how many orders were listed, and whose list ended early and why."""
+    differences: list[Discrepancy] = []
     troubles: list[str] = []
     listed = 0
     with console.progress("reading the list") as step:
@@ -228,73 +230,75 @@ def _look(
             try:
                 for rows, found in _read(here, company, from_zero):
                     listed += rows
-                    gaps += found
+                    differences += found
                     step(rows)
             except UpstreamError as error:
                 status = f" (HTTP {error.http_status})" if error.http_status else ""
                 text = f"{company.slug}: the list ended early: {error.reason}{status}. See: ota-receiver check"
                 troubles.append(text)
-    return gaps, listed, troubles
+    return differences, listed, troubles
 
 
-def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Gap, ...]]]:
-    """Yield the number of rows and the gaps of each page, then those of orders watched since earlier looks.
+def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Discrepancy, ...]]]:
+    """Yield the number of rows and the differences of each page, then those of orders watched since earlier looks.
 
-    The cursor stays where it is: moving it is the workers' business.
+    The checkpoint stays where it is: moving it is the workers' business.
     """
     from workers.background import listing  # the arrow points down: only the CLI knows both sides
 
     redis = here.redis
-    cursor = Cursor(redis, company.np_company_id)
-    survey = Survey(Holdings(redis), company.np_company_id, here.settings.order_days)
-    watched = cursor.watched()
+    checkpoint = Checkpoint(redis, company.np_company_id)
+    comparison = Comparison(LocalCopies(redis), company.np_company_id, here.settings.order_days)
+    watched = checkpoint.watched()
     unseen = dict(watched)
-    start = 0 if from_zero else cursor.start(here.now())
+    start = 0 if from_zero else checkpoint.start(here.now())
     with bootstrap.http(here.settings) as http:
         client = bootstrap.channel_manager(here.settings, company, http)
         for _, page in listing(here.settings, company, redis, client).since(start):
             for row in page.rows:
                 unseen.pop(row.order_id, None)
-            yield len(page.rows), survey.of_page(page, watched, here.now()).gaps
-    yield 0, survey.of_watched(unseen, here.now()).gaps
+            yield len(page.rows), comparison.of_page(page, watched, here.now()).discrepancies
+    yield 0, comparison.of_watched(unseen, here.now()).discrepancies
 
 
-def _show(here: CommandContext, gaps: list[Gap], as_json: bool) -> None:
+def _show(here: CommandContext, differences: list[Discrepancy], as_json: bool) -> None:
     if as_json:
-        for gap in gaps:
-            console.json_line({"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap))
+        for one in differences:
+            console.json_line({"company": here.companies.slug(one.company_id)} | msgspec.structs.asdict(one))
         return
-    if gaps:
+    if differences:
         columns = (
             "company",
             "=order",
-            "gap",
+            "kind",
             "listed as",
             "here",
             "differs",
             "?reference",
             f"?received ({console.zone()})",
         )
-        console.table("", columns, (_row(here, gap) for gap in gaps))
+        console.table("", columns, (_row(here, one) for one in differences))
 
 
-def _row(here: CommandContext, gap: Gap) -> tuple[object, ...]:
+def _row(here: CommandContext, one: Discrepancy) -> tuple[object, ...]:
     return (
-        here.companies.slug(gap.company_id),
-        gap.order_id,
-        gap.kind,
-        gap.status,
-        gap.held,
-        ", ".join(gap.differs),
-        gap.reference,
-        times.short(gap.received_at),
+        here.companies.slug(one.company_id),
+        one.order_id,
+        one.kind,
+        one.status,
+        one.stored_status,
+        ", ".join(one.differs),
+        one.reference,
+        times.short(one.received_at),
     )
 
 
-def _summary(gaps: list[Gap], listed: int, apply: bool) -> str:
+def _summary(differences: list[Discrepancy], listed: int, apply: bool) -> str:
     looked = f"{console.many(listed, 'order')} listed"
-    if not gaps:
-        return f"No gaps: {looked}."
-    kinds = Counter(gap.kind for gap in gaps)
+    if not differences:
+        return f"No differences: {looked}."
+    kinds = Counter(one.kind for one in differences)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{console.many(len(gaps), 'gap')}: {told}; {looked}." + ("" if apply else " Fetch them with --apply.")
+    return f"{console.many(len(differences), 'difference')}: {told}; {looked}." + (
+        "" if apply else " Fetch them with --apply."
+    )

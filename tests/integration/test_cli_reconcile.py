@@ -15,7 +15,7 @@ from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
 from app.ids import OrderKey
-from app.reconcile.state import Cursor
+from app.reconcile.state import Checkpoint
 from tests.eventually import eventually
 from tests.integration.desk import API_KEY, MUSEUM, PARTNER, VENUE, Desk, open_desk, order
 
@@ -61,11 +61,12 @@ def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> N
     found = {gap["order_id"]: gap for gap in lines.objects}
     assert set(made) <= set(found)
     gap = found[made[0]]
-    assert (gap["company"], gap["kind"], gap["status"], gap["held"]) == ("venue", "no_event", "Issued", "")
+    assert (gap["company"], gap["kind"], gap["status"], gap["stored_status"]) == ("venue", "no_event", "Issued", "")
     assert gap["reference"].startswith("CM-")
     assert made[0] in table.out
     assert (
-        f"{len(found)} gaps: {len(found)} no_event; {len(found)} orders listed. Fetch them with --apply." in table.out
+        f"{len(found)} differences: {len(found)} no_event; {len(found)} orders listed. Fetch them with --apply."
+        in table.out
     )
     assert "museum: left out, NP_PARTNER_ID is not set." in table.err
     assert desk.waiting("backfill") == []
@@ -99,7 +100,7 @@ def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk,
 def test_it_reads_on_from_the_cursor_leaves_it_there_and_from_zero_reads_all(desk: Desk, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
     make(sandbox, 1)
-    cursor = Cursor(desk.redis, VENUE)
+    cursor = Checkpoint(desk.redis, VENUE)
     cursor.mark(10**9, listed_at=1, now=1)
 
     assert desk.run("reconcile").code == 0

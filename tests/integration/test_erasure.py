@@ -20,10 +20,10 @@ from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
 from app.ledger import keys, policy
-from app.ledger.orders import Archive, Holdings
+from app.ledger.orders import Archive, LocalCopies
 from app.ledger.work import Content
-from app.reconcile.compare import judge, of_watched
-from app.reconcile.state import Cursor
+from app.reconcile.compare import compare, compare_watched
+from app.reconcile.state import Checkpoint
 from app.replay import Draft, Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
@@ -193,14 +193,14 @@ class TestTheNextStep:
     def test_it_is_no_gap_in_the_list_of_orders(self, stage: Stage, status: str) -> None:
         stage.settle()
         stage.bring(1)
-        Cursor(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
+        Checkpoint(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
         erase(stage)
-        (held,) = Holdings(stage.redis).of([ONE])
+        (held,) = LocalCopies(stage.redis).read([ONE])
         row = Summary(order_id=Guid(ONE.order_id), status=status, job_id="another")
 
-        assert judge(ONE.company_id, row, held, open_since=0, now=stage.now, oldest=0) is None
-        assert of_watched(ONE.company_id, ONE.order_id, held, 0) is None
-        assert Cursor(stage.redis, ONE.company_id).watched() == {}
+        assert compare(ONE.company_id, row, held, unsettled_since=0, now=stage.now, oldest=0) is None
+        assert compare_watched(ONE.company_id, ONE.order_id, held, 0) is None
+        assert Checkpoint(stage.redis, ONE.company_id).watched() == {}
 
     def test_another_companys_order_with_the_same_id_stays(self, stage: Stage) -> None:
         stage.settle()
