@@ -100,12 +100,12 @@ def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk,
 def test_it_reads_on_from_the_cursor_leaves_it_there_and_from_zero_reads_all(desk: Desk, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
     make(sandbox, 1)
-    cursor = Checkpoint(desk.redis, VENUE)
-    cursor.mark(10**9, listed_at=1, now=1)
+    checkpoint = Checkpoint(desk.redis, VENUE)
+    checkpoint.save(10**9, listed_at=1, now=1)
 
     assert desk.run("reconcile").code == 0
     assert desk.run("reconcile", "--from-zero").code == 1
-    assert cursor.start(10**13) == 10**9
+    assert checkpoint.start(10**13) == 10**9
 
 
 def test_a_company_without_a_partner_id_is_told_what_to_do(desk: Desk) -> None:
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_used_is_told_by_line(desk: Desk) -> None:
     )
 
     assert ended.code == both.code == 2
-    assert "orders.csv: line 2: orderId 'not-a-guid' is no GUID" in ended.err
+    assert "orders.csv: line 2: orderId 'not-a-guid' is not a GUID" in ended.err
     assert "--from-zero" in both.err
 
 
