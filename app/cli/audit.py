@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import msgspec
 import typer
 
 from app import times
-from app.audit import Noted
+from app.audit import AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.console import epilog
 from app.cli.context import open_context
@@ -39,19 +40,18 @@ def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = 
     Each change is written before it is made: an interrupted one is here too, with its number of orders.
     """
     with open_context() as here:
-        noted = (one for one in here.audit.newest_first() if what in (None, one.deed.what))
-        found = list(islice(noted, limit))
+        entries = (one for one in newest_first(here.redis) if what in (None, one[1].what))
+        found = list(islice(entries, limit))
     if not found:
         console.remark("The audit is empty.")
         return
     if as_json:
-        for one in found:
-            console.json_line({"at": one.at} | msgspec.structs.asdict(one.deed))
+        for at, entry in found:
+            console.json_line({"at": at} | msgspec.structs.asdict(entry))
         return
     columns = (f"when ({console.zone()})", "what", "#orders", "of", "plan", "who", "why")
-    console.table("", columns, map(_row, found))
+    console.table("", columns, (_row(at, entry) for at, entry in found))
 
 
-def _row(noted: Noted) -> tuple[object, ...]:
-    deed = noted.deed
-    return (times.short(noted.at), deed.what, f"{deed.orders:,}", deed.selected, deed.plan, deed.who, deed.why)
+def _row(at: datetime, entry: AuditEntry) -> tuple[object, ...]:
+    return (times.short(at), entry.what, f"{entry.orders:,}", entry.selected, entry.plan, entry.who, entry.why)

@@ -17,8 +17,8 @@ from typing import Annotated, Final, Literal
 import typer
 from redis import Redis
 
-from app import bootstrap, settings, times
-from app.audit import LONGEST_TEXT, Audit, Deed
+from app import audit, bootstrap, settings, times
+from app.audit import LONGEST_TEXT, AuditEntry
 from app.cli import console
 from app.cli.console import AWAY, FOUND, Stop
 from app.erasure import AuditWords, Erasure
@@ -93,7 +93,7 @@ class CommandContext:
 
     @cached_property
     def erasure(self) -> Erasure:
-        return Erasure(self.redis, order_days=self.settings.order_days, event_days=self.settings.event_days)
+        return Erasure(self.redis, order_days=self.settings.order_days)
 
     @cached_property
     def audit_words(self) -> AuditWords:
@@ -106,10 +106,6 @@ class CommandContext:
     @cached_property
     def selector(self) -> Selector:
         return Selector(self.redis)
-
-    @cached_property
-    def audit(self) -> Audit:
-        return Audit(self.redis, event_days=self.settings.event_days)
 
     def now(self) -> int:
         """Return the time of the Redis server in ms since 1970: everything in it is dated by that clock."""
@@ -142,15 +138,14 @@ class CommandContext:
 
         Raises Stop if `who` or `why` is not one short line.
         """
-        deed = Deed(
+        entry = AuditEntry(
             what=what,
-            plan="",
             who=who_asks(who),
             why=printable(why, "--why"),
             selected=selected[:LONGEST_TEXT],
             orders=orders,
         )
-        self.audit.add(deed, self.now())
+        audit.append(self.redis, entry)
 
     def warn_without_backfill(self) -> None:
         """Print a remark if no worker of these settings takes jobs of the backfill queue."""

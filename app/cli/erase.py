@@ -147,11 +147,11 @@ def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as
     """Go through the steps; the first of each order blocks, and what follows can be done again. Return what is left."""
     # While it can still be told what they were called.
     texts = here.audit_words.forget([word for one in found for word in one.words])
-    here.erasure.note([one.order for one in found if one.erased is None], who, why, here.now())
+    here.erasure.note([one.order for one in found if one.erased is None], who, why)
     erased = [_tombstone(here, one) for one in found]
     orders = [one.order for one in found]
     with console.progress("taking events out") as step:
-        events = here.erasure.forget_events(found, here.now(), step)
+        events = here.erasure.forget_events(found, step)
     spool = here.settings.spool_dir
     swept = erase_rows(spool, orders) if spool is not None else Swept(0, ())
     totals = Totals(orders=len(erased), events=events, spooled=swept.rows, texts=texts, left=swept.problems)

@@ -21,6 +21,7 @@ from app import times
 from app.cli import console, context
 from app.cli.console import FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context
+from app.ids import OrderKey
 from app.ledger.events import is_event_id
 from app.replay import Draft, Plan, Selected, Selection, is_plan_id
 from app.settings import Settings
@@ -270,8 +271,8 @@ def replay(
             console.remark(f"No event {text!r} is here.")
         if not found.orders:
             raise Stop("No event matches.", FOUND)
-        for member in here.selector.erased(found.orders):
-            del found.orders[member]
+        for erased in here.erasure.erased_among([OrderKey.of(member) for member in found.orders]):
+            del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
         passed = _passed(here, found, force, sinks)
@@ -296,7 +297,7 @@ def replay(
             console.confirm(f"{forecast.sentence()}?", yes)
             draft = Draft(who=asks, why=reason, selected=selection.words(), rate=speed, sinks=sinks)
             left = ((one, None if force else told) for one, told in found.orders.items() if one not in passed)
-            plan = here.plans.file(draft, left, here.now())
+            plan = here.plans.file(draft, left)
             console.remark(f"Plan {plan.id}; Ctrl-C stops it, and `ota-receiver replays resume {plan.id}` goes on.")
             end(feed(here, plan), as_json)
     if found.missing:
@@ -372,7 +373,7 @@ def resume(plan_id: PlanId, rate: Rate = None, who: Who = None, as_json: context
         plan = find(here, plan_id)
         if plan.state != "open":
             raise Stop(f"Plan {plan.id} is {plan.state} already.", FOUND)
-        plan = here.plans.resume(plan, asks, here.now(), rate)
+        plan = here.plans.resume(plan, asks, rate)
         end(feed(here, plan), as_json)
 
 
@@ -384,5 +385,5 @@ def cancel(plan_id: PlanId, why: Why = "", who: Who = None, as_json: context.Jso
         plan = find(here, plan_id)
         if plan.state != "open":
             raise Stop(f"Plan {plan.id} is {plan.state} already.", FOUND)
-        plan = here.plans.cancel(plan, asks, reason, here.now())
+        plan = here.plans.cancel(plan, asks, reason)
         console.tell(sentence(plan), view(plan), as_json)

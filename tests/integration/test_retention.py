@@ -1,4 +1,4 @@
-"""What has ended its days goes, and nothing that is owed does: days are counted by injected time, or read as PTTL."""
+"""Old data is deleted, and pending orders never are. Days pass by injected time, or are read as PTTL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Final
 import pytest
 from redis import Redis
 
-from app.audit import Audit, Deed
+from app import audit
+from app.audit import AuditEntry
 from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, Retention
 from app.ledger.work import Delivery
@@ -22,7 +23,7 @@ EVENT_DAYS: Final = 90
 
 @pytest.fixture
 def stage(redis_client: Redis) -> Iterator[Stage]:
-    """By the time of the machine: the ids of a stream are by the clock of Redis."""
+    """With the time of Redis, which the ids of a stream have."""
     with staged(redis_client, SHOP) as opened:
         opened.clock.now = now()
         yield opened
@@ -37,32 +38,32 @@ def days(count: float) -> int:
 
 
 def add_events(redis: Redis, ages_in_days: list[float]) -> None:
-    """Put events into the stream, the oldest first, as if they had come so many days ago."""
+    """Add events to the stream, the oldest first, as if received so many days ago."""
     with redis.pipeline(transaction=False) as pipe:
         for number, age in enumerate(ages_in_days):
             pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now() - days(age)}-{number}")
         pipe.execute()
 
 
-def kept(redis: Redis, at: int | None = None) -> Retention:
-    """Return what trims, at this time or at that of Redis."""
+def retention_of(redis: Redis, at: int | None = None) -> Retention:
+    """Return a Retention at this time, or at that of Redis."""
     clock = None if at is None else lambda: at
     return Retention(redis, event_days=EVENT_DAYS, order_days=400, clock=clock)
 
 
 class TestRetention:
-    def test_old_events_go_though_no_new_one_comes(self, redis_client: Redis) -> None:
-        """To the very last: also those that share a node of the stream with younger ones."""
+    def test_old_events_are_deleted_without_new_ones(self, redis_client: Redis) -> None:
+        """Also those that share a node of the stream with younger ones."""
         add_events(redis_client, [*[91.0] * 330, 90.01, 89.99, 1])
-        retention = kept(redis_client)
+        retention = retention_of(redis_client)
 
         assert sum(retention.trim()[0] for _ in range(3)) == 331
         assert redis_client.xlen(keys.EVENTS) == 2
 
-    def test_a_call_removes_only_so_many(self, redis_client: Redis) -> None:
+    def test_one_call_deletes_a_bounded_number(self, redis_client: Redis) -> None:
         """Redis serves others in between."""
         add_events(redis_client, [91.0] * (MOST_ENTRIES + 500))
-        retention = kept(redis_client)
+        retention = retention_of(redis_client)
 
         first = retention.trim()[0]
 
@@ -70,7 +71,7 @@ class TestRetention:
         assert first + retention.trim()[0] + retention.trim()[0] == MOST_ENTRIES + 500
 
     def test_it_trims_once_a_minute(self, redis_client: Redis) -> None:
-        retention = kept(redis_client)
+        retention = retention_of(redis_client)
         retention.trim_each_minute()
         add_events(redis_client, [91.0])
 
@@ -78,26 +79,25 @@ class TestRetention:
 
         assert redis_client.xlen(keys.EVENTS) == 1
 
-    def test_the_audit_and_the_list_of_replays_end_too(self, redis_client: Redis) -> None:
-        deed: Any = dict.fromkeys(Deed.__struct_fields__, "x") | {"orders": 0}
-        redis_client.xadd(keys.AUDIT, deed, id=f"{now() - days(91)}-0")
-        redis_client.xadd(keys.AUDIT, deed)
+    def test_old_entries_of_the_audit_and_the_list_of_replays_are_deleted(self, redis_client: Redis) -> None:
+        redis_client.xadd(keys.AUDIT, {"what": "replay"}, id=f"{now() - days(91)}-0")
+        audit.append(redis_client, AuditEntry(what="erase", who="", why="", selected="", orders=0))
         redis_client.zadd(keys.REPLAYS, {"old": now() - days(91), "new": now()})
 
-        kept(redis_client).trim()
+        retention_of(redis_client).trim()
 
-        assert len(list(Audit(redis_client, event_days=EVENT_DAYS).newest_first())) == 1
+        assert [entry.what for _, entry in audit.newest_first(redis_client)] == ["erase"]
         assert redis_client.zrange(keys.REPLAYS, 0, -1) == [b"new"]
 
-    def test_a_plan_ends_by_itself(self, redis_client: Redis) -> None:
+    def test_a_plan_expires_after_event_days(self, redis_client: Redis) -> None:
         draft = Draft(who="", why="", selected="", rate=1)
-        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)], now())
+        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
 
         for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
     def test_accept_trims_as_events_come(self, stage: Stage) -> None:
-        """By whole nodes of the stream, which costs nothing; the pool does the rest."""
+        """By whole nodes of the stream, which costs nothing; the pool deletes the rest."""
         add_events(stage.redis, [91.0] * 400)
 
         stage.settle()
@@ -105,66 +105,66 @@ class TestRetention:
         assert stage.redis.xlen(keys.EVENTS) <= 101
 
 
-def test_an_event_is_known_again_for_dedup_days(stage: Stage) -> None:
+def test_a_repeated_event_is_recognised_for_dedup_days(stage: Stage) -> None:
     stage.hear("2026-11-22T10:00:00Z")
     (seen,) = stage.redis.keys("ota:seen:*")
 
     assert days(7) - policy.MINUTE < int(stage.redis.pttl(seen)) <= days(7)
-    stage.redis.delete(seen)  # as its end does
+    stage.redis.delete(seen)  # as its expiry does
     assert stage.hear("2026-11-22T10:00:00Z") != "duplicate"
 
 
-OWED: Final[dict[str, Callable[[Stage], object]]] = {
-    "owed": Stage.settle,
+UNFINISHED: Final[dict[str, Callable[[Stage], object]]] = {
+    "pending": Stage.settle,
     "fetching": lambda stage: (stage.settle(), stage.fetch()),
-    "parked": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "deferred")),
-    "missing": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "not_found")),
+    "deferred": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "deferred")),
+    "not found": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "not_found")),
     "dead": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "dead")),
     "unsettled": lambda stage: (stage.settle(), stage.store(stage.fetch(), 1, recheck=0.001)),
     "a sink is behind": lambda stage: (stage.settle(), stage.bring(1)),
-    "a sink will be tried again": lambda stage: (stage.settle(), stage.bring(1), hand(stage, "retry")),
-    "a sink was given up": lambda stage: (stage.settle(), stage.bring(1), hand(stage, "dead"), stage.acquire()),
-    "home, and an event came": lambda stage: (home(stage), stage.settle()),
-    "home, and somebody asks": lambda stage: (home(stage), stage.request()),
-    "dead once more": lambda stage: (home(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.start()),
+    "a delivery is retried": lambda stage: (stage.settle(), stage.bring(1), deliver(stage, "retry")),
+    "a delivery is dead": lambda stage: (stage.settle(), stage.bring(1), deliver(stage, "dead"), stage.acquire()),
+    "fetched, and an event came": lambda stage: (delivered(stage), stage.settle()),
+    "fetched, and a fetch requested": lambda stage: (delivered(stage), stage.request()),
+    "dead again": lambda stage: (delivered(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.start()),
 }
 
 
-def hand(stage: Stage, what: Any) -> Delivery:
+def deliver(stage: Stage, what: Any) -> Delivery:
     taken = stage.acquire()
     assert taken is not None
     stage.complete(taken, what)
     return taken
 
 
-def home(stage: Stage) -> Delivery:
+def delivered(stage: Stage) -> Delivery:
     stage.settle()
     stage.bring(1)
-    taken = hand(stage, "succeeded")
+    taken = deliver(stage, "succeeded")
     assert stage.acquire() is None
     return taken
 
 
-@pytest.mark.parametrize("state", OWED)
-def test_what_is_owed_has_no_end(stage: Stage, state: str) -> None:
-    OWED[state](stage)
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_an_unfinished_order_never_expires(stage: Stage, state: str) -> None:
+    UNFINISHED[state](stage)
 
     assert stage.days_kept() == {None}
-    assert kept(stage.redis, stage.now + days(5000)).trim()[1] == 0
+    assert retention_of(stage.redis, stage.now + days(5000)).trim()[1] == 0
 
 
-def test_what_is_home_ends_after_order_days_with_all_that_names_it(stage: Stage) -> None:
-    home(stage)
+def test_a_finished_order_expires_after_order_days_with_all_its_keys(stage: Stage) -> None:
+    delivered(stage)
 
     assert stage.days_kept() == {400.0}
-    # As their end does: nothing else holds the order then, and the list lets it go.
+    # As their expiry does: then the list drops the order.
     stage.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
-    assert kept(stage.redis, stage.now + days(400) + 1).trim()[1] == 1
+    assert retention_of(stage.redis, stage.now + days(400) + 1).trim()[1] == 1
     assert stage.redis.zcard(keys.ORDERS) == 0
 
 
-def test_the_hash_of_a_job_ends_with_it_and_of_one_that_was_killed_after_a_day(stage: Stage) -> None:
-    """RQ reads both from the job; test_rq_contract.py works one off."""
+def test_the_hash_of_a_job_is_deleted_with_it_or_a_day_after_a_kill(stage: Stage) -> None:
+    """RQ reads both from the job; test_rq_contract.py runs one."""
     stage.settle()
     (job,) = stage.redis.keys("rq:job:*")
 
