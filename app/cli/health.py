@@ -49,7 +49,7 @@ def health(
             if pulses[-1].healthy:
                 break
     for pulse in pulses:
-        console.tell(f"{pulse.role}: {pulse.detail}", pulse, as_json)
+        console.result(f"{pulse.role}: {pulse.detail}", pulse, as_json)
     if not pulses[-1].healthy:
         raise typer.Exit(FOUND)
 
