@@ -1,4 +1,4 @@
-"""The short form of the chaos run, with its targets as the long one has them; takes most of a minute."""
+"""The short form of the chaos run, with the targets of the long form; takes most of a minute."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_a_seed_repeats_its_plan_and_every_part_is_killed_and_valkey_frozen() ->
 
     assert plan == plans.draw(SEED, SHORT.events, SHORT.kills, SHORT.seconds)
     assert plan != plans.draw(SEED + 1, SHORT.events, SHORT.kills, SHORT.seconds)
-    dealt = Counter(blow.kind for blow in plan.blows)
-    assert set(dealt) == {*plans.KILLS, "freeze"}
-    assert sum(dealt[kind] for kind in plans.KILLS) == SHORT.kills >= 12
+    done = Counter(kill.kind for kill in plan.kills)
+    assert set(done) == {*plans.KILL_KINDS, "freeze"}
+    assert sum(done[kind] for kind in plans.KILL_KINDS) == SHORT.kills >= 12
     assert len(plan.events) == SHORT.events
     settlements = Counter(event.payload.order_id for event in plan.events)
     assert set(settlements.values()) == {1, 2}
@@ -33,5 +33,5 @@ def test_no_event_is_lost_and_no_get_order_wasted_while_everything_is_killed_in_
     with service(tmp_path) as one:
         result = run(one, plans.draw(SEED, SHORT.events, SHORT.kills, SHORT.seconds), SHORT)
 
-    assert all(met for _, met in result.targets), "\n".join([*table.verdicts(result), *table.troubles(result)])
+    assert all(met for _, met in result.targets), "\n".join([*table.targets(result), *table.faults(result)])
     assert sum(result.found.injected.values()) > 0
