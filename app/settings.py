@@ -243,13 +243,16 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def load() -> Settings:
-    """Return the settings of this process.
+    """Return the settings of this process, from its environment and `.env`; raises SettingsError."""
+    return parse({**_filled(dotenv_values(".env")), **_filled(os.environ)})
+
+
+def parse(variables: Mapping[str, str]) -> Settings:
+    """Return the settings that these variables give.
 
     Raises SettingsError with every problem on its own line, so that one restart is enough to correct them all.
     """
-    given = {
-        name.lower(): value for source in (dotenv_values(".env"), os.environ) for name, value in source.items() if value
-    }
+    given = _filled(variables)
     problems: list[str] = []
     settings = _validated(Settings, given, problems)
     if path := given.get("companies_file"):
@@ -286,6 +289,11 @@ def settings_page() -> str:
         *_table(Company, _PER_COMPANY),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _filled(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the variables that are not empty, by their names in lower case."""
+    return {name.lower(): value for name, value in variables.items() if value}
 
 
 def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str]) -> _Model | None:
