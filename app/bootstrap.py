@@ -105,7 +105,6 @@ def web_app(settings: Settings) -> ASGIApp:
         webhook_path=settings.webhook_path,
         webhook=Webhook(
             Intake(Authenticator(settings.companies), failover or inbox, counters.count, counters.reject),
-            counters.count,
             settings.max_body_bytes,
         ),
         probes=Probes(
@@ -115,6 +114,7 @@ def web_app(settings: Settings) -> ASGIApp:
             ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
+        count=counters.count,
         resources=resources,
     )
 

@@ -12,7 +12,7 @@ import typer
 from app import bootstrap, log, settings
 from app.cli import console
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
-from app.web.server import Bounds, Server
+from app.web.server import Server
 
 _log = log.get()
 
@@ -42,7 +42,7 @@ def serve() -> None:
     found = settings.load()
     bootstrap.configure_log(found)
     _log.info("service.started", role="web", pid=os.getpid())
-    server = Server(bootstrap.web_app(found), found.host, found.port, Bounds())
+    server = Server(bootstrap.web_app(found), found.host, found.port)
     # Before and after its run too: a signal that comes then must neither be lost nor end the process with its number.
     signal.signal(signal.SIGTERM, server.handle_exit)
     signal.signal(signal.SIGINT, server.handle_exit)
