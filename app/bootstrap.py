@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, redirect_stdout
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, redirect_stdout
 
 import httpx
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.retry import Retry
 from starlette.types import ASGIApp
 
 from app import log
@@ -28,11 +27,11 @@ from app.intake.service import Intake
 from app.intake.spool import Spool
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
-from app.ledger.redis import readable_url, refuse_other_schema, translated_errors
-from app.metrics import Metrics, Tally
+from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
+from app.metrics import CounterBuffer, Metrics
 from app.settings import Company, Settings
-from app.snapshot import Subject, VitalSigns
+from app.snapshot import SnapshotReader
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
 from app.web.app import Probes, application
@@ -40,9 +39,6 @@ from app.web.webhook import Webhook
 
 WEB_TIMEOUT = 1.0
 """Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
-
-WORKER_TIMEOUT = 10.0
-"""Seconds. Nobody waits for a worker, but a hanging Redis must not hold one for ever."""
 
 
 def for_web(url: str) -> AsyncRedis:
@@ -53,16 +49,6 @@ def for_web(url: str) -> AsyncRedis:
         socket_connect_timeout=WEB_TIMEOUT,
         retry=AsyncRetry(NoBackoff(), 0),
         health_check_interval=0,
-    )
-
-
-def for_worker(url: str) -> Redis:
-    """Return the client of the ledger and the budget in workers, the pool and the CLI; one try."""
-    return Redis.from_url(
-        url,
-        socket_timeout=WORKER_TIMEOUT,
-        socket_connect_timeout=WEB_TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
     )
 
 
@@ -83,20 +69,20 @@ def web_app(settings: Settings) -> ASGIApp:
     """
     redis = for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
-    tally = Tally(redis)
+    counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
-    failover = Failover(inbox, spool, tally.count) if spool else None
+    failover = Failover(inbox, spool, counters.count) if spool else None
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(tally.run()), *([asyncio.create_task(failover.run())] if failover else [])]
+        tasks = [asyncio.create_task(counters.run()), *([asyncio.create_task(failover.run())] if failover else [])]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await tally.flush()
+            await counters.flush()
             if spool:
                 await spool.close()
             await redis.aclose()
@@ -104,15 +90,17 @@ def web_app(settings: Settings) -> ASGIApp:
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(
-            Intake(Authenticator(settings.companies), failover or inbox, tally.count, tally.alert),
+            Intake(Authenticator(settings.companies), failover or inbox, counters.count, counters.reject),
             settings.max_body_bytes,
         ),
         probes=Probes(
             Health(redis, spool),
-            Metrics(redis, vital_signs(settings), spool.waiting if spool else None, _reconcile_every(settings)).text,
+            Metrics(
+                redis, snapshot_reader(settings), spool.waiting if spool else None, _reconcile_every(settings)
+            ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
-        count=tally.count,
+        count=counters.count,
         resources=resources,
     )
 
@@ -131,20 +119,6 @@ def configure_stderr_log(settings: Settings) -> None:
     """Send log lines to stderr as the settings say: for a command that runs on, and prints something else."""
     with redirect_stdout(sys.stderr):
         configure_log(settings)
-
-
-@contextmanager
-def command_redis(settings: Settings) -> Iterator[Redis]:
-    """Open Redis for a command.
-
-    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
-    StoreUnavailable when Redis fails, here or in the block.
-    """
-    with readable_url():
-        redis = worker_redis(settings)
-    with translated_errors(settings.redis_url.get_secret_value()), redis:
-        refuse_other_schema(redis)
-        yield redis
 
 
 async def redis_checks(settings: Settings) -> list[Check]:
@@ -184,13 +158,8 @@ def _reconcile_every(settings: Settings) -> dict[str, int]:
     return {one.slug: settings.reconcile_every for one in settings.companies if one.np_partner_id is not None}
 
 
-def vital_signs(settings: Settings) -> VitalSigns:
-    """Return what asks Redis how the receiver is."""
-    subjects = (
-        Subject(one.slug, one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path))
-        for one in settings.companies
-    )
-    return VitalSigns(tuple(subjects), settings.sinks)
+def snapshot_reader(settings: Settings) -> SnapshotReader:
+    return SnapshotReader(settings.companies, settings.sinks)
 
 
 def http(settings: Settings) -> httpx.Client:

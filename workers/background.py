@@ -1,9 +1,7 @@
-"""Reconciling by itself: the pool looks each second whose list is due, and a child of its own reads it.
+"""What a pool does beside fetching: it reads the order lists that are due, and evaluates the alerts.
 
-A process of its own, since a hanging upstream must not stop the pool's tick, and no RQ job, since workers run
-`fetch_order` and nothing else. Between two runs there is none. It may be killed at any instruction.
-
-Looks at the alerts once a minute, in one pool of all, and tells of each in the log.
+The list is read by a child process, since a hanging upstream must not stop the dispatcher, and not by an RQ job, since
+workers run `fetch_order` only. The child ends after each run and may be killed at any instruction.
 """
 
 from __future__ import annotations
@@ -19,252 +17,237 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
-from app.alerts import Change, Seen, Watch, judge, read
-from app.errors import UpstreamError
+from app.alerts import AlertStore, Change, conditions, evaluate
+from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
-from app.ledger.orders import Backlog, Holdings
-from app.ledger.redis import StoreUnavailable, server_time, translated_errors
-from app.metrics import add, mark
-from app.reconcile.compare import Survey
-from app.reconcile.run import BUSY, LONGEST, Listing, Outcome, Reconcile, Report, Share
-from app.reconcile.state import AGAIN_AFTER, Cursor, Turn, Turns
+from app.ledger.orders import Backlog, LocalCopies
+from app.ledger.redis import server_time, translated_errors
+from app.metrics import add, set_timestamp
+from app.reconcile.compare import Comparison
+from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
+from app.reconcile.state import AGAIN_AFTER, Checkpoint, DueRun, Schedule
 from app.settings import Company, Settings
-from app.snapshot import Vitals, VitalSigns
+from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
-from workers.worker import Stopwatch, start
+from workers.worker import fork
 
 BUSY_WAIT: Final = 30 * policy.SECOND
+"""Until the next run after the API key had no room for a page."""
+
 FAILED_WAIT: Final = 5 * policy.MINUTE
-"""Until the list is asked for again after upstream failed, or RECONCILE_EVERY if that is less."""
+"""Until the next run after upstream failed, or RECONCILE_EVERY if that is less."""
 
 STOP_SECONDS: Final = 2.0
+"""How long a stopping pool waits for the run; what is not done is due again."""
+
+ALERTS_EVERY: Final = 5.0
+"""Seconds between two attempts to evaluate the alerts: another pool takes over this soon after one dies."""
+
+RUNBOOK: Final = "docs/operations.md#"
 
 _log = log.get()
 
 
-class Reconciler:
-    """The pool's side: starts a child when a company is due, and has at most one."""
+class ReconcileRunner:
+    """Starts a child when the order list of a company is due; there is at most one child."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._turns = [turns(settings, company, redis) for company in reconciled(settings)]
+        self._schedules = [_schedule(settings, company, redis) for company in _reconciled(settings)]
         self._child: ForkProcess | None = None
 
     def tick(self) -> None:
-        """Start a child if one is needed; raises what Redis raises."""
+        """Start a child if a list is due; raises what Redis raises."""
         if self._child is not None and not self._child.is_alive():
-            # One that failed has logged why; what it did not finish is due again by itself.
             self._child.close()
             self._child = None
         if self._child is None and self._is_due():
-            self._child = start(_work, self._settings, "reconcile", "reconcile", Stopwatch())
-
-    def _is_due(self) -> bool:
-        now = server_time(self._redis)
-        return any(one.due(now) for one in self._turns)
+            self._child = fork("reconcile", partial(_run_due, self._settings))
 
     def stop(self) -> None:
-        """End the child, if there is one; what it has not done is left to the next."""
+        """End the child, if there is one."""
         if self._child is None:
             return
         self._child.terminate()
         self._child.join(STOP_SECONDS)
-        if self._child.is_alive():
-            self._child.kill()
-            self._child.join()
+        self._child.kill()
+        self._child.join()
         self._child.close()
         self._child = None
 
+    def _is_due(self) -> bool:
+        return any(schedule.due(server_time(self._redis)) for schedule in self._schedules)
 
-def reconciled(settings: Settings) -> list[Company]:
+
+class AlertEvaluator:
+    """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
+
+    def __init__(self, settings: Settings, redis: Redis) -> None:
+        self._reader = bootstrap.snapshot_reader(settings)
+        self._store = AlertStore(redis)
+        self._redis = redis
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """Evaluate the alerts if it is time; raises what Redis raises."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + ALERTS_EVERY
+        if not self._store.acquire_turn():
+            return
+        try:
+            log_alerts(self._store, self._reader, self._reader.read(self._redis))
+        except (RedisError, OSError):
+            raise
+        except Exception as error:
+            # Redis holds what we cannot read; fetching goes on.
+            _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
+
+
+def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) -> list[Change]:
+    """Log what has changed since the last evaluation, then save the new states; return the changes.
+
+    A pool that is killed in between repeats an alert and swallows none.
+    """
+    inputs = store.inputs(snapshot, reader.companies)
+    states, changes = evaluate(conditions(inputs, reader.companies), inputs.states, snapshot.now)
+    for change in changes:
+        _log_change(change, snapshot.now)
+    store.save(states)
+    return changes
+
+
+def _log_change(change: Change, now: int) -> None:
+    found = change.condition
+    about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
+    runbook = f"{RUNBOOK}{found.name.replace('_', '-')}"
+    if change.action == "resolved":
+        _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
+    elif found.name == "silence":
+        _log.warning(
+            "alert.silence",
+            company=found.company,
+            reason=found.reason,
+            quiet_s=found.figure,
+            usual=None if found.usual is None else round(found.usual),
+            runbook=runbook,
+        )
+    else:
+        _log.error("alert.firing", figure=found.figure, runbook=runbook, **about)
+
+
+def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
+    """Return the order list of a company, read within the limits of its API key."""
+    limiter = bootstrap.rate_limiter(settings, company, redis)
+    return Listing(client, limiter, partial(server_time, redis), time.sleep)
+
+
+def _reconciled(settings: Settings) -> list[Company]:
     """Return the companies whose orders can be listed."""
     return [company for company in settings.companies if company.np_partner_id is not None]
 
 
-def turns(settings: Settings, company: Company, redis: Redis) -> Turns:
-    """Return the times of a company; its lease outlasts the longest run and the page that it began last."""
+def _schedule(settings: Settings, company: Company, redis: Redis) -> Schedule:
+    """Return the schedule of a company; its lease outlasts the longest run and the page that it began last."""
     last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
-    return Turns(redis, company.np_company_id, LONGEST + last_page)
+    return Schedule(redis, company.np_company_id, LONGEST + last_page)
 
 
-def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
-    """Return the list of a company, through the budget of its key."""
-    return Listing(
-        client, bootstrap.rate_limiter(settings, company, redis), company.slug, partial(server_time, redis), time.sleep
-    )
-
-
-def of_company(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
-    """Return the run of a company, put together."""
-    same_key = {
-        one.np_company_id
-        for one in reconciled(settings)
-        if one.np_api_key.get_secret_value() == company.np_api_key.get_secret_value()
-    }
-    return Reconcile(
-        slug=company.slug,
-        listing=listing(settings, company, redis, client),
-        survey=Survey(Holdings(redis), company.np_company_id, settings.order_days),
-        cursor=Cursor(redis, company.np_company_id),
-        backlog=Backlog(redis),
-        ledger=bootstrap.ledger(settings, redis),
-        share=Share(settings.upstream_requests_per_5_min / 5, frozenset(same_key)),
-        # Where no worker of ours looks at backfill, what is missing would wait there for ever.
-        lane="backfill" if settings.backfill_workers else "live",
-        clock=partial(server_time, redis),
-    )
-
-
-def _work(settings: Settings, name: str, lane: str, watch: Stopwatch) -> None:
-    """Run each company that is due, one after the other, then end."""
-    # A stop unwinds: the lease and the slot are given back, and the next pool need not wait for them.
+def _run_due(settings: Settings) -> None:
+    """Read the list of each company that is due, one after the other."""
+    # A stop raises SystemExit, so the lease and the permit are released and the next pool need not wait for them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     redis = bootstrap.worker_redis(settings)
     try:
-        for company in reconciled(settings):
+        for company in _reconciled(settings):
             try:
-                run_if_due(settings, company, redis)
+                _run_if_due(settings, company, redis)
             except StoreUnavailable:
-                _log.warning("reconcile.failed", company=company.slug, reason="redis_away")
+                _log.warning("reconcile.failed", company=company.slug, reason="redis_unavailable")
             except Exception as error:
-                # A fault of ours with one company's rows costs the others nothing.
+                # One company's rows must not stop the others.
                 kind, trace = type(error).__name__, log.trace_of(error)
                 _log.error("reconcile.failed", company=company.slug, reason="internal_error", error=kind, trace=trace)
     finally:
         redis.close()
 
 
-def run_if_due(settings: Settings, company: Company, redis: Redis) -> Outcome | None:
-    """Read the list of a company if it is due and nobody else does; return how it ended, None if it was not run.
-
-    Raises StoreUnavailable.
-    """
-    with (
-        translated_errors(settings.redis_url.get_secret_value()),
-        turns(settings, company, redis).taken(server_time(redis)) as turn,
-    ):
-        if turn is None:
-            return None
+def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
+    """Read the list of a company unless another machine does so; raises StoreUnavailable."""
+    schedule = _schedule(settings, company, redis)
+    with translated_errors(settings.redis_url.get_secret_value()), schedule.acquire(server_time(redis)) as due:
+        if due is None:
+            return
         started = time.monotonic()
         with bootstrap.http(settings) as http:
-            report = of_company(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
-        _end(settings, company, redis, turn, report, round((time.monotonic() - started) * 1000))
-        return report.outcome
+            report = _run(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
+        duration_ms = round((time.monotonic() - started) * 1000)
+        now = server_time(redis)
+        wait = _schedule_next(schedule, due, report, settings.reconcile_every * policy.SECOND, now)
+        _count(redis, company.np_company_id, report, now)
+        _log_end(company.slug, due, report, duration_ms, wait)
 
 
-def _end(settings: Settings, company: Company, redis: Redis, turn: Turn, report: Report, duration_ms: int) -> None:
-    """Say when the next run is due, count, and log."""
-    every = settings.reconcile_every * policy.SECOND
-    now = server_time(redis)
-    times = turns(settings, company, redis)
+def _run(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
+    api_key = company.np_api_key.get_secret_value()
+    same_key = (one for one in _reconciled(settings) if one.np_api_key.get_secret_value() == api_key)
+    return Reconcile(
+        slug=company.slug,
+        listing=listing(settings, company, redis, client),
+        comparison=Comparison(LocalCopies(redis), company.np_company_id, settings.order_days),
+        checkpoint=Checkpoint(redis, company.np_company_id),
+        backlog=Backlog(redis),
+        ledger=bootstrap.ledger(settings, redis),
+        share=Share(settings.upstream_requests_per_5_min / 5, frozenset(one.np_company_id for one in same_key)),
+        # Without backfill workers, the missing orders would wait in that queue for ever.
+        queue="backfill" if settings.backfill_workers else "live",
+        clock=partial(server_time, redis),
+    )
+
+
+def _schedule_next(schedule: Schedule, due: DueRun, report: Report, every: int, now: int) -> int:
+    """Record when the next run is due and return the ms until then."""
+    error = report.error
     if report.outcome == "complete":
-        wait = every
-        times.complete(turn, now + wait)
-    elif report.error is None:
-        wait = AGAIN_AFTER
-        times.postpone(now + wait)
-    else:
-        wait = _after(report.error, every)
-        times.again(now + wait)
-    _count(redis, company, report, now)
-    common = {"company": company.slug, "cause": turn.cause, "pages": report.pages, "queued": report.queued}
-    if report.error is not None:
-        error = report.error
-        _log.error(
-            "reconcile.failed", reason=error.reason, http_status=error.http_status, next_in_s=wait // 1000, **common
-        )
+        schedule.complete(due, now + every)
+        return every
+    if error is None:
+        schedule.postpone(now + AGAIN_AFTER)
+        return AGAIN_AFTER
+    wait = _wait_after(error, every)
+    schedule.retry(now + wait)
+    return wait
+
+
+def _wait_after(error: UpstreamError, every: int) -> int:
+    if error.reason in BUSY or error.http_status == 429:
+        return BUSY_WAIT
+    return every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
+
+
+def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
+    counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
+    counts |= {("discrepancies", company_id, kind): times for kind, times in report.discrepancies.items()}
+    add(redis, counts)
+    if report.outcome == "complete":
+        set_timestamp(redis, ("reconciled", company_id), now)
+
+
+def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int) -> None:
+    common = {"company": slug, "cause": due.cause, "pages": report.pages, "queued": report.queued}
+    common["next_in_s"] = wait // 1000
+    if (error := report.error) is not None:
+        _log.error("reconcile.failed", reason=error.reason, http_status=error.http_status, **common)
         return
     _log.info(
         "reconcile.finished",
         outcome=report.outcome,
         rows=report.rows,
         unreadable=report.unreadable,
-        never_heard=report.gaps["never_heard"],
-        changed=report.gaps["changed"],
-        stuck=report.gaps["stuck"],
+        no_event=report.discrepancies["no_event"],
+        changed=report.discrepancies["changed"],
+        stuck=report.discrepancies["stuck"],
         duration_ms=duration_ms,
-        next_in_s=wait // 1000,
         **common,
     )
-
-
-def _after(error: UpstreamError, every: int) -> int:
-    if error.reason in BUSY or error.http_status == 429:
-        return BUSY_WAIT
-    return every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
-
-
-def _count(redis: Redis, company: Company, report: Report, now: int) -> None:
-    company_id = company.np_company_id
-    counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
-    counts |= {("gaps", company_id, kind): times for kind, times in report.gaps.items()}
-    add(redis, counts)
-    if report.outcome == "complete":
-        mark(redis, ("reconciled", company_id), now)
-
-
-EVERY: Final = 5.0
-"""Seconds between two questions whether it is our minute: a pool that dies is followed so soon."""
-
-RUNBOOK: Final = "docs/operations.md#"
-
-
-class Watchman:
-    """Part of each pool; `tick` is called each second. Told before it is kept: killed in between, it is told twice."""
-
-    def __init__(self, settings: Settings, redis: Redis) -> None:
-        self._signs = bootstrap.vital_signs(settings)
-        self._watch = Watch(redis)
-        self._redis = redis
-        self._next = 0.0
-
-    def tick(self) -> None:
-        """Look if it is time; raises what Redis raises."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + EVERY
-        if not self._watch.take_turn():
-            return
-        try:
-            evaluate(self._watch, self._signs, self._signs.read(self._redis))
-        except (RedisError, OSError):
-            raise
-        except Exception as error:
-            # Whatever stands there that we cannot read: orders are fetched all the same.
-            _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
-
-
-def evaluate(watch: Watch, vital_signs: VitalSigns, vitals: Vitals) -> list[Change]:
-    """Compare what is seen with what is known, tell of the changes, and keep what is known from now on."""
-    states = watch.states()
-    seen = Seen(
-        vitals,
-        watch.totals(),
-        {one.company_id: watch.hours(one.company_id, vitals.now) for one in vital_signs.subjects},
-        states,
-    )
-    after, changes = judge(read(seen, vital_signs.subjects), states, vitals.now)
-    for change in changes:
-        _tell(change, vitals.now)
-    watch.save(after)
-    return changes
-
-
-def _tell(change: Change, now: int) -> None:
-    sign = change.sign
-    about = {"name": sign.name, "company": sign.company or None, "sink": sign.sink or None}
-    runbook = f"{RUNBOOK}{sign.name.replace('_', '-')}"
-    if change.what == "cleared":
-        _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
-    elif sign.name == "silence":
-        _log.warning(
-            "alert.silence",
-            company=sign.company,
-            reason=sign.reason,
-            quiet_s=sign.figure,
-            usual=None if sign.usual is None else round(sign.usual),
-            runbook=runbook,
-        )
-    else:
-        _log.error("alert.firing", figure=sign.figure, runbook=runbook, **about)

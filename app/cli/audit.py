@@ -1,7 +1,8 @@
-"""The command that tells who changed something by hand: replays, requeues, drops, refetches, erasures."""
+"""The command for the audit: who changed something by hand, when, what and why."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -9,25 +10,15 @@ import msgspec
 import typer
 
 from app import times
-from app.audit import Noted
+from app.audit import AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.console import epilog
 from app.cli.context import open_context
 
 Kind = Literal[
-    "replay",
-    "resume",
-    "cancel",
-    "refetch",
-    "requeue",
-    "drop",
-    "reconcile",
-    "order-confirm",
-    "order-cancel",
-    "erase",
+    "replay", "resume", "cancel", "refetch", "requeue", "drop", "reconcile", "order-confirm", "order-cancel", "erase"
 ]
 What = Annotated[Kind | None, typer.Option("--what", help="Only these actions.")]
-
 
 cli = console.commands()
 
@@ -36,22 +27,22 @@ cli = console.commands()
 def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = False) -> None:
     """Show who changed something by hand, when, what and why. Newest first, for EVENT_DAYS.
 
-    Each change is written before it is made: an interrupted one is here too, with its number of orders.
+    Each change is noted before it is made, so an interrupted one is listed with all its orders.
     """
     with open_context() as here:
-        noted = (one for one in here.audit.newest_first() if what in (None, one.deed.what))
-        found = list(islice(noted, limit))
+        entries = (one for one in newest_first(here.redis) if what in (None, one[1].what))
+        found = list(islice(entries, limit))
     if not found:
         console.remark("The audit is empty.")
-        return
-    if as_json:
-        for one in found:
-            console.json_line({"at": one.at} | msgspec.structs.asdict(one.deed))
-        return
-    columns = (f"when ({console.zone()})", "what", "#orders", "of", "plan", "who", "why")
-    console.table("", columns, map(_row, found))
+    console.listing(
+        found,
+        as_json,
+        columns=(f"when ({console.zone()})", "what", "#orders", "selected", "plan", "who", "why"),
+        row=_row,
+        view=lambda one: {"at": one[0]} | msgspec.structs.asdict(one[1]),
+    )
 
 
-def _row(noted: Noted) -> tuple[object, ...]:
-    deed = noted.deed
-    return (times.short(noted.at), deed.what, f"{deed.orders:,}", deed.selected, deed.plan, deed.who, deed.why)
+def _row(one: tuple[datetime, AuditEntry]) -> tuple[object, ...]:
+    at, entry = one
+    return (times.short(at), entry.what, f"{entry.orders:,}", entry.selected, entry.plan, entry.who, entry.why)

@@ -174,9 +174,6 @@ class Valkey:
     ) -> None:
         self.stop()
 
-    def __repr__(self) -> str:
-        return f"Valkey(port={self.port}, pid={self.pid}, is_ours={self.is_ours})"
-
     @property
     def _own(self) -> Process:
         if self._process is None:

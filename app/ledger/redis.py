@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -26,9 +27,15 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.retry import Retry
 
-from app.errors import ReceiverError, SettingsError
+from app.errors import OtherSchema, SettingsError, StoreUnavailable
 from app.ledger import keys
+
+WORKER_TIMEOUT: Final = 10.0
+"""Seconds. No sender waits for a worker, but a hanging Redis must not hold one for ever."""
+
+_CONNECT_TIMEOUT: Final = 1.0
 
 
 @cache
@@ -79,8 +86,28 @@ _IN_PIPELINE: Final = "of pipeline caused error: "
 """What redis-py puts before the text of the server, after the command with all its arguments."""
 
 
-class StoreUnavailable(ReceiverError):
-    """Redis did not answer a command; the text is one line for people, without password or text of the server."""
+def for_worker(url: str) -> Redis:
+    """Return the client of the workers, the pool and the commands; one try, then the caller decides."""
+    return Redis.from_url(
+        url,
+        socket_timeout=WORKER_TIMEOUT,
+        socket_connect_timeout=_CONNECT_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+@contextmanager
+def for_command(url: str) -> Iterator[Redis]:
+    """Open Redis for a command.
+
+    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
+    StoreUnavailable when Redis fails, here or in the block.
+    """
+    with readable_url():
+        redis = for_worker(url)
+    with translated_errors(url), redis:
+        refuse_other_schema(redis)
+        yield redis
 
 
 @contextmanager
@@ -133,33 +160,17 @@ VERSION: Final = 2
 _REFUSED: Final = "OTHERSCHEMA "
 
 
-class OtherSchema(StoreUnavailable):
-    """Redis holds data of another version of this service; nothing was read or written."""
-
-    def __init__(self, held: str) -> None:
-        self.held = held[:20]
-        older = self.held.isdigit() and int(self.held) < VERSION
-        what_to_do = (
-            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
-            if older
-            else "upgrade it, or correct REDIS_URL"
-        )
-        super().__init__(
-            f"Redis holds data of schema version {self.held}, this receiver needs version {VERSION}: {what_to_do}"
-        )
-
-
 def other_schema(error: Exception) -> OtherSchema | None:
     """Return the OtherSchema that a script answered with, None for another error."""
     text = str(error)
-    return OtherSchema(text.removeprefix(_REFUSED)) if text.startswith(_REFUSED) else None
+    return OtherSchema(text.removeprefix(_REFUSED), VERSION) if text.startswith(_REFUSED) else None
 
 
 def refuse_other_schema(redis: Redis) -> None:
     """Raise OtherSchema if Redis holds data of another version; for readers, and before a start."""
     held: Any = redis.get(keys.SCHEMA)
     if is_other_schema(held):
-        raise OtherSchema(held.decode(errors="replace"))
+        raise OtherSchema(held.decode(errors="replace"), VERSION)
 
 
 def is_other_schema(held: bytes | None) -> bool:

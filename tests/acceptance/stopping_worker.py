@@ -106,7 +106,7 @@ class StoppingLimiter(Stopping):
         return permit
 
 
-def work(found: Settings, name: str, queue: str, watch: Stopwatch) -> None:
+def work(found: Settings, name: str, queue: str, stopwatch: Stopwatch) -> None:
     """Do the work of a child of the pool, with wrappers around its parts."""
     redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
     steps = ("start_fetch", "store_fetch", "fail_fetch", "acquire_delivery", "complete_delivery")
@@ -121,7 +121,7 @@ def work(found: Settings, name: str, queue: str, watch: Stopwatch) -> None:
     }
     sinks = {name: cast("Sink", Stopping(sink, "deliver")) for name, sink in build(found.sinks).items()}
     jobs.use(Processor(ledger=ledger, connections=connections, deliverer=Deliverer(ledger=ledger, sinks=sinks)))
-    run_worker(found, name, queue, watch, StoppingWorker)
+    run_worker(found, name, queue, stopwatch, StoppingWorker)
 
 
 def main() -> int:

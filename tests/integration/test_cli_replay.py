@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app import times
-from app.audit import Audit
+from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
@@ -65,7 +64,7 @@ def test_a_stored_copy_that_is_newer_is_left_alone_unless_by_force(desk: Desk) -
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert desk.waiting("backfill") == [order(2).order_id]
-    assert "1 order passed over: the stored copy is newer than the event; --force fetches them too." in ended.err
+    assert "1 order skipped: the stored copy is newer than the event; --force fetches them too." in ended.err
 
 
 def test_when_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
@@ -249,16 +248,15 @@ def test_who_asked_why_and_for_what_is_kept_and_the_order_tells_of_the_plan(desk
     )
 
     (plan,) = ended.objects
-    (noted,) = Audit(desk.redis, event_days=90).newest_first()
-    deed = noted.deed
-    assert (deed.what, deed.plan, deed.why, deed.selected, deed.orders) == (
+    ((_, entry),) = audit.newest_first(desk.redis)
+    assert (entry.what, entry.plan, entry.why, entry.selected, entry.orders) == (
         "replay",
         plan["id"],
         "venue asks",
         "status=Issued",
         1,
     )
-    assert deed.who.startswith("ann@")
+    assert entry.who.startswith("ann@")
     wanted = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
     assert [(entry.reason, entry.queue) for entry in wanted] == [(f"replay:{plan['id']}", "backfill")]
     assert (event_ids(desk), desk.redis.keys("ota:seen:*")) == (before, seen)
@@ -300,7 +298,7 @@ def test_the_stored_revision_is_owed_to_the_sinks_again_without_a_fetch(desk: De
 
     again = desk.ledger().acquire_delivery(order(1), "w")
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
-    assert "1 order passed over: nothing of them is stored." in ended.err
+    assert "1 order skipped: nothing is stored of them." in ended.err
     assert again is not None
     assert (again.sink, again.revision, again.raw) == (SINK, hand_on.revision, hand_on.raw)
     assert (desk.waiting("backfill"), desk.waiting("live")) == ([order(1).order_id], [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -20,11 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.dev.processes import Process
 from app.dev.sandbox.process import Sandbox, start
 from app.dev.sandbox.submission import order_body
 from tests.eventually import eventually
-from tests.pids import is_running
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 PARTNER = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
@@ -199,22 +196,6 @@ def test_a_signal_ends_the_process_cleanly_while_a_call_hangs(number: signal.Sig
             output = process.communicate(timeout=10)
 
         assert (process.returncode, *output) == (0, "", "")
-
-
-def test_the_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    parent_code = (
-        "import subprocess, sys, signal\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'app.dev.sandbox'], stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\n"
-        "print('child', child.pid)\n"
-        "signal.pause()\n"
-    )
-    with Process.start([sys.executable, "-c", parent_code], log=tmp_path / "log") as parent:
-        child = int(parent.wait_for_line("child", 15).split()[1])
-
-        os.kill(parent.pid, signal.SIGKILL)
-
-        eventually(lambda: not is_running(child), what="the sandbox has ended")
 
 
 def test_the_same_seed_makes_the_same_ids_numbers_and_faults() -> None:
