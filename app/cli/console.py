@@ -184,10 +184,10 @@ def wrap(text: str, first: str, further: str) -> list[str]:
 
 
 def many(count: int, noun: str) -> str:
-    """Return `1 order`, `2,000 orders`, `3 deliveries`, `4 crashes`."""
+    """Return `1 order`, `2,000 orders`, `3 companies`, `4 crashes`."""
     if count == 1:
         return f"1 {noun}"
-    plural = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}es" if noun.endswith("sh") else f"{noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ny")) else f"{noun}es" if noun.endswith("sh") else f"{noun}s"
     return f"{count:,} {plural}"
 
 

@@ -27,7 +27,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.redis import server_time
+from app.ledger.redis import for_command, server_time
 from app.replay import Plans, Selector
 from app.settings import Company, Settings
 
@@ -61,49 +61,25 @@ class Companies:
 
 
 class CommandContext:
-    """The stores of one command, each made when it is first used; `company_id` is that of --company, None for all."""
+    """The settings and stores of one command; `company_id` is that of --company, None for all."""
 
     def __init__(self, settings: Settings, redis: Redis, company: str | None) -> None:
         self.settings = settings
         self.redis = redis
         self.companies = Companies(settings.companies)
         self.company_id = self.companies.id_of(company)
-
-    @cached_property
-    def orders(self) -> Archive:
-        return Archive(self.redis)
-
-    @cached_property
-    def references(self) -> References:
-        return References(self.redis)
-
-    @cached_property
-    def events(self) -> EventLog:
-        return EventLog(self.redis)
-
-    @cached_property
-    def dead_letters(self) -> DeadLetters:
-        return DeadLetters(self.redis)
+        self.orders = Archive(redis)
+        self.references = References(redis)
+        self.events = EventLog(redis)
+        self.dead_letters = DeadLetters(redis)
+        self.erasure = Erasure(redis, order_days=settings.order_days)
+        self.audit_words = AuditWords(redis)
+        self.plans = Plans(redis, event_days=settings.event_days)
+        self.selector = Selector(redis)
 
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
-
-    @cached_property
-    def erasure(self) -> Erasure:
-        return Erasure(self.redis, order_days=self.settings.order_days)
-
-    @cached_property
-    def audit_words(self) -> AuditWords:
-        return AuditWords(self.redis)
-
-    @cached_property
-    def plans(self) -> Plans:
-        return Plans(self.redis, event_days=self.settings.event_days)
-
-    @cached_property
-    def selector(self) -> Selector:
-        return Selector(self.redis)
 
     def now(self) -> int:
         """Return the time of the Redis server in ms since 1970: everything in it is dated by that clock."""
@@ -158,7 +134,7 @@ def open_context(company: str | None = None) -> Iterator[CommandContext]:
     """
     bootstrap.configure_cli_log()
     found = settings.load()
-    with bootstrap.command_redis(found) as redis:
+    with for_command(found.redis_url.get_secret_value()) as redis:
         try:
             yield CommandContext(found, redis, company)
         except BrokenRecord as broken:

@@ -1,4 +1,4 @@
-"""One order as people read it: where it stands, what is outstanding, its history, how long it took, what to do next.
+"""One order as people read it: its state, what is outstanding, its history, how long it took, what to do next.
 
 `orders explain`, `orders show` and `dead show` print this view; each adds only what is its own.
 """
@@ -39,7 +39,7 @@ UNREADABLE: Final = Outstanding("its content is unreadable", None)
 class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about one order.
 
-    `name` identifies it on a command line. `order` is its latest content, masked unless it was asked for; None if it
+    `name` identifies it on a command line. `order` is its latest content, masked unless --reveal is given; None if it
     was never fetched or cannot be read. `sinks` includes configured sinks without any attempt. `history` is oldest
     first. `due` is the next automatic attempt.
     """

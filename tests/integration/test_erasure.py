@@ -27,8 +27,7 @@ from app.replay import Draft, Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
 from tests.integration.desk import SINK, Desk, open_desk, order
-from tests.integration.ledger_model.parts import content_of
-from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
+from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, content_of, event_of, open_scenario
 
 SHOP: Final = "shop"
 ADDRESS: Final = "canary-guest@example.com"
@@ -36,8 +35,8 @@ CANARIES: Final = ("canary-guest", "CANARY-THEIRS", "CANARY-OURS", "Canary Name"
 
 
 @pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
-    with staged(redis_client, SHOP) as opened:
+def stage(redis_client: Redis) -> Iterator[Scenario]:
+    with open_scenario(redis_client, SHOP) as opened:
         yield opened
 
 
@@ -51,7 +50,7 @@ def traces(redis: Redis, order: OrderKey = ONE) -> Traces:
     return found
 
 
-def erase(stage: Stage) -> Traces:
+def erase(stage: Scenario) -> Traces:
     """Erase the order ONE; return what is left of it."""
     found = traces(stage.redis)
     assert erasure_of(stage.redis).erase(found) is not None
@@ -59,21 +58,21 @@ def erase(stage: Stage) -> Traces:
     return traces(stage.redis)
 
 
-def delivery_of(stage: Stage) -> Delivery:
+def delivery_of(stage: Scenario) -> Delivery:
     """Fetch the order and start its delivery."""
     stage.settle()
-    stage.bring(1)
+    stage.fetch_and_store(1)
     delivery = stage.acquire()
     assert delivery is not None
     return delivery
 
 
-def events(stage: Stage) -> list[dict[bytes, bytes]]:
+def events(stage: Scenario) -> list[dict[bytes, bytes]]:
     found: Any = stage.redis.xrange(keys.EVENTS)
     return [fields for _, fields in found]
 
 
-def assert_at_rest(stage: Stage) -> None:
+def assert_at_rest(stage: Scenario) -> None:
     """Only a tombstone that expires is left, nothing is pending, and nothing is fetched."""
     assert stage.redis.exists(keys.content(ONE)) == 0
     assert stage.redis.hkeys(keys.record(ONE)) != []
@@ -103,9 +102,9 @@ def assert_at_rest(stage: Stage) -> None:
 class TestTheNextStep:
     """Each script meets a tombstone."""
 
-    def test_a_new_event_is_recorded_without_its_reference_and_fetches_nothing(self, stage: Stage) -> None:
+    def test_a_new_event_is_recorded_without_its_reference_and_fetches_nothing(self, stage: Scenario) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         erase(stage)
         stage.redis.delete(keys.EVENTS)
 
@@ -116,15 +115,15 @@ class TestTheNextStep:
         assert (stage.waiting(), stage.dispatch()) == (1, 0)
         assert_at_rest(stage)
 
-    def test_a_repeated_event_is_still_a_duplicate(self, stage: Stage) -> None:
-        stage.hear("2026-11-22T10:00:00Z")
+    def test_a_repeated_event_is_still_a_duplicate(self, stage: Scenario) -> None:
+        stage.accept("2026-11-22T10:00:00Z")
         erase(stage)
 
-        assert stage.hear("2026-11-22T10:00:00Z") == "duplicate"
+        assert stage.accept("2026-11-22T10:00:00Z") == "duplicate"
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("outcome", ["retry", "deferred", "not_found", "client_error", "dead", "deleted_upstream"])
-    def test_a_running_fetch_that_fails_leaves_nothing(self, stage: Stage, outcome: Any) -> None:
+    def test_a_running_fetch_that_fails_leaves_nothing(self, stage: Scenario, outcome: Any) -> None:
         stage.settle()
         fetch = stage.fetch()
         erase(stage)
@@ -135,7 +134,7 @@ class TestTheNextStep:
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("outcome", ["succeeded", "retry", "dead"])
-    def test_a_running_delivery_ends_and_its_copy_is_named(self, stage: Stage, outcome: Any) -> None:
+    def test_a_running_delivery_ends_and_its_copy_is_named(self, stage: Scenario, outcome: Any) -> None:
         """A sink that failed may have kept a copy."""
         delivery = delivery_of(stage)
         left = erase(stage)
@@ -146,7 +145,7 @@ class TestTheNextStep:
         ]
         assert_at_rest(stage)
 
-    def test_a_worker_that_dies_during_its_fetch_leaves_nothing(self, stage: Stage) -> None:
+    def test_a_worker_that_dies_during_its_fetch_leaves_nothing(self, stage: Scenario) -> None:
         stage.settle()
         stage.fetch("w1")
         erase(stage)
@@ -155,7 +154,7 @@ class TestTheNextStep:
         assert stage.dispatch() == 0
         assert_at_rest(stage)
 
-    def test_no_fetch_can_be_requested(self, stage: Stage) -> None:
+    def test_no_fetch_can_be_requested(self, stage: Scenario) -> None:
         stage.settle()
         erase(stage)
 
@@ -163,7 +162,7 @@ class TestTheNextStep:
         assert (stage.waiting(), stage.waiting("backfill")) == (1, 0)
         assert_at_rest(stage)
 
-    def test_its_dead_letters_are_deleted(self, stage: Stage) -> None:
+    def test_its_dead_letters_are_deleted(self, stage: Scenario) -> None:
         delivery = delivery_of(stage)
         stage.complete(delivery, "dead")
         stage.settle()
@@ -174,9 +173,9 @@ class TestTheNextStep:
         assert stage.redis.zcard(keys.DEAD_DELIVERIES) == 0
         assert_at_rest(stage)
 
-    def test_an_older_replay_passes_it_over(self, stage: Stage) -> None:
+    def test_an_older_replay_passes_it_over(self, stage: Scenario) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         plans = Plans(stage.redis, event_days=90)
         made = [
             plans.file(Draft(who="", why="", selected="", rate=100, sinks=sinks), [(ONE.member, None)])
@@ -192,9 +191,9 @@ class TestTheNextStep:
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("status", ["Issued", "Cancelled", "Processing"])
-    def test_reconciling_does_not_find_it(self, stage: Stage, status: str) -> None:
+    def test_reconciling_does_not_find_it(self, stage: Scenario, status: str) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         Checkpoint(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
         erase(stage)
         (copy,) = LocalCopies(stage.redis).read([ONE])
@@ -204,10 +203,10 @@ class TestTheNextStep:
         assert compare_watched(ONE.company_id, ONE.order_id, copy, 0) is None
         assert Checkpoint(stage.redis, ONE.company_id).watched() == {}
 
-    def test_another_companys_order_with_the_same_id_stays(self, stage: Stage) -> None:
+    def test_another_companys_order_with_the_same_id_stays(self, stage: Scenario) -> None:
         stage.settle()
         stage.settle(SAME_ID)
-        stage.bring(1, order=SAME_ID)
+        stage.fetch_and_store(1, order=SAME_ID)
         erase(stage)
 
         assert stage.redis.exists(keys.content(SAME_ID)) == 1
@@ -215,21 +214,21 @@ class TestTheNextStep:
 
 
 class TestErasing:
-    def test_content_stored_after_the_traces_were_read_is_not_erased_unread(self, stage: Stage) -> None:
+    def test_content_stored_after_the_traces_were_read_is_not_erased_unread(self, stage: Scenario) -> None:
         """Otherwise its references would stay in the index."""
         stage.settle()
         read = traces(stage.redis)
-        stage.bring(1)
+        stage.fetch_and_store(1)
 
         assert erasure_of(stage.redis).erase(read) is None
         assert stage.redis.exists(keys.content(ONE)) == 1
         erase(stage)
         assert_at_rest(stage)
 
-    def test_a_second_erasure_changes_nothing(self, stage: Stage) -> None:
+    def test_a_second_erasure_changes_nothing(self, stage: Scenario) -> None:
         """The tombstone does not live longer."""
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         first = erase(stage)
         stage.redis.pexpire(keys.record(ONE), 100 * policy.DAY)
         stage.redis.pexpire(keys.history(ONE), 100 * policy.DAY)
@@ -238,17 +237,18 @@ class TestErasing:
         assert erase(stage) == first
         assert stage.days_kept() == {100.0}
 
-    def test_the_history_keeps_only_deliveries(self, stage: Stage) -> None:
+    def test_the_history_keeps_only_deliveries(self, stage: Scenario) -> None:
         delivery = delivery_of(stage)
         stage.complete(delivery)
         erase(stage)
 
         assert [type(entry).__name__ for entry in Archive(stage.redis).history(ONE)] == ["DeliveryEnded", "Erased"]
 
-    def test_events_are_deleted_page_by_page(self, stage: Stage) -> None:
+    def test_events_are_deleted_page_by_page(self, stage: Scenario) -> None:
         stage.settle()
         for number in range(30):
-            stage.hear_at_once(*((SAME_ID, f"{number}-{one}") for one in range(80)), (ONE, f"{number}"))
+            others = (event_of(SAME_ID, f"{number}-{one}") for one in range(80))
+            stage.accept_batch(*others, event_of(ONE, f"{number}"))
         pages: list[int] = []
 
         assert erasure_of(stage.redis).forget_events([traces(stage.redis)], pages.append) == 31
@@ -257,14 +257,14 @@ class TestErasing:
         assert stage.redis.xlen(keys.EVENTS) == 2400
 
 
-STEPS: dict[str, Callable[[Stage], object]] = {
-    "event": Stage.settle,
-    "request": Stage.request,
+STEPS: dict[str, Callable[[Scenario], object]] = {
+    "event": Scenario.settle,
+    "request": Scenario.request,
     "request_backfill": lambda stage: stage.request(queue="backfill"),
-    "start": Stage.start,
-    "dispatch": Stage.dispatch,
+    "start": Scenario.start,
+    "dispatch": Scenario.dispatch,
     "hour": lambda stage: stage.later(3600),
-    "acquire": Stage.acquire,
+    "acquire": Scenario.acquire,
     "kill": lambda stage: stage.ledger.release_worker("w", "killed"),
     "retry_delivery": lambda stage: stage.ledger.retry_delivery(ONE, SHOP),
     "wake": lambda stage: stage.ledger.release_worker("nobody", "ended", [ONE]),
@@ -276,7 +276,7 @@ STEPS: dict[str, Callable[[Stage], object]] = {
     before=st.lists(st.sampled_from([*STEPS, "fetch_and_store", "delivery"]), max_size=8),
     after=st.lists(st.sampled_from([*STEPS, "store", "fail", "complete"]), max_size=8),
 )
-def test_no_interleaving_brings_it_back(stage: Stage, before: list[str], after: list[str]) -> None:
+def test_no_interleaving_brings_it_back(stage: Scenario, before: list[str], after: list[str]) -> None:
     """Whatever happened before and ends after: nothing is stored, pending, queued or delivered."""
     stage.redis.flushdb()
     stage.settle()
@@ -314,27 +314,27 @@ class TestGuests:
         raw = msgspec.json.encode(order | {"items": items})
         return msgspec.structs.replace(content_of(version), raw=raw)
 
-    def store(self, stage: Stage, version: int, *addresses: str) -> None:
+    def store(self, stage: Scenario, version: int, *addresses: str) -> None:
         stage.settle()
         stage.ledger.store_fetch(ONE, "w", stage.fetch(), self.content(version, *addresses))
 
-    def found(self, stage: Stage, address: str, company_id: str | None = None) -> list[OrderKey]:
+    def found(self, stage: Scenario, address: str, company_id: str | None = None) -> list[OrderKey]:
         return erasure_of(stage.redis).orders_of(address, company_id, lambda _: None)
 
-    def test_an_order_is_found_by_its_address_in_any_case(self, stage: Stage) -> None:
+    def test_an_order_is_found_by_its_address_in_any_case(self, stage: Scenario) -> None:
         self.store(stage, 1, "Anna@Example.com")
 
         assert [self.found(stage, one) for one in (" anna@EXAMPLE.com", "c@d.e", "")] == [[ONE], [], []]
         assert self.found(stage, "anna@example.com", SAME_ID.company_id) == []
 
-    def test_an_order_is_not_found_by_an_address_that_left_it(self, stage: Stage) -> None:
+    def test_an_order_is_not_found_by_an_address_that_left_it(self, stage: Scenario) -> None:
         self.store(stage, 1, "anna@example.com")
         self.store(stage, 2)
 
         assert self.found(stage, "anna@example.com") == []
 
     @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), None])
-    def test_unreadable_content_does_not_end_the_search(self, stage: Stage, content: bytes | None) -> None:
+    def test_unreadable_content_does_not_end_the_search(self, stage: Scenario, content: bytes | None) -> None:
         self.store(stage, 1, "anna@example.com")
         stage.settle(SAME_ID)
         stage.redis.delete(keys.content(SAME_ID))
@@ -361,7 +361,7 @@ def test_spooled_events_are_erased_from_the_disk(tmp_path: Path) -> None:
     assert file.waiting() == 2
 
 
-def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(stage: Stage) -> None:
+def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(stage: Scenario) -> None:
     """Whole words in any case; the plan itself and the entry of an erasure stay."""
     plans, words = Plans(stage.redis, event_days=90), AuditWords(stage.redis)
     erasure_of(stage.redis).note([ONE], "me", "on request")

@@ -15,17 +15,17 @@ from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, Retention
 from app.ledger.work import Delivery
 from app.replay import Draft, Plans
-from tests.integration.ledger_model.stage import ONE, Stage, staged
+from tests.integration.ledger_scenario import ONE, Scenario, open_scenario
 
 SHOP: Final = "shop"
 EVENT_DAYS: Final = 90
 
 
 @pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
+def stage(redis_client: Redis) -> Iterator[Scenario]:
     """With the time of Redis, which the ids of a stream have."""
-    with staged(redis_client, SHOP) as opened:
-        opened.clock.now = now()
+    with open_scenario(redis_client, SHOP) as opened:
+        opened.now = now()
         yield opened
 
 
@@ -96,7 +96,7 @@ class TestRetention:
         for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
-    def test_accept_trims_as_events_come(self, stage: Stage) -> None:
+    def test_accept_trims_as_events_come(self, stage: Scenario) -> None:
         """By whole nodes of the stream, which costs nothing; the pool deletes the rest."""
         add_events(stage.redis, [91.0] * 400)
 
@@ -105,55 +105,60 @@ class TestRetention:
         assert stage.redis.xlen(keys.EVENTS) <= 101
 
 
-def test_a_repeated_event_is_recognised_for_dedup_days(stage: Stage) -> None:
-    stage.hear("2026-11-22T10:00:00Z")
+def test_a_repeated_event_is_recognised_for_dedup_days(stage: Scenario) -> None:
+    stage.accept("2026-11-22T10:00:00Z")
     (seen,) = stage.redis.keys("ota:seen:*")
 
     assert days(7) - policy.MINUTE < int(stage.redis.pttl(seen)) <= days(7)
     stage.redis.delete(seen)  # as its expiry does
-    assert stage.hear("2026-11-22T10:00:00Z") != "duplicate"
+    assert stage.accept("2026-11-22T10:00:00Z") != "duplicate"
 
 
-UNFINISHED: Final[dict[str, Callable[[Stage], object]]] = {
-    "pending": Stage.settle,
+UNFINISHED: Final[dict[str, Callable[[Scenario], object]]] = {
+    "pending": Scenario.settle,
     "fetching": lambda stage: (stage.settle(), stage.fetch()),
     "deferred": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "deferred")),
     "not found": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "not_found")),
     "dead": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "dead")),
     "unsettled": lambda stage: (stage.settle(), stage.store(stage.fetch(), 1, recheck=0.001)),
-    "a sink is behind": lambda stage: (stage.settle(), stage.bring(1)),
-    "a delivery is retried": lambda stage: (stage.settle(), stage.bring(1), deliver(stage, "retry")),
-    "a delivery is dead": lambda stage: (stage.settle(), stage.bring(1), deliver(stage, "dead"), stage.acquire()),
+    "a sink is behind": lambda stage: (stage.settle(), stage.fetch_and_store(1)),
+    "a delivery is retried": lambda stage: (stage.settle(), stage.fetch_and_store(1), deliver(stage, "retry")),
+    "a delivery is dead": lambda stage: (
+        stage.settle(),
+        stage.fetch_and_store(1),
+        deliver(stage, "dead"),
+        stage.acquire(),
+    ),
     "fetched, and an event came": lambda stage: (delivered(stage), stage.settle()),
     "fetched, and a fetch requested": lambda stage: (delivered(stage), stage.request()),
     "dead again": lambda stage: (delivered(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.start()),
 }
 
 
-def deliver(stage: Stage, what: Any) -> Delivery:
+def deliver(stage: Scenario, what: Any) -> Delivery:
     taken = stage.acquire()
     assert taken is not None
     stage.complete(taken, what)
     return taken
 
 
-def delivered(stage: Stage) -> Delivery:
+def delivered(stage: Scenario) -> Delivery:
     stage.settle()
-    stage.bring(1)
+    stage.fetch_and_store(1)
     taken = deliver(stage, "succeeded")
     assert stage.acquire() is None
     return taken
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-def test_an_unfinished_order_never_expires(stage: Stage, state: str) -> None:
+def test_an_unfinished_order_never_expires(stage: Scenario, state: str) -> None:
     UNFINISHED[state](stage)
 
     assert stage.days_kept() == {None}
     assert retention_of(stage.redis, stage.now + days(5000)).trim()[1] == 0
 
 
-def test_a_finished_order_expires_after_order_days_with_all_its_keys(stage: Stage) -> None:
+def test_a_finished_order_expires_after_order_days_with_all_its_keys(stage: Scenario) -> None:
     delivered(stage)
 
     assert stage.days_kept() == {400.0}
@@ -163,7 +168,7 @@ def test_a_finished_order_expires_after_order_days_with_all_its_keys(stage: Stag
     assert stage.redis.zcard(keys.ORDERS) == 0
 
 
-def test_the_hash_of_a_job_is_deleted_with_it_or_a_day_after_a_kill(stage: Stage) -> None:
+def test_the_hash_of_a_job_is_deleted_with_it_or_a_day_after_a_kill(stage: Scenario) -> None:
     """RQ reads both from the job; test_rq_contract.py runs one."""
     stage.settle()
     (job,) = stage.redis.keys("rq:job:*")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -32,7 +30,7 @@ from tests.integration.webserver import (
     serving,
     settings_of_one_company,
 )
-from tests.integration.wire import good, post, read_all
+from tests.integration.wire import post, read_all
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STRANGER = "cccccccc-0000-4000-8000-000000000000"
@@ -143,65 +141,20 @@ class TestGoodEvents:
         assert web.deliver()["events"] == 0
         assert kept.is_empty()
 
-    def test_the_same_event_again_is_a_duplicate(self, web: Web, kept: Kept) -> None:
-        one = item()
-        web.deliver(one)
-
-        assert web.deliver(one | {"timestamp": "2026-05-15T09:30:05.0000000Z"})["duplicates"] == 1
-        assert web.deliver(one, one)["duplicates"] == 2
-        assert (len(kept.events()), len(kept.jobs())) == (1, 1)
-        assert kept.record(key(one))["generation"] == "1"
-
-    def test_another_event_of_a_waiting_order_shares_its_fetch(self, web: Web, kept: Kept) -> None:
+    def test_the_receipt_counts_duplicates_and_events_that_share_a_fetch(self, web: Web, kept: Kept) -> None:
         one = item()
         later, other = one | {"timestamp": "2026-05-15T09:30:05.0000001Z"}, item(key(one).order_id, status="Error")
-        receipt = web.deliver(one, later, other)
+        receipt = web.deliver(one, one | {"timestamp": "2026-05-15T09:30:05.0000000Z"}, later, other)
 
-        assert (receipt["queued"], receipt["coalesced"], receipt["duplicates"]) == (1, 2, 0)
+        assert (receipt["queued"], receipt["coalesced"], receipt["duplicates"]) == (1, 2, 1)
         assert (len(kept.events()), len(kept.jobs())) == (3, 1)
 
-    def test_a_guid_in_another_form_is_the_same_order(self, web: Web, kept: Kept) -> None:
-        order = str(uuid4())
-        receipt = web.deliver(
-            item(order),
-            item(order.upper()),
-            item(f"{{{order}}}", companyId=f"{{{COMPANY.upper()}}}"),
-        )
+    def test_half_a_surrogate_pair_fails_no_batch(self, web: Web) -> None:
+        """Business Central cuts a text in the middle of an emoji."""
+        items = [item(), item(companyName="Zoo MARK"), item(clientState="MARK")]
+        receipt = web.post(json.dumps({"values": items}).encode().replace(b"MARK", b"\\ud83d")).json()
 
-        assert (receipt["queued"], receipt["duplicates"]) == (1, 2)
-        assert kept.due().keys() == {OrderKey(COMPANY, order)}
-
-    def test_the_secret_that_matched_is_kept_by_its_name(self, web: Web, kept: Kept) -> None:
-        """While a secret is rotated, operators must see that the previous one is still in use."""
-        web.deliver(item(clientState=FORMER_SECRET))
-
-        assert [stored["secret"] for stored in kept.events()] == ["previous"]
-
-    def test_a_post_is_one_script_call_whatever_its_size(self, web: Web, kept: Kept) -> None:
-        web.deliver(item())
-        body = json.dumps({"values": [shortest() for _ in range(3000)]}, separators=(",", ":")).encode()
-        assert len(body) < MAX_BODY
-
-        calls = kept.script_calls(lambda: web.post(body).raise_for_status())
-
-        assert calls == 1
-        assert (len(kept.due()), len(kept.events()), len(kept.jobs())) == (3001,) * 3
-
-    def test_requests_of_one_moment_share_script_calls(self, web: Web, kept: Kept) -> None:
-        web.deliver(item())
-        posts = [(post(good()), web.connect()) for _ in range(50)]
-
-        def all_at_once() -> None:
-            for request, connection in posts:
-                connection.sendall(request)
-            assert [connection.recv(12) for _, connection in posts] == [b"HTTP/1.1 200"] * 50
-
-        calls = kept.script_calls(all_at_once)
-        for _, connection in posts:
-            connection.close()
-
-        assert calls <= 25
-        assert len(kept.due()) == 51
+        assert (receipt["queued"], receipt["invalid_items"]) == (2, {"unauthenticated": 1})
 
 
 class TestBadItems:
@@ -215,19 +168,11 @@ class TestBadItems:
         assert receipt["invalid_items"] == {"bad_item": 2, "bad_order_id": 2, "unauthenticated": 2}
         assert len(kept.events()) == 1
 
-    def test_events_of_other_names_are_counted_and_not_stored(self, web: Web, kept: Kept) -> None:
-        receipt = web.deliver(item(eventName="pos_sale_completed"), item(), item(eventName=None))
-
-        assert (receipt["events"], receipt["queued"], receipt["ignored"]) == (3, 1, 2)
-        assert len(kept.events()) == 1
-
-    def test_a_batch_of_other_events_alone_is_200(self, web: Web, kept: Kept) -> None:
+    def test_events_of_other_names_are_ignored(self, web: Web, kept: Kept) -> None:
         """They may come from another subscription to the same URL, which a 4xx could switch off."""
-        assert web.deliver(item(eventName="pos_sale_completed"))["ignored"] == 1
+        assert web.deliver(item(eventName="pos_sale_completed"), item(eventName=None))["ignored"] == 2
         assert kept.is_empty()
-
-    def test_unknown_fields_are_harmless(self, web: Web) -> None:
-        assert web.deliver(item() | {"new": [{"deep": {}}]})["queued"] == 1
+        assert web.deliver(item(eventName="pos_sale_completed"), item() | {"new": [{}]})["queued"] == 1
 
 
 class TestAuthentication:
@@ -239,17 +184,6 @@ class TestAuthentication:
 
         assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
         assert kept.is_empty()
-
-    @pytest.mark.parametrize("escape", [b"\\ud800", b"\\udfff\\ud800"])
-    def test_half_a_surrogate_pair_is_a_wrong_client_state_and_no_500(self, web: Web, escape: bytes) -> None:
-        body = json.dumps({"values": [item(clientState="MARK")]}).encode().replace(b"MARK", escape)
-
-        assert web.post(body).status_code == 401
-
-    def test_a_name_cut_in_the_middle_of_an_emoji_does_not_fail_its_batch(self, web: Web) -> None:
-        body = json.dumps({"values": [item(), item(companyName="Zoo MARK")]}).encode().replace(b"MARK", b"\\ud83d")
-
-        assert web.post(body).json()["queued"] == 2
 
     def test_an_unknown_company_and_a_wrong_secret_get_the_same_answer(self, web: Web) -> None:
         wrong = web.post({"values": [item(clientState=WRONG)]})
@@ -303,22 +237,13 @@ class TestHandshake:
         assert web.line_of(answer)["reason"] == "bad_validation_token"
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
-    def test_a_body_with_items_is_events_whatever_the_query(self, web: Web, kept: Kept) -> None:
-        answer = web.post({"values": [item()]}, params={"validationToken": "abc"})
+    def test_a_body_is_read_as_events_whatever_the_query(self, web: Web, kept: Kept) -> None:
+        bodies = [{"values": [item()]}, {"values": [item(clientState=WRONG)]}, b"not json"]
+        answers = [web.post(body, params={"validationToken": "canary-token"}) for body in bodies]
 
-        assert (answer.status_code, answer.json()["queued"]) == (200, 1)
+        assert [answer.status_code for answer in answers] == [200, 401, 400]
         assert len(kept.events()) == 1
-
-    def test_a_query_cannot_make_an_unproven_body_look_accepted(self, web: Web) -> None:
-        wrong = {"values": [item(clientState=WRONG)]}
-
-        assert web.post(wrong, params={"validationToken": "abc"}).status_code == 401
-        assert web.post(b"not json", params={"validationToken": "abc"}).status_code == 400
-
-    def test_the_token_is_not_logged(self, web: Web) -> None:
-        answer = web.http.get(HOOK, params={"validationToken": "canary-token"})
-
-        assert "canary" not in json.dumps(web.lines_of(answer))
+        assert not any("canary" in json.dumps(web.lines_of(answer)) for answer in answers)
 
 
 class TestMalformed:
@@ -341,16 +266,6 @@ class TestMalformed:
         assert answer.status_code == 400
         assert answer.json() == {"reason": reason, "request_id": answer.headers["x-request-id"]}
 
-    def test_of_duplicate_names_the_last_one_counts(self, web: Web) -> None:
-        right, wrong = json.dumps(item()), json.dumps(item(clientState=WRONG))
-
-        answers = [
-            web.post(f'{{"values":[{first}],"values":[{last}]}}'.encode())
-            for first, last in ((wrong, right), (right, wrong))
-        ]
-
-        assert [answer.status_code for answer in answers] == [200, 401]
-
     def test_the_content_type_does_not_matter(self, web: Web) -> None:
         """The headers of the sender are documented nowhere."""
         answer = web.post({"values": [item()]}, headers={"content-type": "text/plain; charset=utf-16"})
@@ -361,7 +276,7 @@ class TestMalformed:
 class TestLimits:
     """A body is bounded in size and time; the rest is not read."""
 
-    def test_a_body_of_exactly_the_limit_is_taken(self, web: Web) -> None:
+    def test_a_body_of_exactly_the_limit_is_accepted(self, web: Web) -> None:
         body = json.dumps({"values": [item()]}).encode().ljust(MAX_BODY)
 
         assert web.post(body).status_code == 200
@@ -513,26 +428,20 @@ class TestProbes:
         answer = web.http.get("/metrics", headers=headers)
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
 
-    def test_metrics_count_events_in_prometheus_text(self, web: Web) -> None:
+    def test_metrics_count_events_invalid_items_and_answers(self, web: Web) -> None:
         one = item(clientState=FORMER_SECRET)
-        web.deliver(one, one, item(), item(eventName="x"))
-
-        answer = web.http.get("/metrics", headers=OPS)
-
-        samples = samples_of(answer)
-        assert samples["ota_events_total", "default", "queued"] == 2
-        assert samples["ota_events_total", "default", "duplicate"] == 1
-        assert samples["ota_events_by_secret_total", "default", "previous"] == 2
-        assert samples["ota_events_by_secret_total", "default", "current"] == 1
-        assert samples["ota_orders_due",] == 2
-        assert samples["ota_orders_dead",] == 0
-        assert re.match(r"text/plain; version=", answer.headers["content-type"])
-
-    def test_metrics_count_invalid_items_and_each_answer(self, web: Web) -> None:
-        web.deliver(item(), item(eventName="x"), item(clientState=WRONG), 7)
+        web.deliver(one, one, item(), item(eventName="x"), item(clientState=WRONG), 7)
         web.post({"values": [item(clientState=WRONG)]})
-
-        wanted = {
+        exact = {
+            ("ota_events_total", "default", "queued"): 2,
+            ("ota_events_total", "default", "duplicate"): 1,
+            ("ota_events_by_secret_total", "default", "previous"): 2,
+            ("ota_events_by_secret_total", "default", "current"): 1,
+            ("ota_orders_due",): 2,
+            ("ota_orders_dead",): 0,
+        }
+        # Counts that earlier tests made within the last second may be among these.
+        at_least = {
             ("ota_items_invalid_total", "unauthenticated"): 2,
             ("ota_items_invalid_total", "unknown_event"): 1,
             ("ota_items_invalid_total", "bad_item"): 1,
@@ -541,9 +450,11 @@ class TestProbes:
         }
 
         def counted() -> bool:
-            """At least: counts of earlier tests of the last second may be among them."""
-            samples = samples_of(web.http.get("/metrics", headers=OPS))
-            return all(samples.get(name, 0) >= count for name, count in wanted.items())
+            answer = web.http.get("/metrics", headers=OPS)
+            assert answer.headers["content-type"].startswith("text/plain; version=")
+            samples = samples_of(answer)
+            assert exact.items() <= samples.items()
+            return all(samples.get(name, 0) >= count for name, count in at_least.items())
 
         eventually(counted, what="the counts of this process are in Redis")
 
@@ -593,19 +504,3 @@ class TestRedisUnavailable:
             assert "canary" not in text
             assert own_valkey.url.split("@")[0] not in text
             assert "Traceback" not in text
-
-    def test_sigterm_ends_the_process_with_0(self, redis_url: str, tmp_path: Path) -> None:
-        with serving(tmp_path, settings_of_one_company(redis_url)) as web:
-            assert web.process.stop() == 0
-            assert web.lines()[-1]["event"] == "service.stopped"
-
-
-def shortest() -> dict[str, Any]:
-    """Return the smallest valid event."""
-    return {
-        "clientState": SECRET,
-        "companyId": COMPANY,
-        "eventName": "ota_cm_order_processed",
-        "payload": {"orderId": str(uuid4()), "status": "Issued"},
-        "timestamp": "2026-05-15T09:30:05Z",
-    }
