@@ -1,7 +1,4 @@
-"""The composition root: the only place where parts are opened and put together.
-
-Clients of Redis with time-outs that fit who asks.
-"""
+"""The composition root: the only place where parts are opened and put together."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ from app.web.app import Probes, application
 from app.web.webhook import Webhook
 
 WEB_TIMEOUT = 1.0
-"""Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
+"""Seconds. A sender waits for the answer; redis-py 8 alone would retry for 15 s."""
 
 
 def for_web(url: str) -> AsyncRedis:
@@ -53,7 +50,7 @@ def for_web(url: str) -> AsyncRedis:
 
 
 def for_rq(url: str) -> Redis:
-    """Return the client that RQ's worker blocks on; RQ sets its own socket_timeout, so nobody shares it."""
+    """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
     return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
 
 
@@ -110,13 +107,13 @@ def configure_log(settings: Settings) -> None:
 
 
 def configure_cli_log() -> None:
-    """Send warnings to stderr and nothing else: stdout belongs to what the command prints."""
+    """Send only warnings, and to stderr: stdout is for what the command prints."""
     with redirect_stdout(sys.stderr):
         log.configure(level="WARNING", form="console")
 
 
 def configure_stderr_log(settings: Settings) -> None:
-    """Send log lines to stderr as the settings say: for a command that runs on, and prints something else."""
+    """Send log lines to stderr as the settings say, for a command that keeps running and prints to stdout."""
     with redirect_stdout(sys.stderr):
         configure_log(settings)
 
