@@ -10,14 +10,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
 
-import httpx
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from starlette.types import ASGIApp
 
 from app import log
 from app.health import Check, Health
@@ -34,9 +33,10 @@ from app.metrics import Metrics, Tally
 from app.settings import Company, Settings
 from app.snapshot import Subject, VitalSigns
 from app.upstream.client import ChannelManager
-from app.upstream.transport import open_http
-from app.web.app import Probes, application
-from app.web.webhook import Webhook
+from app.upstream.transport import DeadlineTransport
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 WEB_TIMEOUT = 1.0
 """Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
@@ -81,6 +81,10 @@ def web_app(settings: Settings) -> ASGIApp:
 
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """
+    # Here, not above: the pool of workers does without a web framework.
+    from app.web.app import Probes, application
+    from app.web.webhook import Webhook
+
     redis = for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
     tally = Tally(redis)
@@ -193,12 +197,12 @@ def vital_signs(settings: Settings) -> VitalSigns:
     return VitalSigns(tuple(subjects), settings.sinks)
 
 
-def http(settings: Settings) -> httpx.Client:
-    return open_http(settings.upstream_timeout)
+def http(settings: Settings) -> DeadlineTransport:
+    return DeadlineTransport(settings.upstream_timeout)
 
 
-def channel_manager(settings: Settings, company: Company, client: httpx.Client) -> ChannelManager:
-    return ChannelManager(client, company, settings.np_api_version, settings.np_base_url)
+def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:
+    return ChannelManager(http, company, settings.np_api_version, settings.np_base_url)
 
 
 def _fetch_lease(settings: Settings) -> int:

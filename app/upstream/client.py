@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
+from importlib.metadata import version
 from time import monotonic
 from typing import Any, TypeVar
 
+import httpcore
 import httpx
 import msgspec
 from pydantic import SecretStr
@@ -34,7 +37,7 @@ from app.errors import (
     UnreadableAnswer,
     UpstreamError,
 )
-from app.ids import guid
+from app.ids import EMPTY_GUID, guid
 from app.settings import Company
 from app.upstream.decode import decode
 from app.upstream.models import (
@@ -50,11 +53,14 @@ from app.upstream.models import (
     parse_page,
     parse_subscriptions,
 )
-from app.upstream.transport import open_http
+from app.upstream.transport import DeadlineTransport
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a full page of 20,000 summaries is about 10 MiB
 _MAX_ERROR_BYTES = 64 * 1024
 _LONGEST_WAIT = 3600.0  # seconds; a larger Retry-After is more likely a mistake than a plan
+_WARM_UP = b"""{"orderId": "11111111-1111-1111-1111-111111111111", "status": "Issued", "items": [{"lineNo": 1,
+"visitDate": "2026-06-01", "visitTime": "10:00:00", "quantity": 1, "wallets": [{"seqNo": 1, "unitPriceInclVat": 1.25,
+"issuedAt": "2026-06-01T08:15:02.1234567Z", "assets": [{"type": "ticket"}]}]}]}"""
 _SAAS_CODE = re.compile(r"saas_([a-z]{1,20}_not_found)")
 
 
@@ -67,14 +73,14 @@ class Answer:
     seconds: float
 
 
-def ask(http: httpx.Client, request: httpx.Request) -> Answer:
+def ask(http: httpx.BaseTransport, request: httpx.Request) -> Answer:
     """Send `request` and return its 2xx answer.
 
     Raises UpstreamError, one kind for each row of the table, for everything else that can happen.
     """
     begun = monotonic()
     with translated_errors():
-        response = http.send(request, stream=True)
+        response = http.handle_request(request)
         try:
             body = _body(response, MAX_ANSWER_BYTES if response.is_success else _MAX_ERROR_BYTES)
         finally:
@@ -138,7 +144,7 @@ def translated_errors() -> Iterator[None]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError):
         # The request could not even be written down: the address or the key holds what HTTP cannot carry.
         raise ConnectionFault("unsendable_request") from None
-    except (httpx.HTTPError, httpx.StreamError, httpx.CookieConflict, OSError):
+    except (httpx.HTTPError, httpx.StreamError, OSError):
         raise Unavailable("network") from None
 
 
@@ -169,8 +175,6 @@ def _code(body: bytes) -> str:
     return code if isinstance(code, str) else ""
 
 
-__all__ = ["ChannelManager", "Fetched", "open_http"]
-
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 T = TypeVar("T")
 
@@ -189,7 +193,7 @@ class Fetched:
 class ChannelManager:
     """The calls for one company, over an HTTP client that is shared and closed by its owner."""
 
-    def __init__(self, http: httpx.Client, company: Company, api_version: str, base_url: str) -> None:
+    def __init__(self, http: httpx.BaseTransport, company: Company, api_version: str, base_url: str) -> None:
         self._http = http
         self._company = company
         self._api_version = api_version
@@ -268,18 +272,30 @@ class ChannelManager:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
         content = None if body is None else _ENCODER.encode(body)
         with translated_errors():
-            request = self._http.build_request(
-                method, self._root + path, content=content, headers=self._headers(content)
-            )
+            request = httpx.Request(method, self._root + path, content=content, headers=self._headers(content))
         return ask(self._http, request)
 
     def _headers(self, content: bytes | None) -> dict[str, str]:
         of_the_body = {} if content is None else {"content-type": "application/json"}
         return of_the_body | {
             "accept": "application/json",
+            "accept-encoding": "gzip",
+            "user-agent": _user_agent(),
             "x-api-version": self._api_version,
             "x-np-api-key": self._company.np_api_key.get_secret_value(),
         }
+
+
+def warm_up(company: Company) -> None:
+    """Run one getOrder on an answer in memory, so that processes forked later share what that imports and builds."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_WARM_UP)
+    with DeadlineTransport(1.0, httpcore.MockBackend([head, _WARM_UP])) as http:
+        ChannelManager(http, company, "", "http://127.0.0.1").get_order(EMPTY_GUID.replace("0", "1"))
+
+
+@cache
+def _user_agent() -> str:
+    return f"ota-receiver/{version('ota-receiver')}"
 
 
 def _checked(text: str) -> str:

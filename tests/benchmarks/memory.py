@@ -1,4 +1,4 @@
-"""How much memory a pool takes once its workers have fetched orders: the PSS of the pool and of all its descendants.
+"""The memory of a pool and its workers after they have fetched orders: the PSS of all processes together.
 
     uv run python -m tests.benchmarks.memory [--orders 200]
 
@@ -25,7 +25,7 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Memory:
-    """PSS in MB (1,000,000 bytes) of all processes together, and how many there are."""
+    """PSS in MB (1,000,000 bytes) of all processes after the last order and at the first, and their number."""
 
     processes: int
     megabytes: float
