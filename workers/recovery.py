@@ -9,10 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -21,6 +19,7 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import log
+from app.identity import Identity, identity
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.ledger import Ledger
@@ -36,21 +35,6 @@ HEARTBEAT_KEPT: Final = policy.DAY
 _PR_SET_PDEATHSIG: Final = 1
 
 _log = log.get()
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """A process, distinct from a later one with the same pid.
-
-    `machine` is the boot and the pid namespace: a container cannot judge the processes of another.
-    """
-
-    machine: str
-    pid: int
-    started: str
-
-    def is_dead(self) -> bool:
-        """Return whether the process has ended; False if it ran on another machine."""
-        return self.machine == _machine() and _started(self.pid) != self.started
 
 
 class WorkerRecovery:
@@ -109,11 +93,6 @@ def queue_of(worker: str) -> str:
     return worker.rsplit("-", 2)[1]
 
 
-def identity() -> Identity:
-    """Return the identity of this process."""
-    return Identity(_machine(), os.getpid(), _started(os.getpid()))
-
-
 def die_with(parent: int) -> None:
     """Make the kernel kill this process when its parent ends, also by SIGKILL (Linux). Call it first in a child."""
     if sys.platform == "linux":
@@ -126,19 +105,3 @@ def die_with(parent: int) -> None:
 def _orders(job_ids: Iterable[str]) -> list[OrderKey]:
     """Return the orders that job ids name: `f-<company>-<order>-<generation>...`."""
     return [OrderKey(one[2:38], one[39:75]) for one in job_ids if one.startswith("f-") and len(one) > 76]
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}-{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()}-unknown-boot"
-
-
-def _started(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot, "" if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
