@@ -131,7 +131,7 @@ class Workbench:
         found: Any = self.redis.zrange(keys.DUE, 0, 0, withscores=True)
         return int(found[0][1]) if found else None
 
-    def owed(self) -> int:
+    def pending(self) -> int:
         return int(self.redis.zcard(keys.DUE))
 
     def dead(self) -> int:
