@@ -27,7 +27,7 @@ API_KEY = "canary-api-key"
 OPS_TOKEN = "canary-ops-token"
 HOOK = "/webhooks/ota-channel-manager"
 
-_SERVE = (sys.executable, "-m", "app.cli", "serve")
+SERVE = (sys.executable, "-m", "app.cli", "serve")
 
 
 class Web:
@@ -135,7 +135,7 @@ def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = _SERVE) -> Iterator[Web]:
+def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE) -> Iterator[Web]:
     """Run the web process with `settings` until the block ends; it is ready when /healthz says 200."""
     port = free_port()
     env = {**os.environ, **settings, "PORT": str(port)}
