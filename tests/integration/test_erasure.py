@@ -28,8 +28,7 @@ from app.replay import Draft, Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
 from tests.integration.desk import SINK, Desk, open_desk, order
-from tests.integration.ledger_model.parts import content_of
-from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
+from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, content_of, event_of, open_scenario
 
 SHOP: Final = "shop"
 ADDRESS: Final = "canary-guest@example.com"
@@ -37,12 +36,12 @@ CANARIES: Final = ("canary-guest", "CANARY-THEIRS", "CANARY-OURS", "Canary Name"
 
 
 @pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
-    with staged(redis_client, SHOP) as opened:
+def stage(redis_client: Redis) -> Iterator[Scenario]:
+    with open_scenario(redis_client, SHOP) as opened:
         yield opened
 
 
-def erase(stage: Stage) -> Traces:
+def erase(stage: Scenario) -> Traces:
     """Erase the order ONE, which is here; return what is left of it."""
     erasure = Erasure(stage.redis, order_days=400, event_days=90)
     found = erasure.traces(ONE)
@@ -54,12 +53,12 @@ def erase(stage: Stage) -> Traces:
     return left
 
 
-def events(stage: Stage) -> list[dict[bytes, bytes]]:
+def events(stage: Scenario) -> list[dict[bytes, bytes]]:
     found: Any = stage.redis.xrange(keys.EVENTS)
     return [fields for _, fields in found]
 
 
-def assert_at_rest(stage: Stage) -> None:
+def assert_at_rest(stage: Scenario) -> None:
     """Nothing of the order is kept but a tombstone with an end, nothing is owed, and nothing is ever fetched."""
     assert stage.redis.exists(keys.content(ONE)) == 0
     assert stage.redis.hkeys(keys.record(ONE)) != []
@@ -89,9 +88,9 @@ def assert_at_rest(stage: Stage) -> None:
 class TestTheNextStep:
     """Each of the scripts meets a tombstone."""
 
-    def test_a_new_event_is_recorded_without_its_reference_and_fetches_nothing(self, stage: Stage) -> None:
+    def test_a_new_event_is_recorded_without_its_reference_and_fetches_nothing(self, stage: Scenario) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         erase(stage)
         stage.redis.delete(keys.EVENTS)
 
@@ -102,14 +101,14 @@ class TestTheNextStep:
         assert (stage.waiting(), stage.dispatch()) == (1, 0)
         assert_at_rest(stage)
 
-    def test_an_old_event_that_comes_again_is_still_a_duplicate(self, stage: Stage) -> None:
-        stage.hear("2026-11-22T10:00:00Z")
+    def test_an_old_event_that_comes_again_is_still_a_duplicate(self, stage: Scenario) -> None:
+        stage.accept("2026-11-22T10:00:00Z")
         erase(stage)
 
-        assert stage.hear("2026-11-22T10:00:00Z") == "duplicate"
+        assert stage.accept("2026-11-22T10:00:00Z") == "duplicate"
         assert_at_rest(stage)
 
-    def test_a_fetch_under_way_brings_nothing_back(self, stage: Stage) -> None:
+    def test_a_fetch_under_way_brings_nothing_back(self, stage: Scenario) -> None:
         stage.settle()
         fetch = stage.fetch()
         erase(stage)
@@ -118,7 +117,7 @@ class TestTheNextStep:
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("what", ["again", "park", "missing", "dead", "gone", "reject"])
-    def test_a_fetch_under_way_that_fails_leaves_nothing(self, stage: Stage, what: Any) -> None:
+    def test_a_fetch_under_way_that_fails_leaves_nothing(self, stage: Scenario, what: Any) -> None:
         stage.settle()
         fetch = stage.fetch()
         erase(stage)
@@ -127,10 +126,10 @@ class TestTheNextStep:
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("what", ["done", "again", "dead"])
-    def test_a_hand_on_under_way_ends_and_its_copy_is_named(self, stage: Stage, what: Any) -> None:
+    def test_a_hand_on_under_way_ends_and_its_copy_is_named(self, stage: Scenario, what: Any) -> None:
         """What a sink that failed has kept, nobody knows."""
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         delivery = stage.acquire()
         assert delivery is not None
         left = erase(stage)
@@ -141,7 +140,7 @@ class TestTheNextStep:
         ]
         assert_at_rest(stage)
 
-    def test_a_worker_that_dies_at_it_leaves_nothing_to_do(self, stage: Stage) -> None:
+    def test_a_worker_that_dies_at_it_leaves_nothing_to_do(self, stage: Scenario) -> None:
         stage.settle()
         stage.fetch("w1")
         erase(stage)
@@ -150,7 +149,7 @@ class TestTheNextStep:
         assert stage.dispatch() == 0
         assert_at_rest(stage)
 
-    def test_nobody_can_ask_for_it(self, stage: Stage) -> None:
+    def test_nobody_can_ask_for_it(self, stage: Scenario) -> None:
         stage.settle()
         erase(stage)
 
@@ -158,9 +157,9 @@ class TestTheNextStep:
         assert (stage.waiting(), stage.waiting("backfill")) == (1, 0)
         assert_at_rest(stage)
 
-    def test_the_dead_letters_of_it_go(self, stage: Stage) -> None:
+    def test_the_dead_letters_of_it_go(self, stage: Scenario) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         delivery = stage.acquire()
         assert delivery is not None
         stage.complete(delivery, "dead")
@@ -172,9 +171,9 @@ class TestTheNextStep:
         assert stage.redis.zcard(keys.DEAD_DELIVERIES) == 0
         assert_at_rest(stage)
 
-    def test_a_plan_made_before_passes_it_over(self, stage: Stage) -> None:
+    def test_a_plan_made_before_passes_it_over(self, stage: Scenario) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         plans = Plans(stage.redis, event_days=90)
         made = [
             plans.file(Draft(who="", why="", selected="", rate=100, sinks=sinks), [(ONE.member, None)], stage.now)
@@ -190,9 +189,9 @@ class TestTheNextStep:
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("status", ["Issued", "Cancelled", "Processing"])
-    def test_it_is_no_gap_in_the_list_of_orders(self, stage: Stage, status: str) -> None:
+    def test_it_is_no_gap_in_the_list_of_orders(self, stage: Scenario, status: str) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         Cursor(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
         erase(stage)
         (held,) = Holdings(stage.redis).of([ONE])
@@ -202,10 +201,10 @@ class TestTheNextStep:
         assert of_watched(ONE.company_id, ONE.order_id, held, 0) is None
         assert Cursor(stage.redis, ONE.company_id).watched() == {}
 
-    def test_another_companys_order_with_the_same_id_stays(self, stage: Stage) -> None:
+    def test_another_companys_order_with_the_same_id_stays(self, stage: Scenario) -> None:
         stage.settle()
         stage.settle(SAME_ID)
-        stage.bring(1, order=SAME_ID)
+        stage.fetch_and_store(1, order=SAME_ID)
         erase(stage)
 
         assert stage.redis.exists(keys.content(SAME_ID)) == 1
@@ -213,23 +212,23 @@ class TestTheNextStep:
 
 
 class TestErasing:
-    def test_a_content_that_came_after_its_words_were_read_is_read_first(self, stage: Stage) -> None:
+    def test_a_content_that_came_after_its_words_were_read_is_read_first(self, stage: Scenario) -> None:
         """Else its references would stay in the index."""
         erasure = Erasure(stage.redis, order_days=400, event_days=90)
         stage.settle()
         read = erasure.traces(ONE)
         assert read is not None
-        stage.bring(1)
+        stage.fetch_and_store(1)
 
         assert erasure.erase(read) is None
         assert stage.redis.exists(keys.content(ONE)) == 1
         erase(stage)
         assert_at_rest(stage)
 
-    def test_again_it_changes_nothing(self, stage: Stage) -> None:
+    def test_again_it_changes_nothing(self, stage: Scenario) -> None:
         """The tombstone does not live longer for it."""
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         first = erase(stage)
         stage.redis.pexpire(keys.record(ONE), 100 * policy.DAY)
         stage.redis.pexpire(keys.history(ONE), 100 * policy.DAY)
@@ -238,9 +237,9 @@ class TestErasing:
         assert erase(stage) == first
         assert stage.days_kept() == {100.0}
 
-    def test_the_trail_keeps_only_what_sinks_were_handed(self, stage: Stage) -> None:
+    def test_the_trail_keeps_only_what_sinks_were_handed(self, stage: Scenario) -> None:
         stage.settle()
-        stage.bring(1)
+        stage.fetch_and_store(1)
         delivery = stage.acquire()
         assert delivery is not None
         stage.complete(delivery)
@@ -248,10 +247,11 @@ class TestErasing:
 
         assert [type(entry).__name__ for entry in Archive(stage.redis).history(ONE)] == ["DeliveryEnded", "Erased"]
 
-    def test_events_go_from_long_streams_page_by_page(self, stage: Stage) -> None:
+    def test_events_go_from_long_streams_page_by_page(self, stage: Scenario) -> None:
         stage.settle()
         for number in range(30):
-            stage.hear_at_once(*((SAME_ID, f"{number}-{one}") for one in range(80)), (ONE, f"{number}"))
+            others = (event_of(SAME_ID, f"{number}-{one}") for one in range(80))
+            stage.accept_batch(*others, event_of(ONE, f"{number}"))
         pages: list[int] = []
         erasure = Erasure(stage.redis, order_days=400, event_days=90)
         found = erasure.traces(ONE)
@@ -263,14 +263,14 @@ class TestErasing:
         assert stage.redis.xlen(keys.EVENTS) == 2400
 
 
-STEPS: dict[str, Callable[[Stage], object]] = {
-    "settle": Stage.settle,
-    "want": Stage.request,
+STEPS: dict[str, Callable[[Scenario], object]] = {
+    "settle": Scenario.settle,
+    "want": Scenario.request,
     "want_later": lambda stage: stage.request(queue="backfill"),
-    "begin": Stage.start,
-    "tick": Stage.dispatch,
+    "begin": Scenario.start,
+    "tick": Scenario.dispatch,
     "hour": lambda stage: stage.later(3600),
-    "hand": Stage.acquire,
+    "hand": Scenario.acquire,
     "kill": lambda stage: stage.ledger.release_worker("w", "killed"),
     "revive": lambda stage: stage.ledger.retry_delivery(ONE, SHOP),
     "nudge": lambda stage: stage.ledger.release_worker("nobody", "ended", [ONE]),
@@ -282,7 +282,7 @@ STEPS: dict[str, Callable[[Stage], object]] = {
     before=st.lists(st.sampled_from([*STEPS, "fetch_and_store", "delivery"]), max_size=8),
     after=st.lists(st.sampled_from([*STEPS, "finish", "fail", "handed"]), max_size=8),
 )
-def test_no_interleaving_brings_it_back(stage: Stage, before: list[str], after: list[str]) -> None:
+def test_no_interleaving_brings_it_back(stage: Scenario, before: list[str], after: list[str]) -> None:
     """Whatever came before, and whatever of it ends after: nothing is stored, owed, queued or handed on."""
     stage.redis.flushdb()
     stage.settle()
@@ -320,28 +320,28 @@ class TestGuests:
         raw = msgspec.json.encode(order | {"items": items})
         return msgspec.structs.replace(content_of(version), raw=raw)
 
-    def store(self, stage: Stage, version: int, *addresses: str) -> None:
+    def store(self, stage: Scenario, version: int, *addresses: str) -> None:
         stage.settle()
         stage.ledger.store_fetch(ONE, "w", stage.fetch(), self.content(version, *addresses))
 
-    def found(self, stage: Stage, address: str, company_id: str | None = None) -> list[OrderKey]:
+    def found(self, stage: Scenario, address: str, company_id: str | None = None) -> list[OrderKey]:
         erasure = Erasure(stage.redis, order_days=400, event_days=90)
         return erasure.orders_of(address, company_id, lambda _: None)
 
-    def test_an_order_is_found_by_its_address_in_any_case(self, stage: Stage) -> None:
+    def test_an_order_is_found_by_its_address_in_any_case(self, stage: Scenario) -> None:
         self.store(stage, 1, "Anna@Example.com")
 
         assert [self.found(stage, one) for one in (" anna@EXAMPLE.com", "c@d.e", "")] == [[ONE], [], []]
         assert self.found(stage, "anna@example.com", SAME_ID.company_id) == []
 
-    def test_a_guest_who_is_in_the_order_no_more_is_not_found_by_it(self, stage: Stage) -> None:
+    def test_a_guest_who_is_in_the_order_no_more_is_not_found_by_it(self, stage: Scenario) -> None:
         self.store(stage, 1, "anna@example.com")
         self.store(stage, 2)
 
         assert self.found(stage, "anna@example.com") == []
 
     @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), None])
-    def test_content_that_cannot_be_read_stops_no_walk(self, stage: Stage, content: bytes | None) -> None:
+    def test_content_that_cannot_be_read_stops_no_walk(self, stage: Scenario, content: bytes | None) -> None:
         self.store(stage, 1, "anna@example.com")
         stage.settle(SAME_ID)
         stage.redis.delete(keys.content(SAME_ID))
@@ -368,7 +368,7 @@ def test_rows_of_the_spool_go_and_leave_nothing_on_the_disk(tmp_path: Path) -> N
     assert file.waiting() == 2
 
 
-def test_texts_of_replays_that_name_the_order_or_the_guest_go(stage: Stage) -> None:
+def test_texts_of_replays_that_name_the_order_or_the_guest_go(stage: Scenario) -> None:
     """Whole words in any case; the plan itself, and what an erasure notes, stay."""
     plans, words = Plans(stage.redis, event_days=90), AuditWords(stage.redis)
     Erasure(stage.redis, order_days=400, event_days=90).note([ONE], "me", "asked for", stage.now)
@@ -492,9 +492,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "stdin", "code", "text"),
         [
-            ((), "", 2, "Say which"),
-            (("x", "--email", "-"), "", 2, "Say which"),
-            (("--email", "-"), "", 2, "no e-mail address"),
+            ((), "", 2, "Choose either"),
+            (("x", "--email", "-"), "", 2, "Choose either"),
+            (("--email", "-"), "", 2, "not an e-mail address"),
             (("--email", "-", "--yes"), ADDRESS, 1, "No order of this guest"),
             (("nothing", "--yes"), "", 1, "No order"),
         ],

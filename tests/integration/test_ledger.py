@@ -1,264 +1,191 @@
-"""What the ledger promises of one order, each a sentence told to the real scripts: its events, counters and crashes."""
+"""Events and counters of the ledger: which events cause a fetch, and which answer is stored. See also test_inbox.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
-from redis import Redis
 
+from app.intake.envelope import OrderProcessed
 from app.ledger import keys, policy
-from app.ledger.rq_jobs import BACKFILL, LIVE
-from tests.integration.ledger_model.parts import LEASE
-from tests.integration.ledger_model.stage import ONE, Stage, staged
+from app.ledger.rq_jobs import BACKFILL, LIVE, queue
+from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, Scenario
 
 GRACE = policy.GRACE / 1000
-LEASE_SECONDS = LEASE / 1000
 SENT = "2026-11-22T10:00:00.1234567Z"
 
 
-@pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
-    with staged(redis_client) as opened:
-        yield opened
-
-
 class TestAccepting:
-    def test_the_same_event_again_is_a_duplicate_and_owes_nothing_more(self, stage: Stage) -> None:
-        assert [stage.hear(SENT), stage.hear(SENT)] == ["queued", "duplicate"]
+    def test_a_duplicate_of_a_fetched_order_causes_no_fetch(self, scenario: Scenario) -> None:
+        scenario.accept(SENT)
+        scenario.fetch_and_store(1)
 
-        assert (stage.field("generation"), stage.field("duplicates"), stage.waiting()) == ("1", "1", 1)
+        assert scenario.accept(SENT) == "duplicate"
 
-    def test_a_duplicate_of_an_order_at_home_causes_no_fetch(self, stage: Stage) -> None:
-        stage.hear(SENT)
-        stage.bring(1)
+        assert (scenario.due_in(), scenario.start()) == (None, "nothing")
 
-        assert stage.hear(SENT) == "duplicate"
+    def test_an_event_without_timestamp_is_never_a_duplicate_only_coalesced(self, scenario: Scenario) -> None:
+        assert [scenario.accept(""), scenario.accept("")] == ["queued", "coalesced"]
+        assert scenario.fetch_and_store(1) == "fetched"
 
-        assert (stage.due_in(), stage.start()) == (None, "nothing")
+        assert scenario.accept("") == "queued"
+        assert scenario.start() == "fetch"
 
-    def test_an_event_is_remembered_for_dedup_days(self, stage: Stage) -> None:
-        stage.hear(SENT)
+    @pytest.mark.parametrize("request_live", [Scenario.settle, Scenario.request], ids=["event", "refetch"])
+    def test_an_order_that_waits_in_backfill_gets_one_live_job(
+        self, scenario: Scenario, request_live: Callable[[Scenario], object]
+    ) -> None:
+        scenario.request(queue="backfill")
+        assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE)) == (1, 0)
 
-        (seen,) = stage.redis.keys("ota:seen:*")
-        assert stage.redis.pttl(seen) == pytest.approx(7 * policy.DAY, abs=policy.MINUTE)
+        request_live(scenario)
+        scenario.request(queue="backfill")
 
-    def test_an_item_without_timestamp_is_never_a_duplicate_only_coalesced(self, stage: Stage) -> None:
-        assert [stage.hear(""), stage.hear("")] == ["queued", "coalesced"]
-        assert stage.bring(1) == "fetched"
+        assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE)) == (1, 1)
 
-        assert stage.hear("") == "queued"
-        assert stage.start() == "fetch"
-
-    def test_events_that_come_while_a_live_job_waits_share_its_fetch(self, stage: Stage) -> None:
-        assert [stage.settle(), stage.settle(), stage.settle()] == ["queued", "coalesced", "coalesced"]
-
-        assert (stage.waiting(), stage.fetch().generation) == (1, 3)
-
-    def test_two_events_of_one_order_in_one_post_make_one_job(self, stage: Stage) -> None:
-        assert stage.hear_at_once((ONE, "a"), (ONE, "b"), (ONE, "a")) == (1, 1, 1)
-
-        assert (stage.waiting(), stage.field("generation")) == (1, "2")
-
-    def test_a_refetch_through_live_does_not_wait_behind_a_replay(self, stage: Stage) -> None:
-        """What people ask for now goes past what they asked for at leisure."""
-        stage.request(queue="backfill")
-        stage.request(queue="live")
-        stage.request(queue="backfill")
-
-        assert (stage.waiting(LIVE), stage.waiting(BACKFILL)) == (1, 1)
-
-    def test_an_order_that_waits_in_backfill_gets_a_live_job(self, stage: Stage) -> None:
-        stage.request(queue="backfill")
-        assert (stage.waiting(BACKFILL), stage.waiting(LIVE)) == (1, 0)
-
-        assert stage.settle() == "queued"
-
-        assert (stage.waiting(BACKFILL), stage.waiting(LIVE)) == (1, 1)
-
-    def test_what_is_accepted_stands_in_due_at_once(self, stage: Stage) -> None:
-        stage.settle()
-
-        assert stage.due_in() == GRACE
-
-    def test_the_trail_keeps_the_last_200_lines(self, stage: Stage) -> None:
+    def test_the_history_keeps_the_last_200_entries(self, scenario: Scenario) -> None:
         for number in range(205):
-            stage.hear(str(number))
+            scenario.accept(str(number))
 
-        assert stage.redis.llen(keys.history(ONE)) == 200
+        assert scenario.redis.llen(keys.history(ONE)) == 200
+
+
+class TestLateEvents:
+    """An event that waited in a spool is recorded late: it does not replace what a newer event wrote."""
+
+    def late(self, scenario: Scenario, status: str, received: int) -> None:
+        scenario.accept_batch(
+            OrderProcessed(*ONE, status, f"CM-{status}", "", "current", f"request-{status}", received)
+        )
+
+    def test_it_is_fetched_and_does_not_replace_a_newer_event(self, scenario: Scenario) -> None:
+        self.late(scenario, "Issued", scenario.now)
+        self.late(scenario, "Error", scenario.now - 60_000)
+
+        names = ("last_event_status", "reference", "request_id", "last_event_at", "generation")
+        assert scenario.fields(*names) == ["Issued", "CM-Issued", "request-Issued", str(scenario.now), "2"]
+
+    def test_it_replaces_an_older_event(self, scenario: Scenario) -> None:
+        self.late(scenario, "Error", scenario.now - 120_000)
+        self.late(scenario, "Issued", scenario.now - 60_000)
+
+        assert scenario.fields("last_event_status", "last_event_at") == ["Issued", str(scenario.now - 60_000)]
+
+    def test_a_new_order_is_dated_by_when_its_event_was_received(self, scenario: Scenario) -> None:
+        self.late(scenario, "Issued", scenario.now - 60_000)
+
+        assert scenario.fields("first_at", "last_event_at") == [str(scenario.now - 60_000)] * 2
+        assert scenario.due_in() == GRACE
+
+    def test_the_status_of_a_later_fetch_is_kept(self, scenario: Scenario) -> None:
+        """The latest status decides what a 404 means."""
+        self.late(scenario, "Draft", scenario.now)
+        scenario.later(60)
+        scenario.fetch_and_store(1)
+        scenario.later(60)
+        self.late(scenario, "Error", scenario.now - 90_000)
+
+        assert scenario.fetch().known_status == "Issued"
 
 
 class TestCounters:
-    def test_a_settlement_accepted_after_a_fetch_began_causes_another_fetch(self, stage: Stage) -> None:
-        stage.settle()
-        first = stage.fetch()
-        stage.settle()
+    def test_a_settlement_accepted_after_a_fetch_started_causes_another_fetch(self, scenario: Scenario) -> None:
+        scenario.settle()
+        first = scenario.fetch()
+        scenario.settle()
 
-        assert stage.store(first, 1) == "pending"
+        assert scenario.store(first, 1) == "pending"
 
-        assert stage.fetch().generation == 2
+        assert scenario.fetch().generation == 2
 
-    def test_one_settlement_is_fetched_once_however_many_jobs_come(self, stage: Stage) -> None:
-        stage.settle()
-        assert stage.bring(1) == "fetched"
+    def test_one_settlement_is_fetched_once_however_many_jobs_run(self, scenario: Scenario) -> None:
+        scenario.settle()
+        assert scenario.fetch_and_store(1) == "fetched"
 
-        assert [stage.start(), stage.start("another")] == ["nothing", "nothing"]
+        assert [scenario.start(), scenario.start("another")] == ["nothing", "nothing"]
 
-    def test_the_same_settlement_is_held_while_another_worker_fetches_it(self, stage: Stage) -> None:
-        stage.settle()
-        stage.fetch("a")
-        due = stage.due_in()
+    def test_a_settlement_is_not_fetched_by_two_workers_at_once(self, scenario: Scenario) -> None:
+        scenario.settle()
+        scenario.fetch("a")
+        due = scenario.due_in()
 
-        assert stage.start("b") == "held"
+        assert scenario.start("b") == "held"
 
-        assert (stage.due_in(), stage.field("worker")) == (due, "a")
+        assert (scenario.due_in(), scenario.field("worker")) == (due, "a")
 
-    def test_of_two_fetches_under_way_the_older_is_refused_when_it_finishes_last(self, stage: Stage) -> None:
-        stage.settle()
-        older = stage.fetch("a")
-        stage.settle()
-        newer = stage.fetch("b")
+    @pytest.mark.parametrize("first", ["older", "newer"])
+    def test_of_two_running_fetches_the_older_is_stored_only_if_it_ends_first(
+        self, scenario: Scenario, first: str
+    ) -> None:
+        scenario.settle()
+        older = scenario.fetch("a")
+        scenario.settle()
+        newer = scenario.fetch("b")
 
-        assert stage.store(newer, 2, "b") == "fetched"
-        assert stage.store(older, 1, "a") == "refused"
+        if first == "older":
+            assert scenario.store(older, 1, "a") == "pending"
+            assert scenario.field("worker") == "b"
+            assert scenario.store(newer, 2, "b") == "fetched"
+        else:
+            assert scenario.store(newer, 2, "b") == "fetched"
+            assert scenario.store(older, 1, "a") == "refused"
 
-        assert (stage.field("digest"), stage.field("revision")) == ("2", "1")
+        assert scenario.fields("digest", "revision") == ["2", "2" if first == "older" else "1"]
 
-    def test_of_two_fetches_under_way_the_older_may_store_first(self, stage: Stage) -> None:
-        stage.settle()
-        older = stage.fetch("a")
-        stage.settle()
-        newer = stage.fetch("b")
-
-        assert stage.store(older, 1, "a") == "pending"
-        assert stage.field("worker") == "b"
-        assert stage.store(newer, 2, "b") == "fetched"
-
-        assert (stage.field("digest"), stage.field("revision")) == ("2", "2")
-
-    def test_the_revision_rises_with_new_content_only(self, stage: Stage) -> None:
-        seen = []
+    def test_the_revision_rises_with_new_content_only(self, scenario: Scenario) -> None:
+        revisions = []
         for version in (1, 1, 2, 2, 1):
-            stage.settle()
-            stage.bring(version)
-            seen.append(stage.field("revision"))
+            scenario.settle()
+            scenario.fetch_and_store(version)
+            revisions.append(scenario.field("revision"))
 
-        assert seen == ["1", "1", "2", "2", "3"]
+        assert revisions == ["1", "1", "2", "2", "3"]
 
-    def test_the_failure_of_an_older_fetch_does_not_touch_the_newer(self, stage: Stage) -> None:
-        stage.settle()
-        older = stage.fetch("a")
-        stage.settle()
-        newer = stage.fetch("b")
+    @pytest.mark.parametrize("end", ["store", "fail"])
+    def test_a_fetch_of_an_erased_order_writes_nothing(self, scenario: Scenario, end: str) -> None:
+        scenario.settle()
+        fetch = scenario.fetch()
+        scenario.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
 
-        assert stage.fail(older, "dead", "a") == "refused"
+        assert (scenario.store(fetch, 1) if end == "store" else scenario.fail(fetch, "retry")) == "refused"
 
-        assert (stage.is_dead(), stage.field("worker"), stage.store(newer, 2, "b")) == (False, "b", "fetched")
-
-    def test_an_order_erased_during_its_fetch_leaves_nothing_behind(self, stage: Stage) -> None:
-        for what in ("store", "fail"):
-            stage.settle()
-            fetch = stage.fetch()
-            stage.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
-
-            assert (stage.store(fetch, 1) if what == "store" else stage.fail(fetch, "retry")) == "refused"
-
-            assert stage.redis.exists(keys.record(ONE), keys.history(ONE), keys.content(ONE)) == 0
+        assert scenario.redis.exists(keys.record(ONE), keys.history(ONE), keys.content(ONE)) == 0
 
 
-class TestCrashes:
-    def test_the_third_crash_of_its_fetch_makes_the_order_dead(self, stage: Stage) -> None:
-        stage.settle()
-        for crash in range(1, 4):
-            stage.fetch(f"w{crash}")
-            stage.ledger.release_worker(f"w{crash}", "killed")
-            assert stage.dispatch() == 1
+class TestTwoCompanies:
+    """Two companies may have an order of the same orderId: nothing of one changes the other."""
 
-        assert stage.start() == "dead"
+    def test_each_is_fetched_for_its_own_settlement(self, scenario: Scenario) -> None:
+        assert [scenario.accept(SENT, ONE), scenario.accept(SENT, SAME_ID)] == ["queued", "queued"]
 
-        assert (stage.field("dead"), stage.is_dead(), stage.due_in()) == ("kills_worker", True, None)
+        assert scenario.fetch_and_store(1, order=ONE) == "fetched"
 
-    def test_a_crash_is_counted_when_the_lease_ends_too(self, stage: Stage) -> None:
-        stage.settle()
-        stage.fetch()
-        assert stage.due_in() == LEASE_SECONDS
-        stage.later(LEASE_SECONDS)
-        assert stage.dispatch() == 1
+        assert (scenario.field("fetched_generation", SAME_ID), scenario.due_in(SAME_ID)) == (None, GRACE)
+        assert scenario.fetch_and_store(7, order=SAME_ID) == "fetched"
+        assert (scenario.field("digest", ONE), scenario.field("digest", SAME_ID)) == ("1", "7")
 
-        stage.fetch()
+    def test_each_has_its_own_jobs(self, scenario: Scenario) -> None:
+        scenario.settle(ONE)
+        scenario.settle(SAME_ID)
 
-        assert stage.field("crashes") == "1"
+        ids = queue(LIVE, scenario.redis).job_ids
 
-    def test_a_fetch_that_ends_otherwise_forgets_the_crashes(self, stage: Stage) -> None:
-        stage.settle()
-        stage.fetch("a")
-        stage.ledger.release_worker("a", "killed")
+        assert [one[2:75] for one in ids] == [f"{order.company_id}-{order.order_id}" for order in (ONE, SAME_ID)]
 
-        stage.fail(stage.fetch("b"), "retry", "b")
+    def test_each_has_its_own_dead_letter(self, scenario: Scenario) -> None:
+        for order in (ONE, SAME_ID):
+            scenario.settle(order)
+            scenario.fail(scenario.fetch(order=order), "dead", order=order)
 
-        assert stage.field("crashes") is None
+        scenario.settle(ONE)
 
-    def test_a_new_event_starts_with_no_crashes_and_no_error_of_the_one_before(self, stage: Stage) -> None:
-        stage.settle()
-        stage.fail(stage.fetch("a"), "retry", "a")
-        stage.later(600)
-        stage.fetch("b")
-        stage.ledger.release_worker("b", "killed")
-        stage.dispatch()
-        stage.fetch("c")
-        assert (stage.field("crashes"), stage.field("error")) != (None, None)
+        assert (scenario.is_dead(ONE), scenario.is_dead(SAME_ID)) == (False, True)
 
-        stage.settle()
+    def test_each_has_its_own_worker(self, scenario: Scenario) -> None:
+        for worker, order in (("a", ONE), ("b", SAME_ID)):
+            scenario.settle(order)
+            scenario.fetch(worker, order)
 
-        assert [stage.field(name) for name in ("crashes", "error", "http", "tries")] == [None] * 4
+        assert scenario.ledger.release_worker("b", "killed") == SAME_ID
 
-    def test_what_an_ended_worker_held_is_due_at_once(self, stage: Stage) -> None:
-        stage.settle()
-        stage.fetch("a")
-
-        assert stage.ledger.release_worker("a", "killed") == ONE
-        assert stage.due_in() == 0
-        assert stage.ledger.release_worker("a", "killed") is None
-
-    def test_a_fetch_that_fails_after_an_older_one_has_stored_changes_nothing(self, stage: Stage) -> None:
-        stage.settle()
-        slow = stage.fetch("slow")
-        stage.later(LEASE_SECONDS)
-        repeat = stage.fetch("repeat")
-        assert stage.store(slow, 1, "slow") == "fetched"
-
-        assert stage.fail(repeat, "dead", "repeat") == "refused"
-
-        assert (stage.is_dead(), stage.due_in(), stage.days_kept()) == (False, None, {400})
-
-    def test_what_another_worker_fetches_by_now_is_not_abandoned(self, stage: Stage) -> None:
-        stage.settle()
-        stage.fetch("a")
-        stage.settle()
-        stage.fetch("b")
-
-        assert stage.ledger.release_worker("a", "killed") is None
-        assert stage.due_in() == LEASE_SECONDS
-
-    def test_a_worker_taken_for_dead_may_still_bring_its_order_home(self, stage: Stage) -> None:
-        stage.settle()
-        slow = stage.fetch("slow")
-        stage.later(LEASE_SECONDS)
-        stage.fail(stage.fetch("b"), "dead", "b")
-        assert stage.is_dead()
-
-        assert stage.store(slow, 1, "slow") == "fetched"
-
-        assert (stage.is_dead(), stage.field("dead"), stage.days_kept()) == (False, None, {400})
-
-    def test_what_is_told_late_and_is_no_settled_answer_does_not_revive_a_dead_order(self, stage: Stage) -> None:
-        stage.settle()
-        for _ in range(policy.CRASHES_ALLOWED):
-            slow = stage.fetch()
-            stage.later(LEASE_SECONDS)
-        assert stage.start("b") == "dead"
-
-        assert stage.fail(slow, "retry") == "refused"
-        assert stage.store(slow, 1, recheck=1) == "pending"
-
-        assert (stage.is_dead(), stage.due_in()) == (True, None)
+        assert (scenario.due_in(ONE), scenario.due_in(SAME_ID)) == (LEASE / 1000, 0)

@@ -47,7 +47,7 @@ def key(redis_client: Redis) -> Key:
 
 
 def test_no_more_requests_at_once_than_permits(key: Key) -> None:
-    """The fourth of three is denied, and a permit given back is free at once."""
+    """The fourth is denied, and a released permit is free at once."""
     permits = [key.acquire() for _ in range(3)]
     assert key.denied().reason == "permits_full"
 
@@ -67,18 +67,22 @@ def test_two_limiters_of_the_same_key_share_its_permits_and_two_keys_do_not(redi
     other.acquire()
 
 
-def test_the_permit_of_a_killed_worker_is_free_when_its_lease_ends(key: Key) -> None:
-    for _ in range(3):
+@pytest.mark.parametrize("held", ["permits", "probe"])
+def test_what_a_killed_worker_held_is_free_when_its_lease_ends(key: Key, held: str) -> None:
+    """The probe of a breaker has a lease like every permit."""
+    if held == "probe":
+        key.now += key.fail(FAULT)[0]
+    for _ in range(1 if held == "probe" else 3):
         key.acquire()
 
     key.now += 59_000
-    assert key.denied().reason == "permits_full"
+    assert key.denied().reason == ("breaker_open" if held == "probe" else "permits_full")
     key.now += 1_001
     key.acquire()
 
 
-def test_the_permits_of_a_killed_worker_are_free_when_its_pool_has_seen_it_end(key: Key) -> None:
-    """Those of a worker whose name begins alike are not touched."""
+def test_the_permits_of_a_killed_worker_are_free_at_once_when_its_pool_releases_it(key: Key) -> None:
+    """Those of a worker whose name starts the same are kept."""
     for worker in ("pool-live-1", "pool-live-1", "pool-live-12"):
         key.acquire(worker=worker)
     assert key.denied().reason == "permits_full"
@@ -90,7 +94,7 @@ def test_the_permits_of_a_killed_worker_are_free_when_its_pool_has_seen_it_end(k
     assert key.denied().reason == "permits_full"
 
 
-def test_a_breaker_whose_probe_was_killed_is_asked_again_at_once(key: Key) -> None:
+def test_the_probe_of_a_killed_worker_is_repeated_at_once_when_its_pool_releases_it(key: Key) -> None:
     key.fail(FAULT)
     key.now += policy.BREAKER_FIRST + 1
     key.acquire(worker="pool-live-1")
@@ -101,7 +105,7 @@ def test_a_breaker_whose_probe_was_killed_is_asked_again_at_once(key: Key) -> No
     key.acquire()
 
 
-def test_backfill_has_its_own_share_and_live_may_use_all(key: Key) -> None:
+def test_backfill_uses_its_own_share_and_live_may_use_all(key: Key) -> None:
     key.acquire("backfill")
 
     assert key.denied("backfill").reason == "permits_full"
@@ -109,8 +113,8 @@ def test_backfill_has_its_own_share_and_live_may_use_all(key: Key) -> None:
     key.acquire()
 
 
-def test_a_waiting_job_gets_the_permit_that_another_gives_back(redis_client: Redis) -> None:
-    """It is woken, and does not poll; by the real clock."""
+def test_a_waiting_job_gets_a_permit_that_another_releases(redis_client: Redis) -> None:
+    """It is woken and does not poll; this test uses the real clock."""
     limits = Limits(concurrency=1, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
     limiter = RateLimiter(redis_client, "a key", "/a/company", limits)
     permit = limiter.permit("live")
@@ -122,8 +126,8 @@ def test_a_waiting_job_gets_the_permit_that_another_gives_back(redis_client: Red
     timer.join()
 
 
-def test_nobody_waits_for_permits_that_hang(key: Key) -> None:
-    """No permit changed hands for longer than a job waits: the job of a hanging company ends at once."""
+def test_no_job_waits_for_permits_that_are_held_too_long(key: Key) -> None:
+    """No permit was released for longer than a job waits, so a job of that company ends at once."""
     for _ in range(3):
         key.acquire()
     started = time.monotonic()
@@ -135,7 +139,7 @@ def test_nobody_waits_for_permits_that_hang(key: Key) -> None:
 
 
 def test_the_window_slides_and_lets_bursts_through(key: Key) -> None:
-    """A hundred requests in a moment are fine; the next one comes when the first has left the window."""
+    """A hundred requests in a row are allowed; the next one when the first has left the window."""
     for _ in range(100):
         key.answer()
 
@@ -147,7 +151,7 @@ def test_the_window_slides_and_lets_bursts_through(key: Key) -> None:
 
 
 def test_retry_after_holds_for_every_worker_of_the_key(redis_client: Redis, key: Key) -> None:
-    """A 429 seen by one worker stops the others until then, and opens no breaker."""
+    """A 429 of one worker stops the others until then, and opens no breaker."""
     other = Key(redis_client)
 
     assert key.fail(Throttled("throttled", http_status=429, retry_after=7.5)) == (7500, False)
@@ -159,21 +163,19 @@ def test_retry_after_holds_for_every_worker_of_the_key(redis_client: Redis, key:
     other.acquire()
 
 
-def test_a_429_without_retry_after_stops_the_key_for_some_seconds(key: Key) -> None:
+def test_a_429_without_retry_after_stops_the_key_for_the_default_wait(key: Key) -> None:
     assert key.fail(Throttled("throttled", http_status=429)) == (policy.THROTTLED_WAIT, False)
 
 
 def test_a_fault_of_the_key_opens_its_breaker_at_once(key: Key) -> None:
-    """401 and 403 say that no call with this key can help."""
+    """After 401 and 403 no call with this key can succeed."""
     assert key.fail(FAULT) == (policy.BREAKER_FIRST, True)
 
     key.now += policy.BREAKER_FIRST - 1
     assert key.denied().reason == "breaker_open"
 
 
-def test_a_company_whose_address_is_wrong_does_not_close_the_way_for_others_of_the_same_key(
-    redis_client: Redis, key: Key
-) -> None:
+def test_a_breaker_stops_only_its_own_company_and_not_others_with_the_same_key(redis_client: Redis, key: Key) -> None:
     """The permits are the key's, the breaker is the company's."""
     other = Key(redis_client, company="/another/company")
     key.fail(FAULT)
@@ -184,7 +186,7 @@ def test_a_company_whose_address_is_wrong_does_not_close_the_way_for_others_of_t
     assert other.denied().reason == "permits_full"
 
 
-def test_failures_open_the_breaker_only_in_a_row(key: Key) -> None:
+def test_the_breaker_opens_after_five_failures_in_a_row(key: Key) -> None:
     """Four failures, an answer, four failures: closed. A fifth in a row: open."""
     for _ in range(2):
         for _ in range(4):
@@ -196,7 +198,7 @@ def test_failures_open_the_breaker_only_in_a_row(key: Key) -> None:
     assert key.fail(FAILURE)[1]
 
 
-def test_an_exception_in_the_block_counts_as_a_failure_and_gives_the_permit_back(key: Key) -> None:
+def test_an_exception_in_the_block_counts_as_a_failure_and_releases_the_permit(key: Key) -> None:
     for _ in range(policy.BREAKER_FAILURES):
         with pytest.raises(RuntimeError), key.acquire():
             raise RuntimeError
@@ -205,7 +207,7 @@ def test_an_exception_in_the_block_counts_as_a_failure_and_gives_the_permit_back
 
 
 def test_an_open_breaker_lets_one_probe_through_and_closes_when_it_is_answered(key: Key) -> None:
-    """While the probe is under way the others still wait; its answer frees all."""
+    """While the probe runs the others still wait."""
     key.now += key.fail(FAULT)[0]
     with key.acquire():
         assert key.denied().reason == "breaker_open"
@@ -225,8 +227,8 @@ def test_each_probe_that_fails_doubles_the_wait_up_to_five_minutes(key: Key) -> 
     assert waits == [15, 30, 60, 120, 240, 300, 300]
 
 
-def test_requests_that_failed_while_it_was_open_do_not_make_it_longer(key: Key) -> None:
-    """Three calls were under way when the key broke: one opening, not three."""
+def test_requests_that_fail_while_the_breaker_is_open_do_not_lengthen_it(key: Key) -> None:
+    """Three calls were running when the key broke: the breaker opens once."""
     permits = [key.acquire() for _ in range(3)]
 
     answers = [permit.failed(FAULT) for permit in permits]
@@ -234,19 +236,7 @@ def test_requests_that_failed_while_it_was_open_do_not_make_it_longer(key: Key) 
     assert answers == [(policy.BREAKER_FIRST, True), (policy.BREAKER_FIRST, False), (policy.BREAKER_FIRST, False)]
 
 
-def test_a_probe_whose_worker_died_does_not_close_the_way_for_ever(key: Key) -> None:
-    """The probe has a lease like every permit."""
-    key.now += key.fail(FAULT)[0]
-    key.acquire()
-
-    key.now += 59_000
-    assert key.denied().reason == "breaker_open"
-    key.now += 1_001
-    key.acquire()
-
-
-def test_the_key_itself_is_nowhere_in_redis(redis_client: Redis, key: Key) -> None:
-    """Only a digest names it."""
+def test_redis_holds_only_a_digest_of_the_key(redis_client: Redis, key: Key) -> None:
     key.fail(FAILURE)
 
     assert redis_client.keys()

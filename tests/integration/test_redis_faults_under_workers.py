@@ -1,9 +1,10 @@
-"""Redis fails while a worker has an answer in hand: the answer is stored when Redis is back, and not paid for twice."""
+"""Redis fails while a worker holds an answer: the answer is stored when Redis is back, without a second getOrder."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.dev import valkey
+from app.dev import valkey as server
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
@@ -21,8 +22,63 @@ from tests.eventually import eventually
 from tests.integration.relay import relay
 from tests.integration.workbench import Taking, Workbench, workbench
 
-AWAY = 0.3
-"""Seconds; a worker's patience in these tests is the lease, a minute."""
+UNAVAILABLE = 0.3
+"""Seconds; a worker in these tests repeats a step until its lease ends, for a minute."""
+
+
+class AnswerLost(RedisError):
+    """Redis ran the script, and the connection broke before the answer came."""
+
+
+class MachineDied(BaseException):
+    """Ends the worker; no pool sees it."""
+
+
+@dataclass
+class Fault:
+    """Before the interrupted step `before` runs, and after it `error` is raised; only once."""
+
+    url: str
+    before: Callable[[], None] = lambda: None
+    error: BaseException | None = None
+    happened: bool = False
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            if self.happened:
+                return call(*arguments, **named)
+            self.happened = True
+            self.before()
+            answer = call(*arguments, **named)
+            if self.error:
+                raise self.error
+            return answer
+
+        return step
+
+
+class Interrupted:
+    """A part of the service with the fault around one of its steps."""
+
+    def __init__(self, part: object, step: str, fault: Fault) -> None:
+        self._part, self._step, self._fault = part, step, fault
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        return self._fault.around(found) if name == self._step else found
+
+
+def interrupt(bench: Workbench, part: str, step: str, fault: Fault) -> None:
+    def wrap(name: str, one: Any) -> object:
+        if name != part:
+            return one
+        if step == "release":
+            # Within the retries of the limiter: the script that releases a permit.
+            one._release = fault.around(one._release)
+            return one
+        return Interrupted(one, step, fault)
+
+    bench.use_key("key", wrap)
 
 
 @pytest.fixture(scope="module")
@@ -31,121 +87,76 @@ def sandbox() -> Iterator[Sandbox]:
         yield one
 
 
-class Interrupted:
-    """A part of the service around one of whose steps, once, something happens to Redis."""
-
-    def __init__(self, part: object, step: str, when: str, happen: Callable[[], None]) -> None:
-        self._part, self._step, self._when, self._happen = part, step, when, happen
-        self.happened = False
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._part, name)
-        if name != self._step or self.happened:
-            return found
-
-        def step(*arguments: Any, **named: Any) -> Any:
-            if self.happened:
-                return found(*arguments, **named)
-            self.happened = True
-            self._happen()
-            answer = found(*arguments, **named)
-            if self._when == "answer lost":
-                # The server did it; the connection broke before the answer came.
-                raise RedisConnectionLost
-            if self._when == "machine dies":
-                raise MachineDied
-            return answer
-
-        return step
-
-
-class RedisConnectionLost(RedisError):
-    """As redis-py would say it."""
-
-
-class MachineDied(BaseException):
-    """Stands for the end of a machine: nobody tells the ledger anything any more."""
-
-
-def interrupt(bench: Workbench, part: str, step: str, when: str, happen: Callable[[], None]) -> None:
-    def wrap(name: str, one: Any) -> object:
-        if name != part:
-            return one
-        if step == "release":
-            # Within the retries of the limiter: the script of a permit's release.
-            one._release = Interrupted(one, "_release", when, happen)._release
-            return one
-        return Interrupted(one, step, when, happen)
-
-    bench.use_key("key", wrap)
-
-
-WHEN = ["killed", "read-only", "answer lost"]
-STEPS = [
-    ("ledger", "start_fetch"),
-    ("limiter", "release"),
-    ("ledger", "store_fetch"),
-    ("ledger", "acquire_delivery"),
-    ("ledger", "complete_delivery"),
-]
-
-
-def no_trouble() -> None:
-    """Do nothing: the step itself is what goes wrong."""
-
-
 @pytest.fixture
-def trouble(own_valkey: Valkey, when: str) -> Iterator[Callable[[], None]]:
-    """What happens to Redis in this test."""
-    threads: list[threading.Timer] = []
+def read_only(own_valkey: Valkey) -> Iterator[Fault]:
+    """Redis refuses writes for a while."""
+    timers: list[threading.Timer] = []
 
-    def crash() -> None:
-        own_valkey.kill()
-        own_valkey.restart()
-
-    def refuse_for_a_while() -> None:
+    def replicate(*master: str) -> None:
         with Redis.from_url(own_valkey.url) as client:
-            client.execute_command("REPLICAOF", "127.0.0.1", 1)
-        threads.append(threading.Timer(AWAY, take_writes_again))
-        threads[0].start()
+            client.execute_command("REPLICAOF", *master)
 
-    def take_writes_again() -> None:
-        with Redis.from_url(own_valkey.url) as client:
-            client.execute_command("REPLICAOF", "NO", "ONE")
+    def refuse_writes() -> None:
+        replicate("127.0.0.1", "1")
+        timers.append(threading.Timer(UNAVAILABLE, replicate, ("NO", "ONE")))
+        timers[0].start()
 
-    yield {
-        "killed": crash,
-        "read-only": refuse_for_a_while,
-        "answer lost": no_trouble,
-    }[when]
-    for thread in threads:
-        thread.join()
+    yield Fault(own_valkey.url, refuse_writes)
+    for timer in timers:
+        timer.join()
 
 
-@pytest.mark.parametrize(("part", "step"), STEPS, ids=[step for _, step in STEPS])
-@pytest.mark.parametrize("when", WHEN)
-def test_an_answer_outlasts_redis(
-    own_valkey: Valkey, sandbox: Sandbox, trouble: Callable[[], None], when: str, part: str, step: str
+@pytest.fixture(params=["killed", "read-only", "answer lost"])
+def fault(request: pytest.FixtureRequest) -> Fault:
+    if request.param == "read-only":
+        found: Fault = request.getfixturevalue("read_only")
+        return found
+    if request.param == "answer lost":
+        return Fault(request.getfixturevalue("redis_url"), error=AnswerLost())
+    own: Valkey = request.getfixturevalue("own_valkey")
+
+    def restart() -> None:
+        own.kill()
+        own.restart()
+
+    return Fault(own.url, restart)
+
+
+def stored_answers(bench: Workbench, order: Any) -> int:
+    return sum(isinstance(entry, FetchStored) for entry in bench.history(order))
+
+
+STEPS = {
+    "start_fetch": "ledger",
+    "release": "limiter",
+    "store_fetch": "ledger",
+    "acquire_delivery": "ledger",
+    "complete_delivery": "ledger",
+}
+"""The part of the service that each step belongs to."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_answer_is_stored_and_delivered_once_whichever_step_redis_fails_at(
+    sandbox: Sandbox, fault: Fault, step: str
 ) -> None:
-    """One getOrder, one stored answer, one hand-on, no try and no crash counted; whichever step it was."""
+    """One getOrder, one stored answer, one delivery; no attempt and no crash is counted."""
     shop = Taking()
-    with workbench(own_valkey.url, sandbox, {"shop": shop}) as bench:
-        interrupt(bench, part, step, when, trouble)
+    with workbench(fault.url, sandbox, {"shop": shop}) as bench:
+        interrupt(bench, STEPS[step], step, fault)
         (order,) = bench.issue()
 
         bench.work()
 
+        assert fault.happened
         assert (len(bench.calls), bench.owed(), shop.taken) == (1, 0, [order.order_id])
-        assert sum(isinstance(entry, FetchStored) for entry in bench.history(order)) == 1
+        assert stored_answers(bench, order) == 1
         assert {bench.field(order, name) for name in ("attempts", "crashes", "deferrals", "shop:crashes")} == {None}
 
 
-@pytest.mark.parametrize("when", WHEN)
-def test_a_failure_is_told_when_redis_is_back_and_counted_once(
-    own_valkey: Valkey, sandbox: Sandbox, trouble: Callable[[], None], when: str
-) -> None:
-    with workbench(own_valkey.url, sandbox) as bench:
-        interrupt(bench, "ledger", "fail_fetch", when, trouble)
+def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sandbox, fault: Fault) -> None:
+    with workbench(fault.url, sandbox) as bench:
+        interrupt(bench, "ledger", "fail_fetch", fault)
         bench.fault(kind="status", status=503)
         (order,) = bench.issue()
 
@@ -154,12 +165,9 @@ def test_a_failure_is_told_when_redis_is_back_and_counted_once(
         assert (bench.field(order, "attempts"), bench.field(order, "lease"), bench.owed()) == ("1", None, 1)
 
 
-@pytest.mark.parametrize("when", ["read-only"])
-def test_redis_unavailable_before_the_getorder_burns_no_try(
-    own_valkey: Valkey, sandbox: Sandbox, trouble: Callable[[], None], when: str
-) -> None:
-    with workbench(own_valkey.url, sandbox) as bench:
-        interrupt(bench, "limiter", "permit", when, trouble)
+def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:
+    with workbench(read_only.url, sandbox) as bench:
+        interrupt(bench, "limiter", "permit", read_only)
         (order,) = bench.issue()
 
         bench.work()
@@ -169,12 +177,12 @@ def test_redis_unavailable_before_the_getorder_burns_no_try(
         assert (len(bench.calls), bench.owed()) == (1, 0)
 
 
-def test_a_worker_follows_a_failover_though_its_old_connection_lives_on(
+def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
     own_valkey: Valkey, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """The old master is a replica now and answers READONLY; only a new connection leads to the new one."""
+    """The former primary is a replica now and answers READONLY; only a new connection leads to the new one."""
     with (
-        valkey.start(tmp_path / "second") as second,
+        server.start(tmp_path / "second") as second,
         relay(own_valkey.port) as address,
         workbench(address.url(own_valkey.url), sandbox) as bench,
         Redis.from_url(own_valkey.url) as old,
@@ -191,7 +199,7 @@ def test_a_worker_follows_a_failover_though_its_old_connection_lives_on(
             address.target = second.port
             old.execute_command("REPLICAOF", "127.0.0.1", second.port)
 
-        interrupt(bench, "ledger", "store_fetch", "failed over", fail_over)
+        interrupt(bench, "ledger", "store_fetch", Fault("", fail_over))
         (order,) = bench.issue()
 
         bench.work()
@@ -201,13 +209,13 @@ def test_a_worker_follows_a_failover_though_its_old_connection_lives_on(
 
 
 @pytest.mark.parametrize("step", ["start_fetch", "store_fetch", "complete_delivery"])
-def test_an_order_is_home_within_two_minutes_of_the_end_of_a_machine(
-    own_valkey: Valkey, sandbox: Sandbox, step: str
+def test_an_order_is_fetched_within_two_minutes_after_its_workers_machine_died(
+    redis_url: str, sandbox: Sandbox, step: str
 ) -> None:
-    """Nobody sees that its worker died: the lease ends. A hand-on has a longer one: a sink may take two minutes."""
+    """The lease ends. That of a delivery is longer: a sink may take two minutes."""
     shop = Taking()
-    with workbench(own_valkey.url, sandbox, {"shop": shop}) as bench:
-        interrupt(bench, "ledger", step, "machine dies", no_trouble)
+    with workbench(redis_url, sandbox, {"shop": shop}) as bench:
+        interrupt(bench, "ledger", step, Fault(redis_url, error=MachineDied()))
         (order,) = bench.issue()
         with pytest.raises(MachineDied):
             bench.work()
@@ -216,12 +224,11 @@ def test_an_order_is_home_within_two_minutes_of_the_end_of_a_machine(
 
         assert bench.field(order, "fetched_generation") == "1"
         bench.later(60)
-        assert (bench.owed(), order.order_id in shop.taken) == (0, True)
-        assert sum(isinstance(entry, FetchStored) for entry in bench.history(order)) == 1
+        assert (bench.owed(), order.order_id in shop.taken, stored_answers(bench, order)) == (0, True, 1)
 
 
-def test_a_job_that_was_lost_with_its_machine_comes_back_after_grace(own_valkey: Valkey, sandbox: Sandbox) -> None:
-    with workbench(own_valkey.url, sandbox) as bench:
+def test_a_job_that_was_lost_with_its_machine_is_replaced_after_grace(redis_url: str, sandbox: Sandbox) -> None:
+    with workbench(redis_url, sandbox) as bench:
         (order,) = bench.issue()
         bench.redis.delete("rq:queue:live")
 

@@ -17,7 +17,7 @@ from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.rq_jobs import LIVE, queue
 from tests.eventually import eventually
-from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
+from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, event_of, open_scenario
 from tests.integration.webserver import COMPANY, HOOK, SECRET, Kept, serving
 
 GRACE = policy.GRACE / 1000
@@ -25,8 +25,8 @@ SENT, SENT_LATER = "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"
 
 
 @pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
-    with staged(redis_client, "shop") as opened:
+def stage(redis_client: Redis) -> Iterator[Scenario]:
+    with open_scenario(redis_client, "shop") as opened:
         yield opened
 
 
@@ -34,35 +34,35 @@ class TestAnOlderCopyIsRestored:
     """The folder of Redis is copied; life goes on; the copy is put back."""
 
     @pytest.fixture
-    def stage(self, own_valkey: Valkey) -> Iterator[Stage]:
-        with Redis.from_url(own_valkey.url, socket_timeout=5) as client, staged(client, "shop") as opened:
+    def stage(self, own_valkey: Valkey) -> Iterator[Scenario]:
+        with Redis.from_url(own_valkey.url, socket_timeout=5) as client, open_scenario(client, "shop") as opened:
             yield opened
 
     @pytest.fixture
     def copy(self, own_valkey: Valkey, tmp_path: Path) -> Copy:
         return Copy(own_valkey, tmp_path / "copy")
 
-    def test_events_heard_since_are_taken_again_and_older_ones_are_known(self, stage: Stage, copy: Copy) -> None:
-        stage.hear(SENT, ONE)
+    def test_events_heard_since_are_taken_again_and_older_ones_are_known(self, stage: Scenario, copy: Copy) -> None:
+        stage.accept(SENT, ONE)
         copy.take()
-        stage.hear(SENT_LATER, SAME_ID)
+        stage.accept(SENT_LATER, SAME_ID)
         copy.put_back()
 
-        assert (stage.hear(SENT, ONE), stage.hear(SENT_LATER, SAME_ID)) == ("duplicate", "queued")
+        assert (stage.accept(SENT, ONE), stage.accept(SENT_LATER, SAME_ID)) == ("duplicate", "queued")
         assert stage.start(order=SAME_ID) == "fetch"
 
-    def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, stage: Stage, copy: Copy) -> None:
+    def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, stage: Scenario, copy: Copy) -> None:
         stage.settle()
         copy.take()
-        assert stage.bring(1) == "deliver"
+        assert stage.fetch_and_store(1) == "deliver"
         copy.put_back()
 
         stage.later(GRACE)
         assert stage.dispatch() == 1
-        assert stage.bring(1, "after") == "deliver"
+        assert stage.fetch_and_store(1, "after") == "deliver"
 
     def test_an_order_heard_of_since_is_missing_until_its_event_or_somebody_asks(
-        self, stage: Stage, copy: Copy
+        self, stage: Scenario, copy: Copy
     ) -> None:
         """Reconcile asks: it compares with the list of the Channel Manager."""
         copy.take()
@@ -74,7 +74,9 @@ class TestAnOlderCopyIsRestored:
         stage.request()
         assert stage.start() == "fetch"
 
-    def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(self, stage: Stage, copy: Copy) -> None:
+    def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(
+        self, stage: Scenario, copy: Copy
+    ) -> None:
         """It saw three settlements of a ledger that is no more: the next three must not look done."""
         stage.settle()
         copy.take()
@@ -86,7 +88,7 @@ class TestAnOlderCopyIsRestored:
         assert stage.store(fetch, 1, "before") == "refused"
         for version in range(2, 4):
             stage.settle()
-            assert stage.bring(version, f"after-{version}") == "deliver"
+            assert stage.fetch_and_store(version, f"after-{version}") == "deliver"
             assert stage.field("digest") == str(version)
 
 
@@ -110,15 +112,15 @@ class Copy:
 
 
 class TestRedisIsFlushed:
-    def test_new_events_work_at_once_scripts_or_not(self, stage: Stage) -> None:
-        stage.hear(SENT)
+    def test_new_events_work_at_once_scripts_or_not(self, stage: Scenario) -> None:
+        stage.accept(SENT)
         stage.redis.flushall()
         stage.redis.script_flush()
 
-        assert stage.hear(SENT) == "queued"
-        assert stage.bring(1) == "deliver"
+        assert stage.accept(SENT) == "queued"
+        assert stage.fetch_and_store(1) == "deliver"
 
-    def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, stage: Stage) -> None:
+    def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, stage: Scenario) -> None:
         """It was read before the event came; and its fence is one that the new record never gave."""
         for _ in range(3):
             stage.settle()
@@ -128,10 +130,10 @@ class TestRedisIsFlushed:
 
         assert stage.store(fetch, 1, "before") == "refused"
 
-        assert stage.bring(2, "after") == "deliver"
+        assert stage.fetch_and_store(2, "after") == "deliver"
         assert (stage.field("digest"), stage.field("fetched_generation")) == ("2", "1")
 
-    def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, stage: Stage) -> None:
+    def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, stage: Scenario) -> None:
         stage.settle()
         fetch = stage.fetch("before")
         stage.redis.flushall()
@@ -142,16 +144,16 @@ class TestRedisIsFlushed:
         assert not stage.is_dead()
         assert stage.start("after") == "fetch"
 
-    def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, stage: Stage) -> None:
+    def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, stage: Scenario) -> None:
         for version in range(3):
             stage.settle()
-            stage.bring(version, f"worker-{version}")
+            stage.fetch_and_store(version, f"worker-{version}")
         delivery = stage.acquire("before")
         assert delivery is not None
         assert delivery.revision == 3
         stage.redis.flushall()
         stage.settle()
-        stage.bring(9, "after")
+        stage.fetch_and_store(9, "after")
 
         stage.complete(delivery, worker="before")
 
@@ -159,7 +161,7 @@ class TestRedisIsFlushed:
         assert again is not None
         assert (again.revision, again.raw) == (1, b"9")
 
-    def test_a_fetch_under_way_leaves_nothing_behind(self, stage: Stage) -> None:
+    def test_a_fetch_under_way_leaves_nothing_behind(self, stage: Scenario) -> None:
         stage.settle()
         fetch = stage.fetch()
         stage.redis.flushall()
@@ -168,10 +170,10 @@ class TestRedisIsFlushed:
         assert stage.redis.keys("*") == [keys.SCHEMA.encode()]
 
 
-def test_lost_queues_come_back_from_the_clock_within_grace(stage: Stage) -> None:
+def test_lost_queues_come_back_from_the_clock_within_grace(stage: Scenario) -> None:
     """RQ's lists and hashes are gone: each order that is owed gets one fresh job, and only one."""
     orders = [OrderKey(COMPANY, str(uuid4())) for _ in range(600)]
-    stage.hear_at_once(*((order, SENT) for order in orders))
+    stage.accept_batch(*(event_of(order, SENT) for order in orders))
     lost = stage.redis.keys("rq:*")
     assert len(lost) > 600
     stage.redis.delete(*lost)

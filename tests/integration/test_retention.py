@@ -1,31 +1,28 @@
-"""What has ended its days goes, and nothing that is owed does: days are counted by injected time, or read as PTTL."""
+"""What is older than its days is deleted, and what is pending is not. Days pass by a clock of the test or as PTTL."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from redis import Redis
 
 from app.audit import Audit, Deed
+from app.dev.processes import Process
 from app.ledger import keys, policy
-from app.ledger.retention import MOST_ENTRIES, Retention
+from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
 from app.replay import Draft, Plans
-from tests.integration.ledger_model.stage import ONE, Stage, staged
+from tests.eventually import eventually
+from tests.integration.desk import open_desk, order
+from tests.integration.ledger_scenario import ONE, Scenario
 
-SHOP: Final = "shop"
 EVENT_DAYS: Final = 90
-
-
-@pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
-    """By the time of the machine: the ids of a stream are by the clock of Redis."""
-    with staged(redis_client, SHOP) as opened:
-        opened.clock.now = now()
-        yield opened
+SENT: Final = "2026-11-22T10:00:00Z"
 
 
 def now() -> int:
@@ -37,32 +34,32 @@ def days(count: float) -> int:
 
 
 def add_events(redis: Redis, ages_in_days: list[float]) -> None:
-    """Put events into the stream, the oldest first, as if they had come so many days ago."""
+    """Put events into the stream, the oldest first, as if they came so many days ago."""
     with redis.pipeline(transaction=False) as pipe:
         for number, age in enumerate(ages_in_days):
             pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now() - days(age)}-{number}")
         pipe.execute()
 
 
-def kept(redis: Redis, at: int | None = None) -> Retention:
+def retention_of(redis: Redis, at: int | None = None) -> Retention:
     """Return what trims, at this time or at that of Redis."""
     clock = None if at is None else lambda: at
     return Retention(redis, event_days=EVENT_DAYS, order_days=400, clock=clock)
 
 
-class TestRetention:
-    def test_old_events_go_though_no_new_one_comes(self, redis_client: Redis) -> None:
+class TestEvents:
+    def test_old_events_are_deleted_without_new_ones(self, redis_client: Redis) -> None:
         """To the very last: also those that share a node of the stream with younger ones."""
         add_events(redis_client, [*[91.0] * 330, 90.01, 89.99, 1])
-        retention = kept(redis_client)
+        retention = retention_of(redis_client)
 
         assert sum(retention.trim()[0] for _ in range(3)) == 331
         assert redis_client.xlen(keys.EVENTS) == 2
 
-    def test_a_call_removes_only_so_many(self, redis_client: Redis) -> None:
+    def test_one_call_removes_a_limited_number(self, redis_client: Redis) -> None:
         """Redis serves others in between."""
         add_events(redis_client, [91.0] * (MOST_ENTRIES + 500))
-        retention = kept(redis_client)
+        retention = retention_of(redis_client)
 
         first = retention.trim()[0]
 
@@ -70,7 +67,7 @@ class TestRetention:
         assert first + retention.trim()[0] + retention.trim()[0] == MOST_ENTRIES + 500
 
     def test_it_trims_once_a_minute(self, redis_client: Redis) -> None:
-        retention = kept(redis_client)
+        retention = retention_of(redis_client)
         retention.trim_each_minute()
         add_events(redis_client, [91.0])
 
@@ -78,94 +75,131 @@ class TestRetention:
 
         assert redis_client.xlen(keys.EVENTS) == 1
 
-    def test_the_audit_and_the_list_of_replays_end_too(self, redis_client: Redis) -> None:
+    def test_accept_trims_the_stream_too(self, shop: Scenario) -> None:
+        """By whole nodes of the stream, which costs nothing; the pool does the rest."""
+        shop.now = now()
+        add_events(shop.redis, [91.0] * 400)
+
+        shop.settle()
+
+        assert shop.redis.xlen(keys.EVENTS) <= 101
+
+    def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
         deed: Any = dict.fromkeys(Deed.__struct_fields__, "x") | {"orders": 0}
         redis_client.xadd(keys.AUDIT, deed, id=f"{now() - days(91)}-0")
-        redis_client.xadd(keys.AUDIT, deed)
-        redis_client.zadd(keys.REPLAYS, {"old": now() - days(91), "new": now()})
-
-        kept(redis_client).trim()
-
-        assert len(list(Audit(redis_client, event_days=EVENT_DAYS).newest_first())) == 1
-        assert redis_client.zrange(keys.REPLAYS, 0, -1) == [b"new"]
-
-    def test_a_plan_ends_by_itself(self, redis_client: Redis) -> None:
         draft = Draft(who="", why="", selected="", rate=1)
         plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)], now())
+        redis_client.zadd(keys.REPLAYS, {"old": now() - days(91)})
 
+        retention_of(redis_client).trim()
+
+        assert len(list(Audit(redis_client, event_days=EVENT_DAYS).newest_first())) == 1
+        assert redis_client.zrange(keys.REPLAYS, 0, -1) == [plan.id.encode()]
         for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
-    def test_accept_trims_as_events_come(self, stage: Stage) -> None:
-        """By whole nodes of the stream, which costs nothing; the pool does the rest."""
-        add_events(stage.redis, [91.0] * 400)
 
-        stage.settle()
-
-        assert stage.redis.xlen(keys.EVENTS) <= 101
-
-
-def test_an_event_is_known_again_for_dedup_days(stage: Stage) -> None:
-    stage.hear("2026-11-22T10:00:00Z")
-    (seen,) = stage.redis.keys("ota:seen:*")
-
-    assert days(7) - policy.MINUTE < int(stage.redis.pttl(seen)) <= days(7)
-    stage.redis.delete(seen)  # as its end does
-    assert stage.hear("2026-11-22T10:00:00Z") != "duplicate"
+def delivered(shop: Scenario) -> Delivery:
+    shop.settle()
+    shop.fetch_and_store(1)
+    delivery = shop.deliver()
+    assert shop.acquire() is None
+    return delivery
 
 
-OWED: Final[dict[str, Callable[[Stage], object]]] = {
-    "owed": Stage.settle,
-    "fetching": lambda stage: (stage.settle(), stage.fetch()),
-    "parked": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "deferred")),
-    "missing": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "not_found")),
-    "dead": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "dead")),
-    "unsettled": lambda stage: (stage.settle(), stage.store(stage.fetch(), 1, recheck=0.001)),
-    "a sink is behind": lambda stage: (stage.settle(), stage.bring(1)),
-    "a sink will be tried again": lambda stage: (stage.settle(), stage.bring(1), hand(stage, "retry")),
-    "a sink was given up": lambda stage: (stage.settle(), stage.bring(1), hand(stage, "dead"), stage.acquire()),
-    "home, and an event came": lambda stage: (home(stage), stage.settle()),
-    "home, and somebody asks": lambda stage: (home(stage), stage.request()),
-    "dead once more": lambda stage: (home(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.start()),
+PENDING: Final[dict[str, Callable[[Scenario], object]]] = {
+    "pending": Scenario.settle,
+    "fetching": lambda shop: (shop.settle(), shop.fetch()),
+    "deferred": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "deferred")),
+    "not found": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "not_found")),
+    "dead": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "dead")),
+    "unsettled": lambda shop: (shop.settle(), shop.store(shop.fetch(), 1, recheck=0.001)),
+    "not delivered": lambda shop: (shop.settle(), shop.fetch_and_store(1)),
+    "delivery failed": lambda shop: (shop.settle(), shop.fetch_and_store(1), shop.deliver("retry")),
+    "delivery dead": lambda shop: (shop.settle(), shop.fetch_and_store(1), shop.deliver("dead"), shop.acquire()),
+    "delivered, then an event": lambda shop: (delivered(shop), shop.settle()),
+    "delivered, then a request": lambda shop: (delivered(shop), shop.request()),
+    "delivered, then dead": lambda shop: (
+        delivered(shop),
+        shop.settle(),
+        shop.fail(shop.fetch(), "dead"),
+        shop.start(),
+    ),
 }
 
 
-def hand(stage: Stage, what: Any) -> Delivery:
-    taken = stage.acquire()
-    assert taken is not None
-    stage.complete(taken, what)
-    return taken
+class TestOrders:
+    @pytest.mark.parametrize("state", PENDING)
+    def test_a_pending_order_does_not_expire(self, shop: Scenario, state: str) -> None:
+        PENDING[state](shop)
 
+        assert shop.days_kept() == {None}
+        assert retention_of(shop.redis, shop.now + days(5000)).trim()[1] == 0
 
-def home(stage: Stage) -> Delivery:
-    stage.settle()
-    stage.bring(1)
-    taken = hand(stage, "succeeded")
-    assert stage.acquire() is None
-    return taken
+    def test_a_delivered_order_expires_after_order_days_and_leaves_the_list(self, shop: Scenario) -> None:
+        delivered(shop)
+        assert shop.days_kept() == {400.0}
 
+        shop.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))  # as their expiry does
+        assert retention_of(shop.redis, shop.now + days(400) + 1).trim()[1] == 1
+        assert shop.redis.zcard(keys.ORDERS) == 0
 
-@pytest.mark.parametrize("state", OWED)
-def test_what_is_owed_has_no_end(stage: Stage, state: str) -> None:
-    OWED[state](stage)
+    @pytest.mark.parametrize(("change", "left"), [("event", 400), ("duplicate", 10)])
+    def test_the_days_count_from_the_last_change_and_a_duplicate_is_none(
+        self, scenario: Scenario, change: str, left: int
+    ) -> None:
+        scenario.accept(SENT)
+        scenario.fetch_and_store(1)
+        for name in (keys.record(ONE), keys.history(ONE), keys.content(ONE)):
+            scenario.redis.pexpire(name, 10 * policy.DAY)  # as after 390 days
 
-    assert stage.days_kept() == {None}
-    assert kept(stage.redis, stage.now + days(5000)).trim()[1] == 0
+        if change == "event":
+            scenario.settle()
+            scenario.fetch_and_store(2)
+        else:
+            assert scenario.accept(SENT) == "duplicate"
 
+        assert scenario.days_kept() == {left}
 
-def test_what_is_home_ends_after_order_days_with_all_that_names_it(stage: Stage) -> None:
-    home(stage)
+    def test_the_hash_of_a_job_is_deleted_with_it_or_a_day_after_its_worker_was_killed(self, shop: Scenario) -> None:
+        """RQ reads both times from the job; test_rq_contract.py runs one."""
+        shop.settle()
+        (job,) = shop.redis.keys("rq:job:*")
 
-    assert stage.days_kept() == {400.0}
-    # As their end does: nothing else holds the order then, and the list lets it go.
-    stage.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
-    assert kept(stage.redis, stage.now + days(400) + 1).trim()[1] == 1
-    assert stage.redis.zcard(keys.ORDERS) == 0
+        assert shop.redis.hmget(job, "result_ttl", "failure_ttl") == [b"0", b"86400"]
 
+    def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, scenario: Scenario) -> None:
+        """Expired, pending for longer than ORDER_DAYS, dead for as long, and one of today."""
+        orders = [order(number) for number in (1, 2, 3)]
+        scenario.now = long_ago = now() - days(500)
+        for one in orders:
+            scenario.settle(one)
+        scenario.fail(scenario.fetch(order=orders[2]), "dead", order=orders[2])
+        scenario.now = now()
+        scenario.settle(order(4))
+        scenario.redis.delete(keys.record(orders[0]))
+        assert scenario.redis.zscore(keys.ORDERS, orders[2].member) == long_ago
 
-def test_the_hash_of_a_job_ends_with_it_and_of_one_that_was_killed_after_a_day(stage: Stage) -> None:
-    """RQ reads both from the job; test_rq_contract.py works one off."""
-    stage.settle()
-    (job,) = stage.redis.keys("rq:job:*")
+        assert retention_of(scenario.redis).trim()[1] == 1
 
-    assert stage.redis.hmget(job, "result_ttl", "failure_ttl") == [b"0", b"86400"]
+        left: Any = scenario.redis.zrange(keys.ORDERS, 0, -1)
+        assert sorted(left) == [order(number).member.encode() for number in (2, 3, 4)]
+
+    def test_orders_that_must_stay_do_not_stop_the_trimming(self, redis_client: Redis) -> None:
+        """More old dead letters than one call reads: the next call goes on behind them."""
+        kept = [order(number) for number in range(MOST_ORDERS + 1)]
+        redis_client.zadd(keys.ORDERS, {one.member: 1 for one in kept} | {order(9999).member: 2})
+        for one in kept:
+            redis_client.hset(keys.record(one), "generation", 1)
+        retention = retention_of(redis_client)
+
+        removed = [retention.trim()[1] for _ in range(3)]
+
+        assert removed == [0, 1, 0]
+        assert redis_client.zcard(keys.ORDERS) == len(kept)
+
+    def test_a_running_pool_trims_the_list(self, redis_client: Redis, redis_url: str, tmp_path: Path) -> None:
+        redis_client.zadd(keys.ORDERS, {order(1).member: 1})
+        env = open_desk(redis_client, redis_url, tmp_path).env | {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
+        with Process.start((sys.executable, "-m", "app.cli", "worker"), env=env, log=tmp_path / "worker.log"):
+            eventually(lambda: not redis_client.zcard(keys.ORDERS), 20, what="the list of orders is empty")

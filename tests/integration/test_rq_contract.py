@@ -26,31 +26,31 @@ from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.environment import without_settings
-from tests.integration.ledger_model.stage import ONE, SAME_ID, Stage, staged
+from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
 from workers.worker import FetchJob, FetchWorker, Stopwatch
 
 TIMES = {"created_at", "enqueued_at"}
 
 
 @pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Stage]:
-    with staged(redis_client) as opened:
+def stage(redis_client: Redis) -> Iterator[Scenario]:
+    with open_scenario(redis_client) as opened:
         yield opened
 
 
-def settled(stage: Stage) -> None:
+def settled(stage: Scenario) -> None:
     stage.settle()
 
 
-def wanted(stage: Stage) -> None:
+def wanted(stage: Scenario) -> None:
     stage.request()
 
 
-def wanted_backfill(stage: Stage) -> None:
+def wanted_backfill(stage: Scenario) -> None:
     stage.request(queue="backfill")
 
 
-def ticked(stage: Stage) -> None:
+def ticked(stage: Scenario) -> None:
     stage.settle()
     stage.redis.delete("rq:queue:live", "rq:queues", *stage.redis.keys("rq:job:*"))
     stage.later(policy.GRACE / 1000)
@@ -60,22 +60,22 @@ def ticked(stage: Stage) -> None:
 PUSHES = [settled, wanted, wanted_backfill, ticked]
 
 
-def fetched(stage: Stage, job_id: str) -> Job:
+def fetched(stage: Scenario, job_id: str) -> Job:
     return Job.fetch(job_id, connection=stage.redis, serializer=JSONSerializer)
 
 
-def pushed(stage: Stage, lane: str = LIVE) -> Job:
+def pushed(stage: Scenario, lane: str = LIVE) -> Job:
     (job_id,) = queue(lane, stage.redis).job_ids
     return fetched(stage, job_id)
 
 
-def hash_of(stage: Stage, job: Job) -> dict[str, bytes | str]:
+def hash_of(stage: Scenario, job: Job) -> dict[str, bytes | str]:
     """Return the fields of the job's hash as they stand in Redis."""
     return {str(as_text(name)): value for name, value in stage.redis.hgetall(job.key).items()}
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Stage, push: Callable[[Stage], None]) -> None:
+def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Scenario, push: Callable[[Scenario], None]) -> None:
     push(stage)
     lane = BACKFILL if push is wanted_backfill else LIVE
     ours = pushed(stage, lane)
@@ -107,7 +107,7 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Stage, push: Cal
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_seen_by_rqs_own_objects(stage: Stage, push: Callable[[Stage], None]) -> None:
+def test_a_job_is_seen_by_rqs_own_objects(stage: Scenario, push: Callable[[Scenario], None]) -> None:
     push(stage)
     lane = BACKFILL if push is wanted_backfill else LIVE
     seen = Queue(lane, connection=stage.redis, serializer=JSONSerializer)
@@ -121,7 +121,7 @@ def test_a_job_is_seen_by_rqs_own_objects(stage: Stage, push: Callable[[Stage], 
     assert [one.name for one in Queue.all(connection=stage.redis)] == [lane]
 
 
-def test_job_ids_are_never_used_twice(stage: Stage) -> None:
+def test_job_ids_are_never_used_twice(stage: Scenario) -> None:
     """RQ deletes the hash with the first job of an id, and skips the second in silence."""
     ids: list[str] = []
     for push in (stage.settle, stage.request, stage.dispatch, stage.request, stage.settle):
@@ -134,7 +134,7 @@ def test_job_ids_are_never_used_twice(stage: Stage) -> None:
     assert len(ids) == len(set(ids)) == 5
 
 
-def test_the_job_hash_names_nothing_but_the_ids(stage: Stage) -> None:
+def test_the_job_hash_names_nothing_but_the_ids(stage: Scenario) -> None:
     stage.settle()
 
     texts = str(hash_of(stage, pushed(stage)))
@@ -145,7 +145,7 @@ def test_the_job_hash_names_nothing_but_the_ids(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "data", [b'["os.abort", null, [], {}]', b"not json", b"[]"], ids=["foreign", "unreadable", "too short"]
 )
-def test_a_job_that_is_not_ours_ends_without_running_anything(stage: Stage, data: bytes) -> None:
+def test_a_job_that_is_not_ours_ends_without_running_anything(stage: Scenario, data: bytes) -> None:
     """Neither its function nor a callback that its hash names: `os.abort` would end this process."""
     stage.settle()
     job = pushed(stage)
@@ -153,7 +153,7 @@ def test_a_job_that_is_not_ours_ends_without_running_anything(stage: Stage, data
     worker = FetchWorker(
         [queue(LIVE, stage.redis)], connection=stage.redis, serializer=JSONSerializer, job_class=FetchJob
     )
-    worker.watch = Stopwatch()
+    worker.stopwatch = Stopwatch()
     worker.log_result_lifespan = False
 
     worker.work(burst=True, logging_level="CRITICAL")
@@ -188,7 +188,7 @@ class TestTools:
 
         return run
 
-    def test_rq_info_counts_our_jobs(self, stage: Stage, rq: Callable[..., str]) -> None:
+    def test_rq_info_counts_our_jobs(self, stage: Scenario, rq: Callable[..., str]) -> None:
         stage.settle()
         stage.request(SAME_ID, "backfill")
 
@@ -197,9 +197,9 @@ class TestTools:
         assert "queue live 1," in told
         assert "queue backfill 1," in told
 
-    def test_a_plain_rq_worker_works_the_job_off(self, stage: Stage, rq: Callable[..., str]) -> None:
+    def test_a_plain_rq_worker_works_the_job_off(self, stage: Scenario, rq: Callable[..., str]) -> None:
         """Upstream refuses the connection: RQ sees success, and the order stays owed with a time of its own."""
-        stage.clock.now = bootstrap.clock()
+        stage.now = bootstrap.clock()
         stage.settle()
         job = pushed(stage)
 

@@ -1,1 +1,1 @@
-"""The model that test_ledger_property.py holds the real scripts against: an upstream, workers, faults, and a book."""
+"""The model that test_ledger_property.py compares the real scripts with: upstream, workers, faults and every order."""

@@ -1,151 +1,384 @@
-"""Senders, ops, a pool, its dispatcher and its workers, one step at a time, over the real ledger and inbox."""
+"""Senders, people, a pool, its dispatcher and its workers, one step at a time, over the real ledger and inbox."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from app.ids import OrderKey
-from app.ledger.rq_jobs import BACKFILL, LIVE
-from tests.integration.ledger_model.book import Book
-from tests.integration.ledger_model.parts import START, Parts, event_of
-from tests.integration.ledger_model.worker import Worker, World
+from app.ledger import keys, policy
+from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.ledger.work import Failure
+from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
+from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, START, Scenario, content_of, event_of
 
 WORKERS: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
-"""The last one stands for the workers of both queues."""
+"""The queues of each worker; the last one stands for the workers of both queues."""
+ANOTHER: Final = OrderKey(ONE.company_id, "00000000-0000-4000-8000-000000000002")
+ORDERS: Final = (ONE, SAME_ID, ANOTHER)
+_NAMES: Final = {ONE: "ONE", SAME_ID: "SAME_ID", ANOTHER: "ANOTHER"}
+_RETRY: Final = 5 * policy.SECOND
+_ROUNDS: Final = 60
+T = TypeVar("T")
 
 
-class Driver:
-    """One interleaving from an empty server on. Steps are public methods, of this class or of a worker by number."""
+class Step(NamedTuple):
+    """A public method of Driver, or of Worker with the worker's number first; a counterexample prints as calls."""
 
-    def __init__(self, parts: Parts, orders: Sequence[OrderKey]) -> None:
-        parts.wire.execute_command("FLUSHDB")
-        parts.clock.now = START
-        self._parts, self._ledger = parts, parts.ledger
-        self._world = World(parts, {order: Book(order) for order in orders})
-        self.workers = [Worker(self._world, f"w{number}", queues) for number, queues in enumerate(WORKERS)]
-        self._ghosts: list[Worker] = []
-        self._outbox: list[OrderKey] = []
-        self._born = len(WORKERS)
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(_NAMES.get(one, repr(one)) for one in self.arguments)})"
+
+
+@dataclass
+class State:
+    """What all parts of one interleaving share; `touched` are the orders that the latest step was about."""
+
+    scenario: Scenario
+    orders: dict[OrderKey, OrderModel]
+    step: int = 0
+    touched: frozenset[OrderKey] = frozenset()
+    job_ids: set[bytes] = field(default_factory=set)
 
     @property
     def now(self) -> int:
-        return self._world.now
+        return self.scenario.now
+
+    def redis(self, *command: Any) -> Any:
+        """Return the raw answer to a command that is not a step of the ledger."""
+        client: Any = self.scenario.redis
+        return client.execute_command(*command)
+
+    def touch(self, *orders: OrderKey) -> None:
+        self.touched = frozenset(orders)
+
+
+@dataclass
+class Worker:
+    """A worker process, as workers/processor.py works: each public method ends where a kill may come."""
+
+    state: State
+    name: str
+    queues: tuple[str, ...]
+    job: OrderKey | None = None
+    fetch: RunningFetch | None = None
+    delivering: OrderKey | None = None
+    delivery: RunningDelivery | None = None
 
     @property
-    def books(self) -> dict[OrderKey, Book]:
-        return self._world.books
+    def order(self) -> OrderKey | None:
+        """Return the order it works on."""
+        running = self.fetch or self.delivery
+        return running.order if running else self.job or self.delivering
 
-    @property
-    def touched(self) -> frozenset[OrderKey]:
-        """Return the orders that the latest step was about."""
-        return self._world.touched
-
-    def step(self, name: str, arguments: Sequence[Any] = ()) -> None:
-        """Let one thing happen, a moment and a millisecond after the last."""
-        self._world.moment += 1
-        self._parts.clock.now += 1
-        self._touch()
-        if hasattr(Worker, name):
-            number, *rest = arguments
-            getattr(self.workers[number], name)(*rest)
+    def work(self) -> None:
+        """Take the next step; nothing fails."""
+        if self.delivery is not None:
+            self._complete(self.delivery, "succeeded")
+        elif self.delivering is not None:
+            self._acquire(self.delivering)
+        elif self.fetch is not None:
+            if self.fetch.version is None:
+                self._read(self.fetch)
+            else:
+                self._store(self.fetch)
+        elif self.job is not None:
+            self._start(self.job)
         else:
-            getattr(self, name)(*arguments)
+            self._pop()
 
-    # What upstream, its sender and ops do.
+    def start(self) -> None:
+        """Take a job and start its fetch, in one go."""
+        if self.order is None:
+            self.work()
+        if self.job is not None:
+            self.work()
+
+    def fetch_and_store(self) -> None:
+        """Take a job, start its fetch and store the answer, in one go."""
+        self.start()
+        while self.fetch is not None:
+            self.work()
+
+    def unsettled(self, give_up: str) -> None:
+        """Upstream answers that the order is not settled."""
+        if self.fetch is not None:
+            if self.fetch.version is None:
+                self._read(self.fetch)
+            self._store(self.fetch, recheck_ms=2 * policy.MINUTE, give_up=give_up)
+
+    def fail(self, outcome: Failure) -> None:
+        """Upstream does not answer, or has no such order."""
+        running = self.fetch
+        if running is None:
+            return
+        order, retry_at = self._end_fetch(running.order), self.state.now + _RETRY
+        result = self._call(
+            lambda: self.state.scenario.ledger.fail_fetch(
+                order, self.name, running.fetch, outcome=outcome, reason=outcome, wait_ms=_RETRY
+            )
+        )
+        running.retry_from(retry_at)
+        if outcome == "deleted_upstream" and result != "refused":
+            self.state.orders[order].store(running, settled=True, deleted=True)
+
+    def sink_fails(self) -> None:
+        """The delivery fails and is retried."""
+        if self.delivery is not None:
+            self._complete(self.delivery, "retry")
+
+    def sink_rejects(self) -> None:
+        """The delivery fails for good."""
+        if self.delivery is not None:
+            self._complete(self.delivery, "dead")
+
+    def _pop(self) -> None:
+        queues = [queue_key(queue) for queue in self.queues]
+        popped = self.state.redis("LMPOP", len(queues), *queues, "LEFT")
+        if popped is None:
+            return
+        job_id = popped[1][0]
+        assert job_id not in self.state.job_ids, f"{job_id} was used twice: RQ would skip the second"
+        self.state.job_ids.add(job_id)
+        self.job = OrderKey(job_id[2:38].decode(), job_id[39:75].decode())
+
+    def _start(self, order: OrderKey) -> None:
+        self.state.touch(order)
+        self.job = None
+        outcome, fetch = self.state.scenario.ledger.start_fetch(order, self.name)
+        if fetch is not None:
+            self.fetch = RunningFetch(order, fetch, self.state.step, self.state.now + LEASE)
+            self.state.orders[order].start_fetch(self.fetch, self.state.now)
+        elif outcome == "deliver":
+            self.delivering = order
+        elif outcome == "dead":
+            self.state.orders[order].exhaust_crashes()
+
+    def _read(self, running: RunningFetch) -> None:
+        running.version = self.state.orders[running.order].version
+
+    def _store(self, running: RunningFetch, *, recheck_ms: int | None = None, give_up: str = "") -> None:
+        order, model = self._end_fetch(running.order), self.state.orders[running.order]
+        assert running.version is not None, "an answer is read before it is stored"
+        content, now = content_of(running.version), self.state.now
+        outcome = self._call(
+            lambda: (
+                self.state.scenario.ledger.store_fetch(
+                    order, self.name, running.fetch, content, recheck_ms=recheck_ms, give_up=give_up
+                ).what
+            )
+        )
+        assert (outcome == "refused") == (model.stored_token > running.fetch.token), (outcome, running)
+        if outcome != "refused":
+            model.store(running, settled=recheck_ms is None)
+            if recheck_ms is not None:
+                running.retry_from(now + recheck_ms)
+
+    def _end_fetch(self, order: OrderKey) -> OrderKey:
+        """However a fetch ends, revisions stored before it are still delivered."""
+        self.state.touch(order)
+        self.fetch = None
+        if self.state.scenario.sinks:
+            self.delivering = order
+        return order
+
+    def _acquire(self, order: OrderKey) -> None:
+        self.state.touch(order)
+        model, now = self.state.orders[order], self.state.now
+        delivery = self.state.scenario.ledger.acquire_delivery(order, self.name)
+        if delivery is None:
+            self.delivering = None
+            return
+        assert model.delivery is None or model.delivery.lease_ends <= now, "two deliveries of one order at once"
+        assert delivery.revision > model.delivered, "the sink received this revision before"
+        assert delivery.raw == b"%d" % (model.stored_version or 0), "not the content that is stored"
+        self.delivery = model.delivery = RunningDelivery(order, delivery, now + policy.DELIVERY_LEASE)
+
+    def _complete(self, running: RunningDelivery, outcome: Literal["succeeded", "retry", "dead"]) -> None:
+        order = running.order
+        self.state.touch(order)
+        # A failed delivery ends the job; after a success comes the next sink.
+        self.delivery, self.delivering = None, order if outcome == "succeeded" else None
+        self.state.orders[order].complete(running, outcome)
+        self._call(
+            lambda: self.state.scenario.ledger.complete_delivery(
+                order, self.name, running.delivery, outcome=outcome, reason="refused", wait_ms=_RETRY
+            )
+        )
+
+    def _call(self, script: Callable[[], T]) -> T:
+        """Call a script; in every third step twice, as a worker does that lost the first answer."""
+        answer = script()
+        if self.state.step % 3 == 0:
+            repeated = script()
+            assert repeated == answer, f"the repeated call returns {repeated} after {answer}"
+        return answer
+
+
+class Driver:
+    """One interleaving on an empty server. `check` is called after each step with the orders it was about."""
+
+    def __init__(self, scenario: Scenario, check: Callable[[frozenset[OrderKey]], None]) -> None:
+        scenario.redis.flushdb()
+        scenario.now = START
+        self._scenario, self._ledger, self._check = scenario, scenario.ledger, check
+        self._state = State(scenario, {order: OrderModel(order) for order in ORDERS})
+        self._workers = [Worker(self._state, f"w{number}", queues) for number, queues in enumerate(WORKERS)]
+        self._killed: list[Worker] = []
+        self._unsent: list[OrderKey] = []
+        self._started = len(WORKERS)
+
+    @property
+    def orders(self) -> dict[OrderKey, OrderModel]:
+        return self._state.orders
+
+    def play(self, steps: Sequence[Step]) -> None:
+        """Run the steps, then let time pass without faults until no order is due.
+
+        Raises Lost when some order stays due, or was not fetched then. Dead letters are requeued first.
+        """
+        for name, arguments in steps:
+            self._step(name, *arguments)
+        self._step("send_events")
+        self._run_until_quiet()
+        dead = [OrderKey.of(member.decode()) for member in self._state.redis("ZRANGE", keys.DEAD, 0, -1)]
+        for order in dead:
+            self._step("request", order, LIVE)
+        if dead:
+            self._run_until_quiet()
+        contents = self._state.redis("MGET", *map(keys.content, self.orders))
+        for model, content in zip(self.orders.values(), contents, strict=True):
+            model.check_fetched(zlib.decompress(content) if content else None)
+
+    # Upstream, its sender, and people.
 
     def settle(self, *orders: OrderKey) -> None:
-        """Orders settle, and one POST tells."""
+        """Orders settle, and one POST has their events."""
         for order in orders:
-            self.books[order].version += 1
+            self.orders[order].version += 1
         self._accept(orders)
 
-    def settle_silently(self, order: OrderKey) -> None:
-        """An order settles; its event is still on the way."""
-        self.books[order].version += 1
-        self._outbox.append(order)
+    def settle_before_event(self, order: OrderKey) -> None:
+        """An order settles; its event comes later."""
+        self.orders[order].version += 1
+        self._unsent.append(order)
 
-    def deliver(self) -> None:
-        """The events on the way arrive together."""
-        orders, self._outbox = self._outbox, []
+    def send_events(self) -> None:
+        """The events that were to come later arrive together."""
+        orders, self._unsent = self._unsent, []
         if orders:
             self._accept(orders)
 
-    def repeat(self, order: OrderKey) -> None:
+    def repeat_event(self, order: OrderKey) -> None:
         """The sender sends the latest event of an order again."""
-        sent = self.books[order].last_event
-        if sent:
-            self._touch(order)
-            assert self._parts.accept([event_of(order, sent)]) == (0, 0, 1), "a repeated event was not dropped"
+        timestamp = self.orders[order].last_timestamp
+        if timestamp:
+            self._state.touch(order)
+            recorded = self._scenario.accept_batch(event_of(order, timestamp))
+            assert recorded.duplicates == 1, "a repeated event was not dropped"
 
     def request(self, order: OrderKey, queue: str) -> None:
-        """Ops ask for the order: replay, refetch, requeue."""
-        self._touch(order)
-        self._ledger.request_fetch([order], queue="live" if queue == LIVE else "backfill", reason="refetch")
-        self.books[order].settled.append(self._world.moment)
+        """Somebody requests a fetch: replay, refetch, requeue."""
+        self._state.touch(order)
+        self._scenario.request(order, cast("Literal['live', 'backfill']", queue))
+        self.orders[order].settled_at.append(self._state.step)
 
     def retry_delivery(self, order: OrderKey) -> None:
-        """Ops give a dead delivery new attempts."""
-        self._touch(order)
-        self._ledger.retry_delivery(order, self._parts.sinks[0])
+        """Somebody gives a dead delivery new attempts."""
+        self._state.touch(order)
+        self._ledger.retry_delivery(order, self._scenario.sinks[0])
 
     # What happens to workers, and what the pool does about it.
 
     def kill(self, number: int) -> None:
-        """A worker is killed where it stands; another takes its place."""
-        self._ghosts.append(self.workers[number])
-        self.workers[number] = Worker(self._world, f"w{self._born}", WORKERS[number])
-        self._born += 1
+        """A worker is killed where it is; another one takes its place."""
+        self._killed.append(self._workers[number])
+        self._workers[number] = Worker(self._state, f"w{self._started}", WORKERS[number])
+        self._started += 1
 
     def release(self) -> None:
-        """The pool finds the worker that died last. That the pool dies as well is the interleaving without this."""
-        if not self._ghosts:
+        """The pool finds the worker that was killed last. Without this step the pool died as well."""
+        if not self._killed:
             return
-        ghost = self._ghosts.pop()
-        if ghost.order is not None:
-            self._touch(ghost.order)
-        self._ledger.release_worker(ghost.name, "killed", [] if ghost.job is None else [ghost.job])
-        if ghost.running is not None:
-            ghost.running.repeatable = True
-        if ghost.in_delivery is not None:
-            ghost.in_delivery.lease_ends = self.now
+        worker = self._killed.pop()
+        if worker.order is not None:
+            self._state.touch(worker.order)
+        self._ledger.release_worker(worker.name, "killed", [] if worker.job is None else [worker.job])
+        if worker.fetch is not None:
+            worker.fetch.repeatable = True
+        if worker.delivery is not None:
+            worker.delivery.lease_ends = self._state.now
 
     def dispatch(self) -> None:
-        self._touch(*self.books)
+        self._state.touch(*self.orders)
         self._ledger.dispatch_due()
 
     def wake(self, order: OrderKey) -> None:
-        self._touch(order)
-        self._ledger.release_worker("nobody", "ended", [order])
+        """The job of an order was lost with a worker that had not started it."""
+        self._state.touch(order)
+        self._ledger.release_worker("unknown", "ended", [order])
 
-    def jump(self, seconds: int) -> None:
-        """Nothing happens for a while."""
-        self._parts.clock.now += seconds * 1000
+    def pass_time(self, seconds: int) -> None:
+        self._scenario.later(seconds)
 
     def set_clock(self, seconds: int) -> None:
-        """The clock is set on, or back, as one that was wrong is, or as that of another machine differs.
+        """The clock of Redis is set forward or back.
 
-        What was under way, or was to wait, may now be repeated: by this clock its time is over, or never was.
+        What was running or waiting may now be repeated: by this clock its time is over, or never came.
         """
-        self._parts.clock.now += seconds * 1000
-        for book in self.books.values():
-            if book.latest is not None:
-                book.latest.wait(0)
-            if book.in_delivery is not None:
-                book.in_delivery.lease_ends = 0
+        self._scenario.later(seconds)
+        for model in self.orders.values():
+            if model.latest is not None:
+                model.latest.retry_from(0)
+            if model.delivery is not None:
+                model.delivery.lease_ends = 0
+
+    def _step(self, name: str, *arguments: Any) -> None:
+        """Run one step, a millisecond after the last."""
+        self._state.step += 1
+        self._scenario.now += 1
+        self._state.touch()
+        if hasattr(Worker, name):
+            number, *rest = arguments
+            getattr(self._workers[number], name)(*rest)
+        else:
+            getattr(self, name)(*arguments)
+        if self._state.touched:
+            self._check(self._state.touched)
 
     def _accept(self, orders: Sequence[OrderKey]) -> None:
-        self._touch(*orders)
+        self._state.touch(*orders)
         events = []
         for number, order in enumerate(orders):
             # Every other event has no timestamp: it is never a duplicate.
-            sent = f"{self._world.moment}.{number}" if self._world.moment % 2 else ""
-            self.books[order].last_event = sent or self.books[order].last_event
-            events.append(event_of(order, sent))
-        queued, coalesced, duplicates = self._parts.accept(events)
-        assert (queued + coalesced, duplicates) == (len(orders), 0), "a new event was dropped"
+            timestamp = f"{self._state.step}.{number}" if self._state.step % 2 else ""
+            self.orders[order].last_timestamp = timestamp or self.orders[order].last_timestamp
+            events.append(event_of(order, timestamp))
+        recorded = self._scenario.accept_batch(*events)
+        assert recorded.queued + recorded.coalesced == len(orders), "a new event was dropped"
         for order in orders:
-            self.books[order].settled.append(self._world.moment)
+            self.orders[order].settled_at.append(self._state.step)
 
-    def _touch(self, *orders: OrderKey) -> None:
-        self._world.touched = frozenset(orders)
+    def _run_until_quiet(self) -> None:
+        for number, worker in enumerate(self._workers):
+            while worker.order is not None:
+                self._step("work", number)
+        for _ in range(_ROUNDS):
+            self._empty_the_queues()
+            soonest = self._state.redis("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
+            if not soonest:
+                return
+            self._scenario.now = max(self._state.now, int(float(soonest[1])))
+            self._step("dispatch")
+        raise Lost(f"some order is still due after {_ROUNDS} rounds")
+
+    def _empty_the_queues(self) -> None:
+        number = len(self._workers) - 1
+        while True:
+            self._step("work", number)
+            if self._workers[number].order is None and not self._state.touched:
+                return

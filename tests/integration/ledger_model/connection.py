@@ -1,11 +1,12 @@
-"""A client of one socket, without pool and retry: a property test makes half a million small calls.
+"""A Redis client of one socket, without pool and retry: the property test makes half a million small calls.
 
-Redis's own client takes three times as long for each, and what is tested is what the server does.
+Redis's own client takes three times as long for each, and the test is about the server.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -15,10 +16,10 @@ from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 
-class Wire(Redis):
-    """Sends a command, waits for its answer; texts are bytes.
+class SocketRedis(Redis):
+    """Sends a command and waits for its answer; texts are bytes.
 
-    What `follow` names goes with every script in one round trip; its latest answer stands in `followed`.
+    The commands given to `follow` go with every script in one round trip; `followed` has their latest answers.
     """
 
     def __init__(self, url: str) -> None:
@@ -27,32 +28,33 @@ class Wire(Redis):
         self._socket = socket.create_connection((address.hostname, address.port), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader()
-        self._following = b""
-        self.followed: Any = None
+        self._following, self._followers = b"", 0
+        self.followed: list[Any] = []
         self.execute_command("AUTH", address.password)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Return the raw answer; raises redis.ResponseError."""
         name, *values = args
-        following = self._following if name == "EVALSHA" else b""
-        self._socket.sendall(hiredis.pack_command((*name.split(), *values)) + following)
+        is_script = name == "EVALSHA"
+        command = hiredis.pack_command((*name.split(), *values))
+        self._socket.sendall(command + self._following if is_script else command)
         answer = self._answer()
-        if following:
-            self.followed = self._answer()
+        if is_script:
+            self.followed = [self._answer() for _ in range(self._followers)]
         if isinstance(answer, hiredis.ReplyError):
             text = str(answer)
             raise NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
         return answer
 
-    def follow(self, *command: Any) -> None:
-        """Send this after every script from now on; without arguments nothing."""
-        self._following = hiredis.pack_command(command) if command else b""
+    def follow(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        """Send these commands after every script from now on."""
+        self._following, self._followers = b"".join(hiredis.pack_command(one) for one in commands), len(commands)
 
     def _answer(self) -> Any:
         while (answer := self._reader.gets()) is False:
             received = self._socket.recv(65536)
             if not received:
-                raise ConnectionError("the server hung up")
+                raise ConnectionError("the server closed the connection")
             self._reader.feed(received)
         return answer
 

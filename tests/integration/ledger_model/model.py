@@ -1,0 +1,233 @@
+"""What really happened to each order, kept apart from the ledger, and what must hold for the ledger after each step.
+
+Steps are numbered within an interleaving; times are the ledger's, in ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.work import Delivery, Fetch
+from tests.integration.ledger_model.connection import SocketRedis
+
+
+class Lost(AssertionError):
+    """An order was not fetched after its last settlement, or the ledger does not hold its newest content."""
+
+
+@dataclass
+class RunningFetch:
+    """A fetch that a worker started at this step; `version` is upstream's answer once it was read.
+
+    `repeatable`: it failed, or its worker is known to be dead; its settlement may be fetched again from `not_before`.
+    """
+
+    order: OrderKey
+    fetch: Fetch
+    step: int
+    lease_ends: int
+    version: int | None = None
+    repeatable: bool = False
+    not_before: int = 0
+
+    def retry_from(self, time: int) -> None:
+        self.repeatable, self.not_before = True, time
+
+
+@dataclass
+class RunningDelivery:
+    """A revision that a sink is receiving."""
+
+    order: OrderKey
+    delivery: Delivery
+    lease_ends: int
+
+
+@dataclass
+class OrderModel:
+    """Upstream's version of an order, the steps of its settlements, and what was fetched and delivered of it."""
+
+    order: OrderKey
+    version: int = 0
+    settled_at: list[int] = field(default_factory=list)
+    fetched_at: int = -1
+    stored_version: int | None = None
+    stored_token: int = 0
+    deleted: bool = False
+    latest: RunningFetch | None = None
+    delivered: int = 0
+    delivery: RunningDelivery | None = None
+    rejected: set[int] = field(default_factory=set)
+    last_timestamp: str = ""
+
+    def start_fetch(self, running: RunningFetch, now: int) -> None:
+        """Raises AssertionError for a second getOrder of the same settlement without a reason."""
+        last = self.latest
+        if last is not None:
+            assert running.fetch.token > last.fetch.token, "a fencing token was used twice"
+            if running.fetch.generation == last.fetch.generation:
+                assert last.repeatable or last.lease_ends <= now, f"{running} repeats {last} for no reason"
+                assert last.not_before <= now, f"{running} repeats {last} too early"
+        self.latest = running
+
+    def exhaust_crashes(self) -> None:
+        """Raises AssertionError if the order became dead through crashes in fetches of an older settlement."""
+        assert self.latest is not None
+        assert self.latest.fetch.generation == len(self.settled_at), f"dead after {self.latest}: {self.settled_at}"
+
+    def store(self, running: RunningFetch, *, settled: bool, deleted: bool = False) -> None:
+        """Record that the ledger stored the answer of this fetch, or that the order is deleted upstream."""
+        self.stored_token, self.deleted = running.fetch.token, deleted
+        if not deleted:
+            self.stored_version = running.version
+        if settled:
+            self.fetched_at = max(self.fetched_at, running.step)
+
+    def complete(self, running: RunningDelivery, outcome: str) -> None:
+        if self.delivery is running:
+            self.delivery = None
+        if outcome == "succeeded":
+            self.delivered = max(self.delivered, running.delivery.revision)
+        elif outcome == "dead":
+            self.rejected.add(running.delivery.revision)
+
+    def check_fetched(self, content: bytes | None) -> None:
+        """Raises Lost unless every settlement was fetched after it was accepted, and `content` is the newest."""
+        missed = [step for step in self.settled_at if step > self.fetched_at]
+        if missed:
+            raise Lost(f"{self.order.member}: accepted at {missed}, fetched last at {self.fetched_at}")
+        if self.settled_at and not self.deleted and content != b"%d" % self.version:
+            raise Lost(f"{self.order.member}: the ledger holds {content!r}, upstream has version {self.version}")
+
+
+NO_KEY, NEVER, EXPIRES = -2, -1, 1
+"""PTTL of a key: there is none, it does not expire, it expires."""
+
+_FIELDS: Final = (
+    "generation",
+    "started_generation",
+    "fetched_generation",
+    "fencing_token",
+    "stored_token",
+    "revision",
+    "digest",
+    "dead",
+)
+
+
+class Row(NamedTuple):
+    """One order as the ledger has it; `record`, `history`, `content`: NO_KEY, NEVER or EXPIRES."""
+
+    generation: int
+    started: int
+    fetched: int
+    token: int
+    stored: int
+    revision: int
+    digest: str
+    dead: str
+    delivered: int
+    delivery_dead: str
+    due: int | None
+    died_at: int | None
+    record: int
+    history: int
+    content: int
+
+    @property
+    def fetch_is_pending(self) -> bool:
+        return self.fetched < self.generation
+
+    def delivery_is_pending(self, sinks: Sequence[str]) -> bool:
+        return bool(sinks) and not self.delivery_dead and self.delivered < self.revision
+
+    @property
+    def all_expire(self) -> bool:
+        """Tell whether every key of the order expires."""
+        return self.record == self.history == EXPIRES and self.content in (EXPIRES, NO_KEY)
+
+    def must_be_kept(self, sinks: Sequence[str]) -> bool:
+        """Tell whether a fetch or a delivery is pending, or is a dead letter."""
+        return self.fetch_is_pending or (bool(sinks) and (self.delivery_is_pending(sinks) or bool(self.delivery_dead)))
+
+
+EMPTY: Final = Row(0, 0, 0, 0, 0, 0, "", "", 0, "", None, None, NO_KEY, NO_KEY, NO_KEY)
+
+
+class Audit:
+    """Reads the orders with every script that the connection runs, and compares them with the step before."""
+
+    def __init__(self, connection: SocketRedis, orders: Iterable[OrderKey], sinks: Sequence[str]) -> None:
+        self._connection, self._orders, self._sinks = connection, tuple(orders), tuple(sinks)
+        connection.follow([command for order in self._orders for command in _reads(order, sinks)])
+        self._each = len(_reads(self._orders[0], sinks))
+        self.reset()
+
+    def reset(self) -> None:
+        """Expect an empty server."""
+        self.rows = dict.fromkeys(self._orders, EMPTY)
+
+    def check(self, touched: Iterable[OrderKey]) -> None:
+        """Raises AssertionError if a step about `touched` broke a promise, or changed another order."""
+        answers = self._connection.followed
+        for number, order in enumerate(self._orders):
+            before, row = self.rows[order], _row(answers[number * self._each : (number + 1) * self._each])
+            if row != before:
+                assert order in touched, f"{order.member} was changed by a step about another order"
+                self._check(before, row)
+                self.rows[order] = row
+
+    def _check(self, before: Row, row: Row) -> None:
+        assert row.fetched <= row.started <= row.generation, row
+        assert row.stored <= row.token, row
+        for name in ("generation", "started", "fetched", "token", "stored", "revision", "delivered"):
+            assert getattr(row, name) >= getattr(before, name), f"{name} fell: {before} -> {row}"
+        assert (row.revision > before.revision) == (row.digest != before.digest), f"{before} -> {row}"
+        assert row.revision <= before.revision + 1, f"{before} -> {row}"
+        assert bool(row.dead) == (row.died_at is not None), f"record and list of dead letters differ: {row}"
+        assert not row.dead or row.fetch_is_pending, f"dead, but no fetch is pending: {row}"
+        if (row.fetch_is_pending and not row.dead) or row.delivery_is_pending(self._sinks):
+            assert row.due is not None, f"pending, but not in due: {row}"
+        if row.must_be_kept(self._sinks):
+            assert EXPIRES not in (row.record, row.history, row.content), f"pending, but a key expires: {row}"
+
+
+def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
+    sink = sinks[0] if sinks else "none"
+    return [
+        ("HMGET", keys.record(order), *_FIELDS, f"{sink}:revision", f"{sink}:dead"),
+        ("ZSCORE", keys.DUE, order.member),
+        ("ZSCORE", keys.DEAD, order.member),
+        ("PTTL", keys.record(order)),
+        ("PTTL", keys.history(order)),
+        ("PTTL", keys.content(order)),
+    ]
+
+
+def _row(answers: list[Any]) -> Row:
+    record, due, died_at, *expiries = answers
+    generation, started, fetched, token, stored, revision = (int(value or 0) for value in record[:6])
+    digest, dead, delivered, delivery_dead = record[6:]
+    return Row(
+        generation,
+        started,
+        fetched,
+        token,
+        stored,
+        revision,
+        (digest or b"").decode(),
+        (dead or b"").decode(),
+        int(delivered or 0),
+        (delivery_dead or b"").decode(),
+        _score(due),
+        _score(died_at),
+        *(min(ms, EXPIRES) for ms in expiries),
+    )
+
+
+def _score(value: bytes | None) -> int | None:
+    return None if value is None else int(float(value))
