@@ -34,7 +34,7 @@ from app.snapshot import Subject, Vitals, VitalSigns
 
 METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "events": ("ota_events", ("company", "outcome"), "Authenticated events by what became of them."),
-    "aside": ("ota_items_invalid", ("reason",), "Items that were not recorded, by reason code."),
+    "invalid_items": ("ota_items_invalid", ("reason",), "Items that were not recorded, by reason code."),
     "requests": ("ota_requests", ("status",), "POSTs to the webhook by the status they were answered."),
     "spool": (
         "ota_spool_events",
