@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from redis import Redis
 
-from tests.integration.desk import MUSEUM, Desk, open_desk, order
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+from tests.integration.desk import MUSEUM, Desk, order
 
 
 def event_ids(desk: Desk) -> list[str]:

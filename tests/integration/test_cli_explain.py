@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.ledger import Ledger
 from app.ledger.work import Failure
-from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, open_desk, order
+from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, order
 
 SECRETS = ("TK-000123456", "CP-0009981", "141234529930210327", "Jane Doe", "guest@example.com", "PAY-987654")
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
 
 
 def explain(desk: Desk, one: OrderKey | str, *options: str) -> Ended:

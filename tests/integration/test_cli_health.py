@@ -11,19 +11,13 @@ from threading import Thread
 
 import msgspec
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.dev.processes import Process
 from app.identity import identity
 from app.snapshot import Heartbeat
 from tests.eventually import eventually
-from tests.integration.desk import Desk, open_desk
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+from tests.integration.desk import Desk
 
 
 @contextmanager

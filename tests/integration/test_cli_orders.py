@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.ledger import keys
-from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
+from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, order
 
 NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
 SECRETS = (*NUMBERS, "Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b")
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
 
 
 def test_an_order_is_shown_with_its_tickets_masked_unless_asked_for(desk: Desk) -> None:

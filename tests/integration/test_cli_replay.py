@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app import times
 from app.audit import Audit
@@ -15,14 +13,9 @@ from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
 from app.replay import Selection, Selector
-from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, open_desk, order
+from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, order
 
 FAST = ("--rate", "5000", "--yes")
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
 
 
 def event_ids(desk: Desk) -> list[str]:

@@ -6,20 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from redis import Redis
-
 from app import bootstrap
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
-from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, open_desk, order
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, order
 
 
 def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:

@@ -22,11 +22,6 @@ from tests.integration.desk import MUSEUM, WORKER, Desk, open_desk, order
 PATIENCE = 20.0
 
 
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
-
-
 class Tailing:
     """A running `events tail`, read by what it has written so far."""
 
