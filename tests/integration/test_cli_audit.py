@@ -18,7 +18,7 @@ def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
     return found
 
 
-def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
+def test_each_change_by_hand_is_noted_with_its_author_and_selection(desk: Desk) -> None:
     dead = [order(number) for number in range(4)]
     desk.hear(*dead)
     for one in dead:
@@ -57,7 +57,7 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
     assert (ended[-1].code, ended[-1].err) == (0, "The audit is empty.\n")
 
 
-def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
+def test_dry_runs_and_refused_changes_are_not_noted(desk: Desk) -> None:
     desk.hear(order(1))
     desk.give_up(order(1))
 
@@ -74,7 +74,7 @@ def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
     assert desk.redis.exists(AUDIT) == 0
 
 
-def test_what_names_an_erased_order_leaves_the_audit_but_its_erasure(desk: Desk) -> None:
+def test_of_an_erased_order_the_audit_keeps_only_the_erasure(desk: Desk) -> None:
     desk.hear(order(1))
 
     desk.run_each([("orders", "refetch", order(1).order_id), ("orders", "erase", order(1).order_id, "--yes")])

@@ -66,7 +66,7 @@ def whys(desk: Desk, order: OrderKey) -> list[str]:
     return [entry.reason for entry in Archive(desk.redis).history(order) if isinstance(entry, FetchRequested)]
 
 
-def test_a_draft_is_confirmed_and_its_fetch_is_queued_among_the_live_ones(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_draft_is_confirmed_and_its_fetch_is_in_the_live_queue(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "CONFIRM-1")
 
     ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes", "--json")
@@ -80,7 +80,7 @@ def test_a_draft_is_confirmed_and_its_fetch_is_queued_among_the_live_ones(desk: 
     assert again.code == 0
 
 
-def test_a_cancelled_draft_vanishes_upstream_and_its_fetch_is_queued(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_cancelled_draft_is_deleted_upstream_and_its_fetch_is_queued(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "CANCEL-1")
 
     ended = desk.run("orders", "cancel", order.order_id, "--yes")
@@ -90,7 +90,7 @@ def test_a_cancelled_draft_vanishes_upstream_and_its_fetch_is_queued(desk: Desk,
     assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["cancel"])
 
 
-def test_without_anybody_to_ask_nothing_is_changed(desk: Desk, sandbox: Sandbox) -> None:
+def test_without_a_terminal_or_yes_nothing_is_changed(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "ASKED-1")
 
     ended = desk.run("orders", "cancel", order.order_id)
@@ -100,7 +100,7 @@ def test_without_anybody_to_ask_nothing_is_changed(desk: Desk, sandbox: Sandbox)
     assert (status(sandbox, order), whys(desk, order), desk.waiting("live")) == ("Draft", [], [])
 
 
-def test_what_upstream_refuses_is_told_and_the_order_is_fetched_anew(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_refused_change_is_reported_and_the_order_is_fetched_again(desk: Desk, sandbox: Sandbox) -> None:
     """Our copy may be old: here it was cancelled upstream in the meantime."""
     order = draft(sandbox, desk, "REFUSED-1")
     confirm = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
@@ -115,7 +115,7 @@ def test_what_upstream_refuses_is_told_and_the_order_is_fetched_anew(desk: Desk,
     assert whys(desk, order) == ["confirm-refused", "confirm-refused"]
 
 
-def test_a_key_that_is_not_accepted_changes_nothing_here_either(desk: Desk, sandbox: Sandbox) -> None:
+def test_with_a_refused_api_key_nothing_is_changed_or_fetched(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "KEY-1")
     sandbox.admin("POST", "faults", {"kind": "status", "status": 401})
 
@@ -125,7 +125,7 @@ def test_a_key_that_is_not_accepted_changes_nothing_here_either(desk: Desk, sand
     assert (whys(desk, order), desk.waiting("live")) == ([], [])
 
 
-def test_an_answer_that_never_comes_is_told_as_uncertain_and_the_order_is_fetched(desk: Desk, sandbox: Sandbox) -> None:
+def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(desk: Desk, sandbox: Sandbox) -> None:
     """Upstream has done it, and the connection broke: only a fetch can tell."""
     order = draft(sandbox, desk, "CUT-1")
     sandbox.admin("POST", "faults", {"kind": "cut", "operation": "confirmOrder"})
@@ -136,7 +136,7 @@ def test_an_answer_that_never_comes_is_told_as_uncertain_and_the_order_is_fetche
     assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm-unsure"])
 
 
-def test_redis_that_takes_no_writes_is_told_before_anything_is_changed_upstream(
+def test_a_redis_without_writes_stops_the_command_before_the_change_upstream(
     sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
 ) -> None:
     """Nobody could be told of it in the audit, nor could its fetch be owed."""
@@ -153,7 +153,7 @@ def test_redis_that_takes_no_writes_is_told_before_anything_is_changed_upstream(
     assert "upstream" not in ended.err
 
 
-def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
+def test_when_redis_fails_during_the_call_the_message_says_what_was_done(
     sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
 ) -> None:
     """The change stands upstream: whoever typed the command must know, and how to bring it home."""
@@ -175,9 +175,7 @@ def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
     assert f"orders refetch {order.order_id}" in ended.err
 
 
-def test_ctrl_c_while_upstream_is_asked_owes_the_fetch_that_shows_what_became_of_it(
-    desk: Desk, sandbox: Sandbox
-) -> None:
+def test_ctrl_c_during_the_call_queues_a_fetch(desk: Desk, sandbox: Sandbox) -> None:
     """The call may have arrived: nobody shall read Draft for ever."""
     order = draft(sandbox, desk, "CTRL-C-1")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 5})

@@ -73,7 +73,7 @@ def problems(ended: Ended) -> list[tuple[str, str]]:
     return [(one["about"], one["what"]) for one in found]
 
 
-def test_all_is_well(desk: Desk) -> None:
+def test_a_complete_setup_is_exit_code_0(desk: Desk) -> None:
     lines, table = desk.run("check", "--json"), desk.run("check")
 
     assert (lines.code, problems(lines), table.code) == (0, [], 0)
@@ -90,7 +90,7 @@ def test_all_is_well(desk: Desk) -> None:
     assert "canary" not in table.out
 
 
-def test_with_a_partner_id_the_list_is_asked(desk: Desk, sandbox: Sandbox) -> None:
+def test_with_a_partner_id_the_order_list_is_read(desk: Desk, sandbox: Sandbox) -> None:
     companies = Path(desk.env["COMPANIES_FILE"])
     companies.write_text(
         companies.read_text().replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
@@ -111,7 +111,7 @@ def test_with_a_partner_id_the_list_is_asked(desk: Desk, sandbox: Sandbox) -> No
         ({"forbidden_keys": [API_KEY]}, "forbidden (HTTP 403)", "NPR API Channel Mgr"),
     ],
 )
-def test_a_key_that_is_wrong_or_lacks_the_permission_is_told(
+def test_a_wrong_api_key_and_a_missing_permission_are_found(
     desk: Desk, sandbox: Sandbox, changed: dict[str, Any], detail: str, advice: str
 ) -> None:
     declare(sandbox, "venue", VENUE, **changed)
@@ -134,7 +134,7 @@ def test_a_key_that_is_wrong_or_lacks_the_permission_is_told(
         ("np_company", "Nothing", "NP_COMPANY"),
     ],
 )
-def test_each_part_of_a_wrong_address_is_told_apart(desk: Desk, name: str, value: str, advice: str) -> None:
+def test_each_wrong_part_of_the_address_is_named(desk: Desk, name: str, value: str, advice: str) -> None:
     companies = Path(desk.env["COMPANIES_FILE"])
     venue, _, museum = companies.read_text().partition("[companies.museum]")
     wrong = "\n".join(f'{name} = "{value}"' if line.startswith(f"{name} =") else line for line in venue.splitlines())
@@ -146,7 +146,7 @@ def test_each_part_of_a_wrong_address_is_told_apart(desk: Desk, name: str, value
     assert any(advice in one["advice"] for one in ended.objects if one["level"] == "todo")
 
 
-def test_a_missing_subscription_is_told(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_missing_subscription_is_found(desk: Desk, sandbox: Sandbox) -> None:
     replace_subscription(sandbox, "venue", eventName="another_event")
 
     ended = desk.run("check", "--json")
@@ -155,7 +155,7 @@ def test_a_missing_subscription_is_told(desk: Desk, sandbox: Sandbox) -> None:
     assert PATH in ended.out
 
 
-def test_a_subscription_that_was_switched_off_is_told(desk: Desk, sandbox: Sandbox) -> None:
+def test_an_inactive_subscription_is_found(desk: Desk, sandbox: Sandbox) -> None:
     subscription_id = replace_subscription(sandbox, "museum")
     sandbox.admin("PATCH", f"subscriptions/{subscription_id}", {"state": "Disabled"})
 
@@ -165,9 +165,7 @@ def test_a_subscription_that_was_switched_off_is_told(desk: Desk, sandbox: Sandb
     assert "Disabled" in ended.out
 
 
-def test_a_subscription_with_a_client_state_that_is_not_ours_is_told_without_showing_it(
-    desk: Desk, sandbox: Sandbox
-) -> None:
+def test_a_wrong_client_state_is_found_and_not_shown(desk: Desk, sandbox: Sandbox) -> None:
     replace_subscription(sandbox, "venue", clientState="canary-of-somebody-else")
 
     ended = desk.run("check", "--json")
@@ -176,13 +174,13 @@ def test_a_subscription_with_a_client_state_that_is_not_ours_is_told_without_sho
     assert "401" in ended.out
 
 
-def test_a_subscription_to_another_path_is_told(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_subscription_to_another_path_is_found(desk: Desk, sandbox: Sandbox) -> None:
     replace_subscription(sandbox, "venue", notificationUrl="https://hooks.example.com/elsewhere")
 
     assert problems(desk.run("check", "--json")) == [("venue", "subscription")]
 
 
-def test_a_company_id_that_is_not_the_companys_is_told(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_wrong_company_id_is_found(desk: Desk, sandbox: Sandbox) -> None:
     companies = Path(desk.env["COMPANIES_FILE"])
     companies.write_text(companies.read_text().replace(VENUE, "44444444-4444-4444-8444-444444444444"))
 
@@ -192,20 +190,20 @@ def test_a_company_id_that_is_not_the_companys_is_told(desk: Desk, sandbox: Sand
     assert VENUE in ended.out
 
 
-def test_an_upstream_that_is_not_there_is_told_once_a_company(desk: Desk) -> None:
+def test_an_unreachable_upstream_is_one_finding_a_company(desk: Desk) -> None:
     ended = desk.run("check", "--json", NP_BASE_URL="http://127.0.0.1:1")
 
     assert (ended.code, problems(ended)) == (1, [("venue", "api"), ("museum", "api")])
 
 
-def test_redis_away_is_a_finding_and_the_rest_is_checked(desk: Desk) -> None:
+def test_an_unavailable_redis_is_a_finding_and_the_rest_is_checked(desk: Desk) -> None:
     ended = desk.run("check", "--json", REDIS_URL="redis://127.0.0.1:1/0")
 
     assert (ended.code, problems(ended)) == (1, [("redis", "redis")])
     assert ("venue", "good") in {(one["about"], one["level"]) for one in ended.objects}
 
 
-def test_a_redis_that_forgets_is_told(desk: Desk, redis_client: Redis) -> None:
+def test_a_redis_without_durability_is_found(desk: Desk, redis_client: Redis) -> None:
     redis_client.config_set("appendonly", "no")
     try:
         ended = desk.run("check", "--json")
@@ -215,7 +213,7 @@ def test_a_redis_that_forgets_is_told(desk: Desk, redis_client: Redis) -> None:
     assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
 
 
-def test_wrong_settings_are_findings_too_with_exit_code_2(desk: Desk) -> None:
+def test_wrong_settings_are_findings_with_exit_code_2(desk: Desk) -> None:
     lines = desk.run("check", "--json", REDIS_URL="http://nonsense", PORT="x")
     table = desk.run("check", REDIS_URL="http://nonsense", PORT="x")
 
@@ -223,7 +221,7 @@ def test_wrong_settings_are_findings_too_with_exit_code_2(desk: Desk) -> None:
     assert [one["detail"].split(":")[0] for one in lines.objects] == ["REDIS_URL", "PORT"]
 
 
-def test_an_open_way_to_another_machines_redis_is_noted() -> None:
+def test_an_unprotected_redis_on_another_machine_is_noted() -> None:
     from app.cli.check import of_address
 
     def noted(url: str) -> list[str]:

@@ -49,13 +49,13 @@ def test_events_are_filtered(desk: Desk, filters: tuple[str, ...], numbers: list
     assert [event["order_id"] for event in found.objects] == [order(number).order_id for number in numbers]
 
 
-def test_no_match_is_exit_code_1_and_a_sentence(desk: Desk) -> None:
+def test_no_match_is_one_sentence_and_exit_code_1(desk: Desk) -> None:
     ended = desk.run("events", "list", "--until", "1h", "--json")
 
     assert (ended.code, ended.out, ended.err) == (1, "", "No event matches.\n")
 
 
-def test_one_event_is_shown_with_where_its_order_stands(desk: Desk) -> None:
+def test_one_event_is_shown_with_the_state_of_its_order(desk: Desk) -> None:
     desk.hear(order(1), timestamp="2026-06-01T08:15:02.4170000Z")
     desk.bring_home(order(1))
     (event_id,) = event_ids(desk)
@@ -69,5 +69,5 @@ def test_one_event_is_shown_with_where_its_order_stands(desk: Desk) -> None:
     assert (shown["id"], shown["order_state"], shown["secret"]) == (event_id, "fetched", "current")
 
 
-def test_an_event_that_is_not_here_is_exit_code_1(desk: Desk) -> None:
+def test_an_unknown_event_is_exit_code_1(desk: Desk) -> None:
     assert desk.run("events", "show", "1-1").code == 1

@@ -28,7 +28,7 @@ def hand_on(desk: Desk, one: OrderKey) -> None:
     desk.ledger().complete_delivery(one, WORKER, found, outcome="succeeded", duration_ms=7)
 
 
-def test_an_order_that_came_home_and_was_handed_on_is_complete(desk: Desk) -> None:
+def test_a_fetched_and_delivered_order_is_complete(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     hand_on(desk, order(1))
@@ -49,7 +49,7 @@ def test_an_order_that_came_home_and_was_handed_on_is_complete(desk: Desk) -> No
 
 
 @pytest.mark.parametrize("name", ["CM-260601081502-9F3A", "partner-order-2026-00042", "cm-00000000"])
-def test_it_is_found_by_what_the_partner_the_venue_or_the_event_calls_it(desk: Desk, name: str) -> None:
+def test_an_order_is_found_by_each_of_its_references(desk: Desk, name: str) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     hand_on(desk, order(1))
@@ -57,7 +57,7 @@ def test_it_is_found_by_what_the_partner_the_venue_or_the_event_calls_it(desk: D
     assert explain(desk, name).code == 0
 
 
-def test_a_sink_that_has_not_had_it_makes_it_incomplete(desk: Desk) -> None:
+def test_without_its_delivery_an_order_is_not_complete(desk: Desk) -> None:
     """Home is not enough: the tickets are here, and the shop does not have them."""
     desk.hear(order(1))
     desk.bring_home(order(1))
@@ -72,7 +72,7 @@ def test_a_sink_that_has_not_had_it_makes_it_incomplete(desk: Desk) -> None:
     assert "tickets are here" not in ended.out
 
 
-def test_a_sink_that_nobody_hands_it_to_is_advised_about(desk: Desk) -> None:
+def test_the_advice_for_a_sink_without_a_planned_delivery_works(desk: Desk) -> None:
     """As with one that was added to the settings after the order had come to rest; the advice is one that works."""
     desk.hear(order(1))
     desk.bring_home(order(1))
@@ -90,13 +90,13 @@ def test_a_sink_that_nobody_hands_it_to_is_advised_about(desk: Desk) -> None:
     assert asked.code == 0, asked.err
 
 
-def test_an_order_of_which_no_status_is_known_is_told_without_one(desk: Desk) -> None:
+def test_an_unknown_status_is_left_out(desk: Desk) -> None:
     desk.redis.hset(keys.record(order(1)), mapping={"generation": 1})
 
     assert "NOT COMPLETE: pending\n" in explain(desk, order(1)).out
 
 
-def test_each_try_is_told_with_its_answer_and_what_holds_it_up(desk: Desk) -> None:
+def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(desk: Desk) -> None:
     desk.hear(order(1))
     now = bootstrap.clock()
     ledger = Ledger(desk.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
@@ -124,7 +124,7 @@ def test_each_try_is_told_with_its_answer_and_what_holds_it_up(desk: Desk) -> No
     assert "ota-receiver check" in flat
 
 
-def test_the_same_event_many_times_is_one_line(desk: Desk) -> None:
+def test_duplicates_are_one_line(desk: Desk) -> None:
     for _ in range(40):
         desk.hear(order(1), timestamp="2026-06-01T08:15:02Z")
 
@@ -134,7 +134,7 @@ def test_the_same_event_many_times_is_one_line(desk: Desk) -> None:
     assert len(ended.out.splitlines()) < 14
 
 
-def test_a_dead_letter_says_why_and_what_to_do(desk: Desk) -> None:
+def test_a_dead_letter_has_a_reason_and_an_advice(desk: Desk) -> None:
     desk.hear(order(1))
     desk.give_up(order(1), "order_missing", 404)
 
@@ -145,7 +145,7 @@ def test_a_dead_letter_says_why_and_what_to_do(desk: Desk) -> None:
     assert f"dead requeue {order(1).order_id}" in re.sub(r"\s+", " ", ended.out)
 
 
-def test_a_worker_that_never_ended_its_fetch_shows(desk: Desk) -> None:
+def test_a_running_fetch_is_shown_with_its_worker(desk: Desk) -> None:
     desk.hear(order(1))
     desk.begin(order(1))
 
@@ -155,7 +155,7 @@ def test_a_worker_that_never_ended_its_fetch_shows(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("text", ["4711", "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"])
-def test_an_order_that_never_came_says_what_that_means_and_what_looks_further(desk: Desk, text: str) -> None:
+def test_an_unknown_order_is_explained_with_commands_that_search_further(desk: Desk, text: str) -> None:
     page, line = explain(desk, text), desk.run("orders", "explain", text, "--json")
 
     assert (page.code, page.out, line.code) == (1, "", 1)
@@ -165,7 +165,7 @@ def test_an_order_that_never_came_says_what_that_means_and_what_looks_further(de
     assert (line.objects[0]["state"], line.objects[0]["complete"]) == ("unknown", False)
 
 
-def test_of_two_that_match_one_must_be_named(desk: Desk) -> None:
+def test_of_two_orders_with_one_reference_the_company_must_be_given(desk: Desk) -> None:
     for one in (order(1), order(1, MUSEUM)):
         desk.hear(one)
         desk.bring_home(one)
@@ -175,7 +175,7 @@ def test_of_two_that_match_one_must_be_named(desk: Desk) -> None:
     assert explain(desk, "CM-260601081502-9F3A", "--company", "museum").code == 0
 
 
-def test_a_trail_that_was_cut_says_so(desk: Desk) -> None:
+def test_a_cut_history_says_so(desk: Desk) -> None:
     for number in range(210):
         desk.hear(order(1), timestamp=f"2026-06-01T08:15:02.{number:03}Z")
 
@@ -185,7 +185,7 @@ def test_a_trail_that_was_cut_says_so(desk: Desk) -> None:
     assert len(ended.out.splitlines()) < 20
 
 
-def test_a_replay_stands_beside_the_time_that_the_event_took(desk: Desk) -> None:
+def test_a_replay_is_shown_beside_the_duration_of_the_event(desk: Desk) -> None:
     """An order that took 23 s took 23 s, also after a replay that took 13 ms."""
     desk.hear(order(1), at=bootstrap.clock() - 23_000)
     desk.bring_home(order(1))

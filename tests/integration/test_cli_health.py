@@ -56,12 +56,12 @@ def test_a_web_process_that_answers_is_healthy(desk: Desk) -> None:
             assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
 
 
-def test_a_web_process_that_answers_something_else_is_not(desk: Desk) -> None:
+def test_a_web_process_with_another_answer_is_not_healthy(desk: Desk) -> None:
     with web(503) as port:
         assert desk.run("health", "--role", "web", PORT=str(port)).code == 1
 
 
-def test_a_proxy_of_the_environment_is_not_asked(desk: Desk) -> None:
+def test_proxies_of_the_environment_are_not_used(desk: Desk) -> None:
     with web(200) as port:
         assert desk.run("health", "--role", "web", PORT=str(port), http_proxy="http://127.0.0.1:1").code == 0
 
@@ -75,13 +75,13 @@ def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(desk: Desk, free_port: i
     assert desk.run("health", PORT=str(free_port)).code == code
 
 
-def test_the_heartbeat_of_another_machine_says_nothing_of_this_one(desk: Desk) -> None:
+def test_the_heartbeat_of_another_machine_does_not_count(desk: Desk) -> None:
     beat(desk, 0, machine="another-boot-another-namespace")
 
     assert desk.run("health", "--role", "worker").code == 1
 
 
-def test_with_redis_away_a_worker_is_not_healthy_and_a_web_process_is(desk: Desk) -> None:
+def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(desk: Desk) -> None:
     with web(200) as port:
         away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": str(port)}
 
@@ -89,7 +89,7 @@ def test_with_redis_away_a_worker_is_not_healthy_and_a_web_process_is(desk: Desk
         assert desk.run("health", **away).code == 0
 
 
-def test_a_web_process_that_hangs_is_given_up_within_its_limit(desk: Desk, hanging: Callable[[], int]) -> None:
+def test_a_hanging_web_process_is_not_healthy(desk: Desk, hanging: Callable[[], int]) -> None:
     ended = desk.run("health", "--role", "web", "--json", PORT=str(hanging()))
 
     assert (ended.code, ended.objects[0]["healthy"]) == (1, False)
@@ -105,7 +105,7 @@ def hanging() -> Iterator[Callable[[], int]]:
         yield lambda: int(mute.getsockname()[1])
 
 
-def test_the_real_pool_is_found_by_its_heartbeat(desk: Desk, tmp_path: Path) -> None:
+def test_a_real_pool_is_healthy(desk: Desk, tmp_path: Path) -> None:
     env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "SINKS": ""}
     with Process.start([sys.executable, "-m", "app.cli", "worker"], env=env, log=tmp_path / "log"):
         eventually(lambda: desk.redis.hlen("ota:pools") == 1, 30, what="a heartbeat")

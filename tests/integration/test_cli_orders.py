@@ -15,7 +15,7 @@ NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
 SECRETS = (*NUMBERS, "Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b")
 
 
-def test_an_order_is_shown_with_its_tickets_masked_unless_asked_for(desk: Desk) -> None:
+def test_tickets_are_masked_without_reveal(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     show = ("orders", "show", order(1).order_id)
@@ -60,7 +60,7 @@ def test_of_two_companies_with_the_same_order_id_one_must_be_named(desk: Desk) -
     assert [one.objects[0]["company_id"] for one in named] == [MUSEUM, MUSEUM]
 
 
-def test_an_order_of_a_company_that_the_settings_name_no_more_is_still_found(desk: Desk) -> None:
+def test_an_order_of_a_company_removed_from_the_settings_is_found(desk: Desk) -> None:
     gone = order(1, "33333333-3333-4333-8333-333333333333")
     desk.hear(gone)
 
@@ -70,14 +70,14 @@ def test_an_order_of_a_company_that_the_settings_name_no_more_is_still_found(des
 
 
 @pytest.mark.parametrize("text", ["9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8", "CM-NOWHERE"])
-def test_an_order_that_is_not_here_is_exit_code_1(desk: Desk, text: str) -> None:
+def test_an_unknown_order_is_exit_code_1(desk: Desk, text: str) -> None:
     ended = desk.run("orders", "show", text, "--json")
 
     assert (ended.code, ended.out) == (1, "")
     assert text in ended.err
 
 
-def test_each_state_says_what_to_do_next(desk: Desk) -> None:
+def test_each_state_has_a_next_step(desk: Desk) -> None:
     draft, dead, parked, fetching, sink = (order(number) for number in range(5))
     desk.hear(draft, dead, parked, fetching, sink)
     desk.bring_home(draft, "order-draft")
@@ -133,7 +133,7 @@ def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
     assert listed("--until", "1h") == [1]
 
 
-def test_the_table_holds_whole_ids_in_a_pipe(desk: Desk) -> None:
+def test_ids_are_whole_in_a_pipe(desk: Desk) -> None:
     desk.hear(order(1))
 
     ended = desk.run("orders", "list")
@@ -143,7 +143,7 @@ def test_the_table_holds_whole_ids_in_a_pipe(desk: Desk) -> None:
     assert "no reference" not in ended.out
 
 
-def test_a_refetch_is_queued_among_the_live_ones_without_a_question(desk: Desk) -> None:
+def test_a_refetch_is_in_the_live_queue_and_asks_nothing(desk: Desk) -> None:
     desk.hear(order(1), order(2))
     desk.bring_home(order(1))
     desk.forget_jobs()
@@ -154,7 +154,7 @@ def test_a_refetch_is_queued_among_the_live_ones_without_a_question(desk: Desk) 
     assert desk.waiting("live") == [order(1).order_id]
 
 
-def test_a_refetch_of_an_unknown_order_changes_nothing_for_the_others(desk: Desk) -> None:
+def test_a_refetch_with_an_unknown_order_queues_nothing(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     desk.forget_jobs()
@@ -164,7 +164,7 @@ def test_a_refetch_of_an_unknown_order_changes_nothing_for_the_others(desk: Desk
     assert (ended.code, desk.waiting("live")) == (1, [])
 
 
-def test_control_codes_and_markup_of_a_sender_do_nothing_to_the_terminal(desk: Desk) -> None:
+def test_control_codes_and_markup_of_upstream_have_no_effect(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1), "order-error", statusMessage="[bold]no\x1b[2J item[/bold]")
 
@@ -174,7 +174,7 @@ def test_control_codes_and_markup_of_a_sender_do_nothing_to_the_terminal(desk: D
     assert "\x1b" not in ended.out
 
 
-def test_a_sink_that_is_behind_is_shown(desk: Desk) -> None:
+def test_a_pending_delivery_is_shown_with_its_attempts(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     hand_on = desk.ledger().acquire_delivery(order(1), WORKER)
@@ -188,7 +188,7 @@ def test_a_sink_that_is_behind_is_shown(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " "])
-def test_an_empty_name_names_no_order_not_the_one_without_a_reference(desk: Desk, text: str) -> None:
+def test_an_empty_name_is_refused(desk: Desk, text: str) -> None:
     desk.redis.hset(keys.record(order(1)), mapping={"wanted": 1, "done": 1})
     desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
 
@@ -198,7 +198,7 @@ def test_an_empty_name_names_no_order_not_the_one_without_a_reference(desk: Desk
     assert desk.waiting("live") == []
 
 
-def test_advice_names_the_company_where_two_have_the_id(desk: Desk) -> None:
+def test_the_advice_has_the_company_if_two_have_the_order_id(desk: Desk) -> None:
     desk.hear(order(1), order(1, MUSEUM), order(2))
     for one in (order(1), order(1, MUSEUM), order(2)):
         desk.give_up(one)
@@ -241,7 +241,7 @@ def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), "wrong type"])
-def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content: bytes | str) -> None:
+def test_unreadable_content_is_reported_with_an_advice(desk: Desk, content: bytes | str) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     desk.redis.delete(keys.content(order(1)))
@@ -263,7 +263,7 @@ def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content
 
 
 @pytest.mark.parametrize("kind", ["a byte", "wrong type"])
-def test_a_trail_that_cannot_be_read_hides_nothing_else(desk: Desk, kind: str) -> None:
+def test_an_unreadable_history_hides_nothing_else(desk: Desk, kind: str) -> None:
     desk.hear(order(1))
     if kind == "a byte":
         desk.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
@@ -276,7 +276,7 @@ def test_a_trail_that_cannot_be_read_hides_nothing_else(desk: Desk, kind: str) -
     assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in said)
 
 
-def test_one_of_a_thing_is_told_as_one(desk: Desk) -> None:
+def test_a_count_of_one_is_singular(desk: Desk) -> None:
     desk.hear(order(1))
     fetch = desk.begin(order(1))
     desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_503", http_status=503, wait_ms=9000)

@@ -51,7 +51,7 @@ def make(sandbox: Sandbox, count: int, mix: str = "Issued") -> list[str]:
     return [one["order_id"] for one in sandbox.admin("POST", "orders", wish)["orders"]]
 
 
-def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
+def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
     """Exit code 1: a script can tell."""
     made = make(sandbox, 2)
 
@@ -73,7 +73,7 @@ def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> N
     assert "canary" not in lines.out + lines.err + table.out + table.err
 
 
-def test_apply_queues_just_these_behind_the_live_ones(desk: Desk, sandbox: Sandbox) -> None:
+def test_apply_queues_exactly_these_in_the_backfill_queue(desk: Desk, sandbox: Sandbox) -> None:
     made = make(sandbox, 1)
     everything = [gap["order_id"] for gap in desk.run("reconcile", "--json").objects]
 
@@ -87,7 +87,7 @@ def test_apply_queues_just_these_behind_the_live_ones(desk: Desk, sandbox: Sandb
     assert desk.run("reconcile").code == 0
 
 
-def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk, sandbox: Sandbox) -> None:
+def test_apply_without_a_terminal_or_yes_changes_nothing(desk: Desk, sandbox: Sandbox) -> None:
     make(sandbox, 1)
 
     ended = desk.run("reconcile", "--apply")
@@ -97,7 +97,7 @@ def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk,
     assert desk.waiting("backfill") == []
 
 
-def test_it_reads_on_from_the_cursor_leaves_it_there_and_from_zero_reads_all(desk: Desk, sandbox: Sandbox) -> None:
+def test_it_reads_from_the_cursor_without_moving_it_and_from_zero_everything(desk: Desk, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
     make(sandbox, 1)
     cursor = Cursor(desk.redis, VENUE)
@@ -108,7 +108,7 @@ def test_it_reads_on_from_the_cursor_leaves_it_there_and_from_zero_reads_all(des
     assert cursor.start(10**13) == 10**9
 
 
-def test_a_company_without_a_partner_id_is_told_what_to_do(desk: Desk) -> None:
+def test_a_company_without_a_partner_id_gets_an_advice(desk: Desk) -> None:
     ended = desk.run("reconcile", "--company", "museum")
 
     assert ended.code == 2
@@ -116,7 +116,7 @@ def test_a_company_without_a_partner_id_is_told_what_to_do(desk: Desk) -> None:
     assert "--from-file" in ended.err
 
 
-def test_a_list_that_fails_is_exit_code_5_and_what_was_found_is_shown(desk: Desk, sandbox: Sandbox) -> None:
+def test_an_incomplete_list_is_exit_code_5(desk: Desk, sandbox: Sandbox) -> None:
     make(sandbox, 1)
     sandbox.admin("POST", "faults", {"kind": "status", "operation": "listOrdersByPartner", "status": 401})
 
@@ -129,7 +129,7 @@ def test_a_list_that_fails_is_exit_code_5_and_what_was_found_is_shown(desk: Desk
     assert "breaker_open" in again.err
 
 
-def test_a_file_tells_what_is_missing_by_id_and_by_either_reference(desk: Desk) -> None:
+def test_orders_of_a_file_are_found_by_id_and_by_either_reference(desk: Desk) -> None:
     desk.hear(order(1), order(2))
     desk.bring_home(order(1), buyFromOrderReference="CM-HOME", sellToOrderReference="WEB-HOME")
     file = desk.folder / "orders.csv"
@@ -166,7 +166,7 @@ def test_a_file_is_applied_to_one_company_and_only_by_order_id(desk: Desk) -> No
     assert desk.run("reconcile", "--from-file", str(file)).code == 0
 
 
-def test_a_file_that_cannot_be_used_is_told_by_line(desk: Desk) -> None:
+def test_a_wrong_line_of_the_file_is_named(desk: Desk) -> None:
     file = desk.folder / "orders.csv"
     file.write_text("orderId\nnot-a-guid\n")
 
@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_used_is_told_by_line(desk: Desk) -> None:
     assert "--from-zero" in both.err
 
 
-def test_ctrl_c_ends_it_quietly_and_gives_its_slot_back(desk: Desk, sandbox: Sandbox) -> None:
+def test_ctrl_c_prints_nothing_and_releases_the_permit(desk: Desk, sandbox: Sandbox) -> None:
     """The next page of the workers must not wait for a lease to end."""
     fault = {"kind": "hang", "operation": "listOrdersByPartner", "seconds": 15}
     sandbox.admin("POST", "faults", fault)
@@ -194,7 +194,7 @@ def test_ctrl_c_ends_it_quietly_and_gives_its_slot_back(desk: Desk, sandbox: San
     assert desk.redis.keys("ota:permits:*") == []
 
 
-def test_on_a_terminal_it_asks_and_takes_no_for_an_answer(desk: Desk, sandbox: Sandbox) -> None:
+def test_on_a_terminal_it_asks_and_no_changes_nothing(desk: Desk, sandbox: Sandbox) -> None:
     make(sandbox, 1)
     ours, theirs = pty.openpty()
     os.write(ours, b"n\n")
@@ -216,7 +216,7 @@ def test_on_a_terminal_it_asks_and_takes_no_for_an_answer(desk: Desk, sandbox: S
 
 
 @pytest.mark.parametrize("of_file", [False, True])
-def test_what_is_to_be_done_is_done_though_nobody_reads_on(
+def test_a_closed_output_pipe_does_not_stop_the_requests(
     desk: Desk, sandbox: Sandbox, tmp_path: Path, of_file: bool
 ) -> None:
     """`--apply --yes --json | head -1`: the reader leaves, and every order is queued all the same."""

@@ -36,7 +36,7 @@ def counts(ended: Any) -> tuple[int, ...]:
     return tuple(plan[name] for name in ("orders", "queued", "waiting", "passed", "left"))
 
 
-def test_each_order_is_fetched_once_oldest_first_behind_the_live_ones(desk: Desk) -> None:
+def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(desk: Desk) -> None:
     """Five events of three orders: three fetches, in the order in which the orders were first told of."""
     heard_and_home(desk, 9, 1, 9, 5, 9)
 
@@ -47,7 +47,7 @@ def test_each_order_is_fetched_once_oldest_first_behind_the_live_ones(desk: Desk
     assert desk.waiting("live") == []
 
 
-def test_a_stored_copy_that_is_newer_is_left_alone_unless_by_force(desk: Desk) -> None:
+def test_a_newer_stored_copy_is_skipped(desk: Desk) -> None:
     """Order 2 was told of after its fetch, and its job was lost: it is older than what was told."""
     heard_and_home(desk, 1, 2)
     desk.hear(order(2))
@@ -61,7 +61,7 @@ def test_a_stored_copy_that_is_newer_is_left_alone_unless_by_force(desk: Desk) -
     assert "1 order skipped: the stored copy is newer than the event; --force fetches them too." in ended.err
 
 
-def test_when_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
+def test_if_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
     heard_and_home(desk, 1, 2)
 
     ended = desk.run("events", "replay", "--since", "1h", *FAST)
@@ -70,7 +70,7 @@ def test_when_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
     assert desk.redis.exists(keys.REPLAYS, keys.AUDIT) == 0
 
 
-def test_orders_with_a_job_that_waits_are_counted_and_get_no_second_one(desk: Desk) -> None:
+def test_orders_that_wait_for_a_job_get_no_second_one(desk: Desk) -> None:
     orders = [order(number) for number in range(450)]
     desk.hear(*orders)
     for one in orders[:200]:
@@ -83,7 +83,7 @@ def test_orders_with_a_job_that_waits_are_counted_and_get_no_second_one(desk: De
     assert desk.waiting("backfill") == [one.order_id for one in orders[:200]]
 
 
-def test_a_dry_run_tells_events_orders_calls_and_time_and_changes_nothing(desk: Desk) -> None:
+def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(desk: Desk) -> None:
     heard_and_home(desk, 1, 2, 1)
     desk.hear(order(3), order(4), order(5))
     before = {key: desk.redis.dump(key) for key in desk.redis.scan_iter()}
@@ -120,7 +120,7 @@ def test_a_dry_run_tells_events_orders_calls_and_time_and_changes_nothing(desk: 
         ({"BACKFILL_CONCURRENCY": "5", "UPSTREAM_REQUESTS_PER_5_MIN": "60000"}, 20),
     ],
 )
-def test_without_a_rate_it_is_what_the_backfills_part_of_the_budget_carries(
+def test_the_default_rate_is_the_backfills_share_of_the_limits(
     desk: Desk, settings: dict[str, str], rate: float
 ) -> None:
     desk.hear(order(1))
@@ -130,7 +130,7 @@ def test_without_a_rate_it_is_what_the_backfills_part_of_the_budget_carries(
     assert ended.objects[0]["rate"] == rate
 
 
-def test_without_anybody_to_ask_it_refuses_and_changes_nothing(desk: Desk) -> None:
+def test_without_a_terminal_it_refuses_and_changes_nothing(desk: Desk) -> None:
     heard_and_home(desk, 1)
 
     ended = desk.run("events", "replay", "--since", "1h", "--force", stdin="y\n")
@@ -140,7 +140,7 @@ def test_without_anybody_to_ask_it_refuses_and_changes_nothing(desk: Desk) -> No
     assert desk.waiting("backfill") == []
 
 
-def test_events_and_orders_are_replayed_by_name_and_what_is_missing_stops_nothing(desk: Desk) -> None:
+def test_an_unknown_event_id_stops_nothing(desk: Desk) -> None:
     heard_and_home(desk, 1, 2, 3)
     first = event_ids(desk)[0]
 
@@ -179,7 +179,7 @@ def test_all_conditions_must_hold(desk: Desk, selection: Selection, numbers: lis
     assert list(found.orders) == [order(number).member for number in numbers]
 
 
-def test_the_options_make_the_selection(desk: Desk) -> None:
+def test_the_options_become_the_selection(desk: Desk) -> None:
     desk.hear(order(1), order(2), status="Draft")
     desk.hear(order(2))
     desk.give_up(order(2))
@@ -197,7 +197,7 @@ def test_the_options_make_the_selection(desk: Desk) -> None:
     assert desk.waiting("backfill") == [order(2).order_id]
 
 
-def test_an_order_of_which_no_event_is_kept_is_replayed_by_name(desk: Desk) -> None:
+def test_an_order_without_a_stored_event_is_replayed_by_id(desk: Desk) -> None:
     """It was told of before EVENT_DAYS, or reconcile found it."""
     heard_and_home(desk, 1)
     desk.redis.delete(keys.EVENTS)
@@ -222,7 +222,7 @@ def test_an_order_of_which_no_event_is_kept_is_replayed_by_name(desk: Desk) -> N
         ("--since", "1h", "--to-sinks", "--force"),
     ],
 )
-def test_what_is_unclear_is_refused_in_one_line(desk: Desk, arguments: tuple[str, ...]) -> None:
+def test_unclear_options_are_refused_in_one_line(desk: Desk, arguments: tuple[str, ...]) -> None:
     desk.hear(order(1))
 
     ended = desk.run("events", "replay", *FAST, *arguments)
@@ -231,7 +231,7 @@ def test_what_is_unclear_is_refused_in_one_line(desk: Desk, arguments: tuple[str
     assert desk.redis.exists(keys.AUDIT) == 0
 
 
-def test_who_asked_why_and_for_what_is_kept_and_the_order_tells_of_the_plan(desk: Desk) -> None:
+def test_the_audit_and_the_history_name_the_replay(desk: Desk) -> None:
     """No event is added, and none is marked as seen."""
     heard_and_home(desk, 1)
     before = event_ids(desk)
@@ -269,7 +269,7 @@ def test_an_erased_order_is_not_selected_even_by_force(desk: Desk) -> None:
     assert desk.waiting("backfill") == [order(2).order_id]
 
 
-def test_where_no_worker_does_replays_it_says_so(desk: Desk) -> None:
+def test_without_backfill_workers_a_remark_says_so(desk: Desk) -> None:
     desk.hear(order(1))
 
     ended = desk.run("events", "replay", "--since", "1h", *FAST, BACKFILL_WORKERS="0")
@@ -278,7 +278,7 @@ def test_where_no_worker_does_replays_it_says_so(desk: Desk) -> None:
     assert "BACKFILL_WORKERS is 0 here" in ended.err
 
 
-def test_the_stored_revision_is_owed_to_the_sinks_again_without_a_fetch(desk: Desk) -> None:
+def test_to_sinks_delivers_the_stored_revision_again_without_a_fetch(desk: Desk) -> None:
     """Order 1 was handed on, order 2 was never fetched; nothing is queued by the command itself."""
     heard_and_home(desk, 1)
     hand_on = desk.ledger().acquire_delivery(order(1), "w")

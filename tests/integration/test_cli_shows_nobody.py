@@ -91,7 +91,7 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
     assert leaks == []
 
 
-def test_the_whole_order_is_shown_to_who_asks_for_it(desk: Desk) -> None:
+def test_reveal_shows_the_whole_order(desk: Desk) -> None:
     """Else the test above would find nothing, whatever was printed."""
     table, line = desk.run_each(
         [("orders", "show", HOME.order_id, "--reveal"), ("orders", "show", HOME.order_id, "--reveal", "--json")]

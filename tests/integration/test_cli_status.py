@@ -31,7 +31,7 @@ def status(desk: Desk, code: int) -> Any:
     return found
 
 
-def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> None:
+def test_the_backlog_of_each_queue_has_an_expected_end(desk: Desk) -> None:
     """Two workers with 42 ms for a getOrder do 47.6 a second, until 6,000 in 5 minutes are used up."""
     beat(desk)
     desk.hear(order(1))
@@ -51,7 +51,7 @@ def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> 
     assert found["oldest_owed_s"]["museum"] == 0
 
 
-def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk) -> None:
+def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(desk: Desk) -> None:
     beat(desk, ago_ms=60_000)
     desk.hear(order(1))
 
@@ -62,7 +62,7 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk)
     assert "fetching is paused" in page.out
 
 
-def test_a_raised_alert_is_named_and_is_exit_code_1(desk: Desk) -> None:
+def test_a_firing_alert_is_named_and_the_exit_code_is_1(desk: Desk) -> None:
     beat(desk)
     desk.redis.hset(
         keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"raised":2}', "silence|museum|": '{"since":1}'}
@@ -71,7 +71,7 @@ def test_a_raised_alert_is_named_and_is_exit_code_1(desk: Desk) -> None:
     assert status(desk, 1)["alerts"] == ["fetch_late venue"]
 
 
-def test_what_was_given_up_and_an_open_breaker_stand_there(desk: Desk) -> None:
+def test_dead_letters_and_open_breakers_are_counted(desk: Desk) -> None:
     beat(desk)
     desk.hear(order(1), order(2, MUSEUM))
     desk.give_up(order(1))

@@ -61,7 +61,7 @@ def tailing(desk: Desk, *options: str) -> Iterator[Tailing]:
         assert "Traceback" not in err.read_text()
 
 
-def test_an_event_is_told_at_once_and_then_what_became_of_its_order(desk: Desk) -> None:
+def test_an_event_is_shown_at_once_and_later_the_outcome_of_its_order(desk: Desk) -> None:
     with tailing(desk, "--json") as tail:
         desk.hear(order(1))
         assert [told["what"] for told in tail.objects(1)] == ["event"]
@@ -75,7 +75,7 @@ def test_an_event_is_told_at_once_and_then_what_became_of_its_order(desk: Desk) 
     assert 0 <= became["took_ms"] < PATIENCE * 1000
 
 
-def test_what_is_parked_and_given_up_is_told_with_its_reason(desk: Desk) -> None:
+def test_deferred_and_dead_orders_are_shown_with_the_reason(desk: Desk) -> None:
     with tailing(desk) as tail:
         desk.hear(order(1), order(2))
         desk.give_up(order(1), "bad_request", 400)
@@ -106,7 +106,7 @@ def test_what_is_parked_and_given_up_is_told_with_its_reason(desk: Desk) -> None
         (("--order", "cm-00000000", "--company", "museum"), [3]),
     ],
 )
-def test_only_what_was_asked_for_is_told(desk: Desk, options: tuple[str, ...], numbers: list[int]) -> None:
+def test_the_options_filter_what_is_shown(desk: Desk, options: tuple[str, ...], numbers: list[int]) -> None:
     desk.hear(order(1))
     desk.hear(order(1))
     desk.hear(order(2), status="Draft")
@@ -119,7 +119,7 @@ def test_only_what_was_asked_for_is_told(desk: Desk, options: tuple[str, ...], n
     assert [int(told["order_id"][-2:]) for told in found] == numbers
 
 
-def test_an_earlier_time_to_begin_with_is_inclusive(desk: Desk) -> None:
+def test_since_is_inclusive(desk: Desk) -> None:
     desk.redis.xadd("ota:events", {"company": order(1).company_id, "order": order(1).order_id}, id="946684799999-7")
     desk.redis.xadd("ota:events", {"company": order(2).company_id, "order": order(2).order_id}, id="946684800000-0")
 
@@ -127,7 +127,7 @@ def test_an_earlier_time_to_begin_with_is_inclusive(desk: Desk) -> None:
         assert [told["order_id"] for told in tail.objects(1)] == [order(2).order_id]
 
 
-def test_it_goes_on_where_it_was_when_redis_comes_back(own_valkey: Valkey, tmp_path: Path) -> None:
+def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Path) -> None:
     """It says once that Redis is away and once that it is back, and no event is lost or told twice."""
     with Redis.from_url(own_valkey.url) as redis:
         desk = open_desk(redis, own_valkey.url, tmp_path)
@@ -145,7 +145,7 @@ def test_it_goes_on_where_it_was_when_redis_comes_back(own_valkey: Valkey, tmp_p
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_it_ends_silently_when_it_is_told_to(desk: Desk, number: int, code: int) -> None:
+def test_a_signal_ends_it_silently(desk: Desk, number: int, code: int) -> None:
     desk.hear(order(1))
     with tailing(desk, "--json") as tail:
         tail.objects(1)
@@ -156,7 +156,7 @@ def test_it_ends_silently_when_it_is_told_to(desk: Desk, number: int, code: int)
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_a_reader_that_leaves_ends_it_silently(desk: Desk, form: tuple[str, ...]) -> None:
+def test_a_closed_output_pipe_ends_it_silently(desk: Desk, form: tuple[str, ...]) -> None:
     desk.hear(order(1))
     command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "1h", *form]
     with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
@@ -169,7 +169,7 @@ def test_a_reader_that_leaves_ends_it_silently(desk: Desk, form: tuple[str, ...]
         assert running.stderr.read() == b""
 
 
-def test_redis_away_at_the_start_is_exit_code_3(desk: Desk) -> None:
+def test_an_unavailable_redis_at_the_start_is_exit_code_3(desk: Desk) -> None:
     ended = desk.run("events", "tail", REDIS_URL="redis://127.0.0.1:1/0")
 
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (3, "", 1)

@@ -85,7 +85,7 @@ def once_each() -> Counter[int]:
 REPLAY = ("events", "replay", "--since", "1h", "--yes")
 
 
-def test_killed_at_any_moment_it_is_resumed_without_loss_or_a_second_job(desk: Desk, start: Start) -> None:
+def test_a_killed_replay_is_resumed_without_loss_or_a_second_job(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "40")
     plan = plan_of(desk)
     os.kill(first.pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_it_is_resumed_without_loss_or_a_second_job(desk: D
     assert (resumed.code, told["state"], told["queued"], told["left"]) == (0, "done", ORDERS, 0)
 
 
-def test_ctrl_c_stops_it_and_says_how_to_go_on(desk: Desk, start: Start) -> None:
+def test_ctrl_c_stops_it_and_prints_how_to_resume(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "20")
     plan = plan_of(desk)
 
@@ -112,7 +112,7 @@ def test_ctrl_c_stops_it_and_says_how_to_go_on(desk: Desk, start: Start) -> None
     assert "Traceback" not in first.output
 
 
-def test_a_plan_that_is_cancelled_stops_who_feeds_it_and_is_not_resumed(desk: Desk, start: Start) -> None:
+def test_a_cancelled_plan_stops_its_feeder_and_cannot_be_resumed(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "20")
     plan = plan_of(desk)
 
@@ -130,7 +130,7 @@ def test_a_plan_that_is_cancelled_stops_who_feeds_it_and_is_not_resumed(desk: De
     assert [(one["id"], one["state"], one["queued"]) for one in listed] == [(plan.id, "cancelled", len(queued))]
 
 
-def test_two_who_feed_one_plan_share_its_rate_and_feed_no_order_twice(desk: Desk, start: Start) -> None:
+def test_two_feeders_share_the_rate_and_feed_no_order_twice(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "20")
     plan = plan_of(desk)
 
@@ -144,7 +144,7 @@ def test_two_who_feed_one_plan_share_its_rate_and_feed_no_order_twice(desk: Desk
     assert (ended.ended - ended.at).total_seconds() >= ORDERS / 20 - 0.1
 
 
-def test_the_rate_is_held_from_the_first_order_to_the_last(desk: Desk, start: Start) -> None:
+def test_the_rate_holds_from_the_first_order_to_the_last(desk: Desk, start: Start) -> None:
     """By the trails: so many by each moment and no more, and the last one not much later than the rate says."""
     only = start(*REPLAY, "--rate", "40")
     plan = plan_of(desk)
@@ -164,7 +164,7 @@ def test_the_rate_is_held_from_the_first_order_to_the_last(desk: Desk, start: St
     assert elapsed[-1] < 3 * ORDERS * 25
 
 
-def test_redis_that_dies_stops_it_and_says_how_to_go_on_and_nothing_is_lost(own_valkey: Valkey, tmp_path: Path) -> None:
+def test_a_failure_of_redis_stops_it_and_nothing_is_lost(own_valkey: Valkey, tmp_path: Path) -> None:
     with Redis.from_url(own_valkey.url, socket_timeout=5) as redis:
         desk = full_desk(redis, own_valkey.url, tmp_path)
         with feeder(desk, *REPLAY, "--rate", "40") as first:
