@@ -1,4 +1,4 @@
-"""`reconcile`: the gaps between the Channel Manager's list, or the partner's own, and the ledger."""
+"""`reconcile`: the differences between the Channel Manager's list, or the partner's own, and the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
 from app.ids import OrderKey
-from app.reconcile.state import Cursor
+from app.reconcile.state import Checkpoint
 from tests.eventually import eventually
 from tests.integration.desk import API_KEY, MUSEUM, PARTNER, VENUE, Desk, open_desk, order
 
@@ -58,14 +58,14 @@ def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbo
     lines, table = desk.run("reconcile", "--json"), desk.run("reconcile")
 
     assert (lines.code, table.code) == (1, 1)
-    found = {gap["order_id"]: gap for gap in lines.objects}
+    found = {one["order_id"]: one for one in lines.objects}
     assert set(made) <= set(found)
-    gap = found[made[0]]
-    assert (gap["company"], gap["kind"], gap["status"], gap["held"]) == ("venue", "never_heard", "Issued", "")
-    assert gap["reference"].startswith("CM-")
+    one = found[made[0]]
+    assert (one["company"], one["kind"], one["status"], one["stored_status"]) == ("venue", "no_event", "Issued", "")
+    assert one["reference"].startswith("CM-")
     assert made[0] in table.out
     assert (
-        f"{len(found)} differences: {len(found)} never_heard; {len(found)} orders listed. Fetch them with --apply."
+        f"{len(found)} differences: {len(found)} no_event; {len(found)} orders listed. Fetch them with --apply."
         in table.out
     )
     assert "museum: left out, NP_PARTNER_ID is not set." in table.err
@@ -75,7 +75,7 @@ def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbo
 
 def test_apply_queues_exactly_these_in_the_backfill_queue(desk: Desk, sandbox: Sandbox) -> None:
     made = make(sandbox, 1)
-    everything = [gap["order_id"] for gap in desk.run("reconcile", "--json").objects]
+    everything = [one["order_id"] for one in desk.run("reconcile", "--json").objects]
 
     ended = desk.run("reconcile", "--apply", "--yes", "--json")
 
@@ -97,15 +97,15 @@ def test_apply_without_a_terminal_or_yes_changes_nothing(desk: Desk, sandbox: Sa
     assert desk.waiting("backfill") == []
 
 
-def test_it_reads_from_the_cursor_without_moving_it_and_from_zero_everything(desk: Desk, sandbox: Sandbox) -> None:
+def test_it_reads_from_the_checkpoint_without_moving_it_and_from_zero_everything(desk: Desk, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
     make(sandbox, 1)
-    cursor = Cursor(desk.redis, VENUE)
-    cursor.mark(10**9, listed_at=1, now=1)
+    checkpoint = Checkpoint(desk.redis, VENUE)
+    checkpoint.save(10**9, listed_at=1, now=1)
 
     assert desk.run("reconcile").code == 0
     assert desk.run("reconcile", "--from-zero").code == 1
-    assert cursor.start(10**13) == 10**9
+    assert checkpoint.start(10**13) == 10**9
 
 
 def test_a_company_without_a_partner_id_gets_an_advice(desk: Desk) -> None:
@@ -176,7 +176,7 @@ def test_a_wrong_line_of_the_file_is_named(desk: Desk) -> None:
     )
 
     assert ended.code == both.code == 2
-    assert "orders.csv: line 2: orderId 'not-a-guid' is no GUID" in ended.err
+    assert "orders.csv: line 2: orderId 'not-a-guid' is not a GUID" in ended.err
     assert "--from-zero" in both.err
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from app import times
-from app.audit import Audit
+from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
@@ -242,16 +241,15 @@ def test_the_audit_and_the_history_name_the_replay(desk: Desk) -> None:
     )
 
     (plan,) = ended.objects
-    (noted,) = Audit(desk.redis, event_days=90).newest_first()
-    deed = noted.deed
-    assert (deed.what, deed.plan, deed.why, deed.selected, deed.orders) == (
+    ((_, entry),) = audit.newest_first(desk.redis)
+    assert (entry.what, entry.plan, entry.why, entry.selected, entry.orders) == (
         "replay",
         plan["id"],
         "venue asks",
         "status=Issued",
         1,
     )
-    assert deed.who.startswith("ann@")
+    assert entry.who.startswith("ann@")
     wanted = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
     assert [(entry.reason, entry.queue) for entry in wanted] == [(f"replay:{plan['id']}", "backfill")]
     assert (event_ids(desk), desk.redis.keys("ota:seen:*")) == (before, seen)
