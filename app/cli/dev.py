@@ -202,7 +202,7 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
 
 
 def _print(report: Report) -> None:
-    told = report.duplicates_recognised
+    recognised = report.duplicates_recognised
     whole = report.orders_complete
     console.facts(
         "",
@@ -212,8 +212,11 @@ def _print(report: Report) -> None:
             if whole is None
             else ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched, {whole:,} complete and right"),
             ("events", f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} true ones acknowledged"),
-            ("answers", ", ".join(f"{said}: {count:,}" for said, count in sorted(report.answers.items()))),
-            ("duplicates", f"{report.duplicates_sent:,}" + ("" if told is None else f", {told:,} recognised")),
+            ("answers", ", ".join(f"{answer}: {count:,}" for answer, count in sorted(report.answers.items()))),
+            (
+                "duplicates",
+                f"{report.duplicates_sent:,}" + ("" if recognised is None else f", {recognised:,} recognised"),
+            ),
             ("forged", _forged(report)),
             ("getOrders", f"{report.get_orders:,}, {report.get_orders_per_settlement:g} a settlement"),
             ("answer time", f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms"),
