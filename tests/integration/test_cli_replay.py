@@ -1,4 +1,4 @@
-"""`events replay`: which orders it is about, what it costs, and what it leaves alone."""
+"""`events replay`: which orders it selects and skips, what it forecasts, and what it queues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
 from app.replay import Selection, Selector
-from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, order
+from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, Ended, order
 
 FAST = ("--rate", "5000", "--yes")
 
@@ -21,13 +21,17 @@ def event_ids(desk: Desk) -> list[str]:
     return [event["id"] for event in desk.run("events", "list", "--json").objects]
 
 
-def heard_and_home(desk: Desk, *numbers: int) -> None:
-    """Let the orders be told of, in this turn, and come home; no job waits."""
+def fetched(desk: Desk, *numbers: int) -> None:
+    """Accept events of the orders in this sequence, and fetch the orders; no job waits."""
     for number in numbers:
         desk.hear(order(number))
     for number in dict.fromkeys(numbers):
         desk.bring_home(order(number))
     desk.forget_jobs()
+
+
+def replay(desk: Desk, *arguments: str, **env: str) -> Ended:
+    return desk.run("events", "replay", *arguments, *FAST, **env)
 
 
 def counts(ended: Any) -> tuple[int, ...]:
@@ -36,10 +40,10 @@ def counts(ended: Any) -> tuple[int, ...]:
 
 
 def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(desk: Desk) -> None:
-    """Five events of three orders: three fetches, in the order in which the orders were first told of."""
-    heard_and_home(desk, 9, 1, 9, 5, 9)
+    """Five events of three orders: three fetches, in the sequence of the first events."""
+    fetched(desk, 9, 1, 9, 5, 9)
 
-    ended = desk.run("events", "replay", "--since", "1h", "--force", "--json", *FAST)
+    ended = replay(desk, "--since", "1h", "--force", "--json")
 
     assert (ended.code, counts(ended)) == (0, (3, 3, 0, 0, 0))
     assert desk.waiting("backfill") == [order(number).order_id for number in (9, 1, 5)]
@@ -47,13 +51,13 @@ def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(desk: Des
 
 
 def test_a_newer_stored_copy_is_skipped(desk: Desk) -> None:
-    """Order 2 was told of after its fetch, and its job was lost: it is older than what was told."""
-    heard_and_home(desk, 1, 2)
+    """An event of order 2 arrived after its fetch, and its job was lost."""
+    fetched(desk, 1, 2)
     desk.hear(order(2))
     desk.begin(order(2))
     desk.forget_jobs()
 
-    ended = desk.run("events", "replay", "--since", "1h", "--json", *FAST)
+    ended = replay(desk, "--since", "1h", "--json")
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert desk.waiting("backfill") == [order(2).order_id]
@@ -61,9 +65,9 @@ def test_a_newer_stored_copy_is_skipped(desk: Desk) -> None:
 
 
 def test_if_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
-    heard_and_home(desk, 1, 2)
+    fetched(desk, 1, 2)
 
-    ended = desk.run("events", "replay", "--since", "1h", *FAST)
+    ended = replay(desk, "--since", "1h")
 
     assert (ended.code, ended.out) == (0, "Nothing to do.\n")
     assert desk.redis.exists(keys.REPLAYS, keys.AUDIT) == 0
@@ -76,36 +80,24 @@ def test_orders_that_wait_for_a_job_get_no_second_one(desk: Desk) -> None:
         desk.begin(one)
     desk.forget_jobs()
 
-    ended = desk.run("events", "replay", "--company", "venue", "--json", *FAST)
+    ended = replay(desk, "--company", "venue", "--json")
 
     assert (ended.code, counts(ended)) == (0, (450, 200, 250, 0, 0))
     assert desk.waiting("backfill") == [one.order_id for one in orders[:200]]
 
 
 def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(desk: Desk) -> None:
-    heard_and_home(desk, 1, 2, 1)
+    fetched(desk, 1, 2, 1)
     desk.hear(order(3), order(4), order(5))
     before = {key: desk.redis.dump(key) for key in desk.redis.scan_iter()}
 
     ended = desk.run("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1", "--json")
     table = desk.run("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1")
 
-    (told,) = ended.objects
-    ends = datetime.fromisoformat(told.pop("ends"))
-    assert (ended.code, told) == (
-        0,
-        {
-            "events": 6,
-            "orders": 5,
-            "passed": 2,
-            "to_do": 3,
-            "get_order_calls": 3,
-            "sinks": [],
-            "rate": 0.1,
-            "seconds": 30,
-            "dry_run": True,
-        },
-    )
+    (forecast,) = ended.objects
+    ends = datetime.fromisoformat(forecast.pop("ends"))
+    counts = {"events": 6, "orders": 5, "passed": 2, "to_do": 3, "get_order_calls": 3}
+    assert (ended.code, forecast) == (0, counts | {"sinks": [], "rate": 0.1, "seconds": 30, "dry_run": True})
     assert 20 < (ends - datetime.now(UTC)).total_seconds() <= 30
     assert "getOrder calls  3" in table.out
     assert {key: desk.redis.dump(key) for key in desk.redis.scan_iter()} == before
@@ -130,7 +122,7 @@ def test_the_default_rate_is_the_backfills_share_of_the_limits(
 
 
 def test_without_a_terminal_it_refuses_and_changes_nothing(desk: Desk) -> None:
-    heard_and_home(desk, 1)
+    fetched(desk, 1)
 
     ended = desk.run("events", "replay", "--since", "1h", "--force", stdin="y\n")
 
@@ -140,10 +132,10 @@ def test_without_a_terminal_it_refuses_and_changes_nothing(desk: Desk) -> None:
 
 
 def test_an_unknown_event_id_stops_nothing(desk: Desk) -> None:
-    heard_and_home(desk, 1, 2, 3)
+    fetched(desk, 1, 2, 3)
     first = event_ids(desk)[0]
 
-    ended = desk.run("events", "replay", first, "1-1", "--order", order(2).order_id, "--force", "--json", *FAST)
+    ended = replay(desk, first, "1-1", "--order", order(2).order_id, "--force", "--json")
 
     assert (ended.code, counts(ended)) == (1, (2, 2, 0, 0, 0))
     assert "'1-1'" in ended.err
@@ -164,7 +156,7 @@ def test_an_unknown_event_id_stops_nothing(desk: Desk) -> None:
     ],
 )
 def test_all_conditions_must_hold(desk: Desk, selection: Selection, numbers: list[int]) -> None:
-    """Order 1 is a Draft, 2 was given up, 3 was told of twice, 4 was given up and is a Draft."""
+    """Order 1 is a Draft, 2 is dead, 3 has two events, 4 is dead and a Draft."""
     desk.hear(order(1), order(1, MUSEUM), order(4), status="Draft")
     desk.hear(order(2), order(3), order(3))
     desk.bring_home(order(1))
@@ -184,9 +176,10 @@ def test_the_options_become_the_selection(desk: Desk) -> None:
     desk.give_up(order(2))
     desk.forget_jobs()
 
-    ended = desk.run(
-        *("events", "replay", *event_ids(desk), "--outcome", "queued", "--status", "draft", "--company", "venue"),
-        *("--since", "1h", "--until", "0s", "--dead", "--json", *FAST),
+    ended = replay(
+        desk,
+        *(*event_ids(desk), "--outcome", "queued", "--status", "draft", "--company", "venue"),
+        *("--since", "1h", "--until", "0s", "--dead", "--json"),
     )
 
     assert (ended.code, ended.objects[0]["selected"].partition(" since=")[0]) == (
@@ -197,12 +190,12 @@ def test_the_options_become_the_selection(desk: Desk) -> None:
 
 
 def test_an_order_without_a_stored_event_is_replayed_by_id(desk: Desk) -> None:
-    """It was told of before EVENT_DAYS, or reconcile found it."""
-    heard_and_home(desk, 1)
+    """Its event is older than EVENT_DAYS, or reconcile found it."""
+    fetched(desk, 1)
     desk.redis.delete(keys.EVENTS)
 
-    passed = desk.run("events", "replay", "--order", order(1).order_id, *FAST)
-    forced = desk.run("events", "replay", "--order", order(1).order_id, "--force", *FAST)
+    passed = replay(desk, "--order", order(1).order_id)
+    forced = replay(desk, "--order", order(1).order_id, "--force")
 
     assert (passed.code, passed.out) == (0, "Nothing to do.\n")
     assert forced.code == 0
@@ -224,21 +217,19 @@ def test_an_order_without_a_stored_event_is_replayed_by_id(desk: Desk) -> None:
 def test_unclear_options_are_refused_in_one_line(desk: Desk, arguments: tuple[str, ...]) -> None:
     desk.hear(order(1))
 
-    ended = desk.run("events", "replay", *FAST, *arguments)
+    ended = replay(desk, *arguments)
 
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
     assert desk.redis.exists(keys.AUDIT) == 0
 
 
 def test_the_audit_and_the_history_name_the_replay(desk: Desk) -> None:
-    """No event is added, and none is marked as seen."""
-    heard_and_home(desk, 1)
+    """No event is added, and none is marked as a duplicate."""
+    fetched(desk, 1)
     before = event_ids(desk)
     seen = desk.redis.keys("ota:seen:*")
 
-    ended = desk.run(
-        "events", "replay", "--status", "Issued", "--force", "--why", "venue asks", "--json", *FAST, USER="ann"
-    )
+    ended = replay(desk, "--status", "Issued", "--force", "--why", "venue asks", "--json", USER="ann")
 
     (plan,) = ended.objects
     ((_, entry),) = audit.newest_first(desk.redis)
@@ -250,17 +241,17 @@ def test_the_audit_and_the_history_name_the_replay(desk: Desk) -> None:
         1,
     )
     assert entry.who.startswith("ann@")
-    wanted = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
-    assert [(entry.reason, entry.queue) for entry in wanted] == [(f"replay:{plan['id']}", "backfill")]
+    requests = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
+    assert [(entry.reason, entry.queue) for entry in requests] == [(f"replay:{plan['id']}", "backfill")]
     assert (event_ids(desk), desk.redis.keys("ota:seen:*")) == (before, seen)
 
 
 def test_an_erased_order_is_not_selected_even_by_force(desk: Desk) -> None:
-    heard_and_home(desk, 1, 2)
+    fetched(desk, 1, 2)
     desk.redis.hset(keys.record(order(1)), "erased_at", 1)
 
-    ended = desk.run("events", "replay", "--since", "1h", "--force", "--json", *FAST)
-    alone = desk.run("events", "replay", "--order", order(1).order_id, "--force", *FAST)
+    ended = replay(desk, "--since", "1h", "--force", "--json")
+    alone = replay(desk, "--order", order(1).order_id, "--force")
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert (alone.code, alone.err) == (1, "All orders that match were erased.\n")
@@ -270,28 +261,28 @@ def test_an_erased_order_is_not_selected_even_by_force(desk: Desk) -> None:
 def test_without_backfill_workers_a_remark_says_so(desk: Desk) -> None:
     desk.hear(order(1))
 
-    ended = desk.run("events", "replay", "--since", "1h", *FAST, BACKFILL_WORKERS="0")
+    ended = replay(desk, "--since", "1h", BACKFILL_WORKERS="0")
 
     assert ended.code == 0
     assert "BACKFILL_WORKERS is 0 here" in ended.err
 
 
 def test_to_sinks_delivers_the_stored_revision_again_without_a_fetch(desk: Desk) -> None:
-    """Order 1 was handed on, order 2 was never fetched; nothing is queued by the command itself."""
-    heard_and_home(desk, 1)
-    hand_on = desk.ledger().acquire_delivery(order(1), "w")
-    assert hand_on is not None
-    desk.ledger().complete_delivery(order(1), "w", hand_on, outcome="succeeded")
+    """Order 1 is delivered, order 2 was never fetched; the command itself queues nothing."""
+    fetched(desk, 1)
+    delivery = desk.ledger().acquire_delivery(order(1), "w")
+    assert delivery is not None
+    desk.ledger().complete_delivery(order(1), "w", delivery, outcome="succeeded")
     assert desk.ledger().acquire_delivery(order(1), "w") is None
     desk.hear(order(2))
     desk.forget_jobs()
 
-    ended = desk.run("events", "replay", "--since", "1h", "--to-sinks", "--json", *FAST)
+    ended = replay(desk, "--since", "1h", "--to-sinks", "--json")
     desk.ledger().dispatch_due()
 
     again = desk.ledger().acquire_delivery(order(1), "w")
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert "1 order skipped: nothing is stored of them." in ended.err
     assert again is not None
-    assert (again.sink, again.revision, again.raw) == (SINK, hand_on.revision, hand_on.raw)
+    assert (again.sink, again.revision, again.raw) == (SINK, delivery.revision, delivery.raw)
     assert (desk.waiting("backfill"), desk.waiting("live")) == ([order(1).order_id], [])
