@@ -1,4 +1,4 @@
-"""`audit`: who changed something by hand, when, what and of how many orders; noted before it is done."""
+"""`audit`: each change by hand is noted before it is made, with its author, time, reason and orders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_each_change_by_hand_is_noted_with_its_author_and_selection(desk: Desk) 
             ("dead", "requeue", "--reason", "order_missing", "--company", "venue", "--yes"),
             ("orders", "refetch", dead[1].order_id, "--who", "ann@desk", "--why", "ticket 77"),
             ("reconcile", "--from-file", str(expected), "--company", "venue", "--apply", "--yes"),
-            # Nobody can be reached there: it is noted all the same, since it might have been done.
+            # Upstream cannot be reached. The change is noted although it was not made.
             ("orders", "confirm", dead[1].order_id, "--payment-reference", "canary-pay", "--yes"),
             ("audit", "--json"),
             ("audit", "--what", "requeue", "--limit", "1"),
@@ -41,8 +41,8 @@ def test_each_change_by_hand_is_noted_with_its_author_and_selection(desk: Desk) 
         ],
     )
 
-    told = [(one["what"], one["selected"].partition(" until=")[0], one["orders"]) for one in ended[-3].objects]
-    assert told == [
+    noted = [(one["what"], one["selected"].partition(" until=")[0], one["orders"]) for one in ended[-3].objects]
+    assert noted == [
         ("order-confirm", dead[1].member, 1),
         ("reconcile", order(9).member, 1),
         ("refetch", dead[1].member, 1),

@@ -53,12 +53,12 @@ def subscriptions(sandbox: Sandbox, slug: str) -> list[dict[str, Any]]:
 
 
 def subscribe(sandbox: Sandbox, slug: str, **changed: str) -> str:
-    wish = {
+    body = {
         "notificationUrl": f"https://hooks.example.com{PATH}",
         "eventName": "ota_cm_order_processed",
         "clientState": CLIENT_STATES[slug],
     }
-    return str(subscription_call(sandbox, slug, "POST", body=wish | changed).json()["id"])
+    return str(subscription_call(sandbox, slug, "POST", body=body | changed).json()["id"])
 
 
 def change_companies(desk: Desk, old: str, new: str) -> None:

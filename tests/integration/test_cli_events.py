@@ -1,4 +1,4 @@
-"""`events`: what came."""
+"""`events list` and `events show`: the accepted events."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_events_are_listed_newest_last_as_a_table_and_as_lines(desk: Desk) -> No
 
     assert (table.code, lines.code, lines.err) == (0, 0, "")
     assert [line.split()[3] for line in table.out.splitlines()[3:-1]] == ["venue", "museum", "venue"]
-    told = [(event["company"], event["order_id"], event["status"], event["outcome"]) for event in lines.objects]
-    assert told == [
+    listed = [(event["company"], event["order_id"], event["status"], event["outcome"]) for event in lines.objects]
+    assert listed == [
         ("museum", order(2).order_id, "Issued", "queued"),
         ("venue", order(1).order_id, "Issued", "coalesced"),
     ]

@@ -1,4 +1,4 @@
-"""`health`: what HEALTHCHECK asks, for a container that runs either process."""
+"""`health`: the check for HEALTHCHECK, in a container that runs either process."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def web(status: int) -> Iterator[int]:
 def beat(desk: Desk, seconds_ago: float, machine: str | None = None) -> None:
     me = identity()
     at = bootstrap.clock() - round(seconds_ago * 1000)
-    census = Heartbeat(machine or me.machine, me.pid, me.started, [], at)
-    desk.redis.hset("ota:pools", "pool", msgspec.json.encode(census))
+    heartbeat = Heartbeat(machine or me.machine, me.pid, me.started, [], at)
+    desk.redis.hset("ota:pools", "pool", msgspec.json.encode(heartbeat))
 
 
 def test_a_web_process_that_answers_is_healthy(desk: Desk) -> None:
@@ -68,7 +68,7 @@ def test_proxies_of_the_environment_are_not_used(desk: Desk) -> None:
 
 @pytest.mark.parametrize(("age", "code"), [(1, 0), (5, 0), (16, 1)])
 def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(desk: Desk, free_port: int, age: int, code: int) -> None:
-    # One second of each age is left for the command to start.
+    # The command needs up to a second to start.
     beat(desk, age - 1 if age < 15 else age)
 
     assert desk.run("health", "--role", "worker").code == code

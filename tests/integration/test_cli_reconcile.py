@@ -44,15 +44,15 @@ _made = 0
 
 
 def make(sandbox: Sandbox, count: int, mix: str = "Issued") -> list[str]:
-    """Make orders of which no event tells; each test sees those of the tests before, too."""
+    """Create orders upstream without an event. Each test also sees those of earlier tests."""
     global _made
     _made += 1
-    wish = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": f"WEB{_made}"}
-    return [one["order_id"] for one in sandbox.admin("POST", "orders", wish)["orders"]]
+    body = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": f"WEB{_made}"}
+    return [one["order_id"] for one in sandbox.admin("POST", "orders", body)["orders"]]
 
 
 def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
-    """Exit code 1: a script can tell."""
+    """Exit code 1 is for scripts."""
     made = make(sandbox, 2)
 
     lines, table = desk.run("reconcile", "--json"), desk.run("reconcile")
@@ -131,10 +131,10 @@ def test_an_incomplete_list_is_exit_code_5(desk: Desk, sandbox: Sandbox) -> None
 
 def test_orders_of_a_file_are_found_by_id_and_by_either_reference(desk: Desk) -> None:
     desk.hear(order(1), order(2))
-    desk.bring_home(order(1), buyFromOrderReference="CM-HOME", sellToOrderReference="WEB-HOME")
+    desk.bring_home(order(1), buyFromOrderReference="CM-HERE", sellToOrderReference="WEB-HERE")
     file = desk.folder / "orders.csv"
-    rows = ["orderId;reference", f"{order(1).order_id};", ";web-home", ";CM-HOME", f";cm-{order(2).order_id[:8]}"]
-    rows += [f"{order(9).order_id};CM-HOME", ";WEB-NEVER"]
+    rows = ["orderId;reference", f"{order(1).order_id};", ";web-here", ";CM-HERE", f";cm-{order(2).order_id[:8]}"]
+    rows += [f"{order(9).order_id};CM-HERE", ";WEB-NEVER"]
     file.write_text("\n".join(rows), encoding="utf-8-sig")
 
     lines, table = (
@@ -144,7 +144,7 @@ def test_orders_of_a_file_are_found_by_id_and_by_either_reference(desk: Desk) ->
 
     assert (lines.code, table.code) == (1, 1)
     assert lines.objects == [
-        {"kind": "missing", "line": 6, "order_id": order(9).order_id, "references": ["CM-HOME"]},
+        {"kind": "missing", "line": 6, "order_id": order(9).order_id, "references": ["CM-HERE"]},
         {"kind": "missing", "line": 7, "order_id": "", "references": ["WEB-NEVER"]},
     ]
     assert "2 missing of 6 orders expected." in table.out

@@ -207,10 +207,10 @@ def test_an_order_without_a_stored_event_is_replayed_by_id(desk: Desk) -> None:
     [
         (),
         ("not-an-event",),
-        ("--since", "1h", "--company", "nobody"),
+        ("--since", "1h", "--company", "unknown"),
         ("--since", "1h", "--why", "two\nlines"),
         ("--since", "1h", "--who", "x" * 201),
-        ("--since", "1h", "--sink", "python:nobody:knows"),
+        ("--since", "1h", "--sink", "python:unknown:sink"),
         ("--since", "1h", "--to-sinks", "--force"),
     ],
 )

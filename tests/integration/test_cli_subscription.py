@@ -1,4 +1,4 @@
-"""`subscription`: what makes events come is listed, made, deleted and watched, and no clientState is ever seen."""
+"""`subscription`: subscriptions are listed, created, deleted and watched, and no clientState is shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.test_cli_check import declare, subscribe, subscription_ca
 
 PATH: Final = "/webhooks/ota-channel-manager"
 URL: Final = f"https://hooks.example.com{PATH}"
-NOBODY: Final = "http://127.0.0.1:1"
+UNREACHABLE: Final = "http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def test_create_subscribes_the_address_with_the_client_state(desk: Desk, sandbox
     assert made.code == 0, made.err
     (one,) = subscriptions(sandbox, "venue")
     assert (one["notificationUrl"], one["clientState"]) == (URL, CLIENT_STATES["venue"])
-    (told,) = made.objects
-    assert (told["id"], told["company"], told["url"], told["secret"]) == (one["id"], "venue", URL, "current")
+    (shown,) = made.objects
+    assert (shown["id"], shown["company"], shown["url"], shown["secret"]) == (one["id"], "venue", URL, "current")
     assert subscriptions(sandbox, "museum") == []
     assert made.err == ""
 
@@ -81,7 +81,7 @@ def test_the_same_address_is_subscribed_twice_only_with_yes(desk: Desk, sandbox:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "text"),
     [
         (f"http://hooks.example.com{PATH}", "must be https"),
         (f"https://name:canary@hooks.example.com{PATH}", "neither a user"),
@@ -91,10 +91,10 @@ def test_the_same_address_is_subscribed_twice_only_with_yes(desk: Desk, sandbox:
         ("hooks.example.com", "not a web address"),
     ],
 )
-def test_an_unusable_address_is_refused(desk: Desk, url: str, said: str) -> None:
-    ended = run(desk, "create", url, "-c", "venue", NP_BASE_URL=NOBODY)
+def test_an_unusable_address_is_refused(desk: Desk, url: str, text: str) -> None:
+    ended = run(desk, "create", url, "-c", "venue", NP_BASE_URL=UNREACHABLE)
 
-    assert (ended.code, said in ended.err) == (2, True)
+    assert (ended.code, text in ended.err) == (2, True)
 
 
 def test_an_address_with_another_path_is_accepted_with_a_warning(desk: Desk, sandbox: Sandbox) -> None:
@@ -240,7 +240,7 @@ def test_watch_once_has_an_exit_code_for_cron(desk: Desk, sandbox: Sandbox) -> N
 
     subscription_call(sandbox, "venue", "DELETE", f"/{one}")
     assert watch_once(desk) == (1, ["missing"])
-    assert watch_once(desk, NP_BASE_URL=NOBODY) == (3, ["unreachable"])
+    assert watch_once(desk, NP_BASE_URL=UNREACHABLE) == (3, ["unreachable"])
 
 
 def test_repair_replaces_an_inactive_subscription(desk: Desk, sandbox: Sandbox) -> None:
@@ -294,13 +294,13 @@ def watching(desk: Desk, *more: str) -> Iterator[tuple[Process, Path]]:
         yield process, lines
 
 
-def told(lines: Path) -> list[str]:
+def states(lines: Path) -> list[str]:
     written = lines.read_text().splitlines() if lines.exists() else []
     return [json.loads(line)["state"] for line in written]
 
 
 def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(desk: Desk, sandbox: Sandbox) -> None:
-    """It polls each second here: about 5 s. Upstream's trouble is told once too."""
+    """It checks each second here. An error of upstream is printed once too."""
     one = subscribe(sandbox, "venue")
 
     def asked() -> int:
@@ -308,16 +308,17 @@ def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(desk: Desk, sa
         return sum(operations.get("listSubscriptions", {}).values())
 
     with watching(desk, "--repair") as (process, lines):
-        eventually(lambda: told(lines) == ["active"], 10, what="it is seen to be active")
+        eventually(lambda: states(lines) == ["active"], 10, what="it is seen to be active")
         subscription_call(sandbox, "venue", "DELETE", f"/{one}")
-        eventually(lambda: told(lines) == ["active", "missing", "repaired"], what="it is repaired")
+        eventually(lambda: states(lines) == ["active", "missing", "repaired"], what="it is repaired")
         (rule,) = sandbox.admin("POST", "faults", {"kind": "status", "operation": "listSubscriptions", "status": 500})
-        eventually(lambda: told(lines)[3:] == ["unreachable"], what="the trouble is told")
+        eventually(lambda: states(lines)[3:] == ["unreachable"], what="the error is printed")
         before = asked()
         eventually(lambda: asked() >= before + 2, what="two more looks")
         sandbox.admin("DELETE", f"faults/{rule}")
         eventually(
-            lambda: told(lines)[3:] == ["unreachable", "active"], what="it is active again, and no more was told"
+            lambda: states(lines)[3:] == ["unreachable", "active"],
+            what="it is active again, and nothing else is printed",
         )
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(5) == 130
@@ -336,14 +337,14 @@ def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(desk: Desk, sa
 def test_watch_ends_with_0_on_sigterm(desk: Desk) -> None:
     """As the first process of a container it would else not notice SIGTERM."""
     with watching(desk) as (process, lines):
-        eventually(lambda: told(lines) == ["missing"], 10, what="it looked")
+        eventually(lambda: states(lines) == ["missing"], 10, what="it looked")
 
         assert process.stop() == 0
 
 
 def test_watch_refuses_an_address_for_two_companies_and_a_wrong_duration(desk: Desk) -> None:
     for arguments in (["--url", URL], ["--every", "soon"], ["--every", "0s"]):
-        ended = run(desk, "watch", "--once", *arguments, NP_BASE_URL=NOBODY)
+        ended = run(desk, "watch", "--once", *arguments, NP_BASE_URL=UNREACHABLE)
 
         assert (ended.code, ended.out) == (2, "")
 
@@ -351,4 +352,4 @@ def test_watch_refuses_an_address_for_two_companies_and_a_wrong_duration(desk: D
 def test_the_commands_need_no_redis(desk: Desk, sandbox: Sandbox) -> None:
     subscribe(sandbox, "venue")
 
-    assert run(desk, "list", REDIS_URL=f"redis://{NOBODY[7:]}/0").code == 0
+    assert run(desk, "list", REDIS_URL=f"redis://{UNREACHABLE[7:]}/0").code == 0

@@ -1,4 +1,4 @@
-"""`events tail`: what comes is seen at once, and what became of it, over an outage of Redis too."""
+"""`events tail`: events and the outcomes of their orders are shown at once, also after an outage of Redis."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def tailing(desk: Desk, *options: str) -> Iterator[Tailing]:
 def test_an_event_is_shown_at_once_and_later_the_outcome_of_its_order(desk: Desk) -> None:
     with tailing(desk, "--json") as tail:
         desk.hear(order(1))
-        assert [told["what"] for told in tail.objects(1)] == ["event"]
+        assert [one["what"] for one in tail.objects(1)] == ["event"]
 
         desk.bring_home(order(1))
-        event, became = tail.objects(2)
+        event, outcome = tail.objects(2)
 
     assert (event["order_id"], event["company"], event["outcome"]) == (order(1).order_id, "venue", "queued")
-    told = (became["what"], became["state"], became["status"], became["tickets"], became["revision"])
-    assert told == ("outcome", "fetched", "Issued", 2, 1)
-    assert 0 <= became["took_ms"] < PATIENCE * 1000
+    shown = (outcome["what"], outcome["state"], outcome["status"], outcome["tickets"], outcome["revision"])
+    assert shown == ("outcome", "fetched", "Issued", 2, 1)
+    assert 0 <= outcome["took_ms"] < PATIENCE * 1000
 
 
 def test_deferred_and_dead_orders_are_shown_with_the_reason(desk: Desk) -> None:
@@ -116,7 +116,7 @@ def test_the_options_filter_what_is_shown(desk: Desk, options: tuple[str, ...], 
     with tailing(desk, "--json", *options) as tail:
         found = tail.objects(len(numbers))
 
-    assert [int(told["order_id"][-2:]) for told in found] == numbers
+    assert [int(one["order_id"][-2:]) for one in found] == numbers
 
 
 def test_since_is_inclusive(desk: Desk) -> None:
@@ -124,11 +124,11 @@ def test_since_is_inclusive(desk: Desk) -> None:
     desk.redis.xadd("ota:events", {"company": order(2).company_id, "order": order(2).order_id}, id="946684800000-0")
 
     with tailing(desk, "--json", "--since", "2000-01-01T00:00:00Z") as tail:
-        assert [told["order_id"] for told in tail.objects(1)] == [order(2).order_id]
+        assert [one["order_id"] for one in tail.objects(1)] == [order(2).order_id]
 
 
 def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Path) -> None:
-    """It says once that Redis is away and once that it is back, and no event is lost or told twice."""
+    """One remark when Redis fails and one when it is back; no event is lost or shown twice."""
     with Redis.from_url(own_valkey.url) as redis:
         desk = open_desk(redis, own_valkey.url, tmp_path)
         with tailing(desk, "--json") as tail:
@@ -140,7 +140,7 @@ def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Pat
             desk.hear(order(2))
             found = tail.objects(2)
 
-    assert [told["order_id"] for told in found] == [order(1).order_id, order(2).order_id]
+    assert [one["order_id"] for one in found] == [order(1).order_id, order(2).order_id]
     assert (tail.err.count("Waiting for it."), tail.err.count("Redis is back.")) == (1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What would open a door or name a guest is not shown to who did not ask for it."""
+"""Names of guests, numbers and links of an order are masked; what operations need is shown."""
 
 from __future__ import annotations
 
