@@ -148,7 +148,7 @@ def test_a_redis_that_refuses_writes_is_not_reported_as_unavailable(
     assert "memory" not in refused.err
 
 
-@pytest.mark.parametrize("arguments", READERS, ids=" ".join)
+@pytest.mark.parametrize("arguments", [*READERS, ("events", "tail")], ids=" ".join)
 def test_an_unavailable_redis_is_one_line_and_exit_code_3(desk: Desk, arguments: tuple[str, ...]) -> None:
     away = desk.run(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
 

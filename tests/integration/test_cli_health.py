@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,3 +112,18 @@ def test_a_real_pool_is_healthy(desk: Desk, tmp_path: Path) -> None:
         eventually(lambda: desk.redis.hlen("ota:pools") == 1, 30, what="a heartbeat")
 
         assert desk.run("health", "--role", "worker").code == 0
+
+
+def test_the_check_of_a_worker_imports_no_heavy_library(desk: Desk) -> None:
+    """A container runs it every few seconds."""
+    code = (
+        "import sys\nfrom app.cli.main import main\nsys.argv = ['ota-receiver', 'health', '--role', 'worker']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=desk.env, capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert "no heartbeat" in ended.stdout
+    heavy = {"app.bootstrap", "workers", "httpx", "starlette", "prometheus_client"}
+    assert heavy & set(ended.stderr.split()) == set()

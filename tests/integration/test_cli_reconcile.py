@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -192,27 +190,6 @@ def test_ctrl_c_prints_nothing_and_releases_the_permit(desk: Desk, sandbox: Sand
 
     assert (running.returncode, out, err) == (130, "", "museum: left out, NP_PARTNER_ID is not set.\n")
     assert desk.redis.keys("ota:permits:*") == []
-
-
-def test_on_a_terminal_it_asks_and_no_changes_nothing(desk: Desk, sandbox: Sandbox) -> None:
-    make(sandbox, 1)
-    ours, theirs = pty.openpty()
-    os.write(ours, b"n\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "app.cli", "reconcile", "--apply"],
-        env=desk.env,
-        stdin=theirs,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    os.close(ours)
-    os.close(theirs)
-
-    assert done.returncode == 1
-    assert "(one getOrder each)?" in done.stderr
-    assert "Nothing was changed." in done.stderr
-    assert desk.waiting("backfill") == []
 
 
 @pytest.mark.parametrize("of_file", [False, True])
