@@ -144,7 +144,7 @@ def steps(history: Sequence[Entry]) -> tuple[Step, ...]:
 
 
 def _likeness(numbered: tuple[int, Entry]) -> tuple[object, ...]:
-    """Return what neighbours must share to be one step; the entry's number if it is always one by itself."""
+    """Return what neighbours must share to be one step; the entry's number if it never shares a step."""
     number, entry = numbered
     match entry:
         case DuplicateReceived():

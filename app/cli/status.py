@@ -46,7 +46,7 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. `due`: orders to fetch, to look at again, or to hand on; `oldest_pending_s` by company.
+    """The page. `due`: orders with a fetch, a recheck or a delivery to do; `oldest_pending_s` by company.
 
     `get_order_s`: average of the latest orders. `spooled`: None without SPOOL_DIR here, or if it cannot be read.
     """
@@ -81,13 +81,13 @@ def _status(here: CommandContext, snapshot: Snapshot, get_order: float) -> Statu
     companies = here.settings.companies
     shut_out = [one.slug for one in companies if snapshot.breaker_is_open(one.np_company_id)]
     window = _window(here, snapshot.now)
-    slots = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
+    permits = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
     queues = []
-    for queue, at_once in slots.items():
+    for queue, at_once in permits.items():
         workers = snapshot.workers(queue)
         busy = 0 if len(shut_out) == len(companies) else min(workers, window.keys * at_once)
         jobs = snapshot.queues[queue].jobs
-        # A burst goes as fast as the slots allow; what the window has no room for comes at its pace.
+        # A burst goes as fast as the permits allow; what the window has no room for goes at the rate of the window.
         speed = busy / get_order
         rate = speed if jobs <= window.room else min(speed, window.rate)
         done = 0 if not jobs else round(max(jobs / speed, (jobs - window.room) / window.rate)) if speed else None

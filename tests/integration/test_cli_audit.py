@@ -1,4 +1,4 @@
-"""`audit`: who changed something by hand, when, what and of how many orders; noted before it is done."""
+"""`audit`: each change by hand is noted before it is made, with its author, time, reason and orders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
     return found
 
 
-def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
+def test_each_change_by_hand_is_noted_with_its_author_and_selection(desk: Desk) -> None:
     dead = [order(number) for number in range(4)]
     desk.hear(*dead)
     for one in dead:
@@ -33,7 +33,7 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
             ("dead", "requeue", "--reason", "order_missing", "--company", "venue", "--yes"),
             ("orders", "refetch", dead[1].order_id, "--who", "ann@desk", "--why", "ticket 77"),
             ("reconcile", "--from-file", str(expected), "--company", "venue", "--apply", "--yes"),
-            # Nobody can be reached there: it is noted all the same, since it might have been done.
+            # Upstream cannot be reached. The change is noted although it was not made.
             ("orders", "confirm", dead[1].order_id, "--payment-reference", "canary-pay", "--yes"),
             ("audit", "--json"),
             ("audit", "--what", "requeue", "--limit", "1"),
@@ -41,8 +41,8 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
         ],
     )
 
-    told = [(one["what"], one["selected"].partition(" until=")[0], one["orders"]) for one in ended[-3].objects]
-    assert told == [
+    noted = [(one["what"], one["selected"].partition(" until=")[0], one["orders"]) for one in ended[-3].objects]
+    assert noted == [
         ("order-confirm", dead[1].member, 1),
         ("reconcile", order(9).member, 1),
         ("refetch", dead[1].member, 1),
@@ -57,7 +57,7 @@ def test_each_change_by_hand_is_noted_with_who_and_of_what(desk: Desk) -> None:
     assert (ended[-1].code, ended[-1].err) == (0, "The audit is empty.\n")
 
 
-def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
+def test_dry_runs_and_refused_changes_are_not_noted(desk: Desk) -> None:
     desk.hear(order(1))
     desk.give_up(order(1))
 
@@ -74,7 +74,7 @@ def test_what_was_only_looked_at_or_refused_is_not_noted(desk: Desk) -> None:
     assert desk.redis.exists(AUDIT) == 0
 
 
-def test_what_names_an_erased_order_leaves_the_audit_but_its_erasure(desk: Desk) -> None:
+def test_of_an_erased_order_the_audit_keeps_only_the_erasure(desk: Desk) -> None:
     desk.hear(order(1))
 
     desk.run_each([("orders", "refetch", order(1).order_id), ("orders", "erase", order(1).order_id, "--yes")])

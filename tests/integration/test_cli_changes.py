@@ -1,4 +1,4 @@
-"""`orders confirm` and `orders cancel`: a change upstream of which no event tells, so its fetch is owed here."""
+"""`orders confirm` and `orders cancel`: a change upstream sends no event, so the command requests the fetch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def base(sandbox: Sandbox) -> str:
 
 
 def draft(sandbox: Sandbox, desk: Desk, reference: str) -> OrderKey:
-    """Create an order that is not paid, and let it come home as a Draft."""
+    """Create an unpaid order, and fetch it as a Draft."""
     answer = sandbox.client.post(
         f"{base(sandbox)}?sync=1", json=order_body(PARTNER, reference), headers={"x-np-api-key": API_KEY}
     )
@@ -62,46 +62,46 @@ def status(sandbox: Sandbox, order: OrderKey) -> str:
     return str(answer.json().get("status", answer.status_code))
 
 
-def whys(desk: Desk, order: OrderKey) -> list[str]:
+def reasons(desk: Desk, order: OrderKey) -> list[str]:
     return [entry.reason for entry in Archive(desk.redis).history(order) if isinstance(entry, FetchRequested)]
 
 
-def test_a_draft_is_confirmed_and_its_fetch_is_queued_among_the_live_ones(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_draft_is_confirmed_and_its_fetch_is_in_the_live_queue(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "CONFIRM-1")
 
     ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes", "--json")
 
-    told = {"company": "venue", "order_id": order.order_id, "status": "Issued", "queued": True}
-    assert (ended.code, ended.objects) == (0, [told])
+    changed = {"company": "venue", "order_id": order.order_id, "status": "Issued", "queued": True}
+    assert (ended.code, ended.objects) == (0, [changed])
     assert REFERENCE not in ended.out + ended.err
     assert status(sandbox, order) == "Issued"
-    assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm"])
+    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["confirm"])
     again = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
     assert again.code == 0
 
 
-def test_a_cancelled_draft_vanishes_upstream_and_its_fetch_is_queued(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_cancelled_draft_is_deleted_upstream_and_its_fetch_is_queued(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "CANCEL-1")
 
     ended = desk.run("orders", "cancel", order.order_id, "--yes")
 
     assert (ended.code, "upstream answered Cancelled" in ended.out) == (0, True)
     assert status(sandbox, order) == "404"
-    assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["cancel"])
+    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["cancel"])
 
 
-def test_without_anybody_to_ask_nothing_is_changed(desk: Desk, sandbox: Sandbox) -> None:
+def test_without_a_terminal_or_yes_nothing_is_changed(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "ASKED-1")
 
     ended = desk.run("orders", "cancel", order.order_id)
     wordless = desk.run("orders", "confirm", order.order_id, "--payment-reference", " ", "--yes")
 
     assert (ended.code, "--yes" in ended.err, wordless.code) == (2, True, 2)
-    assert (status(sandbox, order), whys(desk, order), desk.waiting("live")) == ("Draft", [], [])
+    assert (status(sandbox, order), reasons(desk, order), desk.waiting("live")) == ("Draft", [], [])
 
 
-def test_what_upstream_refuses_is_told_and_the_order_is_fetched_anew(desk: Desk, sandbox: Sandbox) -> None:
-    """Our copy may be old: here it was cancelled upstream in the meantime."""
+def test_a_refused_change_is_reported_and_the_order_is_fetched_again(desk: Desk, sandbox: Sandbox) -> None:
+    """The copy here may be old: the order was cancelled upstream meanwhile."""
     order = draft(sandbox, desk, "REFUSED-1")
     confirm = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
     sandbox.admin("POST", "faults", {"kind": "status", "status": 400, "code": "generic_error", "calls": 1})
@@ -112,34 +112,34 @@ def test_what_upstream_refuses_is_told_and_the_order_is_fetched_anew(desk: Desk,
 
     assert (refused.code, "only a Draft order can be confirmed" in refused.err) == (1, True)
     assert (absent.code, "HTTP 404" in absent.err) == (1, True)
-    assert whys(desk, order) == ["confirm-refused", "confirm-refused"]
+    assert reasons(desk, order) == ["confirm-refused", "confirm-refused"]
 
 
-def test_a_key_that_is_not_accepted_changes_nothing_here_either(desk: Desk, sandbox: Sandbox) -> None:
+def test_with_a_refused_api_key_nothing_is_changed_or_fetched(desk: Desk, sandbox: Sandbox) -> None:
     order = draft(sandbox, desk, "KEY-1")
     sandbox.admin("POST", "faults", {"kind": "status", "status": 401})
 
     ended = desk.run("orders", "cancel", order.order_id, "--yes")
 
     assert (ended.code, "NP_API_KEY" in ended.err, "Nothing was changed" in ended.err) == (3, True, True)
-    assert (whys(desk, order), desk.waiting("live")) == ([], [])
+    assert (reasons(desk, order), desk.waiting("live")) == ([], [])
 
 
-def test_an_answer_that_never_comes_is_told_as_uncertain_and_the_order_is_fetched(desk: Desk, sandbox: Sandbox) -> None:
-    """Upstream has done it, and the connection broke: only a fetch can tell."""
+def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(desk: Desk, sandbox: Sandbox) -> None:
+    """Upstream made the change, and the connection broke: only a fetch can show it."""
     order = draft(sandbox, desk, "CUT-1")
     sandbox.admin("POST", "faults", {"kind": "cut", "operation": "confirmOrder"})
 
     ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
 
     assert (ended.code, "may have been done upstream" in ended.err) == (3, True)
-    assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm-unsure"])
+    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["confirm-unsure"])
 
 
-def test_redis_that_takes_no_writes_is_told_before_anything_is_changed_upstream(
+def test_a_redis_without_writes_stops_the_command_before_the_change_upstream(
     sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
 ) -> None:
-    """Nobody could be told of it in the audit, nor could its fetch be owed."""
+    """Neither the audit entry nor the fetch could be written."""
     sandbox.admin("DELETE", "faults")
     with Redis.from_url(own_valkey.url) as redis:
         desk = open_desk(redis, own_valkey.url, tmp_path, sandbox.url)
@@ -153,10 +153,10 @@ def test_redis_that_takes_no_writes_is_told_before_anything_is_changed_upstream(
     assert "upstream" not in ended.err
 
 
-def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
+def test_when_redis_fails_during_the_call_the_message_says_what_was_done(
     sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
 ) -> None:
-    """The change stands upstream: whoever typed the command must know, and how to bring it home."""
+    """The change is made upstream: the message says so, and how to fetch the order."""
     sandbox.admin("DELETE", "faults")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 1})
     with Redis.from_url(own_valkey.url) as redis, ThreadPoolExecutor(1) as thread:
@@ -166,7 +166,7 @@ def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
         running = thread.submit(
             desk.run, "orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes"
         )
-        eventually(lambda: redis.xlen(AUDIT) == 1, what="the deed in the audit")
+        eventually(lambda: redis.xlen(AUDIT) == 1, what="the entry in the audit")
         redis.config_set("min-replicas-to-write", 1)
         ended = running.result()
 
@@ -175,19 +175,17 @@ def test_redis_that_dies_during_the_call_is_told_with_what_was_done(
     assert f"orders refetch {order.order_id}" in ended.err
 
 
-def test_ctrl_c_while_upstream_is_asked_owes_the_fetch_that_shows_what_became_of_it(
-    desk: Desk, sandbox: Sandbox
-) -> None:
-    """The call may have arrived: nobody shall read Draft for ever."""
+def test_ctrl_c_during_the_call_queues_a_fetch(desk: Desk, sandbox: Sandbox) -> None:
+    """The call may have arrived: without a fetch the copy here would stay a Draft."""
     order = draft(sandbox, desk, "CTRL-C-1")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 5})
     words = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
     with subprocess.Popen([sys.executable, "-m", "app.cli", *words], env=desk.env, stderr=subprocess.PIPE) as running:
-        eventually(lambda: desk.redis.xlen(AUDIT) == 1, what="the deed in the audit")
+        eventually(lambda: desk.redis.xlen(AUDIT) == 1, what="the entry in the audit")
         running.send_signal(signal.SIGINT)
-        _, told = running.communicate(timeout=20)
+        _, err = running.communicate(timeout=20)
 
     assert running.returncode == 130
-    assert b"Interrupted" in told
-    assert b"Traceback" not in told
-    assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm-unsure"])
+    assert b"Interrupted" in err
+    assert b"Traceback" not in err
+    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["confirm-unsure"])

@@ -1,25 +1,26 @@
-"""`dead`: what was given up, why, since when, and giving it new tries."""
+"""`dead`: dead letters are listed, explained, requeued and discarded."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from redis import Redis
 
-from app.ledger.orders import Archive
+from app import bootstrap
+from app.ids import OrderKey
+from app.ledger import keys
+from app.ledger.ledger import Ledger
+from app.ledger.orders import Archive, LocalCopies
+from app.ledger.record import State
 from app.ledger.work import Dispatched
-from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, open_desk, order
+from app.times import from_ms
+from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, order
+
+DAY = 86_400_000
+COMMANDS = ("requeue", "drop")
 
 
 @pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
-
-
-@pytest.fixture
-def cemetery(desk: Desk) -> Desk:
-    """Two dead orders of the venue, one of the museum, and one dead hand-on."""
+def letters(desk: Desk) -> Desk:
+    """Two dead orders of the venue, one of the museum, and one dead delivery."""
     desk.hear(order(1), order(2), order(3, MUSEUM), order(4))
     desk.give_up(order(1), "order_missing", 404)
     desk.give_up(order(2), "bad_request", 400)
@@ -30,12 +31,23 @@ def cemetery(desk: Desk) -> Desk:
     return desk
 
 
-def test_dead_letters_are_listed_with_reason_and_age(cemetery: Desk) -> None:
-    table, lines = cemetery.run("dead", "list"), cemetery.run("dead", "list", "--json")
+def state(desk: Desk, one: OrderKey) -> State:
+    record = Archive(desk.redis).record(one)
+    assert record is not None
+    return record.state(from_ms(bootstrap.clock()))
+
+
+def dead(desk: Desk) -> str:
+    return "".join(letter["order_id"][-1] for letter in desk.run("dead", "list", "--json").objects)
+
+
+def test_dead_letters_are_listed_with_reason_and_age(letters: Desk) -> None:
+    table, lines = letters.run("dead", "list"), letters.run("dead", "list", "--json")
 
     assert (table.code, lines.code) == (0, 0)
-    told = [(one["company"], one["order_id"][-1], one["sink"], one["reason"], one["http"]) for one in lines.objects]
-    assert told == [
+    assert [
+        (one["company"], one["order_id"][-1], one["sink"], one["reason"], one["http"]) for one in lines.objects
+    ] == [
         ("venue", "1", "", "order_missing", 404),
         ("venue", "2", "", "bad_request", 400),
         ("museum", "3", "", "order_missing", 404),
@@ -45,7 +57,7 @@ def test_dead_letters_are_listed_with_reason_and_age(cemetery: Desk) -> None:
     assert table.out.count("order_missing") == 2
 
 
-def test_no_dead_letters_is_good_news(desk: Desk) -> None:
+def test_an_empty_list_is_no_error(desk: Desk) -> None:
     assert (desk.run("dead", "list").out, desk.run("dead", "list", "--json").out) == ("No dead letters.\n", "")
 
 
@@ -59,68 +71,83 @@ def test_no_dead_letters_is_good_news(desk: Desk) -> None:
         (("--until", "1h"), ""),
     ],
 )
-def test_dead_letters_are_filtered(cemetery: Desk, filters: tuple[str, ...], numbers: str) -> None:
-    found = cemetery.run("dead", "list", "--json", *filters).objects
+def test_the_list_is_filtered(letters: Desk, filters: tuple[str, ...], numbers: str) -> None:
+    found = letters.run("dead", "list", "--json", *filters).objects
 
     assert "".join(one["order_id"][-1] for one in found) == numbers
 
 
-def test_requeue_all_revives_orders_and_hand_ons(cemetery: Desk) -> None:
-    ended = cemetery.run("dead", "requeue", "--all", "--yes", "--json")
+def test_show_prints_the_attempts_and_what_to_do(letters: Desk) -> None:
+    name = order(2).order_id
+    page, line = letters.run("dead", "show", name), letters.run("dead", "show", name, "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"queued": 3, "waiting": 0, "sinks": 1, "not_dead": 0}])
-    assert cemetery.waiting("backfill") == [order(number).order_id for number in (1, 2, 3)]
-    assert cemetery.run("dead", "list", "--json").out == ""
-    hand_on = cemetery.ledger().acquire_delivery(order(4), WORKER)
-    assert hand_on is not None
-    assert (hand_on.sink, hand_on.revision, hand_on.attempts) == (SINK, 1, 1)
-
-
-def test_a_revived_hand_on_is_due_now_so_the_ticker_finds_it(cemetery: Desk) -> None:
-    cemetery.redis.delete("ota:due")
-
-    assert cemetery.run("dead", "requeue", order(4).order_id, "--yes").code == 0
-
-    assert cemetery.ledger().dispatch_due() == Dispatched(1, 1, 0)
-    record = Archive(cemetery.redis).record(order(4))
-    assert record is not None
-    assert (record.dead_sinks, record.fetched_generation, record.generation) == ((), 1, 1)
-    assert [entry.__class__.__name__ for entry in Archive(cemetery.redis).history(order(4))][-1] == "DeliveryRetried"
+    assert (page.code, line.code) == (0, 0)
+    assert "fetch 1 failed: bad_request (HTTP 400" in page.out
+    assert f"dead requeue {name}" in page.out
+    (found,) = line.objects
+    assert (found["reason"], found["http"], found["steps"][-1]["what"]) == ("bad_request", 400, "failed")
+    assert SINK in letters.run("dead", "show", order(4).order_id).out
+    assert letters.run("dead", "show", order(9).order_id).code == 1
 
 
-def test_one_that_is_gone_stops_nothing(cemetery: Desk) -> None:
-    """An id that was never here, one that is home, and one that is dead: the dead one is requeued all the same."""
-    cemetery.hear(order(5))
-    cemetery.bring_home(order(5))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_and_an_unanswered_question_change_nothing(letters: Desk, command: str) -> None:
+    planned = letters.run("dead", command, "--all", "--dry-run", "--json")
+    refused, unclear = letters.run("dead", command, "--all"), letters.run("dead", command, "--yes")
+
+    assert (planned.code, planned.objects) == (0, [{"letters": 4, "not_dead": 0, "dry_run": True}])
+    assert (refused.code, "--yes" in refused.err, unclear.code) == (2, True, 2)
+    assert dead(letters) == "1234"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_named_orders_without_a_dead_letter_stop_nothing(letters: Desk, command: str) -> None:
+    """Order 9 is unknown and order 5 is fetched; order 2 is dead."""
+    letters.hear(order(5))
+    letters.bring_home(order(5))
     ids = [order(number).order_id for number in (9, 5, 2)]
 
-    ended = cemetery.run("dead", "requeue", *ids, "--yes", "--json")
+    ended = letters.run("dead", command, *ids, "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (1, [{"queued": 1, "waiting": 0, "sinks": 0, "not_dead": 2}])
+    counts = {"queued": 1, "waiting": 0, "sinks": 0} if command == "requeue" else {"discarded": 1}
+    assert (ended.code, ended.objects) == (1, [counts | {"not_dead": 2}])
     assert (order(9).order_id in ended.err, order(5).order_id in ended.err) == (True, True)
-    assert cemetery.waiting("backfill") == [order(2).order_id]
+    assert dead(letters) == "134"
 
 
-def test_a_letter_without_a_record_is_skipped_and_told(cemetery: Desk) -> None:
-    cemetery.redis.delete(f"ota:order:{order(1).member}")
+def test_requeue_all_fetches_orders_and_repeats_deliveries(letters: Desk) -> None:
+    ended = letters.run("dead", "requeue", "--all", "--yes", "--json")
 
-    listed = cemetery.run("dead", "list", "--json", "--limit", "1").objects
-    ended = cemetery.run("dead", "requeue", "--all", "--yes", "--json")
+    assert (ended.code, ended.objects) == (0, [{"queued": 3, "waiting": 0, "sinks": 1, "not_dead": 0}])
+    assert letters.waiting("backfill") == [order(number).order_id for number in (1, 2, 3)]
+    assert dead(letters) == ""
+    delivery = letters.ledger().acquire_delivery(order(4), WORKER)
+    assert delivery is not None
+    assert (delivery.sink, delivery.revision, delivery.attempts) == (SINK, 1, 1)
+    assert not letters.ledger().retry_delivery(order(4), SINK)
 
-    assert listed[0]["reason"] == "record_gone"
-    assert (ended.code, ended.objects) == (1, [{"queued": 2, "waiting": 0, "sinks": 1, "not_dead": 1}])
-    assert Archive(cemetery.redis).record(order(1)) is None
+
+def test_a_requeued_delivery_is_due_now(letters: Desk) -> None:
+    letters.redis.delete("ota:due")
+
+    assert letters.run("dead", "requeue", order(4).order_id, "--yes").code == 0
+
+    assert letters.ledger().dispatch_due() == Dispatched(1, 1, 0)
+    record = Archive(letters.redis).record(order(4))
+    assert record is not None
+    assert (record.dead_sinks, record.fetched_generation, record.generation) == ((), 1, 1)
+    assert type(Archive(letters.redis).history(order(4))[-1]).__name__ == "DeliveryRetried"
 
 
-def test_requeue_by_reason_and_company_leaves_the_rest_dead(cemetery: Desk) -> None:
-    ended = cemetery.run("dead", "requeue", "--reason", "order_missing", "--company", "museum", "--live", "--yes")
+def test_requeue_by_reason_and_company_leaves_the_rest_dead(letters: Desk) -> None:
+    ended = letters.run("dead", "requeue", "--reason", "order_missing", "--company", "museum", "--live", "--yes")
 
     assert ended.code == 0
-    assert (cemetery.waiting("live"), cemetery.waiting("backfill")) == ([order(3).order_id], [])
-    assert len(cemetery.run("dead", "list", "--json").objects) == 3
+    assert (letters.waiting("live"), letters.waiting("backfill")) == ([order(3).order_id], [])
+    assert dead(letters) == "124"
 
 
-def test_more_than_a_page_is_requeued_whole(desk: Desk) -> None:
+def test_more_than_one_chunk_is_requeued(desk: Desk) -> None:
     orders = [order(number) for number in range(430)]
     desk.hear(*orders)
     for one in orders:
@@ -133,18 +160,99 @@ def test_more_than_a_page_is_requeued_whole(desk: Desk) -> None:
     assert sorted(desk.waiting("backfill")) == [one.order_id for one in orders]
 
 
-def test_a_dry_run_and_a_question_without_answer_revive_nothing(cemetery: Desk) -> None:
-    planned = cemetery.run("dead", "requeue", "--all", "--dry-run", "--json")
-    refused = cemetery.run("dead", "requeue", "--all")
-    unclear = cemetery.run("dead", "requeue", "--yes")
+def test_a_dead_letter_without_a_record_is_not_requeued_and_leaves_the_list_by_drop(letters: Desk) -> None:
+    letters.redis.delete(keys.record(order(1)))
 
-    assert (planned.code, planned.objects) == (0, [{"letters": 4, "not_dead": 0, "dry_run": True}])
-    assert (refused.code, unclear.code) == (2, 2)
-    assert "--yes" in refused.err
-    assert len(cemetery.run("dead", "list", "--json").objects) == 4
+    listed = letters.run("dead", "list", "--json", "--limit", "1").objects
+    requeued = letters.run("dead", "requeue", "--all", "--yes", "--json")
+
+    assert listed[0]["reason"] == "record_gone"
+    assert (requeued.code, requeued.objects) == (1, [{"queued": 2, "waiting": 0, "sinks": 1, "not_dead": 1}])
+    assert letters.run("dead", "drop", "--reason", "record_gone", "--yes").code == 0
+    assert dead(letters) == ""
+    assert letters.redis.exists(keys.record(order(1))) == 0
 
 
-def test_reviving_a_sink_twice_does_nothing_the_second_time(cemetery: Desk) -> None:
-    ledger = cemetery.ledger()
+def test_a_discarded_order_is_not_pending_and_expires(letters: Desk) -> None:
+    ended = letters.run("dead", "drop", order(1).order_id, "--yes", "--json")
 
-    assert [ledger.retry_delivery(order(4), SINK) for _ in range(2)] == [True, False]
+    assert (ended.code, ended.objects) == (0, [{"discarded": 1, "not_dead": 0}])
+    assert (dead(letters), state(letters, order(1))) == ("234", "discarded")
+    assert letters.redis.zscore(keys.DUE, order(1).member) is None
+    assert 399 * DAY < int(str(letters.redis.pttl(keys.record(order(1))))) <= 400 * DAY
+    assert letters.ledger().start_fetch(order(1), WORKER) == ("nothing", None)
+    explained = letters.run("orders", "explain", order(1).order_id)
+    assert (explained.code, "discarded by hand" in explained.out) == (1, True)
+    assert len(letters.run("orders", "list", "--state", "discarded", "--json").objects) == 1
+    # reconcile does not fetch it either.
+    (held,) = LocalCopies(letters.redis).read([order(1)])
+    assert held is not None
+    assert (held.pending, held.dead) == (False, "discarded")
+
+
+def test_a_new_event_fetches_a_discarded_order(letters: Desk) -> None:
+    letters.run("dead", "drop", order(1).order_id, "--yes")
+
+    letters.hear(order(1))
+
+    assert state(letters, order(1)) == "pending"
+    assert int(str(letters.redis.pttl(keys.record(order(1))))) == -1
+    letters.bring_home(order(1))
+    assert state(letters, order(1)) == "fetched"
+
+
+def test_a_late_answer_of_a_discarded_order_is_stored(letters: Desk) -> None:
+    """The worker was taken for dead, and still stores its answer."""
+    letters.hear(order(5))
+    late = letters.begin(order(5))
+    now = bootstrap.clock()
+    ledger = Ledger(letters.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
+    for _ in range(3):
+        now += 70_000
+        ledger.start_fetch(order(5), WORKER)
+    assert state(letters, order(5)) == "dead"
+    assert letters.run("dead", "drop", order(5).order_id, "--yes").code == 0
+
+    letters.store(order(5), late)
+
+    assert state(letters, order(5)) == "fetched"
+
+
+def test_a_discarded_delivery_is_not_repeated_but_the_next_revision_is_delivered(letters: Desk) -> None:
+    assert letters.run("dead", "drop", order(4).order_id, "--yes").code == 0
+
+    assert dead(letters) == "123"
+    assert letters.ledger().acquire_delivery(order(4), WORKER) is None
+    assert int(str(letters.redis.pttl(keys.record(order(4))))) > 0
+    assert "delivery of revision 1 was discarded by hand" in letters.run("orders", "show", order(4).order_id).out
+    letters.hear(order(4))
+    letters.bring_home(order(4), statusMessage="changed")
+    delivery = letters.ledger().acquire_delivery(order(4), WORKER)
+    assert delivery is not None
+    assert (delivery.sink, delivery.revision) == (SINK, 2)
+
+
+def test_dead_letters_are_discarded_by_reason_company_and_age(letters: Desk) -> None:
+    letters.redis.zadd(keys.DEAD, {order(2).member: bootstrap.clock() - 31 * DAY})
+
+    for selection, left in (
+        (("--older-than", "30d"), "134"),
+        (("--reason", "order_missing", "--company", "museum"), "14"),
+        (("--all",), ""),
+    ):
+        assert letters.run("dead", "drop", *selection, "--yes").code == 0
+        assert dead(letters) == left
+    assert letters.run("dead", "drop", "--all", "--yes").code == 1
+
+
+def test_dead_letters_of_one_millisecond_are_read_once(desk: Desk) -> None:
+    """After an outage thousands may share one: each page must cost the same, also while they are discarded."""
+    desk.redis.zadd(keys.DEAD, {order(number).member: 1_780_000_000_000 for number in range(3_000)})
+    desk.redis.config_resetstat()
+
+    ended = desk.run("dead", "drop", "--reason", "record_gone", "--yes", "--json")
+
+    assert ended.objects == [{"discarded": 3_000, "not_dead": 0}]
+    read = desk.redis.info("commandstats")
+    pages = read.get("cmdstat_zrangebyscore", {}).get("calls", 0) + read.get("cmdstat_zrange", {}).get("calls", 0)
+    assert pages <= 50

@@ -1,22 +1,26 @@
-"""Whatever goes wrong ends in one clear line and an exit code that means something, never in a traceback."""
+"""What commands print fits the terminal, and every error is one clear line with its own exit code."""
 
 from __future__ import annotations
 
 import os
 import pty
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from redis import Redis
 
+from app.dev.valkey import Valkey
 from tests.eventually import eventually
 from tests.integration.desk import CLIENT_STATES, Desk, open_desk, order
 
-READERS = (
+COMMAND: Final = (sys.executable, "-m", "app.cli")
+READERS: Final = (
     ("orders", "list"),
     ("orders", "show", order(1).order_id),
     ("events", "list"),
@@ -24,37 +28,148 @@ READERS = (
     ("dead", "list"),
     ("dead", "requeue", "--all", "--yes"),
 )
+LISTS: Final = (("orders", "list"), ("dead", "list"), ("events", "list"))
+PRINTING: Final = (
+    ("orders", "list"),
+    ("orders", "list", "--json"),
+    ("orders", "explain", order(1).order_id),
+    ("--help",),
+)
 
 
 @pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+def filled(desk: Desk) -> Desk:
+    """One dead order."""
+    desk.hear(order(1))
+    desk.give_up(order(1))
+    return desk
 
 
-@pytest.mark.parametrize("arguments", READERS, ids=" ".join)
-def test_redis_away_is_one_line_and_exit_code_3(desk: Desk, arguments: tuple[str, ...]) -> None:
-    ended = desk.run(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
+class Terminal:
+    """A command that runs in a terminal of so many columns."""
 
-    assert (ended.code, ended.out, len(ended.err.splitlines())) == (3, "", 1)
-    assert "127.0.0.1:1" in ended.err
-    assert "hidden-password" not in ended.err
+    def __init__(self, desk: Desk, *arguments: str, columns: int = 80) -> None:
+        self._ours, theirs = pty.openpty()
+        env = desk.env | {"COLUMNS": str(columns), "TERM": "xterm"}
+        self._running = subprocess.Popen([*COMMAND, *arguments], env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        self.shown = b""
+
+    def wait_for(self, text: bytes) -> None:
+        def is_shown() -> bool:
+            if select.select([self._ours], [], [], 0.1)[0]:
+                self.shown += os.read(self._ours, 4096)
+            return text in self.shown
+
+        eventually(is_shown, 30, what=f"{text!r} on the terminal")
+
+    def answer(self, text: bytes) -> None:
+        os.write(self._ours, text)
+
+    def end(self) -> int:
+        """Read the rest and return the exit code."""
+        try:
+            while part := os.read(self._ours, 4096):
+                self.shown += part
+        except OSError:  # how Linux reports that the other side is closed
+            pass
+        os.close(self._ours)
+        return self._running.wait(30)
 
 
-def test_a_wrong_password_is_told_as_such(desk: Desk, redis_url: str) -> None:
-    address = redis_url.rpartition("@")[2]
+def lines(desk: Desk, *arguments: str, columns: int) -> list[str]:
+    """Return what a terminal of so many columns shows after the command."""
+    terminal = Terminal(desk, *arguments, columns=columns)
+    assert terminal.end() == 0, terminal.shown
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.shown.decode()).splitlines()
 
-    ended = desk.run("orders", "list", REDIS_URL=f"redis://:wrong@{address}")
 
-    assert (ended.code, len(ended.err.splitlines())) == (3, 1)
-    assert "password" in ended.err
+def ended(desk: Desk, *arguments: str, stdout: Any) -> tuple[int, str]:
+    """Return exit code and stderr of a command that prints to `stdout`."""
+    done = subprocess.run([*COMMAND, *arguments], env=desk.env, stdout=stdout, stderr=subprocess.PIPE, timeout=60)
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
+def test_on_80_columns_ids_are_whole_and_hidden_columns_are_named(filled: Desk, arguments: tuple[str, ...]) -> None:
+    """People copy ids."""
+    narrow = lines(filled, *arguments, columns=80)
+
+    assert sum(order(1).order_id in line for line in narrow) == 1
+    assert max(len(line) for line in narrow if "Hidden" not in line) <= 80
+    assert any("Hidden" in line and "company" in line for line in narrow)
+    assert not any(" venue " in line for line in narrow)
+    wide = lines(filled, *arguments, columns=180)
+    assert any(order(1).order_id in line and "venue" in line for line in wide)
+    assert not any("Hidden" in line for line in wide)
+
+
+def test_a_column_is_hidden_when_one_character_is_missing(filled: Desk) -> None:
+    needed = max(len(line.rstrip()) for line in lines(filled, "events", "list", columns=180)) + 1  # the right edge
+
+    assert not any("Hidden" in line for line in lines(filled, "events", "list", columns=needed))
+    (hidden,) = (line for line in lines(filled, "events", "list", columns=needed - 1) if "Hidden" in line)
+    assert "narrow: reference." in hidden
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_a_full_disk_under_stdout_is_one_line_and_exit_code_1(filled: Desk, arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        assert ended(filled, *arguments, stdout=full) == (1, "Cannot write the output: No space left on device.\n")
+
+
+@pytest.mark.parametrize("arguments", PRINTING[:-1], ids=" ".join)
+def test_a_closed_output_pipe_is_exit_code_141(filled: Desk, arguments: tuple[str, ...]) -> None:
+    """As shells report it; 1 would mean "not complete"."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        assert ended(filled, *arguments, stdout=theirs) == (141, "")
+    finally:
+        os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"), [("maxmemory", "1mb", "OOM"), ("min-replicas-to-write", "1", "NOREPLICAS")]
+)
+def test_a_redis_that_refuses_writes_is_not_reported_as_unavailable(
+    own_valkey: Valkey, tmp_path: Any, name: str, value: str, code: str
+) -> None:
+    with Redis.from_url(own_valkey.url) as redis:
+        desk = open_desk(redis, own_valkey.url, tmp_path)
+        desk.hear(order(1))
+        redis.config_set(name, value)
+
+        refused = desk.run("orders", "refetch", order(1).order_id)
+
+    assert (refused.code, refused.out, len(refused.err.splitlines())) == (3, "", 1)
+    assert f"refuses this ({code}): see `ota-receiver check`" in refused.err
+    assert "REDIS_URL" not in refused.err
+    assert "memory" not in refused.err
+
+
+@pytest.mark.parametrize("arguments", [*READERS, ("events", "tail")], ids=" ".join)
+def test_an_unavailable_redis_is_one_line_and_exit_code_3(desk: Desk, arguments: tuple[str, ...]) -> None:
+    away = desk.run(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
+
+    assert (away.code, away.out, len(away.err.splitlines())) == (3, "", 1)
+    assert "127.0.0.1:1" in away.err
+    assert "hidden-password" not in away.err
+
+
+def test_a_wrong_password_is_named(desk: Desk, redis_url: str) -> None:
+    refused = desk.run("orders", "list", REDIS_URL=f"redis://:wrong@{redis_url.rpartition('@')[2]}")
+
+    assert (refused.code, len(refused.err.splitlines())) == (3, 1)
+    assert "password" in refused.err
 
 
 def test_wrong_settings_are_listed_with_exit_code_2(desk: Desk) -> None:
-    ended = desk.run("orders", "list", REDIS_URL="", COMPANIES_FILE="/nowhere")
+    wrong = desk.run("orders", "list", REDIS_URL="", COMPANIES_FILE="/nowhere")
 
-    assert ended.code == 2
-    assert "REDIS_URL" in ended.err
-    assert "COMPANIES_FILE" in ended.err
+    assert wrong.code == 2
+    assert "REDIS_URL" in wrong.err
+    assert "COMPANIES_FILE" in wrong.err
 
 
 @pytest.mark.parametrize(
@@ -70,19 +185,19 @@ def test_wrong_settings_are_listed_with_exit_code_2(desk: Desk) -> None:
     ids=" ".join,
 )
 def test_wrong_usage_is_exit_code_2(desk: Desk, arguments: tuple[str, ...]) -> None:
-    ended = desk.run(*arguments)
+    wrong = desk.run(*arguments)
 
-    assert (ended.code, ended.out) == (2, "")
-    assert ended.err
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(desk: Desk) -> None:
-    """A Redis that takes the connection and never answers: the command hangs until it is interrupted."""
+    """Redis accepts the connection and never answers, so the command waits."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         mute.settimeout(30)
-        command = [sys.executable, "-m", "app.cli", "orders", "list"]
         env = desk.env | {"REDIS_URL": f"redis://127.0.0.1:{mute.getsockname()[1]}/0"}
-        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        pipe = subprocess.PIPE
+        with subprocess.Popen([*COMMAND, "orders", "list"], env=env, stdout=pipe, stderr=pipe, text=True) as running:
             waiting, _ = mute.accept()
             with waiting:
                 waiting.recv(1)
@@ -93,62 +208,35 @@ def test_ctrl_c_ends_with_130_and_no_traceback(desk: Desk) -> None:
     assert "Traceback" not in err
 
 
-def test_a_person_is_asked_and_a_no_changes_nothing(desk: Desk) -> None:
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", 1), (b"y\n", 0)])
+def test_on_a_terminal_a_question_is_asked_and_no_changes_nothing(desk: Desk, answer: bytes, code: int) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
+    terminal = Terminal(desk, "events", "replay", "--since", "1h", "--force")
+    terminal.wait_for(b"[y/N]")
+    assert b"Fetch 1 order again" in terminal.shown
 
-    assert _answered(desk, b"n\n") == (1, [])
-    assert _answered(desk, b"y\n") == (0, [order(1).order_id])
+    terminal.answer(answer)
 
-
-def _answered(desk: Desk, answer: bytes) -> tuple[int, list[str]]:
-    """Replay from a terminal, answer the question, and return the exit code and what was queued."""
-    terminal, theirs = pty.openpty()
-    command = [sys.executable, "-m", "app.cli", "events", "replay", "--since", "1h", "--force"]
-    try:
-        with subprocess.Popen(command, env=desk.env, stdin=theirs, stdout=theirs, stderr=theirs) as running:
-            os.close(theirs)
-            shown = b""
-
-            def asked() -> bool:
-                nonlocal shown
-                shown += os.read(terminal, 4096)
-                return b"Fetch 1 order again" in shown and b"[y/N]" in shown
-
-            eventually(asked, 30, what="the question")
-            os.write(terminal, answer)
-            code = running.wait(30)
-    finally:
-        os.close(terminal)
-    return code, desk.waiting("backfill")
-
-
-def test_a_reader_that_leaves_early_is_no_error_to_speak_of(desk: Desk) -> None:
-    desk.hear(*(order(number) for number in range(300)))
-    command = [sys.executable, "-m", "app.cli", "orders", "list", "--limit", "300", "--json"]
-    with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.close()
-        running.wait(30)
-        assert b"Traceback" not in running.stderr.read()
+    assert terminal.end() == code
+    assert desk.waiting("backfill") == [order(1).order_id] * (1 - code)
 
 
 @pytest.mark.parametrize(
     "group", [("check",), ("health",), *((name, word) for name, word, *_ in READERS)], ids=" ".join
 )
 def test_every_command_documents_its_exit_codes(desk: Desk, group: tuple[str, ...]) -> None:
-    ended = desk.run(*group, "--help")
+    shown = desk.run(*group, "--help")
 
-    assert ended.code == 0
-    assert "Exit codes:" in ended.out
-    assert "--json" in ended.out
+    assert shown.code == 0
+    assert "Exit codes:" in shown.out
+    assert "--json" in shown.out
 
 
-def test_no_secret_of_the_settings_is_ever_printed(desk: Desk, redis_url: str) -> None:
+def test_no_secret_of_the_settings_is_printed(desk: Desk, redis_url: str) -> None:
     desk.hear(order(1))
-    said = [desk.run(*arguments) for arguments in (*READERS, ("check",), ("orders", "list", "--json"))]
+    printed = [desk.run(*arguments) for arguments in (*READERS, ("check",), ("orders", "list", "--json"))]
     password = redis_url.split("@")[0].rpartition(":")[2]
 
     for secret in (*CLIENT_STATES.values(), "canary-api-key", password):
-        assert [one for one in said if secret in one.out + one.err] == []
+        assert [one for one in printed if secret in one.out + one.err] == []

@@ -1,18 +1,10 @@
-"""`events`: what came."""
+"""`events list` and `events show`: the accepted events."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from redis import Redis
 
-from tests.integration.desk import MUSEUM, Desk, open_desk, order
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+from tests.integration.desk import MUSEUM, Desk, order
 
 
 def event_ids(desk: Desk) -> list[str]:
@@ -28,8 +20,8 @@ def test_events_are_listed_newest_last_as_a_table_and_as_lines(desk: Desk) -> No
 
     assert (table.code, lines.code, lines.err) == (0, 0, "")
     assert [line.split()[3] for line in table.out.splitlines()[3:-1]] == ["venue", "museum", "venue"]
-    told = [(event["company"], event["order_id"], event["status"], event["outcome"]) for event in lines.objects]
-    assert told == [
+    listed = [(event["company"], event["order_id"], event["status"], event["outcome"]) for event in lines.objects]
+    assert listed == [
         ("museum", order(2).order_id, "Issued", "queued"),
         ("venue", order(1).order_id, "Issued", "coalesced"),
     ]
@@ -57,13 +49,13 @@ def test_events_are_filtered(desk: Desk, filters: tuple[str, ...], numbers: list
     assert [event["order_id"] for event in found.objects] == [order(number).order_id for number in numbers]
 
 
-def test_no_match_is_exit_code_1_and_a_sentence(desk: Desk) -> None:
+def test_no_match_is_one_sentence_and_exit_code_1(desk: Desk) -> None:
     ended = desk.run("events", "list", "--until", "1h", "--json")
 
     assert (ended.code, ended.out, ended.err) == (1, "", "No event matches.\n")
 
 
-def test_one_event_is_shown_with_where_its_order_stands(desk: Desk) -> None:
+def test_one_event_is_shown_with_the_state_of_its_order(desk: Desk) -> None:
     desk.hear(order(1), timestamp="2026-06-01T08:15:02.4170000Z")
     desk.bring_home(order(1))
     (event_id,) = event_ids(desk)
@@ -77,5 +69,5 @@ def test_one_event_is_shown_with_where_its_order_stands(desk: Desk) -> None:
     assert (shown["id"], shown["order_state"], shown["secret"]) == (event_id, "fetched", "current")
 
 
-def test_an_event_that_is_not_here_is_exit_code_1(desk: Desk) -> None:
+def test_an_unknown_event_is_exit_code_1(desk: Desk) -> None:
     assert desk.run("events", "show", "1-1").code == 1

@@ -1,7 +1,8 @@
-"""`health`: what HEALTHCHECK asks, for a container that runs either process."""
+"""`health`: the check for HEALTHCHECK, in a container that runs either process."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,19 +12,13 @@ from threading import Thread
 
 import msgspec
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.dev.processes import Process
 from app.identity import identity
 from app.snapshot import Heartbeat
 from tests.eventually import eventually
-from tests.integration.desk import Desk, open_desk
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+from tests.integration.desk import Desk
 
 
 @contextmanager
@@ -51,8 +46,8 @@ def web(status: int) -> Iterator[int]:
 def beat(desk: Desk, seconds_ago: float, machine: str | None = None) -> None:
     me = identity()
     at = bootstrap.clock() - round(seconds_ago * 1000)
-    census = Heartbeat(machine or me.machine, me.pid, me.started, [], at)
-    desk.redis.hset("ota:pools", "pool", msgspec.json.encode(census))
+    heartbeat = Heartbeat(machine or me.machine, me.pid, me.started, [], at)
+    desk.redis.hset("ota:pools", "pool", msgspec.json.encode(heartbeat))
 
 
 def test_a_web_process_that_answers_is_healthy(desk: Desk) -> None:
@@ -62,32 +57,32 @@ def test_a_web_process_that_answers_is_healthy(desk: Desk) -> None:
             assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
 
 
-def test_a_web_process_that_answers_something_else_is_not(desk: Desk) -> None:
+def test_a_web_process_with_another_answer_is_not_healthy(desk: Desk) -> None:
     with web(503) as port:
         assert desk.run("health", "--role", "web", PORT=str(port)).code == 1
 
 
-def test_a_proxy_of_the_environment_is_not_asked(desk: Desk) -> None:
+def test_proxies_of_the_environment_are_not_used(desk: Desk) -> None:
     with web(200) as port:
         assert desk.run("health", "--role", "web", PORT=str(port), http_proxy="http://127.0.0.1:1").code == 0
 
 
 @pytest.mark.parametrize(("age", "code"), [(1, 0), (5, 0), (16, 1)])
 def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(desk: Desk, free_port: int, age: int, code: int) -> None:
-    # One second of each age is left for the command to start.
+    # The command needs up to a second to start.
     beat(desk, age - 1 if age < 15 else age)
 
     assert desk.run("health", "--role", "worker").code == code
     assert desk.run("health", PORT=str(free_port)).code == code
 
 
-def test_the_heartbeat_of_another_machine_says_nothing_of_this_one(desk: Desk) -> None:
+def test_the_heartbeat_of_another_machine_does_not_count(desk: Desk) -> None:
     beat(desk, 0, machine="another-boot-another-namespace")
 
     assert desk.run("health", "--role", "worker").code == 1
 
 
-def test_with_redis_away_a_worker_is_not_healthy_and_a_web_process_is(desk: Desk) -> None:
+def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(desk: Desk) -> None:
     with web(200) as port:
         away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": str(port)}
 
@@ -95,7 +90,7 @@ def test_with_redis_away_a_worker_is_not_healthy_and_a_web_process_is(desk: Desk
         assert desk.run("health", **away).code == 0
 
 
-def test_a_web_process_that_hangs_is_given_up_within_its_limit(desk: Desk, hanging: Callable[[], int]) -> None:
+def test_a_hanging_web_process_is_not_healthy(desk: Desk, hanging: Callable[[], int]) -> None:
     ended = desk.run("health", "--role", "web", "--json", PORT=str(hanging()))
 
     assert (ended.code, ended.objects[0]["healthy"]) == (1, False)
@@ -111,9 +106,24 @@ def hanging() -> Iterator[Callable[[], int]]:
         yield lambda: int(mute.getsockname()[1])
 
 
-def test_the_real_pool_is_found_by_its_heartbeat(desk: Desk, tmp_path: Path) -> None:
+def test_a_real_pool_is_healthy(desk: Desk, tmp_path: Path) -> None:
     env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "SINKS": ""}
     with Process.start([sys.executable, "-m", "app.cli", "worker"], env=env, log=tmp_path / "log"):
         eventually(lambda: desk.redis.hlen("ota:pools") == 1, 30, what="a heartbeat")
 
         assert desk.run("health", "--role", "worker").code == 0
+
+
+def test_the_check_of_a_worker_imports_no_heavy_library(desk: Desk) -> None:
+    """A container runs it every few seconds."""
+    code = (
+        "import sys\nfrom app.cli.main import main\nsys.argv = ['ota-receiver', 'health', '--role', 'worker']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=desk.env, capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert "no heartbeat" in ended.stdout
+    heavy = {"app.bootstrap", "workers", "httpx", "starlette", "prometheus_client"}
+    assert heavy & set(ended.stderr.split()) == set()

@@ -1,120 +1,105 @@
-"""`orders`: is this traveller's ticket here, and if not, what is to be done?"""
+"""`orders list`, `show` and `refetch`: orders are found, shown masked, filtered and fetched again."""
 
 from __future__ import annotations
 
 import re
 import zlib
-from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.ledger import keys
-from tests.integration.desk import MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
+from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, order
 
 NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
 SECRETS = (*NUMBERS, "Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b")
 
 
 @pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
-
-
-def test_an_order_is_shown_with_its_tickets_masked_unless_asked_for(desk: Desk) -> None:
+def fetched(desk: Desk) -> Desk:
+    """Order 1 is fetched and not delivered yet; no job waits."""
     desk.hear(order(1))
     desk.bring_home(order(1))
-    show = ("orders", "show", order(1).order_id)
+    desk.forget_jobs()
+    return desk
 
-    page, line = desk.run(*show), desk.run(*show, "--json")
-    whole_page, whole_line = desk.run(*show, "--reveal"), desk.run(*show, "--reveal", "--json")
+
+def test_tickets_are_masked_without_reveal(fetched: Desk) -> None:
+    show = ("orders", "show", order(1).order_id)
+    page, line = fetched.run(*show), fetched.run(*show, "--json")
+    whole_page, whole_line = fetched.run(*show, "--reveal"), fetched.run(*show, "--reveal", "--json")
 
     assert [one.code for one in (page, line, whole_page, whole_line)] == [0, 0, 0, 0]
     assert [secret for secret in SECRETS if secret in page.out + line.out] == []
     assert [secret for secret in SECRETS if secret not in whole_line.out] == []
     assert [number for number in NUMBERS if number not in whole_page.out] == []
     (shown,) = line.objects
-    assert (shown["state"], shown["company"], shown["wallets"], shown["tickets"], shown["coupons"]) == (
-        ("fetched", "venue", 2, 2, 1)
-    )
+    values = (shown["state"], shown["company"], shown["wallets"], shown["tickets"], shown["coupons"])
+    assert values == ("fetched", "venue", 2, 2, 1)
     wallet = shown["order"]["items"][0]["wallets"][0]
     assert (wallet["assets"][0]["referenceNumber"], wallet["unitPriceInclVat"]) == ("…456", 200)
     assert [entry["kind"] for entry in shown["history"]] == ["event", "started", "stored"]
-    # The shop has not had them yet, so "the tickets are here" would not be the whole of it.
+    # Without the delivery, "the tickets are here" would be wrong.
     assert f"sink      {SINK}: revision 1 not delivered yet" in page.out
     assert "Nothing: delivery is attempted at " in page.out
 
 
-def test_an_order_is_found_by_the_references_of_both_sides(desk: Desk) -> None:
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-
-    for reference in ("cm-00000000", "PARTNER-ORDER-2026-00042"):
-        assert desk.run("orders", "show", reference, "--json").objects[0]["order_id"] == order(1).order_id
+@pytest.mark.parametrize("reference", ["cm-00000000", "PARTNER-ORDER-2026-00042"])
+def test_an_order_is_found_by_the_references_of_both_sides(fetched: Desk, reference: str) -> None:
+    assert fetched.run("orders", "show", reference, "--json").objects[0]["order_id"] == order(1).order_id
 
 
 def test_of_two_companies_with_the_same_order_id_one_must_be_named(desk: Desk) -> None:
     desk.hear(order(1), order(1, MUSEUM))
 
     unclear = desk.run("orders", "show", order(1).order_id)
-    named = [
-        desk.run("orders", "show", text, "--company", "museum", "--json") for text in (order(1).order_id, "CM-00000000")
-    ]
+    names = (order(1).order_id, "CM-00000000")
+    named = [desk.run("orders", "show", name, "--company", "museum", "--json") for name in names]
 
-    assert unclear.code == 2
-    assert "--company" in unclear.err
+    assert (unclear.code, "--company" in unclear.err) == (2, True)
     assert [one.objects[0]["company_id"] for one in named] == [MUSEUM, MUSEUM]
 
 
-def test_an_order_of_a_company_that_the_settings_name_no_more_is_still_found(desk: Desk) -> None:
-    gone = order(1, "33333333-3333-4333-8333-333333333333")
-    desk.hear(gone)
+def test_an_order_of_a_company_removed_from_the_settings_is_found(desk: Desk) -> None:
+    removed = order(1, "33333333-3333-4333-8333-333333333333")
+    desk.hear(removed)
 
-    shown = desk.run("orders", "show", gone.order_id, "--json").objects[0]
+    shown = desk.run("orders", "show", removed.order_id, "--json").objects[0]
 
-    assert (shown["company"], shown["state"]) == (gone.company_id, "pending")
+    assert (shown["company"], shown["state"]) == (removed.company_id, "pending")
 
 
 @pytest.mark.parametrize("text", ["9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8", "CM-NOWHERE"])
-def test_an_order_that_is_not_here_is_exit_code_1(desk: Desk, text: str) -> None:
+def test_an_unknown_order_is_exit_code_1(desk: Desk, text: str) -> None:
     ended = desk.run("orders", "show", text, "--json")
 
-    assert (ended.code, ended.out) == (1, "")
-    assert text in ended.err
+    assert (ended.code, ended.out, text in ended.err) == (1, "", True)
 
 
-def test_each_state_says_what_to_do_next(desk: Desk) -> None:
-    draft, dead, parked, fetching, sink = (order(number) for number in range(5))
-    desk.hear(draft, dead, parked, fetching, sink)
+def test_each_state_has_a_next_step(desk: Desk) -> None:
+    draft, dead, deferred, fetching, sink = (order(number) for number in range(5))
+    desk.hear(draft, dead, deferred, fetching, sink)
     desk.bring_home(draft, "order-draft")
     desk.give_up(dead, reason="order_missing")
-    fetch = desk.begin(parked)
+    fetch = desk.begin(deferred)
     desk.ledger().fail_fetch(
-        parked, WORKER, fetch, outcome="deferred", reason="unauthorized", http_status=401, wait_ms=9000
+        deferred, WORKER, fetch, outcome="deferred", reason="unauthorized", http_status=401, wait_ms=9000
     )
     desk.begin(fetching)
     desk.bring_home(sink)
     desk.give_up_sink(sink)
 
-    listed = desk.run("orders", "list", "--json").objects
-    said = {
-        one: desk.run("orders", "show", one.order_id, "--json").objects[0]["next"]
-        for one in (draft, dead, parked, fetching, sink)
-    }
+    states = {one["order_id"]: one["state"] for one in desk.run("orders", "list", "--json").objects}
 
-    assert {one["order_id"]: one["state"] for one in listed} == {
-        draft.order_id: "fetched",
-        dead.order_id: "dead",
-        parked.order_id: "deferred",
-        fetching.order_id: "fetching",
-        sink.order_id: "fetched",
-    }
-    assert f"orders confirm {draft.order_id}" in said[draft]
-    assert f"dead requeue {dead.order_id}" in said[dead]
-    assert "unauthorized" in said[parked]
-    assert said[fetching].startswith("Nothing")
-    assert f"dead requeue {sink.order_id}" in said[sink]
+    for one, state, step in (
+        (draft, "fetched", f"orders confirm {draft.order_id}"),
+        (dead, "dead", f"dead requeue {dead.order_id}"),
+        (deferred, "deferred", "unauthorized"),
+        (fetching, "fetching", "Nothing"),
+        (sink, "fetched", f"dead requeue {sink.order_id}"),
+    ):
+        assert states[one.order_id] == state
+        assert step in desk.run("orders", "show", one.order_id, "--json").objects[0]["next"]
 
 
 def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
@@ -133,45 +118,36 @@ def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
     assert listed("--state", "fetched") == [4]
     assert listed("--status", "DRAFT") == [2]
     desk.give_up(order(3, MUSEUM))
-    assert listed("--dead") == [3]
-    assert listed("--state", "dead") == [3]
+    assert listed("--dead") == listed("--state", "dead") == [3]
     assert listed("--dead", "--company", "venue") == []
     assert listed("--company", "venue", "--since", "1h") == [4, 2]
     assert listed("--until", "1h") == [1]
 
 
-def test_the_table_holds_whole_ids_in_a_pipe(desk: Desk) -> None:
+def test_ids_are_whole_in_a_pipe(desk: Desk) -> None:
     desk.hear(order(1))
 
     ended = desk.run("orders", "list")
 
-    assert ended.code == 0
-    assert order(1).order_id in ended.out
-    assert "no reference" not in ended.out
+    assert (ended.code, order(1).order_id in ended.out) == (0, True)
 
 
-def test_a_refetch_is_queued_among_the_live_ones_without_a_question(desk: Desk) -> None:
-    desk.hear(order(1), order(2))
-    desk.bring_home(order(1))
-    desk.forget_jobs()
+def test_a_refetch_is_in_the_live_queue_and_asks_nothing(fetched: Desk) -> None:
+    fetched.hear(order(2))
 
-    ended = desk.run("orders", "refetch", order(1).order_id, order(2).order_id, "--json")
+    ended = fetched.run("orders", "refetch", order(1).order_id, order(2).order_id, "--json")
 
     assert (ended.code, ended.objects) == (0, [{"orders": 2, "queued": 1, "waiting": 1, "erased": 0}])
-    assert desk.waiting("live") == [order(1).order_id]
+    assert fetched.waiting("live") == [order(2).order_id, order(1).order_id]
 
 
-def test_a_refetch_of_an_unknown_order_changes_nothing_for_the_others(desk: Desk) -> None:
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-    desk.forget_jobs()
+def test_a_refetch_with_an_unknown_order_queues_nothing(fetched: Desk) -> None:
+    ended = fetched.run("orders", "refetch", order(1).order_id, order(2).order_id)
 
-    ended = desk.run("orders", "refetch", order(1).order_id, order(2).order_id)
-
-    assert (ended.code, desk.waiting("live")) == (1, [])
+    assert (ended.code, fetched.waiting("live")) == (1, [])
 
 
-def test_control_codes_and_markup_of_a_sender_do_nothing_to_the_terminal(desk: Desk) -> None:
+def test_control_codes_and_markup_of_upstream_have_no_effect(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1), "order-error", statusMessage="[bold]no\x1b[2J item[/bold]")
 
@@ -181,45 +157,44 @@ def test_control_codes_and_markup_of_a_sender_do_nothing_to_the_terminal(desk: D
     assert "\x1b" not in ended.out
 
 
-def test_a_sink_that_is_behind_is_shown(desk: Desk) -> None:
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-    hand_on = desk.ledger().acquire_delivery(order(1), WORKER)
-    assert hand_on is not None
-    desk.ledger().complete_delivery(order(1), WORKER, hand_on, outcome="retry", reason="OSError", wait_ms=60_000)
+def test_a_pending_delivery_is_shown_with_its_attempts(fetched: Desk) -> None:
+    delivery = fetched.ledger().acquire_delivery(order(1), WORKER)
+    assert delivery is not None
+    fetched.ledger().complete_delivery(order(1), WORKER, delivery, outcome="retry", reason="OSError", wait_ms=60_000)
 
-    page = desk.run("orders", "show", order(1).order_id, "--company", VENUE)
+    page = fetched.run("orders", "show", order(1).order_id, "--company", "venue")
 
     assert f"sink      {SINK}: revision 1 not delivered yet (1 attempt)" in page.out
     assert "(1 attempt); next attempt " in " ".join(page.out.split())
 
 
 @pytest.mark.parametrize("text", ["", " "])
-def test_an_empty_name_names_no_order_not_the_one_without_a_reference(desk: Desk, text: str) -> None:
-    desk.redis.hset(keys.record(order(1)), mapping={"wanted": 1, "done": 1})
+def test_an_empty_name_is_refused(desk: Desk, text: str) -> None:
+    """It does not name the order without a reference."""
+    desk.redis.hset(keys.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
     desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
 
     for ended in desk.run_each([("orders", word, text) for word in ("show", "explain", "refetch")]):
-        assert (ended.code, ended.out) == (2, "")
-        assert "empty" in ended.err
+        assert (ended.code, ended.out, "empty" in ended.err) == (2, "", True)
     assert desk.waiting("live") == []
 
 
-def test_advice_names_the_company_where_two_have_the_id(desk: Desk) -> None:
+def test_the_advice_has_the_company_if_two_have_the_order_id(desk: Desk) -> None:
     desk.hear(order(1), order(1, MUSEUM), order(2))
     for one in (order(1), order(1, MUSEUM), order(2)):
         desk.give_up(one)
-    asked = [(order(1).order_id, "museum"), (order(1).order_id, "venue"), (order(2).order_id, "venue")]
 
-    shown = desk.run_each([("orders", "show", name, "--company", slug, "--json") for name, slug in asked])
-
-    ends = [f"{order(1).order_id} --company museum", f"{order(1).order_id} --company venue", order(2).order_id]
-    assert [ended.objects[0]["next"].partition("dead requeue ")[2] for ended in shown] == ends
+    for one, slug, name in (
+        (order(1), "museum", f"{order(1).order_id} --company museum"),
+        (order(1), "venue", f"{order(1).order_id} --company venue"),
+        (order(2), "venue", order(2).order_id),
+    ):
+        (shown,) = desk.run("orders", "show", one.order_id, "--company", slug, "--json").objects
+        assert shown["next"].partition("dead requeue ")[2] == name
 
 
 @pytest.mark.parametrize("broken", ["wrong type", "no number"])
 def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None:
-    """Also not from who looks through references, or at the whole; asked for by its id it is named."""
     desk.hear(order(1), order(2), order(3))
     desk.bring_home(order(3))
     if broken == "wrong type":
@@ -227,7 +202,7 @@ def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None
     else:
         desk.redis.hset(keys.record(order(2)), "generation", "rubbish")
 
-    listed, found, searched, whole, itself = desk.run_each(
+    listed, found, searched, status, itself = desk.run_each(
         [
             ("orders", "list", "--json"),
             ("orders", "show", "PARTNER-ORDER-2026-00042", "--json"),
@@ -238,27 +213,23 @@ def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None
     )
 
     assert (listed.code, sorted(one["order_id"][-1] for one in listed.objects)) == (0, ["1", "3"])
-    assert len(listed.err.splitlines()) == 1
-    assert keys.record(order(2)) in listed.err
+    assert (len(listed.err.splitlines()), keys.record(order(2)) in listed.err) == (1, True)
     assert found.objects[0]["order_id"] == order(3).order_id
     assert (searched.code, "'CM-NOWHERE'" in searched.err) == (1, True)
-    assert (whole.err, whole.objects[0]["due"]) == ("", 3)
-    assert (itself.code, itself.out) == (1, "")
-    assert keys.record(order(2)) in itself.err
+    assert (status.err, status.objects[0]["due"]) == ("", 3)
+    assert (itself.code, itself.out, keys.record(order(2)) in itself.err) == (1, "", True)
 
 
 @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), "wrong type"])
-def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content: bytes | str) -> None:
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-    desk.redis.delete(keys.content(order(1)))
+def test_unreadable_content_is_reported_with_an_advice(fetched: Desk, content: bytes | str) -> None:
+    fetched.redis.delete(keys.content(order(1)))
     if isinstance(content, bytes):
-        desk.redis.set(keys.content(order(1)), content)
+        fetched.redis.set(keys.content(order(1)), content)
     else:
-        desk.redis.rpush(keys.content(order(1)), content)
+        fetched.redis.rpush(keys.content(order(1)), content)
     name = order(1).order_id
 
-    shown, line, explained = desk.run_each(
+    shown, line, explained = fetched.run_each(
         [("orders", "show", name), ("orders", "show", name, "--json"), ("orders", "explain", name)]
     )
 
@@ -270,20 +241,20 @@ def test_content_that_cannot_be_read_is_told_with_what_helps(desk: Desk, content
 
 
 @pytest.mark.parametrize("kind", ["a byte", "wrong type"])
-def test_a_trail_that_cannot_be_read_hides_nothing_else(desk: Desk, kind: str) -> None:
+def test_an_unreadable_history_hides_nothing_else(desk: Desk, kind: str) -> None:
     desk.hear(order(1))
     if kind == "a byte":
         desk.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
     else:
         desk.redis.set(keys.history(order(1)), "rubbish")
 
-    said = desk.run_each([("orders", word, order(1).order_id) for word in ("show", "explain")])
+    shown = desk.run_each([("orders", word, order(1).order_id) for word in ("show", "explain")])
 
-    assert [ended.code for ended in said] == [0, 1]
-    assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in said)
+    assert [ended.code for ended in shown] == [0, 1]
+    assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in shown)
 
 
-def test_one_of_a_thing_is_told_as_one(desk: Desk) -> None:
+def test_a_count_of_one_is_singular(desk: Desk) -> None:
     desk.hear(order(1))
     fetch = desk.begin(order(1))
     desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_503", http_status=503, wait_ms=9000)

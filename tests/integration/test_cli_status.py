@@ -6,20 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from redis import Redis
-
 from app import bootstrap
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
-from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, open_desk, order
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, order
 
 
 def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:
@@ -39,7 +31,7 @@ def status(desk: Desk, code: int) -> Any:
     return found
 
 
-def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> None:
+def test_the_backlog_of_each_queue_has_an_expected_end(desk: Desk) -> None:
     """Two workers with 42 ms for a getOrder do 47.6 a second, until 6,000 in 5 minutes are used up."""
     beat(desk)
     desk.hear(order(1))
@@ -59,7 +51,7 @@ def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> 
     assert found["oldest_pending_s"]["museum"] == 0
 
 
-def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk) -> None:
+def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(desk: Desk) -> None:
     beat(desk, ago_ms=60_000)
     desk.hear(order(1))
 
@@ -70,7 +62,7 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk)
     assert "fetching is paused" in page.out
 
 
-def test_a_raised_alert_is_named_and_is_exit_code_1(desk: Desk) -> None:
+def test_a_firing_alert_is_named_and_the_exit_code_is_1(desk: Desk) -> None:
     beat(desk)
     desk.redis.hset(
         keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"firing_at":2}', "silence|museum|": '{"since":1}'}
@@ -79,7 +71,7 @@ def test_a_raised_alert_is_named_and_is_exit_code_1(desk: Desk) -> None:
     assert status(desk, 1)["alerts"] == ["fetch_late venue"]
 
 
-def test_what_was_given_up_and_an_open_breaker_stand_there(desk: Desk) -> None:
+def test_dead_letters_and_open_breakers_are_counted(desk: Desk) -> None:
     beat(desk)
     desk.hear(order(1), order(2, MUSEUM))
     desk.give_up(order(1))

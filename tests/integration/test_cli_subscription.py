@@ -1,4 +1,4 @@
-"""`subscription`: what makes events come is listed, made, deleted and watched, and no clientState is ever seen."""
+"""`subscription`: subscriptions are listed, created, deleted and watched, and no clientState is shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.test_cli_check import declare, subscribe, subscription_ca
 
 PATH: Final = "/webhooks/ota-channel-manager"
 URL: Final = f"https://hooks.example.com{PATH}"
-NOBODY: Final = "http://127.0.0.1:1"
+UNREACHABLE: Final = "http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +52,25 @@ def addresses(sandbox: Sandbox, slug: str = "venue") -> list[tuple[str, str]]:
     return [(one["notificationUrl"], one["subscriptionState"]) for one in subscriptions(sandbox, slug)]
 
 
-def test_create_subscribes_the_address_with_client_state_and_check_is_content(desk: Desk, sandbox: Sandbox) -> None:
+def test_create_subscribes_the_address_with_the_client_state(desk: Desk, sandbox: Sandbox) -> None:
     made = run(desk, "create", URL, "--company", "venue", "--json")
 
     assert made.code == 0, made.err
     (one,) = subscriptions(sandbox, "venue")
     assert (one["notificationUrl"], one["clientState"]) == (URL, CLIENT_STATES["venue"])
-    (told,) = made.objects
-    assert (told["id"], told["company"], told["url"], told["secret"]) == (one["id"], "venue", URL, "current")
+    (shown,) = made.objects
+    assert (shown["id"], shown["company"], shown["url"], shown["secret"]) == (one["id"], "venue", URL, "current")
     assert subscriptions(sandbox, "museum") == []
     assert made.err == ""
 
 
-def test_create_wants_to_know_which_of_several_companies(desk: Desk, sandbox: Sandbox) -> None:
+def test_create_needs_one_company(desk: Desk, sandbox: Sandbox) -> None:
     ended = run(desk, "create", URL)
 
     assert (ended.code, "--company: museum, venue" in ended.err, addresses(sandbox)) == (2, True, [])
 
 
-def test_the_same_address_is_not_subscribed_twice_unless_that_is_meant(desk: Desk, sandbox: Sandbox) -> None:
+def test_the_same_address_is_subscribed_twice_only_with_yes(desk: Desk, sandbox: Sandbox) -> None:
     known = subscribe(sandbox, "venue", notificationUrl="https://HOOKS.example.com/webhooks/ota-channel-manager/")
 
     refused = run(desk, "create", URL, "-c", "venue")
@@ -81,7 +81,7 @@ def test_the_same_address_is_not_subscribed_twice_unless_that_is_meant(desk: Des
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "text"),
     [
         (f"http://hooks.example.com{PATH}", "must be https"),
         (f"https://name:canary@hooks.example.com{PATH}", "neither a user"),
@@ -91,13 +91,13 @@ def test_the_same_address_is_not_subscribed_twice_unless_that_is_meant(desk: Des
         ("hooks.example.com", "not a web address"),
     ],
 )
-def test_an_address_at_which_events_could_be_read_or_never_come_is_refused(desk: Desk, url: str, said: str) -> None:
-    ended = run(desk, "create", url, "-c", "venue", NP_BASE_URL=NOBODY)
+def test_an_unusable_address_is_refused(desk: Desk, url: str, text: str) -> None:
+    ended = run(desk, "create", url, "-c", "venue", NP_BASE_URL=UNREACHABLE)
 
-    assert (ended.code, said in ended.err) == (2, True)
+    assert (ended.code, text in ended.err) == (2, True)
 
 
-def test_an_address_that_does_not_end_in_webhook_path_is_taken_with_a_warning(desk: Desk, sandbox: Sandbox) -> None:
+def test_an_address_with_another_path_is_accepted_with_a_warning(desk: Desk, sandbox: Sandbox) -> None:
     ended = run(desk, "create", "https://hooks.example.com/elsewhere?code=hidden", "-c", "venue")
 
     assert (ended.code, "WEBHOOK_PATH" in ended.err, "404" in ended.err) == (0, True, True)
@@ -105,7 +105,7 @@ def test_an_address_that_does_not_end_in_webhook_path_is_taken_with_a_warning(de
     assert addresses(sandbox) == [("https://hooks.example.com/elsewhere?code=hidden", "Active")]
 
 
-def test_list_tells_state_and_which_secret_of_every_company(desk: Desk, sandbox: Sandbox) -> None:
+def test_list_shows_state_and_secret_of_every_company(desk: Desk, sandbox: Sandbox) -> None:
     first = subscribe(sandbox, "venue", notificationUrl=f"{URL}?code=hidden")
     second = subscribe(sandbox, "venue", clientState="canary-of-somebody-else", eventName="another_event")
     third = subscribe(sandbox, "museum")
@@ -125,7 +125,7 @@ def test_list_tells_state_and_which_secret_of_every_company(desk: Desk, sandbox:
     assert [one["id"] for one in run(desk, "list", "--company", MUSEUM, "--json").objects] == [third]
 
 
-def test_a_company_that_cannot_be_asked_does_not_hide_the_others(desk: Desk, sandbox: Sandbox) -> None:
+def test_an_error_of_one_company_does_not_hide_the_others(desk: Desk, sandbox: Sandbox) -> None:
     third = subscribe(sandbox, "museum")
     declare(sandbox, "venue", VENUE, api_keys=["another-key"])
 
@@ -135,7 +135,7 @@ def test_a_company_that_cannot_be_asked_does_not_hide_the_others(desk: Desk, san
     assert "venue: unauthorized (HTTP 401). Correct NP_API_KEY" in ended.err
 
 
-def test_no_subscription_at_all_ends_with_1(desk: Desk) -> None:
+def test_an_empty_list_is_exit_code_1(desk: Desk) -> None:
     ended = run(desk, "list")
 
     assert (ended.code, ended.err) == (1, "No subscription.\n")
@@ -156,7 +156,7 @@ def test_delete_finds_the_company_by_the_id_and_asks_first(desk: Desk, sandbox: 
 
 
 @pytest.mark.parametrize("kind", ["cut", "rubbish"])
-def test_when_upstreams_answer_is_lost_a_change_is_told_as_uncertain(desk: Desk, sandbox: Sandbox, kind: str) -> None:
+def test_after_a_lost_answer_the_change_is_uncertain(desk: Desk, sandbox: Sandbox, kind: str) -> None:
     sandbox.admin("POST", "faults", {"kind": kind, "operation": "createSubscription"})
 
     ended = run(desk, "create", URL, "-c", "venue")
@@ -165,9 +165,7 @@ def test_when_upstreams_answer_is_lost_a_change_is_told_as_uncertain(desk: Desk,
     assert len(addresses(sandbox)) == 1
 
 
-def test_a_new_client_state_goes_to_a_file_of_its_owner_and_nothing_is_changed_upstream(
-    desk: Desk, sandbox: Sandbox
-) -> None:
+def test_a_new_client_state_is_in_a_private_file_and_nothing_is_changed_upstream(desk: Desk, sandbox: Sandbox) -> None:
     """Before the web processes know it, events that carry it would be answered 401."""
     old = subscribe(sandbox, "venue")
     place = desk.folder / "next"
@@ -232,7 +230,7 @@ def watch_once(desk: Desk, *more: str, **env: str) -> tuple[int, list[str]]:
     return ended.code, [one["state"] for one in ended.objects]
 
 
-def test_watch_once_tells_by_its_exit_code_for_cron(desk: Desk, sandbox: Sandbox) -> None:
+def test_watch_once_has_an_exit_code_for_cron(desk: Desk, sandbox: Sandbox) -> None:
     one = subscribe(sandbox, "venue")
     assert watch_once(desk) == (0, ["active"])
     assert watch_once(desk, "--url", "https://other.example.com/hook") == (1, ["missing"])
@@ -242,10 +240,10 @@ def test_watch_once_tells_by_its_exit_code_for_cron(desk: Desk, sandbox: Sandbox
 
     subscription_call(sandbox, "venue", "DELETE", f"/{one}")
     assert watch_once(desk) == (1, ["missing"])
-    assert watch_once(desk, NP_BASE_URL=NOBODY) == (3, ["unreachable"])
+    assert watch_once(desk, NP_BASE_URL=UNREACHABLE) == (3, ["unreachable"])
 
 
-def test_repair_puts_an_active_subscription_in_the_place_of_one_switched_off(desk: Desk, sandbox: Sandbox) -> None:
+def test_repair_replaces_an_inactive_subscription(desk: Desk, sandbox: Sandbox) -> None:
     one = subscribe(sandbox, "venue")
     sandbox.admin("PATCH", f"subscriptions/{one}", {"state": "Disabled"})
 
@@ -256,7 +254,7 @@ def test_repair_puts_an_active_subscription_in_the_place_of_one_switched_off(des
     assert made["clientState"] == CLIENT_STATES["venue"]
 
 
-def test_repair_of_one_that_is_gone_needs_its_address(desk: Desk, sandbox: Sandbox) -> None:
+def test_repair_of_a_missing_subscription_needs_its_address(desk: Desk, sandbox: Sandbox) -> None:
     lost = run(desk, "watch", "--once", "-c", "venue", "--repair")
     assert (lost.code, "give --url" in lost.out, addresses(sandbox)) == (1, True, [])
 
@@ -267,7 +265,7 @@ def test_repair_of_one_that_is_gone_needs_its_address(desk: Desk, sandbox: Sandb
     assert addresses(sandbox) == [(URL, "Active")]
 
 
-def test_a_repair_that_upstream_refuses_is_told_and_deletes_nothing(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_refused_repair_is_reported_and_deletes_nothing(desk: Desk, sandbox: Sandbox) -> None:
     one = subscribe(sandbox, "venue")
     sandbox.admin("PATCH", f"subscriptions/{one}", {"state": "Disabled"})
     sandbox.admin("POST", "faults", {"kind": "status", "operation": "createSubscription", "status": 503})
@@ -276,9 +274,7 @@ def test_a_repair_that_upstream_refuses_is_told_and_deletes_nothing(desk: Desk, 
     assert addresses(sandbox) == [(URL, "Disabled")]
 
 
-def test_a_subscription_of_somebody_else_is_neither_taken_for_ours_nor_cleared_away(
-    desk: Desk, sandbox: Sandbox
-) -> None:
+def test_a_subscription_with_another_secret_is_not_ours_and_stays(desk: Desk, sandbox: Sandbox) -> None:
     """It carries a secret that is none of ours."""
     foreign = subscribe(sandbox, "venue", clientState="canary-of-somebody-else")
     sandbox.admin("PATCH", f"subscriptions/{foreign}", {"state": "Disabled"})
@@ -298,15 +294,13 @@ def watching(desk: Desk, *more: str) -> Iterator[tuple[Process, Path]]:
         yield process, lines
 
 
-def told(lines: Path) -> list[str]:
+def states(lines: Path) -> list[str]:
     written = lines.read_text().splitlines() if lines.exists() else []
     return [json.loads(line)["state"] for line in written]
 
 
-def test_watch_tells_each_change_once_repairs_what_is_gone_and_ends_quietly_on_ctrl_c(
-    desk: Desk, sandbox: Sandbox
-) -> None:
-    """It polls each second here: about 5 s. Upstream's trouble is told once too."""
+def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(desk: Desk, sandbox: Sandbox) -> None:
+    """It checks each second here. An error of upstream is printed once too."""
     one = subscribe(sandbox, "venue")
 
     def asked() -> int:
@@ -314,16 +308,17 @@ def test_watch_tells_each_change_once_repairs_what_is_gone_and_ends_quietly_on_c
         return sum(operations.get("listSubscriptions", {}).values())
 
     with watching(desk, "--repair") as (process, lines):
-        eventually(lambda: told(lines) == ["active"], 10, what="it is seen to be active")
+        eventually(lambda: states(lines) == ["active"], 10, what="it is seen to be active")
         subscription_call(sandbox, "venue", "DELETE", f"/{one}")
-        eventually(lambda: told(lines) == ["active", "missing", "repaired"], what="it is repaired")
+        eventually(lambda: states(lines) == ["active", "missing", "repaired"], what="it is repaired")
         (rule,) = sandbox.admin("POST", "faults", {"kind": "status", "operation": "listSubscriptions", "status": 500})
-        eventually(lambda: told(lines)[3:] == ["unreachable"], what="the trouble is told")
+        eventually(lambda: states(lines)[3:] == ["unreachable"], what="the error is printed")
         before = asked()
         eventually(lambda: asked() >= before + 2, what="two more looks")
         sandbox.admin("DELETE", f"faults/{rule}")
         eventually(
-            lambda: told(lines)[3:] == ["unreachable", "active"], what="it is active again, and no more was told"
+            lambda: states(lines)[3:] == ["unreachable", "active"],
+            what="it is active again, and nothing else is printed",
         )
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(5) == 130
@@ -339,17 +334,17 @@ def test_watch_tells_each_change_once_repairs_what_is_gone_and_ends_quietly_on_c
     assert addresses(sandbox) == [(URL, "Active")]
 
 
-def test_watch_ends_with_0_when_it_is_told_to_stop(desk: Desk) -> None:
+def test_watch_ends_with_0_on_sigterm(desk: Desk) -> None:
     """As the first process of a container it would else not notice SIGTERM."""
     with watching(desk) as (process, lines):
-        eventually(lambda: told(lines) == ["missing"], 10, what="it looked")
+        eventually(lambda: states(lines) == ["missing"], 10, what="it looked")
 
         assert process.stop() == 0
 
 
-def test_the_watch_wants_one_company_for_one_address_and_a_duration(desk: Desk) -> None:
+def test_watch_refuses_an_address_for_two_companies_and_a_wrong_duration(desk: Desk) -> None:
     for arguments in (["--url", URL], ["--every", "soon"], ["--every", "0s"]):
-        ended = run(desk, "watch", "--once", *arguments, NP_BASE_URL=NOBODY)
+        ended = run(desk, "watch", "--once", *arguments, NP_BASE_URL=UNREACHABLE)
 
         assert (ended.code, ended.out) == (2, "")
 
@@ -357,4 +352,4 @@ def test_the_watch_wants_one_company_for_one_address_and_a_duration(desk: Desk) 
 def test_the_commands_need_no_redis(desk: Desk, sandbox: Sandbox) -> None:
     subscribe(sandbox, "venue")
 
-    assert run(desk, "list", REDIS_URL=f"redis://{NOBODY[7:]}/0").code == 0
+    assert run(desk, "list", REDIS_URL=f"redis://{UNREACHABLE[7:]}/0").code == 0

@@ -1,4 +1,4 @@
-"""Who feeds a plan may be killed, interrupted, doubled or cut off: no order is lost, and none is fed twice."""
+"""A feeder of a plan may be killed, interrupted, doubled or lose Redis: no order is lost, and none is fed twice."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(desk: Desk) -> Iterator[Start]:
 
 
 def full_desk(redis: Redis, url: str, folder: Path) -> Desk:
-    """Return a desk that was told of all orders; no job waits."""
+    """Return a desk with an event of every order; no job waits."""
     desk = open_desk(redis, url, folder)
     desk.hear(*(order(number) for number in range(ORDERS)))
     for number in range(ORDERS):
@@ -67,8 +67,8 @@ def plan_of(desk: Desk) -> Plan:
     return plan
 
 
-def wishes(desk: Desk, plan: Plan) -> Counter[int]:
-    """Return how often the plan asked for each order, by the orders' trails."""
+def requests(desk: Desk, plan: Plan) -> Counter[int]:
+    """Return how often the plan requested each order, from the histories of the orders."""
     archive = Archive(desk.redis)
     return Counter(
         number
@@ -85,23 +85,23 @@ def once_each() -> Counter[int]:
 REPLAY = ("events", "replay", "--since", "1h", "--yes")
 
 
-def test_killed_at_any_moment_it_is_resumed_without_loss_or_a_second_job(desk: Desk, start: Start) -> None:
+def test_a_killed_replay_is_resumed_without_loss_or_a_second_job(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "40")
     plan = plan_of(desk)
     os.kill(first.pid, signal.SIGKILL)
     first.wait(5)
-    fed = sum(wishes(desk, plan).values())
+    fed = sum(requests(desk, plan).values())
 
     resumed = desk.run("replays", "resume", plan.id, "--rate", "5000", "--json")
 
     assert 0 < fed < ORDERS
-    assert wishes(desk, plan) == once_each()
+    assert requests(desk, plan) == once_each()
     assert sorted(desk.waiting("backfill")) == [order(number).order_id for number in range(ORDERS)]
-    (told,) = resumed.objects
-    assert (resumed.code, told["state"], told["queued"], told["left"]) == (0, "done", ORDERS, 0)
+    (plan_now,) = resumed.objects
+    assert (resumed.code, plan_now["state"], plan_now["queued"], plan_now["left"]) == (0, "done", ORDERS, 0)
 
 
-def test_ctrl_c_stops_it_and_says_how_to_go_on(desk: Desk, start: Start) -> None:
+def test_ctrl_c_stops_it_and_prints_how_to_resume(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "20")
     plan = plan_of(desk)
 
@@ -112,7 +112,7 @@ def test_ctrl_c_stops_it_and_says_how_to_go_on(desk: Desk, start: Start) -> None
     assert "Traceback" not in first.output
 
 
-def test_a_plan_that_is_cancelled_stops_who_feeds_it_and_is_not_resumed(desk: Desk, start: Start) -> None:
+def test_a_cancelled_plan_stops_its_feeder_and_cannot_be_resumed(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "20")
     plan = plan_of(desk)
 
@@ -125,46 +125,46 @@ def test_a_plan_that_is_cancelled_stops_who_feeds_it_and_is_not_resumed(desk: De
     assert 0 < len(queued) < ORDERS
     assert desk.run("replays", "resume", plan.id).code == 1
     assert desk.waiting("backfill") == queued
-    assert desk.run("replays", "cancel", "nobody").code == 1
+    assert desk.run("replays", "cancel", "unknown").code == 1
     listed = desk.run("replays", "list", "--json").objects
     assert [(one["id"], one["state"], one["queued"]) for one in listed] == [(plan.id, "cancelled", len(queued))]
 
 
-def test_two_who_feed_one_plan_share_its_rate_and_feed_no_order_twice(desk: Desk, start: Start) -> None:
+def test_two_feeders_share_the_rate_and_feed_no_order_twice(desk: Desk, start: Start) -> None:
     first = start(*REPLAY, "--rate", "20")
     plan = plan_of(desk)
 
     second = start("replays", "resume", plan.id)
 
     assert (first.wait(15), second.wait(15)) == (0, 0)
-    assert wishes(desk, plan) == once_each()
+    assert requests(desk, plan) == once_each()
     ended = Plans(desk.redis, event_days=90).of(plan.id)
     assert ended is not None
     assert ended.ended is not None
     assert (ended.ended - ended.at).total_seconds() >= ORDERS / 20 - 0.1
 
 
-def test_the_rate_is_held_from_the_first_order_to_the_last(desk: Desk, start: Start) -> None:
-    """By the trails: so many by each moment and no more, and the last one not much later than the rate says."""
+def test_the_rate_holds_from_the_first_order_to_the_last(desk: Desk, start: Start) -> None:
+    """From the histories: never more than the rate allows, and the last order not much later."""
     only = start(*REPLAY, "--rate", "40")
     plan = plan_of(desk)
 
     assert only.wait(15) == 0
 
     archive = Archive(desk.redis)
-    moments = sorted(
+    times = sorted(
         to_ms(entry.at)
         for number in range(ORDERS)
         for entry in archive.history(order(number))
         if isinstance(entry, FetchRequested)
     )
-    elapsed = [at - to_ms(plan.at) for at in moments]
+    elapsed = [at - to_ms(plan.at) for at in times]
     assert all(ms >= (count + 1) * 25 - 1 for count, ms in enumerate(elapsed))
     # A machine that does other work may be late; what it was late by is lost after a second.
     assert elapsed[-1] < 3 * ORDERS * 25
 
 
-def test_redis_that_dies_stops_it_and_says_how_to_go_on_and_nothing_is_lost(own_valkey: Valkey, tmp_path: Path) -> None:
+def test_a_failure_of_redis_stops_it_and_nothing_is_lost(own_valkey: Valkey, tmp_path: Path) -> None:
     with Redis.from_url(own_valkey.url, socket_timeout=5) as redis:
         desk = full_desk(redis, own_valkey.url, tmp_path)
         with feeder(desk, *REPLAY, "--rate", "40") as first:
@@ -177,5 +177,5 @@ def test_redis_that_dies_stops_it_and_says_how_to_go_on_and_nothing_is_lost(own_
         resumed = desk.run("replays", "resume", plan.id, "--rate", "5000")
 
         assert resumed.code == 0
-        assert wishes(desk, plan) == once_each()
+        assert requests(desk, plan) == once_each()
         assert redis.zcard(keys.DUE) == ORDERS

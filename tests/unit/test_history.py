@@ -77,7 +77,7 @@ def test_each_entry_has_a_sentence_for_people(entry: Entry) -> None:
         b"\x94\xa6failed\xcf\x00\x00\x01\x9e\x82\xff\xfe\x91\xa1\xff",
     ],
 )
-def test_an_entry_that_no_script_writes_keeps_its_bytes_as_text(packed: bytes) -> None:
+def test_an_unknown_entry_keeps_its_bytes_as_text(packed: bytes) -> None:
     found = parse_entry(packed)
 
     assert found == Unread(packed.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""What would open a door or name a guest is not shown to who did not ask for it."""
+"""Names of guests, numbers and links of an order are masked; what operations need is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def order(name: str) -> Order:
 
 
 @pytest.mark.parametrize("name", ["order-issued", "order-draft", "order-error", "order-submitted"])
-def test_no_number_name_or_link_is_left_whole(name: str) -> None:
+def test_numbers_names_and_links_are_masked(name: str) -> None:
     whole = order(name)
     secrets = {whole.sell_to_email, whole.sell_to_name, whole.payment_reference, whole.manifest_url}
     for wallet in whole.wallets:
@@ -33,17 +33,17 @@ def test_no_number_name_or_link_is_left_whole(name: str) -> None:
     assert {wallet.name for wallet in masked(whole).wallets} == {"…"}
 
 
-def test_what_tells_two_tickets_apart_is_left() -> None:
+def test_the_end_of_a_ticket_number_is_shown() -> None:
     assert [ticket.reference_number for ticket in masked(order("order-issued")).tickets] == ["…456", "…457"]
 
 
-def test_a_short_number_is_masked_whole_since_its_end_would_be_most_of_it() -> None:
+def test_a_short_number_is_masked_completely() -> None:
     whole = order("order-issued")
 
     assert masked(msgspec.structs.replace(whole, payment_reference="PAY-987")).payment_reference == "…"
 
 
-def test_a_field_that_nobody_knows_is_not_shown() -> None:
+def test_an_unknown_field_is_not_shown() -> None:
     raw = (FIXTURES / "order-issued.json").read_bytes().replace(b'"jobId"', b'"guestPassport": "P1234567", "jobId"')
     whole = parse_order(raw)
     assert whole.extra == {"guestPassport": "P1234567"}
@@ -51,7 +51,7 @@ def test_a_field_that_nobody_knows_is_not_shown() -> None:
     assert b"P1234567" not in msgspec.json.encode(masked(whole))
 
 
-def test_what_ops_need_is_left() -> None:
+def test_ids_references_and_dates_are_shown() -> None:
     whole, shown = order("order-issued"), masked(order("order-issued"))
 
     assert (shown.order_id, shown.status, shown.sell_to_order_reference) == (
@@ -64,13 +64,13 @@ def test_what_ops_need_is_left() -> None:
     ]
 
 
-def test_an_address_in_upstreams_own_words_is_masked() -> None:
+def test_an_address_in_the_status_message_is_masked() -> None:
     whole = msgspec.structs.replace(order("order-error"), status_message="Item 31001: <guest@example.com> is blocked.")
 
     assert masked(whole).status_message == "Item 31001: <…> is blocked."
 
 
-def test_what_is_masked_elsewhere_is_masked_in_upstreams_own_words_too() -> None:
+def test_masked_values_of_other_fields_are_masked_in_the_status_message() -> None:
     """Names and each word of them, numbers wherever they stand; what is no one's own stays."""
     whole = msgspec.structs.replace(order("order-issued"), sell_to_name="Ann Ørsted-Lee")
     wallet = whole.wallets[0]
@@ -87,7 +87,7 @@ def test_what_is_masked_elsewhere_is_masked_in_upstreams_own_words_too() -> None
     )
 
 
-def test_a_short_number_is_cut_out_of_words_only_where_it_stands_alone() -> None:
+def test_a_short_number_is_cut_out_only_where_it_stands_alone() -> None:
     whole = order("order-issued")
     asset = msgspec.structs.replace(whole.wallets[0].assets[0], id="1")
     wallet = msgspec.structs.replace(whole.wallets[0], assets=(asset,))

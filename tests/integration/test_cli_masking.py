@@ -1,4 +1,4 @@
-"""No command shows a guest, a ticket or a link of the order that it is about, with or without --json: only --reveal."""
+"""No command shows a guest, a ticket or a link of an order without --reveal, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN: Final = frozenset(
 )
 """Texts of an order that ops need: its ids and references, and what was sold."""
 
-HOME, ERROR, DEAD = order(1), order(2), order(3)
+FETCHED, ERROR, DEAD = order(1), order(2), order(3)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) 
     companies.write_text(
         companies.read_text().replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
     )
-    desk.hear(HOME, ERROR, DEAD)
-    for one, status in ((HOME, "Issued"), (ERROR, "Error")):
+    desk.hear(FETCHED, ERROR, DEAD)
+    for one, status in ((FETCHED, "Issued"), (ERROR, "Error")):
         body = json.loads((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())
         message = "No stock; mail canary-guest@example.com about it"
         changed = {"orderId": one.order_id, "status": status, "statusMessage": message, "newField": CANARY}
@@ -55,7 +55,7 @@ def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) 
 
 
 def _marked(part: Any, name: str = "") -> Any:
-    """Put a canary into every text that is nobody's business."""
+    """Put a canary into every text that must not be shown."""
     if isinstance(part, dict):
         return {key: _marked(value, key) for key, value in part.items()}
     if isinstance(part, list):
@@ -67,13 +67,13 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
     found: Any = desk.redis.xrange("ota:events")
     event_id = found[0][0].decode()
     commands = [
-        *(("orders", command, one.order_id) for command in ("show", "explain") for one in (HOME, ERROR, DEAD)),
+        *(("orders", command, one.order_id) for command in ("show", "explain") for one in (FETCHED, ERROR, DEAD)),
         ("orders", "list"),
-        ("orders", "refetch", HOME.order_id),
-        ("orders", "erase", HOME.order_id, "--dry-run"),
+        ("orders", "refetch", FETCHED.order_id),
+        ("orders", "erase", FETCHED.order_id, "--dry-run"),
         ("events", "list"),
         ("events", "show", event_id),
-        ("events", "replay", "--order", HOME.order_id, "--force", "--dry-run"),
+        ("events", "replay", "--order", FETCHED.order_id, "--force", "--dry-run"),
         ("replays", "list"),
         ("dead", "list"),
         ("dead", "show", DEAD.order_id),
@@ -84,17 +84,19 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
 
     ended = desk.run_each([(*command, *more) for command in commands for more in ((), ("--json",))])
 
-    told = [one.out + one.err for one in ended]
-    assert all(told)
+    printed = [one.out + one.err for one in ended]
+    assert all(printed)
     assert [one.err for one in ended if one.code > 1] == []
-    leaks = [text for text in told if any(word in text.lower() for word in (CANARY, "jane doe", "guest@example.com"))]
+    leaks = [
+        text for text in printed if any(word in text.lower() for word in (CANARY, "jane doe", "guest@example.com"))
+    ]
     assert leaks == []
 
 
-def test_the_whole_order_is_shown_to_who_asks_for_it(desk: Desk) -> None:
+def test_reveal_shows_the_whole_order(desk: Desk) -> None:
     """Else the test above would find nothing, whatever was printed."""
     table, line = desk.run_each(
-        [("orders", "show", HOME.order_id, "--reveal"), ("orders", "show", HOME.order_id, "--reveal", "--json")]
+        [("orders", "show", FETCHED.order_id, "--reveal"), ("orders", "show", FETCHED.order_id, "--reveal", "--json")]
     )
 
     shown = json.loads(line.out)["order"]
