@@ -18,6 +18,7 @@ from app.intake.envelope import OrderProcessed, canonical_time, parse
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 COMPANY = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
 ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
+OTHER = "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"
 
 
 def event(**changes: str) -> OrderProcessed:
@@ -41,7 +42,7 @@ def outcome(body: bytes) -> str:
 
 
 @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
-def test_all_three_documented_shapes_are_taken(shape: str, orders: int) -> None:
+def test_all_three_documented_shapes_are_accepted(shape: str, orders: int) -> None:
     envelope = parse((FIXTURES / f"webhook-{shape}.json").read_bytes())
 
     assert (len(envelope.items), envelope.broken) == (orders, 0)
@@ -70,7 +71,7 @@ def test_an_empty_envelope_is_an_envelope(body: bytes) -> None:
     assert (envelope.items, envelope.broken) == ([], 0)
 
 
-def test_unknown_fields_are_harmless_at_every_level() -> None:
+def test_unknown_fields_are_ignored_at_every_level() -> None:
     body = {"@odata.context": "x", "values": [{"companyId": COMPANY, "new": {"deep": [1]}, "payload": {"new": 1}}]}
 
     (item,) = parse(json.dumps(body).encode()).items
@@ -78,8 +79,8 @@ def test_unknown_fields_are_harmless_at_every_level() -> None:
     assert item.company_id == COMPANY
 
 
-def test_fields_of_any_type_are_items_still() -> None:
-    """What a value means is decided per item, so that one odd field cannot fail its neighbours."""
+def test_items_may_have_fields_of_any_type() -> None:
+    """Values are checked item by item, so that one odd field cannot fail its neighbours."""
     names = ("clientState", "companyId", "eventName", "payload", "timestamp")
     values: tuple[Any, ...] = (None, True, 5, 10**400, -1.5, "x" * 100_000, [], [[]], {}, {"a": None})
     items = [dict.fromkeys(names, value) for value in values]
@@ -104,7 +105,7 @@ def test_fields_of_any_type_are_items_still() -> None:
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_what_is_not_json_says_so(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
     assert outcome(body) == "not_json"
 
 
@@ -112,7 +113,7 @@ def test_what_is_not_json_says_so(body: bytes) -> None:
     "body",
     [b"5", b"null", b'"values"', b"[]", b"[{}]", b"{}", b'{"values":null}', b'{"values":{}}', b'{"timestamp":"x"}'],
 )
-def test_json_that_is_no_envelope_says_so(body: bytes) -> None:
+def test_json_that_is_no_envelope_is_refused(body: bytes) -> None:
     assert outcome(body) == "no_envelope"
 
 
@@ -143,25 +144,12 @@ def test_any_json_is_items_or_no_envelope(value: object) -> None:
     assert outcome(body) in {"items", "no_envelope"}
 
 
-@pytest.mark.parametrize(
-    "same",
-    [
-        "2026-05-15T09:30:05Z",
-        "2026-05-15T09:30:05.0Z",
-        "2026-05-15T09:30:05.00Z",
-        "2026-05-15T09:30:05.000Z",
-        "2026-05-15T09:30:05.0000Z",
-        "2026-05-15T09:30:05.00000Z",
-        "2026-05-15T09:30:05.000000Z",
-        "2026-05-15T09:30:05.0000000Z",
-        "2026-05-15T09:30:05.00000009Z",
-    ],
-)
-def test_a_whole_second_is_the_same_event_with_any_number_of_zeros(same: str) -> None:
-    assert event(timestamp=same).digest == event().digest
+@pytest.mark.parametrize("fraction", ["", *(f".{'0' * count}" for count in range(1, 8)), ".00000009"])
+def test_a_whole_second_is_the_same_event_with_any_number_of_zeros(fraction: str) -> None:
+    assert event(timestamp=f"2026-05-15T09:30:05{fraction}Z").digest == event().digest
 
 
-def test_every_one_of_seven_digits_tells_events_apart_and_the_eighth_does_not() -> None:
+def test_events_differ_in_each_of_seven_digits_and_not_in_the_eighth() -> None:
     digits = [f"2026-05-15T09:30:05.{'1' * count}Z" for count in range(1, 10)]
     digests = [event(timestamp=one).digest for one in digits]
 
@@ -182,7 +170,7 @@ def test_every_one_of_seven_digits_tells_events_apart_and_the_eighth_does_not() 
         ("", ""),
     ],
 )
-def test_a_timestamp_is_compared_as_sent_but_for_its_fraction(sent: str, canonical: str) -> None:
+def test_a_timestamp_is_compared_as_sent_except_for_its_fraction(sent: str, canonical: str) -> None:
     assert canonical_time(sent) == canonical
 
 
@@ -193,28 +181,20 @@ def test_a_canonical_time_is_its_own_canonical_form(sent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"company_id": "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"},
-        {"order_id": "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"},
-        {"status": "Error"},
-        {"timestamp": "2026-05-15T09:30:06Z"},
-    ],
-    ids=lambda change: next(iter(change)),
+    ("field", "value"),
+    [("company_id", OTHER), ("order_id", OTHER), ("status", "Error"), ("timestamp", "2026-05-15T09:30:06Z")],
 )
-def test_another_company_order_status_or_time_is_another_event(change: dict[str, str]) -> None:
-    assert event(**change).digest != event().digest
+def test_another_company_order_status_or_time_is_another_event(field: str, value: str) -> None:
+    assert event(**{field: value}).digest != event().digest
 
 
-@pytest.mark.parametrize(
-    "change", [{"secret": "previous"}, {"reference": "CM-2"}], ids=lambda change: next(iter(change))
-)
-def test_what_is_not_in_the_key_does_not_make_another_event(change: dict[str, str]) -> None:
-    """A redelivery after the secret was rotated is still the same event."""
-    assert event(**change).digest == event().digest
+@pytest.mark.parametrize(("field", "value"), [("secret", "previous"), ("reference", "CM-2")])
+def test_secret_and_reference_do_not_make_another_event(field: str, value: str) -> None:
+    """An event sent again after the secret was rotated is the same event."""
+    assert event(**{field: value}).digest == event().digest
 
 
-def test_an_event_without_timestamp_is_like_no_other() -> None:
+def test_an_event_without_timestamp_has_no_digest() -> None:
     assert event(timestamp="").digest == ""
 
 
@@ -227,8 +207,8 @@ def test_a_guid_has_one_form(written: str) -> None:
     "value",
     [None, 5, [], {}, "", "x", ORDER[:-1], ORDER + "0", f" {ORDER}", f"{ORDER}\n", ORDER.replace("-", ""), "٣" * 36],
 )
-def test_what_is_no_guid_is_refused(value: object) -> None:
-    """It would stand in a URL and in keys."""
+def test_a_malformed_guid_is_refused(value: object) -> None:
+    """It would be part of a URL and of keys."""
     assert guid(value) is None
 
 
@@ -236,5 +216,5 @@ def test_what_is_no_guid_is_refused(value: object) -> None:
     ("status", "word"),
     [("Issued", "Issued"), ("Sold_Out-2", "Sold_Out-2"), ("", "Unknown"), ("two words", "Unknown"), ("é", "Unknown")],
 )
-def test_a_status_in_the_trail_is_one_word(status: str, word: str) -> None:
+def test_a_status_in_the_history_is_one_word(status: str, word: str) -> None:
     assert event(status=status).status_word == word
