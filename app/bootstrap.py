@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, redirect_stdout
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, redirect_stdout
 
 import httpx
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.retry import Retry
 from starlette.types import ASGIApp
 
 from app import log
@@ -29,7 +28,7 @@ from app.intake.spool import Spool
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
-from app.ledger.redis import readable_url, refuse_other_schema, translated_errors
+from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
 from app.metrics import Metrics, Tally
 from app.settings import Company, Settings
 from app.snapshot import Subject, VitalSigns
@@ -41,9 +40,6 @@ from app.web.webhook import Webhook
 WEB_TIMEOUT = 1.0
 """Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
 
-WORKER_TIMEOUT = 10.0
-"""Seconds. Nobody waits for a worker, but a hanging Redis must not hold one for ever."""
-
 
 def for_web(url: str) -> AsyncRedis:
     """Return the client of the web process; one try, then the caller decides."""
@@ -53,16 +49,6 @@ def for_web(url: str) -> AsyncRedis:
         socket_connect_timeout=WEB_TIMEOUT,
         retry=AsyncRetry(NoBackoff(), 0),
         health_check_interval=0,
-    )
-
-
-def for_worker(url: str) -> Redis:
-    """Return the client of the ledger and the budget in workers, the pool and the CLI; one try."""
-    return Redis.from_url(
-        url,
-        socket_timeout=WORKER_TIMEOUT,
-        socket_connect_timeout=WEB_TIMEOUT,
-        retry=Retry(NoBackoff(), 0),
     )
 
 
@@ -105,7 +91,6 @@ def web_app(settings: Settings) -> ASGIApp:
         webhook_path=settings.webhook_path,
         webhook=Webhook(
             Intake(Authenticator(settings.companies), failover or inbox, tally.count, tally.alert),
-            tally.count,
             settings.max_body_bytes,
         ),
         probes=Probes(
@@ -113,6 +98,7 @@ def web_app(settings: Settings) -> ASGIApp:
             Metrics(redis, vital_signs(settings), spool.waiting if spool else None, _reconcile_every(settings)).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
+        count=tally.count,
         resources=resources,
     )
 
@@ -131,20 +117,6 @@ def configure_stderr_log(settings: Settings) -> None:
     """Send log lines to stderr as the settings say: for a command that runs on, and prints something else."""
     with redirect_stdout(sys.stderr):
         configure_log(settings)
-
-
-@contextmanager
-def command_redis(settings: Settings) -> Iterator[Redis]:
-    """Open Redis for a command.
-
-    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
-    StoreUnavailable when Redis fails, here or in the block.
-    """
-    with readable_url():
-        redis = worker_redis(settings)
-    with translated_errors(settings.redis_url.get_secret_value()), redis:
-        refuse_other_schema(redis)
-        yield redis
 
 
 async def redis_checks(settings: Settings) -> list[Check]:

@@ -24,7 +24,6 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "service.started": "role pid",
         "service.stopped": "role",
         "service.bad_settings": "problems",
-        "service.waiting": "what",
         "service.other_schema": "held ours",
         "request": (
             "method path status reason duration_ms bytes events queued coalesced duplicates spooled erased ignored"

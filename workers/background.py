@@ -1,9 +1,7 @@
-"""Reconciling by itself: the pool looks each second whose list is due, and a child of its own reads it.
+"""What a pool does beside fetching: it reads the order lists that are due, and evaluates the alerts.
 
-A process of its own, since a hanging upstream must not stop the pool's tick, and no RQ job, since workers run
-`fetch_order` and nothing else. Between two runs there is none. It may be killed at any instruction.
-
-Looks at the alerts once a minute, in one pool of all, and tells of each in the log.
+The list is read by a child process, since a hanging upstream must not stop the dispatcher, and not by an RQ job, since
+workers run `fetch_order` only. The child ends after each run and may be killed at any instruction.
 """
 
 from __future__ import annotations
@@ -26,192 +24,64 @@ from app.ledger.orders import Backlog, Holdings
 from app.ledger.redis import StoreUnavailable, server_time, translated_errors
 from app.metrics import add, mark
 from app.reconcile.compare import Survey
-from app.reconcile.run import BUSY, LONGEST, Listing, Outcome, Reconcile, Report, Share
+from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
 from app.reconcile.state import AGAIN_AFTER, Cursor, Turn, Turns
 from app.settings import Company, Settings
 from app.snapshot import Vitals, VitalSigns
 from app.upstream.client import ChannelManager
-from workers.worker import Stopwatch, start
+from workers.worker import fork
 
 BUSY_WAIT: Final = 30 * policy.SECOND
+"""Until the next run after the API key had no room for a page."""
+
 FAILED_WAIT: Final = 5 * policy.MINUTE
-"""Until the list is asked for again after upstream failed, or RECONCILE_EVERY if that is less."""
+"""Until the next run after upstream failed, or RECONCILE_EVERY if that is less."""
 
 STOP_SECONDS: Final = 2.0
+"""How long a stopping pool waits for the run; what is not done is due again."""
+
+ALERTS_EVERY: Final = 5.0
+"""Seconds between two attempts to evaluate the alerts: another pool takes over this soon after one dies."""
+
+RUNBOOK: Final = "docs/operations.md#"
 
 _log = log.get()
 
 
-class Reconciler:
-    """The pool's side: starts a child when a company is due, and has at most one."""
+class ReconcileRunner:
+    """Starts a child when the order list of a company is due; there is at most one child."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._turns = [turns(settings, company, redis) for company in reconciled(settings)]
+        self._turns = [_turns(settings, company, redis) for company in _reconciled(settings)]
         self._child: ForkProcess | None = None
 
     def tick(self) -> None:
-        """Start a child if one is needed; raises what Redis raises."""
+        """Start a child if a list is due; raises what Redis raises."""
         if self._child is not None and not self._child.is_alive():
-            # One that failed has logged why; what it did not finish is due again by itself.
             self._child.close()
             self._child = None
         if self._child is None and self._is_due():
-            self._child = start(_work, self._settings, "reconcile", "reconcile", Stopwatch())
-
-    def _is_due(self) -> bool:
-        now = server_time(self._redis)
-        return any(one.due(now) for one in self._turns)
+            self._child = fork("reconcile", partial(_run_due, self._settings))
 
     def stop(self) -> None:
-        """End the child, if there is one; what it has not done is left to the next."""
+        """End the child, if there is one."""
         if self._child is None:
             return
         self._child.terminate()
         self._child.join(STOP_SECONDS)
-        if self._child.is_alive():
-            self._child.kill()
-            self._child.join()
+        self._child.kill()
+        self._child.join()
         self._child.close()
         self._child = None
 
-
-def reconciled(settings: Settings) -> list[Company]:
-    """Return the companies whose orders can be listed."""
-    return [company for company in settings.companies if company.np_partner_id is not None]
+    def _is_due(self) -> bool:
+        return any(turns.due(server_time(self._redis)) for turns in self._turns)
 
 
-def turns(settings: Settings, company: Company, redis: Redis) -> Turns:
-    """Return the times of a company; its lease outlasts the longest run and the page that it began last."""
-    last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
-    return Turns(redis, company.np_company_id, LONGEST + last_page)
-
-
-def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
-    """Return the list of a company, through the budget of its key."""
-    return Listing(
-        client, bootstrap.rate_limiter(settings, company, redis), company.slug, partial(server_time, redis), time.sleep
-    )
-
-
-def of_company(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
-    """Return the run of a company, put together."""
-    same_key = {
-        one.np_company_id
-        for one in reconciled(settings)
-        if one.np_api_key.get_secret_value() == company.np_api_key.get_secret_value()
-    }
-    return Reconcile(
-        slug=company.slug,
-        listing=listing(settings, company, redis, client),
-        survey=Survey(Holdings(redis), company.np_company_id, settings.order_days),
-        cursor=Cursor(redis, company.np_company_id),
-        backlog=Backlog(redis),
-        ledger=bootstrap.ledger(settings, redis),
-        share=Share(settings.upstream_requests_per_5_min / 5, frozenset(same_key)),
-        # Where no worker of ours looks at backfill, what is missing would wait there for ever.
-        lane="backfill" if settings.backfill_workers else "live",
-        clock=partial(server_time, redis),
-    )
-
-
-def _work(settings: Settings, name: str, lane: str, watch: Stopwatch) -> None:
-    """Run each company that is due, one after the other, then end."""
-    # A stop unwinds: the lease and the slot are given back, and the next pool need not wait for them.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    redis = bootstrap.worker_redis(settings)
-    try:
-        for company in reconciled(settings):
-            try:
-                run_if_due(settings, company, redis)
-            except StoreUnavailable:
-                _log.warning("reconcile.failed", company=company.slug, reason="redis_away")
-            except Exception as error:
-                # A fault of ours with one company's rows costs the others nothing.
-                kind, trace = type(error).__name__, log.trace_of(error)
-                _log.error("reconcile.failed", company=company.slug, reason="internal_error", error=kind, trace=trace)
-    finally:
-        redis.close()
-
-
-def run_if_due(settings: Settings, company: Company, redis: Redis) -> Outcome | None:
-    """Read the list of a company if it is due and nobody else does; return how it ended, None if it was not run.
-
-    Raises StoreUnavailable.
-    """
-    with (
-        translated_errors(settings.redis_url.get_secret_value()),
-        turns(settings, company, redis).taken(server_time(redis)) as turn,
-    ):
-        if turn is None:
-            return None
-        started = time.monotonic()
-        with bootstrap.http(settings) as http:
-            report = of_company(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
-        _end(settings, company, redis, turn, report, round((time.monotonic() - started) * 1000))
-        return report.outcome
-
-
-def _end(settings: Settings, company: Company, redis: Redis, turn: Turn, report: Report, duration_ms: int) -> None:
-    """Say when the next run is due, count, and log."""
-    every = settings.reconcile_every * policy.SECOND
-    now = server_time(redis)
-    times = turns(settings, company, redis)
-    if report.outcome == "complete":
-        wait = every
-        times.complete(turn, now + wait)
-    elif report.error is None:
-        wait = AGAIN_AFTER
-        times.postpone(now + wait)
-    else:
-        wait = _after(report.error, every)
-        times.again(now + wait)
-    _count(redis, company, report, now)
-    common = {"company": company.slug, "cause": turn.cause, "pages": report.pages, "queued": report.queued}
-    if report.error is not None:
-        error = report.error
-        _log.error(
-            "reconcile.failed", reason=error.reason, http_status=error.http_status, next_in_s=wait // 1000, **common
-        )
-        return
-    _log.info(
-        "reconcile.finished",
-        outcome=report.outcome,
-        rows=report.rows,
-        unreadable=report.unreadable,
-        never_heard=report.gaps["never_heard"],
-        changed=report.gaps["changed"],
-        stuck=report.gaps["stuck"],
-        duration_ms=duration_ms,
-        next_in_s=wait // 1000,
-        **common,
-    )
-
-
-def _after(error: UpstreamError, every: int) -> int:
-    if error.reason in BUSY or error.http_status == 429:
-        return BUSY_WAIT
-    return every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
-
-
-def _count(redis: Redis, company: Company, report: Report, now: int) -> None:
-    company_id = company.np_company_id
-    counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
-    counts |= {("gaps", company_id, kind): times for kind, times in report.gaps.items()}
-    add(redis, counts)
-    if report.outcome == "complete":
-        mark(redis, ("reconciled", company_id), now)
-
-
-EVERY: Final = 5.0
-"""Seconds between two questions whether it is our minute: a pool that dies is followed so soon."""
-
-RUNBOOK: Final = "docs/operations.md#"
-
-
-class Watchman:
-    """Part of each pool; `tick` is called each second. Told before it is kept: killed in between, it is told twice."""
+class AlertEvaluator:
+    """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._signs = bootstrap.vital_signs(settings)
@@ -220,10 +90,10 @@ class Watchman:
         self._next = 0.0
 
     def tick(self) -> None:
-        """Look if it is time; raises what Redis raises."""
+        """Evaluate the alerts if it is time; raises what Redis raises."""
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + EVERY
+        self._next = time.monotonic() + ALERTS_EVERY
         if not self._watch.take_turn():
             return
         try:
@@ -231,27 +101,26 @@ class Watchman:
         except (RedisError, OSError):
             raise
         except Exception as error:
-            # Whatever stands there that we cannot read: orders are fetched all the same.
+            # Redis holds what we cannot read; fetching goes on.
             _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
 def evaluate(watch: Watch, vital_signs: VitalSigns, vitals: Vitals) -> list[Change]:
-    """Compare what is seen with what is known, tell of the changes, and keep what is known from now on."""
+    """Log what has changed since the last evaluation, then save the new states; return the changes.
+
+    A pool that is killed in between repeats an alert and swallows none.
+    """
     states = watch.states()
-    seen = Seen(
-        vitals,
-        watch.totals(),
-        {one.company_id: watch.hours(one.company_id, vitals.now) for one in vital_signs.subjects},
-        states,
-    )
+    hours = {one.company_id: watch.hours(one.company_id, vitals.now) for one in vital_signs.subjects}
+    seen = Seen(vitals, watch.totals(), hours, states)
     after, changes = judge(read(seen, vital_signs.subjects), states, vitals.now)
     for change in changes:
-        _tell(change, vitals.now)
+        _log_change(change, vitals.now)
     watch.save(after)
     return changes
 
 
-def _tell(change: Change, now: int) -> None:
+def _log_change(change: Change, now: int) -> None:
     sign = change.sign
     about = {"name": sign.name, "company": sign.company or None, "sink": sign.sink or None}
     runbook = f"{RUNBOOK}{sign.name.replace('_', '-')}"
@@ -268,3 +137,119 @@ def _tell(change: Change, now: int) -> None:
         )
     else:
         _log.error("alert.firing", figure=sign.figure, runbook=runbook, **about)
+
+
+def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
+    """Return the order list of a company, read within the limits of its API key."""
+    limiter = bootstrap.rate_limiter(settings, company, redis)
+    return Listing(client, limiter, company.slug, partial(server_time, redis), time.sleep)
+
+
+def _reconciled(settings: Settings) -> list[Company]:
+    """Return the companies whose orders can be listed."""
+    return [company for company in settings.companies if company.np_partner_id is not None]
+
+
+def _turns(settings: Settings, company: Company, redis: Redis) -> Turns:
+    """Return the schedule of a company; its lease outlasts the longest run and the page that it began last."""
+    last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
+    return Turns(redis, company.np_company_id, LONGEST + last_page)
+
+
+def _run_due(settings: Settings) -> None:
+    """Read the list of each company that is due, one after the other."""
+    # A stop raises SystemExit, so the lease and the permit are released and the next pool need not wait for them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    redis = bootstrap.worker_redis(settings)
+    try:
+        for company in _reconciled(settings):
+            try:
+                _run_if_due(settings, company, redis)
+            except StoreUnavailable:
+                _log.warning("reconcile.failed", company=company.slug, reason="redis_unavailable")
+            except Exception as error:
+                # One company's rows must not stop the others.
+                kind, trace = type(error).__name__, log.trace_of(error)
+                _log.error("reconcile.failed", company=company.slug, reason="internal_error", error=kind, trace=trace)
+    finally:
+        redis.close()
+
+
+def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
+    """Read the list of a company unless another machine does so; raises StoreUnavailable."""
+    turns = _turns(settings, company, redis)
+    with translated_errors(settings.redis_url.get_secret_value()), turns.taken(server_time(redis)) as turn:
+        if turn is None:
+            return
+        started = time.monotonic()
+        with bootstrap.http(settings) as http:
+            report = _run(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
+        duration_ms = round((time.monotonic() - started) * 1000)
+        now = server_time(redis)
+        wait = _schedule_next(turns, turn, report, settings.reconcile_every * policy.SECOND, now)
+        _count(redis, company.np_company_id, report, now)
+        _log_end(company.slug, turn, report, duration_ms, wait)
+
+
+def _run(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
+    api_key = company.np_api_key.get_secret_value()
+    same_key = (one for one in _reconciled(settings) if one.np_api_key.get_secret_value() == api_key)
+    return Reconcile(
+        slug=company.slug,
+        listing=listing(settings, company, redis, client),
+        survey=Survey(Holdings(redis), company.np_company_id, settings.order_days),
+        cursor=Cursor(redis, company.np_company_id),
+        backlog=Backlog(redis),
+        ledger=bootstrap.ledger(settings, redis),
+        share=Share(settings.upstream_requests_per_5_min / 5, frozenset(one.np_company_id for one in same_key)),
+        # Without backfill workers, the missing orders would wait in that queue for ever.
+        lane="backfill" if settings.backfill_workers else "live",
+        clock=partial(server_time, redis),
+    )
+
+
+def _schedule_next(turns: Turns, turn: Turn, report: Report, every: int, now: int) -> int:
+    """Record when the next run is due and return the ms until then."""
+    error = report.error
+    if report.outcome == "complete":
+        turns.complete(turn, now + every)
+        return every
+    if error is None:
+        turns.postpone(now + AGAIN_AFTER)
+        return AGAIN_AFTER
+    wait = _wait_after(error, every)
+    turns.again(now + wait)
+    return wait
+
+
+def _wait_after(error: UpstreamError, every: int) -> int:
+    if error.reason in BUSY or error.http_status == 429:
+        return BUSY_WAIT
+    return every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
+
+
+def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
+    counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
+    counts |= {("gaps", company_id, kind): times for kind, times in report.gaps.items()}
+    add(redis, counts)
+    if report.outcome == "complete":
+        mark(redis, ("reconciled", company_id), now)
+
+
+def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int) -> None:
+    common = {"company": slug, "cause": turn.cause, "pages": report.pages, "queued": report.queued}
+    common["next_in_s"] = wait // 1000
+    if (error := report.error) is not None:
+        _log.error("reconcile.failed", reason=error.reason, http_status=error.http_status, **common)
+        return
+    _log.info(
+        "reconcile.finished",
+        outcome=report.outcome,
+        rows=report.rows,
+        unreadable=report.unreadable,
+        never_heard=report.gaps["never_heard"],
+        changed=report.gaps["changed"],
+        stuck=report.gaps["stuck"],
+        duration_ms=duration_ms,
+        **common,
+    )

@@ -20,14 +20,14 @@ _log = log.get()
 
 
 class Deliverer:
-    """Delivers what is stored; never calls getOrder."""
+    """Delivers stored revisions; never calls getOrder."""
 
     def __init__(self, *, ledger: Ledger, sinks: Mapping[str, Sink]) -> None:
         self._ledger = ledger
         self._sinks = sinks
 
     def deliver(self, order: OrderKey, worker: str, slug: str) -> None:
-        """Deliver what the sinks have not had, until none is behind, or one fails: then the job's time may be spent."""
+        """Deliver until all sinks are up to date, or one fails: then the time limit of the job may be used up."""
         while self._sinks and (delivery := self._acquire(order, worker)) is not None:
             if not self._deliver(order, delivery, worker, slug):
                 return
@@ -37,7 +37,7 @@ class Deliverer:
         return retry_until(self._ledger.redis, deadline, lambda: self._ledger.acquire_delivery(order, worker))
 
     def _deliver(self, order: OrderKey, delivery: Delivery, worker: str, slug: str) -> bool:
-        """Return whether the sink took it."""
+        """Return whether the sink took the revision."""
         common: dict[str, object] = {
             "order_id": order.order_id,
             "company": slug,
@@ -61,7 +61,7 @@ class Deliverer:
         try:
             self._sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
         except BaseException as error:
-            # The user's code may raise anything, RQ's time limit too; only its type is kept.
+            # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
             duration = round((perf_counter() - started) * 1000)
             reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
             wait = policy.retry_wait(attempts - 1)

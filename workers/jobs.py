@@ -1,4 +1,4 @@
-"""The RQ job. It never raises: the ledger is the truth, and RQ sees success whatever happened."""
+"""The RQ job. It never raises: retries are the ledger's work, and RQ sees success whatever happened."""
 
 from __future__ import annotations
 
@@ -13,46 +13,42 @@ from workers.processor import Connection, Processor
 from workers.sinks import build
 
 _log = log.get()
-_runtime: dict[str, Processor] = {}
-"""The only process-wide state there is."""
+_processor: Processor | None = None
+"""This process's processor, with its connections: the only process-wide state."""
 
 
 def fetch_order(company_id: str, order_id: str) -> None:
-    """Do what the order is owed: the one function that workers run."""
+    """Fetch the order if it is pending and deliver it: the one function that workers run."""
     job = get_current_job()
     worker = (job.worker_name if job else None) or "no-worker"
     clear_contextvars()
     bind_contextvars(worker=worker, job_id=job.id if job else None)
     try:
-        processor().process(OrderKey(company_id, order_id), worker)
+        _current_processor().process(OrderKey(company_id, order_id), worker)
     except BaseException as error:
-        # What was begun comes back by itself: its lease ends, or the pool sees this worker end.
+        # The order becomes due again: its lease ends, or the pool sees this worker end.
         _log.error("job.failed", order_id=order_id, error=type(error).__name__, trace=log.trace_of(error))
     finally:
         clear_contextvars()
 
 
 def prepare(found: Settings) -> None:
-    """Build this process's processor before its first job, from settings that are known to be good.
-
-    Raises SettingsError for a sink that cannot be imported.
-    """
+    """Build this process's processor before its first job; raises SettingsError for a sink that cannot be imported."""
     use(_build(found))
 
 
-def use(one: Processor) -> None:
-    """Do this process's jobs with this processor from now on."""
-    _runtime["processor"] = one
+def use(processor: Processor) -> None:
+    """Make `processor` the one that this process's jobs use."""
+    global _processor
+    _processor = processor
 
 
-def processor() -> Processor:
-    """Return this process's processor, with warm connections; a plain `rq worker` builds it at its first job.
-
-    Raises SettingsError.
-    """
-    if "processor" not in _runtime:
+def _current_processor() -> Processor:
+    """Return this process's processor; a plain `rq worker` builds it at its first job. Raises SettingsError."""
+    if _processor is None:
         prepare(settings.load())
-    return _runtime["processor"]
+    assert _processor is not None
+    return _processor
 
 
 def _build(found: Settings) -> Processor:

@@ -25,7 +25,7 @@ _log = log.get()
 
 
 class Connection(msgspec.Struct, frozen=True):
-    """How one company's orders are fetched."""
+    """The client and the rate limiter of one company; `slug` names it in the log."""
 
     slug: str
     client: ChannelManager
@@ -33,7 +33,7 @@ class Connection(msgspec.Struct, frozen=True):
 
 
 class Processor:
-    """Does what an order needs; every step may be the last before a kill, and none loses the order."""
+    """Fetches and delivers one order at a time; a kill between any two steps loses nothing."""
 
     def __init__(self, *, ledger: Ledger, connections: Mapping[str, Connection], deliverer: Deliverer) -> None:
         self._ledger = ledger
@@ -41,7 +41,7 @@ class Processor:
         self._deliverer = deliverer
 
     def process(self, order: OrderKey, worker: str) -> None:
-        """Fetch the order if a fetch is due, then deliver what its sinks have not had."""
+        """Fetch the order if a fetch is due, then deliver the revisions that its sinks do not have yet."""
         slug = self._slug(order)
         deadline = time.monotonic() + policy.REDIS_WAIT / 1000
         what, fetch = retry_until(self._ledger.redis, deadline, lambda: self._ledger.start_fetch(order, worker))
@@ -56,12 +56,12 @@ class Processor:
             try:
                 self._fetch(order, fetch, worker)
             except Exception as error:
-                # A fault of this service is a failed attempt and no crash, whose count ends in `kills_worker`.
+                # An internal error is a failed attempt, not a crash: three crashes make the dead letter `kills_worker`.
                 is_redis = is_unavailable(error)
                 decision = policy.of_redis_unavailable() if is_redis else policy.of_internal_error(fetch)
                 self._fail(order, fetch, worker, decision)
                 _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
-        # Also after a fetch that failed: what was fetched before is still to be delivered.
+        # Also after a failed fetch: an earlier revision may still wait for delivery.
         self._deliverer.deliver(order, worker, slug)
 
     def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:

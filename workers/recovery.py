@@ -1,6 +1,7 @@
-"""What ended workers and dead pools leave behind: what they held is due at once, not when its lease ends.
+"""What ended workers and dead pools leave behind is due at once, not when its lease ends.
 
-Who a process is beyond its pid, and how a child dies with its parent.
+A pool writes a heartbeat with its identity and the names of its workers. The next pool on the same machine finds the
+heartbeat of a killed one, and releases what its workers held.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,6 +19,7 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import log
+from app.identity import Identity, identity
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.ledger import Ledger
@@ -29,110 +29,79 @@ from app.ledger.rq_jobs import queue
 from app.ledger.work import WorkerEnd
 from app.snapshot import Heartbeat, read_heartbeat
 
+HEARTBEAT_KEPT: Final = policy.DAY
+"""How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
+
 _PR_SET_PDEATHSIG: Final = 1
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """A process that is not taken for another when its pid is used again.
-
-    `machine` is the boot and the pid namespace, so that a container never judges the processes of another.
-    """
-
-    machine: str
-    pid: int
-    started: str
-
-    def is_dead(self) -> bool:
-        """Return True only where this machine can tell."""
-        return self.machine == _machine() and _started(self.pid) != self.started
-
-
-def identity() -> Identity:
-    """Return this process's own."""
-    return Identity(_machine(), os.getpid(), _started(os.getpid()))
-
-
-def die_with(parent: int) -> None:
-    """End this process when its parent ends, also by SIGKILL; call first thing in a child."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}-{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()}-unknown-boot"
-
-
-def _started(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot, "" if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-CENSUS_KEPT: Final = 24 * 60 * policy.MINUTE
-"""How long the census of a silent pool is kept: where no one can tell that it is dead, its leases have long ended."""
 
 _log = log.get()
 
 
-class Estate:
-    """The books of one pool about its workers; their names are `<pool>-<lane>-<number>`."""
+class WorkerRecovery:
+    """The heartbeat of one pool, and the release of what ended workers held; its methods raise what Redis raises."""
 
     def __init__(self, redis: Redis, ledger: Ledger, limiters: Sequence[RateLimiter]) -> None:
         self._redis = redis
         self._ledger = ledger
         self._limiters = limiters
-        self._me = identity()
-        self.pool = f"{self._me.machine[:8]}-{self._me.pid}-{self._me.started}"
+        self._identity = identity()
+        self._pool = f"{self._identity.machine[:8]}-{self._identity.pid}-{self._identity.started}"
 
-    def let_go(self, worker: str, how: WorkerEnd) -> OrderKey | None:
-        """Make due what an ended worker held, and what RQ had given it but it had not begun; return the former.
+    def worker_name(self, queue_name: str, number: int) -> str:
+        """Return the name of this pool's worker `number`."""
+        return f"{self._pool}-{queue_name}-{number}"
 
-        The slots it held are free at once, or a killed pool would keep the next one waiting for its leases.
+    def release(self, worker: str, how: WorkerEnd) -> OrderKey | None:
+        """Make due what an ended worker held and the jobs it had been given but not started.
+
+        Return the order it held, if any. Its permits are free at once: the next pool does not wait for their leases.
         """
         for limiter in self._limiters:
             limiter.release_worker(worker)
-        in_between = queue(lane_of(worker), self._redis).intermediate_queue_key
-        lost = [as_text(job_id) for job_id in self._redis.lrange(in_between, 0, -1)]
-        lost += [as_text(one) for one in self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))]
+        intermediate = queue(queue_of(worker), self._redis).intermediate_queue_key
+        lost = [as_text(job_id) for job_id in self._redis.lrange(intermediate, 0, -1)]
+        lost += [as_text(job_id) for job_id in self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))]
         return self._ledger.release_worker(worker, how, _orders(lost))
 
-    def beat(self, workers: Iterable[str]) -> None:
-        """Say that this pool lives, and who works for it."""
-        census = Heartbeat(self._me.machine, self._me.pid, self._me.started, list(workers), server_time(self._redis))
-        self._redis.hset(keys.POOLS, self.pool, msgspec.json.encode(census))
+    def heartbeat(self, workers: Iterable[str]) -> None:
+        """Write that this pool is alive and which workers it has."""
+        me = self._identity
+        beat = Heartbeat(me.machine, me.pid, me.started, list(workers), server_time(self._redis))
+        self._redis.hset(keys.POOLS, self._pool, msgspec.json.encode(beat))
 
-    def leave(self) -> None:
-        """Take this pool out of the list: its workers have ended and hold nothing."""
-        self._redis.hdel(keys.POOLS, self.pool)
+    def remove_heartbeat(self) -> None:
+        """Remove this pool from the list: its workers have ended and hold nothing."""
+        self._redis.hdel(keys.POOLS, self._pool)
 
-    def bury_dead_pools(self) -> None:
-        """Let go of what the workers of a killed pool held, where this machine can tell that it is dead."""
+    def recover_dead_pools(self) -> None:
+        """Release what the workers of killed pools held, where this machine can tell that the pool is dead."""
         for name, text in self._redis.hgetall(keys.POOLS).items():
-            census = read_heartbeat(text)
-            if census is None:
+            beat = read_heartbeat(text)
+            if beat is None:
                 continue
-            if server_time(self._redis) - census.beat > CENSUS_KEPT:
+            if server_time(self._redis) - beat.beat > HEARTBEAT_KEPT:
                 self._redis.hdel(keys.POOLS, name)
-            elif Identity(census.machine, census.pid, census.started).is_dead():
-                for one in census.workers:
-                    self.let_go(one, "killed")
+            elif Identity(beat.machine, beat.pid, beat.started).is_dead():
+                for worker in beat.workers:
+                    self.release(worker, "killed")
                 self._redis.hdel(keys.POOLS, name)
-                _log.warning("pool.recovered", pool=as_text(name), workers=len(census.workers))
+                _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
 
 
-def lane_of(worker: str) -> str:
-    """Return the queue in a worker's name."""
+def queue_of(worker: str) -> str:
+    """Return the queue in a worker's name: `<pool>-<queue>-<number>`."""
     return worker.rsplit("-", 2)[1]
 
 
+def die_with(parent: int) -> None:
+    """Make the kernel kill this process when its parent ends, also by SIGKILL (Linux). Call it first in a child."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before prctl.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _orders(job_ids: Iterable[str]) -> list[OrderKey]:
-    """Return the orders that job ids name: `f-<company>-<order>-<wanted>...`."""
+    """Return the orders that job ids name: `f-<company>-<order>-<generation>...`."""
     return [OrderKey(one[2:38], one[39:75]) for one in job_ids if one.startswith("f-") and len(one) > 76]

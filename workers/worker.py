@@ -1,6 +1,6 @@
-"""One worker process: RQ's SimpleWorker, warm, on one queue, and deaf to any function but ours.
+"""One worker process: a forked child of the pool in which RQ's SimpleWorker serves one queue and runs our job only.
 
-How long a worker has been at its job, in memory that its pool reads: also while Redis is away, or C code hangs.
+The parent sees how long a worker has been at its job in shared memory, also while Redis is unavailable or C code hangs.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import logging
 import mmap
 import os
 import signal
-import struct
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from time import monotonic
@@ -28,41 +28,39 @@ from app.settings import Settings
 from workers import jobs
 from workers.recovery import die_with
 
-_SECONDS: Final = struct.Struct("d")
-
-
-class Stopwatch:
-    """Made before the fork; the child starts and stops it, the parent reads it."""
-
-    def __init__(self) -> None:
-        self._since = mmap.mmap(-1, _SECONDS.size)
-
-    def start(self) -> None:
-        """Begin a job now."""
-        _SECONDS.pack_into(self._since, 0, monotonic())
-
-    def stop(self) -> None:
-        """End the job."""
-        _SECONDS.pack_into(self._since, 0, 0.0)
-
-    def seconds(self) -> float:
-        """Return how long the present job has taken, 0 without one."""
-        (since,) = _SECONDS.unpack_from(self._since)
-        return monotonic() - since if since else 0.0
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._since.close()
-
+BAD_SETTINGS: Final = 2
+"""Exit code of a child whose settings are wrong, and then of its pool: a restart cannot help."""
 
 WORKER_TTL: Final = 30
-"""Seconds between signs of life of an idle worker; RQ's default of 420 hides a dead one."""
+"""Seconds between the heartbeats that RQ writes for an idle worker; its default of 420 hides a dead one."""
 
 _log = log.get()
 
 
+class Stopwatch:
+    """How long a worker has been at its job: the child writes, the parent reads. Create it before the fork."""
+
+    def __init__(self) -> None:
+        self._started = memoryview(mmap.mmap(-1, 8)).cast("d")
+
+    def start(self) -> None:
+        self._started[0] = monotonic()
+
+    def stop(self) -> None:
+        self._started[0] = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds since the current job started, 0 without one."""
+        started = self._started[0]
+        return monotonic() - started if started else 0.0
+
+
+Work = Callable[[Settings, str, str, Stopwatch], None]
+"""What a worker does until SIGTERM: settings, its name, its queue, and the stopwatch that its pool reads."""
+
+
 class FetchJob(Job):
-    """A job that runs `fetch_order` or nothing: JSON does not stop a job that names another function."""
+    """A job that runs `fetch_order` or nothing: the JSON of a job may name any function."""
 
     # RQ asks for the name before it performs a job; where the data cannot be read, that would fail the job.
     func_name = property(lambda self: FETCH_ORDER)
@@ -82,31 +80,39 @@ class FetchJob(Job):
 
 
 class FetchWorker(SimpleWorker):
-    """RQ's worker in one process, without forks, whose time at a job the pool can read."""
+    """RQ's worker without a fork for each job, with a stopwatch around each job."""
 
-    watch: Stopwatch
+    stopwatch: Stopwatch
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Do a job, RQ's own bookkeeping included, while the pool sees how long it takes."""
-        self.watch.start()
+        """Run a job, with RQ's own bookkeeping, under the stopwatch."""
+        self.stopwatch.start()
         try:
             super().execute_job(job, queue)
         finally:
-            self.watch.stop()
+            self.stopwatch.stop()
 
     def _install_signal_handlers(self) -> None:
-        """Stop on SIGTERM, which the pool sends; a Ctrl-C reaches the whole group and must not count twice."""
+        """Stop on SIGTERM, which the pool sends; a Ctrl-C reaches the whole process group and must not count twice."""
         signal.signal(signal.SIGTERM, self.request_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Ignore a second signal: a fetch under way ends by itself, and the pool cuts off what does not."""
+        """Ignore a second signal: a fetch under way ends by itself, and the pool kills what does not."""
+
+
+def work(settings: Settings, name: str, queue_name: str, stopwatch: Stopwatch) -> None:
+    """Fetch and deliver orders until SIGTERM; raises SettingsError for a sink that cannot be imported."""
+    # Before the first job: the connections are warm, and a bad sink stops the start. After the fork: a user's module
+    # may open what must not be shared.
+    jobs.prepare(settings)
+    run_worker(settings, name, queue_name, stopwatch)
 
 
 def run_worker(
-    settings: Settings, name: str, queue_name: str, watch: Stopwatch, kind: type[FetchWorker] = FetchWorker
+    settings: Settings, name: str, queue_name: str, stopwatch: Stopwatch, kind: type[FetchWorker] = FetchWorker
 ) -> None:
-    """Work `queue_name` off until SIGTERM. Call in a process of its own."""
+    """Run RQ's worker loop on a queue until SIGTERM, in a process of its own."""
     redis = bootstrap.for_rq(settings.redis_url.get_secret_value())
     worker = kind(
         [queue(queue_name, redis)],
@@ -117,32 +123,18 @@ def run_worker(
         worker_ttl=WORKER_TTL,
         log_job_description=False,
     )
-    worker.watch = watch
+    worker.stopwatch = stopwatch
     worker.log_result_lifespan = False
     worker.max_connection_wait_time = 5
     bootstrap.configure_log(settings)
-    logging.getLogger("rq.worker").addFilter(_says_something_new)
+    logging.getLogger("rq.worker").addFilter(_is_not_about_redis)
     worker.work(logging_level=None)
 
 
-def _says_something_new(record: logging.LogRecord) -> bool:
-    """Drop what every worker says every few seconds while Redis is away: the pool says it once."""
-    return "could not connect to Redis instance" not in str(record.msg)
-
-
-BAD_SETTINGS: Final = 2
-"""Exit code of a child whose settings are wrong, and then of the pool: starting it again cannot help."""
-
-Work = Callable[[Settings, str, str, Stopwatch], None]
-"""What it does until it is told to stop: settings, its name, its queue, and the watch that its pool reads."""
-
-
-def start(work: Work, settings: Settings, name: str, lane: str, watch: Stopwatch) -> ForkProcess:
-    """Return a new child of this process that does `work`; raises OSError when there is no room for one."""
-    child = get_context("fork").Process(
-        target=run_child, args=(work, os.getpid(), settings, name, lane, watch), name=name, daemon=False
-    )
-    # A SIGTERM for the child must not meet our own handler in it: it waits until the child has put on its own.
+def fork(name: str, work: Callable[[], None]) -> ForkProcess:
+    """Return a new child of this process that does `work`; raises OSError when the system has no room for one."""
+    child = get_context("fork").Process(target=partial(_run, os.getpid(), name, work), name=name, daemon=False)
+    # A SIGTERM for the child waits until it has replaced our handler by its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         child.start()
@@ -151,14 +143,13 @@ def start(work: Work, settings: Settings, name: str, lane: str, watch: Stopwatch
     return child
 
 
-def run_child(work: Work, parent: int, settings: Settings, name: str, lane: str, watch: Stopwatch) -> None:
-    """Do `work` as a child of the process `parent`; raises SystemExit when it cannot be done."""
+def _run(parent: int, name: str, work: Callable[[], None]) -> None:
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
-        work(settings, name, lane, watch)
+        work()
     except SettingsError as error:
         _log.error("service.bad_settings", problems=str(error).splitlines())
         raise SystemExit(BAD_SETTINGS) from None
@@ -168,9 +159,6 @@ def run_child(work: Work, parent: int, settings: Settings, name: str, lane: str,
         raise SystemExit(1) from None
 
 
-def work(settings: Settings, name: str, lane: str, watch: Stopwatch) -> None:
-    """Fetch orders and hand them on until SIGTERM; raises SettingsError for a sink that cannot be imported."""
-    # Before the first job: warm connections, and a bad sink stops the start. Not before the fork: a user's module may
-    # open what must not be shared.
-    jobs.prepare(settings)
-    run_worker(settings, name, lane, watch)
+def _is_not_about_redis(record: logging.LogRecord) -> bool:
+    """Drop what every worker logs every few seconds while Redis is unavailable: the pool logs it once."""
+    return "could not connect to Redis instance" not in str(record.msg)

@@ -1,4 +1,4 @@
-"""The command that tells who changed something by hand: replays, requeues, drops, refetches, erasures."""
+"""The command for the audit: who changed something by hand, when, what and why."""
 
 from __future__ import annotations
 
@@ -15,19 +15,9 @@ from app.cli.console import epilog
 from app.cli.context import open_context
 
 Kind = Literal[
-    "replay",
-    "resume",
-    "cancel",
-    "refetch",
-    "requeue",
-    "drop",
-    "reconcile",
-    "order-confirm",
-    "order-cancel",
-    "erase",
+    "replay", "resume", "cancel", "refetch", "requeue", "drop", "reconcile", "order-confirm", "order-cancel", "erase"
 ]
 What = Annotated[Kind | None, typer.Option("--what", help="Only these actions.")]
-
 
 cli = console.commands()
 
@@ -36,20 +26,20 @@ cli = console.commands()
 def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = False) -> None:
     """Show who changed something by hand, when, what and why. Newest first, for EVENT_DAYS.
 
-    Each change is written before it is made: an interrupted one is here too, with its number of orders.
+    Each change is noted before it is made, so an interrupted one is listed with all its orders.
     """
     with open_context() as here:
         noted = (one for one in here.audit.newest_first() if what in (None, one.deed.what))
         found = list(islice(noted, limit))
     if not found:
         console.remark("The audit is empty.")
-        return
-    if as_json:
-        for one in found:
-            console.json_line({"at": one.at} | msgspec.structs.asdict(one.deed))
-        return
-    columns = (f"when ({console.zone()})", "what", "#orders", "of", "plan", "who", "why")
-    console.table("", columns, map(_row, found))
+    console.listing(
+        found,
+        as_json,
+        columns=(f"when ({console.zone()})", "what", "#orders", "selected", "plan", "who", "why"),
+        row=_row,
+        view=lambda one: {"at": one.at} | msgspec.structs.asdict(one.deed),
+    )
 
 
 def _row(noted: Noted) -> tuple[object, ...]:

@@ -96,20 +96,12 @@ def remark(text: str) -> None:
     print(_printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
 
 
-def tell(text: str, value: Any, as_json: bool) -> None:
-    """Print the result of a command: a sentence for people, or an object."""
-    if as_json:
-        json_line(value)
-    else:
-        say(text)
-
-
-def tell_lines(lines: Iterable[str], value: Any, as_json: bool) -> None:
-    """Print the result of a command: lines for people, or one object."""
+def result(text: str | Iterable[str], value: Any, as_json: bool) -> None:
+    """Print the result of a command: a line or lines for people, or one object."""
     if as_json:
         json_line(value)
         return
-    for line in lines:
+    for line in [text] if isinstance(text, str) else text:
         say(line)
 
 
@@ -120,6 +112,7 @@ def listing(
     columns: Sequence[str],
     row: Callable[[T], Sequence[object]],
     view: Callable[[T], object],
+    title: str = "",
     nothing: str = "",
 ) -> None:
     """Print the result of a list command: a table (see `table`), or one object a line.
@@ -132,7 +125,7 @@ def listing(
         for one in found:
             json_line(view(one))
     elif found:
-        table("", columns, map(row, found))
+        table(title, columns, map(row, found))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -147,15 +140,17 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
     out = _out()
     cells = [["" if cell is None else _printable(str(cell)) for cell in row] for row in rows]
-    kept = _fitting(columns, cells, out.width) if sys.stdout.isatty() else range(len(columns))
+    marks = [heading[0] if heading[:1] in {"=", "?", "#"} else "" for heading in columns]
+    names = [heading.removeprefix(mark) for heading, mark in zip(columns, marks, strict=True)]
+    kept = _fitting(marks, names, cells, out.width) if sys.stdout.isatty() else range(len(columns))
     shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at in kept:
-        mark, name = _marked(columns[at])
-        shown.add_column(name, justify="right" if mark == "#" else "left", overflow="fold", no_wrap=mark == "=")
+        justify: Any = "right" if marks[at] == "#" else "left"
+        shown.add_column(names[at], justify=justify, overflow="fold", no_wrap=marks[at] == "=")
     for row in cells:
         shown.add_row(*(Text(row[at]) for at in kept))
     out.print(shown)
-    if hidden := [_marked(heading)[1] for at, heading in enumerate(columns) if at not in kept]:
+    if hidden := [name for at, name in enumerate(names) if at not in kept]:
         remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
 
 
@@ -189,8 +184,11 @@ def wrap(text: str, first: str, further: str) -> list[str]:
 
 
 def many(count: int, noun: str) -> str:
-    """Return `1 order`, `2,000 orders`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    """Return `1 order`, `2,000 orders`, `3 companies`, `4 crashes`."""
+    if count == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ny")) else f"{noun}es" if noun.endswith("sh") else f"{noun}s"
+    return f"{count:,} {plural}"
 
 
 def zone() -> str:
@@ -231,14 +229,6 @@ def progress(task: str, total: int | None = None) -> Iterator[Callable[[int], No
         yield lambda steps: bar.advance(number, steps)
 
 
-def counted(items: Iterable[T], task: str) -> Iterator[T]:
-    """Return the items, and count them on stderr as they come."""
-    with progress(task) as step:
-        for item in items:
-            step(1)
-            yield item
-
-
 def close() -> None:
     """Throw the rest of stdout's buffer away: Python would try to write it once more at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -249,10 +239,10 @@ def _write(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _unread()
+        _end_unread()
 
 
-def _unread() -> NoReturn:
+def _end_unread() -> NoReturn:
     close()
     raise SystemExit(UNREAD) from None
 
@@ -265,26 +255,21 @@ def _out() -> Console:
     from rich.console import Console
 
     class Out(Console):
-        """Ends with a code of its own where rich ends with 1, which of `orders explain` means "not complete"."""
+        """Ends with UNREAD where rich ends with 1, which of `orders explain` means "not complete"."""
 
         def on_broken_pipe(self) -> None:
             self.quiet = True
-            _unread()
+            _end_unread()
 
     return Out(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
-def _marked(heading: str) -> tuple[str, str]:
-    return (heading[0], heading[1:]) if heading[:1] in {"=", "?", "#"} else ("", heading)
-
-
-def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the columns that fit side by side, or that must stay though they do not."""
     from rich.cells import cell_len
 
-    marks, names = zip(*map(_marked, columns), strict=True)
     needed = [max([len(name), *(cell_len(row[at]) for row in rows)]) for at, name in enumerate(names)]
-    kept = list(range(len(columns)))
+    kept = list(range(len(names)))
     for at in reversed(kept[:]):
         if sum(needed[one] + _GAP for one in kept) - 1 > width and marks[at] in {"?", "#"}:
             kept.remove(at)

@@ -1,4 +1,4 @@
-"""What a command works with: settings, companies, the stores in Redis, and the clients of the companies upstream.
+"""What a command works with: settings, companies and the stores in Redis.
 
 Also the options that several commands share, and the advice on upstream's errors.
 """
@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Final, Literal
@@ -20,18 +19,17 @@ from redis import Redis
 from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, Audit, Deed
 from app.cli import console
-from app.cli.console import AWAY, FOUND, Stop
+from app.cli.console import FOUND, Stop
 from app.erasure import AuditWords, Erasure
-from app.errors import Unavailable, UnreadableAnswer, UpstreamError
+from app.errors import UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, BrokenRecord, References
-from app.ledger.redis import server_time
+from app.ledger.redis import for_command, server_time
 from app.replay import Plans, Selector
 from app.settings import Company, Settings
-from app.upstream.client import ChannelManager
 
 
 class Companies:
@@ -63,53 +61,26 @@ class Companies:
 
 
 class CommandContext:
-    """The stores of one command, each made when it is first used; `company_id` is that of --company, None for all."""
+    """The settings and stores of one command; `company_id` is that of --company, None for all."""
 
     def __init__(self, settings: Settings, redis: Redis, company: str | None) -> None:
         self.settings = settings
         self.redis = redis
         self.companies = Companies(settings.companies)
         self.company_id = self.companies.id_of(company)
-
-    @cached_property
-    def orders(self) -> Archive:
-        return Archive(self.redis)
-
-    @cached_property
-    def references(self) -> References:
-        return References(self.redis)
-
-    @cached_property
-    def events(self) -> EventLog:
-        return EventLog(self.redis)
-
-    @cached_property
-    def dead_letters(self) -> DeadLetters:
-        return DeadLetters(self.redis)
+        self.orders = Archive(redis)
+        self.references = References(redis)
+        self.events = EventLog(redis)
+        self.dead_letters = DeadLetters(redis)
+        self.erasure = Erasure(redis, order_days=settings.order_days, event_days=settings.event_days)
+        self.audit = Audit(redis, event_days=settings.event_days)
+        self.audit_words = AuditWords(redis)
+        self.plans = Plans(redis, event_days=settings.event_days)
+        self.selector = Selector(redis)
 
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
-
-    @cached_property
-    def erasure(self) -> Erasure:
-        return Erasure(self.redis, order_days=self.settings.order_days, event_days=self.settings.event_days)
-
-    @cached_property
-    def audit_words(self) -> AuditWords:
-        return AuditWords(self.redis)
-
-    @cached_property
-    def plans(self) -> Plans:
-        return Plans(self.redis, event_days=self.settings.event_days)
-
-    @cached_property
-    def selector(self) -> Selector:
-        return Selector(self.redis)
-
-    @cached_property
-    def audit(self) -> Audit:
-        return Audit(self.redis, event_days=self.settings.event_days)
 
     def now(self) -> int:
         """Return the time of the Redis server in ms since 1970: everything in it is dated by that clock."""
@@ -137,20 +108,10 @@ class CommandContext:
         others = [one for one in self._orders(order.order_id, None) if one != order]
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
-    def note(self, what: str, selected: str, orders: int, who: str | None, why: str) -> None:
-        """Write a change to the audit before it is made, so that an interrupted one is there too.
-
-        Raises Stop if `who` or `why` is not one short line.
-        """
-        deed = Deed(
-            what=what,
-            plan="",
-            who=who_asks(who),
-            why=printable(why, "--why"),
-            selected=selected[:LONGEST_TEXT],
-            orders=orders,
-        )
-        self.audit.add(deed, self.now())
+    def note(self, what: str, selected: str, orders: int, who: str, why: str) -> None:
+        """Write a change to the audit before it is made, so that an interrupted one is there too."""
+        selected = selected[:LONGEST_TEXT]
+        self.audit.add(Deed(what=what, plan="", who=who, why=why, selected=selected, orders=orders), self.now())
 
     def warn_without_backfill(self) -> None:
         """Print a remark if no worker of these settings takes jobs of the backfill queue."""
@@ -174,66 +135,11 @@ def open_context(company: str | None = None) -> Iterator[CommandContext]:
     """
     bootstrap.configure_cli_log()
     found = settings.load()
-    with bootstrap.command_redis(found) as redis:
+    with for_command(found.redis_url.get_secret_value()) as redis:
         try:
             yield CommandContext(found, redis, company)
         except BrokenRecord as broken:
             raise Stop(str(broken), FOUND) from None
-
-
-@dataclass(frozen=True)
-class CompanyClient:
-    """One company and its client of the Channel Manager."""
-
-    company: Company
-    upstream: ChannelManager
-
-    @property
-    def slug(self) -> str:
-        return self.company.slug
-
-
-@dataclass(frozen=True)
-class CompanyClients:
-    """The companies of one command, with their clients."""
-
-    settings: Settings
-    all: tuple[CompanyClient, ...]
-
-    def one(self) -> CompanyClient:
-        """Return the only one; raises Stop when there are several."""
-        if len(self.all) > 1:
-            slugs = ", ".join(sorted(one.slug for one in self.all))
-            raise Stop(f"There are several companies. Choose one with --company: {slugs}.")
-        return self.all[0]
-
-
-@contextmanager
-def company_clients(name: str | None) -> Iterator[CompanyClients]:
-    """Open the client of this slug or GUID, those of all companies for None; raises SettingsError, Stop."""
-    bootstrap.configure_cli_log()
-    found = settings.load()
-    company_id = Companies(found.companies).id_of(name)
-    companies = [one for one in found.companies if company_id in (None, one.np_company_id)]
-    if not companies:
-        raise Stop(f"No company {name!r} in the settings.")
-    with bootstrap.http(found) as http:
-        clients = [CompanyClient(one, bootstrap.channel_manager(found, one, http)) for one in companies]
-        yield CompanyClients(found, tuple(clients))
-
-
-@contextmanager
-def asking(client: CompanyClient, *, changes: bool = False) -> Iterator[None]:
-    """Turn an error of upstream into a Stop.
-
-    With `changes` the call changes something: without a readable answer nobody knows whether it did.
-    """
-    try:
-        yield
-    except UpstreamError as error:
-        is_uncertain = changes and isinstance(error, Unavailable | UnreadableAnswer)
-        unsure = " It may have been done: check with `ota-receiver subscription list` first." if is_uncertain else ""
-        raise Stop(f"{trouble(client.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", AWAY) from None
 
 
 def about(orders: Sequence[OrderKey]) -> str:
@@ -241,14 +147,16 @@ def about(orders: Sequence[OrderKey]) -> str:
     return orders[0].member if len(orders) == 1 else console.many(len(orders), "order")
 
 
-def who_asks(given: str | None) -> str:
-    """Return the name for the audit: as given, or user@host."""
+def _who(given: str) -> str:
     user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid{os.getuid()}"
-    return printable(given or f"{user}@{socket.gethostname()}", "--who")
+    return _printable(given or f"{user}@{socket.gethostname()}", "--who")
 
 
-def printable(text: str, option: str) -> str:
-    """Return the text; raises Stop when it is too long, or does not print on one line."""
+def _why(given: str) -> str:
+    return _printable(given, "--why")
+
+
+def _printable(text: str, option: str) -> str:
     if len(text) > LONGEST_TEXT or not text.isprintable():
         raise Stop(f"{option} must be one line of at most {LONGEST_TEXT} printable characters.")
     return text
@@ -265,6 +173,7 @@ def time(text: str) -> datetime:
 ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
+Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")]
@@ -276,8 +185,9 @@ Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar=
 OutcomeOption = Annotated[
     Literal["queued", "coalesced", "erased"] | None, typer.Option("--outcome", help="Outcome of the event.")
 ]
-Why = Annotated[str, typer.Option("--why", help="Reason for the audit; one line.")]
-Who = Annotated[str | None, typer.Option("--who", help="Name for the audit, instead of user@host.")]
+Who = Annotated[str, typer.Option("--who", callback=_who, help="Name for the audit, instead of user@host.")]
+Why = Annotated[str, typer.Option("--why", callback=_why, help="Reason for the audit; one line.")]
+"""Both are checked when they are read: one short line, else Stop."""
 
 API_PERMISSIONS: Final = "NPR API Channel Mgr"
 WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"

@@ -1,7 +1,4 @@
-"""The commands for what was given up: list, show, requeue, drop.
-
-The dead letters that a command is about: those of orders that were named, or a selection.
-"""
+"""The commands for dead letters: list, show, requeue, and drop, which discards them."""
 
 from __future__ import annotations
 
@@ -23,15 +20,57 @@ from app.cli.orders import CHUNK
 from app.ids import OrderKey
 from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
 
+Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
+OlderThan = Annotated[
+    datetime | None,
+    typer.Option("--older-than", parser=context.time, metavar="TIME", help="Dead since before: an age such as 30d."),
+]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+
+_EVER: Final = datetime.max.replace(tzinfo=UTC)
+_LATEST_STEPS: Final = 12
+"""Steps of the order's history that `show` prints: enough to see how it ended; `orders explain` prints all."""
+
+cli = console.commands(name="dead", help="Dead letters: orders and deliveries that failed for good.")
+
 
 @dataclass(frozen=True)
-class Letters:
-    """Read anew each time: there may be hundreds of thousands. `not_dead` of the named orders have no dead letter."""
+class Selection:
+    """The dead letters a command is about: those of `orders`, or if there are none, those that match.
+
+    They are read anew by each iteration: there may be hundreds of thousands. `skipped`: orders that were named and
+    have no dead letter.
+    """
 
     here: CommandContext
     query: DeadQuery
     orders: tuple[OrderKey, ...]
-    not_dead: int
+    skipped: int
+
+    @classmethod
+    def of(cls, here: CommandContext, named: list[str], query: DeadQuery) -> Selection:
+        """Return the selection; a named order without a dead letter is reported and stops nothing.
+
+        Raises Stop when none of the named orders has one.
+        """
+        found: list[OrderKey] = []
+        for text in named:
+            try:
+                order = here.order(text)
+            except Stop as stop:
+                if stop.code != FOUND:
+                    raise
+                console.remark(f"{text!r} has no dead letter.")
+                continue
+            if here.dead_letters.of(order):
+                found.append(order)
+            elif here.erasure.erased_among([order]):
+                console.remark(f"{text!r} was erased: it is no longer fetched.")
+            else:
+                console.remark(f"{text!r} has no dead letter.")
+        if named and not found:
+            raise Stop("No dead letter matches.", FOUND)
+        return cls(here, query, tuple(dict.fromkeys(found)), len(named) - len(found))
 
     def __iter__(self) -> Iterator[DeadLetter]:
         if not self.orders:
@@ -42,68 +81,21 @@ class Letters:
         """Return the selection on one line, for the audit."""
         if self.orders:
             return context.about(self.orders)
-        query = self.query
-        named = {"company": query.company_id, "reason": query.reason, "until": query.until}
-        return " ".join(
-            f"{name}={value if isinstance(value, str) else value.isoformat(timespec='seconds')}"
-            for name, value in named.items()
-            if value is not None
-        )
+        until = self.query.until and self.query.until.isoformat(timespec="seconds")
+        named = {"company": self.query.company_id, "reason": self.query.reason, "until": until}
+        return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
     def count(self) -> tuple[int, int]:
-        """Return how many have their record, and how many have lost it."""
-        return _count(console.counted(self, "reading dead letters"))
-
-
-def chosen(here: CommandContext, named: list[str], query: DeadQuery) -> Letters:
-    """Return the letters of the orders that are named, or if none is, those that match.
-
-    What is no dead letter (any more) is told, counted, and stops nothing. Raises Stop when none of them is one.
-    """
-    found: list[OrderKey] = []
-    for text in named:
-        try:
-            order = here.order(text)
-        except Stop as stop:
-            if stop.code != FOUND:
-                raise
-        else:
-            if here.dead_letters.of(order):
-                found.append(order)
-                continue
-            if here.erasure.erased_among([order]):
-                console.remark(f"{text!r} was erased: it is not fetched any more.")
-                continue
-        console.remark(f"{text!r} has no dead letter.")
-    if named and not found:
-        raise Stop("No dead letter matches.", FOUND)
-    return Letters(here, query, tuple(dict.fromkeys(found)), len(named) - len(found))
-
-
-def _count(letters: Iterable[DeadLetter]) -> tuple[int, int]:
-    count = stale = 0
-    for letter in letters:
-        if letter.reason == RECORD_GONE:
-            stale += 1
-        else:
-            count += 1
-    return count, stale
-
-
-cli = console.commands(name="dead", help="Dead letters: orders and deliveries that failed for good.")
-
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
-Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
-OlderThan = Annotated[
-    datetime | None,
-    typer.Option("--older-than", parser=context.time, metavar="TIME", help="Given up before: an age such as 30d."),
-]
-All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
-
-_SAY_WHICH: Final = "Choose dead letters: orders, --reason, --company, --older-than, or --all."
-_EVER: Final = datetime.max.replace(tzinfo=UTC)
-_LAST: Final = 12
-"""Steps of the order's trail that are shown: enough to see how it ended; `orders explain` shows all."""
+        """Return how many dead letters have a record, and how many have lost theirs."""
+        count = stale = 0
+        with console.progress("reading dead letters") as step:
+            for letter in self:
+                step(1)
+                if letter.reason == RECORD_GONE:
+                    stale += 1
+                else:
+                    count += 1
+        return count, stale
 
 
 @cli.command("list", epilog=epilog("ota-receiver dead list --reason order_missing"))
@@ -116,189 +108,181 @@ def list_(
     as_json: context.Json = False,
 ) -> None:
     """List dead letters: orders first, then deliveries to sinks, oldest first. Exits 0 also if there are none."""
+    now = times.now()
+
+    def row(letter: DeadLetter) -> tuple[object, ...]:
+        since = (times.age(now - letter.at), times.short(letter.at))
+        order = (here.companies.slug(letter.company_id), letter.order_id)
+        return (*since, *order, letter.sink, letter.reason, letter.http, letter.status)
+
     with open_context(company) as here:
-        now = times.now()
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
-        found = islice(here.dead_letters.oldest_first(query), limit + 1)
-        if as_json:
-            for letter in islice(found, limit):
-                console.json_line(_view(here, letter, now))
-            return
-        letters = list(found)
-        if not letters:
-            console.say("No dead letters.")
-            return
-        columns = ("age", f"?since ({console.zone()})", "?company", "=order", "sink", "reason", "#http", "?status")
-        console.table("", columns, (_row(here, letter, now) for letter in letters[:limit]))
-    if len(letters) > limit:
+        found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
+        console.listing(
+            found[:limit],
+            as_json,
+            columns=("age", f"?since ({console.zone()})", "?company", "=order", "sink", "reason", "#http", "?status"),
+            row=row,
+            view=lambda letter: _view(here, letter, now),
+        )
+    if as_json:
+        return
+    if not found:
+        console.say("No dead letters.")
+    elif len(found) > limit:
         console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
 @cli.command(epilog=epilog("ota-receiver dead show CM-4711"))
-def show(
-    order: Annotated[str, typer.Argument(metavar="ORDER", help="orderId or reference.")],
-    company: context.CompanyOption = None,
-    as_json: context.Json = False,
-) -> None:
-    """Show why an order, or a hand-on of it, was given up, what was tried, and what to do."""
+def show(order: context.Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
+    """Show why a fetch or a delivery failed for good, what was attempted, and what to do."""
+    now = times.now()
     with open_context(company) as here:
         key = here.order(order)
-        letters, view = here.dead_letters.of(key), view_of(here, key)
-        if not letters or view is None:
+        letters = here.dead_letters.of(key)
+        if not letters:
             raise Stop(f"{order!r} has no dead letter.", FOUND)
+        view = view_of(here, key)
         if as_json:
             for letter in letters:
-                console.json_line(view.as_object() | _view(here, letter, times.now()))
+                console.json_line(view.as_object() | _view(here, letter, now))
             return
-        for letter in letters:
-            what = f"delivery to {letter.sink}" if letter.sink else "fetch"
-            http = f" (HTTP {letter.http})" if letter.http else ""
-            failed = f"{times.short(letter.at)} ({times.age(times.now() - letter.at)} ago)"
-            console.say(f"{what} failed for good {failed}: {letter.reason}{http}")
-        for line in view.lines(_LAST):
-            console.say(line)
+    for letter in letters:
+        what = f"delivery to {letter.sink}" if letter.sink else "fetch"
+        http = f" (HTTP {letter.http})" if letter.http else ""
+        since = f"{times.short(letter.at)} ({times.age(now - letter.at)} ago)"
+        console.say(f"{what} failed for good {since}: {letter.reason}{http}")
+    for line in view.lines(_LATEST_STEPS):
+        console.say(line)
 
 
 @cli.command(epilog=epilog("ota-receiver dead requeue --reason order_missing --dry-run"))
 def requeue(
-    ids: Ids = None,
+    ids: context.Orders = None,
     reason: Reason = None,
     company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
-    live: Annotated[bool, typer.Option("--live", help="Before the backfill: among the orders that come now.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="In the live queue, not in the backfill queue.")] = False,
     dry_run: context.DryRun = False,
     yes: context.Yes = False,
-    who: context.Who = None,
+    who: context.Who = "",
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
     """Requeue dead letters: an order is fetched again, a delivery goes to its sink again.
 
-    What is no dead letter (any more) is counted in `not_dead` and stops nothing.
+    Orders without a dead letter are counted in `not_dead` and stop nothing.
     """
-    if not (ids or reason or company or older_than or everything):
-        raise Stop(_SAY_WHICH)
     with open_context(company) as here:
-        letters = _chosen(here, ids, reason, company, older_than)
+        letters = _select(here, ids, reason, older_than, everything)
         count, stale = letters.count()
-        if not count:
-            raise Stop("No dead letter matches.", FOUND)
-        not_dead = letters.not_dead + stale
-        if dry_run:
-            text = f"{console.many(count, 'dead letter')} would be requeued."
-            console.tell(text, {"letters": count, "not_dead": not_dead, "dry_run": True}, as_json)
-        else:
-            console.confirm(f"Requeue {console.many(count, 'dead letter')}?", yes)
-            here.note("requeue", letters.words(), count, who, why)
-            revived = _revive(here, iter(letters), count, "live" if live else "backfill")
-            revived = msgspec.structs.replace(revived, not_dead=not_dead)
-            console.tell(revived.sentence(), revived, as_json)
-    if not_dead:
+        skipped = letters.skipped + stale
+        if _confirmed(letters, count, skipped, "requeue", dry_run, yes, who, why, as_json):
+            _requeue(here, letters, count, "live" if live else "backfill", skipped, as_json)
+    if skipped:
         raise typer.Exit(FOUND)
 
 
 @cli.command(epilog=epilog("ota-receiver dead drop --older-than 30d --dry-run"))
 def drop(
-    ids: Ids = None,
+    ids: context.Orders = None,
     reason: Reason = None,
     company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
     dry_run: context.DryRun = False,
     yes: context.Yes = False,
-    who: context.Who = None,
+    who: context.Who = "",
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
     """Discard dead letters for good: they are not fetched or delivered, and expire after ORDER_DAYS.
 
-    What was fetched before stays. A new event of the order, or `orders refetch`, fetches it as ever.
+    What was fetched before stays. A new event of the order, or `orders refetch`, fetches it again.
     """
-    if not (ids or reason or company or older_than or everything):
-        raise Stop(_SAY_WHICH)
     with open_context(company) as here:
-        letters = _chosen(here, ids, reason, company, older_than)
-        # Also those that have lost their record: this is how they leave the list.
+        letters = _select(here, ids, reason, older_than, everything)
+        # A dead letter that has lost its record leaves the list only this way.
         count = sum(letters.count())
-        if not count:
-            raise Stop("No dead letter matches.", FOUND)
-        if dry_run:
-            text = f"{console.many(count, 'dead letter')} would be discarded."
-            console.tell(text, {"letters": count, "not_dead": letters.not_dead, "dry_run": True}, as_json)
-        else:
-            console.confirm(f"Discard {console.many(count, 'dead letter')} for good?", yes)
-            here.note("drop", letters.words(), count, who, why)
-            dropped = _drop(here, iter(letters), count)
-            told = {"discarded": dropped, "not_dead": letters.not_dead + count - dropped}
-            console.tell(f"{console.many(dropped, 'dead letter')} discarded.", told, as_json)
-    if letters.not_dead:
+        if _confirmed(letters, count, letters.skipped, "discard", dry_run, yes, who, why, as_json):
+            _discard(here, letters, count, as_json)
+    if letters.skipped:
         raise typer.Exit(FOUND)
 
 
-def _chosen(
-    here: CommandContext, ids: list[str] | None, reason: str | None, company: str | None, older_than: datetime | None
-) -> Letters:
-    # The end of the selection is fixed: what fails again while we work is not taken again. One that was named is
-    # meant whenever it died, even by a clock that is ahead of ours.
+def _select(
+    here: CommandContext, ids: list[str] | None, reason: str | None, older_than: datetime | None, everything: bool
+) -> Selection:
+    if not (ids or reason or here.company_id or older_than or everything):
+        raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
+    # Without an end, what fails again meanwhile would be selected again. A named order is selected whatever its time.
     until = older_than or (_EVER if ids else times.now())
-    query = DeadQuery(company_id=here.companies.id_of(company), reason=reason, until=until)
-    return chosen(here, ids or [], query)
+    return Selection.of(here, ids or [], DeadQuery(company_id=here.company_id, reason=reason, until=until))
 
 
-class Revived(msgspec.Struct, frozen=True):
-    """What came of it: orders with a new job or one that waited already, hand-ons, and what was no dead letter."""
+def _confirmed(
+    letters: Selection,
+    count: int,
+    skipped: int,
+    what: Literal["requeue", "discard"],
+    dry_run: bool,
+    yes: bool,
+    who: str,
+    why: str,
+    as_json: bool,
+) -> bool:
+    """Ask and note the action in the audit, or print what a dry run found; return whether to act.
 
-    queued: int = 0
-    waiting: int = 0
-    sinks: int = 0
-    not_dead: int = 0
-
-    def sentence(self) -> str:
-        orders = f"{console.many(self.queued, 'order')} queued, {self.waiting:,} waiting already"
-        not_dead = f", {self.not_dead:,} skipped: no dead letter" if self.not_dead else ""
-        return f"{orders}, {self.sinks:,} {'delivery' if self.sinks == 1 else 'deliveries'} due now{not_dead}."
-
-
-def _revive(
-    here: CommandContext, letters: Iterator[DeadLetter], count: int, queue: Literal["live", "backfill"]
-) -> Revived:
-    """Go through the letters once more instead of keeping them: there may be hundreds of thousands."""
-    queued = waiting = sinks = 0
-    ledger = here.ledger
-    with console.progress("giving new tries", count) as step:
-        while chunk := list(islice(letters, CHUNK)):
-            known = [letter for letter in chunk if letter.reason != RECORD_GONE]
-            orders = [letter.key for letter in known if not letter.sink]
-            pushed = ledger.request_fetch(orders, queue=queue, reason="requeue")
-            queued, waiting = queued + pushed, waiting + len(orders) - pushed
-            sinks += sum(ledger.retry_delivery(letter.key, letter.sink) for letter in known if letter.sink)
-            step(len(known))
-    return Revived(queued, waiting, sinks)
+    Raises Stop when nothing is selected, or the answer is no.
+    """
+    if not count:
+        raise Stop("No dead letter matches.", FOUND)
+    selected = console.many(count, "dead letter")
+    if dry_run:
+        done = {"requeue": "requeued", "discard": "discarded"}[what]
+        found = {"letters": count, "not_dead": skipped, "dry_run": True}
+        console.result(f"{selected} would be {done}.", found, as_json)
+        return False
+    console.confirm(f"{what.title()} {selected}{' for good' if what == 'discard' else ''}?", yes)
+    letters.here.note("drop" if what == "discard" else what, letters.words(), count, who, why)
+    return True
 
 
-def _drop(here: CommandContext, letters: Iterator[DeadLetter], count: int) -> int:
-    dropped = 0
-    with console.progress("giving up for good", count) as step:
+def _requeue(
+    here: CommandContext,
+    letters: Iterable[DeadLetter],
+    count: int,
+    queue: Literal["live", "backfill"],
+    skipped: int,
+    as_json: bool,
+) -> None:
+    queued = waiting = deliveries = 0
+    left = (letter for letter in letters if letter.reason != RECORD_GONE)
+    with console.progress("requeueing", count) as step:
+        while chunk := list(islice(left, CHUNK)):
+            orders = [letter.key for letter in chunk if not letter.sink]
+            new = here.ledger.request_fetch(orders, queue=queue, reason="requeue")
+            queued, waiting = queued + new, waiting + len(orders) - new
+            deliveries += sum(here.ledger.retry_delivery(letter.key, letter.sink) for letter in chunk if letter.sink)
+            step(len(chunk))
+    text = f"{console.many(queued, 'order')} queued, {waiting:,} already waiting"
+    due = f"{console.many(deliveries, 'delivery')} due now"
+    no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
+    found = {"queued": queued, "waiting": waiting, "sinks": deliveries, "not_dead": skipped}
+    console.result(f"{text}, {due}{no_letter}.", found, as_json)
+
+
+def _discard(here: CommandContext, letters: Selection, count: int, as_json: bool) -> None:
+    discarded = 0
+    with console.progress("discarding", count) as step:
         for letter in letters:
-            dropped += here.ledger.discard(letter.key, letter.sink)
+            discarded += here.ledger.discard(letter.key, letter.sink)
             step(1)
-    return dropped
+    found = {"discarded": discarded, "not_dead": letters.skipped + count - discarded}
+    console.result(f"{console.many(discarded, 'dead letter')} discarded.", found, as_json)
 
 
 def _view(here: CommandContext, letter: DeadLetter, now: datetime) -> dict[str, object]:
     age = {"age_s": int((now - letter.at).total_seconds())}
     return {"company": here.companies.slug(letter.company_id)} | msgspec.structs.asdict(letter) | age
-
-
-def _row(here: CommandContext, letter: DeadLetter, now: datetime) -> tuple[object, ...]:
-    return (
-        times.age(now - letter.at),
-        times.short(letter.at),
-        here.companies.slug(letter.company_id),
-        letter.order_id,
-        letter.sink,
-        letter.reason,
-        letter.http,
-        letter.status,
-    )

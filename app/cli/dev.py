@@ -1,7 +1,4 @@
-"""The commands for a laptop: demo, dev. The image has no `app.dev`, and so not these.
-
-The command `simulate`: load and misbehaviour on purpose. The image has no `app.dev`, and there it says so.
-"""
+"""The commands for a laptop: demo, dev, simulate. The image has no `app.dev`, so there they do not run."""
 
 from __future__ import annotations
 

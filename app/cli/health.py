@@ -1,8 +1,10 @@
-"""The command for HEALTHCHECK: does the process in this container do its work?"""
+"""The command for HEALTHCHECK: does the web process or the worker pool of this container work?
+
+It runs every few seconds, so it loads little: what only one role needs is imported there.
+"""
 
 from __future__ import annotations
 
-from http.client import HTTPConnection, HTTPException
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,19 +18,16 @@ from app.settings import Settings
 Role = Literal["web", "worker"]
 
 WEB_SECONDS: Final = 2.0
-BEAT_SECONDS: Final = 15.0
-"""A pool beats each second; in so many it has hung, or cannot reach Redis."""
+HEARTBEAT_SECONDS: Final = 15.0
+"""A pool writes a heartbeat each second. After so many without one it hangs, or cannot reach Redis."""
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
 _CODES: Final = {DONE: "healthy", FOUND: "not healthy", AWAY: "", NEWER: "", INTERRUPTED: ""}
 
-
 cli = console.commands()
 
 
-class Pulse(msgspec.Struct, frozen=True):
-    """What was found of one role."""
-
+class RoleHealth(msgspec.Struct, frozen=True):
     role: Role
     healthy: bool
     detail: str
@@ -36,52 +35,53 @@ class Pulse(msgspec.Struct, frozen=True):
 
 @cli.command(epilog=epilog("ota-receiver health --role worker", codes=_CODES))
 def health(
-    role: Annotated[Role | None, typer.Option(help="Only this one; else either will do.")] = None,
+    role: Annotated[
+        Role | None, typer.Option(help="Check only this role; otherwise one healthy role is enough.")
+    ] = None,
+    # Not context.Json: that module loads everything a command may need.
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Check that the web process or the worker pool of this machine (or container) works."""
-    found = settings.load()
-    pulses = []
-    for name, look in (("web", _web), ("worker", _worker)):
-        if role in (None, name):
-            pulses.append(look(found))
-            if pulses[-1].healthy:
-                break
-    for pulse in pulses:
-        console.tell(f"{pulse.role}: {pulse.detail}", pulse, as_json)
-    if not pulses[-1].healthy:
+    loaded = settings.load()
+    found: list[RoleHealth] = []
+    for name, check in (("web", _web), ("worker", _worker)):
+        if role in (None, name) and not (found and found[-1].healthy):
+            found.append(check(loaded))
+    for one in found:
+        console.result(f"{one.role}: {one.detail}", one, as_json)
+    if not found[-1].healthy:
         raise typer.Exit(FOUND)
 
 
-def _web(found: Settings) -> Pulse:
-    # The standard library's client: no proxy of the environment comes between us and our own process.
-    connection = HTTPConnection(_ANY_ADDRESS.get(found.host, found.host), found.port, timeout=WEB_SECONDS)
+def _web(loaded: Settings) -> RoleHealth:
+    # The standard library's client ignores the proxies of the environment.
+    from http.client import HTTPConnection, HTTPException
+
+    connection = HTTPConnection(_ANY_ADDRESS.get(loaded.host, loaded.host), loaded.port, timeout=WEB_SECONDS)
     try:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
-        return Pulse("web", healthy=False, detail=f"no answer on port {found.port} ({type(error).__name__})")
+        return RoleHealth("web", healthy=False, detail=f"no answer on port {loaded.port} ({type(error).__name__})")
     finally:
         connection.close()
-    return Pulse("web", healthy=status == 200, detail=f"/healthz answers {status}")
+    return RoleHealth("web", healthy=status == 200, detail=f"/healthz answers {status}")
 
 
-def _worker(found: Settings) -> Pulse:
-    # Here, not above: these load longer than the whole check of a web process takes.
-    from app import bootstrap
-    from app.ledger.redis import StoreUnavailable, server_time
+def _worker(loaded: Settings) -> RoleHealth:
+    from app.identity import identity
+    from app.ledger.redis import StoreUnavailable, for_command, server_time
     from app.snapshot import Pools, read_heartbeat
-    from workers.recovery import identity
 
     try:
-        with bootstrap.command_redis(found) as redis:
+        with for_command(loaded.redis_url.get_secret_value()) as redis:
             now = server_time(redis)
-            told = [census for text in Pools(redis).all() if (census := read_heartbeat(text)) is not None]
-    except StoreUnavailable as away:
-        return Pulse("worker", healthy=False, detail=str(away))
-    here = identity().machine
-    ages = [(now - census.beat) / 1000 for census in told if census.machine == here]
+            pools = [pool for text in Pools(redis).all() if (pool := read_heartbeat(text)) is not None]
+    except StoreUnavailable as error:
+        return RoleHealth("worker", healthy=False, detail=str(error))
+    machine = identity().machine
+    ages = [(now - pool.beat) / 1000 for pool in pools if pool.machine == machine]
     if not ages:
-        return Pulse("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
+        return RoleHealth("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
     age = max(0.0, min(ages))
-    return Pulse("worker", healthy=age < BEAT_SECONDS, detail=f"last heartbeat {age:.0f} s ago")
+    return RoleHealth("worker", healthy=age < HEARTBEAT_SECONDS, detail=f"last heartbeat {age:.0f} s ago")

@@ -1,14 +1,13 @@
-"""The program `ota-receiver`: its commands by name, and how each run ends.
+"""The program `ota-receiver`: its commands by name, and its exit codes.
 
-A command's module is imported when the command runs: `--help` and `health` need few of them.
+The module of a command is imported when the command runs: `--help` and `health` load few of them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any, Final
 
@@ -48,8 +47,8 @@ def _names() -> list[str]:
     return [name for name in COMMANDS if has_dev or name not in _FROM_SOURCE]
 
 
-class _Loaded(MutableMapping[str, Any]):
-    """The commands; each is loaded when it is asked for."""
+class _Loaded(Mapping[str, Any]):
+    """The commands by name; each is loaded when it is read."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in _names():
@@ -63,19 +62,13 @@ class _Loaded(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(_names())
 
-    def __setitem__(self, name: str, command: Any) -> None:
-        raise TypeError("commands are listed in COMMANDS")
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("commands are listed in COMMANDS")
-
 
 class _Program(TyperGroup):
-    """The root: it lists its commands without loading them."""
+    """The root group: lists its commands without loading them."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = _Loaded()
+        self.commands = _Loaded()  # type: ignore[assignment]  # nothing adds commands
 
     def list_commands(self, ctx: Any) -> list[str]:
         return _names()
@@ -97,6 +90,8 @@ cli = console.commands(
 @cli.callback()
 def _options(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if show:
+        from importlib.metadata import version  # here: it loads slowly
+
         typer.echo(version("ota-receiver"))
         raise typer.Exit
 

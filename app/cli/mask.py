@@ -1,4 +1,4 @@
-"""An order without what would open a door or name a guest, for every screen and pipe that did not ask to see it."""
+"""An order without its secrets: names of guests, numbers and links. Commands show it so, unless --reveal is given."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN: Final = frozenset(
     unit_price_excl_vat unit_price_incl_vat currency_code type
     """.split()  # noqa: SIM905  # twenty quoted words hide the list
 )
-"""What may be seen; a field that is not listed is masked, so a new one is too."""
+"""Fields that are shown. Others are masked, so a new field is too."""
 
 _ENDS_SHOWN: Final = frozenset(
     """
@@ -27,28 +27,26 @@ _ENDS_SHOWN: Final = frozenset(
     manifest_url
     """.split()  # noqa: SIM905  # as above
 )
-"""Numbers and links of which the end is left, enough to compare two of them by eye or over the telephone."""
+"""Numbers and links of which the end is shown, enough to compare two by eye or over the telephone."""
 
 _EMAIL: Final = re.compile(r"[^\s<>\"']+@[^\s<>\"']+")
-"""Upstream's own words on an Error are for ops; an address in them is not."""
+"""An e-mail address in upstream's status message."""
 
 _NAMES: Final = frozenset({"name", "sell_to_name"})
 
 _LEFT: Final = 3
 _LONG_ENOUGH: Final = 8
-
-
-_WHOLE_FROM: Final = 5
-"""Characters from which on a value is cut out of a text also where it is glued to others; "1" would be anywhere."""
+_GLUED_FROM: Final = 5
+"""Length from which a value is cut out of a text also inside a word; "1" would match anywhere."""
 
 
 def masked(part: P) -> P:
     """Return a copy of an order, or of a part of one, that may be shown.
 
-    In its status message, which is upstream's own words, each e-mail address goes, and whatever else of this order is
-    masked or cut elsewhere: names, also each word of them, numbers and links.
+    From its status message, upstream's own words, e-mail addresses are cut out, and all values that are masked in other
+    fields: names and each word of them, numbers and links.
     """
-    return _masked(part, _cut(part))
+    return _masked(part, _secrets(part))
 
 
 def _masked(part: P, cut: re.Pattern[str]) -> P:
@@ -56,30 +54,30 @@ def _masked(part: P, cut: re.Pattern[str]) -> P:
     return msgspec.structs.replace(part, **values)
 
 
-def _cut(part: Part) -> re.Pattern[str]:
-    """Return what is cut out of the status message of this order."""
-    told = list(_fields(part))
-    seen = {text.casefold() for name, text in told if name in _SHOWN}
+def _secrets(part: Part) -> re.Pattern[str]:
+    """Return the pattern of what is cut out of the status message of this order."""
+    fields = list(_fields(part))
+    shown = {text.casefold() for name, text in fields if name in _SHOWN}
     hidden: set[str] = set()
-    for name, text in told:
-        # A package's wallet bears the package's name, which may be seen.
-        if name in _SHOWN or name == "status_message" or text.casefold() in seen:
+    for name, text in fields:
+        # The wallet of a package has the package's name, which is shown.
+        if name in _SHOWN or name == "status_message" or text.casefold() in shown:
             continue
         hidden.add(text)
         if name in _NAMES:
             hidden |= {word for word in re.findall(r"\w+", text) if len(word) >= _LEFT}
-    # The longest first: a name goes as a whole before its words do.
+    # The longest first: a name is cut as a whole before its words.
     patterns = [_EMAIL.pattern, *map(_pattern, sorted(hidden, key=len, reverse=True))]
     return re.compile("|".join(patterns), re.IGNORECASE)
 
 
 def _pattern(text: str) -> str:
     found = r"\s+".join(map(re.escape, text.split()))
-    return found if len(text) >= _WHOLE_FROM and not text.isalpha() else rf"(?<!\w){found}(?!\w)"
+    return found if len(text) >= _GLUED_FROM and not text.isalpha() else rf"(?<!\w){found}(?!\w)"
 
 
 def _fields(part: Part) -> Iterator[tuple[str, str]]:
-    """Return name and text of each field of the part and of its parts; what is unknown has no name."""
+    """Return name and text of each known field of the part and of its parts."""
     for name in part.__struct_fields__:
         value = getattr(part, name)
         if isinstance(value, tuple):
@@ -92,7 +90,7 @@ def _fields(part: Part) -> Iterator[tuple[str, str]]:
 def _hidden(name: str, value: Any, cut: re.Pattern[str]) -> Any:
     if isinstance(value, tuple):
         return tuple(_masked(one, cut) for one in value)
-    if isinstance(value, dict):  # `extra`: fields that we do not know may hold anything
+    if isinstance(value, dict):  # `extra`: unknown fields may hold anything
         return {}
     if value is None or name in _SHOWN:
         return value

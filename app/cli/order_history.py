@@ -1,4 +1,4 @@
-"""The history of an order in words, in steps, and in time: what happened, how long after, and how long it all took."""
+"""The history of an order as sentences, as steps in time, and as durations of fetch and delivery."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class _Reading:
         self.requested: Requested | None = None
         self._causes: list[EventReceived | FetchRequested] = []
         self._settled = 0
-        # Fence -> the number of causes when that fetch started. A fetch whose start is no longer kept covers none.
+        # Fencing token -> number of causes when that fetch started. A fetch whose start is no longer kept covers none.
         self._started: dict[int, int] = {}
         self._event_at = self._request_at = datetime.max
         self._revision = 0

@@ -1,4 +1,4 @@
-"""One order as people read it: where it stands, what is outstanding, its history, how long it took, what to do next.
+"""One order as people read it: its state, what is outstanding, its history, how long it took, what to do next.
 
 `orders explain`, `orders show` and `dead show` print this view; each adds only what is its own.
 """
@@ -13,6 +13,7 @@ import msgspec
 
 from app import times
 from app.cli import console
+from app.cli.console import FOUND, Stop
 from app.cli.context import CommandContext
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, durations, step_lines, steps
@@ -38,7 +39,7 @@ UNREADABLE: Final = Outstanding("its content is unreadable", None)
 class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about one order.
 
-    `name` identifies it on a command line. `order` is its latest content, masked unless it was asked for; None if it
+    `name` identifies it on a command line. `order` is its latest content, masked unless --reveal is given; None if it
     was never fetched or cannot be read. `sinks` includes configured sinks without any attempt. `history` is oldest
     first. `due` is the next automatic attempt.
     """
@@ -93,7 +94,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
             (record.crashes, "worker crash"),
         )
         parts = [record.dead or record.error, f"HTTP {record.http}" if record.http else ""]
-        parts += [f"{count:,} {noun}{'' if count == 1 else _plural(noun)}" for count, noun in counts if count]
+        parts += [console.many(count, noun) for count, noun in counts if count]
         return ", ".join(filter(None, parts))
 
     def as_object(self) -> dict[str, Any]:
@@ -139,11 +140,11 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         yield from _fact("next", next_step(self))
 
 
-def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> OrderView | None:
-    """Return the view of an order, None if it has no record. `reveal` leaves names, numbers and links in it."""
+def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> OrderView:
+    """Return the view of an order; `reveal` leaves names, numbers and links in it. Raises Stop without a record."""
     record = here.orders.record(key)
     if record is None:
-        return None
+        raise Stop(f"Order {key.order_id} has no record.", FOUND)
     state, due = record.state(times.now()), here.orders.due(key)
     outstanding = tuple(_outstanding(record, state, due, here.settings.sinks))
     try:
@@ -172,10 +173,6 @@ def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
             yield (item.line_no, visit, wallet.external_reference_number, wallet.name, "wallet", number, "", link)
             for one in wallet.assets:
                 yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
-
-
-def _plural(noun: str) -> str:
-    return "es" if noun.endswith("h") else "s"
 
 
 def _outstanding(

@@ -1,12 +1,9 @@
-"""The command that looks for orders of which no event told, or none of their last change.
-
-What `reconcile --from-file` does: which of the orders that the partner expects does the ledger not know?
-"""
+"""The command that compares the orders here with the Channel Manager's list, or with the partner's own file."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,8 +13,8 @@ import typer
 from app import bootstrap, times
 from app.cli import console, context
 from app.cli.console import DONE, FOUND, Stop, epilog
-from app.cli.context import CommandContext, open_context
-from app.cli.orders import ask_for
+from app.cli.context import CommandContext, open_context, reason
+from app.cli.orders import request_fetches
 from app.errors import UpstreamError
 from app.ids import OrderKey
 from app.ledger.orders import Holdings, References
@@ -26,125 +23,17 @@ from app.reconcile.expected import BadExpected, Expected, read
 from app.reconcile.state import Cursor
 from app.settings import Company
 
-_CHUNK = 200
-
-
-cli = console.commands()
-
-
-def compare(
-    here: CommandContext,
-    path: Path,
-    company: str | None,
-    *,
-    apply: bool,
-    yes: bool,
-    who: str | None,
-    why: str,
-    as_json: bool,
-) -> int:
-    """Show the orders of the file that are missing, and with `apply` fetch those that have an orderId.
-
-    Returns how many are missing and were not queued. Raises Stop for a file that cannot be used.
-    """
-    company_id = here.companies.id_of(company)
-    try:
-        expected = read(path)
-    except BadExpected as bad:
-        raise Stop(str(bad)) from None
-    if not expected:
-        # A broken export must not pass for "none is missing".
-        raise Stop(f"{path} names no order.")
-    company_ids = here.companies.ids if company_id is None else (company_id,)
-    missing = _missing(here, expected, company_ids)
-    fetchable = [one for one in missing if one.order_id] if apply else []
-    if fetchable and len(company_ids) > 1:
-        raise Stop(f"Whose orders are they? Give --company with --apply; there is: {_slugs(here, company_ids)}.")
-    if not fetchable:
-        _tell(missing, expected, as_json)
-        return len(missing)
-    orders = list(dict.fromkeys(OrderKey(company_ids[0], one.order_id) for one in fetchable))
-    if not yes:
-        _tell(missing, expected, as_json)
-    console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?", yes)
-    asked = ask_for(here, orders, queue="backfill", what="reconcile", who=who, why=why)
-    # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
-    if yes:
-        _tell(missing, expected, as_json)
-    console.tell(asked.sentence(), asked, as_json)
-    left = len(missing) - len(fetchable)
-    if left:
-        console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")
-    return left
-
-
-def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
-    """Return those that no company holds, neither by id nor by any of their references."""
-    redis = here.redis
-    known_ids: set[str] = set()
-    holdings = Holdings(redis)
-    keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
-    with console.progress("looking for orders", len(keys)) as step:
-        for at in range(0, len(keys), _CHUNK):
-            chunk = keys[at : at + _CHUNK]
-            known_ids |= {key.order_id for key, held in zip(chunk, holdings.of(chunk), strict=True) if held is not None}
-            step(len(chunk))
-    # An orderId says which order is meant; references are only asked where there is none.
-    wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
-    known = _known(here, wanted, company_ids)
-    return [
-        one
-        for one in expected
-        if not (one.order_id in known_ids if one.order_id else any(text.casefold() in known for text in one.references))
-    ]
-
-
-def _known(here: CommandContext, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
-    references = References(here.redis)
-    known = references.fetched(wanted, company_ids)
-    if known == wanted:
-        return known
-    with console.progress("looking through references") as step:
-        for texts in references.of_events(company_ids):
-            known |= texts & wanted
-            step(len(texts))
-            if known == wanted:
-                break
-    return known
-
-
-def _tell(missing: list[Expected], expected: list[Expected], as_json: bool) -> None:
-    _show_expected(missing, as_json)
-    if not as_json:
-        of = f"{console.many(len(expected), 'order')} expected"
-        console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
-
-
-def _show_expected(missing: list[Expected], as_json: bool) -> None:
-    if as_json:
-        for one in missing:
-            console.json_line(
-                {"kind": "missing", "line": one.line, "order_id": one.order_id, "references": one.references}
-            )
-    elif missing:
-        rows = ((one.line, one.order_id, ", ".join(one.references)) for one in missing)
-        console.table("", ("#line", "order", "references"), rows)
-
-
-def _slugs(here: CommandContext, company_ids: tuple[str, ...]) -> str:
-    return ", ".join(sorted(here.companies.slug(one) for one in company_ids))
-
-
 NO_LIST: Final = 5
 
+_CHUNK: Final = 200
 _CODES: Final = {
     DONE: "no differences, or all queued",
     FOUND: "differences that are not all queued",
     NO_LIST: "the Channel Manager did not return the whole list",
 }
 
-_FromZero = Annotated[bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")]
-_FromFile = Annotated[
+FromZero = Annotated[bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")]
+FromFile = Annotated[
     Path | None,
     typer.Option(
         "--from-file",
@@ -153,76 +42,59 @@ _FromFile = Annotated[
         " sellToOrderReference.",
     ),
 ]
-_Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders of the gaps, behind the live ones.")]
+Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")]
+
+_Request = Callable[[list[OrderKey], Callable[[], None]], None]
+
+cli = console.commands()
 
 
 @cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))
 def reconcile(
     company: context.CompanyOption = None,
-    from_zero: _FromZero = False,
-    from_file: _FromFile = None,
-    apply: _Apply = False,
+    from_zero: FromZero = False,
+    from_file: FromFile = None,
+    apply: Apply = False,
     yes: context.Yes = False,
-    who: context.Who = None,
+    who: context.Who = "",
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
-    never_heard: settled, and no event told of it. changed: confirmed, cancelled or changed since it was fetched, of
-    which no event tells. stuck: not settled for more than 10 minutes. The workers do the same by themselves every
-    RECONCILE_EVERY; interrupted, nothing is lost.
+    never_heard: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
+    which sends no event. stuck: not settled for more than 10 minutes. The workers do the same every RECONCILE_EVERY;
+    an interrupted run loses nothing.
     """
     if from_file is not None and from_zero:
-        raise Stop("--from-file asks no list: leave --from-zero out.")
+        raise Stop("--from-file reads no list: leave out --from-zero.")
+
+    def request(orders: list[OrderKey], show: Callable[[], None]) -> None:
+        # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
+        if not yes:
+            show()
+        console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?", yes)
+        requests = request_fetches(here, orders, queue="backfill", what="reconcile", who=who, why=why)
+        if yes:
+            show()
+        console.result(requests.sentence(), requests, as_json)
+
     with open_context(company) as here:
         if from_file is not None:
-            left = compare(here, from_file, company, apply=apply, yes=yes, who=who, why=why, as_json=as_json)
-            raise typer.Exit(FOUND if left else 0)
-        chosen = _companies(here, company)
-        gaps, listed, troubles = _look(here, chosen, from_zero, as_json)
-        asked = None
-        if gaps and apply:
-            if not yes:
-                _show(here, gaps, as_json)
-            console.confirm(f"Fetch {console.many(len(gaps), 'order')} (one getOrder each)?", yes)
-            asked = ask_for(here, [gap.key for gap in gaps], queue="backfill", what="reconcile", who=who, why=why)
-        # Shown after it is done where nobody is asked: a reader that leaves early must not keep it from being done.
-        if yes or asked is None:
-            _show(here, gaps, as_json)
-        if asked is not None:
-            console.tell(asked.sentence(), asked, as_json)
-        if not as_json:
-            console.say(_summary(gaps, listed, apply))
-    for trouble in troubles:
-        console.remark(trouble)
-    raise typer.Exit(NO_LIST if troubles else FOUND if gaps and not apply else 0)
+            code = _compare_file(here, from_file, request if apply else None, as_json)
+        else:
+            code = _compare_list(here, company, from_zero, request if apply else None, as_json)
+    raise typer.Exit(code)
 
 
-def _companies(here: CommandContext, name: str | None) -> list[Company]:
-    """Return the companies whose list can be read; Stop if there is none, or the one that was named is none."""
-    company_id = here.companies.id_of(name)
-    asked = [one for one in here.settings.companies if company_id in (None, one.np_company_id)]
-    without = [one.slug for one in asked if one.np_partner_id is None]
-    if not asked:
-        raise Stop(f"Company {name!r} is not in the settings: its list cannot be asked for.")
-    if len(without) == len(asked):
-        raise Stop(
-            f"No NP_PARTNER_ID is set for {', '.join(without)}, and without it no list of orders can be asked for."
-            " Set it, or give what you expect: --from-file orders.csv."
-        )
-    for slug in without:
-        console.remark(f"{slug}: left out, NP_PARTNER_ID is not set.")
-    return [one for one in asked if one.np_partner_id is not None]
-
-
-def _look(
-    here: CommandContext, companies: list[Company], from_zero: bool, as_json: bool
-) -> tuple[list[Gap], int, list[str]]:
-    """Return the gaps of all companies, how many orders were listed, and whose list ended early and why."""
+def _compare_list(
+    here: CommandContext, name: str | None, from_zero: bool, request: _Request | None, as_json: bool
+) -> int:
+    """Show how the list differs, and request fetches if asked to; return the exit code."""
     gaps: list[Gap] = []
     troubles: list[str] = []
     listed = 0
+    companies = _companies(here, name)
     with console.progress("reading the list") as step:
         for company in companies:
             try:
@@ -231,18 +103,50 @@ def _look(
                     gaps += found
                     step(rows)
             except UpstreamError as error:
-                status = f" (HTTP {error.http_status})" if error.http_status else ""
-                text = f"{company.slug}: the list ended early: {error.reason}{status}. See: ota-receiver check"
+                text = f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check"
                 troubles.append(text)
-    return gaps, listed, troubles
+    if gaps and request is not None:
+        request([gap.key for gap in gaps], lambda: _show(here, gaps, as_json))
+    else:
+        _show(here, gaps, as_json)
+    if not as_json:
+        console.say(_summary(gaps, f"{console.many(listed, 'order')} listed", request is not None))
+    for trouble in troubles:
+        console.remark(trouble)
+    return NO_LIST if troubles else FOUND if gaps and request is None else DONE
+
+
+def _summary(gaps: Sequence[Gap], listed: str, requested: bool) -> str:
+    if not gaps:
+        return f"No differences: {listed}."
+    kinds = Counter(gap.kind for gap in gaps)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    hint = "" if requested else " Fetch them with --apply."
+    return f"{console.many(len(gaps), 'difference')}: {counts}; {listed}.{hint}"
+
+
+def _companies(here: CommandContext, name: str | None) -> list[Company]:
+    """Return the companies whose list can be read; raises Stop if there is none."""
+    chosen = [one for one in here.settings.companies if here.company_id in (None, one.np_company_id)]
+    without = [one.slug for one in chosen if one.np_partner_id is None]
+    if not chosen:
+        raise Stop(f"Company {name!r} is not in the settings: its list cannot be read.")
+    if len(without) == len(chosen):
+        raise Stop(
+            f"No NP_PARTNER_ID is set for {', '.join(without)}, and the list of orders cannot be read without it."
+            " Set it, or give the orders that you expect: --from-file orders.csv."
+        )
+    for slug in without:
+        console.remark(f"{slug}: left out, NP_PARTNER_ID is not set.")
+    return [one for one in chosen if one.np_partner_id is not None]
 
 
 def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Gap, ...]]]:
-    """Yield the number of rows and the gaps of each page, then those of orders watched since earlier looks.
+    """Yield the number of rows and the gaps of each page, then those of orders watched since earlier runs.
 
-    The cursor stays where it is: moving it is the workers' business.
+    The cursor stays where it is: only the workers move it.
     """
-    from workers.background import listing  # the arrow points down: only the CLI knows both sides
+    from workers.background import listing  # here: of app only the CLI may import workers
 
     redis = here.redis
     cursor = Cursor(redis, company.np_company_id)
@@ -259,42 +163,94 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
     yield 0, survey.of_watched(unseen, here.now()).gaps
 
 
-def _show(here: CommandContext, gaps: list[Gap], as_json: bool) -> None:
-    if as_json:
-        for gap in gaps:
-            console.json_line({"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap))
-        return
-    if gaps:
-        columns = (
-            "company",
-            "=order",
-            "gap",
-            "listed as",
-            "here",
-            "differs",
-            "?reference",
-            f"?received ({console.zone()})",
-        )
-        console.table("", columns, (_row(here, gap) for gap in gaps))
+def _show(here: CommandContext, gaps: Sequence[Gap], as_json: bool) -> None:
+    def row(gap: Gap) -> tuple[object, ...]:
+        order = (here.companies.slug(gap.company_id), gap.order_id)
+        differs = (gap.kind, gap.status, gap.held, ", ".join(gap.differs))
+        return (*order, *differs, gap.reference, times.short(gap.received_at))
 
-
-def _row(here: CommandContext, gap: Gap) -> tuple[object, ...]:
-    return (
-        here.companies.slug(gap.company_id),
-        gap.order_id,
-        gap.kind,
-        gap.status,
-        gap.held,
-        ", ".join(gap.differs),
-        gap.reference,
-        times.short(gap.received_at),
+    console.listing(
+        gaps,
+        as_json,
+        columns=(
+            *("company", "=order", "difference", "listed as", "here", "differs"),
+            *("?reference", f"?received ({console.zone()})"),
+        ),
+        row=row,
+        view=lambda gap: {"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap),
     )
 
 
-def _summary(gaps: list[Gap], listed: int, apply: bool) -> str:
-    looked = f"{console.many(listed, 'order')} listed"
-    if not gaps:
-        return f"No gaps: {looked}."
-    kinds = Counter(gap.kind for gap in gaps)
-    told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{console.many(len(gaps), 'gap')}: {told}; {looked}." + ("" if apply else " Fetch them with --apply.")
+def _compare_file(here: CommandContext, path: Path, request: _Request | None, as_json: bool) -> int:
+    """Show the orders of the file that are missing here, and if asked to request fetches of those with an orderId.
+
+    Returns the exit code; raises Stop for a file that cannot be used.
+    """
+    try:
+        expected = read(path)
+    except BadExpected as bad:
+        raise Stop(str(bad)) from None
+    if not expected:
+        # A broken export must not look like "none is missing".
+        raise Stop(f"{path} names no order.")
+    company_ids = here.companies.ids if here.company_id is None else (here.company_id,)
+    missing = _missing(here, expected, company_ids)
+
+    def show() -> None:
+        console.listing(
+            missing,
+            as_json,
+            columns=("#line", "order", "references"),
+            row=lambda one: (one.line, one.order_id, ", ".join(one.references)),
+            view=lambda one: {"kind": "missing"} | msgspec.structs.asdict(one),
+        )
+        if not as_json:
+            of = f"{console.many(len(expected), 'order')} expected"
+            console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
+
+    fetchable = [one.order_id for one in missing if one.order_id] if request else []
+    if not fetchable or request is None:
+        show()
+        return FOUND if missing else DONE
+    if len(company_ids) > 1:
+        slugs = ", ".join(sorted(map(here.companies.slug, company_ids)))
+        raise Stop(f"To which company do the orders belong? Give --company with --apply. There are: {slugs}.")
+    request([OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
+    left = len(missing) - len(fetchable)
+    if left:
+        console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")
+    return FOUND if left else DONE
+
+
+def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
+    """Return those that no company has, neither by id nor by any of their references."""
+    known_ids: set[str] = set()
+    holdings = Holdings(here.redis)
+    keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
+    with console.progress("looking for orders", len(keys)) as step:
+        for at in range(0, len(keys), _CHUNK):
+            chunk = keys[at : at + _CHUNK]
+            known_ids |= {key.order_id for key, held in zip(chunk, holdings.of(chunk), strict=True) if held is not None}
+            step(len(chunk))
+    # An orderId identifies the order; references count only without one.
+    wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
+    known = _known(here, wanted, company_ids)
+    return [
+        one
+        for one in expected
+        if not (one.order_id in known_ids if one.order_id else any(text.casefold() in known for text in one.references))
+    ]
+
+
+def _known(here: CommandContext, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
+    references = References(here.redis)
+    known = references.fetched(wanted, company_ids)
+    if known == wanted:
+        return known
+    with console.progress("searching references") as step:
+        for texts in references.of_events(company_ids):
+            known |= texts & wanted
+            step(len(texts))
+            if known == wanted:
+                break
+    return known

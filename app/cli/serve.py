@@ -12,7 +12,7 @@ import typer
 from app import bootstrap, log, settings
 from app.cli import console
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
-from app.web.server import Bounds, Server
+from app.web.server import Server
 
 _log = log.get()
 
@@ -26,12 +26,11 @@ _SERVE_CODES: Final = {
 }
 _WORKER_CODES: Final = {
     DONE: "stopped on request",
-    FOUND: "internal error: start it again",
+    FOUND: "internal error: restart it",
     USAGE: "wrong settings",
     AWAY: "",
     INTERRUPTED: "",
 }
-
 
 cli = console.commands()
 
@@ -42,14 +41,14 @@ def serve() -> None:
     found = settings.load()
     bootstrap.configure_log(found)
     _log.info("service.started", role="web", pid=os.getpid())
-    server = Server(bootstrap.web_app(found), found.host, found.port, Bounds())
-    # Before and after its run too: a signal that comes then must neither be lost nor end the process with its number.
+    server = Server(bootstrap.web_app(found), found.host, found.port)
+    # Also before and after the run: a signal must neither be lost then nor end the process with its number.
     signal.signal(signal.SIGTERM, server.handle_exit)
     signal.signal(signal.SIGINT, server.handle_exit)
-    # What was imported never becomes garbage: looking through it again and again took 6 % of the time under load.
+    # Imported objects never become garbage: scanning them again and again took 6 % of the time under load.
     gc.collect()
     gc.freeze()
-    # Ends with 1 by itself where the port is taken; uvicorn.run would end with 3, which here says that Redis is away.
+    # Ends with 1 if the port is taken; uvicorn.run would end with 3, which here means that Redis is unavailable.
     server.run()
     _log.info("service.stopped", role="web")
     raise typer.Exit(DONE if server.started else FOUND)
@@ -58,7 +57,7 @@ def serve() -> None:
 @cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))
 def worker() -> None:
     """Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."""
-    from workers.pool import run  # here, since only the CLI knows both sides
+    from workers.pool import run  # here: `serve` does not load it
 
     found = settings.load()
     bootstrap.configure_log(found)

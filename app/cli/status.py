@@ -1,4 +1,4 @@
-"""The command for "what is the backlog, and when is it done?": one look at everything, and an exit code."""
+"""The command for the backlog and its expected end: one page, and an exit code."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from app.snapshot import Vitals
 _CODES: Final = {DONE: "no alert is active", FOUND: "an alert is active, or no worker pool runs"}
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
-"""Orders whose last getOrder is looked at for how long one takes."""
-
+"""Orders whose getOrders give the average duration."""
 
 cli = console.commands()
 
 
 class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs that wait for one kind of worker; the first has waited `waited_s`.
+    """Jobs that wait in one queue; the first has waited `waited_s`.
 
-    `rate`: fetches a second that its workers and the keys' budget allow; `done_s`: so long it takes, if nothing new
-    comes, None where nothing is fetched.
+    `rate`: fetches a second that the workers and the limits of the API keys allow. `done_s`: until the queue is empty
+    if no event arrives, None if nothing is fetched.
     """
 
     queue: str
@@ -48,9 +47,9 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. `due`: orders to fetch, to look at again, or to hand on; `oldest_owed_s` by company.
+    """The page. `due`: orders with a fetch, a recheck or a delivery to do; `oldest_owed_s` by company.
 
-    `get_order_s` is measured at the latest orders, `spooled` None without SPOOL_DIR here, or where it cannot be read.
+    `get_order_s`: average of the latest orders. `spooled`: None without SPOOL_DIR here, or if it cannot be read.
     """
 
     alerts: tuple[str, ...]
@@ -91,7 +90,7 @@ def _status(here: CommandContext, vitals: Vitals, get_order: float) -> Status:
         workers = sum(f"-{queue}-" in name for name in names)
         busy = 0 if len(shut_out) == len(companies) else min(workers, window.keys * at_once)
         jobs = vitals.queues[queue].jobs
-        # A burst goes as fast as the slots allow; what the window has no room for comes at its pace.
+        # A burst goes as fast as the permits allow; what the window has no room for goes at the window's rate.
         speed = busy / get_order
         rate = speed if jobs <= window.room else min(speed, window.rate)
         done = 0 if not jobs else round(max(jobs / speed, (jobs - window.room) / window.rate)) if speed else None
@@ -114,7 +113,7 @@ def _status(here: CommandContext, vitals: Vitals, get_order: float) -> Status:
 
 
 class _Window(NamedTuple):
-    """What all keys together may do: requests now, and a second once that is used up."""
+    """The limits of all keys: `room` requests now, then `rate` a second."""
 
     keys: int
     room: int
@@ -133,10 +132,10 @@ def _raised(vitals: Vitals) -> list[str]:
 
 
 def _get_order_seconds(here: CommandContext) -> float:
-    """Return how long a getOrder took of late."""
+    """Return the average duration of the latest getOrders."""
     latest = islice(here.orders.newest_first(OrderQuery(), times.now()), _LATEST)
-    trails = [here.orders.history(record.key) for record in latest]
-    took = [entry.duration_ms for trail in trails for entry in trail if isinstance(entry, FetchStored)]
+    histories = [here.orders.history(record.key) for record in latest]
+    took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
 
 
@@ -145,7 +144,7 @@ def _print(found: Status) -> None:
     facts = (
         ("alerts", ", ".join(found.alerts) or "none"),
         ("worker pools running", found.pools or "0: nothing is fetched; start `ota-receiver worker`"),
-        *((f"{one.queue} jobs", _told(one)) for one in found.queues),
+        *((f"{one.queue} jobs", _backlog(one)) for one in found.queues),
         ("pending", f"{console.many(found.due, 'order')}: fetches, retries, deliveries"),
         ("oldest pending", ", ".join(oldest) or "none"),
         ("average getOrder", f"{found.get_order_s:g} s"),
@@ -159,7 +158,7 @@ def _print(found: Status) -> None:
     console.facts("", facts)
 
 
-def _told(one: QueueStatus) -> str:
+def _backlog(one: QueueStatus) -> str:
     workers = console.many(one.workers, "worker")
     if not one.jobs:
         return f"none; {workers}, up to {one.rate:g}/s"

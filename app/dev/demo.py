@@ -1,6 +1,6 @@
 """`ota-receiver demo` and `dev`: sample orders go through the real processes, and a table shows what arrived.
 
-The driver plays the partner: it creates and replaces orders at the sandbox, and checks each order at the receiver.
+The demo acts as the partner: it creates and replaces orders at the sandbox, and checks each order at the receiver.
 `dev` then keeps everything running and prints the addresses.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +29,24 @@ from app.upstream.client import ChannelManager
 from app.upstream.models import Order
 
 _POLL: Final = 0.05
+_FETCHED_WITHIN: Final = 15.0
+_PROCESS_CHECK: Final = 0.2
+
+_CURL: Final = """curl -i {url} -H 'content-type: application/json' -d '
+{{"values": [{{"clientState": "{secret}", "companyId": "{company}",
+  "companyName": "CRONUS International Ltd.", "eventName": "ota_cm_order_processed", "eventVersion": "1.0",
+  "payload": {{"orderId": "{order}", "buyFromOrderReference": "{reference}", "status": "{status}"}},
+  "timestamp": "2026-05-15T09:30:05Z"}}]}}'"""
+_GUIDE: Final = """
+  webhook     {webhook}
+  readiness   {web}/readyz
+  sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
+  logs        tail -F {folder}/web.log {folder}/worker.log
+  settings    set -a; . {folder}/env; set +a
+              then: uv run ota-receiver orders list · events list · check
+
+Ctrl-C stops everything; the data stays in {folder}.
+"""
 
 
 @dataclass
@@ -66,61 +83,45 @@ class Driver:
     """Creates the samples' orders, waits until they are fetched, and lists what is wrong with them."""
 
     def __init__(self, stack: Stack, archive: Archive) -> None:
-        self._stack = stack
+        self._sandbox = stack.sandbox
         self._archive = archive
         self._company_id = stack.settings.companies[0].np_company_id
 
     def create(self, sample: Sample, number: int) -> None:
         """Create the order; its event comes when it has settled."""
-        sample.order_id = self._call("POST", "", self._body(sample, number))
-
-    def announce_again(self, sample: Sample) -> None:
-        """Make the sandbox repeat the event of a settled order with the same timestamp."""
-        if sample.repeats:
-            body = {
-                "order_id": sample.order_id,
-                "company_id": self._company_id,
-                "times": sample.repeats,
-                "timestamp": "last",
-            }
-            self._stack.sandbox.admin("POST", "fire", body)
+        sample.order_id = self._submit("POST", "", sample, number)
 
     def replace(self, sample: Sample, number: int) -> None:
         """Repair an Error order as a partner does: replaceOrder, which settles again under the same orderId."""
         sample.items, sample.expected = ("31001",), "Issued"
         sample.settlements += 1
-        self._call("PUT", f"/{sample.order_id}", self._body(sample, number))
+        self._submit("PUT", f"/{sample.order_id}", sample, number)
 
-    def wait_fetched(self, sample: Sample, within: float) -> bool:
-        """Return whether all settlements of the order are fetched within `within` seconds."""
-        order = OrderKey(self._company_id, sample.order_id)
+    def repeat_event(self, sample: Sample) -> None:
+        """Make the sandbox repeat the event of a settled order with the same timestamp."""
+        body = {"order_id": sample.order_id, "company_id": self._company_id, "timestamp": "last"}
+        self._sandbox.admin("POST", "fire", body | {"times": sample.repeats})
 
-        def fetched() -> bool:
-            sample.record = self._archive.record(order)
-            return (
-                sample.record is not None
-                and sample.record.fetched_generation >= sample.settlements
-                and sample.record.status == sample.expected
-            )
-
-        return _eventually(fetched, within)
-
-    def wait_duplicates(self, sample: Sample, within: float) -> bool:
-        """Return whether the repeats of the event are counted as duplicates within `within` seconds."""
-        order = OrderKey(self._company_id, sample.order_id)
-
-        def counted() -> bool:
-            sample.record = self._archive.record(order)
-            return sample.record is not None and sample.record.duplicates >= sample.repeats
-
-        return _eventually(counted, within)
+    def wait_fetched(self, sample: Sample, duplicates: int = 0) -> None:
+        """Wait until all settlements are fetched and `duplicates` events are counted, at most 15 s."""
+        deadline = time.monotonic() + _FETCHED_WITHIN
+        while time.monotonic() < deadline:
+            record = self._archive.record(OrderKey(self._company_id, sample.order_id))
+            if (
+                record is not None
+                and record.fetched_generation >= sample.settlements
+                and record.status == sample.expected
+                and record.duplicates >= duplicates
+            ):
+                return
+            time.sleep(_POLL)
 
     def inspect(self, sample: Sample) -> None:
         """Compare the stored order with what was expected, and count its getOrder calls."""
         key = OrderKey(self._company_id, sample.order_id)
         sample.record, sample.order = self._archive.record(key), self._archive.order(key)
-        row = next(row for row in self._rows() if row["order_id"] == sample.order_id)
-        sample.calls = row["gets"]
+        rows: list[dict[str, Any]] = self._sandbox.admin("GET", "orders")
+        sample.calls = next(row["gets"] for row in rows if row["order_id"] == sample.order_id)
         if sample.order is None or sample.record is None or sample.record.status != sample.expected:
             sample.problems.append(f"not fetched as {sample.expected}")
             return
@@ -130,61 +131,19 @@ class Driver:
             sample.problems.append(f"{sample.record.duplicates} duplicates seen of {sample.repeats}")
         sample.problems += gaps(sample.order, sample.expected)
 
-    def _call(self, method: str, path: str, body: dict[str, Any]) -> str:
+    def _submit(self, method: str, path: str, sample: Sample, number: int) -> str:
         """Call createOrder or replaceOrder, which only a partner does, and return the order id."""
-        url = self._stack.sandbox.base_url(stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY) + "/channelManager"
-        headers = {"x-np-api-key": stacks.API_KEY}
-        response = self._stack.sandbox.client.request(method, url + path, json=body, headers=headers)
-        response.raise_for_status()
-        return str(response.json()["orderId"])
-
-    def _rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._stack.sandbox.admin("GET", "orders")
-        return rows
-
-    @staticmethod
-    def _body(sample: Sample, number: int) -> dict[str, Any]:
-        return order_body(
+        url = self._sandbox.base_url(stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY) + "/channelManager"
+        body = order_body(
             PARTNER_ID,
             f"DEMO-{number:03}",
             payment_reference=sample.payment_reference,
             items=sample.items,
             quantity=sample.quantity,
         )
-
-
-def subscribe(stack: Stack, manager: ChannelManager) -> None:
-    """Subscribe the receiver's webhook, unless that was done before."""
-    if all(one.notification_url != stack.webhook_url for one in manager.subscriptions()):
-        manager.create_subscription(stack.webhook_url, stack.settings.companies[0].client_state)
-
-
-def gaps(order: Order, status: str) -> list[str]:
-    """Return what is missing in an order of the sandbox that settled in `status`."""
-    found = []
-    if status == "Issued" and not (order.manifest_url and order.wallets):
-        found.append("issued without manifest or wallets")
-    if status != "Error" and not all(wallet.tickets or wallet.coupons for wallet in order.wallets):
-        found.append("a wallet is empty")
-    return found
-
-
-def _eventually(condition: Callable[[], bool], within: float) -> bool:
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL)
-    return True
-
-
-_FETCHED_WITHIN: Final = 15.0
-
-_CURL: Final = """curl -i {url} -H 'content-type: application/json' -d '
-{{"values": [{{"clientState": "{secret}", "companyId": "{company}",
-  "companyName": "CRONUS International Ltd.", "eventName": "ota_cm_order_processed", "eventVersion": "1.0",
-  "payload": {{"orderId": "{order}", "buyFromOrderReference": "{reference}", "status": "{status}"}},
-  "timestamp": "2026-05-15T09:30:05Z"}}]}}'"""
+        response = self._sandbox.client.request(method, url + path, json=body, headers={"x-np-api-key": stacks.API_KEY})
+        response.raise_for_status()
+        return str(response.json()["orderId"])
 
 
 def run(console: Console) -> bool:
@@ -203,13 +162,32 @@ def run(console: Console) -> bool:
         return not any(sample.problems for sample in orders)
 
 
+def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
+    """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
+    with stacks.start(folder, port=port, valkey_dir=folder / "valkey", sinks=sinks) as stack:
+        environment = folder / "env"
+        environment.touch(mode=0o600)
+        environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
+        with Progress(console=console, transient=True) as progress:
+            orders = drive(stack, progress)
+        guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
+        console.print(guide, markup=False, highlight=False, soft_wrap=True)
+        console.print("Send an event yourself; the second time it is a duplicate:\n")
+        print_curl(console, stack, orders[-1])
+        while True:
+            time.sleep(_PROCESS_CHECK)
+            for name, process in (("web", stack.web), ("worker", stack.worker)):
+                if process.exit_code is not None:
+                    console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")
+                    return
+
+
 def drive(stack: Stack, progress: Progress) -> list[Sample]:
     """Send the samples through and return them with what was fetched."""
     settings, company = stack.settings, stack.settings.companies[0]
     with bootstrap.http(settings) as http, bootstrap.worker_redis(settings) as redis:
-        manager = bootstrap.channel_manager(settings, company, http)
         driver = Driver(stack, Archive(redis))
-        subscribe(stack, manager)
+        subscribe(stack, bootstrap.channel_manager(settings, company, http))
         orders = samples()
         step = progress.add_task("orders submitted", total=len(orders))
         for number, sample in enumerate(orders, 1):
@@ -217,15 +195,33 @@ def drive(stack: Stack, progress: Progress) -> list[Sample]:
             progress.advance(step)
         step = progress.add_task("settled, announced, fetched", total=len(orders))
         for number, sample in enumerate(orders, 1):
-            if driver.wait_fetched(sample, _FETCHED_WITHIN) and sample.expected == "Error":
+            driver.wait_fetched(sample)
+            if sample.expected == "Error":
                 driver.replace(sample, number)
-                driver.wait_fetched(sample, _FETCHED_WITHIN)
-            driver.announce_again(sample)
+                driver.wait_fetched(sample)
+            if sample.repeats:
+                driver.repeat_event(sample)
+                driver.wait_fetched(sample, duplicates=sample.repeats)
             progress.advance(step)
         for sample in orders:
-            driver.wait_duplicates(sample, _FETCHED_WITHIN)
             driver.inspect(sample)
     return orders
+
+
+def subscribe(stack: Stack, manager: ChannelManager) -> None:
+    """Subscribe the receiver's webhook, unless it is subscribed."""
+    if all(one.notification_url != stack.webhook_url for one in manager.subscriptions()):
+        manager.create_subscription(stack.webhook_url, stack.settings.companies[0].client_state)
+
+
+def gaps(order: Order, status: str) -> list[str]:
+    """Return what is missing in an order of the sandbox that settled in `status`."""
+    found = []
+    if status == "Issued" and not (order.manifest_url and order.wallets):
+        found.append("issued without manifest or wallets")
+    if status != "Error" and not all(wallet.tickets or wallet.coupons for wallet in order.wallets):
+        found.append("a wallet is empty")
+    return found
 
 
 def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
@@ -245,9 +241,7 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
             record.status if record else "-",
             str(record.generation + record.duplicates) if record else "-",
             str(sample.calls),
-            str(len(order.wallets)) if order else "-",
-            str(len(order.tickets)) if order else "-",
-            str(len(order.coupons)) if order else "-",
+            *(str(len(part)) for part in (order.wallets, order.tickets, order.coupons)) if order else "---",
             "yes" if order and order.manifest_url else "no",
         )
     console.print(table)
@@ -256,55 +250,18 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
             console.print(f"[red]{sample.title}: {problem}")
     if not any(sample.problems for sample in orders):
         console.print("Every order arrived complete, and each settlement cost exactly one getOrder.\n")
-    last = orders[-1]
     console.print("An event like those received. To send it, keep a receiver running with `uv run ota-receiver dev`:\n")
-    reference = last.order.buy_from_order_reference if last.order else ""
-    print_curl(console, stack, last.order_id, reference or "", last.expected)
+    print_curl(console, stack, orders[-1])
 
 
-def print_curl(console: Console, stack: Stack, order_id: str, reference: str, status: str) -> None:
-    """Print an event as a curl command to paste."""
+def print_curl(console: Console, stack: Stack, sample: Sample) -> None:
+    """Print the event of a sample as a curl command to paste."""
     text = _CURL.format(
         url=stack.webhook_url,
         secret=stacks.CLIENT_STATE,
         company=stack.settings.companies[0].np_company_id,
-        order=order_id,
-        reference=reference,
-        status=status,
+        order=sample.order_id,
+        reference=(sample.order.buy_from_order_reference if sample.order else "") or "",
+        status=sample.expected,
     )
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-_LOOK = 0.2
-_GUIDE = """
-  webhook     {webhook}
-  readiness   {web}/readyz
-  sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
-  logs        tail -F {folder}/web.log {folder}/worker.log
-  settings    set -a; . {folder}/env; set +a
-              then: uv run ota-receiver orders list · events list · check
-
-Ctrl-C stops everything; the data stays in {folder}.
-"""
-
-
-def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
-    """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
-    with stacks.start(folder, port=port, valkey_dir=folder / "valkey", sinks=sinks) as stack:
-        environment = folder / "env"
-        environment.touch(mode=0o600)
-        environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
-        with Progress(console=console, transient=True) as progress:
-            orders = drive(stack, progress)
-        guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
-        console.print(guide, markup=False, highlight=False, soft_wrap=True)
-        last = orders[-1]
-        console.print("Send an event yourself; the second time it is a duplicate:\n")
-        reference = last.order.buy_from_order_reference if last.order else None
-        print_curl(console, stack, last.order_id, reference or "", last.expected)
-        while True:
-            time.sleep(_LOOK)
-            for name, process in (("web", stack.web), ("worker", stack.worker)):
-                if process.exit_code is not None:
-                    console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")
-                    return

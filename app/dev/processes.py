@@ -1,7 +1,7 @@
-"""Programs started for a laptop or a test, held so that none of them outlives who started it.
+"""Programs started for a laptop or a test; none of them outlives the process that started it.
 
-Each runs in a session of its own, so Ctrl-C reaches only us and we stop them in order. On Linux the kernel
-kills it the moment we die, however we die; elsewhere only a stop in good order is covered.
+Each runs in a session of its own, so Ctrl-C reaches only this process, which stops them in order. On Linux the kernel
+kills a program the moment this process dies; elsewhere only a clean stop ends it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ _POLL = 0.02
 _TAIL = 20
 _FIRST_PORT = 20000
 
-# Runs between fork and the program, in the same pid: prctl(2) PR_SET_PDEATHSIG (1) outlives exec. A wrapper
-# and no preexec_fn, which can deadlock when the parent has threads. SIGKILL, since a stopped program would
-# not act on SIGTERM, and everything here must stand a SIGKILL anyway. The parent may have died before prctl,
-# hence the look at getppid. Python ignores SIGPIPE and SIGXFSZ, and a script's `&`, nohup and cron may have made us
-# ignore SIGINT: the program shall not inherit that.
-_LEASH = """
+# Runs between fork and the program, in the same pid, since PR_SET_PDEATHSIG of prctl(2) survives exec. It is not a
+# preexec_fn, which can deadlock when the parent has threads. SIGKILL, since a stopped program does not act on SIGTERM.
+# The parent may have died before prctl, so getppid is checked. Python ignores SIGPIPE and SIGXFSZ, and `&` in a script,
+# nohup and cron make SIGINT ignored: the program must not inherit that.
+_WRAPPER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -47,7 +46,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class ProcessEnded(ReceiverError):
-    """A program ended before it did what was waited for; the text holds the end of its log."""
+    """A program ended before a condition held; the text has the end of its log."""
 
 
 class Process:
@@ -73,45 +72,44 @@ class Process:
         """Start `argv` and return once it runs.
 
         `env` is the whole environment (None: ours). stdout and stderr are appended to the file `log`, or go
-        where ours go. `pass_fds` stay open in the program. Raises FileNotFoundError when there is no such
-        program, and RuntimeError outside the main thread: the kernel ties the program to the *thread* that
-        started it (prctl(2)).
+        where ours go. `pass_fds` stay open in the program. Raises FileNotFoundError for an unknown program, and
+        RuntimeError outside the main thread: the kernel kills the program when the *thread* that started it ends.
         """
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start programs from the main thread: each dies with the thread it came from")
+            raise RuntimeError("start programs from the main thread: each dies with the thread that started it")
         program = shutil.which(argv[0])
         if program is None:
             raise FileNotFoundError(f"no program {argv[0]!r}")
         command = [os.path.abspath(program), *argv[1:]]
         environment = dict(os.environ if env is None else env)
-        # A Python program buffers what it writes to a file, and who waits for a line would wait for ever.
+        # Python buffers output to a file, and `wait_for_line` would wait for ever.
         environment.setdefault("PYTHONUNBUFFERED", "1")
         with contextlib.ExitStack() as files:
             output = None if log is None else files.enter_context(log.open("ab"))
-            # Read before the start: the program shares this file position and moves it.
+            # Read before the start, since the program shares this file position and moves it.
             log_starts_at = 0 if output is None else output.tell()
-            begun, unbegun = os.pipe()
-            files.callback(os.close, begun)
+            reader, writer = os.pipe()
+            files.callback(os.close, reader)
             try:
                 popen = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), str(unbegun), *command],
+                    [sys.executable, "-I", "-S", "-c", _WRAPPER, str(os.getpid()), str(writer), *command],
                     env=environment,
                     cwd=cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=None if output is None else subprocess.STDOUT,
-                    pass_fds=(*pass_fds, unbegun),
+                    pass_fds=(*pass_fds, writer),
                     start_new_session=True,
                 )
             finally:
-                os.close(unbegun)
-            # The pipe ends at exec. Before that a signal to the program would hit the leash, half put on.
-            os.read(begun, 1)
+                os.close(writer)
+            # The pipe ends at exec. A signal before that would reach the wrapper.
+            os.read(reader, 1)
         return cls(popen, Path(program).name, log, log_starts_at)
 
     @property
     def pid(self) -> int:
-        """Return the process id, which is also that of its process group."""
+        """Return the process id, which is also the id of its process group."""
         return self._popen.pid
 
     @property
@@ -121,7 +119,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """Return what it has written since this start; raises ValueError when it has no `log`."""
+        """Return its output since this start; raises ValueError without a `log`."""
         if self._log is None:
             raise ValueError(f"{self._name} was started without a log")
         with self._log.open("rb") as log:
@@ -129,10 +127,7 @@ class Process:
             return log.read().decode(errors="replace")
 
     def wait_for_line(self, text: str, within: float) -> str:
-        """Return the first whole line written since the start that contains `text`; `within` is in seconds.
-
-        Raises ProcessEnded when the program ended without it, TimeoutError when the time is over.
-        """
+        """Return the first whole line since the start that contains `text`; raises as `wait_until` does."""
         line = ""
 
         def written() -> bool:
@@ -145,13 +140,13 @@ class Process:
         return line.rstrip("\n")
 
     def wait_until(self, condition: Callable[[], bool], within: float, what: str) -> None:
-        """Return once `condition()` holds; `within` is in seconds, `what` names it in the error.
+        """Return when `condition()` holds; `what` names it in the errors.
 
-        Raises ProcessEnded when the program ended before, TimeoutError when the time is over.
+        Raises ProcessEnded when the program ends before, TimeoutError after `within` seconds.
         """
         deadline = time.monotonic() + within
         while True:
-            # Read before the condition: a program that does what it should and then ends has done it.
+            # Read before the condition, which a program may meet just before it ends.
             ended = self.exit_code
             if condition():
                 return
@@ -162,17 +157,17 @@ class Process:
             time.sleep(_POLL)
 
     def wait(self, within: float) -> int:
-        """Return the exit code once it ends by itself; raises TimeoutError after `within` seconds."""
+        """Return the exit code when it ends by itself; raises TimeoutError after `within` seconds."""
         try:
             return self._popen.wait(within)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{self._name}: did not end within {within:g} s{self._tail()}") from None
 
     def stop(self, within: float = 10.0) -> int:
-        """Ask it to end (SIGTERM), kill it after `within` seconds; return the exit code.
+        """Send SIGTERM, SIGKILL after `within` seconds; return the exit code.
 
-        Only the program itself is asked, since it knows in which order its children end; what is left of its
-        group afterwards is killed.
+        SIGTERM goes to the program only, which stops its children in its own order. The rest of its group is killed
+        afterwards.
         """
         if self.exit_code is None:
             self._popen.send_signal(signal.SIGTERM)
@@ -184,10 +179,10 @@ class Process:
     def kill(self) -> int:
         """Kill the program and its whole group (SIGKILL); return the exit code.
 
-        To see what becomes of the children of a killed program, kill its `pid` alone.
+        To leave its children alive, kill its `pid` alone.
         """
         self._signal_group(signal.SIGKILL)
-        # From here on the number may belong to a stranger.
+        # From here on another process group may get this number.
         self._group_is_gone = True
         return self._popen.wait()
 
@@ -196,7 +191,7 @@ class Process:
         self._signal_group(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a frozen program and its group go on (SIGCONT)."""
+        """Continue a frozen program and its group (SIGCONT)."""
         self._signal_group(signal.SIGCONT)
 
     def __enter__(self) -> Self:
@@ -223,11 +218,10 @@ class Process:
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback address that was free a moment ago; another may take it since.
+    """Return a TCP port of the loopback address that was free a moment ago; another process may take it.
 
-    Below 32768, where Linux begins to hand out ports for outgoing connections (ip_local_port_range): from
-    there a client that knocks at a server that is down would now and then be given that very port, connect to
-    itself, and keep the server from coming back.
+    It is below 32768, where Linux starts to use ports for outgoing connections (ip_local_port_range). A client of a
+    server that is down would sometimes get the server's own port, connect to itself, and keep the server from starting.
     """
     while True:
         port = _FIRST_PORT + secrets.randbelow(32768 - _FIRST_PORT)

@@ -6,12 +6,12 @@ import contextlib
 import os
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import httpx
 
 from app.dev import valkey
 from app.dev.processes import Process, free_port
@@ -26,25 +26,24 @@ COMPANY: Final = "CRONUS International Ltd."
 PARTNER_ID: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
 CLIENT_STATE: Final = "secret_value_from_subscription_creation_mirrored"
 API_KEY: Final = "key-of-the-sandbox"
-"""Made up, and good for nothing but the sandbox of this very run."""
+"""Made up, and valid only at the sandbox of one run."""
 
 _READY_WITHIN: Final = 20.0
 
 
 class PortTaken(ReceiverError):
-    """Somebody listens where the web process should."""
+    """Another process listens on the port of the web process."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Everything runs and answers."""
+    """The running parts of the service."""
 
     settings: Settings
     variables: dict[str, str]
     sandbox: Sandbox
     web: Process
     worker: Process
-    folder: Path
 
     @property
     def web_url(self) -> str:
@@ -66,7 +65,7 @@ def start(
 ) -> Iterator[Stack]:
     """Start all parts and stop them at the end; their logs go to `folder`. Main thread only (see Process).
 
-    `sinks` is SINKS of the workers; their functions are looked for in the working directory too.
+    `sinks` is SINKS of the workers; their functions are also searched in the working directory.
     Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
     """
     if port:
@@ -80,25 +79,22 @@ def start(
             environment |= {"SINKS": sinks, "PYTHONPATH": path}
         for name in ("web", "worker"):
             (folder / f"{name}.log").write_bytes(b"")
-        command = [sys.executable, "-m", "app.cli"]
-        web = parts.enter_context(
-            Process.start([*command, "serve"], env=environment, cwd=folder, log=folder / "web.log")
-        )
-        worker = parts.enter_context(
-            Process.start([*command, "worker"], env=environment, cwd=folder, log=folder / "worker.log")
-        )
-        settings = _settings(environment)
-        variables = {
-            name.upper(): environment[name.upper()] for name in Settings.model_fields if name.upper() in environment
-        }
-        stack = Stack(settings, variables, sandbox, web, worker, folder)
-        web.wait_until(lambda: _answers(f"{stack.web_url}/readyz"), _READY_WITHIN, "/readyz answers 200")
+
+        def started(command: str, log: str) -> Process:
+            argv = [sys.executable, "-m", "app.cli", command]
+            return parts.enter_context(Process.start(argv, env=environment, cwd=folder, log=folder / log))
+
+        web, worker = started("serve", "web.log"), started("worker", "worker.log")
+        given = {name: environment[name.upper()] for name in Settings.model_fields if name.upper() in environment}
+        variables = {name.upper(): value for name, value in given.items()}
+        stack = Stack(Settings.model_validate(given), variables, sandbox, web, worker)
+        web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack
 
 
 def _must_be_free(port: int) -> None:
-    """Raise PortTaken: else whoever listens there would be taken for our web process."""
+    """Raise PortTaken if another process listens there: its /readyz would pass for that of our web process."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -108,7 +104,7 @@ def _must_be_free(port: int) -> None:
 
 
 def _environment(redis_url: str, sandbox: Sandbox, port: int) -> dict[str, str]:
-    """Return an environment in which none of the caller's own settings remain."""
+    """Return an environment without any of the caller's own settings."""
     ours = {name.upper() for name in Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
     return kept | {
@@ -126,14 +122,8 @@ def _environment(redis_url: str, sandbox: Sandbox, port: int) -> dict[str, str]:
     }
 
 
-def _settings(environment: dict[str, str]) -> Settings:
-    names = {name: environment[name.upper()] for name in Settings.model_fields if name.upper() in environment}
-    return Settings.model_validate(names)
-
-
-def _answers(url: str) -> bool:
+def _is_ready(web_url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # a loopback address of our own
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        return httpx.get(f"{web_url}/readyz", trust_env=False, timeout=2).status_code == 200
+    except httpx.HTTPError:
         return False

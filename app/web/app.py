@@ -1,18 +1,13 @@
-"""The routes of the web process, put together.
-
-A request id for everything that is logged below, and one line a request.
-
-What load balancers, container platforms and Prometheus ask.
-"""
+"""The routes of the web process, the request id and the log line of each request, and the probes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from hmac import compare_digest
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,19 +19,60 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import log
 from app.errors import ReceiverError
-from app.health import Check, Health
+from app.health import Health
 from app.metrics import CONTENT_TYPE
-from app.web.webhook import Webhook
+from app.web.webhook import EXCEPTION_HANDLERS, Webhook
+
+_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _log = log.get()
+_encode = msgspec.json.Encoder().encode
 
 
-class CanonicalLine:
-    """Outermost ASGI layer: a request id for everything that is logged below, and one line a request."""
+def application(
+    *,
+    webhook_path: str,
+    webhook: Webhook,
+    probes: Probes,
+    count: Callable[[str, str, int], None],
+    resources: Callable[[], AbstractAsyncContextManager[None]],
+) -> ASGIApp:
+    """Return the ASGI app.
 
-    def __init__(self, app: ASGIApp, quiet: frozenset[str]) -> None:
+    `count` adds to a metric with one label; `resources` are opened at start-up and closed at shutdown.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with resources():
+            yield
+
+    app = Starlette(
+        routes=[
+            Route(webhook_path, webhook, methods=["POST"]),
+            Route(webhook_path, webhook.handshake, methods=["GET"]),
+            Route("/healthz", probes.live),
+            Route("/readyz", probes.ready),
+            Route("/metrics", probes.metrics),
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=lifespan,
+    )
+    # A redirect would name the host that the request claims, and senders of events do not follow one.
+    app.router.redirect_slashes = False
+    return RequestLog(app, webhook_path, count)
+
+
+class RequestLog:
+    """The outermost layer: gives each request an id, one log line, and a count if it is for the webhook.
+
+    Probes are logged only when they fail.
+    """
+
+    def __init__(self, app: ASGIApp, webhook_path: str, count: Callable[[str, str, int], None]) -> None:
         self._app = app
-        self._quiet = quiet
+        self._webhook_path = webhook_path
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,12 +80,11 @@ class CanonicalLine:
             return
         started = perf_counter()
         request_id = os.urandom(8).hex()
-        fields: dict[str, Any] = {}
-        state = scope.setdefault("state", {})
-        state["request_id"], state["line"] = request_id, fields
-        status: int | None = None
+        line: dict[str, Any] = {}
+        scope["state"] |= {"request_id": request_id, "line": line}
+        status = 500
 
-        async def noting(message: Message) -> None:
+        async def with_request_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -58,34 +93,24 @@ class CanonicalLine:
 
         clear_contextvars()
         bind_contextvars(request_id=request_id)
+        path = scope["path"]
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, with_request_id)
         except Exception as error:
-            _log.error("request.failed", path=scope["path"], error=type(error).__name__, trace=log.trace_of(error))
-            # Starlette answers 500 before it raises; a second answer would be an error of its own.
-            if status is None:
-                await _internal_error()(scope, receive, noting)
+            # Starlette has answered 500.
+            _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
         finally:
-            if scope["path"] not in self._quiet or status is None or status >= 400:
+            if path == self._webhook_path:
+                self._count("requests", str(status), 1)
+            if path not in _PROBES or status >= 400:
+                duration_ms = round((perf_counter() - started) * 1000, 2)
                 _log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"][:200],
-                    status=status or 500,
-                    duration_ms=round((perf_counter() - started) * 1000, 2),
-                    **fields,
+                    "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
                 )
 
 
-def _internal_error() -> Response:
-    return PlainTextResponse("internal error\n", 500)
-
-
-_encode = msgspec.json.Encoder().encode
-
-
 class Probes:
-    """`/healthz` process lives, `/readyz` invariant 1 can be kept, `/metrics` for those who hold OPS_TOKEN."""
+    """`/healthz`: the process runs. `/readyz`: events can be accepted. `/metrics`: with OPS_TOKEN only."""
 
     def __init__(self, health: Health, metrics: Callable[[], Awaitable[bytes]], ops_token: str | None) -> None:
         self._health = health
@@ -99,58 +124,23 @@ class Probes:
         checks = await self._health.checks()
         state = Health.state(checks)
         status = 503 if state == "not ready" else 200
-        if not self._is_ops(request):
+        if not self._is_ops(request.headers):
             return PlainTextResponse(f"{state}\n", status)
-        return Response(
-            _encode({"state": state, "checks": [_shown(c) for c in checks]}),
-            status,
-            media_type="application/json",
-        )
+        shown = [{"check": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
+        return Response(_encode({"state": state, "checks": shown}), status, media_type="application/json")
 
     async def metrics(self, request: Request) -> Response:
         if self._ops_token is None:
             return PlainTextResponse("not found\n", 404)
-        if not self._is_ops(request):
+        if not self._is_ops(request.headers):
             return PlainTextResponse("bearer token needed\n", 401, {"www-authenticate": "Bearer"})
         try:
             return Response(await self._metrics(), headers={"content-type": CONTENT_TYPE})
         except ReceiverError:
             return PlainTextResponse("the counters cannot be read now\n", 503)
 
-    def _is_ops(self, request: Request) -> bool:
+    def _is_ops(self, headers: Mapping[str, str]) -> bool:
         if self._ops_token is None:
             return False
-        given = request.headers.get("authorization", "").encode("latin-1")
+        given = headers.get("authorization", "").encode("latin-1")
         return compare_digest(given, b"Bearer " + self._ops_token.encode())
-
-
-def _shown(check: Check) -> dict[str, Any]:
-    return {"check": check.name, "ok": check.ok, "detail": check.detail}
-
-
-def application(
-    *,
-    webhook_path: str,
-    webhook: Webhook,
-    probes: Probes,
-    resources: Callable[[], AbstractAsyncContextManager[None]],
-) -> ASGIApp:
-    """Return the ASGI app; `resources` are opened at start-up and closed at shutdown."""
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with resources():
-            yield
-
-    app = Starlette(
-        routes=[
-            Route(webhook_path, webhook),
-            Route("/healthz", probes.live),
-            Route("/readyz", probes.ready),
-            Route("/metrics", probes.metrics),
-        ],
-        lifespan=lifespan,
-    )
-    # A redirect would name the host that the request claims, and senders of events do not follow one.
-    app.router.redirect_slashes = False
-    return CanonicalLine(app, quiet=frozenset({"/healthz", "/readyz", "/metrics"}))

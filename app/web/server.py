@@ -1,16 +1,10 @@
-"""uvicorn's server as this service runs it: bounded connections, and an end that answers what was begun.
+"""uvicorn's server with the limits that a process needs when no proxy stands before it, and a graceful drain.
 
-Who is connected, and who has to go when there are too many.
-
-What a connection reads and writes through, where uvicorn's own way would lose something.
-
-A time-out that can be set and lifted again and again, and counts from when it was first set.
-
-One HTTP connection with bounds on what uvicorn leaves open: a head's size and time, requests ahead, idle ones.
-
-Checked against uvicorn 0.54 and httptools 0.9: uvicorn has no time-out before the first answer, no limit on a head
-(`h11_max_incomplete_event_size` is h11's), reads on while pipelined requests wait, waits for ever for a client that
-does not read its answers, and answers a broken request before the ones that came ahead of it.
+Checked against uvicorn 0.54 and httptools 0.9. They limit neither the time nor the size of a head, queue pipelined
+requests without bound, wait without end for a client that does not read its answer, close on a client that ends its
+sending side, and drop requests under way at a second signal. What only a proxy does (lingering close, limits per
+client) is in deploy/nginx.conf. A test in tests/integration/test_connections.py names each internal of uvicorn that is
+used here.
 """
 
 from __future__ import annotations
@@ -18,216 +12,145 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections import deque
-from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Final
 
-import msgspec
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+CONNECTIONS: Final = 1200
+"""Connections at once: more than requests at once (webhook.AT_ONCE), so that one request too many gets 503."""
 
-class Guest(Protocol):
-    """What a connection has to do when it is told."""
-
-    def drop(self) -> None: ...
-
-    def last_request(self) -> None: ...
-
-
-class Bounds(msgspec.Struct, frozen=True):
-    """What connections may take; times in seconds.
-
-    `seats`: connections at once, more than requests at once (webhook.AT_ONCE), so that who is one too many hears 503.
-    `head`: from connecting, or from the first byte of a later request, to the end of its head.
-    `flush`: a client that has not taken its answer by then never will.
-    `parting`: after a refusal the rest is read and dropped so long, as closing on unread bytes destroys the answer.
-    """
-
-    seats: int = 1200
-    head: float = 10
-    flush: float = 10
-    parting: float = 2
-
-
-class Room(ServerState):
-    """Who is connected. `silent` never sent a whole head, `resting` wait between requests; longest first."""
-
-    def __init__(self, bounds: Bounds) -> None:
-        super().__init__()
-        self.connections: set[Guest] = set()  # type: ignore[assignment]  # of uvicorn's protocols only ours come
-        self.bounds = bounds
-        self.silent: dict[Guest, None] = {}
-        self.resting: dict[Guest, None] = {}
-        self.draining = False
-
-    def drain(self) -> None:
-        """Let every connection take no other request than the one under way, or one more."""
-        self.draining = True
-        for connection in self.connections:
-            connection.last_request()
-
-    def make_room(self) -> None:
-        """Drop who has waited longest without a request while there are too many; who is being answered stays."""
-        while len(self.connections) > self.bounds.seats and (waiting := self.silent or self.resting):
-            next(iter(waiting)).drop()
-
-    def forget(self, connection: Guest) -> None:
-        self.silent.pop(connection, None)
-        self.resting.pop(connection, None)
-
-
-class InTurn(FlowControl):
-    """Reads nothing while requests wait for their turn."""
-
-    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()
-
-
-class Exit:
-    """What a request's answer is written to: closing it leaves the client time to read."""
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
-
-
-class Deadline:
-    """Calls `missed` when it was set and not lifted for `seconds`."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, missed: Callable[[], None]) -> None:
-        self._loop = loop
-        self._missed = missed
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set(self, seconds: float) -> None:
-        """Start counting, unless it counts already."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._over)
-
-    def lift(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _over(self) -> None:
-        self._timer = None
-        self._missed()
-
-
-if TYPE_CHECKING:
-    from uvicorn.config import Config
+STALL_SECONDS: Final = 10.0
+"""For a whole head, from connecting or from the first byte of a later request, and for reading an answer."""
 
 HEAD_BYTES: Final = 65_536
-HEADERS: Final = 100
+HEAD_FIELDS: Final = 100
 
 AHEAD: Final = 16
-"""Requests that may wait behind the one being answered; each costs about 3 KB, and no known sender sends any."""
+"""Pipelined requests that may wait, each about 3 KB; with more of them the connection closes after these."""
 
-PARTING_BYTES: Final = 4 * 1024 * 1024
-"""Read and dropped after a refusal, at most."""
+OWN_FILES: Final = 100
+"""File descriptors that are not connections of clients: Redis, logs, the event loop."""
+
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than proxies keep an idle connection (nginx and AWS: 60 s), or they would send into a closing one."""
+
+LINGER_SECONDS: Final = 1.0
+"""After SIGTERM idle connections may send one more request, which is answered with `connection: close`."""
+
+LAST_SECONDS: Final = 7
+"""Then requests under way have so long; with the time-outs of Redis the end comes before the 10 s of `docker stop`."""
+
+
+class Connections(ServerState):
+    """All connections. `stalled` send no whole head, or do not read, since a time of the loop; `idle` await a request.
+
+    Both in order of time, oldest first.
+    """
+
+    connections: set[Connection]  # type: ignore[assignment]  # of uvicorn's protocols only ours
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.stalled: dict[Connection, float] = {}
+        self.idle: dict[Connection, None] = {}
+        self.draining = False
+        self._limit = limit
+
+    def drain(self) -> None:
+        """Let the answer under way, or else the next one, be the last of each connection."""
+        self.draining = True
+        for connection in self.connections:
+            if connection.cycle is not None:
+                connection.cycle.keep_alive = False
+
+    def evict(self) -> None:
+        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many."""
+        while len(self.connections) > self._limit and (candidates := self.stalled or self.idle):
+            next(iter(candidates)).drop()
+
+    def expire(self, now: float) -> None:
+        """Close connections that have been stalled for STALL_SECONDS."""
+        for connection, since in [*self.stalled.items()]:
+            if now - since < STALL_SECONDS:
+                return
+            connection.stalled_too_long()
+
+    def forget(self, connection: Connection) -> None:
+        self.stalled.pop(connection, None)
+        self.idle.pop(connection, None)
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, bounded. Needs a `Room` as the server's state."""
+    """uvicorn's protocol with limits. Needs `Connections` as the server's state."""
 
-    server_state: Room
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: Room,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._bounds = server_state.bounds
-        self._head_deadline = Deadline(self.loop, self._too_slow)
-        self._end_deadline = Deadline(self.loop, self.drop)
-        self._in_head = self._in_body = False
-        self._head_bytes = 0
-        self._fed = 0
-        self._dropped = 0
-        self._fault = HTTPStatus.BAD_REQUEST
-        self._refusal: HTTPStatus | None = None
-        self._deaf = False
+    server_state: Connections
+    _in_head = False
+    _in_body = False
+    _refused = False
+    _head_bytes = 0
+    _fault = HTTPStatus.BAD_REQUEST
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self.flow = InTurn(transport, self.pipeline)
-        self._exit = cast("asyncio.Transport", Exit(transport, self._leave))
-        self.server_state.silent[self] = None
-        self._head_deadline.set(self._bounds.head)
-        self.server_state.make_room()
+        self.server_state.stalled[self] = self.loop.time()
+        self.server_state.evict()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.forget(self)
-        self._head_deadline.lift()
-        self._end_deadline.lift()
         super().connection_lost(exc)
 
-    def drop(self) -> None:
-        """Close at once and leave the room at once: uvicorn would hear of it only in the next turn."""
-        self.server_state.forget(self)
-        self.connections.discard(self)
-        self.transport.abort()
-
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            self._dropped += len(data)
-            if self._dropped > PARTING_BYTES:
-                self.drop()
+        if self._refused:
             return
-        in_head_before = not self._in_body
-        self._fed = self._head_bytes + len(data)
+        was_in_body = self._in_body
         super().data_received(data)
-        if self._deaf or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._in_head and in_head_before:
-            # A chunk that ended one request and began the next counts too: that errs by one chunk.
-            self._head_bytes = self._fed
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-                return
-        # What comes while nothing is being answered ended the keep-alive time-out: blank lines, an unwanted body.
-        if self._in_head or self.cycle is None or self.cycle.response_complete:
-            self._head_deadline.set(self._bounds.head)
+        # A chunk that holds whole requests and the start of a head counts as a whole: that errs by one chunk.
+        self._head_bytes = self._head_bytes + len(data) if self._in_head and not was_in_body else 0
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif self._in_head or not self._is_answering():
+            # Any byte stops uvicorn's keep-alive timer, also blank lines and the body of an answered request.
+            self.server_state.stalled.setdefault(self, self.loop.time())
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio lets it say that writing goes on
-        """Answer who has ended its side after a whole request, and let others go."""
-        if self._in_body or self.cycle is None or self.cycle.response_complete:
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # asyncio: True keeps the sending side open
+        """Answer a client that has ended its sending side after a whole request; close any other."""
+        if self._in_body or not self._is_answering():
             return None
         self.cycle.keep_alive = False
         return True
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.server_state.stalled.setdefault(self, self.loop.time())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._in_head:
+            self.server_state.stalled.pop(self, None)
+
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= AHEAD:
-            self._fault = HTTPStatus.TOO_MANY_REQUESTS
             raise _Refused
         super().on_message_begin()
         self._in_head = True
 
     def on_headers_complete(self) -> None:
-        if len(self.headers) > HEADERS or (self._fed > HEAD_BYTES and self._size_of_head() > HEAD_BYTES):
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+        if size > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise _Refused
         super().on_headers_complete()
-        self.cycle.transport = self._exit
         self._in_head, self._in_body = False, True
-        self._head_bytes = 0
-        self._head_deadline.lift()
-        self.server_state.forget(self)
+        if not self.flow.write_paused:
+            self.server_state.forget(self)
         if self.server_state.draining:
             self.cycle.keep_alive = False
 
@@ -238,134 +161,61 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
         super().on_response_complete()
-        if self.transport.is_closing() or not is_last:
-            return
-        if self._refusal is not None:
-            self._say(self._refusal)
-        elif self._deaf:
-            self._unset_keepalive_if_required()
-        else:
-            self.server_state.resting[self] = None
-            if self._in_body:
-                self._head_deadline.set(self._bounds.head)
+        if is_last:
+            # Also when it closes: a client that does not read its answer keeps it open.
+            self.server_state.idle[self] = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser could not read; uvicorn calls this."""
-        if not self._deaf:
-            self._refuse(self._fault)
-
-    def shutdown(self) -> None:
-        """Close when what is being answered is answered, at once if nothing is; uvicorn calls this."""
-        super().shutdown()
-        if self.transport.is_closing():
-            self._end_deadline.set(self._bounds.flush)
-
-    def last_request(self) -> None:
-        """Tell the client, with the answer under way, that this connection takes no other request."""
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._end_deadline.set(self._bounds.flush)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self._deaf and not self.transport.is_closing():
-            self._end_deadline.lift()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self._end_deadline.set(self._bounds.flush)
+        """Refuse what the parser cannot read; uvicorn calls this."""
+        self._refuse(self._fault)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Answer as if nobody had asked for another protocol, and read no more of it (httptools stops there)."""
-        self.last_request()
-        self._deaf = True
+        """Answer as plain HTTP, then close: httptools stops at an upgrade. uvicorn calls this."""
+        self._refused = True
+        self.cycle.keep_alive = False
 
-    def _refuse(self, status: HTTPStatus) -> None:
-        """Answer `status` and close, in turn: earlier requests get their answers first."""
-        self._deaf = True
-        self._head_deadline.lift()
-        if self._in_body and self.pipeline:
-            self.pipeline.popleft()  # the newest, whose body cannot be read to its end
-        elif self._in_body or self.cycle is None or self.cycle.response_complete:
-            self._say(status)
-            return
-        self._refusal = status
-
-    def _say(self, status: HTTPStatus) -> None:
-        """Write an answer without a body and close, unless the answer has begun."""
-        self._unset_keepalive_if_required()
-        if self._in_body:
-            if self.cycle.response_started:
-                self.transport.close()
-                return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
-        lines += [b"content-length: 0\r\nconnection: close\r\n\r\n"]
-        self.transport.write(b"".join(lines))
-        self._linger()
-
-    def _leave(self) -> None:
-        """Close after an answer; uvicorn calls this."""
-        if self._in_body:
-            self._linger()
-        else:
-            self.transport.close()
-            self._end_deadline.set(self._bounds.flush)
-
-    def _linger(self) -> None:
-        """Send the end, read what still comes and drop it, and close when the other side does or time is up."""
-        self._deaf = True
-        self._head_deadline.lift()
-        self._end_deadline.lift()
-        self._end_deadline.set(self._bounds.parting)
-        self.server_state.forget(self)
-        self.server_state.silent[self] = None
-        if not self.transport.is_closing():
-            self.transport.write_eof()
-            self.flow.resume_reading()
-
-    def _too_slow(self) -> None:
-        if self._in_head:
+    def stalled_too_long(self) -> None:
+        self.server_state.stalled.pop(self, None)
+        if self.flow.write_paused:
+            self.drop()
+        elif self._in_head:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:
-            self._leave()
+            # A client that sends its first byte now would take a 408 for the answer to its request.
+            self.transport.close()
 
-    def _size_of_head(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+    def drop(self) -> None:
+        """Close at once, without sending what is buffered."""
+        self.server_state.forget(self)
+        self.connections.discard(self)  # uvicorn does it in the next turn of the loop, and `evict` counts now
+        self.transport.abort()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Read no more. Answer `status` and close, or close after the answers to earlier requests."""
+        self._refused = True
+        answering = self._is_answering()
+        if answering and not self._in_body:
+            self.cycle.keep_alive = False
+            return
+        if not self._in_body or (answering and not self.pipeline and not self.cycle.response_started):
+            self.transport.write(STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self.transport.close()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
 
 class _Refused(Exception):
-    """Ends the parser, which hands it on as an error of its own."""
-
-
-OWN_FILES: Final = 100
-"""File descriptors that are no connection of a client: Redis, logs, the event loop."""
-
-KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than proxies keep an idle connection (nginx and AWS: 60 s), or they would send into a closing one."""
-
-LINGER_SECONDS: Final = 1.0
-"""After SIGTERM idle connections may bring one more request, which is answered with `connection: close`."""
-
-LAST_SECONDS: Final = 7
-"""Then what is under way has so long; with the time-outs of Redis the end comes before the 10 s of `docker stop`."""
-
-_POLL: Final = 0.02
+    """Ends the parser, which raises an error of its own."""
 
 
 class Server(uvicorn.Server):
-    """Serves `app` until SIGTERM or SIGINT, then answers what it has begun. How often it is told makes no difference.
+    """Serves `app` until SIGTERM or SIGINT, then answers the requests under way, however many signals come.
 
-    A terminal and the program that runs this one both pass Ctrl-C on; uvicorn takes the second for impatience and
-    drops requests under way.
+    A terminal and a supervisor both pass Ctrl-C on; at the second one uvicorn would drop requests under way.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, bounds: Bounds) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         config = uvicorn.Config(
             app,
             host=host,
@@ -381,54 +231,48 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=LAST_SECONDS,
         )
         super().__init__(config)
-        self.server_state: Room = Room(_within_open_files(bounds))
+        self.server_state: Connections = Connections(_connection_limit())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the end; a signal handler."""
+        """Begin the drain; a signal handler."""
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether the server shall end; uvicorn calls this each 0.1 s."""
+        self.server_state.expire(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server_state.drain()
-        await self._close_the_door()
+        await self._stop_listening()
         clock = asyncio.get_running_loop().time
         deadline = clock() + LINGER_SECONDS
         while self.server_state.connections and clock() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
-    async def _close_the_door(self) -> None:
-        """Stop listening, but take in who has connected already: the kernel would reset those."""
-        knocked: list[socket.socket] = []
+    async def _stop_listening(self) -> None:
+        """Close the port, but serve the connections that wait to be accepted: the kernel would reset them."""
+        loop = asyncio.get_running_loop()
         for server in self.servers:
             for listener in server.sockets:
-                with socket.socket(fileno=socket.dup(listener.fileno())) as door:
-                    knocked += _accepted(door)
+                with socket.socket(fileno=socket.dup(listener.fileno())) as own, suppress(OSError):
+                    own.setblocking(False)
+                    while True:
+                        waiting, _ = own.accept()
+                        await loop.connect_accepted_socket(self._connection, waiting)
             server.close()
-        loop = asyncio.get_running_loop()
-        for one in knocked:
-            await loop.connect_accepted_socket(self._connection, one)
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)
 
 
-def _accepted(door: socket.socket) -> list[socket.socket]:
-    """Return every connection that waits at a listening socket."""
-    found: list[socket.socket] = []
-    door.setblocking(False)
-    while True:
-        try:
-            found.append(door.accept()[0])
-        except OSError:
-            return found
-
-
-def _within_open_files(bounds: Bounds) -> Bounds:
-    """Return bounds with as many seats as the limit of open files allows; a soft limit that is too low is raised."""
+def _connection_limit() -> int:
+    """Return CONNECTIONS, or fewer if the hard limit of open files is lower; raises a soft limit that is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = bounds.seats + OWN_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return bounds
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return msgspec.structs.replace(bounds, seats=max(1, soft - OWN_FILES))
+    files = CONNECTIONS + OWN_FILES
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(1, files - OWN_FILES)

@@ -1,1 +1,1 @@
-"""The Procfile's commands as processes: what an operator and a sender see of the service."""
+"""The commands of the Procfile as processes, as an operator and a sender see them."""

@@ -1,4 +1,4 @@
-"""A service of its own for each test; everything it starts ends with it."""
+"""One service per test; everything it starts ends with the test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.service import Service, service
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Service]:
-    """Valkey and the sandbox run; the service does not yet."""
+    """Valkey and the sandbox run; web and worker do not."""
     with service(tmp_path) as one:
         one.start_valkey()
         one.start_sandbox()

@@ -1,8 +1,8 @@
-"""The pool of `ota-receiver worker`, whose processes kill themselves (SIGKILL) at the steps that a file names, in turn.
+"""The pool of `ota-receiver worker`; its processes kill themselves (SIGKILL) at the steps that a file names, in turn.
 
     STOP_FILE=... [OVERDUE=seconds] python -m tests.acceptance.stopping_worker
 
-All parts are the service's own; around them stand wrappers that look at the file before and after each step.
+All parts are the service's own, with wrappers that read the file before and after each step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from workers.worker import FetchWorker, Stopwatch, run_worker
 
 
 def stop(step: str) -> None:
-    """End this process if it is the step's turn."""
+    """Kill this process if the step is the next one in the file."""
     path = Path(os.environ["STOP_FILE"])
     try:
         first, *others = path.read_text().split()
@@ -49,7 +49,7 @@ def stop(step: str) -> None:
 
 
 class Stopping:
-    """A part of the service with a place to die before and after each of its steps."""
+    """A part of the service that can die before and after each of its steps."""
 
     def __init__(self, part: object, *steps: str) -> None:
         self._part, self._steps = part, steps
@@ -88,7 +88,7 @@ class StoppingWorker(FetchWorker):
 
 
 class StoppingLimiter(Stopping):
-    """A limiter whose permits have a place to die before and after their release."""
+    """A limiter that can die before and after each permit and its release."""
 
     def permit(self, *arguments: Any, **named: Any) -> Any:
         stop("permit:before")
@@ -106,8 +106,8 @@ class StoppingLimiter(Stopping):
         return permit
 
 
-def work(found: Settings, name: str, queue: str, watch: Stopwatch) -> None:
-    """Do what a child of the pool does, with wrappers around its parts."""
+def work(found: Settings, name: str, queue: str, stopwatch: Stopwatch) -> None:
+    """Do the work of a child of the pool, with wrappers around its parts."""
     redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
     steps = ("start_fetch", "store_fetch", "fail_fetch", "acquire_delivery", "complete_delivery")
     ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), *steps))
@@ -121,11 +121,11 @@ def work(found: Settings, name: str, queue: str, watch: Stopwatch) -> None:
     }
     sinks = {name: cast("Sink", Stopping(sink, "deliver")) for name, sink in build(found.sinks).items()}
     jobs.use(Processor(ledger=ledger, connections=connections, deliverer=Deliverer(ledger=ledger, sinks=sinks)))
-    run_worker(found, name, queue, watch, StoppingWorker)
+    run_worker(found, name, queue, stopwatch, StoppingWorker)
 
 
 def main() -> int:
-    """Run the pool until it is told to stop, or its own step comes."""
+    """Run the pool until a signal, or until its own step comes."""
     found = settings.load()
     bootstrap.configure_log(found)
     redis = bootstrap.worker_redis(found)

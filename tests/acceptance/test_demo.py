@@ -1,4 +1,4 @@
-"""README's first command."""
+"""`ota-receiver demo` and `dev`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from tests.eventually import eventually
 from tests.pids import children, is_running
 from tests.service import ask
 
+PROGRAM = str(Path(sys.executable).parent / "ota-receiver")
 
-def test_the_demo_brings_every_sample_home_in_under_20_s(tmp_path: Path) -> None:
-    """It needs nothing but itself, and exits 0 only if each settlement cost exactly one getOrder."""
+
+def ota_receiver(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_demo_fetches_every_sample_in_under_20_s(tmp_path: Path) -> None:
+    """It exits 0 only if each settlement cost exactly one getOrder."""
     started = time.monotonic()
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "ota-receiver"), "demo"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = ota_receiver("demo", cwd=tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every order arrived complete, and each settlement cost exactly one getOrder." in done.stdout
@@ -35,12 +34,11 @@ def test_the_demo_brings_every_sample_home_in_under_20_s(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dev_keeps_everything_running_until_it_is_told_to_stop_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """It prints where to look; SIGTERM ends it in good order."""
+def test_dev_runs_until_sigterm_and_leaves_no_process_behind(tmp_path: Path) -> None:
     port = free_port()
     with (tmp_path / "out").open("wb") as out:
         dev = subprocess.Popen(
-            [str(Path(sys.executable).parent / "ota-receiver"), "dev", "--port", str(port)],
+            [PROGRAM, "dev", "--port", str(port)],
             cwd=tmp_path,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -61,20 +59,12 @@ def test_dev_keeps_everything_running_until_it_is_told_to_stop_and_leaves_nothin
             dev.wait()
 
 
-def test_dev_on_a_port_that_is_taken_says_so(tmp_path: Path) -> None:
-    """Whoever listens there would else be taken for our web process."""
+def test_dev_names_a_taken_port(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "ota-receiver"), "dev", "--port", port],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
+        done = ota_receiver("dev", "--port", port, cwd=tmp_path)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert f"port {port} is taken: name another with --port" in done.stderr

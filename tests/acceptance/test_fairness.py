@@ -1,4 +1,4 @@
-"""A company that hangs holds nobody up."""
+"""A company whose Channel Manager hangs does not delay another company."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.eventually import eventually
 from tests.service import Service
 
 
-def test_an_order_of_one_company_is_home_in_5_s_while_another_hangs_with_200_orders_due(bare: Service) -> None:
-    """Company A answers nothing within the time-out; B has its own key, and its own budget."""
+def test_an_order_is_fetched_in_5_s_while_another_company_hangs_with_200_orders_due(bare: Service) -> None:
+    """The second company has its own key and so its own limits."""
     hanging, healthy = bare.company_id_of("Hanging"), bare.company_id_of("Healthy")
     bare.admin("POST", "faults", {"kind": "hang", "operation": "getOrder", "company_id": hanging})
     (bare.folder / "companies.toml").write_text(
@@ -27,11 +27,11 @@ def test_an_order_of_one_company_is_home_in_5_s_while_another_hangs_with_200_ord
     orders = bare.issue(200, hanging)
     assert bare.post(*(bare.event(o, clientState="secret of Hanging", companyId=hanging) for o in orders))[0] == 200
     bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
-    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 10, what="the hanging company is being asked")
+    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 10, what="five getOrders of the first company hang")
 
     (order_id,) = bare.issue(1, healthy)
     posted = time.monotonic()
     assert bare.post(bare.event(order_id, clientState="secret of Healthy", companyId=healthy))[0] == 200
-    eventually(lambda: bare.fetched(order_id), 5, what="the healthy company's order is home")
+    eventually(lambda: bare.fetched(order_id), 5, what="the order of the second company is fetched")
 
     assert time.monotonic() - posted < 5

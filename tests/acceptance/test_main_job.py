@@ -1,4 +1,4 @@
-"""The main job: a webhook comes in, and moments later the order is there, fetched once."""
+"""The main job: an event arrives, and moments later its order is stored, fetched once."""
 
 from __future__ import annotations
 
@@ -11,33 +11,22 @@ from tests.eventually import eventually
 from tests.service import Service, ask
 
 
-def test_a_settled_order_comes_home_with_wallets_tickets_coupons_and_manifest_for_one_get_order(whole: Service) -> None:
-    """The whole way: createOrder, event, POST, job, getOrder, stored record, one log line, `orders show`."""
+def test_a_settled_order_is_fetched_with_all_its_contents_for_one_get_order(whole: Service) -> None:
+    """createOrder, event, POST, job, getOrder, stored record, one log line, `orders show`."""
     order_id = whole.create("MAIN-1", "31001", "PKG-100")
-    fetched = whole.wait_fetched(order_id)
+    (line,) = whole.wait_fetched(order_id)
 
-    assert len(fetched) == 1
-    line = fetched[0]
-    assert (line["status"], line["wallets"], line["tickets"], line["coupons"], line["manifest"], line["revision"]) == (
-        "Issued",
-        2,
-        2,
-        1,
-        True,
-        1,
-    )
+    fields = ("status", "wallets", "tickets", "coupons", "manifest", "revision")
+    assert [line[name] for name in fields] == ["Issued", 2, 2, 1, True, 1]
     request = next(r for r in whole.log("web", "request") if r["request_id"] == line["request_id"])
     assert (request["status"], request["queued"]) == (200, 1)
     assert whole.row(order_id)["gets"] == 1
 
     code, shown = whole.cli("orders", "show", order_id)
-    assert code == 0
-    assert shown[0]["state"] == "fetched"
-    assert shown[0]["status"] == "Issued"
+    assert (code, shown[0]["state"], shown[0]["status"]) == (0, "fetched", "Issued")
 
 
-def test_a_draft_and_an_error_come_home_as_what_they_are(whole: Service) -> None:
-    """Draft has wallets and no manifest, Error has neither."""
+def test_a_draft_has_tickets_without_a_manifest_and_an_error_has_neither(whole: Service) -> None:
     draft = whole.create("MAIN-2", "31001", payment="")
     error = whole.create("MAIN-3", "FAIL-1")
     lines = [whole.wait_fetched(one)[0] for one in (draft, error)]
@@ -48,17 +37,12 @@ def test_a_draft_and_an_error_come_home_as_what_they_are(whole: Service) -> None
     ]
 
 
-def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(whole: Service) -> None:
-    """An Error order repaired by replaceOrder: same orderId, second event, second revision."""
+def test_a_replaced_order_settles_again_and_costs_one_more_get_order(whole: Service) -> None:
+    """replaceOrder repairs an Error order: same orderId, second event, second revision."""
     order_id = whole.create("MAIN-4", "FAIL-1")
     whole.wait_fetched(order_id)
-    status, _ = ask(
-        "PUT",
-        whole.api(f"channelManager/{order_id}"),
-        order_body(PARTNER_ID, "MAIN-4", payment_reference="PAY-1"),
-        whole.key,
-    )
-    assert status == 200
+    body = order_body(PARTNER_ID, "MAIN-4", payment_reference="PAY-1")
+    assert ask("PUT", whole.api(f"channelManager/{order_id}"), body, whole.key)[0] == 200
 
     fetched = whole.wait_fetched(order_id, times=2)
 
@@ -67,7 +51,6 @@ def test_an_order_that_is_replaced_settles_again_and_costs_one_more_get_order(wh
 
 
 def test_the_same_event_again_never_causes_a_second_get_order(whole: Service) -> None:
-    """Five more deliveries with the same timestamp are duplicates."""
     order_id = whole.create("MAIN-5", "31001")
     whole.wait_fetched(order_id)
     whole.admin("POST", "fire", {"order_id": order_id, "times": 5, "timestamp": "last"})
@@ -82,8 +65,8 @@ def test_the_same_event_again_never_causes_a_second_get_order(whole: Service) ->
     assert whole.row(order_id)["gets"] == 1
 
 
-def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare: Service) -> None:
-    """SINKS=python:... is called with the order and a context, and what it raises is tried again without a getOrder."""
+def test_a_python_sink_gets_the_order_again_with_the_same_key_after_it_raised(bare: Service) -> None:
+    """The repeat costs no getOrder."""
     (bare.folder / "shop.py").write_text(
         "import json, pathlib\n"
         "def on_order(order, context):\n"
@@ -97,19 +80,18 @@ def test_a_users_function_gets_each_revision_once_with_its_idempotency_key(bare:
     bare.subscribe()
     order_id = bare.create("SINK-1", "31001")
 
-    handed = eventually(lambda: bare.log("worker", "delivery.succeeded"), 20, what="the sink took it at the second try")
+    delivered = eventually(lambda: bare.log("worker", "delivery.succeeded"), 20, what="the second attempt succeeds")
 
     calls = [json.loads(line) for line in (bare.folder / "sink.jsonl").read_text().splitlines()]
     key = calls[0][0]
     assert re.fullmatch(f"{bare.company_id}/{order_id}/1/[0-9a-f]{{12}}", key)
     assert calls == [[key, 1, "Issued", 1], [key, 2, "Issued", 1]]
-    assert (handed[0]["order_id"], handed[0]["revision"]) == (order_id, 1)
+    assert (delivered[0]["order_id"], delivered[0]["revision"]) == (order_id, 1)
     assert bare.row(order_id)["gets"] == 1
     assert "Jane Doe" not in (bare.folder / "worker.log").read_text()
 
 
-def test_a_replay_goes_through_the_backfill_queue_and_fetches_the_order_again(whole: Service) -> None:
-    """`events replay --order` owes the order another fetch; unchanged content makes no new revision."""
+def test_a_replay_fetches_the_order_again_and_unchanged_content_makes_no_new_revision(whole: Service) -> None:
     order_id = whole.create("REPLAY-1", "31001")
     whole.wait_fetched(order_id)
 
@@ -120,14 +102,13 @@ def test_a_replay_goes_through_the_backfill_queue_and_fetches_the_order_again(wh
     assert (again["queue"], again["revision"], again["changed"]) == ("backfill", 1, False)
 
 
-def test_upstream_never_has_to_answer_429_though_more_workers_than_slots_fetch_at_once(bare: Service) -> None:
-    """Eight workers share five slots through Redis; every order costs one getOrder."""
+def test_eight_workers_share_the_five_slots_of_a_key_without_a_429(bare: Service) -> None:
     bare.admin("PATCH", "settings", {"latency_ms": 30, "queue": 0})
     bare.start("web")
     assert bare.post(*map(bare.event, bare.issue(60)))[0] == 200
     bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
 
-    eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, what="60 orders came home")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, what="60 orders are fetched")
 
     stats = bare.admin("GET", "stats")
     assert sum(stats["throttled"].values()) == 0
@@ -135,8 +116,7 @@ def test_upstream_never_has_to_answer_429_though_more_workers_than_slots_fetch_a
     assert [row["gets"] for row in bare.admin("GET", "orders")] == [1] * 60
 
 
-def test_a_sink_that_cannot_be_imported_stops_the_start_with_a_clear_line(bare: Service) -> None:
-    """Starting it again cannot help, so the exit code says that the settings are wrong."""
+def test_a_sink_that_cannot_be_imported_ends_the_pool_with_the_code_of_wrong_settings(bare: Service) -> None:
     worker = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0", SINKS="python:no_such_shop:on_order")
 
     assert worker.wait(20) == 2

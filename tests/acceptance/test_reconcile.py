@@ -1,4 +1,4 @@
-"""Events that never came, or that were refused by our own mistake: their orders come home through the list."""
+"""Orders of refused events are fetched through the order list."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.pids import children
 from tests.service import Service, ask
 
 
-def test_a_wrong_client_state_of_ours_costs_no_order(bare: Service) -> None:
-    """A rotation mistake: each event is answered 401 and not stored, and its order is home seconds later."""
+def test_a_wrong_client_state_in_the_settings_costs_no_order(bare: Service) -> None:
+    """A mistake in a rotation: the event is answered 401 and not stored, and its order is fetched seconds later."""
     bare.start("web", CLIENT_STATE=secrets.token_hex(16))
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     bare.subscribe()
@@ -30,7 +30,7 @@ def test_a_wrong_client_state_of_ours_costs_no_order(bare: Service) -> None:
 
 
 def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alert(bare: Service) -> None:
-    """Whoever guesses at the secret cannot make us call upstream more than once in five minutes."""
+    """Guessed secrets cause at most one call upstream in five minutes."""
     bare.start("web", OPS_TOKEN="ops")
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     forged = bare.event(secrets.token_hex(16), clientState="guessed")
@@ -45,21 +45,20 @@ def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alert(bare: Servi
     assert bare.admin("GET", "stats")["operations"]["listOrdersByPartner"] == {"200": 1}
 
 
-def test_forged_events_of_an_unknown_company_cause_nothing(bare: Service) -> None:
-    """Only marks of companies of the settings are left in Redis: nobody can fill it with names."""
+def test_forged_events_of_an_unknown_company_cause_no_reconcile(bare: Service) -> None:
     bare.start("web")
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
-    stranger = "99999999-9999-4999-8999-999999999999"
-    assert bare.post(bare.event(secrets.token_hex(16), companyId=stranger))[0] == 401
+    unknown = "99999999-9999-4999-8999-999999999999"
+    assert bare.post(bare.event(secrets.token_hex(16), companyId=unknown))[0] == 401
 
-    eventually(lambda: bare.log("web", "auth.rejected"), 5, what="it is told")
+    eventually(lambda: bare.log("web", "auth.rejected"), 5, what="the refusal is logged")
     assert bare.post(bare.event(secrets.token_hex(16)))[0] == 200
     assert bare.log("web", "auth.alert") == []
     assert bare.log("worker", "reconcile.finished") == []
 
 
-def test_a_list_that_hangs_stops_neither_the_ticks_nor_the_fetches_nor_a_stop(bare: Service) -> None:
-    """The list is read by a process of its own, which a stopping pool does not wait for."""
+def test_a_hanging_order_list_delays_neither_fetches_nor_the_stop_of_the_pool(bare: Service) -> None:
+    """A separate process reads the list, and a stopping pool does not wait for it."""
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     bare.subscribe()

@@ -1,4 +1,4 @@
-"""A replay with real workers: behind live traffic, and to the sinks without a getOrder."""
+"""A replay with real workers: through the backfill queue, and to the sinks without a getOrder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from tests.eventually import eventually
 from tests.service import Service
 
 
-def test_a_replay_goes_by_the_backfill_alone_and_one_to_the_sinks_costs_no_get_order(bare: Service) -> None:
-    """The sink is given the same idempotency key again: it can tell a repeat."""
+def test_a_replay_to_sinks_costs_no_get_order_and_each_replay_uses_the_backfill_queue(bare: Service) -> None:
+    """The sink gets the same idempotency key again."""
     calls = bare.folder / "calls"
     (bare.folder / "shop.py").write_text(
         "def on_order(order, context):\n"
@@ -18,19 +18,19 @@ def test_a_replay_goes_by_the_backfill_alone_and_one_to_the_sinks_costs_no_get_o
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     orders = bare.issue(3)
     assert bare.post(*(bare.event(one) for one in orders))[0] == 200
-    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 3, 20, what="three orders were handed on")
+    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 3, 20, what="three orders are delivered")
     once = sorted(calls.read_text().splitlines())
 
-    code, (handed,) = bare.cli("events", "replay", "--since", "1h", "--to-sinks", "--rate", "100", "--yes", "--json")
-    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 6, 20, what="three orders were handed on again")
+    code, (sent,) = bare.cli("events", "replay", "--since", "1h", "--to-sinks", "--rate", "100", "--yes", "--json")
+    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 6, 20, what="three orders are delivered again")
 
-    assert (code, handed["queued"]) == (0, 3)
+    assert (code, sent["queued"]) == (0, 3)
     assert sorted(calls.read_text().splitlines()) == sorted(once * 2)
     assert [bare.row(one)["gets"] for one in orders] == [1, 1, 1]
     assert all("-backfill-" in line["worker"] for line in bare.log("worker", "delivery.succeeded")[3:])
 
     code, (fetched,) = bare.cli("events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes", "--json")
-    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, what="three orders came home again")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, what="three orders are fetched again")
 
     assert (code, fetched["queued"]) == (0, 3)
     assert [line["queue"] for line in bare.log("worker", "order.fetched")] == ["live"] * 3 + ["backfill"] * 3

@@ -1,4 +1,4 @@
-"""Redis loses everything, is slow to come back, or was taken over by a newer version, while the service runs."""
+"""Redis loses its data, loads slowly, or has data of a newer version, while the service runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.service import Service
 
 
 def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: Service) -> None:
-    """Scripts, RQ's registration of its workers and the pool's heartbeat are gone: new events work at once."""
+    """Scripts, RQ's worker registrations and the pool's heartbeat are lost; new events work at once."""
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     order_id = bare.issue()[0]
@@ -30,7 +30,7 @@ def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: Service) -> No
         redis.flushall()
         redis.script_flush()
     posted = time.monotonic()
-    assert bare.post(event)[1]["queued"] == 1, "nothing remembers that it came before"
+    assert bare.post(event)[1]["queued"] == 1, "the duplicate mark is lost"
 
     bare.wait_fetched(order_id, times=2, within=5)
     assert time.monotonic() - posted < 5
@@ -40,7 +40,7 @@ def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: Service) -> No
 
 
 def test_newer_data_stops_the_pool_and_not_the_web_process(bare: Service) -> None:
-    """A rolling upgrade: the new version has written first. The old workers end with code 4 and write nothing."""
+    """A rolling upgrade: the new version wrote first. Old workers exit with code 4 and write nothing."""
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     order_id = bare.issue()[0]
@@ -53,16 +53,16 @@ def test_newer_data_stops_the_pool_and_not_the_web_process(bare: Service) -> Non
         assert bare.launch("worker").wait(20) == 4
         assert not redis.exists(keys.record(OrderKey(bare.company_id, order_id)))
 
-        told = bare.log("worker", "service.other_schema")
-        assert [(line["held"], line["ours"]) for line in told] == [(str(VERSION + 1), VERSION)] * 2
+        lines = bare.log("worker", "service.other_schema")
+        assert [(line["held"], line["ours"]) for line in lines] == [(str(VERSION + 1), VERSION)] * 2
         redis.set(keys.SCHEMA, VERSION)
     assert bare.post(bare.event(order_id))[0] == 200
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     bare.wait_fetched(order_id)
 
 
-def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_comes_home(bare: Service) -> None:
-    """Redis answers LOADING, or late: a POST is answered within seconds, and what was answered 200 comes home."""
+def test_posts_are_answered_while_redis_loads_its_data_and_their_orders_are_fetched_afterwards(bare: Service) -> None:
+    """Redis answers LOADING, or late: each POST is answered within seconds."""
     bare.start("web")
     first = bare.issue()[0]
     assert bare.post(bare.event(first))[0] == 200
@@ -70,9 +70,7 @@ def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_come
         for number in range(300):
             redis.set(f"ballast:{number}", "x" * 500)
         redis.bgrewriteaof()
-        eventually(
-            lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 10, what="the file is written anew"
-        )
+        eventually(lambda: not redis.info("persistence")["aof_rewrite_in_progress"], 10, what="the file is rewritten")
     bare.valkey.kill()
     config = bare.valkey.data_dir / "valkey.conf"
     with config.open("a") as file:
@@ -83,9 +81,9 @@ def test_while_redis_reads_its_file_senders_are_answered_and_afterwards_all_come
     second = bare.issue()[0]
     answers: list[int] = []
     while not answers or answers[-1] != 200:
-        began = time.monotonic()
+        started = time.monotonic()
         answers.append(bare.post(bare.event(second))[0])
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - started < 4
     assert is_loading_over(bare)
 
     assert set(answers) == {200, 503}

@@ -1,4 +1,4 @@
-"""A worker is killed at each of its steps in turn, and its order comes home: once, soon, and to the sink."""
+"""A worker is killed at each of its steps, and its order is fetched once, soon, and delivered to the sink."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def on_order(order, context):
                 pass
 """
 SOON = 5.0
-"""Seconds in which an order is home when only its worker died: the pool sees that at once and ticks each second."""
+"""Seconds until an order is fetched whose worker died: the pool notices at once and dispatches each second."""
 
-# Killed here, the order is not yet stored ...
+# A worker killed here has not stored the order,
 BEFORE_STORED = [
     "taken",
     "registered",
@@ -53,8 +53,8 @@ BEFORE_STORED = [
     "release:after",
     "store_fetch:before",
 ]
-# ... or was not handed on for certain ...
-BEFORE_HANDED = [
+# here it may not have delivered it,
+BEFORE_DELIVERED = [
     "store_fetch:after",
     "acquire_delivery:before",
     "acquire_delivery:after",
@@ -62,12 +62,12 @@ BEFORE_HANDED = [
     "deliver:after",
     "complete_delivery:before",
 ]
-# ... or all was done.
+# here it has done both.
 AFTERWARDS = ["complete_delivery:after", "bookkeeping:before", "bookkeeping:after", "ended"]
 
 
 class Killing:
-    """A service whose workers die where they are told to."""
+    """A service whose workers die at chosen steps."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -82,14 +82,14 @@ class Killing:
         return self.pool
 
     def end(self) -> None:
-        """Let the pool end in good order, and its keys with it."""
+        """Stop the pool and empty Redis."""
         if self.pool is not None and self.pool.exit_code is None:
             assert self.pool.stop(20) == 0
         self.redis.flushall()
         self._stop_file.unlink(missing_ok=True)
 
     def kill_at(self, *steps: str) -> None:
-        """Let the next process that comes to the first step die there, then one that comes to the second."""
+        """Let the next process die that comes to the first step, then one that comes to the second."""
         draft = self._stop_file.with_suffix(".draft")
         draft.write_text(" ".join(steps))
         draft.rename(self._stop_file)
@@ -98,11 +98,11 @@ class Killing:
         return not self._stop_file.exists()
 
     def issue(self, count: int = 1) -> list[OrderKey]:
-        """Make issued orders at the Channel Manager, without events."""
+        """Create issued orders at the Channel Manager, without events."""
         return [OrderKey(self.service.company_id, order_id) for order_id in self.service.issue(count)]
 
-    def tell(self, *orders: OrderKey) -> None:
-        """Let the webhook be told of the orders."""
+    def post(self, *orders: OrderKey) -> None:
+        """Send the events of the orders."""
         assert self.service.post(*(self.service.event(order.order_id) for order in orders))[0] == 200
 
     def redis_answers(self) -> bool:
@@ -114,13 +114,13 @@ class Killing:
         found: Any = self.redis.hgetall(keys.record(order))
         return {name.decode(): value.decode() for name, value in found.items()}
 
-    def is_home(self, order: OrderKey) -> bool:
+    def is_fetched(self, order: OrderKey) -> bool:
         record = self.record(order)
         is_stored = int(record.get("fetched_generation", 0)) >= int(record.get("generation", 1))
         return is_stored and self.redis.zscore(keys.DUE, order.member) is None
 
     def stored(self, order: OrderKey) -> int:
-        """Return how often an answer was stored."""
+        """Return the number of stored answers."""
         entries: Any = self.redis.lrange(keys.history(order), 0, -1)
         return sum(isinstance(parse_entry(entry), FetchStored) for entry in entries)
 
@@ -150,7 +150,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killing]:
 
 @pytest.fixture
 def killing(shared: Killing) -> Iterator[Killing]:
-    """No pool runs yet; what the test starts ends with it, and Redis is empty then."""
+    """No pool runs; at the end the test's pool is stopped and Redis emptied."""
     shared.end()
     shared.service.admin("DELETE", "faults")
     yield shared
@@ -159,29 +159,29 @@ def killing(shared: Killing) -> Iterator[Killing]:
 
 @pytest.fixture
 def one_worker(shared: Killing) -> Killing:
-    """One pool with one worker for all steps: it is killed and started again as they go by."""
+    """One pool with one worker for all steps."""
     if shared.pool is None or shared.pool.exit_code is not None:
         shared.start(WORKERS="1", BACKFILL_WORKERS="0")
     return shared
 
 
-@pytest.mark.parametrize("step", [*BEFORE_STORED, *BEFORE_HANDED, *AFTERWARDS])
-def test_an_order_comes_home_though_its_worker_is_killed_at(one_worker: Killing, step: str) -> None:
+@pytest.mark.parametrize("step", [*BEFORE_STORED, *BEFORE_DELIVERED, *AFTERWARDS])
+def test_an_order_is_fetched_though_its_worker_is_killed_at(one_worker: Killing, step: str) -> None:
     killing = one_worker
     (order,) = killing.issue()
     killing.kill_at(step)
 
-    killing.tell(order)
+    killing.post(order)
 
     eventually(killing.killed, 10, what=f"a worker dies at {step}")
-    died = time.monotonic()
-    eventually(lambda: killing.is_home(order), 20, what=f"the order is home: {killing.record(order)}")
-    assert time.monotonic() - died < SOON
+    died_at = time.monotonic()
+    eventually(lambda: killing.is_fetched(order), 20, what=f"the order is fetched: {killing.record(order)}")
+    assert time.monotonic() - died_at < SOON
     assert killing.stored(order) == 1
     gets, deliveries = killing.gets(order), killing.deliveries(order)
-    # What was paid for and not stored is paid for twice; what was stored never.
+    # An answer that was not stored costs a second getOrder, a stored one never.
     assert gets == (2 if step in BEFORE_STORED[BEFORE_STORED.index("get_order:after") :] else 1)
-    # At least once: who dies between the sink's answer and our note of it makes a repeat.
+    # At least once: a death between the sink's answer and its record makes a repeat.
     assert deliveries == (2 if step in {"deliver:after", "complete_delivery:before"} else 1)
     assert "crashes" not in killing.record(order)
 
@@ -189,58 +189,58 @@ def test_an_order_comes_home_though_its_worker_is_killed_at(one_worker: Killing,
 @pytest.mark.parametrize(
     "step", ["dispatch_due:before", "dispatch_due:after", "release_worker:before", "release_worker:after"]
 )
-def test_the_next_pool_goes_on_where_the_pool_was_killed_at(killing: Killing, step: str) -> None:
-    """Its workers die with it; what they held, or the clock gave, is not lost. A second start finds no orphans."""
+def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: Killing, step: str) -> None:
+    """The workers die with the pool; orders that they claimed, or whose jobs were pushed, are not lost."""
     pool = killing.start(WORKERS="1", BACKFILL_WORKERS="0")
     (order,) = killing.issue()
     workers = children(pool.pid)
-    # The pool comes to release_worker when it finds that its worker has died.
+    # The pool calls release_worker when a worker has died.
     killing.kill_at(*(["get_order:after"] if step.startswith("release_worker") else []), step)
 
-    killing.tell(order)
+    killing.post(order)
 
     pool.wait(10)
-    eventually(lambda: not any(map(is_running, workers)), 5, what="the children died with the pool")
+    eventually(lambda: not any(map(is_running, workers)), 5, what="the workers have died with the pool")
     killing.start(WORKERS="1", BACKFILL_WORKERS="0")
 
     if killing.record(order).get("job"):
-        # Its job may have been lost between queue and worker: the clock looks after GRACE, here at once.
+        # Its job may be lost between queue and worker; the dispatcher pushes another after GRACE, here at once.
         killing.redis.zadd(keys.DUE, {order.member: 0}, xx=True)
-    eventually(lambda: killing.is_home(order), 10, what=f"the order is home: {killing.record(order)}")
+    eventually(lambda: killing.is_fetched(order), 10, what=f"the order is fetched: {killing.record(order)}")
     assert killing.stored(order) == 1
     assert killing.gets(order) <= 2
     assert killing.deliveries(order) >= 1
 
 
-def test_an_order_whose_fetch_ends_three_workers_is_a_dead_letter_and_holds_nobody_up(killing: Killing) -> None:
+def test_an_order_whose_fetch_kills_three_workers_is_a_dead_letter_and_delays_no_other(killing: Killing) -> None:
     killing.start(WORKERS="1", BACKFILL_WORKERS="0")
     poison, *others = killing.issue(4)
     killing.kill_at(*["get_order:before"] * policy.CRASHES_ALLOWED)
-    killing.tell(poison)
+    killing.post(poison)
     eventually(killing.killed, 10, what="three workers died")
 
-    killing.tell(*others)
+    killing.post(*others)
 
-    eventually(lambda: killing.record(poison).get("dead"), 10, what="the order is given up")
+    eventually(lambda: killing.record(poison).get("dead"), 10, what="the order is a dead letter")
     assert killing.record(poison)["dead"] == "kills_worker"
-    eventually(lambda: all(killing.is_home(order) for order in others), 10, what="the others are home")
-    # A new event gives it new tries.
-    killing.tell(poison)
-    eventually(lambda: killing.is_home(poison), 10, what="the order is home after a new event")
+    eventually(lambda: all(killing.is_fetched(order) for order in others), 10, what="the others are fetched")
+    # A new event gives it new attempts.
+    killing.post(poison)
+    eventually(lambda: killing.is_fetched(poison), 10, what="the order is fetched after a new event")
 
 
-def test_a_sink_that_cannot_be_interrupted_is_ended_with_its_worker_and_given_up(killing: Killing) -> None:
-    """It swallows every exception and never returns; the pool kills its worker each time, and others come home."""
+def test_a_sink_that_hangs_is_killed_with_its_worker_and_becomes_a_dead_letter(killing: Killing) -> None:
+    """It catches every exception and never returns; the pool kills its worker each time."""
     killing.start(WORKERS="2", BACKFILL_WORKERS="0", OVERDUE="1")
     poison, *others = killing.issue(4)
     (killing.service.folder / "poison").write_text(poison.order_id)
-    killing.tell(poison)
+    killing.post(poison)
     eventually(lambda: killing.deliveries(poison) == 1, 10, what="the sink hangs")
 
-    killing.tell(*others)
+    killing.post(*others)
 
-    eventually(lambda: all(killing.is_home(order) for order in others), 10, what="the others are home")
-    eventually(lambda: killing.redis.zcard(keys.DEAD_DELIVERIES) == 1, 20, what="the hand-on is given up")
+    eventually(lambda: all(killing.is_fetched(order) for order in others), 10, what="the others are fetched")
+    eventually(lambda: killing.redis.zcard(keys.DEAD_DELIVERIES) == 1, 20, what="the delivery is a dead letter")
     assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
     assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
     assert killing.gets(poison) == 1
@@ -248,20 +248,20 @@ def test_a_sink_that_cannot_be_interrupted_is_ended_with_its_worker_and_given_up
     assert len(overdue) == policy.CRASHES_ALLOWED
 
 
-def test_nothing_in_flight_is_lost_when_valkey_is_killed(killing: Killing) -> None:
-    """Answers that workers have in hand wait for Redis: hardly an order is fetched twice."""
+def test_no_fetch_under_way_is_lost_when_valkey_is_killed(killing: Killing) -> None:
+    """Workers keep their answers until Redis runs again, so almost no order is fetched twice."""
     killing.start(WORKERS="4", BACKFILL_WORKERS="0")
     orders = killing.issue(30)
     fault = {"kind": "latency", "operation": "getOrder", "seconds": 0.3}
     killing.service.admin("POST", "faults", fault)
-    killing.tell(*orders)
-    eventually(lambda: sum(map(killing.gets, orders)) >= 8, 10, what="some orders are fetched, some in flight")
+    killing.post(*orders)
+    eventually(lambda: sum(map(killing.gets, orders)) >= 8, 10, what="some orders are fetched, some under way")
 
     killing.service.valkey.kill()
     killing.service.valkey.restart()
-    eventually(killing.redis_answers, 10, what="Valkey has read its data")
+    eventually(killing.redis_answers, 10, what="Valkey has loaded its data")
 
-    eventually(lambda: all(map(killing.is_home, orders)), 30, what="all orders are home")
+    eventually(lambda: all(map(killing.is_fetched, orders)), 30, what="all orders are fetched")
     assert all(killing.stored(order) == 1 for order in orders)
     assert sum(map(killing.gets, orders)) <= len(orders) + 4
     assert all(killing.deliveries(order) >= 1 for order in orders)

@@ -1,1 +1,1 @@
-"""Speed, measured side by side in one run; how to run it stands in README.md here."""
+"""Benchmarks that compare within one run; see README.md."""

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The one field that is looked at."""
+    """The only field that is read."""
 
     client_state: str = msgspec.field(name="clientState")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from app.dev.processes import Process
@@ -22,6 +24,7 @@ COMPANY_ID = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
 OURS = (sys.executable, "-m", "app.cli")
 
 _ROOT = Path(__file__).parents[2]
+_FIXTURE = _ROOT / "tests" / "fixtures" / "webhook-values.json"
 _UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "--loop", "uvloop", "--http", "httptools")
 _QUIET = ("--no-access-log", "--log-level", "warning")
 _SETTINGS = {
@@ -31,7 +34,7 @@ _SETTINGS = {
     "NP_COMPANY": COMPANY,
     "NP_COMPANY_ID": COMPANY_ID,
     "NP_API_KEY": "benchmark-key",
-    # Nobody listens there: taking events in must not need the Channel Manager.
+    # Nothing listens there: the intake must not need the Channel Manager.
     "NP_BASE_URL": "http://127.0.0.1:9",
     "LOG_FORMAT": "json",
 }
@@ -45,7 +48,7 @@ class Contender:
     argv: tuple[str, ...]
     port_option: tuple[str, ...]
     queue: str | None
-    """The RQ queue that must hold one job an event afterwards; None: it records nothing."""
+    """The RQ queue that must hold one job per event afterwards; None: it records nothing."""
 
 
 ACKNOWLEDGE_ONLY = Contender(
@@ -54,6 +57,15 @@ ACKNOWLEDGE_ONLY = Contender(
 OBVIOUS = Contender("obvious", (*_UVICORN, "tests.benchmarks.obvious:app", *_QUIET), ("--port",), "live")
 RECEIVER = Contender("ota-receiver", (*OURS, "serve"), (), "live")
 ALL = (ACKNOWLEDGE_ONLY, OBVIOUS, RECEIVER)
+
+
+def body(order_ids: Iterable[str], *, client_state: str, company_id: str) -> str:
+    """Return a POST as the Channel Manager sends it, with one event per order and the present time."""
+    (sample,) = json.loads(_FIXTURE.read_text(encoding="utf-8"))["values"]
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    same = sample | {"clientState": client_state, "companyId": company_id, "timestamp": now}
+    values = [same | {"payload": sample["payload"] | {"orderId": order_id}} for order_id in order_ids]
+    return json.dumps({"values": values}, separators=(",", ":"))
 
 
 def settings(redis_url: str, port: int, **more: str) -> dict[str, str]:
@@ -69,7 +81,7 @@ def serve(contender: Contender, port: int, environment: Mapping[str, str], folde
     port_option = [word for option in contender.port_option for word in (option, str(port))]
     process = Process.start(
         [*contender.argv, *port_option],
-        # Not in the repository: a .env there would be read.
+        # Outside the repository, whose .env would be read.
         env={**environment, "PYTHONPATH": str(_ROOT)},
         cwd=folder,
         log=folder / f"{contender.name}.log",

@@ -1,4 +1,4 @@
-"""How much memory a pool takes once its workers have fetched orders: the PSS of the pool and of all its descendants.
+"""The memory of a pool whose workers have fetched orders: the PSS of the pool and of all its descendants.
 
     uv run python -m tests.benchmarks.memory [--orders 200]
 
@@ -15,10 +15,9 @@ from pathlib import Path
 import httpx
 
 from app.dev import valkey
-from app.dev.processes import Process, ProcessEnded
+from app.dev.processes import ProcessEnded
 from app.ledger import keys
-from tests.benchmarks.contenders import OURS
-from tests.benchmarks.drain import fetched, filled_receiver
+from tests.benchmarks.system import system
 
 _PATIENCE = 60.0
 
@@ -34,13 +33,13 @@ class Memory:
 
 def measure(orders: int) -> Memory:
     """Return the memory before the first order is fetched and after the last; raises TimeoutError."""
-    with filled_receiver(orders, latency_ms=20) as (channel_manager, environment, redis, folder):
-        worker = Process.start([*OURS, "worker"], env=environment, cwd=folder, log=folder / "worker.log")
-        with worker:
-            worker.wait_until(lambda: fetched(channel_manager) > 0, _PATIENCE, "the first order fetched")
+    with system(latency_ms=20) as running:
+        running.post(running.issue(orders), per_post=20)
+        with running.start("worker") as worker:
+            worker.wait_until(lambda: running.fetched() > 0, _PATIENCE, "the first order is fetched")
             before = _pss(_family(worker.pid))
-            worker.wait_until(lambda: fetched(channel_manager) >= orders, _PATIENCE, "all orders fetched")
-            worker.wait_until(lambda: redis.zcard(keys.DUE) == 0, _PATIENCE, "nothing pending any more")
+            worker.wait_until(lambda: running.fetched() >= orders, _PATIENCE, "all orders are fetched")
+            worker.wait_until(lambda: running.redis.zcard(keys.DUE) == 0, _PATIENCE, "no fetch is pending")
             family = _family(worker.pid)
             return Memory(len(family), _pss(family), before)
 

@@ -1,11 +1,10 @@
-"""What one million orders cost Redis: the memory of each, and the work that a look-up makes.
+"""The cost of one million orders in Redis: the memory of each, and Redis's work for each command.
 
     uv run python -m tests.benchmarks.million [--orders 1000000] [--json]
 
-An own Valkey is filled through the real scripts (stock.py says how, and proves it), without its AOF, which no look-up
-reads; then the commands run as people run them. Redis's work is the sum of what INFO commandstats says of all commands
-(those inside scripts count twice: it is an upper bound); the longest command is for how long others waited at most.
-Exits 1 when a command makes Redis work 200 ms or longer, or does not end as it should.
+A Valkey without AOF is filled through the real scripts (see stock.py); then the commands run as people run them.
+Redis's work is the sum over all commands in INFO commandstats (an upper bound: those inside scripts count twice). The
+longest command is the longest wait of other clients. Exits 1 when a command costs Redis 200 ms or more, or fails.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ from tests.environment import without_settings
 MOST_MS: Final = 200
 _CLI: Final = (sys.executable, "-m", "app.cli")
 _ROOT: Final = Path(__file__).parents[2]
-_TOKEN: Final = "benchmark-token"  # of a server that ends with us
+_TOKEN: Final = "benchmark-token"
 _WINDOW: Final = 10_000
 _SAMPLES: Final = 500
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one command cost; times in ms. `lines` it printed."""
+    """The cost of one command, with the lines that it printed; times in ms."""
 
     command: str
     code: int
@@ -61,7 +60,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one, on average."""
+    """Mean size in bytes."""
 
     what: str
     bytes: float
@@ -82,9 +81,9 @@ def main() -> int:
         same = stock.assert_same(server.url)
         plan = Plan(options.orders, time.time_ns() // 1_000_000)
         empty = redis.info("memory")["used_memory"]
-        began = time.monotonic()
+        started = time.monotonic()
         _fill(redis, plan)
-        filled = time.monotonic() - began
+        filled = time.monotonic() - started
         memory = list(_memory(redis, plan, redis.info("memory")["used_memory"] - empty))
         env = _environment(Path(folder), server.url)
         work = [*_commands(redis, plan, env), _metrics(redis, env)]
@@ -108,7 +107,7 @@ def _fill(redis: Redis, plan: Plan) -> None:
 
 
 def _memory(redis: Redis, plan: Plan, used: int) -> Iterator[Memory]:
-    """Tell the mean size of each key of an order that is home, and the share of one in the keys of all."""
+    """Return the mean size of each key of a fetched order, and its share of the keys of all orders."""
     step = max(plan.count // _SAMPLES, 1)
     sample = [one for one in map(plan.one, range(plan.count - 1, 0, -step)) if one.kind == "fetched"]
     orders: int = redis.zcard(keys.ORDERS)
@@ -119,14 +118,14 @@ def _memory(redis: Redis, plan: Plan, used: int) -> Iterator[Memory]:
     per_order = {
         "record": of(*(keys.record(one.order) for one in sample)),
         "content": of(*(keys.content(one.order) for one in sample)),
-        "trail": of(*(keys.history(one.order) for one in sample)),
+        "history": of(*(keys.history(one.order) for one in sample)),
         "two references": 2 * of(*(keys.reference(name(one)) for one in sample for name in (reference, own_reference))),
         "place in the list of orders": of(keys.ORDERS) / orders,
     }
     yield from (Memory(f"order: {what}", size) for what, size in per_order.items())
     yield Memory("order", sum(per_order.values()))
     seen = list(islice(redis.scan_iter("ota:seen:*", count=1000), _SAMPLES))
-    per_event = {"entry in the stream": of(keys.EVENTS) / plan.count, "known again": of(*seen) if seen else 0.0}
+    per_event = {"entry in the stream": of(keys.EVENTS) / plan.count, "duplicate mark": of(*seen) if seen else 0.0}
     yield from (Memory(f"event: {what}", size) for what, size in per_event.items())
     yield Memory("all of Redis, for one order", used / orders)
 
@@ -148,35 +147,35 @@ def _environment(folder: Path, url: str) -> dict[str, str]:
 
 def _commands(redis: Redis, plan: Plan, env: dict[str, str]) -> Iterator[Work]:
     middle = plan.one(plan.count // 2 // 200 * 200)
-    owed = plan.one(plan.count // 2 // 200 * 200 + 7)
+    pending = plan.one(plan.count // 2 // 200 * 200 + 7)
     first = plan.one(plan.count // 3)
     last = plan.one(plan.count // 3 + min(_WINDOW, plan.count // 10) - 1)
     window = ("--since", from_ms(first.at).isoformat(), "--until", from_ms(last.at).isoformat())
-    asked = {
+    commands = {
         "orders show ID": ("orders", "show", middle.order.order_id),
         "orders show REFERENCE": ("orders", "show", own_reference(middle)),
-        "orders show REFERENCE, of one owed": ("orders", "show", reference(owed)),
-        "orders show, ID that is not here": ("orders", "show", "99999999-0000-4000-8000-000000000000"),
-        "orders show, REFERENCE that is not here": ("orders", "show", "CM-NOWHERE"),
+        "orders show REFERENCE, pending": ("orders", "show", reference(pending)),
+        "orders show ID, unknown": ("orders", "show", "99999999-0000-4000-8000-000000000000"),
+        "orders show REFERENCE, unknown": ("orders", "show", "CM-NOWHERE"),
         "orders explain ID": ("orders", "explain", middle.order.order_id),
         "orders list": ("orders", "list"),
-        "orders list --state owed": ("orders", "list", "--state", "pending"),
-        "orders list --state parked": ("orders", "list", "--state", "deferred"),
+        "orders list --state pending": ("orders", "list", "--state", "pending"),
+        "orders list --state deferred": ("orders", "list", "--state", "deferred"),
         "dead list": ("dead", "list"),
         "events list --since 1h": ("events", "list", "--since", "1h", "--limit", "10000"),
         f"events replay --dry-run, {_WINDOW:,} events": ("events", "replay", *window, "--dry-run"),
         "status": ("status",),
     }
-    # Nothing of that name is here, and without a pool something is wrong.
-    ends = {"orders show, ID that is not here": 1, "orders show, REFERENCE that is not here": 1, "status": 1}
-    for name, arguments in asked.items():
+    # Unknown orders are not found, and without a pool the status is not healthy.
+    codes = {"orders show ID, unknown": 1, "orders show REFERENCE, unknown": 1, "status": 1}
+    for name, arguments in commands.items():
         with _Used(redis) as used:
-            began = time.perf_counter()
+            started = time.perf_counter()
             ended = subprocess.run(
                 [*_CLI, *arguments], env=env, cwd=_ROOT, capture_output=True, text=True, timeout=300, check=False
             )
-            wall = (time.perf_counter() - began) * 1000
-        code = ended.returncode - ends.get(name, 0)
+            wall = (time.perf_counter() - started) * 1000
+        code = ended.returncode - codes.get(name, 0)
         yield Work(name, code, len(ended.stdout.splitlines()), used.calls, used.redis, used.longest, round(wall))
 
 
@@ -185,21 +184,21 @@ def _metrics(redis: Redis, env: dict[str, str]) -> Work:
         url = f"http://127.0.0.1:{env['PORT']}"
         web.wait_until(lambda: _answers(url), 20, "an answer of /healthz")
         with _Used(redis) as used, httpx.Client() as client:
-            began = time.perf_counter()
+            started = time.perf_counter()
             answer = client.get(f"{url}/metrics", headers={"authorization": f"Bearer {_TOKEN}"})
-            wall = (time.perf_counter() - began) * 1000
+            wall = (time.perf_counter() - started) * 1000
         code = 0 if answer.status_code == 200 else 1
         return Work("/metrics", code, len(answer.text.splitlines()), used.calls, used.redis, used.longest, round(wall))
 
 
 class _Used:
-    """What Redis did while the block ran."""
+    """Redis's work while the block runs."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def __enter__(self) -> Self:
-        # Only what others would feel: below, the slowest is told as 0.
+        # In microseconds; a longest command below this counts as 0.
         self._redis.config_set("slowlog-log-slower-than", 100)
         self._redis.slowlog_reset()
         self._redis.config_resetstat()
@@ -212,8 +211,8 @@ class _Used:
         used = [one for name, one in stats.items() if name.removeprefix("cmdstat_") not in ours]
         self.calls = sum(one["calls"] for one in used)
         self.redis = round(sum(one["usec"] for one in used) / 1000, 1)
-        felt = [one["duration"] for one in slow if not one["command"].startswith((b"CONFIG", b"INFO", b"SLOWLOG"))]
-        self.longest = round(max(felt, default=0) / 1000, 2)
+        durations = [one["duration"] for one in slow if not one["command"].startswith((b"CONFIG", b"INFO", b"SLOWLOG"))]
+        self.longest = round(max(durations, default=0) / 1000, 2)
 
 
 def _answers(url: str) -> bool:

@@ -1,7 +1,7 @@
-"""The receiver one would write in an afternoon, which ours has to beat: per event `SET NX`, then RQ's `enqueue`.
+"""The receiver that takes an afternoon to write: per event `SET NX`, then RQ's `enqueue`. Ours must be faster.
 
-It is not made slow: one hand-over to the thread pool a request, uvloop, hiredis, no access log. It loses an event
-when it dies between the two commands, which no benchmark shows.
+It is not slow on purpose: one thread pool call per request, uvloop, hiredis, no access log. It loses an event when it
+dies between the two commands, which no benchmark shows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What choosing the orders of a replay costs Redis: one selection of 10,000 events out of 200,000, three ways.
+"""The cost of selecting the orders of a replay in Redis: 10,000 events out of 200,000, selected in three ways.
 
     uv run python -m tests.benchmarks.selection [--events 200000] [--selected 10000] [--json]
 
-By time only the selected stretch is read; by status everything is, since a stream has no other index. Redis's own time
-is what INFO commandstats says; what the slowest command takes on average is how long others waited for it.
+By time only the selected stretch is read; by status everything is, since a stream has no other index. Redis's time is
+from INFO commandstats; the mean time of the slowest command is how long other clients wait for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _AT_ONCE = 5000
 
 
 def fill(redis: Redis, events: int, selected: int) -> None:
-    """Write the events, one each second, and a record each order; the last `selected` are Drafts of orders at home."""
+    """Write the events, one each second; the last `selected` are Drafts of orders with records."""
     for start in range(0, events, _AT_ONCE):
         with redis.pipeline(transaction=False) as pipe:
             for number in range(start, min(start + _AT_ONCE, events)):
@@ -54,22 +54,14 @@ def fill(redis: Redis, events: int, selected: int) -> None:
                     id=f"{ms}-0",
                 )
                 if late:
-                    # Half of them have not come home since they were told of.
-                    pipe.hset(
-                        keys.record(order),
-                        mapping={
-                            "wanted": 1,
-                            "done": number % 2,
-                            "fetched": ms + 500,
-                            "revision": 1,
-                            "status": "Draft",
-                        },
-                    )
+                    # Half of them are not fetched since the event.
+                    counters = ["generation", 1, "fetched_generation", number % 2, "fetched_at", ms + 500]
+                    pipe.hset(keys.record(order), items=[*counters, "revision", 1, "status", "Draft"])  # type: ignore[list-item]
             pipe.execute()
 
 
 def measure(redis: Redis, selection: Selection) -> dict[str, Any]:
-    """Select, and compare with the records; return what it cost Redis and us."""
+    """Select, compare with the records, and return the cost."""
     redis.config_resetstat()
     selector = Selector(redis)
     began = time.perf_counter()

@@ -1,7 +1,7 @@
 """Fills a Redis with many orders through the real scripts: 3 companies, 90 days, most fetched, some pending or dead.
 
-Only the id of a stream entry is the event's own time instead of the server's, so that 90 days fit into minutes.
-`assert_same` writes one order of each kind both ways and compares every key.
+The id of a stream entry is the event's time instead of the server's, so that 90 days are written in minutes.
+`assert_same` writes one order of each kind in both ways and compares every key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEDUP_DAYS: Final = 7
 AT_ONCE: Final = 200
 LEASE: Final = 60_000
 VARIANTS: Final = 50
-"""Contents, with GUIDs and numbers of their own: they are as large packed as those of real orders."""
+"""Different contents, with their own GUIDs and numbers: compressed they are as large as those of real orders."""
 
 _WORKER: Final = "host-1-live-1"
 _FIXTURE: Final = Path(__file__).parents[1] / "fixtures" / "order-issued.json"
@@ -50,7 +50,7 @@ Kind = Literal["fetched", "pending", "deferred", "dead"]
 
 @dataclass(frozen=True)
 class One:
-    """An order and its event; `sent` is the second event of the order before."""
+    """An order and its event."""
 
     number: int
     order: OrderKey
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def young(self) -> int:
-        """Return the ms after which an event is known again."""
+        """Return the time in ms after which an event is remembered."""
         return self.now - DEDUP_DAYS * policy.DAY
 
     def one(self, number: int) -> One:
@@ -100,18 +100,18 @@ def own_reference(one: One) -> str:
 
 
 def contents() -> list[Content]:
-    """Return answers of getOrder that differ in what differs between real orders."""
+    """Return answers of getOrder that differ as real orders do."""
     sample = _FIXTURE.read_text(encoding="utf-8")
     found = []
     for variant in range(VARIANTS):
-        told = json.loads(sample)
-        for item in told["items"]:
+        tree = json.loads(sample)
+        for item in tree["items"]:
             for wallet in item["wallets"]:
                 for part in (wallet, *wallet["assets"]):
                     for name, value in part.items():
                         if isinstance(value, str) and (name.lower().endswith("id") or "Number" in name):
                             part[name] = _scrambled(f"{variant} {name} {value}", value)
-        raw = json.dumps(told).encode()
+        raw = json.dumps(tree).encode()
         order = parse_order(raw)
         found.append(
             Content(
@@ -130,7 +130,7 @@ def contents() -> list[Content]:
 
 
 def fill(redis: Redis, plan: Plan) -> Iterator[int]:
-    """Write all orders; yield how many events are written after each call. What is owed has its job in `live`."""
+    """Write all orders; yield the number of written events after each call. Pending orders have their job in `live`."""
     stock = _Stock(redis, plan)
     left = plan.all()
     done = 0
@@ -158,12 +158,12 @@ class _Stock:
         self._fetch([one for one in chunk if not one.is_second])
 
     def queue_pending(self) -> None:
-        """Put the jobs of what is pending back into `live`, from which all were taken as workers do."""
+        """Push the jobs of pending orders to `live` again; all jobs were removed as workers do it."""
         for start in range(0, len(self._waiting), 1000):
             self._redis.rpush(queue_key(LIVE), *self._waiting[start : start + 1000])
 
     def _record(self, chunk: list[One]) -> None:
-        """Record the events as the web process does; what is older than DEDUP_DAYS is not remembered."""
+        """Record the events as the web process does; events older than DEDUP_DAYS leave no duplicate mark."""
         header = packed(
             now=chunk[-1].at,
             grace=policy.GRACE,
@@ -223,7 +223,7 @@ def _stored(one: One, content: Content) -> dict[str, Any]:
 
 
 def assert_same(url: str) -> int:
-    """Write orders of each kind both ways, into two other databases; return how many keys are equal.
+    """Write orders of each kind in both ways to two other databases; return the number of equal keys.
 
     Raises AssertionError when one differs in type, value or in whether it expires.
     """
@@ -290,7 +290,7 @@ def _write_for_real(url: str, redis: Redis, chosen: list[One], young: int) -> No
 
 
 def _dump(redis: Any) -> dict[str, Any]:
-    """Return every key with its value and its lifetime in hours, but for the time of a job and the ids of entries."""
+    """Return each key with its value and its lifetime in hours, without the times of jobs and the ids of entries."""
     found: dict[str, Any] = {}
     for key in sorted(redis.scan_iter()):
         name, kind = key.decode(), redis.type(key).decode()
@@ -328,14 +328,14 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def _scrambled(seed: str, like: str) -> str:
-    """Return a text with the same dashes whose letters and digits are others, the same for the same seed."""
+    """Return a text with the same dashes and other letters and digits, the same for the same seed."""
     drawn = random.Random(seed)  # no secret: sample data
     digits = "0123456789abcdef" if re.search("[a-f]", like) else "0123456789"
     return "".join(drawn.choice(digits) if one in digits else one for one in like)
 
 
 class _Numbered(OrderProcessed, frozen=True):
-    """An event with the digest that `fill` gives it."""
+    """An event with the digest of `fill`."""
 
     key: str = ""
 

@@ -1,1 +1,1 @@
-"""Everything is killed in turn, and then every event is asked for: `python -m tests.chaos --help`."""
+"""Kills everything in turn, then checks every event: `python -m tests.chaos --help`."""

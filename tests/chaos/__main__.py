@@ -1,4 +1,4 @@
-"""Kill everything in turn under load, then ask for every event: `uv run python -m tests.chaos`.
+"""Kill everything in turn under load, then check every event: `uv run python -m tests.chaos`.
 
 A sender publishes events and repeats each POST until it gets 200; meanwhile web, single workers, the whole pool and
 Valkey are killed with SIGKILL, Valkey is frozen, and the Channel Manager fails now and then. The exit code is 0 only if
@@ -51,7 +51,7 @@ def main() -> int:
     with service(folder) as one:
         result = run(one, plans.draw(seed, chosen.events, chosen.kills, chosen.seconds), chosen)
     out.print(table.table(result))
-    for line in [*table.verdicts(result), *table.troubles(result)]:
+    for line in [*table.targets(result), *table.faults(result)]:
         out.print(line, markup=False, soft_wrap=True)
     out.print(f"logs: {folder}", markup=False)
     return 0 if all(met for _, met in result.targets) else 1

@@ -1,4 +1,4 @@
-"""What happens in one run, drawn from a seed: the same seed draws the same events, kills and faults."""
+"""The events, kills and faults of one run, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from itertools import cycle, islice
 from typing import Any, Final, Literal
 
 from app.dev import stack
-from app.dev.sandbox.events import Event
-from app.dev.sandbox.settings import company_id
+from app.dev.sandbox.values import company_id
+from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.sender import Origin, Post, Shot
 
 Kind = Literal["web", "worker", "pool", "valkey", "freeze"]
-KILLS: Final[tuple[Kind, ...]] = ("web", "worker", "pool", "valkey")
+KILL_KINDS: Final[tuple[Kind, ...]] = ("web", "worker", "pool", "valkey")
 
 LARGEST_BATCH: Final = 20
 TWICE: Final = 0.1
 """Share of the orders that settle a second time, with other content."""
 
 REPEATED: Final = 0.1
-"""Share of the events that come once more with the same timestamp, as a duplicate."""
+"""Share of the events that are sent again with the same timestamp."""
 
 _DOWN: Final[dict[Kind, tuple[float, float]]] = {
     "web": (0.05, 1.0),
@@ -32,12 +32,12 @@ _DOWN: Final[dict[Kind, tuple[float, float]]] = {
     "freeze": (0.5, 4.0),
 }
 _ORIGIN: Final = Origin(company_id(stack.TENANT, stack.ENVIRONMENT, stack.COMPANY), stack.COMPANY, stack.CLIENT_STATE)
-_FIRST_BLOW: Final = 1.0
+_FIRST_KILL: Final = 1.0
 _KILLS_WITH_OUTAGE: Final = 20
 
 
 @dataclass(frozen=True)
-class Blow:
+class Kill:
     """A SIGKILL, or SIGSTOP for `freeze`; `down` seconds until it is started again; `pick` chooses among workers."""
 
     at: float
@@ -50,19 +50,19 @@ class Blow:
 class Plan:
     """`orders` are the ids by the status in which they start; `outages` are (second, seconds) of 503 for all.
 
-    Before an event of `resettled` is first sent, the sandbox is made to settle its order again.
+    Before an event of `resettled` is first sent, the sandbox settles its order again.
     """
 
     seed: int
     posts: tuple[Post, ...]
     resettled: frozenset[Event]
-    blows: tuple[Blow, ...]
+    kills: tuple[Kill, ...]
     outages: tuple[tuple[float, float], ...]
     orders: dict[str, tuple[str, ...]]
 
     @property
     def events(self) -> frozenset[Event]:
-        """Return every event once, however often it is sent."""
+        """Return the different events."""
         return frozenset(shot.event for post in self.posts for shot in post.shots)
 
     @property
@@ -77,7 +77,7 @@ class Plan:
 def draw(seed: int, events: int, kills: int, seconds: float) -> Plan:
     """Return a plan of `events` different events and `kills` SIGKILLs, and a freeze for every six of these."""
     rng = random.Random(seed)
-    blows = tuple(_blows(rng, kills, seconds))
+    drawn = tuple(_kills(rng, kills, seconds))
     shots, resettled = _shots(rng, events)
     orders: dict[str, list[str]] = {}
     for shot in shots:
@@ -85,17 +85,17 @@ def draw(seed: int, events: int, kills: int, seconds: float) -> Plan:
             orders.setdefault(shot.event.payload.status, []).append(shot.order_id)
     return Plan(
         seed=seed,
-        posts=tuple(_posts(rng, shots, blows, seconds)),
+        posts=tuple(_posts(rng, shots, drawn, seconds)),
         resettled=resettled,
-        blows=blows,
-        # One is enough: each opens the breaker for 15 s and more, and a kill of an idle process tests nothing.
+        kills=drawn,
+        # One is enough: it opens the breaker for 15 s and more, and a kill of an idle process tests nothing.
         outages=((seconds * 0.4, rng.uniform(1, 3)),) if kills >= _KILLS_WITH_OUTAGE else (),
         orders={status: tuple(dict.fromkeys(ids)) for status, ids in orders.items()},
     )
 
 
 def faults() -> list[dict[str, Any]]:
-    """Return the faults of the Channel Manager that go on all the time; no rule strikes an order more than twice."""
+    """Return the faults of the Channel Manager for the whole run; a rule strikes an order at most twice."""
     common: dict[str, Any] = {"operation": "getOrder", "first": 2}
     return [
         common | {"kind": "status", "status": 500, "rate": 0.01},
@@ -108,21 +108,21 @@ def faults() -> list[dict[str, Any]]:
 
 
 def outage(seconds: float) -> dict[str, Any]:
-    """Return the fault that answers 503 to everybody for a while."""
+    """Return the fault that answers every getOrder with 503 for a while."""
     return {"kind": "status", "operation": "getOrder", "status": 503, "lasts": seconds}
 
 
-def _blows(rng: random.Random, kills: int, seconds: float) -> Iterator[Blow]:
-    kinds: list[Kind] = [*islice(cycle(KILLS), kills), *["freeze" for _ in range(max(1, kills // 6))]]  # type: ignore[list-item]  # mypy takes the literal in a comprehension for str
+def _kills(rng: random.Random, kills: int, seconds: float) -> Iterator[Kill]:
+    kinds: list[Kind] = [*islice(cycle(KILL_KINDS), kills), *["freeze" for _ in range(max(1, kills // 6))]]  # type: ignore[list-item]  # mypy takes the literal in a comprehension for str
     rng.shuffle(kinds)
-    stretch = (seconds - _FIRST_BLOW) / len(kinds)
+    stretch = (seconds - _FIRST_KILL) / len(kinds)
     for number, kind in enumerate(kinds):
-        at = _FIRST_BLOW + (number + rng.random()) * stretch
-        yield Blow(at, kind, rng.uniform(*_DOWN[kind]), rng.randrange(1000))
+        at = _FIRST_KILL + (number + rng.random()) * stretch
+        yield Kill(at, kind, rng.uniform(*_DOWN[kind]), rng.randrange(1000))
 
 
 def _shots(rng: random.Random, count: int) -> tuple[list[Shot], frozenset[Event]]:
-    """Return the events in the order in which they are sent, repeats included, and those that settle again."""
+    """Return the events in the order of sending, with repeats, and those that settle an order again."""
     placed: list[tuple[float, Shot]] = []
     resettled: set[Event] = set()
     orders = round(count / (1 + TWICE))
@@ -141,12 +141,12 @@ def _shots(rng: random.Random, count: int) -> tuple[list[Shot], frozenset[Event]
 
 
 def _later(rng: random.Random, at: float) -> float:
-    """Return a place further on: close behind, so that the two meet in the queue, or anywhere."""
+    """Return a later place: half of them close behind, so that both events wait in the queue together."""
     return at + (rng.expovariate(500) if rng.random() < 0.5 else rng.random() * (1 - at))
 
 
-def _posts(rng: random.Random, shots: list[Shot], blows: tuple[Blow, ...], seconds: float) -> Iterator[Post]:
-    """Cut the events into POSTs: half of them at any time, half around a blow, to have requests under way then."""
+def _posts(rng: random.Random, shots: list[Shot], kills: tuple[Kill, ...], seconds: float) -> Iterator[Post]:
+    """Return the events in POSTs: half of them at any time, half around a kill, which then strikes open requests."""
     parts: list[tuple[Shot, ...]] = []
     start = 0
     while start < len(shots):
@@ -154,7 +154,7 @@ def _posts(rng: random.Random, shots: list[Shot], blows: tuple[Blow, ...], secon
         parts.append(tuple(shots[start : start + size]))
         start += size
     times = [
-        rng.random() * seconds if rng.random() < 0.5 else rng.choice(blows).at + rng.gauss(-0.05, 0.1) for _ in parts
+        rng.random() * seconds if rng.random() < 0.5 else rng.choice(kills).at + rng.gauss(-0.05, 0.1) for _ in parts
     ]
     for at, part in zip(sorted(times), parts, strict=True):
         yield Post(part, "values", min(max(at, 0.0), seconds))

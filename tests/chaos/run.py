@@ -1,4 +1,4 @@
-"""One run: the service on one machine, a sender, a supervisor, the blows of the plan; then the audit."""
+"""One run: the service, a sender, a supervisor that kills as planned; then the audit."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.dev import stack
-from app.dev.sandbox.events import Event
-from app.dev.simulator.audit import Books, Evidence, Expected, Name, acknowledged, audit, name, rows
+from app.dev.sandbox.webhooks import Event
+from app.dev.simulator.audit import (
+    Evidence,
+    Expected,
+    Name,
+    StoredOrders,
+    acknowledged,
+    audit,
+    calls_by_order,
+    name,
+)
 from app.dev.simulator.sender import Answer, Post, Sender
 from app.ids import OrderKey
 from app.ledger import keys
@@ -28,13 +37,13 @@ from tests.chaos.plan import Plan
 from tests.chaos.supervisor import Supervisor
 from tests.service import Service, ask
 
-HOME_WITHIN: Final = 60.0
+FETCHED_WITHIN: Final = 60.0
 """Seconds from the last kill until nothing is pending."""
 
 ANSWERS_PER_SETTLEMENT: Final = 1.05
 
-_STORM: Final = 180.0
-"""Seconds beyond the plan within which every blow must have been dealt."""
+_OVERTIME: Final = 180.0
+"""Seconds beyond the plan within which every kill must have been done."""
 
 _CONNECTIONS: Final = 4
 _PAUSE: Final = 0.2
@@ -51,7 +60,7 @@ def on_order(order, context):
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is, and on which budget: requests at once, and in five minutes.
+    """The size of a run and its limits: requests at once, and in five minutes.
 
     `patience`: seconds from the last kill after which an order that is not fetched counts as lost, no longer as late.
     """
@@ -66,14 +75,14 @@ class Size:
     patience: float = 240.0
 
 
-SHORT: Final = Size(600, 12, 25, workers=4, at_once=16, in_five_minutes=1_000_000, patience=HOME_WITHIN)
+SHORT: Final = Size(600, 12, 25, workers=4, at_once=16, in_five_minutes=1_000_000, patience=FETCHED_WITHIN)
 LONG: Final = Size(10_000, 60, 240, workers=8, at_once=64, in_five_minutes=1_000_000)
 TRUE_BUDGET: Final = Size(3_000, 20, 90, workers=8, at_once=5, in_five_minutes=6_000)
 
 
 @dataclass
 class Found:
-    """The figures of the audit; `faults` holds what is wrong with each order, empty if nothing is."""
+    """The figures of the audit; `faults` has the problems of each order that has any."""
 
     faults: dict[str, list[str]]
     recorded: int = 0
@@ -94,22 +103,22 @@ class Found:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run. `home_after` is in seconds from the last kill, None if an order was never fetched."""
+    """The outcome of a run. `fetched_after` is in seconds from the last kill, None if an order was never fetched."""
 
     plan: Plan
     sent: int
     acknowledged: int
     answers: Counter[str]
-    dealt: Counter[str]
-    surprises: Counter[str]
-    home_after: float | None
+    done: Counter[str]
+    unexpected_exits: Counter[str]
+    fetched_after: float | None
     found: Found
-    stories: dict[str, list[str]]
+    histories: dict[str, list[str]]
 
     @property
     def kills(self) -> int:
-        """Return how many SIGKILLs were dealt, without freezes."""
-        return sum(self.dealt[kind] for kind in plans.KILLS)
+        """Return how many SIGKILLs were done, without freezes."""
+        return sum(self.done[kind] for kind in plans.KILL_KINDS)
 
     @property
     def per_settlement(self) -> float:
@@ -122,21 +131,21 @@ class Result:
         found = self.found
         return [
             ("every event is acknowledged", self.acknowledged == self.sent),
-            ("0 lost, no settlement missed, every order handed on in order", not found.faults),
+            ("no event lost, no settlement missed, every order delivered in order", not found.faults),
             (
-                f"all home within {HOME_WITHIN:g} s of the last kill",
-                self.home_after is not None and self.home_after <= HOME_WITHIN,
+                f"all fetched within {FETCHED_WITHIN:g} s of the last kill",
+                self.fetched_after is not None and self.fetched_after <= FETCHED_WITHIN,
             ),
             (
                 f"at most {ANSWERS_PER_SETTLEMENT} good getOrder answers a settlement",
                 self.per_settlement <= ANSWERS_PER_SETTLEMENT,
             ),
-            ("every kill of the plan was dealt", self.dealt == Counter(blow.kind for blow in self.plan.blows)),
+            ("every kill of the plan was done", self.done == Counter(kill.kind for kill in self.plan.kills)),
         ]
 
 
 def run(service: Service, plan: Plan, size: Size) -> Result:
-    """Play the plan on a service of which nothing runs yet."""
+    """Run the plan on a service without running parts."""
     _prepare(service, plan, size)
     sink = service.folder / "sink.txt"
     supervisor = Supervisor(service, _variables(service, size, sink))
@@ -149,23 +158,23 @@ def run(service: Service, plan: Plan, size: Size) -> Result:
         before=_resettler(service, plan),
     )
     with sender.sending() as busy:
-        last = _storm(service, plan, supervisor, busy, size.seconds)
+        last = _kill_all(service, plan, supervisor, busy, size.seconds)
     retry: Retry = Retry(NoBackoff(), 0)
     with Redis.from_url(service.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
-        home_after = _home_after(supervisor, redis, len(plan.events), last, size.patience)
+        fetched_after = _fetched_after(supervisor, redis, len(plan.events), last, size.patience)
         found = _audit(service, plan, redis, sender.answers, sink)
         orders = [OrderKey(service.company_id, one) for one in found.faults]
-        stories = {order.order_id: list(_story(redis, order)) for order in orders}
+        histories = {order.order_id: list(_history(redis, order)) for order in orders}
     return Result(
         plan=plan,
         sent=len(plan.events),
         acknowledged=len(acknowledged(sender.answers)),
         answers=Counter(one.result for one in sender.answers),
-        dealt=supervisor.dealt,
-        surprises=supervisor.surprises,
-        home_after=home_after,
+        done=supervisor.done,
+        unexpected_exits=supervisor.unexpected_exits,
+        fetched_after=fetched_after,
         found=found,
-        stories=stories,
+        histories=histories,
     )
 
 
@@ -181,7 +190,7 @@ def _prepare(service: Service, plan: Plan, size: Size) -> None:
 
 
 def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
-    """Return a function that settles an order again just before the event of that is first sent."""
+    """Return a function that settles an order again just before the event of it is first sent."""
     left = set(plan.resettled)
 
     def before(post: Post) -> None:
@@ -197,29 +206,29 @@ def _variables(service: Service, size: Size, sink: Path) -> dict[str, str]:
     (service.folder / "chaos_sink.py").write_text(_SINK.format(path=str(sink)))
     return {
         "SINKS": "python:chaos_sink:on_order",
-        # Without it nothing is compared with the Channel Manager's list, so a lost event stays lost.
+        # Without a partner nothing is compared with the order list, so a lost event stays lost.
         "NP_PARTNER_ID": "",
         "SPOOL_DIR": str(service.folder / "spool"),
         "WORKERS": str(size.workers),
         "BACKFILL_WORKERS": "0",
         "UPSTREAM_CONCURRENCY": str(size.at_once),
         "UPSTREAM_REQUESTS_PER_5_MIN": str(size.in_five_minutes),
-        # Leases follow from it: with the default of 20 s one alone may outlast HOME_WITHIN.
+        # Leases depend on it: with the default of 20 s a single one may be longer than FETCHED_WITHIN.
         "UPSTREAM_TIMEOUT": "5s",
     }
 
 
-def _storm(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
-    """Deal every blow and wait until all is sent; return the time of the last blow, on the monotonic clock."""
-    blows, outages = list(plan.blows), list(plan.outages)
-    began = last = time.monotonic()
-    while blows or outages or busy():
-        supervisor.mind()
-        now = time.monotonic() - began
-        assert now < seconds + _STORM, f"not dealt: {blows}; still sending: {busy()}"
-        for blow in [blow for blow in blows if blow.at <= now]:
-            if supervisor.strike(blow):
-                blows.remove(blow)
+def _kill_all(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
+    """Do every kill and wait until all is sent; return the monotonic time of the last kill."""
+    kills, outages = list(plan.kills), list(plan.outages)
+    started = last = time.monotonic()
+    while kills or outages or busy():
+        supervisor.restart_ended()
+        now = time.monotonic() - started
+        assert now < seconds + _OVERTIME, f"not done: {kills}; still sending: {busy()}"
+        for kill in [kill for kill in kills if kill.at <= now]:
+            if supervisor.kill(kill):
+                kills.remove(kill)
                 last = time.monotonic()
         if outages and outages[0][0] <= now:
             service.admin("POST", "faults", plans.outage(outages.pop(0)[1]))
@@ -227,60 +236,60 @@ def _storm(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[
     return last
 
 
-def _home_after(supervisor: Supervisor, redis: Redis, events: int, last: float, patience: float) -> float | None:
+def _fetched_after(supervisor: Supervisor, redis: Redis, events: int, last: float, patience: float) -> float | None:
     """Return the seconds from `last` until all is recorded and nothing pending; None: not within `patience`."""
     while (waited := time.monotonic() - last) < patience:
-        supervisor.mind()
+        supervisor.restart_ended()
         try:
             if supervisor.all_up and redis.xlen(keys.EVENTS) >= events and redis.zcard(keys.DUE) == 0:
                 return waited
         except (RedisError, OSError):
-            # It is being started, or reads its file.
+            # Valkey starts or loads its data.
             pass
         time.sleep(0.05)
     return None
 
 
 def _audit(service: Service, plan: Plan, redis: Redis, answers: list[Answer], sink: Path) -> Found:
-    """Ask for every event and every order: in the ledger, at the sink and at the Channel Manager."""
+    """Compare every event and order with the ledger, the sink and the Channel Manager."""
     settlements = plan.settlements
-    listed = service.admin("GET", "orders")
-    asked = rows(listed)
+    calls = calls_by_order(service.admin("GET", "orders"))
     injected: Counter[str] = Counter()
     for rule in service.admin("GET", "faults"):
         injected[str(rule["status"]) if rule["kind"] == "status" else rule["kind"]] += rule["struck"]
     throttled = service.admin("GET", "stats")["throttled"]
-    # All counts are read: from here on the Channel Manager answers us.
+    # All counts are read; the calls below must not meet a fault.
     service.admin("DELETE", "faults")
-    books = Books(Archive(redis), EventLog(redis), service.company_id)
-    recorded, revisions = books.recorded(), _revisions(sink)
+    stored = StoredOrders(Archive(redis), EventLog(redis), service.company_id)
+    recorded, revisions = stored.recorded(), _revisions(sink)
     evidence = Evidence(
         answers,
-        asked,
+        calls,
         exact=False,
-        kept=books.kept(settlements),
+        stored=stored.orders(settlements),
         recorded=recorded,
         revisions=revisions,
         tickets={one: _tickets(service, one) for one, events in settlements.items() if len(events) > 1},
     )
     expected = [Expected(order_id, events) for order_id, events in settlements.items()]
-    found = Found(
+    slowest, slowest_order = _slowest(service, stored, redis, answers)
+    return Found(
         audit(expected, evidence),
         recorded=len(recorded),
         orders=len(settlements),
         delivered=len(revisions),
         deliveries=sum(map(len, revisions.values())),
-        good_answers=sum(asked[one].answered for one in settlements),
-        surplus=sum(max(0, asked[one].answered - len(events)) for one, events in settlements.items()),
+        good_answers=sum(calls[one].answered for one in settlements),
+        surplus=sum(max(0, calls[one].answered - len(events)) for one, events in settlements.items()),
+        slowest=slowest,
+        slowest_order=slowest_order,
         injected=dict(injected),
         throttled=throttled["window"] + throttled["queue"],
     )
-    found.slowest, found.slowest_order = _slowest(service, books, redis, answers)
-    return found
 
 
 def _tickets(service: Service, order_id: str) -> list[str]:
-    """Return the ticket numbers that the Channel Manager has, asked with a key of our own."""
+    """Return the ticket numbers that the Channel Manager has, calls with a key of our own."""
     status, answer = ask("GET", service.api(f"channelManager/{order_id}"), None, {"x-np-api-key": "audit"})
     assert status == 200, answer
     wallets = [wallet for item in answer["items"] for wallet in item["wallets"]]
@@ -288,7 +297,7 @@ def _tickets(service: Service, order_id: str) -> list[str]:
 
 
 def _revisions(sink: Path) -> dict[str, list[int]]:
-    """Return the revisions of each order in the order in which the sink was called."""
+    """Return the revisions of each order in the order of delivery."""
     revisions: dict[str, list[int]] = {}
     for line in sink.read_text().splitlines() if sink.exists() else []:
         _, order_id, revision, _ = line.split("/")
@@ -296,8 +305,8 @@ def _revisions(sink: Path) -> dict[str, list[int]]:
     return revisions
 
 
-def _slowest(service: Service, books: Books, redis: Redis, answers: list[Answer]) -> tuple[float, str]:
-    """Return the longest time in seconds from an event's first POST to a fetch that saw it, and its order."""
+def _slowest(service: Service, stored: StoredOrders, redis: Redis, answers: list[Answer]) -> tuple[float, str]:
+    """Return the longest time in seconds from an event's first POST to its fetch, and the order."""
     sent: dict[Event, float] = {}
     for answer in answers:
         for shot in answer.post.shots:
@@ -306,20 +315,20 @@ def _slowest(service: Service, books: Books, redis: Redis, answers: list[Answer]
     names = {one.id: (one.order_id, one.status, one.sent) for one in EventLog(redis).oldest_first(EventQuery())}
     slowest = 0.0, ""
     for order_id in {event.payload.order_id for event in sent}:
-        trail = books.archive.history(OrderKey(service.company_id, order_id))
-        saw = {entry.token: entry.generation for entry in trail if isinstance(entry, FetchStarted)}
-        stored = [entry for entry in trail if isinstance(entry, FetchStored)]
-        heard = [entry for entry in trail if isinstance(entry, EventReceived)]
-        for number, event in enumerate(heard, start=1):
+        history = stored.archive.history(OrderKey(service.company_id, order_id))
+        saw = {entry.token: entry.generation for entry in history if isinstance(entry, FetchStarted)}
+        fetches = [entry for entry in history if isinstance(entry, FetchStored)]
+        received = [entry for entry in history if isinstance(entry, EventReceived)]
+        for number, event in enumerate(received, start=1):
             at = first.get(names.get(event.event_id, ("", "", "")))
-            fetched = next((one.at.timestamp() for one in stored if saw.get(one.token, 0) >= number), None)
+            fetched = next((one.at.timestamp() for one in fetches if saw.get(one.token, 0) >= number), None)
             if at is not None and fetched is not None:
                 slowest = max(slowest, (fetched - at, order_id))
     return slowest
 
 
-def _story(redis: Redis, order: OrderKey) -> Iterator[str]:
-    """Return what the ledger knows of an order, line by line."""
+def _history(redis: Redis, order: OrderKey) -> Iterator[str]:
+    """Return the record and the history of an order, line by line."""
     answer: Any = redis.hgetall(keys.record(order))
     fields = {name.decode(): value.decode() for name, value in answer.items()}
     yield " ".join(f"{name}={value}" for name, value in sorted(fields.items())) or "no record"

@@ -1,4 +1,4 @@
-"""The table of a run, and what the ledger knows of each order with a fault."""
+"""The figures of a run as a table, its targets, and the problems of its orders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tests.chaos.run import Result
 
-_STORIES_SHOWN = 20
+_HISTORIES_SHOWN = 20
 
 
 def table(result: Result) -> Table:
@@ -21,31 +21,31 @@ def table(result: Result) -> Table:
         "orders complete": f"{found.complete} of {found.orders}",
         "sink deliveries": f"{found.deliveries}, to {found.delivered} of {found.orders} orders",
         "good getOrder answers": f"{found.good_answers}",
-        "good answers a settlement": f"{result.per_settlement:.3f} ({found.surplus} more than settlements)",
+        "good answers per settlement": f"{result.per_settlement:.3f} ({found.surplus} more than settlements)",
         "injected failures": _counts(found.injected),
         "429 for a limit": str(found.throttled),
-        "kills, freezes": _counts(result.dealt),
-        "ended without a kill": _counts(result.surprises) or "none",
+        "kills, freezes": _counts(result.done),
+        "ended without a kill": _counts(result.unexpected_exits) or "none",
         "POSTs by answer": _counts(result.answers),
         "longest from event to fetched": f"{found.slowest:.1f} s (order {found.slowest_order})",
-        "all home after the last kill": "never" if result.home_after is None else f"{result.home_after:.1f} s",
+        "all fetched after the last kill": "never" if result.fetched_after is None else f"{result.fetched_after:.1f} s",
     }.items():
         shown.add_row(name, value)
     return shown
 
 
-def verdicts(result: Result) -> Iterator[str]:
+def targets(result: Result) -> Iterator[str]:
     """Return a line for each target."""
     for text, met in result.targets:
         yield f"{'met   ' if met else 'MISSED'} {text}"
 
 
-def troubles(result: Result) -> Iterator[str]:
-    """Return what is wrong with every order, and for the first ones what the ledger knows."""
+def faults(result: Result) -> Iterator[str]:
+    """Return the problems of every order, with the history of the first ones."""
     for number, (subject, wrong) in enumerate(result.found.faults.items()):
         yield f"{subject}: {'; '.join(wrong)}"
-        if number < _STORIES_SHOWN:
-            yield from (f"    {line}" for line in result.stories.get(subject, []))
+        if number < _HISTORIES_SHOWN:
+            yield from (f"    {line}" for line in result.histories.get(subject, []))
 
 
 def _counts(counts: Mapping[str, int]) -> str:

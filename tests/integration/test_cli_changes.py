@@ -85,7 +85,7 @@ def test_a_cancelled_draft_vanishes_upstream_and_its_fetch_is_queued(desk: Desk,
 
     ended = desk.run("orders", "cancel", order.order_id, "--yes")
 
-    assert (ended.code, "upstream says Cancelled" in ended.out) == (0, True)
+    assert (ended.code, "upstream answered Cancelled" in ended.out) == (0, True)
     assert status(sandbox, order) == "404"
     assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["cancel"])
 
@@ -132,7 +132,7 @@ def test_an_answer_that_never_comes_is_told_as_uncertain_and_the_order_is_fetche
 
     ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
 
-    assert (ended.code, "may have been done all the same" in ended.err) == (3, True)
+    assert (ended.code, "may have been done upstream" in ended.err) == (3, True)
     assert (desk.waiting("live"), whys(desk, order)) == ([order.order_id], ["confirm-unsure"])
 
 

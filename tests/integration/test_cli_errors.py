@@ -113,7 +113,7 @@ def _answered(desk: Desk, answer: bytes) -> tuple[int, list[str]]:
             def asked() -> bool:
                 nonlocal shown
                 shown += os.read(terminal, 4096)
-                return b"once more" in shown and b"[y/N]" in shown
+                return b"Fetch 1 order again" in shown and b"[y/N]" in shown
 
             eventually(asked, 30, what="the question")
             os.write(terminal, answer)

@@ -15,10 +15,10 @@ from redis import Redis
 
 from app import bootstrap
 from app.dev.processes import Process
+from app.identity import identity
 from app.snapshot import Heartbeat
 from tests.eventually import eventually
 from tests.integration.desk import Desk, open_desk
-from workers.recovery import identity
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> N
     assert gap["reference"].startswith("CM-")
     assert made[0] in table.out
     assert (
-        f"{len(found)} gaps: {len(found)} never_heard; {len(found)} orders listed. Fetch them with --apply."
+        f"{len(found)} differences: {len(found)} never_heard; {len(found)} orders listed. Fetch them with --apply."
         in table.out
     )
     assert "museum: left out, NP_PARTNER_ID is not set." in table.err
@@ -158,7 +158,7 @@ def test_a_file_is_applied_to_one_company_and_only_by_order_id(desk: Desk) -> No
     unclear, ended = desk.run(*apply), desk.run(*apply, "--company", "museum")
 
     assert (unclear.code, ended.code) == (2, 1)
-    assert "Give --company with --apply; there is: museum, venue." in unclear.err
+    assert "Give --company with --apply. There are: museum, venue." in unclear.err
     assert "1 have no orderId" in ended.err
     assert desk.waiting("backfill") == [order(9).order_id]
     assert desk.redis.exists(f"ota:order:{OrderKey(MUSEUM, order(9).order_id).member}")

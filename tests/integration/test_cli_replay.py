@@ -65,7 +65,7 @@ def test_a_stored_copy_that_is_newer_is_left_alone_unless_by_force(desk: Desk) -
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert desk.waiting("backfill") == [order(2).order_id]
-    assert "1 order passed over: the stored copy is newer than the event; --force fetches them too." in ended.err
+    assert "1 order skipped: the stored copy is newer than the event; --force fetches them too." in ended.err
 
 
 def test_when_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
@@ -300,7 +300,7 @@ def test_the_stored_revision_is_owed_to_the_sinks_again_without_a_fetch(desk: De
 
     again = desk.ledger().acquire_delivery(order(1), "w")
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
-    assert "1 order passed over: nothing of them is stored." in ended.err
+    assert "1 order skipped: nothing is stored of them." in ended.err
     assert again is not None
     assert (again.sink, again.revision, again.raw) == (SINK, hand_on.revision, hand_on.raw)
     assert (desk.waiting("backfill"), desk.waiting("live")) == ([order(1).order_id], [])

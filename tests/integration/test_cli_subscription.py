@@ -85,10 +85,10 @@ def test_the_same_address_is_not_subscribed_twice_unless_that_is_meant(desk: Des
     [
         (f"http://hooks.example.com{PATH}", "must be https"),
         (f"https://name:canary@hooks.example.com{PATH}", "neither a user"),
-        ("ftp://hooks.example.com", "no http(s) address"),
-        ("https://hooks.example.com/a b", "no http(s) address"),
-        ("https://[::1", "no address"),
-        ("hooks.example.com", "no http(s) address"),
+        ("ftp://hooks.example.com", "not a web address"),
+        ("https://hooks.example.com/a b", "not a web address"),
+        ("https://[::1", "not an address"),
+        ("hooks.example.com", "not a web address"),
     ],
 )
 def test_an_address_at_which_events_could_be_read_or_never_come_is_refused(desk: Desk, url: str, said: str) -> None:
@@ -146,7 +146,7 @@ def test_delete_finds_the_company_by_the_id_and_asks_first(desk: Desk, sandbox: 
 
     asked = run(desk, "delete", one)
     assert (asked.code, len(subscriptions(sandbox, "museum"))) == (2, 1)
-    assert "It is the last Active one: no event will come any more." in asked.err
+    assert "It is the last Active one: no more events will arrive." in asked.err
 
     deleted = run(desk, "delete", f"{{{one.upper()}}}", "--yes", "--json")
     assert (deleted.code, deleted.objects) == (0, [{"company": "museum", "id": one, "deleted": True}])
@@ -261,7 +261,7 @@ def test_repair_of_one_that_is_gone_needs_its_address(desk: Desk, sandbox: Sandb
     assert (lost.code, "give --url" in lost.out, addresses(sandbox)) == (1, True, [])
 
     mended = run(desk, "watch", "--once", "-c", "venue", "--repair", "--url", URL)
-    assert (mended.code, "It is made again" in mended.out, "cannot" in mended.out) == (0, True, False)
+    assert (mended.code, "It is created again" in mended.out, "cannot" in mended.out) == (0, True, False)
     assert ["missing" in line for line in mended.out.splitlines()] == [True, False]
     assert "repaired" in mended.out
     assert addresses(sandbox) == [(URL, "Active")]

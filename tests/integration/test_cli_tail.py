@@ -76,7 +76,7 @@ def test_an_event_is_told_at_once_and_then_what_became_of_its_order(desk: Desk) 
 
     assert (event["order_id"], event["company"], event["outcome"]) == (order(1).order_id, "venue", "queued")
     told = (became["what"], became["state"], became["status"], became["tickets"], became["revision"])
-    assert told == ("became", "fetched", "Issued", 2, 1)
+    assert told == ("outcome", "fetched", "Issued", 2, 1)
     assert 0 <= became["took_ms"] < PATIENCE * 1000
 
 

@@ -492,9 +492,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "stdin", "code", "text"),
         [
-            ((), "", 2, "Say which"),
-            (("x", "--email", "-"), "", 2, "Say which"),
-            (("--email", "-"), "", 2, "no e-mail address"),
+            ((), "", 2, "Choose either"),
+            (("x", "--email", "-"), "", 2, "Choose either"),
+            (("--email", "-"), "", 2, "not an e-mail address"),
             (("--email", "-", "--yes"), ADDRESS, 1, "No order of this guest"),
             (("nothing", "--yes"), "", 1, "No order"),
         ],

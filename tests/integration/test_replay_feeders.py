@@ -108,7 +108,7 @@ def test_ctrl_c_stops_it_and_says_how_to_go_on(desk: Desk, start: Start) -> None
     os.kill(first.pid, signal.SIGINT)
 
     assert first.wait(5) == 130
-    assert f"Go on with: ota-receiver replays resume {plan.id}" in first.output
+    assert f"Resume: ota-receiver replays resume {plan.id}" in first.output
     assert "Traceback" not in first.output
 
 

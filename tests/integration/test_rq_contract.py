@@ -153,7 +153,7 @@ def test_a_job_that_is_not_ours_ends_without_running_anything(stage: Scenario, d
     worker = FetchWorker(
         [queue(LIVE, stage.redis)], connection=stage.redis, serializer=JSONSerializer, job_class=FetchJob
     )
-    worker.watch = Stopwatch()
+    worker.stopwatch = Stopwatch()
     worker.log_result_lifespan = False
 
     worker.work(burst=True, logging_level="CRITICAL")

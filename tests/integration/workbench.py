@@ -22,6 +22,7 @@ from app.ledger import keys, policy
 from app.ledger.history import Entry, parse_entry
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.redis import for_worker
 from app.ledger.rq_jobs import LIVE, queue_key
 from app.settings import Company
 from app.upstream.client import ChannelManager
@@ -41,7 +42,7 @@ class Workbench:
 
     def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
         self.now = START
-        self.redis = bootstrap.for_worker(url)
+        self.redis = for_worker(url)
         self.sandbox = sandbox
         self.company_id = sandbox.company_id()
         self.calls: list[int] = []

@@ -1,10 +1,10 @@
-"""The documentation names what there is: every setting, command, answer, metric, log event and alert."""
+"""The documentation is complete: every command, state, metric, log event and alert, and no dead link."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
@@ -13,12 +13,17 @@ import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without ty
 from app import log
 from app.alerts import RULES
 from app.cli.main import cli
+from app.dev import demo
+from app.ledger.record import State
 from app.metrics import GAUGES, HISTOGRAM, MARKS, METRICS
-from app.settings import Company, Settings
+from app.settings import Company
+from tests import demo_picture
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+DOCS = {
+    str(path.relative_to(ROOT / "docs")): path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")
+}
 OPERATIONS, LOGS = DOCS["operations.md"], DOCS["logs.md"]
 
 SCRAPED = {
@@ -45,7 +50,7 @@ def names(cell: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return where links into a page may lead: explicit anchors, and headings as they are shown on the web."""
+    """Return the targets of links into a page: explicit anchors and headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     slugs = {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
     return slugs | set(re.findall(r'<a id="([^"]+)">', text))
@@ -56,42 +61,46 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in found["groups"] for rule in group["rules"]]
 
 
-@pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
-def test_readme_explains_every_setting(name: str) -> None:
-    """A setting that is not in the table cannot be found."""
-    assert f"`{name}`" in README
-
-
 @pytest.mark.parametrize(
     "name", [name for name in Company.model_fields if name not in {"slug", "client_state_previous"}]
 )
 def test_the_example_of_companies_file_shows_every_field(name: str) -> None:
-    """The example can be copied and filled in."""
     assert name in (ROOT / "companies.example.toml").read_text(encoding="utf-8")
 
 
-def test_readme_lists_every_command() -> None:
-    """`ota-receiver --help` and the README agree."""
+def test_commands_lists_every_command_and_no_other() -> None:
     commands = typer.main.get_command(cli).commands  # type: ignore[attr-defined]  # a group has commands
-    names = [
+    exist = {
         f"{name} {part}" if part else name
         for name, command in commands.items()
         for part in (getattr(command, "commands", None) or [""])
-    ]
+    }
 
-    assert [name for name in names if f"`{name}`" not in README] == []
+    assert {name for cell, _ in rows(DOCS["commands.md"], "command") for name in names(cell)} == exist
 
 
-def test_readmes_two_commands_stand_alone_on_their_lines() -> None:
-    """They are copied as they stand."""
+def test_commands_explains_every_state_of_an_order() -> None:
+    assert [names(cell)[0] for cell, _ in rows(DOCS["commands.md"], "state")] == list(get_args(State))
+
+
+def test_readme_is_short_and_its_two_commands_stand_alone_on_their_lines() -> None:
+    """It is read in one sitting, and the two commands can be copied."""
     lines = README.splitlines()
 
+    assert len(lines) <= 150
     assert "python3 -m pip install uv && uv run ota-receiver demo" in lines
     assert "python3 -m pip install uv && uv run pytest" in lines
 
 
-def test_every_test_that_a_fault_names_exists() -> None:
-    """faults.md states what tests show."""
+def test_the_picture_shows_the_demo_of_this_version_and_no_path() -> None:
+    """`uv run python -m tests.demo_picture` makes it again."""
+    picture = demo_picture.PICTURE.read_text(encoding="utf-8").replace("&#160;", " ")
+
+    assert [sample.title for sample in demo.samples() if sample.title not in picture] == []
+    assert demo_picture.MACHINE_PATH.findall(picture) == []
+
+
+def test_every_test_that_faults_names_exists() -> None:
     text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
     named = {word for word in text.split("`") if word.endswith(".py")} - {"tests/acceptance/test_kills.py"}
 
@@ -99,30 +108,43 @@ def test_every_test_that_a_fault_names_exists() -> None:
     assert [name for name in sorted(named) if not (ROOT / "tests" / name).exists()] == []
 
 
-def test_every_mentioned_file_exists() -> None:
-    """A link that leads nowhere is worse than none."""
-    targets = [part.partition(")")[0].partition("#")[0] for part in README.split("](")[1:]]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_file_that_a_page_of_the_root_links_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [part.partition(")")[0].partition("#")[0] for part in text.split("](")[1:]]
 
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
 
 
 @pytest.mark.parametrize("page", sorted(DOCS))
-def test_every_link_of_the_docs_leads_somewhere(page: str) -> None:
-    """Files and sections."""
+def test_every_link_of_the_docs_leads_to_a_file_and_section(page: str) -> None:
+    here = ROOT / "docs" / page
     dead = []
     for target in re.findall(r"\]\(([^)\s]+)\)", DOCS[page]):
         name, _, anchor = target.partition("#")
-        path = ROOT / "docs" / name
+        path = (here.parent / name).resolve() if name else here
         if "://" in target:
             continue
-        if (name and not path.exists()) or (anchor and anchor not in anchors(DOCS[path.name] if name else DOCS[page])):
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
             dead.append(target)
 
     assert dead == []
 
 
+def test_architecture_follows_one_event_through_few_files() -> None:
+    """Every file of the numbered path exists, and the page states how many there are."""
+    path = DOCS["architecture.md"].partition("## The path of one event")[2].partition("Beside the path")[0]
+    files = [name for line in path.splitlines() if re.match(r"\d+\. ", line) for name in names(line) if "/" in name]
+    python, lua = ([name for name in files if name.endswith(suffix)] for suffix in (".py", ".lua"))
+
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert len(set(files)) == len(files) == len(python) + len(lua)
+    assert f"{len(python)} Python files and {len(lua)} Lua scripts" in path
+    assert len(python) <= 17
+    assert len(lua) <= 9
+
+
 def test_operations_explains_every_metric_and_no_other_with_its_labels() -> None:
-    """A graph that nobody understands, and one that shows nothing, cost a night each."""
     explained: dict[str, set[str]] = {}
     for shown, labels, _ in rows(OPERATIONS, "metric"):
         for name in names(shown):
@@ -138,29 +160,29 @@ def test_logs_explains_every_event_with_all_its_fields_and_no_other() -> None:
     assert explained == {event: set(fields) for event, fields in log.EVENTS.items()}
 
 
-def test_logs_says_how_loud_every_event_is() -> None:
-    """As it is in the source: ops filter by it."""
+def test_logs_names_the_level_of_every_event() -> None:
+    """As in the source."""
     source = "\n".join(path.read_text() for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py"))
     levels: dict[str, set[str]] = {}
     for level, event in re.findall(r'_log\.(info|warning|error)\(\s*"([^"]+)"', source):
         levels.setdefault(event, set()).add(level)
 
-    told = {
+    stated = {
         names(event)[0]: set(re.findall(r"info|warning|error", level)) for event, level, _, _ in rows(LOGS, "event")
     }
 
-    assert told == levels
+    assert stated == levels
 
 
 def test_every_alert_of_the_log_is_in_the_table_and_has_a_section() -> None:
-    """`runbook` of alert.raised leads there."""
+    """`runbook` of alert.firing names the section."""
     assert {name for cell, *_ in rows(OPERATIONS, "alert in the log") for name in names(cell)} == RULES.keys()
     assert {name.replace("_", "-") for name in RULES} <= anchors(OPERATIONS)
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
 def test_every_alert_reads_metrics_that_exist_and_leads_to_its_runbook(rule: dict[str, Any]) -> None:
-    """An expression over a name that nobody exports is never true: it looks like peace."""
+    """An expression over an unknown metric never fires."""
     assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
@@ -176,8 +198,8 @@ def test_every_alert_reads_metrics_that_exist_and_leads_to_its_runbook(rule: dic
         assert alert[1] in RULES
 
 
-def test_every_alert_of_the_log_has_an_alert() -> None:
-    """By the alert itself, or by the metric behind it."""
+def test_every_alert_of_the_log_has_a_prometheus_rule() -> None:
+    """It reads ota_alert, or the metric behind the alert."""
     by_metric = {"fetch_late": "ota_oldest_pending_fetch_seconds", "breaker_open": "ota_breaker_open"}
     expressions = "\n".join(rule["expr"] for rule in rules())
 
@@ -188,8 +210,7 @@ def test_every_alert_of_the_log_has_an_alert() -> None:
     ] == []
 
 
-def test_every_section_on_an_alert_is_reached_by_one() -> None:
-    """A runbook that nothing leads to is not kept right."""
+def test_every_runbook_section_belongs_to_a_prometheus_rule() -> None:
     reached = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules()}
 
     assert set(re.findall(r'<a id="([^"]+)">', OPERATIONS)) == reached

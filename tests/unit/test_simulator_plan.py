@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.dev.simulator.audit import Asked, Evidence, Expected, Kept, audit, name
+from app.dev.simulator.audit import Calls, Evidence, Expected, Stored, audit, name
 from app.dev.simulator.plan import Options, Plan, Settled, make
 from app.dev.simulator.sender import Answer, Origin, Post, Shot
 
@@ -95,9 +95,9 @@ def test_the_audit_names_each_order_that_is_lost_or_recorded_twice() -> None:
     post = Post(tuple(Shot("genuine", events[one]) for one in (lost, twice)), "values")
     evidence = Evidence(
         [Answer(post, "200", 0.0, 0.0, {})],
-        {twice: Asked(2, 2)},
+        {twice: Calls(2, 2)},
         exact=True,
-        kept=dict.fromkeys(events, Kept(None, None)),
+        stored=dict.fromkeys(events, Stored(None, None)),
         recorded={name(events[twice]): 2},
     )
 

@@ -1,4 +1,4 @@
-"""Where a fetched order goes after the ledger; SINKS lists the sinks, one file a kind."""
+"""The receivers of fetched orders, as listed in SINKS; one file for each kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Context", "Sink", "build"]
 def build(specifications: Iterable[str]) -> dict[str, Sink]:
     """Return name -> sink for specifications such as `python:mypackage.orders:on_order`.
 
-    Raises SettingsError, with every problem on its own line, for an unknown kind or a function that cannot be had.
+    Raises SettingsError, with every problem on its own line, for an unknown kind or a function that cannot be used.
     """
     sinks: dict[str, Sink] = {}
     problems: list[str] = []
@@ -25,7 +25,7 @@ def build(specifications: Iterable[str]) -> dict[str, Sink]:
                 raise SettingsError("is not of the form python:package.module:function")
             sinks[specification] = PythonSink(target)
         except SettingsError as error:
-            # By its place in the list: a value may hold a secret.
+            # Named by its place in the list: the value may hold a secret.
             problems.append(f"SINKS: number {number} {error}")
     if problems:
         raise SettingsError("\n".join(problems))

@@ -1,4 +1,4 @@
-"""What a sink is: something that takes one revision of an order, perhaps more than once."""
+"""A sink takes one revision of an order at a time, at least once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from app.upstream.models import Order
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What a sink is told beside the order.
+    """What a sink gets with the order.
 
-    `idempotency_key` is company/order/revision/digest, the same for every repeat of this revision and of nothing else;
-    `attempt` counts from 1.
+    `idempotency_key` is company/order/revision/digest: the same for every repeat of this revision, and for no other
+    content. `attempt` counts from 1.
     """
 
     idempotency_key: str
@@ -25,6 +25,6 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """Takes a revision or raises; what it raises is recorded by type only, and tried again later."""
+    """Takes a revision or raises; the type of the exception is recorded, and the delivery is retried later."""
 
     def deliver(self, order: Order, context: Context) -> None: ...

@@ -13,14 +13,14 @@ class PythonSink:
     """Calls a function by its dotted path; the path is resolved once, when the worker starts."""
 
     def __init__(self, target: str) -> None:
-        """Import the function; raises SettingsError if it cannot be had."""
+        """Import the function; raises SettingsError if it cannot be used."""
         module_name, _, function_name = target.partition(":")
         if not module_name or not function_name:
             raise SettingsError("is not of the form python:package.module:function")
         try:
             self._function = getattr(import_module(module_name), function_name)
         except Exception as error:
-            # The module is the user's: importing it may raise anything.
+            # Importing the user's module may raise anything.
             raise SettingsError(f"cannot be imported ({type(error).__name__})") from error
         if not callable(self._function):
             raise SettingsError("is not callable")

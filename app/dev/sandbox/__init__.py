@@ -1,58 +1,50 @@
-"""A Channel Manager to develop and test against: NaviPartner's side of the webhook, simulated in one process.
+"""A simulated Channel Manager in one process: NaviPartner's side of the webhook, for development and tests.
 
     python -m app.dev.sandbox --port 0 --seed 1 --settle-after 0.5
 
-prints one line `{"url": "http://127.0.0.1:PORT", "pid": ..., "seed": ...}` once it listens. From Python:
-`app.dev.sandbox.process.start()`. Everything lies in memory. Whatever a run makes up (ids, reference numbers,
-which calls a fault strikes) follows from the seed and from what is asked, not from the order in which concurrent
-calls arrive; times are the clock's.
+prints one line `{"url": "http://127.0.0.1:PORT", "pid": ..., "seed": ...}` when it listens. In Python use
+`app.dev.sandbox.process.start()`. All data is in memory. Made-up ids and numbers, and the calls that a fault strikes,
+depend on the seed and on the request, not on the order of concurrent calls; times are the clock's.
 
-What it does is read from NaviPartner's public documentation and AL source, not from our client: the two are
-independent readings of the same facts.
+The behaviour is read from NaviPartner's public documentation and AL source and shares no code with our client: the
+two are independent readings of the same facts.
+
+Read it in this order: `channel_manager` (a call, from the path to the answer), `order_book` and `orders` (what
+becomes of an order), `webhooks` (subscriptions and deliveries), `faults` and `limits` (what goes wrong), `admin` (how a
+test controls all this). `world` puts the parts together.
 
 The Channel Manager: `/{tenant}/{environment}/{company}/channelManager...` and `.../webhook...`
 -----------------------------------------------------------------------------------------------
-Any address and any key (`x-np-api-key`, or `Authorization: Bearer`) will do until a company is declared. The id of
-a company that was not declared follows from its address: ask `GET /_sandbox/companies?tenant=&environment=&company=`.
+Every address and every key (`x-np-api-key`) is accepted until a company is declared. The id of a company that is not
+declared depends on its address: `GET /_sandbox/companies?tenant=&environment=&company=` returns it.
 
-The item number of a line says what becomes of it:
+An order with a payment reference ends as Issued, one without as Draft. The item number of a line decides the rest:
 
     PKG...      a package: `componentSchedule`, a ticket for each component and one coupon in each wallet
     GRP...      a group ticket: one wallet for all
     CPN...      a coupon instead of a ticket
     FAIL...     issuing fails: the order ends as Error
-    STUCK...    issuing never ends: the order stays in Processing
-    NOMANIFEST..issued, but without manifests
-    UNKNOWN...  400, there is no such item
-
-An order with a payment reference ends as Issued, one without as Draft. A visit date in the past is refused.
 
 The admin API: `/_sandbox/...`, JSON, no key; unknown fields are refused
 -------------------------------------------------------------------------
-GET, PATCH  settings      how fast, how many, in which shape: see `settings.Settings`; PATCH takes a part of it
-GET, POST   companies     POST {id, name, tenant, environment, api_keys, forbidden_keys, partner_ids, manifest};
-                          from the first one on, unknown addresses and keys are refused
+GET, PATCH  settings      see `settings.Settings`; PATCH takes a part of it
+GET         companies     the company at an address: ?tenant=&environment=&company=
+POST        companies     {id, name, tenant, environment, api_keys, forbidden_keys}; from the first one on, unknown
+                          addresses and keys are refused
 GET         faults        the rules, with how often each has struck
-POST, PUT   faults        add one rule or a list (PUT: instead of all there are); see `fault.Fault`
+POST, PUT   faults        add one rule or a list (PUT: replace all rules); see `faults.Fault`
 DELETE      faults, faults/{number}
-GET, DELETE stats         totals: calls per operation and status, 429s, most calls at once, deliveries, backlog
-GET         orders        one row an order: status, getOrder calls, those answered well (200 and sound), times of
-                          the settlements, events fired, events acknowledged with 2xx; ?company_id=
-POST        orders        orders without createOrder: {tenant, environment, company | company_id, partner_id, count,
-                          mix: {"Issued": 8, "Draft": 1, "Error": 1}, events: times each is announced, ...}
-POST        settle        {order_id, company_id, status, events}: put an order into a status, as the back office can
-POST        fire          {order_id, company_id, times, timestamp, status}: announce it again; `"timestamp": "last"`
-                          repeats the last one, which makes an exact duplicate
-GET         deliveries    the latest POSTs to webhooks with their answers; ?since=NUMBER
-POST        pause, resume no webhook is sent in between; nothing is forgotten
-PATCH       subscriptions/{id}   {state}: switch it off ("Disabled") or on ("Active")
+GET, DELETE stats         totals: calls per operation and status, 429s, most calls at once, deliveries, pending events
+GET         orders        one row per order: status, getOrder calls, those answered with a sound 200, settlements,
+                          events fired, events acknowledged with 2xx; ?company_id=
+POST        orders        make orders without createOrder; see `admin.Bulk`
+POST        settle        {order_id, company_id, status}: set a status, as the back office can; no event
+POST        fire          {order_id, company_id, times, timestamp}: send the event of an order; `"timestamp": "last"`
+                          repeats the last one exactly
+PATCH       subscriptions/{id}   {state}: "Disabled" or "Active"
 
 Fault rules
 -----------
-`{"kind": "status", "operation": "getOrder", "status": 429, "retry_after": 2, "calls": 3}`; kinds for calls: `status`,
-`latency`, `hang`, `truncated`, `cut`, `rubbish`, `wrong_order`; for events: `duplicate`, `late`, `reorder`,
-`bad_secret`, `lost`. A rule narrows with `operation`, `company_id`, `order_id`, `rate` (share of the calls), `calls`
-(the next n it would strike), `first` (only the first k calls of each order) and `lasts` (seconds from now); ids are
-written in lower case.
-404-then-200 is `{"kind": "status", "operation": "getOrder", "status": 404, "first": 2}`.
+`{"kind": "status", "operation": "getOrder", "status": 429, "retry_after": 2, "calls": 3}`. 404-then-200 is
+`{"kind": "status", "operation": "getOrder", "status": 404, "first": 2}`.
 """

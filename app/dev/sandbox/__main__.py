@@ -20,16 +20,16 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from app.dev.sandbox.admin import Admin
-from app.dev.sandbox.gateway import Gateway
+from app.dev.sandbox.channel_manager import ChannelManager
 from app.dev.sandbox.settings import Settings, Shape
 from app.dev.sandbox.world import World
 
 _BACKLOG = 1024
-_PARENT_LOOK = 0.5
+_PARENT_CHECK = 0.5
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us: uvicorn would raise them again at the end, and the exit code would not be 0."""
+    """uvicorn without its signal handlers, which raise the signal again at the end: the exit code would not be 0."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,25 +41,25 @@ def application(world: World) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with world.run():
+        async with world.webhooks.sending():
             yield
 
-    routes = [Mount("/_sandbox", routes=Admin(world).routes()), Mount("/", app=Gateway(world))]
+    routes = [Mount("/_sandbox", routes=Admin(world).routes()), Mount("/", app=ChannelManager(world))]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
 def main() -> int:
-    """Run until told to stop; return the exit code."""
-    # Taken first: a parent that dies later is noticed by the change.
+    """Run until a signal or the parent's death; return the exit code."""
+    # Read first, so that the death of the parent shows as a change.
     parent = os.getppid()
     parser = _parser()
     options = parser.parse_args()
     try:
-        settings = Settings().changed({name: getattr(options, name) for name in Settings.__struct_fields__})
+        settings = msgspec.convert({name: getattr(options, name) for name in Settings.__struct_fields__}, Settings)
     except msgspec.ValidationError as error:
         parser.error(str(error))
     logging.basicConfig(level=logging.WARNING)
-    # A line that a fault breaks off is meant; uvicorn takes it for a mistake.
+    # A `cut` fault breaks off an answer on purpose; uvicorn reports it as an error.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
     listener = socket.create_server(("127.0.0.1", options.port), backlog=_BACKLOG)
     config = uvicorn.Config(
@@ -80,20 +80,20 @@ async def _serve(server: _Server, listener: socket.socket, seed: int, parent: in
 
     def stop() -> None:
         server.should_exit = True
-        # Calls that still hang are cut off now; that is what they are for, and no error to be told of.
+        # Calls that hang on purpose are cut off now; uvicorn would report each as an error.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
-    def look_for_parent() -> None:
+    def check_parent() -> None:
         if os.getppid() == parent:
-            loop.call_later(_PARENT_LOOK, look_for_parent)
+            loop.call_later(_PARENT_CHECK, check_parent)
         else:
             stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    look_for_parent()
+    check_parent()
     host, port = listener.getsockname()
-    # The socket listens already: who connects on reading this is served, if a moment later.
+    # The socket listens already, so a reader of this line can connect at once.
     sys.stdout.write(json.dumps({"url": f"http://{host}:{port}", "pid": os.getpid(), "seed": seed}) + "\n")
     sys.stdout.flush()
     await server.serve(sockets=[listener])
@@ -101,15 +101,13 @@ async def _serve(server: _Server, listener: socket.socket, seed: int, parent: in
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.dev.sandbox", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 (default): any that is free")
-    parser.add_argument("--seed", type=int, default=0, help="what ids, numbers and faults follow from")
+    parser.add_argument("--port", type=int, default=0, help="0 (default): any free port")
+    parser.add_argument("--seed", type=int, default=0, help="ids, numbers and faults depend on it")
     names = {"latency_ms": "--latency"}
     for field in msgspec.structs.fields(Settings):
         flag = names.get(field.name, f"--{field.name.replace('_', '-')}")
         extra: dict[str, Any] = {"dest": field.name, "default": field.default}
-        if field.type is bool:
-            parser.add_argument(flag, action="store_true", **extra)
-        elif field.name == "shape":
+        if field.name == "shape":
             parser.add_argument(flag, choices=get_args(Shape), **extra)
         else:
             parser.add_argument(flag, type=type(field.default), **extra)

@@ -1,9 +1,4 @@
-"""The admin API under `/_sandbox`: what the package's docstring lists, one function each.
-
-Many orders at once, put straight into their status: what a load test or a chaos test starts from.
-
-The counts of a run as the admin API shows them.
-"""
+"""The admin API under `/_sandbox`, as the package's docstring lists it: one handler per route."""
 
 from __future__ import annotations
 
@@ -11,33 +6,36 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.dev.sandbox.company import Address, Company
+from app.dev.sandbox.companies import Address, Company
 from app.dev.sandbox.faults import Fault
 from app.dev.sandbox.http import Refusal
 from app.dev.sandbox.orders import Status
-from app.dev.sandbox.settings import guid, timestamp
-from app.dev.sandbox.submission import header, order_body, shells
+from app.dev.sandbox.settings import Count
+from app.dev.sandbox.submission import Submission, order_body
+from app.dev.sandbox.values import guid
 from app.dev.sandbox.world import World
 
-# Orders made between two looks at the sockets.
+# Orders made before other calls are served.
 _STRIDE = 100
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_T = TypeVar("_T")
 _Share = Annotated[float, msgspec.Meta(ge=0)]
+_Handler = Callable[[Request], Awaitable[Any]]
+_ENCODER = msgspec.json.Encoder()
 
 
 class Bulk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is wanted.
+    """Orders to make without createOrder, put straight into their status.
 
-    The company is named by `company_id` or by its address. `mix` gives shares: of 10 orders, {"Issued": 8,
-    "Draft": 1, "Error": 1} makes exactly so many, shuffled by the seed. `order_ids` (instead of `count`) sets the
-    ids. `events` is how often each is announced, at once; with `same_timestamp` these are exact duplicates.
+    `company_id` or the address names the company. `mix` gives shares: {"Issued": 8, "Draft": 1, "Error": 1} with
+    `count` 10 makes exactly these, shuffled by the seed. `order_ids` (instead of `count`) sets the ids. Each order is
+    announced `events` times, at once.
     """
 
     company_id: str | None = None
@@ -45,135 +43,39 @@ class Bulk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     environment: str = "Sandbox"
     company: str = "Sandbox"
     partner_id: str | None = None
-    count: _Count = 1
+    count: Count = 1
     order_ids: tuple[str, ...] = ()
     mix: dict[Status, _Share] = msgspec.field(default_factory=lambda: {"Issued": 1.0})
     items: tuple[str, ...] = ("31001",)
-    quantity: Annotated[int, msgspec.Meta(ge=1)] = 1
     reference: str = "BULK"
-    events: _Count = 0
-    same_timestamp: bool = False
-
-
-async def make(world: World, company: Company, wish: Bulk) -> list[dict[str, str]]:
-    """Make the orders and return their ids and statuses; raises Refusal (400) for lines that cannot be."""
-    partner_id = wish.partner_id or next(iter(sorted(company.partner_ids)), guid("partner", company.id))
-    count = len(wish.order_ids) or wish.count
-    book = world.book(company)
-    made = []
-    for number, status in enumerate(_statuses(wish.mix, count, world.seed)):
-        reference = f"{wish.reference}-{len(book) + 1}-{number}"
-        body = order_body(
-            partner_id,
-            reference,
-            payment_reference="" if status == "Draft" else f"PAY-{number}",
-            items=wish.items,
-            quantity=wish.quantity,
-        )
-        top = header(body)
-        order_id = wish.order_ids[number].lower() if wish.order_ids else None
-        row = book.place(top, shells(body, top), order_id)
-        if status != "Submitted":
-            book.force(row, status)
-        made.append({"order_id": row.order.order_id, "status": status})
-        at = timestamp(world.settings.digits) if wish.same_timestamp else None
-        for _ in range(wish.events):
-            # A cancelled order was announced as what it was before: cancelling itself fires nothing.
-            world.announce(company, row.order, "Issued" if status == "Cancelled" else status, at)
-        if number % _STRIDE == _STRIDE - 1:
-            await asyncio.sleep(0)
-    return made
-
-
-def _statuses(mix: dict[Status, float], count: int, seed: int) -> list[Status]:
-    whole = sum(mix.values()) or 1
-    # 0.29 of 100 is 28.999... in binary, and 29 are meant.
-    statuses: list[Status] = [status for status, share in mix.items() for _ in range(int(count * share / whole + 1e-6))]
-    statuses += [next(iter(mix), "Issued")] * (count - len(statuses))
-    random.Random(seed).shuffle(statuses)  # noqa: S311 (a shuffle that the seed repeats, no secret)
-    return statuses
-
-
-def totals(world: World) -> dict[str, Any]:
-    """Return all that can be said without naming an order."""
-    tally, gates = world.tally, list(world.gates.values())
-    throttled = sum((gate.refused for gate in gates), Counter(tally.throttled))
-    statuses = Counter(row.order.status for company in world.companies for row in world.book(company))
-    return {
-        "operations": tally.operations,
-        "throttled": {name: throttled[name] for name in ("window", "queue", "fault")},
-        "active": sum(gate.active for gate in gates),
-        "waiting": sum(gate.waiting for gate in gates),
-        "most_active": max((gate.most_active for gate in gates), default=0),
-        "most_waiting": max((gate.most_waiting for gate in gates), default=0),
-        "orders": statuses,
-        "settlements": tally.settled,
-        "events": {
-            "fired": tally.fired,
-            "accepted": tally.accepted,
-            "pending": world.deliveries.pending,
-            "lost": tally.lost,
-        },
-        "deliveries": tally.codes,
-        "paused": world.deliveries.paused,
-    }
-
-
-def order_rows(world: World, company_id: str | None) -> list[dict[str, Any]]:
-    """Return a row for every order of a company (None: of all) that is or was there, or was asked for."""
-    statuses = {
-        (company.id, row.order.order_id): row.order.status for company in world.companies for row in world.book(company)
-    }
-    keys = dict.fromkeys([*statuses, *world.tally.orders])
-    return [_row(world, key, statuses.get(key)) for key in keys if company_id is None or key[0] == company_id]
-
-
-def _row(world: World, key: tuple[str, str], status: str | None) -> dict[str, Any]:
-    counts = world.tally.orders.get(key)
-    return {
-        "company_id": key[0],
-        "order_id": key[1],
-        "status": status,
-        "gets": counts.gets if counts else 0,
-        "answered": counts.answered if counts else 0,
-        "settlements": counts.settlements if counts else [],
-        "fired": counts.fired if counts else 0,
-        "accepted": counts.accepted if counts else 0,
-    }
-
-
-_T = TypeVar("_T")
-_Handler = Callable[[Request], Awaitable[Any]]
-_ENCODER = msgspec.json.Encoder()
+    events: Count = 0
 
 
 class Settle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Put an order into a status, and announce that `events` times."""
+    """An order and the status it gets."""
 
     order_id: str
     status: Status
     company_id: str | None = None
-    events: int = 0
 
 
 class Fire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Announce an order again; `timestamp` None is now, "last" that of the last announcement."""
+    """An order and how often its event is sent; without `timestamp` each event is a new one."""
 
     order_id: str
     company_id: str | None = None
-    times: int = 1
-    timestamp: str | None = None
-    status: str | None = None
+    times: Count = 1
+    timestamp: Literal["last"] | None = None
 
 
-class Switch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state a subscription is to have."""
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The state a subscription gets."""
 
     state: str
 
 
 class Admin:
-    """The handlers, over one world."""
+    """The handlers."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -181,137 +83,178 @@ class Admin:
     def routes(self) -> list[Route]:
         """Return the routes, relative to `/_sandbox`."""
         table: list[tuple[str, str, _Handler]] = [
-            ("GET", "/settings", self.settings),
-            ("PATCH", "/settings", self.change_settings),
-            ("GET", "/companies", self.companies),
-            ("POST", "/companies", self.declare),
-            ("GET", "/faults", self.faults),
-            ("POST", "/faults", self.add_faults),
-            ("PUT", "/faults", self.set_faults),
-            ("DELETE", "/faults", self.lift_faults),
-            ("DELETE", "/faults/{number:int}", self.lift_fault),
-            ("GET", "/stats", self.stats),
-            ("DELETE", "/stats", self.forget),
-            ("GET", "/orders", self.orders),
-            ("POST", "/orders", self.make_orders),
-            ("POST", "/settle", self.settle),
-            ("POST", "/fire", self.fire),
-            ("GET", "/deliveries", self.deliveries),
-            ("POST", "/pause", self.pause),
-            ("POST", "/resume", self.resume),
-            ("PATCH", "/subscriptions/{id}", self.switch),
+            ("GET", "/settings", self._settings),
+            ("PATCH", "/settings", self._change_settings),
+            ("GET", "/companies", self._company),
+            ("POST", "/companies", self._declare),
+            ("GET", "/faults", self._faults),
+            ("POST", "/faults", self._add_faults),
+            ("PUT", "/faults", self._replace_faults),
+            ("DELETE", "/faults", self._clear_faults),
+            ("DELETE", "/faults/{number:int}", self._remove_fault),
+            ("GET", "/stats", self._stats),
+            ("DELETE", "/stats", self._reset_stats),
+            ("GET", "/orders", self._orders),
+            ("POST", "/orders", self._make_orders),
+            ("POST", "/settle", self._settle),
+            ("POST", "/fire", self._fire),
+            ("PATCH", "/subscriptions/{id}", self._set_subscription_state),
         ]
-        return [Route(path, _answering(handler), methods=[method]) for method, path, handler in table]
+        return [Route(path, _endpoint(handler), methods=[method]) for method, path, handler in table]
 
-    async def settings(self, request: Request) -> Any:
-        """Return the present settings."""
+    async def _settings(self, request: Request) -> Any:
         return self._world.settings
 
-    async def change_settings(self, request: Request) -> Any:
-        """Change what the body names."""
-        self._world.settings = self._world.settings.changed(await _body(request, dict[str, Any]))
+    async def _change_settings(self, request: Request) -> Any:
+        self._world.settings.change(await _body(request, dict[str, Any]))
         return self._world.settings
 
-    async def companies(self, request: Request) -> Any:
-        """Return the companies known, or the one at the address in the query."""
-        names = ("tenant", "environment", "company")
-        if all(name in request.query_params for name in names):
-            return self._world.companies.at(Address(*(request.query_params[name] for name in names)))
-        return list(self._world.companies)
+    async def _company(self, request: Request) -> Any:
+        address = Address(*(request.query_params.get(name, "") for name in Address._fields))
+        return self._world.companies.at(address)
 
-    async def declare(self, request: Request) -> Any:
-        """Declare a company."""
+    async def _declare(self, request: Request) -> Any:
         return self._world.companies.declare(await _body(request, Company))
 
-    async def faults(self, request: Request) -> Any:
-        """Return the rules in force."""
+    async def _faults(self, request: Request) -> Any:
         return self._world.faults.described()
 
-    async def add_faults(self, request: Request) -> Any:
-        """Add a rule, or several; return their numbers."""
-        return [one.number for one in self._world.faults.add(await _fault_list(request))]
+    async def _add_faults(self, request: Request) -> Any:
+        return self._world.faults.add(await _fault_list(request))
 
-    async def set_faults(self, request: Request) -> Any:
-        """Put a rule, or several, into force instead of all others; return their numbers."""
-        return [one.number for one in self._world.faults.set(await _fault_list(request))]
+    async def _replace_faults(self, request: Request) -> Any:
+        faults = await _fault_list(request)
+        self._world.faults.clear()
+        return self._world.faults.add(faults)
 
-    async def lift_faults(self, request: Request) -> Any:
-        """Lift all rules."""
-        return self._world.faults.set([])
+    async def _clear_faults(self, request: Request) -> Any:
+        self._world.faults.clear()
+        return []
 
-    async def lift_fault(self, request: Request) -> Any:
-        """Lift one rule."""
-        self._world.faults.drop(request.path_params["number"])
+    async def _remove_fault(self, request: Request) -> Any:
+        self._world.faults.remove(request.path_params["number"])
         return self._world.faults.described()
 
-    async def stats(self, request: Request) -> Any:
-        """Return the totals."""
-        return totals(self._world)
+    async def _stats(self, request: Request) -> Any:
+        world, counts, limits = self._world, self._world.counts, list(self._world.limits.values())
+        throttled = sum((one.refused for one in limits), Counter(counts.throttled))
+        return {
+            "operations": counts.operations,
+            "throttled": {name: throttled[name] for name in ("window", "queue", "fault")},
+            "active": sum(one.active for one in limits),
+            "waiting": sum(one.waiting for one in limits),
+            "most_active": max((one.most_active for one in limits), default=0),
+            "most_waiting": max((one.most_waiting for one in limits), default=0),
+            "orders": Counter(row.order.status for company in world.companies for row in world.orders(company)),
+            "settlements": counts.settlements,
+            "events": {
+                "fired": counts.fired,
+                "accepted": counts.accepted,
+                "pending": world.webhooks.pending,
+                "lost": counts.lost,
+            },
+            "deliveries": counts.deliveries,
+        }
 
-    async def forget(self, request: Request) -> Any:
-        """Start counting anew."""
-        self._world.tally.clear()
-        for gate in self._world.gates.values():
-            gate.forget()
-        return totals(self._world)
+    async def _reset_stats(self, request: Request) -> Any:
+        self._world.counts.clear()
+        for limits in self._world.limits.values():
+            limits.reset_counts()
+        return await self._stats(request)
 
-    async def orders(self, request: Request) -> Any:
-        """Return a row for every order that is or was there, or was asked for."""
-        return order_rows(self._world, request.query_params.get("company_id"))
+    async def _orders(self, request: Request) -> Any:
+        """Return a row for every order of a company, or of all, that exists, existed or was asked for."""
+        world, wanted = self._world, request.query_params.get("company_id")
+        statuses = {
+            (company.id, row.order.order_id): row.order.status
+            for company in world.companies
+            for row in world.orders(company)
+        }
+        rows = []
+        for company_id, order_id in dict.fromkeys([*statuses, *world.counts.orders]):
+            if wanted in (None, company_id):
+                counts = world.counts.order(company_id, order_id)
+                rows.append(
+                    {
+                        "company_id": company_id,
+                        "order_id": order_id,
+                        "status": statuses.get((company_id, order_id)),
+                        "gets": counts.gets,
+                        "answered": counts.answered,
+                        "settlements": counts.settlements,
+                        "fired": counts.fired,
+                        "accepted": counts.accepted,
+                    }
+                )
+        return rows
 
-    async def make_orders(self, request: Request) -> Any:
-        """Make orders without createOrder."""
-        wish = await _body(request, Bulk)
-        return {"orders": await make(self._world, self._named(wish), wish)}
+    async def _make_orders(self, request: Request) -> Any:
+        bulk, world = await _body(request, Bulk), self._world
+        company = self._named(bulk)
+        partner_id = bulk.partner_id or guid("partner", company.id)
+        orders = world.orders(company)
+        made = []
+        for number, status in enumerate(_statuses(bulk, world.seed)):
+            body = order_body(
+                partner_id,
+                f"{bulk.reference}-{len(orders) + 1}-{number}",
+                payment_reference="" if status == "Draft" else f"PAY-{number}",
+                items=bulk.items,
+            )
+            order_id = bulk.order_ids[number].lower() if bulk.order_ids else None
+            row = orders.add(msgspec.convert(body, Submission), order_id)
+            if status != "Submitted":
+                orders.set_status(row, status)
+            made.append({"order_id": row.order.order_id, "status": status})
+            for _ in range(bulk.events):
+                # Cancelling fires no event: a cancelled order was announced as Issued.
+                world.announce(company, row.order, "Issued" if status == "Cancelled" else status)
+            if number % _STRIDE == _STRIDE - 1:
+                await asyncio.sleep(0)
+        return {"orders": made}
 
-    async def settle(self, request: Request) -> Any:
-        """Put an order into a status."""
-        wish = await _body(request, Settle)
-        company, row = self._world.find(wish.order_id.lower(), wish.company_id)
-        self._world.book(company).force(row, wish.status)
-        for _ in range(wish.events):
-            self._world.announce(company, row.order, wish.status, None)
+    async def _settle(self, request: Request) -> Any:
+        settle = await _body(request, Settle)
+        company, row = self._world.find(settle.order_id.lower(), settle.company_id)
+        self._world.orders(company).set_status(row, settle.status)
         return row.order
 
-    async def fire(self, request: Request) -> Any:
-        """Announce an order again."""
-        wish = await _body(request, Fire)
-        company, payload, last = self._world.last_announced(wish.order_id.lower(), wish.company_id)
-        if wish.status is not None:
-            payload = msgspec.structs.replace(payload, status=wish.status)
-        at = last if wish.timestamp == "last" else wish.timestamp
-        return {"told": sum(self._world.repeat(company, payload, at) for _ in range(wish.times))}
+    async def _fire(self, request: Request) -> Any:
+        fire, world = await _body(request, Fire), self._world
+        company, row = world.find(fire.order_id.lower(), fire.company_id)
+        event: tuple[str, str | None] | None = (row.order.status, None)
+        if fire.timestamp == "last":
+            event = world.counts.order(company.id, row.order.order_id).last_event
+        if event is None:
+            raise Refusal(404, "resource_not_found", "the order has no last event")
+        return {"fired": sum(world.announce(company, row.order, *event) for _ in range(fire.times))}
 
-    async def deliveries(self, request: Request) -> Any:
-        """Return the latest POSTs to webhooks."""
-        return list(self._world.tally.deliveries(int(request.query_params.get("since", "0"))))
+    async def _set_subscription_state(self, request: Request) -> Any:
+        body = await _body(request, State)
+        return self._world.webhooks.set_state(request.path_params["id"].lower(), body.state)
 
-    async def pause(self, request: Request) -> Any:
-        """Stop sending webhooks."""
-        self._world.deliveries.pause()
-        return totals(self._world)
-
-    async def resume(self, request: Request) -> Any:
-        """Send webhooks again."""
-        self._world.deliveries.resume()
-        return totals(self._world)
-
-    async def switch(self, request: Request) -> Any:
-        """Set the state of a subscription."""
-        wish = await _body(request, Switch)
-        return self._world.switch(request.path_params["id"].lower(), wish.state)
-
-    def _named(self, wish: Bulk) -> Company:
-        if wish.company_id is None:
-            return self._world.companies.at(Address(wish.tenant, wish.environment, wish.company))
+    def _named(self, bulk: Bulk) -> Company:
+        if bulk.company_id is None:
+            return self._world.companies.at(Address(bulk.tenant, bulk.environment, bulk.company))
         for company in self._world.companies:
-            if company.id == wish.company_id:
+            if company.id == bulk.company_id:
                 return company
         raise Refusal(404, "resource_not_found", "there is no such company")
 
 
-def _answering(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Return the handler as Starlette wants it: its value as JSON, what it does not like as 4xx with the reason."""
+def _statuses(bulk: Bulk, seed: int) -> list[Status]:
+    count, whole = len(bulk.order_ids) or bulk.count, sum(bulk.mix.values()) or 1
+    # 0.29 of 100 is 28.999... in binary, and 29 are meant.
+    statuses: list[Status] = [
+        status for status, share in bulk.mix.items() for _ in range(int(count * share / whole + 1e-6))
+    ]
+    statuses += [next(iter(bulk.mix), "Issued")] * (count - len(statuses))
+    random.Random(seed).shuffle(statuses)  # noqa: S311 (a shuffle that the seed repeats, no secret)
+    return statuses
+
+
+def _endpoint(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Return a Starlette endpoint: the handler's value as JSON, its Refusal or ValueError as 4xx."""
 
     async def endpoint(request: Request) -> Response:
         status = 200
@@ -331,5 +274,5 @@ async def _body(request: Request, kind: type[_T]) -> _T:
 
 
 async def _fault_list(request: Request) -> list[Fault]:
-    given = msgspec.json.decode(await request.body(), type=Fault | list[Fault])
+    given: Fault | list[Fault] = msgspec.json.decode(await request.body(), type=Fault | list[Fault])
     return given if isinstance(given, list) else [given]

@@ -1,8 +1,6 @@
-"""The order as getOrder and listOrdersByPartner write it: every field, its place, and when it is left out.
+"""An order as getOrder and listOrdersByPartner write it, and how it becomes issued, failed or cancelled.
 
-Written in the order of the fields; what is UNSET is left out.
-
-What becomes of an order: wallets filled with tickets and coupons, manifests, failure, cancellation.
+The structures have upstream's fields in upstream's order; an UNSET field is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from app.dev.sandbox.settings import digits, guid, moment
+from app.dev.sandbox.values import digits, guid, utc
 
 Status = Literal["Submitted", "Scheduled", "Processing", "Draft", "Issued", "Cancelled", "Error"]
 IN_FLIGHT: tuple[Status, ...] = ("Submitted", "Scheduled", "Processing")
@@ -33,7 +31,7 @@ class Asset(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Wallet(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One guest's wallet; a shell (no ids, no assets, price 0) until the order is issued."""
+    """One guest's wallet; empty (no ids, no assets, price 0) until the order is issued."""
 
     seq_no: int
     wallet_id: str
@@ -93,7 +91,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One row of listOrdersByPartner: no items, and an empty manifestUrl is there."""
+    """One row of listOrdersByPartner: no items, and an empty manifestUrl is not left out."""
 
     order_id: str
     partner_id: str
@@ -112,8 +110,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     row_version: str | UnsetType = UNSET
 
 
-def shell(seq_no: int, external_reference_number: str, name: str) -> Wallet:
-    """Return the wallet of an order that is not issued: the partner's own words, and nothing else."""
+def empty_wallet(seq_no: int, external_reference_number: str, name: str) -> Wallet:
+    """Return the wallet of an order that is not issued: only what the partner sent."""
     return Wallet(
         seq_no=seq_no,
         wallet_id="00000000-0000-0000-0000-000000000000",
@@ -134,11 +132,10 @@ _VAT = 1.25
 
 @dataclass(frozen=True)
 class Issuing:
-    """One issuing of one order; `source` (seed, order, how often it was issued) is what its numbers follow from."""
+    """One issuing of one order; its numbers depend on `source`: the seed, the order, how often it was issued."""
 
     source: tuple[object, ...]
     now: float
-    manifest: bool
 
     def outcome(self, order: Order) -> Order:
         """Return the settled order: Error if an item asks for it, else Issued if it is paid, else Draft."""
@@ -148,7 +145,7 @@ class Issuing:
         return self.issued(order) if order.payment_reference else self.draft(order)
 
     def to(self, order: Order, status: Status) -> Order:
-        """Return the order in any status, as the back office can put it there."""
+        """Return the order in any status, as the back office can set it."""
         if status == "Issued":
             paid = replace(order, payment_reference=order.payment_reference or "MANUALLY CONFIRMED")
             return self.confirmed(paid) if order.status == "Draft" else self.issued(paid)
@@ -174,9 +171,7 @@ class Issuing:
         return self.confirmed(self.draft(order))
 
     def confirmed(self, order: Order) -> Order:
-        """Return a Draft as Issued; manifests are made only now, and only if the partner has a template."""
-        if not self.manifest or any(item.item_number.startswith("NOMANIFEST") for item in order.items):
-            return replace(order, status="Issued")
+        """Return a Draft as Issued; the manifests are made only now."""
         items = tuple(
             replace(
                 item,
@@ -189,29 +184,27 @@ class Issuing:
         return replace(order, status="Issued", manifest_url=self._manifest(), items=items)
 
     def failed(self, order: Order, item: Item | None) -> Order:
-        """Return the order as Error: wallets are shells again, since the step that fills them rolls back."""
+        """Return the order as Error with empty wallets, since the step that fills them is rolled back."""
         text = f"Item {item.item_number} has no capacity left on {item.visit_date}." if item else "Failed."
         return replace(unissued(order, "Error"), status_message=text)
 
     def _filled(self, item: Item) -> Item:
         price = float(50 + zlib.crc32(item.item_number.encode()) % 200)
-        return replace(
-            item,
-            wallets=tuple(
-                replace(
-                    wallet,
-                    wallet_id=guid(*self.source, item.line_no, wallet.seq_no),
-                    wallet_reference_number="14" + digits(16, *self.source, item.line_no, wallet.seq_no),
-                    name=wallet.name or item.description,
-                    issued_at=moment(self.now),
-                    unit_price_excl_vat=price,
-                    unit_price_incl_vat=price * _VAT,
-                    currency_code="DKK",
-                    assets=self._assets(item, wallet),
-                )
-                for wallet in item.wallets
-            ),
+        wallets = tuple(
+            replace(
+                wallet,
+                wallet_id=guid(*self.source, item.line_no, wallet.seq_no),
+                wallet_reference_number="14" + digits(16, *self.source, item.line_no, wallet.seq_no),
+                name=wallet.name or item.description,
+                issued_at=utc(self.now),
+                unit_price_excl_vat=price,
+                unit_price_incl_vat=price * _VAT,
+                currency_code="DKK",
+                assets=self._assets(item, wallet),
+            )
+            for wallet in item.wallets
         )
+        return replace(item, wallets=wallets)
 
     def _assets(self, item: Item, wallet: Wallet) -> tuple[Asset, ...]:
         place = (item.line_no, wallet.seq_no)
@@ -242,20 +235,13 @@ def cancelled(order: Order) -> Order:
 
 
 def unissued(order: Order, status: Status) -> Order:
-    """Return the order with nothing issued: every wallet is a shell."""
-    return replace(
-        order,
-        status=status,
-        status_message="",
-        job_id="",
-        manifest_url=UNSET,
-        items=tuple(
-            replace(
-                item,
-                wallets=tuple(
-                    shell(wallet.seq_no, wallet.external_reference_number, wallet.name) for wallet in item.wallets
-                ),
-            )
-            for item in order.items
-        ),
-    )
+    """Return the order with nothing issued: every wallet is empty."""
+
+    def emptied(item: Item) -> Item:
+        wallets = (
+            empty_wallet(wallet.seq_no, wallet.external_reference_number, wallet.name) for wallet in item.wallets
+        )
+        return replace(item, wallets=tuple(wallets))
+
+    items = tuple(emptied(item) for item in order.items)
+    return replace(order, status=status, status_message="", job_id="", manifest_url=UNSET, items=items)

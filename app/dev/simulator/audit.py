@@ -1,4 +1,4 @@
-"""Compares what was sent with what the sandbox was asked for and what the receiver stored, order by order."""
+"""Compares, order by order, what was sent with the sandbox's getOrder calls and with what the receiver stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from app.dev.demo import gaps
-from app.dev.sandbox.events import Event
+from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.sender import Answer
 from app.ids import OrderKey
 from app.ledger.events import EventLog, EventQuery
@@ -21,17 +21,17 @@ from app.upstream.models import Order
 _STRIDE = 200
 
 Name = tuple[str, str, str]
-"""What makes an event the same event again: order id, status, timestamp."""
+"""The identity of an event: order id, status, timestamp."""
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """How many getOrder calls the sandbox had for an order, and how many it answered with the order."""
+class Calls(msgspec.Struct, frozen=True):
+    """The getOrder calls of an order at the sandbox, and those answered with the order."""
 
     gets: int = 0
     answered: int = 0
 
 
-class Kept(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True):
     """What the receiver stored of an order."""
 
     record: OrderRecord | None
@@ -40,7 +40,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Expected:
-    """One order: its genuine events in the order of its settlements, and how often they are repeated."""
+    """One order: its genuine events by settlement, and how often they are repeated."""
 
     order_id: str
     events: tuple[Event, ...]
@@ -53,23 +53,23 @@ class Expected:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run left behind, by order id; None: this receiver's part cannot be read.
+    """The results of a run, by order id; None: not known for this receiver.
 
-    `recorded` counts the events in the receiver's log, `revisions` are those a sink was called with, in that order, and
-    `tickets` the ticket numbers that upstream has. With `exact` nothing was killed: one getOrder per settlement, and
-    each repeat is recognised.
+    `recorded` counts the events in the receiver's log, `revisions` are those that a sink got, in that order, and
+    `tickets` are upstream's ticket numbers. With `exact` nothing was killed: one getOrder per settlement, and each
+    repeat is recognised.
     """
 
     answers: Sequence[Answer]
-    asked: Mapping[str, Asked]
+    calls: Mapping[str, Calls]
     exact: bool
-    kept: Mapping[str, Kept] | None = None
+    stored: Mapping[str, Stored] | None = None
     recorded: Mapping[Name, int] | None = None
     revisions: Mapping[str, list[int]] | None = None
     tickets: Mapping[str, list[str]] | None = None
 
 
-class Books:
+class StoredOrders:
     """What a receiver stored of one company."""
 
     def __init__(self, archive: Archive, log: EventLog, company_id: str) -> None:
@@ -77,12 +77,14 @@ class Books:
         self._log = log
         self._company_id = company_id
 
-    def kept(self, ids: Iterable[str]) -> dict[str, Kept]:
+    def orders(self, ids: Iterable[str]) -> dict[str, Stored]:
         """Return the record and the order of each id."""
         keys = [OrderKey(self._company_id, order_id) for order_id in ids]
         chunks = [keys[at : at + _STRIDE] for at in range(0, len(keys), _STRIDE)]
         records = [record for chunk in chunks for record in self.archive.records(chunk)]
-        return {key.order_id: Kept(record, self.archive.order(key)) for key, record in zip(keys, records, strict=True)}
+        return {
+            key.order_id: Stored(record, self.archive.order(key)) for key, record in zip(keys, records, strict=True)
+        }
 
     def recorded(self) -> Counter[Name]:
         """Return how often each event is in the log."""
@@ -94,9 +96,9 @@ def name(event: Event) -> Name:
     return event.payload.order_id, event.payload.status, event.timestamp
 
 
-def rows(listed: Sequence[Mapping[str, Any]]) -> dict[str, Asked]:
+def calls_by_order(listed: Sequence[Mapping[str, Any]]) -> dict[str, Calls]:
     """Return the counts of the sandbox's admin API by order id."""
-    return {row["order_id"]: Asked(row["gets"], row["answered"]) for row in listed}
+    return {row["order_id"]: Calls(row["gets"], row["answered"]) for row in listed}
 
 
 def acknowledged(answers: Iterable[Answer]) -> set[Event]:
@@ -131,9 +133,9 @@ def forgeries(ghosts: Iterable[str], evidence: Evidence) -> dict[str, list[str]]
     found = {}
     for order_id in sorted(ghosts | accepted):
         problems = ["forged, and answered as if it were true"] if order_id in accepted else []
-        if order_id in ghosts and evidence.asked.get(order_id, Asked()).gets:
+        if order_id in ghosts and evidence.calls.get(order_id, Calls()).gets:
             problems.append("forged, and fetched")
-        if order_id in ghosts and evidence.kept is not None and evidence.kept[order_id].record is not None:
+        if order_id in ghosts and evidence.stored is not None and evidence.stored[order_id].record is not None:
             problems.append("forged, and recorded")
         if problems:
             found[order_id] = problems
@@ -144,18 +146,17 @@ def _sending(order: Expected, accepted: set[Event], results: list[str], evidence
     if not any(event in accepted for event in order.events):
         yield f"never acknowledged: {', '.join(results)}"
         return
-    asked, settlements = evidence.asked.get(order.order_id, Asked()), len(order.events)
-    if not asked.answered:
-        yield f"acknowledged, but never fetched ({asked.gets} getOrders without an order)"
-    elif evidence.exact and asked.answered > settlements:
-        yield f"{asked.answered} getOrders for {'one settlement' if settlements == 1 else f'{settlements} settlements'}"
+    calls, settlements = evidence.calls.get(order.order_id, Calls()), len(order.events)
+    if not calls.answered:
+        yield f"acknowledged, but never fetched ({calls.gets} getOrders without an order)"
+    elif evidence.exact and calls.answered > settlements:
+        yield f"{calls.answered} getOrders for {'one settlement' if settlements == 1 else f'{settlements} settlements'}"
 
 
 def _storing(order: Expected, results: list[str], evidence: Evidence) -> Iterator[str]:
-    if evidence.kept is None:
+    if evidence.stored is None:
         return
-    kept = evidence.kept[order.order_id]
-    record, stored = kept.record, kept.order
+    record, stored = evidence.stored[order.order_id].record, evidence.stored[order.order_id].order
     if record is None:
         yield "it has no record"
         return
@@ -175,9 +176,9 @@ def _storing(order: Expected, results: list[str], evidence: Evidence) -> Iterato
         numbers = sorted(str(ticket.reference_number) for ticket in stored.tickets)
         if numbers != evidence.tickets[order.order_id]:
             yield "an older settlement is stored"
-    # A POST that was tried again may have been recorded the first time.
-    once = all(one.isdecimal() and one < "500" for one in results)
-    if evidence.exact and once and record.duplicates != order.repeats:
+    # A POST that was repeated may have been recorded the first time.
+    sent_once = all(one.isdecimal() and one < "500" for one in results)
+    if evidence.exact and sent_once and record.duplicates != order.repeats:
         yield f"{record.duplicates} duplicates recognised of {order.repeats}"
 
 
@@ -192,9 +193,9 @@ def _recording(order: Expected, evidence: Evidence) -> Iterator[str]:
 
 
 def _delivering(order: Expected, evidence: Evidence) -> Iterator[str]:
-    if evidence.revisions is None or evidence.kept is None:
+    if evidence.revisions is None or evidence.stored is None:
         return
-    record, revisions = evidence.kept[order.order_id].record, evidence.revisions.get(order.order_id, [])
+    record, revisions = evidence.stored[order.order_id].record, evidence.revisions.get(order.order_id, [])
     if record is not None and record.revision and record.revision not in revisions:
         yield f"the sink never got revision {record.revision}"
     if revisions != sorted(revisions):

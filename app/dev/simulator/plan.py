@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from app.dev.sandbox.settings import Shape, guid, timestamp
+from app.dev.sandbox.settings import Shape
+from app.dev.sandbox.values import event_timestamp, guid
 from app.dev.simulator.sender import Origin, Post, Shot
 
-_DIGITS: Final = 7
 _LONGEST_STATE: Final = 50
 
 
@@ -66,7 +66,7 @@ def make(options: Options, settled: Sequence[Settled], origin: Origin) -> Plan:
     """
     dice = random.Random(options.seed)  # noqa: S311  # a plan that the seed repeats, no secret
     genuine = {
-        order.order_id: Shot("genuine", origin.event(order.order_id, order.reference, order.status, timestamp(_DIGITS)))
+        order.order_id: Shot("genuine", origin.event(order.order_id, order.reference, order.status, event_timestamp()))
         for order in settled
     }
     late_ids = _drawn(dice, genuine, options.late)
@@ -103,7 +103,7 @@ def _forged(number: int, order_id: str, origin: Origin) -> Shot:
     """Return an event with a clientState that is nearly right, or none."""
     right = origin.client_state
     wrong = (f"not-{right}"[:_LONGEST_STATE], "", right.swapcase(), right[:-1], f"{right} "[-_LONGEST_STATE:])
-    event = origin.event(order_id, "CM-FORGED", "Issued", timestamp(_DIGITS), wrong[number % len(wrong)])
+    event = origin.event(order_id, "CM-FORGED", "Issued", event_timestamp(), wrong[number % len(wrong)])
     return Shot("forged", event)
 
 

@@ -19,8 +19,17 @@ from app import bootstrap
 from app.dev import stack as stacks
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
-from app.dev.sandbox.settings import company_id
-from app.dev.simulator.audit import Asked, Books, Evidence, Expected, acknowledged, audit, forgeries, rows
+from app.dev.sandbox.values import company_id
+from app.dev.simulator.audit import (
+    Calls,
+    Evidence,
+    Expected,
+    StoredOrders,
+    acknowledged,
+    audit,
+    calls_by_order,
+    forgeries,
+)
 from app.dev.simulator.plan import Options, Plan, Settled, make
 from app.dev.simulator.sender import Answer, Origin, Sender
 from app.errors import ReceiverError
@@ -62,11 +71,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> Report:
     """Return the report of a run that took `seconds`."""
     wrong = audit(expected(plan), evidence) | forgeries(plan.ghosts, evidence)
-    shots, answers, asked = plan.shots, evidence.answers, evidence.asked
+    shots, answers, calls = plan.shots, evidence.answers, evidence.calls
     ok = [one for one in answers if one.ok]
     recognised = [one.receipt["duplicates"] for one in ok if isinstance(one.receipt.get("duplicates"), int)]
     times = sorted(one.seconds for one in answers)
-    gets = sum(asked.get(order.order_id, Asked()).gets for order in plan.settled)
+    gets = sum(calls.get(order.order_id, Calls()).gets for order in plan.settled)
     return Report(
         seed=options.seed,
         orders=len(plan.settled),
@@ -77,10 +86,12 @@ def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> 
         duplicates_sent=sum(shot.kind == "duplicate" for shot in shots),
         duplicates_recognised=sum(recognised) if recognised else None,
         forged_sent=sum(shot.kind == "forged" for shot in shots),
-        forged_orders_fetched=sum(asked.get(ghost, Asked()).gets > 0 for ghost in plan.ghosts),
+        forged_orders_fetched=sum(calls.get(ghost, Calls()).gets > 0 for ghost in plan.ghosts),
         forged_posts_refused=sum(one.post.forged and not one.ok for one in answers),
-        orders_fetched=sum(asked.get(order.order_id, Asked()).answered > 0 for order in plan.settled),
-        orders_complete=(None if evidence.kept is None else sum(order.order_id not in wrong for order in plan.settled)),
+        orders_fetched=sum(calls.get(order.order_id, Calls()).answered > 0 for order in plan.settled),
+        orders_complete=(
+            None if evidence.stored is None else sum(order.order_id not in wrong for order in plan.settled)
+        ),
         get_orders=gets,
         get_orders_per_settlement=round(gets / len(plan.settled), 3),
         p50_ms=_percentile(times, 0.50),
@@ -91,7 +102,7 @@ def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> 
 
 
 def expected(plan: Plan) -> list[Expected]:
-    """Return what must become of each order of the plan."""
+    """Return each order of the plan with its event and its repeats."""
     events = {shot.order_id: shot.event for shot in plan.shots if shot.kind == "genuine"}
     repeats = plan.repeats
     return [Expected(order_id, (event,), repeats[order_id]) for order_id, event in events.items()]
@@ -102,7 +113,7 @@ def _percentile(times: Sequence[float], share: float) -> float:
 
 
 _PARTNER: Final = "5f0e8a52-7c1b-4d63-9a3e-2b1c0d9e8f70"
-"""Not the partner that the receiver knows: else its search for missed events would fetch these orders too."""
+"""Not the partner of the receiver's settings, whose orders `reconcile` would fetch too."""
 
 _MIX: Final = {"Issued": 8, "Draft": 1, "Error": 1}
 _ITEMS: Final = ("31001", "PKG-100")
@@ -113,7 +124,7 @@ _REACHABLE_WITHIN: Final = 60.0
 _ADDRESS: Final = (stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY)
 
 
-class NotThere(ReceiverError):
+class ReceiverUnreachable(ReceiverError):
     """The receiver does not answer, or the port of the sandbox is taken."""
 
 
@@ -147,18 +158,18 @@ def on_laptop(options: Options, patience: float, progress: Progress) -> Report:
             sandbox_options = ("--seed", str(options.seed))
             stack = parts.enter_context(stacks.start(folder, sandbox_options=sandbox_options))
         redis = parts.enter_context(bootstrap.worker_redis(stack.settings))
-        books = Books(Archive(redis), EventLog(redis), stack.settings.companies[0].np_company_id)
-        return _drive(stack.sandbox, stack.webhook_url, options, patience, books, progress)
+        stored = StoredOrders(Archive(redis), EventLog(redis), stack.settings.companies[0].np_company_id)
+        return _drive(stack.sandbox, stack.webhook_url, options, patience, stored, progress)
 
 
 def against(url: str, port: int, options: Options, patience: float, progress: Progress) -> Report:
-    """Play the Channel Manager on `port` for the receiver at `url`, which is configured with `receiver_settings`.
+    """Run the Channel Manager on `port` for the receiver at `url`, which is configured with `receiver_settings`.
 
-    Waits a minute for it. Raises NotThere, and ReceiverError or TimeoutError when the sandbox does not start.
+    Waits a minute for it. Raises ReceiverUnreachable, and ReceiverError or TimeoutError without a sandbox.
     """
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise NotThere(f"port {port} is taken: choose another with --sandbox-port, also in NP_BASE_URL")
+            raise ReceiverUnreachable(f"port {port} is taken: choose another with --sandbox-port, also in NP_BASE_URL")
     with sandbox_process.start(seed=options.seed, port=port) as sandbox:
         with progress(f"waiting for {url}"):
             _wait_reachable(url)
@@ -166,7 +177,12 @@ def against(url: str, port: int, options: Options, patience: float, progress: Pr
 
 
 def _drive(
-    sandbox: Sandbox, url: str, options: Options, patience: float, books: Books | None, progress: Progress
+    sandbox: Sandbox,
+    url: str,
+    options: Options,
+    patience: float,
+    stored: StoredOrders | None,
+    progress: Progress,
 ) -> Report:
     origin = Origin(sandbox.company_id(*_ADDRESS), stacks.COMPANY, stacks.CLIENT_STATE)
     plan = make(options, _settled(sandbox, options), origin)
@@ -178,14 +194,14 @@ def _drive(
         answers += Sender(url, plan.late).send(step)
     accepted = _orders(answers)
     with progress("orders fetched", len(accepted)) as step:
-        asked = _wait_fetched(sandbox, accepted, patience, _QUIET, step)
+        calls = _wait_fetched(sandbox, accepted, patience, _QUIET, step)
     ids = [*(order.order_id for order in plan.settled), *sorted(plan.ghosts)]
     evidence = Evidence(
         answers,
-        asked,
+        calls,
         exact=True,
-        kept=books.kept(ids) if books else None,
-        recorded=books.recorded() if books else None,
+        stored=stored.orders(ids) if stored else None,
+        recorded=stored.recorded() if stored else None,
     )
     return report(options, plan, evidence, time.monotonic() - started)
 
@@ -208,22 +224,22 @@ def _settled(sandbox: Sandbox, options: Options) -> list[Settled]:
 
 def _wait_fetched(
     sandbox: Sandbox, accepted: set[str], patience: float, quiet: float, step: Callable[[int], None]
-) -> dict[str, Asked]:
+) -> dict[str, Calls]:
     """Return the getOrder calls once all of `accepted` are fetched and no call came for `quiet` seconds.
 
     Or once none came for `patience` seconds.
     """
     fetched, gets, since = 0, -1, time.monotonic()
     while True:
-        asked = rows(sandbox.admin("GET", "orders"))
-        done = sum(asked.get(order_id, Asked()).answered > 0 for order_id in accepted)
+        calls = calls_by_order(sandbox.admin("GET", "orders"))
+        done = sum(calls.get(order_id, Calls()).answered > 0 for order_id in accepted)
         step(done - fetched)
         fetched = done
-        now, total = time.monotonic(), sum(one.gets for one in asked.values())
+        now, total = time.monotonic(), sum(one.gets for one in calls.values())
         if total != gets:
             gets, since = total, now
         if now - since >= (quiet if done == len(accepted) else patience):
-            return asked
+            return calls
         time.sleep(_POLL)
 
 
@@ -237,5 +253,5 @@ def _wait_reachable(url: str) -> None:
                 return
         except OSError:
             if time.monotonic() > deadline:
-                raise NotThere(f"nothing listens at {url}") from None
+                raise ReceiverUnreachable(f"nothing listens at {url}") from None
             time.sleep(_POLL)

@@ -13,8 +13,9 @@ from typing import Any, Final, Literal
 import httpx
 import msgspec
 
-from app.dev.sandbox.events import Event, Payload, wrapped
-from app.dev.sandbox.settings import Shape, guid
+from app.dev.sandbox.settings import Shape
+from app.dev.sandbox.values import guid
+from app.dev.sandbox.webhooks import Event, Payload, envelope
 
 Kind = Literal["genuine", "duplicate", "forged"]
 
@@ -64,7 +65,7 @@ class Post(msgspec.Struct, frozen=True):
 
     @property
     def body(self) -> bytes:
-        return wrapped(tuple(shot.event for shot in self.shots), self.shape)
+        return envelope(tuple(shot.event for shot in self.shots), self.shape)
 
     @property
     def forged(self) -> bool:

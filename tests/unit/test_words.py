@@ -1,0 +1,76 @@
+"""Words that were replaced stay away; CHANGELOG.md lists the public ones, old to new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SEARCHED: Final = ("app", "workers", "tests", "docs", "deploy")
+ALSO: Final = ("README.md", "CONTRIBUTING.md", "companies.example.toml", ".env.example", "Dockerfile")
+TEXT: Final = {".py", ".lua", ".md", ".yml", ".conf", ".toml", ".csv"}
+
+RETIRED: Final = {
+    # States, answers and log events
+    r"\bowing\b": "pending",
+    r"\bis_dropped\b|\bis_parked\b|\bis_owed\b": "is_discarded, is_pending",
+    r"\bput[ _-]aside\b|\bitems aside\b": "invalid items",
+    r"\border\.(?:handed|hand_failed|hand_dead|again|parked|not_needed|gone)\b": "delivery.*, fetch.*",
+    r"[\"'`]order\.dead[\"'`]": "order.dead_lettered",
+    r"\brequest\.client_gone\b|\bclient_gone\b": "request.client_disconnected",
+    r"\b(?:intake|pool)\.redis_(?:away|back)\b": "redis.unavailable, redis.recovered",
+    r"\bworker_overdue\b|\bpool\.orphans\b|\bpool\.ticked\b|\bpool\.orders_broken\b": "worker.timed_out, pool.*",
+    r"\breconcile\.ran\b": "reconcile.finished",
+    r"\bsubscription\.trouble\b": "subscription.check_failed",
+    r"\bspool\.(?:adopted|refused)\b": "one spool file per machine",
+    r"\balarms?\b|\bAlarms?\b": "alert",
+    # Metrics
+    r"\bota_(?:order_home|oldest_owed|hand_ons|dead_hand_ons|ticker|alarm|items_aside)\w*": "see CHANGELOG.md",
+    r"\blast_beat\w*": "heartbeat",
+    # Fields and functions
+    r"[.\"'`](?:parks|rejects)\b(?!\()": "deferrals, client_errors",
+    r"\bwant_fetch\b": "request_fetch",
+    r"\brehand\w*|\brevive_sink\b|\bhand_on_\w+": "redeliver, retry_delivery, delivery",
+    r"\breclaim\w*": "release_worker",
+    # Classes and modules
+    r"\b(?:Budget|Slot|NotNow)\b": "RateLimiter, Permit, Denied",
+    r"\bclockwork\b": "policy",
+    r"\bapp\.(?:store|alarms|spool|inbox)\b|\bapp/(?:store|alarms|spool)/": "app.ledger, app.alerts, app.intake",
+}
+"""Pattern -> what is used now."""
+
+
+@cache
+def texts() -> dict[str, str]:
+    """Return every text file that people read here, by its path."""
+    files = [path for folder in SEARCHED for path in sorted((ROOT / folder).rglob("*")) if path.suffix in TEXT]
+    files += [ROOT / name for name in ALSO]
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files if path != Path(__file__)}
+
+
+def occurrences(pattern: str) -> Iterator[str]:
+    word = re.compile(pattern)
+    for path, text in texts().items():
+        for number, line in enumerate(text.splitlines(), 1):
+            if word.search(line):
+                yield f"{path}:{number}: {line.strip()}"
+
+
+@pytest.mark.parametrize("pattern", RETIRED)
+def test_a_retired_word_does_not_come_back(pattern: str) -> None:
+    found = list(occurrences(pattern))
+
+    assert found == [], f"use: {RETIRED[pattern]}"
+
+
+def test_the_search_reads_the_code_and_the_pages() -> None:
+    """A search that finds no file would find no word either."""
+    assert {"app/settings.py", "workers/jobs.py", "docs/operations.md", "deploy/alerts.yml", "README.md"} <= set(
+        texts()
+    )
+    assert list(occurrences(r"\bfetch_order\b"))
