@@ -225,13 +225,3 @@ def test_an_order_is_fetched_within_two_minutes_after_its_workers_machine_died(
         assert bench.field(order, "fetched_generation") == "1"
         bench.later(60)
         assert (bench.owed(), order.order_id in shop.taken, stored_answers(bench, order)) == (0, True, 1)
-
-
-def test_a_job_that_was_lost_with_its_machine_is_replaced_after_grace(redis_url: str, sandbox: Sandbox) -> None:
-    with workbench(redis_url, sandbox) as bench:
-        (order,) = bench.issue()
-        bench.redis.delete("rq:queue:live")
-
-        bench.later(120)
-
-        assert (bench.field(order, "fetched_generation"), bench.owed(), len(bench.calls)) == ("1", 0, 1)

@@ -161,13 +161,6 @@ class TestOrders:
 
         assert scenario.days_kept() == {left}
 
-    def test_the_hash_of_a_job_is_deleted_with_it_or_a_day_after_its_worker_was_killed(self, shop: Scenario) -> None:
-        """RQ reads both times from the job; test_rq_contract.py runs one."""
-        shop.settle()
-        (job,) = shop.redis.keys("rq:job:*")
-
-        assert shop.redis.hmget(job, "result_ttl", "failure_ttl") == [b"0", b"86400"]
-
     def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, scenario: Scenario) -> None:
         """Expired, pending for longer than ORDER_DAYS, dead for as long, and one of today."""
         orders = [order(number) for number in (1, 2, 3)]
