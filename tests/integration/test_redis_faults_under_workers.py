@@ -193,6 +193,7 @@ def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
             password = own_valkey.url.partition("://:")[2].partition("@")[0]
             new.config_set("masterauth", password)
             new.config_set("requirepass", password)
+            old.config_set("repl-diskless-sync-delay", 0)
             new.execute_command("REPLICAOF", "127.0.0.1", own_valkey.port)
             eventually(lambda: new.exists(keys.DUE) == 1, 20, what="the second server has the data")
             new.execute_command("REPLICAOF", "NO", "ONE")
