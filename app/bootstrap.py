@@ -27,11 +27,11 @@ from app.intake.service import Intake
 from app.intake.spool import Spool
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
+from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
-from app.metrics import Metrics, Tally
+from app.metrics import CounterBuffer, Metrics
 from app.settings import Company, Settings
-from app.snapshot import Subject, VitalSigns
+from app.snapshot import SnapshotReader
 from app.upstream.client import ChannelManager
 from app.upstream.transport import open_http
 from app.web.app import Probes, application
@@ -69,20 +69,20 @@ def web_app(settings: Settings) -> ASGIApp:
     """
     redis = for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
-    tally = Tally(redis)
+    counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
-    failover = Failover(inbox, spool, tally.count) if spool else None
+    failover = Failover(inbox, spool, counters.count) if spool else None
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(tally.run()), *([asyncio.create_task(failover.run())] if failover else [])]
+        tasks = [asyncio.create_task(counters.run()), *([asyncio.create_task(failover.run())] if failover else [])]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await tally.flush()
+            await counters.flush()
             if spool:
                 await spool.close()
             await redis.aclose()
@@ -90,15 +90,17 @@ def web_app(settings: Settings) -> ASGIApp:
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(
-            Intake(Authenticator(settings.companies), failover or inbox, tally.count, tally.alert),
+            Intake(Authenticator(settings.companies), failover or inbox, counters.count, counters.reject),
             settings.max_body_bytes,
         ),
         probes=Probes(
             Health(redis, spool),
-            Metrics(redis, vital_signs(settings), spool.waiting if spool else None, _reconcile_every(settings)).text,
+            Metrics(
+                redis, snapshot_reader(settings), spool.waiting if spool else None, _reconcile_every(settings)
+            ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
-        count=tally.count,
+        count=counters.count,
         resources=resources,
     )
 
@@ -156,13 +158,8 @@ def _reconcile_every(settings: Settings) -> dict[str, int]:
     return {one.slug: settings.reconcile_every for one in settings.companies if one.np_partner_id is not None}
 
 
-def vital_signs(settings: Settings) -> VitalSigns:
-    """Return what asks Redis how the receiver is."""
-    subjects = (
-        Subject(one.slug, one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path))
-        for one in settings.companies
-    )
-    return VitalSigns(tuple(subjects), settings.sinks)
+def snapshot_reader(settings: Settings) -> SnapshotReader:
+    return SnapshotReader(settings.companies, settings.sinks)
 
 
 def http(settings: Settings) -> httpx.Client:

@@ -1,9 +1,8 @@
-"""Erasing orders: what somebody may ask for whose name is in one. `erase` comes first and blocks; the rest tidies up.
+"""Erasing orders, as a guest may demand: the content, the names, the events, and the texts that name the order.
 
-A run that dies half way leaves the orders that it has begun in `ota:erasing`, and the next run takes them along. What
-an order was called (its references, its guests' addresses) is known only until `erase`: the audit is cleared before.
-
-Words of an order that people typed into a replay, as who or why: they leave the audit and the plans with it.
+`erase` leaves a tombstone that keeps the order from coming back; the steps after it remove the rest. A run that dies
+leaves its orders in `ota:erasing`, and the next run finishes them. The names of an order (its references, the addresses
+of its guests) are readable only before `erase`, so the texts of the audit and of replays are cleared first.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from typing import Any, Final
 import msgspec
 from redis import Redis
 
-from app.audit import Audit, Deed
+from app import audit
+from app.audit import AuditEntry
 from app.errors import UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import keys, policy
@@ -31,20 +31,17 @@ from app.upstream.models import parse_order
 
 _EVENTS: Final = 250
 
-DEED: Final = "erase"
-"""What an erasure is called in the audit, where it stays with the order's id and without any word of it."""
-
-_SKEW: Final = policy.DAY
-"""An event's id is by Redis's clock, `first` by ours: so much earlier the search begins."""
+ACTION: Final = "erase"
+"""The action in the audit. Its entry stays, with the order's id and without any name."""
 
 Step = Callable[[int], None]
 
 
 class Copies(msgspec.Struct, frozen=True):
-    """What a sink has, or may have: it is not ours to erase.
+    """The copies that a sink has, or may have: we cannot erase them.
 
-    `keys_begin`: how the idempotency keys begin, a revision each, oldest first; they end with a digest of the content,
-    which is not kept.
+    `keys_begin`: the beginnings of the idempotency keys, one per revision, oldest first. They end with a digest of the
+    content, which is not kept.
     """
 
     sink: str
@@ -52,9 +49,9 @@ class Copies(msgspec.Struct, frozen=True):
 
 
 class Traces(msgspec.Struct, frozen=True, kw_only=True):
-    """What is held of an order. `erased`: when it was erased before, None if it was not.
+    """What is stored of an order. `erased`: when it was erased before, None if it was not.
 
-    `words` name the order or a guest, and are to stand in no log and no answer; `references` are among them.
+    `words` name the order or a guest and must not appear in any log or answer; `references` are among them.
     """
 
     order: OrderKey
@@ -72,25 +69,22 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Erasure:
-    """The steps of an erasure; `now` is ms since 1970. Each script raises OtherSchema."""
+    """The steps of an erasure; those that change something raise OtherSchema."""
 
-    def __init__(
-        self, redis: Redis, *, order_days: int, event_days: int, clock: Callable[[], int] | None = None
-    ) -> None:
+    def __init__(self, redis: Redis, *, order_days: int) -> None:
         self._redis = redis
-        self._audit = Audit(redis, event_days=event_days)
         self._archive = Archive(redis)
         self._keep = order_days * policy.DAY
-        self._erase = Script(redis, "erase", clock)
-        self._erase_events = Script(redis, "erase_events", clock)
+        self._erase = Script(redis, "erase")
+        self._erase_events = Script(redis, "erase_events")
 
     def erased_among(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
-        """Return the orders among these that were erased: they are not fetched or delivered any more."""
+        """Return the erased orders among these: they are not fetched or delivered any more."""
         found = read_fields(self._redis, orders, "erased_at")
         return {order for order, (erased_at,) in zip(orders, found, strict=True) if erased_at}
 
     def traces(self, order: OrderKey) -> Traces | None:
-        """Return what is held of an order, None if there is no record of it."""
+        """Return what is stored of an order, None without a record."""
         stored: Any = self._redis.hget(keys.record(order), "stored_token")
         record = self._archive.record(order)
         if record is None:
@@ -98,11 +92,11 @@ class Erasure:
         content = bool(self._redis.exists(keys.content(order)))
         try:
             fetched = self._archive.order(order)
-        except (UnreadableAnswer, zlib.error):  # what it was called is not known, and all of it goes
+        except (UnreadableAnswer, zlib.error):  # its names are unknown; all of it is erased
             fetched = None
         references = fetched.references if fetched is not None else ()
         addresses = fetched.addresses if fetched is not None else ()
-        told = filter(None, (record.reference, *references, *addresses))
+        names = filter(None, (record.reference, *references, *addresses))
         return Traces(
             order=order,
             erased=record.erased_at,
@@ -111,15 +105,15 @@ class Erasure:
             stored_token=int(stored or 0),
             first=record.first_at,
             references=references,
-            words=tuple(dict.fromkeys((order.order_id, *told))),
+            words=tuple(dict.fromkeys((order.order_id, *names))),
             copies=tuple(self._copies(record)),
         )
 
     def orders_of(self, address: str, company_id: str | None, step: Step) -> list[OrderKey]:
-        """Return the orders in whose content this e-mail address stands, in any case.
+        """Return the orders whose content has this e-mail address, in any case.
 
         All stored contents are read; `step` gets the size of each page. An order that changes meanwhile is read again;
-        one that is fetched only after the walk has ended is not found.
+        one that is fetched after the last page is not found.
         """
         wanted = _normal(address)
         found: dict[OrderKey, None] = {}
@@ -135,105 +129,100 @@ class Erasure:
         return list(found)
 
     def unfinished(self) -> list[OrderKey]:
-        """Return the orders that were erased by a run that died before it was done."""
+        """Return the orders of a run that died before it was finished."""
         found: Any = self._redis.zrange(keys.ERASING, 0, -1)
         return [OrderKey.of(member.decode()) for member in found]
 
-    def note(self, orders: Sequence[OrderKey], who: str, why: str, now: int) -> None:
-        """Tell the audit who erases these orders, and why."""
-        oldest = self._audit.oldest_kept(now)
+    def note(self, orders: Sequence[OrderKey], who: str, why: str) -> None:
+        """Write to the audit who erases these orders, and why."""
+        entries = (AuditEntry(what=ACTION, who=who, why=why, selected=order.member, orders=1) for order in orders)
         with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                deed = Deed(what=DEED, plan="", who=who, why=why, selected=order.member, orders=1)
-                self._audit.note(deed, oldest, pipe)
+            audit.append(pipe, *entries)
             pipe.execute()
 
     def finish(self, orders: Sequence[OrderKey]) -> None:
-        """Note that nothing of these orders is left here."""
+        """Record that nothing of these orders is left."""
         if orders:
             self._redis.zrem(keys.ERASING, *(order.member for order in orders))
 
     def erase(self, traces: Traces) -> datetime | None:
         """Replace the order by a tombstone; return when it was first erased.
 
-        Then its traces are to be read again. Raises LookupError if the order is not here any more.
+        None if the content changed after its traces were read: read them again, and repeat. Raises LookupError without
+        a record.
         """
         order = traces.order
-        verdict, at = self._erase(
+        outcome, at = self._erase(
             order=order.member,
             stored_token=traces.stored_token,
             references=[keys.reference(one) for one in traces.references],
             keep=self._keep,
         )
-        if verdict == b"unknown":
+        if outcome == b"unknown":
             raise LookupError(order.order_id)
-        return from_ms(at) if verdict == b"erased" else None
+        return from_ms(at) if outcome == b"erased" else None
 
-    def forget_events(self, found: Iterable[Traces], now: int, step: Step) -> int:
-        """Take the events of these orders out of the stream; return how many; `step` is told the size of each page."""
-        traces = list(found)
-        # A clock that was ahead is no reason to pass an event over.
-        oldest = min((now if one.first is None else min(to_ms(one.first), now) for one in traces), default=now) - _SKEW
+    def forget_events(self, found: Iterable[Traces], step: Step) -> int:
+        """Delete the events of these orders; return how many. `step` gets the size of each page."""
+        traces = [one for one in found if one.first is not None]
         newest: Any = self._redis.xrevrange(keys.EVENTS, count=1)
         if not traces or not newest:
             return 0
-        start, removed = str(max(oldest, 0)), 0
+        # No event of an order is older than its record: both times are of Redis.
+        start, removed = str(min(to_ms(one.first) for one in traces if one.first)), 0
         while True:
             members = [one.order.member for one in traces]
-            last, looked, gone = self._erase_events(
+            last, read, deleted = self._erase_events(
                 start=start, stop=newest[0][0].decode(), limit=_EVENTS, orders=members
             )
-            removed += int(gone)
-            step(looked)
-            if looked < _EVENTS:
+            removed += int(deleted)
+            step(read)
+            if read < _EVENTS:
                 return removed
             start = f"({last.decode()}"
 
     def _copies(self, record: OrderRecord) -> Iterator[Copies]:
-        told: dict[str, set[int]] = {
-            # A sink that failed may have kept the revision.
-            sink.name: {sink.revision, record.revision if sink.attempts else 0}
-            for sink in record.sinks
-        }
+        # A sink that failed may have kept the revision.
+        delivered = {sink.name: {sink.revision, record.revision if sink.attempts else 0} for sink in record.sinks}
         for entry in self._archive.history(record.key):
             if isinstance(entry, DeliveryEnded):
-                told.setdefault(entry.sink, set()).add(entry.revision)
-        for sink, revisions in sorted(told.items()):
-            names = [f"{record.company_id}/{record.order_id}/{one}/" for one in sorted(revisions - {0})]
-            if names:
-                yield Copies(sink, tuple(names))
+                delivered.setdefault(entry.sink, set()).add(entry.revision)
+        for sink, revisions in sorted(delivered.items()):
+            beginnings = [f"{record.company_id}/{record.order_id}/{one}/" for one in sorted(revisions - {0})]
+            if beginnings:
+                yield Copies(sink, tuple(beginnings))
 
 
 class AuditWords:
-    """The texts of the audit and of replays that people typed: who, why and selection."""
+    """The texts that people typed into the audit and into replays: who, why and selection."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     @staticmethod
     def are_in(text: str, words: Collection[str]) -> bool:
-        """Return whether the text holds one of the words, as a whole word, in any case."""
+        """Return whether the text has one of the words, as a whole word, in any case."""
         return _pattern(words).search(text.casefold()) is not None
 
     def forget(self, words: Collection[str]) -> int:
-        """Delete the audit entries that hold one of the words, and who and why of such replays; return how many."""
-        deeds, plans = list(self._deeds(words)), list(self._plans(words))
+        """Delete audit entries that have one of the words, and who and why of such replays; return how many."""
+        entries, plans = list(self._entries(words)), list(self._plans(words))
         with self._redis.pipeline(transaction=False) as pipe:
-            for deed in deeds:
-                pipe.xdel(keys.AUDIT, deed)
+            for entry in entries:
+                pipe.xdel(keys.AUDIT, entry)
             for plan in plans:
                 pipe.hset(keys.replay(plan), mapping={"who": "", "why": ""})
             pipe.execute()
-        return len(deeds) + len(plans)
+        return len(entries) + len(plans)
 
-    def _deeds(self, words: Collection[str]) -> Iterator[str]:
+    def _entries(self, words: Collection[str]) -> Iterator[str]:
         named = _pattern(words)
         for page in stream_pages(self._redis, keys.AUDIT):
-            for deed_id, fields in page:
+            for entry_id, fields in page:
                 texts = {name.decode(): value.decode() for name, value in fields.items()}
                 typed = " ".join(texts.get(name, "") for name in ("who", "why", "selected"))
-                if texts.get("what") != DEED and named.search(typed.casefold()):
-                    yield deed_id.decode()
+                if texts.get("what") != ACTION and named.search(typed.casefold()):
+                    yield entry_id.decode()
 
     def _plans(self, words: Collection[str]) -> Iterator[str]:
         named = _pattern(words)

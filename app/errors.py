@@ -1,26 +1,29 @@
-"""Everything that can go wrong, in one tree; each error carries its reason code and whether trying again can help.
+"""Every error of the service, in one tree. Reason codes are snake_case and appear unchanged in logs and metrics.
 
     ReceiverError
-    ├── SettingsError               the service must not start like this
-    ├── StoreUnavailable            Redis did not answer the command line (app/ledger/redis.py)
-    │   └── OtherSchema               its data is of a newer version of ours (app/ledger/redis.py)
-    ├── Stop                        a command ends with a sentence and an exit code (app/cli/console.py)
+    ├── SettingsError               settings are missing or wrong: the service does not start
+    ├── StoreUnavailable            Redis does not answer, or refuses
+    │   └── OtherSchema               its data has another schema version
+    ├── BrokenRecord                the record of one order is unreadable
+    ├── Denied                      the limits of the API key allow no call now
+    ├── BadExpected                 the CSV of expected orders cannot be used
+    ├── Stop                        a command ends with a message and an exit code (app/cli/console.py)
     ├── RequestRefused              the sender gets an HTTP status and the reason code
     │   ├── MalformedEnvelope       400
     │   ├── Unauthenticated         401
     │   ├── BodyTooSlow             408
     │   ├── BodyTooLarge            413
-    │   ├── TryLater                503 with Retry-After: too many requests at once, or this process ends
-    │   └── NotRecorded             503 with Retry-After: nothing could hold the events
-    └── UpstreamError               getOrder and its siblings
-        ├── OrderNotFound           404 `resource_not_found`: not yet, gone, or never there
-        ├── RequestRejected         400: a few tries, then a dead letter
-        ├── ConnectionFault         401, 403, 3xx, unknown tenant: the fault of the key or the address, not of the order
-        ├── Throttled               429: try again, for all workers of that key not before `retry_after`
-        ├── Unavailable             408, 5xx, time-out, network: try again
-        └── UnreadableAnswer        200 with something that is no order: a few tries, then a dead letter
+    │   ├── TryLater                503 with Retry-After: too many requests at once, or the process is stopping
+    │   └── NotRecorded             503 with Retry-After: neither Redis nor the spool took the events
+    └── UpstreamError               a call to the Channel Manager failed
+        ├── OrderNotFound           404 `resource_not_found`: not there yet, deleted, or never there
+        ├── RequestRejected         400: a few attempts, then a dead letter
+        ├── ConnectionFault         401, 403, 3xx, unknown tenant: the key or the address is wrong, not the order
+        ├── Throttled               429: no worker of the key calls before `retry_after`
+        ├── Unavailable             408, 5xx, time-out, network: retried
+        └── UnreadableAnswer        200 without an order in it: a few attempts, then a dead letter
 
-A reason code is snake_case and travels whole: log line, metric label, dead letter, answer body.
+Errors of the tools for laptops and tests stand beside them in app/dev.
 """
 
 from __future__ import annotations
@@ -29,15 +32,58 @@ from typing import ClassVar
 
 
 class ReceiverError(Exception):
-    """Base of all errors this project raises on purpose."""
+    """Base of every error that this project raises on purpose."""
 
 
 class SettingsError(ReceiverError):
-    """The settings are incomplete or wrong; the text names every problem, and never a value."""
+    """The settings are incomplete or wrong; the text names every problem and no value."""
+
+
+class StoreUnavailable(ReceiverError):
+    """Redis did not do what it was asked; the text is one line for people, without password or foreign text."""
+
+
+class OtherSchema(StoreUnavailable):
+    """Redis holds data of another schema version, `held`; nothing was read or written. `ours` is what we need."""
+
+    def __init__(self, held: str, ours: int) -> None:
+        self.held = held[:20]
+        older = self.held.isdigit() and int(self.held) < ours
+        what_to_do = (
+            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
+            if older
+            else "upgrade it, or correct REDIS_URL"
+        )
+        super().__init__(
+            f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {what_to_do}"
+        )
+
+
+class BrokenRecord(ReceiverError):
+    """The key of an order's record holds something that none of our scripts writes."""
+
+    def __init__(self, order_id: str, key: str) -> None:
+        super().__init__(f"The record of order {order_id} is unreadable: look at {key} in Redis.")
+
+
+class Denied(ReceiverError):
+    """No call to upstream now; `wait_ms` until the next attempt.
+
+    `reason` is throttled, breaker_open, window_full or permits_full.
+    """
+
+    def __init__(self, wait_ms: int, reason: str) -> None:
+        super().__init__(reason)
+        self.wait_ms = wait_ms
+        self.reason = reason
+
+
+class BadExpected(ReceiverError):
+    """The CSV of expected orders cannot be used; the text names each line and its problem."""
 
 
 class RequestRefused(ReceiverError):
-    """A request is answered with `status` and the reason code."""
+    """The request is answered with `status` and the reason code."""
 
     status: ClassVar[int]
 
@@ -80,13 +126,13 @@ class BodyTooLarge(RequestRefused):
 
 
 class TryLater(RequestRefused):
-    """This process cannot take the request now (`overloaded`, `shutting_down`); the sender must keep its events."""
+    """This process takes no request now (`overloaded`, `shutting_down`); the sender must keep its events."""
 
     status = 503
 
 
 class NotRecorded(RequestRefused):
-    """Nothing durable could take the events; the sender must keep them. `cause` names the error behind it."""
+    """Nothing durable took the events; the sender must keep them. `cause` names the underlying error."""
 
     status = 503
 
@@ -96,9 +142,9 @@ class NotRecorded(RequestRefused):
 
 
 class UpstreamError(ReceiverError):
-    """The Channel Manager did not give what was asked.
+    """A call to the Channel Manager failed.
 
-    `http_status` is None when no answer came; `retry_after` is in seconds from now, None when not given.
+    `http_status` is None without an answer. `retry_after` is in seconds from now, None if not given.
     """
 
     def __init__(self, reason: str, *, http_status: int | None = None, retry_after: float | None = None) -> None:
@@ -113,15 +159,15 @@ class OrderNotFound(UpstreamError):
 
 
 class RequestRejected(UpstreamError):
-    """400: also every unhandled AL error (upstream.md 5), so a few tries are worth it."""
+    """400: also every unhandled AL error (upstream.md 5), so a few attempts are worth it."""
 
 
 class ConnectionFault(UpstreamError):
-    """The key, the permission or the address is wrong; no order is at fault and none is given up for it."""
+    """The key, the permission or the address is wrong; no order becomes a dead letter for it."""
 
 
 class Throttled(UpstreamError):
-    """429: a limit of the API key was passed."""
+    """429: a limit of the API key was exceeded."""
 
 
 class Unavailable(UpstreamError):
@@ -129,4 +175,4 @@ class Unavailable(UpstreamError):
 
 
 class UnreadableAnswer(UpstreamError):
-    """The answer was 200, but its body is no order."""
+    """The answer was 200, but its body is not an order."""

@@ -1,4 +1,4 @@
-"""Can invariant 1 be kept right now? A typed list of checks, each of which really asks."""
+"""Readiness: can this process record events now, and how durably? Each check asks Redis or the disk."""
 
 from __future__ import annotations
 
@@ -17,19 +17,15 @@ from app.ledger.redis import VERSION, is_other_schema
 State = Literal["ready", "degraded", "not ready"]
 
 SECONDS: Final = 2.0
-"""For all checks together: who asks has a time-out of its own, and no answer is taken for a dead process."""
-
-
-CLOCKS_APART: Final = 10.0
-"""Seconds that two clocks may differ: no retry comes noticeably too early or too late."""
+"""For all checks together: a prober has a time-out of its own, and takes no answer for a dead process."""
 
 
 FRESH: Final = 0.5
-"""Anybody may ask, and each look writes to the disk that keeps the events: many askers share one look."""
+"""A check writes to the disk of the spool and anybody may ask, so requests within this time share one result."""
 
 
-class Keeps(Protocol):
-    """Something that keeps events while Redis is away."""
+class EventBuffer(Protocol):
+    """Something that keeps events while Redis is unavailable."""
 
     async def problem(self) -> str: ...
 
@@ -37,7 +33,7 @@ class Keeps(Protocol):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One finding. `fatal`: without it nothing can be promised; else the promise is weaker than it should be."""
+    """One finding. A failed `fatal` check means not ready, any other failed one means degraded."""
 
     name: str
     ok: bool
@@ -46,21 +42,21 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Asks Redis whether it takes writes and how durable they are, and the spool, if there is one, whether it does."""
+    """Checks whether Redis takes writes and how durable they are, and whether the spool takes events."""
 
-    def __init__(self, redis: Redis, spool: Keeps | None = None) -> None:
+    def __init__(self, redis: Redis, spool: EventBuffer | None = None) -> None:
         self._redis = redis
         self._spool = spool
-        self._one_at_a_time = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._found: list[Check] = []
         self._found_at = -FRESH
 
     async def checks(self) -> list[Check]:
         """Return all findings, at most FRESH seconds old; never raises.
 
-        With a spool that works nothing about Redis is fatal: events are taken, and wait on the disk.
+        While the spool works, no problem of Redis is fatal: events wait on the disk.
         """
-        async with self._one_at_a_time:
+        async with self._lock:
             if time.monotonic() - self._found_at >= FRESH:
                 self._found = await self._look()
                 self._found_at = time.monotonic()
@@ -83,16 +79,14 @@ class Health:
                 memory = await self._redis.info("memory")
                 durable = await self._durable(found)
                 held: Any = await self._redis.get(keys.SCHEMA)
-                seconds, microseconds = await self._redis.time()
         except (RedisError, OSError, TimeoutError) as error:
             return [Check("redis", ok=False, detail=f"no answer ({type(error).__name__})", fatal=True)]
         return [
             Check("redis", ok=True, detail="answers", fatal=True),
             _writable(found, replication),
             durable,
-            _evicts_nothing(memory),
-            _ours_to_read(held),
-            same_clock(seconds + microseconds / 1e6, time.time()),
+            _memory(memory),
+            _schema(held),
         ]
 
     async def _of_spool(self) -> Iterable[Check]:
@@ -105,8 +99,8 @@ class Health:
         except TimeoutError:
             return [Check("spool", ok=False, detail="the disk does not answer", fatal=True)]
         except Exception as error:
-            # Whatever it is, it is told as a finding: who asks for readiness must get an answer.
-            return [Check("spool", ok=False, detail=f"it fails ({type(error).__name__})", fatal=True)]
+            # Whatever it is, the prober must get an answer.
+            return [Check("spool", ok=False, detail=f"fails ({type(error).__name__})", fatal=True)]
         return [
             Check("spool", ok=not problem, detail=problem or "takes events", fatal=True),
             Check(
@@ -124,33 +118,23 @@ class Health:
         try:
             fsync = (await self._redis.config_get("appendfsync")).get("appendfsync", "unknown")
         except (RedisError, OSError) as error:
-            # Managed Redis forbids CONFIG: that is no fault, only unknown.
+            # Managed Redis forbids CONFIG: the durability is unknown, which is not a fault.
             detail = "unverified: CONFIG is refused" if isinstance(error, ResponseError) else type(error).__name__
             return Check("durable", ok=True, detail=detail, fatal=False)
         return Check("durable", ok=fsync != "no", detail=f"appendonly yes, appendfsync {fsync}", fatal=False)
 
     @staticmethod
     def state(checks: list[Check]) -> State:
-        """Return one word for all findings."""
+        """Return the state that all findings together mean."""
         if any(not check.ok and check.fatal for check in checks):
             return "not ready"
         return "ready" if all(check.ok for check in checks) else "degraded"
 
 
-def _ours_to_read(held: bytes | None) -> Check:
-    newer = is_other_schema(held)
-    detail = "holds data of a newer version of this service" if newer else f"version {VERSION}"
-    return Check("schema", ok=not newer, detail=detail, fatal=True)
-
-
-def same_clock(theirs: float, ours: float) -> Check:
-    """Return whether the clock of Redis's machine and ours, both in seconds since 1970, agree.
-
-    Machines that agree with it agree with each other: retries, leases and the budget of a key are kept in their time.
-    """
-    apart = abs(theirs - ours)
-    detail = f"differs from Redis's by {apart:.0f} s" if apart > CLOCKS_APART else "agrees with Redis's"
-    return Check("clock", ok=apart <= CLOCKS_APART, detail=detail, fatal=False)
+def _schema(held: bytes | None) -> Check:
+    other = is_other_schema(held)
+    detail = f"holds data of another schema version than {VERSION}" if other else f"version {VERSION}"
+    return Check("schema", ok=not other, detail=detail, fatal=True)
 
 
 def _writable(persistence: dict[str, Any], replication: dict[str, Any]) -> Check:
@@ -160,7 +144,7 @@ def _writable(persistence: dict[str, Any], replication: dict[str, Any]) -> Check
     return Check("writable", ok=not failed, detail="AOF write failed" if failed else "takes writes", fatal=True)
 
 
-def _evicts_nothing(memory: dict[str, Any]) -> Check:
+def _memory(memory: dict[str, Any]) -> Check:
     policy = memory.get("maxmemory_policy", "unknown")
     full = 0 < memory.get("maxmemory", 0) <= memory.get("used_memory", 0)
     if full and policy == "noeviction":

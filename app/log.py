@@ -60,9 +60,9 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "subscription.check_failed": "company what reason http_status",
         "upstream.breaker_opened": "company reason http_status open_s",
         "reconcile.finished": (
-            "company cause outcome pages rows unreadable never_heard changed stuck queued duration_ms next_in_s"
+            "company cause outcome pages rows unreadable no_event changed stuck queued duration_ms next_in_s"
         ),
-        "reconcile.gap_found": "order_id company kind status held",
+        "reconcile.discrepancy_found": "order_id company kind status stored_status",
         "reconcile.failed": "company cause reason http_status pages queued error trace next_in_s",
         "pool.worker_started": "worker queue",
         "pool.worker_died": "worker exit_code order_id",

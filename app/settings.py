@@ -1,40 +1,41 @@
-"""The environment, read once into frozen settings; every problem is named in one message, and no value is.
+"""All settings, each declared once: name, default, meaning and example. docs/settings.md is rendered from here.
 
-Each variable may also come from a file named by `NAME_FILE`; `.env` is read. Secrets are `SecretStr`: printing
-the settings cannot show one.
-
-The venues a partner sells for: the one that the environment names, or the tables of COMPANIES_FILE.
+They come from the environment or `.env`; each may also come from the file that `NAME_FILE` names. `load` reports every
+problem in one message without any value, since a value may be a secret. Secrets are `SecretStr` and print as stars.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
-import msgspec
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.errors import SettingsError
 from app.ids import guid
+
+_DURATION: Final = re.compile(r"(\d+)(s|m|h|d)?")
+_UNITS: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 
 
 def _guid(value: str) -> str:
@@ -51,128 +52,7 @@ def _client_state(value: SecretStr) -> SecretStr:
     return value
 
 
-Guid = Annotated[str, AfterValidator(_guid)]
-ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
-ApiKey = Annotated[SecretStr, Field(min_length=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Company(BaseModel):
-    """One venue that the partner sells for: its address at the Channel Manager and its secrets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    slug: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
-    np_company_id: Guid
-    np_company: Text
-    np_tenant: Text
-    np_environment: Text
-    np_api_key: ApiKey
-    np_partner_id: Guid | None = None
-    client_state: ClientState
-    client_state_previous: ClientState | None = None
-
-    @property
-    def path(self) -> str:
-        """Return `/tenant/environment/company`, each part percent-encoded once (upstream.md 2)."""
-        parts = (self.np_tenant, self.np_environment, self.np_company)
-        return "".join("/" + quote(part, safe="") for part in parts)
-
-
-PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "slug")
-"""What each table may hold, and what the environment holds for one company."""
-
-NEEDED: Final = tuple(name for name in PER_COMPANY if Company.model_fields[name].is_required())
-
-
-def from_file(path: Path) -> tuple[Company, ...]:
-    """Return the companies of the TOML file's tables `[companies.<slug>]`; at least one.
-
-    Raises SettingsError with every problem on its own line.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("companies", {})
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"COMPANIES_FILE: cannot be read ({type(error).__name__})") from None
-    if not isinstance(tables, dict) or not tables:
-        raise SettingsError("COMPANIES_FILE: has no table [companies.<slug>]")
-    problems: list[str] = []
-    companies: list[Company] = []
-    for slug, table in tables.items():
-        try:
-            companies.append(_company(slug, table))
-        except SettingsError as error:
-            problems += [f"COMPANIES_FILE [companies.{slug}] {line}" for line in str(error).splitlines()]
-    seen: dict[str, str] = {}
-    for company in companies:
-        first = seen.setdefault(company.np_company_id, company.slug)
-        if first != company.slug:
-            problems.append(f"COMPANIES_FILE [companies.{company.slug}] NP_COMPANY_ID: the same as of {first}")
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return tuple(companies)
-
-
-def _company(slug: str, table: object) -> Company:
-    if not isinstance(table, dict):
-        raise SettingsError("is not a table")
-    files, troubles = read_files(table, PER_COMPANY)
-    known = {*PER_COMPANY, *(f"{name}_file" for name in PER_COMPANY)}
-    problems = [f"{name}: unknown name" for name in table if name not in known]
-    problems += [f"{name.upper()}: {trouble}" for name, trouble in troubles.items()]
-    values = {name: table[name] for name in PER_COMPANY if name in table} | files
-    try:
-        company = Company(slug=slug, **values)
-    except ValidationError as error:
-        # What could not be read is not also missing.
-        problems += list(named(error, told=troubles))
-    else:
-        if not problems:
-            return company
-    raise SettingsError("\n".join(problems))
-
-
-def read_files(given: Mapping[str, Any], names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what the files hold that `given` names as `<name>_file`, and name -> what is wrong with it."""
-    values: dict[str, str] = {}
-    troubles: dict[str, str] = {}
-    for name in names:
-        path = given.get(f"{name}_file")
-        if path is None or path == "":
-            continue
-        if given.get(name):
-            troubles[name] = f"given twice, also as {name.upper()}_FILE"
-            continue
-        try:
-            values[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError, TypeError) as error:
-            troubles[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
-    return values, troubles
-
-
-def named(error: ValidationError, told: Iterable[str] = ()) -> Iterable[str]:
-    """Return one line a problem, without the value: it may be a secret. `told`: names that have their line."""
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = ".".join(str(part) for part in problem["loc"])
-        if name not in told:
-            text = "missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
-            yield f"{name.upper()}: {text}"
-
-
-__all__ = ["Company", "Settings", "load"]
-
-_DURATION: Final = re.compile(r"(\d+)(s|m|h|d)?")
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
-
-
-class _Trouble(msgspec.Struct, frozen=True):
-    """Stands for a value that could not be had, until the field is validated and says why."""
-
-    text: str
-
-
-def _seconds(value: object) -> object:
+def _seconds(value: object) -> int:
     match = _DURATION.fullmatch(str(value).strip())
     if match is None:
         raise ValueError("is not a duration such as 90s, 15m or 2h")
@@ -184,7 +64,7 @@ def _https_unless_loopback(value: str) -> str:
     if parts is None or parts[1] is None or parts[0] not in {"http", "https"} or "?" in value or "#" in value:
         raise ValueError("is not an http(s) address")
     if parts[0] == "http" and parts[1] not in _LOOPBACK:
-        raise ValueError("must be https: an API key travels with every call")
+        raise ValueError("must be https, because each call carries the API key")
     return value.rstrip("/")
 
 
@@ -196,7 +76,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
 
 
 def _parts(url: str) -> tuple[str, str | None] | None:
-    """Return scheme and host of an address, None if it is none; urlsplit's own errors quote what they refuse."""
+    """Return scheme and host of an address, None if it is not one; urlsplit's own errors quote the address."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -205,92 +85,143 @@ def _parts(url: str) -> tuple[str, str | None] | None:
     return parts.scheme, parts.hostname
 
 
-Seconds = Annotated[int, BeforeValidator(_seconds)]
+def _comma_list(value: object) -> object:
+    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
 
-class Settings(BaseSettings):
-    """All that can be set; README.md explains each."""
+_AS_SECONDS: Final = BeforeValidator(_seconds)
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, env_file=".env")
+Guid = Annotated[str, AfterValidator(_guid)]
+ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
+Text = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[int, _AS_SECONDS]
 
-    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)]
-    client_state: ClientState | None = None
-    client_state_previous: ClientState | None = None
-    np_base_url: Annotated[str, AfterValidator(_https_unless_loopback)] = "https://api.npretail.app"
-    np_api_key: ApiKey | None = None
-    np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-08-21"
-    np_tenant: str | None = None
-    np_environment: str | None = None
-    np_company: str | None = None
-    np_company_id: Guid | None = None
-    np_partner_id: Guid | None = None
-    companies_file: Path | None = None
-    webhook_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.~-]+$")] = "/webhooks/ota-channel-manager"
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    dedup_days: Annotated[int, Field(ge=1)] = 7
-    event_days: Annotated[int, Field(ge=1, validate_default=True)] = 90
-    order_days: Annotated[int, Field(ge=1, validate_default=True)] = 400
-    workers: Annotated[int, Field(ge=1, le=256)] = 8
-    backfill_workers: Annotated[int, Field(ge=0, le=64)] = 1
-    upstream_concurrency: Annotated[int, Field(ge=1, le=100)] = 5
-    backfill_concurrency: Annotated[int, Field(ge=1, le=100, validate_default=True)] = 1
-    upstream_requests_per_5_min: Annotated[int, Field(ge=1)] = 6000
-    upstream_timeout: Annotated[Seconds, Field(ge=1, le=100)] = 20
-    spool_dir: Path | None = None
-    spool_max_mb: Annotated[int, Field(ge=1)] = 512
-    reconcile_every: Annotated[Seconds, Field(ge=60)] = 900
-    ops_token: SecretStr | None = None
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    sinks: Annotated[tuple[str, ...], NoDecode] = ()
+
+class Company(BaseModel):
+    """One company of upstream that the partner sells for, and its secrets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slug: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+    """Its name in logs, metrics and commands: `default`, or the name of its table in COMPANIES_FILE."""
+
+    client_state: ClientState = Field(description="Secret of the webhook subscription, 1 to 50 characters.")
+    client_state_previous: ClientState | None = Field(
+        default=None, description="The secret before, accepted during a rotation. Remove it a day after its last event."
+    )
+    np_tenant: Text = Field(
+        description="Tenant, from the Business Central page *NaviPartner API URL*.",
+        examples=["5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"],
+    )
+    np_environment: Text = Field(description="Environment, from the same page.", examples=["Production"])
+    np_company: Text = Field(description="Company name, from the same page.", examples=["CRONUS International Ltd."])
+    np_company_id: Guid = Field(
+        description="GUID of the company. Only its events are accepted.",
+        examples=["b56a418d-8205-4d3a-bdbb-25d94e42abbd"],
+    )
+    np_api_key: Annotated[SecretStr, Field(min_length=1)] = Field(
+        description="API key, from the page *NaviPartner API Keys*; permission set `NPR API Channel Mgr`."
+    )
+    np_partner_id: Guid | None = Field(
+        default=None,
+        description="Your partner id. Without it, `reconcile` cannot find orders whose events got lost.",
+        examples=["21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"],
+    )
+
+    @property
+    def path(self) -> str:
+        """Return `/tenant/environment/company`, each part percent-encoded once (upstream.md 2)."""
+        parts = (self.np_tenant, self.np_environment, self.np_company)
+        return "".join("/" + quote(part, safe="") for part in parts)
+
+
+class Settings(BaseModel):
+    """The settings of a process; `load` reads them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+        description="Address of Redis: `redis://`, `rediss://` for TLS, or `unix://`.",
+        examples=["redis://:password@redis:6379/0"],
+    )
+    companies_file: Path | None = Field(
+        default=None,
+        description="TOML file of several companies, instead of the settings of one company below.",
+        examples=["/etc/ota-receiver/companies.toml"],
+    )
+    np_base_url: Annotated[str, AfterValidator(_https_unless_loopback)] = Field(
+        default="https://api.npretail.app", description="Address of the API; https unless it is on this machine."
+    )
+    np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
+        default="2026-08-21", description="Version of the API that every call names."
+    )
+    webhook_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.~-]+$")] = Field(
+        default="/webhooks/ota-channel-manager", description="Path that events are posted to."
+    )
+    host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8080, description="Port that `serve` listens on.")
+    max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = Field(
+        default=1024 * 1024, description="Largest body of a POST; a larger one is answered 413."
+    )
+    dedup_days: Annotated[int, Field(ge=1)] = Field(
+        default=7, description="Days in which a repeated event is recognised and causes no second fetch."
+    )
+    event_days: Annotated[int, Field(ge=1, validate_default=True)] = Field(
+        default=90, description="Days that events, replays and the audit are kept; at least `DEDUP_DAYS`."
+    )
+    order_days: Annotated[int, Field(ge=1, validate_default=True)] = Field(
+        default=400, description="Days that orders are kept, at least `EVENT_DAYS`. A pending order never expires."
+    )
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(default=8, description="Worker processes for live events.")
+    backfill_workers: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="Worker processes for replays and reconciling."
+    )
+    upstream_concurrency: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=5, description="Calls at once with one API key, over all machines."
+    )
+    backfill_concurrency: Annotated[int, Field(ge=1, le=100, validate_default=True)] = Field(
+        default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`."
+    )
+    upstream_requests_per_5_min: Annotated[int, Field(ge=1)] = Field(
+        default=6000, description="Calls in any 5 minutes with one API key, over all machines."
+    )
+    upstream_timeout: Annotated[Seconds, Field(ge=1, le=100)] = Field(default=20, description="Time for a whole call.")
+    sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
+        default=(),
+        description="Functions that receive each order, separated by commas. All pools of one Redis need the same.",
+        examples=["python:mypackage.orders:on_order"],
+    )
+    spool_dir: Path | None = Field(
+        default=None,
+        description="Folder where `serve` keeps events while Redis is unavailable: mode 0700, on a disk of this machine"
+        " that outlives the process. Without it, senders get 503.",
+        examples=["/var/lib/ota-receiver/spool"],
+    )
+    spool_max_mb: Annotated[int, Field(ge=1)] = Field(default=512, description="Largest size of that folder in MB.")
+    reconcile_every: Annotated[Seconds, Field(ge=60)] = Field(
+        default=900, description="How often the order list is compared with the orders here. Needs `NP_PARTNER_ID`."
+    )
+    ops_token: SecretStr | None = Field(
+        default=None, description="Bearer token for `/metrics` and for the details of `/readyz`."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`json`, `console`, or `auto`: JSON unless stdout is a terminal."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
 
     _companies: tuple[Company, ...] = PrivateAttr(default=())
 
     @property
     def companies(self) -> tuple[Company, ...]:
-        """Return every company events are accepted from; at least one."""
+        """Return every company whose events are accepted; at least one."""
         return self._companies
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _tell_all(cls, given: dict[str, Any], handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Read the companies too, whatever else is wrong: nobody shall start the service once a mistake.
-
-        Raises SettingsError.
-        """
-        problems: list[str] = []
-        companies: tuple[Company, ...] = ()
-        path = given.get("companies_file")
-        if path and not isinstance(path, _Trouble):
-            try:
-                companies = from_file(Path(path))
-            except SettingsError as error:
-                problems.append(str(error))
-        elif missing := [f"{name.upper()}: missing" for name in NEEDED if not given.get(name)]:
-            problems += [*missing, "(or name several companies in COMPANIES_FILE)"]
-        try:
-            settings = handler(given)
-        except ValidationError as error:
-            raise SettingsError("\n".join([*named(error), *problems])) from None
-        if problems:
-            raise SettingsError("\n".join(problems))
-        values = {name: getattr(settings, name) for name in PER_COMPANY}
-        settings._companies = companies or (Company(slug="default", **values),)
-        return settings
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _told_by_the_source(cls, value: object) -> object:
-        if isinstance(value, _Trouble):
-            raise ValueError(value.text)
-        return value
 
     @field_validator("event_days", "order_days", "backfill_concurrency", mode="after")
     @classmethod
     def _in_order(cls, value: int, info: ValidationInfo) -> int:
-        """Compare with the field before; where that one is wrong itself, there is nothing to compare with."""
+        """Compare with the field before; if that one is wrong itself, there is nothing to compare with."""
         below, above = {
             "event_days": ("dedup_days", None),
             "order_days": ("event_days", None),
@@ -302,47 +233,146 @@ class Settings(BaseSettings):
             raise ValueError(f"must not be above {above.upper()}")
         return value
 
-    @field_validator("sinks", mode="before")
-    @classmethod
-    def _split_sinks(cls, value: object) -> object:
-        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments, then the environment, then `.env`; of a file that either names, nothing else may speak."""
-        files = _NamedFiles(settings_cls, env_settings, dotenv_settings)
-        return init_settings, files, env_settings, dotenv_settings
+_PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "slug")
 
+NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
+"""Every setting in lower case."""
 
-class _NamedFiles(PydanticBaseSettingsSource):
-    """Values out of files: `NAME_FILE=/run/secrets/name` as container platforms hand secrets over."""
-
-    def __init__(self, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource) -> None:
-        super().__init__(settings_cls)
-        self._given: dict[str, str] = {}
-        for source in reversed(sources):
-            if isinstance(source, EnvSettingsSource):
-                self._given.update({key.lower(): value for key, value in source.env_vars.items() if value})
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return self().get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        names = [name for name in Settings.model_fields if name != "companies_file"]
-        values, troubles = read_files(self._given, names)
-        return {**values, **{name: _Trouble(text) for name, text in troubles.items()}}
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def load() -> Settings:
-    """Return the settings of this process.
+    """Return the settings of this process, from its environment and `.env`; raises SettingsError."""
+    return parse({**_filled(dotenv_values(".env")), **_filled(os.environ)})
 
-    Raises SettingsError with every problem on its own line.
+
+def parse(variables: Mapping[str, str]) -> Settings:
+    """Return the settings that these variables give.
+
+    Raises SettingsError with every problem on its own line, so that one restart is enough to correct them all.
     """
-    return Settings()  # type: ignore[call-arg]  # filled from the environment
+    given = _filled(variables)
+    problems: list[str] = []
+    settings = _validated(Settings, given, problems)
+    if path := given.get("companies_file"):
+        companies = _from_file(Path(path), problems)
+    else:
+        of_company: list[str] = []
+        company = _validated(Company, {**given, "slug": "default"}, of_company)
+        companies = [company] if company else []
+        problems += of_company
+        if any(line.endswith(": missing") for line in of_company):
+            problems.append("(or name several companies in COMPANIES_FILE)")
+    if settings is None or problems:
+        raise SettingsError("\n".join(problems))
+    settings._companies = tuple(companies)
+    return settings
+
+
+def settings_page() -> str:
+    """Return docs/settings.md, as Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "From the environment or `.env`. Each may also be given as `NAME_FILE`, the path of a file that holds the",
+        "value. Durations are seconds, or a number with a unit: `90s`, `15m`, `2h`, `1d`. `ota-receiver check` reports",
+        "every missing or wrong setting. `python -m app.settings` renders this page.",
+        "",
+        *_table(Settings, Settings.model_fields),
+        "",
+        "## One company",
+        "",
+        "Several companies are tables of `COMPANIES_FILE`, with these names in lower case:",
+        "[companies.example.toml](../companies.example.toml).",
+        "",
+        *_table(Company, _PER_COMPANY),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _filled(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the variables that are not empty, by their names in lower case."""
+    return {name.lower(): value for name, value in variables.items() if value}
+
+
+def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str]) -> _Model | None:
+    """Return the model of what is given, by name or as `name_file`; None after a problem, which gets its line."""
+    values = {name: given[name] for name in model.model_fields if name in given}
+    found: dict[str, str] = {}
+    for name in model.model_fields:
+        path = given.get(f"{name}_file")
+        if path and given.get(name):
+            found[name] = f"given twice, also as {name.upper()}_FILE"
+        elif path:
+            try:
+                values[name] = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError, TypeError) as error:
+                found[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
+    for name in found:
+        values.pop(name, None)
+    result = None
+    try:
+        result = model(**values)
+    except ValidationError as error:
+        # The value itself is left out: it may be a secret.
+        for problem in error.errors(include_url=False, include_input=False, include_context=False):
+            text = "missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+            found.setdefault(".".join(str(part) for part in problem["loc"]), text)
+    problems += [f"{name.upper()}: {text}" for name, text in found.items()]
+    return None if found else result
+
+
+def _from_file(path: Path, problems: list[str]) -> list[Company]:
+    """Return the companies of the TOML file's tables `[companies.<slug>]`."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("companies", {})
+    except (OSError, ValueError) as error:
+        problems.append(f"COMPANIES_FILE: cannot be read ({type(error).__name__})")
+        return []
+    if not isinstance(tables, dict) or not tables:
+        problems.append("COMPANIES_FILE: has no table [companies.<slug>]")
+        return []
+    names = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
+    slugs: dict[str, str] = {}
+    companies: list[Company] = []
+    for slug, table in tables.items():
+        found: list[str] = []
+        if not isinstance(table, dict):
+            found.append("is not a table")
+        else:
+            found += [f"{name}: unknown name" for name in table if name not in names]
+            company = _validated(Company, {**table, "slug": slug}, found)
+            if company is not None:
+                companies.append(company)
+                first = slugs.setdefault(company.np_company_id, slug)
+                if first != slug:
+                    found.append(f"NP_COMPANY_ID: same as in [companies.{first}]")
+        problems += [f"COMPANIES_FILE [companies.{slug}] {line}" for line in found]
+    return companies
+
+
+def _table(model: type[BaseModel], names: Iterable[str]) -> list[str]:
+    rows = [
+        f"| `{name.upper()}` | {_default(field)} | {field.description} | {_code(*(field.examples or ()))} |"
+        for name, field in model.model_fields.items()
+        if name in set(names)
+    ]
+    return ["| name | default | meaning | example |", "|---|---|---|---|", *rows]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if _AS_SECONDS in field.metadata:
+        size = next(size for size in _UNITS.items() if field.default % size[1] == 0)
+        return _code(f"{field.default // size[1]}{size[0]}")
+    return _code(*([] if field.default in (None, ()) else [field.default]))
+
+
+def _code(*values: object) -> str:
+    return ", ".join(f"`{value}`" for value in values) or "–"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_page())

@@ -1,188 +1,198 @@
-"""How the receiver is, read in one step for /metrics, for the alerts and for people: what waits, what hangs, who lives.
+"""The state of the whole receiver, read in one script call for /metrics, the alerts and `ota-receiver status`.
 
-The step costs the same with one order and with a million: of `due` it looks at SAMPLE orders from either end. The
-soonest are those that wait longest for a worker, the latest those that have failed most often, so the longest owed
-fetch is among them, or one nearly as old. Up to twice SAMPLE orders owed it is exact.
-
-The heartbeats of the worker pools: one JSON value a pool in `ota:pools`.
+The call costs the same with one order and with a million: it looks at SAMPLE orders from either end of `due`. Those due
+first have waited longest for a worker, those due last have failed most often. So the oldest pending fetch is among
+them, or one nearly as old is. Up to twice SAMPLE pending orders it is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job
 
-from app.ledger import keys
+from app.ledger import keys, policy
+from app.ledger.rate_limit import breaker_key
 from app.ledger.redis import packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.settings import Company
 from app.times import to_ms
+
+SAMPLE: Final = 200
+
+HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
+"""A pool writes a heartbeat each second. Without one for this long it hangs or cannot reach Redis."""
+
+PROBE_WITHIN: Final = policy.MINUTE
+"""After a breaker's time has passed, a probe follows within this, if an order is pending. Later the breaker counts as
+closed: no call tells.
+"""
+
+T = TypeVar("T")
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """What a pool writes each second: its identity (workers.recovery), its workers, and when, in ms since 1970."""
+    """What a pool writes each second: its identity (workers.recovery), its workers, and `at` in ms since 1970."""
 
     machine: str
     pid: int
     started: str
     workers: list[str]
-    beat: int
-
-
-def read_heartbeat(text: bytes | str) -> Heartbeat | None:
-    """Return the heartbeat in a value of `ota:pools`, None if another version or another program wrote it."""
-    try:
-        return msgspec.json.decode(text, type=Heartbeat)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    at: int
 
 
 class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One alert; times in ms since 1970, 0 for never.
+    """The state of one alert; times in ms since 1970, 0 for never.
 
-    `since` its sign was first seen, `seen` last, `raised` and `told` (again), `count` of the counter it watches.
+    Its condition has been true since `since`, and was true last at `last_true_at`. The alert fires since `firing_at`
+    and was logged last at `logged_at`. `count` is the counter that it watches, -1 before the first evaluation.
     """
 
     since: int = 0
-    seen: int = 0
-    raised: int = 0
-    told: int = 0
+    last_true_at: int = 0
+    firing_at: int = 0
+    logged_at: int = 0
     count: int = -1
 
 
-def read_alert(text: bytes | str) -> AlertState | None:
-    """Return the state in a value of `ota:alerts`, None if another version or another program wrote it."""
-    try:
-        return msgspec.json.decode(text, type=AlertState)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+class CompanySnapshot(msgspec.Struct, frozen=True):
+    """One company; times in ms since 1970, 0 for never.
 
-
-class Pools:
-    """Reads the heartbeats; writes nothing."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    def all(self) -> list[bytes]:
-        """Return what each pool wrote last, as JSON."""
-        told: list[Any] = self._redis.hvals(keys.POOLS)
-        return told
-
-
-SAMPLE: Final = 200
-
-
-class Subject(msgspec.Struct, frozen=True):
-    """A company of the settings as it is looked at; `breaker` is the key of its breaker (budget.breaker_key)."""
-
-    slug: str
-    company_id: str
-    breaker: str
-
-
-class CompanyVitals(msgspec.Struct, frozen=True):
-    """Times in ms since 1970, 0 for never.
-
-    `oldest_owed` is ms since the latest event of the order that has waited longest for what that event told of. Not
-    among them: what people or reconciling asked for, what waits in backfill, what was given up, and what was fetched
-    and had not settled (that has a time of its own). `unsettled`: orders that the list showed so, `unsettled_since`
-    when the first of them was seen. `breaker_until` lies in the past while a probe is to come, 0 with no breaker open.
+    `oldest_pending_ms` is the age of the latest event of the order that has waited longest for the fetch of this
+    event. Left out: fetches that people or reconciling requested, orders in backfill, dead letters, and unsettled
+    orders, which are rechecked at times of their own. `unsettled` counts orders that the list showed unsettled,
+    `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while a probe is to
+    come, and is 0 while no breaker is open.
     """
 
-    oldest_owed: int
-    breaker_until: int
-    current_seen: int
-    previous_seen: int
+    oldest_pending_ms: int
+    breaker_open_until: int
+    current_secret_at: int
+    previous_secret_at: int
     unsettled: int
     unsettled_since: int
 
     @property
-    def last_event(self) -> int:
-        return max(self.current_seen, self.previous_seen)
+    def last_event_at(self) -> int:
+        return max(self.current_secret_at, self.previous_secret_at)
 
 
-class SinkVitals(msgspec.Struct, frozen=True):
-    """Orders, among those looked at, whose latest revision a sink has not had, and those of them it has refused."""
+class SinkSnapshot(msgspec.Struct, frozen=True):
+    """Of the orders looked at: how many latest revisions a sink has not received, and how many of these it refused."""
 
     behind: int
     failing: int
 
 
-class QueueVitals(msgspec.Struct, frozen=True):
-    """Jobs that wait, and when the first of them was queued as RQ writes it, "" if none waits."""
+class QueueSnapshot(msgspec.Struct, frozen=True):
+    """Waiting jobs, and when the first of them was queued as RQ writes it, "" without one."""
 
     jobs: int
     oldest: str
 
 
-class Vitals(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole. `companies` is by id; `elsewhere` is `oldest_owed` of companies that the settings do not name.
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole; `companies` by id.
 
-    `soonest`: ms when the next order of `due` is to be looked at, 0 if none is. `alerts`: what watch.py keeps.
+    `elsewhere_oldest_pending_ms` is for companies that the settings do not name. `next_due_at` is the lowest score of
+    `due` in ms since 1970, 0 if it is empty.
     """
 
     now: int
     due: int
-    soonest: int
+    next_due_at: int
     dead: int
     dead_deliveries: int
     pools: dict[str, str]
     schema: str
     alerts: dict[str, str]
-    queues: dict[str, QueueVitals]
-    companies: dict[str, CompanyVitals]
-    elsewhere: int
-    sinks: dict[str, SinkVitals]
+    queues: dict[str, QueueSnapshot]
+    companies: dict[str, CompanySnapshot]
+    elsewhere_oldest_pending_ms: int
+    sinks: dict[str, SinkSnapshot]
 
     @property
-    def late(self) -> int:
-        """Return for how many ms the ticker has not looked at an order whose time has come."""
-        return max(self.now - self.soonest, 0) if self.soonest else 0
+    def dispatcher_lag_ms(self) -> int:
+        """Return for how long the dispatcher has not looked at an order that is due."""
+        return max(self.now - self.next_due_at, 0) if self.next_due_at else 0
 
-    def waited(self, queue: str) -> int:
-        """Return for how many ms the first job of a queue has waited, 0 without one."""
+    def queue_age_ms(self, queue: str) -> int:
+        """Return for how long the first job of a queue has waited, 0 without one."""
         oldest = self.queues[queue].oldest
         return max(self.now - to_ms(datetime.fromisoformat(oldest)), 0) if oldest else 0
 
+    def breaker_is_open(self, company_id: str) -> bool:
+        """Return whether the breaker of a company is open, or half open with a probe still to come."""
+        until = self.companies[company_id].breaker_open_until
+        return until > 0 and self.now < until + PROBE_WITHIN
+
     def alert_states(self) -> dict[tuple[str, str, str], AlertState]:
-        """Return the alerts that are kept, by name, company and sink; unreadable entries are left out."""
-        found = {tuple(field.split("|")): read_alert(text) for field, text in sorted(self.alerts.items())}
+        """Return the saved alerts by name, company and sink; unreadable entries are left out."""
+        found = {tuple(field.split("|")): decoded(text, AlertState) for field, text in sorted(self.alerts.items())}
         return {key: state for key, state in found.items() if state is not None and len(key) == 3}
 
     def heartbeats(self) -> list[Heartbeat]:
-        """Return the last heartbeat of each pool; entries of another version or program are left out."""
-        return [one for text in self.pools.values() if (one := read_heartbeat(text)) is not None]
+        """Return the last heartbeat of each pool; unreadable entries are left out."""
+        return readable(self.pools.values())
+
+    def running_pools(self) -> list[Heartbeat]:
+        """Return the heartbeats younger than HEARTBEAT_WITHIN."""
+        return [pool for pool in self.heartbeats() if self.now - pool.at < HEARTBEAT_WITHIN]
+
+    def workers(self, queue: str) -> int:
+        """Return the number of worker processes of the running pools."""
+        return sum(f"-{queue}-" in name for pool in self.running_pools() for name in pool.workers)
 
 
-class VitalSigns:
-    """Asks for them, on either kind of client. `sinks`: SINKS."""
+class SnapshotReader:
+    """Reads a snapshot, with either kind of client. `sinks`: SINKS."""
 
-    def __init__(self, subjects: Sequence[Subject], sinks: Sequence[str]) -> None:
-        self.subjects = tuple(subjects)
+    def __init__(self, companies: Sequence[Company], sinks: Sequence[str]) -> None:
+        self.companies = tuple(companies)
         self._script = source("snapshot")
         self._arguments = {
             "sample": SAMPLE,
-            "companies": [(one.company_id, one.breaker) for one in subjects],
+            "companies": [
+                (one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path)) for one in companies
+            ],
             "sinks": list(sinks),
             "job_prefix": Job.redis_job_namespace_prefix,
             "queues": {name: queue_key(name) for name in (LIVE, BACKFILL)},
         }
 
-    def read(self, redis: Redis, now: int | None = None) -> Vitals:
-        """Return how it is now, by the clock of Redis unless `now` (ms) is given; raises what redis-py raises."""
-        return _vitals(redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
+    def read(self, redis: Redis, now: int | None = None) -> Snapshot:
+        """Return the snapshot at the time of the Redis server, or at `now` (ms); raises what redis-py raises."""
+        return _snapshot(redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
 
-    async def read_async(self, redis: AsyncRedis, now: int | None = None) -> Vitals:
+    async def read_async(self, redis: AsyncRedis) -> Snapshot:
         """Return the same as `read`."""
-        return _vitals(await redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
+        return _snapshot(await redis.register_script(self._script)(args=[packed(**self._arguments)]))
 
 
-def _vitals(answer: bytes) -> Vitals:
-    # Keys and values of `ota:pools` and `ota:alerts` are copied into the answer, whatever bytes they hold.
-    return msgspec.json.decode(answer.decode(errors="replace"), type=Vitals)
+def read_heartbeats(redis: Redis) -> list[Heartbeat]:
+    """Return the last heartbeat of each pool; unreadable entries are left out."""
+    found: list[Any] = redis.hvals(keys.POOLS)
+    return readable(found)
+
+
+def readable(texts: Iterable[bytes | str]) -> list[Heartbeat]:
+    """Return the heartbeats among values of `ota:pools`."""
+    return [one for text in texts if (one := decoded(text, Heartbeat)) is not None]
+
+
+def decoded(text: bytes | str, kind: type[T]) -> T | None:
+    """Return the value in a JSON text, None if another version or another program wrote it."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _snapshot(answer: bytes) -> Snapshot:
+    # The answer holds keys and values of `ota:pools` and `ota:alerts`, which may be any bytes.
+    return msgspec.json.decode(answer.decode(errors="replace"), type=Snapshot)

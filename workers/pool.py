@@ -16,9 +16,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
+from app.errors import OtherSchema
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.redis import VERSION, OtherSchema, refuse_other_schema
+from app.ledger.redis import VERSION, refuse_other_schema
 from app.ledger.retention import Retention
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Settings

@@ -10,11 +10,11 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from app import log
-from app.errors import UpstreamError
+from app.errors import Denied, UpstreamError
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Denied, RateLimiter
+from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Fetch

@@ -27,7 +27,7 @@ from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import server_time
 from app.ledger.rq_jobs import queue
 from app.ledger.work import WorkerEnd
-from app.snapshot import Heartbeat, read_heartbeat
+from app.snapshot import Heartbeat, decoded
 
 HEARTBEAT_KEPT: Final = policy.DAY
 """How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
@@ -76,10 +76,10 @@ class WorkerRecovery:
     def recover_dead_pools(self) -> None:
         """Release what the workers of killed pools held, where this machine can tell that the pool is dead."""
         for name, text in self._redis.hgetall(keys.POOLS).items():
-            beat = read_heartbeat(text)
+            beat = decoded(text, Heartbeat)
             if beat is None:
                 continue
-            if server_time(self._redis) - beat.beat > HEARTBEAT_KEPT:
+            if server_time(self._redis) - beat.at > HEARTBEAT_KEPT:
                 self._redis.hdel(keys.POOLS, name)
             elif Identity(beat.machine, beat.pid, beat.started).is_dead():
                 for worker in beat.workers:

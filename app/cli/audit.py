@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import islice
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import msgspec
 import typer
 
 from app import times
-from app.audit import Noted
+from app.audit import AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.console import epilog
 from app.cli.context import open_context
@@ -29,8 +30,8 @@ def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = 
     Each change is noted before it is made, so an interrupted one is listed with all its orders.
     """
     with open_context() as here:
-        noted = (one for one in here.audit.newest_first() if what in (None, one.deed.what))
-        found = list(islice(noted, limit))
+        entries = (one for one in newest_first(here.redis) if what in (None, one[1].what))
+        found = list(islice(entries, limit))
     if not found:
         console.remark("The audit is empty.")
     console.listing(
@@ -38,10 +39,10 @@ def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = 
         as_json,
         columns=(f"when ({console.zone()})", "what", "#orders", "selected", "plan", "who", "why"),
         row=_row,
-        view=lambda one: {"at": one.at} | msgspec.structs.asdict(one.deed),
+        view=lambda one: {"at": one[0]} | msgspec.structs.asdict(one[1]),
     )
 
 
-def _row(noted: Noted) -> tuple[object, ...]:
-    deed = noted.deed
-    return (times.short(noted.at), deed.what, f"{deed.orders:,}", deed.selected, deed.plan, deed.who, deed.why)
+def _row(one: tuple[datetime, AuditEntry]) -> tuple[object, ...]:
+    at, entry = one
+    return (times.short(at), entry.what, f"{entry.orders:,}", entry.selected, entry.plan, entry.who, entry.why)

@@ -37,7 +37,6 @@ _REDIS_ADVICE: Final = {
     "writable": "Name the primary in REDIS_URL; if the AOF cannot be written, look at its disk.",
     "durable": "Set appendonly yes and appendfsync everysec (or always) in its configuration.",
     "schema": "Upgrade this receiver, or name another Redis in REDIS_URL; nothing was changed.",
-    "clock": "Set both clocks right (NTP): retries and leases are kept in the time of the machine that writes them.",
     "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
 }
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})

@@ -17,16 +17,16 @@ import typer
 from redis import Redis
 
 from app import bootstrap, settings, times
-from app.audit import LONGEST_TEXT, Audit, Deed
+from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.console import FOUND, Stop
 from app.erasure import AuditWords, Erasure
-from app.errors import UpstreamError
+from app.errors import BrokenRecord, UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
-from app.ledger.orders import MOST_SEARCHED, Archive, BrokenRecord, References
+from app.ledger.orders import MOST_SEARCHED, Archive, References
 from app.ledger.redis import for_command, server_time
 from app.replay import Plans, Selector
 from app.settings import Company, Settings
@@ -72,8 +72,7 @@ class CommandContext:
         self.references = References(redis)
         self.events = EventLog(redis)
         self.dead_letters = DeadLetters(redis)
-        self.erasure = Erasure(redis, order_days=settings.order_days, event_days=settings.event_days)
-        self.audit = Audit(redis, event_days=settings.event_days)
+        self.erasure = Erasure(redis, order_days=settings.order_days)
         self.audit_words = AuditWords(redis)
         self.plans = Plans(redis, event_days=settings.event_days)
         self.selector = Selector(redis)
@@ -111,7 +110,7 @@ class CommandContext:
     def note(self, what: str, selected: str, orders: int, who: str, why: str) -> None:
         """Write a change to the audit before it is made, so that an interrupted one is there too."""
         selected = selected[:LONGEST_TEXT]
-        self.audit.add(Deed(what=what, plan="", who=who, why=why, selected=selected, orders=orders), self.now())
+        append(self.redis, AuditEntry(what=what, who=who, why=why, selected=selected, orders=orders))
 
     def warn_without_backfill(self) -> None:
         """Print a remark if no worker of these settings takes jobs of the backfill queue."""

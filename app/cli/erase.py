@@ -141,10 +141,10 @@ def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as
     """Erase step by step; the first blocks each order, and all may be repeated. Return whether something is left."""
     # First, while the names of the orders are still known.
     texts = here.audit_words.forget([word for one in found for word in one.words])
-    here.erasure.note([one.order for one in found if one.erased is None], who, why, here.now())
+    here.erasure.note([one.order for one in found if one.erased is None], who, why)
     erased = [_tombstone(here, one) for one in found]
     with console.progress("erasing events") as step:
-        events = here.erasure.forget_events(found, here.now(), step)
+        events = here.erasure.forget_events(found, step)
     spool = here.settings.spool_dir
     swept = erase_rows(spool, [one.order for one in found]) if spool is not None else Swept(0, ())
     totals = Totals(orders=len(erased), events=events, spooled=swept.rows, texts=texts, left=swept.problems)

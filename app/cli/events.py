@@ -18,10 +18,11 @@ from app import times
 from app.cli import console, context, replay
 from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context
+from app.errors import StoreUnavailable
 from app.ids import OrderKey, guid
 from app.ledger.events import EventQuery, StoredEvent
 from app.ledger.record import OrderRecord, State
-from app.ledger.redis import StoreUnavailable, translated_errors
+from app.ledger.redis import translated_errors
 from app.times import to_ms
 
 MOST: Final = 500

@@ -13,6 +13,7 @@ import typer
 from app import settings
 from app.cli import console
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, epilog
+from app.errors import StoreUnavailable
 from app.settings import Settings
 
 Role = Literal["web", "worker"]
@@ -70,17 +71,17 @@ def _web(loaded: Settings) -> RoleHealth:
 
 def _worker(loaded: Settings) -> RoleHealth:
     from app.identity import identity
-    from app.ledger.redis import StoreUnavailable, for_command, server_time
-    from app.snapshot import Pools, read_heartbeat
+    from app.ledger.redis import for_command, server_time
+    from app.snapshot import read_heartbeats
 
     try:
         with for_command(loaded.redis_url.get_secret_value()) as redis:
             now = server_time(redis)
-            pools = [pool for text in Pools(redis).all() if (pool := read_heartbeat(text)) is not None]
+            pools = read_heartbeats(redis)
     except StoreUnavailable as error:
         return RoleHealth("worker", healthy=False, detail=str(error))
     machine = identity().machine
-    ages = [(now - pool.beat) / 1000 for pool in pools if pool.machine == machine]
+    ages = [(now - pool.at) / 1000 for pool in pools if pool.machine == machine]
     if not ages:
         return RoleHealth("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
     age = max(0.0, min(ages))

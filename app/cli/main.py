@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from app.cli import console
 from app.cli.console import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
-from app.errors import ReceiverError, SettingsError
+from app.errors import OtherSchema, ReceiverError, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
     "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
@@ -117,7 +117,6 @@ def _sentence(error: ReceiverError) -> tuple[str, int]:
     if isinstance(error, SettingsError):
         lines = [f"  {line}" for line in str(error).splitlines()]
         return "\n".join(["The settings are incomplete or wrong:", *lines]), USAGE
-    from app.ledger.redis import OtherSchema, StoreUnavailable  # it loads redis
 
     if isinstance(error, StoreUnavailable):
         return str(error), NEWER if isinstance(error, OtherSchema) else AWAY

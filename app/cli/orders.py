@@ -20,12 +20,19 @@ from app.cli import console, context, erase
 from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
-from app.errors import ConnectionFault, OrderNotFound, RequestRejected, Throttled, UpstreamError
+from app.errors import (
+    ConnectionFault,
+    OrderNotFound,
+    RequestRejected,
+    StoreUnavailable,
+    Throttled,
+    UpstreamError,
+)
 from app.ids import OrderKey
 from app.ledger.history import as_object
 from app.ledger.orders import OrderQuery
 from app.ledger.record import OrderRecord, State
-from app.ledger.redis import StoreUnavailable, translated_errors
+from app.ledger.redis import translated_errors
 from app.settings import Company
 from app.upstream.client import ChannelManager, Fetched
 

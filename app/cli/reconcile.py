@@ -15,12 +15,12 @@ from app.cli import console, context
 from app.cli.console import DONE, FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
-from app.errors import UpstreamError
+from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
-from app.ledger.orders import Holdings, References
-from app.reconcile.compare import Gap, Survey
-from app.reconcile.expected import BadExpected, Expected, read
-from app.reconcile.state import Cursor
+from app.ledger.orders import LocalCopies, References
+from app.reconcile.compare import Comparison, Discrepancy
+from app.reconcile.expected import Expected, read
+from app.reconcile.state import Checkpoint
 from app.settings import Company
 
 NO_LIST: Final = 5
@@ -62,7 +62,7 @@ def reconcile(
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
-    never_heard: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
+    no_event: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
     which sends no event. stuck: not settled for more than 10 minutes. The workers do the same every RECONCILE_EVERY;
     an interrupted run loses nothing.
     """
@@ -91,7 +91,7 @@ def _compare_list(
     here: CommandContext, name: str | None, from_zero: bool, request: _Request | None, as_json: bool
 ) -> int:
     """Show how the list differs, and request fetches if asked to; return the exit code."""
-    gaps: list[Gap] = []
+    differences: list[Discrepancy] = []
     troubles: list[str] = []
     listed = 0
     companies = _companies(here, name)
@@ -100,29 +100,29 @@ def _compare_list(
             try:
                 for rows, found in _read(here, company, from_zero):
                     listed += rows
-                    gaps += found
+                    differences += found
                     step(rows)
             except UpstreamError as error:
                 text = f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check"
                 troubles.append(text)
-    if gaps and request is not None:
-        request([gap.key for gap in gaps], lambda: _show(here, gaps, as_json))
+    if differences and request is not None:
+        request([one.key for one in differences], lambda: _show(here, differences, as_json))
     else:
-        _show(here, gaps, as_json)
+        _show(here, differences, as_json)
     if not as_json:
-        console.say(_summary(gaps, f"{console.many(listed, 'order')} listed", request is not None))
+        console.say(_summary(differences, f"{console.many(listed, 'order')} listed", request is not None))
     for trouble in troubles:
         console.remark(trouble)
-    return NO_LIST if troubles else FOUND if gaps and request is None else DONE
+    return NO_LIST if troubles else FOUND if differences and request is None else DONE
 
 
-def _summary(gaps: Sequence[Gap], listed: str, requested: bool) -> str:
-    if not gaps:
+def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -> str:
+    if not differences:
         return f"No differences: {listed}."
-    kinds = Counter(gap.kind for gap in gaps)
+    kinds = Counter(one.kind for one in differences)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     hint = "" if requested else " Fetch them with --apply."
-    return f"{console.many(len(gaps), 'difference')}: {counts}; {listed}.{hint}"
+    return f"{console.many(len(differences), 'difference')}: {counts}; {listed}.{hint}"
 
 
 def _companies(here: CommandContext, name: str | None) -> list[Company]:
@@ -141,43 +141,43 @@ def _companies(here: CommandContext, name: str | None) -> list[Company]:
     return [one for one in chosen if one.np_partner_id is not None]
 
 
-def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Gap, ...]]]:
-    """Yield the number of rows and the gaps of each page, then those of orders watched since earlier runs.
+def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Discrepancy, ...]]]:
+    """Yield the number of rows and the differences of each page, then those of orders watched since earlier runs.
 
-    The cursor stays where it is: only the workers move it.
+    The checkpoint stays where it is: only the workers move it.
     """
     from workers.background import listing  # here: of app only the CLI may import workers
 
     redis = here.redis
-    cursor = Cursor(redis, company.np_company_id)
-    survey = Survey(Holdings(redis), company.np_company_id, here.settings.order_days)
-    watched = cursor.watched()
+    checkpoint = Checkpoint(redis, company.np_company_id)
+    comparison = Comparison(LocalCopies(redis), company.np_company_id, here.settings.order_days)
+    watched = checkpoint.watched()
     unseen = dict(watched)
-    start = 0 if from_zero else cursor.start(here.now())
+    start = 0 if from_zero else checkpoint.start(here.now())
     with bootstrap.http(here.settings) as http:
         client = bootstrap.channel_manager(here.settings, company, http)
         for _, page in listing(here.settings, company, redis, client).since(start):
             for row in page.rows:
                 unseen.pop(row.order_id, None)
-            yield len(page.rows), survey.of_page(page, watched, here.now()).gaps
-    yield 0, survey.of_watched(unseen, here.now()).gaps
+            yield len(page.rows), comparison.of_page(page, watched, here.now()).discrepancies
+    yield 0, comparison.of_watched(unseen, here.now()).discrepancies
 
 
-def _show(here: CommandContext, gaps: Sequence[Gap], as_json: bool) -> None:
-    def row(gap: Gap) -> tuple[object, ...]:
-        order = (here.companies.slug(gap.company_id), gap.order_id)
-        differs = (gap.kind, gap.status, gap.held, ", ".join(gap.differs))
-        return (*order, *differs, gap.reference, times.short(gap.received_at))
+def _show(here: CommandContext, differences: Sequence[Discrepancy], as_json: bool) -> None:
+    def row(one: Discrepancy) -> tuple[object, ...]:
+        order = (here.companies.slug(one.company_id), one.order_id)
+        differs = (one.kind, one.status, one.stored_status, ", ".join(one.differs))
+        return (*order, *differs, one.reference, times.short(one.received_at))
 
     console.listing(
-        gaps,
+        differences,
         as_json,
         columns=(
             *("company", "=order", "difference", "listed as", "here", "differs"),
             *("?reference", f"?received ({console.zone()})"),
         ),
         row=row,
-        view=lambda gap: {"company": here.companies.slug(gap.company_id)} | msgspec.structs.asdict(gap),
+        view=lambda one: {"company": here.companies.slug(one.company_id)} | msgspec.structs.asdict(one),
     )
 
 
@@ -225,12 +225,12 @@ def _compare_file(here: CommandContext, path: Path, request: _Request | None, as
 def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
     """Return those that no company has, neither by id nor by any of their references."""
     known_ids: set[str] = set()
-    holdings = Holdings(here.redis)
+    copies = LocalCopies(here.redis)
     keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
     with console.progress("looking for orders", len(keys)) as step:
         for at in range(0, len(keys), _CHUNK):
             chunk = keys[at : at + _CHUNK]
-            known_ids |= {key.order_id for key, held in zip(chunk, holdings.of(chunk), strict=True) if held is not None}
+            known_ids |= {key.order_id for key, copy in zip(chunk, copies.read(chunk), strict=True) if copy is not None}
             step(len(chunk))
     # An orderId identifies the order; references count only without one.
     wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}

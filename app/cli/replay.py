@@ -18,6 +18,7 @@ from app import times
 from app.cli import console, context
 from app.cli.console import FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context
+from app.ids import OrderKey
 from app.ledger.events import is_event_id
 from app.replay import Draft, Plan, Selection, is_plan_id
 from app.settings import Settings
@@ -163,8 +164,8 @@ def replay(
             console.remark(f"No event {text!r} found.")
         if not found.orders:
             raise Stop("No event matches.", FOUND)
-        for member in here.selector.erased(found.orders):
-            del found.orders[member]
+        for erased in here.erasure.erased_among([OrderKey.of(member) for member in found.orders]):
+            del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
         passed: set[str] = set()
@@ -197,7 +198,7 @@ def replay(
                 console.confirm(forecast.question(), yes)
                 draft = Draft(who=who, why=why, selected=selection.words(), rate=speed, sinks=sinks)
                 left = ((one, None if force else at) for one, at in found.orders.items() if one not in passed)
-                plan = here.plans.file(draft, left, here.now())
+                plan = here.plans.file(draft, left)
                 console.remark(
                     f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it."
                 )
@@ -235,7 +236,7 @@ def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
 def resume(plan_id: PlanId, rate: Rate = None, who: context.Who = "", as_json: context.Json = False) -> None:
     """Resume a replay. Several processes may feed one plan: they share its rate, and no order is fed twice."""
     with open_context() as here:
-        plan = here.plans.resume(_open_plan(here, plan_id), who, here.now(), rate)
+        plan = here.plans.resume(_open_plan(here, plan_id), who, rate)
         _finish(here, plan, as_json)
 
 
@@ -243,7 +244,7 @@ def resume(plan_id: PlanId, rate: Rate = None, who: context.Who = "", as_json: c
 def cancel(plan_id: PlanId, why: context.Why = "", who: context.Who = "", as_json: context.Json = False) -> None:
     """Cancel a replay: nothing more is queued, what is queued stays. Its feeders stop within seconds."""
     with open_context() as here:
-        plan = here.plans.cancel(_open_plan(here, plan_id), who, why, here.now())
+        plan = here.plans.cancel(_open_plan(here, plan_id), who, why)
         console.result(_sentence(plan), plan, as_json)
 
 

@@ -20,8 +20,7 @@ from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from app.metrics import BEAT_WITHIN, is_open
-from app.snapshot import Vitals
+from app.snapshot import Snapshot
 
 _CODES: Final = {DONE: "no alert is active", FOUND: "an alert is active, or no worker pool runs"}
 _FIVE_MINUTES: Final = 300
@@ -47,7 +46,7 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The page. `due`: orders with a fetch, a recheck or a delivery to do; `oldest_owed_s` by company.
+    """All of it. `due`: orders to fetch, to look at again, or to hand on; `oldest_pending_s` by company.
 
     `get_order_s`: average of the latest orders. `spooled`: None without SPOOL_DIR here, or if it cannot be read.
     """
@@ -56,7 +55,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pools: int
     queues: tuple[QueueStatus, ...]
     due: int
-    oldest_owed_s: dict[str, int]
+    oldest_pending_s: dict[str, int]
     get_order_s: float
     dead_letters: int
     dead_deliveries: int
@@ -68,8 +67,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def status(as_json: context.Json = False) -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
-        vitals = bootstrap.vital_signs(here.settings).read(here.redis)
-        found = _status(here, vitals, _get_order_seconds(here))
+        snapshot = bootstrap.snapshot_reader(here.settings).read(here.redis)
+        found = _status(here, snapshot, _get_order_seconds(here))
     if as_json:
         console.json_line(found)
     else:
@@ -78,35 +77,35 @@ def status(as_json: context.Json = False) -> None:
         raise typer.Exit(FOUND)
 
 
-def _status(here: CommandContext, vitals: Vitals, get_order: float) -> Status:
+def _status(here: CommandContext, snapshot: Snapshot, get_order: float) -> Status:
     companies = here.settings.companies
-    shut_out = [one.slug for one in companies if is_open(vitals, one.np_company_id)]
-    pools = [pool for pool in vitals.heartbeats() if vitals.now - pool.beat < BEAT_WITHIN]
-    names = [name for pool in pools for name in pool.workers]
-    window = _window(here, vitals.now)
+    shut_out = [one.slug for one in companies if snapshot.breaker_is_open(one.np_company_id)]
+    window = _window(here, snapshot.now)
     slots = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
     queues = []
     for queue, at_once in slots.items():
-        workers = sum(f"-{queue}-" in name for name in names)
+        workers = snapshot.workers(queue)
         busy = 0 if len(shut_out) == len(companies) else min(workers, window.keys * at_once)
-        jobs = vitals.queues[queue].jobs
-        # A burst goes as fast as the permits allow; what the window has no room for goes at the window's rate.
+        jobs = snapshot.queues[queue].jobs
+        # A burst goes as fast as the slots allow; what the window has no room for comes at its pace.
         speed = busy / get_order
         rate = speed if jobs <= window.room else min(speed, window.rate)
         done = 0 if not jobs else round(max(jobs / speed, (jobs - window.room) / window.rate)) if speed else None
-        waited = vitals.waited(queue) // 1000
+        waited = snapshot.queue_age_ms(queue) // 1000
         queues.append(
             QueueStatus(queue=queue, jobs=jobs, waited_s=waited, workers=workers, rate=round(rate, 2), done_s=done)
         )
     return Status(
-        alerts=tuple(_raised(vitals)),
-        pools=len(pools),
+        alerts=tuple(_firing(snapshot)),
+        pools=len(snapshot.running_pools()),
         queues=tuple(queues),
-        due=vitals.due,
-        oldest_owed_s={one.slug: vitals.companies[one.np_company_id].oldest_owed // 1000 for one in companies},
+        due=snapshot.due,
+        oldest_pending_s={
+            one.slug: snapshot.companies[one.np_company_id].oldest_pending_ms // 1000 for one in companies
+        },
         get_order_s=round(get_order, 3),
-        dead_letters=vitals.dead,
-        dead_deliveries=vitals.dead_deliveries,
+        dead_letters=snapshot.dead,
+        dead_deliveries=snapshot.dead_deliveries,
         breakers_open=tuple(shut_out),
         spooled=waiting(here.settings.spool_dir) if here.settings.spool_dir else None,
     )
@@ -127,8 +126,8 @@ def _window(here: CommandContext, now: int) -> _Window:
     return _Window(len(api_keys), max(len(api_keys) * most - used, 0), len(api_keys) * most / _FIVE_MINUTES)
 
 
-def _raised(vitals: Vitals) -> list[str]:
-    return [" ".join(filter(None, labels)) for labels, state in vitals.alert_states().items() if state.raised]
+def _firing(snapshot: Snapshot) -> list[str]:
+    return [" ".join(filter(None, labels)) for labels, state in snapshot.alert_states().items() if state.firing_at]
 
 
 def _get_order_seconds(here: CommandContext) -> float:
@@ -140,7 +139,7 @@ def _get_order_seconds(here: CommandContext) -> float:
 
 
 def _print(found: Status) -> None:
-    oldest = (f"{slug} {_age(seconds)}" for slug, seconds in found.oldest_owed_s.items() if seconds)
+    oldest = (f"{slug} {_age(seconds)}" for slug, seconds in found.oldest_pending_s.items() if seconds)
     facts = (
         ("alerts", ", ".join(found.alerts) or "none"),
         ("worker pools running", found.pools or "0: nothing is fetched; start `ota-receiver worker`"),

@@ -37,8 +37,8 @@ from app.subscriptions import (
     REPAIR_FAILED,
     REPAIRED,
     UNREACHABLE,
-    Sight,
-    Watch,
+    SubscriptionStatus,
+    SubscriptionWatch,
     ends_in,
     for_settled_orders,
     same_address,
@@ -264,10 +264,10 @@ class Rounds:
 
     def __init__(self, here: CompanyClients, url: str | None, repair: bool, as_json: bool) -> None:
         path = here.settings.webhook_path
-        self._watches = [Watch(client.company, client.upstream, path, url) for client in here.all]
+        self._watches = [SubscriptionWatch(client.company, client.upstream, path, url) for client in here.all]
         self._repair = repair
         self._as_json = as_json
-        self._printed: dict[str, list[Sight]] = {}
+        self._printed: dict[str, list[SubscriptionStatus]] = {}
 
     def check(self) -> int:
         """Check all companies and return the exit code of this round."""
@@ -276,39 +276,39 @@ class Rounds:
             return FOUND
         return AWAY if UNREACHABLE in states else DONE
 
-    def _one(self, watch: Watch) -> Sight:
-        seen = [watch.look()]
+    def _one(self, watch: SubscriptionWatch) -> SubscriptionStatus:
+        seen = [watch.check()]
         if self._repair and watch.can_repair(seen[0]):
             seen.append(watch.repair())
         slug, last = seen[0].company, seen[-1]
         if seen != self._printed.get(slug):
-            for sight in seen:
-                _log_status(sight)
-                self._print(watch, sight)
+            for status in seen:
+                _log_status(status)
+                self._print(watch, status)
         # A repaired subscription is Active: to see it so in the next round is no change.
         self._printed[slug] = [watch.active()] if last.state == REPAIRED else seen
         return last
 
-    def _print(self, watch: Watch, sight: Sight) -> None:
-        hint = sight.advice or (advice(sight.cause, WEBHOOK_PERMISSIONS) if sight.cause else "")
-        if self._repair and watch.can_repair(sight):
+    def _print(self, watch: SubscriptionWatch, status: SubscriptionStatus) -> None:
+        hint = status.advice or (advice(status.cause, WEBHOOK_PERMISSIONS) if status.cause else "")
+        if self._repair and watch.can_repair(status):
             hint = "It is created again."
-        elif self._repair and sight.state == "missing":
+        elif self._repair and status.state == "missing":
             hint = "It cannot be created again, as its address is unknown: give --url."
         now = times.now()
-        text = f"{times.short(now)} {sight.company}: {sight.state}, {sight.detail}. {hint}".rstrip()
-        console.result(text, {"at": now} | msgspec.structs.asdict(sight) | {"advice": hint}, self._as_json)
+        text = f"{times.short(now)} {status.company}: {status.state}, {status.detail}. {hint}".rstrip()
+        console.result(text, {"at": now} | msgspec.structs.asdict(status) | {"advice": hint}, self._as_json)
         sys.stdout.flush()
 
 
-def _log_status(sight: Sight) -> None:
-    company, state = sight.company, sight.state
+def _log_status(status: SubscriptionStatus) -> None:
+    company, state = status.company, status.state
     if state == ACTIVE:
         _log.info("subscription.active", company=company)
     elif state == REPAIRED:
         _log.warning("subscription.repaired", company=company)
     elif state in {UNREACHABLE, REPAIR_FAILED}:
-        why = {"reason": sight.cause, "http_status": sight.http_status}
+        why = {"reason": status.cause, "http_status": status.http_status}
         _log.warning("subscription.check_failed", company=company, what=state, **why)
     else:
         _log.error("subscription.down", company=company, reason=state)

@@ -18,7 +18,7 @@ from app.dev.processes import Process, free_port
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.errors import ReceiverError
-from app.settings import Settings
+from app.settings import NAMES, Settings, parse
 
 TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
 ENVIRONMENT: Final = "Sandbox"
@@ -85,9 +85,8 @@ def start(
             return parts.enter_context(Process.start(argv, env=environment, cwd=folder, log=folder / log))
 
         web, worker = started("serve", "web.log"), started("worker", "worker.log")
-        given = {name: environment[name.upper()] for name in Settings.model_fields if name.upper() in environment}
-        variables = {name.upper(): value for name, value in given.items()}
-        stack = Stack(Settings.model_validate(given), variables, sandbox, web, worker)
+        variables = {name.upper(): environment[name.upper()] for name in NAMES if name.upper() in environment}
+        stack = Stack(parse(variables), variables, sandbox, web, worker)
         web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack
@@ -105,7 +104,7 @@ def _must_be_free(port: int) -> None:
 
 def _environment(redis_url: str, sandbox: Sandbox, port: int) -> dict[str, str]:
     """Return an environment without any of the caller's own settings."""
-    ours = {name.upper() for name in Settings.model_fields}
+    ours = {name.upper() for name in NAMES}
     kept = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
     return kept | {
         "REDIS_URL": redis_url,

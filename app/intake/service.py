@@ -81,6 +81,6 @@ class Intake:
                 self._alert(company, items)
         for reason, items in batch.invalid_items.items():
             _log.warning("items.invalid", reason=reason, items=items)
-            self._count("aside", reason, items)
+            self._count("invalid", reason, items)
         if batch.ignored:
-            self._count("aside", "unknown_event", batch.ignored)
+            self._count("invalid", "unknown_event", batch.ignored)

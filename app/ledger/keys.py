@@ -22,7 +22,7 @@
 | `ota:pools` | hash: pool -> JSON heartbeat: machine, pid, workers | until the pool ends | pool |
 | `ota:probe` | string: a web process checks whether Redis takes writes again | ten seconds | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
-| `ota:reconcile-marks:<company>` | zset: highest row version of a page -> ms of the call | until old | reconcile |
+| `ota:reconcile-checkpoints:<company>` | zset: highest row version of a page -> ms of the call | 10 min | reconcile |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |
 | `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, some min | reconcile |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
@@ -58,8 +58,8 @@ Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
 rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
 
-Fields of `ota:reconcile:<company>`: `next` ms of the next run, `not_before` ms for any run, `asks` by rejected events,
-`heeded` those of them that a run has answered, `ask_after` ms before which they cause no other.
+Fields of `ota:reconcile:<company>`: `next_run_at` ms, `not_before` ms before which no run starts, `triggers` counted by
+rejected events, `triggers_handled` those that a run has handled, `next_trigger_at` ms before which they start no run.
 
 Fields of `ota:event-rate:<company>`: `secret:<name>` ms when an event that carried it last came,
 `hour:<hours since 1970>` events that were new in that hour.
@@ -138,8 +138,8 @@ def reconcile(company_id: str) -> str:
     return f"ota:reconcile:{company_id}"
 
 
-def reconcile_marks(company_id: str) -> str:
-    return f"ota:reconcile-marks:{company_id}"
+def reconcile_checkpoints(company_id: str) -> str:
+    return f"ota:reconcile-checkpoints:{company_id}"
 
 
 def reconcile_watch(company_id: str) -> str:

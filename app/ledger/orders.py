@@ -16,7 +16,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from app.errors import ReceiverError, UnreadableAnswer
+from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.history import Entry, Unread, parse_entry
@@ -41,14 +41,7 @@ _COPIES_A_CALL: Final = 200
 """Orders a round trip: contents can be large, and Redis serves others in between."""
 _REFERENCES_A_CALL: Final = 200
 
-_HELD_FIELDS: Final = ("generation", "fetched_generation", "dead", "discarded_at", "status", "fetched_at", "erased_at")
-
-
-class BrokenRecord(ReceiverError):
-    """The key of an order's record holds something that none of our scripts has written there."""
-
-    def __init__(self, order: OrderKey) -> None:
-        super().__init__(f"The record of order {order.order_id} is unreadable: look at {keys.record(order)} in Redis.")
+_COPY_FIELDS: Final = ("generation", "fetched_generation", "dead", "discarded_at", "status", "fetched_at", "erased_at")
 
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +170,7 @@ class Archive:
         """
         fields: Any = self._redis.hkeys(keys.COUNTERS)
         counted = (field.decode(errors="replace").split("|") for field in fields)
-        companies = {labels[0] for metric, *labels in counted if metric in {"events", "gaps"} and labels}
+        companies = {labels[0] for metric, *labels in counted if metric in {"events", "discrepancies"} and labels}
         return self.of_companies(order_id, sorted(companies))
 
     def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[Scored]]:
@@ -205,7 +198,7 @@ def is_wrong_type(answer: object) -> bool:
 
 def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
     if is_wrong_type(answer):
-        return BrokenRecord(order)
+        return BrokenRecord(order.order_id, keys.record(order))
     if isinstance(answer, Exception):
         raise answer
     # Every event and every request raises `generation`: without it the hash is what a late command left.
@@ -214,63 +207,63 @@ def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
     try:
         return parse_record(order, answer)
     except (ValueError, OverflowError):
-        return BrokenRecord(order)
+        return BrokenRecord(order.order_id, keys.record(order))
 
 
-class Holding(msgspec.Struct, frozen=True):
+class LocalCopy(msgspec.Struct, frozen=True):
     """One order as stored here. `status` is that of the latest fetch, or DeletedUpstream; "" without a fetch.
 
     `dead` is the reason code of a dead letter, `discarded`, `erased`, or "" for none of them; `fetched_ms` since 1970,
-    0 for never; `copy` the fields of the stored content that a list has too, None where nothing is stored.
+    0 for never; `content` the fields of the stored content that a list has too, None where nothing is stored.
     """
 
     pending: bool
     dead: str
     status: str
     fetched_ms: int
-    copy: Summary | None
+    content: Summary | None
 
 
-class Holdings:
-    """Reads; writes nothing."""
+class LocalCopies:
+    """Reads what reconciling compares with the list; writes nothing."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def of(self, orders: Sequence[OrderKey]) -> list[Holding | None]:
-        """Return what is held of each order, None where the ledger has no record."""
-        found: list[Holding | None] = []
+    def read(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
+        """Return the copy of each order, None where the ledger has no record."""
+        found: list[LocalCopy | None] = []
         for at in range(0, len(orders), _COPIES_A_CALL):
-            found += self._of(orders[at : at + _COPIES_A_CALL])
+            found += self._read(orders[at : at + _COPIES_A_CALL])
         return found
 
-    def _of(self, orders: Sequence[OrderKey]) -> list[Holding | None]:
+    def _read(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
         with self._redis.pipeline(transaction=False) as pipe:
             for order in orders:
-                pipe.hmget(keys.record(order), _HELD_FIELDS)
+                pipe.hmget(keys.record(order), _COPY_FIELDS)
                 pipe.get(keys.content(order))
             answers = pipe.execute()
         return [
-            _holding(order, dict(zip(_HELD_FIELDS, values, strict=True)), packed)
+            _local_copy(order, dict(zip(_COPY_FIELDS, values, strict=True)), packed)
             for order, values, packed in zip(orders, answers[::2], answers[1::2], strict=True)
         ]
 
 
-def _holding(order: OrderKey, values: dict[str, bytes | None], packed: bytes | None) -> Holding | None:
+def _local_copy(order: OrderKey, values: dict[str, bytes | None], packed: bytes | None) -> LocalCopy | None:
     record = parse_record(order, {name.encode(): value for name, value in values.items() if value is not None})
     # As in Archive: every record has a `generation`.
     if not record.generation:
         return None
-    return Holding(
+    return LocalCopy(
         pending=record.is_pending,
         dead="erased" if record.erased_at else record.dead or ("discarded" if record.is_discarded else ""),
         status=record.status,
         fetched_ms=int(values["fetched_at"] or 0),
-        copy=_copy(packed),
+        content=_summary(packed),
     )
 
 
-def _copy(packed: bytes | None) -> Summary | None:
+def _summary(packed: bytes | None) -> Summary | None:
     """Return the part of the content that a list shows too: its fields have the same names and rules."""
     if packed is None:
         return None

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app import log
-from app.errors import ReceiverError, UpstreamError
+from app.errors import Denied, UpstreamError
 from app.ledger import keys, policy
 from app.ledger.redis import Script, retry_until
 from app.ledger.work import PermitOutcome
@@ -27,18 +27,6 @@ _log = log.get()
 
 WINDOW: Final = 301 * policy.SECOND
 """One second more than upstream's window: a request is counted there a little later than here."""
-
-
-class Denied(ReceiverError):
-    """No request now; `wait_ms` until it may be tried again.
-
-    `reason` is one of throttled, breaker_open, window_full, permits_full.
-    """
-
-    def __init__(self, wait_ms: int, reason: str) -> None:
-        super().__init__(reason)
-        self.wait_ms = wait_ms
-        self.reason = reason
 
 
 class Released(NamedTuple):

@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from app.errors import ReceiverError, SettingsError
+from app.errors import OtherSchema, SettingsError, StoreUnavailable
 from app.ledger import keys
 
 WORKER_TIMEOUT: Final = 10.0
@@ -84,10 +84,6 @@ class Script:
 _CODE: Final = re.compile("[A-Z]{2,20}")
 _IN_PIPELINE: Final = "of pipeline caused error: "
 """What redis-py puts before the text of the server, after the command with all its arguments."""
-
-
-class StoreUnavailable(ReceiverError):
-    """Redis did not answer a command; the text is one line for people, without password or text of the server."""
 
 
 def for_worker(url: str) -> Redis:
@@ -164,33 +160,17 @@ VERSION: Final = 2
 _REFUSED: Final = "OTHERSCHEMA "
 
 
-class OtherSchema(StoreUnavailable):
-    """Redis holds data of another version of this service; nothing was read or written."""
-
-    def __init__(self, held: str) -> None:
-        self.held = held[:20]
-        older = self.held.isdigit() and int(self.held) < VERSION
-        what_to_do = (
-            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
-            if older
-            else "upgrade it, or correct REDIS_URL"
-        )
-        super().__init__(
-            f"Redis holds data of schema version {self.held}, this receiver needs version {VERSION}: {what_to_do}"
-        )
-
-
 def other_schema(error: Exception) -> OtherSchema | None:
     """Return the OtherSchema that a script answered with, None for another error."""
     text = str(error)
-    return OtherSchema(text.removeprefix(_REFUSED)) if text.startswith(_REFUSED) else None
+    return OtherSchema(text.removeprefix(_REFUSED), VERSION) if text.startswith(_REFUSED) else None
 
 
 def refuse_other_schema(redis: Redis) -> None:
     """Raise OtherSchema if Redis holds data of another version; for readers, and before a start."""
     held: Any = redis.get(keys.SCHEMA)
     if is_other_schema(held):
-        raise OtherSchema(held.decode(errors="replace"))
+        raise OtherSchema(held.decode(errors="replace"), VERSION)
 
 
 def is_other_schema(held: bytes | None) -> bool:

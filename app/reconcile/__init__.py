@@ -1,1 +1,1 @@
-"""Reconciling: the Channel Manager's list against our ledger, so that an event that never came costs no order."""
+"""Reconciling: the Channel Manager's order list compared with the orders here, so that a lost event costs no order."""

@@ -1,8 +1,6 @@
-"""One listed order against what the ledger holds of it: is something missing here? Pure: arguments in, verdict out.
+"""Compares listed orders with the local copies: which orders to fetch, and which unsettled ones to watch.
 
-The facts behind it: upstream.md 4 (which changes fire no event) and 6 (what a row of the list says).
-
-A page of the list held against the ledger: which of its orders are to be fetched, which to be watched.
+Which changes upstream makes without an event: upstream.md 4. The fields of a row: upstream.md 6.
 """
 
 from __future__ import annotations
@@ -15,33 +13,33 @@ import msgspec
 
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.orders import Holding, Holdings
+from app.ledger.orders import LocalCopies, LocalCopy
 from app.times import to_ms
 from app.upstream.models import UNSETTLED, Page, Summary
 
 STUCK_AFTER: Final = 10 * policy.MINUTE
-"""An order settles about a minute after createOrder (upstream.md 0). One that was swept to Error after an hour in
-Processing fires no event, so somebody must look before."""
+"""An order settles about a minute after createOrder (upstream.md 0). Upstream sets one to Error after an hour in
+Processing without an event, so it must be fetched before."""
 
-Kind = Literal["never_heard", "changed", "stuck"]
-"""`never_heard`: settled, and no event told of that settlement. `changed`: confirmed, cancelled or changed since our
-copy was fetched, of which no event tells. `stuck`: not settled for STUCK_AFTER."""
+Kind = Literal["no_event", "changed", "stuck"]
+"""`no_event`: settled, without an event for that settlement. `changed`: confirmed, cancelled or changed since our
+fetch, which causes no event. `stuck`: not settled for STUCK_AFTER."""
 
 _PROVEN_WRONG: Final = frozenset({"order_missing", "unsettled"})
-"""Dead letters that the list itself contradicts, once it shows the order settled; others are for people to mend."""
+"""Dead letters that the list contradicts once it shows the order settled. The others need a person."""
 
 
-class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """An order that is to be fetched. `status` is the listed one, `held` that of our copy, "" if there is none.
+class Discrepancy(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that must be fetched. `status` is the listed one, `stored_status` that of our copy, "" without one.
 
-    `differs` names the fields in which the list and our copy differ, never their values.
+    `differs` names the fields that differ, without their values.
     """
 
     company_id: str
     order_id: str
     kind: Kind
     status: str
-    held: str = ""
+    stored_status: str = ""
     differs: tuple[str, ...] = ()
     reference: str = ""
     received_at: datetime | None = None
@@ -51,129 +49,126 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
         return OrderKey(self.company_id, self.order_id)
 
 
-def judge(
-    company_id: str, row: Summary, holding: Holding | None, *, open_since: int | None, now: int, oldest: int
-) -> Gap | Literal["watch"] | None:
-    """Return the gap that a row shows, None if there is none, "watch" for an unsettled order to be looked at again.
+class Compared(msgspec.Struct, frozen=True):
+    """What a comparison found; the order ids in `unsettled` are to be watched, those in `settled` not any more."""
 
-    `open_since` is when an earlier look saw it unsettled, None if none did. An order that we do not hold is wanted
-    only if it was received after `oldest`. All times are ms since 1970.
+    discrepancies: tuple[Discrepancy, ...]
+    unsettled: tuple[str, ...]
+    settled: tuple[str, ...]
+
+
+class Comparison:
+    """Compares the orders of one company; writes nothing. `order_days`: ORDER_DAYS."""
+
+    def __init__(self, copies: LocalCopies, company_id: str, order_days: int) -> None:
+        self._copies = copies
+        self._company_id = company_id
+        self._keep = order_days * policy.DAY
+
+    def of_page(self, page: Page, watched: Mapping[str, int], now: int) -> Compared:
+        """Compare the rows of a page; `watched`: order id -> ms when it was first seen unsettled."""
+        rows = {row.order_id: row for row in page.rows}
+        copies = self._copies.read([OrderKey(self._company_id, order_id) for order_id in rows])
+        discrepancies: list[Discrepancy] = []
+        unsettled: list[str] = []
+        settled: list[str] = []
+        for (order_id, row), copy in zip(rows.items(), copies, strict=True):
+            since = watched.get(order_id)
+            found = compare(self._company_id, row, copy, unsettled_since=since, now=now, oldest=now - self._keep)
+            if found == "watch":
+                unsettled.append(order_id)
+                continue
+            settled.append(order_id)
+            if found is not None:
+                discrepancies.append(found)
+        return Compared(tuple(discrepancies), tuple(unsettled), tuple(settled))
+
+    def of_watched(self, watched: Mapping[str, int], now: int) -> Compared:
+        """Compare watched orders that are not in the list of this run; those seen only recently stay watched."""
+        old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
+        copies = self._copies.read([OrderKey(self._company_id, order_id) for order_id in old])
+        found = (
+            compare_watched(self._company_id, order_id, copy, old[order_id])
+            for order_id, copy in zip(old, copies, strict=True)
+        )
+        young = tuple(order_id for order_id in watched if order_id not in old)
+        return Compared(tuple(one for one in found if one is not None), young, tuple(old))
+
+
+def compare(
+    company_id: str, row: Summary, copy: LocalCopy | None, *, unsettled_since: int | None, now: int, oldest: int
+) -> Discrepancy | Literal["watch"] | None:
+    """Return the discrepancy of a row, None without one, "watch" for an order that is unsettled for now.
+
+    `unsettled_since`: when an earlier run saw it unsettled, None if none did. An order without a copy counts only if it
+    was received after `oldest`. All times are ms since 1970.
     """
-    if holding is None and row.received_at is not None and to_ms(row.received_at) < oldest:
+    if copy is None and row.received_at is not None and to_ms(row.received_at) < oldest:
         return None
-    if holding is not None and holding.pending and not holding.dead:
+    if copy is not None and copy.pending and not copy.dead:
         return None
     if row.status in UNSETTLED:
-        if holding is not None and holding.dead:
+        if copy is not None and copy.dead:
             return None
-        since = _unsettled_since(row, holding, open_since)
-        return _gap("stuck", company_id, row, holding) if since is not None and now - since >= STUCK_AFTER else "watch"
-    return _of_settled(company_id, row, holding)
+        since = _unsettled_since(row, copy, unsettled_since)
+        is_stuck = since is not None and now - since >= STUCK_AFTER
+        return _discrepancy("stuck", company_id, row, copy) if is_stuck else "watch"
+    return _of_settled(company_id, row, copy)
 
 
-def of_watched(company_id: str, order_id: str, holding: Holding | None, open_since: int) -> Gap | None:
-    """Return the gap of an order that was seen unsettled long ago and does not stand in the list of this time.
+def compare_watched(company_id: str, order_id: str, copy: LocalCopy | None, unsettled_since: int) -> Discrepancy | None:
+    """Return the discrepancy of an order that was seen unsettled long ago and is not in the list of this run.
 
-    None if the ledger looks after it, has given it up, or has fetched it settled since.
+    None if it is pending, a dead letter, or was fetched settled since.
     """
-    if holding is not None:
-        settled_since = holding.fetched_ms > open_since and holding.status not in UNSETTLED
-        if holding.pending or holding.dead or settled_since:
+    if copy is not None:
+        settled_since = copy.fetched_ms > unsettled_since and copy.status not in UNSETTLED
+        if copy.pending or copy.dead or settled_since:
             return None
-    held = holding.status if holding is not None else ""
-    return Gap(company_id=company_id, order_id=order_id, kind="stuck", status="", held=held)
+    stored_status = copy.status if copy is not None else ""
+    return Discrepancy(company_id=company_id, order_id=order_id, kind="stuck", status="", stored_status=stored_status)
 
 
-def _unsettled_since(row: Summary, holding: Holding | None, open_since: int | None) -> int | None:
-    # receivedAt is not moved by replaceOrder: of an order that had settled before, it says nothing.
-    received = to_ms(row.received_at) if holding is None and row.received_at is not None else None
-    return min((since for since in (received, open_since) if since is not None), default=None)
+def _unsettled_since(row: Summary, copy: LocalCopy | None, seen: int | None) -> int | None:
+    # replaceOrder does not change receivedAt, so it says nothing about an order that had settled before.
+    received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
+    return min((since for since in (received, seen) if since is not None), default=None)
 
 
-def _of_settled(company_id: str, row: Summary, holding: Holding | None) -> Gap | None:
-    if holding is not None and holding.dead and holding.dead not in _PROVEN_WRONG:
+def _of_settled(company_id: str, row: Summary, copy: LocalCopy | None) -> Discrepancy | None:
+    if copy is not None and copy.dead and copy.dead not in _PROVEN_WRONG:
         return None
-    differs = _differences(row, holding)
-    if holding is None or holding.copy is None or "jobId" in differs:
-        return _gap("never_heard", company_id, row, holding, differs)
-    return _gap("changed", company_id, row, holding, differs) if differs or holding.dead else None
+    differs = _differences(row, copy)
+    if copy is None or copy.content is None or "jobId" in differs:
+        return _discrepancy("no_event", company_id, row, copy, differs)
+    return _discrepancy("changed", company_id, row, copy, differs) if differs or copy.dead else None
 
 
-def _differences(row: Summary, holding: Holding | None) -> tuple[str, ...]:
-    if holding is None or holding.copy is None:
+def _differences(row: Summary, copy: LocalCopy | None) -> tuple[str, ...]:
+    if copy is None or copy.content is None:
         return ()
-    copy = holding.copy
+    stored = copy.content
     compared = {
-        # The record says Gone of an order whose copy still shows what it was.
-        "status": (row.status, holding.status),
-        "paymentReference": (row.payment_reference, copy.payment_reference),
-        "manifestUrl": (row.manifest_url, copy.manifest_url),
-        # A release of upstream may name the job in one of its two answers only; that is no settlement.
-        "jobId": (row.job_id or copy.job_id, copy.job_id or row.job_id),
+        # A deleted order has a status of its own, while its content shows the last one.
+        "status": (row.status, copy.status),
+        "paymentReference": (row.payment_reference, stored.payment_reference),
+        "manifestUrl": (row.manifest_url, stored.manifest_url),
+        # A release of upstream may name the job in one of its two answers only; that is not a settlement.
+        "jobId": (row.job_id or stored.job_id, stored.job_id or row.job_id),
     }
-    return tuple(name for name, (listed, held) in compared.items() if listed != held)
+    return tuple(name for name, (listed, ours) in compared.items() if listed != ours)
 
 
-def _gap(kind: Kind, company_id: str, row: Summary, holding: Holding | None, differs: tuple[str, ...] = ()) -> Gap:
-    return Gap(
+def _discrepancy(
+    kind: Kind, company_id: str, row: Summary, copy: LocalCopy | None, differs: tuple[str, ...] = ()
+) -> Discrepancy:
+    return Discrepancy(
         company_id=company_id,
         order_id=row.order_id,
         kind=kind,
         status=row.status,
-        held=holding.status if holding is not None else "",
+        stored_status=copy.status if copy is not None else "",
         differs=differs,
         reference=row.buy_from_order_reference or row.sell_to_order_reference or "",
         received_at=row.received_at,
     )
-
-
-class Findings(msgspec.Struct, frozen=True):
-    """What one page shows; order ids in `watch` (unsettled for now) and `settled` (to be watched no more)."""
-
-    gaps: tuple[Gap, ...]
-    watch: tuple[str, ...]
-    settled: tuple[str, ...]
-
-
-class Survey:
-    """Compares for one company; reads, and writes nothing. `order_days`: ORDER_DAYS."""
-
-    def __init__(self, holdings: Holdings, company_id: str, order_days: int) -> None:
-        self._holdings = holdings
-        self._company_id = company_id
-        self._keep = order_days * policy.DAY
-
-    def of_page(self, page: Page, watched: Mapping[str, int], now: int) -> Findings:
-        """Return what the page shows; `watched`: order id -> ms when it was first seen unsettled."""
-        rows = {row.order_id: row for row in page.rows}
-        held = self._holdings.of([OrderKey(self._company_id, order_id) for order_id in rows])
-        gaps: list[Gap] = []
-        watch: list[str] = []
-        settled: list[str] = []
-        for row, holding in zip(rows.values(), held, strict=True):
-            found = judge(
-                self._company_id,
-                row,
-                holding,
-                open_since=watched.get(row.order_id),
-                now=now,
-                oldest=now - self._keep,
-            )
-            if found == "watch":
-                watch.append(row.order_id)
-            else:
-                settled.append(row.order_id)
-                if found is not None:
-                    gaps.append(found)
-        return Findings(tuple(gaps), tuple(watch), tuple(settled))
-
-    def of_watched(self, watched: Mapping[str, int], now: int) -> Findings:
-        """Return what has become of the orders that were seen unsettled; those not yet long ago stay watched."""
-        old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
-        held = self._holdings.of([OrderKey(self._company_id, order_id) for order_id in old])
-        found = [
-            of_watched(self._company_id, order_id, holding, old[order_id])
-            for order_id, holding in zip(old, held, strict=True)
-        ]
-        young = tuple(order_id for order_id in watched if order_id not in old)
-        return Findings(tuple(gap for gap in found if gap is not None), young, tuple(old))

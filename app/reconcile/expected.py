@@ -1,4 +1,4 @@
-"""The orders that the partner expects: a CSV of his own, read leniently in form and strictly in content."""
+"""The orders that the partner expects, from a CSV: lenient about its form, strict about its content."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from typing import Final
 
 import msgspec
 
-from app.errors import ReceiverError
+from app.errors import BadExpected
 from app.ids import guid
 
 _ORDER_ID: Final = "orderid"
 _REFERENCES: Final = ("reference", "buyfromorderreference", "selltoorderreference")
 _USED: Final = frozenset({_ORDER_ID, *_REFERENCES})
-_TOLD: Final = 10
-
-
-class BadExpected(ReceiverError):
-    """The file cannot be used; the text names each line and what is wrong with it."""
+_LISTED: Final = 10
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """One order of the file; `order_id` is canonical or "", and at least one of id and references is there."""
+    """One order of the file: a canonical `order_id` or "", and `references`; at least one of them is given."""
 
     line: int
     order_id: str
@@ -47,8 +43,8 @@ def read(path: Path) -> list[Expected]:
 def parse(text: str) -> list[Expected]:
     """Return the orders of a CSV's text, separated by comma, semicolon or tab; raises BadExpected.
 
-    The first line names the columns: orderId, reference, buyFromOrderReference, sellToOrderReference; one of them
-    will do, in any case, and others are passed over.
+    The first line names the columns in any case: orderId, reference, buyFromOrderReference, sellToOrderReference. One
+    of them is enough; other columns are ignored.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     number = next((at for at, line in enumerate(lines, 1) if line.strip()), None)
@@ -68,19 +64,19 @@ def parse(text: str) -> list[Expected]:
         order_id = guid(given) if given else ""
         references = tuple(dict.fromkeys(values[name] for name in _REFERENCES if name in values))
         if order_id is None:
-            problems.append(f"line {line}: orderId {given[:50]!r} is no GUID")
+            problems.append(f"line {line}: orderId {given[:50]!r} is not a GUID")
         elif not order_id and not references:
             problems.append(f"line {line}: has neither an orderId nor a reference")
         else:
             found.append(Expected(line, order_id, references))
     if problems:
-        more = [f"and {len(problems) - _TOLD} more lines"] if len(problems) > _TOLD else []
-        raise BadExpected("\n".join([*problems[:_TOLD], *more]))
+        more = [f"and {len(problems) - _LISTED} more lines"] if len(problems) > _LISTED else []
+        raise BadExpected("\n".join([*problems[:_LISTED], *more]))
     return found
 
 
 def _columns(heading: str, separator: str) -> list[str]:
-    """Return the names in the heading; none where it is no CSV with this separator: then it has another."""
+    """Return the names in the heading; none if it is not CSV with this separator."""
     try:
         return [_name(cell) for _, cells in _cells([heading], separator, 1) for cell in cells]
     except BadExpected:
@@ -96,7 +92,7 @@ def _cells(lines: list[str], separator: str, first: int) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except csv.Error as error:
-            raise BadExpected(f"line {line}: is no CSV ({error})") from None
+            raise BadExpected(f"line {line}: is not CSV ({error})") from None
 
 
 def _name(cell: str) -> str:

@@ -1,8 +1,7 @@
-"""One run over one company's list of orders: find the gaps, owe those orders a fetch, move the cursor.
+"""One run over one company's order list: find discrepancies, request their fetches, move the checkpoint.
 
-Whatever dies between two steps is only repeated: an order that was queued is owed, and what is owed is no gap.
-
-The list of a company's orders, page by page, each page through the budget of the API key like any other call.
+A run may die between any two steps and is then only repeated: a queued order is pending, and a pending order is not a
+discrepancy. Each page needs a permit of the API key, like any other call.
 """
 
 from __future__ import annotations
@@ -14,47 +13,83 @@ from typing import Final, Literal
 import msgspec
 
 from app import log
-from app.errors import Unavailable, UpstreamError
+from app.errors import Denied, Unavailable, UpstreamError
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Backlog
-from app.ledger.rate_limit import Denied, Permit, RateLimiter
-from app.reconcile.compare import Findings, Gap, Survey
-from app.reconcile.state import Cursor
+from app.ledger.rate_limit import Permit, RateLimiter
+from app.reconcile.compare import Compared, Comparison, Discrepancy
+from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager
 from app.upstream.models import ListQuery, Page
 
 BUSY: Final = frozenset({"permits_full", "window_full", "throttled"})
-"""Reasons for which no page was asked for that soon pass."""
+"""Reasons for which no page was requested that soon pass."""
 
-_TURNS: Final = 20
+LONGEST: Final = 5 * policy.MINUTE
+"""A run requests no further page after this; the next run reads the rest."""
+
+LIVE_SHARE: Final = 0.2
+IDLE_SHARE: Final = 0.8
+"""Share of the API key's calls in a minute: while a live order is pending, and while none is."""
+
+LOGGED: Final = 20
+"""Discrepancies that a run logs one by one; after a flush of Redis there are 10,000."""
+
+_TRIES: Final = 20
 _PAUSE: Final = 0.25
-"""Where the one permit of backfill changes hands among jobs, a page waits about 5 s for it; the jobs come back too."""
+"""Jobs of the backfill queue use the same one permit, so a page may wait about 5 s for it."""
+
+_CHUNK: Final = 200
+"""Orders per call of request_fetch.lua: Redis serves others in between."""
+
+Outcome = Literal["complete", "paced", "failed"]
+"""`complete`: the whole list was read. `paced`: the share of a minute was used up. `failed`: upstream, see `error`."""
 
 _log = log.get()
 
 
+class Share(msgspec.Struct, frozen=True):
+    """The calls per minute of an API key, and the companies that share the key."""
+
+    per_minute: float
+    company_ids: frozenset[str]
+
+
+class Report(msgspec.Struct):
+    """What a run has done so far; `discrepancies` are those queued, by kind."""
+
+    pages: int = 0
+    rows: int = 0
+    unreadable: int = 0
+    discrepancies: Counter[str] = msgspec.field(default_factory=Counter)
+    outcome: Outcome = "complete"
+    error: UpstreamError | None = None
+
+    @property
+    def queued(self) -> int:
+        return self.discrepancies.total()
+
+
 class Listing:
-    """Reads the list of one company on the backfill lane; `pause` waits so many seconds."""
+    """Reads the order list of one company within the limits of the backfill queue; `pause` waits so many seconds."""
 
     def __init__(
         self,
         client: ChannelManager,
         limiter: RateLimiter,
-        slug: str,
         clock: Callable[[], int],
         pause: Callable[[float], None],
         page_size: int = 1000,
     ) -> None:
         self._client = client
         self._limiter = limiter
-        self._slug = slug
         self._clock = clock
         self._pause = pause
         self._page_size = page_size
 
     def since(self, row_version: int) -> Iterator[tuple[int, Page]]:
-        """Yield each page of the orders changed after `row_version`, with the ms when it was asked for.
+        """Yield each page of the orders changed after `row_version`, with the ms at which it was requested.
 
         Raises UpstreamError; where the limits deny a permit, Unavailable with their reason.
         """
@@ -62,64 +97,25 @@ class Listing:
         pages = self._client.list_orders(query)
         while True:
             with self._permit() as permit:
-                asked_at = self._clock()
+                listed_at = self._clock()
                 try:
                     page = next(pages)
                 except UpstreamError as error:
                     permit.failed(error)
                     raise
-            yield asked_at, page
+            yield listed_at, page
             if page.next_key is None:
                 return
 
     def _permit(self) -> Permit:
-        for left in reversed(range(_TURNS)):
+        for left in reversed(range(_TRIES)):
             try:
                 return self._limiter.permit("backfill")
             except Denied as denied:
                 if denied.reason != "permits_full" or not left:
                     raise Unavailable(denied.reason) from None
             self._pause(_PAUSE)
-        raise AssertionError("there is a last turn")
-
-
-LONGEST: Final = 5 * policy.MINUTE
-"""A run begins no page after that; what is left is for the next."""
-
-LIVE_SHARE: Final = 0.2
-IDLE_SHARE: Final = 0.8
-"""Of the requests that the API key may make in a minute: while a live order is owed, and while none is."""
-
-TOLD: Final = 20
-"""Gaps a run logs one by one; a flushed Redis has 10,000."""
-
-_CHUNK: Final = 200
-"""Orders one call of request_fetch.lua takes: Redis serves others in between."""
-
-Outcome = Literal["complete", "paced", "failed"]
-"""`complete`: the whole list was read. `paced`: the share of a minute was used up. `failed`: upstream, see `error`."""
-
-
-class Share(msgspec.Struct, frozen=True):
-    """What of an API key's budget a run may use: requests a minute of the key, and the companies that share it."""
-
-    per_minute: float
-    company_ids: frozenset[str]
-
-
-class Report(msgspec.Struct):
-    """What a run has done so far; `gaps` are those queued, by kind."""
-
-    pages: int = 0
-    rows: int = 0
-    unreadable: int = 0
-    gaps: Counter[str] = msgspec.field(default_factory=Counter)
-    outcome: Outcome = "complete"
-    error: UpstreamError | None = None
-
-    @property
-    def queued(self) -> int:
-        return self.gaps.total()
+        raise AssertionError("the last try returns or raises")
 
 
 class Reconcile:
@@ -130,92 +126,86 @@ class Reconcile:
         *,
         slug: str,
         listing: Listing,
-        survey: Survey,
-        cursor: Cursor,
+        comparison: Comparison,
+        checkpoint: Checkpoint,
         backlog: Backlog,
         ledger: Ledger,
         share: Share,
-        lane: Literal["live", "backfill"],
+        queue: Literal["live", "backfill"],
         clock: Callable[[], int],
     ) -> None:
         self._slug = slug
         self._listing = listing
-        self._survey = survey
-        self._cursor = cursor
+        self._comparison = comparison
+        self._checkpoint = checkpoint
         self._backlog = backlog
         self._ledger = ledger
         self._share = share
-        self._lane: Literal["live", "backfill"] = lane
+        self._queue: Literal["live", "backfill"] = queue
         self._clock = clock
 
     def run(self) -> Report:
-        """Read the list from the cursor on and queue what is missing; an error of upstream ends up in the report."""
+        """Read the list from the checkpoint on and queue discrepancies; the report holds an error of upstream."""
         report = Report()
-        room = self._room()
+        budget = self._budget()
         deadline = self._clock() + LONGEST
-        if room < 1:  # what waits in backfill comes first
+        if budget < 1:  # the jobs in backfill come first
             report.outcome = "paced"
             return report
-        watched = self._cursor.watched()
+        watched = self._checkpoint.watched()
         unseen = dict(watched)
         try:
-            for listed_at, page in self._listing.since(self._cursor.start(self._clock())):
-                self._note(report, page)
+            for listed_at, page in self._listing.since(self._checkpoint.start(self._clock())):
+                report.pages += 1
+                report.rows += len(page.rows)
+                report.unreadable += page.unreadable
                 for row in page.rows:
                     unseen.pop(row.order_id, None)
-                findings = self._survey.of_page(page, watched, self._clock())
-                left = room - report.pages - report.queued
-                if not self._handle(findings, watched, left, report):
+                compared = self._comparison.of_page(page, watched, self._clock())
+                if not self._handle(compared, watched, budget, report):
                     return report
                 if page.row_version is not None:
-                    self._cursor.mark(page.row_version, listed_at, self._clock())
-                used_up = report.pages + report.queued >= room or self._clock() >= deadline
+                    self._checkpoint.save(page.row_version, listed_at, self._clock())
+                used_up = report.pages + report.queued >= budget or self._clock() >= deadline
                 if used_up and page.next_key is not None:
                     report.outcome = "paced"
                     return report
         except UpstreamError as error:
             report.outcome, report.error = "failed", error
             return report
-        findings = self._survey.of_watched(unseen, self._clock())
-        self._handle(findings, watched, max(room - report.pages - report.queued, 0), report)
+        self._handle(self._comparison.of_watched(unseen, self._clock()), watched, budget, report)
         return report
 
-    def _room(self) -> int:
-        """Return how many requests this run may cause.
-
-        What waits in backfill already counts: it comes out of the same share.
-        """
-        owes_live = self._backlog.has_live_pending(self._share.company_ids)
-        share = self._share.per_minute * (LIVE_SHARE if owes_live else IDLE_SHARE) / len(self._share.company_ids)
-        # Two, one for a page and one for an order: with less, nothing would ever move.
+    def _budget(self) -> int:
+        """Return how many calls this run may cause; jobs that wait in backfill use the same share."""
+        has_live = self._backlog.has_live_pending(self._share.company_ids)
+        share = self._share.per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self._share.company_ids)
+        # At least one page and one order: with less, nothing would ever move.
         return max(2, int(share)) - self._backlog.backfill()
 
-    def _note(self, report: Report, page: Page) -> None:
-        report.pages += 1
-        report.rows += len(page.rows)
-        report.unreadable += page.unreadable
-
-    def _handle(self, findings: Findings, watched: dict[str, int], left: int, report: Report) -> bool:
-        """Queue the gaps, at most `left`, and remember what to watch; return whether all of it was done."""
-        self._queue(findings.gaps[: max(left, 0)], report)
-        if len(findings.gaps) > max(left, 0):
+    def _handle(self, compared: Compared, watched: dict[str, int], budget: int, report: Report) -> bool:
+        """Queue discrepancies while the budget lasts, and save what to watch; return whether all of it was done."""
+        left = max(budget - report.pages - report.queued, 0)
+        found = compared.discrepancies
+        self._request_fetches(found[:left], report)
+        if len(found) > left:
             report.outcome = "paced"
             return False
-        self._cursor.watch(findings.watch, self._clock())
-        self._cursor.unwatch(one for one in findings.settled if one in watched)
+        self._checkpoint.watch(compared.unsettled, self._clock())
+        self._checkpoint.unwatch(one for one in compared.settled if one in watched)
         return True
 
-    def _queue(self, gaps: Sequence[Gap], report: Report) -> None:
-        for gap in gaps[: max(TOLD - report.queued, 0)]:
+    def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
+        for one in found[: max(LOGGED - report.queued, 0)]:
             _log.warning(
-                "reconcile.gap_found",
+                "reconcile.discrepancy_found",
                 company=self._slug,
-                order_id=gap.order_id,
-                kind=gap.kind,
-                status=gap.status,
-                held=gap.held,
+                order_id=one.order_id,
+                kind=one.kind,
+                status=one.status,
+                stored_status=one.stored_status,
             )
-        for at in range(0, len(gaps), _CHUNK):
-            chunk = gaps[at : at + _CHUNK]
-            self._ledger.request_fetch([gap.key for gap in chunk], queue=self._lane, reason="reconcile")
-            report.gaps.update(gap.kind for gap in chunk)
+        for at in range(0, len(found), _CHUNK):
+            chunk = found[at : at + _CHUNK]
+            self._ledger.request_fetch([one.key for one in chunk], queue=self._queue, reason="reconcile")
+            report.discrepancies.update(one.kind for one in chunk)

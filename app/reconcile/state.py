@@ -1,13 +1,8 @@
-"""How far one company's list of orders has been read, and which unsettled orders are to be looked at again.
+"""What reconciling one company remembers in Redis: how far its list was read, and when the next run is due.
 
-Row versions may commit out of order, so reading never starts from the highest one seen, but from a mark: the highest
-that was on a page at least LAG ago. What has committed since with a lower one is read again; reading twice costs
-nothing, since what is owed or home is no gap.
-
-Whose turn it is to be reconciled, and why: by the clock, or because events with a wrong clientState came.
-
-Machines agree through Redis: a lease lets one of them work at a time, and who gets it after another has finished
-finds that nothing is due any more. A run that dies gives its lease up when it expires, and is due again by itself.
+Row versions may commit out of order, so a run never starts from the highest one seen. It starts from a checkpoint: the
+highest that was on a page at least LAG ago. Rows that committed since with a lower version are read again, which costs
+nothing, since pending and fetched orders are not discrepancies.
 """
 
 from __future__ import annotations
@@ -23,31 +18,48 @@ from redis.exceptions import LockError
 from app.ledger import keys, policy
 
 LAG: Final = 10 * policy.MINUTE
-"""Longer than any transaction of upstream runs: the gateway ends an operation after 8 minutes (upstream.md 5)."""
+"""Longer than any transaction of upstream: the gateway ends an operation after 8 minutes (upstream.md 5)."""
+
+FIRST_AFTER: Final = 60 * policy.SECOND
+"""From the first look at a company (or after a flush of Redis) to its first run: the settings may still be wrong."""
+
+AGAIN_AFTER: Final = 60 * policy.SECOND
+"""After a run that died, or that used up its share."""
+
+TRIGGER_EVERY: Final = 5 * policy.MINUTE
+"""Rejected events cause at most one run in this time: they are as likely an attack as a wrong CLIENT_STATE."""
+
+Cause = Literal["scheduled", "rejected_events"]
 
 
-class Cursor:
-    """The marks and the watched orders of one company; `now` is ms since 1970."""
+class DueRun(msgspec.Struct, frozen=True):
+    """A run; `triggers` as counted before it starts: rejected events that come meanwhile cause another run."""
+
+    cause: Cause
+    triggers: int
+
+
+class Checkpoint:
+    """The checkpoints and the watched orders of one company; `now` is ms since 1970."""
 
     def __init__(self, redis: Redis, company_id: str) -> None:
         self._redis = redis
-        self._marks = keys.reconcile_marks(company_id)
+        self._versions = keys.reconcile_checkpoints(company_id)
         self._watch = keys.reconcile_watch(company_id)
 
     def start(self, now: int) -> int:
-        """Return the row version to read from, 0 for all: where nothing is known, everything comes home."""
-        return max(self._old_marks(now), default=0)
+        """Return the row version to read from, 0 for the whole list."""
+        return max(self._old(now), default=0)
 
-    def mark(self, row_version: int, listed_at: int, now: int) -> None:
-        """Remember that everything up to `row_version`, as listed at `listed_at`, is owed or home.
+    def save(self, row_version: int, listed_at: int, now: int) -> None:
+        """Record that every order up to `row_version`, as listed at `listed_at`, is pending or fetched.
 
-        Call after the gaps of that page were queued, never before: a run that dies is then only repeated.
+        Call it after the discrepancies of the page were queued: then a run that dies is only repeated.
         """
-        # Seen twice, the earlier time counts: it is what makes the mark old enough.
-        self._redis.zadd(self._marks, {str(row_version): listed_at}, lt=True)
-        old = self._old_marks(now)
-        if superseded := sorted(old)[:-1]:
-            self._redis.zrem(self._marks, *(str(one) for one in superseded))
+        # The earlier time of a version counts: it makes the checkpoint old enough.
+        self._redis.zadd(self._versions, {str(row_version): listed_at}, lt=True)
+        if superseded := sorted(self._old(now))[:-1]:
+            self._redis.zrem(self._versions, *(str(one) for one in superseded))
 
     def watched(self) -> dict[str, int]:
         """Return order id -> ms when it was first seen unsettled."""
@@ -55,41 +67,25 @@ class Cursor:
         return {order_id.decode(): int(since) for order_id, since in found}
 
     def watch(self, order_ids: Iterable[str], now: int) -> None:
-        """Look at these orders again in later runs; those watched already keep their time."""
+        """Compare these orders again in later runs; those watched already keep their time."""
         if members := dict.fromkeys(order_ids, now):
             self._redis.zadd(self._watch, members, nx=True)
 
     def unwatch(self, order_ids: Iterable[str]) -> None:
-        """Look at these orders no more."""
+        """Stop watching these orders."""
         if members := list(order_ids):
             self._redis.zrem(self._watch, *members)
 
-    def _old_marks(self, now: int) -> list[int]:
-        found: Any = self._redis.zrangebyscore(self._marks, "-inf", now - LAG)
-        return [int(mark) for mark in found]
+    def _old(self, now: int) -> list[int]:
+        found: Any = self._redis.zrangebyscore(self._versions, "-inf", now - LAG)
+        return [int(version) for version in found]
 
 
-FIRST_AFTER: Final = 60 * policy.SECOND
-"""From the first sight of a company (or of a flushed Redis) to its first run: the settings may still be tried out."""
+class Schedule:
+    """When one company is reconciled; `now` is ms since 1970, `lease` the ms that a run may last.
 
-AGAIN_AFTER: Final = 60 * policy.SECOND
-"""After a run that died, or that used up its share."""
-
-ASKED_EVERY: Final = 5 * policy.MINUTE
-"""At most one run in that time is caused by rejected events: they are as likely an attack as our own mistake."""
-
-Cause = Literal["timed", "asked"]
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """One run; `asks` as they were counted before it began: those that come meanwhile want another."""
-
-    cause: Cause
-    asks: int
-
-
-class Turns:
-    """The times of one company; `now` is ms since 1970, `lease` ms that a run may last."""
+    A lease lets one machine work at a time. When a run dies its lease ends, and the run is due again.
+    """
 
     def __init__(self, redis: Redis, company_id: str, lease: int) -> None:
         self._redis = redis
@@ -97,49 +93,50 @@ class Turns:
         self._lease_key = keys.reconcile_lease(company_id)
         self._lease = lease
 
-    def due(self, now: int) -> Turn | None:
+    def due(self, now: int) -> DueRun | None:
         """Return the run that is due, None if none is."""
-        found: Any = self._redis.hmget(self._key, "next", "asks", "heeded", "ask_after", "not_before")
-        next_, asks, heeded, ask_after, not_before = (int(value or 0) for value in found)
-        if not next_:
-            next_ = now + FIRST_AFTER
-            self._redis.hsetnx(self._key, "next", str(next_))
+        names = ("next_run_at", "triggers", "triggers_handled", "next_trigger_at", "not_before")
+        found: Any = self._redis.hmget(self._key, names)
+        next_run_at, triggers, handled, next_trigger_at, not_before = (int(value or 0) for value in found)
+        if not next_run_at:
+            next_run_at = now + FIRST_AFTER
+            self._redis.hsetnx(self._key, "next_run_at", str(next_run_at))
         if now < not_before:
             return None
-        if asks != heeded and now >= ask_after:
-            return Turn("asked", asks)
-        return Turn("timed", asks) if now >= next_ else None
+        if triggers != handled and now >= next_trigger_at:
+            return DueRun("rejected_events", triggers)
+        return DueRun("scheduled", triggers) if now >= next_run_at else None
 
     @contextmanager
-    def taken(self, now: int) -> Iterator[Turn | None]:
-        """Yield the run that is due, under the lease; None if none is, or another machine is at it."""
+    def acquire(self, now: int) -> Iterator[DueRun | None]:
+        """Yield the run that is due, under the lease; None if none is, or another machine has the lease."""
         lock = self._redis.lock(self._lease_key, timeout=self._lease / 1000, blocking=False, thread_local=False)
         if not lock.acquire():
             yield None
             return
         try:
-            turn = self.due(now)
-            if turn is not None:
-                self._begin(turn, now)
-            yield turn
+            run = self.due(now)
+            if run is not None:
+                self._start(run, now)
+            yield run
         finally:
-            with suppress(LockError):  # it has expired, or Redis was flushed: there is nothing left to give back
+            with suppress(LockError):  # it has ended, or Redis was flushed: nothing is left to release
                 lock.release()
 
-    def complete(self, turn: Turn, following: int) -> None:
-        """Record that the whole list was read; `following` is when the next run is due by the clock."""
-        self._redis.hset(self._key, mapping={"next": following, "heeded": turn.asks})
+    def complete(self, run: DueRun, next_run_at: int) -> None:
+        """Record that the whole list was read."""
+        self._redis.hset(self._key, mapping={"next_run_at": next_run_at, "triggers_handled": run.triggers})
 
-    def again(self, at: int) -> None:
-        """Record that the run failed, and is to be tried again at `at`."""
-        self._redis.hset(self._key, "next", str(at))
+    def retry(self, at: int) -> None:
+        """Record that the run failed; it is due again at `at`, or earlier if events are rejected."""
+        self._redis.hset(self._key, "next_run_at", str(at))
 
     def postpone(self, until: int) -> None:
-        """Record that the run ended early, and let none begin before `until`, whatever asks for it."""
-        self._redis.hset(self._key, mapping={"next": until, "not_before": until})
+        """Record that the run ended early; none starts before `until`, whatever the cause."""
+        self._redis.hset(self._key, mapping={"next_run_at": until, "not_before": until})
 
-    def _begin(self, turn: Turn, now: int) -> None:
-        # Before the work: a run that kills its process must not begin anew each second.
-        self._redis.hset(self._key, "next", str(now + AGAIN_AFTER))
-        if turn.cause == "asked":
-            self._redis.hset(self._key, "ask_after", str(now + ASKED_EVERY))
+    def _start(self, run: DueRun, now: int) -> None:
+        # Before the work: a run that kills its process must not start again each second.
+        self._redis.hset(self._key, "next_run_at", str(now + AGAIN_AFTER))
+        if run.cause == "rejected_events":
+            self._redis.hset(self._key, "next_trigger_at", str(now + TRIGGER_EVERY))

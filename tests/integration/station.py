@@ -1,4 +1,4 @@
-"""A place to reconcile from: a company at a real Channel Manager, a ledger in a real Valkey, and a clock of its own."""
+"""Reconciling in tests: one company at a real Channel Manager, a ledger in a real Valkey, and a clock of the test."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from redis import Redis
 from app import bootstrap
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, Backlog, Holdings
+from app.ledger.orders import Archive, Backlog, LocalCopies
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.record import OrderRecord
 from app.ledger.work import Content
-from app.reconcile.compare import Survey
+from app.reconcile.compare import Comparison
 from app.reconcile.run import Listing, Reconcile, Report, Share
-from app.reconcile.state import Cursor
+from app.reconcile.state import Checkpoint
 from app.settings import Company
 from app.upstream.client import ChannelManager, open_http
 
@@ -31,7 +31,7 @@ API_KEY: Final = "canary-api-key"
 
 @dataclass
 class Station:
-    """`now` is the time of our side, in ms; the Channel Manager has its own."""
+    """`now` is our time in ms; the Channel Manager has its own."""
 
     redis: Redis
     company: Company
@@ -49,59 +49,60 @@ class Station:
         return self.company.np_company_id
 
     @property
-    def cursor(self) -> Cursor:
-        return Cursor(self.redis, self.company_id)
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.redis, self.company_id)
 
     @property
     def limiter(self) -> RateLimiter:
         limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=60_000)
         return RateLimiter(self.redis, API_KEY, self.company.path, limits, clock=lambda: self.now)
 
-    def parts(self, ledger: Ledger | None = None) -> Reconcile:
-        """Return a run, put together as the worker does, but with this clock."""
+    def reconcile(self, ledger: Ledger | None = None) -> Reconcile:
+        """Return a run as the worker builds it, with the clock of the test."""
         return Reconcile(
             slug=self.company.slug,
-            listing=Listing(self.client, self.limiter, "venue", lambda: self.now, self._pause, self.page_size),
-            survey=Survey(Holdings(self.redis), self.company_id, 400),
-            cursor=self.cursor,
+            listing=Listing(self.client, self.limiter, lambda: self.now, self._pause, self.page_size),
+            comparison=Comparison(LocalCopies(self.redis), self.company_id, 400),
+            checkpoint=self.checkpoint,
             backlog=Backlog(self.redis),
             ledger=ledger or self.ledger,
             share=Share(self.per_minute, frozenset({self.company_id})),
-            lane="backfill",
+            queue="backfill",
             clock=lambda: self.now,
         )
 
     def run(self) -> Report:
-        return self.parts().run()
+        return self.reconcile().run()
 
-    def owed(self) -> list[str]:
-        """Return the order ids of the jobs that wait in backfill."""
+    def queued(self) -> list[str]:
+        """Return the order ids of the jobs in backfill."""
         found: Any = self.redis.lrange("rq:queue:backfill", 0, -1)
         return [job.decode()[39:75] for job in found]
 
     def record(self, order_id: str) -> OrderRecord | None:
         return Archive(self.redis).record(OrderKey(self.company_id, order_id))
 
-    def bring_home(self, *order_ids: str) -> None:
-        """Fetch these orders, or all that wait in backfill, as workers do."""
-        for order_id in order_ids or self.owed():
+    def fetch(self, *order_ids: str) -> None:
+        """Fetch these orders, or all in backfill, as workers do."""
+        for order_id in order_ids or self.queued():
             key = OrderKey(self.company_id, order_id)
             _, fetch = self.ledger.start_fetch(key, "w-backfill-1")
             if fetch is None:
                 continue
             found = self.client.get_order(order_id)
+            order = found.order
             content = Content(
                 raw=found.raw,
                 digest=found.digest,
-                status=found.order.status,
-                wallets=len(found.order.wallets),
-                tickets=len(found.order.tickets),
-                coupons=len(found.order.coupons),
-                manifest=found.order.manifest_url is not None,
+                status=order.status,
+                wallets=len(order.wallets),
+                tickets=len(order.tickets),
+                coupons=len(order.coupons),
+                manifest=order.manifest_url is not None,
                 http_status=200,
                 duration_ms=1,
             )
-            recheck_ms = None if found.order.settled else 2 * MINUTE
+            recheck_ms = None if order.settled else 2 * MINUTE
             self.ledger.store_fetch(key, "w-backfill-1", fetch, content, recheck_ms=recheck_ms)
         if not order_ids:
             self.redis.delete("rq:queue:backfill")
@@ -112,7 +113,7 @@ class Station:
 
 @contextmanager
 def station(redis: Redis, url: str, tenant: str, company_id: str) -> Iterator[Station]:
-    """Open a place for the company at `tenant`/Production/Museum."""
+    """Open a station for the company `tenant`/Production/Museum."""
     company = Company(
         slug="venue",
         np_company_id=company_id,
@@ -127,13 +128,17 @@ def station(redis: Redis, url: str, tenant: str, company_id: str) -> Iterator[St
         yield Station(redis, company, ChannelManager(http, company, "2026-08-21", url))
 
 
-def in_a_child(call: Callable[[], object]) -> int:
-    """Run `call` in a forked process and return how that ended: minus the signal's number, or its exit code."""
+def forked(call: Callable[[], object]) -> int:
+    """Run `call` in a forked process; return its pid."""
     pid = os.fork()
     if pid == 0:
         try:
             call()
         finally:
             os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a process; return its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

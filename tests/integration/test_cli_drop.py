@@ -11,7 +11,7 @@ from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, Holdings
+from app.ledger.orders import Archive, LocalCopies
 from app.ledger.record import State
 from app.times import from_ms
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, open_desk, order
@@ -70,7 +70,7 @@ def test_a_dropped_order_is_owed_nothing_and_ends_with_its_days(desk: Desk) -> N
         "discarded"
     ]
     # The list of orders upstream does not bring it back either.
-    (held,) = Holdings(desk.redis).of([order(1)])
+    (held,) = LocalCopies(desk.redis).read([order(1)])
     assert held is not None
     assert (held.pending, held.dead) == (False, "discarded")
 

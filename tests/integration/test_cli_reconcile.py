@@ -1,4 +1,4 @@
-"""`reconcile`: the gaps between the Channel Manager's list, or the partner's own, and the ledger."""
+"""`reconcile`: the differences between the Channel Manager's list, or the partner's own, and the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
 from app.ids import OrderKey
-from app.reconcile.state import Cursor
+from app.reconcile.state import Checkpoint
 from tests.eventually import eventually
 from tests.integration.desk import API_KEY, MUSEUM, PARTNER, VENUE, Desk, open_desk, order
 
@@ -51,21 +51,21 @@ def make(sandbox: Sandbox, count: int, mix: str = "Issued") -> list[str]:
     return [one["order_id"] for one in sandbox.admin("POST", "orders", wish)["orders"]]
 
 
-def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
+def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
     """Exit code 1: a script can tell."""
     made = make(sandbox, 2)
 
     lines, table = desk.run("reconcile", "--json"), desk.run("reconcile")
 
     assert (lines.code, table.code) == (1, 1)
-    found = {gap["order_id"]: gap for gap in lines.objects}
+    found = {one["order_id"]: one for one in lines.objects}
     assert set(made) <= set(found)
-    gap = found[made[0]]
-    assert (gap["company"], gap["kind"], gap["status"], gap["held"]) == ("venue", "never_heard", "Issued", "")
-    assert gap["reference"].startswith("CM-")
+    one = found[made[0]]
+    assert (one["company"], one["kind"], one["status"], one["stored_status"]) == ("venue", "no_event", "Issued", "")
+    assert one["reference"].startswith("CM-")
     assert made[0] in table.out
     assert (
-        f"{len(found)} differences: {len(found)} never_heard; {len(found)} orders listed. Fetch them with --apply."
+        f"{len(found)} differences: {len(found)} no_event; {len(found)} orders listed. Fetch them with --apply."
         in table.out
     )
     assert "museum: left out, NP_PARTNER_ID is not set." in table.err
@@ -75,7 +75,7 @@ def test_gaps_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> N
 
 def test_apply_queues_just_these_behind_the_live_ones(desk: Desk, sandbox: Sandbox) -> None:
     made = make(sandbox, 1)
-    everything = [gap["order_id"] for gap in desk.run("reconcile", "--json").objects]
+    everything = [one["order_id"] for one in desk.run("reconcile", "--json").objects]
 
     ended = desk.run("reconcile", "--apply", "--yes", "--json")
 
@@ -97,15 +97,15 @@ def test_apply_asks_first_and_without_anybody_to_ask_changes_nothing(desk: Desk,
     assert desk.waiting("backfill") == []
 
 
-def test_it_reads_on_from_the_cursor_leaves_it_there_and_from_zero_reads_all(desk: Desk, sandbox: Sandbox) -> None:
+def test_it_reads_on_from_the_checkpoint_leaves_it_there_and_from_zero_reads_all(desk: Desk, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
     make(sandbox, 1)
-    cursor = Cursor(desk.redis, VENUE)
-    cursor.mark(10**9, listed_at=1, now=1)
+    checkpoint = Checkpoint(desk.redis, VENUE)
+    checkpoint.save(10**9, listed_at=1, now=1)
 
     assert desk.run("reconcile").code == 0
     assert desk.run("reconcile", "--from-zero").code == 1
-    assert cursor.start(10**13) == 10**9
+    assert checkpoint.start(10**13) == 10**9
 
 
 def test_a_company_without_a_partner_id_is_told_what_to_do(desk: Desk) -> None:
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_used_is_told_by_line(desk: Desk) -> None:
     )
 
     assert ended.code == both.code == 2
-    assert "orders.csv: line 2: orderId 'not-a-guid' is no GUID" in ended.err
+    assert "orders.csv: line 2: orderId 'not-a-guid' is not a GUID" in ended.err
     assert "--from-zero" in both.err
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app import times
-from app.audit import Audit
+from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
@@ -249,16 +248,15 @@ def test_who_asked_why_and_for_what_is_kept_and_the_order_tells_of_the_plan(desk
     )
 
     (plan,) = ended.objects
-    (noted,) = Audit(desk.redis, event_days=90).newest_first()
-    deed = noted.deed
-    assert (deed.what, deed.plan, deed.why, deed.selected, deed.orders) == (
+    ((_, entry),) = audit.newest_first(desk.redis)
+    assert (entry.what, entry.plan, entry.why, entry.selected, entry.orders) == (
         "replay",
         plan["id"],
         "venue asks",
         "status=Issued",
         1,
     )
-    assert deed.who.startswith("ann@")
+    assert entry.who.startswith("ann@")
     wanted = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
     assert [(entry.reason, entry.queue) for entry in wanted] == [(f"replay:{plan['id']}", "backfill")]
     assert (event_ids(desk), desk.redis.keys("ota:seen:*")) == (before, seen)

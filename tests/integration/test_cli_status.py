@@ -28,7 +28,7 @@ def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:
     desk.redis.hset(
         keys.POOLS,
         "h-1",
-        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "beat": bootstrap.clock() - ago_ms}),
+        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "at": bootstrap.clock() - ago_ms}),
     )
 
 
@@ -55,8 +55,8 @@ def test_the_backlog_of_each_lane_is_told_with_how_long_it_takes(desk: Desk) -> 
     few = desk.run("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["queues"][0]
     assert (few["rate"], few["done_s"]) == (0.2, 200)
     assert (backfill["jobs"], backfill["done_s"]) == (0, 0)
-    assert 9 <= found["oldest_owed_s"]["venue"] < 60
-    assert found["oldest_owed_s"]["museum"] == 0
+    assert 9 <= found["oldest_pending_s"]["venue"] < 60
+    assert found["oldest_pending_s"]["museum"] == 0
 
 
 def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk) -> None:
@@ -73,7 +73,7 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_says_so(desk: Desk)
 def test_a_raised_alert_is_named_and_is_exit_code_1(desk: Desk) -> None:
     beat(desk)
     desk.redis.hset(
-        keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"raised":2}', "silence|museum|": '{"since":1}'}
+        keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"firing_at":2}', "silence|museum|": '{"since":1}'}
     )
 
     assert status(desk, 1)["alerts"] == ["fetch_late venue"]

@@ -1,4 +1,4 @@
-"""An erased order does not come back, whatever happens before, after or while it is erased."""
+"""An erased order does not come back, whatever happens before, during or after the erasure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from app import bootstrap
 from app.erasure import AuditWords, Erasure, Traces
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
 from app.ledger import keys, policy
-from app.ledger.orders import Archive, Holdings
-from app.ledger.work import Content
-from app.reconcile.compare import judge, of_watched
-from app.reconcile.state import Cursor
+from app.ledger.orders import Archive, LocalCopies
+from app.ledger.work import Content, Delivery
+from app.reconcile.compare import compare, compare_watched
+from app.reconcile.state import Checkpoint
 from app.replay import Draft, Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
@@ -41,16 +40,31 @@ def stage(redis_client: Redis) -> Iterator[Scenario]:
         yield opened
 
 
-def erase(stage: Scenario) -> Traces:
-    """Erase the order ONE, which is here; return what is left of it."""
-    erasure = Erasure(stage.redis, order_days=400, event_days=90)
-    found = erasure.traces(ONE)
+def erasure_of(redis: Redis) -> Erasure:
+    return Erasure(redis, order_days=400)
+
+
+def traces(redis: Redis, order: OrderKey = ONE) -> Traces:
+    found = erasure_of(redis).traces(order)
     assert found is not None
-    assert erasure.erase(found) is not None
-    erasure.forget_events([found], stage.now, lambda _: None)
-    left = erasure.traces(ONE)
-    assert left is not None
-    return left
+    return found
+
+
+def erase(stage: Scenario) -> Traces:
+    """Erase the order ONE; return what is left of it."""
+    found = traces(stage.redis)
+    assert erasure_of(stage.redis).erase(found) is not None
+    erasure_of(stage.redis).forget_events([found], lambda _: None)
+    return traces(stage.redis)
+
+
+def delivery_of(stage: Scenario) -> Delivery:
+    """Fetch the order and start its delivery."""
+    stage.settle()
+    stage.fetch_and_store(1)
+    delivery = stage.acquire()
+    assert delivery is not None
+    return delivery
 
 
 def events(stage: Scenario) -> list[dict[bytes, bytes]]:
@@ -59,7 +73,7 @@ def events(stage: Scenario) -> list[dict[bytes, bytes]]:
 
 
 def assert_at_rest(stage: Scenario) -> None:
-    """Nothing of the order is kept but a tombstone with an end, nothing is owed, and nothing is ever fetched."""
+    """Only a tombstone that expires is left, nothing is pending, and nothing is fetched."""
     assert stage.redis.exists(keys.content(ONE)) == 0
     assert stage.redis.hkeys(keys.record(ONE)) != []
     known = {
@@ -75,7 +89,7 @@ def assert_at_rest(stage: Scenario) -> None:
         b"revision",
     }
     left = set(stage.redis.hkeys(keys.record(ONE))) - known - {b"erased_at", b"shop:revision"}
-    # What a worker or the dispatcher notes for itself, without a word of the order.
+    # What a worker or the dispatcher records for itself.
     assert left <= {b"enqueues", b"job"}, left
     assert stage.field("generation") == stage.field("fetched_generation")
     assert (stage.due_in(), stage.is_dead()) == (None, False)
@@ -86,7 +100,7 @@ def assert_at_rest(stage: Scenario) -> None:
 
 
 class TestTheNextStep:
-    """Each of the scripts meets a tombstone."""
+    """Each script meets a tombstone."""
 
     def test_a_new_event_is_recorded_without_its_reference_and_fetches_nothing(self, stage: Scenario) -> None:
         stage.settle()
@@ -101,46 +115,37 @@ class TestTheNextStep:
         assert (stage.waiting(), stage.dispatch()) == (1, 0)
         assert_at_rest(stage)
 
-    def test_an_old_event_that_comes_again_is_still_a_duplicate(self, stage: Scenario) -> None:
+    def test_a_repeated_event_is_still_a_duplicate(self, stage: Scenario) -> None:
         stage.accept("2026-11-22T10:00:00Z")
         erase(stage)
 
         assert stage.accept("2026-11-22T10:00:00Z") == "duplicate"
         assert_at_rest(stage)
 
-    def test_a_fetch_under_way_brings_nothing_back(self, stage: Scenario) -> None:
+    @pytest.mark.parametrize("outcome", ["retry", "deferred", "not_found", "client_error", "dead", "deleted_upstream"])
+    def test_a_running_fetch_that_fails_leaves_nothing(self, stage: Scenario, outcome: Any) -> None:
         stage.settle()
         fetch = stage.fetch()
         erase(stage)
 
+        stage.fail(fetch, outcome)
+        assert_at_rest(stage)
         assert stage.store(fetch, 1) == "erased"
         assert_at_rest(stage)
 
-    @pytest.mark.parametrize("what", ["again", "park", "missing", "dead", "gone", "reject"])
-    def test_a_fetch_under_way_that_fails_leaves_nothing(self, stage: Scenario, what: Any) -> None:
-        stage.settle()
-        fetch = stage.fetch()
-        erase(stage)
-
-        stage.fail(fetch, what)
-        assert_at_rest(stage)
-
-    @pytest.mark.parametrize("what", ["done", "again", "dead"])
-    def test_a_hand_on_under_way_ends_and_its_copy_is_named(self, stage: Scenario, what: Any) -> None:
-        """What a sink that failed has kept, nobody knows."""
-        stage.settle()
-        stage.fetch_and_store(1)
-        delivery = stage.acquire()
-        assert delivery is not None
+    @pytest.mark.parametrize("outcome", ["succeeded", "retry", "dead"])
+    def test_a_running_delivery_ends_and_its_copy_is_named(self, stage: Scenario, outcome: Any) -> None:
+        """A sink that failed may have kept a copy."""
+        delivery = delivery_of(stage)
         left = erase(stage)
-        stage.complete(delivery, what)
+        stage.complete(delivery, outcome)
 
         assert [(copy.sink, copy.keys_begin) for copy in left.copies] == [
             (SHOP, (f"{ONE.company_id}/{ONE.order_id}/1/",))
         ]
         assert_at_rest(stage)
 
-    def test_a_worker_that_dies_at_it_leaves_nothing_to_do(self, stage: Scenario) -> None:
+    def test_a_worker_that_dies_during_its_fetch_leaves_nothing(self, stage: Scenario) -> None:
         stage.settle()
         stage.fetch("w1")
         erase(stage)
@@ -149,7 +154,7 @@ class TestTheNextStep:
         assert stage.dispatch() == 0
         assert_at_rest(stage)
 
-    def test_nobody_can_ask_for_it(self, stage: Scenario) -> None:
+    def test_no_fetch_can_be_requested(self, stage: Scenario) -> None:
         stage.settle()
         erase(stage)
 
@@ -157,11 +162,8 @@ class TestTheNextStep:
         assert (stage.waiting(), stage.waiting("backfill")) == (1, 0)
         assert_at_rest(stage)
 
-    def test_the_dead_letters_of_it_go(self, stage: Scenario) -> None:
-        stage.settle()
-        stage.fetch_and_store(1)
-        delivery = stage.acquire()
-        assert delivery is not None
+    def test_its_dead_letters_are_deleted(self, stage: Scenario) -> None:
+        delivery = delivery_of(stage)
         stage.complete(delivery, "dead")
         stage.settle()
         stage.fail(stage.fetch(), "dead")
@@ -171,12 +173,12 @@ class TestTheNextStep:
         assert stage.redis.zcard(keys.DEAD_DELIVERIES) == 0
         assert_at_rest(stage)
 
-    def test_a_plan_made_before_passes_it_over(self, stage: Scenario) -> None:
+    def test_an_older_replay_passes_it_over(self, stage: Scenario) -> None:
         stage.settle()
         stage.fetch_and_store(1)
         plans = Plans(stage.redis, event_days=90)
         made = [
-            plans.file(Draft(who="", why="", selected="", rate=100, sinks=sinks), [(ONE.member, None)], stage.now)
+            plans.file(Draft(who="", why="", selected="", rate=100, sinks=sinks), [(ONE.member, None)])
             for sinks in ((), (SHOP,))
         ]
         erase(stage)
@@ -189,17 +191,17 @@ class TestTheNextStep:
         assert_at_rest(stage)
 
     @pytest.mark.parametrize("status", ["Issued", "Cancelled", "Processing"])
-    def test_it_is_no_gap_in_the_list_of_orders(self, stage: Scenario, status: str) -> None:
+    def test_reconciling_does_not_find_it(self, stage: Scenario, status: str) -> None:
         stage.settle()
         stage.fetch_and_store(1)
-        Cursor(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
+        Checkpoint(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
         erase(stage)
-        (held,) = Holdings(stage.redis).of([ONE])
+        (copy,) = LocalCopies(stage.redis).read([ONE])
         row = Summary(order_id=Guid(ONE.order_id), status=status, job_id="another")
 
-        assert judge(ONE.company_id, row, held, open_since=0, now=stage.now, oldest=0) is None
-        assert of_watched(ONE.company_id, ONE.order_id, held, 0) is None
-        assert Cursor(stage.redis, ONE.company_id).watched() == {}
+        assert compare(ONE.company_id, row, copy, unsettled_since=0, now=stage.now, oldest=0) is None
+        assert compare_watched(ONE.company_id, ONE.order_id, copy, 0) is None
+        assert Checkpoint(stage.redis, ONE.company_id).watched() == {}
 
     def test_another_companys_order_with_the_same_id_stays(self, stage: Scenario) -> None:
         stage.settle()
@@ -212,21 +214,19 @@ class TestTheNextStep:
 
 
 class TestErasing:
-    def test_a_content_that_came_after_its_words_were_read_is_read_first(self, stage: Scenario) -> None:
-        """Else its references would stay in the index."""
-        erasure = Erasure(stage.redis, order_days=400, event_days=90)
+    def test_content_stored_after_the_traces_were_read_is_not_erased_unread(self, stage: Scenario) -> None:
+        """Otherwise its references would stay in the index."""
         stage.settle()
-        read = erasure.traces(ONE)
-        assert read is not None
+        read = traces(stage.redis)
         stage.fetch_and_store(1)
 
-        assert erasure.erase(read) is None
+        assert erasure_of(stage.redis).erase(read) is None
         assert stage.redis.exists(keys.content(ONE)) == 1
         erase(stage)
         assert_at_rest(stage)
 
-    def test_again_it_changes_nothing(self, stage: Scenario) -> None:
-        """The tombstone does not live longer for it."""
+    def test_a_second_erasure_changes_nothing(self, stage: Scenario) -> None:
+        """The tombstone does not live longer."""
         stage.settle()
         stage.fetch_and_store(1)
         first = erase(stage)
@@ -237,53 +237,47 @@ class TestErasing:
         assert erase(stage) == first
         assert stage.days_kept() == {100.0}
 
-    def test_the_trail_keeps_only_what_sinks_were_handed(self, stage: Scenario) -> None:
-        stage.settle()
-        stage.fetch_and_store(1)
-        delivery = stage.acquire()
-        assert delivery is not None
+    def test_the_history_keeps_only_deliveries(self, stage: Scenario) -> None:
+        delivery = delivery_of(stage)
         stage.complete(delivery)
         erase(stage)
 
         assert [type(entry).__name__ for entry in Archive(stage.redis).history(ONE)] == ["DeliveryEnded", "Erased"]
 
-    def test_events_go_from_long_streams_page_by_page(self, stage: Scenario) -> None:
+    def test_events_are_deleted_page_by_page(self, stage: Scenario) -> None:
         stage.settle()
         for number in range(30):
             others = (event_of(SAME_ID, f"{number}-{one}") for one in range(80))
             stage.accept_batch(*others, event_of(ONE, f"{number}"))
         pages: list[int] = []
-        erasure = Erasure(stage.redis, order_days=400, event_days=90)
-        found = erasure.traces(ONE)
-        assert found is not None
 
-        assert erasure.forget_events([found], stage.now, pages.append) == 31
+        assert erasure_of(stage.redis).forget_events([traces(stage.redis)], pages.append) == 31
 
         assert (len(pages), sum(pages)) == (10, 31 + 2400)
         assert stage.redis.xlen(keys.EVENTS) == 2400
 
 
 STEPS: dict[str, Callable[[Scenario], object]] = {
-    "settle": Scenario.settle,
-    "want": Scenario.request,
-    "want_later": lambda stage: stage.request(queue="backfill"),
-    "begin": Scenario.start,
-    "tick": Scenario.dispatch,
+    "event": Scenario.settle,
+    "request": Scenario.request,
+    "request_backfill": lambda stage: stage.request(queue="backfill"),
+    "start": Scenario.start,
+    "dispatch": Scenario.dispatch,
     "hour": lambda stage: stage.later(3600),
-    "hand": Scenario.acquire,
+    "acquire": Scenario.acquire,
     "kill": lambda stage: stage.ledger.release_worker("w", "killed"),
-    "revive": lambda stage: stage.ledger.retry_delivery(ONE, SHOP),
-    "nudge": lambda stage: stage.ledger.release_worker("nobody", "ended", [ONE]),
+    "retry_delivery": lambda stage: stage.ledger.retry_delivery(ONE, SHOP),
+    "wake": lambda stage: stage.ledger.release_worker("nobody", "ended", [ONE]),
 }
 
 
 @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(
     before=st.lists(st.sampled_from([*STEPS, "fetch_and_store", "delivery"]), max_size=8),
-    after=st.lists(st.sampled_from([*STEPS, "finish", "fail", "handed"]), max_size=8),
+    after=st.lists(st.sampled_from([*STEPS, "store", "fail", "complete"]), max_size=8),
 )
 def test_no_interleaving_brings_it_back(stage: Scenario, before: list[str], after: list[str]) -> None:
-    """Whatever came before, and whatever of it ends after: nothing is stored, owed, queued or handed on."""
+    """Whatever happened before and ends after: nothing is stored, pending, queued or delivered."""
     stage.redis.flushdb()
     stage.settle()
     for name in before:
@@ -295,21 +289,21 @@ def test_no_interleaving_brings_it_back(stage: Scenario, before: list[str], afte
         elif name in STEPS:
             STEPS[name](stage)
     fetch, delivery = stage.ledger.start_fetch(ONE, "w")[1], stage.acquire()
-    wanted = stage.field("generation")
+    generation = stage.field("generation")
     erase(stage)
-    stage.redis.delete("rq:queue:live", "rq:queue:backfill")  # jobs from before end by themselves
+    stage.redis.delete("rq:queue:live", "rq:queue:backfill")  # older jobs end without effect
     for name in after:
-        if name == "finish" and fetch is not None:
+        if name == "store" and fetch is not None:
             assert stage.store(fetch, 99) == "erased"
         elif name == "fail" and fetch is not None:
             stage.fail(fetch, "retry")
-        elif name == "handed" and delivery is not None:
+        elif name == "complete" and delivery is not None:
             stage.complete(delivery)
         elif name in STEPS:
             STEPS[name](stage)
         assert (stage.waiting(), stage.waiting("backfill")) == (0, 0)
 
-    assert stage.field("generation") == wanted
+    assert stage.field("generation") == generation
     assert_at_rest(stage)
 
 
@@ -325,8 +319,7 @@ class TestGuests:
         stage.ledger.store_fetch(ONE, "w", stage.fetch(), self.content(version, *addresses))
 
     def found(self, stage: Scenario, address: str, company_id: str | None = None) -> list[OrderKey]:
-        erasure = Erasure(stage.redis, order_days=400, event_days=90)
-        return erasure.orders_of(address, company_id, lambda _: None)
+        return erasure_of(stage.redis).orders_of(address, company_id, lambda _: None)
 
     def test_an_order_is_found_by_its_address_in_any_case(self, stage: Scenario) -> None:
         self.store(stage, 1, "Anna@Example.com")
@@ -334,14 +327,14 @@ class TestGuests:
         assert [self.found(stage, one) for one in (" anna@EXAMPLE.com", "c@d.e", "")] == [[ONE], [], []]
         assert self.found(stage, "anna@example.com", SAME_ID.company_id) == []
 
-    def test_a_guest_who_is_in_the_order_no_more_is_not_found_by_it(self, stage: Scenario) -> None:
+    def test_an_order_is_not_found_by_an_address_that_left_it(self, stage: Scenario) -> None:
         self.store(stage, 1, "anna@example.com")
         self.store(stage, 2)
 
         assert self.found(stage, "anna@example.com") == []
 
     @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), None])
-    def test_content_that_cannot_be_read_stops_no_walk(self, stage: Scenario, content: bytes | None) -> None:
+    def test_unreadable_content_does_not_end_the_search(self, stage: Scenario, content: bytes | None) -> None:
         self.store(stage, 1, "anna@example.com")
         stage.settle(SAME_ID)
         stage.redis.delete(keys.content(SAME_ID))
@@ -353,8 +346,8 @@ class TestGuests:
         assert self.found(stage, "anna@example.com") == [ONE]
 
 
-def test_rows_of_the_spool_go_and_leave_nothing_on_the_disk(tmp_path: Path) -> None:
-    """A web process goes on writing to the file."""
+def test_spooled_events_are_erased_from_the_disk(tmp_path: Path) -> None:
+    """While a web process writes to the file."""
     event = OrderProcessed(*ONE, "Issued", "CANARY-THEIRS", "", "current", "r", 1)
     other = OrderProcessed(*SAME_ID, "Issued", "CM-1", "", "current", "r", 1)
     assert erase_rows(tmp_path, [ONE]) == (0, ())
@@ -368,15 +361,15 @@ def test_rows_of_the_spool_go_and_leave_nothing_on_the_disk(tmp_path: Path) -> N
     assert file.waiting() == 2
 
 
-def test_texts_of_replays_that_name_the_order_or_the_guest_go(stage: Scenario) -> None:
-    """Whole words in any case; the plan itself, and what an erasure notes, stay."""
+def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(stage: Scenario) -> None:
+    """Whole words in any case; the plan itself and the entry of an erasure stay."""
     plans, words = Plans(stage.redis, event_days=90), AuditWords(stage.redis)
-    Erasure(stage.redis, order_days=400, event_days=90).note([ONE], "me", "asked for", stage.now)
+    erasure_of(stage.redis).note([ONE], "me", "on request")
     names = [f"ticket of {ADDRESS.upper()}", f"lost: {ONE.order_id}.", "lost: CM-12", "lost: CM-123"]
-    made = [plans.file(Draft(who="me", why=one, selected="", rate=1), [], stage.now) for one in names]
-    told = [ONE.order_id, "cm-12", ADDRESS]
+    made = [plans.file(Draft(who="me", why=one, selected="", rate=1), []) for one in names]
+    to_erase = [ONE.order_id, "cm-12", ADDRESS]
 
-    assert (words.forget(told), words.forget(told)) == (6, 0)
+    assert (words.forget(to_erase), words.forget(to_erase)) == (6, 0)
 
     assert [plan.why for plan in map(plans.of, (plan.id for plan in made)) if plan] == ["", "", "", "lost: CM-123"]
     assert stage.redis.xlen(keys.AUDIT) == 2
@@ -390,8 +383,8 @@ class TestCommand:
         desk.env["SPOOL_DIR"] = str(tmp_path / "spool")
         return desk
 
-    def test_all_orders_of_a_guest_go_and_sinks_copies_are_named(self, desk: Desk) -> None:
-        """The address comes by stdin, and neither it nor a reference nor a ticket is left anywhere, or printed."""
+    def test_all_orders_of_a_guest_are_erased_and_copies_in_sinks_named(self, desk: Desk) -> None:
+        """The address comes from stdin; no address, reference or ticket is left or printed."""
         for number, address in ((1, ADDRESS), (2, ADDRESS.upper()), (3, "other@example.com")):
             fill(desk, number, address)
         desk.run("events", "replay", "--order", "CANARY-OURS-1", "--force", "--why", f"for {ADDRESS}", "--yes")
@@ -411,7 +404,7 @@ class TestCommand:
         assert desk.redis.exists(keys.content(order(3)))
         assert desk.redis.zcard(keys.ERASING) == 0
 
-    def test_it_is_told_what_goes_and_nothing_goes_without_yes(self, desk: Desk) -> None:
+    def test_a_dry_run_and_a_missing_yes_change_nothing(self, desk: Desk) -> None:
         fill(desk, 1, ADDRESS)
         before = desk.redis.dump(keys.record(order(1)))
 
@@ -425,18 +418,17 @@ class TestCommand:
 
     @pytest.mark.parametrize("steps", range(5))
     def test_a_run_that_died_is_finished_by_the_next(self, desk: Desk, steps: int) -> None:
-        """Wherever it died; also one by address, which finds an order no more whose digests have gone."""
+        """Wherever it died, also by address, which no longer finds an erased order."""
         fill(desk, 1, ADDRESS)
         fill(desk, 2, ADDRESS)
         desk.hear(order(1))
-        erasure = Erasure(desk.redis, order_days=400, event_days=90)
-        found = [one for one in map(erasure.traces, (order(1), order(2))) if one is not None]
-        now = bootstrap.clock()
+        erasure = erasure_of(desk.redis)
+        found = [traces(desk.redis, order(number)) for number in (1, 2)]
         all_steps: list[Callable[[], object]] = [
-            lambda: erasure.note([order(1), order(2)], "me", "", now),
+            lambda: erasure.note([order(1), order(2)], "me", ""),
             lambda: erasure.erase(found[0]),
             lambda: erasure.erase(found[1]),
-            lambda: erasure.forget_events(found, now, lambda _: None),
+            lambda: erasure.forget_events(found, lambda _: None),
         ]
         for step in all_steps[:steps]:
             step()
@@ -448,13 +440,10 @@ class TestCommand:
         assert everything_but(desk, 3) == []
         assert desk.redis.zcard(keys.ERASING) == 0
 
-    def test_a_run_that_died_is_finished_though_the_reference_names_nothing_any_more(self, desk: Desk) -> None:
-        """The references went first: who says the same command again must not be stopped by that."""
+    def test_a_run_that_died_is_finished_by_the_same_reference(self, desk: Desk) -> None:
+        """The reference names no order any more."""
         fill(desk, 1, ADDRESS)
-        erasure = Erasure(desk.redis, order_days=400, event_days=90)
-        found = erasure.traces(order(1))
-        assert found is not None
-        erasure.erase(found)
+        erasure_of(desk.redis).erase(traces(desk.redis, order(1)))
 
         again, later = desk.run_each([("orders", "erase", "CANARY-THEIRS-1", "--yes")] * 2)
 
@@ -465,8 +454,8 @@ class TestCommand:
         assert everything_but(desk, 3) == []
         assert desk.redis.zcard(keys.ERASING) == 0
 
-    def test_afterwards_every_command_says_so(self, desk: Desk) -> None:
-        """And none brings it back."""
+    def test_every_command_shows_an_erased_order_as_erased(self, desk: Desk) -> None:
+        """None brings it back."""
         fill(desk, 1, ADDRESS)
         name = order(1).order_id
         (erased,) = desk.run_each([("orders", "erase", name, "--yes")])
@@ -483,9 +472,9 @@ class TestCommand:
             ("events", "list", "--outcome", "erased"),
         ]
 
-        said = dict(zip(commands, desk.run_each(commands), strict=True))
+        answers = dict(zip(commands, desk.run_each(commands), strict=True))
 
-        assert [command for command, ended in said.items() if "erased" not in ended.out + ended.err] == []
+        assert [command for command, ended in answers.items() if "erased" not in ended.out + ended.err] == []
         assert desk.run_each([("orders", "show", "CANARY-OURS-1")])[0].code == 1
         assert desk.waiting("live") == desk.waiting("backfill") == []
 
@@ -499,18 +488,18 @@ class TestCommand:
             (("nothing", "--yes"), "", 1, "No order"),
         ],
     )
-    def test_a_mistake_is_one_sentence(
+    def test_a_mistake_gets_one_sentence(
         self, desk: Desk, arguments: tuple[str, ...], stdin: str, code: int, text: str
     ) -> None:
-        """Which does not repeat the address."""
+        """Without the address."""
         ended = desk.run("orders", "erase", *arguments, stdin=stdin)
 
         assert ended.code == code
         assert text in ended.err
         assert ADDRESS not in ended.err
 
-    def test_a_spool_that_cannot_be_cleaned_is_named(self, desk: Desk) -> None:
-        """And the order stays on the list of what is to be finished."""
+    def test_a_spool_that_cannot_be_erased_is_named(self, desk: Desk) -> None:
+        """The order stays unfinished."""
         fill(desk, 1, ADDRESS)
         broken = desk.folder / "spool" / NAME
         broken.write_text("no database")
@@ -522,7 +511,7 @@ class TestCommand:
 
 
 def fill(desk: Desk, number: int, address: str) -> None:
-    """Bring an order home that is full of canaries, and hand it on."""
+    """Fetch and deliver an order full of canaries."""
     desk.hear(order(number))
     body = json.loads((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())
     items = body["items"]
@@ -547,19 +536,17 @@ def fill(desk: Desk, number: int, address: str) -> None:
 
 
 def everything_but(desk: Desk, number: int) -> list[str]:
-    """Return the keys that still name a canary, or a reference of an event, save those of one order."""
+    """Return the keys that still have a canary or a reference, except those of one order."""
     found = []
     for key in desk.redis.scan_iter("*"):
-        value = desk.redis.dump(key) or b""
-        kind = desk.redis.type(key)
-        if kind == b"hash":
-            value = repr(desk.redis.hgetall(key)).encode()
-        elif kind == b"stream":
-            value = repr(desk.redis.xrange(key)).encode()
-        elif kind == b"list":
-            value = repr(desk.redis.lrange(key, 0, -1)).encode()
-        elif kind == b"set":
-            value = repr(desk.redis.smembers(key)).encode()
+        read: dict[bytes, Callable[[bytes], object]] = {
+            b"hash": desk.redis.hgetall,
+            b"stream": desk.redis.xrange,
+            b"list": lambda key: desk.redis.lrange(key, 0, -1),
+            b"set": desk.redis.smembers,
+        }
+        kind: Any = desk.redis.type(key)
+        value = repr(read[kind](key)).encode() if kind in read else desk.redis.dump(key) or b""
         names_another = order(number).order_id.encode() in key + value
         wanted = [one.encode() for one in CANARIES] + [f"CM-{order(1).order_id[:8]}".encode()]
         in_index = key.startswith(b"ota:reference") and order(1).order_id.encode() in value

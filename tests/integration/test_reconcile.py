@@ -1,10 +1,10 @@
-"""What no event told of comes home through the list, whatever dies on the way."""
+"""Orders without an event are found in the order list and fetched, whatever dies meanwhile."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from tests.integration.station import MINUTE, PARTNER, Station, in_a_child, station
+from tests.integration.station import MINUTE, PARTNER, Station, exit_code, forked, station
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 class Venue:
-    """The company of one test, on both sides."""
+    """The company of one test, at upstream and here."""
 
     def __init__(self, sandbox: Sandbox, tenant: str, here: Station) -> None:
         self.sandbox = sandbox
@@ -36,7 +36,7 @@ class Venue:
         self.here = here
 
     def orders(self, count: int, **wish: Any) -> list[str]:
-        """Make orders of which no event tells."""
+        """Make orders without an event."""
         address = {"tenant": self.tenant, "environment": "Production", "company": "Museum", "partner_id": PARTNER}
         made = self.sandbox.admin("POST", "orders", {**address, "count": count, **wish})["orders"]
         return [one["order_id"] for one in made]
@@ -48,11 +48,11 @@ class Venue:
         rule = {"kind": kind, "company_id": self.here.company_id, "operation": "listOrdersByPartner"} | rule
         self.sandbox.admin("POST", "faults", rule)
 
-    def home(self, count: int, **wish: Any) -> list[str]:
-        """Make orders that have come home already."""
+    def fetched(self, count: int, **wish: Any) -> list[str]:
+        """Make orders that are fetched already."""
         made = self.orders(count, **wish)
         self.here.ledger.request_fetch([self.key(one) for one in made], queue="backfill", reason="test")
-        self.here.bring_home()
+        self.here.fetch()
         return made
 
     def key(self, order_id: str) -> OrderKey:
@@ -69,22 +69,22 @@ def venue(sandbox: Sandbox, redis_client: Redis, request: pytest.FixtureRequest)
     sandbox.admin("PUT", "faults", [])
 
 
-def test_what_no_event_told_of_is_queued_behind_the_live_ones_and_then_is_no_gap(venue: Venue) -> None:
-    """Whatever it settled as; once it is home, or only owed, the list says nothing new."""
+def test_orders_without_an_event_are_queued_once(venue: Venue) -> None:
+    """Whatever their status; a pending or fetched order is not a discrepancy."""
     made = venue.orders(4, mix={"Issued": 1, "Draft": 1, "Error": 1, "Cancelled": 1})
 
     first, second = venue.here.run(), venue.here.run()
 
-    assert (first.outcome, dict(first.gaps), second.queued) == ("complete", {"never_heard": 4}, 0)
-    assert sorted(venue.here.owed()) == sorted(made)
-    venue.here.bring_home()
+    assert (first.outcome, dict(first.discrepancies), second.queued) == ("complete", {"no_event": 4}, 0)
+    assert sorted(venue.here.queued()) == sorted(made)
+    venue.here.fetch()
     assert venue.here.run().queued == 0
     assert {one.status for one in map(venue.here.record, made) if one} == {"Issued", "Draft", "Error", "Cancelled"}
 
 
 def test_a_confirmed_and_a_cancelled_order_are_fetched_once_more(venue: Venue) -> None:
     """No event tells of either (upstream.md 4)."""
-    draft, issued = venue.home(2, mix={"Draft": 1, "Issued": 1})
+    draft, issued = venue.fetched(2, mix={"Draft": 1, "Issued": 1})
     assert venue.here.run().queued == 0
     if venue.here.client.get_order(draft).order.status != "Draft":
         draft, issued = issued, draft
@@ -93,49 +93,49 @@ def test_a_confirmed_and_a_cancelled_order_are_fetched_once_more(venue: Venue) -
     venue.here.client.delete_order(issued)
     report = venue.here.run()
 
-    assert dict(report.gaps) == {"changed": 2}
-    venue.here.bring_home()
+    assert dict(report.discrepancies) == {"changed": 2}
+    venue.here.fetch()
     assert [one.status for one in map(venue.here.record, (draft, issued)) if one] == ["Issued", "Cancelled"]
     assert venue.here.run().queued == 0
 
 
-def test_a_replaced_order_whose_event_was_lost_is_never_heard(venue: Venue) -> None:
-    """Its job is another: that settlement is not the one that we fetched."""
-    (order_id,) = venue.home(1)
+def test_a_replaced_order_without_its_event_is_found(venue: Venue) -> None:
+    """Its job differs: this is not the settlement that was fetched."""
+    (order_id,) = venue.fetched(1)
     venue.settle(order_id, "Error")
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().gaps) == {"never_heard": 1}
+    assert dict(venue.here.run().discrepancies) == {"no_event": 1}
 
 
-def test_an_order_stuck_for_ten_minutes_is_looked_at_though_nothing_of_it_moves(venue: Venue) -> None:
-    """The list says nothing new of it; what was seen unsettled is remembered, and then the ledger looks after it."""
+def test_an_order_that_is_unsettled_for_ten_minutes_is_fetched(venue: Venue) -> None:
+    """It is watched, since it does not change in the list; then the ledger rechecks it."""
     (order_id,) = venue.orders(1, mix={"Processing": 1})
     assert venue.here.run().queued == 0
     venue.here.now += 9 * MINUTE
     assert venue.here.run().queued == 0
     venue.here.now += 2 * MINUTE
 
-    assert dict(venue.here.run().gaps) == {"stuck": 1}
-    assert venue.here.owed() == [order_id]
-    venue.here.bring_home()
+    assert dict(venue.here.run().discrepancies) == {"stuck": 1}
+    assert venue.here.queued() == [order_id]
+    venue.here.fetch()
     assert venue.here.run().queued == 0
-    assert venue.here.cursor.watched() == {}
+    assert venue.here.checkpoint.watched() == {}
 
 
-def test_a_stuck_order_that_settled_is_watched_no_more(venue: Venue) -> None:
+def test_a_watched_order_that_settled_is_not_watched_any_more(venue: Venue) -> None:
     (order_id,) = venue.orders(1, mix={"Processing": 1})
     venue.here.run()
-    assert list(venue.here.cursor.watched()) == [order_id]
+    assert list(venue.here.checkpoint.watched()) == [order_id]
 
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().gaps) == {"never_heard": 1}
-    assert venue.here.cursor.watched() == {}
+    assert dict(venue.here.run().discrepancies) == {"no_event": 1}
+    assert venue.here.checkpoint.watched() == {}
 
 
-def test_an_order_given_up_for_missing_comes_back_when_the_list_shows_it(venue: Venue) -> None:
-    """Other dead letters are for people: the list cannot know whether their cause is mended."""
+def test_a_dead_letter_for_a_missing_order_is_fetched_when_the_list_shows_it(venue: Venue) -> None:
+    """Other dead letters need a person: the list does not show whether their cause is fixed."""
     there, killer = venue.orders(2)
     for order_id, reason in ((there, "order_missing"), (killer, "kills_worker")):
         key = venue.key(order_id)
@@ -146,7 +146,7 @@ def test_an_order_given_up_for_missing_comes_back_when_the_list_shows_it(venue: 
 
     report = venue.here.run()
 
-    assert dict(report.gaps) == {"never_heard": 1}
+    assert dict(report.discrepancies) == {"no_event": 1}
     found = venue.here.record(there), venue.here.record(killer)
     assert [one.dead for one in found if one] == ["", "kills_worker"]
 
@@ -158,11 +158,12 @@ def test_all_pages_are_read(venue: Venue) -> None:
     report = venue.here.run()
 
     assert (report.pages, report.rows, report.queued) == (4, 10, 10)
+    assert _permits(venue.here.redis) == []
 
 
-def test_only_what_changed_since_is_read_again(venue: Venue) -> None:
-    """Ten minutes later: until then the last page is read again, since row versions may commit out of order."""
-    venue.home(5)
+def test_only_changes_since_the_checkpoint_are_read_again(venue: Venue) -> None:
+    """For ten minutes the last page is read again, since row versions may commit out of order."""
+    venue.fetched(5)
     assert venue.here.run().rows == 5
     venue.here.now += 5 * MINUTE
     assert venue.here.run().rows == 5
@@ -173,14 +174,14 @@ def test_only_what_changed_since_is_read_again(venue: Venue) -> None:
 
 
 @pytest.mark.parametrize("kind", ["status", "rubbish", "truncated", "cut"])
-def test_a_list_that_breaks_off_in_the_middle_costs_nothing(venue: Venue, kind: str) -> None:
-    """The pages before are queued, the cursor stands behind them, and the next run has the rest."""
+def test_a_list_that_breaks_off_is_continued_by_the_next_run(venue: Venue, kind: str) -> None:
+    """The pages before are queued and behind the checkpoint."""
     venue.here.page_size = 2
     venue.orders(6)
-    run = venue.here.parts(StrikesOnceQueued(venue, kind)).run()
+    run = venue.here.reconcile(Interrupted(venue.here.redis, before=lambda: venue.fault(kind))).run()
     assert (run.outcome, run.pages, run.queued) == ("failed", 1, 2)
     assert run.error is not None
-    assert _slots(venue.here.redis) == []
+    assert _permits(venue.here.redis) == []
     venue.sandbox.admin("PUT", "faults", [])
     venue.here.now += 15 * MINUTE
 
@@ -189,44 +190,42 @@ def test_a_list_that_breaks_off_in_the_middle_costs_nothing(venue: Venue, kind: 
     assert (run.outcome, run.rows, run.queued) == ("complete", 4, 4)
 
 
-class StrikesOnceQueued(Ledger):
-    """A ledger during whose first step the list breaks."""
+class Interrupted(Ledger):
+    """A ledger that calls `before` and `after` around each request of fetches."""
 
-    def __init__(self, venue: Venue, kind: str) -> None:
-        super().__init__(venue.here.redis, order_days=400, fetch_lease=60_000)
-        self._venue, self._kind = venue, kind
-
-    def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
-        self._venue.fault(self._kind)
-        return super().request_fetch(orders, **kwargs)
-
-
-class DiesOnceQueued(Ledger):
-    """A ledger whose process is killed right after it has owed orders a fetch."""
+    def __init__(
+        self,
+        redis: Redis,
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(redis, order_days=400, fetch_lease=60_000)
+        self._before, self._after = before, after
 
     def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
-        super().request_fetch(orders, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
-        return 0
+        self._before()
+        queued = super().request_fetch(orders, **kwargs)
+        self._after()
+        return queued
 
 
-def test_a_kill_between_queueing_and_the_cursor_repeats_the_page_and_fetches_nothing_twice(venue: Venue) -> None:
-    """The cursor has not moved, and the orders are owed: so they are no gap."""
+def test_a_kill_before_the_checkpoint_repeats_the_page_and_fetches_nothing_twice(venue: Venue) -> None:
+    """The checkpoint has not moved, and the orders are pending, so they are not a discrepancy."""
     made = venue.orders(3)
-    ledger = DiesOnceQueued(venue.here.redis, order_days=400, fetch_lease=60_000)
+    ledger = Interrupted(venue.here.redis, after=lambda: os.kill(os.getpid(), signal.SIGKILL))
 
-    assert in_a_child(venue.here.parts(ledger).run) == -signal.SIGKILL
+    assert exit_code(forked(venue.here.reconcile(ledger).run)) == -signal.SIGKILL
 
     venue.here.now += 20 * MINUTE
-    assert venue.here.cursor.start(venue.here.now) == 0
+    assert venue.here.checkpoint.start(venue.here.now) == 0
     report = venue.here.run()
     assert (report.rows, report.queued) == (3, 0)
-    assert sorted(venue.here.owed()) == sorted(made)
+    assert sorted(venue.here.queued()) == sorted(made)
 
 
-def test_a_flushed_redis_fills_up_again_by_itself(venue: Venue) -> None:
-    """Without a cursor everything is read; each run queues its share of a minute and the next goes on."""
-    made = venue.home(60)
+def test_after_a_flush_of_redis_all_orders_are_fetched_again(venue: Venue) -> None:
+    """Without a checkpoint the whole list is read; each run queues its share of a minute and the next continues."""
+    made = venue.fetched(60)
     assert venue.here.run().queued == 0
     venue.here.redis.flushall()
     venue.here.per_minute = 25  # 0.8 of it: a page and 19 orders
@@ -234,7 +233,7 @@ def test_a_flushed_redis_fills_up_again_by_itself(venue: Venue) -> None:
 
     for _ in range(10):
         runs.append(venue.here.run())
-        venue.here.bring_home()
+        venue.here.fetch()
         venue.here.now += MINUTE
         if runs[-1].outcome == "complete":
             break
@@ -245,20 +244,20 @@ def test_a_flushed_redis_fills_up_again_by_itself(venue: Venue) -> None:
     assert all(one is not None and one.fetched_generation == one.generation == 1 for one in records)
 
 
-def test_while_a_live_order_is_owed_a_run_takes_a_fifth(venue: Venue) -> None:
-    """The rest of the key's requests is for what guests wait for; what waits in backfill counts as taken."""
+def test_while_a_live_order_is_pending_a_run_uses_a_fifth_of_the_calls(venue: Venue) -> None:
+    """The rest is for live orders; jobs in backfill count as used."""
     venue.orders(60)
     venue.here.per_minute = 100
     live = venue.key("77777777-7777-4777-8777-777777777777")
     venue.here.ledger.request_fetch([live], queue="live", reason="test")
 
     assert venue.here.run().queued == 19
-    assert (venue.here.run().pages, len(venue.here.owed())) == (1, 19)
+    assert (venue.here.run().pages, len(venue.here.queued())) == (1, 19)
     assert venue.here.ledger.start_fetch(live, "w-live-1")[1] is not None
 
 
-def test_a_backlog_that_is_not_worked_off_is_not_added_to(venue: Venue) -> None:
-    """Without a worker for backfill the queue would else grow for ever."""
+def test_a_full_backfill_queue_gets_no_more_orders(venue: Venue) -> None:
+    """Without a backfill worker it would grow for ever."""
     venue.orders(60)
     venue.here.per_minute = 25
 
@@ -267,7 +266,7 @@ def test_a_backlog_that_is_not_worked_off_is_not_added_to(venue: Venue) -> None:
     assert [(run.outcome, run.queued) for run in reports] == [("paced", 19), ("paced", 0), ("paced", 0)]
 
 
-def test_an_open_breaker_is_left_alone(venue: Venue) -> None:
+def test_no_page_is_requested_while_the_breaker_is_open(venue: Venue) -> None:
     venue.here.limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
 
     report = venue.here.run()
@@ -276,8 +275,8 @@ def test_an_open_breaker_is_left_alone(venue: Venue) -> None:
     assert report.pages == 0
 
 
-def test_a_wrong_key_opens_the_breaker_for_the_fetches_too(venue: Venue) -> None:
-    """A page is a call like any other: all workers of the key learn from it."""
+def test_a_page_that_is_refused_opens_the_breaker(venue: Venue) -> None:
+    """For all workers of the key."""
     venue.fault("status", status=401)
 
     assert venue.here.run().error is not None
@@ -285,48 +284,25 @@ def test_a_wrong_key_opens_the_breaker_for_the_fetches_too(venue: Venue) -> None
     assert until > venue.here.now
 
 
-def test_no_slot_and_no_page_are_left_behind_by_a_run(venue: Venue) -> None:
-    venue.orders(3)
-    venue.here.page_size = 1
-
-    venue.here.run()
-
-    assert _slots(venue.here.redis) == []
-
-
-def test_two_machines_read_the_same_list_at_once_and_each_order_is_fetched_once(venue: Venue) -> None:
-    """The lease spares the calls; without it, still nothing would be lost or fetched twice."""
+def test_two_machines_that_read_the_same_list_fetch_each_order_once(venue: Venue) -> None:
+    """This holds without the lease, which only saves calls."""
     venue.orders(30)
     here = venue.here
     here.page_size = 5
-    two = [here.parts(), here.parts()]
 
-    pids = [_forked(run.run) for run in two]
-    for pid in pids:
-        os.waitpid(pid, 0)
+    pids = [forked(here.reconcile().run) for _ in range(2)]
+    assert [exit_code(pid) for pid in pids] == [0, 0]
 
-    assert len(here.owed()) == len(set(here.owed())) == 30
-    here.bring_home()
+    assert len(here.queued()) == len(set(here.queued())) == 30
+    here.fetch()
     here.now += 20 * MINUTE
     assert here.run().queued == 0
     gets = [row["gets"] for row in venue.sandbox.admin("GET", f"orders?company_id={here.company_id}")]
     assert gets == [1] * 30
 
 
-class LosesRedis(Ledger):
-    """A ledger whose Redis is killed when the first orders are to be queued."""
-
-    def __init__(self, redis: Redis, valkey: Valkey) -> None:
-        super().__init__(redis, order_days=400, fetch_lease=60_000)
-        self._valkey = valkey
-
-    def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
-        self._valkey.kill()
-        return super().request_fetch(orders, **kwargs)
-
-
-def test_a_redis_that_dies_in_mid_run_costs_nothing(sandbox: Sandbox, own_valkey: Valkey) -> None:
-    """The run ends with an error, no cursor was moved, and the next run finds what this one found."""
+def test_a_redis_that_dies_during_a_run_loses_nothing(sandbox: Sandbox, own_valkey: Valkey) -> None:
+    """The run raises, the checkpoint stays, and the next run finds the same orders."""
     tenant = "redis-dies"
     company_id = sandbox.company_id(tenant, "Production", "Museum")
     with (
@@ -335,23 +311,13 @@ def test_a_redis_that_dies_in_mid_run_costs_nothing(sandbox: Sandbox, own_valkey
     ):
         made = Venue(sandbox, tenant, here).orders(3)
         with pytest.raises(RedisError):
-            here.parts(LosesRedis(redis, own_valkey)).run()
+            here.reconcile(Interrupted(redis, before=own_valkey.kill)).run()
         own_valkey.restart()
         here.now += 60 * MINUTE
 
-        assert here.cursor.start(here.now) == 0
+        assert here.checkpoint.start(here.now) == 0
         assert here.run().queued == 3
-        assert sorted(here.owed()) == sorted(made)
-
-
-def _forked(call: Any) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            call()
-        finally:
-            os._exit(0)
-    return pid
+        assert sorted(here.queued()) == sorted(made)
 
 
 def _breaker(redis: Redis) -> str:
@@ -359,6 +325,6 @@ def _breaker(redis: Redis) -> str:
     return str(found[0].decode())
 
 
-def _slots(redis: Redis) -> list[Any]:
+def _permits(redis: Redis) -> list[Any]:
     found: Any = redis.keys("ota:permits:*")
     return list(found)

@@ -1,4 +1,4 @@
-"""Lists as a sandbox would not give them: rows that commit late, rows that cannot be read, keys that lead back."""
+"""Odd order lists: rows that commit late, unreadable rows, page keys that repeat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VENUE = "11111111-1111-4111-8111-111111111111"
 
 
 class Upstream:
-    """A list of rows that a test writes itself; each page holds two. `odd` is answered instead, if it is set."""
+    """A list whose rows a test writes; each page has two. `odd` replaces the answer, if it is set."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ class Upstream:
         return {"morePages": more, "nextPageKey": str(at + 2) if more else "", "data": found[at : at + 2]}
 
     def commit(self, number: int, version: int, status: str = "Issued", **more: Any) -> str:
-        """Let a row appear in the list, and return its order id."""
+        """Add a row to the list; return its order id."""
         order_id = f"00000000-0000-4000-8000-{number:012}"
         self.rows = [row for row in self.rows if row["orderId"] != order_id]
         self.rows.append({"orderId": order_id, "status": status, "rowVersion": str(version), **more})
@@ -78,7 +78,7 @@ def here(upstream: Upstream, redis_client: Redis) -> Iterator[Station]:
 
 
 def test_a_row_that_commits_late_with_a_lower_version_is_found(here: Station, upstream: Upstream) -> None:
-    """Versions are drawn before the commit: nine minutes after 200 was seen, 150 may still appear."""
+    """Versions are given before the commit: nine minutes after 200 was seen, 150 may still appear."""
     upstream.commit(1, 100)
     upstream.commit(2, 200)
     assert here.run().queued == 2
@@ -86,11 +86,11 @@ def test_a_row_that_commits_late_with_a_lower_version_is_found(here: Station, up
     late = upstream.commit(3, 150)
 
     assert here.run().queued == 1
-    assert late in here.owed()
+    assert late in here.queued()
 
 
 def test_versions_are_compared_as_numbers(here: Station, upstream: Upstream) -> None:
-    """As texts 99 would come after 100, and nothing new would ever be listed."""
+    """As texts, 99 would come after 100, and nothing new would be listed."""
     upstream.commit(1, 99)
     here.run()
     here.now += MINUTE
@@ -103,18 +103,18 @@ def test_versions_are_compared_as_numbers(here: Station, upstream: Upstream) -> 
     assert upstream.asked[-1] == 100
 
 
-def test_the_marks_do_not_pile_up(here: Station, upstream: Upstream) -> None:
-    """Of those old enough only the highest is of use."""
+def test_old_checkpoints_are_deleted(here: Station, upstream: Upstream) -> None:
+    """Of those old enough, only the highest is used."""
     for number in range(1, 40):
         upstream.commit(number, number * 10)
         here.run()
         here.now += MINUTE
 
-    assert int(here.redis.zcard(f"ota:reconcile-marks:{VENUE}")) <= 11
+    assert int(here.redis.zcard(f"ota:reconcile-checkpoints:{VENUE}")) <= 11
 
 
-def test_a_page_read_once_more_does_not_make_its_mark_young_again(here: Station, upstream: Upstream) -> None:
-    """A quiet night: the same last page each time, and it must be read no more after ten minutes."""
+def test_reading_a_page_again_keeps_the_time_of_its_checkpoint(here: Station, upstream: Upstream) -> None:
+    """In a quiet night the last page stays the same and must not be read for more than ten minutes."""
     upstream.commit(1, 100)
     for _ in range(4):
         here.run()
@@ -123,7 +123,7 @@ def test_a_page_read_once_more_does_not_make_its_mark_young_again(here: Station,
     assert here.run().rows == 0
 
 
-def test_rows_that_cannot_be_read_hide_no_others(here: Station, upstream: Upstream) -> None:
+def test_unreadable_rows_hide_no_others(here: Station, upstream: Upstream) -> None:
     good = upstream.commit(1, 100)
     upstream.rows[:0] = [
         {"orderId": "rubbish", "status": "Issued", "rowVersion": "99"},
@@ -133,11 +133,11 @@ def test_rows_that_cannot_be_read_hide_no_others(here: Station, upstream: Upstre
     report = here.run()
 
     assert (report.outcome, report.queued, report.unreadable) == ("complete", 1, 2)
-    assert here.owed() == [good]
+    assert here.queued() == [good]
 
 
-def test_rows_without_a_version_are_compared_and_the_cursor_stays(here: Station, upstream: Upstream) -> None:
-    """As if `sync` were not understood: everything is listed each time, and still nothing is missed."""
+def test_rows_without_a_version_are_compared_and_leave_the_checkpoint(here: Station, upstream: Upstream) -> None:
+    """As if upstream ignored `sync`: everything is listed each time and nothing is missed."""
     order_id = "00000000-0000-4000-8000-000000000001"
     upstream.odd = [{"orderId": order_id, "status": "Issued"}]
 
@@ -157,35 +157,37 @@ def test_rows_without_a_version_are_compared_and_the_cursor_stays(here: Station,
         {"morePages": False, "nextPageKey": "", "data": [None, 7, []]},
     ],
 )
-def test_no_rubbish_hangs_a_run_or_moves_the_cursor(here: Station, upstream: Upstream, odd: object) -> None:
-    """A page key that leads back would be followed for ever."""
+def test_an_odd_answer_neither_hangs_a_run_nor_moves_the_checkpoint(
+    here: Station, upstream: Upstream, odd: object
+) -> None:
+    """A repeated page key would be followed for ever."""
     upstream.odd = odd
 
     report = here.run()
 
     assert (report.outcome in {"complete", "failed"}, report.queued) == (True, 0)
-    assert here.cursor.start(here.now + 60 * MINUTE) == 0
+    assert here.checkpoint.start(here.now + 60 * MINUTE) == 0
 
 
-def test_an_order_older_than_order_days_is_not_wanted(here: Station, upstream: Upstream) -> None:
-    """Its record would be gone by now if we had fetched it."""
+def test_an_order_older_than_order_days_is_not_fetched(here: Station, upstream: Upstream) -> None:
+    """Its record would have expired."""
     upstream.commit(1, 100, receivedAt="2019-01-01T00:00:00Z")
     young = upstream.commit(2, 101, receivedAt="2026-11-01T00:00:00Z")
     here.now = 1_795_300_000_000
 
     here.run()
 
-    assert here.owed() == [young]
+    assert here.queued() == [young]
 
 
-def test_an_order_received_long_ago_and_not_settled_is_stuck_at_first_sight(here: Station, upstream: Upstream) -> None:
-    """And one that was received just now is only watched, also if its clock is ahead of ours."""
+def test_an_unsettled_order_received_long_ago_is_fetched_at_once(here: Station, upstream: Upstream) -> None:
+    """One with a time of receipt in the future is watched first."""
     here.now = 1_795_300_000_000
     old = upstream.commit(1, 100, status="Scheduled", receivedAt="2026-11-01T00:00:00Z")
     ahead = upstream.commit(2, 101, status="Processing", receivedAt="2027-11-01T00:00:00Z")
 
-    assert dict(here.run().gaps) == {"stuck": 1}
-    assert here.owed() == [old]
+    assert dict(here.run().discrepancies) == {"stuck": 1}
+    assert here.queued() == [old]
     here.now += STUCK_AFTER
-    assert dict(here.run().gaps) == {"stuck": 1}
-    assert here.owed() == [old, ahead]
+    assert dict(here.run().discrepancies) == {"stuck": 1}
+    assert here.queued() == [old, ahead]

@@ -1,4 +1,4 @@
-"""Plans of replays: their rate, their feeders, their end, with time as an argument."""
+"""Plans of replays: their rate, their feeders and their end, with a clock of the test."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 import pytest
 from redis import Redis
 
-from app import bootstrap
-from app.audit import Audit
+from app import audit, bootstrap
+from app.errors import OtherSchema
 from app.ledger import keys
 from app.ledger.history import Redelivered
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.policy import DAY
-from app.ledger.redis import VERSION, OtherSchema
+from app.ledger.redis import VERSION
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Draft, Plan, Plans, Step
 from tests.integration.desk import SINK, Desk, open_desk, order
@@ -31,7 +31,7 @@ def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
 
 
 class _Clock:
-    """The time of the scripts that feed a plan; `fed` sets it."""
+    """The time of the plans; `file` and `feed` set it."""
 
     now = 0
 
@@ -44,13 +44,14 @@ CLOCK: Final = _Clock()
 
 @pytest.fixture
 def plans(desk: Desk) -> Plans:
+    CLOCK.now = NOW
     return Plans(desk.redis, event_days=90, clock=CLOCK)
 
 
-def file(plans: Plans, numbers: Iterable[int], *, rate: float = 1, sinks: tuple[str, ...] = (), now: int = NOW) -> Plan:
-    """File a plan by force for the orders with these numbers."""
+def file(plans: Plans, numbers: Iterable[int], *, rate: float = 1, sinks: tuple[str, ...] = ()) -> Plan:
+    """Store a plan for the orders with these numbers, whatever is stored of them."""
     draft = Draft(who="ann@desk", why="a test", selected="status=Issued", rate=rate, sinks=sinks)
-    return plans.file(draft, ((order(number).member, None) for number in numbers), now)
+    return plans.file(draft, ((order(number).member, None) for number in numbers))
 
 
 def feed(plans: Plans, plan: Plan, now: int) -> Step:
@@ -59,24 +60,24 @@ def feed(plans: Plans, plan: Plan, now: int) -> Step:
     return plans.feed(plan)
 
 
-def fed(plans: Plans, plan: Plan, now: int) -> int:
+def left_after(plans: Plans, plan: Plan, now: int) -> int:
     """Feed once at this time; return how many orders are left."""
     return feed(plans, plan, now).left
 
 
-def found(plans: Plans, plan: Plan) -> Plan:
+def current(plans: Plans, plan: Plan) -> Plan:
     """Return the plan as it is now."""
     now = plans.of(plan.id)
     assert now is not None
     return now
 
 
-def wanted(desk: Desk, number: int) -> int:
+def generation(desk: Desk, number: int) -> int:
     return int(desk.redis.hget(keys.record(order(number)), "generation") or 0)
 
 
-def handed_on(desk: Desk, number: int, outcome: DeliveryOutcome = "succeeded") -> int:
-    """Bring the order home and through its sink; return the revision."""
+def delivered(desk: Desk, number: int, outcome: DeliveryOutcome = "succeeded") -> int:
+    """Fetch and deliver the order; return the revision."""
     desk.hear(order(number))
     desk.bring_home(order(number))
     delivery = desk.ledger().acquire_delivery(order(number), "w")
@@ -88,18 +89,18 @@ def handed_on(desk: Desk, number: int, outcome: DeliveryOutcome = "succeeded") -
 
 
 class TestRate:
-    def test_orders_go_one_by_one_at_the_rate_from_the_first_on(self, plans: Plans) -> None:
+    def test_orders_are_fed_one_by_one_at_the_rate(self, plans: Plans) -> None:
         plan = file(plans, range(10), rate=2)
 
-        left = [fed(plans, plan, NOW + ms) for ms in (0, 499, 500, 999, 1000, 1001, 2500)]
+        left = [left_after(plans, plan, NOW + ms) for ms in (0, 499, 500, 999, 1000, 1001, 2500)]
 
         assert left == [10, 10, 9, 9, 8, 8, 6]
 
-    def test_what_was_not_used_is_lost_after_a_second(self, plans: Plans) -> None:
-        """A feeder that comes back after an hour does not make up for the hour."""
+    def test_an_unused_rate_is_lost_after_a_second(self, plans: Plans) -> None:
+        """A feeder that resumes after an hour does not catch up."""
         plan = file(plans, range(100), rate=5)
 
-        left = [fed(plans, plan, NOW + ms) for ms in (3_600_000, 3_600_100, 3_600_200)]
+        left = [left_after(plans, plan, NOW + ms) for ms in (3_600_000, 3_600_100, 3_600_200)]
 
         assert left == [95, 95, 94]
 
@@ -110,126 +111,113 @@ class TestRate:
             feed(plans, plan, NOW + ms)
             feed(other, plan, NOW + ms)
 
-        assert sorted(wanted(desk, number) for number in range(40)) == [0] * 20 + [1] * 20
+        assert sorted(generation(desk, number) for number in range(40)) == [0] * 20 + [1] * 20
 
-    def test_a_low_rate_is_held_too(self, plans: Plans) -> None:
+    def test_a_rate_below_one_per_second_is_kept(self, plans: Plans) -> None:
         plan = file(plans, range(3), rate=0.1)
 
         steps = [feed(plans, plan, NOW + ms) for ms in (5_000, 10_000, 15_000, 20_000)]
 
         assert [(step.left, step.wait) for step in steps] == [(3, 5000), (2, 10_000), (2, 5000), (1, 10_000)]
 
-    def test_one_step_looks_at_no_more_orders_than_redis_can_spare_the_time_for(self, plans: Plans) -> None:
+    def test_one_step_takes_a_bounded_number_of_orders(self, plans: Plans) -> None:
         plan = file(plans, range(MOST_A_STEP + 10), rate=5000)
 
-        assert [fed(plans, plan, NOW + 1000), fed(plans, plan, NOW + 1000)] == [10, 0]
+        assert [left_after(plans, plan, NOW + 1000), left_after(plans, plan, NOW + 1000)] == [10, 0]
 
 
 class TestOrders:
-    def test_an_order_that_came_home_meanwhile_is_passed_over_and_costs_nothing_of_the_rate(
-        self, desk: Desk, plans: Plans
-    ) -> None:
-        """Between the plan and its turn somebody fetched orders 1 and 2; order 3 was told of once more since."""
+    def test_an_order_fetched_meanwhile_is_passed_over_without_using_the_rate(self, desk: Desk, plans: Plans) -> None:
+        """All four were fetched after the plan's events; order 3 has a new event since."""
         for number in (1, 2, 3, 4):
             desk.hear(order(number))
             desk.bring_home(order(number))
         desk.hear(order(3))
         desk.forget_jobs()
-        told = bootstrap.clock() - 60_000
+        event_at = bootstrap.clock() - 60_000
         draft = Draft(who="", why="", selected="", rate=1)
-        plan = plans.file(draft, ((order(number).member, told) for number in (1, 2, 3, 4)), NOW)
+        plan = plans.file(draft, ((order(number).member, event_at) for number in (1, 2, 3, 4)))
 
-        left = fed(plans, plan, NOW + 1000)
+        left = left_after(plans, plan, NOW + 1000)
 
-        # Order 3 took what the second allowed; 4 comes behind it and costs nothing, so it ends the plan.
-        assert (left, wanted(desk, 3), wanted(desk, 4)) == (0, 3, 1)
-        assert found(plans, plan).passed == 3
+        # Order 3 uses the rate of the second; order 4 needs nothing and ends the plan.
+        assert (left, generation(desk, 3), generation(desk, 4)) == (0, 3, 1)
+        assert current(plans, plan).passed == 3
 
-    def test_the_jobs_are_ordinary_ones_in_turn_in_the_backfill_queue(self, desk: Desk, plans: Plans) -> None:
+    def test_orders_are_queued_in_their_order_in_backfill(self, desk: Desk, plans: Plans) -> None:
         plan = file(plans, (3, 1, 2), rate=1000)
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
         assert desk.waiting("backfill") == [order(number).order_id for number in (3, 1, 2)]
         assert desk.redis.zscore(keys.DUE, order(1).member) is not None
 
     @pytest.mark.parametrize("sinks", [(), (SINK,)])
-    def test_an_order_that_was_erased_meanwhile_stays_so(
-        self, desk: Desk, plans: Plans, sinks: tuple[str, ...]
-    ) -> None:
-        """Neither by force nor for a sink; and its tombstone still ends one day."""
-        handed_on(desk, 1)
+    def test_an_order_erased_meanwhile_stays_erased(self, desk: Desk, plans: Plans, sinks: tuple[str, ...]) -> None:
+        """Also with force and for a sink; its tombstone still expires."""
+        delivered(desk, 1)
         plan = file(plans, (1,), rate=1000, sinks=sinks)
         desk.redis.hset(keys.record(order(1)), "erased_at", NOW)
         before = desk.redis.hgetall(keys.record(order(1)))
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
-        assert found(plans, plan).passed == 1
+        assert current(plans, plan).passed == 1
         assert desk.redis.hgetall(keys.record(order(1))) == before
         assert int(desk.redis.pttl(keys.record(order(1)))) > 0
 
 
 class TestEnd:
-    def test_a_plan_that_is_through_is_done_and_nothing_of_its_list_is_left(self, desk: Desk, plans: Plans) -> None:
+    def test_a_finished_plan_is_done_and_its_list_is_gone(self, desk: Desk, plans: Plans) -> None:
         plan = file(plans, range(3), rate=1000)
 
         step = feed(plans, plan, NOW + 1000)
 
-        ended = found(plans, plan)
+        ended = current(plans, plan)
         assert (step.state, ended.state, ended.queued, ended.left) == ("done", "done", 3, 0)
         assert desk.redis.exists(keys.replay_todo(plan.id)) == 0
 
-    def test_what_was_queued_of_a_cancelled_plan_stays_and_no_more_is(self, desk: Desk, plans: Plans) -> None:
+    def test_a_cancelled_plan_queues_no_more_orders(self, desk: Desk, plans: Plans) -> None:
         plan = file(plans, range(10), rate=1)
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
-        cancelled = plans.cancel(plan, "bob@desk", "enough", NOW + 2000)
+        cancelled = plans.cancel(plan, "bob@desk", "enough")
         step = feed(plans, plan, NOW + 9000)
 
         assert (cancelled.state, cancelled.left, step.state) == ("cancelled", 9, "cancelled")
         assert desk.waiting("backfill") == [order(0).order_id]
-        assert [(one.deed.what, one.deed.who) for one in Audit(desk.redis, event_days=90).newest_first()] == [
+        assert [(entry.what, entry.who) for _, entry in audit.newest_first(desk.redis)] == [
             ("cancel", "bob@desk"),
             ("replay", "ann@desk"),
         ]
 
     def test_a_plan_that_ended_meanwhile_is_not_cancelled(self, plans: Plans) -> None:
         plan = file(plans, range(3), rate=1000)
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
-        assert plans.cancel(plan, "bob", "", NOW + 2000).state == "done"
+        assert plans.cancel(plan, "bob", "").state == "done"
 
-    def test_a_plan_and_its_audit_end_after_event_days(self, desk: Desk, plans: Plans) -> None:
-        plan = file(plans, range(3), now=bootstrap.clock())
-
-        for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
-            assert 89 * DAY < int(desk.redis.pttl(key)) <= 90 * DAY
-        later = bootstrap.clock() + 91 * DAY
-        second = file(plans, range(3), now=later)
-        assert desk.redis.zrange(keys.REPLAYS, 0, -1) == [plan.id.encode(), second.id.encode()]  # old by one clock only
-
-    def test_a_plan_whose_writer_died_before_it_was_whole_is_none(self, desk: Desk, plans: Plans) -> None:
+    def test_a_writer_that_dies_leaves_no_plan(self, desk: Desk, plans: Plans) -> None:
         def dies_after_a_chunk() -> Iterable[tuple[str, int | None]]:
             yield from ((order(number).member, None) for number in range(1500))
             raise KeyboardInterrupt
 
         draft = Draft(who="", why="", selected="", rate=1)
         with pytest.raises(KeyboardInterrupt):
-            plans.file(draft, dies_after_a_chunk(), NOW)
+            plans.file(draft, dies_after_a_chunk())
 
         (left,) = desk.redis.keys("ota:replay*")
         assert 0 < int(desk.redis.pttl(left)) <= DAY
         assert list(plans.newest_first()) == []
 
-    def test_a_plan_that_is_not_here_is_fed_no_more(self, desk: Desk, plans: Plans) -> None:
+    def test_a_deleted_plan_is_unknown(self, desk: Desk, plans: Plans) -> None:
         plan = file(plans, range(3))
         desk.redis.delete(keys.replay(plan.id), keys.replay_todo(plan.id))
 
         assert feed(plans, plan, NOW + 1000).state == "unknown"
 
     @pytest.mark.parametrize("sinks", [(), (SINK,)])
-    def test_data_of_a_newer_version_is_not_touched(self, desk: Desk, plans: Plans, sinks: tuple[str, ...]) -> None:
+    def test_another_schema_version_is_not_touched(self, desk: Desk, plans: Plans, sinks: tuple[str, ...]) -> None:
         plan = file(plans, range(3), rate=1000, sinks=sinks)
         desk.redis.set(keys.SCHEMA, VERSION + 1)
 
@@ -239,17 +227,15 @@ class TestEnd:
 
 
 class TestToSinks:
-    def test_the_revision_is_handed_on_again_with_its_number_and_nothing_expires_before(
-        self, desk: Desk, plans: Plans
-    ) -> None:
-        revision = handed_on(desk, 1)
+    def test_the_revision_is_delivered_again_and_nothing_expires_before(self, desk: Desk, plans: Plans) -> None:
+        revision = delivered(desk, 1)
         assert int(desk.redis.pttl(keys.record(order(1)))) > 0
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
         assert [desk.redis.pttl(key(order(1))) for key in (keys.record, keys.content, keys.history)] == [-1, -1, -1]
-        assert wanted(desk, 1) == 1
+        assert generation(desk, 1) == 1
         again = desk.ledger().acquire_delivery(order(1), "w")
         assert again is not None
         assert (again.revision, again.attempts) == (revision, 1)
@@ -258,56 +244,56 @@ class TestToSinks:
         assert int(desk.redis.pttl(keys.record(order(1)))) > 0
         assert Redelivered in {type(entry) for entry in Archive(desk.redis).history(order(1))}
 
-    def test_only_the_sink_that_was_named_gets_it(self, desk: Desk, plans: Plans) -> None:
-        handed_on(desk, 1)
+    def test_only_the_named_sink_gets_it(self, desk: Desk, plans: Plans) -> None:
+        delivered(desk, 1)
         desk.redis.hset(keys.record(order(1)), f"{OTHER}:revision", 1)
         plan = file(plans, (1,), rate=1000, sinks=(OTHER,))
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
         assert desk.redis.hmget(keys.record(order(1)), f"{SINK}:revision", f"{OTHER}:revision") == [b"1", b"0"]
 
-    def test_a_hand_on_that_was_given_up_gets_new_tries(self, desk: Desk, plans: Plans) -> None:
+    def test_a_dead_delivery_gets_new_attempts(self, desk: Desk, plans: Plans) -> None:
         desk.hear(order(1))
         desk.bring_home(order(1))
         desk.give_up_sink(order(1))
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
         assert desk.redis.zcard(keys.DEAD_DELIVERIES) == 0
         assert desk.ledger().acquire_delivery(order(1), "w") is not None
 
-    def test_a_dead_order_is_handed_on_and_stays_dead(self, desk: Desk, plans: Plans) -> None:
-        """What was stored before its last fetch was given up is what the sink gets."""
-        handed_on(desk, 1)
+    def test_a_dead_order_is_delivered_and_stays_dead(self, desk: Desk, plans: Plans) -> None:
+        """The sink gets what was stored before the dead letter."""
+        delivered(desk, 1)
         desk.hear(order(1), timestamp="2026-06-01T08:15:02Z")
         desk.give_up(order(1))
         desk.forget_jobs()
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
         ledger = Ledger(desk.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=CLOCK)
         assert ledger.dispatch_due().enqueued == 1
         assert ledger.start_fetch(order(1), "w") == ("deliver", None)
         assert desk.redis.zscore(keys.DEAD, order(1).member) is not None
 
-    def test_a_fetch_that_is_owed_keeps_its_place_among_the_live_ones(self, desk: Desk, plans: Plans) -> None:
-        handed_on(desk, 1)
+    def test_a_pending_fetch_stays_in_the_live_queue(self, desk: Desk, plans: Plans) -> None:
+        delivered(desk, 1)
         desk.hear(order(1), timestamp="2026-06-01T08:15:02Z")
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
-        fed(plans, plan, NOW + 1000)
+        left_after(plans, plan, NOW + 1000)
 
         assert desk.redis.hmget(keys.record(order(1)), "queue", "job") == [b"live", b"live"]
         assert desk.waiting("live") == [order(1).order_id]
 
-    def test_what_was_never_fetched_is_passed_over(self, desk: Desk, plans: Plans) -> None:
+    def test_an_order_without_content_is_passed_over(self, desk: Desk, plans: Plans) -> None:
         desk.hear(order(1))
         plan = file(plans, (1, 2), rate=1000, sinks=(SINK,))
 
-        assert fed(plans, plan, NOW + 1000) == 0
+        assert left_after(plans, plan, NOW + 1000) == 0
 
-        assert found(plans, plan).passed == 2
+        assert current(plans, plan).passed == 2
         assert desk.redis.exists(keys.record(order(2))) == 0

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 from redis import Redis
 
-from app.audit import Audit, Deed
+from app import audit
 from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
@@ -85,15 +85,14 @@ class TestEvents:
         assert shop.redis.xlen(keys.EVENTS) <= 101
 
     def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
-        deed: Any = dict.fromkeys(Deed.__struct_fields__, "x") | {"orders": 0}
-        redis_client.xadd(keys.AUDIT, deed, id=f"{now() - days(91)}-0")
+        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now() - days(91)}-0")
         draft = Draft(who="", why="", selected="", rate=1)
-        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)], now())
+        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
         redis_client.zadd(keys.REPLAYS, {"old": now() - days(91)})
 
         retention_of(redis_client).trim()
 
-        assert len(list(Audit(redis_client, event_days=EVENT_DAYS).newest_first())) == 1
+        assert [entry.what for _, entry in audit.newest_first(redis_client)] == ["replay"]
         assert redis_client.zrange(keys.REPLAYS, 0, -1) == [plan.id.encode()]
         for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.errors import NotRecorded
+from app.errors import NotRecorded, OtherSchema
 from app.ledger import keys
-from app.ledger.redis import VERSION, OtherSchema
+from app.ledger.redis import VERSION
 from app.ledger.work import Delivery
 from tests.integration.desk import Desk, open_desk, order
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, event_of

@@ -415,7 +415,7 @@ class TestProbes:
 
         detail = web.http.get("/readyz", headers=OPS).json()
         assert detail["state"] == "ready"
-        names = {"redis", "writable", "durable", "memory", "schema", "clock"}
+        names = {"redis", "writable", "durable", "memory", "schema"}
         assert {check["check"] for check in detail["checks"]} == names
 
     @pytest.mark.parametrize(

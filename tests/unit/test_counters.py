@@ -1,4 +1,4 @@
-"""What is kept in Redis, and the gauges of the moment, come out as text that Prometheus reads."""
+"""The counters of Redis and the gauges become text that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import GAUGES, HISTOGRAM, MARKS, METRICS, Sample, render
+from app.metrics import GAUGES, HISTOGRAM, METRICS, TIMESTAMPS, Sample, render
 
 MUSEUM = b"22222222-2222-4222-8222-222222222222"
 SLUGS = {MUSEUM.decode(): "museum"}
@@ -15,8 +15,8 @@ SLUGS = {MUSEUM.decode(): "museum"}
 Shown = tuple[str, frozenset[tuple[str, str]]]
 
 
-def shown(kept: dict[bytes, bytes], gauges: Sequence[Sample] = ()) -> dict[Shown, float]:
-    text = render(kept, gauges, SLUGS).decode()
+def shown(saved: dict[bytes, bytes], gauges: Sequence[Sample] = ()) -> dict[Shown, float]:
+    text = render(saved, gauges, SLUGS).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -28,7 +28,7 @@ def labels(**values: str) -> frozenset[tuple[str, str]]:
     return frozenset(values.items())
 
 
-def test_a_field_is_a_metric_with_its_labels_and_a_company_is_named_by_its_slug() -> None:
+def test_a_field_is_shown_with_its_labels_and_the_slug_of_its_company() -> None:
     found = shown({b"events|%s|queued" % MUSEUM: b"3", b"secrets|%s|previous" % MUSEUM: b"2", b"requests|200": b"5"})
 
     assert found == {
@@ -38,8 +38,8 @@ def test_a_field_is_a_metric_with_its_labels_and_a_company_is_named_by_its_slug(
     }
 
 
-def test_companies_that_the_settings_do_not_name_are_one() -> None:
-    """Else a stranger who invents companies, or years of changed settings, make a metric without end."""
+def test_companies_that_the_settings_do_not_name_are_counted_together() -> None:
+    """Otherwise invented companies would add labels without end."""
     found = shown({b"rejected|unknown": b"3", b'rejected|a"b\\c\n': b"1", b"rejected|%s" % MUSEUM: b"2"})
 
     assert found == {
@@ -48,37 +48,38 @@ def test_companies_that_the_settings_do_not_name_are_one() -> None:
     }
 
 
-def test_gauges_stand_beside_them() -> None:
+def test_gauges_are_shown_with_their_labels() -> None:
     found = shown({}, [Sample("ota_orders_due", 7), Sample("ota_queue_jobs", 2, ("live",))])
 
     assert found == {("ota_orders_due", labels()): 7, ("ota_queue_jobs", labels(queue="live")): 2}
 
 
-def test_a_moment_is_shown_in_seconds_and_only_of_companies_of_the_settings() -> None:
-    """Of one that is settled no more, the last success would grow old and alert for ever."""
+def test_a_timestamp_is_shown_in_seconds_and_only_for_companies_of_the_settings() -> None:
+    """The last success of a removed company would grow old and alert for ever."""
     found = shown({b"reconciled|%s" % MUSEUM: b"1795000000123", b"reconciled|gone": b"1"})
 
     assert found == {("ota_reconcile_last_success_timestamp_seconds", labels(company="museum")): 1795000000.123}
 
 
-def test_the_latency_is_a_histogram_whose_buckets_add_up() -> None:
-    kept = {b"latency|%s|500": b"2", b"latency|%s|2500": b"1", b"latency|%s|inf": b"1", b"latency|%s|sum": b"100000123"}
-    found = shown({name % MUSEUM: value for name, value in kept.items()})
+def test_the_buckets_of_the_histogram_are_cumulative() -> None:
+    saved = {b"500": b"2", b"2500": b"1", b"inf": b"1", b"sum": b"100000123"}
+    found = shown({b"latency|%s|%s" % (MUSEUM, name): value for name, value in saved.items()})
 
-    def bucket(bound: str) -> float:
-        return found["ota_event_to_fetch_seconds_bucket", labels(company="museum", le=bound)]
-
-    assert [bucket(bound) for bound in ("0.25", "0.5", "2.5", "86400.0", "+Inf")] == [0, 2, 3, 3, 4]
+    buckets = [
+        found["ota_event_to_fetch_seconds_bucket", labels(company="museum", le=bound)]
+        for bound in ("0.25", "0.5", "2.5", "86400.0", "+Inf")
+    ]
+    assert buckets == [0, 2, 3, 3, 4]
     assert found["ota_event_to_fetch_seconds_count", labels(company="museum")] == 4
     assert found["ota_event_to_fetch_seconds_sum", labels(company="museum")] == 100000.123
 
 
-def test_every_metric_is_announced_with_its_meaning_before_the_first_event() -> None:
+def test_every_metric_has_its_help_text_before_the_first_event() -> None:
     text = render({}, [], {}).decode()
 
     kinds = [
         *((f"{name}_total", "counter", meaning) for name, _, meaning in METRICS.values()),
-        *((name, "gauge", meaning) for name, _, meaning in MARKS.values()),
+        *((name, "gauge", meaning) for name, _, meaning in TIMESTAMPS.values()),
         *((name, "gauge", meaning) for name, (_, meaning) in GAUGES.items()),
         (HISTOGRAM[0], "histogram", HISTOGRAM[2]),
     ]
@@ -90,8 +91,8 @@ def test_every_metric_is_announced_with_its_meaning_before_the_first_event() -> 
 @pytest.mark.parametrize(
     "field", [b"later|x", b"events|only-one-label", b"events", b"events|a|b|c", b"latency|x", b"\xff|x", b"reconciled"]
 )
-def test_fields_of_another_version_are_left_out(field: bytes) -> None:
-    """After a roll-back the hash may hold what this version does not know."""
+def test_unknown_fields_are_left_out(field: bytes) -> None:
+    """After a roll-back the hash may hold fields of a newer version."""
     assert shown({field: b"1"}) == {}
 
 

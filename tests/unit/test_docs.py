@@ -15,7 +15,7 @@ from app.alerts import RULES
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
-from app.metrics import GAUGES, HISTOGRAM, MARKS, METRICS
+from app.metrics import GAUGES, HISTOGRAM, METRICS, TIMESTAMPS
 from app.settings import Company
 from tests import demo_picture
 
@@ -28,7 +28,7 @@ OPERATIONS, LOGS = DOCS["operations.md"], DOCS["logs.md"]
 
 SCRAPED = {
     **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
-    **{name: labels for name, labels, _ in MARKS.values()},
+    **{name: labels for name, labels, _ in TIMESTAMPS.values()},
     **{name: labels for name, (labels, _) in GAUGES.items()},
     HISTOGRAM[0]: HISTOGRAM[1],
 }

@@ -1,4 +1,4 @@
-"""The partner's CSV: any of the ways a spreadsheet writes it, and a clear word for each line that cannot be used."""
+"""The partner's CSV: every form that spreadsheets write, and a clear message for each line that cannot be used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.reconcile.expected import BadExpected, Expected, parse, read
+from app.errors import BadExpected
+from app.reconcile.expected import Expected, parse, read
 
 ORDER = "00000000-0000-4000-8000-000000000001"
 
@@ -21,13 +22,13 @@ ORDER = "00000000-0000-4000-8000-000000000001"
         f"orderId;note, of ours;reference\n{ORDER};x;CM-1\n",
     ],
 )
-def test_separators_quotes_names_and_blank_lines_are_taken_as_they_come(text: str) -> None:
+def test_separators_quotes_column_names_and_blank_lines_may_vary(text: str) -> None:
     (found,) = parse(text)
 
     assert (found.order_id, found.references) == (ORDER, ("CM-1",))
 
 
-def test_either_column_will_do_and_lines_are_numbered_as_an_editor_shows_them() -> None:
+def test_one_column_is_enough_and_lines_are_numbered_as_in_an_editor() -> None:
     text = f'reference,orderId\nCM-1,\n"two\nlines",{ORDER}\n,{ORDER}\n'
 
     assert [(one.line, one.order_id) for one in parse(text)] == [(2, ""), (3, ORDER), (5, ORDER)]
@@ -40,31 +41,31 @@ def test_either_column_will_do_and_lines_are_numbered_as_an_editor_shows_them() 
         ("", "is empty"),
         (" \n\n", "is empty"),
         ("a,b\n1,2\n", "line 1: names no column orderId or reference"),
-        ("orderId\nnot-a-guid\n", "line 2: orderId 'not-a-guid' is no GUID"),
+        ("orderId\nnot-a-guid\n", "line 2: orderId 'not-a-guid' is not a GUID"),
         ("orderId,reference,x\n,,1\n", "line 2: has neither an orderId nor a reference"),
-        ('orderId\n"open\n', "line 2: is no CSV (unexpected end of data)"),
+        ('orderId\n"open\n', "line 2: is not CSV (unexpected end of data)"),
     ],
 )
-def test_what_cannot_be_used_is_told_with_its_line(text: str, problem: str) -> None:
+def test_a_problem_names_its_line(text: str, problem: str) -> None:
     with pytest.raises(BadExpected, match="^" + problem.replace("(", r"\(").replace(")", r"\)") + "$"):
         parse(text)
 
 
-def test_many_bad_lines_are_told_ten_at_a_time() -> None:
-    with pytest.raises(BadExpected) as told:
+def test_at_most_ten_bad_lines_are_listed() -> None:
+    with pytest.raises(BadExpected) as refused:
         parse("orderId\n" + "bad\n" * 25)
 
-    assert str(told.value).splitlines()[9:] == ["line 11: orderId 'bad' is no GUID", "and 15 more lines"]
+    assert str(refused.value).splitlines()[9:] == ["line 11: orderId 'bad' is not a GUID", "and 15 more lines"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "orders.csv"
     file.write_text(f"orderId\n{ORDER}\n", encoding="utf-8-sig")
 
     assert [one.order_id for one in read(file)] == [ORDER]
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "orders.csv"
     with pytest.raises(BadExpected, match=r"orders.csv: cannot be read \(FileNotFoundError\)"):
         read(file)

@@ -17,7 +17,10 @@ TEXT: Final = {".py", ".lua", ".md", ".yml", ".conf", ".toml", ".csv"}
 
 RETIRED: Final = {
     # States, answers and log events
-    r"\bowing\b": "pending",
+    r"\bowing\b|\boldest_owed\w*": "pending",
+    r"[\"'`.](?:gone|dropped)[\"'`]": "deleted_upstream, discarded",
+    r"\bnever_heard\b": "no_event",
+    r"\bredis_away\b": "redis_unavailable",
     r"\bis_dropped\b|\bis_parked\b|\bis_owed\b": "is_discarded, is_pending",
     r"\bput[ _-]aside\b|\bitems aside\b": "invalid items",
     r"\border\.(?:handed|hand_failed|hand_dead|again|parked|not_needed|gone)\b": "delivery.*, fetch.*",
@@ -31,14 +34,22 @@ RETIRED: Final = {
     r"\balarms?\b|\bAlarms?\b": "alert",
     # Metrics
     r"\bota_(?:order_home|oldest_owed|hand_ons|dead_hand_ons|ticker|alarm|items_aside)\w*": "see CHANGELOG.md",
-    r"\blast_beat\w*": "heartbeat",
+    r"\blast_beat\w*|\bbeaten\b|\bBEAT_WITHIN\b|\blast beat\b|[\"'`.]beat\b": "heartbeat",
     # Fields and functions
     r"[.\"'`](?:parks|rejects)\b(?!\()": "deferrals, client_errors",
-    r"\bwant_fetch\b": "request_fetch",
+    r"\bwant_fetch\b|\bask_for\b|\blet_go\b|\bnudge\w*": "request_fetch, release_worker, wake",
+    r"\borphans?\b": "recovered",
     r"\brehand\w*|\brevive_sink\b|\bhand_on_\w+": "redeliver, retry_delivery, delivery",
     r"\breclaim\w*": "release_worker",
     # Classes and modules
     r"\b(?:Budget|Slot|NotNow)\b": "RateLimiter, Permit, Denied",
+    r"\bWatchman\b|\bclass Watch\b|\bWatch\(|\bonset\b|\bSigns?\b": "AlertEvaluator, AlertState, rules",
+    r"\b[Vv]itals?\b|\bVitalSigns\b|\bvital_signs\b|\bpulses?\b": "snapshot",
+    r"\b[Tt]ally\b": "CounterBuffer",
+    r"\b(?:Turns|Survey|Holdings)\b": "schedule, comparison, LocalCopies",
+    r"\b(?:Letters|Lack|Sight)\b": "selection, Outstanding, SubscriptionStatus",
+    r"\b(?:Room|Guest)\b": "ConnectionRegistry, Connection",
+    r"\bEstate\b|\bclass Census\b": "WorkerRecovery, Heartbeat",
     r"\bclockwork\b": "policy",
     r"\bapp\.(?:store|alarms|spool|inbox)\b|\bapp/(?:store|alarms|spool)/": "app.ledger, app.alerts, app.intake",
 }

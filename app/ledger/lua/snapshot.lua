@@ -1,4 +1,4 @@
--- snapshot: how the receiver is, in one step that costs the same with one order and with a million. Writes nothing.
+-- snapshot: the state of the receiver, in one step that costs the same with one order and with a million. Writes nothing.
 --
 -- a  sample (orders of `due` to look at, from either end), companies (pairs of id and key of its breaker), sinks,
 --    job_prefix, queues (name -> key)
@@ -10,10 +10,10 @@ for _, one in ipairs(a.companies) do
   local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
   local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
   companies[id] = {
-    oldest_owed = 0,
-    breaker_until = tonumber(breaker or '0'),
-    current_seen = tonumber(secrets[1] or '0'),
-    previous_seen = tonumber(secrets[2] or '0'),
+    oldest_pending_ms = 0,
+    breaker_open_until = tonumber(breaker or '0'),
+    current_secret_at = tonumber(secrets[1] or '0'),
+    previous_secret_at = tonumber(secrets[2] or '0'),
     unsettled = redis.call('ZCARD', prefix .. 'reconcile-watch:' .. id),
     unsettled_since = tonumber(watch[2] or '0'),
   }
@@ -22,7 +22,7 @@ for _, sink in ipairs(a.sinks) do
   sinks[sink] = {behind = 0, failing = 0}
 end
 
--- The soonest are those that wait longest for a worker, the latest those that have failed most often.
+-- Orders due first have waited longest for a worker, orders due last have failed most often.
 local seen, oldest_elsewhere = {}, 0
 local first = redis.call('ZRANGE', due, 0, a.sample - 1, 'WITHSCORES')
 local last = redis.call('ZREVRANGE', due, 0, a.sample - 1)
@@ -32,7 +32,7 @@ end
 for _, member in ipairs(last) do
   seen[member] = true
 end
--- One record that holds something else must not hide how all others are.
+-- One unreadable record must not hide all others.
 local function number(text)
   return tonumber(text or '0') or 0
 end
@@ -48,7 +48,7 @@ for member in pairs(seen) do
     and tonumber(r[4] or '') and r[4] ~= r[5] then
     local age, company = now - tonumber(r[4]), companies[string.match(member, '^[^:]*')]
     if company then
-      company.oldest_owed = math.max(company.oldest_owed, age)
+      company.oldest_pending_ms = math.max(company.oldest_pending_ms, age)
     else
       oldest_elsewhere = math.max(oldest_elsewhere, age)
     end
@@ -65,7 +65,7 @@ end
 
 local function queue(key)
   local enqueued = ''
-  -- A job whose hash has gone says nothing; the next one does.
+  -- A job without its hash has no time; the next one has.
   for _, id in ipairs(redis.call('LRANGE', key, 0, 4)) do
     local at = redis.call('HGET', a.job_prefix .. id, 'enqueued_at')
     if at then
@@ -90,7 +90,7 @@ end
 return cjson.encode({
   now = now,
   due = redis.call('ZCARD', due),
-  soonest = tonumber(first[2] or '0'),
+  next_due_at = tonumber(first[2] or '0'),
   dead = redis.call('ZCARD', dead),
   dead_deliveries = redis.call('ZCARD', dead_deliveries),
   pools = map(prefix .. 'pools'),
@@ -98,6 +98,6 @@ return cjson.encode({
   alerts = map(prefix .. 'alerts'),
   queues = queues,
   companies = companies,
-  elsewhere = oldest_elsewhere,
+  elsewhere_oldest_pending_ms = oldest_elsewhere,
   sinks = sinks,
 })

@@ -1,0 +1,184 @@
+"""When a condition becomes an alert, and when a company is silent: over values alone, so weeks take no time."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.alerts import HOUR, Activity, Condition, evaluate, silence
+from app.snapshot import AlertState
+
+MINUTE = 60_000
+DAY = 24 * HOUR
+NOW = 498_600 * HOUR + 40 * MINUTE
+"""Twenty minutes to the hour."""
+
+
+class Minutes:
+    """Evaluates once a minute and returns what would be logged."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, AlertState] = {}
+        self.now = NOW
+
+    def evaluate(self, *conditions: Condition, after: int = MINUTE) -> list[str]:
+        self.now += after
+        self.states, changes = evaluate(conditions, self.states, self.now)
+        return [change.action for change in changes]
+
+
+def on(name: str, is_true: bool = True) -> Condition:
+    return Condition(name=name, company="museum", is_true=is_true)
+
+
+def counted(count: int) -> Condition:
+    return Condition(name="dead_letters", company="museum", count=count)
+
+
+def hours_of(weeks: int, a_week: dict[int, int]) -> dict[int, int]:
+    """Return the same week several times, before this hour: hours ago -> events."""
+    this = NOW // HOUR
+    return {this - week * 168 - ago: count for week in range(1, weeks + 1) for ago, count in a_week.items()}
+
+
+def is_silent(
+    hours: dict[int, int] | None = None, *, last: int = 0, missed: int = 0, unsettled: int = 0, now: int = NOW
+) -> bool:
+    activity = Activity(last_event_at=last, missed_at=missed, unsettled_since=unsettled, hours=hours or {})
+    return silence(activity, now) is not None
+
+
+def test_an_alert_is_logged_once_when_it_fires_and_once_when_it_is_resolved() -> None:
+    minutes = Minutes()
+
+    actions = [minutes.evaluate(on("fetch_late", state)) for state in (False, True, True, True, False, False, True)]
+
+    assert actions == [[], ["firing"], [], [], ["resolved"], [], ["firing"]]
+
+
+def test_a_condition_must_last_before_the_alert_fires() -> None:
+    minutes = Minutes()
+
+    assert [minutes.evaluate(on("breaker_open")) for _ in range(7)] == [[], [], [], [], [], ["firing"], []]
+    assert minutes.evaluate(on("breaker_open", False)) == ["resolved"]
+    assert [minutes.evaluate(on("breaker_open", state)) for state in (True, True, False, True, True)] == [[]] * 5
+
+
+def test_the_previous_secret_fires_after_a_week_and_resolves_a_day_after_its_last_use() -> None:
+    minutes = Minutes()
+
+    assert [minutes.evaluate(on("previous_secret"), after=DAY) for _ in range(8)] == [[]] * 7 + [["firing"]]
+    assert minutes.evaluate(on("previous_secret", False), after=DAY - 1) == []
+    assert minutes.evaluate(on("previous_secret", False), after=1) == ["resolved"]
+
+
+def test_a_counter_fires_when_it_rises_and_resolves_after_an_hour_without_a_rise() -> None:
+    """What was counted before the first evaluation is not news."""
+    minutes = Minutes()
+
+    assert [minutes.evaluate(counted(count)) for count in (7, 7, 8, 8, 9)] == [[], [], ["firing"], [], []]
+    assert minutes.evaluate(counted(9), after=HOUR - 1) == []
+    assert minutes.evaluate(counted(9), after=1) == ["resolved"]
+
+
+def test_a_counter_that_a_flush_made_lower_does_not_fire() -> None:
+    minutes = Minutes()
+    minutes.evaluate(counted(500))
+
+    assert [minutes.evaluate(counted(count)) for count in (2, 2, 3)] == [[], [], ["firing"]]
+    minutes.states = {}
+    assert minutes.evaluate(counted(40)) == []
+
+
+def test_silence_is_logged_again_each_hour() -> None:
+    minutes = Minutes()
+
+    actions = [minutes.evaluate(on("silence")) for _ in range(121)]
+
+    assert {number: one for number, one in enumerate(actions) if one} == {
+        0: ["firing"],
+        60: ["repeated"],
+        120: ["repeated"],
+    }
+
+
+def test_the_alert_of_a_company_that_left_the_settings_is_resolved() -> None:
+    minutes = Minutes()
+    minutes.evaluate(on("fetch_late"))
+
+    assert minutes.evaluate() == ["resolved"]
+    assert minutes.states == {}
+
+
+def test_a_company_is_silent_when_usually_many_events_come_at_this_time() -> None:
+    """Twenty events an hour, four weeks long: forty quiet minutes are too many."""
+    hours = hours_of(4, dict.fromkeys(range(24), 20))
+    activity = Activity(last_event_at=NOW - 40 * MINUTE, missed_at=0, unsettled_since=0, hours=hours)
+
+    found = silence(activity, NOW)
+
+    assert found is not None
+    assert (found.reason, found.quiet_ms) == ("usual", 40 * MINUTE)
+    assert 13 <= (found.usual or 0) <= 14
+    assert not is_silent(hours, last=NOW - 29 * MINUTE)
+
+
+def test_a_quiet_night_is_normal_and_the_morning_after_it_is_not() -> None:
+    """Events usually come from two hours ago on, and never before."""
+    hours = hours_of(4, dict.fromkeys(range(2, 30), 0) | {0: 6, 1: 6})
+    night = NOW - 2 * HOUR
+
+    assert not is_silent(hours, last=night - 9 * HOUR, now=night)
+    assert is_silent(hours, last=night - 9 * HOUR)
+
+
+def test_a_company_with_few_events_a_day_is_not_silent() -> None:
+    assert not is_silent(hours_of(4, {3: 2, 9: 2}), last=NOW - 3 * DAY)
+
+
+def test_one_odd_week_neither_hides_a_silence_nor_causes_one() -> None:
+    busy = dict.fromkeys(range(24), 20)
+
+    assert is_silent(hours_of(4, busy) | dict.fromkeys(hours_of(1, busy), 0), last=NOW - HOUR)
+    assert not is_silent(dict.fromkeys(hours_of(4, busy), 0) | hours_of(1, busy), last=NOW - HOUR)
+
+
+@pytest.mark.parametrize(("weeks", "silent"), [(1, False), (2, True)])
+def test_two_weeks_must_be_known(weeks: int, silent: bool) -> None:
+    assert is_silent(hours_of(weeks, dict.fromkeys(range(48), 20)), last=NOW - HOUR) == silent
+
+
+def test_a_silence_longer_than_a_day_keeps_firing() -> None:
+    hours = hours_of(4, {ago: 20 for ago in range(24) if ago % 24 in range(8, 16)})
+
+    assert all(is_silent(hours, last=NOW - 2 * DAY, now=NOW + ago * HOUR) for ago in range(8))
+
+
+def test_a_company_that_never_sent_is_silent_only_by_its_order_list() -> None:
+    assert not is_silent()
+    found = silence(Activity(last_event_at=0, missed_at=0, unsettled_since=NOW - 11 * MINUTE, hours={}), NOW)
+    assert found is not None
+    assert (found.reason, found.quiet_ms) == ("open_orders", 0)
+
+
+def test_an_unsettled_order_means_silence_if_no_event_came_since_it_was_seen() -> None:
+    """It settles about a minute after it was made. If it hangs while other events come, the sender works."""
+    seen = NOW - 10 * MINUTE
+
+    assert is_silent(last=seen - 1, unsettled=seen)
+    assert not is_silent(last=seen + 1, unsettled=seen)
+    assert not is_silent(last=seen - 1, unsettled=seen + 1)
+
+
+@pytest.mark.parametrize(
+    ("last", "missed", "silent"),
+    [
+        (NOW - HOUR, NOW - MINUTE, True),
+        (0, NOW - MINUTE, True),
+        (NOW - MINUTE // 2, NOW - MINUTE, False),
+        (NOW - 20 * MINUTE, NOW - MINUTE, False),
+        (NOW - 9 * HOUR, NOW - 2 * HOUR, False),
+    ],
+    ids=["quiet", "never sent", "event since", "event of late", "long ago"],
+)
+def test_missed_events_mean_silence_until_an_event_comes(last: int, missed: int, silent: bool) -> None:
+    assert is_silent(last=last, missed=missed) == silent

@@ -1,0 +1,157 @@
+"""A row of the order list against the local copy: every combination that decides about a paid order."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from app.ledger.orders import LocalCopy
+from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
+from app.times import to_ms
+from app.upstream.decode import build
+from app.upstream.models import Summary
+
+VENUE = "11111111-1111-4111-8111-111111111111"
+ORDER = "00000000-0000-4000-8000-000000000001"
+RECEIVED = datetime(2026, 5, 15, 9, 30, tzinfo=UTC)
+NOW = to_ms(RECEIVED) + 60_000
+OLDEST = NOW - 400 * 86_400_000
+OLD = "2020-01-01T00:00:00Z"
+
+
+def row(status: str = "Issued", **fields: Any) -> Summary:
+    given = {"orderId": ORDER, "status": status, "receivedAt": RECEIVED.isoformat(), "rowVersion": "7"}
+    issued = {"paymentReference": "PAY-1", "manifestUrl": "https://x.example/m", "jobId": "JOB-1"}
+    return build(Summary, given | issued | fields)
+
+
+def copy(status: str = "Issued", **changes: Any) -> LocalCopy:
+    """Return a fetched order as `row()` lists it."""
+    values: dict[str, Any] = {"pending": False, "dead": "", "status": status, "fetched_ms": NOW - 1000}
+    return LocalCopy(**(values | {"content": row(status or "Issued")} | changes))
+
+
+def without_content(**changes: Any) -> LocalCopy:
+    return copy("", content=None, **changes)
+
+
+def kind(row: Summary, copy: LocalCopy | None, *, unsettled_since: int | None = None, now: int = NOW) -> str | None:
+    found = compare(VENUE, row, copy, unsettled_since=unsettled_since, now=now, oldest=OLDEST)
+    return found.kind if isinstance(found, Discrepancy) else found
+
+
+@pytest.mark.parametrize("status", ["Issued", "Draft", "Error", "Cancelled", "AStatusOfTomorrow"])
+def test_a_settled_order_must_have_a_copy_with_its_status(status: str) -> None:
+    """An unknown status counts as settled: the unsettled ones are known."""
+    assert kind(row(status), None) == "no_event"
+    assert kind(row(status), copy(status)) is None
+
+
+@pytest.mark.parametrize(
+    ("listed", "differs"),
+    [
+        (row("Cancelled"), "status"),
+        (row(paymentReference="MANUALLY CONFIRMED"), "paymentReference"),
+        (row(paymentReference=""), "paymentReference"),
+        (row(manifestUrl="https://x.example/other"), "manifestUrl"),
+        (row(manifestUrl=""), "manifestUrl"),
+    ],
+)
+def test_a_change_without_an_event_names_the_fields_and_not_their_values(listed: Summary, differs: str) -> None:
+    found = compare(VENUE, listed, copy(), unsettled_since=None, now=NOW, oldest=OLDEST)
+
+    assert isinstance(found, Discrepancy)
+    assert (found.kind, found.differs) == ("changed", (differs,))
+    assert "x.example" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("listed", "stored", "expected"),
+    [
+        (row(jobId="JOB-2"), copy(), "no_event"),
+        # An older release of upstream may name the job in one of its two answers only.
+        (row(jobId=""), copy(), None),
+        (row(), copy(content=row(jobId="")), None),
+        (row(jobId=""), copy(content=row(jobId="")), None),
+        # getOrder omits an absent manifest, the list says "" (upstream.md 6).
+        (row(manifestUrl=""), copy(content=row(manifestUrl=None)), None),
+        # A pending fetch brings the change anyway.
+        (row("Cancelled"), copy(pending=True), None),
+        (row(), without_content(pending=True), None),
+        # An order that was deleted and is listed again; its content shows the last status.
+        (row(), copy("DeletedUpstream"), "changed"),
+    ],
+    ids=["another job", "listed without", "stored without", "no job", "manifest", "pending", "first fetch", "deleted"],
+)
+def test_equal_and_pending_orders_are_no_discrepancy(listed: Summary, stored: LocalCopy, expected: str | None) -> None:
+    assert kind(listed, stored) == expected
+
+
+@pytest.mark.parametrize("reason", ["order_missing", "unsettled"])
+def test_a_dead_letter_that_the_list_contradicts_is_a_discrepancy(reason: str) -> None:
+    assert kind(row(), copy("Processing", pending=True, dead=reason)) == "changed"
+    assert kind(row(), without_content(pending=True, dead=reason)) == "no_event"
+
+
+@pytest.mark.parametrize("reason", ["kills_worker", "bad_request", "unreadable_answer", "internal_error", "discarded"])
+def test_other_dead_letters_and_discarded_orders_need_a_person(reason: str) -> None:
+    """Otherwise each run would fetch an order that kills three workers."""
+    dead = without_content(pending=reason != "discarded", dead=reason)
+
+    assert kind(row(), dead) is None
+    assert kind(row("Processing"), dead) is None
+
+
+@pytest.mark.parametrize("status", ["Submitted", "Scheduled", "Processing"])
+def test_an_unsettled_order_is_watched_for_ten_minutes_and_then_stuck(status: str) -> None:
+    received = to_ms(RECEIVED)
+    assert kind(row(status), None, now=received + STUCK_AFTER - 1) == "watch"
+    assert kind(row(status), None, now=received + STUCK_AFTER) == "stuck"
+    assert kind(row(status, receivedAt=""), None) == "watch"
+
+
+def test_the_time_of_a_replaced_order_counts_from_when_it_was_first_seen_unsettled() -> None:
+    """replaceOrder does not change receivedAt."""
+    later = NOW + 30 * 86_400_000
+    assert kind(row("Submitted"), copy("Draft"), now=later) == "watch"
+    assert kind(row("Submitted"), copy("Draft"), unsettled_since=later - STUCK_AFTER + 1, now=later) == "watch"
+    assert kind(row("Submitted"), copy("Draft"), unsettled_since=later - STUCK_AFTER, now=later) == "stuck"
+
+
+@pytest.mark.parametrize(
+    ("listed", "stored", "expected"),
+    [
+        (row("Cancelled", receivedAt=OLD), None, None),
+        (row("Cancelled", receivedAt=OLD), copy(), "changed"),
+        (row("Processing", receivedAt=OLD), None, None),
+        (row(receivedAt=""), None, "no_event"),
+    ],
+)
+def test_an_order_older_than_order_days_counts_only_with_a_copy(
+    listed: Summary, stored: LocalCopy | None, expected: str | None
+) -> None:
+    """A copy is kept for ORDER_DAYS after its last change."""
+    assert kind(listed, stored) == expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "is_stuck"),
+    [
+        (None, True),
+        (copy("Draft", fetched_ms=NOW - 1), True),
+        (copy("Issued", fetched_ms=NOW + 1), False),
+        (copy("Processing", fetched_ms=NOW + 1), True),
+        (copy("Draft", fetched_ms=NOW - 1, pending=True), False),
+        (copy("Draft", fetched_ms=NOW - 1, pending=True, dead="unsettled"), False),
+        (copy("Draft", fetched_ms=NOW - 1, dead="discarded"), False),
+    ],
+)
+def test_a_watched_order_that_is_not_listed_is_stuck_unless_it_is_pending_dead_or_fetched_since(
+    stored: LocalCopy | None, is_stuck: bool
+) -> None:
+    """It was first seen unsettled at NOW."""
+    found = compare_watched(VENUE, ORDER, stored, NOW)
+
+    assert (found is not None and found.kind == "stuck") is is_stuck
