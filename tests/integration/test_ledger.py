@@ -8,7 +8,7 @@ import pytest
 
 from app.intake.envelope import OrderProcessed
 from app.ledger import keys, policy
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, Scenario
 
 GRACE = policy.GRACE / 1000
@@ -163,14 +163,6 @@ class TestTwoCompanies:
         assert (scenario.field("fetched_generation", SAME_ID), scenario.due_in(SAME_ID)) == (None, GRACE)
         assert scenario.fetch_and_store(7, order=SAME_ID) == "fetched"
         assert (scenario.field("digest", ONE), scenario.field("digest", SAME_ID)) == ("1", "7")
-
-    def test_each_has_its_own_jobs(self, scenario: Scenario) -> None:
-        scenario.settle(ONE)
-        scenario.settle(SAME_ID)
-
-        ids = queue(LIVE, scenario.redis).job_ids
-
-        assert [one[2:75] for one in ids] == [f"{order.company_id}-{order.order_id}" for order in (ONE, SAME_ID)]
 
     def test_each_has_its_own_dead_letter(self, scenario: Scenario) -> None:
         for order in (ONE, SAME_ID):

@@ -42,13 +42,6 @@ class TestUnsettled:
         assert waits == [pytest.approx(minutes, rel=0.2) for minutes in policy.RECHECK_WAITS]
         assert (settled.field("dead"), settled.due_in(), settled.days_kept()) == ("unsettled", None, {None})
 
-    def test_a_new_event_resets_the_rechecks(self, settled: Scenario) -> None:
-        settled.store(settled.fetch(), 1, recheck=120)
-
-        settled.settle()
-
-        assert settled.fetch().rechecks == 0
-
 
 class TestFailing:
     def test_a_failure_uses_an_attempt_and_waits_for_its_time(self, settled: Scenario) -> None:
@@ -71,15 +64,12 @@ class TestFailing:
 
         assert (settled.fields("attempts", "deferrals"), settled.due_in()) == ([None, "1"], 30)
 
-    def test_the_first_404_is_remembered_until_a_new_event(self, settled: Scenario) -> None:
+    def test_the_first_404_is_remembered(self, settled: Scenario) -> None:
         settled.fail(settled.fetch(), "not_found", wait=2)
         settled.later(2)
         settled.dispatch()
+
         assert settled.fetch().missing_ms == 2000
-
-        settled.settle()
-
-        assert settled.fetch().missing_ms == 0
 
     def test_a_failure_after_a_new_settlement_gives_the_new_one_its_own_fetch(self, settled: Scenario) -> None:
         first = settled.fetch()
@@ -193,18 +183,21 @@ class TestCrashes:
 
         assert settled.field("crashes") is None
 
-    def test_a_new_event_resets_crashes_attempts_and_error(self, settled: Scenario) -> None:
-        settled.fail(settled.fetch("a"), "retry", "a")
+    def test_a_new_event_resets_all_that_earlier_fetches_left(self, settled: Scenario) -> None:
+        names = ("rechecks", "attempts", "first_404_at", "error", "crashes")
+        settled.store(settled.fetch("a"), 1, "a", recheck=120)
+        settled.later(120)
+        settled.fail(settled.fetch("b"), "not_found", "b")
         settled.later(600)
-        settled.fetch("b")
-        settled.ledger.release_worker("b", "killed")
-        settled.dispatch()
         settled.fetch("c")
-        assert None not in settled.fields("crashes", "attempts", "error")
+        settled.ledger.release_worker("c", "killed")
+        settled.dispatch()
+        settled.fetch("d")
+        assert None not in settled.fields(*names)
 
         settled.settle()
 
-        assert settled.fields("crashes", "attempts", "error", "http") == [None] * 4
+        assert settled.fields(*names, "http") == [None] * 6
 
     def test_a_worker_that_ends_by_itself_releases_its_fetch_without_a_crash(self, settled: Scenario) -> None:
         """It lost Redis for too long, or a stop cut it off: no fault of the order."""

@@ -68,41 +68,36 @@ def test_two_limiters_of_the_same_key_share_its_permits_and_two_keys_do_not(redi
 
 
 @pytest.mark.parametrize("held", ["permits", "probe"])
-def test_what_a_killed_worker_held_is_free_when_its_lease_ends(key: Key, held: str) -> None:
+@pytest.mark.parametrize("end", ["lease", "pool"])
+def test_what_a_killed_worker_held_is_free_when_its_lease_ends_or_its_pool_releases_it(
+    key: Key, held: str, end: str
+) -> None:
     """The probe of a breaker has a lease like every permit."""
     if held == "probe":
         key.now += key.fail(FAULT)[0]
-    for _ in range(1 if held == "probe" else 3):
-        key.acquire()
+    number = 1 if held == "probe" else 3
+    for _ in range(number):
+        key.acquire(worker="pool-live-1")
 
     key.now += 59_000
     assert key.denied().reason == ("breaker_open" if held == "probe" else "permits_full")
-    key.now += 1_001
-    key.acquire()
+    if end == "pool":
+        key.limiter.release_worker("pool-live-1")
+    else:
+        key.now += 1_001
 
-
-def test_the_permits_of_a_killed_worker_are_free_at_once_when_its_pool_releases_it(key: Key) -> None:
-    """Those of a worker whose name starts the same are kept."""
-    for worker in ("pool-live-1", "pool-live-1", "pool-live-12"):
-        key.acquire(worker=worker)
-    assert key.denied().reason == "permits_full"
-
-    key.limiter.release_worker("pool-live-1")
-
-    for _ in range(2):
+    for _ in range(number):
         key.acquire()
-    assert key.denied().reason == "permits_full"
 
 
-def test_the_probe_of_a_killed_worker_is_repeated_at_once_when_its_pool_releases_it(key: Key) -> None:
-    key.fail(FAULT)
-    key.now += policy.BREAKER_FIRST + 1
-    key.acquire(worker="pool-live-1")
-    assert key.denied().reason == "breaker_open"
+def test_permits_of_a_worker_whose_name_starts_the_same_are_kept(key: Key) -> None:
+    for worker in ("pool-live-1", "pool-live-12", "pool-live-12"):
+        key.acquire(worker=worker)
 
     key.limiter.release_worker("pool-live-1")
 
     key.acquire()
+    assert key.denied().reason == "permits_full"
 
 
 def test_backfill_uses_its_own_share_and_live_may_use_all(key: Key) -> None:

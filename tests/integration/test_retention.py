@@ -1,32 +1,28 @@
-"""Old data is deleted, and pending orders never are. Days pass by injected time, or are read as PTTL."""
+"""What is older than its days is deleted, and what is pending is not. Days pass by a clock of the test or as PTTL."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from redis import Redis
 
 from app import audit
-from app.audit import AuditEntry
+from app.dev.processes import Process
 from app.ledger import keys, policy
-from app.ledger.retention import MOST_ENTRIES, Retention
+from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
 from app.replay import Draft, Plans
-from tests.integration.ledger_scenario import ONE, Scenario, open_scenario
+from tests.eventually import eventually
+from tests.integration.desk import open_desk, order
+from tests.integration.ledger_scenario import ONE, Scenario
 
-SHOP: Final = "shop"
 EVENT_DAYS: Final = 90
-
-
-@pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Scenario]:
-    """With the time of Redis, which the ids of a stream have."""
-    with open_scenario(redis_client, SHOP) as opened:
-        opened.now = now()
-        yield opened
+SENT: Final = "2026-11-22T10:00:00Z"
 
 
 def now() -> int:
@@ -38,7 +34,7 @@ def days(count: float) -> int:
 
 
 def add_events(redis: Redis, ages_in_days: list[float]) -> None:
-    """Add events to the stream, the oldest first, as if received so many days ago."""
+    """Put events into the stream, the oldest first, as if they came so many days ago."""
     with redis.pipeline(transaction=False) as pipe:
         for number, age in enumerate(ages_in_days):
             pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now() - days(age)}-{number}")
@@ -46,21 +42,21 @@ def add_events(redis: Redis, ages_in_days: list[float]) -> None:
 
 
 def retention_of(redis: Redis, at: int | None = None) -> Retention:
-    """Return a Retention at this time, or at that of Redis."""
+    """Return what trims, at this time or at that of Redis."""
     clock = None if at is None else lambda: at
     return Retention(redis, event_days=EVENT_DAYS, order_days=400, clock=clock)
 
 
-class TestRetention:
+class TestEvents:
     def test_old_events_are_deleted_without_new_ones(self, redis_client: Redis) -> None:
-        """Also those that share a node of the stream with younger ones."""
+        """To the very last: also those that share a node of the stream with younger ones."""
         add_events(redis_client, [*[91.0] * 330, 90.01, 89.99, 1])
         retention = retention_of(redis_client)
 
         assert sum(retention.trim()[0] for _ in range(3)) == 331
         assert redis_client.xlen(keys.EVENTS) == 2
 
-    def test_one_call_deletes_a_bounded_number(self, redis_client: Redis) -> None:
+    def test_one_call_removes_a_limited_number(self, redis_client: Redis) -> None:
         """Redis serves others in between."""
         add_events(redis_client, [91.0] * (MOST_ENTRIES + 500))
         retention = retention_of(redis_client)
@@ -79,98 +75,123 @@ class TestRetention:
 
         assert redis_client.xlen(keys.EVENTS) == 1
 
-    def test_old_entries_of_the_audit_and_the_list_of_replays_are_deleted(self, redis_client: Redis) -> None:
-        redis_client.xadd(keys.AUDIT, {"what": "replay"}, id=f"{now() - days(91)}-0")
-        audit.append(redis_client, AuditEntry(what="erase", who="", why="", selected="", orders=0))
-        redis_client.zadd(keys.REPLAYS, {"old": now() - days(91), "new": now()})
+    def test_accept_trims_the_stream_too(self, shop: Scenario) -> None:
+        """By whole nodes of the stream, which costs nothing; the pool does the rest."""
+        shop.now = now()
+        add_events(shop.redis, [91.0] * 400)
+
+        shop.settle()
+
+        assert shop.redis.xlen(keys.EVENTS) <= 101
+
+    def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
+        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now() - days(91)}-0")
+        draft = Draft(who="", why="", selected="", rate=1)
+        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
+        redis_client.zadd(keys.REPLAYS, {"old": now() - days(91)})
 
         retention_of(redis_client).trim()
 
-        assert [entry.what for _, entry in audit.newest_first(redis_client)] == ["erase"]
-        assert redis_client.zrange(keys.REPLAYS, 0, -1) == [b"new"]
-
-    def test_a_plan_expires_after_event_days(self, redis_client: Redis) -> None:
-        draft = Draft(who="", why="", selected="", rate=1)
-        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
-
+        assert [entry.what for _, entry in audit.newest_first(redis_client)] == ["replay"]
+        assert redis_client.zrange(keys.REPLAYS, 0, -1) == [plan.id.encode()]
         for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
-    def test_accept_trims_as_events_come(self, stage: Scenario) -> None:
-        """By whole nodes of the stream, which costs nothing; the pool deletes the rest."""
-        add_events(stage.redis, [91.0] * 400)
 
-        stage.settle()
-
-        assert stage.redis.xlen(keys.EVENTS) <= 101
-
-
-def test_a_repeated_event_is_recognised_for_dedup_days(stage: Scenario) -> None:
-    stage.accept("2026-11-22T10:00:00Z")
-    (seen,) = stage.redis.keys("ota:seen:*")
-
-    assert days(7) - policy.MINUTE < int(stage.redis.pttl(seen)) <= days(7)
-    stage.redis.delete(seen)  # as its expiry does
-    assert stage.accept("2026-11-22T10:00:00Z") != "duplicate"
+def delivered(shop: Scenario) -> Delivery:
+    shop.settle()
+    shop.fetch_and_store(1)
+    delivery = shop.deliver()
+    assert shop.acquire() is None
+    return delivery
 
 
-UNFINISHED: Final[dict[str, Callable[[Scenario], object]]] = {
+PENDING: Final[dict[str, Callable[[Scenario], object]]] = {
     "pending": Scenario.settle,
-    "fetching": lambda stage: (stage.settle(), stage.fetch()),
-    "deferred": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "deferred")),
-    "not found": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "not_found")),
-    "dead": lambda stage: (stage.settle(), stage.fail(stage.fetch(), "dead")),
-    "unsettled": lambda stage: (stage.settle(), stage.store(stage.fetch(), 1, recheck=0.001)),
-    "a sink is behind": lambda stage: (stage.settle(), stage.fetch_and_store(1)),
-    "a delivery is retried": lambda stage: (stage.settle(), stage.fetch_and_store(1), deliver(stage, "retry")),
-    "a delivery is dead": lambda stage: (
-        stage.settle(),
-        stage.fetch_and_store(1),
-        deliver(stage, "dead"),
-        stage.acquire(),
+    "fetching": lambda shop: (shop.settle(), shop.fetch()),
+    "deferred": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "deferred")),
+    "not found": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "not_found")),
+    "dead": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "dead")),
+    "unsettled": lambda shop: (shop.settle(), shop.store(shop.fetch(), 1, recheck=0.001)),
+    "not delivered": lambda shop: (shop.settle(), shop.fetch_and_store(1)),
+    "delivery failed": lambda shop: (shop.settle(), shop.fetch_and_store(1), shop.deliver("retry")),
+    "delivery dead": lambda shop: (shop.settle(), shop.fetch_and_store(1), shop.deliver("dead"), shop.acquire()),
+    "delivered, then an event": lambda shop: (delivered(shop), shop.settle()),
+    "delivered, then a request": lambda shop: (delivered(shop), shop.request()),
+    "delivered, then dead": lambda shop: (
+        delivered(shop),
+        shop.settle(),
+        shop.fail(shop.fetch(), "dead"),
+        shop.start(),
     ),
-    "fetched, and an event came": lambda stage: (delivered(stage), stage.settle()),
-    "fetched, and a fetch requested": lambda stage: (delivered(stage), stage.request()),
-    "dead again": lambda stage: (delivered(stage), stage.settle(), stage.fail(stage.fetch(), "dead"), stage.start()),
 }
 
 
-def deliver(stage: Scenario, what: Any) -> Delivery:
-    taken = stage.acquire()
-    assert taken is not None
-    stage.complete(taken, what)
-    return taken
+class TestOrders:
+    @pytest.mark.parametrize("state", PENDING)
+    def test_a_pending_order_does_not_expire(self, shop: Scenario, state: str) -> None:
+        PENDING[state](shop)
 
+        assert shop.days_kept() == {None}
+        assert retention_of(shop.redis, shop.now + days(5000)).trim()[1] == 0
 
-def delivered(stage: Scenario) -> Delivery:
-    stage.settle()
-    stage.fetch_and_store(1)
-    taken = deliver(stage, "succeeded")
-    assert stage.acquire() is None
-    return taken
+    def test_a_delivered_order_expires_after_order_days_and_leaves_the_list(self, shop: Scenario) -> None:
+        delivered(shop)
+        assert shop.days_kept() == {400.0}
 
+        shop.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))  # as their expiry does
+        assert retention_of(shop.redis, shop.now + days(400) + 1).trim()[1] == 1
+        assert shop.redis.zcard(keys.ORDERS) == 0
 
-@pytest.mark.parametrize("state", UNFINISHED)
-def test_an_unfinished_order_never_expires(stage: Scenario, state: str) -> None:
-    UNFINISHED[state](stage)
+    @pytest.mark.parametrize(("change", "left"), [("event", 400), ("duplicate", 10)])
+    def test_the_days_count_from_the_last_change_and_a_duplicate_is_none(
+        self, scenario: Scenario, change: str, left: int
+    ) -> None:
+        scenario.accept(SENT)
+        scenario.fetch_and_store(1)
+        for name in (keys.record(ONE), keys.history(ONE), keys.content(ONE)):
+            scenario.redis.pexpire(name, 10 * policy.DAY)  # as after 390 days
 
-    assert stage.days_kept() == {None}
-    assert retention_of(stage.redis, stage.now + days(5000)).trim()[1] == 0
+        if change == "event":
+            scenario.settle()
+            scenario.fetch_and_store(2)
+        else:
+            assert scenario.accept(SENT) == "duplicate"
 
+        assert scenario.days_kept() == {left}
 
-def test_a_finished_order_expires_after_order_days_with_all_its_keys(stage: Scenario) -> None:
-    delivered(stage)
+    def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, scenario: Scenario) -> None:
+        """Expired, pending for longer than ORDER_DAYS, dead for as long, and one of today."""
+        orders = [order(number) for number in (1, 2, 3)]
+        scenario.now = long_ago = now() - days(500)
+        for one in orders:
+            scenario.settle(one)
+        scenario.fail(scenario.fetch(order=orders[2]), "dead", order=orders[2])
+        scenario.now = now()
+        scenario.settle(order(4))
+        scenario.redis.delete(keys.record(orders[0]))
+        assert scenario.redis.zscore(keys.ORDERS, orders[2].member) == long_ago
 
-    assert stage.days_kept() == {400.0}
-    # As their expiry does: then the list drops the order.
-    stage.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
-    assert retention_of(stage.redis, stage.now + days(400) + 1).trim()[1] == 1
-    assert stage.redis.zcard(keys.ORDERS) == 0
+        assert retention_of(scenario.redis).trim()[1] == 1
 
+        left: Any = scenario.redis.zrange(keys.ORDERS, 0, -1)
+        assert sorted(left) == [order(number).member.encode() for number in (2, 3, 4)]
 
-def test_the_hash_of_a_job_is_deleted_with_it_or_a_day_after_a_kill(stage: Scenario) -> None:
-    """RQ reads both from the job; test_rq_contract.py runs one."""
-    stage.settle()
-    (job,) = stage.redis.keys("rq:job:*")
+    def test_orders_that_must_stay_do_not_stop_the_trimming(self, redis_client: Redis) -> None:
+        """More old dead letters than one call reads: the next call goes on behind them."""
+        kept = [order(number) for number in range(MOST_ORDERS + 1)]
+        redis_client.zadd(keys.ORDERS, {one.member: 1 for one in kept} | {order(9999).member: 2})
+        for one in kept:
+            redis_client.hset(keys.record(one), "generation", 1)
+        retention = retention_of(redis_client)
 
-    assert stage.redis.hmget(job, "result_ttl", "failure_ttl") == [b"0", b"86400"]
+        removed = [retention.trim()[1] for _ in range(3)]
+
+        assert removed == [0, 1, 0]
+        assert redis_client.zcard(keys.ORDERS) == len(kept)
+
+    def test_a_running_pool_trims_the_list(self, redis_client: Redis, redis_url: str, tmp_path: Path) -> None:
+        redis_client.zadd(keys.ORDERS, {order(1).member: 1})
+        env = open_desk(redis_client, redis_url, tmp_path).env | {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
+        with Process.start((sys.executable, "-m", "app.cli", "worker"), env=env, log=tmp_path / "worker.log"):
+            eventually(lambda: not redis_client.zcard(keys.ORDERS), 20, what="the list of orders is empty")

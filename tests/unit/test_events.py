@@ -18,6 +18,7 @@ from app.intake.envelope import OrderProcessed, canonical_time, parse
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 COMPANY = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
 ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
+OTHER = "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"
 
 
 def event(**changes: str) -> OrderProcessed:
@@ -70,7 +71,7 @@ def test_an_empty_envelope_is_an_envelope(body: bytes) -> None:
     assert (envelope.items, envelope.broken) == ([], 0)
 
 
-def test_unknown_fields_are_harmless_at_every_level() -> None:
+def test_unknown_fields_are_ignored_at_every_level() -> None:
     body = {"@odata.context": "x", "values": [{"companyId": COMPANY, "new": {"deep": [1]}, "payload": {"new": 1}}]}
 
     (item,) = parse(json.dumps(body).encode()).items
@@ -169,7 +170,7 @@ def test_seven_digits_of_a_fraction_distinguish_events_and_the_eighth_does_not()
         ("", ""),
     ],
 )
-def test_a_timestamp_is_compared_as_sent_but_for_its_fraction(sent: str, canonical: str) -> None:
+def test_a_timestamp_is_compared_as_sent_except_for_its_fraction(sent: str, canonical: str) -> None:
     assert canonical_time(sent) == canonical
 
 
@@ -180,17 +181,11 @@ def test_a_canonical_time_is_its_own_canonical_form(sent: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"company_id": "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"},
-        {"order_id": "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"},
-        {"status": "Error"},
-        {"timestamp": "2026-05-15T09:30:06Z"},
-    ],
-    ids=lambda change: next(iter(change)),
+    ("field", "value"),
+    [("company_id", OTHER), ("order_id", OTHER), ("status", "Error"), ("timestamp", "2026-05-15T09:30:06Z")],
 )
-def test_another_company_order_status_or_time_is_another_event(change: dict[str, str]) -> None:
-    assert event(**change).digest != event().digest
+def test_another_company_order_status_or_time_is_another_event(field: str, value: str) -> None:
+    assert event(**{field: value}).digest != event().digest
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The history is read as the scripts pack it, and an entry of another program hides no other."""
+"""History entries are read as the scripts pack them, and an unreadable entry hides no other."""
 
 from __future__ import annotations
 
@@ -52,17 +52,13 @@ ENTRIES: list[Entry] = [
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
-def test_each_entry_is_packed_as_kind_time_and_values(entry: Entry) -> None:
-    """As append_history of prelude.lua does it; that the scripts write these is shown by the tests of `explain`."""
+def test_each_entry_is_packed_as_kind_time_and_values_and_described_in_words(entry: Entry) -> None:
+    """Packed as append_history of prelude.lua does; the tests of `explain` show that the scripts write these."""
     packed = msgspec.msgpack.encode(entry)
 
     assert msgspec.msgpack.decode(packed)[1] == MS
     assert parse_entry(packed) == entry
     assert entry.at == datetime(2026, 6, 1, 8, 15, 2, 417000, tzinfo=UTC)
-
-
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
-def test_each_entry_has_a_sentence_for_people(entry: Entry) -> None:
     assert len(describe(entry)) > 5
 
 
@@ -77,7 +73,7 @@ def test_each_entry_has_a_sentence_for_people(entry: Entry) -> None:
         b"\x94\xa6failed\xcf\x00\x00\x01\x9e\x82\xff\xfe\x91\xa1\xff",
     ],
 )
-def test_an_unknown_entry_keeps_its_bytes_as_text(packed: bytes) -> None:
+def test_an_unreadable_entry_is_shown_as_its_bytes(packed: bytes) -> None:
     found = parse_entry(packed)
 
     assert found == Unread(packed.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""The table "What upstream's answers mean": from the answer on the wire to what becomes of the order and the key."""
+"""The table "What upstream's answers mean": from an HTTP answer to the next state of the order and its key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import Unavailable, UnreadableAnswer, UpstreamError
 from app.ledger import policy
-from app.ledger.policy import MINUTE, SECOND, Decision
+from app.ledger.policy import MINUTE, SECOND
 from app.ledger.work import Fetch
 from app.upstream.client import refusal
 
@@ -40,40 +40,32 @@ def answer(status: int, code: str = "", **headers: str) -> UpstreamError:
     return refusal(status, httpx.Headers(headers), body, datetime.fromtimestamp(NOW / 1000, UTC))
 
 
-def wait(decision: Decision) -> float:
-    """Return the seconds until the next look at the order."""
-    return decision.wait_ms / SECOND
-
-
-def about(seconds: float) -> tuple[float, float]:
-    """Return the bounds of a time that is spread by 20 %."""
-    return seconds * 0.8, seconds * 1.2
+def spread(seconds: float) -> object:
+    """Return what equals every wait (ms) of so many seconds, ±20 %."""
+    return pytest.approx(seconds * SECOND, rel=0.2)
 
 
 def test_a_404_with_its_code_means_not_yet_while_the_grace_lasts() -> None:
-    """The event is sent on commit, so what is not there is on its way for seconds, not for hours."""
+    """The event is sent on commit, so an order appears within seconds, not hours."""
     error = answer(404, "resource_not_found")
     waits = []
     for attempts, seconds in enumerate((0, 10, 60, 119.9)):
-        missing_ms = round(seconds * SECOND)
-        decision = policy.of_order(error, fetch(attempts=attempts, missing_ms=missing_ms), 0)
+        decision = policy.of_order(error, fetch(attempts=attempts, missing_ms=round(seconds * SECOND)), 0)
         assert (decision.outcome, decision.reason) == ("not_found", "order_not_found")
-        waits.append(wait(decision))
+        waits.append(decision.wait_ms)
 
-    for seen, seconds in zip(waits, policy.NOT_FOUND_WAITS, strict=False):
-        low, high = about(seconds)
-        assert low <= seen <= high
+    assert waits == [spread(seconds) for seconds in policy.NOT_FOUND_WAITS[:4]]
     assert policy.of_key(error) == "answered"
 
 
-def test_tries_burnt_on_other_failures_do_not_end_the_grace() -> None:
+def test_attempts_used_on_other_failures_do_not_shorten_the_grace() -> None:
     error, missing_ms = answer(404, "resource_not_found"), policy.NOT_FOUND_GRACE - 1
 
     assert policy.of_order(error, fetch(attempts=50, missing_ms=missing_ms), 0).outcome == "not_found"
 
 
 @pytest.mark.parametrize(
-    ("known", "what", "reason"),
+    ("known", "outcome", "reason"),
     [
         ("Draft", "deleted_upstream", "order_not_found"),
         ("Error", "deleted_upstream", "order_not_found"),
@@ -84,12 +76,12 @@ def test_tries_burnt_on_other_failures_do_not_end_the_grace() -> None:
         ("Unknown", "dead", "order_missing"),
     ],
 )
-def test_after_the_grace_a_404_is_final(known: str, what: str, reason: str) -> None:
-    """Only a Draft or Error order can be deleted (upstream.md 1); of any other, ops must be told."""
+def test_after_the_grace_a_404_is_final(known: str, outcome: str, reason: str) -> None:
+    """Only a Draft or Error order can be deleted (upstream.md 1); any other becomes a dead letter."""
     missing_ms = policy.NOT_FOUND_GRACE
     decision = policy.of_order(answer(404, "resource_not_found"), fetch(missing_ms=missing_ms, known=known), 0)
 
-    assert (decision.outcome, decision.reason) == (what, reason)
+    assert (decision.outcome, decision.reason) == (outcome, reason)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +100,8 @@ def test_after_the_grace_a_404_is_final(known: str, what: str, reason: str) -> N
     ],
 )
 @pytest.mark.parametrize("attempts", [0, 21, 1000])
-def test_a_fault_of_the_connection_is_no_fault_of_the_order(status: int, code: str, reason: str, attempts: int) -> None:
-    """The breaker opens, the order stays owed, no try is burnt, none becomes a dead letter however long it lasts."""
+def test_a_connection_fault_defers_the_order(status: int, code: str, reason: str, attempts: int) -> None:
+    """The breaker opens; the order is deferred without using an attempt, however long it lasts."""
     error = answer(status, code)
     closed_ms = 5 * MINUTE
     decision = policy.of_order(error, fetch(attempts=attempts), closed_ms)
@@ -129,8 +121,8 @@ def test_a_fault_of_the_connection_is_no_fault_of_the_order(status: int, code: s
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_400_or_an_unreadable_answer_gets_a_few_tries(error: UpstreamError, reason: str) -> None:
-    """A 400 is also every unhandled error of the other side (upstream.md 5); other failures before do not count."""
+def test_a_400_or_an_unreadable_answer_gets_four_more_attempts(error: UpstreamError, reason: str) -> None:
+    """A 400 is also any unhandled error of upstream (upstream.md 5); earlier failures of other kinds do not count."""
     decisions = [
         policy.of_order(error, fetch(client_errors=errors, attempts=9), 0)
         for errors in range(policy.CLIENT_ERROR_ATTEMPTS + 1)
@@ -146,27 +138,24 @@ def test_a_400_or_an_unreadable_answer_gets_a_few_tries(error: UpstreamError, re
     [answer(408), answer(500), answer(502), answer(503), answer(504), Unavailable("timeout"), Unavailable("network")],
     ids=lambda error: error.reason,
 )
-def test_an_outage_is_tried_again_for_a_day(error: UpstreamError) -> None:
+def test_an_outage_is_retried_for_a_day(error: UpstreamError) -> None:
     decisions = [policy.of_order(error, fetch(attempts=attempts), 0) for attempts in range(len(policy.RETRY_WAITS) + 1)]
 
-    *again, last = decisions
-    assert {one.outcome for one in again} == {"retry"}
+    *retries, last = decisions
+    assert {one.outcome for one in retries} == {"retry"}
     assert (last.outcome, last.reason) == ("dead", error.reason)
-    for one, seconds in zip(again, policy.RETRY_WAITS, strict=True):
-        low, high = about(seconds)
-        assert low <= wait(one) <= high
+    assert [one.wait_ms for one in retries] == [spread(seconds) for seconds in policy.RETRY_WAITS]
     assert 25 * 3600 < sum(policy.RETRY_WAITS) < 27 * 3600
     assert policy.of_key(error) == "failed"
 
 
-def test_while_the_breaker_is_open_no_order_is_looked_at_earlier() -> None:
+def test_no_retry_comes_before_the_breaker_closes() -> None:
     closed_ms = 5 * MINUTE
 
     assert policy.of_order(answer(503), fetch(), closed_ms).wait_ms == closed_ms
 
 
-def test_being_throttled_burns_no_try() -> None:
-    """However often: a limit of the key is no fault of the order."""
+def test_a_throttled_order_uses_no_attempt_however_often() -> None:
     error = answer(429, **{"retry-after": "30"})
     closed_ms = 30 * SECOND
     decision = policy.of_order(error, fetch(attempts=1000), closed_ms)
@@ -177,23 +166,21 @@ def test_being_throttled_burns_no_try() -> None:
     assert policy.of_key(error) == "answered"
 
 
-def test_what_failed_together_does_not_come_back_together() -> None:
+def test_orders_that_failed_together_are_retried_at_different_times() -> None:
     waits = {policy.of_order(answer(503), fetch(attempts=3), 0).wait_ms for _ in range(50)}
 
     assert len(waits) > 10
 
 
-def test_an_unsettled_order_is_looked_at_four_times_and_then_given_up() -> None:
-    """The last look comes after the other side has swept what was stuck in Processing for an hour."""
-    rechecks = [policy.of_unsettled(fetch(rechecks=number)) for number in range(5)]
+def test_an_unsettled_order_is_rechecked_four_times_and_then_dead() -> None:
+    """The last recheck comes after upstream has ended orders that were stuck in Processing for an hour."""
+    *rechecks, (_, give_up) = [policy.of_unsettled(fetch(rechecks=number)) for number in range(5)]
 
-    assert [reason for _, reason in rechecks] == ["", "", "", "", "unsettled"]
-    for (wait_ms, _), minutes in zip(rechecks, (2, 10, 30, 75), strict=False):
-        low, high = about(minutes * 60)
-        assert low <= wait_ms / SECOND <= high
+    assert rechecks == [(spread(minutes * 60), "") for minutes in (2, 10, 30, 75)]
+    assert give_up == "unsettled"
 
 
-def test_no_text_of_upstream_is_in_a_decision() -> None:
+def test_a_decision_contains_no_text_of_upstream() -> None:
     errors = [answer(status, "canary_code") for status in range(300, 600)]
 
     assert not [error for error in errors if "canary" in repr(policy.of_order(error, fetch(), 0))]

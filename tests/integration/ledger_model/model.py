@@ -107,15 +107,13 @@ class OrderModel:
 NO_KEY, NEVER, EXPIRES = -2, -1, 1
 """PTTL of a key: there is none, it does not expire, it expires."""
 
-_FIELDS: Final = (
+_NUMBERS: Final = (
     "generation",
     "started_generation",
     "fetched_generation",
     "fencing_token",
     "stored_token",
     "revision",
-    "digest",
-    "dead",
 )
 
 
@@ -128,10 +126,10 @@ class Row(NamedTuple):
     token: int
     stored: int
     revision: int
-    digest: str
-    dead: str
     delivered: int
     delivery_dead: str
+    digest: str
+    dead: str
     due: int | None
     died_at: int | None
     record: int
@@ -155,7 +153,7 @@ class Row(NamedTuple):
         return self.fetch_is_pending or (bool(sinks) and (self.delivery_is_pending(sinks) or bool(self.delivery_dead)))
 
 
-EMPTY: Final = Row(0, 0, 0, 0, 0, 0, "", "", 0, "", None, None, NO_KEY, NO_KEY, NO_KEY)
+EMPTY: Final = Row(0, 0, 0, 0, 0, 0, 0, "", "", "", None, None, NO_KEY, NO_KEY, NO_KEY)
 
 
 class Audit:
@@ -199,7 +197,7 @@ class Audit:
 def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
     sink = sinks[0] if sinks else "none"
     return [
-        ("HMGET", keys.record(order), *_FIELDS, f"{sink}:revision", f"{sink}:dead"),
+        ("HMGET", keys.record(order), *_NUMBERS, f"{sink}:revision", f"{sink}:dead", "digest", "dead"),
         ("ZSCORE", keys.DUE, order.member),
         ("ZSCORE", keys.DEAD, order.member),
         ("PTTL", keys.record(order)),
@@ -210,24 +208,12 @@ def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _row(answers: list[Any]) -> Row:
     record, due, died_at, *expiries = answers
-    generation, started, fetched, token, stored, revision = (int(value or 0) for value in record[:6])
-    digest, dead, delivered, delivery_dead = record[6:]
-    return Row(
-        generation,
-        started,
-        fetched,
-        token,
-        stored,
-        revision,
-        (digest or b"").decode(),
-        (dead or b"").decode(),
-        int(delivered or 0),
-        (delivery_dead or b"").decode(),
-        _score(due),
-        _score(died_at),
-        *(min(ms, EXPIRES) for ms in expiries),
+    numbers, texts = record[: len(_NUMBERS) + 1], record[len(_NUMBERS) + 1 :]
+    return Row._make(
+        [
+            *(int(value or 0) for value in numbers),
+            *((value or b"").decode() for value in texts),
+            *(None if score is None else int(float(score)) for score in (due, died_at)),
+            *(min(ms, EXPIRES) for ms in expiries),
+        ]
     )
-
-
-def _score(value: bytes | None) -> int | None:
-    return None if value is None else int(float(value))
