@@ -1,7 +1,4 @@
-"""The composition root: the only place where parts are opened and put together.
-
-Clients of Redis with time-outs that fit who asks.
-"""
+"""The composition root: the only place where parts are opened and put together."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, redirect_stdout
+from typing import TYPE_CHECKING
 
-import httpx
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from starlette.types import ASGIApp
 
 from app import log
 from app.health import Check, Health
@@ -33,12 +29,13 @@ from app.metrics import CounterBuffer, Metrics
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
 from app.upstream.client import ChannelManager
-from app.upstream.transport import open_http
-from app.web.app import Probes, application
-from app.web.webhook import Webhook
+from app.upstream.transport import DeadlineTransport
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 WEB_TIMEOUT = 1.0
-"""Seconds. A sender waits for the answer; redis-py 8 would else retry by itself for 15 s."""
+"""Seconds. A sender waits for the answer; redis-py 8 alone would retry for 15 s."""
 
 
 def for_web(url: str) -> AsyncRedis:
@@ -53,7 +50,7 @@ def for_web(url: str) -> AsyncRedis:
 
 
 def for_rq(url: str) -> Redis:
-    """Return the client that RQ's worker blocks on; RQ sets its own socket_timeout, so nobody shares it."""
+    """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
     return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
 
 
@@ -67,6 +64,10 @@ def web_app(settings: Settings) -> ASGIApp:
 
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """
+    # Here, not above: the pool of workers does without a web framework.
+    from app.web.app import Probes, application
+    from app.web.webhook import Webhook
+
     redis = for_web(settings.redis_url.get_secret_value())
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
     counters = CounterBuffer(redis)
@@ -110,13 +111,13 @@ def configure_log(settings: Settings) -> None:
 
 
 def configure_cli_log() -> None:
-    """Send warnings to stderr and nothing else: stdout belongs to what the command prints."""
+    """Send only warnings, and to stderr: stdout is for what the command prints."""
     with redirect_stdout(sys.stderr):
         log.configure(level="WARNING", form="console")
 
 
 def configure_stderr_log(settings: Settings) -> None:
-    """Send log lines to stderr as the settings say: for a command that runs on, and prints something else."""
+    """Send log lines to stderr as the settings say, for a command that keeps running and prints to stdout."""
     with redirect_stdout(sys.stderr):
         configure_log(settings)
 
@@ -162,12 +163,12 @@ def snapshot_reader(settings: Settings) -> SnapshotReader:
     return SnapshotReader(settings.companies, settings.sinks)
 
 
-def http(settings: Settings) -> httpx.Client:
-    return open_http(settings.upstream_timeout)
+def http(settings: Settings) -> DeadlineTransport:
+    return DeadlineTransport(settings.upstream_timeout)
 
 
-def channel_manager(settings: Settings, company: Company, client: httpx.Client) -> ChannelManager:
-    return ChannelManager(client, company, settings.np_api_version, settings.np_base_url)
+def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:
+    return ChannelManager(http, company, settings.np_api_version, settings.np_base_url)
 
 
 def _fetch_lease(settings: Settings) -> int:

@@ -86,10 +86,12 @@ class RequestRefused(ReceiverError):
     """The request is answered with `status` and the reason code."""
 
     status: ClassVar[int]
+    reason: str
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, reason: str = "") -> None:
+        if reason:
+            self.reason = reason
+        super().__init__(self.reason)
 
 
 class MalformedEnvelope(RequestRefused):
@@ -102,27 +104,21 @@ class Unauthenticated(RequestRefused):
     """No item of the envelope carries a valid clientState of its own company."""
 
     status = 401
-
-    def __init__(self) -> None:
-        super().__init__("unauthenticated")
+    reason = "unauthenticated"
 
 
 class BodyTooSlow(RequestRefused):
     """The body did not arrive in time."""
 
     status = 408
-
-    def __init__(self) -> None:
-        super().__init__("body_too_slow")
+    reason = "body_too_slow"
 
 
 class BodyTooLarge(RequestRefused):
     """The body is larger than MAX_BODY_BYTES."""
 
     status = 413
-
-    def __init__(self) -> None:
-        super().__init__("body_too_large")
+    reason = "body_too_large"
 
 
 class TryLater(RequestRefused):

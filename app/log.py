@@ -1,7 +1,7 @@
-"""One pipe for every log line, and the declared list of log events with their fields.
+"""The log: the declared events with their fields, and one way out for every line.
 
-JSON lines unless stdout is a terminal; uvicorn's and RQ's lines go through the same renderer. A field that an event
-does not declare is dropped, so no value travels into the logs by accident; the tests refuse undeclared names.
+Lines are JSON unless stdout is a terminal; lines of uvicorn and RQ get the same form. A field that an event does not
+declare is dropped, so no value gets into the logs by accident. tests/unit/test_log.py compares the source with EVENTS.
 """
 
 from __future__ import annotations
@@ -78,17 +78,13 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "alert.failed": "error trace",
     }.items()
 }
-"""Every event this project logs, with the fields it may carry beside the common ones."""
+"""Every log event, with the fields that it may have beside COMMON."""
 
 COMMON: Final = frozenset({"event", "level", "timestamp", "logger", "request_id", "order_id", "job_id", "worker"})
 
 
-class Undeclared(Exception):
-    """A log event or field is not in EVENTS; raised only where `strict` was asked for (tests)."""
-
-
 def get() -> structlog.typing.FilteringBoundLogger:
-    """Return a logger; until `configure` it writes in structlog's own format."""
+    """Return a logger; before `configure` it writes in structlog's own format."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger
 
@@ -97,9 +93,8 @@ def configure(
     *,
     level: str = "INFO",
     form: Literal["auto", "json", "console"] = "auto",
-    strict: bool = False,
 ) -> None:
-    """Send all log lines of this process to stdout, as JSON or, on a terminal, readable."""
+    """Send all log lines of this process to stdout, as JSON or, on a terminal, as readable text."""
     json_lines = form == "json" or (form == "auto" and not sys.stdout.isatty())
     render: Processor = (
         structlog.processors.JSONRenderer(serializer=_encode)
@@ -112,7 +107,7 @@ def configure(
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             time,
-            _refuse_undeclared if strict else _drop_undeclared,
+            _drop_undeclared,
             render,
             *([] if json_lines else [_to_bytes]),
         ],
@@ -152,7 +147,7 @@ class _OncePerTurn:
 
 
 def trace_of(error: BaseException) -> str:
-    """Return where an error came from, without its text: foreign messages may quote names or secrets."""
+    """Return where an error was raised, without its text, which may quote names or secrets."""
     return _frames(type(error), error.__traceback__)
 
 
@@ -188,7 +183,7 @@ def _foreign(level: str, shared: list[Processor], json_lines: bool) -> dict[str,
         },
         "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "one", "stream": "ext://sys.stdout"}},
         "root": {"level": level, "handlers": ["out"]},
-        # httpx logs each URL, RQ four lines a job with its arguments; we write our own canonical lines.
+        # httpx logs each URL, RQ four lines per job with its arguments; our own lines replace them.
         "loggers": dict.fromkeys(("httpx", "httpcore", "rq.worker", "rq.job", "rq.queue", "rq.registry"), quiet)
         | {name: {"handlers": [], "propagate": True} for name in ("uvicorn", "uvicorn.error", "rq")}
         | {"uvicorn.access": {"handlers": [], "propagate": False}},
@@ -196,10 +191,10 @@ def _foreign(level: str, shared: list[Processor], json_lines: bool) -> dict[str,
 
 
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    """Keep a foreign traceback's places and drop its text.
+    """Keep the places of a foreign traceback and drop its text.
 
-    Of the message only the first line stays: RQ writes tracebacks below it, asyncio the repr of an exception. What
-    RQ attaches as `extra`, the arguments of a job among it, does not come this far without structlog's ExtraAdder.
+    Only the first line of a message stays: RQ writes tracebacks below it, asyncio the repr of an exception. What RQ
+    attaches as `extra`, such as the arguments of a job, is not rendered without structlog's ExtraAdder.
     """
     record = line.get("_record")
     if record is not None and record.exc_info and record.exc_info[0] is not None:
@@ -215,15 +210,6 @@ def _drop_undeclared(logger: WrappedLogger, name: str, line: EventDict) -> Event
     declared = EVENTS.get(line["event"], frozenset())
     for field in [field for field in line if field not in declared and field not in COMMON]:
         del line[field]
-    return line
-
-
-def _refuse_undeclared(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    if line["event"] not in EVENTS:
-        raise Undeclared(line["event"])
-    surplus = set(line) - EVENTS[line["event"]] - COMMON
-    if surplus:
-        raise Undeclared(f"{line['event']}: {sorted(surplus)}")
     return line
 
 

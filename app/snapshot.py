@@ -29,9 +29,7 @@ HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
 """A pool writes a heartbeat each second. Without one for this long it hangs or cannot reach Redis."""
 
 PROBE_WITHIN: Final = policy.MINUTE
-"""After a breaker's time has passed, a probe follows within this, if an order is pending. Later the breaker counts as
-closed: no call tells.
-"""
+"""A probe follows within this after a breaker's time, if an order is pending. Later the breaker counts as closed."""
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
-"""Times: milliseconds since 1970 as the scripts keep them, aware times, and the forms that people type and read.
+"""Times: milliseconds since 1970 as in Redis, aware times, and what people type and read.
 
-People read local times on screen; JSON has UTC. They type ISO 8601, or an age such as 6h.
+Screens show local times, JSON has UTC. People type ISO 8601, or an age such as 6h.
 """
 
 from __future__ import annotations

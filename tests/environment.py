@@ -1,4 +1,4 @@
-"""The environment without our own settings: those of the shell that runs the tests must not reach what they test."""
+"""The environment without the receiver's settings, which must not reach the tests from the shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for what another process does, so that no test sleeps and hopes."""
+"""Waiting for another process without a fixed sleep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POLL = 0.01
 def eventually(condition: Callable[[], T], within: float = 5.0, *, what: str) -> T:
     """Return the first true value of `condition()`; raises AssertionError with `what` after `within` seconds.
 
-    An AssertionError inside `condition` counts as not yet, and its text is shown at the end.
+    An AssertionError in `condition` means not yet; the last one is shown at the end.
     """
     deadline = time.monotonic() + within
     while True:

@@ -1,4 +1,4 @@
-"""Looking at processes by number, for those that are no longer children of the test."""
+"""Processes by id, also those that are not children of the test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether the process lives; one that is dead but not yet collected by its parent does not."""
+    """Return whether the process runs; a zombie does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -16,7 +16,7 @@ def is_running(pid: int) -> bool:
     try:
         return status.read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except FileNotFoundError:
-        # No /proc on this system, or gone between the two looks.
+        # No /proc on this system, or the process ended meanwhile.
         return not status.parent.parent.exists()
     except ProcessLookupError:
         return False

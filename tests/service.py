@@ -172,7 +172,7 @@ class Service:
         return [str(row["order_id"]) for row in self.admin("POST", "orders", body)["orders"]]
 
     def event(self, order_id: str, status: str = "Issued", **changes: Any) -> dict[str, Any]:
-        """Return an event as it stands in an envelope."""
+        """Return an event of an envelope."""
         return {
             "appId": "992c2309-cca4-43cb-9e41-911f482ec088",
             "clientState": self.variables.get("CLIENT_STATE", ""),

@@ -56,7 +56,7 @@ DOORS = {
         "workers",
     ),
     "rq": ("app.erasure", "app.ledger", "app.snapshot", "workers"),
-    "httpx": ("app.upstream", "app.dev", "app.bootstrap", "workers.sinks"),
+    "httpx": ("app.upstream", "app.dev", "workers.sinks"),
     "httpcore": ("app.upstream",),
     "starlette": ("app.web", "app.dev", "app.bootstrap"),
     # web bounds what uvicorn's connections may take and says how its server ends.

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from rq import get_current_job
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import bootstrap, log, settings
 from app.ids import OrderKey
+from app.ledger.ledger import Ledger
 from app.settings import Settings
 from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks import build
 
 _log = log.get()
+
+
+class Clients(NamedTuple):
+    """The ledger, and by company id how its orders are fetched; nothing of it is connected before the first job."""
+
+    ledger: Ledger
+    connections: Mapping[str, Connection]
+
+
+_clients: Clients | None = None
 _processor: Processor | None = None
-"""This process's processor, with its connections: the only process-wide state."""
+"""The only process-wide state: the clients, perhaps built by the pool before its fork, and what jobs run on."""
 
 
 def fetch_order(company_id: str, order_id: str) -> None:
@@ -32,9 +46,29 @@ def fetch_order(company_id: str, order_id: str) -> None:
         clear_contextvars()
 
 
+def prepare_clients(found: Settings) -> None:
+    """Build the clients, unless they are there. The pool calls it before it forks: its workers share the memory."""
+    global _clients
+    if _clients is not None:
+        return
+    redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
+    connections = {
+        company.np_company_id: Connection(
+            company.slug,
+            bootstrap.channel_manager(found, company, http),
+            bootstrap.rate_limiter(found, company, redis),
+        )
+        for company in found.companies
+    }
+    _clients = Clients(bootstrap.ledger(found, redis), connections)
+
+
 def prepare(found: Settings) -> None:
     """Build this process's processor before its first job; raises SettingsError for a sink that cannot be imported."""
-    use(_build(found))
+    prepare_clients(found)
+    assert _clients is not None
+    deliverer = Deliverer(ledger=_clients.ledger, sinks=build(found.sinks))
+    use(Processor(ledger=_clients.ledger, connections=_clients.connections, deliverer=deliverer))
 
 
 def use(processor: Processor) -> None:
@@ -49,19 +83,3 @@ def _current_processor() -> Processor:
         prepare(settings.load())
     assert _processor is not None
     return _processor
-
-
-def _build(found: Settings) -> Processor:
-    redis = bootstrap.worker_redis(found)
-    http = bootstrap.http(found)
-    sinks = build(found.sinks)
-    connections = {
-        company.np_company_id: Connection(
-            company.slug,
-            bootstrap.channel_manager(found, company, http),
-            bootstrap.rate_limiter(found, company, redis),
-        )
-        for company in found.companies
-    }
-    ledger = bootstrap.ledger(found, redis)
-    return Processor(ledger=ledger, connections=connections, deliverer=Deliverer(ledger=ledger, sinks=sinks))

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from typing import Final
@@ -23,7 +24,8 @@ from app.ledger.redis import VERSION, refuse_other_schema
 from app.ledger.retention import Retention
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Settings
-from app.upstream.transport import tls_context
+from app.upstream.client import warm_up
+from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
 from workers.recovery import WorkerRecovery
 from workers.worker import BAD_SETTINGS, Stopwatch, Work, fork, work
@@ -113,10 +115,6 @@ class Pool:
         """Work until SIGTERM or SIGINT, then let every worker finish its fetch. Return the exit code."""
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
-        tls_context()
-        # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
-        gc.collect()
-        gc.freeze()
         try:
             while not self._stopping:
                 self._kill_overdue()
@@ -149,17 +147,33 @@ class Pool:
         """Do all that is due now; raises OtherSchema, and what Redis raises."""
         refuse_other_schema(self._redis)
         self._release_ended()
-        self._start_due()
         if time.monotonic() >= self._next_dispatch:
             self._next_dispatch = time.monotonic() + DISPATCH_EVERY
             self._dispatch()
+        self._start_due()
 
     def _start_due(self) -> None:
         now = time.monotonic()
         due = [queue for at, queue in self._starts if at <= now]
+        if not due:
+            return
+        if self._number == 0:
+            self._warm_up()
+        # A worker must not share our connection.
+        self._redis.connection_pool.disconnect()
         self._starts = [start for start in self._starts if start[0] > now]
         for queue in due:
             self._start(queue)
+        self._recovery.heartbeat(self._children)
+
+    def _warm_up(self) -> None:
+        """Build and import before the first fork what every worker needs, so that the workers share the memory."""
+        jobs.prepare_clients(self._settings)
+        warm_up(self._settings.companies[0])
+        import_module("_strptime")  # RQ imports it with its first job
+        # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
+        gc.collect()
+        gc.freeze()
 
     def _start(self, queue: str) -> None:
         self._number += 1

@@ -92,6 +92,9 @@ class FetchWorker(SimpleWorker):
         finally:
             self.stopwatch.stop()
 
+    def subscribe(self) -> None:
+        """Take no commands over Redis: they would cost each worker a thread and a second connection."""
+
     def _install_signal_handlers(self) -> None:
         """Stop on SIGTERM, which the pool sends; a Ctrl-C reaches the whole process group and must not count twice."""
         signal.signal(signal.SIGTERM, self.request_stop)
@@ -126,7 +129,6 @@ def run_worker(
     worker.stopwatch = stopwatch
     worker.log_result_lifespan = False
     worker.max_connection_wait_time = 5
-    bootstrap.configure_log(settings)
     logging.getLogger("rq.worker").addFilter(_is_not_about_redis)
     worker.work(logging_level=None)
 

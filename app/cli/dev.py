@@ -1,4 +1,4 @@
-"""The commands for a laptop: demo, dev, simulate. The image has no `app.dev`, so there they do not run."""
+"""The commands for a laptop: `demo`, `dev` and `simulate`. The image has no `app.dev`, so they do not run there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from app.cli import console, context
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
 from app.errors import ReceiverError
 
+if TYPE_CHECKING:  # in the image there is no such module
+    from app.dev.simulator.run import Report
+
 _DEMO_CODES: Final = {
     DONE: "every order is complete",
-    FOUND: "an order is not, or it could not run",
+    FOUND: "an order is incomplete, or it could not run",
     USAGE: "",
     AWAY: "",
     NEWER: "",
@@ -26,6 +29,16 @@ _DEMO_CODES: Final = {
 }
 _DEV_CODES: Final = {DONE: "stopped on request", FOUND: "it could not run", AWAY: "", NEWER: "", INTERRUPTED: ""}
 
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
+_MOST_SHOWN: Final = 20
+_RATE: Final = 50.0
+_EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
+_CODES: Final = {
+    DONE: "every order is right",
+    FOUND: "some orders are wrong, or it could not run",
+    AWAY: "",
+    NEWER: "",
+}
 
 cli = console.commands()
 
@@ -70,25 +83,10 @@ def dev(
 
 
 def interrupt(*_: object) -> None:
-    """Leave by way of all `with` blocks, whatever is being waited for; what follows must not disturb that."""
+    """End every `with` block by KeyboardInterrupt, and ignore further signals meanwhile."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-if TYPE_CHECKING:  # in the image there is no such module
-    from app.dev.simulator.run import Report
-
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
-_MOST_SHOWN: Final = 20
-_RATE: Final = 50.0
-_EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
-_CODES: Final = {
-    DONE: "every order is right",
-    FOUND: "the orders shown are not, or it could not run",
-    AWAY: "",
-    NEWER: "",
-}
 
 
 def _share(text: str | float) -> float:
@@ -122,33 +120,37 @@ def simulate(
         float, typer.Option(parser=_share, metavar="SHARE", show_default="10%", help="Events sent twice.")
     ] = 0.1,
     late: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", show_default="5%", help="Events that come last of all.")
+        float, typer.Option(parser=_share, metavar="SHARE", show_default="5%", help="Events that are sent last.")
     ] = 0.05,
     bad_secret: Annotated[
         float,
-        typer.Option(parser=_share, metavar="SHARE", show_default="1%", help="Forged events, beside the true ones."),
+        typer.Option(
+            parser=_share, metavar="SHARE", show_default="1%", help="Forged events, added to the genuine ones."
+        ),
     ] = 0.01,
     batch: Annotated[int, typer.Option(min=1, max=1000, help="Most events in one POST.")] = 20,
     rate: Annotated[
         float | None, typer.Option(parser=_per_second, metavar="N/s", show_default="50/s", help="Events a second.")
     ] = None,
-    burst: Annotated[bool, typer.Option("--burst", help="All at once, over 32 connections.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Repeats a plan; else one is drawn, and shown.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Webhook of a receiver that runs already and was given --settings.")
+    burst: Annotated[bool, typer.Option("--burst", help="Send all at once, over 32 connections.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeats a run; without it a seed is drawn and shown.")
     ] = None,
-    sandbox_port: Annotated[int, typer.Option(min=1, max=65535, help="Where it finds the Channel Manager.")] = 8089,
-    show_settings: Annotated[bool, typer.Option("--settings", help="Print what it must be given, and end.")] = False,
-    beyond_loopback: Annotated[
-        bool, typer.Option("--beyond-loopback", help="Allow --url on another machine: it is yours, and no production.")
+    url: Annotated[str | None, typer.Option(help="Webhook of a running receiver that has the --settings.")] = None,
+    sandbox_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the simulated Channel Manager.")] = 8089,
+    show_settings: Annotated[
+        bool, typer.Option("--settings", help="Print the settings for that receiver, and end.")
     ] = False,
-    patience: Annotated[int, typer.Option(min=1, help="Seconds without any getOrder after which it gives up.")] = 15,
+    beyond_loopback: Annotated[
+        bool, typer.Option("--beyond-loopback", help="Allow --url on another machine; never production.")
+    ] = False,
+    patience: Annotated[int, typer.Option(min=1, help="Seconds without a getOrder until it stops waiting.")] = 15,
     as_json: context.Json = False,
 ) -> None:
     """Send late, duplicate, batched and forged events, and check the outcome of every order.
 
-    Without --url everything is started and stopped as by `demo`, and the receiver's books are checked too. With it
-    a simulated Channel Manager runs here, and its count of getOrder calls is checked.
+    Without --url everything is started and stopped as by `demo`, and what the receiver stored is checked too. With it
+    only a simulated Channel Manager runs here, and its count of getOrder calls is checked.
     """
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
@@ -160,7 +162,7 @@ def simulate(
             console.say(f"{name}='{value}'")
         return
     if burst and rate is not None:
-        raise Stop("--burst is all at once: it has no --rate.")
+        raise Stop("--burst sends all at once: leave out --rate.")
     if url is not None:
         _check_address(url, beyond_loopback)
     options = Options(
@@ -196,35 +198,35 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
     except ValueError:
         host = None
     if not host or parts.scheme not in {"http", "https"}:
-        raise Stop("--url is no http(s) address: it must start with http:// or https://.")
+        raise Stop("--url must start with http:// or https://.")
     if host not in _LOOPBACK and not beyond_loopback:
-        raise Stop("--url is not on this machine: made-up and forged events go there only with --beyond-loopback.")
+        raise Stop("--url is on another machine: forged events go there only with --beyond-loopback.")
 
 
 def _print(report: Report) -> None:
     recognised = report.duplicates_recognised
-    whole = report.orders_complete
+    complete = report.orders_complete
     console.facts(
         "",
         [
             ("seed", report.seed),
             ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched")
-            if whole is None
-            else ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched, {whole:,} complete and right"),
-            ("events", f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} true ones acknowledged"),
-            ("answers", ", ".join(f"{answer}: {count:,}" for answer, count in sorted(report.answers.items()))),
+            if complete is None
+            else ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched, {complete:,} complete and right"),
+            ("events", f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} genuine ones acknowledged"),
+            ("answers", ", ".join(f"{result}: {count:,}" for result, count in sorted(report.answers.items()))),
             (
                 "duplicates",
                 f"{report.duplicates_sent:,}" + ("" if recognised is None else f", {recognised:,} recognised"),
             ),
             ("forged", _forged(report)),
-            ("getOrders", f"{report.get_orders:,}, {report.get_orders_per_settlement:g} a settlement"),
+            ("getOrders", f"{report.get_orders:,}, {report.get_orders_per_settlement:g} per settlement"),
             ("answer time", f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms"),
             ("took", f"{report.seconds:g} s"),
         ],
     )
     if not report.wrong:
-        console.say("Every id is right.")
+        console.say("All orders are right.")
         return
     console.table(
         f"{console.many(len(report.wrong), 'id')} wrong",

@@ -12,7 +12,6 @@ import typer
 from app import bootstrap, log, settings
 from app.cli import console
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
-from app.web.server import Server
 
 _log = log.get()
 
@@ -38,6 +37,8 @@ cli = console.commands()
 @cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))
 def serve() -> None:
     """Receive events: run the HTTP endpoint (the `web` process)."""
+    from app.web.server import Server  # the pool imports no web server
+
     found = settings.load()
     bootstrap.configure_log(found)
     _log.info("service.started", role="web", pid=os.getpid())

@@ -202,9 +202,6 @@ class Process:
     ) -> None:
         self.stop()
 
-    def __repr__(self) -> str:
-        return f"Process({self._name}, pid={self.pid}, exit_code={self.exit_code})"
-
     def _signal_group(self, number: signal.Signals) -> None:
         if not self._group_is_gone:
             with contextlib.suppress(ProcessLookupError):

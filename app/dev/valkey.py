@@ -41,7 +41,7 @@ _POLL = 0.02
 
 
 class ValkeyUnavailable(ReceiverError):
-    """No embedded server can be started or used; the text says what to do."""
+    """No embedded server can be started or used; the message has the remedy."""
 
 
 class _PortTaken(ValkeyUnavailable):
@@ -173,9 +173,6 @@ class Valkey:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def __repr__(self) -> str:
-        return f"Valkey(port={self.port}, pid={self.pid}, is_ours={self.is_ours})"
 
     @property
     def _own(self) -> Process:

@@ -58,14 +58,14 @@ class Authenticator:
         `request_id` becomes part of each event.
         """
         events: list[OrderProcessed] = []
-        aside: Counter[str] = Counter()
+        invalid: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
         proven = ignored = 0
         for item in envelope.items:
             company_id = guid(item.company_id)
             secret = self._which(company_id, item.client_state)
             if secret is None:
-                aside["bad_order_id" if company_id is None else "unauthenticated"] += 1
+                invalid["bad_order_id" if company_id is None else "unauthenticated"] += 1
                 rejected[company_id if company_id in self._secrets else UNKNOWN] += 1
                 continue
             assert company_id is not None
@@ -75,12 +75,12 @@ class Authenticator:
                 continue
             event = _event(item, company_id, secret, request_id)
             if event is None:
-                aside["bad_order_id"] += 1
+                invalid["bad_order_id"] += 1
             else:
                 events.append(event)
         if envelope.broken:
-            aside["bad_item"] = envelope.broken
-        return Batch(tuple(events), proven, ignored, dict(aside), dict(rejected))
+            invalid["bad_item"] = envelope.broken
+        return Batch(tuple(events), proven, ignored, dict(invalid), dict(rejected))
 
     def _which(self, company_id: str | None, given: object) -> str | None:
         """Return the name of the matching secret. Every candidate is compared, also for an unknown company.

@@ -1,7 +1,7 @@
-"""Group commit: callers of one moment share one write, and the write of events into Redis by accept.lua.
+"""Group commit: requests that arrive together share one call of accept.lua, which records their events in Redis.
 
-While a write is under way, later callers wait and go together in the next one. The slower the store, the larger the
-groups, and each caller still gets its own answer.
+While a write is under way, later callers wait and share the next one. The slower the store, the larger the groups, and
+each caller still gets its own answer.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from app.ledger.redis import other_schema, packed, source
 from app.ledger.rq_jobs import JobTemplate
 
 GROUP: Final = 256
-"""Events per write: Redis serves others in between. One POST is never split, so a larger one makes a larger write."""
+"""Events per write, so that Redis serves others in between. A POST is never split; a larger one is a larger write."""
 
 CALLS: Final = 2
 """Calls of Redis under way at once. With one, web and Redis take turns: each idles while the other works."""
 
 FEW: Final = 16
-"""Callers that are not divided among the calls: a call costs as much as ten events."""
+"""So few callers share one call, since a call costs as much as ten events."""
 
 CALL_SECONDS: Final = 1.0
-"""One call with all it needs: connecting, logging in, loading the script. Each of them has a time-out too."""
+"""One call, with connecting, authentication and loading the script, which have time-outs of their own too."""
 
 ACCEPT_SECONDS: Final = 1.5
 """One POST, from its arrival to the answer of Redis; with the spool's PUT_SECONDS it stays below 2.5 s."""
@@ -43,7 +43,7 @@ QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 class Recorded(msgspec.Struct, frozen=True):
     """Events of one POST by outcome.
 
-    `spooled`: on disk until Redis is back. `erased`: recorded without a fetch, since their orders were erased.
+    `spooled`: on disk until Redis is available. `erased`: recorded without a fetch, since their orders were erased.
     """
 
     queued: int
@@ -82,7 +82,7 @@ class GroupCommit:
         try:
             return await one.answer
         except asyncio.CancelledError:
-            # Behind a store that hangs nothing may pile up.
+            # Events must not accumulate behind a store that hangs.
             with suppress(ValueError):
                 self._waiting.remove(one)
             raise
@@ -100,17 +100,17 @@ class GroupCommit:
                         one.answer.set_result(outcomes[start:end])
                     start = end
         except Exception as error:
-            # The callers that wait would meet the same fault, one time-out after the other: all get it now.
+            # The waiting callers would get the same error, each after a time-out: all get it now.
             for one in [*group, *self._waiting]:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             self._waiting.clear()
         finally:
-            # Not in a callback, which runs a turn later: a caller in between would find no free writer.
+            # Not in a callback, which runs a turn of the loop later: until then a caller would start no writer.
             self._writers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _next_group(self) -> list[_Waiting]:
-        """Take an even share: while the store works on one half, the answers to the other are written."""
+        """Return an even share: while the store works on one half, the answers to the other are written."""
         share = max(len(self._waiting) // self._calls, FEW)
         group = [self._waiting.popleft()]
         size = len(group[0].events)
@@ -164,7 +164,7 @@ class Inbox:
         )
 
     async def probe(self) -> bool:
-        """Return whether Redis takes our writes, on a new connection: an old one may lead to a former primary."""
+        """Return whether Redis accepts writes, on a new connection: an old one may lead to a former primary."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._redis.connection_pool.disconnect(inuse_connections=False)

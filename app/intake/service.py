@@ -17,7 +17,10 @@ _log = log.get()
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """The answer to one POST. `ignored`: events of other names; `invalid_items`: reason code -> items."""
+    """The answer to one POST: the fields of Recorded, and `events`, the number of items sent.
+
+    `ignored`: events of other names. `invalid_items`: reason code -> items.
+    """
 
     request_id: str
     events: int
@@ -31,10 +34,9 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Intake:
-    """Takes the body of a POST.
+    """Records the events in the body of a POST.
 
-    `count` adds to a metric with one label; `alert` notes items of a company of the
-    settings that carried a wrong clientState.
+    `count` adds to a metric with one label; `alert` counts items with a wrong clientState of a configured company.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Intake:
         self._alert = alert
 
     async def receive(self, body: bytes, request_id: str) -> Receipt:
-        """Record every good item of the body in one step.
+        """Record every valid item of the body in one step.
 
         Raises MalformedEnvelope, Unauthenticated (there are items and none is authentic), NotRecorded.
         """

@@ -1,1 +1,1 @@
-"""The only door to the Channel Manager: the client of its API and the order it answers with."""
+"""The only access to the Channel Manager: the client of its API and the values of its answers."""

@@ -1,13 +1,14 @@
 """JSON from the Channel Manager → frozen values; one odd field must never cost a paid order.
 
-Every field is read by itself. What is absent, "", the all-zero GUID or unreadable becomes None, a missing list (),
-an unknown field stays in `extra`. Only a field without `| None` is demanded: UnreadableAnswer if it is not there.
+Every field is read by itself. A value that is absent, "", the all-zero GUID or unreadable becomes None, a missing list
+(); an unknown field stays in `extra`. Only a field without `| None` is required: UnreadableAnswer if it is missing.
 The wire format is that of upstream.md 1 ("treat "" and absent alike, parse numbers as Decimal").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -22,15 +23,15 @@ from app.ids import EMPTY_GUID, guid
 Guid = NewType("Guid", str)
 """A canonical GUID: lower case, with hyphens, without braces."""
 
-_LONGEST_DEMANDED = 50  # the event carries the same texts in 50 characters (upstream.md 0)
+_LONGEST_REQUIRED = 50  # the event carries the same texts in 50 characters (upstream.md 0)
 _LARGEST_EXPONENT = 30  # beyond any money; printing 1E+999999999 in full would take a gigabyte
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """One object of an answer.
 
-    It may end up in a traceback or a log line, so its repr shows the fields named in `shown` and no others:
-    codes, counts and states, never a person, a number that opens a door, or a link.
+    It may appear in a traceback or a log line, so its repr shows only the fields named in `shown`: codes, counts and
+    states, never a person, a ticket number or a link.
     """
 
     shown: ClassVar[tuple[str, ...]] = ()
@@ -68,7 +69,7 @@ def canonical(raw: bytes) -> bytes:
 def build(kind: type[P], raw: object) -> P:
     """Return a `kind` with each of its fields read from the decoded object `raw`.
 
-    Raises UnreadableAnswer if a demanded field is missing.
+    Raises UnreadableAnswer if a required field is missing.
     """
     members = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)
@@ -109,15 +110,15 @@ def _decoded(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
         raise UnreadableAnswer("unreadable_answer") from None
 
 
-def _demanded_guid(raw: object) -> Guid:
+def _required_guid(raw: object) -> Guid:
     found = guid(raw)
     if found is None:
         raise UnreadableAnswer("unreadable_answer")
     return Guid(found)
 
 
-def _demanded_text(raw: object) -> str:
-    if not isinstance(raw, str) or not 1 <= len(raw) <= _LONGEST_DEMANDED:
+def _required_text(raw: object) -> str:
+    if not isinstance(raw, str) or not 1 <= len(raw) <= _LONGEST_REQUIRED:
         raise UnreadableAnswer("unreadable_answer")
     return raw
 
@@ -125,7 +126,7 @@ def _demanded_text(raw: object) -> str:
 def _text(raw: object) -> str | None:
     if isinstance(raw, bool) or not isinstance(raw, str | int | Decimal):
         return None
-    text = str(raw)  # a reference number sent as a number is still a reference number
+    text = str(raw)  # a reference number may be sent as a number
     return text if text not in ("", EMPTY_GUID) else None
 
 
@@ -135,13 +136,11 @@ def _secret(raw: object) -> SecretStr | None:
 
 
 def _decimal(raw: object) -> Decimal | None:
-    if isinstance(raw, bool) or not isinstance(raw, str | int | Decimal):
+    text = _text(raw)
+    number = _number(text) if text else None
+    if not isinstance(number, Decimal) or not number.is_finite() or abs(number.adjusted()) > _LARGEST_EXPONENT:
         return None
-    try:
-        number = Decimal(raw)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number.adjusted()) <= _LARGEST_EXPONENT else None
+    return number
 
 
 def _whole(raw: object) -> int | None:
@@ -149,45 +148,43 @@ def _whole(raw: object) -> int | None:
     return int(number) if number is not None and number == number.to_integral_value() else None
 
 
-def _moment(raw: object) -> datetime | None:
-    """Read a point in time; the seventh digit of a fraction is cut, a zone left out is UTC (upstream.md 1)."""
+def _datetime(raw: object) -> datetime | None:
+    """Read a time; the seventh digit of a fraction is cut, a missing zone is UTC (upstream.md 1)."""
     if not isinstance(raw, str) or "T" not in raw:
         return None
     try:
-        moment = datetime.fromisoformat(raw)
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        found = datetime.fromisoformat(raw)
+        found = found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return None
-    return moment if moment.year > 1 else None  # year 1 is how Business Central's services write "no time"
+    return found if found.year > 1 else None  # Business Central writes "no time" as year 1
 
 
-def _day(raw: object) -> date | None:
-    try:
-        day = date.fromisoformat(raw) if isinstance(raw, str) else None
-    except ValueError:
-        return None
-    return day if day is not None and day.year > 1 else None
+def _date(raw: object) -> date | None:
+    with suppress(TypeError, ValueError):
+        day = date.fromisoformat(raw)  # type: ignore[arg-type]  # anything but a string is a TypeError
+        return day if day.year > 1 else None
+    return None
 
 
-def _clock_time(raw: object) -> time | None:
-    try:
-        return time.fromisoformat(raw) if isinstance(raw, str) else None
-    except ValueError:
-        return None
+def _time(raw: object) -> time | None:
+    with suppress(TypeError, ValueError):
+        return time.fromisoformat(raw)  # type: ignore[arg-type]  # anything but a string is a TypeError
+    return None
 
 
 _Reader = Callable[[object], Any]
 _READER_OF: dict[object, _Reader] = {
-    Guid: _demanded_guid,
-    str: _demanded_text,
+    Guid: _required_guid,
+    str: _required_text,
     str | None: _text,
     SecretStr | None: _secret,
     bool: lambda raw: raw is True,
     int | None: _whole,
     Decimal | None: _decimal,
-    datetime | None: _moment,
-    date | None: _day,
-    time | None: _clock_time,
+    datetime | None: _datetime,
+    date | None: _date,
+    time | None: _time,
 }
 
 

@@ -1,13 +1,8 @@
-"""The order as getOrder answers it: what the guest bought, and the wallets, tickets and coupons that came of it.
+"""The answers of the Channel Manager as values: orders (upstream.md 1), pages of summaries (6), subscriptions (3).
 
-Fields and their meaning: upstream.md 1. Values are frozen, money is Decimal, times are aware, what is not there is
-None or (). Printing any of it shows no person and no ticket (`wire.Part`).
-
-Pages of order summaries, for finding what no event told of (upstream.md 6).
-
-The subscription that makes upstream send us events (upstream.md 3).
-
-Upstream shows the clientState of every subscription to whoever lists them, so it becomes a secret as it is read.
+Values are frozen, money is Decimal, times are aware, an absent field is None or (). Their repr shows no person and no
+ticket (decode.Part). Upstream shows the clientState of every subscription to whoever lists them: it becomes a secret
+when it is read.
 """
 
 from __future__ import annotations
@@ -23,12 +18,17 @@ from pydantic import SecretStr
 from app.errors import UnreadableAnswer
 from app.upstream.decode import Guid, Part, build, build_all, canonical, decode
 
+EVENT_NAME = "ota_cm_order_processed"
+EVENT_VERSION = "1.0"
+
 UNSETTLED = frozenset({"Submitted", "Scheduled", "Processing"})
-"""The words for "still working"."""
+"""The statuses in which upstream still works on the order."""
+
+_LARGEST_PAGE = 20_000  # upstream's own limit (upstream.md 5)
 
 
 class Asset(Part, frozen=True):
-    """A ticket or a coupon in a wallet; `type` tells which."""
+    """A ticket or a coupon in a wallet, by `type`."""
 
     shown = ("type", "item_number")
 
@@ -95,10 +95,8 @@ class Item(Part, frozen=True):
     wallets: tuple[Wallet, ...] = ()
 
 
-class Order(Part, frozen=True):
-    """One order; `status` is the word as sent, known or not."""
-
-    shown = ("order_id", "status", "items")
+class Header(Part, frozen=True):
+    """What an order and its row in the list have in common; `status` is as sent, known or not."""
 
     order_id: Guid
     status: str
@@ -113,27 +111,34 @@ class Order(Part, frozen=True):
     received_at: datetime | None = None
     job_id: str | None = None
     manifest_url: str | None = None
+
+
+class Order(Header, frozen=True):
+    """One order with its lines."""
+
+    shown = ("order_id", "status", "items")
+
     items: tuple[Item, ...] = ()
 
     @property
     def settled(self) -> bool:
-        """Return whether upstream has finished with the order for now.
+        """Return whether upstream has finished its work on the order.
 
-        An unknown status counts as settled: the words for "still working" are known, and waiting for a word we do
-        not understand to change would end a paid order in a dead letter. A later settlement brings its own event.
+        An unknown status counts as settled: waiting for it to change would end a paid order in a dead letter. A later
+        settlement brings its own event.
         """
         return self.status not in UNSETTLED
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Return what the venue and the partner call it, as far as they do."""
+        """Return the references that the venue and the partner have given the order."""
         return tuple(filter(None, (self.buy_from_order_reference, self.sell_to_order_reference)))
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Return the e-mail addresses of the order and of its lines, each once."""
-        told = (self.sell_to_email, *(item.sell_to_email for item in self.items))
-        return tuple(dict.fromkeys(filter(None, told)))
+        found = (self.sell_to_email, *(item.sell_to_email for item in self.items))
+        return tuple(dict.fromkeys(filter(None, found)))
 
     @property
     def wallets(self) -> tuple[Wallet, ...]:
@@ -151,49 +156,16 @@ class Order(Part, frozen=True):
         return tuple(coupon for wallet in self.wallets for coupon in wallet.coupons)
 
 
-def parse_order(raw: bytes) -> Order:
-    """Return the order in the body of an answer.
-
-    Raises UnreadableAnswer, and nothing else, if it is no JSON object with an orderId and a status.
-    """
-    return build(Order, decode(raw))
-
-
-def digest(raw: bytes) -> str:
-    """Return 64 hex digits that stay the same as long as the content of the body does.
-
-    Neither white space, nor the order of keys, nor 200 against 200.0 changes it.
-    Raises UnreadableAnswer, and nothing else, if the body is no JSON.
-    """
-    return sha256(canonical(raw)).hexdigest()
-
-
-_LARGEST_PAGE = 20_000  # upstream's own limit (upstream.md 5)
-
-
-class Summary(Part, frozen=True):
+class Summary(Header, frozen=True):
     """One row of the list: an order without its items. `row_version` is there only in sync mode."""
 
     shown = ("order_id", "status", "row_version")
 
-    order_id: Guid
-    status: str
-    status_message: str | None = None
-    partner_id: str | None = None
-    sell_to_order_reference: str | None = None
-    buy_from_order_reference: str | None = None
-    sell_to_email: str | None = None
-    sell_to_name: str | None = None
-    sell_to_language: str | None = None
-    payment_reference: str | None = None
-    received_at: datetime | None = None
-    job_id: str | None = None
-    manifest_url: str | None = None
     row_version: int | None = None
 
 
 class Page(Struct, frozen=True, kw_only=True):
-    """Some rows, the key of the page after this one (None on the last), and how many rows could not be read."""
+    """The rows of one page, the key of the next page (None on the last), and how many rows could not be read."""
 
     rows: tuple[Summary, ...]
     next_key: str | None
@@ -201,14 +173,14 @@ class Page(Struct, frozen=True, kw_only=True):
 
     @property
     def row_version(self) -> int | None:
-        """Return the highest row version on this page: where the next look may begin once this page is stored."""
+        """Return the highest row version on this page, None if the rows have none."""
         return max((row.row_version for row in self.rows if row.row_version is not None), default=None)
 
 
 class ListQuery(Struct, frozen=True, kw_only=True):
-    """Which orders to list, and how many rows a page has.
+    """Which orders to list, and how many rows one page has.
 
-    `since_row_version` asks for every order *changed* after that row version, 0 for all: only this finds a confirmed,
+    `since_row_version` lists every order *changed* after that row version, 0 for all: only this finds a confirmed,
     cancelled or replaced order (upstream.md 6). Raises ValueError for a page size that upstream does not know.
     """
 
@@ -227,32 +199,6 @@ class ListQuery(Struct, frozen=True, kw_only=True):
         changed = {} if self.since_row_version is None else {"sync": "true", "lastRowVersion": self.since_row_version}
         key = {"pageKey": page_key} if page_key else {}
         return urlencode({**changed, "pageSize": self.page_size, **key}, quote_via=quote)
-
-
-def parse_page(raw: bytes) -> Page:
-    """Return the page in the body of an answer, be it a page wrapper or a plain list (upstream.md 6).
-
-    Raises UnreadableAnswer if it is neither.
-    """
-    tree = decode(raw)
-    wrapper = tree if isinstance(tree, dict) else {"data": tree}
-    data, key = wrapper.get("data"), wrapper.get("nextPageKey")
-    if not isinstance(data, list):
-        raise UnreadableAnswer("unreadable_answer")
-    rows = tuple(row for row in map(_row, data) if row is not None)
-    last = wrapper.get("morePages") is False or not isinstance(key, str) or not key
-    return Page(rows=rows, next_key=None if last else key, unreadable=len(data) - len(rows))
-
-
-def _row(raw: object) -> Summary | None:
-    try:
-        return build(Summary, raw)
-    except UnreadableAnswer:  # one bad row must not hide the others
-        return None
-
-
-EVENT_NAME = "ota_cm_order_processed"
-EVENT_VERSION = "1.0"
 
 
 class Subscription(Part, frozen=True):
@@ -277,6 +223,38 @@ class Subscription(Part, frozen=True):
         return self.subscription_state == "Active"
 
 
+def parse_order(raw: bytes) -> Order:
+    """Return the order in the body of an answer.
+
+    Raises UnreadableAnswer, and nothing else, if it is no JSON object with an orderId and a status.
+    """
+    return build(Order, decode(raw))
+
+
+def digest(raw: bytes) -> str:
+    """Return 64 hex digits that stay the same as long as the content of the body does.
+
+    Neither white space, nor the order of keys, nor 200 against 200.0 changes it.
+    Raises UnreadableAnswer, and nothing else, if the body is no JSON.
+    """
+    return sha256(canonical(raw)).hexdigest()
+
+
+def parse_page(raw: bytes) -> Page:
+    """Return the page in the body of an answer, be it a page wrapper or a plain list (upstream.md 6).
+
+    Raises UnreadableAnswer if it is neither.
+    """
+    tree = decode(raw)
+    wrapper = tree if isinstance(tree, dict) else {"data": tree}
+    data, key = wrapper.get("data"), wrapper.get("nextPageKey")
+    if not isinstance(data, list):
+        raise UnreadableAnswer("unreadable_answer")
+    rows = tuple(row for row in map(_row, data) if row is not None)
+    last = wrapper.get("morePages") is False or not isinstance(key, str) or not key
+    return Page(rows=rows, next_key=None if last else key, unreadable=len(data) - len(rows))
+
+
 def parse_subscriptions(raw: bytes) -> tuple[Subscription, ...]:
     """Return the subscriptions in the body of an answer, be it `{"value": [...]}` or a plain list.
 
@@ -295,3 +273,10 @@ def parse_created(raw: bytes) -> Subscription:
     NaviPartner documents a body, Microsoft's API underneath answers 201 without one (upstream.md 3).
     """
     return build(Subscription, decode(raw) if raw.strip() else {})
+
+
+def _row(raw: object) -> Summary | None:
+    try:
+        return build(Summary, raw)
+    except UnreadableAnswer:  # one bad row must not hide the others
+        return None

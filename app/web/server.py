@@ -253,6 +253,10 @@ class Server(uvicorn.Server):
 
     async def _stop_listening(self) -> None:
         """Close the port, but serve the connections that wait to be accepted: the kernel would reset them."""
+
+        def connection() -> Connection:
+            return Connection(self.config, self.server_state, self.lifespan.state)
+
         loop = asyncio.get_running_loop()
         for server in self.servers:
             for listener in server.sockets:
@@ -260,11 +264,8 @@ class Server(uvicorn.Server):
                     own.setblocking(False)
                     while True:
                         waiting, _ = own.accept()
-                        await loop.connect_accepted_socket(self._connection, waiting)
+                        await loop.connect_accepted_socket(connection, waiting)
             server.close()
-
-    def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state)
 
 
 def _connection_limit() -> int:

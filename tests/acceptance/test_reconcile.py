@@ -26,7 +26,7 @@ def test_a_wrong_client_state_in_the_settings_costs_no_order(bare: Service) -> N
     assert (alert["company"], alert["items"], alert["level"]) == (bare.company_id, 1, "error")
     assert "ota-receiver check" in alert["advice"]
     (ran,) = bare.log("worker", "reconcile.finished")
-    assert (ran["cause"], ran["outcome"], ran["queued"]) == ("asked", "complete", 1)
+    assert (ran["cause"], ran["outcome"], ran["queued"]) == ("rejected_events", "complete", 1)
 
 
 def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alert(bare: Service) -> None:

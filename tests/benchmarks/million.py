@@ -234,14 +234,8 @@ def _print(plan: Plan, filled: float, same: int, memory: list[Memory], work: lis
     console.print(sizes)
     costs = Table("command", "lines", "calls", "Redis ms", "longest ms", "wall ms")
     for cost in work:
-        figures = (
-            f"{cost.lines:,}",
-            f"{cost.calls:,}",
-            f"{cost.redis:,.1f}",
-            f"{cost.longest:.2f}",
-            f"{cost.wall:,.0f}",
-        )
-        costs.add_row(cost.command, *figures)
+        figures = (cost.lines, cost.calls, cost.redis, cost.longest, cost.wall)
+        costs.add_row(cost.command, *(f"{figure:,}" for figure in figures))
     console.print(costs)
 
 

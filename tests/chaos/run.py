@@ -122,7 +122,7 @@ class Result:
 
     @property
     def per_settlement(self) -> float:
-        """Return the good getOrder answers a settlement; savings of coalescing on one order offset no other order."""
+        """Return the good getOrder answers per settlement; a coalesced order does not offset another's surplus."""
         return 1 + self.found.surplus / self.sent
 
     @property
@@ -137,7 +137,7 @@ class Result:
                 self.fetched_after is not None and self.fetched_after <= FETCHED_WITHIN,
             ),
             (
-                f"at most {ANSWERS_PER_SETTLEMENT} good getOrder answers a settlement",
+                f"at most {ANSWERS_PER_SETTLEMENT} good getOrder answers per settlement",
                 self.per_settlement <= ANSWERS_PER_SETTLEMENT,
             ),
             ("every kill of the plan was done", self.done == Counter(kill.kind for kill in self.plan.kills)),

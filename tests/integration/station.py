@@ -22,7 +22,8 @@ from app.reconcile.compare import Comparison
 from app.reconcile.run import Listing, Reconcile, Report, Share
 from app.reconcile.state import Checkpoint
 from app.settings import Company
-from app.upstream.client import ChannelManager, open_http
+from app.upstream.client import ChannelManager
+from app.upstream.transport import DeadlineTransport
 
 MINUTE: Final = 60_000
 PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
@@ -124,7 +125,7 @@ def station(redis: Redis, url: str, tenant: str, company_id: str) -> Iterator[St
         np_partner_id=PARTNER,
         client_state=SecretStr("canary-client-state"),
     )
-    with open_http(5) as http:
+    with DeadlineTransport(5) as http:
         yield Station(redis, company, ChannelManager(http, company, "2026-08-21", url))
 
 

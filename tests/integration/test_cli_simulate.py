@@ -1,4 +1,4 @@
-"""`simulate`: right receivers pass, and those that lose, believe or repeat are found out, by id."""
+"""`simulate` passes a correct receiver and names each order that a wrong one loses, forges or fetches twice."""
 
 from __future__ import annotations
 
@@ -31,27 +31,21 @@ MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5
 
 
 def simulate(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "app.cli", "simulate", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=90,
-        cwd=cwd,
-    )
+    command = [sys.executable, "-m", "app.cli", "simulate", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, cwd=cwd)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended
 
 
-async def says_yes(scope: Scope, receive: Receive, send: Send) -> None:
+async def acknowledges_all(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer 200 and do nothing."""
     if scope["type"] == "http":
         await Request(scope, receive).body()
         await JSONResponse({})(scope, receive, send)
 
 
-async def believes_all(scope: Scope, receive: Receive, send: Send) -> None:
-    """Fetch whatever an event names, as often as one does, and whoever sent it."""
+async def fetches_all(scope: Scope, receive: Receive, send: Send) -> None:
+    """Fetch the order of each event, repeats and forged ones included."""
     if scope["type"] != "http":
         return
     tree = await Request(scope, receive).json()
@@ -70,7 +64,7 @@ def _fetch(order_ids: Sequence[str]) -> None:
 
 @contextmanager
 def receiver(name: str, sandbox_port: int, folder: Path) -> Iterator[str]:
-    """Run one of the apps above and return where it listens."""
+    """Run one of the apps above and return its URL."""
     port = free_port()
     argv = [sys.executable, "-m", "uvicorn", f"{__name__}:{name}", "--port", str(port), "--lifespan", "off"]
     env = {**os.environ, **receiver_settings(sandbox_port)}
@@ -79,28 +73,16 @@ def receiver(name: str, sandbox_port: int, folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/hook"
 
 
-def tried(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
+def simulated(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
     """Return the exit code and the report of a simulation against one of the apps above."""
     port = free_port()
     with receiver(name, port, folder) as url:
-        ended = simulate(
-            "--url",
-            url,
-            "--sandbox-port",
-            str(port),
-            "--orders",
-            "20",
-            *MISBEHAVIOUR,
-            "--burst",
-            "--patience",
-            "1",
-            "--json",
-        )
+        options = f"--url {url} --sandbox-port {port} --orders 20 --burst --patience 1 --json"
+        ended = simulate(*options.split(), *MISBEHAVIOUR)
     return ended.returncode, json.loads(ended.stdout)
 
 
-def test_everything_on_the_laptop_comes_out_right(tmp_path: Path) -> None:
-    """60 orders with every misbehaviour: about 10 s, most of it for starting the processes."""
+def test_the_receiver_fetches_every_order_despite_all_misbehaviour(tmp_path: Path) -> None:
     ended = simulate("--orders", "60", *MISBEHAVIOUR, "--burst", "--json", cwd=tmp_path)
 
     report = json.loads(ended.stdout)
@@ -116,8 +98,7 @@ def test_everything_on_the_laptop_comes_out_right(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_running_receiver_with_the_printed_settings_comes_out_right(own_valkey: Valkey, tmp_path: Path) -> None:
-    """The sandbox of the simulation is its Channel Manager; about 8 s."""
+def test_a_running_receiver_with_the_printed_settings_passes(own_valkey: Valkey, tmp_path: Path) -> None:
     sandbox_port, port = free_port(), free_port()
     printed = simulate("--settings", "--sandbox-port", str(sandbox_port)).stdout
     given = dict(line.replace("'", "").split("=", 1) for line in printed.splitlines())
@@ -137,32 +118,30 @@ def test_a_running_receiver_with_the_printed_settings_comes_out_right(own_valkey
         )
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "Every id is right." in ended.stdout
-    assert "30, 1 a settlement" in ended.stdout
+    assert "All orders are right." in ended.stdout
+    assert "30, 1 per settlement" in ended.stdout
 
 
-def test_a_receiver_that_says_yes_and_does_nothing_is_found_out(tmp_path: Path) -> None:
-    code, report = tried("says_yes", tmp_path)
+def test_a_receiver_that_acknowledges_and_fetches_nothing_fails(tmp_path: Path) -> None:
+    code, report = simulated("acknowledges_all", tmp_path)
 
     assert (code, report["acknowledged"], report["get_orders"]) == (1, 22, 0)
     problems = {one["order_id"]: one["problems"] for one in report["wrong"]}
     lost = "acknowledged, but never fetched (0 getOrders without an order)"
     assert sum(one == [lost] for one in problems.values()) == 20
-    assert ["forged, and answered as if it were true"] in problems.values()
+    assert ["forged, but acknowledged"] in problems.values()
 
 
-def test_a_receiver_that_believes_and_repeats_is_found_out(tmp_path: Path) -> None:
-    """Each repeat costs it a getOrder more, and so does each forged event."""
-    code, report = tried("believes_all", tmp_path)
+def test_a_receiver_that_fetches_repeats_and_forged_events_fails(tmp_path: Path) -> None:
+    code, report = simulated("fetches_all", tmp_path)
 
     problems = [text for one in report["wrong"] for text in one["problems"]]
     assert (code, problems.count("2 getOrders for one settlement")) == (1, 2)
-    assert "forged, and fetched" in problems
+    assert "forged, but fetched" in problems
     assert report["orders_fetched"] == 20
 
 
-def test_the_wrong_ids_are_shown_to_people_too(tmp_path: Path) -> None:
-    """What was never acknowledged is not waited for."""
+def test_events_that_are_never_acknowledged_are_listed(tmp_path: Path) -> None:
     port = free_port()
     with receiver("missing", port, tmp_path) as url:
         ended = simulate("--url", url, "--sandbox-port", str(port), "--orders", "2", "--seed", "5", "--patience", "1")
@@ -172,28 +151,28 @@ def test_the_wrong_ids_are_shown_to_people_too(tmp_path: Path) -> None:
 
 
 async def missing(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 404, as a receiver with another path."""
+    """Answer 404, as a receiver with another path does."""
     if scope["type"] == "http":
         await JSONResponse({}, 404)(scope, receive, send)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--url", "https://hooks.example.com/hook"), "--beyond-loopback"),
-        (("--url", "hooks.example.com"), "no http(s) address"),
-        (("--burst", "--rate", "5/s"), "--burst is all at once"),
+        (("--url", "hooks.example.com"), "must start with http"),
+        (("--burst", "--rate", "5/s"), "--burst sends all at once"),
         (("--duplicates", "120%"), "is not a share"),
         (("--rate", "0/s"), "is not a rate"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str) -> None:
     ended = simulate(*arguments)
 
-    assert (ended.returncode, said in ended.stderr, ended.stdout) == (2, True, "")
+    assert (ended.returncode, message in ended.stderr, ended.stdout) == (2, True, "")
 
 
-def test_a_taken_sandbox_port_is_told(tmp_path: Path) -> None:
+def test_a_taken_sandbox_port_is_named(tmp_path: Path) -> None:
     port = free_port()
     with receiver("missing", port, tmp_path) as url:
         ended = simulate("--url", url, "--sandbox-port", url.partition("//127.0.0.1:")[2].partition("/")[0])
@@ -202,10 +181,7 @@ def test_a_taken_sandbox_port_is_told(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
-    """Pressed twice, as impatient people do, and while the last part is just being started; about 5 s.
-
-    A part that was started and not yet held is no longer stopped in order, but dies with its parent: a moment later.
-    """
+    """Pressed twice while the last part starts; that part dies with its parent, a moment later."""
     argv = [sys.executable, "-m", "app.cli", "simulate", "--rate", "1/s"]
     with Process.start(argv, cwd=tmp_path, log=tmp_path / "out") as process:
         eventually(lambda: len(children(process.pid)) == 4, 30, what="all parts were started")
@@ -218,7 +194,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
         assert "Traceback" not in process.output
 
 
-def test_without_app_dev_as_in_the_image_it_says_what_it_needs(tmp_path: Path) -> None:
+def test_without_app_dev_as_in_the_image_it_names_what_it_needs(tmp_path: Path) -> None:
     for name in ("app", "workers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("dev", "__pycache__"))
 

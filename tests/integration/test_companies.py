@@ -1,4 +1,4 @@
-"""One service for several venues: each one's sender proves itself with its own secret, for its own orders only."""
+"""One service for several companies: each secret is valid only for the orders of its own company."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[We
 
 @pytest.fixture(autouse=True)
 def kept(redis_client: Redis) -> Kept:
-    """What each test leaves in a Redis that was empty when it began."""
+    """The data that a test leaves in a Redis that was empty before."""
     return Kept(redis_client)
 
 
@@ -66,7 +66,7 @@ def of_zoo(order_id: str | None = None, **changes: Any) -> dict[str, Any]:
     return item(order_id, **{"companyId": ZOO, "clientState": ZOO_SECRET, **changes})
 
 
-def test_one_post_may_hold_events_of_several_companies_and_names(web: Web, kept: Kept) -> None:
+def test_one_post_may_contain_events_of_several_companies_and_names(web: Web, kept: Kept) -> None:
     order = str(uuid4())
     receipt = web.deliver(
         of_museum(order),
@@ -96,22 +96,22 @@ def test_one_post_may_hold_events_of_several_companies_and_names(web: Web, kept:
     [of_museum(clientState=ZOO_SECRET), of_zoo(clientState=MUSEUM_SECRET), of_museum(clientState=ZOO_FORMER_SECRET)],
     ids=["zoo-for-museum", "museum-for-zoo", "former-zoo-for-museum"],
 )
-def test_a_company_s_id_with_the_other_s_secret_is_refused(web: Web, kept: Kept, forged: dict[str, Any]) -> None:
+def test_an_event_with_the_secret_of_another_company_is_refused(web: Web, kept: Kept, forged: dict[str, Any]) -> None:
     answer = web.post({"values": [forged]})
 
     assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
     assert kept.is_empty()
 
 
-def test_a_forged_item_between_good_ones_is_put_aside(web: Web, kept: Kept) -> None:
+def test_a_forged_item_among_good_ones_is_invalid(web: Web, kept: Kept) -> None:
     receipt = web.deliver(of_museum(), of_museum(clientState=ZOO_SECRET), of_zoo())
 
     assert (receipt["queued"], receipt["invalid_items"]) == (2, {"unauthenticated": 1})
     assert {event["company"] for event in kept.events()} == {MUSEUM, ZOO}
 
 
-def test_a_company_cannot_touch_the_other_s_order_with_its_own_good_secret(web: Web, kept: Kept) -> None:
-    """Neither delay it, nor share its fetch, nor pass for its duplicate."""
+def test_an_event_cannot_affect_the_order_of_another_company(web: Web, kept: Kept) -> None:
+    """Equal order ids: it neither delays that order, nor shares its fetch, nor counts as its duplicate."""
     theirs = of_zoo()
     order_id = theirs["payload"]["orderId"]
     web.deliver(theirs)
@@ -126,7 +126,7 @@ def test_a_company_cannot_touch_the_other_s_order_with_its_own_good_secret(web: 
     assert web.deliver(theirs)["duplicates"] == 1
 
 
-def test_the_name_of_the_secret_that_matched_is_kept_per_company(web: Web, kept: Kept) -> None:
+def test_the_name_of_the_matching_secret_is_recorded_per_company(web: Web, kept: Kept) -> None:
     web.deliver(of_museum(), of_zoo(clientState=ZOO_FORMER_SECRET), of_zoo())
 
     counters = kept.counters()

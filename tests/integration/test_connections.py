@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from redis import Redis
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.server import ServerState
 
@@ -22,6 +21,8 @@ from app.web import server
 from tests.eventually import eventually
 from tests.integration.webserver import HOOK, Kept, Web, item, serving, settings_of_one_company
 from tests.integration.wire import good, post, read_all, read_answer, rss_kb, statuses, talk
+
+pytestmark = pytest.mark.usefixtures("redis_client")
 
 # `serve` with short time-outs and few connections.
 HASTY = """
@@ -54,11 +55,6 @@ def hasty(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     settings = settings_of_one_company(valkey.url)
     with serving(tmp_path_factory.mktemp("hasty"), settings, [sys.executable, "-c", HASTY]) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def kept(redis_client: Redis) -> Kept:
-    return Kept(redis_client)
 
 
 @pytest.fixture

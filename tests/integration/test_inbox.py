@@ -26,11 +26,6 @@ ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
 NOW = 1_800_000_000_000
 
 
-@pytest.fixture
-def kept(redis_client: Redis) -> Kept:
-    return Kept(redis_client)
-
-
 @asynccontextmanager
 async def inbox(url: str, *, now: int = NOW, dedup_days: int = 7, event_days: int = 90) -> AsyncIterator[Inbox]:
     """Open an inbox for one event loop; a call that hangs ends with an error."""

@@ -1,4 +1,4 @@
-"""What can never succeed ends in the dead letters after bounded tries, with its reason, and holds nobody up."""
+"""An order that can never succeed becomes a dead letter after a bounded number of attempts and delays no other."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bench(redis_url: str, sandbox: Sandbox, shop: Taking) -> Iterator[Workbench]
     ],
     ids=["400", "rubbish", "truncated", "another order", "404"],
 )
-def test_an_order_whose_answer_is_always_bad(
+def test_an_order_with_a_permanently_bad_answer_becomes_a_dead_letter(
     bench: Workbench, shop: Taking, fault: dict[str, Any], reason: str, calls: int | None
 ) -> None:
     poison, *others = bench.issue(4)
@@ -53,14 +53,16 @@ def test_an_order_whose_answer_is_always_bad(
     assert sorted(shop.taken) == sorted(order.order_id for order in others)
     bench.later(DAY)
 
-    assert (bench.field(poison, "dead"), bench.owed(), bench.dead()) == (reason, 0, 1)
+    assert (bench.field(poison, "dead"), bench.pending(), bench.dead()) == (reason, 0, 1)
     made = len(bench.calls) - len(others)
     assert made == calls if calls else made < 20
     assert poison.order_id not in shop.called
 
 
-def test_an_order_that_upstream_never_answers_for_while_it_answers_for_others(bench: Workbench, shop: Taking) -> None:
-    """Five failures in a row would open the breaker for all: the answers for others come between."""
+def test_an_order_with_a_permanent_500_becomes_a_dead_letter_while_others_are_fetched(
+    bench: Workbench, shop: Taking
+) -> None:
+    """Answers for other orders keep the breaker closed: it opens after five failures in a row."""
     poison, *others = bench.issue(4)
     bench.fault(order_id=poison.order_id, kind="status", status=500)
 
@@ -81,8 +83,10 @@ class Refused(Exception):
 @pytest.mark.parametrize(
     "error", [Refused, SystemExit, KeyboardInterrupt, TimeoutError], ids=lambda kind: kind.__name__
 )
-def test_an_order_that_the_sink_always_refuses(bench: Workbench, shop: Taking, error: type[BaseException]) -> None:
-    """Whatever the sink raises: bounded tries, no second getOrder, and a reason that names the type alone."""
+def test_a_delivery_that_the_sink_always_refuses_becomes_a_dead_letter(
+    bench: Workbench, shop: Taking, error: type[BaseException]
+) -> None:
+    """Whatever the sink raises: bounded attempts, one getOrder, and a reason that names only the type."""
 
     def refuse(order_id: str) -> None:
         if order_id == poison.order_id:
@@ -98,16 +102,16 @@ def test_an_order_that_the_sink_always_refuses(bench: Workbench, shop: Taking, e
     assert bench.field(poison, "shop:dead") == error.__name__
     assert shop.called.count(poison.order_id) == len(policy.RETRY_WAITS) + 1
     assert len(bench.calls) == 4
-    assert (bench.owed(), bench.redis.zcard(keys.DEAD_DELIVERIES), bench.dead()) == (0, 1, 0)
+    assert (bench.pending(), bench.redis.zcard(keys.DEAD_DELIVERIES), bench.dead()) == (0, 1, 0)
     assert "canary" not in repr(bench.history(poison))
 
 
-def test_an_order_that_is_not_there_at_all(bench: Workbench, shop: Taking) -> None:
+def test_an_order_that_does_not_exist_becomes_a_dead_letter(bench: Workbench, shop: Taking) -> None:
     others = bench.issue(3)
     ghost = others[0]._replace(order_id="ffffffff-ffff-ffff-ffff-ffffffffffff")
     bench.hear(ghost)
 
     bench.later(DAY)
 
-    assert (bench.field(ghost, "dead"), bench.owed()) == ("order_missing", 0)
+    assert (bench.field(ghost, "dead"), bench.pending()) == ("order_missing", 0)
     assert len(shop.taken) == len(others)

@@ -1,11 +1,11 @@
-"""Processes that a test or a laptop starts must end with it, however it ends."""
+"""Started programs end with the process that started them."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def test_a_program_dies_with_a_killed_parent(tmp_path: Path, child: str) -> None
 
         os.kill(parent.pid, signal.SIGKILL)
 
-        eventually(lambda: not is_running(pid), what=f"the {child} child is gone")
+        eventually(lambda: not is_running(pid), what=f"the {child} child has ended")
 
 
 def test_stop_kills_a_program_that_ignores_sigterm_and_its_children(tmp_path: Path) -> None:
@@ -62,10 +62,10 @@ def test_stop_kills_a_program_that_ignores_sigterm_and_its_children(tmp_path: Pa
 
         assert deaf.stop(within=0.2) == -signal.SIGKILL
 
-        eventually(lambda: not is_running(child), what="the child is gone")
+        eventually(lambda: not is_running(child), what="the child has ended")
 
 
-def test_stop_lets_a_program_end_in_good_order_even_when_it_is_frozen(tmp_path: Path) -> None:
+def test_stop_lets_a_frozen_program_end_cleanly(tmp_path: Path) -> None:
     code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('up'); signal.pause()"
     with Process.start(python(code), log=tmp_path / "log") as program:
         program.wait_for_line("up", 10)
@@ -75,7 +75,7 @@ def test_stop_lets_a_program_end_in_good_order_even_when_it_is_frozen(tmp_path: 
         assert program.stop() == 7
 
 
-def test_waiting_sees_only_what_this_start_wrote(tmp_path: Path) -> None:
+def test_waiting_reads_only_the_output_of_this_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("ready: an earlier start\n")
     with Process.start(python("print('ready: this start')"), log=log) as program:
@@ -83,8 +83,7 @@ def test_waiting_sees_only_what_this_start_wrote(tmp_path: Path) -> None:
         assert program.output == "ready: this start\n"
 
 
-def test_half_a_line_is_not_taken_for_a_line(tmp_path: Path) -> None:
-    """A reader that is quick would otherwise get half a JSON object."""
+def test_waiting_returns_whole_lines_only(tmp_path: Path) -> None:
     with Process.start(python(SLOW_WRITER), log=tmp_path / "log") as program:
         program.wait_until(lambda: program.output == "ready: ", 10, "half a line")
         with pytest.raises(TimeoutError):
@@ -95,7 +94,7 @@ def test_half_a_line_is_not_taken_for_a_line(tmp_path: Path) -> None:
         assert program.wait_for_line("ready", 10) == "ready: now"
 
 
-def test_the_end_of_a_program_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_the_error_of_an_ended_program_shows_the_end_of_its_log(tmp_path: Path) -> None:
     with (
         Process.start(python("print('no such table'); raise SystemExit(3)"), log=tmp_path / "log") as program,
         pytest.raises(ProcessEnded, match=r"ended with 3 before.*\nno such table"),
@@ -111,31 +110,19 @@ def test_waiting_ends_at_the_deadline(tmp_path: Path) -> None:
             program.wait(0.05)
 
 
-def test_the_environment_is_the_one_that_was_given(tmp_path: Path) -> None:
+def test_a_program_gets_only_the_given_environment(tmp_path: Path) -> None:
     code = "import os; print(os.environ.get('HOME'), os.environ['COLOUR'])"
     with Process.start(python(code), env={"COLOUR": "green"}, log=tmp_path / "log") as program:
         assert program.wait(10) == 0
         assert program.output == "None green\n"
 
 
-def test_a_missing_program_is_an_error_at_once() -> None:
+def test_a_missing_program_is_an_error() -> None:
     with pytest.raises(FileNotFoundError, match="no-such-program"):
         Process.start(["no-such-program"])
 
 
-def test_a_start_from_a_side_thread_is_refused() -> None:
-    """The kernel would kill the program when that thread ends, long before the parent does."""
-    refused: list[str] = []
-
-    def attempt() -> None:
-        try:
-            Process.start(["sleep", "600"])
-        except RuntimeError as error:
-            refused.append(str(error))
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-
-    assert len(refused) == 1
-    assert "main thread" in refused[0]
+def test_a_start_outside_the_main_thread_is_refused() -> None:
+    """The kernel would kill the program when that thread ends."""
+    with ThreadPoolExecutor(1) as threads, pytest.raises(RuntimeError, match="main thread"):
+        threads.submit(Process.start, ["sleep", "600"]).result()

@@ -149,7 +149,7 @@ def test_an_answer_is_stored_and_delivered_once_whichever_step_redis_fails_at(
         bench.work()
 
         assert fault.happened
-        assert (len(bench.calls), bench.owed(), shop.taken) == (1, 0, [order.order_id])
+        assert (len(bench.calls), bench.pending(), shop.taken) == (1, 0, [order.order_id])
         assert stored_answers(bench, order) == 1
         assert {bench.field(order, name) for name in ("attempts", "crashes", "deferrals", "shop:crashes")} == {None}
 
@@ -162,7 +162,7 @@ def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sand
 
         bench.work()
 
-        assert (bench.field(order, "attempts"), bench.field(order, "lease"), bench.owed()) == ("1", None, 1)
+        assert (bench.field(order, "attempts"), bench.field(order, "lease"), bench.pending()) == ("1", None, 1)
 
 
 def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:
@@ -174,7 +174,7 @@ def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox,
 
         assert (bench.field(order, "attempts"), bench.field(order, "error")) == (None, "redis_unavailable")
         bench.later(60)
-        assert (len(bench.calls), bench.owed()) == (1, 0)
+        assert (len(bench.calls), bench.pending()) == (1, 0)
 
 
 def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
@@ -204,7 +204,7 @@ def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
 
         bench.work()
 
-        assert (len(bench.calls), bench.owed(), bench.field(order, "fetched_generation")) == (1, 0, "1")
+        assert (len(bench.calls), bench.pending(), bench.field(order, "fetched_generation")) == (1, 0, "1")
         assert new.hget(keys.record(order), "fetched_generation") == b"1"
 
 
@@ -224,7 +224,7 @@ def test_an_order_is_fetched_within_two_minutes_after_its_workers_machine_died(
 
         assert bench.field(order, "fetched_generation") == "1"
         bench.later(60)
-        assert (bench.owed(), order.order_id in shop.taken, stored_answers(bench, order)) == (0, True, 1)
+        assert (bench.pending(), order.order_id in shop.taken, stored_answers(bench, order)) == (0, True, 1)
 
 
 def test_a_job_that_was_lost_with_its_machine_is_replaced_after_grace(redis_url: str, sandbox: Sandbox) -> None:
@@ -234,4 +234,4 @@ def test_a_job_that_was_lost_with_its_machine_is_replaced_after_grace(redis_url:
 
         bench.later(120)
 
-        assert (bench.field(order, "fetched_generation"), bench.owed(), len(bench.calls)) == ("1", 0, 1)
+        assert (bench.field(order, "fetched_generation"), bench.pending(), len(bench.calls)) == ("1", 0, 1)

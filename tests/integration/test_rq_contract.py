@@ -1,12 +1,15 @@
-"""Our scripts write RQ's jobs by themselves: what they write must be what RQ writes, and what RQ's own tools work with.
+"""The internals of RQ that this service relies on, one test for each with its reason.
 
-The yardstick is a job that RQ's `Queue.enqueue` wrote with the same arguments, by the RQ that is installed.
+Our scripts write RQ's jobs: they must equal a job that `Queue.enqueue` of the installed RQ writes, and work with RQ's
+own tools. The worker and the pool rely on names and keys that RQ does not document.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +18,12 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from rq import Queue
+from rq import Queue, SimpleWorker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
+from rq.worker import WorkerStatus
 
 from app import bootstrap
 from app.dev.processes import Process
@@ -27,60 +31,62 @@ from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.environment import without_settings
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
+from workers.recovery import WorkerRecovery
 from workers.worker import FetchJob, FetchWorker, Stopwatch
 
 TIMES = {"created_at", "enqueued_at"}
+WORKER = "pool-live-1"
 
 
 @pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Scenario]:
+def scenario(redis_client: Redis) -> Iterator[Scenario]:
     with open_scenario(redis_client) as opened:
         yield opened
 
 
-def settled(stage: Scenario) -> None:
-    stage.settle()
+def settled(scenario: Scenario) -> None:
+    scenario.settle()
 
 
-def wanted(stage: Scenario) -> None:
-    stage.request()
+def requested(scenario: Scenario) -> None:
+    scenario.request()
 
 
-def wanted_backfill(stage: Scenario) -> None:
-    stage.request(queue="backfill")
+def requested_for_backfill(scenario: Scenario) -> None:
+    scenario.request(queue="backfill")
 
 
-def ticked(stage: Scenario) -> None:
-    stage.settle()
-    stage.redis.delete("rq:queue:live", "rq:queues", *stage.redis.keys("rq:job:*"))
-    stage.later(policy.GRACE / 1000)
-    assert stage.dispatch() == 1
+def dispatched(scenario: Scenario) -> None:
+    scenario.settle()
+    scenario.redis.delete("rq:queue:live", "rq:queues", *scenario.redis.keys("rq:job:*"))
+    scenario.later(policy.GRACE / 1000)
+    assert scenario.dispatch() == 1
 
 
-PUSHES = [settled, wanted, wanted_backfill, ticked]
+PUSHES = [settled, requested, requested_for_backfill, dispatched]
 
 
-def fetched(stage: Scenario, job_id: str) -> Job:
-    return Job.fetch(job_id, connection=stage.redis, serializer=JSONSerializer)
+def fetched(scenario: Scenario, job_id: str) -> Job:
+    return Job.fetch(job_id, connection=scenario.redis, serializer=JSONSerializer)
 
 
-def pushed(stage: Scenario, lane: str = LIVE) -> Job:
-    (job_id,) = queue(lane, stage.redis).job_ids
-    return fetched(stage, job_id)
+def pushed(scenario: Scenario, queue_name: str = LIVE) -> Job:
+    (job_id,) = queue(queue_name, scenario.redis).job_ids
+    return fetched(scenario, job_id)
 
 
-def hash_of(stage: Scenario, job: Job) -> dict[str, bytes | str]:
+def hash_of(scenario: Scenario, job: Job) -> dict[str, bytes | str]:
     """Return the fields of the job's hash as they stand in Redis."""
-    return {str(as_text(name)): value for name, value in stage.redis.hgetall(job.key).items()}
+    return {str(as_text(name)): value for name, value in scenario.redis.hgetall(job.key).items()}
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Scenario, push: Callable[[Scenario], None]) -> None:
-    push(stage)
-    lane = BACKFILL if push is wanted_backfill else LIVE
-    ours = pushed(stage, lane)
-    queues = stage.redis.smembers("rq:queues")
-    queue(lane, stage.redis).enqueue(
+def test_a_job_is_field_by_field_what_rq_itself_enqueues(scenario: Scenario, push: Callable[[Scenario], None]) -> None:
+    push(scenario)
+    queue_name = BACKFILL if push is requested_for_backfill else LIVE
+    ours = pushed(scenario, queue_name)
+    queues = scenario.redis.smembers("rq:queues")
+    queue(queue_name, scenario.redis).enqueue(
         FETCH_ORDER,
         args=tuple(ONE),
         job_timeout=policy.JOB_TIMEOUT,
@@ -89,8 +95,8 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Scenario, push: 
         description=DESCRIPTION,
         job_id="theirs",
     )
-    theirs = fetched(stage, "theirs")
-    our_hash, their_hash = hash_of(stage, ours), hash_of(stage, theirs)
+    theirs = fetched(scenario, "theirs")
+    our_hash, their_hash = hash_of(scenario, ours), hash_of(scenario, theirs)
 
     assert our_hash.keys() == their_hash.keys()
     for name in our_hash.keys() - {"data", *TIMES}:
@@ -102,63 +108,149 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(stage: Scenario, push: 
         at, like = str(as_text(our_hash[name])), str(as_text(their_hash[name]))
         assert re.sub(r"\d", "9", at) == re.sub(r"\d", "9", like)
         assert abs(utcparse(at) - utcparse(like)) < timedelta(minutes=1)
-    assert stage.redis.ttl(ours.key) == stage.redis.ttl(theirs.key) == -1
-    assert queues == stage.redis.smembers("rq:queues")
+    assert scenario.redis.ttl(ours.key) == scenario.redis.ttl(theirs.key) == -1
+    assert queues == scenario.redis.smembers("rq:queues")
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_seen_by_rqs_own_objects(stage: Scenario, push: Callable[[Scenario], None]) -> None:
-    push(stage)
-    lane = BACKFILL if push is wanted_backfill else LIVE
-    seen = Queue(lane, connection=stage.redis, serializer=JSONSerializer)
+def test_a_job_is_seen_by_rqs_own_objects(scenario: Scenario, push: Callable[[Scenario], None]) -> None:
+    push(scenario)
+    queue_name = BACKFILL if push is requested_for_backfill else LIVE
+    seen = Queue(queue_name, connection=scenario.redis, serializer=JSONSerializer)
 
     (job,) = seen.jobs
 
     assert (job.func_name, job.args, job.kwargs) == (FETCH_ORDER, list(ONE), {})
-    assert (job.get_status(), job.origin, job.description) == (JobStatus.QUEUED, lane, DESCRIPTION)
+    assert (job.get_status(), job.origin, job.description) == (JobStatus.QUEUED, queue_name, DESCRIPTION)
     assert (job.timeout, job.result_ttl, job.failure_ttl) == (policy.JOB_TIMEOUT, 0, FAILURE_TTL)
     assert (seen.count, seen.get_job_position(job.id)) == (1, 0)
-    assert [one.name for one in Queue.all(connection=stage.redis)] == [lane]
+    assert [one.name for one in Queue.all(connection=scenario.redis)] == [queue_name]
 
 
-def test_job_ids_are_never_used_twice(stage: Scenario) -> None:
-    """RQ deletes the hash with the first job of an id, and skips the second in silence."""
+def test_job_ids_are_never_used_twice(scenario: Scenario) -> None:
+    """RQ deletes the hash when the first job of an id ends, and skips the second without an error."""
     ids: list[str] = []
-    for push in (stage.settle, stage.request, stage.dispatch, stage.request, stage.settle):
-        stage.later(stage.due_in() or 0)
+    for push in (scenario.settle, scenario.request, scenario.dispatch, scenario.request, scenario.settle):
+        scenario.later(scenario.due_in() or 0)
         push()
-        ids += queue(LIVE, stage.redis).job_ids
-        stage.redis.delete("rq:queue:live")
-        stage.start(f"w{len(ids)}")
+        ids += queue(LIVE, scenario.redis).job_ids
+        scenario.redis.delete("rq:queue:live")
+        scenario.start(f"w{len(ids)}")
 
     assert len(ids) == len(set(ids)) == 5
 
 
-def test_the_job_hash_names_nothing_but_the_ids(stage: Scenario) -> None:
-    stage.settle()
+def test_the_job_hash_names_nothing_but_the_ids(scenario: Scenario) -> None:
+    scenario.settle()
 
-    texts = str(hash_of(stage, pushed(stage)))
+    texts = str(hash_of(scenario, pushed(scenario)))
 
     assert ("reference" in texts, "current" in texts, ONE.order_id in texts) == (False, False, True)
+
+
+def worker(scenario: Scenario, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
+    """Return a worker as the pool's children make it, in this process."""
+    made = kind(
+        [queue(LIVE, scenario.redis)],
+        name=WORKER,
+        connection=scenario.redis,
+        serializer=JSONSerializer,
+        job_class=FetchJob,
+    )
+    made.stopwatch = Stopwatch()
+    made.log_result_lifespan = False
+    return made
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Put back the signal handlers that a worker replaces."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
     "data", [b'["os.abort", null, [], {}]', b"not json", b"[]"], ids=["foreign", "unreadable", "too short"]
 )
-def test_a_job_that_is_not_ours_ends_without_running_anything(stage: Scenario, data: bytes) -> None:
-    """Neither its function nor a callback that its hash names: `os.abort` would end this process."""
-    stage.settle()
-    job = pushed(stage)
-    stage.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
-    worker = FetchWorker(
-        [queue(LIVE, stage.redis)], connection=stage.redis, serializer=JSONSerializer, job_class=FetchJob
-    )
-    worker.stopwatch = Stopwatch()
-    worker.log_result_lifespan = False
+@pytest.mark.usefixtures("signals")
+def test_rq_runs_a_job_through_the_functions_that_fetch_job_overrides(scenario: Scenario, data: bytes) -> None:
+    """A foreign job runs neither its function nor a callback that its hash names: `os.abort` would end this process."""
+    scenario.settle()
+    job = pushed(scenario)
+    scenario.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
 
-    worker.work(burst=True, logging_level="CRITICAL")
+    worker(scenario).work(burst=True, logging_level="CRITICAL")
 
-    assert (stage.waiting(), stage.redis.exists(job.key), stage.field("begun")) == (0, 0, None)
+    assert (scenario.waiting(), scenario.redis.exists(job.key), scenario.field("started_generation")) == (0, 0, None)
+
+
+class Killed(SystemExit):
+    """Ends a worker in the middle of a job, as a kill would."""
+
+
+class KilledWhenTaken(FetchWorker):
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        raise Killed
+
+
+class KilledWhenStarted(FetchWorker):
+    def perform_job(self, *arguments: object, **named: object) -> bool:
+        raise Killed
+
+
+@pytest.mark.parametrize("kind", [KilledWhenTaken, KilledWhenStarted])
+@pytest.mark.usefixtures("signals")
+def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
+    scenario: Scenario, kind: type[FetchWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ lists it in the intermediate queue, then in the worker's executions; RQ's own recovery takes minutes."""
+    # A killed worker does not unregister, which removes its executions.
+    monkeypatch.setattr(kind, "teardown", lambda self: None)
+    scenario.settle()
+    with pytest.raises(Killed):
+        worker(scenario, kind).work(burst=True, logging_level="CRITICAL")
+    assert scenario.due_in() == policy.GRACE / 1000
+
+    WorkerRecovery(scenario.redis, scenario.ledger, []).release(WORKER, "killed")
+
+    assert scenario.due_in() == 0
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_worker_has_no_thread_for_commands(scenario: Scenario) -> None:
+    """RQ starts it in `subscribe`; it would cost each worker a thread and a second connection."""
+    made = worker(scenario)
+
+    made.work(burst=True, logging_level="CRITICAL")
+
+    assert (made.pubsub, made.pubsub_thread) == (None, None)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_second_signal_does_not_cut_off_a_fetch(scenario: Scenario) -> None:
+    """RQ makes `request_force_stop` the handler when `request_stop` has run."""
+    made = worker(scenario)
+    made._install_signal_handlers()
+    made.set_state(WorkerStatus.BUSY)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    assert signal.getsignal(signal.SIGTERM) == made.request_force_stop
+    assert made._stop_requested
+
+
+def test_the_attributes_that_a_worker_sets_exist_in_rq() -> None:
+    """Python would accept the assignment of an attribute that RQ has renamed, and RQ would ignore it."""
+    assert {"log_result_lifespan", "max_connection_wait_time"} <= set(dir(SimpleWorker))
+
+
+def test_rq_logs_a_lost_connection_in_the_words_that_a_worker_drops() -> None:
+    """Each worker would repeat the line every few seconds; the pool logs the outage once."""
+    assert "could not connect to Redis instance" in inspect.getsource(SimpleWorker.dequeue_job_and_maintain_ttl)
 
 
 class TestTools:
@@ -188,30 +280,30 @@ class TestTools:
 
         return run
 
-    def test_rq_info_counts_our_jobs(self, stage: Scenario, rq: Callable[..., str]) -> None:
-        stage.settle()
-        stage.request(SAME_ID, "backfill")
+    def test_rq_info_counts_our_jobs(self, scenario: Scenario, rq: Callable[..., str]) -> None:
+        scenario.settle()
+        scenario.request(SAME_ID, "backfill")
 
-        told = rq("info", "--raw", "--only-queues")
+        output = rq("info", "--raw", "--only-queues")
 
-        assert "queue live 1," in told
-        assert "queue backfill 1," in told
+        assert "queue live 1," in output
+        assert "queue backfill 1," in output
 
-    def test_a_plain_rq_worker_works_the_job_off(self, stage: Scenario, rq: Callable[..., str]) -> None:
-        """Upstream refuses the connection: RQ sees success, and the order stays owed with a time of its own."""
-        stage.now = bootstrap.clock()
-        stage.settle()
-        job = pushed(stage)
+    def test_a_plain_rq_worker_works_the_job_off(self, scenario: Scenario, rq: Callable[..., str]) -> None:
+        """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own."""
+        scenario.now = bootstrap.clock()
+        scenario.settle()
+        job = pushed(scenario)
 
         rq("worker", "--burst", "--serializer", "rq.serializers.JSONSerializer", LIVE)
 
-        assert (stage.waiting(), stage.redis.exists(job.key)) == (0, 0)
-        assert len(FailedJobRegistry(LIVE, connection=stage.redis, serializer=JSONSerializer)) == 0
-        assert (stage.field("generation"), stage.field("fetched_generation"), stage.field("attempts")) == (
+        assert (scenario.waiting(), scenario.redis.exists(job.key)) == (0, 0)
+        assert len(FailedJobRegistry(LIVE, connection=scenario.redis, serializer=JSONSerializer)) == 0
+        assert (scenario.field("generation"), scenario.field("fetched_generation"), scenario.field("attempts")) == (
             "1",
             None,
             "1",
         )
-        due = stage.redis.zscore(keys.DUE, ONE.member)
+        due = scenario.redis.zscore(keys.DUE, ONE.member)
         assert due is not None
         assert due / 1000 > time.time()

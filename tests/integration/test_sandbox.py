@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,11 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.dev.processes import Process
 from app.dev.sandbox.process import Sandbox, start
 from app.dev.sandbox.submission import order_body
 from tests.eventually import eventually
-from tests.pids import is_running
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 PARTNER = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
@@ -60,8 +56,8 @@ class Site:
     id: str
     client: httpx.Client
 
-    def create(self, reference: str, **wishes: Any) -> str:
-        response = self.client.post("/channelManager", json=order_body(PARTNER, reference, **wishes))
+    def create(self, reference: str, **fields: Any) -> str:
+        response = self.client.post("/channelManager", json=order_body(PARTNER, reference, **fields))
         assert response.status_code == 201, response.text
         return str(response.json()["orderId"])
 
@@ -81,17 +77,17 @@ class Site:
 
         return eventually(order, what=f"{order_id} has settled") or {}
 
-    def bulk(self, **wishes: Any) -> list[str]:
-        wish = {"tenant": self.tenant, "environment": "Production", "company": "Museum & Co", **wishes}
-        return [row["order_id"] for row in self.sandbox.admin("POST", "orders", wish)["orders"]]
+    def bulk(self, **fields: Any) -> list[str]:
+        body = {"tenant": self.tenant, "environment": "Production", "company": "Museum & Co", **fields}
+        return [row["order_id"] for row in self.sandbox.admin("POST", "orders", body)["orders"]]
 
     def listed(self, **query: str) -> dict[str, Any]:
         page: dict[str, Any] = self.client.get(f"/channelManager/orders/{PARTNER}", params=query).json()
         return page
 
     def subscribe(self, receiver: Receiver, secret: str = SECRET, event: str = "ota_cm_order_processed") -> str:
-        wish = {"notificationUrl": receiver.url, "eventName": event, "clientState": secret}
-        return str(self.client.post("/webhook", json=wish).json()["id"])
+        body = {"notificationUrl": receiver.url, "eventName": event, "clientState": secret}
+        return str(self.client.post("/webhook", json=body).json()["id"])
 
     def fault(self, **rule: Any) -> None:
         self.sandbox.admin("POST", "faults", {"company_id": self.id, **rule})
@@ -202,22 +198,6 @@ def test_a_signal_ends_the_process_cleanly_while_a_call_hangs(number: signal.Sig
         assert (process.returncode, *output) == (0, "", "")
 
 
-def test_the_process_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
-    parent_code = (
-        "import subprocess, sys, signal\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'app.dev.sandbox'], stdout=subprocess.PIPE)\n"
-        "child.stdout.readline()\n"
-        "print('child', child.pid)\n"
-        "signal.pause()\n"
-    )
-    with Process.start([sys.executable, "-c", parent_code], log=tmp_path / "log") as parent:
-        child = int(parent.wait_for_line("child", 15).split()[1])
-
-        os.kill(parent.pid, signal.SIGKILL)
-
-        eventually(lambda: not is_running(child), what="the sandbox has ended")
-
-
 def test_the_same_seed_makes_the_same_ids_numbers_and_faults() -> None:
     def run(seed: int) -> list[Any]:
         with start(seed=seed) as sandbox, client_of(sandbox, "same") as client:
@@ -270,21 +250,11 @@ def test_an_order_settles_in_the_background_with_empty_wallets_until_it_is_issue
     assert (seen[-1]["sellToOrderReference"], seen[-1]["paymentReference"]) == ("R", "PAY-1")
 
 
-@pytest.mark.parametrize(
-    ("items", "payment", "status"),
-    [(["31001"], "p", "Issued"), (["31001"], "", "Draft"), (["31001", "FAIL-7"], "p", "Error")],
-)
-def test_the_payment_reference_and_the_items_decide_how_an_order_ends(
-    site: Site, items: list[str], payment: str, status: str
-) -> None:
-    order = site.settled(site.create("r", items=items, payment_reference=payment))
-
-    assert status == order["status"]
-    assert (status == "Error") == ("FAIL-7" in order["statusMessage"])
-    assert (status == "Issued") == ("manifestUrl" in order)
-
-
-def test_item_numbers_make_packages_group_tickets_and_coupons(site: Site) -> None:
+def test_item_numbers_and_payment_decide_the_contents_and_the_status(site: Site) -> None:
+    ends = {"p": (["FAIL-7"], "Error"), "": (["31001"], "Draft")}
+    for payment, (items, status) in ends.items():
+        made = site.create(f"end-{status}", items=items, payment_reference=payment)
+        assert site.settled(made)["status"] == status
     order = site.settled(site.create("r", payment_reference="p", quantity=3, items=["PKG-1", "GRP-1", "CPN-1"]))
     package, group, coupon = order["items"]
 
@@ -358,15 +328,9 @@ def test_confirm_issues_a_draft_without_an_event_and_can_be_repeated(site: Site,
     assert draft["items"][0]["wallets"][0]["assets"] == confirmed["items"][0]["wallets"][0]["assets"]
     site.wait_delivered()
     assert receiver.statuses() == ["Draft"]
-
-
-@pytest.mark.parametrize("status", ["Submitted", "Error", "Cancelled"])
-def test_confirm_refuses_other_statuses(site: Site, status: str) -> None:
-    [order_id] = site.bulk(mix={status: 1})
-
-    response = site.client.post(f"/channelManager/{order_id}/confirm", json={"paymentReference": "p"})
-
-    assert (400, f"Order cannot be confirmed in status {status}") == (response.status_code, response.json()["message"])
+    site.sandbox.admin("POST", "settle", {"order_id": draft["orderId"], "status": "Error"})
+    refused = site.client.post(path, json={"paymentReference": "p"})
+    assert (refused.status_code, refused.json()["message"]) == (400, "Order cannot be confirmed in status Error")
 
 
 @pytest.mark.parametrize("item", ["FAIL-1", "31001"])
@@ -473,11 +437,6 @@ def test_sync_lists_what_changed_since_a_row_version(site: Site) -> None:
 # -- companies and keys --
 
 
-def test_an_undeclared_company_needs_any_key(site: Site) -> None:
-    assert httpx.get(f"{site.client.base_url}channelManager/{UNKNOWN_ORDER}", trust_env=False).status_code == 401
-    assert site.codes(UNKNOWN_ORDER) == [404]
-
-
 def test_only_declared_companies_exist_and_check_their_keys() -> None:
     company = {"id": "B56A418D-8205-4D3A-BDBB-25D94E42ABBD", "name": "Zoo", "tenant": "Tenant", "environment": "Prod"}
     with start() as sandbox:
@@ -491,6 +450,7 @@ def test_only_declared_companies_exist_and_check_their_keys() -> None:
 
         assert declared["id"] == "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
         assert call("tenant/PROD/zoo") == (404, "resource_not_found")
+        assert call("tenant/PROD/zoo", "") == (401, "Unauthorized")
         assert call("tenant/PROD/zoo", "bad") == (401, "Unauthorized")
         assert call("tenant/PROD/zoo", "weak") == (403, "generic_error")
         assert call("other/Prod/x") == (404, "saas_tenant_not_found")
@@ -529,15 +489,10 @@ def test_subscriptions_are_created_listed_and_deleted(site: Site, receiver: Rece
     assert ([one["clientState"] for one in both["value"]], "@odata.context" in both) == (["one", "two"], True)
     assert ("Active", "1.0", site.id) == (alone["subscriptionState"], alone["eventVersion"], alone["companyId"])
     assert codes == [204, 404]
+    for body in ({"notificationUrl": "u"}, {"notificationUrl": "u", "eventName": "e", "clientState": "x" * 51}):
+        assert site.client.post("/webhook", json=body).status_code == 400
     assert [second] == [one["id"] for one in site.client.get("/webhook").json()["value"]]
     assert site.client.get(f"/webhook/{first}").status_code == 404
-
-
-@pytest.mark.parametrize(
-    "body", [{"notificationUrl": "http://x"}, {"notificationUrl": "u", "eventName": "e", "clientState": "x" * 51}]
-)
-def test_an_invalid_subscription_is_refused(site: Site, body: dict[str, str]) -> None:
-    assert site.client.post("/webhook", json=body).status_code == 400
 
 
 def test_only_active_subscriptions_to_the_event_get_it(site: Site, receiver: Receiver) -> None:
@@ -554,7 +509,7 @@ def test_only_active_subscriptions_to_the_event_get_it(site: Site, receiver: Rec
 
 
 @pytest.mark.parametrize(("attempts", "codes", "accepted"), [(1, [503], 0), (0, [503, 500, 401], 1)])
-def test_a_delivery_is_repeated_as_the_settings_tell(
+def test_a_delivery_has_as_many_attempts_as_the_settings_allow(
     site: Site, receiver: Receiver, attempts: int, codes: list[int], accepted: int
 ) -> None:
     site.change(attempts=attempts, attempt_every=0.01)
@@ -568,16 +523,6 @@ def test_a_delivery_is_repeated_as_the_settings_tell(
     assert (site.stats()["deliveries"], len(receiver.bodies)) == (results, len(results))
     assert len({json.dumps(body) for body in receiver.bodies}) == 1
     assert (site.counts(order_id)["fired"], site.counts(order_id)["accepted"]) == (1, accepted)
-
-
-def test_an_unreachable_receiver_is_counted(site: Site) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        site.subscribe(Receiver(url=f"http://127.0.0.1:{closed.getsockname()[1]}/"))
-        site.bulk(events=1)
-        site.wait_delivered()
-
-    assert site.stats()["deliveries"] == {"ConnectError": 1}
 
 
 def test_an_event_is_fired_again_with_the_same_or_a_new_timestamp(site: Site, receiver: Receiver) -> None:
@@ -706,26 +651,6 @@ def test_a_fault_strikes_the_first_calls_of_each_order_or_lasts_a_while(site: Si
     eventually(lambda: site.codes(made[0]) == [200], what="it is over")
 
 
-def test_a_rate_strikes_about_its_share_of_calls(site: Site) -> None:
-    made = site.bulk(count=200)
-    site.fault(kind="status", status=500, rate=0.25)
-
-    codes = [site.codes(one)[0] for one in made]
-
-    struck = site.sandbox.admin("GET", "faults")[-1]["struck"]
-    assert (codes.count(500), 25 <= struck <= 75) == (struck, True)
-
-
-def test_a_latency_fault_delays_each_call(site: Site) -> None:
-    [order_id] = site.bulk()
-    site.fault(kind="latency", seconds=0.1)
-
-    started = time.monotonic()
-    site.codes(order_id, calls=3)
-
-    assert time.monotonic() - started >= 0.3
-
-
 def test_rules_are_listed_removed_and_replaced(sandbox: Sandbox) -> None:
     first, second = sandbox.admin("POST", "faults", [{"kind": "latency", "order_id": UNKNOWN_ORDER}, {"kind": "lost"}])
     assert [first, second] == [rule["number"] for rule in sandbox.admin("GET", "faults")]
@@ -773,21 +698,3 @@ def test_the_same_order_id_in_two_companies_is_two_orders(site: Site) -> None:
     with client_of(site.sandbox, f"{site.tenant}-2") as other:
         assert other.get(f"/channelManager/{order_id}").json()["status"] == "Issued"
     assert site.get(order_id)["status"] == "Draft"
-
-
-def test_the_back_office_sets_any_status(site: Site) -> None:
-    [order_id] = site.bulk(mix={"Submitted": 1})
-    for status in ("Processing", "Error", "Draft", "Issued", "Cancelled"):
-        order = site.sandbox.admin("POST", "settle", {"order_id": order_id, "status": status})
-        assert (order, order["status"]) == (site.get(order_id), status)
-
-
-def test_ten_thousand_orders_are_made_and_read_quickly(site: Site) -> None:
-    started = time.monotonic()
-    made = site.bulk(count=10_000)
-
-    for order_id in made[:300]:
-        site.get(order_id)
-
-    assert len(set(made)) == 10_000
-    assert time.monotonic() - started < 15

@@ -1,4 +1,4 @@
-"""Upstream is away, refuses the key, or throttles: nothing is given up, and all comes home by itself afterwards."""
+"""While upstream is unavailable, refuses the key or throttles, no order dies; all are fetched afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Twenty thousand lines of parked orders are half the time of a test."""
+    """Writing 20,000 log lines of deferred orders takes half the time of a test."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
     structlog.reset_defaults()
@@ -45,32 +45,32 @@ def most_in_a_window(calls: list[int]) -> int:
     return max(number + 1 - bisect_left(calls, call - WINDOW + 1000) for number, call in enumerate(calls))
 
 
-def test_after_half_an_hour_without_upstream_everything_comes_home_at_the_allowed_rate(bench: Workbench) -> None:
+def test_after_half_an_hour_of_outage_all_orders_are_fetched_at_the_allowed_rate(bench: Workbench) -> None:
     bench.issue(MANY)
     bench.fault(kind="status", status=503)
 
     bench.later(30 * 60)
 
-    assert (bench.owed(), bench.dead()) == (MANY, 0)
+    assert (bench.pending(), bench.dead()) == (MANY, 0)
     probes, runs = len(bench.calls), bench.runs
-    # Only probes reach upstream, and an order looks in once each time the breaker has been open.
+    # Only probes of the breaker reach upstream; each order runs about once per opening.
     assert probes < 30
     assert runs < 11 * MANY
     bench.mend()
     bench.later(20 * 60)
-    assert (bench.owed(), bench.dead()) == (0, 0)
+    assert (bench.pending(), bench.dead()) == (0, 0)
     assert len(bench.calls) - probes == MANY
     assert most_in_a_window(bench.calls) <= MOST
     assert bench.runs - runs < 2 * MANY
 
 
-def test_after_an_expired_key_was_replaced_everything_comes_home(bench: Workbench) -> None:
-    """A refused key is nobody's fault among the orders: no try is burnt, however long it takes."""
+def test_after_an_expired_key_is_replaced_all_orders_are_fetched(bench: Workbench) -> None:
+    """A refused key uses no attempt of any order, however long it lasts."""
     orders = bench.issue(300)
     bench.fault(kind="status", status=401)
     bench.later(3600)
-    assert (bench.owed(), bench.dead()) == (len(orders), 0)
-    assert {bench.field(order, "tries") for order in orders} == {None}
+    assert (bench.pending(), bench.dead()) == (len(orders), 0)
+    assert {bench.field(order, "attempts") for order in orders} == {None}
     refused = len(bench.calls)
     assert refused < 100
 
@@ -78,19 +78,19 @@ def test_after_an_expired_key_was_replaced_everything_comes_home(bench: Workbenc
     bench.use_key("second-key")
     bench.later(10 * 60)
 
-    assert (bench.owed(), bench.dead()) == (0, 0)
+    assert (bench.pending(), bench.dead()) == (0, 0)
     assert len(bench.calls) == refused + len(orders)
 
 
 @pytest.mark.parametrize(("retry_after", "wait"), [("90", 90), (None, 5)], ids=["Retry-After", "no Retry-After"])
-def test_nobody_calls_while_a_key_is_throttled(bench: Workbench, retry_after: str | None, wait: int) -> None:
-    """A 429 holds for all orders of the key, burns no try, and no order is given up for it."""
+def test_no_worker_calls_while_the_key_is_throttled(bench: Workbench, retry_after: str | None, wait: int) -> None:
+    """A 429 defers all orders of the key, uses no attempt, and makes no dead letter."""
     orders = bench.issue(100)
     bench.fault(kind="status", status=429, calls=3, retry_after=retry_after)
 
     bench.later(30 * 60)
 
-    assert (bench.owed(), bench.dead()) == (0, 0)
+    assert (bench.pending(), bench.dead()) == (0, 0)
     assert len(bench.calls) == len(orders) + 3
     pauses = [later - sooner for sooner, later in zip(bench.calls, bench.calls[1:], strict=False)]
     assert all(pause >= wait * 1000 for pause in pauses[:3])

@@ -278,7 +278,6 @@ class TestLimits:
 
     def test_a_body_of_exactly_the_limit_is_accepted(self, web: Web) -> None:
         body = json.dumps({"values": [item()]}).encode().ljust(MAX_BODY)
-
         assert web.post(body).status_code == 200
         assert web.post(body + b" ").status_code == 413
 
@@ -319,27 +318,22 @@ class TestLimits:
         assert b"connection: close" in answer.lower()
         assert b'"reason":"body_too_slow"' in answer
 
-    def test_a_sender_that_hangs_up_leaves_one_line_and_no_traceback(self, web: Web) -> None:
+    def test_a_sender_that_disconnects_leaves_one_line_and_no_traceback(self, web: Web) -> None:
         before = len(web.lines())
         with web.connect() as connection:
             connection.sendall(post(b'{"val', "content-length: 100"))
 
-        def written() -> list[dict[str, Any]]:
-            lines = web.lines()[before:]
-            return lines if any(line["event"] == "request" for line in lines) else []
-
-        lines = eventually(written, what="the line of the request")
+        eventually(lambda: web.lines()[before + 1 :], what="the line of the request")
+        lines = web.lines()[before:]
         assert [line["event"] for line in lines] == ["request.client_disconnected", "request"]
         assert "trace" not in json.dumps(lines).lower()
 
 
 class TestOtherRequests:
     @pytest.mark.parametrize("path", ["/", "/docs", f"{HOOK}/", f"{HOOK}/x", "//evil.example", "/%00", "/healthz/"])
-    def test_other_paths_are_404(self, web: Web, path: str) -> None:
-        for method in ("GET", "POST"):
-            answer = web.http.request(method, f"http://127.0.0.1:{web.port}{path}")
-
-            assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (404, "text/plain")
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_other_paths_are_404(self, web: Web, method: str, path: str) -> None:
+        assert web.http.request(method, f"http://127.0.0.1:{web.port}{path}").status_code == 404
 
     @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
     def test_other_methods_are_405_with_the_method_that_is_allowed(self, web: Web, method: str) -> None:

@@ -27,7 +27,7 @@ API_KEY = "canary-api-key"
 OPS_TOKEN = "canary-ops-token"
 HOOK = "/webhooks/ota-channel-manager"
 
-_SERVE = (sys.executable, "-m", "app.cli", "serve")
+SERVE = (sys.executable, "-m", "app.cli", "serve")
 
 
 class Web:
@@ -75,7 +75,7 @@ class Web:
 
 
 class Kept:
-    """What stands in Redis, as text."""
+    """The content of Redis, as text."""
 
     def __init__(self, redis: Redis) -> None:
         # Commands of redis-py are typed as any answer of a sync or async client, with or without decoding.
@@ -86,7 +86,7 @@ class Kept:
         return [_texts(fields) for _, fields in self._redis.xrange(keys.EVENTS)]
 
     def due(self) -> dict[OrderKey, int]:
-        """Return every order that somebody must look at again, with the ms of that look."""
+        """Return the due time of every pending order, in ms."""
         return {OrderKey.of(one.decode()): int(at) for one, at in self._redis.zrange(keys.DUE, 0, -1, withscores=True)}
 
     def record(self, order: OrderKey) -> dict[str, str]:
@@ -114,11 +114,11 @@ class Kept:
         return {name.decode() for name in self._redis.keys("*")}
 
     def forget(self) -> None:
-        """Empty Redis; it still knows its scripts."""
+        """Empty Redis; its scripts stay loaded."""
         self._redis.flushall()
 
     def everything(self) -> bytes:
-        """Return names and values of all keys in one piece, to search for what must not be there."""
+        """Return names and values of all keys in one piece, to search for secrets."""
         self._redis.config_set("rdbcompression", "no")
         names = self._redis.keys("*")
         return b"".join([*names, *filter(None, map(self._redis.dump, names))])
@@ -135,7 +135,7 @@ def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
 
 
 @contextmanager
-def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = _SERVE) -> Iterator[Web]:
+def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE) -> Iterator[Web]:
     """Run the web process with `settings` until the block ends; it is ready when /healthz says 200."""
     port = free_port()
     env = {**os.environ, **settings, "PORT": str(port)}

@@ -27,7 +27,7 @@ from app.ledger.rq_jobs import LIVE, queue_key
 from app.settings import Company
 from app.upstream.client import ChannelManager
 from app.upstream.models import Order
-from app.upstream.transport import open_http
+from app.upstream.transport import DeadlineTransport
 from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks import Context, Sink
@@ -48,7 +48,7 @@ class Workbench:
         self.calls: list[int] = []
         self.runs = 0
         self._url, self._sinks, self._most = url, sinks, requests_per_window
-        self._http = open_http(5)
+        self._http = DeadlineTransport(5)
         self.ledger = Ledger(self.redis, order_days=400, fetch_lease=LEASE, sinks=tuple(sinks), clock=self.clock)
         self.use_key("first-key")
 
@@ -131,7 +131,7 @@ class Workbench:
         found: Any = self.redis.zrange(keys.DUE, 0, 0, withscores=True)
         return int(found[0][1]) if found else None
 
-    def owed(self) -> int:
+    def pending(self) -> int:
         return int(self.redis.zcard(keys.DUE))
 
     def dead(self) -> int:

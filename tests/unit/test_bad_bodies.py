@@ -1,6 +1,6 @@
-"""Fifty thousand bodies nobody would send: each is read or refused with a reason, and none is believed.
+"""Fifty thousand damaged bodies: each is read or refused with a reason, and none is accepted without its secret.
 
-One drawn damage is done to every fixture, so that one example of Hypothesis makes about twenty bodies.
+Each example of Hypothesis damages every fixture in the same way, which makes about twenty bodies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ B = "bbbbbbbb-0000-4000-8000-000000000000"
 SECRET_OF_B = "canary-client-state-of-b"
 MARK = "<here>"
 
-# As sent: by A with A's secret, by A with B's secret, and A's order under B's name. Only the first may be believed.
+# By A with A's secret, by A with B's secret, and by B with A's secret. Only the first is authentic.
 WEBHOOKS = [
     text.replace(SECRET, secret).replace(A, company).encode()
     for name in ("bare", "value", "values")
@@ -57,7 +57,7 @@ def company(company_id: str, secret: str) -> Company:
 
 SECRETS = {A: SECRET, B: SECRET_OF_B}
 AUTHENTICATOR = Authenticator(company(*one) for one in SECRETS.items())
-STRANGERS = Authenticator([company(A, "another secret"), company("cccccccc-0000-4000-8000-000000000000", SECRET)])
+OTHERS = Authenticator([company(A, "another secret"), company("cccccccc-0000-4000-8000-000000000000", SECRET)])
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -182,10 +182,10 @@ def check_envelope(body: bytes) -> None:
 
 
 def check_proof(envelope: Envelope) -> None:
-    """What is believed carries its own company's secret, letter by letter; strangers are never believed."""
+    """Every accepted item carries its own company's secret exactly; with other secrets none is accepted."""
     batch = AUTHENTICATOR.authenticate(envelope)
 
-    believed = [
+    accepted = [
         (company_id, order_id)
         for one in envelope.items
         if one.event_name == ORDER_PROCESSED
@@ -194,16 +194,16 @@ def check_proof(envelope: Envelope) -> None:
         if isinstance(one.payload, dict)
         if (order_id := guid(one.payload.get("orderId"))) is not None
     ]
-    assert [(event.company_id, event.order_id) for event in batch.events] == believed
-    assert sum(batch.invalid_items.values()) + batch.ignored + len(believed) == len(envelope.items) + envelope.broken
+    assert [(event.company_id, event.order_id) for event in batch.events] == accepted
+    assert sum(batch.invalid_items.values()) + batch.ignored + len(accepted) == len(envelope.items) + envelope.broken
     for event in batch.events:
         assert event.secret == "current"
         assert len(event.digest) in {0, 32}
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,50}", event.status_word)
         assert len(event.timestamp) <= 250
         assert len(event.reference) <= 250
-    stranger = STRANGERS.authenticate(envelope)
-    assert (stranger.events, stranger.proven) == ((), 0)
+    other = OTHERS.authenticate(envelope)
+    assert (other.events, other.proven) == ((), 0)
 
 
 def check_order(body: bytes) -> None:
@@ -229,7 +229,7 @@ def check_refusal(error: ReceiverError, reason: str, known: set[str]) -> None:
 
 # Else a red example would end in a warning about its length instead of in its assertion.
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-def test_fifty_thousand_bad_bodies_are_read_or_refused_and_none_is_believed() -> None:
+def test_fifty_thousand_bad_bodies_are_read_or_refused_and_none_is_accepted() -> None:
     seen: set[int] = set()
 
     # Derandomized, so that a red run can be repeated; the examples are large on purpose, each is twenty bodies.
@@ -251,9 +251,9 @@ def test_fifty_thousand_bad_bodies_are_read_or_refused_and_none_is_believed() ->
     assert len(seen) >= ENOUGH
 
 
-def test_each_fixture_is_believed_when_it_is_whole() -> None:
-    """The others are refused for their damage, not for what they are."""
-    believed = [len(AUTHENTICATOR.authenticate(parse(body)).events) for body in WEBHOOKS]
+def test_each_fixture_is_accepted_when_it_is_whole() -> None:
+    """So the damaged ones are refused because of the damage."""
+    accepted = [len(AUTHENTICATOR.authenticate(parse(body)).events) for body in WEBHOOKS]
 
-    assert believed == [1, 0, 0, 2, 0, 0, 1, 0, 0]
+    assert accepted == [1, 0, 0, 2, 0, 0, 1, 0, 0]
     assert all(parse_order(body).status for body in ORDERS)

@@ -1,4 +1,4 @@
-"""Any body becomes items or a reason code, and one event is the same event however it was written."""
+"""Any body becomes items or a reason code, and an event has one digest however it is written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def outcome(body: bytes) -> str:
 
 
 @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
-def test_all_three_documented_shapes_are_taken(shape: str, orders: int) -> None:
+def test_all_three_documented_shapes_are_accepted(shape: str, orders: int) -> None:
     envelope = parse((FIXTURES / f"webhook-{shape}.json").read_bytes())
 
     assert (len(envelope.items), envelope.broken) == (orders, 0)
@@ -54,7 +54,7 @@ def test_all_three_documented_shapes_are_taken(shape: str, orders: int) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["values", "value"])
-def test_elements_that_are_no_objects_are_counted_and_the_others_kept(wrapper: str) -> None:
+def test_elements_that_are_not_objects_are_counted_and_the_others_kept(wrapper: str) -> None:
     elements: list[object] = [5, None, "text", [], True, {"companyId": COMPANY}, {}, {"payload": [1]}]
 
     envelope = parse(json.dumps({wrapper: elements}).encode())
@@ -78,8 +78,8 @@ def test_unknown_fields_are_harmless_at_every_level() -> None:
     assert item.company_id == COMPANY
 
 
-def test_fields_of_any_type_are_items_still() -> None:
-    """What a value means is decided per item, so that one odd field cannot fail its neighbours."""
+def test_items_may_have_fields_of_any_type() -> None:
+    """Values are checked per item, so that one wrong field cannot fail the other items."""
     names = ("clientState", "companyId", "eventName", "payload", "timestamp")
     values: tuple[Any, ...] = (None, True, 5, 10**400, -1.5, "x" * 100_000, [], [[]], {}, {"a": None})
     items = [dict.fromkeys(names, value) for value in values]
@@ -104,7 +104,7 @@ def test_fields_of_any_type_are_items_still() -> None:
     ],
     ids=lambda body: repr(body[:24]),
 )
-def test_what_is_not_json_says_so(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
     assert outcome(body) == "not_json"
 
 
@@ -112,7 +112,7 @@ def test_what_is_not_json_says_so(body: bytes) -> None:
     "body",
     [b"5", b"null", b'"values"', b"[]", b"[{}]", b"{}", b'{"values":null}', b'{"values":{}}', b'{"timestamp":"x"}'],
 )
-def test_json_that_is_no_envelope_says_so(body: bytes) -> None:
+def test_json_that_is_not_an_envelope_is_refused(body: bytes) -> None:
     assert outcome(body) == "no_envelope"
 
 
@@ -143,25 +143,12 @@ def test_any_json_is_items_or_no_envelope(value: object) -> None:
     assert outcome(body) in {"items", "no_envelope"}
 
 
-@pytest.mark.parametrize(
-    "same",
-    [
-        "2026-05-15T09:30:05Z",
-        "2026-05-15T09:30:05.0Z",
-        "2026-05-15T09:30:05.00Z",
-        "2026-05-15T09:30:05.000Z",
-        "2026-05-15T09:30:05.0000Z",
-        "2026-05-15T09:30:05.00000Z",
-        "2026-05-15T09:30:05.000000Z",
-        "2026-05-15T09:30:05.0000000Z",
-        "2026-05-15T09:30:05.00000009Z",
-    ],
-)
-def test_a_whole_second_is_the_same_event_with_any_number_of_zeros(same: str) -> None:
-    assert event(timestamp=same).digest == event().digest
+@pytest.mark.parametrize("fraction", ["", *("." + "0" * digits for digits in range(1, 8)), ".00000009"])
+def test_a_whole_second_is_the_same_event_with_any_number_of_zeros(fraction: str) -> None:
+    assert event(timestamp=f"2026-05-15T09:30:05{fraction}Z").digest == event().digest
 
 
-def test_every_one_of_seven_digits_tells_events_apart_and_the_eighth_does_not() -> None:
+def test_seven_digits_of_a_fraction_distinguish_events_and_the_eighth_does_not() -> None:
     digits = [f"2026-05-15T09:30:05.{'1' * count}Z" for count in range(1, 10)]
     digests = [event(timestamp=one).digest for one in digits]
 
@@ -209,12 +196,12 @@ def test_another_company_order_status_or_time_is_another_event(change: dict[str,
 @pytest.mark.parametrize(
     "change", [{"secret": "previous"}, {"reference": "CM-2"}], ids=lambda change: next(iter(change))
 )
-def test_what_is_not_in_the_key_does_not_make_another_event(change: dict[str, str]) -> None:
+def test_another_secret_or_reference_is_the_same_event(change: dict[str, str]) -> None:
     """A redelivery after the secret was rotated is still the same event."""
     assert event(**change).digest == event().digest
 
 
-def test_an_event_without_timestamp_is_like_no_other() -> None:
+def test_an_event_without_timestamp_has_no_digest() -> None:
     assert event(timestamp="").digest == ""
 
 
@@ -227,8 +214,8 @@ def test_a_guid_has_one_form(written: str) -> None:
     "value",
     [None, 5, [], {}, "", "x", ORDER[:-1], ORDER + "0", f" {ORDER}", f"{ORDER}\n", ORDER.replace("-", ""), "٣" * 36],
 )
-def test_what_is_no_guid_is_refused(value: object) -> None:
-    """It would stand in a URL and in keys."""
+def test_a_value_that_is_not_a_guid_is_refused(value: object) -> None:
+    """It would be used in URLs and keys."""
     assert guid(value) is None
 
 
@@ -236,5 +223,5 @@ def test_what_is_no_guid_is_refused(value: object) -> None:
     ("status", "word"),
     [("Issued", "Issued"), ("Sold_Out-2", "Sold_Out-2"), ("", "Unknown"), ("two words", "Unknown"), ("é", "Unknown")],
 )
-def test_a_status_in_the_trail_is_one_word(status: str, word: str) -> None:
+def test_a_status_is_one_word_or_unknown(status: str, word: str) -> None:
     assert event(status=status).status_word == word

@@ -38,7 +38,7 @@ def order_with_wallet(wallet: str) -> Order:
     return parse_order(text.encode())
 
 
-def test_an_issued_order_brings_its_wallets_tickets_coupons_and_manifest() -> None:
+def test_an_issued_order_has_its_wallets_tickets_coupons_and_manifest() -> None:
     order = parse_order(ISSUED)
 
     assert order.order_id == ORDER_ID
@@ -54,7 +54,7 @@ def test_an_issued_order_brings_its_wallets_tickets_coupons_and_manifest() -> No
     assert order.extra == {}
 
 
-def test_times_are_aware_and_visits_are_the_venues_own_day_and_hour() -> None:
+def test_times_are_aware_and_visits_are_in_local_time() -> None:
     item = parse_order(ISSUED).items[1]
 
     assert item.wallets[0].issued_at == datetime(2026, 6, 1, 8, 15, 41, 900_000, UTC)
@@ -138,7 +138,7 @@ def test_a_number_sent_as_text_and_a_text_sent_as_number_are_both_read() -> None
     assert (item.quantity, item.line_no, item.item_number) == (2, 100000, "31001")
 
 
-def test_unknown_fields_stay_within_reach_at_every_level() -> None:
+def test_unknown_fields_are_kept_at_every_level() -> None:
     order = order_with(loyalty={"points": 7}, items=[{"seat": "A1", "wallets": [{"colour": "red"}]}])
 
     assert order.extra == {"loyalty": {"points": 7}}
@@ -167,7 +167,7 @@ def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str,
 
 
 @pytest.mark.parametrize("sent", [ORDER_ID.upper(), f"{{{ORDER_ID}}}"])
-def test_the_order_id_is_canonical_however_it_was_written(sent: str) -> None:
+def test_the_order_id_is_made_canonical(sent: str) -> None:
     assert order_with(orderId=sent).order_id == ORDER_ID
 
 
@@ -195,7 +195,7 @@ def test_the_order_id_is_canonical_however_it_was_written(sent: str) -> None:
         ISSUED[:-20],
     ],
 )
-def test_what_is_no_order_is_refused_as_unreadable(raw: bytes) -> None:
+def test_an_answer_without_an_order_is_unreadable(raw: bytes) -> None:
     with pytest.raises(UnreadableAnswer) as refused:
         parse_order(raw)
 
@@ -228,7 +228,7 @@ def _objects(tree: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("shown", [repr, str, "{}".format, pretty_repr])
-def test_printing_an_order_shows_no_person_no_number_of_a_ticket_and_no_link(
+def test_the_repr_of_an_order_shows_no_person_no_ticket_number_and_no_link(
     shown: Callable[[object], str],
 ) -> None:
     order = parse_order(ISSUED)
@@ -241,7 +241,7 @@ def test_printing_an_order_shows_no_person_no_number_of_a_ticket_and_no_link(
     assert "Issued" in printed
 
 
-def test_the_digest_ignores_how_the_content_is_written() -> None:
+def test_the_digest_does_not_depend_on_the_notation() -> None:
     one = b'{"price": 200.0, "small": 0.50, "none": 0.0, "list": [1, {"a": 2e2, "b": "x"}]}'
     same = b'{"list":[1,{"b":"x","a":200}],"none":0,"price":200,"small":0.5}'
 
@@ -260,12 +260,12 @@ def test_the_digest_ignores_how_the_content_is_written() -> None:
         b'{"a": 1}',
     ],
 )
-def test_the_digest_tells_other_content_apart(other: bytes) -> None:
+def test_other_content_has_another_digest(other: bytes) -> None:
     assert digest(other) != digest(b'{"a": 1, "b": [1, 2]}')
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000])
-def test_there_is_no_digest_of_what_is_no_json(raw: bytes) -> None:
+def test_the_digest_of_invalid_json_is_refused(raw: bytes) -> None:
     with pytest.raises(UnreadableAnswer):
         digest(raw)
 
@@ -290,7 +290,7 @@ def test_row_versions_are_compared_as_numbers() -> None:
     assert parse_page(json.dumps(rows).encode()).row_version == 100
 
 
-def test_a_row_that_cannot_be_read_is_counted_and_hides_no_other() -> None:
+def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
     rows: list[object] = [{"orderId": "no"}, 7, {"orderId": ORDER_ID, "status": "Draft"}]
     page = parse_page(json.dumps({"data": rows, "morePages": True, "nextPageKey": "K"}).encode())
 
@@ -299,19 +299,19 @@ def test_a_row_that_cannot_be_read_is_counted_and_hides_no_other() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"{}", b'{"data": {}}', b"7", b'"page"'])
-def test_what_is_no_page_is_refused_as_unreadable(raw: bytes) -> None:
+def test_an_answer_without_a_page_is_unreadable(raw: bytes) -> None:
     with pytest.raises(UnreadableAnswer):
         parse_page(raw)
 
 
-def test_a_query_is_percent_encoded_and_leaves_out_what_is_not_asked() -> None:
+def test_a_query_is_percent_encoded_and_omits_unset_conditions() -> None:
     assert ListQuery(page_size=50).encoded(None) == "pageSize=50"
     assert ListQuery(since_row_version=0, page_size=1).encoded("K_- &") == (
         "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-%20%26"
     )
 
 
-def test_a_page_size_that_upstream_does_not_know_is_refused() -> None:
+def test_an_invalid_page_size_is_refused() -> None:
     with pytest.raises(ValueError, match="page_size"):
         ListQuery(page_size=0)
 
@@ -328,6 +328,6 @@ def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object]
     assert "hush-hush" not in shown(subscription)
 
 
-def test_a_creation_answered_without_a_body_is_still_a_subscription() -> None:
+def test_an_empty_answer_to_a_creation_is_a_subscription_without_fields() -> None:
     assert parse_created(b"").id is None
     assert parse_created(b'{"id": "s1"}').id == "s1"

@@ -126,13 +126,6 @@ def test_every_problem_is_in_one_message_and_no_value_is(monkeypatch: pytest.Mon
     assert "canary" not in "\n".join(found).lower()
 
 
-def test_nothing_that_matters_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = problems(monkeypatch, dict.fromkeys(GOOD, None))
-
-    assert {line.partition(":")[0] for line in found} >= GOOD.keys()
-    assert all(line.endswith(": missing") for line in found[:-1])
-
-
 @pytest.mark.parametrize("name", ["CLIENT_STATE", "NP_API_KEY", "REDIS_URL", "OPS_TOKEN", "NP_COMPANY_ID"])
 def test_a_value_may_come_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Container platforms mount secrets as files, with or without a newline at the end."""
@@ -178,42 +171,40 @@ def test_printing_settings_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> N
     assert "canary" not in f"{found!r} {found} {found.companies!r} {found.model_dump()}"
 
 
-def test_settings_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        load(monkeypatch, {}).port = 1
-
-
 @pytest.mark.parametrize(
-    "address",
+    ("name", "value"),
     [
-        "http://api.npretail.app",
-        "http://127.0.0.1@evil.example",
-        "http://127.0.0.1.evil.example",
-        "ftp://127.0.0.1",
-        "api.npretail.app",
-        "https://",
-        "https://host/?key=1",
-        "https://[canary]",
-        "https://host:99999",
+        ("NP_BASE_URL", "http://api.npretail.app"),
+        ("NP_BASE_URL", "http://127.0.0.1@evil.example"),
+        ("NP_BASE_URL", "http://127.0.0.1.evil.example"),
+        ("NP_BASE_URL", "ftp://127.0.0.1"),
+        ("NP_BASE_URL", "api.npretail.app"),
+        ("NP_BASE_URL", "https://"),
+        ("NP_BASE_URL", "https://host/?key=1"),
+        ("NP_BASE_URL", "https://[canary]"),
+        ("NP_BASE_URL", "https://host:99999"),
+        ("REDIS_URL", "127.0.0.1:6379"),
+        ("REDIS_URL", "http://127.0.0.1"),
+        ("REDIS_URL", "redis://:can/ary@host"),
+        ("REDIS_URL", "redis://h:99999"),
+        ("RECONCILE_EVERY", "15 minutes"),
+        ("RECONCILE_EVERY", "-1"),
+        ("RECONCILE_EVERY", "1.5h"),
+        ("RECONCILE_EVERY", "h"),
+        ("RECONCILE_EVERY", "59"),
     ],
 )
-def test_the_api_address_must_be_https(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = problems(monkeypatch, {"NP_BASE_URL": address})
+def test_a_wrong_value_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain http would send the API key readable; redis-py would quote a wrong address in its error."""
+    (line,) = problems(monkeypatch, {name: value})
 
-    assert line.startswith("NP_BASE_URL: ")
+    assert line.startswith(f"{name}: ")
     assert "canary" not in line
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])
 def test_plain_http_is_allowed_to_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, {"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999"])
-def test_a_wrong_redis_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = problems(monkeypatch, {"REDIS_URL": address})
-
-    assert found.startswith("REDIS_URL: is not an address")
 
 
 @pytest.mark.parametrize(
@@ -236,13 +227,6 @@ def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events(
 @pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
 def test_durations_have_units(given: str, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, {"RECONCILE_EVERY": given}).reconcile_every == seconds
-
-
-@pytest.mark.parametrize("given", ["15 minutes", "-1", "1.5h", "h", "59"])
-def test_anything_else_is_not_a_duration(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = problems(monkeypatch, {"RECONCILE_EVERY": given})
-
-    assert found.startswith("RECONCILE_EVERY: ")
 
 
 def test_sinks_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a simulation sends: as much of each misbehaviour as was asked, and the same again for the same seed."""
+"""A simulation sends the wanted share of each misbehaviour, and the same again for the same seed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def made(**changed: Any) -> Plan:
 
 
 def names(found: Plan) -> list[list[tuple[str, str]]]:
-    """Return what is sent but for the moments, which are the clock's."""
+    """Return what is sent, without the times."""
     return [[(shot.kind, shot.order_id) for shot in post.shots] for post in (*found.first, *found.late)]
 
 
-def test_each_share_is_met_and_every_order_is_told_of_once() -> None:
+def test_each_share_is_met_and_every_order_has_one_genuine_event() -> None:
     found = made()
 
     kinds = Counter(shot.kind for shot in found.shots)
@@ -47,18 +47,18 @@ def test_a_share_above_0_makes_at_least_one_and_0_makes_none(name: str) -> None:
     assert (count(0.0), count(0.0001)) == (0, 1)
 
 
-def test_a_repeat_is_the_same_event_to_the_last_digit() -> None:
+def test_a_repeat_has_the_same_timestamp() -> None:
     found = made(duplicates=1.0)
 
     events: dict[str, set[str]] = {}
     for shot in found.shots:
         if shot.kind != "forged":
             events.setdefault(shot.order_id, set()).add(shot.event.timestamp)
-    assert {len(moments) for moments in events.values()} == {1}
+    assert {len(times) for times in events.values()} == {1}
 
 
-def test_forged_events_carry_no_right_secret_and_one_of_them_comes_alone() -> None:
-    """Half of them name an order that is fetched by then: accepting one costs a getOrder that can be counted."""
+def test_forged_events_have_wrong_secrets_and_one_is_alone_in_its_post() -> None:
+    """Half of them name an order that is fetched by then, so that accepting one costs a countable getOrder."""
     found = made(bad_secret=0.1)
 
     forged = [shot for shot in found.shots if shot.kind == "forged"]
@@ -86,7 +86,6 @@ def test_all_documented_wrappers_are_sent() -> None:
 
 
 def test_the_audit_names_each_order_that_is_lost_or_recorded_twice() -> None:
-    """What the ledger and the event log lack is found, whatever else is right."""
     events = {
         order.order_id: ORIGIN.event(order.order_id, order.reference, order.status, "2026-05-15T09:30:05Z")
         for order in ORDERS[:3]

@@ -1,4 +1,4 @@
-"""SINKS names functions of the user: each is there when the worker starts, or the settings are refused."""
+"""SINKS names functions of the user; a worker refuses settings whose function cannot be called."""
 
 from __future__ import annotations
 
@@ -41,10 +41,6 @@ def _modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def test_without_sinks_there_are_none() -> None:
-    assert build(()) == {}
-
-
 def test_a_function_is_called_with_the_order_and_its_context() -> None:
     import shop_for_tests  # type: ignore[import-not-found]  # written by the fixture above
 
@@ -57,14 +53,14 @@ def test_a_function_is_called_with_the_order_and_its_context() -> None:
     assert shop_for_tests.seen == [(ORDER, CONTEXT)]
 
 
-def test_several_sinks_keep_their_order() -> None:
-    """They are handed revisions in the order of SINKS."""
+def test_sinks_are_in_the_order_of_the_setting() -> None:
     names = ["python:shop_for_tests:on_order", "python:json:loads", "python:shop_for_tests:Shop"]
 
     assert list(build(names)) == names
+    assert build(()) == {}
 
 
-def test_what_the_function_raises_is_for_the_caller_to_judge() -> None:
+def test_an_exception_of_the_function_reaches_the_caller() -> None:
     sink = build(["python:json:loads"])["python:json:loads"]
 
     with pytest.raises(TypeError):
@@ -88,14 +84,14 @@ def test_what_the_function_raises_is_for_the_caller_to_judge() -> None:
         ("python:shop_for_tests:value", "is not callable"),
     ],
 )
-def test_what_cannot_be_called_is_refused_before_anything_is_fetched(specification: str, problem: str) -> None:
+def test_a_specification_that_cannot_be_called_is_refused(specification: str, problem: str) -> None:
     with pytest.raises(SettingsError) as refused:
         build(["python:json:loads", specification])
 
     assert str(refused.value) == f"SINKS: number 2 {problem}"
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         build(["ftp:x", "python:json:loads", "python:no_such:f"])
 

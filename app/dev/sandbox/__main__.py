@@ -1,4 +1,4 @@
-"""`python -m app.dev.sandbox`: one process on a loopback port, until SIGTERM, SIGINT, or its parent's death."""
+"""`python -m app.dev.sandbox`: one process on a loopback port, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from app.dev.sandbox.settings import Settings, Shape
 from app.dev.sandbox.world import World
 
 _BACKLOG = 1024
-_PARENT_CHECK = 0.5
 
 
 class _Server(uvicorn.Server):
@@ -49,9 +48,7 @@ def application(world: World) -> Starlette:
 
 
 def main() -> int:
-    """Run until a signal or the parent's death; return the exit code."""
-    # Read first, so that the death of the parent shows as a change.
-    parent = os.getppid()
+    """Run until a signal; return the exit code."""
     parser = _parser()
     options = parser.parse_args()
     try:
@@ -71,11 +68,11 @@ def main() -> int:
         timeout_graceful_shutdown=0,
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(_Server(config), listener, options.seed, parent))
+        runner.run(_serve(_Server(config), listener, options.seed))
     return 0
 
 
-async def _serve(server: _Server, listener: socket.socket, seed: int, parent: int) -> None:
+async def _serve(server: _Server, listener: socket.socket, seed: int) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -83,15 +80,8 @@ async def _serve(server: _Server, listener: socket.socket, seed: int, parent: in
         # Calls that hang on purpose are cut off now; uvicorn would report each as an error.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
-    def check_parent() -> None:
-        if os.getppid() == parent:
-            loop.call_later(_PARENT_CHECK, check_parent)
-        else:
-            stop()
-
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    check_parent()
     host, port = listener.getsockname()
     # The socket listens already, so a reader of this line can connect at once.
     sys.stdout.write(json.dumps({"url": f"http://{host}:{port}", "pid": os.getpid(), "seed": seed}) + "\n")

@@ -163,7 +163,7 @@ class Admin:
         return await self._stats(request)
 
     async def _orders(self, request: Request) -> Any:
-        """Return a row for every order of a company, or of all, that exists, existed or was asked for."""
+        """Return a row for every order of a company, or of all, that exists, existed or was called for."""
         world, wanted = self._world, request.query_params.get("company_id")
         statuses = {
             (company.id, row.order.order_id): row.order.status

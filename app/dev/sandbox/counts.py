@@ -1,4 +1,4 @@
-"""The counts of a run: what was asked, answered, settled and sent. Tests compare them with the receiver's own."""
+"""The counts of a run: calls, answers, settlements, events. Tests compare them with the receiver's own."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def bad_request(message: str) -> Refusal:
 
 
 def not_found(what: str) -> Refusal:
-    """Return the 404 of AL, which adds its own words to the text it is given."""
+    """Return the 404 of AL, which adds words to the given text."""
     return Refusal(404, "resource_not_found", f"{what} Not Found")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from app.dev.sandbox.http import bad_request, no_order
@@ -62,24 +63,26 @@ class Row:
 
     def summary(self, with_version: bool) -> Summary:
         """Return the row of the list."""
-        order = self.order
-        summary = Summary(
-            order_id=order.order_id,
-            partner_id=order.partner_id,
-            sell_to_order_reference=order.sell_to_order_reference,
-            buy_from_order_reference=order.buy_from_order_reference,
-            sell_to_email=order.sell_to_email,
-            sell_to_name=order.sell_to_name,
-            sell_to_language=order.sell_to_language,
-            payment_reference=order.payment_reference,
-            status=order.status,
-            status_message=order.status_message,
-            received_at=order.received_at,
-            job_id=order.job_id,
-            manifest_url=order.manifest_url or "",
-            id=self.system_id,
-        )
-        return replace(summary, row_version=str(self.version)) if with_version else summary
+        order = msgspec.structs.asdict(self.order)
+        fields = {name: order[name] for name in Summary.__struct_fields__ if name in order}
+        fields["manifest_url"] = self.order.manifest_url or ""
+        return Summary(**fields, id=self.system_id, row_version=str(self.version) if with_version else UNSET)
+
+
+class PageKey(msgspec.Struct, frozen=True):
+    """Where the next page starts: after the row with these index fields."""
+
+    sync: bool
+    after: tuple[int, str]
+
+
+class Page(msgspec.Struct, frozen=True, rename="camel"):
+    """One page of listOrdersByPartner."""
+
+    more_pages: bool
+    next_page_key: str
+    next_page_url: str = msgspec.field(name="nextPageURL")
+    data: list[Summary]
 
 
 class OrderBook:
@@ -241,22 +244,6 @@ class OrderBook:
         order = row.order
         del self._rows[order.order_id]
         self._by_reference.pop((order.partner_id, order.sell_to_order_reference), None)
-
-
-class PageKey(msgspec.Struct, frozen=True):
-    """Where the next page starts: after the row with these index fields."""
-
-    sync: bool
-    after: tuple[int, str]
-
-
-class Page(msgspec.Struct, frozen=True, rename="camel"):
-    """One page of listOrdersByPartner."""
-
-    more_pages: bool
-    next_page_key: str
-    next_page_url: str = msgspec.field(name="nextPageURL")
-    data: list[Summary]
 
 
 def page(rows: Iterable[Row], partner_id: str, path: str, query: bytes) -> Page:

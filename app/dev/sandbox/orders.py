@@ -17,6 +17,8 @@ from app.dev.sandbox.values import digits, guid, utc
 
 Status = Literal["Submitted", "Scheduled", "Processing", "Draft", "Issued", "Cancelled", "Error"]
 IN_FLIGHT: tuple[Status, ...] = ("Submitted", "Scheduled", "Processing")
+_MANIFESTS = "https://assets.npretail.app/manifest/"
+_VAT = 1.25
 
 
 class Asset(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -108,26 +110,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     manifest_url: str
     id: str
     row_version: str | UnsetType = UNSET
-
-
-def empty_wallet(seq_no: int, external_reference_number: str, name: str) -> Wallet:
-    """Return the wallet of an order that is not issued: only what the partner sent."""
-    return Wallet(
-        seq_no=seq_no,
-        wallet_id="00000000-0000-0000-0000-000000000000",
-        wallet_reference_number="",
-        external_reference_number=external_reference_number,
-        name=name,
-        issued_at="",
-        unit_price_excl_vat=0,
-        unit_price_incl_vat=0,
-        currency_code="",
-        assets=(),
-    )
-
-
-_MANIFESTS = "https://assets.npretail.app/manifest/"
-_VAT = 1.25
 
 
 @dataclass(frozen=True)
@@ -245,3 +227,19 @@ def unissued(order: Order, status: Status) -> Order:
 
     items = tuple(emptied(item) for item in order.items)
     return replace(order, status=status, status_message="", job_id="", manifest_url=UNSET, items=items)
+
+
+def empty_wallet(seq_no: int, external_reference_number: str, name: str) -> Wallet:
+    """Return the wallet of an order that is not issued: only what the partner sent."""
+    return Wallet(
+        seq_no=seq_no,
+        wallet_id="00000000-0000-0000-0000-000000000000",
+        wallet_reference_number="",
+        external_reference_number=external_reference_number,
+        name=name,
+        issued_at="",
+        unit_price_excl_vat=0,
+        unit_price_incl_vat=0,
+        currency_code="",
+        assets=(),
+    )

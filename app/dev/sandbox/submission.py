@@ -24,8 +24,8 @@ _Date = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
 _Time = Annotated[str, msgspec.Meta(pattern=r"^\d\d:\d\d:\d\d$")]
 
 
-class WalletWish(msgspec.Struct, frozen=True, rename="camel"):
-    """What the partner says about the wallets of a line; lists have one entry per wallet."""
+class WalletNames(msgspec.Struct, frozen=True, rename="camel"):
+    """The partner's data for the wallets of a line; lists have one entry per wallet."""
 
     external_reference_numbers: list[str] = []
     names: list[str] = []
@@ -39,7 +39,7 @@ class Line(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     quantity: Positive = 1
     visit_date: _Date
     visit_time: _Time
-    wallet: WalletWish = WalletWish()
+    wallet: WalletNames = WalletNames()
 
 
 class Submission(msgspec.Struct, frozen=True, rename="camel"):

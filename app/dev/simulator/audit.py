@@ -132,11 +132,11 @@ def forgeries(ghosts: Iterable[str], evidence: Evidence) -> dict[str, list[str]]
     accepted = {shot.order_id for one in evidence.answers if one.ok and one.post.forged for shot in one.post.shots}
     found = {}
     for order_id in sorted(ghosts | accepted):
-        problems = ["forged, and answered as if it were true"] if order_id in accepted else []
+        problems = ["forged, but acknowledged"] if order_id in accepted else []
         if order_id in ghosts and evidence.calls.get(order_id, Calls()).gets:
-            problems.append("forged, and fetched")
+            problems.append("forged, but fetched")
         if order_id in ghosts and evidence.stored is not None and evidence.stored[order_id].record is not None:
-            problems.append("forged, and recorded")
+            problems.append("forged, but recorded")
         if problems:
             found[order_id] = problems
     return found
@@ -167,7 +167,7 @@ def _storing(order: Expected, results: list[str], evidence: Evidence) -> Iterato
     if record.generation != len(order.events):
         yield f"{record.generation} settlements counted of {len(order.events)}"
     if stored is None or not record.revision:
-        yield "nothing of it is stored"
+        yield "no content is stored"
         return
     if record.status != order.status:
         yield f"stored as {record.status}, settled as {order.status}"

@@ -1,4 +1,4 @@
-"""The POSTs of one simulation: events of settled orders, repeated, held back and forged as asked, in batches."""
+"""The POSTs of one simulation: events of settled orders, repeated, late and forged as the options say, in batches."""
 
 from __future__ import annotations
 

@@ -36,6 +36,27 @@ from app.errors import ReceiverError
 from app.ledger.events import EventLog
 from app.ledger.orders import Archive
 
+_PARTNER: Final = "5f0e8a52-7c1b-4d63-9a3e-2b1c0d9e8f70"
+"""Not the partner of the receiver's settings, whose orders `reconcile` would fetch too."""
+
+_MIX: Final = {"Issued": 8, "Draft": 1, "Error": 1}
+_ITEMS: Final = ("31001", "PKG-100")
+_POLL: Final = 0.3
+_QUIET: Final = 2.0
+"""Seconds without a getOrder, once all orders are fetched, after which the calls are counted."""
+_REACHABLE_WITHIN: Final = 60.0
+_ADDRESS: Final = (stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY)
+
+
+class ReceiverUnreachable(ReceiverError):
+    """The receiver does not answer, or the port of the sandbox is taken."""
+
+
+class Progress(Protocol):
+    """Shows how far a task is: called with its name and size, it yields a function that adds steps."""
+
+    def __call__(self, task: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]: ...
+
 
 class Wrong(msgspec.Struct, frozen=True):
     """An order id, and all that is wrong with it."""
@@ -66,72 +87,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     seconds: float
     wrong: list[Wrong]
-
-
-def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> Report:
-    """Return the report of a run that took `seconds`."""
-    wrong = audit(expected(plan), evidence) | forgeries(plan.ghosts, evidence)
-    shots, answers, calls = plan.shots, evidence.answers, evidence.calls
-    ok = [one for one in answers if one.ok]
-    recognised = [one.receipt["duplicates"] for one in ok if isinstance(one.receipt.get("duplicates"), int)]
-    times = sorted(one.seconds for one in answers)
-    gets = sum(calls.get(order.order_id, Calls()).gets for order in plan.settled)
-    return Report(
-        seed=options.seed,
-        orders=len(plan.settled),
-        posts=len(plan.first) + len(plan.late),
-        sent=len(shots),
-        acknowledged=sum(shot.kind != "forged" for one in ok for shot in one.post.shots),
-        answers=dict(Counter(one.result for one in answers)),
-        duplicates_sent=sum(shot.kind == "duplicate" for shot in shots),
-        duplicates_recognised=sum(recognised) if recognised else None,
-        forged_sent=sum(shot.kind == "forged" for shot in shots),
-        forged_orders_fetched=sum(calls.get(ghost, Calls()).gets > 0 for ghost in plan.ghosts),
-        forged_posts_refused=sum(one.post.forged and not one.ok for one in answers),
-        orders_fetched=sum(calls.get(order.order_id, Calls()).answered > 0 for order in plan.settled),
-        orders_complete=(
-            None if evidence.stored is None else sum(order.order_id not in wrong for order in plan.settled)
-        ),
-        get_orders=gets,
-        get_orders_per_settlement=round(gets / len(plan.settled), 3),
-        p50_ms=_percentile(times, 0.50),
-        p99_ms=_percentile(times, 0.99),
-        seconds=round(seconds, 1),
-        wrong=[Wrong(order_id, problems) for order_id, problems in wrong.items()],
-    )
-
-
-def expected(plan: Plan) -> list[Expected]:
-    """Return each order of the plan with its event and its repeats."""
-    events = {shot.order_id: shot.event for shot in plan.shots if shot.kind == "genuine"}
-    repeats = plan.repeats
-    return [Expected(order_id, (event,), repeats[order_id]) for order_id, event in events.items()]
-
-
-def _percentile(times: Sequence[float], share: float) -> float:
-    return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 1) if times else 0.0
-
-
-_PARTNER: Final = "5f0e8a52-7c1b-4d63-9a3e-2b1c0d9e8f70"
-"""Not the partner of the receiver's settings, whose orders `reconcile` would fetch too."""
-
-_MIX: Final = {"Issued": 8, "Draft": 1, "Error": 1}
-_ITEMS: Final = ("31001", "PKG-100")
-_POLL: Final = 0.3
-_QUIET: Final = 2.0
-"""Seconds without a getOrder, once all orders are fetched, after which the calls are counted."""
-_REACHABLE_WITHIN: Final = 60.0
-_ADDRESS: Final = (stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY)
-
-
-class ReceiverUnreachable(ReceiverError):
-    """The receiver does not answer, or the port of the sandbox is taken."""
-
-
-class Progress(Protocol):
-    """Shows how far a task is: called with its name and size, it yields a function that adds steps."""
-
-    def __call__(self, task: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
 def receiver_settings(port: int) -> dict[str, str]:
@@ -255,3 +210,47 @@ def _wait_reachable(url: str) -> None:
             if time.monotonic() > deadline:
                 raise ReceiverUnreachable(f"nothing listens at {url}") from None
             time.sleep(_POLL)
+
+
+def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> Report:
+    """Return the report of a run that took `seconds`."""
+    wrong = audit(expected(plan), evidence) | forgeries(plan.ghosts, evidence)
+    shots, answers, calls = plan.shots, evidence.answers, evidence.calls
+    ok = [one for one in answers if one.ok]
+    recognised = [one.receipt["duplicates"] for one in ok if isinstance(one.receipt.get("duplicates"), int)]
+    times = sorted(one.seconds for one in answers)
+    gets = sum(calls.get(order.order_id, Calls()).gets for order in plan.settled)
+    return Report(
+        seed=options.seed,
+        orders=len(plan.settled),
+        posts=len(plan.first) + len(plan.late),
+        sent=len(shots),
+        acknowledged=sum(shot.kind != "forged" for one in ok for shot in one.post.shots),
+        answers=dict(Counter(one.result for one in answers)),
+        duplicates_sent=sum(shot.kind == "duplicate" for shot in shots),
+        duplicates_recognised=sum(recognised) if recognised else None,
+        forged_sent=sum(shot.kind == "forged" for shot in shots),
+        forged_orders_fetched=sum(calls.get(ghost, Calls()).gets > 0 for ghost in plan.ghosts),
+        forged_posts_refused=sum(one.post.forged and not one.ok for one in answers),
+        orders_fetched=sum(calls.get(order.order_id, Calls()).answered > 0 for order in plan.settled),
+        orders_complete=(
+            None if evidence.stored is None else sum(order.order_id not in wrong for order in plan.settled)
+        ),
+        get_orders=gets,
+        get_orders_per_settlement=round(gets / len(plan.settled), 3),
+        p50_ms=_percentile(times, 0.50),
+        p99_ms=_percentile(times, 0.99),
+        seconds=round(seconds, 1),
+        wrong=[Wrong(order_id, problems) for order_id, problems in wrong.items()],
+    )
+
+
+def expected(plan: Plan) -> list[Expected]:
+    """Return each order of the plan with its event and its repeats."""
+    events = {shot.order_id: shot.event for shot in plan.shots if shot.kind == "genuine"}
+    repeats = plan.repeats
+    return [Expected(order_id, (event,), repeats[order_id]) for order_id, event in events.items()]
+
+
+def _percentile(times: Sequence[float], share: float) -> float:
+    return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 1) if times else 0.0

@@ -1,4 +1,4 @@
-"""Sends POSTs as a sender does that repeats what fails, and notes the answer and the time of every try."""
+"""Sends POSTs, repeats those that fail, and keeps the answer and the time of every attempt."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Sender:
 
     @contextmanager
     def sending(self) -> Iterator[Callable[[], bool]]:
-        """Send in a thread as long as the block lasts; yield a function that tells whether something is left to send.
+        """Send in a thread as long as the block lasts; yield a function that returns whether something is left.
 
         That function raises what ended the sending.
         """
