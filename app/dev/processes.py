@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -19,9 +20,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from app.errors import ReceiverError
+
+T = TypeVar("T")
 
 _POLL = 0.02
 _TAIL = 20
@@ -128,19 +131,11 @@ class Process:
 
     def wait_for_line(self, text: str, within: float) -> str:
         """Return the first whole line since the start that contains `text`; raises as `wait_until` does."""
-        line = ""
+        line = re.compile(rf"^.*{re.escape(text)}.*(?=\n)", re.MULTILINE)
+        return self.wait_until(lambda: line.search(self.output), within, f"a line with {text!r}")[0]
 
-        def written() -> bool:
-            nonlocal line
-            whole = (one for one in self.output.splitlines(keepends=True) if one.endswith("\n"))
-            line = next((one for one in whole if text in one), "")
-            return bool(line)
-
-        self.wait_until(written, within, f"a line with {text!r}")
-        return line.rstrip("\n")
-
-    def wait_until(self, condition: Callable[[], bool], within: float, what: str) -> None:
-        """Return when `condition()` holds; `what` names it in the errors.
+    def wait_until(self, condition: Callable[[], T | None], within: float, what: str) -> T:
+        """Return the first true value of `condition()`; `what` names it in the errors.
 
         Raises ProcessEnded when the program ends before, TimeoutError after `within` seconds.
         """
@@ -148,8 +143,8 @@ class Process:
         while True:
             # Read before the condition, which a program may meet just before it ends.
             ended = self.exit_code
-            if condition():
-                return
+            if found := condition():
+                return found
             if ended is not None:
                 raise ProcessEnded(f"{self._name} ended with {ended} before {what}{self._tail()}")
             if time.monotonic() > deadline:
