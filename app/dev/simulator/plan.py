@@ -9,8 +9,7 @@ from typing import Final
 
 import msgspec
 
-from app.dev.sandbox.settings import Shape
-from app.dev.sandbox.values import event_timestamp, guid
+from app.dev.sandbox.values import Shape, event_timestamp, guid
 from app.dev.simulator.sender import Origin, Post, Shot
 
 _LONGEST_STATE: Final = 50

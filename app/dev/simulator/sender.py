@@ -13,8 +13,7 @@ from typing import Any, Final, Literal
 import httpx
 import msgspec
 
-from app.dev.sandbox.settings import Shape
-from app.dev.sandbox.values import guid
+from app.dev.sandbox.values import Shape, guid
 from app.dev.sandbox.webhooks import Event, Payload, envelope
 
 Kind = Literal["genuine", "duplicate", "forged"]
