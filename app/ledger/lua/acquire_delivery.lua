@@ -4,10 +4,6 @@
 -- ends its worker, or holds it until the pool does, runs out of both.
 -- a  order (member), worker, lease ms, keep ms, sinks
 -- Returns nil when none is due or another worker delivers, else {a MessagePack map (class Delivery of work.py), content}.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
   'request_id', 'fetch_at', 'digest', 'erased_at'})
 if o.generation == 0 or o.erased_at > 0 then

@@ -14,9 +14,9 @@ if not now then
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Data of another version is neither read nor written; the first writer of all notes the version. Each script that
--- writes begins with this, so that an old process cannot write between a check and the write of a newer one.
-local function other_schema()
+-- Data of another version is refused; the first writer of all notes the version. Each script that writes
+-- begins with this, so that an old process cannot write between a check and the write of a newer one.
+if a.schema then
   local held = redis.call('GET', prefix .. 'schema')
   if not held then
     redis.call('SET', prefix .. 'schema', a.schema)

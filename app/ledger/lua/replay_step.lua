@@ -6,10 +6,6 @@
 -- Returns {state, orders left, ms until the next may be taken}; state: open, done, cancelled, unknown.
 -- The rate is held here, not by the feeder: two feeders of one plan share it. `paced` is the time up to which it has
 -- been used; what was not used is lost after a second (or the time of one order), so a long pause is not made up for.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local plan, todo = prefix .. 'replay:' .. a.plan, prefix .. 'replay-todo:' .. a.plan
 local p = redis.call('HMGET', plan, 'state', 'rate', 'paced')
 if p[1] ~= 'open' then

@@ -2,10 +2,6 @@
 --
 -- a  orders (members), queue, reason code, grace ms, job
 -- Returns per order 0 queued, 1 a job of it waits already, in this queue or in live, 2 it was erased: no fetch.
-local newer = other_schema()
-if newer then
-  return newer
-end
 schedule(a.orders)
 local outcomes = {}
 for _, member in ipairs(a.orders) do

@@ -7,10 +7,6 @@
 --   dead      its fetches killed their workers too often: it is a dead letter now
 --   deliver   no fetch is due, but a delivery is
 --   fetch     and then all other fields of Fetch
-local newer = other_schema()
-if newer then
-  return newer
-end
 local function answer(what)
   return cmsgpack.pack({what = what})
 end
