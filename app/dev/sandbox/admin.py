@@ -143,7 +143,7 @@ class Admin:
     async def _list_orders(self, request: Request) -> Any:
         """Return a row for every order of a company, or of all, that exists, existed or was called for."""
         counts, wanted = self._world.counts.orders, request.query_params.get("company_id")
-        statuses = {(row.company.id, row.order.order_id): row.order.status for row in self._orders}
+        statuses = {(row.company.id, row.order_id): row.status for row in self._orders}
         return [
             {"company_id": key[0], "order_id": key[1], "status": statuses.get(key), **vars(counts[key])}
             for key in dict.fromkeys([*statuses, *counts])
@@ -168,7 +168,7 @@ class Admin:
             row = self._orders.add(company, msgspec.convert(body, Submission), order_id)
             if status != "Submitted":
                 self._orders.set_status(row, status)
-            made.append({"order_id": row.order.order_id, "status": status})
+            made.append({"order_id": row.order_id, "status": status})
             for _ in range(bulk.events):
                 self._orders.announce(row)
             if number % _STRIDE == _STRIDE - 1:
@@ -177,12 +177,12 @@ class Admin:
 
     async def _settle(self, request: Request) -> Any:
         settle = await _body(request, Settle)
-        return self._orders.set_status(self._find(settle.order_id, settle.company_id), settle.status).order
+        return self._orders.set_status(self._find(settle.order_id, settle.company_id), settle.status).answer()
 
     async def _fire(self, request: Request) -> Any:
         fire = await _body(request, Fire)
         row = self._find(fire.order_id, fire.company_id)
-        last = self._world.counts.orders[row.company.id, row.order.order_id].last_event if fire.timestamp else None
+        last = self._world.counts.orders[row.company.id, row.order_id].last_event if fire.timestamp else None
         if fire.timestamp and last is None:
             raise Refusal(404, "resource_not_found", "the order has no last event")
         return {"fired": sum(self._orders.announce(row, last) for _ in range(fire.times))}
@@ -193,7 +193,7 @@ class Admin:
 
     def _find(self, order_id: str, company_id: str | None) -> Row:
         for row in self._orders:
-            if row.order.order_id == order_id.lower() and company_id in (None, row.company.id):
+            if row.order_id == order_id.lower() and company_id in (None, row.company.id):
                 return row
         raise no_order(order_id)
 

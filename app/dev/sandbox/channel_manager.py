@@ -131,21 +131,21 @@ class ChannelManager:
             raise bad_request("Invalid order id")
         match call.operation:
             case "getOrder":
-                return json(orders.get(company, call.order_id).order)
+                return json(orders.get(company, call.order_id).answer())
             case "createOrder":
                 return self._settling(orders.add(company, decode(body, Submission)), request, 201)
             case "replaceOrder":
                 return self._settling(orders.replace(company, call.order_id, decode(body, Submission)), request, 200)
             case "confirmOrder":
                 payment = decode(body, Confirmation).payment_reference
-                return json(orders.confirm(company, call.order_id, payment).order)
+                return json(orders.confirm(company, call.order_id, payment).answer())
             case "deleteOrder":
-                return json(orders.delete(company, call.order_id).order)
+                return json(orders.delete(company, call.order_id).answer())
             case "listOrdersByPartner":
                 partner_id = canonical_guid(call.subject)
                 if partner_id is None:
                     raise bad_request("Invalid partnerId")
-                rows = (row for row in orders if (row.company.id, row.order.partner_id) == (company.id, partner_id))
+                rows = (row for row in orders if (row.company.id, row.submission.partner) == (company.id, partner_id))
                 return json(page(rows, request.scope["raw_path"].decode("latin-1"), request.query_params))
             case "listSubscriptions":
                 return json(webhooks.listed(company.id))
@@ -161,7 +161,7 @@ class ChannelManager:
     def _settling(self, row: Row, request: Request, status: int) -> Answer:
         """Settle the order inside the call with the undocumented `?sync=1`, else later."""
         self._orders.settle(row, request.query_params.get("sync", "").lower() in ("1", "true"))
-        return json(row.order, status)
+        return json(row.answer(), status)
 
 
 def read_call(method: str, raw_path: bytes) -> Call:

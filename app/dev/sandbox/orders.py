@@ -1,6 +1,6 @@
-"""The orders: their content as getOrder writes it, the operations with their status rules, settling, and the list.
+"""The orders: getOrder's answer, the operations with their status rules, settling, and the list.
 
-The structures have upstream's fields in upstream's order; an UNSET field is left out.
+Answers have upstream's fields in upstream's order.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import base64
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
-from msgspec.structs import replace
 
 from app.dev.sandbox.http import bad_request, no_order
-from app.dev.sandbox.submission import Component, Line, Submission, code
+from app.dev.sandbox.submission import Line, Submission, code
 from app.dev.sandbox.values import digits, event_timestamp, guid, utc
 from app.dev.sandbox.webhooks import Payload, Webhooks
 from app.dev.sandbox.world import Company, World
@@ -27,10 +26,10 @@ IN_FLIGHT: tuple[Status, ...] = ("Submitted", "Scheduled", "Processing")
 # Shares of the settling time after which the job queue schedules the order, processes it, and then settles it.
 _STEPS: tuple[tuple[float, Status | None], ...] = ((0.3, "Scheduled"), (0.3, "Processing"), (0.4, None))
 
+_NO_WALLET = "00000000-0000-0000-0000-000000000000"
 _MANIFESTS = "https://assets.npretail.app/manifest/"
 _VAT = 1.25
 _LINE_STEP = 100_000
-_KINDS = {"PKG": "Package", "GRP": "Group ticket", "CPN": "Coupon"}
 
 _HOST = "https://api.npretail.app"
 _PAGE_LIMIT = 20_000
@@ -41,87 +40,110 @@ _LISTED = (
 )
 
 
-class Asset(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A ticket or a coupon in a wallet."""
-
-    id: str
-    type: Literal["ticket", "coupon"]
-    asset_id: str
-    reference_number: str
-    item_number: str
-    description: str
-
-
-class Wallet(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One guest's wallet; empty (no ids, no assets, price 0) until the order is issued."""
-
-    seq_no: int
-    wallet_id: str = "00000000-0000-0000-0000-000000000000"
-    wallet_reference_number: str = ""
-    external_reference_number: str
-    name: str
-    issued_at: str = ""
-    unit_price_excl_vat: float = 0
-    unit_price_incl_vat: float = 0
-    currency_code: str = ""
-    manifest_url: str | UnsetType = UNSET
-    assets: tuple[Asset, ...] = ()
-
-
-class Item(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One line of an order."""
-
-    line_no: int
-    item_number: str
-    description: str
-    is_package: bool
-    quantity: int
-    visit_date: str
-    visit_time: str
-    sell_to_name: str
-    sell_to_email: str
-    sell_to_language: str
-    component_schedule: tuple[Component, ...] | UnsetType = UNSET
-    wallets: tuple[Wallet, ...]
-
-
-class Order(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The answer of getOrder."""
-
-    order_id: str
-    status: Status
-    status_message: str = ""
-    partner_id: str
-    sell_to_order_reference: str
-    buy_from_order_reference: str
-    sell_to_email: str
-    sell_to_name: str
-    sell_to_language: str
-    payment_reference: str
-    received_at: str
-    job_id: str = ""
-    manifest_url: str | UnsetType = UNSET
-    items: tuple[Item, ...]
-
-
+@dataclass(eq=False)
 class Row:
-    """One order in the table: its company, its present content, and the fields that only the table has."""
+    """One order in the table."""
 
-    __slots__ = ("changes", "company", "order", "version")
+    company: Company
+    order_id: str
+    submission: Submission
+    #: Business Central's own number.
+    buy_from_order_reference: str
+    received_at: str
+    #: The table's rowVersion, which grows with each change in any row.
+    version: int
+    status: Status = "Submitted"
+    payment_reference: str = ""
+    issued_at: str = ""
+    #: What the numbers of the present tickets and manifests depend on; empty while there are none.
+    tickets: tuple[object, ...] = ()
+    manifests: tuple[object, ...] = ()
+    #: How often this order was changed; each issuing makes new numbers of it.
+    changes: int = 0
 
-    def __init__(self, company: Company, order: Order, version: int) -> None:
-        self.company = company
-        self.order = order
-        #: The table's rowVersion, which grows with each change in any row.
-        self.version = version
-        #: How often this order was changed; each issuing makes new numbers of it.
-        self.changes = 0
+    @property
+    def settled_status(self) -> Status:
+        """Return the end of settling: Error if an item asks for it, else Issued if the order is paid, else Draft."""
+        if self.submission.failing:
+            return "Error"
+        return "Issued" if self.payment_reference else "Draft"
+
+    @property
+    def status_message(self) -> str:
+        """Return why issuing failed."""
+        if self.status != "Error":
+            return ""
+        line = self.submission.failing
+        return f"Item {line.number} has no capacity left on {line.visit_date}." if line else "Failed."
+
+    def answer(self) -> dict[str, Any]:
+        """Return the answer of getOrder; a cancelled order has no items."""
+        lines = [] if self.status == "Cancelled" else self.submission.items
+        items = [self._item(line, number * _LINE_STEP) for number, line in enumerate(lines, start=1)]
+        return {**self._head(), "items": items}
 
     def listed(self, with_version: bool) -> dict[str, Any]:
         """Return the row of the list: no items, and an empty manifestUrl is not left out."""
-        order = msgspec.to_builtins(replace(self.order, items=()))
-        row = {name: order.get(name, "") for name in _LISTED} | {"id": guid(self.order.order_id, "system")}
+        head = self._head()
+        row = {name: head.get(name, "") for name in _LISTED} | {"id": guid(self.order_id, "system")}
         return row | {"rowVersion": str(self.version)} if with_version else row
+
+    def _head(self) -> dict[str, Any]:
+        sent = self.submission
+        return {
+            "orderId": self.order_id,
+            "status": self.status,
+            "statusMessage": self.status_message,
+            "partnerId": sent.partner,
+            "sellToOrderReference": sent.reference,
+            "buyFromOrderReference": self.buy_from_order_reference,
+            "sellToEmail": sent.sell_to_email,
+            "sellToName": sent.sell_to_name,
+            "sellToLanguage": sent.sell_to_language,
+            "paymentReference": self.payment_reference,
+            "receivedAt": self.received_at,
+            "jobId": guid(*self.tickets, "job").replace("-", "").upper() if self.tickets else "",
+            **self._manifest(),
+        }
+
+    def _item(self, line: Line, line_no: int) -> dict[str, Any]:
+        sent, components = self.submission, line.wallet.component_schedule
+        return {
+            "lineNo": line_no,
+            "itemNumber": line.number,
+            "description": line.description,
+            "isPackage": line.number.startswith("PKG"),
+            "quantity": line.quantity,
+            "visitDate": line.visit_date,
+            "visitTime": line.visit_time,
+            "sellToName": sent.sell_to_name,
+            "sellToEmail": sent.sell_to_email,
+            "sellToLanguage": sent.sell_to_language,
+            **({"componentSchedule": components} if components else {}),
+            "wallets": [self._wallet(line, line_no, seq) for seq in range(1, line.wallets + 1)],
+        }
+
+    def _wallet(self, line: Line, line_no: int, seq: int) -> dict[str, Any]:
+        """Return one guest's wallet; before the order has tickets it has only what the partner sent."""
+        names, references = line.wallet.names, line.wallet.external_reference_numbers
+        name, issued, place = names[seq - 1] if names else "", bool(self.tickets), (*self.tickets, line_no, seq)
+        price = float(50 + zlib.crc32(line.number.encode()) % 200) if issued else 0.0
+        return {
+            "seqNo": seq,
+            "walletId": guid(*place) if issued else _NO_WALLET,
+            "walletReferenceNumber": "14" + digits(16, *place) if issued else "",
+            "externalReferenceNumber": references[seq - 1] if references else "",
+            "name": name or (line.description if issued else ""),
+            "issuedAt": self.issued_at if issued else "",
+            "unitPriceExclVat": price,
+            "unitPriceInclVat": price * _VAT,
+            "currencyCode": "DKK" if issued else "",
+            **self._manifest(line_no, seq),
+            "assets": [_asset(number, *place, index) for index, number in enumerate(line.assets)] if issued else [],
+        }
+
+    def _manifest(self, *place: int) -> dict[str, Any]:
+        return {"manifestUrl": _MANIFESTS + guid(*self.manifests, "manifest", *place)} if self.manifests else {}
 
 
 class Orders:
@@ -157,21 +179,15 @@ class Orders:
         key = (company.id, submission.partner, submission.reference)
         latest = self._latest.get(key, "")
         if earlier := self._rows.get((company.id, latest)):
-            if earlier.order.status != "Error":
+            if earlier.status != "Error":
                 raise bad_request(f"An order with sellToOrderReference '{submission.reference}' already exists")
             self._remove(earlier)
         now, version = time.time(), next(self._world.versions)
-        order = Order(
-            order_id=order_id or guid(self._world.seed, *key, latest),
-            status="Submitted",
-            partner_id=submission.partner,
-            sell_to_order_reference=submission.reference,
-            buy_from_order_reference=f"CM-{time.strftime('%y%m%d%H%M%S', time.gmtime(now))}-{version % 65536:04X}",
-            received_at=utc(now),
-            **_content(submission),
-        )
-        row = self._rows[company.id, order.order_id] = Row(company, order, version)
-        self._latest[key] = order.order_id
+        order_id = order_id or guid(self._world.seed, *key, latest)
+        reference = f"CM-{time.strftime('%y%m%d%H%M%S', time.gmtime(now))}-{version % 65536:04X}"
+        row = Row(company, order_id, submission, reference, utc(now), version, payment_reference=submission.payment)
+        self._rows[company.id, order_id] = row
+        self._latest[key] = order_id
         return row
 
     def replace(self, company: Company, order_id: str, submission: Submission) -> Row:
@@ -180,11 +196,12 @@ class Orders:
         Raises Refusal (404, 400).
         """
         row = self.get(company, order_id)
-        if row.order.status not in ("Draft", "Error"):
-            raise bad_request(f"Order cannot be replaced in status {row.order.status}")
-        if (submission.partner, submission.reference) != (row.order.partner_id, row.order.sell_to_order_reference):
+        if row.status not in ("Draft", "Error"):
+            raise bad_request(f"Order cannot be replaced in status {row.status}")
+        if (submission.partner, submission.reference) != (row.submission.partner, row.submission.reference):
             raise bad_request("partnerId and sellToOrderReference cannot be changed via PUT")
-        return self.set_status(row, "Submitted", **_content(submission))
+        row.submission, row.payment_reference = submission, submission.payment
+        return self.set_status(row, "Submitted")
 
     def settle(self, row: Row, inside_call: bool) -> None:
         """Let the order settle later, which is announced, or inside the call, as `?sync=1` does, without an event.
@@ -195,32 +212,42 @@ class Orders:
             settling = asyncio.create_task(self._settle(row))
             self._settling.add(settling)
             settling.add_done_callback(self._settling.discard)
-        elif self.set_status(row, settled_status(row.order)).order.status == "Error":
-            raise bad_request(row.order.status_message)
+        elif self.set_status(row, row.settled_status).status == "Error":
+            raise bad_request(row.status_message)
 
     def confirm(self, company: Company, order_id: str, payment_reference: str) -> Row:
         """Make a Draft Issued, without an event; an Issued order stays as it is. Raises Refusal (404, 400)."""
         row = self.get(company, order_id)
-        if row.order.status == "Issued":
+        if row.status == "Issued":
             return row
-        if row.order.status != "Draft":
-            raise bad_request(f"Order cannot be confirmed in status {row.order.status}")
-        return self.set_status(row, "Issued", payment_reference=code(payment_reference, 50))
+        if row.status != "Draft":
+            raise bad_request(f"Order cannot be confirmed in status {row.status}")
+        row.payment_reference = code(payment_reference, 50)
+        return self.set_status(row, "Issued")
 
     def delete(self, company: Company, order_id: str) -> Row:
         """Cancel an order; a Draft or Error order is removed. Raises Refusal (404, 400)."""
         row = self.get(company, order_id)
-        status = row.order.status
-        if status in IN_FLIGHT:
-            raise bad_request(f"Order is mid-flight (status {status}); retry once it has settled.")
-        if status in ("Draft", "Error"):
+        if row.status in IN_FLIGHT:
+            raise bad_request(f"Order is mid-flight (status {row.status}); retry once it has settled.")
+        if row.status in ("Draft", "Error"):
             self._remove(row)
         return self.set_status(row, "Cancelled")
 
-    def set_status(self, row: Row, status: Status, **content: Any) -> Row:
-        """Put an order into a status, without an event, and return its row; `content` replaces fields before."""
-        source = (self._world.seed, row.company.id, row.order.order_id, row.changes)
-        row.order = in_status(replace(row.order, **content), status, source)
+    def set_status(self, row: Row, status: Status) -> Row:
+        """Put an order into a status, settled or as the back office sets it, without an event; return its row."""
+        numbers = (self._world.seed, row.company.id, row.order_id, row.changes)
+        # The tickets of a Draft stay when it is issued; the manifests are made only then.
+        if status == "Draft" or (status == "Issued" and row.status != "Draft"):
+            row.tickets, row.issued_at = numbers, utc(time.time())
+        elif status != "Issued":
+            row.tickets = ()
+        row.manifests = numbers if status == "Issued" else ()
+        if status == "Draft":
+            row.payment_reference = ""
+        elif status == "Issued":
+            row.payment_reference = row.payment_reference or "MANUALLY CONFIRMED"
+        row.status = status
         row.version = next(self._world.versions)
         row.changes += 1
         return row
@@ -231,9 +258,8 @@ class Orders:
         `event` is its status and timestamp; None is the present ones. Cancelling fires no event, so a cancelled order
         is announced as Issued.
         """
-        order = row.order
-        status, timestamp = event or ("Issued" if order.status == "Cancelled" else order.status, event_timestamp())
-        payload = Payload(order.order_id, order.buy_from_order_reference, status)
+        status, timestamp = event or ("Issued" if row.status == "Cancelled" else row.status, event_timestamp())
+        payload = Payload(row.order_id, row.buy_from_order_reference, status)
         return self._webhooks.announce(row.company, payload, timestamp)
 
     async def _settle(self, row: Row) -> None:
@@ -243,13 +269,13 @@ class Orders:
             await asyncio.sleep(share * self._world.settings.settle_after)
             if row.changes != changes:
                 return
-            self.set_status(row, status or settled_status(row.order))
-        self._world.counts.orders[row.company.id, row.order.order_id].settlements += 1
+            self.set_status(row, status or row.settled_status)
+        self._world.counts.orders[row.company.id, row.order_id].settlements += 1
         self.announce(row)
 
     def _remove(self, row: Row) -> None:
         row.changes += 1
-        del self._rows[row.company.id, row.order.order_id]
+        del self._rows[row.company.id, row.order_id]
 
 
 def page(rows: Iterable[Row], path: str, query: Mapping[str, str]) -> dict[str, Any]:
@@ -267,11 +293,7 @@ def page(rows: Iterable[Row], path: str, query: Mapping[str, str]) -> dict[str, 
     size = _integer(query, "pageSize")
     size = size if 1 <= size <= _PAGE_LIMIT else _PAGE_LIMIT
 
-    indexed = [
-        ([row.version if sync else row.order.received_at, row.order.order_id], row)
-        for row in rows
-        if row.version > last
-    ]
+    indexed = [([row.version if sync else row.received_at, row.order_id], row) for row in rows if row.version > last]
     found = sorted((index, row) for index, row in indexed if after is None or index > after)
     shown, more = found[:size], len(found) > size
     key = _encoded(sync, *shown[-1][0]) if more else ""
@@ -303,133 +325,13 @@ def _decoded(text: str) -> tuple[bool, int | str, str]:
         raise bad_request("The input is not a valid Base-64 string.") from None
 
 
-def settled_status(order: Order) -> Status:
-    """Return the end of settling: Error if an item asks for it, else Issued if the order is paid, else Draft."""
-    if any(item.item_number.startswith("FAIL") for item in order.items):
-        return "Error"
-    return "Issued" if order.payment_reference else "Draft"
-
-
-def in_status(order: Order, status: Status, source: tuple[object, ...]) -> Order:
-    """Return the order in a status, settled or as the back office sets it; its numbers depend on `source`."""
-    order, before = replace(order, status=status, status_message="", manifest_url=UNSET), order.status
-    match status:
-        case "Draft":
-            return _filled(replace(order, payment_reference=""), source)
-        case "Issued":
-            # The tickets of a Draft stay; the manifests are made only now.
-            order = order if before == "Draft" else _filled(order, source)
-            items = tuple(
-                replace(
-                    item,
-                    wallets=tuple(
-                        replace(wallet, manifest_url=_manifest(source, item.line_no, wallet.seq_no))
-                        for wallet in item.wallets
-                    ),
-                )
-                for item in order.items
-            )
-            paid = order.payment_reference or "MANUALLY CONFIRMED"
-            return replace(order, payment_reference=paid, manifest_url=_manifest(source), items=items)
-        case "Cancelled":
-            return replace(order, job_id="", items=())
-    failures = (
-        f"Item {item.item_number} has no capacity left on {item.visit_date}."
-        for item in order.items
-        if item.item_number.startswith("FAIL")
-    )
-    message = next(failures, "Failed.") if status == "Error" else ""
-    # The step that fills the wallets has not run, or is rolled back.
-    emptied = tuple(
-        replace(
-            item, wallets=tuple(_empty(one.seq_no, one.external_reference_number, one.name) for one in item.wallets)
-        )
-        for item in order.items
-    )
-    return replace(order, status_message=message, job_id="", items=emptied)
-
-
-def _content(submission: Submission) -> dict[str, Any]:
-    """Return the fields of an order that createOrder and replaceOrder set; raises Refusal (400)."""
+def _asset(number: str, *place: object) -> dict[str, Any]:
+    coupon = number.startswith("CPN")
     return {
-        "sell_to_email": submission.sell_to_email,
-        "sell_to_name": submission.sell_to_name,
-        "sell_to_language": submission.sell_to_language,
-        "payment_reference": submission.payment,
-        "items": tuple(
-            _item(submission, line, number * _LINE_STEP) for number, line in enumerate(submission.items, start=1)
-        ),
+        "id": guid(*place, "line"),
+        "type": "coupon" if coupon else "ticket",
+        "assetId": guid(*place, "asset"),
+        "referenceNumber": ("CP-" if coupon else "TK-") + digits(12, *place),
+        "itemNumber": number,
+        "description": f"{'Coupon' if coupon else 'Ticket'} {number}",
     }
-
-
-def _item(submission: Submission, line: Line, line_no: int) -> Item:
-    number = code(line.item_number, 20)
-    count = 1 if number.startswith("GRP") else line.quantity
-    names, references = line.wallet.names, line.wallet.external_reference_numbers
-    if any(len(given) not in (0, count) for given in (names, references)):
-        raise bad_request(f"wallet arrays must have {count} entries (line {line_no})")
-    wallets = zip(references or [""] * count, names or [""] * count, strict=True)
-    return Item(
-        line_no=line_no,
-        item_number=number,
-        description=f"{_KINDS.get(number[:3], 'Ticket')} {number}",
-        is_package=number.startswith("PKG"),
-        quantity=line.quantity,
-        visit_date=line.visit_date,
-        visit_time=line.visit_time,
-        sell_to_name=submission.sell_to_name,
-        sell_to_email=submission.sell_to_email,
-        sell_to_language=submission.sell_to_language,
-        component_schedule=tuple(line.wallet.component_schedule) or UNSET,
-        wallets=tuple(_empty(seq, reference, name) for seq, (reference, name) in enumerate(wallets, start=1)),
-    )
-
-
-def _empty(seq_no: int, external_reference_number: str, name: str) -> Wallet:
-    """Return the wallet of an order that is not issued: only what the partner sent."""
-    return Wallet(seq_no=seq_no, external_reference_number=external_reference_number, name=name)
-
-
-def _filled(order: Order, source: tuple[object, ...]) -> Order:
-    """Return the order with tickets and coupons in its wallets, and the job that made them."""
-    job_id = guid(*source, "job").replace("-", "").upper()
-    items = (
-        replace(item, wallets=tuple(_filled_wallet(item, one, source) for one in item.wallets)) for item in order.items
-    )
-    return replace(order, job_id=job_id, items=tuple(items))
-
-
-def _filled_wallet(item: Item, wallet: Wallet, source: tuple[object, ...]) -> Wallet:
-    price = float(50 + zlib.crc32(item.item_number.encode()) % 200)
-    source = (*source, item.line_no, wallet.seq_no)
-    assets = [item.item_number]
-    if item.is_package:
-        parts = [part.item_number for part in item.component_schedule or ()]
-        assets = [*(parts or [f"{item.item_number}-1"]), "CPN-LUNCH"]
-    return replace(
-        wallet,
-        wallet_id=guid(*source),
-        wallet_reference_number="14" + digits(16, *source),
-        name=wallet.name or item.description,
-        issued_at=utc(time.time()),
-        unit_price_excl_vat=price,
-        unit_price_incl_vat=price * _VAT,
-        currency_code="DKK",
-        assets=tuple(_asset(number, *source, place) for place, number in enumerate(assets)),
-    )
-
-
-def _asset(item_number: str, *source: object) -> Asset:
-    coupon = item_number.startswith("CPN")
-    return Asset(
-        id=guid(*source, "line"),
-        type="coupon" if coupon else "ticket",
-        asset_id=guid(*source, "asset"),
-        reference_number=("CP-" if coupon else "TK-") + digits(12, *source),
-        item_number=item_number,
-        description=f"{'Coupon' if coupon else 'Ticket'} {item_number}",
-    )
-
-
-def _manifest(source: tuple[object, ...], *place: int) -> str:
-    return _MANIFESTS + guid(*source, "manifest", *place)

@@ -11,6 +11,7 @@ import msgspec
 from app.dev.sandbox.values import Positive, Text, canonical_guid
 
 _DAYS_AHEAD = 14
+_KINDS = {"PKG": "Package", "GRP": "Group ticket", "CPN": "Coupon"}
 
 _Guid = Annotated[str, msgspec.Meta(pattern=r"^\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?$")]
 _Date = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
@@ -42,6 +43,33 @@ class Line(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     visit_time: _Time
     wallet: WalletNames = WalletNames()
 
+    def __post_init__(self) -> None:
+        for given in (self.wallet.names, self.wallet.external_reference_numbers):
+            if len(given) not in (0, self.wallets):
+                raise ValueError(f"wallet arrays must have {self.wallets} entries")
+
+    @property
+    def number(self) -> str:
+        """Return itemNumber as the table keeps it."""
+        return code(self.item_number, 20)
+
+    @property
+    def description(self) -> str:
+        return f"{_KINDS.get(self.number[:3], 'Ticket')} {self.number}"
+
+    @property
+    def wallets(self) -> int:
+        """Return the number of wallets: one per guest, or one for a group."""
+        return 1 if self.number.startswith("GRP") else self.quantity
+
+    @property
+    def assets(self) -> list[str]:
+        """Return the item numbers of the tickets and coupons in each wallet."""
+        if not self.number.startswith("PKG"):
+            return [self.number]
+        parts = [part.item_number for part in self.wallet.component_schedule]
+        return [*(parts or [f"{self.number}-1"]), "CPN-LUNCH"]
+
 
 class Submission(msgspec.Struct, frozen=True, rename="camel"):
     """The body of createOrder and replaceOrder."""
@@ -68,6 +96,11 @@ class Submission(msgspec.Struct, frozen=True, rename="camel"):
     def payment(self) -> str:
         """Return paymentReference as the table keeps it; "" for an order that is not paid."""
         return code(self.payment_reference, 50)
+
+    @property
+    def failing(self) -> Line | None:
+        """Return the first line that cannot be issued."""
+        return next((line for line in self.items if line.number.startswith("FAIL")), None)
 
 
 def order_body(
