@@ -55,13 +55,6 @@ class ProcessEnded(ReceiverError):
 class Process:
     """One running program; leaving its `with` block stops it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], name: str, log: Path | None, log_starts_at: int) -> None:
-        self._popen = popen
-        self._name = name
-        self._log = log
-        self._log_starts_at = log_starts_at
-        self._group_is_gone = False
-
     @classmethod
     def start(
         cls,
@@ -78,37 +71,9 @@ class Process:
         where ours go. `pass_fds` stay open in the program. Raises FileNotFoundError for an unknown program, and
         RuntimeError outside the main thread: the kernel kills the program when the *thread* that started it ends.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start programs from the main thread: each dies with the thread that started it")
-        program = shutil.which(argv[0])
-        if program is None:
-            raise FileNotFoundError(f"no program {argv[0]!r}")
-        command = [os.path.abspath(program), *argv[1:]]
-        environment = dict(os.environ if env is None else env)
-        # Python buffers output to a file, and `wait_for_line` would wait for ever.
-        environment.setdefault("PYTHONUNBUFFERED", "1")
-        with contextlib.ExitStack() as files:
-            output = None if log is None else files.enter_context(log.open("ab"))
-            # Read before the start, since the program shares this file position and moves it.
-            log_starts_at = 0 if output is None else output.tell()
-            reader, writer = os.pipe()
-            files.callback(os.close, reader)
-            try:
-                popen = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _WRAPPER, str(os.getpid()), str(writer), *command],
-                    env=environment,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=None if output is None else subprocess.STDOUT,
-                    pass_fds=(*pass_fds, writer),
-                    start_new_session=True,
-                )
-            finally:
-                os.close(writer)
-            # The pipe ends at exec. A signal before that would reach the wrapper.
-            os.read(reader, 1)
-        return cls(popen, Path(program).name, log, log_starts_at)
+        process = cls()
+        process._run(argv, env, cwd, log, pass_fds)
+        return process
 
     @property
     def pid(self) -> int:
@@ -196,6 +161,49 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: Path | None,
+        log: Path | None,
+        pass_fds: Sequence[int],
+    ) -> None:
+        """Start `argv` as this process, for the first time or after it has ended; see `start`."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start programs from the main thread: each dies with the thread that started it")
+        program = shutil.which(argv[0])
+        if program is None:
+            raise FileNotFoundError(f"no program {argv[0]!r}")
+        command = [os.path.abspath(program), *argv[1:]]
+        environment = dict(os.environ if env is None else env)
+        # Python buffers output to a file, and `wait_for_line` would wait for ever.
+        environment.setdefault("PYTHONUNBUFFERED", "1")
+        with contextlib.ExitStack() as files:
+            output = None if log is None else files.enter_context(log.open("ab"))
+            # Read before the start, since the program shares this file position and moves it.
+            self._log_starts_at = 0 if output is None else output.tell()
+            reader, writer = os.pipe()
+            files.callback(os.close, reader)
+            try:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _WRAPPER, str(os.getpid()), str(writer), *command],
+                    env=environment,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=None if output is None else subprocess.STDOUT,
+                    pass_fds=(*pass_fds, writer),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(writer)
+            # The pipe ends at exec. A signal before that would reach the wrapper.
+            os.read(reader, 1)
+        self._name = Path(program).name
+        self._log = log
+        self._group_is_gone = False
 
     def _signal_group(self, number: signal.Signals) -> None:
         if not self._group_is_gone:

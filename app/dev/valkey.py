@@ -20,8 +20,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -33,7 +31,6 @@ from app.errors import ReceiverError
 
 # A large append-only file is read before the first answer.
 _START_WITHIN = 30.0
-_STOP_WITHIN = 10.0
 # A server whose parent was killed a moment ago still has the lock.
 _UNLOCKED_WITHIN = 3.0
 _POLL = 0.02
@@ -55,11 +52,10 @@ class ValkeyUnavailable(ReceiverError):
     """No embedded server can be started; the message has the remedy."""
 
 
-class Valkey:
-    """A running server; leaving its `with` block stops it."""
+class Valkey(Process):
+    """A server; leaving its `with` block stops it."""
 
-    def __init__(self, folder: Path, port: int, url: str, process: Process) -> None:
-        self._process = process
+    def __init__(self, folder: Path, port: int, url: str) -> None:
         #: The TCP port on 127.0.0.1; it stays the same over restarts.
         self.port = port
         #: The folder with everything of this server.
@@ -67,44 +63,27 @@ class Valkey:
         #: redis://:password@127.0.0.1:port/0; it has the password.
         self.url = url
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """Return the exit code, None while the server runs."""
-        return self._process.exit_code
-
-    def stop(self) -> None:
-        """Shut the server down, with SIGKILL after 10 s."""
-        self._process.stop(_STOP_WITHIN)
-
-    def kill(self) -> None:
-        """Kill the server (SIGKILL), as a crash would."""
-        self._process.kill()
-
     def restart(self) -> None:
         """Start the server again on the same port and data, stopping it first if it runs."""
         self.stop()
         with _locked(self.data_dir) as lock:
-            self._process = _launch(self.data_dir, self.url, lock)
+            self.launch(lock)
 
-    def pause(self) -> None:
-        """Freeze the server (SIGSTOP): it accepts connections and answers nothing."""
-        self._process.pause()
+    def launch(self, lock: int) -> None:
+        """Start the server with `valkey.conf` and return once it answers; raises ValkeyUnavailable.
 
-    def resume(self) -> None:
-        """Continue a frozen server (SIGCONT)."""
-        self._process.resume()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        `lock` is the descriptor of the locked folder.
+        """
+        command = [server_program(), str(self.data_dir / "valkey.conf")]
+        # Valkey does not start with a locale that the machine does not have.
+        self._run(command, {**os.environ, "LC_ALL": "C"}, None, self.data_dir / "valkey.log", (lock,))
+        try:
+            self.wait_until(lambda: _answers(self.url), _START_WITHIN, "an answer to PING")
+        except BaseException as error:
+            self.kill()
+            if isinstance(error, ProcessEnded | TimeoutError):
+                raise ValkeyUnavailable(str(error)) from error
+            raise
 
 
 def start(folder: Path) -> Valkey:
@@ -120,10 +99,11 @@ def start(folder: Path) -> Valkey:
     with _locked(folder) as lock:
         for left in reversed(range(_PORTS_TRIED)):
             port = free_port()
-            url = f"redis://:{password}@127.0.0.1:{port}/0"
+            server = Valkey(folder, port, f"redis://:{password}@127.0.0.1:{port}/0")
             _write_config(folder, port, password)
             try:
-                return Valkey(folder, port, url, _launch(folder, url, lock))
+                server.launch(lock)
+                return server
             except ValkeyUnavailable as error:
                 if not left or "already in use" not in str(error):
                     raise
@@ -177,22 +157,6 @@ def _write_config(folder: Path, port: int, password: str) -> None:
     descriptor = os.open(folder / "valkey.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
-
-
-def _launch(folder: Path, url: str, lock: int) -> Process:
-    """Start the server with `valkey.conf` and return once it answers at `url`; raises ValkeyUnavailable."""
-    # Valkey does not start with a locale that the machine does not have.
-    env = {**os.environ, "LC_ALL": "C"}
-    command = [server_program(), str(folder / "valkey.conf")]
-    process = Process.start(command, env=env, log=folder / "valkey.log", pass_fds=(lock,))
-    try:
-        process.wait_until(lambda: _answers(url), _START_WITHIN, "an answer to PING")
-    except BaseException as error:
-        process.kill()
-        if isinstance(error, ProcessEnded | TimeoutError):
-            raise ValkeyUnavailable(str(error)) from error
-        raise
-    return process
 
 
 def _answers(url: str) -> bool:
