@@ -52,6 +52,10 @@ class ProcessEnded(ReceiverError):
     """A program ended before a condition held; the text has the end of its log."""
 
 
+class PortTaken(ReceiverError):
+    """Another process listens on a port."""
+
+
 class Process:
     """One running program; leaving its `with` block stops it."""
 
@@ -228,3 +232,13 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def check_free(port: int, remedy: str) -> None:
+    """Raise PortTaken, with the remedy, if another process listens on a TCP port of the loopback address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise PortTaken(f"port {port} is taken: {remedy}") from None
