@@ -96,11 +96,14 @@ def start(folder: Path) -> Valkey:
     if folder.stat().st_mode & 0o077:
         raise ValkeyUnavailable(f"{folder} is readable by others: chmod 700 it, or name a new folder")
     password = secrets.token_urlsafe(32)
+    quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
     with _locked(folder) as lock:
         for left in reversed(range(_PORTS_TRIED)):
             port = free_port()
             server = Valkey(folder, port, f"redis://:{password}@127.0.0.1:{port}/0")
-            _write_config(folder, port, password)
+            config = folder / "valkey.conf"
+            config.touch(mode=0o600)
+            config.write_bytes(os.fsencode(_CONFIG.format(port=port, password=password, folder=quoted)))
             try:
                 server.launch(lock)
                 return server
@@ -148,15 +151,6 @@ def _locked(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _write_config(folder: Path, port: int, password: str) -> None:
-    """Write `valkey.conf`, readable by its owner only."""
-    quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-    text = _CONFIG.format(port=port, password=password, folder=quoted)
-    descriptor = os.open(folder / "valkey.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
 
 
 def _answers(url: str) -> bool:

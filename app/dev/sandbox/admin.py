@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,8 +20,6 @@ from app.dev.sandbox.values import Count, guid
 from app.dev.sandbox.webhooks import Webhooks
 from app.dev.sandbox.world import Address, Company, World
 
-# Orders made before other calls are served.
-_STRIDE = 100
 _T = TypeVar("_T")
 _Share = Annotated[float, msgspec.Meta(ge=0)]
 _Handler = Callable[[Request], Awaitable[Any]]
@@ -171,8 +168,6 @@ class Admin:
             made.append({"order_id": row.order_id, "status": status})
             for _ in range(bulk.events):
                 self._orders.announce(row)
-            if number % _STRIDE == _STRIDE - 1:
-                await asyncio.sleep(0)
         return {"orders": made}
 
     async def _settle(self, request: Request) -> Any:

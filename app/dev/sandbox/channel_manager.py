@@ -145,7 +145,9 @@ class ChannelManager:
                 partner_id = canonical_guid(call.subject)
                 if partner_id is None:
                     raise bad_request("Invalid partnerId")
-                rows = (row for row in orders if (row.company.id, row.submission.partner) == (company.id, partner_id))
+                rows = (
+                    row for row in orders if (row.company.id, row.submission.partner_id) == (company.id, partner_id)
+                )
                 return json(page(rows, request.scope["raw_path"].decode("latin-1"), request.query_params))
             case "listSubscriptions":
                 return json(webhooks.listed(company.id))

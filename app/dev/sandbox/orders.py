@@ -74,7 +74,7 @@ class Row:
         if self.status != "Error":
             return ""
         line = self.submission.failing
-        return f"Item {line.number} has no capacity left on {line.visit_date}." if line else "Failed."
+        return f"Item {line.item_number} has no capacity left on {line.visit_date}." if line else "Failed."
 
     def answer(self) -> dict[str, Any]:
         """Return the answer of getOrder; a cancelled order has no items."""
@@ -94,8 +94,8 @@ class Row:
             "orderId": self.order_id,
             "status": self.status,
             "statusMessage": self.status_message,
-            "partnerId": sent.partner,
-            "sellToOrderReference": sent.reference,
+            "partnerId": sent.partner_id,
+            "sellToOrderReference": sent.sell_to_order_reference,
             "buyFromOrderReference": self.buy_from_order_reference,
             "sellToEmail": sent.sell_to_email,
             "sellToName": sent.sell_to_name,
@@ -110,9 +110,9 @@ class Row:
         sent, components = self.submission, line.wallet.component_schedule
         return {
             "lineNo": line_no,
-            "itemNumber": line.number,
+            "itemNumber": line.item_number,
             "description": line.description,
-            "isPackage": line.number.startswith("PKG"),
+            "isPackage": line.item_number.startswith("PKG"),
             "quantity": line.quantity,
             "visitDate": line.visit_date,
             "visitTime": line.visit_time,
@@ -127,7 +127,7 @@ class Row:
         """Return one guest's wallet; before the order has tickets it has only what the partner sent."""
         names, references = line.wallet.names, line.wallet.external_reference_numbers
         name, issued, place = names[seq - 1] if names else "", bool(self.tickets), (*self.tickets, line_no, seq)
-        price = float(50 + zlib.crc32(line.number.encode()) % 200) if issued else 0.0
+        price = float(50 + zlib.crc32(line.item_number.encode()) % 200) if issued else 0.0
         return {
             "seqNo": seq,
             "walletId": guid(*place) if issued else _NO_WALLET,
@@ -176,16 +176,20 @@ class Orders:
 
         A reference is used once per partner, but an order in Error that has it is removed. Raises Refusal (400).
         """
-        key = (company.id, submission.partner, submission.reference)
+        key = (company.id, submission.partner_id, submission.sell_to_order_reference)
         latest = self._latest.get(key, "")
         if earlier := self._rows.get((company.id, latest)):
             if earlier.status != "Error":
-                raise bad_request(f"An order with sellToOrderReference '{submission.reference}' already exists")
+                raise bad_request(
+                    f"An order with sellToOrderReference '{submission.sell_to_order_reference}' already exists"
+                )
             self._remove(earlier)
         now, version = time.time(), next(self._world.versions)
         order_id = order_id or guid(self._world.seed, *key, latest)
         reference = f"CM-{time.strftime('%y%m%d%H%M%S', time.gmtime(now))}-{version % 65536:04X}"
-        row = Row(company, order_id, submission, reference, utc(now), version, payment_reference=submission.payment)
+        row = Row(
+            company, order_id, submission, reference, utc(now), version, payment_reference=submission.payment_reference
+        )
         self._rows[company.id, order_id] = row
         self._latest[key] = order_id
         return row
@@ -198,9 +202,12 @@ class Orders:
         row = self.get(company, order_id)
         if row.status not in ("Draft", "Error"):
             raise bad_request(f"Order cannot be replaced in status {row.status}")
-        if (submission.partner, submission.reference) != (row.submission.partner, row.submission.reference):
+        if (submission.partner_id, submission.sell_to_order_reference) != (
+            row.submission.partner_id,
+            row.submission.sell_to_order_reference,
+        ):
             raise bad_request("partnerId and sellToOrderReference cannot be changed via PUT")
-        row.submission, row.payment_reference = submission, submission.payment
+        row.submission, row.payment_reference = submission, submission.payment_reference
         return self.set_status(row, "Submitted")
 
     def settle(self, row: Row, inside_call: bool) -> None:

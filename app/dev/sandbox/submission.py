@@ -13,7 +13,6 @@ from app.dev.sandbox.values import Positive, Text, canonical_guid
 _DAYS_AHEAD = 14
 _KINDS = {"PKG": "Package", "GRP": "Group ticket", "CPN": "Coupon"}
 
-_Guid = Annotated[str, msgspec.Meta(pattern=r"^\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?$")]
 _Date = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
 _Time = Annotated[str, msgspec.Meta(pattern=r"^\d\d:\d\d:\d\d$")]
 
@@ -34,7 +33,7 @@ class WalletNames(msgspec.Struct, frozen=True, rename="camel"):
     component_schedule: list[Component] = []
 
 
-class Line(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+class Line(msgspec.Struct, rename="camel", kw_only=True):
     """One line of a body."""
 
     item_number: Text
@@ -44,63 +43,53 @@ class Line(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     wallet: WalletNames = WalletNames()
 
     def __post_init__(self) -> None:
+        self.item_number = code(self.item_number, 20)
         for given in (self.wallet.names, self.wallet.external_reference_numbers):
             if len(given) not in (0, self.wallets):
                 raise ValueError(f"wallet arrays must have {self.wallets} entries")
 
     @property
-    def number(self) -> str:
-        """Return itemNumber as the table keeps it."""
-        return code(self.item_number, 20)
-
-    @property
     def description(self) -> str:
-        return f"{_KINDS.get(self.number[:3], 'Ticket')} {self.number}"
+        return f"{_KINDS.get(self.item_number[:3], 'Ticket')} {self.item_number}"
 
     @property
     def wallets(self) -> int:
         """Return the number of wallets: one per guest, or one for a group."""
-        return 1 if self.number.startswith("GRP") else self.quantity
+        return 1 if self.item_number.startswith("GRP") else self.quantity
 
     @property
     def assets(self) -> list[str]:
         """Return the item numbers of the tickets and coupons in each wallet."""
-        if not self.number.startswith("PKG"):
-            return [self.number]
+        if not self.item_number.startswith("PKG"):
+            return [self.item_number]
         parts = [part.item_number for part in self.wallet.component_schedule]
-        return [*(parts or [f"{self.number}-1"]), "CPN-LUNCH"]
+        return [*(parts or [f"{self.item_number}-1"]), "CPN-LUNCH"]
 
 
-class Submission(msgspec.Struct, frozen=True, rename="camel"):
-    """The body of createOrder and replaceOrder."""
+class Submission(msgspec.Struct, rename="camel"):
+    """The body of createOrder and replaceOrder, with its ids as the table keeps them."""
 
-    partner_id: _Guid
+    partner_id: str
     sell_to_order_reference: Text
     items: Annotated[list[Line], msgspec.Meta(min_length=1)]
     sell_to_email: str = ""
     sell_to_name: str = ""
     sell_to_language: str = ""
+    #: "" for an order that is not paid.
     payment_reference: str = ""
 
-    @property
-    def partner(self) -> str:
-        """Return the partner id in canonical form."""
-        return canonical_guid(self.partner_id) or ""
-
-    @property
-    def reference(self) -> str:
-        """Return sellToOrderReference as the table keeps it."""
-        return code(self.sell_to_order_reference, 50)
-
-    @property
-    def payment(self) -> str:
-        """Return paymentReference as the table keeps it; "" for an order that is not paid."""
-        return code(self.payment_reference, 50)
+    def __post_init__(self) -> None:
+        partner_id = canonical_guid(self.partner_id)
+        if partner_id is None:
+            raise ValueError("Invalid partnerId")
+        self.partner_id = partner_id
+        self.sell_to_order_reference = code(self.sell_to_order_reference, 50)
+        self.payment_reference = code(self.payment_reference, 50)
 
     @property
     def failing(self) -> Line | None:
         """Return the first line that cannot be issued."""
-        return next((line for line in self.items if line.number.startswith("FAIL")), None)
+        return next((line for line in self.items if line.item_number.startswith("FAIL")), None)
 
 
 def order_body(

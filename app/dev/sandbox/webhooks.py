@@ -28,6 +28,9 @@ _CONNECTIONS = 16
 _TIMEOUT = 10.0
 _ENCODER = msgspec.json.Encoder()
 
+#: A subscription with upstream's fields in upstream's order.
+Subscription = dict[str, Any]
+
 
 class Payload(msgspec.Struct, frozen=True, rename="camel"):
     """The part of an event that names the order."""
@@ -61,29 +64,6 @@ class NewSubscription(msgspec.Struct, frozen=True, rename="camel"):
     app_id: str = APP_ID
 
 
-class Subscription(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One subscription; its clientState can be read back, and it does not expire."""
-
-    etag: str = msgspec.field(name="@odata.etag")
-    id: str
-    company_id: str
-    timestamp: int
-    app_id: str
-    event_name: str
-    company_name: str
-    user_id: str
-    notification_url: str
-    last_modified_date_time: str
-    client_state: str
-    subscription_type: str = "Webhook"
-    event_version: str
-    subscription_state: str = ACTIVE
-    system_created_at: str
-    system_created_by: str
-    system_modified_at: str
-    system_modified_by: str
-
-
 class Webhooks:
     """The subscriptions of all companies, and the deliveries to them."""
 
@@ -112,38 +92,43 @@ class Webhooks:
         if subscription_id is not None:
             found = [self._get(company_id, subscription_id)]
         else:
-            found = [one for one in self._by_id.values() if one.company_id == company_id]
+            found = [one for one in self._by_id.values() if one["companyId"] == company_id]
         return {"@odata.context": _CONTEXT, "value": found}
 
     def create(self, company: Company, new: NewSubscription) -> Subscription:
-        """Add a subscription, Active at once."""
+        """Add a subscription, Active at once; its clientState can be read back, and it does not expire."""
         version = next(self._world.versions)
-        now = utc(time.time())
-        user = guid("user", company.id)
-        subscription = Subscription(
-            **msgspec.structs.asdict(new),
-            etag=f'W/"{version}"',
-            id=guid(self._world.seed, company.id, "subscription", version),
-            company_id=company.id,
-            timestamp=version,
-            company_name=company.name,
-            user_id=user,
-            last_modified_date_time=now,
-            system_created_at=now,
-            system_created_by=user,
-            system_modified_at=now,
-            system_modified_by=user,
-        )
-        self._by_id[subscription.id] = subscription
+        now, user = utc(time.time()), guid("user", company.id)
+        subscription: Subscription = {
+            "@odata.etag": f'W/"{version}"',
+            "id": guid(self._world.seed, company.id, "subscription", version),
+            "companyId": company.id,
+            "timestamp": version,
+            "appId": new.app_id,
+            "eventName": new.event_name,
+            "companyName": company.name,
+            "userId": user,
+            "notificationUrl": new.notification_url,
+            "lastModifiedDateTime": now,
+            "clientState": new.client_state,
+            "subscriptionType": "Webhook",
+            "eventVersion": new.event_version,
+            "subscriptionState": ACTIVE,
+            "systemCreatedAt": now,
+            "systemCreatedBy": user,
+            "systemModifiedAt": now,
+            "systemModifiedBy": user,
+        }
+        self._by_id[subscription["id"]] = subscription
         return subscription
 
     def delete(self, company_id: str, subscription_id: str) -> None:
         """Remove a subscription; raises Refusal (404)."""
-        del self._by_id[self._get(company_id, subscription_id).id]
+        del self._by_id[self._get(company_id, subscription_id)["id"]]
 
     def set_state(self, subscription_id: str, state: str) -> Subscription:
         """Set the state of a subscription of any company; only `Active` ones get events. Raises Refusal (404)."""
-        changed = replace(self._get(None, subscription_id), subscription_state=state)
+        changed = {**self._get(None, subscription_id), "subscriptionState": state}
         self._by_id[subscription_id] = changed
         return changed
 
@@ -153,13 +138,12 @@ class Webhooks:
         active = [
             one
             for one in self._by_id.values()
-            if one.company_id == company.id
-            and one.subscription_state == ACTIVE
-            and one.event_name.lower() == EVENT_NAME
+            if (one["companyId"], one["subscriptionState"]) == (company.id, ACTIVE)
+            and one["eventName"].lower() == EVENT_NAME
         ]
         for subscription in active:
             event = Event(
-                client_state=subscription.client_state,
+                client_state=subscription["clientState"],
                 company_id=company.id,
                 company_name=company.name,
                 initiating_user_aad_object_id=guid("user", company.id),
@@ -171,7 +155,7 @@ class Webhooks:
 
     def _get(self, company_id: str | None, subscription_id: str) -> Subscription:
         found = self._by_id.get(subscription_id)
-        if found is None or company_id not in (None, found.company_id):
+        if found is None or company_id not in (None, found["companyId"]):
             raise not_found(f"Subscription '{subscription_id}'")
         return found
 
@@ -203,12 +187,12 @@ class Webhooks:
         """POST an event once; return whether no further attempt is needed."""
         counts = self._world.counts
         async with self._connections:
-            if self._by_id.get(subscription.id) != subscription:
+            if self._by_id.get(subscription["id"]) != subscription:
                 counts.lost += 1
                 return True
             body = envelope((event,), self._world.settings.shape)
             try:
-                response = await self._client.post(subscription.notification_url, content=body)
+                response = await self._client.post(subscription["notificationUrl"], content=body)
             except Exception as error:  # whatever one address makes httpx raise, the other deliveries go on
                 counts.deliveries[type(error).__name__] += 1
                 return False
