@@ -143,13 +143,13 @@ class Driver:
 
 def run(console: Console) -> bool:
     """Return whether every order arrived complete and each settlement cost exactly one getOrder."""
-    with contextlib.ExitStack() as parts:
-        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="ota-receiver-demo-")))
-        progress = parts.enter_context(
-            Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="ota-receiver-demo-") as folder,
+        Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress,
+        contextlib.ExitStack() as parts,
+    ):
         step = progress.add_task("starting Valkey, the sandbox Channel Manager, web and workers")
-        stack = parts.enter_context(stacks.start(folder, sandbox_options=("--settle-after", "0.4")))
+        stack = parts.enter_context(stacks.start(Path(folder), sandbox_options=("--settle-after", "0.4")))
         progress.update(step, description="all processes run", completed=100)
         orders = drive(stack, progress)
         progress.stop()
@@ -159,7 +159,7 @@ def run(console: Console) -> bool:
 
 def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
     """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
-    with stacks.start(folder, port=port, valkey_dir=folder / "valkey", sinks=sinks) as stack:
+    with stacks.start(folder, port=port, sinks=sinks) as stack:
         environment = folder / "env"
         environment.touch(mode=0o600)
         environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))

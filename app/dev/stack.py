@@ -55,10 +55,9 @@ def start(
     *,
     port: int = 0,
     sandbox_options: Sequence[str] = (),
-    valkey_dir: Path | None = None,
     sinks: str = "",
 ) -> Iterator[Stack]:
-    """Start all parts and stop them at the end; their logs go to `folder`. Main thread only (see Process).
+    """Start all parts and stop them at the end; their data and logs go to `folder`. Main thread only (see Process).
 
     `sinks` is SINKS of the workers; their functions are also searched in the working directory.
     Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
@@ -67,7 +66,7 @@ def start(
         # The /readyz of another process would pass for that of our web process.
         check_free(port, "name another with --port")
     with contextlib.ExitStack() as parts:
-        server = parts.enter_context(valkey.start(valkey_dir or folder / "valkey"))
+        server = parts.enter_context(valkey.start(folder / "valkey"))
         sandbox = parts.enter_context(sandbox_process.start(options=sandbox_options))
         ours = [name.upper() for name in NAMES]
         # The caller's own settings are left out.

@@ -140,7 +140,7 @@ class Admin:
     async def _list_orders(self, request: Request) -> Any:
         """Return a row for every order of a company, or of all, that exists, existed or was called for."""
         counts, wanted = self._world.counts.orders, request.query_params.get("company_id")
-        statuses = {(row.company.id, row.order_id): row.status for row in self._orders}
+        statuses = {(row.company.id, row.order_id): row.status for row in self._orders.rows.values()}
         return [
             {"company_id": key[0], "order_id": key[1], "status": statuses.get(key), **vars(counts[key])}
             for key in dict.fromkeys([*statuses, *counts])
@@ -157,7 +157,7 @@ class Admin:
         for number, status in enumerate(_statuses(bulk, self._world.seed)):
             body = order_body(
                 bulk.partner_id or guid("partner", company.id),
-                f"{bulk.reference}-{len(self._orders) + 1}-{number}",
+                f"{bulk.reference}-{len(self._orders.rows) + 1}-{number}",
                 payment_reference="" if status == "Draft" else f"PAY-{number}",
                 items=bulk.items,
             )
@@ -187,7 +187,7 @@ class Admin:
         return self._webhooks.set_state(request.path_params["id"].lower(), body.state)
 
     def _find(self, order_id: str, company_id: str | None) -> Row:
-        for row in self._orders:
+        for row in self._orders.rows.values():
             if row.order_id == order_id.lower() and company_id in (None, row.company.id):
                 return row
         raise no_order(order_id)

@@ -146,7 +146,9 @@ class ChannelManager:
                 if partner_id is None:
                     raise bad_request("Invalid partnerId")
                 rows = (
-                    row for row in orders if (row.company.id, row.submission.partner_id) == (company.id, partner_id)
+                    row
+                    for row in orders.rows.values()
+                    if (row.company.id, row.submission.partner_id) == (company.id, partner_id)
                 )
                 return json(page(rows, request.scope["raw_path"].decode("latin-1"), request.query_params))
             case "listSubscriptions":

@@ -9,7 +9,6 @@ from starlette.types import Send
 
 T = TypeVar("T")
 
-_ENCODER = msgspec.json.Encoder()
 _HEADERS = [
     (b"x-npr-version", b"1.0.0.0"),
     (b"x-bc-platform-version", b"26.0.0.0"),
@@ -62,7 +61,7 @@ class Refusal(Exception):
 
 def json(value: Any, status: int = 200) -> Answer:
     """Return `value` as JSON."""
-    return Answer(status, _ENCODER.encode(value))
+    return Answer(status, msgspec.json.encode(value))
 
 
 def bad_request(message: str) -> Refusal:

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,20 +153,14 @@ class Orders:
         self._world = world
         self._webhooks = webhooks
         #: By company id and order id.
-        self._rows: dict[tuple[str, str], Row] = {}
+        self.rows: dict[tuple[str, str], Row] = {}
         #: The latest order id by company id, partner and reference, also of a removed order.
         self._latest: dict[tuple[str, str, str], str] = {}
         self._settling: set[asyncio.Task[None]] = set()
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows.values())
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def get(self, company: Company, order_id: str) -> Row:
         """Return an order; raises Refusal (404)."""
-        row = self._rows.get((company.id, order_id))
+        row = self.rows.get((company.id, order_id))
         if row is None:
             raise no_order(order_id)
         return row
@@ -178,7 +172,7 @@ class Orders:
         """
         key = (company.id, submission.partner_id, submission.sell_to_order_reference)
         latest = self._latest.get(key, "")
-        if earlier := self._rows.get((company.id, latest)):
+        if earlier := self.rows.get((company.id, latest)):
             if earlier.status != "Error":
                 raise bad_request(
                     f"An order with sellToOrderReference '{submission.sell_to_order_reference}' already exists"
@@ -190,7 +184,7 @@ class Orders:
         row = Row(
             company, order_id, submission, reference, utc(now), version, payment_reference=submission.payment_reference
         )
-        self._rows[company.id, order_id] = row
+        self.rows[company.id, order_id] = row
         self._latest[key] = order_id
         return row
 
@@ -282,7 +276,7 @@ class Orders:
 
     def _remove(self, row: Row) -> None:
         row.changes += 1
-        del self._rows[row.company.id, row.order_id]
+        del self.rows[row.company.id, row.order_id]
 
 
 def page(rows: Iterable[Row], path: str, query: Mapping[str, str]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ ACTIVE = "Active"
 _CONTEXT = "https://api.businesscentral.dynamics.com/v2.0/$metadata#externaleventsubscriptions"
 _CONNECTIONS = 16
 _TIMEOUT = 10.0
-_ENCODER = msgspec.json.Encoder()
 
 #: A subscription with upstream's fields in upstream's order.
 Subscription = dict[str, Any]
@@ -204,4 +203,4 @@ class Webhooks:
 
 def envelope(events: tuple[Event, ...], shape: Shape) -> bytes:
     """Return the body of a POST; "bare" is one event without a wrapper."""
-    return _ENCODER.encode(events[0] if shape == "bare" else {shape: events})
+    return msgspec.json.encode(events[0] if shape == "bare" else {shape: events})

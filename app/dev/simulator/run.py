@@ -37,7 +37,6 @@ from app.dev.simulator.audit import (
     forgeries,
 )
 from app.dev.simulator.sender import Answer, Origin, Post, Sender, Shot
-from app.errors import ReceiverError
 from app.ledger.events import EventLog
 from app.ledger.orders import Archive
 
@@ -86,10 +85,6 @@ class Plan(msgspec.Struct, frozen=True):
     def ghosts(self) -> set[str]:
         """Return the ids that only forged events name."""
         return {shot.order_id for shot in self.shots} - {order.order_id for order in self.settled}
-
-
-class ReceiverUnreachable(ReceiverError):
-    """The receiver does not answer."""
 
 
 class Progress(Protocol):
@@ -147,7 +142,7 @@ def on_laptop(options: Options, patience: float, progress: Progress) -> Report:
 def against(url: str, port: int, options: Options, patience: float, progress: Progress) -> Report:
     """Run the Channel Manager on `port` for the receiver at `url`, which has the `stack.receiver_settings`.
 
-    Waits a minute for it. Raises ReceiverUnreachable, PortTaken, and ProcessEnded or TimeoutError without a sandbox.
+    Waits a minute for it. Raises PortTaken, ProcessEnded, or TimeoutError, also when the receiver does not listen.
     """
     check_free(port, "choose another with --sandbox-port, also in NP_BASE_URL")
     with sandbox_process.start(seed=options.seed, port=port) as sandbox:
@@ -175,16 +170,12 @@ def make(options: Options, settled: Sequence[Payload], origin: Origin) -> Plan:
     for number, order_id in enumerate(_drawn(dice, genuine, options.duplicates)):
         repeat = Shot("duplicate", genuine[order_id].event)
         (late if number % 2 or order_id in late_ids else first).append(repeat)
-    alone: list[Post] = []
-    for number, order_id in enumerate(_drawn(dice, genuine, options.bad_secret)):
-        if number % 2:
-            late.append(_forged(number, order_id, origin))
-            continue
-        ghost = _forged(number, guid(options.seed, "ghost", number), origin)
-        if alone:
-            first.append(ghost)
-        else:  # the first one comes by itself: only then does the answer show that it was refused
-            alone.append(Post((ghost,), "values"))
+    forged = _drawn(dice, genuine, options.bad_secret)
+    late += [_forged(number, order_id, origin) for number, order_id in enumerate(forged) if number % 2]
+    ghosts = [_forged(number, guid(options.seed, "ghost", number), origin) for number in range(0, len(forged), 2)]
+    first += ghosts[1:]
+    # The first one comes by itself: only then does the answer show that it was refused.
+    alone = [Post((ghost,), "values") for ghost in ghosts[:1]]
     dice.shuffle(first)
     dice.shuffle(late)
     return Plan(
@@ -305,7 +296,7 @@ def _wait_reachable(url: str) -> None:
                 return
         except OSError:
             if time.monotonic() > deadline:
-                raise ReceiverUnreachable(f"nothing listens at {url}") from None
+                raise TimeoutError(f"nothing listens at {url}") from None
             time.sleep(_POLL)
 
 
