@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.dev.sandbox.faults import Fault, Kind, spoilt, status_answer
 from app.dev.sandbox.http import Answer, Refusal, bad_request, decode, json, not_found
-from app.dev.sandbox.orders import Orders, Row, page
+from app.dev.sandbox.orders import Orders, Row
 from app.dev.sandbox.submission import Submission
 from app.dev.sandbox.values import Text, canonical_guid
 from app.dev.sandbox.webhooks import NewSubscription, Webhooks
@@ -145,12 +145,8 @@ class ChannelManager:
                 partner_id = canonical_guid(call.subject)
                 if partner_id is None:
                     raise bad_request("Invalid partnerId")
-                rows = (
-                    row
-                    for row in orders.rows.values()
-                    if (row.company.id, row.submission.partner_id) == (company.id, partner_id)
-                )
-                return json(page(rows, request.scope["raw_path"].decode("latin-1"), request.query_params))
+                path = request.scope["raw_path"].decode("latin-1")
+                return json(orders.page(company, partner_id, path, request.query_params))
             case "listSubscriptions":
                 return json(webhooks.listed(company.id))
             case "getSubscription":

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -263,6 +263,37 @@ class Orders:
         payload = Payload(row.order_id, row.buy_from_order_reference, status)
         return self._webhooks.announce(row.company, payload, timestamp)
 
+    def page(self, company: Company, partner_id: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """Return a page of the partner's orders, by time of receipt or, with `sync`, by rowVersion.
+
+        `query` may have `sync`, `lastRowVersion`, `pageSize` and `pageKey`; raises Refusal (400). Read from AL
+        (`NPR API Request`): the page key carries the order of the first call's rows, and `nextPageURL` names the
+        public host.
+        """
+        sync, after = _BOOLEANS.get(query.get("sync", "false").lower()), None
+        if sync is None:
+            raise bad_request(f"The value '{query['sync']}' can't be evaluated into type Boolean.")
+        if "pageKey" in query:
+            sync, *after = _decoded(query["pageKey"])
+        last = _integer(query, "lastRowVersion") if "sync" in query else 0
+        size = _integer(query, "pageSize")
+        size = size if 1 <= size <= _PAGE_LIMIT else _PAGE_LIMIT
+
+        indexed = [
+            ([row.version if sync else row.received_at, row.order_id], row)
+            for row in self.rows.values()
+            if row.version > last and (row.company.id, row.submission.partner_id) == (company.id, partner_id)
+        ]
+        found = sorted((index, row) for index, row in indexed if after is None or index > after)
+        shown, more = found[:size], len(found) > size
+        key = _encoded(sync, *shown[-1][0]) if more else ""
+        return {
+            "morePages": more,
+            "nextPageKey": key,
+            "nextPageURL": f"{_HOST}{path}?pageKey={key}" if more else "",
+            "data": [row.listed(sync) for _, row in shown],
+        }
+
     async def _settle(self, row: Row) -> None:
         """Take the order to its end as the job queue does, unless it is changed meanwhile, and announce it."""
         for share, status in _STEPS:
@@ -277,33 +308,6 @@ class Orders:
     def _remove(self, row: Row) -> None:
         row.changes += 1
         del self.rows[row.company.id, row.order_id]
-
-
-def page(rows: Iterable[Row], path: str, query: Mapping[str, str]) -> dict[str, Any]:
-    """Return a page of `rows`, by time of receipt or, with `sync`, by rowVersion.
-
-    `query` may have `sync`, `lastRowVersion`, `pageSize` and `pageKey`; raises Refusal (400). Read from AL (`NPR API
-    Request`): the page key carries the order of the first call's rows, and `nextPageURL` names the public host.
-    """
-    sync, after = _BOOLEANS.get(query.get("sync", "false").lower()), None
-    if sync is None:
-        raise bad_request(f"The value '{query['sync']}' can't be evaluated into type Boolean.")
-    if "pageKey" in query:
-        sync, *after = _decoded(query["pageKey"])
-    last = _integer(query, "lastRowVersion") if "sync" in query else 0
-    size = _integer(query, "pageSize")
-    size = size if 1 <= size <= _PAGE_LIMIT else _PAGE_LIMIT
-
-    indexed = [([row.version if sync else row.received_at, row.order_id], row) for row in rows if row.version > last]
-    found = sorted((index, row) for index, row in indexed if after is None or index > after)
-    shown, more = found[:size], len(found) > size
-    key = _encoded(sync, *shown[-1][0]) if more else ""
-    return {
-        "morePages": more,
-        "nextPageKey": key,
-        "nextPageURL": f"{_HOST}{path}?pageKey={key}" if more else "",
-        "data": [row.listed(sync) for _, row in shown],
-    }
 
 
 def _integer(query: Mapping[str, str], name: str) -> int:
