@@ -46,6 +46,7 @@ class Row:
 
     company: Company
     order_id: str
+    #: What the partner sent; the payment reference changes with the status.
     submission: Submission
     #: Business Central's own number.
     buy_from_order_reference: str
@@ -53,7 +54,6 @@ class Row:
     #: The table's rowVersion, which grows with each change in any row.
     version: int
     status: Status = "Submitted"
-    payment_reference: str = ""
     issued_at: str = ""
     #: What the numbers of the present tickets and manifests depend on; empty while there are none.
     tickets: tuple[object, ...] = ()
@@ -66,7 +66,7 @@ class Row:
         """Return the end of settling: Error if an item asks for it, else Issued if the order is paid, else Draft."""
         if self.submission.failing:
             return "Error"
-        return "Issued" if self.payment_reference else "Draft"
+        return "Issued" if self.submission.payment_reference else "Draft"
 
     @property
     def status_message(self) -> str:
@@ -100,7 +100,7 @@ class Row:
             "sellToEmail": sent.sell_to_email,
             "sellToName": sent.sell_to_name,
             "sellToLanguage": sent.sell_to_language,
-            "paymentReference": self.payment_reference,
+            "paymentReference": sent.payment_reference,
             "receivedAt": self.received_at,
             "jobId": guid(*self.tickets, "job").replace("-", "").upper() if self.tickets else "",
             **self._manifest(),
@@ -170,21 +170,16 @@ class Orders:
 
         A reference is used once per partner, but an order in Error that has it is removed. Raises Refusal (400).
         """
-        key = (company.id, submission.partner_id, submission.sell_to_order_reference)
+        key = (company.id, *submission.identity)
         latest = self._latest.get(key, "")
         if earlier := self.rows.get((company.id, latest)):
             if earlier.status != "Error":
-                raise bad_request(
-                    f"An order with sellToOrderReference '{submission.sell_to_order_reference}' already exists"
-                )
+                raise bad_request(f"An order with sellToOrderReference '{key[-1]}' already exists")
             self._remove(earlier)
         now, version = time.time(), next(self._world.versions)
         order_id = order_id or guid(self._world.seed, *key, latest)
         reference = f"CM-{time.strftime('%y%m%d%H%M%S', time.gmtime(now))}-{version % 65536:04X}"
-        row = Row(
-            company, order_id, submission, reference, utc(now), version, payment_reference=submission.payment_reference
-        )
-        self.rows[company.id, order_id] = row
+        row = self.rows[company.id, order_id] = Row(company, order_id, submission, reference, utc(now), version)
         self._latest[key] = order_id
         return row
 
@@ -196,12 +191,9 @@ class Orders:
         row = self.get(company, order_id)
         if row.status not in ("Draft", "Error"):
             raise bad_request(f"Order cannot be replaced in status {row.status}")
-        if (submission.partner_id, submission.sell_to_order_reference) != (
-            row.submission.partner_id,
-            row.submission.sell_to_order_reference,
-        ):
+        if submission.identity != row.submission.identity:
             raise bad_request("partnerId and sellToOrderReference cannot be changed via PUT")
-        row.submission, row.payment_reference = submission, submission.payment_reference
+        row.submission = submission
         return self.set_status(row, "Submitted")
 
     def settle(self, row: Row, inside_call: bool) -> None:
@@ -223,7 +215,7 @@ class Orders:
             return row
         if row.status != "Draft":
             raise bad_request(f"Order cannot be confirmed in status {row.status}")
-        row.payment_reference = code(payment_reference, 50)
+        row.submission.payment_reference = code(payment_reference, 50)
         return self.set_status(row, "Issued")
 
     def delete(self, company: Company, order_id: str) -> Row:
@@ -245,9 +237,9 @@ class Orders:
             row.tickets = ()
         row.manifests = numbers if status == "Issued" else ()
         if status == "Draft":
-            row.payment_reference = ""
+            row.submission.payment_reference = ""
         elif status == "Issued":
-            row.payment_reference = row.payment_reference or "MANUALLY CONFIRMED"
+            row.submission.payment_reference = row.submission.payment_reference or "MANUALLY CONFIRMED"
         row.status = status
         row.version = next(self._world.versions)
         row.changes += 1

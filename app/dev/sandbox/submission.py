@@ -87,6 +87,11 @@ class Submission(msgspec.Struct, rename="camel"):
         self.payment_reference = code(self.payment_reference, 50)
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """Return partner and reference, which only one order of a company has."""
+        return self.partner_id, self.sell_to_order_reference
+
+    @property
     def failing(self) -> Line | None:
         """Return the first line that cannot be issued."""
         return next((line for line in self.items if line.item_number.startswith("FAIL")), None)
