@@ -91,7 +91,7 @@ def web_app(settings: Settings) -> ASGIApp:
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(
-            Intake(Authenticator(settings.companies), failover or inbox, counters.count, counters.reject),
+            Intake(Authenticator(settings.companies), failover or inbox, counters.count),
             settings.max_body_bytes,
         ),
         probes=Probes(

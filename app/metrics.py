@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import log
+from app.intake.auth import UNKNOWN
 from app.ledger import keys, policy
 from app.ledger.ledger import LATENCY_BOUNDS
 from app.ledger.redis import is_other_schema
@@ -130,16 +131,11 @@ class CounterBuffer:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._counts: Counter[str] = Counter()
-        self._rejected: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
 
     def count(self, metric: str, label: str, times: int = 1) -> None:
         """Add to a counter of METRICS that has one label."""
-        self._counts[f"{metric}|{label}"] += times
-
-    def reject(self, company_id: str, items: int) -> None:
-        """Note items with a wrong clientState of a company of the settings."""
-        self._rejected[company_id] += items
+        self._counts[metric, label] += times
 
     async def run(self) -> None:
         """Write the counts each second, until cancelled."""
@@ -150,23 +146,23 @@ class CounterBuffer:
     async def flush(self) -> None:
         """Write the counts; while Redis is unavailable they are kept for the next time."""
         counts, self._counts = self._counts, Counter()
-        rejected, self._rejected = self._rejected, Counter()
-        if not counts and not rejected:
+        if not counts:
             return
+        rejected = {label: items for (name, label), items in counts.items() if name == "rejected" and label != UNKNOWN}
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
                 # These come first, so that the answers begin with theirs.
                 for company_id in rejected:
                     pipe.set(keys.alert(company_id), 1, nx=True, px=ALERT_EVERY)
+                for company_id in rejected:
                     pipe.hincrby(keys.reconcile(company_id), "triggers", 1)
-                for field, times in counts.items():
-                    pipe.hincrby(keys.COUNTERS, field, times)
+                for name, times in counts.items():
+                    pipe.hincrby(keys.COUNTERS, "|".join(name), times)
                 answers = await pipe.execute()
         except (RedisError, OSError):
             self._counts.update(counts)
-            self._rejected.update(rejected)
             return
-        for (company_id, items), is_first in zip(rejected.items(), answers[: 2 * len(rejected) : 2], strict=True):
+        for (company_id, items), is_first in zip(rejected.items(), answers, strict=False):
             if is_first:
                 _log.error("auth.alert", company=company_id, items=items, advice=ADVICE)
 
