@@ -6,8 +6,8 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -97,7 +97,10 @@ def web_app(settings: Settings) -> ASGIApp:
         probes=Probes(
             Health(redis, spool),
             Metrics(
-                redis, snapshot_reader(settings), spool.waiting if spool else None, _reconcile_every(settings)
+                redis,
+                SnapshotReader(settings.companies, settings.sinks),
+                spool.waiting if spool else None,
+                _reconcile_every(settings),
             ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
@@ -106,20 +109,14 @@ def web_app(settings: Settings) -> ASGIApp:
     )
 
 
-def configure_log(settings: Settings) -> None:
-    log.configure(level=settings.log_level, form=settings.log_format)
+def configure_log(settings: Settings, out: TextIO | None = None) -> None:
+    """Send log lines to `out` (stdout) as the settings say."""
+    log.configure(settings.log_level, settings.log_format, out)
 
 
 def configure_cli_log() -> None:
     """Send only warnings, and to stderr: stdout is for what the command prints."""
-    with redirect_stdout(sys.stderr):
-        log.configure(level="WARNING", form="console")
-
-
-def configure_stderr_log(settings: Settings) -> None:
-    """Send log lines to stderr as the settings say, for a command that keeps running and prints to stdout."""
-    with redirect_stdout(sys.stderr):
-        configure_log(settings)
+    log.configure("WARNING", "console", sys.stderr)
 
 
 async def redis_checks(settings: Settings) -> list[Check]:
@@ -157,10 +154,6 @@ def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimi
 
 def _reconcile_every(settings: Settings) -> dict[str, int]:
     return {one.slug: settings.reconcile_every for one in settings.companies if one.np_partner_id is not None}
-
-
-def snapshot_reader(settings: Settings) -> SnapshotReader:
-    return SnapshotReader(settings.companies, settings.sinks)
 
 
 def http(settings: Settings) -> DeadlineTransport:

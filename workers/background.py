@@ -84,7 +84,7 @@ class AlertEvaluator:
     """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
-        self._reader = bootstrap.snapshot_reader(settings)
+        self._reader = SnapshotReader(settings.companies, settings.sinks)
         self._store = AlertStore(redis)
         self._redis = redis
         self._next = 0.0
