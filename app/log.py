@@ -67,7 +67,7 @@ def configure(
 
 
 class _OncePerTurn:
-    """The output, written once per turn of the event loop: a write per request is a fifth of the CPU time of a small one.
+    """The output, written once per turn of the event loop: writing takes a fifth of the CPU time of a small request.
 
     Outside an event loop each line is written at once.
     """
