@@ -1,6 +1,6 @@
 """The answer of /metrics: counters and a histogram kept in one Redis hash, and gauges from a snapshot.
 
-A field of the hash is `prefix|label value|label value`; METRICS and TIMESTAMPS declare the labels. The counters survive
+A field of the hash is `prefix|label value|label value`; METRICS declares the labels. The counters survive
 restarts and add up over processes. The label `company` is the slug of the settings; companies that the settings do not
 name are counted together as `other`. What a web process counts itself, it keeps in memory and adds each second: a kill
 loses at most that second of counts, and no event, since the accept script counts those in the step that records them.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis as SyncRedis
@@ -51,16 +51,8 @@ METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
 }
 """Field prefix -> name, labels, meaning of every counter kept in Redis."""
 
-TIMESTAMPS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
-    "reconciled": (
-        "ota_reconcile_last_success_timestamp_seconds",
-        ("company",),
-        "When the whole order list was read last.",
-    ),
-}
-"""Field prefix -> name, labels, meaning of every time kept beside the counters, in ms since 1970."""
-
 GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "ota_reconcile_last_success_timestamp_seconds": (("company",), "When the whole order list was read last."),
     "ota_reconcile_interval_seconds": (("company",), "RECONCILE_EVERY, for companies whose orders can be listed."),
     "ota_redis_up": ((), "1 if Redis answered this scrape; otherwise only this and the spool are shown."),
     "ota_schema_newer": ((), "1 if the data in Redis has another schema version: this one does nothing."),
@@ -196,19 +188,16 @@ class Metrics:
         if self._spooled and (waiting := await self._spooled()) is not None:
             samples.append(Sample("ota_spool_waiting_events", waiting))
         try:
-            saved: Any = await self._redis.hgetall(keys.COUNTERS)
             snapshot = await self._reader.read_async(self._redis)
         except (RedisError, OSError):
             return render({}, [*samples, Sample("ota_redis_up", 0)], self._slugs)
         samples += [Sample("ota_redis_up", 1), *_samples(snapshot, self._reader.companies)]
-        return render(saved, samples, self._slugs)
+        return render(snapshot.counters, samples, self._slugs)
 
 
-def render(saved: Mapping[bytes, bytes], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:
-    """Return the Prometheus text of the hash and the gauges; `slugs`: company id -> slug."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Exposition(saved, tuple(samples), slugs))
-    return generate_latest(registry)
+def render(counters: Mapping[str, str], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:
+    """Return the Prometheus text of the counters and the gauges; `slugs`: company id -> slug."""
+    return generate_latest(_Exposition(counters, tuple(samples), slugs))
 
 
 def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
@@ -219,33 +208,30 @@ def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
         pipe.execute()
 
 
-def set_timestamp(redis: SyncRedis, name: tuple[str, ...], now: int) -> None:
-    """Set a time of TIMESTAMPS to `now` (ms); a name is the field prefix and the label values."""
-    redis.hset(keys.COUNTERS, "|".join(name), str(now))
+def record_whole_list(redis: SyncRedis, company_id: str, now: int) -> None:
+    """Record that the order list of a company was read to its end at `now` (ms)."""
+    redis.hset(keys.COUNTERS, f"reconciled|{company_id}", str(now))
 
 
 class _Exposition(Collector):
-    def __init__(self, saved: Mapping[bytes, bytes], samples: tuple[Sample, ...], slugs: Mapping[str, str]) -> None:
-        self._saved: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
+    def __init__(self, counters: Mapping[str, str], samples: tuple[Sample, ...], slugs: Mapping[str, str]) -> None:
+        self._saved: dict[str, dict[tuple[str, ...], int]] = defaultdict(dict)
         self._samples = samples
         self._slugs = slugs
-        for field, value in saved.items():
-            prefix, *labels = field.decode(errors="replace").split("|")
-            self._saved[prefix][tuple(labels)] = float(value)
+        for field, value in counters.items():
+            prefix, *labels = field.split("|")
+            self._saved[prefix][tuple(labels)] = int(value)
 
     def collect(self) -> Iterable[Metric]:
         for prefix, (name, labels, meaning) in METRICS.items():
             counter = CounterMetricFamily(name, meaning, labels=labels)
-            for values, total in sorted(self._summed(prefix, labels).items()):
+            summed: Counter[tuple[str, ...]] = Counter()
+            for values, total in self._saved[prefix].items():
+                if len(values) == len(labels):
+                    summed[self._shown(labels, values)] += total
+            for values, total in sorted(summed.items()):
                 counter.add_metric(values, total)
             yield counter
-        for prefix, (name, labels, meaning) in TIMESTAMPS.items():
-            times = GaugeMetricFamily(name, meaning, labels=labels)
-            for values, at in sorted(self._saved[prefix].items()):
-                # The order lists of companies that the settings no longer name are not read.
-                if len(values) == len(labels) and values[0] in self._slugs:
-                    times.add_metric(self._shown(labels, values), at / 1000)
-            yield times
         yield self._histogram()
         for name, (labels, meaning) in GAUGES.items():
             gauge = GaugeMetricFamily(name, meaning, labels=labels)
@@ -260,7 +246,7 @@ class _Exposition(Collector):
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for values, times in self._saved[_LATENCY].items():
             if len(values) == 2:
-                found[self._slugs.get(values[0], OTHER)][values[1]] += int(times)
+                found[self._slugs.get(values[0], OTHER)][values[1]] += times
         for company, counts in sorted(found.items()):
             so_far, buckets = 0, []
             for bound in LATENCY_BOUNDS:
@@ -269,13 +255,6 @@ class _Exposition(Collector):
             buckets.append(("+Inf", float(so_far + counts["inf"])))
             family.add_metric([company], buckets, counts["sum"] / 1000)
         return family
-
-    def _summed(self, prefix: str, labels: tuple[str, ...]) -> Counter[tuple[str, ...]]:
-        summed: Counter[tuple[str, ...]] = Counter()
-        for values, total in self._saved[prefix].items():
-            if len(values) == len(labels):
-                summed[self._shown(labels, values)] += int(total)
-        return summed
 
     def _shown(self, labels: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
         named = zip(labels, values, strict=True)
@@ -309,6 +288,8 @@ def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[Sampl
 def _of_company(snapshot: Snapshot, company: Company) -> Iterator[Sample]:
     found, label = snapshot.companies[company.np_company_id], (company.slug,)
     yield Sample("ota_oldest_pending_fetch_seconds", found.oldest_pending_ms / 1000, label)
+    if read_at := snapshot.total("reconciled", company.np_company_id):
+        yield Sample("ota_reconcile_last_success_timestamp_seconds", read_at / 1000, label)
     yield Sample("ota_orders_unsettled", found.unsettled, label)
     yield Sample("ota_breaker_open", snapshot.breaker_is_open(company.np_company_id), label)
     for secret, at in (("current", found.current_secret_at), ("previous", found.previous_secret_at)):

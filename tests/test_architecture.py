@@ -23,10 +23,11 @@ LONGEST_FILE = 720
 # From the bottom up; a module imports only from its own room and from rooms below. The names on one line are
 # rooms side by side, which do not know each other.
 LAYERS = (
-    ("app.errors", "app.identity", "app.ids", "app.times"),
+    ("app.errors", "app.ids", "app.times"),
     ("app.log", "app.settings"),
     ("app.upstream",),
     ("app.ledger",),
+    ("app.heartbeat",),
     ("app.audit", "app.health", "app.intake", "app.snapshot"),
     ("app.erasure", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),

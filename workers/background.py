@@ -22,7 +22,7 @@ from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
 from app.ledger.orders import Backlog, LocalCopies
 from app.ledger.redis import server_time, translated_errors
-from app.metrics import add, set_timestamp
+from app.metrics import add, record_whole_list
 from app.reconcile.compare import Comparison
 from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
 from app.reconcile.state import AGAIN_AFTER, Checkpoint, DueRun, Schedule
@@ -110,8 +110,9 @@ def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) ->
 
     A pool that is killed in between repeats an alert and swallows none.
     """
-    inputs = store.inputs(snapshot, reader.companies)
-    states, changes = evaluate(conditions(inputs, reader.companies), inputs.states, snapshot.now)
+    hours = {one.np_company_id: store.hours(one.np_company_id, snapshot.now) for one in reader.companies}
+    found = conditions(snapshot, reader.companies, hours)
+    states, changes = evaluate(found, snapshot.alert_states(), snapshot.now)
     for change in changes:
         _log_change(change, snapshot.now)
     store.save(states)
@@ -231,7 +232,7 @@ def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
     counts |= {("discrepancies", company_id, kind): times for kind, times in report.discrepancies.items()}
     add(redis, counts)
     if report.outcome == "complete":
-        set_timestamp(redis, ("reconciled", company_id), now)
+        record_whole_list(redis, company_id, now)
 
 
 def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int) -> None:

@@ -22,7 +22,7 @@ from app.errors import ConnectionFault
 from app.ledger import keys
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
 from app.ledger.work import Content
-from app.metrics import GAUGES, Metrics, add, set_timestamp
+from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.settings import Company
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
@@ -276,7 +276,7 @@ def test_metrics_show_the_whole_state(desk: Desk, redis_url: str) -> None:
     desk.hear(order(2, MUSEUM))
     desk.bring_home(order(2, MUSEUM))
     desk.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(bootstrap.clock(), "p-live-1", "p-live-2", "p-backfill-3")))
-    set_timestamp(desk.redis, ("reconciled", VENUE), 1_795_000_000_000)
+    record_whole_list(desk.redis, VENUE, 1_795_000_000_000)
     evaluated(desk)
 
     found = metrics(redis_url, spooled=3)

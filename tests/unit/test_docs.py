@@ -14,7 +14,7 @@ from app.alerts import RULES
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
-from app.metrics import GAUGES, HISTOGRAM, METRICS, TIMESTAMPS
+from app.metrics import GAUGES, HISTOGRAM, METRICS
 from app.settings import Company
 from tests import demo_picture
 
@@ -27,7 +27,6 @@ OPERATIONS = DOCS["operations.md"]
 
 SCRAPED = {
     **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
-    **{name: labels for name, labels, _ in TIMESTAMPS.values()},
     **{name: labels for name, (labels, _) in GAUGES.items()},
     HISTOGRAM[0]: HISTOGRAM[1],
 }
