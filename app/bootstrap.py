@@ -26,6 +26,7 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
 from app.metrics import CounterBuffer, Metrics
+from app.reconcile.run import OrderList
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
 from app.upstream.client import ChannelManager
@@ -162,6 +163,13 @@ def http(settings: Settings) -> DeadlineTransport:
 
 def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:
     return ChannelManager(http, company, settings.np_api_version, settings.np_base_url)
+
+
+def order_list(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> OrderList:
+    """Return the order list of a company, read within the limits of its API key."""
+    client = channel_manager(settings, company, http)
+    limiter = rate_limiter(settings, company, redis)
+    return OrderList(redis, company.np_company_id, client, limiter, order_days=settings.order_days)
 
 
 def _fetch_lease(settings: Settings) -> int:

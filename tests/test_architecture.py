@@ -51,6 +51,7 @@ DOORS = {
         "app.intake.recorder",
         "app.ledger",
         "app.metrics",
+        "app.reconcile.run",
         "app.reconcile.state",
         "app.replay",
         "app.snapshot",

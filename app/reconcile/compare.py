@@ -1,11 +1,10 @@
-"""Compares listed orders with the local copies: which orders to fetch, and which unsettled ones to watch.
+"""Compares a listed order with the local copy: is it to be fetched, or watched because it is unsettled?
 
 Which changes upstream makes without an event: upstream.md 4. The fields of a row: upstream.md 6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, Literal
 
@@ -13,9 +12,9 @@ import msgspec
 
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.orders import LocalCopies, LocalCopy
+from app.ledger.orders import LocalCopy
 from app.times import to_ms
-from app.upstream.models import UNSETTLED, Page, Summary
+from app.upstream.models import UNSETTLED, Summary
 
 STUCK_AFTER: Final = 10 * policy.MINUTE
 """An order settles about a minute after createOrder (upstream.md 0). Upstream sets one to Error after an hour in
@@ -47,52 +46,6 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> OrderKey:
         return OrderKey(self.company_id, self.order_id)
-
-
-class Compared(msgspec.Struct, frozen=True):
-    """What a comparison found; the order ids in `unsettled` are to be watched, those in `settled` not any more."""
-
-    discrepancies: tuple[Discrepancy, ...]
-    unsettled: tuple[str, ...]
-    settled: tuple[str, ...]
-
-
-class Comparison:
-    """Compares the orders of one company; writes nothing. `order_days`: ORDER_DAYS."""
-
-    def __init__(self, copies: LocalCopies, company_id: str, order_days: int) -> None:
-        self._copies = copies
-        self._company_id = company_id
-        self._keep = order_days * policy.DAY
-
-    def of_page(self, page: Page, watched: Mapping[str, int], now: int) -> Compared:
-        """Compare the rows of a page; `watched`: order id -> ms when it was first seen unsettled."""
-        rows = {row.order_id: row for row in page.rows}
-        copies = self._copies.read([OrderKey(self._company_id, order_id) for order_id in rows])
-        discrepancies: list[Discrepancy] = []
-        unsettled: list[str] = []
-        settled: list[str] = []
-        for (order_id, row), copy in zip(rows.items(), copies, strict=True):
-            since = watched.get(order_id)
-            found = compare(self._company_id, row, copy, unsettled_since=since, now=now, oldest=now - self._keep)
-            if found == "watch":
-                unsettled.append(order_id)
-                continue
-            settled.append(order_id)
-            if found is not None:
-                discrepancies.append(found)
-        return Compared(tuple(discrepancies), tuple(unsettled), tuple(settled))
-
-    def of_watched(self, watched: Mapping[str, int], now: int) -> Compared:
-        """Compare watched orders that are not in the list of this run; those seen only recently stay watched."""
-        old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
-        copies = self._copies.read([OrderKey(self._company_id, order_id) for order_id in old])
-        found = (
-            compare_watched(self._company_id, order_id, copy, old[order_id])
-            for order_id, copy in zip(old, copies, strict=True)
-        )
-        young = tuple(order_id for order_id in watched if order_id not in old)
-        return Compared(tuple(one for one in found if one is not None), young, tuple(old))
 
 
 def compare(

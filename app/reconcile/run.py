@@ -6,19 +6,23 @@ discrepancy. Each page needs a permit of the API key, like any other call.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
+from redis import Redis
 
 from app import log
 from app.errors import Denied, Unavailable, UpstreamError
+from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Backlog
+from app.ledger.orders import Backlog, LocalCopies, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
-from app.reconcile.compare import Compared, Comparison, Discrepancy
+from app.ledger.redis import server_time
+from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager
 from app.upstream.models import ListQuery, Page
@@ -49,13 +53,6 @@ Outcome = Literal["complete", "paced", "failed"]
 _log = log.get()
 
 
-class Share(msgspec.Struct, frozen=True):
-    """The calls per minute of an API key, and the companies that share the key."""
-
-    per_minute: float
-    company_ids: frozenset[str]
-
-
 class Report(msgspec.Struct):
     """What a run has done so far; `discrepancies` are those queued, by kind."""
 
@@ -71,41 +68,98 @@ class Report(msgspec.Struct):
         return self.discrepancies.total()
 
 
-class Listing:
-    """Reads the order list of one company within the limits of the backfill queue; `pause` waits so many seconds."""
+class Compared(msgspec.Struct, frozen=True):
+    """What a page shows, which was requested at `listed_at` (ms); without a page: what the list does not show.
+
+    The order ids in `unsettled` are to be watched, those in `settled` not any more.
+    """
+
+    page: Page | None
+    listed_at: int
+    discrepancies: list[Discrepancy]
+    unsettled: list[str]
+    settled: list[str]
+
+
+class OrderList:
+    """The order list of one company, compared page by page with the local copies; writes nothing.
+
+    It is read within the limits of the backfill queue. `order_days`: ORDER_DAYS. `clock` (ms since 1970) replaces the
+    time of the Redis server in tests, `pause` waits so many seconds.
+    """
 
     def __init__(
         self,
+        redis: Redis,
+        company_id: str,
         client: ChannelManager,
         limiter: RateLimiter,
-        clock: Callable[[], int],
-        pause: Callable[[float], None],
+        *,
+        order_days: int,
+        clock: Callable[[], int] | None = None,
+        pause: Callable[[float], None] = time.sleep,
         page_size: int = 1000,
     ) -> None:
+        self.checkpoint = Checkpoint(redis, company_id)
+        self.clock = clock or (lambda: server_time(redis))
+        self._company_id = company_id
+        self._copies = LocalCopies(redis)
         self._client = client
         self._limiter = limiter
-        self._clock = clock
+        self._keep = order_days * policy.DAY
         self._pause = pause
         self._page_size = page_size
 
-    def since(self, row_version: int) -> Iterator[tuple[int, Page]]:
-        """Yield each page of the orders changed after `row_version`, with the ms at which it was requested.
+    def compared(self, start: int) -> Iterator[Compared]:
+        """Compare the orders changed after the row version `start`, a page at a time, then the others that are watched.
 
         Raises UpstreamError; where the limits deny a permit, Unavailable with their reason.
         """
-        query = ListQuery(since_row_version=row_version, page_size=self._page_size)
-        pages = self._client.list_orders(query)
-        while True:
+        watched = self.checkpoint.watched()
+        unseen = dict(watched)
+        pages = self._client.list_orders(ListQuery(since_row_version=start, page_size=self._page_size))
+        page = None
+        while page is None or page.next_key is not None:
             with self._permit() as permit:
-                listed_at = self._clock()
+                listed_at = self.clock()
                 try:
                     page = next(pages)
                 except UpstreamError as error:
                     permit.failed(error)
                     raise
-            yield listed_at, page
-            if page.next_key is None:
-                return
+            for row in page.rows:
+                unseen.pop(row.order_id, None)
+            yield self._of_page(page, watched, listed_at)
+        yield self._of_unseen(unseen)
+
+    def _of_page(self, page: Page, watched: Mapping[str, int], listed_at: int) -> Compared:
+        rows = {row.order_id: row for row in page.rows}
+        compared = Compared(page, listed_at, [], [], [])
+        now = self.clock()
+        for (order_id, row), copy in zip(rows.items(), self._read(rows), strict=True):
+            since = watched.get(order_id)
+            found = compare(self._company_id, row, copy, unsettled_since=since, now=now, oldest=now - self._keep)
+            if found == "watch":
+                compared.unsettled.append(order_id)
+                continue
+            if since is not None:
+                compared.settled.append(order_id)
+            if found is not None:
+                compared.discrepancies.append(found)
+        return compared
+
+    def _of_unseen(self, watched: Mapping[str, int]) -> Compared:
+        """Compare watched orders that are not on any page; those seen only recently stay watched."""
+        now = self.clock()
+        old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
+        found = (
+            compare_watched(self._company_id, order_id, copy, since)
+            for (order_id, since), copy in zip(old.items(), self._read(old), strict=True)
+        )
+        return Compared(None, now, [one for one in found if one is not None], [], list(old))
+
+    def _read(self, order_ids: Iterable[str]) -> list[LocalCopy | None]:
+        return self._copies.read([OrderKey(self._company_id, order_id) for order_id in order_ids])
 
     def _permit(self) -> Permit:
         for left in reversed(range(_TRIES)):
@@ -119,81 +173,67 @@ class Listing:
 
 
 class Reconcile:
-    """The run; `clock` gives ms since 1970."""
+    """The run. The API key allows `per_minute` calls, which the companies `company_ids` share."""
 
     def __init__(
         self,
-        *,
         slug: str,
-        listing: Listing,
-        comparison: Comparison,
-        checkpoint: Checkpoint,
-        backlog: Backlog,
+        order_list: OrderList,
         ledger: Ledger,
-        share: Share,
+        backlog: Backlog,
+        *,
+        per_minute: float,
+        company_ids: frozenset[str],
         queue: Literal["live", "backfill"],
-        clock: Callable[[], int],
     ) -> None:
         self._slug = slug
-        self._listing = listing
-        self._comparison = comparison
-        self._checkpoint = checkpoint
-        self._backlog = backlog
+        self._list = order_list
         self._ledger = ledger
-        self._share = share
+        self._backlog = backlog
+        self._per_minute = per_minute
+        self._company_ids = company_ids
         self._queue: Literal["live", "backfill"] = queue
-        self._clock = clock
 
     def run(self) -> Report:
         """Read the list from the checkpoint on and queue discrepancies; the report holds an error of upstream."""
         report = Report()
+        checkpoint, clock = self._list.checkpoint, self._list.clock
+        deadline = clock() + LONGEST
         budget = self._budget()
-        deadline = self._clock() + LONGEST
         if budget < 1:  # the jobs in backfill come first
             report.outcome = "paced"
             return report
-        watched = self._checkpoint.watched()
-        unseen = dict(watched)
         try:
-            for listed_at, page in self._listing.since(self._checkpoint.start(self._clock())):
-                report.pages += 1
-                report.rows += len(page.rows)
-                report.unreadable += page.unreadable
-                for row in page.rows:
-                    unseen.pop(row.order_id, None)
-                compared = self._comparison.of_page(page, watched, self._clock())
-                if not self._handle(compared, watched, budget, report):
+            for found in self._list.compared(checkpoint.start(clock())):
+                if found.page is not None:
+                    report.pages += 1
+                    report.rows += len(found.page.rows)
+                    report.unreadable += found.page.unreadable
+                left = max(budget - report.pages - report.queued, 0)
+                self._request_fetches(found.discrepancies[:left], report)
+                if len(found.discrepancies) > left:
+                    report.outcome = "paced"
                     return report
-                if page.row_version is not None:
-                    self._checkpoint.save(page.row_version, listed_at, self._clock())
-                used_up = report.pages + report.queued >= budget or self._clock() >= deadline
-                if used_up and page.next_key is not None:
+                checkpoint.watch(found.unsettled, clock())
+                checkpoint.unwatch(found.settled)
+                if found.page is None:
+                    return report
+                if found.page.row_version is not None:
+                    checkpoint.save(found.page.row_version, found.listed_at, clock())
+                used_up = report.pages + report.queued >= budget or clock() >= deadline
+                if used_up and found.page.next_key is not None:
                     report.outcome = "paced"
                     return report
         except UpstreamError as error:
             report.outcome, report.error = "failed", error
-            return report
-        self._handle(self._comparison.of_watched(unseen, self._clock()), watched, budget, report)
         return report
 
     def _budget(self) -> int:
         """Return how many calls this run may cause; jobs that wait in backfill use the same share."""
-        has_live = self._backlog.has_live_pending(self._share.company_ids)
-        share = self._share.per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self._share.company_ids)
+        has_live = self._backlog.has_live_pending(self._company_ids)
+        share = self._per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self._company_ids)
         # At least one page and one order: with less, nothing would ever move.
         return max(2, int(share)) - self._backlog.backfill()
-
-    def _handle(self, compared: Compared, watched: dict[str, int], budget: int, report: Report) -> bool:
-        """Queue discrepancies while the budget lasts, and save what to watch; return whether all of it was done."""
-        left = max(budget - report.pages - report.queued, 0)
-        found = compared.discrepancies
-        self._request_fetches(found[:left], report)
-        if len(found) > left:
-            report.outcome = "paced"
-            return False
-        self._checkpoint.watch(compared.unsettled, self._clock())
-        self._checkpoint.unwatch(one for one in compared.settled if one in watched)
-        return True
 
     def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
         for one in found[: max(LOGGED - report.queued, 0)]:

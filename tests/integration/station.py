@@ -14,12 +14,11 @@ from redis import Redis
 from app import bootstrap
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, Backlog, LocalCopies
+from app.ledger.orders import Archive, Backlog
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.record import OrderRecord
 from app.ledger.work import Content
-from app.reconcile.compare import Comparison
-from app.reconcile.run import Listing, Reconcile, Report, Share
+from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
 from app.settings import Company
 from app.upstream.client import ChannelManager
@@ -61,15 +60,22 @@ class Station:
     def reconcile(self, ledger: Ledger | None = None) -> Reconcile:
         """Return a run as the worker builds it, with the clock of the test."""
         return Reconcile(
-            slug=self.company.slug,
-            listing=Listing(self.client, self.limiter, lambda: self.now, self._pause, self.page_size),
-            comparison=Comparison(LocalCopies(self.redis), self.company_id, 400),
-            checkpoint=self.checkpoint,
-            backlog=Backlog(self.redis),
-            ledger=ledger or self.ledger,
-            share=Share(self.per_minute, frozenset({self.company_id})),
+            self.company.slug,
+            OrderList(
+                self.redis,
+                self.company_id,
+                self.client,
+                self.limiter,
+                order_days=400,
+                clock=lambda: self.now,
+                pause=self._pause,
+                page_size=self.page_size,
+            ),
+            ledger or self.ledger,
+            Backlog(self.redis),
+            per_minute=self.per_minute,
+            company_ids=frozenset({self.company_id}),
             queue="backfill",
-            clock=lambda: self.now,
         )
 
     def run(self) -> Report:
