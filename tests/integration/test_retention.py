@@ -16,7 +16,7 @@ from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
-from app.replay import Draft, Plans
+from app.replay import Plans
 from tests.eventually import eventually
 from tests.integration.desk import open_desk, order
 from tests.integration.ledger_scenario import ONE, Scenario
@@ -86,8 +86,7 @@ class TestEvents:
 
     def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
         redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now() - days(91)}-0")
-        draft = Draft(who="", why="", selected="", rate=1)
-        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
+        plan = Plans(redis_client, event_days=EVENT_DAYS).file([(ONE.member, None)], rate=1)
         redis_client.zadd(keys.REPLAYS, {"old": now() - days(91)})
 
         retention_of(redis_client).trim()
