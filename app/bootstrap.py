@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TextIO
@@ -53,11 +52,6 @@ def for_web(url: str) -> AsyncRedis:
 def for_rq(url: str) -> Redis:
     """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
     return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
-
-
-def clock() -> int:
-    """Return now in ms since 1970: the time of the ledger, handed to it as an argument."""
-    return time.time_ns() // 1_000_000
 
 
 def web_app(settings: Settings) -> ASGIApp:

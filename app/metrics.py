@@ -55,7 +55,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_reconcile_last_success_timestamp_seconds": (("company",), "When the whole order list was read last."),
     "ota_reconcile_interval_seconds": (("company",), "RECONCILE_EVERY, for companies whose orders can be listed."),
     "ota_redis_up": ((), "1 if Redis answered this scrape; otherwise only this and the spool are shown."),
-    "ota_schema_newer": ((), "1 if the data in Redis has another schema version: this one does nothing."),
+    "ota_other_schema": ((), "1 if the data in Redis has another schema version: this one does nothing."),
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),
     "ota_orders_due": ((), "Unfinished orders: fetches, retries and deliveries."),
     "ota_orders_dead": ((), "Orders in dead letters."),
@@ -263,7 +263,7 @@ class _Exposition(Collector):
 
 def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[Sample]:
     """Return every gauge but those of the process itself."""
-    yield Sample("ota_schema_newer", is_other_schema(snapshot.schema.encode() or None))
+    yield Sample("ota_other_schema", is_other_schema(snapshot.schema.encode() or None))
     yield Sample("ota_orders_due", snapshot.due)
     yield Sample("ota_orders_dead", snapshot.dead)
     yield Sample("ota_deliveries_dead", snapshot.dead_deliveries)

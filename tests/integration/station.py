@@ -11,7 +11,6 @@ from typing import Any, Final
 from pydantic import SecretStr
 from redis import Redis
 
-from app import bootstrap
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive, Backlog
@@ -23,6 +22,7 @@ from app.reconcile.state import Checkpoint
 from app.settings import Company
 from app.upstream.client import ChannelManager
 from app.upstream.transport import DeadlineTransport
+from tests.clock import now_ms
 
 MINUTE: Final = 60_000
 PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
@@ -36,7 +36,7 @@ class Station:
     redis: Redis
     company: Company
     client: ChannelManager
-    now: int = field(default_factory=bootstrap.clock)
+    now: int = field(default_factory=now_ms)
     per_minute: float = 1200
     page_size: int = 1000
     ledger: Ledger = field(init=False)

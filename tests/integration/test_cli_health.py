@@ -13,9 +13,9 @@ from threading import Thread
 import msgspec
 import pytest
 
-from app import bootstrap
 from app.dev.processes import Process
 from app.heartbeat import Heartbeat
+from tests.clock import now_ms
 from tests.eventually import eventually
 from tests.integration.desk import Desk
 
@@ -43,7 +43,7 @@ def web(status: int) -> Iterator[int]:
 
 
 def beat(desk: Desk, seconds_ago: float, machine: str | None = None) -> None:
-    heartbeat = Heartbeat.of_this_process((), bootstrap.clock() - round(seconds_ago * 1000))
+    heartbeat = Heartbeat.of_this_process((), now_ms() - round(seconds_ago * 1000))
     if machine is not None:
         heartbeat = msgspec.structs.replace(heartbeat, machine=machine)
     desk.redis.hset("ota:pools", "pool", msgspec.json.encode(heartbeat))

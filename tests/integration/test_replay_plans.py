@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from redis import Redis
 
-from app import audit, bootstrap
+from app import audit
 from app.errors import OtherSchema
 from app.ledger import keys
 from app.ledger.history import Redelivered
@@ -19,6 +19,7 @@ from app.ledger.policy import DAY
 from app.ledger.redis import VERSION
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Plan, Plans, Step
+from tests.clock import now_ms
 from tests.integration.desk import SINK, Desk, open_desk, order
 
 OTHER = "python:json:loads"
@@ -134,7 +135,7 @@ class TestOrders:
             desk.bring_home(order(number))
         desk.hear(order(3))
         desk.forget_jobs()
-        event_at = bootstrap.clock() - 60_000
+        event_at = now_ms() - 60_000
         plan = plans.file(((order(number).member, event_at) for number in (1, 2, 3, 4)), rate=1)
 
         left = left_after(plans, plan, NOW + 1000)
