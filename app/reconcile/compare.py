@@ -6,6 +6,7 @@ Which changes upstream makes without an event: upstream.md 4. The fields of a ro
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -56,17 +57,31 @@ def compare(
     `unsettled_since`: when an earlier run saw it unsettled, None if none did. An order without a copy counts only if it
     was received after `oldest`. All times are ms since 1970.
     """
-    if copy is None and row.received_at is not None and to_ms(row.received_at) < oldest:
-        return None
-    if copy is not None and copy.pending and not copy.dead:
+    found = partial(
+        Discrepancy,
+        company_id=company_id,
+        order_id=row.order_id,
+        status=row.status,
+        stored_status=copy.status if copy is not None else "",
+        reference=row.buy_from_order_reference or row.sell_to_order_reference or "",
+        received_at=row.received_at,
+    )
+    received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
+    dead = copy.dead if copy is not None else ""
+    if (received is not None and received < oldest) or (copy is not None and copy.pending and not dead):
         return None
     if row.status in UNSETTLED:
-        if copy is not None and copy.dead:
+        if dead:
             return None
-        since = _unsettled_since(row, copy, unsettled_since)
-        is_stuck = since is not None and now - since >= STUCK_AFTER
-        return _discrepancy("stuck", company_id, row, copy) if is_stuck else "watch"
-    return _of_settled(company_id, row, copy)
+        # replaceOrder does not change receivedAt, so it says nothing about an order that had settled before.
+        since = min((one for one in (received, unsettled_since) if one is not None), default=now)
+        return found(kind="stuck") if now - since >= STUCK_AFTER else "watch"
+    if dead and dead not in _PROVEN_WRONG:
+        return None
+    differs = _differences(row, copy)
+    if copy is None or copy.content is None or "jobId" in differs:
+        return found(kind="no_event", differs=differs)
+    return found(kind="changed", differs=differs) if differs or dead else None
 
 
 def compare_watched(company_id: str, order_id: str, copy: LocalCopy | None, unsettled_since: int) -> Discrepancy | None:
@@ -82,21 +97,6 @@ def compare_watched(company_id: str, order_id: str, copy: LocalCopy | None, unse
     return Discrepancy(company_id=company_id, order_id=order_id, kind="stuck", status="", stored_status=stored_status)
 
 
-def _unsettled_since(row: Summary, copy: LocalCopy | None, seen: int | None) -> int | None:
-    # replaceOrder does not change receivedAt, so it says nothing about an order that had settled before.
-    received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
-    return min((since for since in (received, seen) if since is not None), default=None)
-
-
-def _of_settled(company_id: str, row: Summary, copy: LocalCopy | None) -> Discrepancy | None:
-    if copy is not None and copy.dead and copy.dead not in _PROVEN_WRONG:
-        return None
-    differs = _differences(row, copy)
-    if copy is None or copy.content is None or "jobId" in differs:
-        return _discrepancy("no_event", company_id, row, copy, differs)
-    return _discrepancy("changed", company_id, row, copy, differs) if differs or copy.dead else None
-
-
 def _differences(row: Summary, copy: LocalCopy | None) -> tuple[str, ...]:
     if copy is None or copy.content is None:
         return ()
@@ -110,18 +110,3 @@ def _differences(row: Summary, copy: LocalCopy | None) -> tuple[str, ...]:
         "jobId": (row.job_id or stored.job_id, stored.job_id or row.job_id),
     }
     return tuple(name for name, (listed, ours) in compared.items() if listed != ours)
-
-
-def _discrepancy(
-    kind: Kind, company_id: str, row: Summary, copy: LocalCopy | None, differs: tuple[str, ...] = ()
-) -> Discrepancy:
-    return Discrepancy(
-        company_id=company_id,
-        order_id=row.order_id,
-        kind=kind,
-        status=row.status,
-        stored_status=copy.status if copy is not None else "",
-        differs=differs,
-        reference=row.buy_from_order_reference or row.sell_to_order_reference or "",
-        received_at=row.received_at,
-    )

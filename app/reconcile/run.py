@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
@@ -60,7 +61,7 @@ class Report(msgspec.Struct):
     rows: int = 0
     unreadable: int = 0
     discrepancies: Counter[str] = msgspec.field(default_factory=Counter)
-    outcome: Outcome = "complete"
+    outcome: Outcome = "paced"
     error: UpstreamError | None = None
 
     @property
@@ -81,6 +82,7 @@ class Compared(msgspec.Struct, frozen=True):
     settled: list[str]
 
 
+@dataclass(frozen=True)
 class OrderList:
     """The order list of one company, compared page by page with the local copies; writes nothing.
 
@@ -88,27 +90,21 @@ class OrderList:
     time of the Redis server in tests, `pause` waits so many seconds.
     """
 
-    def __init__(
-        self,
-        redis: Redis,
-        company_id: str,
-        client: ChannelManager,
-        limiter: RateLimiter,
-        *,
-        order_days: int,
-        clock: Callable[[], int] | None = None,
-        pause: Callable[[float], None] = time.sleep,
-        page_size: int = 1000,
-    ) -> None:
-        self.checkpoint = Checkpoint(redis, company_id)
-        self.clock = clock or (lambda: server_time(redis))
-        self._company_id = company_id
-        self._copies = LocalCopies(redis)
-        self._client = client
-        self._limiter = limiter
-        self._keep = order_days * policy.DAY
-        self._pause = pause
-        self._page_size = page_size
+    redis: Redis
+    company_id: str
+    client: ChannelManager
+    limiter: RateLimiter
+    order_days: int
+    clock: Callable[[], int] | None = None
+    pause: Callable[[float], None] = time.sleep
+    page_size: int = 1000
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.redis, self.company_id)
+
+    def now(self) -> int:
+        return self.clock() if self.clock is not None else server_time(self.redis)
 
     def compared(self, start: int) -> Iterator[Compared]:
         """Compare the orders changed after the row version `start`, a page at a time, then the others that are watched.
@@ -117,11 +113,11 @@ class OrderList:
         """
         watched = self.checkpoint.watched()
         unseen = dict(watched)
-        pages = self._client.list_orders(ListQuery(since_row_version=start, page_size=self._page_size))
+        pages = self.client.list_orders(ListQuery(since_row_version=start, page_size=self.page_size))
         page = None
         while page is None or page.next_key is not None:
             with self._permit() as permit:
-                listed_at = self.clock()
+                listed_at = self.now()
                 try:
                     page = next(pages)
                 except UpstreamError as error:
@@ -135,10 +131,11 @@ class OrderList:
     def _of_page(self, page: Page, watched: Mapping[str, int], listed_at: int) -> Compared:
         rows = {row.order_id: row for row in page.rows}
         compared = Compared(page, listed_at, [], [], [])
-        now = self.clock()
+        now = self.now()
+        oldest = now - self.order_days * policy.DAY
         for (order_id, row), copy in zip(rows.items(), self._read(rows), strict=True):
             since = watched.get(order_id)
-            found = compare(self._company_id, row, copy, unsettled_since=since, now=now, oldest=now - self._keep)
+            found = compare(self.company_id, row, copy, unsettled_since=since, now=now, oldest=oldest)
             if found == "watch":
                 compared.unsettled.append(order_id)
                 continue
@@ -150,61 +147,52 @@ class OrderList:
 
     def _of_unseen(self, watched: Mapping[str, int]) -> Compared:
         """Compare watched orders that are not on any page; those seen only recently stay watched."""
-        now = self.clock()
+        now = self.now()
         old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
         found = (
-            compare_watched(self._company_id, order_id, copy, since)
+            compare_watched(self.company_id, order_id, copy, since)
             for (order_id, since), copy in zip(old.items(), self._read(old), strict=True)
         )
         return Compared(None, now, [one for one in found if one is not None], [], list(old))
 
     def _read(self, order_ids: Iterable[str]) -> list[LocalCopy | None]:
-        return self._copies.read([OrderKey(self._company_id, order_id) for order_id in order_ids])
+        return LocalCopies(self.redis).read([OrderKey(self.company_id, order_id) for order_id in order_ids])
 
     def _permit(self) -> Permit:
-        for left in reversed(range(_TRIES)):
+        reason = ""
+        for _ in range(_TRIES):
             try:
-                return self._limiter.permit("backfill")
+                return self.limiter.permit("backfill")
             except Denied as denied:
-                if denied.reason != "permits_full" or not left:
-                    raise Unavailable(denied.reason) from None
-            self._pause(_PAUSE)
-        raise AssertionError("the last try returns or raises")
+                reason = denied.reason
+            if reason != "permits_full":
+                break
+            self.pause(_PAUSE)
+        raise Unavailable(reason)
 
 
+@dataclass(frozen=True)
 class Reconcile:
     """The run. The API key allows `per_minute` calls, which the companies `company_ids` share."""
 
-    def __init__(
-        self,
-        slug: str,
-        order_list: OrderList,
-        ledger: Ledger,
-        backlog: Backlog,
-        *,
-        per_minute: float,
-        company_ids: frozenset[str],
-        queue: Literal["live", "backfill"],
-    ) -> None:
-        self._slug = slug
-        self._list = order_list
-        self._ledger = ledger
-        self._backlog = backlog
-        self._per_minute = per_minute
-        self._company_ids = company_ids
-        self._queue: Literal["live", "backfill"] = queue
+    slug: str
+    order_list: OrderList
+    ledger: Ledger
+    backlog: Backlog
+    per_minute: float
+    company_ids: frozenset[str]
+    queue: Literal["live", "backfill"]
 
     def run(self) -> Report:
         """Read the list from the checkpoint on and queue discrepancies; the report holds an error of upstream."""
         report = Report()
-        checkpoint, clock = self._list.checkpoint, self._list.clock
-        deadline = clock() + LONGEST
+        checkpoint, now = self.order_list.checkpoint, self.order_list.now
+        deadline = now() + LONGEST
         budget = self._budget()
         if budget < 1:  # the jobs in backfill come first
-            report.outcome = "paced"
             return report
         try:
-            for found in self._list.compared(checkpoint.start(clock())):
+            for found in self.order_list.compared(checkpoint.start(now())):
                 if found.page is not None:
                     report.pages += 1
                     report.rows += len(found.page.rows)
@@ -212,17 +200,16 @@ class Reconcile:
                 left = max(budget - report.pages - report.queued, 0)
                 self._request_fetches(found.discrepancies[:left], report)
                 if len(found.discrepancies) > left:
-                    report.outcome = "paced"
                     return report
-                checkpoint.watch(found.unsettled, clock())
+                checkpoint.watch(found.unsettled, now())
                 checkpoint.unwatch(found.settled)
                 if found.page is None:
+                    report.outcome = "complete"
                     return report
                 if found.page.row_version is not None:
-                    checkpoint.save(found.page.row_version, found.listed_at, clock())
-                used_up = report.pages + report.queued >= budget or clock() >= deadline
+                    checkpoint.save(found.page.row_version, found.listed_at, now())
+                used_up = report.pages + report.queued >= budget or now() >= deadline
                 if used_up and found.page.next_key is not None:
-                    report.outcome = "paced"
                     return report
         except UpstreamError as error:
             report.outcome, report.error = "failed", error
@@ -230,16 +217,16 @@ class Reconcile:
 
     def _budget(self) -> int:
         """Return how many calls this run may cause; jobs that wait in backfill use the same share."""
-        has_live = self._backlog.has_live_pending(self._company_ids)
-        share = self._per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self._company_ids)
+        has_live = self.backlog.has_live_pending(self.company_ids)
+        share = self.per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self.company_ids)
         # At least one page and one order: with less, nothing would ever move.
-        return max(2, int(share)) - self._backlog.backfill()
+        return max(2, int(share)) - self.backlog.backfill()
 
     def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
         for one in found[: max(LOGGED - report.queued, 0)]:
             _log.warning(
                 "reconcile.discrepancy_found",
-                company=self._slug,
+                company=self.slug,
                 order_id=one.order_id,
                 kind=one.kind,
                 status=one.status,
@@ -247,5 +234,5 @@ class Reconcile:
             )
         for at in range(0, len(found), _CHUNK):
             chunk = found[at : at + _CHUNK]
-            self._ledger.request_fetch([one.key for one in chunk], queue=self._queue, reason="reconcile")
+            self.ledger.request_fetch([one.key for one in chunk], queue=self.queue, reason="reconcile")
             report.discrepancies.update(one.kind for one in chunk)
