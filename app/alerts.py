@@ -16,7 +16,7 @@ from redis import Redis
 from app.ledger import keys
 from app.ledger.policy import DAY, MINUTE, SECOND
 from app.settings import Company
-from app.snapshot import AlertState, Snapshot
+from app.snapshot import AlertState, CompanySnapshot, Snapshot
 
 EVERY: Final = MINUTE
 """Between two evaluations, over all machines."""
@@ -49,11 +49,6 @@ MISSED_WITHIN: Final = 60 * MINUTE
 """For this long, missed events that the order list showed count as a reason for silence."""
 
 _HOUR_FIELD: Final = "hour:"
-
-Reason = Literal["missed_events", "open_orders", "usual"]
-"""`missed_events`: the list shows settled orders without an event, and none has come for QUIET. `open_orders`: the list
-shows an order unsettled since OPEN, and no event has come since. `usual`: events usually come at this time of the week.
-"""
 
 Action = Literal["firing", "repeated", "resolved"]
 
@@ -121,14 +116,6 @@ class Change(msgspec.Struct, frozen=True):
     since: int
 
 
-class Silence(msgspec.Struct, frozen=True):
-    """A company is silent: why, for how many ms (0 if it never sent), and how many events usually come in that time."""
-
-    reason: Reason
-    quiet_ms: int
-    usual: float | None
-
-
 class AlertStore:
     """What the alerts remember in Redis; raises what Redis raises."""
 
@@ -159,11 +146,14 @@ class AlertStore:
 
 def conditions(snapshot: Snapshot, companies: Iterable[Company], hours: Mapping[str, Hours]) -> list[Condition]:
     """Return every condition, true or not: an alert resolves when its condition is false. `hours`: by company id."""
-    return [
-        *(one for company in companies for one in _of_company(snapshot, company, hours[company.np_company_id])),
-        *_of_sinks(snapshot),
-        _of_pools(snapshot),
-    ]
+    found = [one for company in companies for one in _of_company(snapshot, company, hours[company.np_company_id])]
+    for name, sink in snapshot.sinks.items():
+        total = snapshot.total("deliveries_dead_lettered", name)
+        found.append(Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing))
+        found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
+    oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
+    found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=_seconds(oldest)))
+    return found
 
 
 def evaluate(
@@ -186,23 +176,26 @@ def evaluate(
     return after, changes
 
 
-def silence(now: int, *, last_event_at: int, missed_at: int, unsettled_since: int, hours: Hours) -> Silence | None:
-    """Return why a company is silent at `now`, None if it is not; times in ms since 1970, 0 for never.
+def silence(slug: str, found: CompanySnapshot, now: int, missed_at: int, hours: Hours) -> Condition:
+    """Return whether a company is silent at `now`; `missed_at` is when a missed event was found last, 0 for never.
 
-    `missed_at`: when a missed event was found last. `unsettled_since`: when the oldest unsettled order was first seen.
+    Its reason is `missed_events`: the list shows settled orders without an event, and none has come for QUIET.
+    `open_orders`: it shows an order unsettled since OPEN, and no event has come since. `usual`: so many events usually
+    come at this time of the week.
     """
-    last = last_event_at
+    last, reason = found.last_event_at, ""
     quiet = now - last if last else 0
     usual = usual_count(hours, max(last, now - WINDOW), now)
     # A missed event is found later than it happened; an event since then shows that the sender works.
     is_quiet = not last or quiet >= QUIET
     if missed_at > last and now - missed_at < MISSED_WITHIN and is_quiet:
-        return Silence("missed_events", quiet, usual)
-    if unsettled_since > last and now - unsettled_since >= OPEN:
-        return Silence("open_orders", quiet, usual)
-    if is_quiet and usual is not None and usual >= ENOUGH:
-        return Silence("usual", quiet, usual)
-    return None
+        reason = "missed_events"
+    elif found.unsettled_since > last and now - found.unsettled_since >= OPEN:
+        reason = "open_orders"
+    elif is_quiet and usual is not None and usual >= ENOUGH:
+        reason = "usual"
+    figure = _seconds(quiet)
+    return Condition(name="silence", company=slug, is_true=bool(reason), figure=figure, reason=reason, usual=usual)
 
 
 def usual_count(hours: Hours, start: int, end: int) -> float | None:
@@ -245,30 +238,8 @@ def _of_company(snapshot: Snapshot, company: Company, hours: Hours) -> Iterator[
     missed = snapshot.total("discrepancies", company_id, "no_event")
     missed_events = Condition(name="missed_events", company=slug, count=missed, figure=missed)
     yield missed_events
-    silent = silence(
-        now,
-        last_event_at=found.last_event_at,
-        missed_at=snapshot.alert_states().get(missed_events.key, AlertState()).last_true_at,
-        unsettled_since=found.unsettled_since,
-        hours=hours,
-    )
-    if silent is None:
-        yield Condition(name="silence", company=slug)
-    else:
-        quiet, usual = _seconds(silent.quiet_ms), silent.usual
-        yield Condition(name="silence", company=slug, is_true=True, figure=quiet, reason=silent.reason, usual=usual)
-
-
-def _of_sinks(snapshot: Snapshot) -> Iterator[Condition]:
-    for name, sink in snapshot.sinks.items():
-        yield Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing)
-        total = snapshot.total("deliveries_dead_lettered", name)
-        yield Condition(name="dead_deliveries", sink=name, count=total, figure=total)
-
-
-def _of_pools(snapshot: Snapshot) -> Condition:
-    oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
-    return Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=_seconds(oldest))
+    missed_at = snapshot.alert_states().get(missed_events.key, AlertState()).last_true_at
+    yield silence(slug, found, now, missed_at, hours)
 
 
 def _seconds(milliseconds: int) -> int:
