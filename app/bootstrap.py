@@ -95,7 +95,7 @@ def web_app(settings: Settings) -> ASGIApp:
                 redis,
                 SnapshotReader(settings.companies, settings.sinks),
                 spool.waiting if spool else None,
-                _reconcile_every(settings),
+                settings.reconcile_every,
             ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
@@ -145,10 +145,6 @@ def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimi
         permit_lease=_fetch_lease(settings),
     )
     return RateLimiter(redis, company.np_api_key.get_secret_value(), company.path, limits, slug=company.slug)
-
-
-def _reconcile_every(settings: Settings) -> dict[str, int]:
-    return {one.slug: settings.reconcile_every for one in settings.companies if one.np_partner_id is not None}
 
 
 def http(settings: Settings) -> DeadlineTransport:

@@ -103,6 +103,8 @@ ADVICE: Final = (
 )
 
 _LATENCY: Final = "latency"
+_LABELS: Final = {prefix: labels for prefix, (_, labels, _) in METRICS.items()} | {_LATENCY: ("company", "bucket")}
+"""Field prefix -> what stands after it; a company's id comes first, if there is one."""
 
 _log = log.get()
 
@@ -162,8 +164,7 @@ class CounterBuffer:
 class Metrics:
     """The answer of one web process to /metrics.
 
-    `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: slug -> seconds
-    between two runs, for companies whose orders can be listed.
+    `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: RECONCILE_EVERY.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Metrics:
         redis: Redis,
         reader: SnapshotReader,
         spooled: Callable[[], Awaitable[int | None]] | None,
-        reconcile_every: Mapping[str, int],
+        reconcile_every: int,
     ) -> None:
         self._redis = redis
         self._reader = reader
@@ -182,8 +183,9 @@ class Metrics:
     async def text(self) -> bytes:
         """Return the Prometheus text; during a Redis outage only what this process knows itself."""
         samples = [
-            Sample("ota_reconcile_interval_seconds", seconds, (slug,))
-            for slug, seconds in self._reconcile_every.items()
+            Sample("ota_reconcile_interval_seconds", self._reconcile_every, (company.slug,))
+            for company in self._reader.companies
+            if company.np_partner_id is not None
         ]
         if self._spooled and (waiting := await self._spooled()) is not None:
             samples.append(Sample("ota_spool_waiting_events", waiting))
@@ -197,7 +199,25 @@ class Metrics:
 
 def render(counters: Mapping[str, str], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:
     """Return the Prometheus text of the counters and the gauges; `slugs`: company id -> slug."""
-    return generate_latest(_Exposition(counters, tuple(samples), slugs))
+    saved: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for field, value in counters.items():
+        prefix, *values = field.split("|")
+        labels = _LABELS.get(prefix)
+        if labels is None or len(values) != len(labels):
+            continue
+        if labels[0] == "company":
+            values[0] = slugs.get(values[0], OTHER)
+        saved[prefix][tuple(values)] += int(value)
+    totals = {
+        prefix: CounterMetricFamily(name, text, labels=labels) for prefix, (name, labels, text) in METRICS.items()
+    }
+    for prefix, family in totals.items():
+        for key, total in sorted(saved[prefix].items()):
+            family.add_metric(key, total)
+    gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, (labels, text) in GAUGES.items()}
+    for sample in samples:
+        gauges[sample.gauge].add_metric(sample.labels, sample.value)
+    return generate_latest(_Families([*totals.values(), _histogram(saved[_LATENCY]), *gauges.values()]))
 
 
 def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
@@ -213,52 +233,25 @@ def record_whole_list(redis: SyncRedis, company_id: str, now: int) -> None:
     redis.hset(keys.COUNTERS, f"reconciled|{company_id}", str(now))
 
 
-class _Exposition(Collector):
-    def __init__(self, counters: Mapping[str, str], samples: tuple[Sample, ...], slugs: Mapping[str, str]) -> None:
-        self._saved: dict[str, dict[tuple[str, ...], int]] = defaultdict(dict)
-        self._samples = samples
-        self._slugs = slugs
-        for field, value in counters.items():
-            prefix, *labels = field.split("|")
-            self._saved[prefix][tuple(labels)] = int(value)
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
 
     def collect(self) -> Iterable[Metric]:
-        for prefix, (name, labels, meaning) in METRICS.items():
-            counter = CounterMetricFamily(name, meaning, labels=labels)
-            summed: Counter[tuple[str, ...]] = Counter()
-            for values, total in self._saved[prefix].items():
-                if len(values) == len(labels):
-                    summed[self._shown(labels, values)] += total
-            for values, total in sorted(summed.items()):
-                counter.add_metric(values, total)
-            yield counter
-        yield self._histogram()
-        for name, (labels, meaning) in GAUGES.items():
-            gauge = GaugeMetricFamily(name, meaning, labels=labels)
-            for sample in self._samples:
-                if sample.gauge == name:
-                    gauge.add_metric(sample.labels, sample.value)
-            yield gauge
+        return self._families
 
-    def _histogram(self) -> Metric:
-        name, labels, meaning = HISTOGRAM
-        family = HistogramMetricFamily(name, meaning, labels=labels)
-        found: dict[str, Counter[str]] = defaultdict(Counter)
-        for values, times in self._saved[_LATENCY].items():
-            if len(values) == 2:
-                found[self._slugs.get(values[0], OTHER)][values[1]] += times
-        for company, counts in sorted(found.items()):
-            so_far, buckets = 0, []
-            for bound in LATENCY_BOUNDS:
-                so_far += counts[str(bound)]
-                buckets.append((str(bound / 1000), float(so_far)))
-            buckets.append(("+Inf", float(so_far + counts["inf"])))
-            family.add_metric([company], buckets, counts["sum"] / 1000)
-        return family
 
-    def _shown(self, labels: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
-        named = zip(labels, values, strict=True)
-        return tuple(self._slugs.get(value, OTHER) if label == "company" else value for label, value in named)
+def _histogram(saved: Counter[tuple[str, ...]]) -> Metric:
+    name, labels, meaning = HISTOGRAM
+    family = HistogramMetricFamily(name, meaning, labels=labels)
+    for company in sorted({company for company, _ in saved}):
+        so_far, buckets = 0, []
+        for bound in LATENCY_BOUNDS:
+            so_far += saved[company, str(bound)]
+            buckets.append((str(bound / 1000), float(so_far)))
+        buckets.append(("+Inf", float(so_far + saved[company, "inf"])))
+        family.add_metric([company], buckets, saved[company, "sum"] / 1000)
+    return family
 
 
 def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[Sample]:

@@ -54,10 +54,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     orders: int
     left: int
-    queued: int
-    waiting: int
-    passed: int
-    ended: datetime | None
+    queued: int = 0
+    waiting: int = 0
+    passed: int = 0
+    ended: datetime | None = None
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -135,8 +135,8 @@ class Plans:
         `orders`: member and ms of its last event, None to fetch it whatever is stored. A writer that dies here leaves
         only a list that expires after a day.
         """
-        plan_id = secrets.token_hex(3)
-        while self._redis.exists(keys.replay(plan_id), keys.replay_todo(plan_id)):
+        plan_id = ""
+        while not plan_id or self._redis.exists(keys.replay(plan_id), keys.replay_todo(plan_id)):
             plan_id = secrets.token_hex(3)
         todo = keys.replay_todo(plan_id)
         left = iter(orders)
@@ -232,7 +232,7 @@ class Plans:
             answers = pipe.execute()
         for plan_id, fields, left in zip(plan_ids, answers[::2], answers[1::2], strict=True):
             if fields:
-                yield _plan(plan_id, {name.decode(): value.decode() for name, value in fields.items()}, left)
+                yield _plan(plan_id, fields, left)
 
 
 class Selector:
@@ -300,21 +300,9 @@ def is_plan_id(text: str) -> bool:
     return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
 
 
-def _plan(plan_id: str, texts: Mapping[str, str], left: int) -> Plan:
-    """Return the plan in the hash `texts`; `left` is the length of its list."""
-    return Plan(
-        id=plan_id,
-        at=from_ms(int(texts["at"])),
-        who=texts["who"],
-        why=texts["why"],
-        selected=texts["selected"],
-        rate=float(texts["rate"]),
-        sinks=tuple(filter(None, texts["sinks"].split(","))),
-        state=texts["state"],  # type: ignore[arg-type]  # only we write it
-        orders=int(texts["orders"]),
-        left=int(texts.get("left", left)),
-        queued=int(texts.get("queued", 0)),
-        waiting=int(texts.get("waiting", 0)),
-        passed=int(texts.get("passed", 0)),
-        ended=from_ms(int(texts["ended"])) if "ended" in texts else None,
-    )
+def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:
+    """Return the plan in its hash; `left` is the length of its list."""
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    times = {name: from_ms(int(texts[name])) for name in ("at", "ended") if name in texts}
+    sinks = [*filter(None, texts["sinks"].split(","))]
+    return msgspec.convert({"id": plan_id, "left": left} | texts | times | {"sinks": sinks}, Plan, strict=False)

@@ -27,7 +27,7 @@ from app.settings import Company
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.clock import now_ms
 from tests.eventually import eventually
-from tests.integration.desk import API_KEY, MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
+from tests.integration.desk import API_KEY, MUSEUM, PARTNER, SINK, VENUE, WORKER, Desk, open_desk, order
 from workers.background import log_alerts
 
 MINUTE = 60_000
@@ -41,8 +41,9 @@ COMPANIES = tuple(
         np_environment="Production",
         np_api_key=SecretStr(API_KEY),
         client_state=SecretStr("state"),
+        np_partner_id=partner_id,
     )
-    for slug, company_id in (("venue", VENUE), ("museum", MUSEUM))
+    for slug, company_id, partner_id in (("venue", VENUE, PARTNER), ("museum", MUSEUM, None))
 )
 READER = SnapshotReader(COMPANIES, (SINK,))
 UNSETTLED = Content(
@@ -91,7 +92,7 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
     async def ask() -> bytes:
         redis = bootstrap.for_web(url)
         try:
-            return await Metrics(redis, READER, None if spooled is None else count, {"venue": 900}).text()
+            return await Metrics(redis, READER, None if spooled is None else count, 900).text()
         finally:
             await redis.aclose()
 
