@@ -118,10 +118,8 @@ async def redis_checks(settings: Settings) -> list[Check]:
     """Return what the web process would find of its Redis; raises SettingsError for an address it cannot read."""
     with readable_url():
         redis = for_web(settings.redis_url.get_secret_value())
-    try:
+    async with redis:
         return await Health(redis).checks()
-    finally:
-        await redis.aclose()
 
 
 def worker_redis(settings: Settings) -> Redis:
@@ -129,12 +127,8 @@ def worker_redis(settings: Settings) -> Redis:
 
 
 def ledger(settings: Settings, redis: Redis) -> Ledger:
-    return Ledger(
-        redis,
-        order_days=settings.order_days,
-        fetch_lease=_fetch_lease(settings),
-        sinks=settings.sinks,
-    )
+    lease = _fetch_lease(settings)
+    return Ledger(redis, order_days=settings.order_days, fetch_lease=lease, sinks=settings.sinks)
 
 
 def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimiter:

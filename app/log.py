@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import logging.config
 import sys
 import traceback
 from types import TracebackType
@@ -63,7 +62,7 @@ def configure(
         logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(out.buffer))),
         cache_logger_on_first_use=True,
     )
-    logging.config.dictConfig(_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines, out))
+    _configure_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines, out)
 
 
 class _OncePerTurn:
@@ -107,35 +106,29 @@ def _frames(kind: type[BaseException] | None, trace: TracebackType | None) -> st
     return f"{kind.__name__ if kind else 'error'} at {places}"
 
 
-def _foreign(level: str, shared: list[Processor], json_lines: bool, out: TextIO) -> dict[str, Any]:
-    renderer: list[Processor] = (
-        [structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())]
+def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, out: TextIO) -> None:
+    """Give the lines of the standard library's loggers the same form and the same output."""
+    render: Processor = (
+        structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())
         if json_lines
-        else [structlog.dev.ConsoleRenderer()]
+        else structlog.dev.ConsoleRenderer()
     )
-    quiet = {"level": "WARNING", "handlers": [], "propagate": True}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "one": {
-                "()": structlog.stdlib.ProcessorFormatter,
-                "foreign_pre_chain": [
-                    structlog.stdlib.add_logger_name,
-                    structlog.stdlib.add_log_level,
-                    *shared,
-                    _without_values,
-                ],
-                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-            }
-        },
-        "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "one", "stream": out}},
-        "root": {"level": level, "handlers": ["out"]},
-        # httpx logs each URL, RQ four lines per job with its arguments; our own lines replace them.
-        "loggers": dict.fromkeys(("httpx", "httpcore", "rq.worker", "rq.job", "rq.queue", "rq.registry"), quiet)
-        | {name: {"handlers": [], "propagate": True} for name in ("uvicorn", "uvicorn.error", "rq")}
-        | {"uvicorn.access": {"handlers": [], "propagate": False}},
-    }
+    names = [structlog.stdlib.add_logger_name, structlog.stdlib.add_log_level]
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*names, *shared, _without_values],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # httpx logs each URL, RQ four lines per job with its arguments; our own lines replace them.
+    for name in ("httpx", "httpcore", "rq.worker", "rq.job", "rq.queue", "rq.registry"):
+        logging.getLogger(name).setLevel("WARNING")
+    for name in ("uvicorn.access", "uvicorn", "uvicorn.error", "rq", "rq.worker"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"
 
 
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:

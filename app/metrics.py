@@ -36,18 +36,10 @@ METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "spool": ("ota_spool_events", ("what",), "Events kept on the local disk during a Redis outage, and drained."),
     "rejected": ("ota_items_rejected", ("company",), "Items with a wrong clientState, by the company they name."),
     "reconciles": ("ota_reconciles", ("company", "outcome"), "Reconcile runs by outcome."),
-    "discrepancies": (
-        "ota_reconcile_discrepancies",
-        ("company", "kind"),
-        "Orders that reconciling found missing or outdated and queued.",
-    ),
+    "discrepancies": ("ota_reconcile_discrepancies", ("company", "kind"), "Orders that reconciling found and queued."),
     "secrets": ("ota_events_by_secret", ("company", "secret"), "Events by the name of the secret that matched."),
     "dead": ("ota_dead_letters", ("company", "reason"), "Orders that became dead letters, by reason code."),
-    "deliveries_dead_lettered": (
-        "ota_deliveries_dead_lettered",
-        ("sink",),
-        "Deliveries that became dead letters.",
-    ),
+    "deliveries_dead_lettered": ("ota_deliveries_dead_lettered", ("sink",), "Deliveries that became dead letters."),
 }
 """Field prefix -> name, labels, meaning of every counter kept in Redis."""
 
@@ -63,15 +55,9 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_queue_jobs": (("queue",), "Jobs that wait for a worker."),
     "ota_queue_oldest_seconds": (("queue",), "Age of the first job of the queue."),
     "ota_dispatcher_lag_seconds": ((), "How long the order that is due first has not been dispatched."),
-    "ota_oldest_pending_fetch_seconds": (
-        ("company",),
-        "Age of the latest event of the order that has waited longest for its fetch.",
-    ),
+    "ota_oldest_pending_fetch_seconds": (("company",), "Age of the event that has waited longest for its fetch."),
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
-    "ota_sink_behind_orders": (
-        ("sink",),
-        "Orders whose latest revision a sink has not received; at most 400 are looked at.",
-    ),
+    "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState came."),
@@ -82,11 +68,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 }
 """Name -> labels, meaning of every gauge."""
 
-HISTOGRAM: Final = (
-    "ota_event_to_fetch_seconds",
-    ("company",),
-    "From the latest event of an order to its stored content, once per event.",
-)
+HISTOGRAM: Final = ("ota_event_to_fetch_seconds", ("company",), "From an order's latest event to its stored content.")
 
 OTHER: Final = "other"
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
