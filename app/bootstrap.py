@@ -64,7 +64,7 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.web.webhook import Webhook
 
     redis = for_web(settings.redis_url.get_secret_value())
-    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
+    inbox = _inbox(settings, redis)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
     failover = Failover(inbox, spool, counters.count) if spool else None
@@ -90,7 +90,7 @@ def web_app(settings: Settings) -> ASGIApp:
             settings.max_body_bytes,
         ),
         probes=Probes(
-            Health(redis, spool),
+            Health(inbox.probe, redis, spool),
             Metrics(
                 redis,
                 SnapshotReader(settings.companies, settings.sinks),
@@ -102,6 +102,10 @@ def web_app(settings: Settings) -> ASGIApp:
         count=counters.count,
         resources=resources,
     )
+
+
+def _inbox(settings: Settings, redis: AsyncRedis) -> Inbox:
+    return Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:
@@ -119,7 +123,7 @@ async def redis_checks(settings: Settings) -> list[Check]:
     with readable_url():
         redis = for_web(settings.redis_url.get_secret_value())
     async with redis:
-        return await Health(redis).checks()
+        return await Health(_inbox(settings, redis).probe, redis).checks()
 
 
 def worker_redis(settings: Settings) -> Redis:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
+from redis.exceptions import RedisError
 
 from app import log
-from app.errors import NotRecorded
+from app.errors import NotRecorded, OtherSchema
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import GROUP, Inbox, Recorded
 from app.intake.spool import Backlog, Spool
@@ -95,11 +96,14 @@ class Failover:
             return
 
     async def _probe(self) -> None:
-        if await self._inbox.probe():
-            self._unavailable.clear()
-            self._recovered_at = time.monotonic()
-            self._spool.retry_refused()
-            _log.warning("redis.recovered", role="web", waiting=await self._spool.waiting())
+        try:
+            await self._inbox.probe()
+        except (RedisError, OSError, TimeoutError, OtherSchema):
+            return
+        self._unavailable.clear()
+        self._recovered_at = time.monotonic()
+        self._spool.retry_refused()
+        _log.warning("redis.recovered", role="web", waiting=await self._spool.waiting())
 
     async def _drain(self, backlog: Backlog) -> None:
         started = time.monotonic()

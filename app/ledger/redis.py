@@ -83,6 +83,8 @@ class Script:
 _CODE: Final = re.compile("[A-Z]{2,20}")
 _IN_PIPELINE: Final = "of pipeline caused error: "
 """What redis-py puts before the text of the server, after the command with all its arguments."""
+_DENIED: Final = re.compile(r"(?i)no permissions to (?:run the '([\w|-]+)' command|access)")
+"""In a script the server puts this text into an error with another code."""
 
 
 def for_worker(url: str) -> Redis:
@@ -122,17 +124,22 @@ def translated_errors(url: str) -> Iterator[None]:
         what = f"refuses us ({type(error).__name__}): correct user and password in REDIS_URL"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
     except ResponseError as error:
-        what = f"refuses this ({_code(error)}): see `ota-receiver check`"
+        what = f"refuses this ({code(error)}): see `ota-receiver check`"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
     except RedisError as error:
         what = f"does not answer ({type(error).__name__}): start it, or correct REDIS_URL"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
 
 
-def _code(error: ResponseError) -> str:
-    """Return the error code of the server, such as OOM or NOREPLICAS; the text after it may hold data."""
-    code = error.status_code or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
-    return code if _CODE.fullmatch(code) else type(error).__name__
+def code(error: RedisError) -> str:
+    """Return the error code of the server, such as OOM or NOREPLICAS, else the type; the text may hold data.
+
+    NOPERM is followed by the command that the user may not run.
+    """
+    if denied := _DENIED.search(str(error)):
+        return f"NOPERM {denied[1] or 'key'}"
+    found = getattr(error, "status_code", None) or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
+    return found if _CODE.fullmatch(found) else type(error).__name__
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from app import bootstrap
 from app.dev.valkey import Valkey, start
 from app.health import Check, Health
+from app.intake.recorder import Inbox
 from tests.eventually import eventually
 
 
@@ -37,11 +38,8 @@ def client(server: Valkey) -> Iterator[Redis]:
 
 def checks(url: str) -> dict[str, Check]:
     async def ask() -> list[Check]:
-        redis = bootstrap.for_web(url)
-        try:
-            return await Health(redis).checks()
-        finally:
-            await redis.aclose()
+        async with bootstrap.for_web(url) as redis:
+            return await Health(Inbox(redis, dedup_days=7, event_days=90).probe, redis).checks()
 
     return {check.name: check for check in asyncio.run(ask())}
 
@@ -63,7 +61,7 @@ def failed(found: dict[str, Check]) -> set[str]:
         ({"appendonly": "no"}, "durable", "degraded"),
         ({"appendfsync": "no"}, "durable", "degraded"),
         ({"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"}, "memory", "degraded"),
-        ({"maxmemory": "1"}, "memory", "not ready"),
+        ({"maxmemory": "1"}, "writable", "not ready"),
     ],
     ids=lambda value: " ".join(value.values()) or "durable" if isinstance(value, dict) else None,
 )
@@ -87,14 +85,42 @@ def test_a_replica_is_not_ready(server: Valkey, client: Redis) -> None:
     assert (state(found), "writable" in failed(found)) == ("not ready", True)
 
 
-def test_a_server_that_forbids_config_has_unknown_durability(server: Valkey, client: Redis) -> None:
-    """Managed Redis does; that is not a fault."""
-    client.acl_setuser("managed", enabled=True, nopass=True, categories=["+@all"], commands=["-config"], keys=["*"])
+@pytest.mark.parametrize(
+    ("commands", "keys", "expected"),
+    [
+        (["+@all", "-config"], ["*"], ("ready", True, "unverified")),
+        (["+@all", "-@dangerous"], ["*"], ("ready", True, "unverified")),
+        (["+@all", "-@stream"], ["*"], ("not ready", False, "NOPERM xadd")),
+        (["+@all", "-hset"], ["*"], ("not ready", False, "NOPERM hset")),
+        (["+@all", "-evalsha"], ["*"], ("not ready", False, "NOPERM evalsha")),
+        (["+@all"], ["ota:*"], ("not ready", False, "NOPERM key")),
+        (["+@all"], ["ota:*", "rq:queue*"], ("not ready", False, "NOPERM")),
+        (["+@all"], ["ota:*", "rq:*"], ("ready", True, "appendonly")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_user_is_judged_by_what_it_may_record_and_not_by_what_it_may_ask(
+    server: Valkey, client: Redis, commands: list[str], keys: list[str], expected: tuple[str, bool, str]
+) -> None:
+    """Managed Redis forbids CONFIG or INFO; that is not a fault."""
+    categories = [one for one in commands if "@" in one]
+    others = [one for one in commands if "@" not in one]
+    client.acl_setuser(
+        "other", enabled=True, nopass=True, categories=categories, commands=others, keys=keys, reset=True
+    )
 
-    found = checks(f"redis://managed:x@127.0.0.1:{server.port}/0")
+    found = checks(f"redis://other:x@127.0.0.1:{server.port}/0")
 
-    assert (state(found), found["durable"].ok) == ("ready", True)
-    assert found["durable"].detail.startswith("unverified")
+    details = " ".join(check.detail for check in found.values())
+    assert (state(found), found["writable"].ok) == expected[:2], found
+    assert expected[2] in details
+
+
+def test_readiness_leaves_nothing_behind(server: Valkey, client: Redis) -> None:
+    client.flushdb()
+
+    assert state(checks(server.url)) == "ready"
+    assert client.keys("*") == []
 
 
 def test_a_wrong_password_is_not_ready_and_not_shown(server: Valkey, client: Redis) -> None:
