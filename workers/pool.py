@@ -19,16 +19,14 @@ from redis.exceptions import RedisError
 from app import bootstrap, log
 from app.errors import OtherSchema
 from app.ledger import policy
-from app.ledger.ledger import Ledger
 from app.ledger.redis import VERSION, refuse_other_schema
 from app.ledger.retention import Retention
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Settings
 from app.upstream.client import warm_up
-from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
 from workers.recovery import WorkerRecovery
-from workers.worker import BAD_SETTINGS, Stopwatch, Work, fork, work
+from workers.worker import BAD_SETTINGS, busy_since, fork, work
 
 DISPATCH_EVERY: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -49,83 +47,51 @@ _log = log.get()
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A worker process; `started` is a time of time.monotonic."""
+    """A worker process; `started` is a time of time.monotonic, `busy_since` as in worker.py."""
 
     process: ForkProcess
     queue: str
-    stopwatch: Stopwatch
+    busy_since: memoryview[float]
     started: float
 
 
-class RedisWatch:
-    """Since when Redis has been unavailable; logs the begin and the end of each outage once."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._since: float | None = None
-
-    def lost(self, error: Exception) -> None:
-        """Note that Redis did not answer; the next call uses a fresh connection."""
-        # After a failover an old connection may lead to what is now a replica.
-        self._redis.connection_pool.disconnect()
-        if self._since is None:
-            self._since = time.monotonic()
-            _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
-
-    def found(self) -> None:
-        """Note that Redis answered."""
-        if self._since is not None:
-            _log.warning("redis.recovered", role="worker", away_s=round(time.monotonic() - self._since, 1))
-            self._since = None
-
-
 class Pool:
-    """The worker processes of one machine and the dispatcher; `overdue` seconds at one job kill a worker."""
+    """The worker processes of one machine and the dispatcher."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        redis: Redis,
-        ledger: Ledger,
-        *,
-        work: Work = work,
-        overdue: float = policy.JOB_OVERDUE,
-    ) -> None:
+    def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._ledger = ledger
-        self._work = work
-        self._overdue = overdue
+        self._ledger = bootstrap.ledger(settings, redis)
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
-        self._recovery = WorkerRecovery(redis, ledger, limiters)
+        self._recovery = WorkerRecovery(redis, self._ledger, limiters)
         self._reconcile = ReconcileRunner(settings, redis)
         self._alerts = AlertEvaluator(settings, redis)
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
-        self._redis_watch = RedisWatch(redis)
         self._children: dict[str, Child] = {}
         queues = [LIVE] * settings.workers + [BACKFILL] * settings.backfill_workers
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
+        self._redis_lost_at: float | None = None
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT, then let every worker finish its fetch. Return the exit code."""
-        signal.signal(signal.SIGTERM, self._request_stop)
-        signal.signal(signal.SIGINT, self._request_stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request_stop)
         try:
             while not self._stopping:
                 self._kill_overdue()
                 try:
                     self._work_on()
                 except (RedisError, OSError) as error:
-                    self._redis_watch.lost(error)
+                    self._lost_redis(error)
                     # Not for the children: one that has ended stays in the list until Redis is back.
                     wait([self._wake], DISPATCH_EVERY)
                 else:
-                    self._redis_watch.found()
+                    self._found_redis()
                     sentinels = [child.process.sentinel for child in self._children.values()]
                     wait([self._wake, *sentinels], max(0.0, self._next_dispatch - time.monotonic()))
         except OtherSchema as refusal:
@@ -142,6 +108,20 @@ class Pool:
     def _request_stop(self, *_: object) -> None:
         self._stopping = True
         os.write(self._waker, b".")
+
+    def _lost_redis(self, error: Exception) -> None:
+        """Log the begin of an outage once; the next call uses a fresh connection."""
+        # After a failover an old connection may lead to what is now a replica.
+        self._redis.connection_pool.disconnect()
+        if self._redis_lost_at is None:
+            self._redis_lost_at = time.monotonic()
+            _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
+
+    def _found_redis(self) -> None:
+        """Log the end of an outage."""
+        if self._redis_lost_at is not None:
+            _log.warning("redis.recovered", role="worker", away_s=round(time.monotonic() - self._redis_lost_at, 1))
+            self._redis_lost_at = None
 
     def _work_on(self) -> None:
         """Do all that is due now; raises OtherSchema, and what Redis raises."""
@@ -168,7 +148,6 @@ class Pool:
 
     def _warm_up(self) -> None:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
-        jobs.prepare_clients(self._settings)
         warm_up(self._settings.companies[0])
         import_module("_strptime")  # RQ imports it with its first job
         # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
@@ -178,22 +157,23 @@ class Pool:
     def _start(self, queue: str) -> None:
         self._number += 1
         name = self._recovery.worker_name(queue, self._number)
-        stopwatch = Stopwatch()
+        shared = busy_since()
         try:
-            process = fork(name, partial(self._work, self._settings, name, queue, stopwatch))
+            process = fork(name, partial(work, self._settings, name, queue, shared))
         except OSError as error:
             # The system has no memory or no process left.
             _log.error("pool.worker_failed", worker=name, error=type(error).__name__)
             self._starts.append((time.monotonic() + RESTART_PAUSE, queue))
             return
-        self._children[name] = Child(process, queue, stopwatch, time.monotonic())
+        self._children[name] = Child(process, queue, shared, time.monotonic())
         _log.info("pool.worker_started", worker=name, queue=queue)
 
     def _kill_overdue(self) -> None:
         """Kill workers whose job has outlasted RQ's time limit, which cannot end C code."""
         for name, child in self._children.items():
-            busy = child.stopwatch.seconds()
-            if busy > self._overdue and child.process.is_alive():
+            since = child.busy_since[0]
+            busy = time.monotonic() - since if since else 0.0
+            if busy > policy.JOB_OVERDUE and child.process.is_alive():
                 child.process.kill()
                 child.process.join(1.0)
                 _log.error("worker.timed_out", worker=name, busy_s=round(busy))
@@ -245,14 +225,11 @@ class Pool:
             # Our heartbeat stays: the pool of the newer version finds it, and releases what our workers held.
             pass
         except (RedisError, OSError) as error:
-            self._redis_watch.lost(error)
+            self._lost_redis(error)
         _log.info("service.stopped", role="worker")
 
 
 def run(settings: Settings) -> int:
     """Run a pool until a signal stops it; return the exit code: 0, BAD_SETTINGS, FAILED or NEWER_DATA."""
-    redis = bootstrap.worker_redis(settings)
-    try:
-        return Pool(settings, redis, bootstrap.ledger(settings, redis)).run()
-    finally:
-        redis.close()
+    with bootstrap.worker_redis(settings) as redis:
+        return Pool(settings, redis).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Fetch
 from app.upstream.client import ChannelManager, Fetched
 from workers.delivery import Deliverer
+from workers.sinks import Sink
 
 _log = log.get()
 
@@ -35,16 +37,16 @@ class Connection(msgspec.Struct, frozen=True):
 class Processor:
     """Fetches and delivers one order at a time; a kill between any two steps loses nothing."""
 
-    def __init__(self, *, ledger: Ledger, connections: Mapping[str, Connection], deliverer: Deliverer) -> None:
+    def __init__(self, ledger: Ledger, connections: Mapping[str, Connection], sinks: Mapping[str, Sink]) -> None:
         self._ledger = ledger
         self._connections = connections
-        self._deliverer = deliverer
+        self._deliverer = Deliverer(ledger, sinks)
 
     def process(self, order: OrderKey, worker: str) -> None:
         """Fetch the order if a fetch is due, then deliver the revisions that its sinks do not have yet."""
         slug = self._slug(order)
         deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        what, fetch = retry_until(self._ledger.redis, deadline, lambda: self._ledger.start_fetch(order, worker))
+        what, fetch = retry_until(self._ledger.redis, deadline, partial(self._ledger.start_fetch, order, worker))
         if what in {"nothing", "held"}:
             _log.info("fetch.skipped", order_id=order.order_id, company=slug, reason=what)
             return
@@ -72,22 +74,20 @@ class Processor:
             return
         queue: Literal["live", "backfill"] = "backfill" if fetch.queue == BACKFILL else "live"
         try:
-            permit = connection.limiter.permit(queue, worker, deadline=fetch.deadline)
+            with connection.limiter.permit(queue, worker, deadline=fetch.deadline) as permit:
+                started = time.perf_counter()
+                try:
+                    fetched = connection.client.get_order(order.order_id)
+                except UpstreamError as error:
+                    duration = round((time.perf_counter() - started) * 1000)
+                    decision = policy.of_order(error, fetch, permit.failed(error).closed_ms)
+                    self._fail(order, fetch, worker, decision, error.http_status, duration)
+                    return
         except Denied as denied:
             wait = denied.wait_ms + policy.deferral_wait(fetch.deferrals)
             self._fail(order, fetch, worker, policy.Decision("deferred", denied.reason, wait))
-            return
-        started = time.perf_counter()
-        with permit:
-            try:
-                fetched = connection.client.get_order(order.order_id)
-            except UpstreamError as error:
-                duration = round((time.perf_counter() - started) * 1000)
-                closed_ms = permit.failed(error).closed_ms
-                decision = policy.of_order(error, fetch, closed_ms)
-                self._fail(order, fetch, worker, decision, http_status=error.http_status, duration_ms=duration)
-                return
-        self._store(order, fetch, fetched, worker)
+        else:
+            self._store(order, fetch, fetched, worker)
 
     def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> None:
         found = fetched.order
@@ -104,11 +104,8 @@ class Processor:
             references=found.references,
         )
         recheck_ms, give_up = (None, "") if found.settled else policy.of_unsettled(fetch)
-        stored = retry_until(
-            self._ledger.redis,
-            fetch.deadline,
-            lambda: self._ledger.store_fetch(order, worker, fetch, content, recheck_ms=recheck_ms, give_up=give_up),
-        )
+        store = partial(self._ledger.store_fetch, order, worker, fetch, content, recheck_ms=recheck_ms, give_up=give_up)
+        stored = retry_until(self._ledger.redis, fetch.deadline, store)
         common = {"order_id": order.order_id, "company": self._slug(order)}
         if stored.what in {"refused", "erased"}:
             _log.info("fetch.skipped", reason="superseded" if stored.what == "refused" else "erased", **common)
@@ -136,24 +133,21 @@ class Processor:
         fetch: Fetch,
         worker: str,
         decision: policy.Decision,
-        *,
         http_status: int | None = None,
         duration_ms: int = 0,
     ) -> None:
-        became = retry_until(
-            self._ledger.redis,
-            fetch.deadline,
-            lambda: self._ledger.fail_fetch(
-                order,
-                worker,
-                fetch,
-                outcome=decision.outcome,
-                reason=decision.reason,
-                wait_ms=decision.wait_ms,
-                http_status=http_status,
-                duration_ms=duration_ms,
-            ),
+        fail = partial(
+            self._ledger.fail_fetch,
+            order,
+            worker,
+            fetch,
+            outcome=decision.outcome,
+            reason=decision.reason,
+            wait_ms=decision.wait_ms,
+            http_status=http_status,
+            duration_ms=duration_ms,
         )
+        became = retry_until(self._ledger.redis, fetch.deadline, fail)
         common = {"order_id": order.order_id, "company": self._slug(order), "http_status": http_status}
         wait = {"reason": decision.reason, "due_in_s": round(decision.wait_ms / 1000, 1)}
         if became == "dead":

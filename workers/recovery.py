@@ -6,10 +6,6 @@ heartbeat of a killed one, and releases what its workers held.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -31,8 +27,6 @@ from app.snapshot import Heartbeat, decoded
 
 HEARTBEAT_KEPT: Final = policy.DAY
 """How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
-
-_PR_SET_PDEATHSIG: Final = 1
 
 _log = log.get()
 
@@ -58,10 +52,10 @@ class WorkerRecovery:
         """
         for limiter in self._limiters:
             limiter.release_worker(worker)
-        intermediate = queue(queue_of(worker), self._redis).intermediate_queue_key
-        lost = [as_text(job_id) for job_id in self._redis.lrange(intermediate, 0, -1)]
-        lost += [as_text(job_id) for job_id in self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))]
-        return self._ledger.release_worker(worker, how, _orders(lost))
+        queue_name = worker.rsplit("-", 2)[1]
+        given = self._redis.lrange(queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
+        given += self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))
+        return self._ledger.release_worker(worker, how, [order for one in given if (order := _order(as_text(one)))])
 
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive and which workers it has."""
@@ -88,20 +82,6 @@ class WorkerRecovery:
                 _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
 
 
-def queue_of(worker: str) -> str:
-    """Return the queue in a worker's name: `<pool>-<queue>-<number>`."""
-    return worker.rsplit("-", 2)[1]
-
-
-def die_with(parent: int) -> None:
-    """Make the kernel kill this process when its parent ends, also by SIGKILL (Linux). Call it first in a child."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have ended before prctl.
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _orders(job_ids: Iterable[str]) -> list[OrderKey]:
-    """Return the orders that job ids name: `f-<company>-<order>-<generation>...`."""
-    return [OrderKey(one[2:38], one[39:75]) for one in job_ids if one.startswith("f-") and len(one) > 76]
+def _order(job_id: str) -> OrderKey | None:
+    """Return the order that a job id of ours names: `f-<company>-<order>-<generation>...`."""
+    return OrderKey(job_id[2:38], job_id[39:75]) if job_id.startswith("f-") and len(job_id) > 76 else None
