@@ -13,7 +13,6 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from app import log
 from app.health import Check, Health
@@ -51,11 +50,8 @@ def for_web(url: str) -> AsyncRedis:
 
 
 def for_rq(url: str) -> Redis:
-    """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared.
-
-    redis-py would ask again for a job after a lost answer, and the job that Redis had moved would wait for GRACE.
-    """
-    return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT, retry=Retry(NoBackoff(), 0))
+    """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
+    return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
 
 
 def clock() -> int:
