@@ -20,7 +20,9 @@ if not sink then
   end
   return
 end
-local is_leased, is_mine = o.delivery_lease > now, o.delivery_worker == a.worker
+-- A lease that reaches farther than any lease can was taken from a Redis server whose clock was ahead.
+local is_leased = o.delivery_lease > now and o.delivery_lease <= now + a.lease
+local is_mine = o.delivery_worker == a.worker
 if is_leased and not is_mine then
   return
 end

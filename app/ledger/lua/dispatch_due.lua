@@ -7,7 +7,7 @@
 -- No wait of ours reaches farther than `farthest`: such a time was taken from a Redis server whose clock was ahead.
 -- Its right value is unknown: it becomes `grace` from now, by when a fetch in progress has ended.
 local function bring_near(member)
-  local record, fields = prefix .. 'order:' .. member, {'lease', 'fetch_at', 'delivery_lease'}
+  local record, fields = prefix .. 'order:' .. member, {'fetch_at'}
   for _, sink in ipairs(a.sinks) do
     table.insert(fields, sink .. ':next_at')
   end

@@ -175,9 +175,10 @@ end
 
 -- Ask for a fetch of an order that is scheduled: raise its generation, and push a job unless one waits already, in this
 -- queue or in live. `o` needs generation, job and first_at; `fields` is a flat list of more fields to write, or nil.
--- Returns queued or coalesced; the caller ends with flush_jobs.
+-- Returns queued or coalesced, and sets o.queue; the caller ends with flush_jobs.
 local function request_fetch(o, queue, fields)
   local waits = o.job == queue or o.job == 'live'
+  o.queue = waits and o.job or queue
   if o.generation > 0 then
     for _, key in ipairs({o.record, o.history, o.content}) do
       redis.call('PERSIST', key)

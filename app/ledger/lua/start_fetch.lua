@@ -1,6 +1,6 @@
 -- start_fetch: return what is due for an order; start its fetch, if that is due. Called before every getOrder.
 --
--- a  order (member), worker, lease ms, crashes_allowed, keep ms, sinks
+-- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks
 -- Returns a MessagePack map (class Fetch of work.py) with `what`:
 --   nothing   nothing is due now
 --   held      another worker fetches this very settlement
@@ -33,8 +33,9 @@ if not pending or o.fetch_at > now then
   return answer('nothing')
 end
 local is_new = o.started_generation < o.generation
--- What this worker itself holds was started by a call whose answer was lost: it does one thing at a time.
-if o.lease > now and not is_new and o.worker ~= a.worker then
+-- What this worker itself holds was started by a call whose answer was lost: it does one thing at a time. A lease that
+-- reaches farther than any lease can was taken from a Redis server whose clock was ahead.
+if o.lease > now and o.lease <= now + a.longest_lease and not is_new and o.worker ~= a.worker then
   return answer('held')
 end
 -- A lease that has expired belongs to a crash: of this settlement, or of an older one, which does not count.
