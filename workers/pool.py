@@ -41,8 +41,8 @@ STOP_MARGIN: Final = 10.0
 FAILED: Final = 1
 """Exit code after an internal error; a supervisor starts the pool again."""
 
-NEWER_DATA: Final = 4
-"""Exit code when a newer version has written to Redis: this one would misread the data."""
+OTHER_SCHEMA: Final = 4
+"""Exit code when Redis holds data of another version: this one would misread it."""
 
 _log = log.get()
 
@@ -98,7 +98,7 @@ class Pool:
                     wait([self._wake, *sentinels], max(0.0, self._next_dispatch - time.monotonic()))
         except OtherSchema as refusal:
             _log.error("service.other_schema", held=refusal.held, ours=VERSION)
-            self._exit_code = NEWER_DATA
+            self._exit_code = OTHER_SCHEMA
         except Exception as error:
             # End as a whole: workers without a dispatcher, and a parent that waits for them, are of no use.
             _log.error("pool.failed", error=type(error).__name__, trace=log.trace_of(error))
@@ -234,6 +234,6 @@ class Pool:
 
 
 def run(settings: Settings) -> int:
-    """Run a pool until a signal stops it; return the exit code: 0, BAD_SETTINGS, FAILED or NEWER_DATA."""
+    """Run a pool until a signal stops it; return the exit code: 0, BAD_SETTINGS, FAILED or OTHER_SCHEMA."""
     with bootstrap.worker_redis(settings) as redis:
         return Pool(settings, redis).run()

@@ -190,7 +190,7 @@ def ask(http: httpx.BaseTransport, request: httpx.Request) -> Answer:
 
     Raises UpstreamError for everything else.
     """
-    begun = monotonic()
+    started = monotonic()
     with translated_errors():
         response = http.handle_request(request)
         try:
@@ -201,7 +201,7 @@ def ask(http: httpx.BaseTransport, request: httpx.Request) -> Answer:
         raise refusal(response.status_code, response.headers, body or b"", datetime.now(UTC))
     if body is None:
         raise UnreadableAnswer("answer_too_large", http_status=response.status_code)
-    return Answer(response.status_code, body, monotonic() - begun)
+    return Answer(response.status_code, body, monotonic() - started)
 
 
 def refusal(status: int, headers: httpx.Headers, body: bytes, now: datetime) -> UpstreamError:
