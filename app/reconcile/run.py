@@ -21,7 +21,7 @@ from app.ledger.rate_limit import Permit, RateLimiter
 from app.reconcile.compare import Compared, Comparison, Discrepancy
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager
-from app.upstream.models import ListQuery, Page
+from app.upstream.models import Page
 
 BUSY: Final = frozenset({"permits_full", "window_full", "throttled"})
 """Reasons for which no page was requested that soon pass."""
@@ -93,8 +93,7 @@ class Listing:
 
         Raises UpstreamError; where the limits deny a permit, Unavailable with their reason.
         """
-        query = ListQuery(since_row_version=row_version, page_size=self._page_size)
-        pages = self._client.list_orders(query)
+        pages = self._client.list_orders(row_version, self._page_size)
         while True:
             with self._permit() as permit:
                 listed_at = self._clock()
