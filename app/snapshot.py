@@ -62,10 +62,10 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     """One company; times in ms since 1970, 0 for never.
 
     `oldest_pending_ms` is the age of the latest event of the order that has waited longest for the fetch of this
-    event. Left out: fetches that people or reconciling requested, orders in backfill, dead letters, and unsettled
-    orders, which are rechecked at times of their own. `unsettled` counts orders that the list showed unsettled,
-    `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while a probe is to
-    come, and is 0 while no breaker is open.
+    event. It covers every queue. Left out: fetches that people or reconciling requested of a fetched event, dead
+    letters, and unsettled orders, which are rechecked at times of their own. `unsettled` counts orders that the list
+    showed unsettled, `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while
+    a probe is to come, and is 0 while no breaker is open.
     """
 
     oldest_pending_ms: int

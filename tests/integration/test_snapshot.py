@@ -132,19 +132,29 @@ def test_an_order_that_is_retried_later_stays_pending(desk: Desk) -> None:
 
 
 def test_a_fetch_that_no_event_waits_for_is_not_late(desk: Desk) -> None:
-    """Replays, refetches, dead letters and unsettled orders: their events are old, or they are rechecked later."""
+    """Replays and refetches of what is fetched, dead letters and unsettled orders."""
     long_ago = bootstrap.clock() - 9 * HOUR
-    desk.hear(*(order(number) for number in range(1, 6)), at=long_ago)
+    desk.hear(*(order(number) for number in range(1, 5)), at=long_ago)
     desk.bring_home(order(1))
     desk.bring_home(order(2))
     desk.ledger().request_fetch([order(1)], queue="backfill", reason="replay")
     desk.ledger().request_fetch([order(2)], queue="live", reason="refetch")
     desk.give_up(order(3))
-    desk.give_up(order(5))
-    desk.ledger().request_fetch([order(5)], queue="backfill", reason="requeue")
     desk.ledger().store_fetch(order(4), WORKER, desk.begin(order(4)), UNSETTLED, recheck_ms=10 * MINUTE)
 
-    assert snapshot(desk).due == 4
+    assert snapshot(desk).due == 3
+    assert venue(desk).oldest_pending_ms == 0
+
+
+def test_a_requeued_dead_letter_is_late_until_it_is_fetched(desk: Desk) -> None:
+    desk.hear(order(1), at=bootstrap.clock() - 9 * HOUR)
+    desk.give_up(order(1))
+    assert venue(desk).oldest_pending_ms == 0
+
+    desk.ledger().request_fetch([order(1)], queue="backfill", reason="requeue")
+    assert venue(desk).oldest_pending_ms >= 9 * HOUR
+
+    desk.bring_home(order(1))
     assert venue(desk).oldest_pending_ms == 0
 
 
