@@ -41,9 +41,6 @@ FAILED_WAIT: Final = 5 * policy.MINUTE
 STOP_SECONDS: Final = 2.0
 """How long a stopping pool waits for the run; what is not done is due again."""
 
-ALERTS_EVERY: Final = 5.0
-"""Seconds between two attempts to evaluate the alerts: another pool takes over this soon after one dies."""
-
 RUNBOOK: Final = "docs/operations.md#"
 
 _log = log.get()
@@ -81,13 +78,9 @@ class AlertEvaluator:
         self._reader = bootstrap.snapshot_reader(settings)
         self._store = AlertStore(redis)
         self._redis = redis
-        self._next = 0.0
 
     def tick(self) -> None:
-        """Evaluate the alerts if it is time; raises what Redis raises."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + ALERTS_EVERY
+        """Evaluate the alerts if no pool has done so in this minute; raises what Redis raises."""
         if not self._store.acquire_turn():
             return
         try:

@@ -6,13 +6,10 @@ import gc
 import os
 import signal
 import time
-from functools import partial
 from importlib import import_module
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkProcess
 from typing import Final
 
-import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -27,7 +24,7 @@ from app.settings import Settings
 from app.upstream.client import warm_up
 from workers.background import AlertEvaluator, ReconcileRunner
 from workers.recovery import WorkerRecovery
-from workers.worker import BAD_SETTINGS, busy_since, fork, work
+from workers.worker import BAD_SETTINGS, WorkerProcess
 
 DISPATCH_EVERY: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -47,15 +44,6 @@ OTHER_SCHEMA: Final = 4
 _log = log.get()
 
 
-class Child(msgspec.Struct, frozen=True):
-    """A worker process; `started` is a time of time.monotonic, `busy_since` as in worker.py."""
-
-    process: ForkProcess
-    queue: str
-    busy_since: memoryview[float]
-    started: float
-
-
 class Pool:
     """The worker processes of one machine and the dispatcher."""
 
@@ -69,7 +57,7 @@ class Pool:
         self._alerts = AlertEvaluator(settings, redis)
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
         self._due_check = DueCheck(redis)
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, WorkerProcess] = {}
         queues = [LIVE] * settings.workers + [BACKFILL] * settings.backfill_workers
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
@@ -159,22 +147,19 @@ class Pool:
     def _start(self, queue: str) -> None:
         self._number += 1
         name = self._recovery.worker_name(queue, self._number)
-        shared = busy_since()
         try:
-            process = fork(name, partial(work, self._settings, name, queue, shared))
+            self._children[name] = WorkerProcess(self._settings, name, queue)
         except OSError as error:
             # The system has no memory or no process left.
             _log.error("pool.worker_failed", worker=name, error=type(error).__name__)
             self._starts.append((time.monotonic() + RESTART_PAUSE, queue))
             return
-        self._children[name] = Child(process, queue, shared, time.monotonic())
         _log.info("pool.worker_started", worker=name, queue=queue)
 
     def _kill_overdue(self) -> None:
         """Kill workers whose job has outlasted RQ's time limit, which cannot end C code."""
         for name, child in self._children.items():
-            since = child.busy_since[0]
-            busy = time.monotonic() - since if since else 0.0
+            busy = child.busy_seconds()
             if busy > policy.JOB_OVERDUE and child.process.is_alive():
                 child.process.kill()
                 child.process.join(1.0)

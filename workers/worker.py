@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from mmap import mmap
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
@@ -110,16 +111,25 @@ class FetchWorker(SimpleWorker):
         """Ignore a second signal: a fetch under way ends by itself, and the pool kills what does not."""
 
 
-def busy_since() -> memoryview[float]:
-    """Return one double that a process shares with its later children.
+class WorkerProcess:
+    """A worker as its pool sees it; `started` is a time of time.monotonic."""
 
-    It is the time.monotonic at which a worker's job started, 0 without one. The pool reads it also while Redis is
-    unavailable or C code hangs.
-    """
-    return memoryview(mmap(-1, 8)).cast("d")
+    def __init__(self, settings: Settings, name: str, queue_name: str) -> None:
+        """Start the worker; raises OSError when the system has no room for it."""
+        # Both processes see it: the time.monotonic at which the job started, 0 without one. The pool reads it also
+        # while Redis is unavailable or C code hangs.
+        self._busy_since = memoryview(mmap(-1, 8)).cast("d")
+        self.queue = queue_name
+        self.started = monotonic()
+        self.process = fork(name, partial(_work, settings, name, queue_name, self._busy_since))
+
+    def busy_seconds(self) -> float:
+        """Return the seconds since the current job started, 0 without one."""
+        since = self._busy_since[0]
+        return monotonic() - since if since else 0.0
 
 
-def work(settings: Settings, name: str, queue_name: str, busy_since: memoryview[float]) -> None:
+def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview[float]) -> None:
     """Fetch and deliver orders until SIGTERM, or until Redis is lost while no job runs.
 
     Raises SettingsError for a sink that cannot be imported.

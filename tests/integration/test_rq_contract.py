@@ -31,7 +31,7 @@ from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, 
 from tests.environment import without_settings
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
 from workers.recovery import WorkerRecovery
-from workers.worker import FetchWorker, busy_since
+from workers.worker import FetchWorker
 
 TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
@@ -149,7 +149,7 @@ def test_the_job_hash_names_nothing_but_the_ids(scenario: Scenario) -> None:
 
 def worker(scenario: Scenario, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
     """Return a worker as the pool's children make it, in this process."""
-    return kind(WORKER, LIVE, scenario.redis, busy_since())
+    return kind(WORKER, LIVE, scenario.redis, memoryview(bytearray(8)).cast("d"))
 
 
 @pytest.fixture
