@@ -69,10 +69,15 @@ class Connections(ServerState):
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
 
-    def evict(self) -> None:
-        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many."""
-        while len(self.connections) > self._limit and (candidates := self.stalled or self.idle):
-            next(iter(candidates)).drop()
+    def admit(self, connection: Connection, now: float) -> None:
+        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many; at last this one.
+
+        A connection is stalled until its first head is complete.
+        """
+        while len(self.connections) > self._limit:
+            next(iter(self.stalled or self.idle or [connection])).drop()
+        if connection in self.connections:
+            self.stalled[connection] = now
 
     def expire(self, now: float) -> None:
         """Close connections that have been stalled for STALL_SECONDS."""
@@ -98,8 +103,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self.server_state.stalled[self] = self.loop.time()
-        self.server_state.evict()
+        self.server_state.admit(self, self.loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.forget(self)
