@@ -13,6 +13,7 @@ import asyncio
 import resource
 import socket
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from types import FrameType
 from typing import Final
@@ -61,13 +62,6 @@ class Connections(ServerState):
         self.idle: dict[Connection, None] = {}
         self.draining = False
         self._limit = limit
-
-    def drain(self) -> None:
-        """Let the answer under way, or else the next one, be the last of each connection."""
-        self.draining = True
-        for connection in self.connections:
-            if connection.cycle is not None:
-                connection.cycle.keep_alive = False
 
     def admit(self, connection: Connection, now: float) -> None:
         """Drop the oldest stalled connections, then the oldest idle ones, while there are too many; at last this one.
@@ -247,7 +241,11 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.server_state.drain()
+        # The answer under way, or else the next one, is the last of its connection.
+        self.server_state.draining = True
+        for connection in self.server_state.connections:
+            if connection.cycle is not None:
+                connection.cycle.keep_alive = False
         await self._stop_listening()
         clock = asyncio.get_running_loop().time
         deadline = clock() + LINGER_SECONDS
@@ -257,10 +255,7 @@ class Server(uvicorn.Server):
 
     async def _stop_listening(self) -> None:
         """Close the port, but serve the connections that wait to be accepted: the kernel would reset them."""
-
-        def connection() -> Connection:
-            return Connection(self.config, self.server_state, self.lifespan.state)
-
+        connection = partial(Connection, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
         for server in self.servers:
             for listener in server.sockets:
