@@ -95,6 +95,7 @@ return cjson.encode({
   pools = map(prefix .. 'pools'),
   schema = redis.call('GET', prefix .. 'schema') or '',
   alerts = map(prefix .. 'alerts'),
+  counters = map(prefix .. 'counters'),
   queues = queues,
   companies = companies,
   elsewhere_oldest_pending_ms = oldest_elsewhere,
