@@ -1,4 +1,4 @@
-"""The pool: starts and watches the worker processes of one machine, and runs the dispatcher each second."""
+"""The pool: starts, watches and replaces the worker processes of one machine; runs the dispatcher each second."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Final
 
+import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
+from rq.utils import as_text
 
 from app import bootstrap, log
 from app.errors import OtherSchema
-from app.ledger import policy
+from app.heartbeat import Heartbeat, decoded
+from app.ids import OrderKey
+from app.ledger import keys, policy, rq_jobs
 from app.ledger.due_check import DueCheck
-from app.ledger.redis import VERSION, refuse_other_schema
+from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import RateLimiter
+from app.ledger.redis import VERSION, refuse_other_schema, server_time
 from app.ledger.retention import Retention
-from app.ledger.rq_jobs import BACKFILL, LIVE
+from app.ledger.work import WorkerEnd
 from app.settings import Settings
 from app.upstream.client import warm_up
 from workers.background import AlertEvaluator, ReconcileRunner
-from workers.recovery import WorkerRecovery
 from workers.worker import BAD_SETTINGS, WorkerProcess
 
 DISPATCH_EVERY: Final = 1.0
@@ -40,6 +47,9 @@ FAILED: Final = 1
 
 OTHER_SCHEMA: Final = 4
 """Exit code when Redis holds data of another version: this one would misread it."""
+
+HEARTBEAT_KEPT: Final = policy.DAY
+"""How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
 
 _log = log.get()
 
@@ -58,7 +68,7 @@ class Pool:
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
         self._due_check = DueCheck(redis)
         self._children: dict[str, WorkerProcess] = {}
-        queues = [LIVE] * settings.workers + [BACKFILL] * settings.backfill_workers
+        queues = [rq_jobs.LIVE] * settings.workers + [rq_jobs.BACKFILL] * settings.backfill_workers
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
@@ -81,7 +91,10 @@ class Pool:
                     # Not for the children: one that has ended stays in the list until Redis is back.
                     wait([self._wake], DISPATCH_EVERY)
                 else:
-                    self._found_redis()
+                    if self._redis_lost_at is not None:
+                        away_s = round(time.monotonic() - self._redis_lost_at, 1)
+                        _log.warning("redis.recovered", role="worker", away_s=away_s)
+                        self._redis_lost_at = None
                     sentinels = [child.process.sentinel for child in self._children.values()]
                     wait([self._wake, *sentinels], max(0.0, self._next_dispatch - time.monotonic()))
         except OtherSchema as refusal:
@@ -106,12 +119,6 @@ class Pool:
         if self._redis_lost_at is None:
             self._redis_lost_at = time.monotonic()
             _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
-
-    def _found_redis(self) -> None:
-        """Log the end of an outage."""
-        if self._redis_lost_at is not None:
-            _log.warning("redis.recovered", role="worker", away_s=round(time.monotonic() - self._redis_lost_at, 1))
-            self._redis_lost_at = None
 
     def _work_on(self) -> None:
         """Do all that is due now; raises OtherSchema, and what Redis raises."""
@@ -216,6 +223,65 @@ class Pool:
         except (RedisError, OSError) as error:
             self._lost_redis(error)
         _log.info("service.stopped", role="worker")
+
+
+class WorkerRecovery:
+    """What ended workers and dead pools leave behind is due at once, not when its lease ends.
+
+    A pool writes a heartbeat with its identity and the names of its workers. The next pool on the same machine finds
+    the heartbeat of a killed one, and releases what its workers held. Every method raises what Redis raises.
+    """
+
+    def __init__(self, redis: Redis, ledger: Ledger, limiters: Sequence[RateLimiter]) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._limiters = limiters
+        me = Heartbeat.of_this_process((), 0)
+        self._pool = f"{me.machine[:8]}-{me.pid}-{me.started}"
+
+    def worker_name(self, queue_name: str, number: int) -> str:
+        """Return the name of this pool's worker `number`."""
+        return f"{self._pool}-{queue_name}-{number}"
+
+    def release(self, worker: str, how: WorkerEnd) -> OrderKey | None:
+        """Make due what an ended worker held and the jobs it had been given but not started.
+
+        Return the order it held, if any. Its permits are free at once: the next pool does not wait for their leases.
+        """
+        for limiter in self._limiters:
+            limiter.release_worker(worker)
+        queue_name = worker.rsplit("-", 2)[1]
+        given = self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
+        given += self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))
+        return self._ledger.release_worker(worker, how, [order for one in given if (order := _order(as_text(one)))])
+
+    def heartbeat(self, workers: Iterable[str]) -> None:
+        """Write that this pool is alive and which workers it has."""
+        beat = Heartbeat.of_this_process(workers, server_time(self._redis))
+        self._redis.hset(keys.POOLS, self._pool, msgspec.json.encode(beat))
+
+    def remove_heartbeat(self) -> None:
+        """Remove this pool from the list: its workers have ended and hold nothing."""
+        self._redis.hdel(keys.POOLS, self._pool)
+
+    def recover_dead_pools(self) -> None:
+        """Release what the workers of killed pools held, where this machine can tell that the pool is dead."""
+        for name, text in self._redis.hgetall(keys.POOLS).items():
+            beat = decoded(text, Heartbeat)
+            if beat is None:
+                continue
+            if server_time(self._redis) - beat.at > HEARTBEAT_KEPT:
+                self._redis.hdel(keys.POOLS, name)
+            elif beat.is_of_dead_process():
+                for worker in beat.workers:
+                    self.release(worker, "killed")
+                self._redis.hdel(keys.POOLS, name)
+                _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
+
+
+def _order(job_id: str) -> OrderKey | None:
+    """Return the order that a job id of ours names: `f-<company>-<order>-<generation>...`."""
+    return OrderKey(job_id[2:38], job_id[39:75]) if job_id.startswith("f-") and len(job_id) > 76 else None
 
 
 def run(settings: Settings) -> int:

@@ -30,7 +30,7 @@ from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, 
 from tests.clock import now_ms
 from tests.environment import without_settings
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
-from workers.recovery import WorkerRecovery
+from workers.pool import WorkerRecovery
 from workers.worker import FetchWorker
 
 TIMES = {"created_at", "enqueued_at"}
