@@ -23,7 +23,6 @@ from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
-from app.upstream.models import ListQuery
 
 Level = Literal["good", "note", "todo", "wrong"]
 """`note`: worth knowing. `todo`: until it is done, events or orders do not arrive, or may be lost. `wrong`: a setting
@@ -144,7 +143,7 @@ def _api(company: Company, upstream: ChannelManager) -> Finding:
             with contextlib.suppress(OrderNotFound):
                 upstream.get_order(NO_ORDER)
         else:
-            list(islice(upstream.list_orders(ListQuery(page_size=1)), 1))
+            list(islice(upstream.list_orders(page_size=1), 1))
     except RequestRejected as error:
         hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
         return Finding(company.slug, "api", "todo", reason(error), hint)

@@ -26,7 +26,7 @@ from app.ledger.redis import server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager
-from app.upstream.models import ListQuery, Page
+from app.upstream.models import Page
 
 BUSY: Final = frozenset({"permits_full", "window_full", "throttled"})
 """Reasons for which no page was requested that soon pass."""
@@ -113,7 +113,7 @@ class OrderList:
         """
         watched = self.checkpoint.watched()
         unseen = dict(watched)
-        pages = self.client.list_orders(ListQuery(since_row_version=start, page_size=self.page_size))
+        pages = self.client.list_orders(start, self.page_size)
         page = None
         while page is None or page.next_key is not None:
             with self._permit() as permit:

@@ -92,18 +92,16 @@ class Webhook:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
             raise RequestRefused(413, "body_too_large")
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > self._max_body_bytes:
+                    body += chunk
+                    if len(body) > self._max_body_bytes:
                         raise RequestRefused(413, "body_too_large")
-                    chunks.append(chunk)
         except TimeoutError:
             raise RequestRefused(408, "body_too_slow") from None
-        return b"".join(chunks)
+        return bytes(body)
 
 
 async def refused(request: Request, error: Exception) -> Response:

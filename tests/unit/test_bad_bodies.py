@@ -21,7 +21,8 @@ from app.ids import guid
 from app.intake.auth import Authenticator
 from app.intake.envelope import ORDER_PROCESSED, Envelope, parse
 from app.settings import Company
-from app.upstream.models import Order, digest, parse_order
+from app.upstream.decode import digest
+from app.upstream.models import Order, parse_order
 
 ENOUGH = 45_000
 FIXTURES = Path(__file__).parents[1] / "fixtures"
