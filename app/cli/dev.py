@@ -154,11 +154,11 @@ def simulate(
     """
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
-    from app.dev.simulator.plan import Options
-    from app.dev.simulator.run import against, on_laptop, receiver_settings
+    from app.dev.simulator.run import Options, against, on_laptop
+    from app.dev.stack import receiver_settings
 
     if show_settings:
-        for name, value in receiver_settings(sandbox_port).items():
+        for name, value in receiver_settings(f"http://127.0.0.1:{sandbox_port}").items():
             console.say(f"{name}='{value}'")
         return
     if burst and rate is not None:
