@@ -94,8 +94,7 @@ class Erasure:
             fetched = self._archive.order(order)
         except (UnreadableAnswer, zlib.error):  # its names are unknown; all of it is erased
             fetched = None
-        references = fetched.references if fetched is not None else ()
-        addresses = fetched.addresses if fetched is not None else ()
+        references, addresses = (fetched.references, fetched.addresses) if fetched is not None else ((), ())
         names = filter(None, (record.reference, *references, *addresses))
         return Traces(
             order=order,

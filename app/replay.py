@@ -148,26 +148,18 @@ class Plans:
                 pipe.execute()
             count += len(chunk)
         now = self._now()
-        fields: dict[Any, Any] = {
-            "at": now,
-            "who": who,
-            "why": why,
-            "selected": selected,
-            "rate": rate,
-            "sinks": ",".join(sinks),
-            "state": "open",
-            "orders": count,
-            "paced": now,
-        }
-        entry = AuditEntry(what="replay", plan=plan_id, who=who, why=why, selected=selected, orders=count)
+        texts = {"who": who, "why": why, "selected": selected}
+        fields: dict[Any, Any] = {"at": now, "paced": now, "rate": rate, "sinks": ",".join(sinks), "orders": count}
+        entry = AuditEntry(what="replay", plan=plan_id, orders=count, **texts)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.replay(plan_id), mapping=fields)
+            pipe.hset(keys.replay(plan_id), mapping={"state": "open"} | texts | fields)
             pipe.pexpire(keys.replay(plan_id), self._keep)
             pipe.pexpire(todo, self._keep)
             pipe.zadd(keys.REPLAYS, {plan_id: now})
             audit.append(pipe, entry)
             pipe.execute()
-        return self._stored(plan_id)
+        (stored,) = self._read([plan_id])
+        return stored
 
     def of(self, plan_id: str) -> Plan | None:
         """Return a plan, None if it does not exist (any more)."""
@@ -216,13 +208,8 @@ class Plans:
             audit.append(pipe, entry)
 
         self._redis.transaction(change, plan_key, todo)
-        return self._stored(plan.id)
-
-    def _stored(self, plan_id: str) -> Plan:
-        plan = self.of(plan_id)
-        if plan is None:
-            raise LookupError(plan_id)
-        return plan
+        (changed,) = self._read([plan.id])
+        return changed
 
     def _read(self, plan_ids: list[str]) -> Iterator[Plan]:
         with self._redis.pipeline(transaction=False) as pipe:
