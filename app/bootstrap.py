@@ -83,22 +83,14 @@ def web_app(settings: Settings) -> ASGIApp:
                 await spool.close()
             await redis.aclose()
 
+    reader = SnapshotReader(settings.companies, settings.sinks)
+    metrics = Metrics(redis, reader, spool.waiting if spool else None, settings.reconcile_every)
+    ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
+    intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count)
     return application(
         webhook_path=settings.webhook_path,
-        webhook=Webhook(
-            Intake(Authenticator(settings.companies), failover or inbox, counters.count),
-            settings.max_body_bytes,
-        ),
-        probes=Probes(
-            Health(inbox.probe, redis, spool),
-            Metrics(
-                redis,
-                SnapshotReader(settings.companies, settings.sinks),
-                spool.waiting if spool else None,
-                settings.reconcile_every,
-            ).text,
-            settings.ops_token.get_secret_value() if settings.ops_token else None,
-        ),
+        webhook=Webhook(intake, settings.max_body_bytes),
+        probes=Probes(Health(inbox.probe, redis, spool), metrics.text, ops_token),
         count=counters.count,
         resources=resources,
     )

@@ -56,7 +56,6 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
 
     order: OrderKey
     erased: datetime | None
-    content: bool
     revision: int
     stored_token: int
     first: datetime | None
@@ -89,18 +88,15 @@ class Erasure:
         record = self._archive.record(order)
         if record is None:
             return None
-        content = bool(self._redis.exists(keys.content(order)))
         try:
             fetched = self._archive.order(order)
         except (UnreadableAnswer, zlib.error):  # its names are unknown; all of it is erased
             fetched = None
-        references = fetched.references if fetched is not None else ()
-        addresses = fetched.addresses if fetched is not None else ()
+        references, addresses = (fetched.references, fetched.addresses) if fetched is not None else ((), ())
         names = filter(None, (record.reference, *references, *addresses))
         return Traces(
             order=order,
             erased=record.erased_at,
-            content=content,
             revision=record.revision,
             stored_token=int(stored or 0),
             first=record.first_at,

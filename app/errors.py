@@ -66,13 +66,6 @@ class RequestRefused(ReceiverError):
         self.reason = reason
 
 
-class MalformedEnvelope(RequestRefused):
-    """The body is not one of the three envelope shapes."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(400, reason)
-
-
 class NotRecorded(RequestRefused):
     """Neither Redis nor the spool took the events. `cause` names the underlying error."""
 

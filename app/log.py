@@ -43,26 +43,23 @@ def configure(
     """Send all log lines of this process to `out` (stdout), as JSON or, on a terminal, as readable text."""
     out = out or sys.stdout
     json_lines = form == "json" or (form == "auto" and not out.isatty())
-    render: Processor = (
-        structlog.processors.JSONRenderer(serializer=_encode)
-        if json_lines
-        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    )
+    render: Processor
+    factory: structlog.BytesLoggerFactory | structlog.WriteLoggerFactory
+    if json_lines:
+        render = structlog.processors.JSONRenderer(serializer=_encode)
+        factory = structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(out.buffer)))
+    else:
+        render = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        factory = structlog.WriteLoggerFactory(out)
     time = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    shared: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, time]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            time,
-            _drop_unknown_fields,
-            render,
-            *([] if json_lines else [_to_bytes]),
-        ],
+        processors=[*shared, _drop_unknown_fields, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(out.buffer))),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    _configure_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines, out)
+    _configure_foreign(level, shared, json_lines, out)
 
 
 class _OncePerTurn:
@@ -113,11 +110,10 @@ def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, ou
         if json_lines
         else structlog.dev.ConsoleRenderer()
     )
-    names = [structlog.stdlib.add_logger_name, structlog.stdlib.add_log_level]
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*names, *shared, _without_values],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _without_values],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
@@ -153,7 +149,3 @@ def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> E
 
 def _encode(value: Any, **_: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=str)
-
-
-def _to_bytes(logger: WrappedLogger, name: str, line: Any) -> bytes:
-    return str(line).encode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -143,40 +144,35 @@ class CounterBuffer:
                 _log.error("auth.alert", company=company_id, items=items, advice=ADVICE)
 
 
+@dataclass(frozen=True)
 class Metrics:
     """The answer of one web process to /metrics.
 
     `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: RECONCILE_EVERY.
     """
 
-    def __init__(
-        self,
-        redis: Redis,
-        reader: SnapshotReader,
-        spooled: Callable[[], Awaitable[int | None]] | None,
-        reconcile_every: int,
-    ) -> None:
-        self._redis = redis
-        self._reader = reader
-        self._spooled = spooled
-        self._reconcile_every = reconcile_every
-        self._slugs = {one.np_company_id: one.slug for one in reader.companies}
+    redis: Redis
+    reader: SnapshotReader
+    spooled: Callable[[], Awaitable[int | None]] | None
+    reconcile_every: int
 
     async def text(self) -> bytes:
         """Return the Prometheus text; during a Redis outage only what this process knows itself."""
+        companies = self.reader.companies
+        slugs = {one.np_company_id: one.slug for one in companies}
         samples = [
-            Sample("ota_reconcile_interval_seconds", self._reconcile_every, (company.slug,))
-            for company in self._reader.companies
-            if company.np_partner_id is not None
+            Sample("ota_reconcile_interval_seconds", self.reconcile_every, (one.slug,))
+            for one in companies
+            if one.np_partner_id is not None
         ]
-        if self._spooled and (waiting := await self._spooled()) is not None:
+        if self.spooled is not None and (waiting := await self.spooled()) is not None:
             samples.append(Sample("ota_spool_waiting_events", waiting))
         try:
-            snapshot = await self._reader.read_async(self._redis)
+            snapshot = await self.reader.read_async(self.redis)
         except (RedisError, OSError):
-            return render({}, [*samples, Sample("ota_redis_up", 0)], self._slugs)
-        samples += [Sample("ota_redis_up", 1), *_samples(snapshot, self._reader.companies)]
-        return render(snapshot.counters, samples, self._slugs)
+            return render({}, [*samples, Sample("ota_redis_up", 0)], slugs)
+        samples += [Sample("ota_redis_up", 1), *_samples(snapshot, companies)]
+        return render(snapshot.counters, samples, slugs)
 
 
 def render(counters: Mapping[str, str], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:

@@ -273,7 +273,7 @@ def _filled(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name.lower(): value for name, value in variables.items() if value}
 
 
-def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str]) -> _Model | None:
+def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str], where: str = "") -> _Model | None:
     """Return the model of what is given, by name or as `name_file`; None after a problem, which gets its line."""
     values = {name: given[name] for name in model.model_fields if name in given}
     found: dict[str, str] = {}
@@ -296,7 +296,7 @@ def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
             text = "missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
             found.setdefault(".".join(str(part) for part in problem["loc"]), text)
-    problems += [f"{name.upper()}: {text}" for name, text in found.items()]
+    problems += [f"{where}{name.upper()}: {text}" for name, text in found.items()]
     return None if found else result
 
 
@@ -311,19 +311,16 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
         problems.append("COMPANIES_FILE: has no table [companies.<slug>]")
         return []
     names = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
-    slugs: dict[str, str] = {}
-    companies: list[Company] = []
+    companies: dict[str, Company] = {}
     for slug, table in tables.items():
-        found: list[str] = []
+        where = f"COMPANIES_FILE [companies.{slug}] "
         if not isinstance(table, dict):
-            found.append("is not a table")
-        else:
-            found += [f"{name}: unknown name" for name in table if name not in names]
-            company = _validated(Company, {**table, "slug": slug}, found)
-            if company is not None:
-                companies.append(company)
-                first = slugs.setdefault(company.np_company_id, slug)
-                if first != slug:
-                    found.append(f"NP_COMPANY_ID: same as in [companies.{first}]")
-        problems += [f"COMPANIES_FILE [companies.{slug}] {line}" for line in found]
-    return companies
+            problems.append(f"{where}is not a table")
+            continue
+        problems += [f"{where}{name}: unknown name" for name in table if name not in names]
+        company = _validated(Company, {**table, "slug": slug}, problems, where)
+        if company is not None:
+            first = companies.setdefault(company.np_company_id, company)
+            if first is not company:
+                problems.append(f"{where}NP_COMPANY_ID: same as in [companies.{first.slug}]")
+    return [*companies.values()]

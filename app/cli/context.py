@@ -28,7 +28,7 @@ from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
 from app.ledger.redis import for_command, server_time
-from app.replay import Plans, Selector
+from app.replay import Plans
 from app.settings import Company, Settings
 
 
@@ -74,7 +74,6 @@ class CommandContext:
         self.dead_letters = DeadLetters(redis)
         self.erasure = Erasure(redis, order_days=settings.order_days)
         self.plans = Plans(redis, event_days=settings.event_days)
-        self.selector = Selector(redis)
 
     @cached_property
     def ledger(self) -> Ledger:

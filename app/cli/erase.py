@@ -180,7 +180,7 @@ def _show(here: CommandContext, found: Sequence[Traces], as_json: bool) -> None:
             here.companies.slug(traces.order.company_id),
             traces.order.order_id,
             times.short(traces.erased),
-            f"revision {traces.revision}" if traces.content else "none",
+            f"revision {traces.revision}" if traces.revision and traces.erased is None else "none",
             len(here.events.of_order(traces.order)),
             ", ".join(one.sink for one in traces.copies),
         )

@@ -20,7 +20,7 @@ from app.cli.console import FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Plan, Selection, is_plan_id
+from app.replay import Plan, Selection, is_plan_id, needless, select
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -159,7 +159,7 @@ def replay(
             dead=dead,
         )
         with console.progress("reading events") as step:
-            found = here.selector.select(selection, step)
+            found = select(here.redis, selection, step)
         for text in found.missing:
             console.remark(f"No event {text!r} found.")
         if not found.orders:
@@ -168,7 +168,7 @@ def replay(
             del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
-        passed = set() if force else here.selector.needless(found.orders, deliver=bool(sinks))
+        passed = set() if force else needless(here.redis, found.orders, deliver=bool(sinks))
         to_do, speed = len(found.orders) - len(passed), rate or default_rate(here.settings)
         seconds = round(to_do / speed)
         forecast = Forecast(
