@@ -34,6 +34,13 @@ class OtherSchema(StoreUnavailable):
         )
 
 
+class OldServer(StoreUnavailable):
+    """The server lacks commands that the scripts need."""
+
+    def __init__(self, found: str, lowest: str) -> None:
+        super().__init__(f"the server is {found}: {lowest} or later is needed")
+
+
 class BrokenRecord(ReceiverError):
     """The key of an order's record holds something that none of our scripts writes."""
 

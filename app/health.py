@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from redis.asyncio import Redis
@@ -17,9 +17,9 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.errors import OtherSchema
+from app.errors import OldServer, OtherSchema
 from app.intake.spool import Spool
-from app.ledger.redis import VERSION, code
+from app.ledger.redis import VERSION, code, old_server
 
 State = Literal["ready", "degraded", "not ready"]
 
@@ -72,7 +72,8 @@ class Health:
         except (AuthenticationError, RedisConnectionError, OSError, TimeoutError, RedisTimeoutError) as error:
             return [Check("redis", ok=False, detail=f"no answer ({type(error).__name__})", fatal=True)]
         except RedisError as error:
-            refused = f"records no events ({code(error)})"
+            old = await self._old_server()
+            refused = f"records no events ({code(error)})" if old is None else str(old)
             return [answers, Check("writable", ok=False, detail=refused, fatal=True), *await self._durable()]
         return [
             answers,
@@ -80,6 +81,14 @@ class Health:
             Check("schema", ok=True, detail=schema, fatal=True),
             *await self._durable(),
         ]
+
+    async def _old_server(self) -> OldServer | None:
+        client: Any = self._redis
+        try:
+            async with asyncio.timeout(SECONDS):
+                return old_server(await client.execute_command("HELLO"))
+        except (RedisError, OSError, TimeoutError):
+            return None
 
     async def _durable(self) -> list[Check]:
         """Return what INFO and CONFIG tell of the durability; a user may be forbidden to run them, without a fault."""

@@ -27,7 +27,7 @@ _WORKER_CODES: Final = {
     DONE: "stopped on request",
     FOUND: "internal error: restart it",
     USAGE: "wrong settings",
-    AWAY: "",
+    AWAY: "the server is older than Redis 6.2 or Valkey 7.2",
     INTERRUPTED: "",
 }
 

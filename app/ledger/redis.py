@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from app.errors import OtherSchema, SettingsError, StoreUnavailable
+from app.errors import OldServer, OtherSchema, SettingsError, StoreUnavailable
 from app.ledger import keys
 
 WORKER_TIMEOUT: Final = 10.0
@@ -162,6 +162,28 @@ def address(url: str) -> str:
 
 VERSION: Final = 2
 """The version of the layout in Redis. No code brings old data up to date: data of another version is refused."""
+
+LOWEST: Final = (6, 2)
+"""Redis 6.2 added ZADD LT and XTRIM MINID; the first Valkey is 7.2."""
+
+
+def old_server(hello: Any) -> OldServer | None:
+    """Return what is wrong with the server that gave this answer to HELLO, None if it is new enough.
+
+    HELLO and not INFO, which a user may be forbidden to run.
+    """
+    names = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
+    name, version = (names[field].decode() for field in (b"server", b"version"))
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    return OldServer(f"{name.title()} {version}", "Redis 6.2 or Valkey 7.2") if numbers < LOWEST else None
+
+
+def refuse_old_server(redis: Redis) -> None:
+    """Raise OldServer for a server that lacks commands of the scripts; before a start."""
+    client: Any = redis
+    if old := old_server(client.execute_command("HELLO")):
+        raise old
+
 
 _REFUSED: Final = "OTHERSCHEMA "
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,17 @@ from app import bootstrap
 from app.dev.valkey import Valkey, start
 from app.health import Check, Health
 from app.intake.recorder import Inbox
+from app.ledger import redis as redis_module
+from app.ledger.redis import old_server
 from tests.eventually import eventually
+from tests.integration.webserver import settings_of_one_company
+
+OF_THE_FUTURE = """
+from app.cli.main import main
+from app.ledger import redis
+redis.LOWEST = (99, 0)
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +172,44 @@ def test_a_server_with_a_full_disk_is_not_ready(own_valkey: Valkey) -> None:
         found = checks(own_valkey.url)
 
     assert (state(found), failed(found)) == ("not ready", {"writable"})
+
+
+@pytest.mark.parametrize(
+    ("server", "version", "is_old"),
+    [("redis", "6.0.14", True), ("redis", "6.2.0", False), ("valkey", "7.2.5", False), ("redis", "10.0.0", False)],
+)
+def test_a_server_is_known_by_what_it_answers_to_hello(server: str, version: str, is_old: bool) -> None:
+    fields = {b"server": server.encode(), b"version": version.encode(), b"proto": 2}
+    flat = [part for pair in fields.items() for part in pair]
+
+    for hello in (fields, flat):
+        found = old_server(hello)
+        assert (found is not None) == is_old
+        assert (
+            found is None or str(found) == f"the server is Redis {version}: Redis 6.2 or Valkey 7.2 or later is needed"
+        )
+
+
+def test_a_server_that_is_too_old_is_named_and_no_worker_starts(
+    own_valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current server stands for an old one: it lacks a command, and the lowest version is higher."""
+    monkeypatch.setattr(redis_module, "LOWEST", (99, 0))
+    with Redis.from_url(own_valkey.url) as client:
+        client.acl_setuser("default", enabled=True, commands=["-zadd"])
+
+    found = checks(own_valkey.url)
+
+    assert (state(found), found["writable"].detail[:21]) == ("not ready", "the server is Valkey ")
+    pool = subprocess.run(
+        [sys.executable, "-c", OF_THE_FUTURE, "worker"],
+        env=os.environ | settings_of_one_company(own_valkey.url),
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+    assert (pool.returncode, b"service.old_server" in pool.stdout, b"pool.worker_started" in pool.stdout) == (
+        3,
+        True,
+        False,
+    )
