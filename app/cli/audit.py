@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from itertools import islice
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 
-from app import times
-from app.audit import AuditEntry, newest_first
+from app.audit import newest_first
 from app.cli import console, context
-from app.cli.console import epilog
+from app.cli.command import command, commands
 from app.cli.context import open_context
 
 Kind = Literal[
@@ -20,11 +18,11 @@ Kind = Literal[
 ]
 What = Annotated[Kind | None, typer.Option("--what", help="Only these actions.")]
 
-cli = console.commands()
+cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver audit --what replay --limit 10"))
-def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver audit --what replay --limit 10")
+def audit(what: What = None, limit: context.Limit = 50) -> None:
     """Show who changed something by hand, when, what and why. Newest first, for EVENT_DAYS.
 
     Each change is noted before it is made, so an interrupted one is listed with all its orders.
@@ -34,15 +32,5 @@ def audit(what: What = None, limit: context.Limit = 50, as_json: context.Json = 
         found = list(islice(entries, limit))
     if not found:
         console.remark("The audit is empty.")
-    console.listing(
-        found,
-        as_json,
-        columns=(f"when ({console.zone()})", "what", "#orders", "selected", "plan", "who", "why"),
-        row=_row,
-        view=lambda one: {"at": one[0]} | msgspec.structs.asdict(one[1]),
-    )
-
-
-def _row(one: tuple[datetime, AuditEntry]) -> tuple[object, ...]:
-    at, entry = one
-    return (times.short(at), entry.what, f"{entry.orders:,}", entry.selected, entry.plan, entry.who, entry.why)
+    columns = (("@when", "at"), "what", "#orders", "selected", "plan", "who", "why")
+    console.listing(found, columns, lambda one: {"at": one[0]} | msgspec.structs.asdict(one[1]))

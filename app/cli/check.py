@@ -17,8 +17,8 @@ import msgspec
 import typer
 
 from app import bootstrap, settings, subscriptions
-from app.cli import console, context
-from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
+from app.cli import console
+from app.cli.command import DONE, FOUND, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
 from app.settings import Company, Settings
@@ -41,16 +41,9 @@ _REDIS_ADVICE: Final = {
 }
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _SIGNS: Final[dict[Level, str]] = {"good": "✓", "note": "·", "todo": "✗", "wrong": "✗"}
-_CODES: Final = {
-    DONE: "everything is set up",
-    FOUND: "something must be done",
-    USAGE: "wrong settings",
-    AWAY: "",
-    NEWER: "",
-    INTERRUPTED: "",
-}
+_CODES: Final = NO_REDIS | {DONE: "everything is set up", FOUND: "something must be done", USAGE: "wrong settings"}
 
-cli = console.commands()
+cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -63,8 +56,8 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-@cli.command(epilog=epilog("ota-receiver check", codes=_CODES))
-def check(as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver check", codes=_CODES)
+def check() -> None:
     """Check the settings, Redis and its durability, and each company's API and subscription."""
     bootstrap.configure_cli_log()
     try:
@@ -73,13 +66,8 @@ def check(as_json: context.Json = False) -> None:
     except SettingsError as error:
         correct = "Correct it; .env.example names every setting."
         found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
-    console.listing(
-        found,
-        as_json,
-        columns=("", "about", "what", "found", "what to do"),
-        row=lambda one: (_SIGNS[one.level], one.about, one.what, one.detail, one.advice),
-        view=lambda one: one,
-    )
+    signs = ("", lambda one: _SIGNS[one.level])
+    console.listing(found, (signs, "about", "what", ("found", "detail"), ("what to do", "advice")))
     levels = {finding.level for finding in found}
     raise typer.Exit(USAGE if "wrong" in levels else FOUND if "todo" in levels else DONE)
 

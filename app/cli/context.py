@@ -5,21 +5,20 @@ Also the options that several commands share, and the advice on upstream's error
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import typer
 from redis import Redis
 
 from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
-from app.cli.console import FOUND, Stop
+from app.cli.command import FOUND, Stop, flags
 from app.erasure import AuditWords, Erasure
 from app.errors import BrokenRecord, UpstreamError
 from app.ids import OrderKey, guid
@@ -107,10 +106,14 @@ class CommandContext:
         others = [one for one in self._orders(order.order_id, None) if one != order]
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
-    def note(self, what: str, selected: str, orders: int, who: str, why: str) -> None:
+    def note(self, what: str, selected: str, orders: int) -> None:
         """Write a change to the audit before it is made, so that an interrupted one is there too."""
-        selected = selected[:LONGEST_TEXT]
-        append(self.redis, AuditEntry(what=what, who=who, why=why, selected=selected, orders=orders))
+        words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
+        append(self.redis, AuditEntry(what=what, orders=orders, **words))
+
+    def view(self, found: Any, **derived: object) -> dict[str, Any]:
+        """Return an order, an event or a difference for machines: its fields, and its company's slug."""
+        return {"company": self.companies.slug(found.company_id)} | derived | msgspec.structs.asdict(found)
 
     def warn_without_backfill(self) -> None:
         """Print a remark if no worker of these settings takes jobs of the backfill queue."""
@@ -146,21 +149,6 @@ def about(orders: Sequence[OrderKey]) -> str:
     return orders[0].member if len(orders) == 1 else console.many(len(orders), "order")
 
 
-def _who(given: str) -> str:
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid{os.getuid()}"
-    return _printable(given or f"{user}@{socket.gethostname()}", "--who")
-
-
-def _why(given: str) -> str:
-    return _printable(given, "--why")
-
-
-def _printable(text: str, option: str) -> str:
-    if len(text) > LONGEST_TEXT or not text.isprintable():
-        raise Stop(f"{option} must be one line of at most {LONGEST_TEXT} printable characters.")
-    return text
-
-
 def time(text: str) -> datetime:
     """Return the time that was typed, for an option's `parser`; raises BadParameter."""
     try:
@@ -173,9 +161,6 @@ ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")]
 CompanyOption = Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")]
 Status = Annotated[str | None, typer.Option("--status", help="Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="Show at most this many.")]
@@ -184,9 +169,6 @@ Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar=
 OutcomeOption = Annotated[
     Literal["queued", "coalesced", "erased"] | None, typer.Option("--outcome", help="Outcome of the event.")
 ]
-Who = Annotated[str, typer.Option("--who", callback=_who, help="Name for the audit, instead of user@host.")]
-Why = Annotated[str, typer.Option("--why", callback=_why, help="Reason for the audit; one line.")]
-"""Both are checked when they are read: one short line, else Stop."""
 
 API_PERMISSIONS: Final = "NPR API Channel Mgr"
 WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"

@@ -10,14 +10,14 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from app import times
 from app.cli import console, context
-from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, Stop
+from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, Stop, flags
 from app.cli.context import CommandContext, open_context
 from app.erasure import Copies, Traces
 from app.ids import OrderKey
 from app.intake.spool import Swept, erase_rows
 
+EXAMPLE: Final = "ota-receiver orders erase --email - < address.txt"
 CODES: Final = {
     DONE: "erased",
     FOUND: "not found, or something is left, which is named",
@@ -64,11 +64,6 @@ def erase(
     order: context.Orders = None,
     email: Email = None,
     company: context.CompanyOption = None,
-    why: context.Why = "",
-    who: context.Who = "",
-    dry_run: context.DryRun = False,
-    yes: context.Yes = False,
-    as_json: context.Json = False,
 ) -> None:
     """Erase orders for good: content, references, events and spooled events. Their ids stay, for ORDER_DAYS.
 
@@ -94,14 +89,15 @@ def erase(
         for one in missing:
             console.remark(f"{one} An interrupted erase is finished.")
         found = [one for one in map(here.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
-        if here.audit_words.are_in(f"{who} {why}", [word for one in found for word in one.words]):
+        given = flags()
+        if here.audit_words.are_in(f"{given.who} {given.why}", [word for one in found for word in one.words]):
             raise Stop("--who and --why stay in the audit: they must name neither the guest nor the order.")
-        if not as_json or dry_run:
-            _show(here, found, as_json)
-        if dry_run:
+        if given.dry_run or not given.as_json:
+            _show(here, found)
+        if given.dry_run:
             return
-        console.confirm(f"Erase {console.many(len(found), 'order')} for good?", yes)
-        left = _erase(here, found, who, why, as_json)
+        console.confirm(f"Erase {console.many(len(found), 'order')} for good?")
+        left = _erase(here, found)
         if not left:
             here.erasure.finish([*orders, *rest])
     if left or missing:
@@ -137,23 +133,23 @@ def _named(here: CommandContext, texts: Sequence[str]) -> tuple[list[OrderKey], 
     return found, missing
 
 
-def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as_json: bool) -> bool:
+def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
     """Erase step by step; the first blocks each order, and all may be repeated. Return whether something is left."""
     # First, while the names of the orders are still known.
     texts = here.audit_words.forget([word for one in found for word in one.words])
-    here.erasure.note([one.order for one in found if one.erased is None], who, why)
+    here.erasure.note([one.order for one in found if one.erased is None], flags().who, flags().why)
     erased = [_tombstone(here, one) for one in found]
     with console.progress("erasing events") as step:
         events = here.erasure.forget_events(found, step)
     spool = here.settings.spool_dir
     swept = erase_rows(spool, [one.order for one in found]) if spool is not None else Swept(0, ())
     totals = Totals(orders=len(erased), events=events, spooled=swept.rows, texts=texts, left=swept.problems)
-    if as_json:
+    if flags().as_json:
         for one in erased:
             console.json_line(one)
-    console.result(totals.sentence(), totals, as_json)
+    console.result(totals.sentence(), totals)
     copies = [(copy.sink, key) for one in erased for copy in one.copies for key in copy.keys_begin]
-    if copies and not as_json:
+    if copies and not flags().as_json:
         columns = ("sink", "idempotency key begins with")
         console.table("Not erased, you must handle: copies that sinks have, or may have", columns, copies)
     for trouble in totals.left:
@@ -174,30 +170,20 @@ def _tombstone(here: CommandContext, traces: Traces) -> Erased:
         traces = after
 
 
-def _show(here: CommandContext, found: Sequence[Traces], as_json: bool) -> None:
-    def row(traces: Traces) -> tuple[object, ...]:
-        return (
-            here.companies.slug(traces.order.company_id),
-            traces.order.order_id,
-            times.short(traces.erased),
-            f"revision {traces.revision}" if traces.content else "none",
-            len(here.events.of_order(traces.order)),
-            ", ".join(one.sink for one in traces.copies),
-        )
-
-    console.listing(
-        found,
-        as_json,
-        columns=("company", "=order", "erased", "content", "#events", "copies in sinks"),
-        row=row,
-        view=lambda traces: _view(here, traces),
-        title="To be erased: content, references, events, spooled events",
+def _show(here: CommandContext, found: Sequence[Traces]) -> None:
+    columns = (
+        "company",
+        ("=order", "order_id"),
+        "erased",
+        ("content", lambda traces: f"revision {traces.revision}" if traces.content else "none"),
+        ("#events", lambda traces: len(here.events.of_order(traces.order))),
+        ("copies in sinks", lambda traces: tuple(one.sink for one in traces.copies)),
     )
+    title = "To be erased: content, references, events, spooled events"
+    console.listing(found, columns, lambda traces: msgspec.structs.asdict(_view(here, traces)), title=title)
 
 
 def _view(here: CommandContext, traces: Traces) -> Erased:
-    key = traces.order
+    key, copies = traces.order, traces.copies
     slug = here.companies.slug(key.company_id)
-    return Erased(
-        company=slug, company_id=key.company_id, order_id=key.order_id, erased=traces.erased, copies=traces.copies
-    )
+    return Erased(company=slug, company_id=key.company_id, order_id=key.order_id, erased=traces.erased, copies=copies)

@@ -16,7 +16,7 @@ import typer
 
 from app import times
 from app.cli import console, context, replay
-from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
+from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands
 from app.cli.context import CommandContext, open_context
 from app.errors import StoreUnavailable
 from app.ids import OrderKey, guid
@@ -38,8 +38,8 @@ _TAIL_CODES: Final = {
     AWAY: "Redis unavailable at the start; later outages are waited out",
 }
 
-cli = console.commands(name="events", help="Events received from the Channel Manager.")
-cli.command(epilog=replay.EPILOG)(replay.replay)
+cli = commands(name="events", help="Events received from the Channel Manager.")
+command(cli, *replay.EXAMPLES, options="why who dry_run yes")(replay.replay)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="what", tag="outcome"):
@@ -58,7 +58,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="what", tag="
     coupons: int
 
 
-@cli.command("list", epilog=epilog("ota-receiver events list --since 1h --status Issued"))
+@command(cli, "ota-receiver events list --since 1h --status Issued")
 def list_(
     company: context.CompanyOption = None,
     status: context.Status = None,
@@ -66,64 +66,37 @@ def list_(
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
-    as_json: context.Json = False,
 ) -> None:
     """List the latest events, newest last. Duplicates are not stored as events: `orders explain` shows them."""
-
-    def row(event: StoredEvent) -> tuple[str, ...]:
-        order = (here.companies.slug(event.company_id), event.order_id)
-        return (event.id, times.short(event.at), *order, event.status, event.outcome, event.reference)
-
+    columns = ("=id", ("@received", "at"), "?company", ("=order", "order_id"), "status", "?outcome", "?reference")
     with open_context(company) as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
-        console.listing(
-            list(islice(here.events.newest_first(query), limit))[::-1],
-            as_json,
-            columns=("=id", f"received ({console.zone()})", "?company", "=order", "status", "?outcome", "?reference"),
-            row=row,
-            view=lambda event: _view(here, event),
-            nothing="No event matches.",
-        )
+        found = list(islice(here.events.newest_first(query), limit))[::-1]
+        console.listing(found, columns, here.view, nothing="No event matches.")
 
 
-@cli.command(epilog=epilog("ota-receiver events show 1763803942123-0"))
-def show(
-    event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")],
-    as_json: context.Json = False,
-) -> None:
+@command(cli, "ota-receiver events show 1763803942123-0")
+def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")]) -> None:
     """Show one event, and the state of its order."""
     with open_context() as here:
         event = next(iter(here.events.of_ids([event_id])), None)
         if event is None:
             raise Stop(f"No event {event_id!r} found; it may be older than EVENT_DAYS.", FOUND)
         record = here.orders.record(event.key)
-    state = record.state(times.now()) if record is not None else "unknown"
-    if as_json:
-        console.json_line(_view(here, event) | {"order_state": state})
-        return
-    facts = (
-        ("company", here.companies.slug(event.company_id)),
-        ("order", event.order_id),
-        ("reference", event.reference),
-        ("status", event.status),
-        ("received", times.short(event.at)),
-        ("sent", event.sent),
-        ("outcome", event.outcome),
-        ("secret", event.secret),
-        ("request", event.request_id),
-        ("order is", state),
-    )
-    console.facts(f"event {event.id}", facts)
+    view = here.view(event) | {"order_state": record.state(times.now()) if record is not None else "unknown"}
+    fields = {"company": "company", "order": "order_id", "reference": "reference", "status": "status"}
+    fields |= {"received": "at", "sent": "sent", "outcome": "outcome", "secret": "secret", "request": "request_id"}
+    fields |= {"order is": "order_state"}
+    console.facts(f"event {event.id}", {name: view[field] for name, field in fields.items()}, view)
 
 
-@cli.command(epilog=epilog("ota-receiver events tail --order CM-4711", codes=_TAIL_CODES))
+@command(cli, "ota-receiver events tail --order CM-4711", codes=_TAIL_CODES)
 def tail(
     order: Annotated[str | None, typer.Option("--order", help="One order, by orderId or reference.")] = None,
     company: context.CompanyOption = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
-    as_json: context.Json = False,
 ) -> None:
     """Follow new events and what happens to their orders: fetched, deferred, dead, ..., and when.
 
@@ -136,7 +109,7 @@ def tail(
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome)
         # The last id that there can be before this time: what follows it is shown.
         start = here.events.last_id() if since is None else f"{max(1, to_ms(since)) - 1}-{2**64 - 1}"
-        Tail(here, query, _matcher(here, order), start, as_json).run()
+        Tail(here, query, _matcher(here, order), start).run()
 
 
 @dataclass
@@ -149,18 +122,12 @@ class Tail:
     """Follows the stream; `matches` says whether an event is about the order that was asked for."""
 
     def __init__(
-        self,
-        here: CommandContext,
-        query: EventQuery,
-        matches: Callable[[StoredEvent], bool],
-        start: str,
-        as_json: bool,
+        self, here: CommandContext, query: EventQuery, matches: Callable[[StoredEvent], bool], start: str
     ) -> None:
         self._here = here
         self._query = query
         self._matches = matches
         self._last_id = start
-        self._as_json = as_json
         self._waiting: dict[OrderKey, _Waiting] = {}
         self._next_look = 0.0
 
@@ -198,7 +165,7 @@ class Tail:
     def _print_event(self, event: StoredEvent) -> None:
         slug = self._here.companies.slug(event.company_id)
         text = f"{event.order_id} {slug}: {event.status}, {event.outcome} {event.reference}"
-        self._print(event.at, text, {"what": "event"} | _view(self._here, event))
+        self._print(event.at, text, {"what": "event"} | self._here.view(event))
         self._waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
         while len(self._waiting) > MOST:
             del self._waiting[next(iter(self._waiting))]
@@ -240,7 +207,7 @@ class Tail:
         self._print(at, f"{text}: {detail}" if detail else text, outcome)
 
     def _print(self, at: datetime, text: str, value: Any) -> None:
-        console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value, self._as_json)
+        console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value)
 
 
 def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], bool]:
@@ -253,7 +220,3 @@ def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], 
     known = set(here.references.orders(text, here.company_id))
     reference = text.strip().casefold()
     return lambda event: event.key in known or event.reference.casefold() == reference
-
-
-def _view(here: CommandContext, event: StoredEvent) -> dict[str, object]:
-    return {"company": here.companies.slug(event.company_id)} | msgspec.structs.asdict(event)

@@ -12,7 +12,7 @@ import typer
 
 from app import settings
 from app.cli import console
-from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, epilog
+from app.cli.command import DONE, FOUND, NO_REDIS, command, commands
 from app.errors import StoreUnavailable
 from app.settings import Settings
 
@@ -23,9 +23,9 @@ HEARTBEAT_SECONDS: Final = 15.0
 """A pool writes a heartbeat each second. After so many without one it hangs, or cannot reach Redis."""
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
-_CODES: Final = {DONE: "healthy", FOUND: "not healthy", AWAY: "", NEWER: "", INTERRUPTED: ""}
+_CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
 
-cli = console.commands()
+cli = commands()
 
 
 class RoleHealth(msgspec.Struct, frozen=True):
@@ -34,13 +34,11 @@ class RoleHealth(msgspec.Struct, frozen=True):
     detail: str
 
 
-@cli.command(epilog=epilog("ota-receiver health --role worker", codes=_CODES))
+@command(cli, "ota-receiver health --role worker", codes=_CODES)
 def health(
     role: Annotated[
         Role | None, typer.Option(help="Check only this role; otherwise one healthy role is enough.")
     ] = None,
-    # Not context.Json: that module loads everything a command may need.
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Check that the web process or the worker pool of this machine (or container) works."""
     loaded = settings.load()
@@ -49,7 +47,7 @@ def health(
         if role in (None, name) and not (found and found[-1].healthy):
             found.append(check(loaded))
     for one in found:
-        console.result(f"{one.role}: {one.detail}", one, as_json)
+        console.result(f"{one.role}: {one.detail}", one)
     if not found[-1].healthy:
         raise typer.Exit(FOUND)
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli import console
-from app.cli.console import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
+from app.cli.command import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, commands, epilog
 from app.errors import OtherSchema, ReceiverError, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
@@ -78,7 +78,7 @@ class _Program(TyperGroup):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in _names()])
 
 
-cli = console.commands(
+cli = commands(
     cls=_Program,
     name="ota-receiver",
     invoke_without_command=True,

@@ -13,7 +13,7 @@ import msgspec
 
 from app import times
 from app.cli import console
-from app.cli.console import FOUND, Stop
+from app.cli.command import FOUND, Stop
 from app.cli.context import CommandContext
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, durations, step_lines, steps

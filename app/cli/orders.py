@@ -17,7 +17,7 @@ import typer
 
 from app import bootstrap, times
 from app.cli import console, context, erase
-from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
+from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
 from app.errors import (
@@ -60,8 +60,8 @@ _NOT_FOUND: Final = (
     "References of orders never fetched are searched among the newest orders only: give the orderId.",
 )
 
-cli = console.commands(name="orders", help="Orders: fetched, pending and failed.")
-cli.command(epilog=epilog("ota-receiver orders erase --email - < address.txt", codes=erase.CODES))(erase.erase)
+cli = commands(name="orders", help="Orders: fetched, pending and failed.")
+command(cli, erase.EXAMPLE, options="why who dry_run yes", codes=erase.CODES)(erase.erase)
 
 
 class FetchRequests(msgspec.Struct, frozen=True):
@@ -79,16 +79,10 @@ class FetchRequests(msgspec.Struct, frozen=True):
 
 
 def request_fetches(
-    here: CommandContext,
-    orders: Sequence[OrderKey],
-    *,
-    queue: Literal["live", "backfill"],
-    what: str,
-    who: str,
-    why: str,
+    here: CommandContext, orders: Sequence[OrderKey], queue: Literal["live", "backfill"], what: str
 ) -> FetchRequests:
     """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued."""
-    here.note(what, context.about(orders), len(orders), who, why)
+    here.note(what, context.about(orders), len(orders))
     if queue == "backfill":
         here.warn_without_backfill()
     erased = here.erasure.erased_among(orders)
@@ -101,7 +95,7 @@ def request_fetches(
     return FetchRequests(len(orders), queued, count - queued, len(erased))
 
 
-@cli.command("list", epilog=epilog("ota-receiver orders list --state deferred --since 6h"))
+@command(cli, "ota-receiver orders list --state deferred --since 6h")
 def list_(
     state: Annotated[State | None, typer.Option(help="State of the order.")] = None,
     dead: Annotated[bool, typer.Option("--dead", help="The same as --state dead.")] = False,
@@ -110,61 +104,47 @@ def list_(
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
-    as_json: context.Json = False,
 ) -> None:
     """List orders, the latest change first; --since and --until are about the latest change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
     now = times.now()
-
-    def view(record: OrderRecord) -> dict[str, object]:
-        slug = here.companies.slug(record.company_id)
-        return {"company": slug, "state": record.state(now)} | msgspec.structs.asdict(record)
-
-    def row(record: OrderRecord) -> tuple[object, ...]:
-        return (
-            times.short(record.changed),
-            here.companies.slug(record.company_id),
-            record.order_id,
-            record.state(now),
-            record.known_status,
-            record.wallets,
-            record.tickets,
-            record.coupons,
-            record.reference,
-            record.dead or record.error or ", ".join(sink.dead for sink in record.dead_sinks),
-        )
-
+    columns = (
+        ("@changed", lambda record: record.changed),
+        "?company",
+        ("=order", "order_id"),
+        "state",
+        ("status", lambda record: record.known_status),
+        "#wallets",
+        "#tickets",
+        "#coupons",
+        "?reference",
+        ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
+    )
     with open_context(company) as here:
         state = "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
         found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
         console.listing(
             list(islice(found, limit)),
-            as_json,
-            columns=(
-                *(f"changed ({console.zone()})", "?company", "=order", "state", "status"),
-                *("#wallets", "#tickets", "#coupons", "?reference", "error"),
-            ),
-            row=row,
-            view=view,
+            columns,
+            lambda record: here.view(record, state=record.state(now)),
             nothing="No order matches.",
         )
 
 
-@cli.command(epilog=epilog("ota-receiver orders show CM-4711 --reveal"))
+@command(cli, "ota-receiver orders show CM-4711 --reveal")
 def show(
     order: context.Order,
     company: context.CompanyOption = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
-    as_json: context.Json = False,
 ) -> None:
     """Show one order: its state, what to do next, its history, and its wallets with tickets and coupons."""
     with open_context(company) as here:
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
-    console.result(view.lines(), whole, as_json)
-    if as_json or view.order is None:
+    console.result(view.lines(), whole)
+    if flags().as_json or view.order is None:
         return
     if view.order.manifest_url:
         console.say(f"manifest  {view.order.manifest_url}")
@@ -173,8 +153,8 @@ def show(
         console.table("", headings, asset_rows(view.order.items))
 
 
-@cli.command(epilog=epilog("ota-receiver orders explain CM-4711", codes=_EXPLAIN_CODES))
-def explain(order: context.Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver orders explain CM-4711", codes=_EXPLAIN_CODES)
+def explain(order: context.Order, company: context.CompanyOption = None) -> None:
     """Explain where an order is: its history, what is pending, the next attempt, what to do."""
     with open_context(company) as here:
         try:
@@ -182,26 +162,23 @@ def explain(order: context.Order, company: context.CompanyOption = None, as_json
         except Stop as stop:
             if stop.code != FOUND:
                 raise
-            _print_not_found(order, as_json)
+            _print_not_found(order)
             raise typer.Exit(FOUND) from None
-    console.result(view.lines(), view.as_object(), as_json)
+    console.result(view.lines(), view.as_object())
     if not view.complete:
         raise typer.Exit(FOUND)
 
 
-@cli.command(epilog=epilog("ota-receiver orders refetch CM-4711 CM-4712"))
+@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="who why")
 def refetch(
     named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)],
     company: context.CompanyOption = None,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
 ) -> None:
     """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
     with open_context(company) as here:
         orders = list(dict.fromkeys(here.order(text) for text in named))
-        requests = request_fetches(here, orders, queue="live", what="refetch", who=who, why=why)
-        console.result(requests.sentence(), requests, as_json)
+        requests = request_fetches(here, orders, "live", "refetch")
+        console.result(requests.sentence(), requests)
 
 
 @dataclass(frozen=True)
@@ -230,17 +207,16 @@ def _reference(text: str) -> str:
     return found
 
 
-@cli.command(epilog=epilog("ota-receiver orders confirm CM-4711 --payment-reference PAY-1", codes=_CHANGE_CODES))
+_CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
+
+
+@command(cli, _CONFIRM, options="yes who why", codes=_CHANGE_CODES)
 def confirm(
     order: context.Order,
     payment_reference: Annotated[
         str, typer.Option("--payment-reference", parser=_reference, metavar="REF", help="Reference of the payment.")
     ],
     company: context.CompanyOption = None,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
 ) -> None:
     """Confirm a Draft order as paid (confirmOrder), and fetch its tickets and manifest.
 
@@ -252,18 +228,11 @@ def confirm(
         lambda upstream, order_id: upstream.confirm_order(order_id, payment_reference),
         "only a Draft order can be confirmed",
     )
-    _apply(change, order, company, yes, who, why, as_json)
+    _apply(change, order, company)
 
 
-@cli.command(epilog=epilog("ota-receiver orders cancel CM-4711", codes=_CHANGE_CODES))
-def cancel(
-    order: context.Order,
-    company: context.CompanyOption = None,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
-) -> None:
+@command(cli, "ota-receiver orders cancel CM-4711", options="yes who why", codes=_CHANGE_CODES)
+def cancel(order: context.Order, company: context.CompanyOption = None) -> None:
     """Cancel an order (deleteOrder), and fetch it. A Draft or Error order is deleted upstream; an Issued one stays.
 
     This cannot be undone.
@@ -274,10 +243,10 @@ def cancel(
         ChannelManager.delete_order,
         "an order that is being processed cannot be cancelled",
     )
-    _apply(change, order, company, yes, who, why, as_json)
+    _apply(change, order, company)
 
 
-def _apply(change: _Change, text: str, name: str | None, yes: bool, who: str, why: str, as_json: bool) -> None:
+def _apply(change: _Change, text: str, name: str | None) -> None:
     """Ask, note the change in the audit, make it upstream, and request the fetch; raises Stop when it fails."""
     with open_context(name) as here:
         key = here.order(text)
@@ -285,8 +254,8 @@ def _apply(change: _Change, text: str, name: str | None, yes: bool, who: str, wh
         company = next((one for one in here.settings.companies if one.np_company_id == key.company_id), None)
         if company is None:
             raise Stop(f"The settings have no company {key.company_id}: its order cannot be changed from here.")
-        console.confirm(f"{change.question}: {_described(company, key, record)}?", yes)
-        here.note(f"order-{change.what}", key.member, 1, who, why)
+        console.confirm(f"{change.question}: {_described(company, key, record)}?")
+        here.note(f"order-{change.what}", key.member, 1)
         request = partial(_request_fetch, here, key)
         see = f"ota-receiver orders explain {key.order_id}"
         try:
@@ -314,7 +283,7 @@ def _apply(change: _Change, text: str, name: str | None, yes: bool, who: str, wh
         erased = record is not None and record.erased_at
         follows = "It was erased here, and is not fetched." if erased else f"Its fetch is queued: {see}"
         changed = Changed(company.slug, key.order_id, status, queued)
-        console.result(f"Done: upstream answered {status}. {follows}", changed, as_json)
+        console.result(f"Done: upstream answered {status}. {follows}", changed)
 
 
 def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> bool:
@@ -333,9 +302,9 @@ def _described(company: Company, key: OrderKey, record: OrderRecord | None) -> s
     return f"{key.order_id} of {company.slug}, last known status {known}{wallets}"
 
 
-def _print_not_found(text: str, as_json: bool) -> None:
+def _print_not_found(text: str) -> None:
     sentences = [line.format(text=text) for line in _NOT_FOUND]
-    if as_json:
+    if flags().as_json:
         console.json_line({"order": text, "state": "unknown", "complete": False, "next": " ".join(sentences)})
         return
     for sentence in sentences:

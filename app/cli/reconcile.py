@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 import typer
 
-from app import bootstrap, times
+from app import bootstrap
 from app.cli import console, context
-from app.cli.console import DONE, FOUND, Stop, epilog
+from app.cli.command import DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
-from app.ledger.orders import LocalCopies, References
+from app.ledger.orders import LocalCopies, References, read_fields
 from app.reconcile.compare import Comparison, Discrepancy
 from app.reconcile.expected import Expected, read
 from app.reconcile.state import Checkpoint
@@ -25,7 +26,6 @@ from app.settings import Company
 
 NO_LIST: Final = 5
 
-_CHUNK: Final = 200
 _CODES: Final = {
     DONE: "no differences, or all queued",
     FOUND: "differences that are not all queued",
@@ -44,21 +44,15 @@ FromFile = Annotated[
 ]
 Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")]
 
-_Request = Callable[[list[OrderKey], Callable[[], None]], None]
-
-cli = console.commands()
+cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))
+@command(cli, "ota-receiver reconcile --from-zero --apply", options="yes who why", codes=_CODES)
 def reconcile(
     company: context.CompanyOption = None,
     from_zero: FromZero = False,
     from_file: FromFile = None,
     apply: Apply = False,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
@@ -69,32 +63,31 @@ def reconcile(
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")
 
-    def request(orders: list[OrderKey], show: Callable[[], None]) -> None:
-        # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
-        if not yes:
-            show()
-        console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?", yes)
-        requests = request_fetches(here, orders, queue="backfill", what="reconcile", who=who, why=why)
-        if yes:
-            show()
-        console.result(requests.sentence(), requests, as_json)
-
     with open_context(company) as here:
         if from_file is not None:
-            code = _compare_file(here, from_file, request if apply else None, as_json)
+            code = _compare_file(here, from_file, apply)
         else:
-            code = _compare_list(here, company, from_zero, request if apply else None, as_json)
+            code = _compare_list(here, _companies(here, company), from_zero, apply)
     raise typer.Exit(code)
 
 
-def _compare_list(
-    here: CommandContext, name: str | None, from_zero: bool, request: _Request | None, as_json: bool
-) -> int:
+def _request(here: CommandContext, orders: list[OrderKey], show: Callable[[], None]) -> None:
+    """Show the differences, ask, and request the fetches of these orders."""
+    # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
+    if not flags().yes:
+        show()
+    console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?")
+    requests = request_fetches(here, orders, "backfill", "reconcile")
+    if flags().yes:
+        show()
+    console.result(requests.sentence(), requests)
+
+
+def _compare_list(here: CommandContext, companies: Sequence[Company], from_zero: bool, apply: bool) -> int:
     """Show how the list differs, and request fetches if asked to; return the exit code."""
     differences: list[Discrepancy] = []
     troubles: list[str] = []
     listed = 0
-    companies = _companies(here, name)
     with console.progress("reading the list") as step:
         for company in companies:
             try:
@@ -105,15 +98,16 @@ def _compare_list(
             except UpstreamError as error:
                 text = f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check"
                 troubles.append(text)
-    if differences and request is not None:
-        request([one.key for one in differences], lambda: _show(here, differences, as_json))
+    show = partial(_show, here, differences)
+    if differences and apply:
+        _request(here, [one.key for one in differences], show)
     else:
-        _show(here, differences, as_json)
-    if not as_json:
-        console.say(_summary(differences, f"{console.many(listed, 'order')} listed", request is not None))
+        show()
+    if not flags().as_json:
+        console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
     for trouble in troubles:
         console.remark(trouble)
-    return NO_LIST if troubles else FOUND if differences and request is None else DONE
+    return NO_LIST if troubles else FOUND if differences and not apply else DONE
 
 
 def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -> str:
@@ -163,25 +157,21 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
     yield 0, comparison.of_watched(unseen, here.now()).discrepancies
 
 
-def _show(here: CommandContext, differences: Sequence[Discrepancy], as_json: bool) -> None:
-    def row(one: Discrepancy) -> tuple[object, ...]:
-        order = (here.companies.slug(one.company_id), one.order_id)
-        differs = (one.kind, one.status, one.stored_status, ", ".join(one.differs))
-        return (*order, *differs, one.reference, times.short(one.received_at))
-
-    console.listing(
-        differences,
-        as_json,
-        columns=(
-            *("company", "=order", "difference", "listed as", "here", "differs"),
-            *("?reference", f"?received ({console.zone()})"),
-        ),
-        row=row,
-        view=lambda one: {"company": here.companies.slug(one.company_id)} | msgspec.structs.asdict(one),
+def _show(here: CommandContext, differences: Sequence[Discrepancy]) -> None:
+    columns = (
+        "company",
+        ("=order", "order_id"),
+        ("difference", "kind"),
+        ("listed as", "status"),
+        ("here", "stored_status"),
+        "differs",
+        "?reference",
+        ("?@received", "received_at"),
     )
+    console.listing(differences, columns, here.view)
 
 
-def _compare_file(here: CommandContext, path: Path, request: _Request | None, as_json: bool) -> int:
+def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     """Show the orders of the file that are missing here, and if asked to request fetches of those with an orderId.
 
     Returns the exit code; raises Stop for a file that cannot be used.
@@ -197,25 +187,20 @@ def _compare_file(here: CommandContext, path: Path, request: _Request | None, as
     missing = _missing(here, expected, company_ids)
 
     def show() -> None:
-        console.listing(
-            missing,
-            as_json,
-            columns=("#line", "order", "references"),
-            row=lambda one: (one.line, one.order_id, ", ".join(one.references)),
-            view=lambda one: {"kind": "missing"} | msgspec.structs.asdict(one),
-        )
-        if not as_json:
+        columns = (("#line", lambda one: str(one.line)), ("order", "order_id"), "references")
+        console.listing(missing, columns, lambda one: {"kind": "missing"} | msgspec.structs.asdict(one))
+        if not flags().as_json:
             of = f"{console.many(len(expected), 'order')} expected"
             console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
 
-    fetchable = [one.order_id for one in missing if one.order_id] if request else []
-    if not fetchable or request is None:
+    fetchable = [one.order_id for one in missing if one.order_id] if apply else []
+    if not fetchable:
         show()
         return FOUND if missing else DONE
     if len(company_ids) > 1:
         slugs = ", ".join(sorted(map(here.companies.slug, company_ids)))
         raise Stop(f"To which company do the orders belong? Give --company with --apply. There are: {slugs}.")
-    request([OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
+    _request(here, [OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
     left = len(missing) - len(fetchable)
     if left:
         console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")
@@ -225,16 +210,15 @@ def _compare_file(here: CommandContext, path: Path, request: _Request | None, as
 def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
     """Return those that no company has, neither by id nor by any of their references."""
     known_ids: set[str] = set()
-    copies = LocalCopies(here.redis)
     keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
     with console.progress("looking for orders", len(keys)) as step:
-        for at in range(0, len(keys), _CHUNK):
-            chunk = keys[at : at + _CHUNK]
-            known_ids |= {key.order_id for key, copy in zip(chunk, copies.read(chunk), strict=True) if copy is not None}
-            step(len(chunk))
+        for key, (generation,) in zip(keys, read_fields(here.redis, keys, "generation"), strict=True):
+            if generation:
+                known_ids.add(key.order_id)
+            step(1)
     # An orderId identifies the order; references count only without one.
     wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
-    known = _known(here, wanted, company_ids)
+    known = _known(here.references, wanted, company_ids)
     return [
         one
         for one in expected
@@ -242,15 +226,11 @@ def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[
     ]
 
 
-def _known(here: CommandContext, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
-    references = References(here.redis)
+def _known(references: References, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
     known = references.fetched(wanted, company_ids)
-    if known == wanted:
-        return known
     with console.progress("searching references") as step:
-        for texts in references.of_events(company_ids):
+        pages = references.of_events(company_ids)
+        while known != wanted and (texts := next(pages, None)) is not None:
             known |= texts & wanted
             step(len(texts))
-            if known == wanted:
-                break
     return known

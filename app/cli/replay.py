@@ -16,7 +16,7 @@ import typer
 
 from app import times
 from app.cli import console, context
-from app.cli.console import FOUND, Stop, epilog
+from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
@@ -36,7 +36,7 @@ _SHORTEST_WAIT: Final = 10
 _LONGEST_WAIT: Final = 1000
 """ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
 
-EPILOG: Final = epilog(
+EXAMPLES: Final = (
     "ota-receiver events replay --since 6h --status Issued --dry-run",
     'ota-receiver events replay --dead --why "venue is back" --yes',
     "ota-receiver events replay --order CM-4711 --force",
@@ -57,7 +57,7 @@ Rate = Annotated[
 ]
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
 
-cli = console.commands(name="replays", help="Plans made by `events replay`.")
+cli = commands(name="replays", help="Plans made by `events replay`.")
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,17 +94,17 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
             return f"{orders}: nothing is stored of them."
         return f"{orders}: the stored copy is newer than the event; --force fetches them too."
 
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        return (
-            ("events", f"{self.events:,}"),
-            ("orders", f"{self.orders:,}"),
-            ("skipped", self.skipped()),
-            ("getOrder calls", f"{self.get_order_calls:,}"),
-            ("deliveries to", ", ".join(self.sinks)),
-            ("rate", f"{self.rate:g} orders/s"),
-            ("takes", times.age(timedelta(seconds=self.seconds))),
-            ("would end", times.short(self.ends)),
-        )
+    def facts(self) -> dict[str, object]:
+        return {
+            "events": f"{self.events:,}",
+            "orders": f"{self.orders:,}",
+            "skipped": self.skipped(),
+            "getOrder calls": f"{self.get_order_calls:,}",
+            "deliveries to": self.sinks,
+            "rate": f"{self.rate:g} orders/s",
+            "takes": times.age(timedelta(seconds=self.seconds)),
+            "would end": self.ends,
+        }
 
 
 def default_rate(settings: Settings) -> float:
@@ -127,11 +127,6 @@ def replay(
     to_sinks: ToSinks = False,
     sink: SinkNames = None,
     rate: Rate = None,
-    why: context.Why = "",
-    who: context.Who = "",
-    dry_run: context.DryRun = False,
-    yes: context.Yes = False,
-    as_json: context.Json = False,
 ) -> None:
     """Fetch the orders of stored events again: each order once, oldest first, at a rate, after live orders.
 
@@ -185,67 +180,65 @@ def replay(
             rate=round(speed, 3),
             seconds=seconds,
             ends=times.now() + timedelta(seconds=seconds),
-            dry_run=dry_run,
+            dry_run=flags().dry_run,
         )
-        if dry_run and as_json:
-            console.json_line(forecast)
-        elif dry_run:
-            console.facts("dry run: nothing was changed", forecast.facts())
+        if forecast.dry_run:
+            console.facts("dry run: nothing was changed", forecast.facts(), forecast)
         else:
             if passed:
                 console.remark(forecast.skipped())
             if to_do:
-                console.confirm(forecast.question(), yes)
-                draft = Draft(who=who, why=why, selected=selection.words(), rate=speed, sinks=sinks)
+                console.confirm(forecast.question())
+                words = selection.words()
+                draft = Draft(who=flags().who, why=flags().why, selected=words, rate=speed, sinks=sinks)
                 left = ((one, None if force else at) for one, at in found.orders.items() if one not in passed)
                 plan = here.plans.file(draft, left)
                 console.remark(
                     f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it."
                 )
-                _finish(here, plan, as_json)
+                _finish(here, plan)
             else:
-                console.result("Nothing to do.", forecast, as_json)
+                console.result("Nothing to do.", forecast)
     if found.missing:
         raise typer.Exit(FOUND)
 
 
-@cli.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
-def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver replays list --limit 5")
+def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first: what was requested, by whom and why, and how much is left."""
-
-    def row(plan: Plan) -> tuple[str, ...]:
-        selected = " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks)))
-        counts = (f"{plan.orders:,}", f"{plan.left:,}", f"{plan.rate:g}")
-        return (plan.id, times.short(plan.at), plan.state, *counts, selected, plan.who, plan.why)
-
+    rate = ("#rate", lambda plan: f"{plan.rate:g}")
+    columns = (
+        ("=plan", "id"),
+        ("@made", "at"),
+        "state",
+        "#orders",
+        "#left",
+        rate,
+        ("selected", _selected),
+        "who",
+        "why",
+    )
     with open_context() as here:
-        console.listing(
-            list(islice(here.plans.newest_first(), limit)),
-            as_json,
-            columns=(
-                *("=plan", f"made ({console.zone()})", "state"),
-                *("#orders", "#left", "#rate", "selected", "who", "why"),
-            ),
-            row=row,
-            view=msgspec.structs.asdict,
-            nothing="No plans.",
-        )
+        console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
 
-@cli.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
-def resume(plan_id: PlanId, rate: Rate = None, who: context.Who = "", as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who")
+def resume(plan_id: PlanId, rate: Rate = None) -> None:
     """Resume a replay. Several processes may feed one plan: they share its rate, and no order is fed twice."""
     with open_context() as here:
-        plan = here.plans.resume(_open_plan(here, plan_id), who, rate)
-        _finish(here, plan, as_json)
+        _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
 
 
-@cli.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
-def cancel(plan_id: PlanId, why: context.Why = "", who: context.Who = "", as_json: context.Json = False) -> None:
+@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
+def cancel(plan_id: PlanId) -> None:
     """Cancel a replay: nothing more is queued, what is queued stays. Its feeders stop within seconds."""
     with open_context() as here:
-        plan = here.plans.cancel(_open_plan(here, plan_id), who, why)
-        console.result(_sentence(plan), plan, as_json)
+        plan = here.plans.cancel(_open_plan(here, plan_id), flags().who, flags().why)
+        console.result(_sentence(plan), plan)
+
+
+def _selected(plan: Plan) -> str:
+    return " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks)))
 
 
 def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[str, ...]:
@@ -268,7 +261,7 @@ def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     return plan
 
 
-def _finish(here: CommandContext, plan: Plan, as_json: bool) -> None:
+def _finish(here: CommandContext, plan: Plan) -> None:
     """Feed the plan until it ends, and print it; exit code 1 if it was cancelled meanwhile.
 
     However this process ends earlier, the plan stays as it is, and a line says how to resume it.
@@ -294,7 +287,7 @@ def _finish(here: CommandContext, plan: Plan, as_json: bool) -> None:
     ended = here.plans.of(plan.id)
     if ended is None:
         raise Stop(f"Plan {plan.id} no longer exists.", FOUND)
-    console.result(_sentence(ended), ended, as_json)
+    console.result(_sentence(ended), ended)
     if ended.state != "done":
         raise typer.Exit(FOUND)
 

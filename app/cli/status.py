@@ -11,8 +11,8 @@ import msgspec
 import typer
 
 from app import bootstrap, times
-from app.cli import console, context
-from app.cli.console import DONE, FOUND, epilog
+from app.cli import console
+from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
 from app.intake.spool import waiting
@@ -27,7 +27,7 @@ _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
 """Orders whose getOrders give the average duration."""
 
-cli = console.commands()
+cli = commands()
 
 
 class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,16 +63,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     spooled: int | None
 
 
-@cli.command(epilog=epilog("ota-receiver status", codes=_CODES))
-def status(as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver status", codes=_CODES)
+def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
         snapshot = bootstrap.snapshot_reader(here.settings).read(here.redis)
         found = _status(here, snapshot, _get_order_seconds(here))
-    if as_json:
-        console.json_line(found)
-    else:
-        _print(found)
+    console.facts("", _facts(found), found)
     if found.alerts or not found.pools:
         raise typer.Exit(FOUND)
 
@@ -138,23 +135,19 @@ def _get_order_seconds(here: CommandContext) -> float:
     return max(mean(took), 1) / 1000 if took else GET_ORDER
 
 
-def _print(found: Status) -> None:
+def _facts(found: Status) -> dict[str, object]:
     oldest = (f"{slug} {_age(seconds)}" for slug, seconds in found.oldest_pending_s.items() if seconds)
-    facts = (
-        ("alerts", ", ".join(found.alerts) or "none"),
-        ("worker pools running", found.pools or "0: nothing is fetched; start `ota-receiver worker`"),
-        *((f"{one.queue} jobs", _backlog(one)) for one in found.queues),
-        ("pending", f"{console.many(found.due, 'order')}: fetches, retries, deliveries"),
-        ("oldest pending", ", ".join(oldest) or "none"),
-        ("average getOrder", f"{found.get_order_s:g} s"),
-        (
-            "dead letters",
-            f"{console.many(found.dead_letters, 'order')}, failed deliveries {found.dead_deliveries:,}",
-        ),
-        ("breakers open", ", ".join(found.breakers_open) or "none"),
-        ("spooled here", None if found.spooled is None else console.many(found.spooled, "event")),
-    )
-    console.facts("", facts)
+    return {
+        "alerts": found.alerts or "none",
+        "worker pools running": found.pools or "0: nothing is fetched; start `ota-receiver worker`",
+        **{f"{one.queue} jobs": _backlog(one) for one in found.queues},
+        "pending": f"{console.many(found.due, 'order')}: fetches, retries, deliveries",
+        "oldest pending": tuple(oldest) or "none",
+        "average getOrder": f"{found.get_order_s:g} s",
+        "dead letters": f"{console.many(found.dead_letters, 'order')}, failed deliveries {found.dead_deliveries:,}",
+        "breakers open": found.breakers_open or "none",
+        "spooled here": None if found.spooled is None else console.many(found.spooled, "event"),
+    }
 
 
 def _backlog(one: QueueStatus) -> str:
