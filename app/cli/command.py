@@ -71,6 +71,7 @@ def _audited(text: str, option: str) -> str:
 class Flags:
     """The shared options of the command that runs. `who` and `why` are one short line each."""
 
+    company: Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
     who: Annotated[str, typer.Option("--who", callback=_who, help="Name for the audit, instead of user@host.")] = ""

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import typer
@@ -23,6 +23,7 @@ from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 WIDTH: Final = 80
 """Columns of text for people."""
@@ -52,8 +53,9 @@ def json_line(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for people on stdout."""
-    _write(_printable(text))
+    """Print a line for people on stdout, nothing with --json."""
+    if not flags().as_json:
+        _write(_printable(text))
 
 
 def remark(text: str) -> None:
@@ -65,9 +67,9 @@ def result(text: str | Iterable[str], value: Any) -> None:
     """Print the result of a command: a line or lines for people, or one object with --json."""
     if flags().as_json:
         json_line(value)
-        return
-    for line in [text] if isinstance(text, str) else text:
-        say(line)
+    else:
+        for line in [text] if isinstance(text, str) else text:
+            say(line)
 
 
 def listing(
@@ -94,11 +96,13 @@ def listing(
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their headings, which may begin with marks.
+    """Print rows under their headings, which may begin with marks; nothing with --json.
 
     `=` is a column of ids, which are never broken: people copy them. `?` may be hidden where the terminal is too
     narrow, the last one first. `#` holds numbers, and may be hidden too. `@` holds times, shown as local ones.
     """
+    if flags().as_json:
+        return
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -116,26 +120,26 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
         shown.add_column(names[at], justify=justify, overflow="fold", no_wrap="=" in marks[at])
     for row in cells:
         shown.add_row(*(Text(row[at]) for at in kept))
-    out.print(shown)
+    _draw(out, shown)
     if hidden := [name for at, name in enumerate(names) if at not in kept]:
         remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
 
 
 def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
     """Print the result of a command: names and values, without those that are empty, or one object with --json."""
-    from rich.table import Table
-    from rich.text import Text
-
     if flags().as_json:
         json_line(value)
         return
+    from rich.table import Table
+    from rich.text import Text
+
     shown = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, cell in rows.items():
         if text := _cell(cell):
             shown.add_row(name, Text(text))
-    _out().print(shown)
+    _draw(_out(), shown)
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
@@ -204,12 +208,8 @@ def _write(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _end_unread()
-
-
-def _end_unread() -> NoReturn:
-    close()
-    raise SystemExit(UNREAD) from None
+        close()
+        raise SystemExit(UNREAD) from None
 
 
 def _printable(text: str) -> str:
@@ -219,6 +219,8 @@ def _printable(text: str) -> str:
 def _cell(value: object, mark: str = "") -> str:
     if isinstance(value, int) and "#" in mark:
         value = f"{value:,}"
+    elif isinstance(value, float):
+        value = f"{value:g}"
     elif isinstance(value, tuple):
         value = ", ".join(value)
     elif isinstance(value, datetime):
@@ -229,14 +231,14 @@ def _cell(value: object, mark: str = "") -> str:
 def _out() -> Console:
     from rich.console import Console
 
-    class Out(Console):
-        """Ends with UNREAD where rich ends with 1, which of `orders explain` means "not complete"."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            _end_unread()
 
-    return Out(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+def _draw(out: Console, shown: Table) -> None:
+    with out.capture() as drawn:
+        out.print(shown)
+    # Not by rich: it ends with 1 when the pipe is closed, which of `orders explain` means "not complete".
+    _write(drawn.get().removesuffix("\n"))
 
 
 def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:

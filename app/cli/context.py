@@ -62,11 +62,11 @@ class Companies:
 class CommandContext:
     """The settings and stores of one command; `company_id` is that of --company, None for all."""
 
-    def __init__(self, settings: Settings, redis: Redis, company: str | None) -> None:
+    def __init__(self, settings: Settings, redis: Redis) -> None:
         self.settings = settings
         self.redis = redis
         self.companies = Companies(settings.companies)
-        self.company_id = self.companies.id_of(company)
+        self.company_id = self.companies.id_of(flags().company)
         self.orders = Archive(redis)
         self.references = References(redis)
         self.events = EventLog(redis)
@@ -85,21 +85,30 @@ class CommandContext:
         return server_time(self.redis)
 
     def order(self, text: str) -> OrderKey:
-        """Return the order with this orderId, buyFromOrderReference or sellToOrderReference.
+        """Return the order as `find` does; raises Stop also when there is none."""
+        found = self.find(text)
+        if found is None:
+            raise self.not_found(text)
+        return found
 
-        Raises Stop when there is none, when there are several, and when `text` is blank: that is not the name of an
-        order without a reference.
+    def not_found(self, text: str) -> Stop:
+        """Return the error for an order that is not there."""
+        limit = f" (references of orders never fetched: only the newest {MOST_SEARCHED:,} are searched)"
+        return Stop(f"No order {text!r} found{'' if guid(text) else limit}.", FOUND)
+
+    def find(self, text: str) -> OrderKey | None:
+        """Return the order with this orderId, buyFromOrderReference or sellToOrderReference, None if there is none.
+
+        Raises Stop when there are several, and when `text` is blank: that is not the name of an order without a
+        reference.
         """
         if not text.strip():
             raise Stop("ORDER is empty: give an orderId or a reference.")
         found = [one for one in self._orders(text, self.company_id) if self.company_id in (None, one.company_id)]
-        if not found:
-            limit = f" (references of orders never fetched: only the newest {MOST_SEARCHED:,} are searched)"
-            raise Stop(f"No order {text!r} found{'' if guid(text) else limit}.", FOUND)
         if len(found) > 1:
             names = ", ".join(f"{self.companies.slug(one.company_id)} {one.order_id}" for one in found)
             raise Stop(f"Several orders match {text!r}: {names}. Give the orderId, and --company.")
-        return found[0]
+        return found[0] if found else None
 
     def name(self, order: OrderKey) -> str:
         """Return the words that identify this order on a command line."""
@@ -130,16 +139,16 @@ class CommandContext:
 
 
 @contextmanager
-def open_context(company: str | None = None) -> Iterator[CommandContext]:
-    """Open settings and Redis for one command; raises SettingsError, Stop, and StoreUnavailable when Redis fails.
+def open_context() -> Iterator[CommandContext]:
+    """Open settings and Redis for the command that runs.
 
-    A BrokenRecord in the block becomes a Stop.
+    Raises SettingsError, Stop, and StoreUnavailable when Redis fails. A BrokenRecord in the block becomes a Stop.
     """
     bootstrap.configure_cli_log()
     found = settings.load()
     with for_command(found.redis_url.get_secret_value()) as redis:
         try:
-            yield CommandContext(found, redis, company)
+            yield CommandContext(found, redis)
         except BrokenRecord as broken:
             raise Stop(str(broken), FOUND) from None
 
@@ -161,7 +170,6 @@ ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
-CompanyOption = Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")]
 Status = Annotated[str | None, typer.Option("--status", help="Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="Show at most this many.")]
 Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=times.HINT)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
 from typing import Annotated, Final, Literal
@@ -36,21 +36,22 @@ cli = commands(name="dead", help="Dead letters: orders and deliveries that faile
 
 @dataclass(frozen=True)
 class Selection:
-    """The dead letters a command is about: those of `orders`, or if there are none, those that match.
+    """The dead letters that a command is about: those of `orders`, or if there are none, those that match.
 
-    They are read anew by each iteration: there may be hundreds of thousands. `skipped`: orders that were named and
-    have no dead letter.
+    They are read anew by each iteration: there may be hundreds of thousands. With `lost` also those of orders that have
+    lost their record, which can only be discarded.
     """
 
     here: CommandContext
     query: DeadQuery
     orders: tuple[OrderKey, ...]
-    skipped: int
+    lost: bool
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        if not self.orders:
-            return self.here.dead_letters.oldest_first(self.query)
-        return filter(self.query.matches, chain.from_iterable(map(self.here.dead_letters.of, self.orders)))
+        letters = self.here.dead_letters.oldest_first(self.query)
+        if self.orders:
+            letters = filter(self.query.matches, chain.from_iterable(map(self.here.dead_letters.of, self.orders)))
+        return (letter for letter in letters if self.lost or letter.reason != RECORD_GONE)
 
     def words(self) -> str:
         """Return the selection on one line, for the audit."""
@@ -60,20 +61,10 @@ class Selection:
         named = {"company": self.query.company_id, "reason": self.query.reason, "until": until}
         return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
-    def count(self) -> tuple[int, int]:
-        """Return how many dead letters have a record, and how many have lost theirs."""
-        found = Counter[bool]()
-        with console.progress("reading dead letters") as step:
-            for letter in self:
-                step(1)
-                found[letter.reason == RECORD_GONE] += 1
-        return found[False], found[True]
 
-
-@command(cli, "ota-receiver dead list --reason order_missing")
+@command(cli, "ota-receiver dead list --reason order_missing", options="company")
 def list_(
     reason: Reason = None,
-    company: context.CompanyOption = None,
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
@@ -82,23 +73,21 @@ def list_(
     now = times.now()
     age = ("age", lambda letter: times.age(now - letter.at))
     columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
-    with open_context(company) as here:
+    with open_context() as here:
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
         console.listing(found[:limit], columns, lambda letter: _view(here, letter, now))
-    if flags().as_json:
-        return
     if not found:
         console.say("No dead letters.")
-    elif len(found) > limit:
+    elif len(found) > limit and not flags().as_json:
         console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
-@command(cli, "ota-receiver dead show CM-4711")
-def show(order: context.Order, company: context.CompanyOption = None) -> None:
+@command(cli, "ota-receiver dead show CM-4711", options="company")
+def show(order: context.Order) -> None:
     """Show why a fetch or a delivery failed for good, what was attempted, and what to do."""
     now = times.now()
-    with open_context(company) as here:
+    with open_context() as here:
         key = here.order(order)
         letters = here.dead_letters.of(key)
         if not letters:
@@ -117,11 +106,10 @@ def show(order: context.Order, company: context.CompanyOption = None) -> None:
         console.say(line)
 
 
-@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="dry_run yes who why")
+@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="company dry_run yes who why")
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
-    company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
     live: Annotated[bool, typer.Option("--live", help="In the live queue, not in the backfill queue.")] = False,
@@ -130,21 +118,18 @@ def requeue(
 
     Orders without a dead letter are counted in `not_dead` and stop nothing.
     """
-    with open_context(company) as here:
-        letters = _select(here, ids or [], reason, older_than, everything)
-        count, stale = letters.count()
-        skipped = letters.skipped + stale
-        if _confirmed(letters, count, skipped, "requeue"):
+    with open_context() as here:
+        letters, count, skipped = _selected(here, "requeue", ids or [], reason, older_than, everything)
+        if not flags().dry_run:
             _requeue(letters, count, "live" if live else "backfill", skipped)
     if skipped:
         raise typer.Exit(FOUND)
 
 
-@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="dry_run yes who why")
+@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,
-    company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
 ) -> None:
@@ -152,22 +137,26 @@ def drop(
 
     What was fetched before stays. A new event of the order, or `orders refetch`, fetches it again.
     """
-    with open_context(company) as here:
-        letters = _select(here, ids or [], reason, older_than, everything)
-        # A dead letter that has lost its record leaves the list only this way.
-        count = sum(letters.count())
-        if _confirmed(letters, count, letters.skipped, "discard"):
-            _discard(letters, count)
-    if letters.skipped:
+    with open_context() as here:
+        letters, count, skipped = _selected(here, "discard", ids or [], reason, older_than, everything)
+        if not flags().dry_run:
+            _discard(letters, count, skipped)
+    if skipped:
         raise typer.Exit(FOUND)
 
 
-def _select(
-    here: CommandContext, named: list[str], reason: str | None, older_than: datetime | None, everything: bool
-) -> Selection:
-    """Return the selection; a named order without a dead letter is reported and stops nothing.
+def _selected(
+    here: CommandContext,
+    what: Literal["requeue", "discard"],
+    named: list[str],
+    reason: str | None,
+    older_than: datetime | None,
+    everything: bool,
+) -> tuple[Selection, int, int]:
+    """Return the dead letters after the question and the note in the audit, their number, and that of others skipped.
 
-    Raises Stop when nothing selects, or when none of the named orders has a dead letter.
+    A dry run prints the numbers instead. A named order without a dead letter is reported and stops nothing. Raises Stop
+    when nothing selects, when nothing is selected, or when the answer is no.
     """
     if not (named or reason or here.company_id or older_than or everything):
         raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
@@ -175,48 +164,40 @@ def _select(
     until = older_than or (_EVER if named else times.now())
     query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
     found = [order for text in named if (order := _dead_order(here, text)) is not None]
-    if named and not found:
+    letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)
+    kept = Counter[bool]()
+    with console.progress("reading dead letters") as step:
+        for letter in letters if found or not named else ():
+            step(1)
+            kept[what == "discard" or letter.reason != RECORD_GONE] += 1
+    if not kept[True]:
         raise Stop("No dead letter matches.", FOUND)
-    return Selection(here, query, tuple(dict.fromkeys(found)), len(named) - len(found))
+    letters = replace(letters, lost=what == "discard")
+    count, skipped = kept[True], len(named) - len(found) + kept[False]
+    text = console.many(count, "dead letter")
+    if flags().dry_run:
+        view = {"letters": count, "not_dead": skipped, "dry_run": True}
+        console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
+    else:
+        console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
+        here.note("drop" if what == "discard" else what, letters.words(), count)
+    return letters, count, skipped
 
 
 def _dead_order(here: CommandContext, text: str) -> OrderKey | None:
     """Return the order of this name; None, and a remark, if it has no dead letter."""
-    why = "has no dead letter."
-    try:
-        order = here.order(text)
-        if here.dead_letters.of(order):
-            return order
-        if here.erasure.erased_among([order]):
-            why = "was erased: it is no longer fetched."
-    except Stop as stop:
-        if stop.code != FOUND:
-            raise
-    console.remark(f"{text!r} {why}")
+    order = here.find(text)
+    if order and here.dead_letters.of(order):
+        return order
+    erased = order and here.erasure.erased_among([order])
+    console.remark(f"{text!r} {'was erased: it is no longer fetched' if erased else 'has no dead letter'}.")
     return None
-
-
-def _confirmed(letters: Selection, count: int, skipped: int, what: Literal["requeue", "discard"]) -> bool:
-    """Ask and note the action in the audit, or print what a dry run found; return whether to act.
-
-    Raises Stop when nothing is selected, or the answer is no.
-    """
-    if not count:
-        raise Stop("No dead letter matches.", FOUND)
-    selected = console.many(count, "dead letter")
-    if flags().dry_run:
-        found = {"letters": count, "not_dead": skipped, "dry_run": True}
-        console.result(f"{selected} would be {what.removesuffix('e')}ed.", found)
-        return False
-    console.confirm(f"{what.title()} {selected}{' for good' if what == 'discard' else ''}?")
-    letters.here.note("drop" if what == "discard" else what, letters.words(), count)
-    return True
 
 
 def _requeue(letters: Selection, count: int, queue: Literal["live", "backfill"], skipped: int) -> None:
     ledger = letters.here.ledger
     queued = waiting = deliveries = 0
-    left = (letter for letter in letters if letter.reason != RECORD_GONE)
+    left = iter(letters)
     with console.progress("requeueing", count) as step:
         while chunk := list(islice(left, CHUNK)):
             orders = [letter.key for letter in chunk if not letter.sink]
@@ -231,13 +212,13 @@ def _requeue(letters: Selection, count: int, queue: Literal["live", "backfill"],
     console.result(f"{text}, {due}{no_letter}.", found)
 
 
-def _discard(letters: Selection, count: int) -> None:
+def _discard(letters: Selection, count: int, skipped: int) -> None:
     discarded = 0
     with console.progress("discarding", count) as step:
         for letter in letters:
             discarded += letters.here.ledger.discard(letter.key, letter.sink)
             step(1)
-    found = {"discarded": discarded, "not_dead": letters.skipped + count - discarded}
+    found = {"discarded": discarded, "not_dead": skipped + count - discarded}
     console.result(f"{console.many(discarded, 'dead letter')} discarded.", found)
 
 

@@ -150,8 +150,8 @@ def simulate(
     from app.dev.simulator.run import against, on_laptop, receiver_settings
 
     if show_settings:
-        for name, value in receiver_settings(sandbox_port).items():
-            console.say(f"{name}='{value}'")
+        needed = receiver_settings(sandbox_port)
+        console.result((f"{name}='{value}'" for name, value in needed.items()), needed)
         return
     if burst and rate is not None:
         raise Stop("--burst sends all at once: leave out --rate.")
@@ -175,10 +175,14 @@ def simulate(
     except (ReceiverError, TimeoutError) as error:
         raise Stop(str(error), FOUND) from None
     console.facts("", _facts(report), report)
-    if not flags().as_json:
-        _print_wrong(report)
-    if report.wrong:
-        raise typer.Exit(FOUND)
+    if not report.wrong:
+        console.say("All orders are right.")
+        return
+    shown = [(one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]]
+    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("order", "what"), shown)
+    if len(report.wrong) > _MOST_SHOWN and not flags().as_json:
+        console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
+    raise typer.Exit(FOUND)
 
 
 def _check_address(url: str, beyond_loopback: bool) -> None:
@@ -208,16 +212,6 @@ def _facts(report: Report) -> dict[str, object]:
         "answer time": f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms",
         "took": f"{report.seconds:g} s",
     }
-
-
-def _print_wrong(report: Report) -> None:
-    if not report.wrong:
-        console.say("All orders are right.")
-        return
-    shown = [(one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]]
-    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("order", "what"), shown)
-    if len(report.wrong) > _MOST_SHOWN:
-        console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
 
 
 def _forged(report: Report) -> str:

@@ -11,13 +11,13 @@ from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, Final
 
-import msgspec
 import typer
 
 from app import times
 from app.cli import console, context, replay
 from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands
 from app.cli.context import CommandContext, open_context
+from app.cli.order_view import assets
 from app.errors import StoreUnavailable
 from app.ids import OrderKey, guid
 from app.ledger.events import EventQuery, StoredEvent
@@ -39,28 +39,11 @@ _TAIL_CODES: Final = {
 }
 
 cli = commands(name="events", help="Events received from the Channel Manager.")
-command(cli, *replay.EXAMPLES, options="why who dry_run yes")(replay.replay)
+command(cli, *replay.EXAMPLES, options="company why who dry_run yes")(replay.replay)
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="what", tag="outcome"):
-    """The state that an order reached: `took_ms` since the earliest event that was waiting for it."""
-
-    company: str
-    company_id: str
-    order_id: str
-    state: State
-    status: str
-    reason: str
-    took_ms: int
-    revision: int
-    wallets: int
-    tickets: int
-    coupons: int
-
-
-@command(cli, "ota-receiver events list --since 1h --status Issued")
+@command(cli, "ota-receiver events list --since 1h --status Issued", options="company")
 def list_(
-    company: context.CompanyOption = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
@@ -69,7 +52,7 @@ def list_(
 ) -> None:
     """List the latest events, newest last. Duplicates are not stored as events: `orders explain` shows them."""
     columns = ("=id", ("@received", "at"), "?company", ("=order", "order_id"), "status", "?outcome", "?reference")
-    with open_context(company) as here:
+    with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
         found = list(islice(here.events.newest_first(query), limit))[::-1]
         console.listing(found, columns, here.view, nothing="No event matches.")
@@ -90,10 +73,9 @@ def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, a
     console.facts(f"event {event.id}", {name: view[field] for name, field in fields.items()}, view)
 
 
-@command(cli, "ota-receiver events tail --order CM-4711", codes=_TAIL_CODES)
+@command(cli, "ota-receiver events tail --order CM-4711", options="company", codes=_TAIL_CODES)
 def tail(
     order: Annotated[str | None, typer.Option("--order", help="One order, by orderId or reference.")] = None,
-    company: context.CompanyOption = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
@@ -105,7 +87,7 @@ def tail(
     """
     # Without a handler the first process of a container ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    with open_context(company) as here:
+    with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome)
         # The last id that there can be before this time: what follows it is shown.
         start = here.events.last_id() if since is None else f"{max(1, to_ms(since)) - 1}-{2**64 - 1}"
@@ -177,33 +159,24 @@ class Tail:
             state = None if record is None else record.state(now)
             if state is None or state in _ENDS:
                 del self._waiting[order]
-            if record is None or state is None:
+            elif state != "deferred" or waiting.deferred:
                 continue
-            if state in _ENDS or (state == "deferred" and not waiting.deferred):
-                self._print_outcome(record, state, waiting.since, now)
+            if record is not None and state is not None:
                 waiting.deferred = True
+                self._print_outcome(record, state, waiting.since, now)
 
     def _print_outcome(self, record: OrderRecord, state: State, since: datetime, now: datetime) -> None:
+        """Print the state that an order reached; `took_ms` since the earliest event that was waiting for it."""
         reached = {"fetched": record.fetched_at, "dead": record.dead_at, "discarded": record.discarded_at}.get(state)
         at = max(since, reached or now)
-        outcome = Outcome(
-            company=self._here.companies.slug(record.company_id),
-            company_id=record.company_id,
-            order_id=record.order_id,
-            state=state,
-            status=record.known_status,
-            reason=record.dead or (record.error if state != "fetched" else ""),
-            took_ms=to_ms(at) - to_ms(since),
-            revision=record.revision,
-            wallets=record.wallets,
-            tickets=record.tickets,
-            coupons=record.coupons,
-        )
-        detail = outcome.reason
-        if state == "fetched":
-            counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
-            detail = ", ".join([outcome.status, *(console.many(count, noun) for count, noun in counts)])
-        text = f"{outcome.order_id} {outcome.company}: {state} after {times.span(outcome.took_ms)}"
+        took = to_ms(at) - to_ms(since)
+        slug, status = self._here.companies.slug(record.company_id), record.known_status
+        reason = record.dead or (record.error if state != "fetched" else "")
+        outcome = {"what": "outcome", "company": slug, **record.key._asdict(), "state": state, "status": status}
+        outcome |= {"reason": reason, "took_ms": took}
+        outcome |= {name: getattr(record, name) for name in ("revision", "wallets", "tickets", "coupons")}
+        detail = f"{status}, {assets(record)}" if state == "fetched" else reason
+        text = f"{record.order_id} {slug}: {state} after {times.span(took)}"
         self._print(at, f"{text}: {detail}" if detail else text, outcome)
 
     def _print(self, at: datetime, text: str, value: Any) -> None:

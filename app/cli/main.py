@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "orders": ("orders", "Orders: fetched, pending and failed."),
     "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
     "replays": ("replay", "Plans made by `events replay`."),
-    "audit": ("audit", "Show who changed something by hand, when, what and why."),
+    "audit": ("status", "Show who changed something by hand, when, what and why."),
     "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
     "reconcile": ("reconcile", "Compare the Channel Manager's list of orders with ours, and show the differences."),
 }

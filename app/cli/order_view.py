@@ -77,9 +77,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
             return f"unreadable; revision {record.revision}"
         if not record.revision:
             return "never fetched"
-        counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
-        parts = ", ".join(console.many(count, noun) for count, noun in counts)
-        return f"{parts}, {'a' if record.manifest else 'no'} manifest; revision {record.revision}"
+        return f"{assets(record)}, {'a' if record.manifest else 'no'} manifest; revision {record.revision}"
 
     @property
     def error(self) -> str:
@@ -162,6 +160,12 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         outstanding=outstanding,
         history=here.orders.history(key),
     )
+
+
+def assets(record: OrderRecord) -> str:
+    """Return how many wallets, tickets and coupons an order has, in words."""
+    counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
+    return ", ".join(console.many(count, noun) for count, noun in counts)
 
 
 def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:

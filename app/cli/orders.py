@@ -7,12 +7,10 @@ killed between the two loses nothing: it may be repeated, and reconcile finds th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Annotated, Final, Literal
 
-import msgspec
 import typer
 
 from app import bootstrap, times
@@ -61,27 +59,16 @@ _NOT_FOUND: Final = (
 )
 
 cli = commands(name="orders", help="Orders: fetched, pending and failed.")
-command(cli, erase.EXAMPLE, options="why who dry_run yes", codes=erase.CODES)(erase.erase)
-
-
-class FetchRequests(msgspec.Struct, frozen=True):
-    """Fetches of `orders` were requested: how many have a new job, had one already, or were erased and have none."""
-
-    orders: int
-    queued: int
-    waiting: int
-    erased: int
-
-    def sentence(self) -> str:
-        erased = f", {self.erased:,} erased and no longer fetched" if self.erased else ""
-        orders = console.many(self.orders, "order")
-        return f"{orders}: {self.queued:,} queued, {self.waiting:,} already waiting{erased}."
+command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES)(erase.erase)
 
 
 def request_fetches(
     here: CommandContext, orders: Sequence[OrderKey], queue: Literal["live", "backfill"], what: str
-) -> FetchRequests:
-    """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued."""
+) -> tuple[str, dict[str, int]]:
+    """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued.
+
+    Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
+    """
     here.note(what, context.about(orders), len(orders))
     if queue == "backfill":
         here.warn_without_backfill()
@@ -92,15 +79,17 @@ def request_fetches(
         while chunk := list(islice(left, CHUNK)):
             queued += here.ledger.request_fetch(chunk, queue=queue, reason=what)
             step(len(chunk))
-    return FetchRequests(len(orders), queued, count - queued, len(erased))
+    found = {"orders": len(orders), "queued": queued, "waiting": count - queued, "erased": len(erased)}
+    not_fetched = f", {len(erased):,} erased and no longer fetched" if erased else ""
+    counts = f"{queued:,} queued, {count - queued:,} already waiting{not_fetched}"
+    return f"{console.many(len(orders), 'order')}: {counts}.", found
 
 
-@command(cli, "ota-receiver orders list --state deferred --since 6h")
+@command(cli, "ota-receiver orders list --state deferred --since 6h", options="company")
 def list_(
     state: Annotated[State | None, typer.Option(help="State of the order.")] = None,
     dead: Annotated[bool, typer.Option("--dead", help="The same as --state dead.")] = False,
     status: context.Status = None,
-    company: context.CompanyOption = None,
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
@@ -121,7 +110,7 @@ def list_(
         "?reference",
         ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
     )
-    with open_context(company) as here:
+    with open_context() as here:
         state = "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
         found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
@@ -133,71 +122,45 @@ def list_(
         )
 
 
-@command(cli, "ota-receiver orders show CM-4711 --reveal")
+@command(cli, "ota-receiver orders show CM-4711 --reveal", options="company")
 def show(
     order: context.Order,
-    company: context.CompanyOption = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
 ) -> None:
     """Show one order: its state, what to do next, its history, and its wallets with tickets and coupons."""
-    with open_context(company) as here:
+    with open_context() as here:
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
     console.result(view.lines(), whole)
-    if flags().as_json or view.order is None:
-        return
-    if view.order.manifest_url:
+    if view.order is not None and view.order.manifest_url:
         console.say(f"manifest  {view.order.manifest_url}")
-    if view.order.wallets:
+    if view.order is not None and view.order.wallets:
         headings = ("line", "visit", "wallet", "guest", "asset", "number", "item", "description")
         console.table("", headings, asset_rows(view.order.items))
 
 
-@command(cli, "ota-receiver orders explain CM-4711", codes=_EXPLAIN_CODES)
-def explain(order: context.Order, company: context.CompanyOption = None) -> None:
+@command(cli, "ota-receiver orders explain CM-4711", options="company", codes=_EXPLAIN_CODES)
+def explain(order: context.Order) -> None:
     """Explain where an order is: its history, what is pending, the next attempt, what to do."""
-    with open_context(company) as here:
-        try:
-            view = view_of(here, here.order(order))
-        except Stop as stop:
-            if stop.code != FOUND:
-                raise
+    with open_context() as here:
+        key = here.find(order)
+        if key is None:
             _print_not_found(order)
-            raise typer.Exit(FOUND) from None
+            raise typer.Exit(FOUND)
+        view = view_of(here, key)
     console.result(view.lines(), view.as_object())
     if not view.complete:
         raise typer.Exit(FOUND)
 
 
-@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="who why")
+@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
 def refetch(
     named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)],
-    company: context.CompanyOption = None,
 ) -> None:
     """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
-    with open_context(company) as here:
+    with open_context() as here:
         orders = list(dict.fromkeys(here.order(text) for text in named))
-        requests = request_fetches(here, orders, "live", "refetch")
-        console.result(requests.sentence(), requests)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A change of an order upstream: its name in the audit, the question, the call, and when upstream refuses it."""
-
-    what: str
-    question: str
-    call: Callable[[ChannelManager, str], Fetched]
-    refused: str
-
-
-class Changed(msgspec.Struct, frozen=True):
-    """The result of a change; `status` is the Channel Manager's answer, `queued` whether the fetch has a new job."""
-
-    company: str
-    order_id: str
-    status: str
-    queued: bool
+        console.result(*request_fetches(here, orders, "live", "refetch"))
 
 
 def _reference(text: str) -> str:
@@ -210,79 +173,76 @@ def _reference(text: str) -> str:
 _CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
 
 
-@command(cli, _CONFIRM, options="yes who why", codes=_CHANGE_CODES)
+@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES)
 def confirm(
     order: context.Order,
     payment_reference: Annotated[
         str, typer.Option("--payment-reference", parser=_reference, metavar="REF", help="Reference of the payment.")
     ],
-    company: context.CompanyOption = None,
 ) -> None:
     """Confirm a Draft order as paid (confirmOrder), and fetch its tickets and manifest.
 
     Confirming an Issued order again changes nothing.
     """
-    change = _Change(
+    _change(
+        order,
         "confirm",
         "Confirm the order as paid",
         lambda upstream, order_id: upstream.confirm_order(order_id, payment_reference),
         "only a Draft order can be confirmed",
     )
-    _apply(change, order, company)
 
 
-@command(cli, "ota-receiver orders cancel CM-4711", options="yes who why", codes=_CHANGE_CODES)
-def cancel(order: context.Order, company: context.CompanyOption = None) -> None:
+@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES)
+def cancel(order: context.Order) -> None:
     """Cancel an order (deleteOrder), and fetch it. A Draft or Error order is deleted upstream; an Issued one stays.
 
     This cannot be undone.
     """
-    change = _Change(
-        "cancel",
-        "Cancel the order, for good",
-        ChannelManager.delete_order,
-        "an order that is being processed cannot be cancelled",
-    )
-    _apply(change, order, company)
+    refused = "an order that is being processed cannot be cancelled"
+    _change(order, "cancel", "Cancel the order, for good", ChannelManager.delete_order, refused)
 
 
-def _apply(change: _Change, text: str, name: str | None) -> None:
-    """Ask, note the change in the audit, make it upstream, and request the fetch; raises Stop when it fails."""
-    with open_context(name) as here:
+def _change(text: str, what: str, question: str, call: Callable[[ChannelManager, str], Fetched], refused: str) -> None:
+    """Ask, note the change in the audit, make it upstream, and request the fetch; raises Stop when it fails.
+
+    `what` is its name in the audit, `refused` says why upstream may refuse it.
+    """
+    with open_context() as here:
         key = here.order(text)
         record = here.orders.record(key)
         company = next((one for one in here.settings.companies if one.np_company_id == key.company_id), None)
         if company is None:
             raise Stop(f"The settings have no company {key.company_id}: its order cannot be changed from here.")
-        console.confirm(f"{change.question}: {_described(company, key, record)}?")
-        here.note(f"order-{change.what}", key.member, 1)
+        console.confirm(f"{question}: {_described(company, key, record)}?")
+        here.note(f"order-{what}", key.member, 1)
         request = partial(_request_fetch, here, key)
         see = f"ota-receiver orders explain {key.order_id}"
         try:
             with bootstrap.http(here.settings) as client:
                 upstream = bootstrap.channel_manager(here.settings, company, client)
-                status = change.call(upstream, key.order_id).order.status
+                status = call(upstream, key.order_id).order.status
         except (ConnectionFault, Throttled) as error:
             raise Stop(f"{trouble(company.slug, error, API_PERMISSIONS)} Nothing was changed.", AWAY) from None
         except (RequestRejected, OrderNotFound) as error:
             # The copy here may be old: the fetch shows what the order is now.
-            request(f"{change.what}-refused", "Upstream refused it")
+            request(f"{what}-refused", "Upstream refused it")
             why_not = "upstream has no such order (HTTP 404): deleted Draft and Error orders are gone."
             if isinstance(error, RequestRejected):
-                why_not = f"refused, {reason(error)}: {change.refused}."
+                why_not = f"refused, {reason(error)}: {refused}."
             raise Stop(f"{company.slug}: {why_not} Its fetch is queued: {see}", FOUND) from None
         except UpstreamError as error:
-            request(f"{change.what}-unsure", "It may have been done upstream")
+            request(f"{what}-unsure", "It may have been done upstream")
             cause = trouble(company.slug, error, API_PERMISSIONS)
             raise Stop(f"{cause} It may have been done upstream; its fetch is queued: {see}", AWAY) from None
         except KeyboardInterrupt:
-            request(f"{change.what}-unsure", "It may have been done upstream")
+            request(f"{what}-unsure", "It may have been done upstream")
             console.remark(f"Interrupted; it may have been done upstream, and its fetch is queued: {see}")
             raise
-        queued = request(change.what, "It was done upstream")
+        queued = request(what, "It was done upstream")
         erased = record is not None and record.erased_at
         follows = "It was erased here, and is not fetched." if erased else f"Its fetch is queued: {see}"
-        changed = Changed(company.slug, key.order_id, status, queued)
+        changed = {"company": company.slug, "order_id": key.order_id, "status": status, "queued": queued}
         console.result(f"Done: upstream answered {status}. {follows}", changed)
 
 

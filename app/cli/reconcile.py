@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from app import bootstrap
-from app.cli import console, context
+from app.cli import console
 from app.cli.command import DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
@@ -47,9 +47,8 @@ Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders that diff
 cli = commands()
 
 
-@command(cli, "ota-receiver reconcile --from-zero --apply", options="yes who why", codes=_CODES)
+@command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES)
 def reconcile(
-    company: context.CompanyOption = None,
     from_zero: FromZero = False,
     from_file: FromFile = None,
     apply: Apply = False,
@@ -63,11 +62,11 @@ def reconcile(
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")
 
-    with open_context(company) as here:
+    with open_context() as here:
         if from_file is not None:
             code = _compare_file(here, from_file, apply)
         else:
-            code = _compare_list(here, _companies(here, company), from_zero, apply)
+            code = _compare_list(here, _companies(here), from_zero, apply)
     raise typer.Exit(code)
 
 
@@ -77,10 +76,10 @@ def _request(here: CommandContext, orders: list[OrderKey], show: Callable[[], No
     if not flags().yes:
         show()
     console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?")
-    requests = request_fetches(here, orders, "backfill", "reconcile")
+    requested = request_fetches(here, orders, "backfill", "reconcile")
     if flags().yes:
         show()
-    console.result(requests.sentence(), requests)
+    console.result(*requested)
 
 
 def _compare_list(here: CommandContext, companies: Sequence[Company], from_zero: bool, apply: bool) -> int:
@@ -103,8 +102,7 @@ def _compare_list(here: CommandContext, companies: Sequence[Company], from_zero:
         _request(here, [one.key for one in differences], show)
     else:
         show()
-    if not flags().as_json:
-        console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
+    console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
     for trouble in troubles:
         console.remark(trouble)
     return NO_LIST if troubles else FOUND if differences and not apply else DONE
@@ -119,12 +117,12 @@ def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -
     return f"{console.many(len(differences), 'difference')}: {counts}; {listed}.{hint}"
 
 
-def _companies(here: CommandContext, name: str | None) -> list[Company]:
+def _companies(here: CommandContext) -> list[Company]:
     """Return the companies whose list can be read; raises Stop if there is none."""
     chosen = [one for one in here.settings.companies if here.company_id in (None, one.np_company_id)]
     without = [one.slug for one in chosen if one.np_partner_id is None]
     if not chosen:
-        raise Stop(f"Company {name!r} is not in the settings: its list cannot be read.")
+        raise Stop(f"Company {flags().company!r} is not in the settings: its list cannot be read.")
     if len(without) == len(chosen):
         raise Stop(
             f"No NP_PARTNER_ID is set for {', '.join(without)}, and the list of orders cannot be read without it."
@@ -189,9 +187,8 @@ def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     def show() -> None:
         columns = (("#line", lambda one: str(one.line)), ("order", "order_id"), "references")
         console.listing(missing, columns, lambda one: {"kind": "missing"} | msgspec.structs.asdict(one))
-        if not flags().as_json:
-            of = f"{console.many(len(expected), 'order')} expected"
-            console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
+        of = f"{console.many(len(expected), 'order')} expected"
+        console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
 
     fetchable = [one.order_id for one in missing if one.order_id] if apply else []
     if not fetchable:

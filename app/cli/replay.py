@@ -7,11 +7,10 @@ queue for as long as it runs; whenever it ends, another one can resume the plan.
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from typing import Annotated, Final
 
-import msgspec
 import typer
 
 from app import times
@@ -20,7 +19,7 @@ from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Draft, Plan, Selection, is_plan_id
+from app.replay import Draft, Plan, Selected, Selection, is_plan_id
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -43,14 +42,6 @@ EXAMPLES: Final = (
     "ota-receiver events replay --since 2d --to-sinks --rate 20",
 )
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")]
-Orders = Annotated[list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")]
-Dead = Annotated[bool, typer.Option("--dead", help="Only orders with a dead letter.")]
-Force = Annotated[bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")]
-ToSinks = Annotated[
-    bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
-]
-SinkNames = Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, to this one; repeatable.")]
 Rate = Annotated[
     float | None,
     typer.Option("--rate", min=0.01, max=5000, help="Orders a second. Default: the backfill's share of the limits."),
@@ -58,53 +49,6 @@ Rate = Annotated[
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
 
 cli = commands(name="replays", help="Plans made by `events replay`.")
-
-
-class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay of `events` means: of their `orders`, `passed` are skipped and `to_do` are not.
-
-    At `rate` orders a second it takes `seconds`, until `ends` if it starts now.
-    """
-
-    events: int
-    orders: int
-    passed: int
-    to_do: int
-    get_order_calls: int
-    sinks: tuple[str, ...]
-    rate: float
-    seconds: int
-    ends: datetime
-    dry_run: bool
-
-    def question(self) -> str:
-        orders = console.many(self.to_do, "order")
-        what = f"Fetch {orders} again ({console.many(self.get_order_calls, 'getOrder call')})"
-        if self.sinks:
-            what = f"Deliver {orders} to {', '.join(self.sinks)} again (no getOrder)"
-        takes = times.age(timedelta(seconds=self.seconds))
-        return f"{what}: at {self.rate:g}/s this takes {takes}, until {times.short(self.ends)}?"
-
-    def skipped(self) -> str:
-        """Return how many orders are skipped and why, "" if none is."""
-        if not self.passed:
-            return ""
-        orders = f"{console.many(self.passed, 'order')} skipped"
-        if self.sinks:
-            return f"{orders}: nothing is stored of them."
-        return f"{orders}: the stored copy is newer than the event; --force fetches them too."
-
-    def facts(self) -> dict[str, object]:
-        return {
-            "events": f"{self.events:,}",
-            "orders": f"{self.orders:,}",
-            "skipped": self.skipped(),
-            "getOrder calls": f"{self.get_order_calls:,}",
-            "deliveries to": self.sinks,
-            "rate": f"{self.rate:g} orders/s",
-            "takes": times.age(timedelta(seconds=self.seconds)),
-            "would end": self.ends,
-        }
 
 
 def default_rate(settings: Settings) -> float:
@@ -115,17 +59,24 @@ def default_rate(settings: Settings) -> float:
 
 
 def replay(
-    ids: Ids = None,
-    order: Orders = None,
-    company: context.CompanyOption = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")
+    ] = None,
+    order: Annotated[
+        list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")
+    ] = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
     until: context.Until = None,
-    dead: Dead = False,
-    force: Force = False,
-    to_sinks: ToSinks = False,
-    sink: SinkNames = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Only orders with a dead letter.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")
+    ] = False,
+    to_sinks: Annotated[
+        bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
+    ] = False,
+    sink: Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, to this one; repeatable.")] = None,
     rate: Rate = None,
 ) -> None:
     """Fetch the orders of stored events again: each order once, oldest first, at a rate, after live orders.
@@ -134,14 +85,14 @@ def replay(
     than its last selected event is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume`
     continues it, and `replays cancel` ends it.
     """
-    if not any((ids, order, company, status, outcome, since, until, dead)):
+    if not any((ids, order, flags().company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
     if force and (to_sinks or sink):
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
     wrong = next((one for one in ids or [] if not is_event_id(one)), None)
     if wrong is not None:
         raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
-    with open_context(company) as here:
+    with open_context() as here:
         sinks = _sinks(here.settings.sinks, to_sinks, sink or [])
         selection = Selection(
             event_ids=tuple(dict.fromkeys(ids or [])),
@@ -168,56 +119,64 @@ def replay(
             passed = here.selector.without_content(found.orders)
         elif not force:
             passed = here.selector.up_to_date(found.orders)
-        to_do, speed = len(found.orders) - len(passed), rate or default_rate(here.settings)
-        seconds = round(to_do / speed)
-        forecast = Forecast(
-            events=found.events,
-            orders=len(found.orders),
-            passed=len(passed),
-            to_do=to_do,
-            get_order_calls=0 if sinks else to_do,
-            sinks=sinks,
-            rate=round(speed, 3),
-            seconds=seconds,
-            ends=times.now() + timedelta(seconds=seconds),
-            dry_run=flags().dry_run,
-        )
-        if forecast.dry_run:
-            console.facts("dry run: nothing was changed", forecast.facts(), forecast)
-        else:
-            if passed:
-                console.remark(forecast.skipped())
-            if to_do:
-                console.confirm(forecast.question())
-                words = selection.words()
-                draft = Draft(who=flags().who, why=flags().why, selected=words, rate=speed, sinks=sinks)
-                left = ((one, None if force else at) for one, at in found.orders.items() if one not in passed)
-                plan = here.plans.file(draft, left)
-                console.remark(
-                    f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it."
-                )
-                _finish(here, plan)
-            else:
-                console.result("Nothing to do.", forecast)
+        for one in passed:
+            del found.orders[one]
+        speed = rate or default_rate(here.settings)
+        draft = Draft(who=flags().who, why=flags().why, selected=selection.words(), rate=speed, sinks=sinks)
+        _start(here, draft, found, len(passed), force)
     if found.missing:
         raise typer.Exit(FOUND)
+
+
+def _start(here: CommandContext, draft: Draft, found: Selected, passed: int, force: bool) -> None:
+    """Ask, then file the plan for the orders found and feed it; a dry run prints what the replay means instead.
+
+    `passed` other orders are skipped.
+    """
+    to_do = len(found.orders)
+    calls = 0 if draft.sinks else to_do
+    orders, rate = console.many(to_do, "order"), round(draft.rate, 3)
+    seconds = round(to_do / draft.rate)
+    takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
+    forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
+    forecast |= {"get_order_calls": calls, "sinks": draft.sinks, "rate": rate, "seconds": seconds, "ends": ends}
+    forecast |= {"dry_run": flags().dry_run}
+    why_skipped = "the stored copy is newer than the event; --force fetches them too."
+    if draft.sinks:
+        why_skipped = "nothing is stored of them."
+    skipped = f"{console.many(passed, 'order')} skipped: {why_skipped}" if passed else ""
+    if flags().dry_run:
+        facts = {
+            "events": f"{found.events:,}",
+            "orders": f"{passed + to_do:,}",
+            "skipped": skipped,
+            "getOrder calls": f"{calls:,}",
+            "deliveries to": draft.sinks,
+            "rate": f"{rate:g} orders/s",
+            "takes": takes,
+            "would end": ends,
+        }
+        console.facts("dry run: nothing was changed", facts, forecast)
+        return
+    if passed:
+        console.remark(skipped)
+    if not to_do:
+        console.result("Nothing to do.", forecast)
+        return
+    what = f"Fetch {orders} again ({console.many(calls, 'getOrder call')})"
+    if draft.sinks:
+        what = f"Deliver {orders} to {', '.join(draft.sinks)} again (no getOrder)"
+    console.confirm(f"{what}: at {rate:g}/s this takes {takes}, until {times.short(ends)}?")
+    plan = here.plans.file(draft, ((one, None if force else at) for one, at in found.orders.items()))
+    console.remark(f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it.")
+    _finish(here, plan)
 
 
 @command(cli, "ota-receiver replays list --limit 5")
 def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first: what was requested, by whom and why, and how much is left."""
-    rate = ("#rate", lambda plan: f"{plan.rate:g}")
-    columns = (
-        ("=plan", "id"),
-        ("@made", "at"),
-        "state",
-        "#orders",
-        "#left",
-        rate,
-        ("selected", _selected),
-        "who",
-        "why",
-    )
+    selected = ("selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
+    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "#rate", selected, "who", "why")
     with open_context() as here:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
@@ -235,10 +194,6 @@ def cancel(plan_id: PlanId) -> None:
     with open_context() as here:
         plan = here.plans.cancel(_open_plan(here, plan_id), flags().who, flags().why)
         console.result(_sentence(plan), plan)
-
-
-def _selected(plan: Plan) -> str:
-    return " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks)))
 
 
 def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ is readable by its owner alone, written whole or not at all, and never replaces 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shlex
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,7 +24,7 @@ import typer
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from app import bootstrap, log, settings, times
-from app.cli import console, context
+from app.cli import console
 from app.cli.command import AWAY, DONE, FOUND, NEWER, Stop, command, commands, flags
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
@@ -59,33 +58,28 @@ _WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.ex
 _log = log.get()
 _seconds: Final = TypeAdapter(Annotated[Seconds, Field(ge=1)])
 
+Client = tuple[Company, ChannelManager]
+
 cli = commands(name="subscription", help="The webhook subscription at the Channel Manager.")
 
 
-class Client(NamedTuple):
-    """One company and its client of the Channel Manager."""
-
-    company: Company
-    upstream: ChannelManager
-
-
 @contextmanager
-def _open_clients(name: str | None) -> Iterator[tuple[Settings, list[Client]]]:
-    """Open the client of this slug or GUID, those of all companies for None; raises SettingsError, Stop."""
+def _open_clients() -> Iterator[tuple[Settings, list[Client]]]:
+    """Open the client of the company that was chosen, else those of all; raises SettingsError, Stop."""
     bootstrap.configure_cli_log()
     found = settings.load()
-    company_id = Companies(found.companies).id_of(name)
+    company_id = Companies(found.companies).id_of(flags().company)
     companies = [one for one in found.companies if company_id in (None, one.np_company_id)]
     if not companies:
-        raise Stop(f"No company {name!r} in the settings.")
+        raise Stop(f"No company {flags().company!r} in the settings.")
     with bootstrap.http(found) as http:
-        yield found, [Client(one, bootstrap.channel_manager(found, one, http)) for one in companies]
+        yield found, [(one, bootstrap.channel_manager(found, one, http)) for one in companies]
 
 
 def _only(clients: list[Client]) -> Client:
     """Return the only client; raises Stop when there are several."""
     if len(clients) > 1:
-        slugs = ", ".join(sorted(one.company.slug for one in clients))
+        slugs = ", ".join(sorted(company.slug for company, _ in clients))
         raise Stop(f"There are several companies. Choose one with --company: {slugs}.")
     return clients[0]
 
@@ -101,12 +95,12 @@ def _upstream_errors(company: Company, *, changes: bool = False) -> Iterator[Non
         raise Stop(f"{trouble(company.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", AWAY) from None
 
 
-@command(cli, "ota-receiver subscription list", codes=_CODES)
-def list_(company: context.CompanyOption = None) -> None:
+@command(cli, "ota-receiver subscription list", options="company", codes=_CODES)
+def list_() -> None:
     """List all subscriptions, also those for other events, and which of our secrets their events carry."""
     found: list[dict[str, object]] = []
     troubles: list[str] = []
-    with _open_clients(company) as (_, clients):
+    with _open_clients() as (_, clients):
         for one, upstream in clients:
             try:
                 found += [_view(one, subscription) for subscription in upstream.subscriptions()]
@@ -118,10 +112,9 @@ def list_(company: context.CompanyOption = None) -> None:
         raise Stop("\n".join(troubles), AWAY)
 
 
-@command(cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="yes", codes=_CODES)
+@command(cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES)
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
-    company: context.CompanyOption = None,
     new_client_state: Annotated[
         bool, typer.Option("--new-client-state", help="Only make a new secret, and show how to rotate to it.")
     ] = False,
@@ -140,7 +133,7 @@ def create(
         raise Stop("--write-to and --reveal need --new-client-state.")
     if new_client_state and not (write_to or reveal):
         raise Stop("Choose what happens to the new clientState: --write-to FILE, or --reveal to print it.")
-    with _open_clients(company) as (loaded, clients):
+    with _open_clients() as (loaded, clients):
         of, upstream = _only(clients)
         with _upstream_errors(of):
             ours = for_settled_orders(upstream.subscriptions())
@@ -163,15 +156,15 @@ def create(
     console.result(text, view)
 
 
-@command(cli, "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", options="yes", codes=_CODES)
-def delete(
-    subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID)], company: context.CompanyOption = None
-) -> None:
+@command(
+    cli, "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", options="company yes", codes=_CODES
+)
+def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID)]) -> None:
     """Delete a subscription."""
     wanted = guid(subscription_id)
     if wanted is None:
         raise Stop(f"{subscription_id!r} is not a subscription id. {_ID}")
-    with _open_clients(company) as (_, clients):
+    with _open_clients() as (_, clients):
         (of, upstream), one, listed = _find(clients, wanted)
         event = (one.event_name or "").casefold()
         others = [other for other in listed if other is not one and (other.event_name or "").casefold() == event]
@@ -196,9 +189,8 @@ def _duration(text: str) -> int:
         raise typer.BadParameter("is not a duration such as 90s, 5m or 1h") from None
 
 
-@command(cli, _WATCH, codes=_CODES)
+@command(cli, _WATCH, options="company", codes=_CODES)
 def watch(
-    company: context.CompanyOption = None,
     url: Annotated[
         str | None, typer.Option(help="Only a subscription to this address counts; --repair creates it.")
     ] = None,
@@ -216,54 +208,47 @@ def watch(
         _check_address(url)
     # Without a handler the first process of a container ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    with _open_clients(company) as (loaded, clients):
+    with _open_clients() as (loaded, clients):
         if url is not None:
             _only(clients)  # an address belongs to one company
         bootstrap.configure_stderr_log(loaded)
-        rounds = Rounds([SubscriptionWatch(*client, loaded.webhook_path, url) for client in clients], repair)
+        watches = [SubscriptionWatch(*client, loaded.webhook_path, url) for client in clients]
+        printed: dict[str, list[SubscriptionStatus]] = {}
         while not once:
-            rounds.check()
+            _check(watches, repair, printed)
             time.sleep(every)
-        raise typer.Exit(rounds.check())
+        raise typer.Exit(_check(watches, repair, printed))
 
 
-class Rounds:
-    """Checks every company in turn, and prints what has changed since the last round."""
-
-    def __init__(self, watches: list[SubscriptionWatch], repair: bool) -> None:
-        self._watches = watches
-        self._repair = repair
-        self._printed: dict[str, list[SubscriptionStatus]] = {}
-
-    def check(self) -> int:
-        """Check all companies and return the exit code of this round."""
-        states = {self._one(watch).state for watch in self._watches}
-        if states - {ACTIVE, REPAIRED, UNREACHABLE}:
-            return FOUND
-        return AWAY if UNREACHABLE in states else DONE
-
-    def _one(self, watch: SubscriptionWatch) -> SubscriptionStatus:
+def _check(watches: list[SubscriptionWatch], repair: bool, printed: dict[str, list[SubscriptionStatus]]) -> int:
+    """Check every company, print what differs from `printed` and keep it there; return the exit code."""
+    states: set[str] = set()
+    for watch in watches:
         seen = [watch.check()]
-        if self._repair and watch.can_repair(seen[0]):
+        if repair and watch.can_repair(seen[0]):
             seen.append(watch.repair())
-        slug, last = seen[0].company, seen[-1]
-        if seen != self._printed.get(slug):
+        slug, state = seen[0].company, seen[-1].state
+        if seen != printed.get(slug):
             for status in seen:
                 _log_status(status)
-                self._print(watch, status)
+                _print(watch, status, repair)
         # A repaired subscription is Active: to see it so in the next round is no change.
-        self._printed[slug] = [watch.active()] if last.state == REPAIRED else seen
-        return last
+        printed[slug] = [watch.active()] if state == REPAIRED else seen
+        states.add(state)
+    if states - {ACTIVE, REPAIRED, UNREACHABLE}:
+        return FOUND
+    return AWAY if UNREACHABLE in states else DONE
 
-    def _print(self, watch: SubscriptionWatch, status: SubscriptionStatus) -> None:
-        hint = status.advice or (advice(status.cause, WEBHOOK_PERMISSIONS) if status.cause else "")
-        if self._repair and watch.can_repair(status):
-            hint = "It is created again."
-        elif self._repair and status.state == "missing":
-            hint = "It cannot be created again, as its address is unknown: give --url."
-        now = times.now()
-        text = f"{times.short(now)} {status.company}: {status.state}, {status.detail}. {hint}".rstrip()
-        console.result(text, {"at": now} | msgspec.structs.asdict(status) | {"advice": hint})
+
+def _print(watch: SubscriptionWatch, status: SubscriptionStatus, repair: bool) -> None:
+    hint = status.advice or (advice(status.cause, WEBHOOK_PERMISSIONS) if status.cause else "")
+    if repair and watch.can_repair(status):
+        hint = "It is created again."
+    elif repair and status.state == "missing":
+        hint = "It cannot be created again, as its address is unknown: give --url."
+    now = times.now()
+    text = f"{times.short(now)} {status.company}: {status.state}, {status.detail}. {hint}".rstrip()
+    console.result(text, {"at": now} | msgspec.structs.asdict(status) | {"advice": hint})
 
 
 def _log_status(status: SubscriptionStatus) -> None:
@@ -280,7 +265,7 @@ def _log_status(status: SubscriptionStatus) -> None:
 
 
 def _check_address(url: str) -> None:
-    """Raise Stop unless upstream can send events there and nobody else can read them."""
+    """Raise Stop unless upstream can send events there, and only the receiver can read them."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -358,17 +343,13 @@ def _check_file(path: Path, in_use: Iterable[SecretStr | None]) -> None:
 def _write(path: Path, secret: SecretStr) -> None:
     """Write the secret with mode 0600, replacing the file in one step; raises Stop."""
     try:
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(number, "w", encoding="utf-8") as file:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            new = Path(folder, path.name)
+            with open(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
                 file.write(secret.get_secret_value() + "\n")
                 file.flush()
-                os.fsync(number)
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+                os.fsync(file.fileno())
+            os.replace(new, path)
     except OSError as error:
         raise Stop(f"{path} cannot be written ({type(error).__name__}).") from None
 
@@ -385,12 +366,12 @@ def _listed(upstream: ChannelManager, url: str, before: list[Subscription]) -> S
 
 def _find(clients: list[Client], wanted: str) -> tuple[Client, Subscription, tuple[Subscription, ...]]:
     """Return the client of the company that has this subscription, the subscription, and all of that company."""
-    for client in clients:
-        with _upstream_errors(client.company):
-            listed = client.upstream.subscriptions()
+    for company, upstream in clients:
+        with _upstream_errors(company):
+            listed = upstream.subscriptions()
         for one in listed:
             if guid(one.id) == wanted:
-                return client, one, listed
+                return (company, upstream), one, listed
     raise Stop(f"No subscription {wanted} found.", FOUND)
 
 
