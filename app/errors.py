@@ -7,7 +7,7 @@
     ├── BrokenRecord                the record of one order is unreadable
     ├── Denied                      the limits of the API key allow no call now
     ├── BadExpected                 the CSV of expected orders cannot be used
-    ├── Stop                        a command ends with a message and an exit code (app/cli/console.py)
+    ├── Stop                        a command ends with a message and an exit code (app/cli/command.py)
     ├── RequestRefused              the sender gets an HTTP status and the reason code
     │   ├── MalformedEnvelope       400
     │   ├── Unauthenticated         401

@@ -93,11 +93,8 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
 
 def _of_redis(loaded: Settings) -> Iterator[Finding]:
     for check in asyncio.run(bootstrap.redis_checks(loaded)):
-        if check.ok:
-            yield Finding("redis", check.name, "good", check.detail)
-        else:
-            hint = _REDIS_ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
-            yield Finding("redis", check.name, "todo", check.detail, hint)
+        hint = "" if check.ok else _REDIS_ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
+        yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, hint)
     yield from of_address(loaded.redis_url.get_secret_value())
 
 
@@ -118,38 +115,34 @@ def _of_companies(loaded: Settings) -> Iterator[Finding]:
     with bootstrap.http(loaded) as client, console.progress("calling upstream", len(loaded.companies)) as step:
         for company in loaded.companies:
             upstream = bootstrap.channel_manager(loaded, company, client)
-            api = _api(company, upstream)
-            yield api
-            if api.level == "good":
-                yield _subscription(loaded, company, upstream)
+            yield from _of_company(loaded, company, upstream)
             step(1)
 
 
-def _api(company: Company, upstream: ChannelManager) -> Finding:
-    started = monotonic()
+def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) -> Iterator[Finding]:
+    """Return what its API answers, and if it does, how its subscription is."""
+    started, slug = monotonic(), company.slug
     try:
         if company.np_partner_id is None:
             with contextlib.suppress(OrderNotFound):
                 upstream.get_order(NO_ORDER)
         else:
             list(islice(upstream.list_orders(ListQuery(page_size=1)), 1))
-    except RequestRejected as error:
-        hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
-        return Finding(company.slug, "api", "todo", reason(error), hint)
     except UpstreamError as error:
-        return Finding(company.slug, "api", "todo", reason(error), advice(error.reason, API_PERMISSIONS))
+        hint = advice(error.reason, API_PERMISSIONS)
+        if isinstance(error, RequestRejected):
+            hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
+        yield Finding(slug, "api", "todo", reason(error), hint)
+        return
     milliseconds = round((monotonic() - started) * 1000)
     allowed = "call getOrder" if company.np_partner_id is None else "list orders"
-    return Finding(company.slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
-
-
-def _subscription(loaded: Settings, company: Company, upstream: ChannelManager) -> Finding:
+    yield Finding(slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
     try:
         ours = subscriptions.for_settled_orders(upstream.subscriptions())
     except UpstreamError as error:
-        hint = advice(error.reason, WEBHOOK_PERMISSIONS)
-        return Finding(company.slug, "subscription", "todo", reason(error), hint)
-    found = subscriptions.problem(company, loaded.webhook_path, ours)
-    if found is not None:
-        return Finding(company.slug, "subscription", "todo", found.found, found.advice)
-    return Finding(company.slug, "subscription", "good", f"{EVENT_NAME} is Active")
+        yield Finding(slug, "subscription", "todo", reason(error), advice(error.reason, WEBHOOK_PERMISSIONS))
+        return
+    if found := subscriptions.problem(company, loaded.webhook_path, ours):
+        yield Finding(slug, "subscription", "todo", found.found, found.advice)
+    else:
+        yield Finding(slug, "subscription", "good", f"{EVENT_NAME} is Active")

@@ -50,20 +50,15 @@ class Stop(ReceiverError):
         self.code = code
 
 
-def _who(given: str) -> str:
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid{os.getuid()}"
-    return _audited(given or f"{user}@{socket.gethostname()}", "--who")
-
-
-def _why(given: str) -> str:
-    return _audited(given, "--why")
-
-
-def _audited(text: str, option: str) -> str:
+def _audited(option: typer.CallbackParam, text: str) -> str:
+    """Return the text of --who or --why; the default of --who is user@host."""
     from app.audit import LONGEST_TEXT  # here: `--help` and `health` load no redis
 
+    if option.name == "who" and not text:
+        user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid{os.getuid()}"
+        text = f"{user}@{socket.gethostname()}"
     if len(text) > LONGEST_TEXT or not text.isprintable():
-        raise Stop(f"{option} must be one line of at most {LONGEST_TEXT} printable characters.")
+        raise Stop(f"--{option.name} must be one line of at most {LONGEST_TEXT} printable characters.")
     return text
 
 
@@ -74,8 +69,8 @@ class Flags:
     company: Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")] = False
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
-    who: Annotated[str, typer.Option("--who", callback=_who, help="Name for the audit, instead of user@host.")] = ""
-    why: Annotated[str, typer.Option("--why", callback=_why, help="Reason for the audit; one line.")] = ""
+    who: Annotated[str, typer.Option("--who", callback=_audited, help="Name for the audit, instead of user@host.")] = ""
+    why: Annotated[str, typer.Option("--why", callback=_audited, help="Reason for the audit; one line.")] = ""
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False
 
 

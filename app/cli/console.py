@@ -22,7 +22,6 @@ from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 WIDTH: Final = 80
@@ -67,9 +66,8 @@ def result(text: str | Iterable[str], value: Any) -> None:
     """Print the result of a command: a line or lines for people, or one object with --json."""
     if flags().as_json:
         json_line(value)
-    else:
-        for line in [text] if isinstance(text, str) else text:
-            say(line)
+    for line in [text] if isinstance(text, str) else text:
+        say(line)
 
 
 def listing(
@@ -107,20 +105,19 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     from rich.table import Table
     from rich.text import Text
 
-    out = _out()
     names = [heading.lstrip(_MARKS) for heading in columns]
     marks = [heading.removesuffix(name) for heading, name in zip(columns, names, strict=True)]
     cells = [[_cell(value, mark) for value, mark in zip(row, marks, strict=True)] for row in rows]
     zone = datetime.now(UTC).astimezone().tzname() or "local"
     names = [f"{name} ({zone})" if "@" in mark else name for name, mark in zip(names, marks, strict=True)]
-    kept = _fitting(marks, names, cells, out.width) if sys.stdout.isatty() else range(len(columns))
+    kept = _fitting(marks, names, cells) if sys.stdout.isatty() else range(len(columns))
     shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at in kept:
         justify: Any = "right" if "#" in marks[at] else "left"
         shown.add_column(names[at], justify=justify, overflow="fold", no_wrap="=" in marks[at])
     for row in cells:
         shown.add_row(*(Text(row[at]) for at in kept))
-    _draw(out, shown)
+    _draw(shown)
     if hidden := [name for at, name in enumerate(names) if at not in kept]:
         remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
 
@@ -139,7 +136,7 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
     for name, cell in rows.items():
         if text := _cell(cell):
             shown.add_row(name, Text(text))
-    _draw(_out(), shown)
+    _draw(shown)
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
@@ -228,23 +225,22 @@ def _cell(value: object, mark: str = "") -> str:
     return "" if value is None else _printable(str(value))
 
 
-def _out() -> Console:
+def _draw(shown: Table) -> None:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
-
-
-def _draw(out: Console, shown: Table) -> None:
+    out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
     with out.capture() as drawn:
         out.print(shown)
     # Not by rich: it ends with 1 when the pipe is closed, which of `orders explain` means "not complete".
     _write(drawn.get().removesuffix("\n"))
 
 
-def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Return the columns that fit side by side, or that must stay though they do not."""
+def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the columns that fit side by side on the terminal, or that must stay though they do not."""
     from rich.cells import cell_len
+    from rich.console import Console
 
+    width = Console().width
     needed = [max([len(name), *(cell_len(row[at]) for row in rows)]) for at, name in enumerate(names)]
     kept = list(range(len(names)))
     for at in reversed(kept[:]):

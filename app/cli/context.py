@@ -5,7 +5,7 @@ Also the options that several commands share, and the advice on upstream's error
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -20,7 +20,7 @@ from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.command import FOUND, Stop, flags
 from app.erasure import AuditWords, Erasure
-from app.errors import BrokenRecord, UpstreamError
+from app.errors import UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
@@ -32,31 +32,24 @@ from app.settings import Company, Settings
 
 
 class Companies:
-    """The companies of the settings, by slug or GUID."""
+    """The companies of the settings, and those of --company: `chosen`, and `chosen_id`, None for all.
 
-    def __init__(self, companies: Iterable[Company]) -> None:
+    A GUID need not be in the settings: orders of a removed company can still be looked up. Raises Stop for a slug that
+    is not in the settings.
+    """
+
+    def __init__(self, companies: Sequence[Company]) -> None:
         self._slugs = {company.np_company_id: company.slug for company in companies}
-        self._ids = {slug: company_id for company_id, slug in self._slugs.items()}
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._slugs)
+        self.ids = tuple(self._slugs)
+        name, ids = flags().company, {slug: company_id for company_id, slug in self._slugs.items()}
+        self.chosen_id = ids.get(name or "") or guid(name)
+        if name is not None and self.chosen_id is None:
+            raise Stop(f"No company {name!r} in the settings. There are: {', '.join(sorted(ids))}.")
+        self.chosen = [one for one in companies if self.chosen_id in (None, one.np_company_id)]
 
     def slug(self, company_id: str) -> str:
         """Return the slug, or the GUID of a company that is not in the settings (any more)."""
         return self._slugs.get(company_id, company_id)
-
-    def id_of(self, name: str | None) -> str | None:
-        """Return the GUID for a slug or a GUID, None for None; raises Stop for a slug that is not in the settings.
-
-        A GUID need not be in the settings: orders of a removed company can still be looked up.
-        """
-        if name is None:
-            return None
-        found = self._ids.get(name) or guid(name)
-        if found is None:
-            raise Stop(f"No company {name!r} in the settings. There are: {', '.join(sorted(self._ids))}.")
-        return found
 
 
 class CommandContext:
@@ -66,7 +59,7 @@ class CommandContext:
         self.settings = settings
         self.redis = redis
         self.companies = Companies(settings.companies)
-        self.company_id = self.companies.id_of(flags().company)
+        self.company_id = self.companies.chosen_id
         self.orders = Archive(redis)
         self.references = References(redis)
         self.events = EventLog(redis)
@@ -140,17 +133,11 @@ class CommandContext:
 
 @contextmanager
 def open_context() -> Iterator[CommandContext]:
-    """Open settings and Redis for the command that runs.
-
-    Raises SettingsError, Stop, and StoreUnavailable when Redis fails. A BrokenRecord in the block becomes a Stop.
-    """
+    """Open settings and Redis for a command; raises SettingsError, Stop, and StoreUnavailable when Redis fails."""
     bootstrap.configure_cli_log()
     found = settings.load()
     with for_command(found.redis_url.get_secret_value()) as redis:
-        try:
-            yield CommandContext(found, redis)
-        except BrokenRecord as broken:
-            raise Stop(str(broken), FOUND) from None
+        yield CommandContext(found, redis)
 
 
 def about(orders: Sequence[OrderKey]) -> str:

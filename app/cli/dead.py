@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, islice
 from typing import Annotated, Final, Literal
 
@@ -118,12 +119,8 @@ def requeue(
 
     Orders without a dead letter are counted in `not_dead` and stop nothing.
     """
-    with open_context() as here:
-        letters, count, skipped = _selected(here, "requeue", ids or [], reason, older_than, everything)
-        if not flags().dry_run:
-            _requeue(letters, count, "live" if live else "backfill", skipped)
-    if skipped:
-        raise typer.Exit(FOUND)
+    act = partial(_requeue, "live" if live else "backfill")
+    _change("requeue", act, ids or [], reason, older_than, everything)
 
 
 @command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
@@ -137,51 +134,48 @@ def drop(
 
     What was fetched before stays. A new event of the order, or `orders refetch`, fetches it again.
     """
-    with open_context() as here:
-        letters, count, skipped = _selected(here, "discard", ids or [], reason, older_than, everything)
-        if not flags().dry_run:
-            _discard(letters, count, skipped)
-    if skipped:
-        raise typer.Exit(FOUND)
+    _change("discard", _discard, ids or [], reason, older_than, everything)
 
 
-def _selected(
-    here: CommandContext,
+def _change(
     what: Literal["requeue", "discard"],
+    act: Callable[[Selection, int, int], None],
     named: list[str],
     reason: str | None,
     older_than: datetime | None,
     everything: bool,
-) -> tuple[Selection, int, int]:
-    """Return the dead letters after the question and the note in the audit, their number, and that of others skipped.
+) -> None:
+    """Select dead letters, ask, note the action in the audit, and call `act`; a dry run prints the numbers instead.
 
-    A dry run prints the numbers instead. A named order without a dead letter is reported and stops nothing. Raises Stop
-    when nothing selects, when nothing is selected, or when the answer is no.
+    `act` gets the dead letters, their number, and how many others are skipped: named orders without a dead letter, and
+    for requeue those that have lost their record. Raises Stop when nothing is selected, or the answer is no.
     """
-    if not (named or reason or here.company_id or older_than or everything):
-        raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
-    # Without an end, what fails again meanwhile would be selected again. A named order is selected whatever its time.
-    until = older_than or (_EVER if named else times.now())
-    query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
-    found = [order for text in named if (order := _dead_order(here, text)) is not None]
-    letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)
-    kept = Counter[bool]()
-    with console.progress("reading dead letters") as step:
-        for letter in letters if found or not named else ():
-            step(1)
-            kept[what == "discard" or letter.reason != RECORD_GONE] += 1
-    if not kept[True]:
-        raise Stop("No dead letter matches.", FOUND)
-    letters = replace(letters, lost=what == "discard")
-    count, skipped = kept[True], len(named) - len(found) + kept[False]
-    text = console.many(count, "dead letter")
-    if flags().dry_run:
-        view = {"letters": count, "not_dead": skipped, "dry_run": True}
-        console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
-    else:
-        console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
-        here.note("drop" if what == "discard" else what, letters.words(), count)
-    return letters, count, skipped
+    with open_context() as here:
+        if not (named or reason or here.company_id or older_than or everything):
+            raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
+        # Without an end, what fails again meanwhile would be selected again. Named orders are selected at any time.
+        until = older_than or (_EVER if named else times.now())
+        query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
+        found = [order for text in named if (order := _dead_order(here, text)) is not None]
+        letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)
+        kept = Counter[bool]()
+        with console.progress("reading dead letters") as step:
+            for letter in letters if found or not named else ():
+                step(1)
+                kept[what == "discard" or letter.reason != RECORD_GONE] += 1
+        count, skipped = kept[True], len(named) - len(found) + kept[False]
+        if not count:
+            raise Stop("No dead letter matches.", FOUND)
+        text = console.many(count, "dead letter")
+        if flags().dry_run:
+            view = {"letters": count, "not_dead": skipped, "dry_run": True}
+            console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
+        else:
+            console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
+            here.note("drop" if what == "discard" else what, letters.words(), count)
+            act(replace(letters, lost=what == "discard"), count, skipped)
+    if skipped:
+        raise typer.Exit(FOUND)
 
 
 def _dead_order(here: CommandContext, text: str) -> OrderKey | None:
@@ -194,7 +188,7 @@ def _dead_order(here: CommandContext, text: str) -> OrderKey | None:
     return None
 
 
-def _requeue(letters: Selection, count: int, queue: Literal["live", "backfill"], skipped: int) -> None:
+def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int, skipped: int) -> None:
     ledger = letters.here.ledger
     queued = waiting = deliveries = 0
     left = iter(letters)

@@ -7,7 +7,7 @@ import secrets
 import signal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
@@ -58,7 +58,7 @@ def dev(
 
     from app.dev.demo import keep_running  # here: the image has no app.dev
 
-    _interrupt_on_signals()
+    _handle_signals()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     try:
@@ -69,17 +69,15 @@ def dev(
         raise Stop(str(error), FOUND) from None
 
 
-def _interrupt_on_signals() -> None:
-    """Let SIGINT and SIGTERM end every `with` block by KeyboardInterrupt; further ones are ignored meanwhile."""
+def _interrupt(*_: object) -> None:
+    """End every `with` block by KeyboardInterrupt; further signals are ignored meanwhile."""
+    _handle_signals(signal.SIG_IGN)
+    raise KeyboardInterrupt
 
-    def interrupt(*_: object) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        signal.signal(number, interrupt)
+def _handle_signals(handler: Any = _interrupt) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _share(text: str | float) -> float:
@@ -92,6 +90,10 @@ def _share(text: str | float) -> float:
     if not 0 <= share <= 1:
         raise typer.BadParameter("is not a share such as 10%")
     return share
+
+
+def _share_option(default: str, text: str) -> Any:
+    return typer.Option(parser=_share, metavar="SHARE", show_default=default, help=text)
 
 
 def _per_second(text: str) -> float:
@@ -109,18 +111,9 @@ def simulate(
     orders: Annotated[
         int, typer.Option(min=1, max=5000, help="Orders that settle; a key has 6,000 calls in 5 min.")
     ] = 100,
-    duplicates: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", show_default="10%", help="Events sent twice.")
-    ] = 0.1,
-    late: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", show_default="5%", help="Events that are sent last.")
-    ] = 0.05,
-    bad_secret: Annotated[
-        float,
-        typer.Option(
-            parser=_share, metavar="SHARE", show_default="1%", help="Forged events, added to the genuine ones."
-        ),
-    ] = 0.01,
+    duplicates: Annotated[float, _share_option("10%", "Events sent twice.")] = 0.1,
+    late: Annotated[float, _share_option("5%", "Events that are sent last.")] = 0.05,
+    bad_secret: Annotated[float, _share_option("1%", "Forged events, added to the genuine ones.")] = 0.01,
     batch: Annotated[int, typer.Option(min=1, max=1000, help="Most events in one POST.")] = 20,
     rate: Annotated[
         float | None, typer.Option(parser=_per_second, metavar="N/s", show_default="50/s", help="Events a second.")
@@ -166,7 +159,7 @@ def simulate(
         rate=None if burst else rate or _RATE,
         seed=secrets.randbelow(1_000_000) if seed is None else seed,
     )
-    _interrupt_on_signals()
+    _handle_signals()
     try:
         if url is None:
             report = on_laptop(options, patience, console.progress)

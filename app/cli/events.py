@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, Final
@@ -100,18 +100,16 @@ class _Waiting:
     deferred: bool = False
 
 
+@dataclass
 class Tail:
-    """Follows the stream; `matches` says whether an event is about the order that was asked for."""
+    """Follows the stream after the event `last_id`; `matches` tells whether an event is about the chosen order."""
 
-    def __init__(
-        self, here: CommandContext, query: EventQuery, matches: Callable[[StoredEvent], bool], start: str
-    ) -> None:
-        self._here = here
-        self._query = query
-        self._matches = matches
-        self._last_id = start
-        self._waiting: dict[OrderKey, _Waiting] = {}
-        self._next_look = 0.0
+    here: CommandContext
+    query: EventQuery
+    matches: Callable[[StoredEvent], bool]
+    last_id: str
+    waiting: dict[OrderKey, _Waiting] = field(default_factory=dict)
+    next_look: float = 0.0
 
     def run(self) -> None:
         """Follow until interrupted, also over outages of Redis."""
@@ -130,35 +128,35 @@ class Tail:
             available = True
             self._print_outcomes(records)
             for event in found:
-                self._last_id = event.id
-                if self._query.matches(event) and self._matches(event):
+                self.last_id = event.id
+                if self.query.matches(event) and self.matches(event):
                     self._print_event(event)
 
     def _read(self) -> tuple[list[StoredEvent], dict[OrderKey, OrderRecord | None]]:
         """Return new events, and at most each POLL_S the records of the orders that are waited for."""
-        with translated_errors(self._here.settings.redis_url.get_secret_value()):
-            found = self._here.events.behind(self._last_id, round(POLL_S * 1000))
-            if not self._waiting or time.monotonic() < self._next_look:
+        with translated_errors(self.here.settings.redis_url.get_secret_value()):
+            found = self.here.events.behind(self.last_id, round(POLL_S * 1000))
+            if not self.waiting or time.monotonic() < self.next_look:
                 return found, {}
-            self._next_look = time.monotonic() + POLL_S
-            orders = list(self._waiting)
-            return found, dict(zip(orders, self._here.orders.records(orders), strict=True))
+            self.next_look = time.monotonic() + POLL_S
+            orders = list(self.waiting)
+            return found, dict(zip(orders, self.here.orders.records(orders), strict=True))
 
     def _print_event(self, event: StoredEvent) -> None:
-        slug = self._here.companies.slug(event.company_id)
+        slug = self.here.companies.slug(event.company_id)
         text = f"{event.order_id} {slug}: {event.status}, {event.outcome} {event.reference}"
-        self._print(event.at, text, {"what": "event"} | self._here.view(event))
-        self._waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
-        while len(self._waiting) > MOST:
-            del self._waiting[next(iter(self._waiting))]
+        self._print(event.at, text, {"what": "event"} | self.here.view(event))
+        self.waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
+        while len(self.waiting) > MOST:
+            del self.waiting[next(iter(self.waiting))]
 
     def _print_outcomes(self, records: dict[OrderKey, OrderRecord | None]) -> None:
         now = times.now()
         for order, record in records.items():
-            waiting = self._waiting[order]
+            waiting = self.waiting[order]
             state = None if record is None else record.state(now)
             if state is None or state in _ENDS:
-                del self._waiting[order]
+                del self.waiting[order]
             elif state != "deferred" or waiting.deferred:
                 continue
             if record is not None and state is not None:
@@ -170,7 +168,7 @@ class Tail:
         reached = {"fetched": record.fetched_at, "dead": record.dead_at, "discarded": record.discarded_at}.get(state)
         at = max(since, reached or now)
         took = to_ms(at) - to_ms(since)
-        slug, status = self._here.companies.slug(record.company_id), record.known_status
+        slug, status = self.here.companies.slug(record.company_id), record.known_status
         reason = record.dead or (record.error if state != "fetched" else "")
         outcome = {"what": "outcome", "company": slug, **record.key._asdict(), "state": state, "status": status}
         outcome |= {"reason": reason, "took_ms": took}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-import msgspec
 import typer
 
 from app import settings
@@ -15,8 +14,6 @@ from app.cli import console
 from app.cli.command import DONE, FOUND, NO_REDIS, command, commands
 from app.errors import StoreUnavailable
 from app.settings import Settings
-
-Role = Literal["web", "worker"]
 
 WEB_SECONDS: Final = 2.0
 HEARTBEAT_SECONDS: Final = 15.0
@@ -28,31 +25,28 @@ _CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
 cli = commands()
 
 
-class RoleHealth(msgspec.Struct, frozen=True):
-    role: Role
-    healthy: bool
-    detail: str
-
-
 @command(cli, "ota-receiver health --role worker", codes=_CODES)
 def health(
     role: Annotated[
-        Role | None, typer.Option(help="Check only this role; otherwise one healthy role is enough.")
+        Literal["web", "worker"] | None,
+        typer.Option(help="Check only this role; otherwise one healthy role is enough."),
     ] = None,
 ) -> None:
     """Check that the web process or the worker pool of this machine (or container) works."""
     loaded = settings.load()
-    found: list[RoleHealth] = []
+    healthy, found = False, []
     for name, check in (("web", _web), ("worker", _worker)):
-        if role in (None, name) and not (found and found[-1].healthy):
-            found.append(check(loaded))
+        if role in (None, name) and not healthy:
+            healthy, detail = check(loaded)
+            found.append({"role": name, "healthy": healthy, "detail": detail})
     for one in found:
-        console.result(f"{one.role}: {one.detail}", one)
-    if not found[-1].healthy:
+        console.result(f"{one['role']}: {one['detail']}", one)
+    if not healthy:
         raise typer.Exit(FOUND)
 
 
-def _web(loaded: Settings) -> RoleHealth:
+def _web(loaded: Settings) -> tuple[bool, str]:
+    """Return whether the web process answers, and the detail."""
     # The standard library's client ignores the proxies of the environment.
     from http.client import HTTPConnection, HTTPException
 
@@ -61,13 +55,14 @@ def _web(loaded: Settings) -> RoleHealth:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
-        return RoleHealth("web", healthy=False, detail=f"no answer on port {loaded.port} ({type(error).__name__})")
+        return False, f"no answer on port {loaded.port} ({type(error).__name__})"
     finally:
         connection.close()
-    return RoleHealth("web", healthy=status == 200, detail=f"/healthz answers {status}")
+    return status == 200, f"/healthz answers {status}"
 
 
-def _worker(loaded: Settings) -> RoleHealth:
+def _worker(loaded: Settings) -> tuple[bool, str]:
+    """Return whether a pool of this machine has written a heartbeat lately, and the detail."""
     from app.identity import identity
     from app.ledger.redis import for_command, server_time
     from app.snapshot import read_heartbeats
@@ -77,10 +72,10 @@ def _worker(loaded: Settings) -> RoleHealth:
             now = server_time(redis)
             pools = read_heartbeats(redis)
     except StoreUnavailable as error:
-        return RoleHealth("worker", healthy=False, detail=str(error))
+        return False, str(error)
     machine = identity().machine
     ages = [(now - pool.at) / 1000 for pool in pools if pool.machine == machine]
     if not ages:
-        return RoleHealth("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
+        return False, "no heartbeat from a worker pool of this machine"
     age = max(0.0, min(ages))
-    return RoleHealth("worker", healthy=age < HEARTBEAT_SECONDS, detail=f"last heartbeat {age:.0f} s ago")
+    return age < HEARTBEAT_SECONDS, f"last heartbeat {age:.0f} s ago"

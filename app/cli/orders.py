@@ -18,25 +18,18 @@ from app.cli import console, context, erase
 from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
-from app.errors import (
-    ConnectionFault,
-    OrderNotFound,
-    RequestRejected,
-    StoreUnavailable,
-    Throttled,
-    UpstreamError,
-)
+from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
 from app.ids import OrderKey
 from app.ledger.history import as_object
 from app.ledger.orders import OrderQuery
-from app.ledger.record import OrderRecord, State
+from app.ledger.record import State
 from app.ledger.redis import translated_errors
-from app.settings import Company
 from app.upstream.client import ChannelManager, Fetched
 
 CHUNK: Final = 200
 """Orders in one call of request_fetch.lua: between two calls Redis serves others."""
 
+_CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
 _LONGEST_REFERENCE: Final = 50
 _CHANGE_CODES: Final = {
     DONE: "done, and its fetch is queued",
@@ -145,8 +138,11 @@ def explain(order: context.Order) -> None:
     with open_context() as here:
         key = here.find(order)
         if key is None:
-            _print_not_found(order)
-            raise typer.Exit(FOUND)
+            sentences = [line.format(text=order) for line in _NOT_FOUND]
+            if flags().as_json:
+                console.json_line({"order": order, "state": "unknown", "complete": False, "next": " ".join(sentences)})
+                raise typer.Exit(FOUND)
+            raise Stop("\n".join(line for sentence in sentences for line in console.wrapped(sentence)), FOUND)
         view = view_of(here, key)
     console.result(view.lines(), view.as_object())
     if not view.complete:
@@ -154,9 +150,7 @@ def explain(order: context.Order) -> None:
 
 
 @command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
-def refetch(
-    named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)],
-) -> None:
+def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
     """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
     with open_context() as here:
         orders = list(dict.fromkeys(here.order(text) for text in named))
@@ -168,9 +162,6 @@ def _reference(text: str) -> str:
     if not 0 < len(found) <= _LONGEST_REFERENCE or not found.isprintable():
         raise typer.BadParameter(f"is not 1 to {_LONGEST_REFERENCE} printable characters")
     return found
-
-
-_CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
 
 
 @command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES)
@@ -214,7 +205,9 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
         company = next((one for one in here.settings.companies if one.np_company_id == key.company_id), None)
         if company is None:
             raise Stop(f"The settings have no company {key.company_id}: its order cannot be changed from here.")
-        console.confirm(f"{question}: {_described(company, key, record)}?")
+        known = record.known_status if record is not None else "unknown"
+        wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
+        console.confirm(f"{question}: {key.order_id} of {company.slug}, last known status {known}{wallets}?")
         here.note(f"order-{what}", key.member, 1)
         request = partial(_request_fetch, here, key)
         see = f"ota-receiver orders explain {key.order_id}"
@@ -254,19 +247,3 @@ def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> 
     except StoreUnavailable as error:
         again = f"ota-receiver orders refetch {key.order_id}"
         raise Stop(f"{what}, and its fetch could not be queued. {error}. Then: {again}", AWAY) from None
-
-
-def _described(company: Company, key: OrderKey, record: OrderRecord | None) -> str:
-    known = record.known_status if record is not None else "unknown"
-    wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
-    return f"{key.order_id} of {company.slug}, last known status {known}{wallets}"
-
-
-def _print_not_found(text: str) -> None:
-    sentences = [line.format(text=text) for line in _NOT_FOUND]
-    if flags().as_json:
-        console.json_line({"order": text, "state": "unknown", "complete": False, "next": " ".join(sentences)})
-        return
-    for sentence in sentences:
-        for line in console.wrapped(sentence):
-            console.remark(line)

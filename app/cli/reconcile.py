@@ -18,7 +18,7 @@ from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
-from app.ledger.orders import LocalCopies, References, read_fields
+from app.ledger.orders import LocalCopies, read_fields
 from app.reconcile.compare import Comparison, Discrepancy
 from app.reconcile.expected import Expected, read
 from app.reconcile.state import Checkpoint
@@ -26,32 +26,28 @@ from app.settings import Company
 
 NO_LIST: Final = 5
 
+_FROM_FILE: Final = (
+    "Instead of the list: orders that you expect, by column orderId, reference, buyFromOrderReference or"
+    " sellToOrderReference."
+)
 _CODES: Final = {
     DONE: "no differences, or all queued",
     FOUND: "differences that are not all queued",
     NO_LIST: "the Channel Manager did not return the whole list",
 }
 
-FromZero = Annotated[bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")]
-FromFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--from-file",
-        metavar="CSV",
-        help="Instead of the list: orders that you expect, by column orderId, reference, buyFromOrderReference or"
-        " sellToOrderReference.",
-    ),
-]
-Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")]
-
 cli = commands()
 
 
 @command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES)
 def reconcile(
-    from_zero: FromZero = False,
-    from_file: FromFile = None,
-    apply: Apply = False,
+    from_zero: Annotated[
+        bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")
+    ] = False,
+    from_file: Annotated[Path | None, typer.Option(metavar="CSV", help=_FROM_FILE)] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")
+    ] = False,
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
@@ -61,17 +57,15 @@ def reconcile(
     """
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")
-
     with open_context() as here:
-        if from_file is not None:
-            code = _compare_file(here, from_file, apply)
-        else:
-            code = _compare_list(here, _companies(here), from_zero, apply)
-    raise typer.Exit(code)
+        raise typer.Exit(_compare_file(here, from_file, apply) if from_file else _compare_list(here, from_zero, apply))
 
 
-def _request(here: CommandContext, orders: list[OrderKey], show: Callable[[], None]) -> None:
-    """Show the differences, ask, and request the fetches of these orders."""
+def _show_and_request(here: CommandContext, orders: list[OrderKey], show: Callable[[], None]) -> None:
+    """Show the differences; if there are `orders`, ask, and request their fetches."""
+    if not orders:
+        show()
+        return
     # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
     if not flags().yes:
         show()
@@ -82,11 +76,11 @@ def _request(here: CommandContext, orders: list[OrderKey], show: Callable[[], No
     console.result(*requested)
 
 
-def _compare_list(here: CommandContext, companies: Sequence[Company], from_zero: bool, apply: bool) -> int:
+def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
     """Show how the list differs, and request fetches if asked to; return the exit code."""
     differences: list[Discrepancy] = []
     troubles: list[str] = []
-    listed = 0
+    listed, companies = 0, _companies(here)
     with console.progress("reading the list") as step:
         for company in companies:
             try:
@@ -95,13 +89,8 @@ def _compare_list(here: CommandContext, companies: Sequence[Company], from_zero:
                     differences += found
                     step(rows)
             except UpstreamError as error:
-                text = f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check"
-                troubles.append(text)
-    show = partial(_show, here, differences)
-    if differences and apply:
-        _request(here, [one.key for one in differences], show)
-    else:
-        show()
+                troubles.append(f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check")
+    _show_and_request(here, [one.key for one in differences] if apply else [], partial(_show, here, differences))
     console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
     for trouble in troubles:
         console.remark(trouble)
@@ -119,7 +108,7 @@ def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -
 
 def _companies(here: CommandContext) -> list[Company]:
     """Return the companies whose list can be read; raises Stop if there is none."""
-    chosen = [one for one in here.settings.companies if here.company_id in (None, one.np_company_id)]
+    chosen = here.companies.chosen
     without = [one.slug for one in chosen if one.np_partner_id is None]
     if not chosen:
         raise Stop(f"Company {flags().company!r} is not in the settings: its list cannot be read.")
@@ -191,15 +180,12 @@ def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
         console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
 
     fetchable = [one.order_id for one in missing if one.order_id] if apply else []
-    if not fetchable:
-        show()
-        return FOUND if missing else DONE
-    if len(company_ids) > 1:
+    if fetchable and len(company_ids) > 1:
         slugs = ", ".join(sorted(map(here.companies.slug, company_ids)))
         raise Stop(f"To which company do the orders belong? Give --company with --apply. There are: {slugs}.")
-    _request(here, [OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
+    _show_and_request(here, [OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
     left = len(missing) - len(fetchable)
-    if left:
+    if fetchable and left:
         console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")
     return FOUND if left else DONE
 
@@ -215,19 +201,14 @@ def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[
             step(1)
     # An orderId identifies the order; references count only without one.
     wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
-    known = _known(here.references, wanted, company_ids)
+    known = here.references.fetched(wanted, company_ids)
+    with console.progress("searching references") as step:
+        pages = here.references.of_events(company_ids)
+        while known != wanted and (texts := next(pages, None)) is not None:
+            known |= texts & wanted
+            step(len(texts))
     return [
         one
         for one in expected
         if not (one.order_id in known_ids if one.order_id else any(text.casefold() in known for text in one.references))
     ]
-
-
-def _known(references: References, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
-    known = references.fetched(wanted, company_ids)
-    with console.progress("searching references") as step:
-        pages = references.of_events(company_ids)
-        while known != wanted and (texts := next(pages, None)) is not None:
-            known |= texts & wanted
-            step(len(texts))
-    return known

@@ -6,6 +6,7 @@ is readable by its owner alone, written whole or not at all, and never replaces 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -13,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,26 +24,14 @@ import msgspec
 import typer
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
-from app import bootstrap, log, settings, times
+from app import bootstrap, log, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import AWAY, DONE, FOUND, NEWER, Stop, command, commands, flags
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
 from app.settings import Company, Seconds, Settings
-from app.subscriptions import (
-    ACTIVE,
-    REPAIR_FAILED,
-    REPAIRED,
-    UNREACHABLE,
-    SubscriptionStatus,
-    SubscriptionWatch,
-    ends_in,
-    for_settled_orders,
-    same_address,
-    secret_of,
-    shown_address,
-)
+from app.subscriptions import SubscriptionStatus, SubscriptionWatch
 from app.upstream.client import ChannelManager
 from app.upstream.models import EVENT_NAME, Subscription
 
@@ -68,12 +57,11 @@ def _open_clients() -> Iterator[tuple[Settings, list[Client]]]:
     """Open the client of the company that was chosen, else those of all; raises SettingsError, Stop."""
     bootstrap.configure_cli_log()
     found = settings.load()
-    company_id = Companies(found.companies).id_of(flags().company)
-    companies = [one for one in found.companies if company_id in (None, one.np_company_id)]
-    if not companies:
+    chosen = Companies(found.companies).chosen
+    if not chosen:
         raise Stop(f"No company {flags().company!r} in the settings.")
     with bootstrap.http(found) as http:
-        yield found, [(one, bootstrap.channel_manager(found, one, http)) for one in companies]
+        yield found, [(one, bootstrap.channel_manager(found, one, http)) for one in chosen]
 
 
 def _only(clients: list[Client]) -> Client:
@@ -136,23 +124,27 @@ def create(
     with _open_clients() as (loaded, clients):
         of, upstream = _only(clients)
         with _upstream_errors(of):
-            ours = for_settled_orders(upstream.subscriptions())
-        same = [one for one in ours if same_address(one.notification_url, url)]
-        if not ends_in(url, loaded.webhook_path):
-            console.remark(f"{shown_address(url)} does not end in WEBHOOK_PATH ({loaded.webhook_path}).")
+            ours = subscriptions.for_settled_orders(upstream.subscriptions())
+        same = [one for one in ours if subscriptions.same_address(one.notification_url, url)]
+        if not subscriptions.ends_in(url, loaded.webhook_path):
+            console.remark(f"{subscriptions.shown_address(url)} does not end in WEBHOOK_PATH ({loaded.webhook_path}).")
             console.remark("Unless a proxy maps the path, every event is answered 404.")
         if new_client_state:
             _make_client_state(loaded, of, url, same, write_to, reveal)
             return
         if same:
             ids = ", ".join(one.id or "one without an id" for one in same)
-            console.confirm(f"{shown_address(url)} is already subscribed, as {ids}. Subscribe it again?")
+            console.confirm(f"{subscriptions.shown_address(url)} is already subscribed, as {ids}. Subscribe it again?")
         with _upstream_errors(of, changes=True):
             made = upstream.create_subscription(url, of.client_state)
-        if made.id is None:
-            made = _listed(upstream, url, ours) or made
-    view = _view(of, made) | {"event": EVENT_NAME, "url": shown_address(url)}
-    text = f"{of.slug}: {shown_address(url)} is subscribed to {EVENT_NAME} ({made.id or 'id unknown'})."
+        if made.id is None:  # the answer to a creation may be empty (upstream.md 3)
+            known = {one.id for one in ours}
+            with contextlib.suppress(UpstreamError):
+                listed = subscriptions.for_settled_orders(upstream.subscriptions())
+                new = (one for one in listed if one.id not in known)
+                made = next((one for one in new if subscriptions.same_address(one.notification_url, url)), made)
+    view = _view(of, made) | {"event": EVENT_NAME, "url": subscriptions.shown_address(url)}
+    text = f"{of.slug}: {subscriptions.shown_address(url)} is subscribed to {EVENT_NAME} ({made.id or 'id unknown'})."
     console.result(text, view)
 
 
@@ -165,12 +157,19 @@ def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID
     if wanted is None:
         raise Stop(f"{subscription_id!r} is not a subscription id. {_ID}")
     with _open_clients() as (_, clients):
-        (of, upstream), one, listed = _find(clients, wanted)
+        for of, upstream in clients:
+            with _upstream_errors(of):
+                listed = upstream.subscriptions()
+            one = next((one for one in listed if guid(one.id) == wanted), None)
+            if one is not None:
+                break
+        else:
+            raise Stop(f"No subscription {wanted} found.", FOUND)
         event = (one.event_name or "").casefold()
         others = [other for other in listed if other is not one and (other.event_name or "").casefold() == event]
         last = one.active and not any(other.active for other in others)
         warning = " It is the last Active one: no more events will arrive." if last else ""
-        what = f"{one.event_name} to {shown_address(one.notification_url)}, {one.subscription_state}"
+        what = f"{one.event_name} to {subscriptions.shown_address(one.notification_url)}, {one.subscription_state}"
         console.confirm(f"Delete {wanted} of {of.slug} ({what})?{warning}")
         with _upstream_errors(of, changes=True):
             try:
@@ -233,11 +232,11 @@ def _check(watches: list[SubscriptionWatch], repair: bool, printed: dict[str, li
                 _log_status(status)
                 _print(watch, status, repair)
         # A repaired subscription is Active: to see it so in the next round is no change.
-        printed[slug] = [watch.active()] if state == REPAIRED else seen
+        printed[slug] = [watch.active()] if state == subscriptions.REPAIRED else seen
         states.add(state)
-    if states - {ACTIVE, REPAIRED, UNREACHABLE}:
+    if states - {subscriptions.ACTIVE, subscriptions.REPAIRED, subscriptions.UNREACHABLE}:
         return FOUND
-    return AWAY if UNREACHABLE in states else DONE
+    return AWAY if subscriptions.UNREACHABLE in states else DONE
 
 
 def _print(watch: SubscriptionWatch, status: SubscriptionStatus, repair: bool) -> None:
@@ -253,11 +252,11 @@ def _print(watch: SubscriptionWatch, status: SubscriptionStatus, repair: bool) -
 
 def _log_status(status: SubscriptionStatus) -> None:
     company, state = status.company, status.state
-    if state == ACTIVE:
+    if state == subscriptions.ACTIVE:
         _log.info("subscription.active", company=company)
-    elif state == REPAIRED:
+    elif state == subscriptions.REPAIRED:
         _log.warning("subscription.repaired", company=company)
-    elif state in {UNREACHABLE, REPAIR_FAILED}:
+    elif state in {subscriptions.UNREACHABLE, subscriptions.REPAIR_FAILED}:
         why = {"reason": status.cause, "http_status": status.http_status}
         _log.warning("subscription.check_failed", company=company, what=state, **why)
     else:
@@ -290,8 +289,8 @@ def _make_client_state(
         console.confirm("A rotation is under way: CLIENT_STATE_PREVIOUS is set, and would be replaced. Begin another?")
     new = SecretStr(secrets.token_urlsafe(_SECRET_BYTES))
     if write_to is not None:
-        _check_file(write_to, (company.client_state, company.client_state_previous))
-        _write(write_to, new)
+        in_use = filter(None, (company.client_state, company.client_state_previous))
+        _write(write_to, new, [one.get_secret_value().encode() for one in in_use])
     found = _steps(settings, company, url, same, write_to)
     lines = ["Nothing is changed upstream yet. In this order no event is refused:"]
     lines += [f"{number}. {step}" for number, step in enumerate(found, 1)]
@@ -324,25 +323,19 @@ def _steps(
     ]
 
 
-def _check_file(path: Path, in_use: Iterable[SecretStr | None]) -> None:
-    """Raise Stop if `path` must not be written: it exists and there is no --yes, or it holds a secret in use."""
-    if not os.path.lexists(path):
-        return
-    if not path.is_file():
-        raise Stop(f"{path} exists and is not a file.")
-    if not flags().yes:
-        raise Stop(f"{path} already exists: choose another file, or overwrite it with --yes.")
-    try:
-        held = path.read_bytes().strip()
-    except OSError as error:
-        raise Stop(f"{path} cannot be read ({type(error).__name__}).") from None
-    if any(one is not None and one.get_secret_value().encode() == held for one in in_use):
-        raise Stop(f"{path} holds a clientState in use, which the rotation still needs: choose another file.")
+def _write(path: Path, secret: SecretStr, in_use: list[bytes]) -> None:
+    """Write the secret with mode 0600, in one step.
 
-
-def _write(path: Path, secret: SecretStr) -> None:
-    """Write the secret with mode 0600, replacing the file in one step; raises Stop."""
+    Raises Stop when the file exists and there is no --yes, when it holds a secret `in_use`, and when writing fails.
+    """
     try:
+        if os.path.lexists(path):
+            if not path.is_file():
+                raise Stop(f"{path} exists and is not a file.")
+            if not flags().yes:
+                raise Stop(f"{path} already exists: choose another file, or overwrite it with --yes.")
+            if path.read_bytes().strip() in in_use:
+                raise Stop(f"{path} holds a clientState in use, which the rotation still needs: choose another file.")
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             new = Path(folder, path.name)
             with open(os.open(new, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
@@ -354,35 +347,14 @@ def _write(path: Path, secret: SecretStr) -> None:
         raise Stop(f"{path} cannot be written ({type(error).__name__}).") from None
 
 
-def _listed(upstream: ChannelManager, url: str, before: list[Subscription]) -> Subscription | None:
-    """Return the new subscription as it is listed: the answer to its creation may be empty (upstream.md 3)."""
-    known = {one.id for one in before}
-    try:
-        listed = for_settled_orders(upstream.subscriptions())
-    except UpstreamError:
-        return None
-    return next((one for one in listed if one.id not in known and same_address(one.notification_url, url)), None)
-
-
-def _find(clients: list[Client], wanted: str) -> tuple[Client, Subscription, tuple[Subscription, ...]]:
-    """Return the client of the company that has this subscription, the subscription, and all of that company."""
-    for company, upstream in clients:
-        with _upstream_errors(company):
-            listed = upstream.subscriptions()
-        for one in listed:
-            if guid(one.id) == wanted:
-                return (company, upstream), one, listed
-    raise Stop(f"No subscription {wanted} found.", FOUND)
-
-
 def _view(company: Company, one: Subscription) -> dict[str, object]:
     return {
         "company": company.slug,
         "id": one.id,
         "event": one.event_name,
         "version": one.event_version,
-        "url": shown_address(one.notification_url),
+        "url": subscriptions.shown_address(one.notification_url),
         "state": one.subscription_state,
-        "secret": secret_of(company, one),
+        "secret": subscriptions.secret_of(company, one),
         "changed": one.last_modified_date_time,
     }
