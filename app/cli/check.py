@@ -18,12 +18,12 @@ import typer
 
 from app import bootstrap, settings, subscriptions
 from app.cli import console
-from app.cli.command import DONE, FOUND, NO_REDIS, USAGE, command, commands
+from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
-from app.upstream.models import EVENT_NAME, ListQuery
+from app.upstream.models import ListQuery
 
 Level = Literal["good", "note", "todo", "wrong"]
 """`note`: worth knowing. `todo`: until it is done, events or orders do not arrive, or may be lost. `wrong`: a setting
@@ -39,7 +39,6 @@ _REDIS_ADVICE: Final = {
     "schema": "Upgrade this receiver, or name another Redis in REDIS_URL; nothing was changed.",
     "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
 }
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _SIGNS: Final[dict[Level, str]] = {"good": "✓", "note": "·", "todo": "✗", "wrong": "✗"}
 _CODES: Final = NO_REDIS | {DONE: "everything is set up", FOUND: "something must be done", USAGE: "wrong settings"}
 
@@ -101,7 +100,7 @@ def _of_redis(loaded: Settings) -> Iterator[Finding]:
 def of_address(url: str) -> Iterator[Finding]:
     """Return how the connection to Redis is protected, for an address on another machine."""
     parts = urlsplit(url)
-    if parts.scheme == "unix" or parts.hostname in _LOOPBACK:
+    if parts.scheme == "unix" or parts.hostname in LOOPBACK:
         return
     if not parts.password:
         hint = "Set requirepass (or an ACL user) there and give the password in REDIS_URL."
@@ -142,7 +141,6 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     except UpstreamError as error:
         yield Finding(slug, "subscription", "todo", reason(error), advice(error.reason, WEBHOOK_PERMISSIONS))
         return
-    if found := subscriptions.problem(company, loaded.webhook_path, ours):
-        yield Finding(slug, "subscription", "todo", found.found, found.advice)
-    else:
-        yield Finding(slug, "subscription", "good", f"{EVENT_NAME} is Active")
+    found = subscriptions.status_of(company, loaded.webhook_path, ours)
+    level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
+    yield Finding(slug, "subscription", level, found.detail, found.advice)

@@ -39,6 +39,8 @@ _CODES: Final = {
 NO_REDIS: Final = {AWAY: "", NEWER: "", INTERRUPTED: ""}
 """For `epilog`: a command that itself neither fails without Redis nor is interrupted."""
 
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
 F = TypeVar("F", bound=Callable[..., None])
 
 

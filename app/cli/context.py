@@ -19,14 +19,14 @@ from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.command import FOUND, Stop, flags
-from app.erasure import AuditWords, Erasure
+from app.erasure import Erasure
 from app.errors import UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.redis import for_command, server_time
+from app.ledger.redis import for_command
 from app.replay import Plans, Selector
 from app.settings import Company, Settings
 
@@ -65,17 +65,12 @@ class CommandContext:
         self.events = EventLog(redis)
         self.dead_letters = DeadLetters(redis)
         self.erasure = Erasure(redis, order_days=settings.order_days)
-        self.audit_words = AuditWords(redis)
         self.plans = Plans(redis, event_days=settings.event_days)
         self.selector = Selector(redis)
 
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
-
-    def now(self) -> int:
-        """Return the time of the Redis server in ms since 1970: everything in it is dated by that clock."""
-        return server_time(self.redis)
 
     def order(self, text: str) -> OrderKey:
         """Return the order as `find` does; raises Stop also when there is none."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, NEWER, NO_REDIS, USAGE, Stop, command, commands, epilog, flags
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NEWER, NO_REDIS, USAGE, Stop, command, commands, epilog, flags
 from app.errors import ReceiverError
 
 if TYPE_CHECKING:  # in the image there is no such module
@@ -23,7 +23,6 @@ _DEMO_CODES: Final = NO_REDIS | {DONE: "every order is complete", FOUND: "an ord
 _DEV_CODES: Final = NO_REDIS | {DONE: "stopped on request", FOUND: "it could not run"}
 _CODES: Final = {DONE: "every order is right", FOUND: "some orders are wrong, or it could not run", AWAY: "", NEWER: ""}
 
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _MOST_SHOWN: Final = 20
 _RATE: Final = 50.0
 _EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
@@ -186,7 +185,7 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
         host = None
     if not host or parts.scheme not in {"http", "https"}:
         raise Stop("--url must start with http:// or https://.")
-    if host not in _LOOPBACK and not beyond_loopback:
+    if host not in LOOPBACK and not beyond_loopback:
         raise Stop("--url is on another machine: forged events go there only with --beyond-loopback.")
 
 

@@ -12,7 +12,7 @@ import typer
 from app.cli import console, context
 from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, Stop, flags
 from app.cli.context import CommandContext, open_context
-from app.erasure import Traces
+from app.erasure import Traces, are_in
 from app.intake.spool import Swept, erase_rows
 
 EXAMPLE: Final = "ota-receiver orders erase --email - < address.txt"
@@ -58,7 +58,7 @@ def erase(
             console.remark(f"{one} An interrupted erase is finished.")
         found = [one for one in map(here.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
         given = flags()
-        if here.audit_words.are_in(f"{given.who} {given.why}", [word for one in found for word in one.words]):
+        if are_in(f"{given.who} {given.why}", [word for one in found for word in one.words]):
             raise Stop("--who and --why stay in the audit: they must name neither the guest nor the order.")
         if given.dry_run or not given.as_json:
             _show(here, found)
@@ -87,7 +87,7 @@ def _address(email: str | None) -> str:
 def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
     """Erase step by step; the first blocks each order, and all may be repeated. Return whether something is left."""
     # First, while the names of the orders are still known.
-    texts = here.audit_words.forget([word for one in found for word in one.words])
+    texts = here.erasure.forget_texts([word for one in found for word in one.words])
     here.erasure.note([one.order for one in found if one.erased is None], flags().who, flags().why)
     erased = [_tombstone(here, one) for one in found]
     with console.progress("erasing events") as step:
@@ -120,7 +120,7 @@ def _tombstone(here: CommandContext, traces: Traces) -> Traces:
             raise Stop(f"Order {traces.order.order_id} no longer exists.", FOUND)
         if at is not None:
             return after
-        here.audit_words.forget(after.words)
+        here.erasure.forget_texts(after.words)
         traces = after
 
 

@@ -5,7 +5,7 @@ It runs every few seconds, so it loads little: what only one role needs is impor
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -16,8 +16,6 @@ from app.errors import StoreUnavailable
 from app.settings import Settings
 
 WEB_SECONDS: Final = 2.0
-HEARTBEAT_SECONDS: Final = 15.0
-"""A pool writes a heartbeat each second. After so many without one it hangs, or cannot reach Redis."""
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
 _CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
@@ -63,19 +61,18 @@ def _web(loaded: Settings) -> tuple[bool, str]:
 
 def _worker(loaded: Settings) -> tuple[bool, str]:
     """Return whether a pool of this machine has written a heartbeat lately, and the detail."""
-    from app.identity import identity
+    from app.heartbeat import HEARTBEAT_WITHIN, readable, this_machine
+    from app.ledger import keys
     from app.ledger.redis import for_command, server_time
-    from app.snapshot import read_heartbeats
 
     try:
         with for_command(loaded.redis_url.get_secret_value()) as redis:
             now = server_time(redis)
-            pools = read_heartbeats(redis)
+            values: Any = redis.hvals(keys.POOLS)
     except StoreUnavailable as error:
         return False, str(error)
-    machine = identity().machine
-    ages = [(now - pool.at) / 1000 for pool in pools if pool.machine == machine]
+    ages = [now - pool.at for pool in readable(values) if pool.machine == this_machine()]
     if not ages:
         return False, "no heartbeat from a worker pool of this machine"
-    age = max(0.0, min(ages))
-    return age < HEARTBEAT_SECONDS, f"last heartbeat {age:.0f} s ago"
+    age = max(0, min(ages))
+    return age < HEARTBEAT_WITHIN, f"last heartbeat {age / 1000:.0f} s ago"

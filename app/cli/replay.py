@@ -19,7 +19,7 @@ from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Draft, Plan, Selected, Selection, is_plan_id
+from app.replay import Plan, Selected, Selection, is_plan_id
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -114,35 +114,37 @@ def replay(
             del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
-        passed: set[str] = set()
-        if sinks:
-            passed = here.selector.without_content(found.orders)
-        elif not force:
-            passed = here.selector.up_to_date(found.orders)
+        passed = set() if force else here.selector.needless(found.orders, deliver=bool(sinks))
         for one in passed:
             del found.orders[one]
-        speed = rate or default_rate(here.settings)
-        draft = Draft(who=flags().who, why=flags().why, selected=selection.words(), rate=speed, sinks=sinks)
-        _start(here, draft, found, len(passed), force)
+        _start(here, selection.words(), found, len(passed), force, sinks, rate or default_rate(here.settings))
     if found.missing:
         raise typer.Exit(FOUND)
 
 
-def _start(here: CommandContext, draft: Draft, found: Selected, passed: int, force: bool) -> None:
+def _start(
+    here: CommandContext,
+    selected: str,
+    found: Selected,
+    passed: int,
+    force: bool,
+    sinks: tuple[str, ...],
+    speed: float,
+) -> None:
     """Ask, then file the plan for the orders found and feed it; a dry run prints what the replay means instead.
 
-    `passed` other orders are skipped.
+    `selected` are the conditions in words; `passed` other orders are skipped; `speed` is in orders a second.
     """
     to_do = len(found.orders)
-    calls = 0 if draft.sinks else to_do
-    orders, rate = console.many(to_do, "order"), round(draft.rate, 3)
-    seconds = round(to_do / draft.rate)
+    calls = 0 if sinks else to_do
+    orders, rate = console.many(to_do, "order"), round(speed, 3)
+    seconds = round(to_do / speed)
     takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
     forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
-    forecast |= {"get_order_calls": calls, "sinks": draft.sinks, "rate": rate, "seconds": seconds, "ends": ends}
+    forecast |= {"get_order_calls": calls, "sinks": sinks, "rate": rate, "seconds": seconds, "ends": ends}
     forecast |= {"dry_run": flags().dry_run}
     why_skipped = "the stored copy is newer than the event; --force fetches them too."
-    if draft.sinks:
+    if sinks:
         why_skipped = "nothing is stored of them."
     skipped = f"{console.many(passed, 'order')} skipped: {why_skipped}" if passed else ""
     if flags().dry_run:
@@ -151,7 +153,7 @@ def _start(here: CommandContext, draft: Draft, found: Selected, passed: int, for
             "orders": f"{passed + to_do:,}",
             "skipped": skipped,
             "getOrder calls": f"{calls:,}",
-            "deliveries to": draft.sinks,
+            "deliveries to": sinks,
             "rate": f"{rate:g} orders/s",
             "takes": takes,
             "would end": ends,
@@ -164,10 +166,11 @@ def _start(here: CommandContext, draft: Draft, found: Selected, passed: int, for
         console.result("Nothing to do.", forecast)
         return
     what = f"Fetch {orders} again ({console.many(calls, 'getOrder call')})"
-    if draft.sinks:
-        what = f"Deliver {orders} to {', '.join(draft.sinks)} again (no getOrder)"
+    if sinks:
+        what = f"Deliver {orders} to {', '.join(sinks)} again (no getOrder)"
     console.confirm(f"{what}: at {rate:g}/s this takes {takes}, until {times.short(ends)}?")
-    plan = here.plans.file(draft, ((one, None if force else at) for one, at in found.orders.items()))
+    left = ((one, None if force else at) for one, at in found.orders.items())
+    plan = here.plans.file(left, rate=speed, sinks=sinks, selected=selected, who=flags().who, why=flags().why)
     console.remark(f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it.")
     _finish(here, plan)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 import typer
 
-from app import bootstrap, times
+from app import times
 from app.audit import newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
@@ -21,7 +21,7 @@ from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from app.snapshot import Snapshot
+from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {DONE: "no alert is active", FOUND: "an alert is active, or no worker pool runs"}
 _FIVE_MINUTES: Final = 300
@@ -54,7 +54,7 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
-        snapshot = bootstrap.snapshot_reader(here.settings).read(here.redis)
+        snapshot = SnapshotReader(here.settings.companies, here.settings.sinks).read(here.redis)
         companies, spool = here.settings.companies, here.settings.spool_dir
         breakers = tuple(one.slug for one in companies if snapshot.breaker_is_open(one.np_company_id))
         get_order = _get_order_seconds(here)

@@ -26,7 +26,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from app import bootstrap, log, settings, subscriptions, times
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, NEWER, Stop, command, commands, flags
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NEWER, Stop, command, commands, flags
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
@@ -35,7 +35,6 @@ from app.subscriptions import SubscriptionStatus, SubscriptionWatch
 from app.upstream.client import ChannelManager
 from app.upstream.models import EVENT_NAME, Subscription
 
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _SECRET_BYTES: Final = 32
 """43 characters in base64, of the 50 that a subscription takes (upstream.md 3)."""
 
@@ -210,7 +209,7 @@ def watch(
     with _open_clients() as (loaded, clients):
         if url is not None:
             _only(clients)  # an address belongs to one company
-        bootstrap.configure_stderr_log(loaded)
+        bootstrap.configure_log(loaded, sys.stderr)
         watches = [SubscriptionWatch(*client, loaded.webhook_path, url) for client in clients]
         printed: dict[str, list[SubscriptionStatus]] = {}
         while not once:
@@ -272,7 +271,7 @@ def _check_address(url: str) -> None:
         raise Stop("URL is not an address.") from None
     if parts.scheme not in {"http", "https"} or not host or not url.isascii() or not url.isprintable() or " " in url:
         raise Stop("URL is not a web address: it must start with https://.")
-    if parts.scheme == "http" and host not in _LOOPBACK:
+    if parts.scheme == "http" and host not in LOOPBACK:
         raise Stop("URL must be https: every event carries the clientState.")
     if parts.username is not None or parts.fragment:
         raise Stop("URL must hold neither a user nor a fragment.")
@@ -308,9 +307,8 @@ def _steps(
 ) -> list[str]:
     several = settings.companies_file is not None
     place = f"[companies.{company.slug}] of COMPANIES_FILE: " if several else ""
-    names = ["CLIENT_STATE", "CLIENT_STATE_PREVIOUS"]
-    current, previous = (name.lower() if several else name for name in names)
-    suffix = "_file" if several else "_FILE"
+    names = ("CLIENT_STATE", "CLIENT_STATE_PREVIOUS", "_FILE")
+    current, previous, suffix = (name.lower() if several else name for name in names)
     new = f"{current}{suffix} = {write_to.absolute()}" if write_to else f"{current} = the new secret"
     which = f" --company {company.slug}" if several else ""
     deletes = [f"ota-receiver subscription delete {one.id}{which}" for one in same if one.id]
