@@ -89,7 +89,8 @@ def listing(
             json_line(view(one))
     elif found:
         pairs = [(one, one.lstrip(_MARKS)) if isinstance(one, str) else one for one in columns]
-        rows = ([cell(one) if callable(cell) else view(one)[cell] for _, cell in pairs] for one in found)
+        viewed = zip(found, map(view, found), strict=True)
+        rows = ([cell(one) if callable(cell) else fields[cell] for _, cell in pairs] for one, fields in viewed)
         table(title, [heading for heading, _ in pairs], rows)
 
 

@@ -192,6 +192,8 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
 def _facts(report: Report) -> dict[str, object]:
     recognised, complete = report.duplicates_recognised, report.orders_complete
     right = "" if complete is None else f", {complete:,} complete and right"
+    refused = f"{console.many(report.forged_posts_refused, 'POST')} of only these answered 401"
+    forged = f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused}"
     known = "" if recognised is None else f", {recognised:,} recognised"
     return {
         "seed": report.seed,
@@ -199,15 +201,8 @@ def _facts(report: Report) -> dict[str, object]:
         "events": f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} genuine ones acknowledged",
         "answers": tuple(f"{result}: {count:,}" for result, count in sorted(report.answers.items())),
         "duplicates": f"{report.duplicates_sent:,}{known}",
-        "forged": _forged(report),
+        "forged": forged if report.forged_sent else "",
         "getOrders": f"{report.get_orders:,}, {report.get_orders_per_settlement:g} per settlement",
         "answer time": f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms",
         "took": f"{report.seconds:g} s",
     }
-
-
-def _forged(report: Report) -> str:
-    if not report.forged_sent:
-        return ""
-    refused = console.many(report.forged_posts_refused, "POST")
-    return f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused} of only these answered 401"
