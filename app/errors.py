@@ -1,6 +1,6 @@
 """Every error of the service, in one tree. Reason codes are snake_case and appear unchanged in logs and metrics.
 
-Errors of the tools for laptops and tests stand beside them in app/dev, the end of a command in app/cli/console.py.
+Errors of the tools for laptops and tests stand beside them in app/dev, the end of a command in app/cli/command.py.
 """
 
 from __future__ import annotations
