@@ -39,8 +39,6 @@ FAILED_WAIT: Final = 5 * policy.MINUTE
 STOP_SECONDS: Final = 2.0
 """How long a stopping pool waits for the run; what is not done is due again."""
 
-RUNBOOK: Final = "docs/operations.md#"
-
 _log = log.get()
 
 
@@ -107,7 +105,7 @@ def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) ->
 def _log_change(change: Change, now: int) -> None:
     found = change.condition
     about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
-    runbook = f"{RUNBOOK}{found.name.replace('_', '-')}"
+    runbook = f"docs/operations.md#{found.name.replace('_', '-')}"
     if change.action == "resolved":
         _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
     elif found.name == "silence":

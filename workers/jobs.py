@@ -25,7 +25,7 @@ def fetch_order(company_id: str, order_id: str) -> None:
     bind_contextvars(worker=worker, job_id=job.id if job else None)
     try:
         # A plain `rq worker` prepares with its first job.
-        (_processor or prepare(settings.load())).process(OrderKey(company_id, order_id), worker)
+        (_processor or import_sinks(settings.load())).process(OrderKey(company_id, order_id), worker)
     except BaseException as error:
         # The order becomes due again: its lease ends, or the pool sees this worker end.
         _log.error("job.failed", order_id=order_id, error=type(error).__name__, trace=log.trace_of(error))
@@ -34,10 +34,7 @@ def fetch_order(company_id: str, order_id: str) -> None:
 
 
 def prepare(found: Settings) -> Processor:
-    """Build this process's processor, which connects with its first job.
-
-    Raises SettingsError for a sink that cannot be imported.
-    """
+    """Build the processor of this process and of its later children, without sinks; it connects with its first job."""
     global _processor
     redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
     connections = {
@@ -48,5 +45,13 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    _processor = Processor(bootstrap.ledger(found, redis), connections, build(found.sinks))
+    _processor = Processor(bootstrap.ledger(found, redis), connections, {})
     return _processor
+
+
+def import_sinks(found: Settings) -> Processor:
+    """Complete the processor of this process; raises SettingsError for a sink that cannot be imported."""
+    sinks = build(found.sinks)  # first, so that no job runs without them
+    processor = _processor or prepare(found)
+    processor.sinks = sinks
+    return processor

@@ -30,6 +30,7 @@ from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
 from app.upstream.client import warm_up
+from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
 from workers.worker import BAD_SETTINGS, WorkerProcess
 
@@ -152,6 +153,7 @@ class Pool:
 
     def _warm_up(self) -> None:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
+        jobs.prepare(self._settings)
         warm_up(self._settings.companies[0])
         import_module("_strptime")  # RQ imports it with its first job
         # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.

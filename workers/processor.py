@@ -44,7 +44,7 @@ class Processor:
     def __init__(self, ledger: Ledger, connections: Mapping[str, Connection], sinks: Mapping[str, Sink]) -> None:
         self._ledger = ledger
         self._connections = connections
-        self._sinks = sinks
+        self.sinks = sinks
 
     def process(self, order: OrderKey, worker: str) -> None:
         """Fetch the order if a fetch is due, then deliver the revisions that its sinks do not have yet."""
@@ -67,7 +67,7 @@ class Processor:
                 self._fail(order, fetch, worker, decision)
                 _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
         # Also after a failed fetch: an earlier revision may still wait for delivery.
-        while self._sinks and self._deliver_next(order, worker):
+        while self.sinks and self._deliver_next(order, worker):
             pass
 
     def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
@@ -180,7 +180,7 @@ class Processor:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
             try:
-                self._sinks[delivery.sink].deliver(parse_order(delivery.raw), _context(order, delivery))
+                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), _context(order, delivery))
             except BaseException as error:
                 # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__

@@ -136,7 +136,7 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
     """
     # Before the first job: the connections are warm, and a bad sink stops the start. After the fork: a user's module
     # may open what must not be shared.
-    jobs.prepare(settings)
+    jobs.import_sinks(settings)
     redis = bootstrap.for_rq(settings.redis_url.get_secret_value())
     with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
         FetchWorker(name, queue_name, redis, busy_since).work(logging_level=None)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 from importlib.metadata import version
 from time import monotonic
 from typing import Final, TypeVar
@@ -91,6 +90,7 @@ class ChannelManager:
         self._http = http
         self._company = company
         self._api_version = api_version
+        self._user_agent = f"ota-receiver/{version('ota-receiver')}"
         self._root = base_url.rstrip("/") + company.path
 
     def get_order(self, order_id: str) -> Fetched:
@@ -109,14 +109,27 @@ class ChannelManager:
         """Return the pages of the partner's orders; each costs one call, made when the page is requested.
 
         `since_row_version` lists every order *changed* after that row version, 0 for all: only this finds a confirmed,
-        cancelled or replaced order (upstream.md 6). A page has at most 20,000 rows. Raises ValueError if the company
-        has no partner id.
+        cancelled or replaced order (upstream.md 6). A page has at most 20,000 rows. The first page raises ValueError if
+        the company has no partner id.
         """
         if self._company.np_partner_id is None:
             raise ValueError("the company has no partner id")
         # Without `sync` a page has no row versions.
         changed = {} if since_row_version is None else {"sync": "true", "lastRowVersion": since_row_version}
-        return self._pages({**changed, "pageSize": page_size})
+        query: dict[str, object] = {**changed, "pageSize": page_size}
+        seen: set[str] = set()
+        while True:
+            # Upstream's own nextPageURL is not percent-encoded (upstream.md 5).
+            path = f"/channelManager/orders/{self._company.np_partner_id}?{urlencode(query, quote_via=quote)}"
+            answer = self._route("GET", path)
+            page = _read(answer, parse_page)
+            yield page
+            if page.next_key is None:
+                return
+            if page.next_key in seen:  # else the pages would repeat for ever
+                raise UnreadableAnswer("unreadable_answer", http_status=answer.http_status)
+            seen.add(page.next_key)
+            query["pageKey"] = page.next_key
 
     def subscriptions(self) -> tuple[Subscription, ...]:
         """Return all webhook subscriptions of the company, also those for other events."""
@@ -147,22 +160,6 @@ class ChannelManager:
             raise UnreadableAnswer("wrong_order", http_status=answer.http_status)
         return Fetched(answer.http_status, answer.raw, answer.seconds, order, digest(answer.raw))
 
-    def _pages(self, conditions: Mapping[str, object]) -> Iterator[Page]:
-        query = dict(conditions)
-        seen: set[str] = set()
-        while True:
-            # Upstream's own nextPageURL is not percent-encoded (upstream.md 5).
-            path = f"/channelManager/orders/{self._company.np_partner_id}?{urlencode(query, quote_via=quote)}"
-            answer = self._route("GET", path)
-            page = _read(answer, parse_page)
-            yield page
-            if page.next_key is None:
-                return
-            if page.next_key in seen:  # else the pages would repeat for ever
-                raise UnreadableAnswer("unreadable_answer", http_status=answer.http_status)
-            seen.add(page.next_key)
-            query["pageKey"] = page.next_key
-
     def _route(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Answer:
         """Call a path that always exists: a 404 means that our address is wrong."""
         try:
@@ -191,7 +188,7 @@ class ChannelManager:
         return {
             "accept": "application/json",
             "accept-encoding": "gzip",
-            "user-agent": _user_agent(),
+            "user-agent": self._user_agent,
             "x-api-version": self._api_version,
             "x-np-api-key": self._company.np_api_key.get_secret_value(),
         }
@@ -248,11 +245,6 @@ def translated_errors() -> Iterator[None]:
         raise ConnectionFault("unsendable_request") from None
     except (httpx.HTTPError, httpx.StreamError, OSError):
         raise Unavailable("network") from None
-
-
-@cache
-def _user_agent() -> str:
-    return f"ota-receiver/{version('ota-receiver')}"
 
 
 def _checked(text: str) -> str:

@@ -138,17 +138,14 @@ class Order(Header, frozen=True):
 
     @property
     def wallets(self) -> tuple[Wallet, ...]:
-        """Return the wallets of all items."""
         return tuple(wallet for item in self.items for wallet in item.wallets)
 
     @property
     def tickets(self) -> tuple[Asset, ...]:
-        """Return the tickets of all wallets."""
         return tuple(ticket for wallet in self.wallets for ticket in wallet.tickets)
 
     @property
     def coupons(self) -> tuple[Asset, ...]:
-        """Return the coupons of all wallets."""
         return tuple(coupon for wallet in self.wallets for coupon in wallet.coupons)
 
 

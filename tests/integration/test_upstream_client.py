@@ -615,7 +615,7 @@ def test_a_list_that_is_not_found_is_a_fault_of_the_connection(channel: ChannelM
 
 def test_a_company_without_partner_id_has_no_list(http: DeadlineTransport, upstream: Upstream) -> None:
     with pytest.raises(ValueError, match="partner id"):
-        manager(http, upstream.url, np_partner_id=None).list_orders()
+        next(manager(http, upstream.url, np_partner_id=None).list_orders())
 
 
 # Subscriptions
