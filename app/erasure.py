@@ -90,7 +90,7 @@ class Erasure:
             return None
         try:
             fetched = self._archive.order(order)
-        except (UnreadableAnswer, zlib.error):  # its names are unknown; all of it is erased
+        except UnreadableAnswer:  # its names are unknown; all of it is erased
             fetched = None
         references, addresses = (fetched.references, fetched.addresses) if fetched is not None else ((), ())
         names = filter(None, (record.reference, *references, *addresses))
@@ -227,11 +227,9 @@ def _pattern(words: Collection[str]) -> re.Pattern[str]:
 
 
 def _addresses(packed: Any) -> set[str]:
-    if not isinstance(packed, bytes):
-        return set()
     try:
         return set(map(_normal, parse_order(zlib.decompress(packed)).addresses))
-    except (UnreadableAnswer, zlib.error):
+    except (TypeError, UnreadableAnswer, zlib.error):  # no content, or not one of ours
         return set()
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import gt, lt
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote, urlsplit
@@ -25,7 +26,6 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
-    field_validator,
 )
 
 from app.errors import SettingsError
@@ -85,6 +85,17 @@ def _parts(url: str) -> tuple[str, str | None] | None:
 
 def _comma_list(value: object) -> object:
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+
+def _not(relation: str, other: str, is_wrong: Callable[[int, int], bool]) -> AfterValidator:
+    """Compare with a field that was declared before; if that one is wrong itself, there is nothing to compare with."""
+
+    def check(value: int, info: ValidationInfo) -> int:
+        if is_wrong(value, info.data.get(other, value)):
+            raise ValueError(f"must not be {relation} {other.upper()}")
+        return value
+
+    return AfterValidator(check)
 
 
 _AS_SECONDS: Final = BeforeValidator(_seconds)
@@ -164,10 +175,10 @@ class Settings(BaseModel):
     dedup_days: Annotated[int, Field(ge=1)] = Field(
         default=7, description="Days in which a repeated event is recognised and causes no second fetch."
     )
-    event_days: Annotated[int, Field(ge=1, validate_default=True)] = Field(
+    event_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "dedup_days", lt)] = Field(
         default=90, description="Days that events, replays and the audit are kept; at least `DEDUP_DAYS`."
     )
-    order_days: Annotated[int, Field(ge=1, validate_default=True)] = Field(
+    order_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "event_days", lt)] = Field(
         default=400, description="Days that orders are kept, at least `EVENT_DAYS`. A pending order never expires."
     )
     workers: Annotated[int, Field(ge=1, le=256)] = Field(default=8, description="Worker processes for live events.")
@@ -177,9 +188,9 @@ class Settings(BaseModel):
     upstream_concurrency: Annotated[int, Field(ge=1, le=100)] = Field(
         default=5, description="Calls at once with one API key, over all machines."
     )
-    backfill_concurrency: Annotated[int, Field(ge=1, le=100, validate_default=True)] = Field(
-        default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`."
-    )
+    backfill_concurrency: Annotated[
+        int, Field(ge=1, le=100, validate_default=True), _not("above", "upstream_concurrency", gt)
+    ] = Field(default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`.")
     upstream_requests_per_5_min: Annotated[int, Field(ge=1)] = Field(
         default=6000, description="Calls in any 5 minutes with one API key, over all machines."
     )
@@ -215,21 +226,6 @@ class Settings(BaseModel):
     def companies(self) -> tuple[Company, ...]:
         """Return every company whose events are accepted; at least one."""
         return self._companies
-
-    @field_validator("event_days", "order_days", "backfill_concurrency", mode="after")
-    @classmethod
-    def _in_order(cls, value: int, info: ValidationInfo) -> int:
-        """Compare with the field before; if that one is wrong itself, there is nothing to compare with."""
-        below, above = {
-            "event_days": ("dedup_days", None),
-            "order_days": ("event_days", None),
-            "backfill_concurrency": (None, "upstream_concurrency"),
-        }[info.field_name or ""]
-        if below is not None and value < info.data.get(below, value):
-            raise ValueError(f"must not be below {below.upper()}")
-        if above is not None and value > info.data.get(above, value):
-            raise ValueError(f"must not be above {above.upper()}")
-        return value
 
 
 _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "slug")
