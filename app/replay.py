@@ -217,6 +217,11 @@ class Plans:
                 yield _plan(plan_id, fields, left)
 
 
+def is_plan_id(text: str) -> bool:
+    """Return whether `text` can be the id of a plan."""
+    return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
+
+
 def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> Selected:
     """Find the orders of a selection; `step` gets the number of events or orders of each page."""
     log = EventLog(redis)
@@ -272,11 +277,6 @@ def _dead(redis: Redis, company_id: str | None, step: Callable[[int], None]) -> 
         found |= {member: at for member, at in page if company_id is None or member.startswith(f"{company_id}:")}
         step(len(page))
     return found
-
-
-def is_plan_id(text: str) -> bool:
-    """Return whether `text` can be the id of a plan."""
-    return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
 
 
 def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:
