@@ -192,11 +192,9 @@ class Erasure:
             return 0
         # No event of an order is older than its record: both times are of Redis.
         start, removed = str(min(to_ms(one.first) for one in traces if one.first)), 0
+        stop, members = newest[0][0].decode(), [one.order.member for one in traces]
         while True:
-            members = [one.order.member for one in traces]
-            last, read, deleted = self._erase_events(
-                start=start, stop=newest[0][0].decode(), limit=_EVENTS, orders=members
-            )
+            last, read, deleted = self._erase_events(start=start, stop=stop, limit=_EVENTS, orders=members)
             removed += int(deleted)
             step(read)
             if read < _EVENTS:
