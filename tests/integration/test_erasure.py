@@ -264,7 +264,7 @@ STEPS: dict[str, Callable[[Scenario], object]] = {
     "acquire": Scenario.acquire,
     "kill": lambda stage: stage.ledger.release_worker("w", "killed"),
     "retry_delivery": lambda stage: stage.ledger.retry_delivery(ONE, SHOP),
-    "wake": lambda stage: stage.ledger.release_worker("unknown", "ended", [ONE]),
+    "wake": lambda stage: stage.ledger.release_worker("nobody", "ended", [ONE]),
 }
 
 

@@ -60,10 +60,10 @@ def feeder(desk: Desk, *arguments: str) -> Process:
 def plan_of(desk: Desk) -> Plan:
     """Return the one plan there is, once it is there and has fed something."""
 
-    def started() -> list[Plan]:
+    def begun() -> list[Plan]:
         return [one for one in Plans(desk.redis, event_days=90).newest_first() if one.left < one.orders]
 
-    (plan,) = eventually(started, 10, what="a plan is being fed")
+    (plan,) = eventually(begun, 10, what="a plan has begun to be fed")
     return plan
 
 
