@@ -90,7 +90,7 @@ class Erasure:
             return None
         try:
             fetched = self._archive.order(order)
-        except (UnreadableAnswer, zlib.error):  # its names are unknown; all of it is erased
+        except UnreadableAnswer:  # its names are unknown; all of it is erased
             fetched = None
         references, addresses = (fetched.references, fetched.addresses) if fetched is not None else ((), ())
         names = filter(None, (record.reference, *references, *addresses))
@@ -192,11 +192,9 @@ class Erasure:
             return 0
         # No event of an order is older than its record: both times are of Redis.
         start, removed = str(min(to_ms(one.first) for one in traces if one.first)), 0
+        stop, members = newest[0][0].decode(), [one.order.member for one in traces]
         while True:
-            members = [one.order.member for one in traces]
-            last, read, deleted = self._erase_events(
-                start=start, stop=newest[0][0].decode(), limit=_EVENTS, orders=members
-            )
+            last, read, deleted = self._erase_events(start=start, stop=stop, limit=_EVENTS, orders=members)
             removed += int(deleted)
             step(read)
             if read < _EVENTS:
@@ -227,11 +225,9 @@ def _pattern(words: Collection[str]) -> re.Pattern[str]:
 
 
 def _addresses(packed: Any) -> set[str]:
-    if not isinstance(packed, bytes):
-        return set()
     try:
         return set(map(_normal, parse_order(zlib.decompress(packed)).addresses))
-    except (UnreadableAnswer, zlib.error):
+    except (TypeError, UnreadableAnswer, zlib.error):  # no content, or not one of ours
         return set()
 
 

@@ -23,15 +23,11 @@ class OtherSchema(StoreUnavailable):
 
     def __init__(self, held: str, ours: int) -> None:
         self.held = held[:20]
-        older = self.held.isdigit() and int(self.held) < ours
-        what_to_do = (
-            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
-            if older
-            else "upgrade it, or correct REDIS_URL"
-        )
-        super().__init__(
-            f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {what_to_do}"
-        )
+        advice = "upgrade it, or correct REDIS_URL"
+        if self.held.isdigit() and int(self.held) < ours:
+            advice = "use an empty Redis (the list of orders fills it again), or the release that wrote it"
+        text = f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {advice}"
+        super().__init__(text)
 
 
 class OldServer(StoreUnavailable):

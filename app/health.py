@@ -119,11 +119,11 @@ class Health:
             async with asyncio.timeout(SECONDS):
                 problem = await self._spool.problem()
                 waiting = await self._spool.waiting()
-        except TimeoutError:
-            return [Check("spool", ok=False, detail="the disk does not answer")]
         except Exception as error:
             # Whatever it is, the prober must get an answer.
-            return [Check("spool", ok=False, detail=f"fails ({type(error).__name__})")]
+            slow = isinstance(error, TimeoutError)
+            detail = "the disk does not answer" if slow else f"fails ({type(error).__name__})"
+            return [Check("spool", ok=False, detail=detail)]
         count = "an unknown number of" if waiting is None else waiting
         return [
             Check("spool", ok=not problem, detail=problem or "takes events"),

@@ -14,7 +14,6 @@ import stat
 import sys
 import traceback
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, TextIO, cast
 
 import msgspec
@@ -178,15 +177,9 @@ class _OncePerTurn:
 
 def trace_of(error: BaseException) -> str:
     """Return where an error was raised, without its text, which may quote names or secrets."""
-    return _frames(type(error), error.__traceback__)
-
-
-def _frames(kind: type[BaseException] | None, trace: TracebackType | None) -> str:
-    frames = traceback.extract_tb(trace)[-8:]
-    places = " < ".join(
-        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in reversed(frames)
-    )
-    return f"{kind.__name__ if kind else 'error'} at {places}"
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    places = (f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {' < '.join(places)}"
 
 
 def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, out: TextIO) -> None:
@@ -220,8 +213,8 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
     attaches as `extra`, such as the arguments of a job, is not rendered without structlog's ExtraAdder.
     """
     record = line.get("_record")
-    if record is not None and record.exc_info and record.exc_info[0] is not None:
-        line["trace"] = _frames(record.exc_info[0], record.exc_info[2])
+    if record is not None and record.exc_info and record.exc_info[1] is not None:
+        line["trace"] = trace_of(record.exc_info[1])
         record.exc_info = record.exc_text = None
     for field in ("exc_info", "stack_info"):
         line.pop(field, None)

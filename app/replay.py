@@ -79,11 +79,6 @@ class Selection(EventQuery, frozen=True, kw_only=True):
     orders: tuple[OrderKey, ...] = ()
     dead: bool = False
 
-    @property
-    def has_event_conditions(self) -> bool:
-        """Return whether there is a condition that only an event can meet."""
-        return any((self.status, self.outcome, self.since, self.until))
-
     def words(self) -> str:
         """Return the selection on one line, for the audit and for lists of plans."""
         named = [f"{len(self.event_ids)} event ids"] * bool(self.event_ids)
@@ -222,9 +217,15 @@ class Plans:
                 yield _plan(plan_id, fields, left)
 
 
+def is_plan_id(text: str) -> bool:
+    """Return whether `text` can be the id of a plan."""
+    return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
+
+
 def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> Selected:
     """Find the orders of a selection; `step` gets the number of events or orders of each page."""
     log = EventLog(redis)
+    of_events = any((selection.status, selection.outcome, selection.since, selection.until))
     dead = _dead(redis, selection.company_id, step) if selection.dead else None
     missing: tuple[str, ...] = ()
     if selection.event_ids or selection.orders:
@@ -233,7 +234,7 @@ def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> S
         ids = {event.id for event in stored}
         missing = tuple(one for one in selection.event_ids if one not in ids)
         events: Iterable[StoredEvent] = filter(selection.matches, stored)
-    elif dead is not None and not selection.has_event_conditions:
+    elif dead is not None and not of_events:
         return Selected(events=0, orders=dict.fromkeys(dead, 0))
     else:
         events = log.oldest_first(selection, step)
@@ -244,7 +245,7 @@ def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> S
         if dead is None or member in dead:
             count += 1
             orders[member] = to_ms(event.at)
-    if not selection.has_event_conditions:
+    if not of_events:
         # Its events may be older than EVENT_DAYS, or reconciling found it.
         for order in selection.orders:
             if selection.company_id in (None, order.company_id) and (dead is None or order.member in dead):
@@ -276,11 +277,6 @@ def _dead(redis: Redis, company_id: str | None, step: Callable[[int], None]) -> 
         found |= {member: at for member, at in page if company_id is None or member.startswith(f"{company_id}:")}
         step(len(page))
     return found
-
-
-def is_plan_id(text: str) -> bool:
-    """Return whether `text` can be the id of a plan."""
-    return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
 
 
 def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec.structs import replace
-from redis.exceptions import RedisError
 
 from app import log
-from app.errors import NotRecorded, OtherSchema
+from app.errors import NotRecorded
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import GROUP, Inbox, Recorded
 from app.intake.spool import Backlog, Spool
@@ -96,9 +95,7 @@ class Failover:
             return
 
     async def _probe(self) -> None:
-        try:
-            await self._inbox.probe()
-        except (RedisError, OSError, TimeoutError, OtherSchema):
+        if not await self._inbox.works():
             return
         self._unavailable.clear()
         self._recovered_at = time.monotonic()

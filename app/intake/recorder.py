@@ -189,6 +189,14 @@ class Inbox:
         """
         await self._try_twice(self._probe)
 
+    async def works(self) -> bool:
+        """Return whether Redis records events."""
+        try:
+            await self.probe()
+        except (RedisError, OSError, TimeoutError, OtherSchema):
+            return False
+        return True
+
     async def _probe(self) -> None:
         job = self._template.fields() | {"queue_prefix": queue_key("probe-")}
         digest, company, order = "probe", "probe", "probe"
