@@ -18,14 +18,14 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import bootstrap, log
-from app.errors import OtherSchema
+from app.errors import OldServer, OtherSchema
 from app.heartbeat import Heartbeat, decoded
 from app.ids import OrderKey
 from app.ledger import keys, policy, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
-from app.ledger.redis import VERSION, refuse_other_schema, server_time
+from app.ledger.redis import VERSION, refuse_old_server, refuse_other_schema, server_time
 from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
@@ -48,6 +48,9 @@ FAILED: Final = 1
 
 OTHER_SCHEMA: Final = 4
 """Exit code when Redis holds data of another version: this one would misread it."""
+
+OLD_SERVER: Final = 3
+"""Exit code when the server is older than Redis 6.2 or Valkey 7.2."""
 
 HEARTBEAT_KEPT: Final = policy.DAY
 """How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
@@ -101,6 +104,9 @@ class Pool:
         except OtherSchema as refusal:
             _log.error("service.other_schema", held=refusal.held, ours=VERSION)
             self._exit_code = OTHER_SCHEMA
+        except OldServer as refusal:
+            _log.error("service.old_server", reason=str(refusal))
+            self._exit_code = OLD_SERVER
         except Exception as error:
             # End as a whole: workers without a dispatcher, and a parent that waits for them, are of no use.
             _log.error("pool.failed", error=type(error).__name__, trace=log.trace_of(error))
@@ -136,6 +142,7 @@ class Pool:
         if not due:
             return
         if self._number == 0:
+            refuse_old_server(self._redis)
             self._warm_up()
         # A worker must not share our connection.
         self._redis.connection_pool.disconnect()

@@ -45,9 +45,6 @@ _TRIES: Final = 20
 _PAUSE: Final = 0.25
 """Jobs of the backfill queue use the same one permit, so a page may wait about 5 s for it."""
 
-_CHUNK: Final = 200
-"""Orders per call of request_fetch.lua: Redis serves others in between."""
-
 Outcome = Literal["complete", "paced", "failed"]
 """`complete`: the whole list was read. `paced`: the share of a minute was used up. `failed`: upstream, see `error`."""
 
@@ -232,7 +229,5 @@ class Reconcile:
                 status=one.status,
                 stored_status=one.stored_status,
             )
-        for at in range(0, len(found), _CHUNK):
-            chunk = found[at : at + _CHUNK]
-            self.ledger.request_fetch([one.key for one in chunk], queue=self.queue, reason="reconcile")
-            report.discrepancies.update(one.kind for one in chunk)
+        self.ledger.request_fetch([one.key for one in found], queue=self.queue, reason="reconcile")
+        report.discrepancies.update(one.kind for one in found)

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from app import log
-from app.errors import MalformedEnvelope, NotRecorded, RequestRefused
+from app.errors import NotRecorded, RequestRefused
 from app.intake.service import Intake
 
 BODY_SECONDS: Final = 10.0
@@ -60,7 +60,7 @@ class Webhook:
         await response(scope, receive, send)
 
     async def handshake(self, request: Request) -> Response:
-        """Answer a GET: return its validationToken; raises MalformedEnvelope, or HTTPException if there is none."""
+        """Answer a GET: return its validationToken; raises RequestRefused, or HTTPException if there is none."""
         token = request.query_params.get("validationToken")
         if token is None:
             raise HTTPException(405, headers={"allow": "POST"})
@@ -136,5 +136,5 @@ EXCEPTION_HANDLERS: Final[dict[type[Exception], ExceptionHandler]] = {
 
 def _echo(token: str) -> Response:
     if not _TOKEN.fullmatch(token):
-        raise MalformedEnvelope("bad_validation_token")
+        raise RequestRefused(400, "bad_validation_token")
     return PlainTextResponse(token, headers={"x-content-type-options": "nosniff"})
