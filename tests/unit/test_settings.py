@@ -35,24 +35,13 @@ client_state = "canary-museum-state"
 """
 
 
-@pytest.fixture(autouse=True)
-def _without_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a `.env` of the test itself is read."""
-    monkeypatch.chdir(tmp_path)
+def load(changes: dict[str, str | None]) -> Settings:
+    return settings.parse({name: value for name, value in {**GOOD, **changes}.items() if value is not None})
 
 
-def load(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> Settings:
-    for name, value in {**GOOD, **changes}.items():
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    return settings.load()
-
-
-def problems(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> list[str]:
+def problems(changes: dict[str, str | None]) -> list[str]:
     with pytest.raises(SettingsError) as refused:
-        load(monkeypatch, changes)
+        load(changes)
     return str(refused.value).splitlines()
 
 
@@ -62,14 +51,15 @@ def companies_file(path: Path, text: str) -> dict[str, str | None]:
     return {**per_company, "COMPANIES_FILE": str(path)}
 
 
-def test_one_company_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = load(monkeypatch, {"NP_COMPANY_ID": f"{{{COMPANY_ID.upper()}}}"})
+def test_one_company_is_named_by_the_environment_and_defaults_hold() -> None:
+    found = load({"NP_COMPANY_ID": f"{{{COMPANY_ID.upper()}}}"})
 
     (company,) = found.companies
     assert company.np_company_id == COMPANY_ID
     assert company.client_state.get_secret_value() == "canary-client-state"
     assert company.client_state_previous is None
     assert company.path == "/tenant/Production/CRONUS%20International%20Ltd."
+    assert (found.upstream_timeout, found.reconcile_every, found.spool_dir, found.sinks) == (20, 900, None, ())
 
 
 def test_the_page_of_settings_is_rendered_from_their_declarations() -> None:
@@ -81,16 +71,9 @@ def test_the_page_of_settings_is_rendered_from_their_declarations() -> None:
     assert {line for line in page.splitlines() if "| – | – |" in line or "None" in line} == set()
 
 
-def test_without_values_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = load(monkeypatch, {})
-
-    assert (found.upstream_timeout, found.reconcile_every, found.spool_dir, found.sinks) == (20, 900, None, ())
-
-
-def test_every_problem_is_in_one_message_and_no_value_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_problem_is_in_one_message_and_no_value_is() -> None:
     """Whatever its kind: missing, malformed, out of range, out of order, an unreadable file, given twice."""
     found = problems(
-        monkeypatch,
         {
             "REDIS_URL": "postgres://canary",
             "CLIENT_STATE": "canary" * 10,
@@ -127,12 +110,12 @@ def test_every_problem_is_in_one_message_and_no_value_is(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["CLIENT_STATE", "NP_API_KEY", "REDIS_URL", "OPS_TOKEN", "NP_COMPANY_ID"])
-def test_a_value_may_come_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_value_may_come_from_a_file(name: str, tmp_path: Path) -> None:
     """Container platforms mount secrets as files, with or without a newline at the end."""
     value = GOOD.get(name, "canary-ops-token")
     (tmp_path / "secret").write_text(f"{value}\n")
 
-    found = load(monkeypatch, {name: None, f"{name}_FILE": str(tmp_path / "secret")})
+    found = load({name: None, f"{name}_FILE": str(tmp_path / "secret")})
 
     company = found.companies[0]
     held = getattr(found if hasattr(found, name.lower()) else company, name.lower())
@@ -140,13 +123,11 @@ def test_a_value_may_come_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"", b"\n"], ids=["absent", "binary", "empty", "blank"])
-def test_a_file_without_a_usable_secret_is_refused(
-    content: bytes | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_file_without_a_usable_secret_is_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "secret").write_bytes(content)
 
-    found = problems(monkeypatch, {"CLIENT_STATE": None, "CLIENT_STATE_FILE": str(tmp_path / "secret")})
+    found = problems({"CLIENT_STATE": None, "CLIENT_STATE_FILE": str(tmp_path / "secret")})
 
     assert {line.partition(":")[0] for line in found} >= {"CLIENT_STATE"}
 
@@ -156,8 +137,10 @@ def test_the_environment_overrides_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_p
     lines = {**GOOD, "NP_TENANT": "from-dotenv", "WORKERS": "3", "NP_API_KEY_FILE": str(tmp_path / "secret")}
     del lines["NP_API_KEY"]
     (tmp_path / ".env").write_text("".join(f'{name}="{value}"\n' for name, value in lines.items()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKERS", "4")
 
-    found = load(monkeypatch, {**dict.fromkeys(GOOD, None), "WORKERS": "4"})
+    found = settings.load()
 
     (company,) = found.companies
     assert company.np_tenant == "from-dotenv"
@@ -165,8 +148,8 @@ def test_the_environment_overrides_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert found.workers == 4
 
 
-def test_printing_settings_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = load(monkeypatch, {"OPS_TOKEN": "canary-ops-token", "CLIENT_STATE_PREVIOUS": "canary-former"})
+def test_printing_settings_shows_no_secret() -> None:
+    found = load({"OPS_TOKEN": "canary-ops-token", "CLIENT_STATE_PREVIOUS": "canary-former"})
 
     assert "canary" not in f"{found!r} {found} {found.companies!r} {found.model_dump()}"
 
@@ -194,17 +177,17 @@ def test_printing_settings_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> N
         ("RECONCILE_EVERY", "59"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
     """Plain http would send the API key readable; redis-py would quote a wrong address in its error."""
-    (line,) = problems(monkeypatch, {name: value})
+    (line,) = problems({name: value})
 
     assert line.startswith(f"{name}: ")
     assert "canary" not in line
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])
-def test_plain_http_is_allowed_to_this_machine(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(monkeypatch, {"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
+def test_plain_http_is_allowed_to_this_machine(address: str) -> None:
+    assert load({"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
 
 
 @pytest.mark.parametrize(
@@ -216,24 +199,24 @@ def test_plain_http_is_allowed_to_this_machine(address: str, monkeypatch: pytest
     ],
 )
 def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events(
-    days: tuple[str | None, ...], named: str, monkeypatch: pytest.MonkeyPatch
+    days: tuple[str | None, ...], named: str
 ) -> None:
     """A forgotten event would be fetched again. An order forgotten before its events could not be replayed."""
     names = ("DEDUP_DAYS", "EVENT_DAYS", "ORDER_DAYS")
 
-    assert problems(monkeypatch, dict(zip(names, days, strict=True))) == [named]
+    assert problems(dict(zip(names, days, strict=True))) == [named]
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
-def test_durations_have_units(given: str, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(monkeypatch, {"RECONCILE_EVERY": given}).reconcile_every == seconds
+def test_durations_have_units(given: str, seconds: int) -> None:
+    assert load({"RECONCILE_EVERY": given}).reconcile_every == seconds
 
 
-def test_sinks_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(monkeypatch, {"SINKS": " python:a:b, ,python:c:d,"}).sinks == ("python:a:b", "python:c:d")
+def test_sinks_are_separated_by_commas() -> None:
+    assert load({"SINKS": " python:a:b, ,python:c:d,"}).sinks == ("python:a:b", "python:c:d")
 
 
-def test_several_companies_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_companies_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "zoo-state").write_text("canary-zoo-state\n")
     zoo = (
         TABLE.replace("museum]", "zoo]")
@@ -241,7 +224,7 @@ def test_several_companies_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp
         .replace('client_state = "canary-museum-state"', f'client_state_file = "{tmp_path}/zoo-state"')
     )
 
-    found = load(monkeypatch, companies_file(tmp_path / "companies.toml", TABLE + zoo))
+    found = load(companies_file(tmp_path / "companies.toml", TABLE + zoo))
 
     assert [company.slug for company in found.companies] == ["museum", "zoo"]
     assert [company.np_company_id for company in found.companies] == [COMPANY_ID, OTHER_ID]
@@ -251,9 +234,7 @@ def test_several_companies_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp
     ]
 
 
-def test_problems_of_companies_name_the_table_and_come_with_all_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_problems_of_companies_name_the_table_and_come_with_all_others(tmp_path: Path) -> None:
     text = f"""
     [companies.museum]
     np_company_id = "{COMPANY_ID}"
@@ -270,39 +251,31 @@ def test_problems_of_companies_name_the_table_and_come_with_all_others(
     np_api_key_file = 5
     """
 
-    found = problems(monkeypatch, {**companies_file(tmp_path / "companies.toml", text), "PORT": "canary"})
+    found = problems({**companies_file(tmp_path / "companies.toml", text), "PORT": "canary"})
 
-    assert sorted(line.rpartition(": ")[0] for line in found) == sorted(
-        [
-            "PORT",
-            "COMPANIES_FILE [companies.museum] colour",
-            "COMPANIES_FILE [companies.museum] NP_API_KEY",
-            "COMPANIES_FILE [companies.museum] CLIENT_STATE",
-            "COMPANIES_FILE [companies.Zoo] SLUG",
-            "COMPANIES_FILE [companies.Zoo] NP_COMPANY_ID",
-            "COMPANIES_FILE [companies.Zoo] NP_COMPANY",
-            "COMPANIES_FILE [companies.Zoo] NP_TENANT",
-            "COMPANIES_FILE [companies.Zoo] NP_ENVIRONMENT",
-            "COMPANIES_FILE [companies.Zoo] CLIENT_STATE",
-            "COMPANIES_FILE [companies.Zoo] NP_API_KEY",
-        ]
-    )
+    tables = {
+        "museum": ("colour", "NP_API_KEY", "CLIENT_STATE"),
+        "Zoo": (
+            *("SLUG", "NP_COMPANY_ID", "NP_COMPANY", "NP_TENANT"),
+            *("NP_ENVIRONMENT", "CLIENT_STATE", "NP_API_KEY"),
+        ),
+    }
+    of_tables = [f"COMPANIES_FILE [companies.{slug}] {name}" for slug, names in tables.items() for name in names]
+    assert sorted(line.rpartition(": ")[0] for line in found) == sorted(["PORT", *of_tables])
     assert "canary" not in "\n".join(found)
 
 
-def test_two_tables_cannot_name_the_same_company(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_tables_cannot_name_the_same_company(tmp_path: Path) -> None:
     again = TABLE.replace("museum]", "zoo]").replace(COMPANY_ID.upper(), COMPANY_ID)
 
-    found = problems(monkeypatch, companies_file(tmp_path / "companies.toml", TABLE + again))
+    found = problems(companies_file(tmp_path / "companies.toml", TABLE + again))
 
     assert found == ["COMPANIES_FILE [companies.zoo] NP_COMPANY_ID: same as in [companies.museum]"]
 
 
 @pytest.mark.parametrize("text", ["", "companies = 5", "[companies]", "not toml", "[companies]\nzoo = 5"])
-def test_a_companies_file_without_companies_is_refused(
-    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (found,) = problems(monkeypatch, companies_file(tmp_path / "companies.toml", text))
+def test_a_companies_file_without_companies_is_refused(text: str, tmp_path: Path) -> None:
+    (found,) = problems(companies_file(tmp_path / "companies.toml", text))
 
     assert found.startswith("COMPANIES_FILE")
 
