@@ -70,6 +70,7 @@ EVENTS: Final[dict[str, frozenset[str]]] = {
         "pool.recovered": "pool workers",
         "dispatcher.enqueued": "due enqueued",
         "dispatcher.orders_broken": "orders",
+        "dispatcher.orders_found": "orders",
         "worker.timed_out": "worker busy_s",
         "pool.failed": "error trace",
         "alert.firing": "name company sink figure runbook",

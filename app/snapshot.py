@@ -154,6 +154,7 @@ class SnapshotReader:
         self.companies = tuple(companies)
         self._script = source("snapshot")
         self._arguments = {
+            "schema": None,
             "sample": SAMPLE,
             "companies": [
                 (one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path)) for one in companies

@@ -203,6 +203,22 @@ class TestARedisWhoseClockWasAhead:
 
         assert shop.start() == "fetch"
 
+    def test_the_leases_of_a_killed_worker_delay_nothing(self, shop: Scenario) -> None:
+        """They end a day ahead; what makes the order due earlier meanwhile must not wait for them."""
+        shop.later(DAY)
+        shop.settle()
+        shop.fetch("killed")
+        shop.later(-DAY)
+        shop.ledger.release_worker("another", "ended", [ONE])
+        assert shop.fetch_and_store(1) == "deliver"
+
+        shop.later(DAY)
+        shop.delivery("killed")
+        shop.later(-DAY)
+        shop.settle()
+        assert shop.fetch_and_store(2) == "deliver"
+        assert shop.deliver().revision == 2
+
     def test_no_wait_of_ours_counts_as_a_wrong_clock(self, shop: Scenario) -> None:
         longest = [policy.RETRY_WAITS[-1] * 1.2, policy.RECHECK_WAITS[-1] * 60 * 1.2, policy.LONGEST_WAIT / 1000]
         assert max(*longest, (policy.LONGEST_RETRY + policy.BREAKER_LONGEST) / 1000) * 1000 < policy.FARTHEST
