@@ -128,11 +128,14 @@ def test_a_replay_to_sinks_costs_no_get_order_and_each_replay_uses_the_backfill_
 
 
 def test_eight_workers_share_the_five_slots_of_a_key_without_a_429(bare: Service) -> None:
-    bare.admin("PATCH", "settings", {"latency_ms": 30, "queue": 0})
+    """The first calls take a second, so that five are open at once however slow the machine is."""
+    bare.admin("PATCH", "settings", {"latency_ms": 1000, "queue": 0})
     bare.start("web")
     assert bare.post(*map(bare.event, bare.issue(60)))[0] == 200
     bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
 
+    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 20, what="five calls are open at once")
+    bare.admin("PATCH", "settings", {"latency_ms": 30})
     eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, what="60 orders are fetched")
 
     stats = bare.admin("GET", "stats")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
 
 from app.cli.mask import masked
 from app.upstream.models import Order, parse_order
-
-FIXTURES = Path(__file__).parent.parent / "fixtures"
+from tests.samples import sample
 
 
 def order(name: str) -> Order:
-    return parse_order((FIXTURES / f"{name}.json").read_bytes())
+    return parse_order(sample(name))
 
 
 @pytest.mark.parametrize("name", ["order-issued", "order-draft", "order-error", "order-submitted"])
@@ -44,7 +41,7 @@ def test_a_short_number_is_masked_completely() -> None:
 
 
 def test_an_unknown_field_is_not_shown() -> None:
-    raw = (FIXTURES / "order-issued.json").read_bytes().replace(b'"jobId"', b'"guestPassport": "P1234567", "jobId"')
+    raw = sample("order-issued").replace(b'"jobId"', b'"guestPassport": "P1234567", "jobId"')
     whole = parse_order(raw)
     assert whole.extra == {"guestPassport": "P1234567"}
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
 from app.upstream.models import ListQuery, Order, digest, parse_created, parse_order, parse_page, parse_subscriptions
+from tests.samples import ORDER_ID, sample
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
-ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
-ISSUED = (FIXTURES / "order-issued.json").read_bytes()
+ISSUED = sample("order-issued")
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -63,7 +61,7 @@ def test_times_are_aware_and_visits_are_in_local_time() -> None:
 
 
 def test_a_failed_order_has_shells_of_wallets_without_an_id() -> None:
-    order = parse_order((FIXTURES / "order-error.json").read_bytes())
+    order = parse_order(sample("order-error"))
 
     assert order.status_message == "Item 31001 has no capacity left on 2026-06-10 10:30."
     assert [(wallet.wallet_id, wallet.issued_at, wallet.assets) for wallet in order.wallets] == [(None, None, ())] * 2
@@ -118,18 +116,18 @@ def test_a_time_is_read_with_any_fraction_and_is_none_when_it_cannot_be(sent: ob
 
 
 @pytest.mark.parametrize(
-    ("sent", "read"),
+    "sent",
     [
-        ({"visitDate": "10/06/2026", "visitTime": "half past ten"}, (None, None)),
-        ({"visitDate": "0001-01-01", "visitTime": ""}, (None, None)),
-        ({"visitDate": 20260610, "visitTime": 10}, (None, None)),
-        ({}, (None, None)),
+        {"visitDate": "10/06/2026", "visitTime": "half past ten"},
+        {"visitDate": "0001-01-01", "visitTime": ""},
+        {"visitDate": 20260610, "visitTime": 10},
+        {},
     ],
 )
-def test_a_visit_that_cannot_be_read_is_none(sent: object, read: tuple[None, None]) -> None:
+def test_a_visit_that_cannot_be_read_is_none(sent: object) -> None:
     item = order_with(items=[sent]).items[0]
 
-    assert (item.visit_date, item.visit_time) == read
+    assert (item.visit_date, item.visit_time) == (None, None)
 
 
 def test_a_number_sent_as_text_and_a_text_sent_as_number_are_both_read() -> None:
@@ -146,24 +144,10 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
     assert order.wallets[0].extra == {"colour": "red"}
 
 
-@pytest.mark.parametrize(
-    ("status", "settled"),
-    [
-        ("Issued", True),
-        ("Draft", True),
-        ("Error", True),
-        ("Cancelled", True),
-        ("Refunded", True),
-        ("Submitted", False),
-        ("Scheduled", False),
-        ("Processing", False),
-    ],
-)
-def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str, settled: bool) -> None:
-    order = order_with(status=status)
-
-    assert order.status == status
-    assert order.settled is settled
+@pytest.mark.parametrize("status", ["Issued", "Draft", "Error", "Cancelled", "Refunded"])
+def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str) -> None:
+    assert order_with(status=status).settled
+    assert not any(order_with(status=one).settled for one in ("Submitted", "Scheduled", "Processing"))
 
 
 @pytest.mark.parametrize("sent", [ORDER_ID.upper(), f"{{{ORDER_ID}}}"])
@@ -200,15 +184,6 @@ def test_an_answer_without_an_order_is_unreadable(raw: bytes) -> None:
         parse_order(raw)
 
     assert refused.value.reason == "unreadable_answer"
-
-
-@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_no_body_raises_anything_but_unreadable_answer(raw: bytes) -> None:
-    for read in (parse_order, digest, parse_page, parse_subscriptions, parse_created):
-        try:
-            read(raw)
-        except UnreadableAnswer:
-            continue
 
 
 @given(st.data())
@@ -271,7 +246,7 @@ def test_the_digest_of_invalid_json_is_refused(raw: bytes) -> None:
 
 
 def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
-    page = parse_page((FIXTURES / "list-page.json").read_bytes())
+    page = parse_page(sample("list-page"))
 
     assert [(row.order_id, row.status, row.manifest_url) for row in page.rows] == [(ORDER_ID, "Issued", None)]
     assert (page.next_key, page.row_version, page.unreadable) == (None, 123456, 0)

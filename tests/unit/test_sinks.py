@@ -8,9 +8,10 @@ import pytest
 
 from app.errors import SettingsError
 from app.upstream.models import parse_order
+from tests.samples import sample
 from workers.sinks import Context, Sink, build
 
-ORDER = parse_order((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())
+ORDER = parse_order(sample("order-issued"))
 CONTEXT = Context(
     idempotency_key="company/order/3",
     company_id="company",
