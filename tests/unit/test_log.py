@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ import pytest
 from app import log
 
 ROOT = Path(__file__).parents[2]
-LEVELS = {"debug", "info", "warning", "error", "critical"}
 
 
 class Call(NamedTuple):
@@ -29,44 +29,43 @@ class Call(NamedTuple):
     may_have: frozenset[str]
 
 
-def modules() -> Iterator[tuple[Path, ast.Module]]:
-    for folder in ("app", "workers"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path.relative_to(ROOT), ast.parse(path.read_text())
+@cache
+def modules() -> dict[Path, ast.Module]:
+    return {
+        path: ast.parse(path.read_text()) for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py")
+    }
 
 
 @cache
 def texts_in(package: Path) -> frozenset[str]:
     """Return the literal texts of the modules of one package, where the fields of a line are collected."""
-    trees = [ast.parse(path.read_text()) for path in (ROOT / package).glob("*.py")]
-    return frozenset(
-        node.value
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
+    trees = [tree for path, tree in modules().items() if path.parent == package]
+    found = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return frozenset(text for text in found if isinstance(text, str))
 
 
-def calls() -> Iterator[Call]:
-    for path, tree in modules():
-        texts = texts_in(path.parent)
+@cache
+def calls() -> tuple[Call, ...]:
+    return tuple(_calls())
+
+
+def _calls() -> Iterator[Call]:
+    for path, tree in modules().items():
         for node in ast.walk(tree):
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"), attr=level), args=args, keywords=keywords):
-                    where = f"{path}:{node.lineno}"
-                    match args:
-                        case [ast.Constant(value=str(event))]:
-                            pass
-                        case _:
-                            raise AssertionError(f"{where}: the event must be one literal name")
+                    where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                    assert len(args) == 1, where
+                    assert isinstance(args[0], ast.Constant), f"{where}: the event must be one literal name"
                     fields = frozenset(keyword.arg for keyword in keywords if keyword.arg is not None)
-                    expands = any(keyword.arg is None for keyword in keywords)
-                    yield Call(where, level, event, fields, fields | (texts if expands else frozenset()))
+                    expands = len(fields) < len(keywords)
+                    may_have = fields | (texts_in(path.parent) if expands else frozenset())
+                    yield Call(where, level, str(args[0].value), fields, may_have)
 
 
 def test_only_declared_events_are_logged_and_only_with_their_fields() -> None:
     undeclared = [
-        f"{call.where} {call.event} {sorted(call.fields - log.EVENTS.get(call.event, frozenset()) - log.COMMON)}"
+        f"{call.where} {call.event}"
         for call in calls()
         if call.event not in log.EVENTS or call.fields - log.EVENTS[call.event] - log.COMMON
     ]
@@ -79,29 +78,29 @@ def test_every_declared_event_and_field_is_logged_somewhere() -> None:
     logged: dict[str, set[str]] = {}
     for call in calls():
         logged.setdefault(call.event, set()).update(call.may_have)
-    unused = {
-        name: sorted(fields - logged.get(name, set()))
-        for name, fields in log.EVENTS.items()
-        if name not in logged or fields - logged[name]
-    }
 
-    assert unused == {}
+    assert log.EVENTS.keys() == logged.keys()
+    assert [name for name, fields in log.EVENTS.items() if not fields <= logged[name]] == []
 
 
 def test_every_logger_is_named_log_and_none_logs_a_whole_exception() -> None:
     """Otherwise the two tests above would not see it, or foreign text would get into a line."""
-    found = [
-        f"{path}:{node.lineno}"
-        for path, tree in modules()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        and ast.unparse(node.value) in {"log.get()", "structlog.get_logger()"}
-        and ast.unparse(node.targets[0]) not in {"_log"}
-    ]
+    assigned = [node for tree in modules().values() for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    loggers = [one for one in assigned if ast.unparse(one.value) in {"log.get()", "structlog.get_logger()"}]
 
-    assert found == []
-    assert {call.level for call in calls()} <= LEVELS
+    assert {ast.unparse(one.targets[0]) for one in loggers} == {"_log"}
+    assert {call.level for call in calls()} <= {"debug", "info", "warning", "error", "critical"}
     assert not [call.where for call in calls() if call.fields & {"exc_info", "stack_info", "exception"}]
+
+
+def test_the_page_of_log_events_names_the_level_of_each() -> None:
+    page = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
+    levels: dict[str, set[str]] = {}
+    for call in calls():
+        levels.setdefault(call.event, set()).add(call.level)
+
+    stated = re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", page, re.MULTILINE)
+    assert {name: set(re.findall("info|warning|error", level)) for name, level in stated if name in levels} == levels
 
 
 def output(code: str) -> str:
