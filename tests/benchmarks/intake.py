@@ -24,8 +24,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from app.dev.processes import free_port
-from app.dev.stack import COMPANY, ENVIRONMENT, TENANT
 from tests.service import ask, service
 
 _CONNECTIONS = 32
@@ -41,17 +39,6 @@ _ARGV = {
     _LIMIT: (*_UVICORN, "tests.benchmarks.receivers:limit", *_QUIET),
     _OBVIOUS: (*_UVICORN, "tests.benchmarks.receivers:obvious", *_QUIET),
     _RECEIVER: (sys.executable, "-m", "app.cli", "serve"),
-}
-_SETTINGS = {
-    "CLIENT_STATE": "benchmark-0c9f6d1e7b",
-    "NP_TENANT": TENANT,
-    "NP_ENVIRONMENT": ENVIRONMENT,
-    "NP_COMPANY": COMPANY,
-    "NP_COMPANY_ID": "b56a418d-8205-4d3a-bdbb-25d94e42abbd",
-    "NP_API_KEY": "benchmark-key",
-    # Nothing listens there: the intake must not need the Channel Manager.
-    "NP_BASE_URL": "http://127.0.0.1:9",
-    "LOG_FORMAT": "json",
 }
 
 
@@ -75,10 +62,8 @@ def measure(receiver: str, events_per_post: int, seconds: int) -> Run:
     """Run one receiver against a fresh Valkey; raises ProcessEnded when it does not start."""
     with tempfile.TemporaryDirectory() as temporary, service(Path(temporary)) as one:
         one.start_valkey()
-        port = str(free_port())
-        one.variables |= _SETTINGS | {"PORT": port}
-        one.company_id = _SETTINGS["NP_COMPANY_ID"]
-        port_option = [] if receiver == _RECEIVER else ["--port", port]
+        one.start_sandbox()
+        port_option = [] if receiver == _RECEIVER else ["--port", one.variables["PORT"]]
         web = one.run([*_ARGV[receiver], *port_option], "web.log")
         web.wait_until(one.web_listens, 20, "the port is open")
         events = [one.event(f"{index:08x}-0000-4000-8000-{_MARKER}") for index in range(events_per_post)]

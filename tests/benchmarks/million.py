@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
+import json
 import sys
 import tempfile
 import time
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from random import Random
 from statistics import mean
 from typing import Any, Final, cast
 
@@ -32,7 +31,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from app.dev.processes import free_port
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox
@@ -42,15 +40,14 @@ from app.ledger.rq_jobs import LIVE, queue_key
 from app.ledger.work import Content
 from app.times import from_ms
 from app.upstream.models import digest, parse_order
-from tests.service import ROOT, Service, ask, service
+from tests.service import Service, ask, service
 
 MOST_MS: Final = 200
-COMPANIES: Final = tuple(f"{number}1111111-1111-4111-8111-111111111111" for number in (1, 2, 3))
 _DAYS: Final = 90
 _DEDUP_DAYS: Final = 7
 _AT_ONCE: Final = 200
 _CONTENTS: Final = 50
-"""Different contents, with their own ids and numbers: compressed they are as large as those of real orders."""
+"""Different contents, with their own ids and numbers."""
 
 _WINDOW: Final = 10_000
 _SAMPLES: Final = 500
@@ -78,11 +75,12 @@ class Plan:
 
     count: int
     now: int
+    company_id: str
 
     def one(self, number: int) -> One:
         own = number - (number % 50 == 49)
         step = _DAYS * policy.DAY - policy.MINUTE
-        order = OrderKey(COMPANIES[own // 50 % 3], f"{own:08x}-0000-4000-8000-{own:012}")
+        order = OrderKey(self.company_id, f"{own:08x}-0000-4000-8000-{own:012}")
         event = OrderProcessed(
             company_id=order.company_id,
             order_id=order.order_id,
@@ -111,13 +109,12 @@ class _Scripts:
         return call
 
 
-def _fill(redis: Redis, plan: Plan) -> None:
+def _fill(redis: Redis, plan: Plan, contents: Sequence[Content]) -> None:
     """Record all events and fetch their orders; the jobs of pending orders wait in `live` at the end."""
     now = 0
     inbox_redis = cast("AsyncRedis", _Scripts(redis))
     inbox = Inbox(inbox_redis, dedup_days=_DEDUP_DAYS, event_days=_DAYS, clock=lambda: now)
     ledger = Ledger(redis, order_days=400, fetch_lease=policy.MINUTE, clock=lambda: now)
-    contents = list(_contents())
     waiting: list[str] = []
     with asyncio.Runner() as runner:
         starts = range(0, plan.count, _AT_ONCE)
@@ -154,18 +151,12 @@ def _fetch(ledger: Ledger, one: One, contents: Sequence[Content]) -> None:
         )
 
 
-def _contents() -> Iterator[Content]:
+def _contents(one: Service) -> Iterator[Content]:
     """Return answers of getOrder that differ as real orders do: in the ids and numbers of their wallets."""
-    sample = (ROOT / "tests" / "fixtures" / "order-issued.json").read_text(encoding="utf-8")
-    head, wallets, rest = sample.partition('"wallets"')
-    for variant in range(_CONTENTS):
-        drawn = Random(variant)  # no secret: sample data
-
-        def scrambled(found: re.Match[str], drawn: Random = drawn) -> str:
-            digits = "0123456789abcdef" if re.search("[a-f]", found[2]) else "0123456789"
-            return found[1] + "".join(drawn.choice(digits) if one in digits else one for one in found[2])
-
-        raw = (head + wallets + re.sub(r'("\w*(?:[Ii]d|Number\w*)": ")([^"]+)', scrambled, rest)).encode()
+    made = {"company_id": one.company_id, "count": _CONTENTS, "items": ["31001", "PKG-100"]}
+    for row in one.admin("POST", "orders", made)["orders"]:
+        answer = ask("GET", one.api(f"channelManager/{row['order_id']}"), headers=one.key)[1]
+        raw = json.dumps(answer).encode()
         order = parse_order(raw)
         yield Content(
             raw=raw,
@@ -260,33 +251,21 @@ def _ends_with(code: int, one: Service, arguments: Sequence[str]) -> bool:
     return one.cli(*arguments)[0] == code
 
 
-def _settings(folder: Path) -> dict[str, str]:
-    companies = folder / "companies.toml"
-    companies.write_text(
-        "\n".join(
-            f'[companies.venue{number}]\nnp_company_id = "{company_id}"\nnp_company = "Venue {number}"\n'
-            f'np_tenant = "tenant"\nnp_environment = "Sandbox"\nnp_api_key = "key"\n'
-            f'client_state = "benchmark-0c9f6d1e7b{number}"\n'
-            for number, company_id in enumerate(COMPANIES)
-        ),
-        encoding="utf-8",
-    )
-    ours = {"COMPANIES_FILE": str(companies), "OPS_TOKEN": _TOKEN, "PORT": str(free_port())}
-    return ours | {"NP_BASE_URL": "http://127.0.0.1:9"}
-
-
 def main() -> int:
     """Measure once; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.million", description=__doc__)
     parser.add_argument("--orders", type=int, default=1_000_000)
-    plan = Plan(parser.parse_args().orders, time.time_ns() // 1_000_000)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as one:
         one.start_valkey()
-        one.variables |= _settings(one.folder)
+        one.start_sandbox()
+        one.variables["OPS_TOKEN"] = _TOKEN
+        plan = Plan(options.orders, time.time_ns() // 1_000_000, one.company_id)
+        contents = list(_contents(one))
         with Redis.from_url(one.valkey.url) as redis:
             redis.config_set("appendonly", "no")
             empty = redis.info("memory")["used_memory"]
-            _fill(redis, plan)
+            _fill(redis, plan, contents)
             sizes = Table("memory", "bytes")
             for what, size in _memory(redis, plan, redis.info("memory")["used_memory"] - empty):
                 sizes.add_row(what, f"{size:,.0f}")
@@ -295,7 +274,7 @@ def main() -> int:
     for cost in work:
         costs.add_row(cost.command, f"{cost.redis:,}", f"{cost.longest:,}")
     console = Console(width=120)
-    console.print(f"{plan.count:,} events of {len(COMPANIES)} companies over {_DAYS} days", sizes, costs)
+    console.print(f"{plan.count:,} events over {_DAYS} days", sizes, costs)
     missed = [cost.command for cost in work if not cost.succeeded or cost.redis >= MOST_MS]
     for command in missed:
         console.print(f"missed: {command}")
