@@ -77,9 +77,4 @@ def obvious() -> Starlette:
 
 
 def _app(deliver: Callable[[Request], Awaitable[Response]]) -> Starlette:
-    async def healthz(request: Request) -> Response:
-        return Response(b"ok")
-
-    return Starlette(
-        routes=[Route("/healthz", healthz), Route("/webhooks/ota-channel-manager", deliver, methods=["POST"])]
-    )
+    return Starlette(routes=[Route("/webhooks/ota-channel-manager", deliver, methods=["POST"])])
