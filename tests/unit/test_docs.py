@@ -1,17 +1,22 @@
-"""The documentation is complete: every command, state, metric, log event and alert, and no dead link."""
+"""The pages and the help are complete: every command, state, metric, log event and alert, and no dead link."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import typer.main
 import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
+from typer.testing import CliRunner
 
 from app import log
 from app.alerts import RULES
+from app.cli.main import COMMANDS as COMMANDS_OF_MAIN
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
@@ -25,10 +30,11 @@ PAGES = {
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
 }
 COMMANDS_PAGE, OPERATIONS, LOGS = (PAGES[f"docs/{name}.md"] for name in ("commands", "operations", "logs"))
-COMMANDS = {
-    f"{name} {part}" if part else name
-    for name, command in typer.main.get_command(cli).commands.items()  # type: ignore[attr-defined]  # it is a group
-    for part in (getattr(command, "commands", None) or [""])
+GROUPS: dict[str, Any] = dict(typer.main.get_command(cli).commands)  # type: ignore[attr-defined]  # it is a group
+COMMANDS: dict[str, Any] = {
+    f"{name} {part}".strip(): found
+    for name, command in GROUPS.items()
+    for part, found in getattr(command, "commands", {"": command}).items()
 }
 
 SCRAPED = {
@@ -74,7 +80,7 @@ def test_the_example_of_companies_file_shows_every_field() -> None:
 
 
 def test_commands_lists_every_command_and_no_other() -> None:
-    assert {name for cell, _ in rows(COMMANDS_PAGE, "command") for name in names(cell)} == COMMANDS
+    assert {name for cell, _ in rows(COMMANDS_PAGE, "command") for name in names(cell)} == COMMANDS.keys()
 
 
 def test_commands_explains_every_state_of_an_order() -> None:
@@ -186,4 +192,43 @@ def test_every_alert_of_the_log_has_a_prometheus_rule_and_every_section_too() ->
 def test_every_command_that_operations_names_exists() -> None:
     named = re.findall(r"ota-receiver ([a-z]+)(?: ([a-z]+))?", OPERATIONS)
 
-    assert [words for words in named if not {words[0], " ".join(words)} & COMMANDS] == []
+    assert [words for words in named if not {words[0], " ".join(words)} & COMMANDS.keys()] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_shows_examples_of_itself_and_its_exit_codes(name: str) -> None:
+    """Each example is read by the command's own parser: an option that is gone must not be shown."""
+    *examples, codes = (COMMANDS[name].epilog or "").split("\n\n")
+
+    assert re.match(r"Exit codes: 0 .*\b141\b", codes, re.DOTALL)
+    assert examples
+    for example in examples:
+        typed = shlex.split(example.removeprefix("Example: ").partition(" < ")[0])
+        arguments = typed[typed.index("ota-receiver") + 1 :]
+        words = name.split()
+        assert arguments[: len(words)] == words
+        COMMANDS[name].make_context("ota-receiver", arguments[len(words) :])
+
+
+def test_help_offers_shell_completion() -> None:
+    """The README names the same option."""
+    assert "--install-completion" in CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "120"}).stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_MAIN)
+def test_the_line_of_a_command_is_the_first_sentence_of_its_help(name: str) -> None:
+    line = COMMANDS_OF_MAIN[name][1]
+
+    assert (GROUPS[name].help or "").replace("\n", " ").startswith(line.removesuffix("."))
+
+
+def test_help_imports_no_command_and_no_heavy_library() -> None:
+    code = (
+        "import sys\nfrom app.cli.main import main\nsys.argv = ['ota-receiver', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+
+    heavy = {"rq", "redis", "httpx", "pydantic", "structlog", "rich", "starlette", "prometheus_client", "asyncio"}
+    assert heavy & set(ended.stderr.split()) == set()
+    assert "Commands:" in ended.stdout
