@@ -36,14 +36,12 @@ def main() -> int:
     parser.set_defaults(size=LONG)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats a plan (default: drawn)")
     options = parser.parse_args()
-    out = Console(width=120, highlight=False)
-    out.print(f"seed {options.seed}: {options.size}", markup=False)
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out.print(f"seed {options.seed}: {options.size}")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     with service(folder) as one:
         result = run(one, options.size.plan(options.seed), options.size)
-    out.print(result.table)
-    out.print(result.report, markup=False, soft_wrap=True)
-    out.print(f"logs: {folder}", markup=False)
+    out.print(f"{result}\nlogs: {folder}")
     return 0 if all(result.targets.values()) else 1
 
 

@@ -14,7 +14,6 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from rich.table import Table
 
 from app.dev import stack
 from app.dev.sandbox.webhooks import Event
@@ -82,32 +81,23 @@ class Result:
     targets: dict[str, bool]
     faults: list[str]
 
-    @property
-    def table(self) -> Table:
-        shown = Table("", "figure")
-        for name, value in self.figures.items():
-            shown.add_row(name, value)
-        return shown
-
-    @property
-    def report(self) -> str:
-        """Return a line for each target and problem."""
-        lines = [f"{'met   ' if met else 'MISSED'} {text}" for text, met in self.targets.items()]
-        return "\n".join([*lines, *self.faults])
+    def __str__(self) -> str:
+        figures = [f"{name}: {value}" for name, value in self.figures.items()]
+        targets = [f"{'met   ' if met else 'MISSED'} {text}" for text, met in self.targets.items()]
+        return "\n".join([*figures, *targets, *self.faults])
 
 
 def run(service: Service, plan: Plan, size: Size) -> Result:
     """Run the plan on a service without running parts."""
     _prepare(service, plan, size)
-    sink = service.folder / "sink.txt"
-    supervisor = Supervisor(service, _variables(service, size, sink))
+    supervisor = Supervisor(service)
     before = _resettler(service, plan)
     sender = Sender(service.webhook, plan.posts, connections=_CONNECTIONS, tries=None, pause=_PAUSE, before=before)
     with sender.sending() as busy:
         last = _kill_all(service, plan, supervisor, busy, size.seconds)
     retry: Retry = Retry(NoBackoff(), 0)
     with Redis.from_url(service.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
-        fetched_after = _fetched_after(supervisor, redis, len(plan.events), last)
+        fetched_after = _fetched_after(supervisor, redis, plan.events, last)
         return _audit(service, plan, redis, sender.answers, supervisor, fetched_after)
 
 
@@ -115,29 +105,9 @@ def _prepare(service: Service, plan: Plan, size: Size) -> None:
     service.start_valkey()
     limits = ["--slots", str(size.at_once), "--requests", str(size.in_five_minutes)]
     service.start_sandbox("--latency", "20", *limits, seed=plan.seed)
-    service.variables["CLIENT_STATE"] = stack.CLIENT_STATE
-    for status, ids in plan.orders.items():
-        body = {"company_id": service.company_id, "partner_id": stack.PARTNER_ID, "mix": {status: 1}}
-        service.admin("POST", "orders", body | {"order_ids": ids})
-    service.admin("PUT", "faults", plans.faults())
-
-
-def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
-    """Return a function that settles an order again just before the event of it is first sent."""
-    left = set(plan.resettled)
-
-    def before(post: Post) -> None:
-        for event in {shot.event for shot in post.shots} & left:
-            left.remove(event)
-            body = {"order_id": event.payload.order_id, "company_id": event.company_id, "status": event.payload.status}
-            service.admin("POST", "settle", body)
-
-    return before
-
-
-def _variables(service: Service, size: Size, sink: Path) -> dict[str, str]:
-    (service.folder / "chaos_sink.py").write_text(_SINK.format(path=str(sink)))
-    return {
+    (service.folder / "chaos_sink.py").write_text(_SINK.format(path=str(service.folder / "sink.txt")))
+    service.variables |= {
+        "CLIENT_STATE": stack.CLIENT_STATE,
         "SINKS": "python:chaos_sink:on_order",
         # Without a partner nothing is compared with the order list, so a lost event stays lost.
         "NP_PARTNER_ID": "",
@@ -149,6 +119,26 @@ def _variables(service: Service, size: Size, sink: Path) -> dict[str, str]:
         # Leases depend on it: with the default of 20 s a single one may be longer than FETCHED_WITHIN.
         "UPSTREAM_TIMEOUT": "5s",
     }
+    orders: dict[str, list[str]] = {}
+    for order_id, (first, *_) in plan.settlements.items():
+        orders.setdefault(first.payload.status, []).append(order_id)
+    for status, ids in orders.items():
+        body = {"company_id": service.company_id, "partner_id": stack.PARTNER_ID, "mix": {status: 1}}
+        service.admin("POST", "orders", body | {"order_ids": ids})
+    service.admin("PUT", "faults", plans.faults())
+
+
+def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
+    """Return a function that settles an order again just before its second event is first sent."""
+    left = {event for _, *again in plan.settlements.values() for event in again}
+
+    def before(post: Post) -> None:
+        for event in {shot.event for shot in post.shots} & left:
+            left.remove(event)
+            body = {"order_id": event.payload.order_id, "company_id": event.company_id, "status": event.payload.status}
+            service.admin("POST", "settle", body)
+
+    return before
 
 
 def _kill_all(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
@@ -214,7 +204,7 @@ def _audit(
     wrong = audit([Expected(order_id, events) for order_id, events in settlements.items()], evidence)
     faults = [f"{order_id}: {'; '.join(problems)}" for order_id, problems in wrong.items()]
     faults += [str(service.cli("orders", "explain", order_id)) for order_id in list(wrong)[:_EXPLAINED]]
-    sent, accepted = len(plan.events), len(acknowledged(answers))
+    sent, accepted = plan.events, len(acknowledged(answers))
     # A coalesced order does not offset another's surplus.
     surplus = sum(max(0, calls[one].answered - len(events)) for one, events in settlements.items())
     per_settlement = 1 + surplus / sent
