@@ -205,12 +205,13 @@ class Work:
     longest: float
 
 
-def _work(redis: Redis, command: str, run: Callable[[], bool]) -> Work:
+def _work(redis: Redis, command: str, expected: int, run: Callable[[], tuple[int, Any]]) -> Work:
+    """Run a command; `run` returns its exit code, or the status of a request, first."""
     # In microseconds; a longest step below this counts as 0.
     redis.config_set("slowlog-log-slower-than", 100)
     redis.slowlog_reset()
     redis.config_resetstat()
-    succeeded = run()
+    succeeded = run()[0] == expected
     stats: Any = redis.info("commandstats")
     slow: Any = redis.slowlog_get(128)
     ours = ("config", "info", "slowlog")
@@ -241,14 +242,10 @@ def _commands(redis: Redis, plan: Plan, one: Service) -> Iterator[Work]:
     # An unknown order is not found, and without a pool the status is not healthy.
     codes = {"orders show REFERENCE, unknown": 1, "status": 1}
     for name, arguments in commands.items():
-        yield _work(redis, name, partial(_ends_with, codes.get(name, 0), one, arguments))
+        yield _work(redis, name, codes.get(name, 0), partial(one.cli, *arguments))
     one.start("web")
     bearer = {"authorization": f"Bearer {_TOKEN}"}
-    yield _work(redis, "/metrics", lambda: ask("GET", f"{one.web_url}/metrics", headers=bearer)[0] == 200)
-
-
-def _ends_with(code: int, one: Service, arguments: Sequence[str]) -> bool:
-    return one.cli(*arguments)[0] == code
+    yield _work(redis, "/metrics", 200, partial(ask, "GET", f"{one.web_url}/metrics", headers=bearer))
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.errors import MalformedEnvelope
 from app.ids import guid
-from app.intake.envelope import OrderProcessed, canonical_time, parse
+from app.intake.envelope import Envelope, OrderProcessed, canonical_time, parse
 from tests.samples import COMPANY_ID, sample
 from tests.samples import ORDER_ID as ORDER
 
@@ -62,9 +62,7 @@ def test_elements_that_are_not_objects_are_counted_and_the_others_kept(wrapper: 
 
 @pytest.mark.parametrize("body", [b'{"values":[]}', b'{"value":[]}', b'\xef\xbb\xbf{"values":[]}', b' {"values":[]}\n'])
 def test_an_empty_envelope_is_an_envelope(body: bytes) -> None:
-    envelope = parse(body)
-
-    assert (envelope.items, envelope.broken) == ([], 0)
+    assert parse(body) == Envelope([], 0)
 
 
 def test_unknown_fields_are_ignored_at_every_level() -> None:
@@ -161,21 +159,14 @@ def test_another_company_order_status_or_time_is_another_event(field: str, value
     assert event(**{field: value}).digest != event().digest
 
 
-@pytest.mark.parametrize(
-    "change", [{"secret": "previous"}, {"reference": "CM-2"}], ids=lambda change: next(iter(change))
-)
-def test_another_secret_or_reference_is_the_same_event(change: dict[str, str]) -> None:
+def test_another_secret_or_reference_is_the_same_event() -> None:
     """A redelivery after the secret was rotated is still the same event."""
-    assert event(**change).digest == event().digest
+    assert event(secret="previous", reference="CM-2").digest == event().digest
+    assert event(timestamp="").digest == "", "an event without a timestamp cannot be compared"
 
 
-def test_an_event_without_timestamp_has_no_digest() -> None:
-    assert event(timestamp="").digest == ""
-
-
-@pytest.mark.parametrize("written", [ORDER, ORDER.upper(), f"{{{ORDER}}}", f"{{{ORDER.upper()}}}"])
-def test_a_guid_has_one_form(written: str) -> None:
-    assert guid(written) == ORDER
+def test_a_guid_has_one_form() -> None:
+    assert {guid(one) for one in (ORDER, ORDER.upper(), f"{{{ORDER}}}", f"{{{ORDER.upper()}}}")} == {ORDER}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -69,8 +69,9 @@ def test_a_failed_order_has_shells_of_wallets_without_an_id() -> None:
     assert order.manifest_url is None
 
 
-def test_an_empty_text_is_the_same_as_an_absent_one() -> None:
+def test_an_empty_text_is_the_same_as_an_absent_one_and_a_guid_is_made_canonical() -> None:
     assert order_with(sellToName="", manifestUrl="", items=None) == order_with()
+    assert order_with(orderId=f"{{{ORDER_ID.upper()}}}") == order_with()
 
 
 @pytest.mark.parametrize(
@@ -150,11 +151,6 @@ def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str)
     assert not any(order_with(status=one).settled for one in ("Submitted", "Scheduled", "Processing"))
 
 
-@pytest.mark.parametrize("sent", [ORDER_ID.upper(), f"{{{ORDER_ID}}}"])
-def test_the_order_id_is_made_canonical(sent: str) -> None:
-    assert order_with(orderId=sent).order_id == ORDER_ID
-
-
 @pytest.mark.parametrize(
     "raw",
     [
@@ -186,6 +182,12 @@ def test_an_answer_without_an_order_is_unreadable(raw: bytes) -> None:
     assert refused.value.reason == "unreadable_answer"
 
 
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000, b"{}", b'{"data": {}}', b"7", b'"page"'])
+def test_an_answer_without_a_page_is_unreadable(raw: bytes) -> None:
+    with pytest.raises(UnreadableAnswer):
+        parse_page(raw)
+
+
 @given(st.data())
 def test_no_single_odd_value_costs_a_paid_order(data: st.DataObject) -> None:
     tree = json.loads(ISSUED)
@@ -202,26 +204,25 @@ def _objects(tree: Any) -> list[dict[str, Any]]:
     return [tree, *_objects(list(tree.values()))] if isinstance(tree, dict) else []
 
 
-@pytest.mark.parametrize("shown", [repr, str, "{}".format, pretty_repr])
-def test_the_repr_of_an_order_shows_no_person_no_ticket_number_and_no_link(
-    shown: Callable[[object], str],
-) -> None:
+def test_the_repr_of_an_order_shows_no_person_no_ticket_number_and_no_link() -> None:
     order = parse_order(ISSUED)
     secrets = ["Jane", "guest@", "TK-0", "CP-0", "1412345", "JD-2026", "manifest/", "a2cbd5bc", "Museum"]
 
-    printed = "".join(shown(part) for part in (order, *order.items, *order.wallets, *order.tickets))
+    for part in (order, *order.items, *order.wallets, *order.tickets):
+        printed = f"{part!r} {part} {pretty_repr(part)}"
+        assert [secret for secret in secrets if secret in printed] == []
+    assert {ORDER_ID, "Issued"} <= set(re.findall(r"[\w-]+", repr(order)))
 
-    assert [secret for secret in secrets if secret in printed] == []
-    assert ORDER_ID in printed
-    assert "Issued" in printed
 
-
-def test_the_digest_does_not_depend_on_the_notation() -> None:
+def test_the_digest_does_not_depend_on_the_notation_and_needs_json() -> None:
     one = b'{"price": 200.0, "small": 0.50, "none": 0.0, "list": [1, {"a": 2e2, "b": "x"}]}'
     same = b'{"list":[1,{"b":"x","a":200}],"none":0,"price":200,"small":0.5}'
 
     assert digest(one) == digest(same)
     assert len(digest(one)) == 64
+    for broken in (b"", b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(UnreadableAnswer):
+            digest(broken)
 
 
 @pytest.mark.parametrize(
@@ -239,12 +240,6 @@ def test_other_content_has_another_digest(other: bytes) -> None:
     assert digest(other) != digest(b'{"a": 1, "b": [1, 2]}')
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000])
-def test_the_digest_of_invalid_json_is_refused(raw: bytes) -> None:
-    with pytest.raises(UnreadableAnswer):
-        digest(raw)
-
-
 def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
     page = parse_page(sample("list-page"))
 
@@ -252,17 +247,12 @@ def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
     assert (page.next_key, page.row_version, page.unreadable) == (None, 123456, 0)
 
 
-def test_a_plain_list_is_one_page() -> None:
-    page = parse_page(json.dumps([{"orderId": ORDER_ID, "status": "Draft"}]).encode())
+def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> None:
+    rows = [{"orderId": ORDER_ID, "status": "Draft", "rowVersion": version} for version in ("99", "100", None)]
+    page = parse_page(json.dumps(rows).encode())
 
-    assert [row.status for row in page.rows] == ["Draft"]
-    assert (page.next_key, page.row_version) == (None, None)
-
-
-def test_row_versions_are_compared_as_numbers() -> None:
-    rows = [{"orderId": ORDER_ID, "status": "Draft", "rowVersion": version} for version in ("99", "100")]
-
-    assert parse_page(json.dumps(rows).encode()).row_version == 100
+    assert [row.status for row in page.rows] == ["Draft"] * 3
+    assert (page.next_key, page.row_version) == (None, 100)
 
 
 def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
@@ -273,26 +263,16 @@ def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
     assert (page.unreadable, page.next_key) == (2, "K")
 
 
-@pytest.mark.parametrize("raw", [b"{}", b'{"data": {}}', b"7", b'"page"'])
-def test_an_answer_without_a_page_is_unreadable(raw: bytes) -> None:
-    with pytest.raises(UnreadableAnswer):
-        parse_page(raw)
-
-
 def test_a_query_is_percent_encoded_and_omits_unset_conditions() -> None:
     assert ListQuery(page_size=50).encoded(None) == "pageSize=50"
     assert ListQuery(since_row_version=0, page_size=1).encoded("K_- &") == (
         "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-%20%26"
     )
-
-
-def test_an_invalid_page_size_is_refused() -> None:
     with pytest.raises(ValueError, match="page_size"):
         ListQuery(page_size=0)
 
 
-@pytest.mark.parametrize("shown", [repr, pretty_repr])
-def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object], str]) -> None:
+def test_the_client_state_of_a_subscription_is_a_secret() -> None:
     raw = json.dumps({"value": [{"id": "s1", "clientState": "hush-hush", "subscriptionState": "Active"}]})
 
     (subscription,) = parse_subscriptions(raw.encode())
@@ -300,7 +280,7 @@ def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object]
     assert subscription.client_state is not None
     assert subscription.client_state.get_secret_value() == "hush-hush"
     assert subscription.active
-    assert "hush-hush" not in shown(subscription)
+    assert "hush-hush" not in f"{subscription!r} {pretty_repr(subscription)}"
 
 
 def test_an_empty_answer_to_a_creation_is_a_subscription_without_fields() -> None:
