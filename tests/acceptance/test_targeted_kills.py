@@ -100,34 +100,32 @@ class Killing:
     def killed(self) -> bool:
         return not self._stop_file.exists()
 
-    def issue(self, count: int = 1) -> list[OrderKey]:
-        """Create issued orders at the Channel Manager, without events."""
-        return [OrderKey(self.service.company_id, order_id) for order_id in self.service.issue(count)]
+    def post(self, *orders: str) -> None:
+        assert self.service.post(*map(self.service.event, orders))[0] == 200
 
-    def post(self, *orders: OrderKey) -> None:
-        """Send the events of the orders."""
-        assert self.service.post(*(self.service.event(order.order_id) for order in orders))[0] == 200
+    def key(self, order: str) -> OrderKey:
+        return OrderKey(self.service.company_id, order)
 
-    def record(self, order: OrderKey) -> dict[str, str]:
-        found: Any = self.redis.hgetall(keys.record(order))
+    def record(self, order: str) -> dict[str, str]:
+        found: Any = self.redis.hgetall(keys.record(self.key(order)))
         return {name.decode(): value.decode() for name, value in found.items()}
 
-    def is_fetched(self, order: OrderKey) -> bool:
+    def is_fetched(self, order: str) -> bool:
         record = self.record(order)
         is_stored = int(record.get("fetched_generation", 0)) >= int(record.get("generation", 1))
-        return is_stored and self.redis.zscore(keys.DUE, order.member) is None
+        return is_stored and self.redis.zscore(keys.DUE, self.key(order).member) is None
 
-    def stored(self, order: OrderKey) -> int:
+    def stored(self, order: str) -> int:
         """Return the number of stored answers."""
-        entries: Any = self.redis.lrange(keys.history(order), 0, -1)
+        entries: Any = self.redis.lrange(keys.history(self.key(order)), 0, -1)
         return sum(isinstance(parse_entry(entry), FetchStored) for entry in entries)
 
-    def deliveries(self, order: OrderKey) -> int:
+    def deliveries(self, order: str) -> int:
         path = self.service.folder / "delivered"
-        return path.read_text().count(order.order_id) if path.exists() else 0
+        return path.read_text().count(order) if path.exists() else 0
 
-    def gets(self, order: OrderKey) -> int:
-        return int(self.service.row(order.order_id)["gets"])
+    def gets(self, order: str) -> int:
+        return int(self.service.row(order)["gets"])
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +166,7 @@ def one_worker(shared: Killing) -> Killing:
 )
 def test_an_order_is_fetched_though_its_worker_is_killed_at(one_worker: Killing, step: str) -> None:
     killing = one_worker
-    (order,) = killing.issue()
+    (order,) = killing.service.issue()
     killing.kill_at(step)
 
     killing.post(order)
@@ -188,7 +186,7 @@ def test_an_order_is_fetched_though_its_worker_is_killed_at(one_worker: Killing,
 def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: Killing, step: str) -> None:
     """The workers die with the pool; orders that they claimed, or whose jobs were pushed, are not lost."""
     pool = killing.start(WORKERS="1", BACKFILL_WORKERS="0")
-    (order,) = killing.issue()
+    (order,) = killing.service.issue()
     workers = children(pool.pid)
     # The pool calls release_worker when a worker has died.
     killing.kill_at(*(["get_order:after"] if step.startswith("release_worker") else []), step)
@@ -201,7 +199,7 @@ def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: K
 
     if killing.record(order).get("job"):
         # Its job may be lost between queue and worker; the dispatcher pushes another after GRACE, here at once.
-        killing.redis.zadd(keys.DUE, {order.member: 0}, xx=True)
+        killing.redis.zadd(keys.DUE, {killing.key(order).member: 0}, xx=True)
     eventually(lambda: killing.is_fetched(order), 10, what=f"the order is fetched: {killing.record(order)}")
     assert killing.stored(order) == 1
     assert killing.gets(order) <= 2
@@ -210,7 +208,7 @@ def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: K
 
 def test_an_order_whose_fetch_kills_three_workers_is_a_dead_letter_and_delays_no_other(killing: Killing) -> None:
     killing.start(WORKERS="1", BACKFILL_WORKERS="0")
-    poison, *others = killing.issue(4)
+    poison, *others = killing.service.issue(4)
     killing.kill_at(*["get_order:before"] * policy.CRASHES_ALLOWED)
     killing.post(poison)
     eventually(killing.killed, 10, what="three workers died")
@@ -228,8 +226,8 @@ def test_an_order_whose_fetch_kills_three_workers_is_a_dead_letter_and_delays_no
 def test_a_sink_that_hangs_is_killed_with_its_worker_and_becomes_a_dead_letter(killing: Killing) -> None:
     """It catches every exception and never returns; the pool kills its worker each time."""
     killing.start(WORKERS="2", BACKFILL_WORKERS="0", OVERDUE="1")
-    poison, *others = killing.issue(4)
-    (killing.service.folder / "poison").write_text(poison.order_id)
+    poison, *others = killing.service.issue(4)
+    (killing.service.folder / "poison").write_text(poison)
     killing.post(poison)
     eventually(lambda: killing.deliveries(poison) == 1, 10, what="the sink hangs")
 
@@ -240,24 +238,4 @@ def test_a_sink_that_hangs_is_killed_with_its_worker_and_becomes_a_dead_letter(k
     assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
     assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
     assert killing.gets(poison) == 1
-    overdue = killing.service.log("worker", "worker.timed_out")
-    assert len(overdue) == policy.CRASHES_ALLOWED
-
-
-def test_no_fetch_under_way_is_lost_when_valkey_is_killed(killing: Killing) -> None:
-    """Workers keep their answers until Redis runs again, so almost no order is fetched twice."""
-    killing.start(WORKERS="4", BACKFILL_WORKERS="0")
-    orders = killing.issue(30)
-    fault = {"kind": "latency", "operation": "getOrder", "seconds": 0.3}
-    killing.service.admin("POST", "faults", fault)
-    killing.post(*orders)
-    eventually(lambda: sum(map(killing.gets, orders)) >= 8, 10, what="some orders are fetched, some under way")
-
-    killing.service.valkey.kill()
-    killing.service.valkey.restart()
-
-    eventually(lambda: all(map(killing.is_fetched, orders)), 30, what="all orders are fetched")
-    assert all(killing.stored(order) == 1 for order in orders)
-    assert sum(map(killing.gets, orders)) <= len(orders) + 4
-    assert all(killing.deliveries(order) >= 1 for order in orders)
-    assert killing.redis.zcard(keys.DEAD) == 0
+    assert len(killing.service.log("worker", "worker.timed_out")) == policy.CRASHES_ALLOWED
