@@ -21,12 +21,13 @@ LONGEST_FILE = 720
 # From the bottom up; a module imports only from its own room and from rooms below. Rooms on one line do not import
 # each other.
 LAYERS = (
-    ("app.errors", "app.identity", "app.ids", "app.times"),
+    ("app.errors", "app.ids", "app.times"),
     ("app.log", "app.settings"),
     ("app.upstream",),
     ("app.ledger",),
-    ("app.audit", "app.health", "app.intake", "app.snapshot"),
-    ("app.erasure", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
+    ("app.heartbeat",),
+    ("app.audit", "app.intake", "app.snapshot"),
+    ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),
     ("app.bootstrap",),
     ("workers",),
@@ -47,6 +48,7 @@ DOORS = {
         "app.intake.recorder",
         "app.ledger",
         "app.metrics",
+        "app.reconcile.run",
         "app.reconcile.state",
         "app.replay",
         "app.snapshot",

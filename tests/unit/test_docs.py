@@ -14,13 +14,12 @@ import typer.main
 import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
 from typer.testing import CliRunner
 
-from app import log
 from app.alerts import RULES
 from app.cli.main import COMMANDS as COMMANDS_OF_MAIN
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
-from app.metrics import GAUGES, HISTOGRAM, METRICS, TIMESTAMPS
+from app.metrics import GAUGES, HISTOGRAM, METRICS
 from app.settings import Company
 from tests import demo_picture
 
@@ -29,7 +28,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
 }
-COMMANDS_PAGE, OPERATIONS, LOGS = (PAGES[f"docs/{name}.md"] for name in ("commands", "operations", "logs"))
+COMMANDS_PAGE, OPERATIONS = PAGES["docs/commands.md"], PAGES["docs/operations.md"]
 GROUPS: dict[str, Any] = dict(typer.main.get_command(cli).commands)  # type: ignore[attr-defined]  # it is a group
 COMMANDS: dict[str, Any] = {
     f"{name} {part}".strip(): found
@@ -39,7 +38,6 @@ COMMANDS: dict[str, Any] = {
 
 SCRAPED = {
     **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
-    **{name: labels for name, labels, _ in TIMESTAMPS.values()},
     **{name: labels for name, (labels, _) in GAUGES.items()},
     HISTOGRAM[0]: HISTOGRAM[1],
 }
@@ -147,12 +145,6 @@ def test_operations_explains_every_metric_and_no_other_with_its_labels() -> None
 
     assert explained.keys() == SCRAPED.keys()
     assert {name for name, labels in SCRAPED.items() if not set(labels) <= explained[name]} == set()
-
-
-def test_logs_explains_every_event_with_all_its_fields_and_no_other() -> None:
-    explained = {names(event)[0]: set(names(fields)) for event, _, fields, _ in rows(LOGS, "event")}
-
-    assert explained == {event: set(fields) for event, fields in log.EVENTS.items()}
 
 
 def test_every_alert_of_the_log_is_in_the_table_and_has_a_section() -> None:
