@@ -16,12 +16,8 @@ A = "aaaaaaaa-0000-4000-8000-000000000000"
 B = "bbbbbbbb-0000-4000-8000-000000000000"
 STRANGER = "cccccccc-0000-4000-8000-000000000000"
 
-
 AUTHENTICATOR = Authenticator(
-    [
-        company(A, "state of A", client_state_previous=SecretStr("former of A")),
-        company(B, "stäte of B ☃"),
-    ]
+    [company(A, "state of A", client_state_previous=SecretStr("former of A")), company(B, "stäte of B ☃")]
 )
 
 

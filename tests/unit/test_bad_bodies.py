@@ -46,37 +46,13 @@ PLAIN = st.recursive(
 )
 NASTY = st.sampled_from(
     [
-        b"NaN",
-        b"-Infinity",
-        b"1E400",
-        b"1E-999999999999",
-        b"1e999999999999999999999999",
-        b"-0",
-        b"01",
-        b"0x10",
-        b'"\\ud83d"',
-        b'"\\udc00\\ud800"',
-        b'"\\ud83d\\ude00"',
-        b'"\xff"',
-        b'"\xed\xa0\x80"',
-        b'"\x00"',
-        b'"\\u0000"',
-        b'"unfinished',
-        b"'single'",
-        b"undefined",
-        b"// comment\n1",
-        b"",
-        b"[1,]",
-        b"{,}",
-        b'{"a":1,"a":2}',
-        b'"' + b"x" * 4000 + b'"',
-        "\N{ARABIC-INDIC DIGIT ONE}".encode(),
-        f'"{SECRET_OF_B}"'.encode(),
-        f'"{B}"'.encode(),
-        f'"{{{A.upper()}}}"'.encode(),
-        b'"0001-01-01T00:00:00+14:00"',
-        b'"9999-12-31T23:59:59.9999999-14:00"',
-        b'"24:00:00"',
+        *rb"""
+            NaN -Infinity 1E400 1E-999999999999 1e999999999999999999999999 -0 01 0x10 "\ud83d" "\udc00\ud800"
+            "\ud83d\ude00" "\u0000" "unfinished 'single' undefined [1,] {,} {"a":1,"a":2} "24:00:00"
+            "0001-01-01T00:00:00+14:00" "9999-12-31T23:59:59.9999999-14:00"
+        """.split(),
+        *(b'"\xff"', b'"\xed\xa0\x80"', b'"\x00"', b"// comment\n1", b"", b'"' + b"x" * 4000 + b'"'),
+        *(f'"{one}"'.encode() for one in ("\N{ARABIC-INDIC DIGIT ONE}", SECRET_OF_B, B, f"{{{A.upper()}}}")),
     ]
 )
 HUGE = st.builds(

@@ -37,24 +37,16 @@ def order_with_wallet(wallet: str) -> Order:
 
 
 def test_an_issued_order_has_its_wallets_tickets_coupons_and_manifest() -> None:
+    """Times are aware; visits are in local time."""
     order = parse_order(ISSUED)
+    item = order.items[1]
 
-    assert order.order_id == ORDER_ID
-    assert order.status == "Issued"
+    assert (order.order_id, order.status, order.extra) == (ORDER_ID, "Issued", {})
     assert order.manifest_url == "https://assets.npretail.app/manifest/6b2e0f7a-1c3d-4e5f-8a9b-0c1d2e3f4a5b"
-    assert [wallet.wallet_reference_number for wallet in order.wallets] == [
-        "141234529930210327",
-        "141234529930210328",
-    ]
-    assert [ticket.reference_number for ticket in order.tickets] == ["TK-000123456", "TK-000123457"]
-    assert [coupon.reference_number for coupon in order.coupons] == ["CP-0009981"]
+    assert [one.wallet_reference_number for one in order.wallets] == ["141234529930210327", "141234529930210328"]
+    assert [one.reference_number for one in order.tickets] == ["TK-000123456", "TK-000123457"]
+    assert [one.reference_number for one in order.coupons] == ["CP-0009981"]
     assert order.wallets[1].coupons == order.coupons
-    assert order.extra == {}
-
-
-def test_times_are_aware_and_visits_are_in_local_time() -> None:
-    item = parse_order(ISSUED).items[1]
-
     assert item.wallets[0].issued_at == datetime(2026, 6, 1, 8, 15, 41, 900_000, UTC)
     assert (item.visit_date, item.visit_time) == (date(2026, 6, 10), time(11, 0))
     assert item.component_schedule[0].visit_time == time(13, 0)
