@@ -168,34 +168,27 @@ def test_foreign_lines_have_the_same_form() -> None:
     assert "canary" not in json.dumps(lines)
 
 
-def test_a_foreign_traceback_shows_places_without_text_and_locals() -> None:
-    (line,) = run(
-        "log.configure(form='json')\n"
-        "def inner(secret):\n    raise ValueError(f'canary text {secret}')\n"
-        "try:\n    inner('canary local')\n"
-        "except ValueError:\n    logging.getLogger('uvicorn.error').exception('Exception in ASGI application')"
-    )
-
-    assert line["event"] == "Exception in ASGI application"
-    assert line["trace"].startswith("ValueError at ")
-    assert " inner < " in line["trace"]
-    assert "canary" not in json.dumps(line)
-
-
-def test_a_traceback_in_a_message_is_cut_off() -> None:
-    """As RQ writes it, and asyncio for a task that was not awaited."""
+def test_a_foreign_traceback_shows_places_without_text_and_one_in_a_message_is_cut_off() -> None:
+    """RQ writes it into the message, as asyncio does for a task that was not awaited."""
     lines = run(
         "log.configure(form='json')\n"
         "import asyncio, gc, traceback\n"
-        "try:\n    raise ValueError('canary')\n"
-        "except ValueError:\n    logging.getLogger('rq.job').error('Job 1 failed\\n' + traceback.format_exc())\n"
+        "def inner(secret):\n    raise ValueError(f'canary text {secret}')\n"
+        "try:\n    inner('canary local')\n"
+        "except ValueError:\n"
+        "    logging.getLogger('uvicorn.error').exception('Exception in ASGI application')\n"
+        "    logging.getLogger('rq.job').error('Job 1 failed\\n' + traceback.format_exc())\n"
         "async def fails():\n    raise ValueError('canary')\n"
         "async def forgets():\n    task = asyncio.create_task(fails())\n    await asyncio.sleep(0)\n"
         "asyncio.run(forgets())\n"
         "gc.collect()\n"
     )
 
-    assert [line["event"] for line in lines] == ["Job 1 failed", "Task exception was never retrieved"]
+    assert [line["event"] for line in lines] == [
+        *("Exception in ASGI application", "Job 1 failed", "Task exception was never retrieved")
+    ]
+    assert lines[0]["trace"].startswith("ValueError at ")
+    assert " inner < " in lines[0]["trace"]
     assert "canary" not in json.dumps(lines)
 
 
