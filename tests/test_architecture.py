@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -88,13 +87,6 @@ for name in sys.argv[1:]:
 """
 
 
-class Import(NamedTuple):
-    """One module that another imports, at the top or inside a function."""
-
-    importer: str
-    imported: str
-
-
 def is_in(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
@@ -110,9 +102,10 @@ def sources() -> dict[str, Path]:
 
 
 @cache
-def imports() -> tuple[Import, ...]:
+def imports() -> tuple[tuple[str, str], ...]:
+    """Return each importer with what it imports, at the top or inside a function."""
     return tuple(
-        Import(module, imported)
+        (module, imported)
         for module, path in sources().items()
         for node in ast.walk(ast.parse(path.read_text()))
         for imported in _imported(node)
@@ -145,10 +138,10 @@ def room(module: str) -> str:
 
 def test_imports_run_downwards() -> None:
     upwards = [
-        f"{one.importer} -> {one.imported}"
-        for one in imports()
-        if one.imported in sources()
-        if layer(one.imported) >= layer(one.importer) and room(one.imported) != room(one.importer)
+        f"{importer} -> {imported}"
+        for importer, imported in imports()
+        if imported in sources()
+        if layer(imported) >= layer(importer) and room(imported) != room(importer)
     ]
 
     assert upwards == []
@@ -156,9 +149,9 @@ def test_imports_run_downwards() -> None:
 
 def test_no_import_is_a_circle() -> None:
     below: dict[str, set[str]] = {name: set() for name in sources()}
-    for one in imports():
-        if one.imported in below and one.imported != one.importer:
-            below[one.importer].add(one.imported)
+    for importer, imported in imports():
+        if imported in below and imported != importer:
+            below[importer].add(imported)
     while leaves := {name for name, needed in below.items() if not needed}:
         below = {name: needed - leaves for name, needed in below.items() if name not in leaves}
 
@@ -168,9 +161,9 @@ def test_no_import_is_a_circle() -> None:
 @pytest.mark.parametrize("library", DOORS)
 def test_each_library_is_imported_only_by_its_rooms(library: str) -> None:
     others = {
-        one.importer
-        for one in imports()
-        if is_in(one.imported, library) and not any(is_in(one.importer, room) for room in DOORS[library])
+        importer
+        for importer, imported in imports()
+        if is_in(imported, library) and not any(is_in(importer, room) for room in DOORS[library])
     }
 
     assert others == set()

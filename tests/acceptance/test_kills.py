@@ -17,10 +17,10 @@ ONE_WORKER = {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
 THREE_WORKERS = {"WORKERS": "2", "BACKFILL_WORKERS": "1"}
 
 
-def fetching(bare: Service, kind: str, seconds: int, **workers: str) -> tuple[Process, Process, str]:
-    """Start web and a pool, and return both with an order whose getOrder has started and meets the fault."""
+def fetching(bare: Service, **workers: str) -> tuple[Process, Process, str]:
+    """Start web and a pool, and return both with an order whose getOrder has started and takes two seconds."""
     web, pool = bare.start("web"), bare.start("worker", **workers)
-    bare.admin("POST", "faults", {"kind": kind, "operation": "getOrder", "calls": 1, "seconds": seconds})
+    bare.admin("POST", "faults", {"kind": "latency", "operation": "getOrder", "calls": 1, "seconds": 2})
     (order_id,) = bare.issue()
     assert bare.post(bare.event(order_id))[0] == 200
     eventually(lambda: bare.row(order_id)["gets"] == 1, 10, what="the first fetch has started")
@@ -28,7 +28,7 @@ def fetching(bare: Service, kind: str, seconds: int, **workers: str) -> tuple[Pr
 
 
 def test_sigterm_lets_a_fetch_end_and_leaves_no_process_behind(bare: Service) -> None:
-    web, pool, order_id = fetching(bare, "latency", 2, **THREE_WORKERS)
+    web, pool, order_id = fetching(bare, **THREE_WORKERS)
     workers = children(pool.pid)
 
     for process in (pool, web):
@@ -41,7 +41,7 @@ def test_sigterm_lets_a_fetch_end_and_leaves_no_process_behind(bare: Service) ->
 
 def test_a_second_ctrl_c_does_not_cut_off_a_fetch(bare: Service) -> None:
     """A terminal sends SIGINT to the pool and its workers; RQ takes a second one, a second later, for a cold stop."""
-    _, pool, order_id = fetching(bare, "latency", 2, **ONE_WORKER)
+    _, pool, order_id = fetching(bare, **ONE_WORKER)
 
     os.killpg(pool.pid, signal.SIGINT)
     second = time.monotonic() + 1.2

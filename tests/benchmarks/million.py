@@ -16,13 +16,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from redis import Redis
@@ -36,6 +36,7 @@ from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox
 from app.ledger import keys, policy
 from app.ledger.ledger import Ledger
+from app.ledger.redis import source
 from app.ledger.rq_jobs import LIVE, queue_key
 from app.ledger.work import Content
 from app.times import from_ms
@@ -97,27 +98,15 @@ class Plan:
         return One(order, event, self.now - step + step * number // self.count, _KINDS.get(own % 200, "fetched"))
 
 
-class _Scripts:
-    """What Inbox uses of its client. The id of a stream entry is the clock's time instead of the server's."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
-        assert text.count("events, '*'") == 1
-        script = self._redis.register_script(text.replace("events, '*'", "events, now .. '-*'"))
-
-        async def call(args: Sequence[Any]) -> Any:
-            return script(args=args)
-
-        return call
-
-
-def _fill(redis: Redis, plan: Plan, contents: Sequence[Content]) -> None:
+def _fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> None:
     """Record all events and fetch their orders; the jobs of pending orders wait in `live` at the end."""
     now = 0
-    inbox_redis = cast("AsyncRedis", _Scripts(redis))
-    inbox = Inbox(inbox_redis, dedup_days=_DEDUP_DAYS, event_days=_DAYS, clock=lambda: now)
+    client = AsyncRedis.from_url(url)
+    inbox = Inbox(client, dedup_days=_DEDUP_DAYS, event_days=_DAYS, clock=lambda: now)
+    # The id of a stream entry is the clock's time instead of the server's.
+    script = source("accept")
+    assert script.count("events, '*'") == 1
+    inbox._accept = client.register_script(script.replace("events, '*'", "events, now .. '-*'"))
     ledger = Ledger(redis, order_days=400, fetch_lease=policy.MINUTE, clock=lambda: now)
     waiting: list[str] = []
     with asyncio.Runner() as runner:
@@ -135,6 +124,7 @@ def _fill(redis: Redis, plan: Plan, contents: Sequence[Content]) -> None:
             now += 1000
             for one in {one.order: one for one in chunk if one.kind != "pending"}.values():
                 _fetch(ledger, one, contents)
+        runner.run(client.aclose())
     redis.rpush(queue_key(LIVE), *waiting)
 
 
@@ -251,7 +241,7 @@ def main() -> int:
         with Redis.from_url(one.valkey.url) as redis:
             redis.config_set("appendonly", "no")
             empty = redis.info("memory")["used_memory"]
-            _fill(redis, plan, contents)
+            _fill(redis, one.valkey.url, plan, contents)
             sizes = Table("memory", "bytes")
             for what, size in _memory(redis, plan, redis.info("memory")["used_memory"] - empty):
                 sizes.add_row(what, f"{size:,.0f}")

@@ -25,14 +25,10 @@ def main() -> int:
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--short", action="store_const", dest="size", const=SHORT, help="the form that CI runs, a minute")
-    size.add_argument(
-        "--true-budget",
-        action="store_const",
-        dest="size",
-        const=TRUE_BUDGET,
-        help="5 requests at once and 6,000 in 5 minutes, as the Channel Manager allows",
-    )
+    budget = "5 requests at once and 6,000 in 5 minutes, as the Channel Manager allows"
+    forms = {"--short": (SHORT, "the form that CI runs, a minute"), "--true-budget": (TRUE_BUDGET, budget)}
+    for name, (form, text) in forms.items():
+        size.add_argument(name, action="store_const", dest="size", const=form, help=text)
     parser.set_defaults(size=LONG)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats a plan (default: drawn)")
     options = parser.parse_args()

@@ -39,12 +39,11 @@ _KILLS_WITH_OUTAGE: Final = 20
 
 @dataclass(frozen=True)
 class Kill:
-    """A SIGKILL, or SIGSTOP for `freeze`; `down` seconds until it is started again; `pick` chooses among workers."""
+    """A SIGKILL, or SIGSTOP for `freeze`; `down` seconds until it is started again."""
 
     at: float
     kind: Kind
     down: float
-    pick: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _kills(rng: random.Random, kills: int, seconds: float) -> Iterator[Kill]:
     stretch = (seconds - _FIRST_KILL) / len(kinds)
     for number, kind in enumerate(kinds):
         at = _FIRST_KILL + (number + rng.random()) * stretch
-        yield Kill(at, kind, rng.uniform(*_DOWN[kind]), rng.randrange(1000))
+        yield Kill(at, kind, rng.uniform(*_DOWN[kind]))
 
 
 def _shots(rng: random.Random, count: int) -> list[Shot]:

@@ -87,7 +87,6 @@ class Supervisor:
             case "valkey":
                 return self._service.valkey.pid if self._resume_at is None else None
         pool = self._commands["worker"].pid
-        workers = children(pool)
-        if not workers:
-            return None
-        return pool if kill.kind == "pool" else workers[kill.pick % len(workers)]
+        # The worker that runs longest, so that each has its turn.
+        oldest = next(iter(children(pool)), None)
+        return pool if kill.kind == "pool" and oldest is not None else oldest

@@ -184,9 +184,8 @@ def test_a_foreign_traceback_shows_places_without_text_and_one_in_a_message_is_c
         "gc.collect()\n"
     )
 
-    assert [line["event"] for line in lines] == [
-        *("Exception in ASGI application", "Job 1 failed", "Task exception was never retrieved")
-    ]
+    events = [line["event"] for line in lines]
+    assert events == ["Exception in ASGI application", "Job 1 failed", "Task exception was never retrieved"]
     assert lines[0]["trace"].startswith("ValueError at ")
     assert " inner < " in lines[0]["trace"]
     assert "canary" not in json.dumps(lines)
