@@ -15,13 +15,13 @@ DAY = 86_400_000
 
 def history(*entries: tuple[int, str]) -> tuple[Entry, ...]:
     """Return the entries of `(ms after START, "kind value value")`; `-` stands for an empty text."""
-    return tuple(_entry(START + after, line.split(" ")) for after, line in entries)
 
+    def entry(at: int, kind: str, *values: str) -> Entry:
+        texts = kind in {"event", "duplicate"}
+        read = ["" if one == "-" else int(one) if one.isdecimal() and not texts else one for one in values]
+        return parse_entry(msgspec.msgpack.encode([kind, at, *read]))
 
-def _entry(at: int, words: list[str]) -> Entry:
-    kind, *values = words
-    read = [value if kind in {"event", "duplicate"} or not value.isdecimal() else int(value) for value in values]
-    return parse_entry(msgspec.msgpack.encode([kind, at, *("" if value == "-" else value for value in read)]))
+    return tuple(entry(START + after, *line.split(" ")) for after, line in entries)
 
 
 def fetched(start: int, number: int, end: int, stored: str = "") -> tuple[Entry, ...]:
