@@ -40,7 +40,7 @@ from app.ledger.redis import source
 from app.ledger.rq_jobs import LIVE, queue_key
 from app.ledger.work import Content
 from app.times import from_ms
-from app.upstream.models import digest
+from app.upstream.decode import digest
 from tests.service import Service, ask, service
 
 MOST_MS: Final = 200

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.errors import MalformedEnvelope, ReceiverError, UnreadableAnswer
+from app.errors import ReceiverError, RequestRefused, UnreadableAnswer
 from app.ids import guid
 from app.intake.auth import Authenticator
 from app.intake.envelope import ORDER_PROCESSED, Envelope, parse
-from app.upstream.models import Order, digest, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.decode import digest
+from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
 from tests.samples import COMPANY_ID as A
 from tests.samples import company, sample
 
@@ -107,7 +108,7 @@ def in_the_bytes(draw: Callable[..., Any]) -> list[bytes]:
 def check_envelope(body: bytes) -> None:
     try:
         envelope = parse(body)
-    except MalformedEnvelope as refused:
+    except RequestRefused as refused:
         check_refusal(refused, refused.reason, {"not_json", "no_envelope"})
     else:
         check_proof(envelope)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import MalformedEnvelope
+from app.errors import RequestRefused
 from app.ids import guid
 from app.intake.envelope import Envelope, OrderProcessed, canonical_time, parse
 from tests.samples import COMPANY_ID, sample
@@ -32,7 +32,7 @@ def event(**changes: str) -> OrderProcessed:
 
 
 def refusal(body: bytes) -> str:
-    with pytest.raises(MalformedEnvelope) as refused:
+    with pytest.raises(RequestRefused) as refused:
         parse(body)
     return refused.value.reason
 

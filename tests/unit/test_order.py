@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
-from app.upstream.models import ListQuery, Order, digest, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.decode import digest
+from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
 from tests.samples import ORDER_ID, sample
 
 ISSUED = sample("order-issued")
@@ -253,15 +254,6 @@ def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
 
     assert [row.order_id for row in page.rows] == [ORDER_ID]
     assert (page.unreadable, page.next_key) == (2, "K")
-
-
-def test_a_query_is_percent_encoded_and_omits_unset_conditions() -> None:
-    assert ListQuery(page_size=50).encoded(None) == "pageSize=50"
-    assert ListQuery(since_row_version=0, page_size=1).encoded("K_- &") == (
-        "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-%20%26"
-    )
-    with pytest.raises(ValueError, match="page_size"):
-        ListQuery(page_size=0)
 
 
 def test_the_client_state_of_a_subscription_is_a_secret() -> None:
