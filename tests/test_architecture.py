@@ -20,7 +20,7 @@ LONGEST_FILE = 720
 # From the bottom up; a module imports only from its own room and from rooms below. Rooms on one line do not import
 # each other.
 LAYERS = (
-    ("app.errors", "app.ids", "app.times"),
+    ("app.body", "app.errors", "app.ids", "app.times"),
     ("app.log", "app.settings"),
     ("app.upstream",),
     ("app.ledger",),

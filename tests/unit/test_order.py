@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
+from app.intake.envelope import parse
 from app.upstream.decode import digest
 from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
 from tests.samples import ORDER_ID, sample
@@ -161,9 +162,6 @@ def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str)
         b'{"orderId": "%s", "status": 3}' % ORDER_ID.encode(),
         b'{"orderId": "%s", "status": "%s"}' % (ORDER_ID.encode(), b"x" * 51),
         b'{"orderId": "%s", "status": "\xff"}' % ORDER_ID.encode(),
-        b'{"orderId": "%s", "status": "\\ud800"}' % ORDER_ID.encode(),
-        b'{"orderId": "%s", "status": "Issued", "n": NaN}' % ORDER_ID.encode(),
-        b'{"orderId": "%s", "status": "Issued", "n": %s}' % (ORDER_ID.encode(), b"9" * 5000),
         b'{"orderId": "%s", "status": "Issued", "n": %s' % (ORDER_ID.encode(), b"[" * 100_000),
         ISSUED[:-20],
     ],
@@ -231,6 +229,19 @@ def test_the_digest_does_not_depend_on_the_notation_and_needs_json() -> None:
 )
 def test_other_content_has_another_digest(other: bytes) -> None:
     assert digest(other) != digest(b'{"a": 1, "b": [1, 2]}')
+
+
+@pytest.mark.parametrize("odd", ["NaN", "-Infinity", "9" * 5000, "1e999", '"\\ud83d"', "9223372036854775808"])
+def test_one_odd_value_costs_no_order_no_row_and_no_subscription(odd: str) -> None:
+    """What the webhook forgives, the answers of the API are forgiven too; a byte order mark as well."""
+    order = b"\xef\xbb\xbf" + sample("order-issued").replace(b"{", b'{"x": ' + odd.encode() + b",", 1)
+    row = f'{{"orderId": "{ORDER_ID}", "status": "Draft", "externalId": {odd}}}'.encode()
+
+    assert parse_order(order).order_id == ORDER_ID
+    assert len(digest(order)) == 64
+    assert [one.status for one in parse_page(b"\xef\xbb\xbf[" + row + b"]").rows] == ["Draft"]
+    assert len(parse_subscriptions(b'\xef\xbb\xbf{"value": [{"id": "s", "x": ' + odd.encode() + b"}]}")) == 1
+    assert len(parse(b'{"values": [{"x": ' + odd.encode() + b'}, {"y": 1}]}').items) == 2
 
 
 def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
