@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 CONNECTIONS: Final = 1200
-"""Connections at once: more than requests at once (webhook.AT_ONCE), so that one request too many gets 503."""
+"""Connections at once: more than requests at once (app.AT_ONCE), so that one request too many gets 503."""
 
 STALL_SECONDS: Final = 10.0
 """For a whole head, from connecting or from the first byte of a later request, and for reading an answer."""
