@@ -224,14 +224,6 @@ def parse_subscriptions(raw: bytes) -> tuple[Subscription, ...]:
     return build_all(Subscription, listed)
 
 
-def parse_created(raw: bytes) -> Subscription:
-    """Return the subscription in the answer to its creation; every field is None if the answer has no body.
-
-    NaviPartner documents a body, Microsoft's API underneath answers 201 without one (upstream.md 3).
-    """
-    return build(Subscription, decode(raw) if raw.strip() else {})
-
-
 def _row(raw: object) -> Summary | None:
     try:
         return build(Summary, raw)

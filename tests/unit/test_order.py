@@ -16,7 +16,7 @@ from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
 from app.upstream.decode import digest
-from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.models import Order, parse_order, parse_page, parse_subscriptions
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
@@ -205,7 +205,7 @@ def test_an_answer_without_an_order_is_unreadable(raw: bytes) -> None:
 
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_no_body_raises_anything_but_unreadable_answer(raw: bytes) -> None:
-    for read in (parse_order, digest, parse_page, parse_subscriptions, parse_created):
+    for read in (parse_order, digest, parse_page, parse_subscriptions):
         try:
             read(raw)
         except UnreadableAnswer:
@@ -315,8 +315,3 @@ def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object]
     assert subscription.client_state.get_secret_value() == "hush-hush"
     assert subscription.active
     assert "hush-hush" not in shown(subscription)
-
-
-def test_an_empty_answer_to_a_creation_is_a_subscription_without_fields() -> None:
-    assert parse_created(b"").id is None
-    assert parse_created(b'{"id": "s1"}').id == "s1"
