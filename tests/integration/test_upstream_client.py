@@ -634,12 +634,15 @@ def test_subscriptions_are_listed_with_their_client_state_as_a_secret(
     assert "hush" not in repr(subscription)
 
 
-def test_a_subscription_is_created_for_the_event_of_settled_orders(channel: ChannelManager, upstream: Upstream) -> None:
-    upstream.will(says_json({"id": OTHER_ID}, 201))
+@pytest.mark.parametrize(("answer", "created_id"), [(says_json({"id": OTHER_ID}, 201), OTHER_ID), (says(201), None)])
+def test_a_subscription_is_created_for_the_event_of_settled_orders(
+    channel: ChannelManager, upstream: Upstream, answer: Reply, created_id: str | None
+) -> None:
+    upstream.will(answer)
 
     created = channel.create_subscription("https://hooks.example.com/np", SecretStr("hush"))
 
-    assert created.id == OTHER_ID
+    assert created.id == created_id
     (asked,) = upstream.asked
     assert (asked.method, asked.target) == ("POST", f"{ROOT}/webhook")
     assert json.loads(asked.body) == {

@@ -48,8 +48,7 @@ from app import bootstrap, log, settings
 from app.intake.auth import Authenticator
 from app.health import Health
 from app.intake.service import Intake
-from app.web.app import Probes, application
-from app.web import webhook
+from app.web import app as web
 
 class Inbox:
     async def accept(self, events):
@@ -69,14 +68,14 @@ async def resources():
 found = settings.load()
 bootstrap.configure_log(found)
 redis = bootstrap.for_web("redis://127.0.0.1:1")
-app = application(
+app = web.application(
     webhook_path=found.webhook_path,
-    webhook=webhook.Webhook(Intake(Authenticator(found.companies), Inbox(), count), 2000),
-    probes=Probes(Health(redis.ping, redis), metrics, "canary-ops-token"),
+    webhook=web.Webhook(Intake(Authenticator(found.companies), Inbox(), count), 2000),
+    probes=web.Probes(Health(redis.ping, redis), metrics, "canary-ops-token"),
     count=count,
     resources=resources,
 )
-webhook.BODY_SECONDS = 0.2
+web.BODY_SECONDS = 0.2
 uvicorn.run(app, port=found.port, log_config=None, access_log=False, lifespan="on")
 """
 

@@ -16,7 +16,7 @@ from rich.pretty import pretty_repr
 from app.errors import UnreadableAnswer
 from app.intake.envelope import parse
 from app.upstream.decode import digest
-from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.models import Order, parse_order, parse_page, parse_subscriptions
 from tests.samples import ORDER_ID, sample
 
 ISSUED = sample("order-issued")
@@ -276,8 +276,3 @@ def test_the_client_state_of_a_subscription_is_a_secret() -> None:
     assert subscription.client_state.get_secret_value() == "hush-hush"
     assert subscription.active
     assert "hush-hush" not in f"{subscription!r} {pretty_repr(subscription)}"
-
-
-def test_an_empty_answer_to_a_creation_is_a_subscription_without_fields() -> None:
-    assert parse_created(b"").id is None
-    assert parse_created(b'{"id": "s1"}').id == "s1"
