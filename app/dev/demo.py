@@ -250,7 +250,7 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
             console.print(f"[red]{sample.title}: {problem}")
     if not any(sample.problems for sample in orders):
         console.print("Every order arrived complete, and each settlement cost exactly one getOrder.\n")
-    console.print("An event like those received. To send it, keep a receiver running with `uv run ota-receiver dev`:\n")
+    console.print("An event like those received. `uv run ota-receiver dev` keeps running and prints one to send:\n")
     print_curl(console, stack, orders[-1])
 
 
