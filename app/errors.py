@@ -50,9 +50,9 @@ class OtherSchema(StoreUnavailable):
         self.held = held[:20]
         older = self.held.isdigit() and int(self.held) < ours
         what_to_do = (
-            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
+            "use an empty Redis (the order list fills it again), or the release that wrote it"
             if older
-            else "upgrade it, or correct REDIS_URL"
+            else "upgrade the receiver, or correct REDIS_URL"
         )
         super().__init__(
             f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {what_to_do}"

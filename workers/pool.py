@@ -44,7 +44,7 @@ FAILED: Final = 1
 """Exit code after an internal error; a supervisor starts the pool again."""
 
 NEWER_DATA: Final = 4
-"""Exit code when a newer version has written to Redis: this one would misread the data."""
+"""Exit code when Redis holds data of another version: this one would misread it."""
 
 _log = log.get()
 

@@ -36,7 +36,7 @@ _REDIS_ADVICE: Final = {
     "redis": "Start it, or correct REDIS_URL.",
     "writable": "Name the primary in REDIS_URL; if the AOF cannot be written, look at its disk.",
     "durable": "Set appendonly yes and appendfsync everysec (or always) in its configuration.",
-    "schema": "Upgrade this receiver, or name another Redis in REDIS_URL; nothing was changed.",
+    "schema": "If an upgrade is under way, finish it. If the data is older, use an empty Redis. Nothing was changed.",
     "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
 }
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -71,7 +71,7 @@ def check(as_json: context.Json = False) -> None:
         loaded = settings.load()
         found = [*_of_settings(loaded), *_of_redis(loaded), *_of_companies(loaded)]
     except SettingsError as error:
-        correct = "Correct it; .env.example names every setting."
+        correct = "Correct it: docs/settings.md explains every setting."
         found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
     console.listing(
         found,

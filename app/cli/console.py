@@ -37,7 +37,7 @@ _CODES: Final = {
     FOUND: "a problem, or nothing found",
     USAGE: "wrong usage or settings, or confirmation needed without a terminal",
     AWAY: "Redis unavailable",
-    NEWER: "Redis holds data of a newer version",
+    NEWER: "Redis holds data of another version",
     INTERRUPTED: "interrupted",
     UNREAD: "output pipe closed",
 }

@@ -177,7 +177,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")]
 CompanyOption = Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")]
-Status = Annotated[str | None, typer.Option("--status", help="Issued, Draft, Error, ...")]
+Status = Annotated[str | None, typer.Option("--status", help="Status of the order: Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="Show at most this many.")]
 Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=times.HINT)]
 Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar="TIME", help=times.HINT)]

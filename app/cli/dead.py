@@ -23,7 +23,12 @@ from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
 Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
 OlderThan = Annotated[
     datetime | None,
-    typer.Option("--older-than", parser=context.time, metavar="TIME", help="Dead since before: an age such as 30d."),
+    typer.Option(
+        "--older-than",
+        parser=context.time,
+        metavar="TIME",
+        help="Only dead letters older than this: an age such as 30d, or a time.",
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
@@ -107,7 +112,7 @@ def list_(
     limit: context.Limit = 50,
     as_json: context.Json = False,
 ) -> None:
-    """List dead letters: orders first, then deliveries to sinks, oldest first. Exits 0 also if there are none."""
+    """List dead letters, oldest first. Orders come before deliveries. Exits 0 also if there are none."""
     now = times.now()
 
     def row(letter: DeadLetter) -> tuple[object, ...]:
@@ -135,7 +140,7 @@ def list_(
 
 @cli.command(epilog=epilog("ota-receiver dead show CM-4711"))
 def show(order: context.Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
-    """Show why a fetch or a delivery failed for good, what was attempted, and what to do."""
+    """Show why a fetch or a delivery failed for good. Also what was attempted, and what to do."""
     now = times.now()
     with open_context(company) as here:
         key = here.order(order)
@@ -163,16 +168,16 @@ def requeue(
     company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
-    live: Annotated[bool, typer.Option("--live", help="In the live queue, not in the backfill queue.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Use the live queue instead of the backfill queue.")] = False,
     dry_run: context.DryRun = False,
     yes: context.Yes = False,
     who: context.Who = "",
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Requeue dead letters: an order is fetched again, a delivery goes to its sink again.
+    """Requeue dead letters, to fetch or deliver them again.
 
-    Orders without a dead letter are counted in `not_dead` and stop nothing.
+    Orders without a dead letter are skipped and counted in `not_dead`.
     """
     with open_context(company) as here:
         letters = _select(here, ids, reason, older_than, everything)
@@ -197,9 +202,10 @@ def drop(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Discard dead letters for good: they are not fetched or delivered, and expire after ORDER_DAYS.
+    """Discard dead letters for good.
 
-    What was fetched before stays. A new event of the order, or `orders refetch`, fetches it again.
+    They are not fetched or delivered, and expire after ORDER_DAYS. Content that was fetched before stays. A new event
+    of the order, or `orders refetch`, fetches it again.
     """
     with open_context(company) as here:
         letters = _select(here, ids, reason, older_than, everything)

@@ -70,11 +70,11 @@ def erase(
     yes: context.Yes = False,
     as_json: context.Json = False,
 ) -> None:
-    """Erase orders for good: content, references, events and spooled events. Their ids stay, for ORDER_DAYS.
+    """Erase orders for good, with their content, references and events.
 
-    What stays makes sure that no event, replay or reconcile brings them back. Copies in sinks are listed: you must
-    handle them. --who and --why stay in the audit and must not name the guest. Run it again to finish an interrupted
-    erase.
+    Their ids stay for ORDER_DAYS, so that no event, replay or reconcile brings the orders back. Copies in sinks are
+    listed: you must handle them. --who and --why stay in the audit and must not name the guest. Run it again to finish
+    an interrupted erase.
     """
     if bool(order) == (email is not None):
         raise Stop("Choose either ORDER... or --email.")

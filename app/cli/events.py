@@ -68,7 +68,7 @@ def list_(
     limit: context.Limit = 50,
     as_json: context.Json = False,
 ) -> None:
-    """List the latest events, newest last. Duplicates are not stored as events: `orders explain` shows them."""
+    """List the latest events, newest last. Duplicates are not stored: `orders explain` counts them."""
 
     def row(event: StoredEvent) -> tuple[str, ...]:
         order = (here.companies.slug(event.company_id), event.order_id)
@@ -125,10 +125,10 @@ def tail(
     since: context.Since = None,
     as_json: context.Json = False,
 ) -> None:
-    """Follow new events and what happens to their orders: fetched, deferred, dead, ..., and when.
+    """Follow new events and what happens to their orders.
 
-    It continues after an outage of Redis. Duplicates are not stored as events: `orders explain` shows them. Ctrl-C ends
-    it.
+    It shows when an order is fetched, deferred or dead. It continues after an outage of Redis. Duplicates are not
+    stored: `orders explain` counts them. Ctrl-C ends it.
     """
     # Without a handler the first process of a container ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))

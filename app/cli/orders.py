@@ -51,10 +51,10 @@ _EXPLAIN_CODES: Final = {
 }
 _NOT_FOUND: Final = (
     "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
-    "It may not be settled yet: an event arrives about a minute after createOrder. Then wait.",
+    "It may not be settled yet: its event arrives about a minute after createOrder.",
     (
-        "Its event may be lost, or may have been refused for its secret. The Channel Manager's list of orders shows it"
-        " (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
+        "Its event may be lost, or refused because of a wrong clientState. Fetch it through the Channel Manager's order"
+        " list (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
     ),
     "If no events arrive at all, check the subscription: ota-receiver check",
     "References of orders never fetched are searched among the newest orders only: give the orderId.",
@@ -112,7 +112,7 @@ def list_(
     limit: context.Limit = 50,
     as_json: context.Json = False,
 ) -> None:
-    """List orders, the latest change first; --since and --until are about the latest change."""
+    """List orders, the latest change first. --since and --until select by that change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
     now = times.now()
@@ -159,7 +159,7 @@ def show(
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
     as_json: context.Json = False,
 ) -> None:
-    """Show one order: its state, what to do next, its history, and its wallets with tickets and coupons."""
+    """Show one order with its wallets, tickets and coupons. Also its state, its history, and what to do next."""
     with open_context(company) as here:
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
@@ -175,7 +175,7 @@ def show(
 
 @cli.command(epilog=epilog("ota-receiver orders explain CM-4711", codes=_EXPLAIN_CODES))
 def explain(order: context.Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
-    """Explain where an order is: its history, what is pending, the next attempt, what to do."""
+    """Explain where an order is and what to do. It shows the history, what is pending, and the next attempt."""
     with open_context(company) as here:
         try:
             view = view_of(here, here.order(order))
@@ -197,7 +197,7 @@ def refetch(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
+    """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event."""
     with open_context(company) as here:
         orders = list(dict.fromkeys(here.order(text) for text in named))
         requests = request_fetches(here, orders, queue="live", what="refetch", who=who, why=why)
@@ -242,7 +242,7 @@ def confirm(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Confirm a Draft order as paid (confirmOrder), and fetch its tickets and manifest.
+    """Confirm a Draft order as paid (confirmOrder), and fetch it.
 
     Confirming an Issued order again changes nothing.
     """
@@ -264,7 +264,7 @@ def cancel(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Cancel an order (deleteOrder), and fetch it. A Draft or Error order is deleted upstream; an Issued one stays.
+    """Cancel an order (deleteOrder), and fetch it. Upstream deletes a Draft or Error order, and keeps an Issued one.
 
     This cannot be undone.
     """

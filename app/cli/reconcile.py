@@ -32,13 +32,15 @@ _CODES: Final = {
     NO_LIST: "the Channel Manager did not return the whole list",
 }
 
-FromZero = Annotated[bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")]
+FromZero = Annotated[
+    bool, typer.Option("--from-zero", help="Read the whole list, not only the changes since the last run.")
+]
 FromFile = Annotated[
     Path | None,
     typer.Option(
         "--from-file",
         metavar="CSV",
-        help="Instead of the list: orders that you expect, by column orderId, reference, buyFromOrderReference or"
+        help="Compare this file of orders that you expect instead. Columns: orderId, reference, buyFromOrderReference,"
         " sellToOrderReference.",
     ),
 ]
@@ -60,7 +62,7 @@ def reconcile(
     why: context.Why = "",
     as_json: context.Json = False,
 ) -> None:
-    """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
+    """Compare the Channel Manager's order list with ours, and show the differences. --apply fetches these orders.
 
     no_event: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
     which sends no event. stuck: not settled for more than 10 minutes. The workers do the same every RECONCILE_EVERY;
@@ -133,7 +135,7 @@ def _companies(here: CommandContext, name: str | None) -> list[Company]:
         raise Stop(f"Company {name!r} is not in the settings: its list cannot be read.")
     if len(without) == len(chosen):
         raise Stop(
-            f"No NP_PARTNER_ID is set for {', '.join(without)}, and the list of orders cannot be read without it."
+            f"No NP_PARTNER_ID is set for {', '.join(without)}, and the order list cannot be read without it."
             " Set it, or give the orders that you expect: --from-file orders.csv."
         )
     for slug in without:

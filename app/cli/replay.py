@@ -50,7 +50,7 @@ Force = Annotated[bool, typer.Option("--force", help="Also orders whose stored c
 ToSinks = Annotated[
     bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
 ]
-SinkNames = Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, to this one; repeatable.")]
+SinkNames = Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, for this sink only; repeatable.")]
 Rate = Annotated[
     float | None,
     typer.Option("--rate", min=0.01, max=5000, help="Orders a second. Default: the backfill's share of the limits."),
@@ -133,11 +133,11 @@ def replay(
     yes: context.Yes = False,
     as_json: context.Json = False,
 ) -> None:
-    """Fetch the orders of stored events again: each order once, oldest first, at a rate, after live orders.
+    """Fetch the orders of stored events again, at a limited rate.
 
-    All conditions must hold; event ids and --order together say what is searched. An order whose stored copy is newer
-    than its last selected event is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume`
-    continues it, and `replays cancel` ends it.
+    Each order is fetched once, oldest first, after live orders. Without event ids and --order all events are searched;
+    all other conditions must hold. An order whose stored copy is newer than its last selected event is skipped, unless
+    --force. The replay is a plan: Ctrl-C stops it, `replays resume` continues it, and `replays cancel` ends it.
     """
     if not any((ids, order, company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
@@ -211,7 +211,7 @@ def replay(
 
 @cli.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
 def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
-    """List the latest plans, newest first: what was requested, by whom and why, and how much is left."""
+    """List the latest plans, newest first. Each with what was requested, by whom and why, and how much is left."""
 
     def row(plan: Plan) -> tuple[str, ...]:
         selected = " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks)))
@@ -234,7 +234,7 @@ def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
 
 @cli.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
 def resume(plan_id: PlanId, rate: Rate = None, who: context.Who = "", as_json: context.Json = False) -> None:
-    """Resume a replay. Several processes may feed one plan: they share its rate, and no order is fed twice."""
+    """Resume a replay. Several processes may run one plan: they share its rate, and no order is queued twice."""
     with open_context() as here:
         plan = here.plans.resume(_open_plan(here, plan_id), who, rate)
         _finish(here, plan, as_json)
@@ -242,7 +242,7 @@ def resume(plan_id: PlanId, rate: Rate = None, who: context.Who = "", as_json: c
 
 @cli.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
 def cancel(plan_id: PlanId, why: context.Why = "", who: context.Who = "", as_json: context.Json = False) -> None:
-    """Cancel a replay: nothing more is queued, what is queued stays. Its feeders stop within seconds."""
+    """Cancel a replay. Orders already queued stay queued. Processes that run it stop within seconds."""
     with open_context() as here:
         plan = here.plans.cancel(_open_plan(here, plan_id), who, why)
         console.result(_sentence(plan), plan, as_json)

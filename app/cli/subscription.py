@@ -117,7 +117,7 @@ def _upstream_errors(client: CompanyClient, *, changes: bool = False) -> Iterato
 
 @cli.command("list", epilog=epilog("ota-receiver subscription list", codes=_CODES))
 def list_(company: context.CompanyOption = None, as_json: context.Json = False) -> None:
-    """List all subscriptions, also those for other events, and which of our secrets their events carry."""
+    """List all subscriptions and which secret their events carry. Also those for other events."""
     found: list[tuple[CompanyClient, Subscription]] = []
     troubles: list[str] = []
     with company_clients(company) as here:
@@ -148,7 +148,7 @@ def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     company: context.CompanyOption = None,
     new_client_state: Annotated[
-        bool, typer.Option("--new-client-state", help="Only make a new secret, and show how to rotate to it.")
+        bool, typer.Option("--new-client-state", help="Only make a new secret, and show the steps of the rotation.")
     ] = False,
     write_to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for the new secret; it gets mode 0600.")
@@ -157,10 +157,10 @@ def create(
     yes: context.Yes = False,
     as_json: context.Json = False,
 ) -> None:
-    """Subscribe URL to settled orders; events will carry CLIENT_STATE of the settings.
+    """Subscribe URL to settled orders. The events will carry CLIENT_STATE of the settings.
 
-    With --new-client-state nothing is subscribed yet: the web processes would answer 401 to events with a secret that
-    is not in their settings.
+    With --new-client-state nothing is subscribed yet: until the web processes have the new secret in their settings,
+    they answer 401 to its events.
     """
     _check_address(url)
     if not new_client_state and (write_to or reveal):
@@ -234,15 +234,21 @@ def watch(
         str | None, typer.Option(help="Only a subscription to this address counts; --repair creates it.")
     ] = None,
     every: Annotated[
-        int, typer.Option(parser=_duration, metavar="DURATION", help="90s, 5m, 1h.", show_default="5m")
+        int,
+        typer.Option(
+            parser=_duration, metavar="DURATION", help="Time between two checks: 90s, 5m, 1h.", show_default="5m"
+        ),
     ] = 300,
     repair: Annotated[bool, typer.Option("--repair", help="Create it again when it is missing or not Active.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Check once, for cron: 0 Active, 1 not, 3 not known.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 3: unknown.")
+    ] = False,
     as_json: context.Json = False,
 ) -> None:
-    """Check the subscriptions repeatedly, and print each change once; Ctrl-C ends it.
+    """Check the subscriptions repeatedly, and print each change once.
 
-    Run only one of these with --repair: two would each create one. For cron: watch --once --repair --url URL.
+    Ctrl-C ends it. Run only one watch with --repair: two would create two subscriptions. For cron: watch --once
+    --repair --url URL.
     """
     if url is not None:
         _check_address(url)
@@ -369,14 +375,19 @@ def _steps(
     names = ["CLIENT_STATE", "CLIENT_STATE_PREVIOUS"]
     current, previous = (name.lower() if several else name for name in names)
     suffix = "_file" if several else "_FILE"
-    new = f"{current}{suffix} = {write_to.absolute()}" if write_to else f"{current} = the new secret"
+    new = (
+        f"{current}{suffix} = {write_to.absolute()} instead of {current}" if write_to else f"{current} = the new secret"
+    )
     which = f" --company {company.slug}" if several else ""
     deletes = [f"ota-receiver subscription delete {one.id}{which}" for one in same if one.id]
     return [
-        f"{place}{previous} = the present {current}; {new}",
+        f"{place}{previous} = the current {current}; {new}",
         "Restart the web processes and `subscription watch`: then both secrets are accepted.",
         f"ota-receiver subscription create {shlex.quote(url)}{which} --yes",
-        *(deletes or ["Delete the old subscription: ota-receiver subscription list, and delete."]),
+        *(
+            deletes
+            or ["Find the id of the old one with `subscription list`, and delete it with `subscription delete ID`."]
+        ),
         f'When ota_events_by_secret_total{{secret="previous"}} has not changed for a day: remove {previous}.',
     ]
 
