@@ -11,19 +11,18 @@ from typing import Any, Final
 from pydantic import SecretStr
 from redis import Redis
 
-from app import bootstrap
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, Backlog, LocalCopies
+from app.ledger.orders import Archive, Backlog
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.record import OrderRecord
 from app.ledger.work import Content
-from app.reconcile.compare import Comparison
-from app.reconcile.run import Listing, Reconcile, Report, Share
+from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
 from app.settings import Company
 from app.upstream.client import ChannelManager
 from app.upstream.transport import DeadlineTransport
+from tests.clock import now_ms
 
 MINUTE: Final = 60_000
 PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
@@ -37,7 +36,7 @@ class Station:
     redis: Redis
     company: Company
     client: ChannelManager
-    now: int = field(default_factory=bootstrap.clock)
+    now: int = field(default_factory=now_ms)
     per_minute: float = 1200
     page_size: int = 1000
     ledger: Ledger = field(init=False)
@@ -61,15 +60,22 @@ class Station:
     def reconcile(self, ledger: Ledger | None = None) -> Reconcile:
         """Return a run as the worker builds it, with the clock of the test."""
         return Reconcile(
-            slug=self.company.slug,
-            listing=Listing(self.client, self.limiter, lambda: self.now, self._pause, self.page_size),
-            comparison=Comparison(LocalCopies(self.redis), self.company_id, 400),
-            checkpoint=self.checkpoint,
-            backlog=Backlog(self.redis),
-            ledger=ledger or self.ledger,
-            share=Share(self.per_minute, frozenset({self.company_id})),
+            self.company.slug,
+            OrderList(
+                self.redis,
+                self.company_id,
+                self.client,
+                self.limiter,
+                order_days=400,
+                clock=lambda: self.now,
+                pause=self._pause,
+                page_size=self.page_size,
+            ),
+            ledger or self.ledger,
+            Backlog(self.redis),
+            per_minute=self.per_minute,
+            company_ids=frozenset({self.company_id}),
             queue="backfill",
-            clock=lambda: self.now,
         )
 
     def run(self) -> Report:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
@@ -16,6 +15,7 @@ from app.ledger.events import EventLog, EventQuery
 from app.ledger.orders import MOST_SORTED, Archive, OrderQuery, References
 from app.ledger.redis import PAGE, newest_first, oldest_first
 from app.times import from_ms
+from tests.clock import now_ms
 from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
 
 MANY = 2 * PAGE + 7
@@ -63,7 +63,7 @@ class TestOrders:
     @pytest.mark.parametrize("due", [10, MOST_SORTED + 1])
     def test_pending_orders_are_listed_by_their_last_change(self, desk: Desk, archive: Archive, due: int) -> None:
         """Not by their due times. They are read from `due`, or from the list of all orders where most are due."""
-        now = bootstrap.clock()
+        now = now_ms()
         desk.hear(order(1), at=now - 3000)
         desk.hear(order(2), order(3), at=now - 2000)
         desk.hear(order(4), at=now - 1000)
@@ -91,7 +91,7 @@ class TestOrders:
         assert desk.redis.info("commandstats")["cmdstat_hgetall"]["calls"] == 2
 
     def test_queries_select_by_state_company_and_last_change(self, desk: Desk, archive: Archive) -> None:
-        now = bootstrap.clock()
+        now = now_ms()
         desk.hear(order(1), at=now - 60_000)
         desk.hear(order(2), at=now - 1_000)
         desk.bring_home(order(2))

@@ -7,7 +7,7 @@ import pytest
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.orders import LocalCopies
-from app.replay import Draft, Plans
+from app.replay import Plans
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario
 
 
@@ -34,9 +34,7 @@ def test_a_replay_passes_it_over_and_the_dispatcher_reports_it(
 ) -> None:
     shop.deliver()
     plans = Plans(shop.redis, event_days=90, clock=shop.clock)
-    plan = plans.file(
-        Draft(who="", why="", selected="", rate=100, sinks=sinks), [(broken.member, None), (ONE.member, None)]
-    )
+    plan = plans.file([(broken.member, None), (ONE.member, None)], rate=100, sinks=sinks)
 
     shop.later(1)
     fed = plans.feed(plan)

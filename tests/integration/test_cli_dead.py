@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.ledger import Ledger
@@ -12,6 +11,7 @@ from app.ledger.orders import Archive, LocalCopies
 from app.ledger.record import State
 from app.ledger.work import Dispatched
 from app.times import from_ms
+from tests.clock import now_ms
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, order
 
 DAY = 86_400_000
@@ -34,7 +34,7 @@ def letters(desk: Desk) -> Desk:
 def state(desk: Desk, one: OrderKey) -> State:
     record = Archive(desk.redis).record(one)
     assert record is not None
-    return record.state(from_ms(bootstrap.clock()))
+    return record.state(from_ms(now_ms()))
 
 
 def dead(desk: Desk) -> str:
@@ -205,7 +205,7 @@ def test_a_late_answer_of_a_discarded_order_is_stored(letters: Desk) -> None:
     """The worker was taken for dead, and still stores its answer."""
     letters.hear(order(5))
     late = letters.begin(order(5))
-    now = bootstrap.clock()
+    now = now_ms()
     ledger = Ledger(letters.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
     for _ in range(3):
         now += 70_000
@@ -233,7 +233,7 @@ def test_a_discarded_delivery_is_not_repeated_but_the_next_revision_is_delivered
 
 
 def test_dead_letters_are_discarded_by_reason_company_and_age(letters: Desk) -> None:
-    letters.redis.zadd(keys.DEAD, {order(2).member: bootstrap.clock() - 31 * DAY})
+    letters.redis.zadd(keys.DEAD, {order(2).member: now_ms() - 31 * DAY})
 
     for selection, left in (
         (("--older-than", "30d"), "134"),

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.ledger import Ledger
 from app.ledger.work import Failure
+from tests.clock import now_ms
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, Ended, order
 
 SECRETS = ("TK-000123456", "CP-0009981", "141234529930210327", "Jane Doe", "guest@example.com", "PAY-987654")
@@ -99,7 +99,7 @@ def test_an_unknown_status_is_left_out(desk: Desk) -> None:
 
 def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(desk: Desk) -> None:
     desk.hear(order(1))
-    now = bootstrap.clock()
+    now = now_ms()
     ledger = Ledger(desk.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
     failures: tuple[tuple[Failure, str, int | None, int], ...] = (
         ("retry", "http_503", 503, 84),
@@ -187,7 +187,7 @@ def test_a_cut_history_says_so(desk: Desk) -> None:
 
 
 def test_a_replay_is_shown_beside_the_duration_of_the_event(desk: Desk) -> None:
-    desk.hear(order(1), at=bootstrap.clock() - 23_000)
+    desk.hear(order(1), at=now_ms() - 23_000)
     desk.bring_home(order(1))
     desk.run("events", "replay", "--since", "1h", "--force", "--rate", "5000", "--yes")
     desk.bring_home(order(1))

@@ -13,10 +13,9 @@ from threading import Thread
 import msgspec
 import pytest
 
-from app import bootstrap
 from app.dev.processes import Process
-from app.identity import identity
-from app.snapshot import Heartbeat
+from app.heartbeat import Heartbeat
+from tests.clock import now_ms
 from tests.eventually import eventually
 from tests.integration.desk import Desk
 
@@ -44,9 +43,9 @@ def web(status: int) -> Iterator[int]:
 
 
 def beat(desk: Desk, seconds_ago: float, machine: str | None = None) -> None:
-    me = identity()
-    at = bootstrap.clock() - round(seconds_ago * 1000)
-    heartbeat = Heartbeat(machine or me.machine, me.pid, me.started, [], at)
+    heartbeat = Heartbeat.of_this_process((), now_ms() - round(seconds_ago * 1000))
+    if machine is not None:
+        heartbeat = msgspec.structs.replace(heartbeat, machine=machine)
     desk.redis.hset("ota:pools", "pool", msgspec.json.encode(heartbeat))
 
 

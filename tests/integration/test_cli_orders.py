@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 
-from app import bootstrap
 from app.ledger import keys
+from tests.clock import now_ms
 from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, order
 
 NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
@@ -103,7 +103,7 @@ def test_each_state_has_a_next_step(desk: Desk) -> None:
 
 
 def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
-    now = bootstrap.clock()
+    now = now_ms()
     desk.hear(order(1), at=now - 7_200_000)
     desk.hear(order(2), status="Draft", at=now - 60_000)
     desk.hear(order(3, MUSEUM), at=now - 30_000)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app import bootstrap
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
+from tests.clock import now_ms
 from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, order
 
 
@@ -20,7 +20,7 @@ def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:
     desk.redis.hset(
         keys.POOLS,
         "h-1",
-        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "at": bootstrap.clock() - ago_ms}),
+        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "at": now_ms() - ago_ms}),
     )
 
 
@@ -37,7 +37,7 @@ def test_the_backlog_of_each_queue_has_an_expected_end(desk: Desk) -> None:
     desk.hear(order(1))
     desk.bring_home(order(1))
     desk.forget_jobs()
-    desk.hear(*(order(number) for number in range(2, 102)), at=bootstrap.clock() - 9000)
+    desk.hear(*(order(number) for number in range(2, 102)), at=now_ms() - 9000)
 
     found = status(desk, 0)
 
@@ -78,10 +78,10 @@ def test_dead_letters_and_open_breakers_are_counted(desk: Desk) -> None:
     desk.bring_home(order(2, MUSEUM))
     desk.give_up_sink(order(2, MUSEUM))
     breakers = [breaker_key(API_KEY, f"/tenant/Sandbox/{name}") for name in ("Venue", "Museum")]
-    desk.redis.hset(breakers[0], "open_until", bootstrap.clock() + 60_000)
+    desk.redis.hset(breakers[0], "open_until", now_ms() + 60_000)
 
     found = status(desk, 0)
-    desk.redis.hset(breakers[1], "open_until", bootstrap.clock() + 60_000)
+    desk.redis.hset(breakers[1], "open_until", now_ms() + 60_000)
     desk.hear(order(3))
 
     assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])

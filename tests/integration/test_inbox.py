@@ -18,6 +18,7 @@ from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import GROUP, Inbox, Recorded
 from app.ledger import keys, policy
+from tests.integration.relay import Relay, relay
 from tests.integration.webserver import Kept
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
@@ -162,6 +163,28 @@ class TestGroups:
                 return [await stays, await box.accept([event()])]
 
         assert asyncio.run(work()) == [Recorded(1, 0, 0)] * 2
+
+
+class TestStaleConnections:
+    """After a quiet hour the first POST must be accepted, whatever became of the connection that was kept."""
+
+    @pytest.mark.parametrize("how", ["forgotten by the network", "closed by the server", "to a former primary"])
+    def test_the_first_post_on_a_stale_connection_is_accepted(self, own_valkey: Valkey, how: str) -> None:
+        async def work(network: Relay, client: Redis) -> list[Recorded]:
+            async with inbox(network.url(own_valkey.url)) as box:
+                posts = [box.accept([event() for _ in range(200)]) for _ in range(2)]
+                await asyncio.gather(*posts)  # both connections are open
+                if how == "forgotten by the network":
+                    network.forget()
+                elif how == "closed by the server":
+                    client.client_kill_filter(_type="normal", skipme=True)
+                else:
+                    network.forget(answer=b"-READONLY You can't write against a read only replica.\r\n")
+                posts = [box.accept([event() for _ in range(200)]) for _ in range(2)]
+                return await asyncio.gather(*posts)
+
+        with relay(own_valkey.port) as network, Redis.from_url(own_valkey.url) as client:
+            assert asyncio.run(work(network, client)) == [Recorded(200, 0, 0)] * 2
 
 
 class TestRedisUnavailable:

@@ -43,6 +43,17 @@ class TestAccepting:
 
         assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE)) == (1, 1)
 
+    def test_a_request_for_backfill_leaves_in_live_what_is_pending_there(self, scenario: Scenario) -> None:
+        """Live orders that failed wait for their next attempt; a replay must not put them behind the backlog."""
+        scenario.settle()
+        scenario.fail(scenario.fetch(), "retry")
+        scenario.request(queue="backfill")
+        assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE), scenario.field("queue")) == (0, 2, LIVE)
+
+        scenario.fetch_and_store(1)
+        scenario.request(queue="backfill")
+        assert (scenario.waiting(BACKFILL), scenario.field("queue")) == (1, BACKFILL), "nothing was pending"
+
     def test_the_history_keeps_the_last_200_entries(self, scenario: Scenario) -> None:
         for number in range(205):
             scenario.accept(str(number))

@@ -96,7 +96,7 @@ def test_a_killed_replay_is_resumed_without_loss_or_a_second_job(desk: Desk, sta
 
     assert 0 < fed < ORDERS
     assert requests(desk, plan) == once_each()
-    assert sorted(desk.waiting("backfill")) == [order(number).order_id for number in range(ORDERS)]
+    assert sorted(desk.waiting("live")) == [order(number).order_id for number in range(ORDERS)]
     (plan_now,) = resumed.objects
     assert (resumed.code, plan_now["state"], plan_now["queued"], plan_now["left"]) == (0, "done", ORDERS, 0)
 
@@ -121,10 +121,10 @@ def test_a_cancelled_plan_stops_its_feeder_and_cannot_be_resumed(desk: Desk, sta
     assert (cancelled.code, cancelled.objects[0]["state"]) == (0, "cancelled")
     assert first.wait(5) == 1
     assert f"Plan {plan.id} cancelled" in first.output
-    queued = desk.waiting("backfill")
+    queued = desk.waiting("live")
     assert 0 < len(queued) < ORDERS
     assert desk.run("replays", "resume", plan.id).code == 1
-    assert desk.waiting("backfill") == queued
+    assert desk.waiting("live") == queued
     assert desk.run("replays", "cancel", "unknown").code == 1
     listed = desk.run("replays", "list", "--json").objects
     assert [(one["id"], one["state"], one["queued"]) for one in listed] == [(plan.id, "cancelled", len(queued))]

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from redis import Redis
 
-from app import audit, bootstrap
+from app import audit
 from app.errors import OtherSchema
 from app.ledger import keys
 from app.ledger.history import Redelivered
@@ -18,7 +18,8 @@ from app.ledger.orders import Archive
 from app.ledger.policy import DAY
 from app.ledger.redis import VERSION
 from app.ledger.work import DeliveryOutcome
-from app.replay import MOST_A_STEP, Draft, Plan, Plans, Step
+from app.replay import MOST_A_STEP, Plan, Plans, Step
+from tests.clock import now_ms
 from tests.integration.desk import SINK, Desk, open_desk, order
 
 OTHER = "python:json:loads"
@@ -50,8 +51,8 @@ def plans(desk: Desk) -> Plans:
 
 def file(plans: Plans, numbers: Iterable[int], *, rate: float = 1, sinks: tuple[str, ...] = ()) -> Plan:
     """Store a plan for the orders with these numbers, whatever is stored of them."""
-    draft = Draft(who="ann@desk", why="a test", selected="status=Issued", rate=rate, sinks=sinks)
-    return plans.file(draft, ((order(number).member, None) for number in numbers))
+    orders = ((order(number).member, None) for number in numbers)
+    return plans.file(orders, rate=rate, sinks=sinks, selected="status=Issued", who="ann@desk", why="a test")
 
 
 def feed(plans: Plans, plan: Plan, now: int) -> Step:
@@ -134,9 +135,8 @@ class TestOrders:
             desk.bring_home(order(number))
         desk.hear(order(3))
         desk.forget_jobs()
-        event_at = bootstrap.clock() - 60_000
-        draft = Draft(who="", why="", selected="", rate=1)
-        plan = plans.file(draft, ((order(number).member, event_at) for number in (1, 2, 3, 4)))
+        event_at = now_ms() - 60_000
+        plan = plans.file(((order(number).member, event_at) for number in (1, 2, 3, 4)), rate=1)
 
         left = left_after(plans, plan, NOW + 1000)
 
@@ -202,9 +202,8 @@ class TestEnd:
             yield from ((order(number).member, None) for number in range(1500))
             raise KeyboardInterrupt
 
-        draft = Draft(who="", why="", selected="", rate=1)
         with pytest.raises(KeyboardInterrupt):
-            plans.file(draft, dies_after_a_chunk())
+            plans.file(dies_after_a_chunk(), rate=1)
 
         (left,) = desk.redis.keys("ota:replay*")
         assert 0 < int(desk.redis.pttl(left)) <= DAY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,17 +15,14 @@ from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
-from app.replay import Draft, Plans
+from app.replay import Plans
+from tests.clock import now_ms
 from tests.eventually import eventually
 from tests.integration.desk import open_desk, order
 from tests.integration.ledger_scenario import ONE, Scenario
 
 EVENT_DAYS: Final = 90
 SENT: Final = "2026-11-22T10:00:00Z"
-
-
-def now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def days(count: float) -> int:
@@ -37,7 +33,7 @@ def add_events(redis: Redis, ages_in_days: list[float]) -> None:
     """Put events into the stream, the oldest first, as if they came so many days ago."""
     with redis.pipeline(transaction=False) as pipe:
         for number, age in enumerate(ages_in_days):
-            pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now() - days(age)}-{number}")
+            pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now_ms() - days(age)}-{number}")
         pipe.execute()
 
 
@@ -77,7 +73,7 @@ class TestEvents:
 
     def test_accept_trims_the_stream_too(self, shop: Scenario) -> None:
         """By whole nodes of the stream, which costs nothing; the pool does the rest."""
-        shop.now = now()
+        shop.now = now_ms()
         add_events(shop.redis, [91.0] * 400)
 
         shop.settle()
@@ -85,10 +81,9 @@ class TestEvents:
         assert shop.redis.xlen(keys.EVENTS) <= 101
 
     def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
-        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now() - days(91)}-0")
-        draft = Draft(who="", why="", selected="", rate=1)
-        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
-        redis_client.zadd(keys.REPLAYS, {"old": now() - days(91)})
+        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now_ms() - days(91)}-0")
+        plan = Plans(redis_client, event_days=EVENT_DAYS).file([(ONE.member, None)], rate=1)
+        redis_client.zadd(keys.REPLAYS, {"old": now_ms() - days(91)})
 
         retention_of(redis_client).trim()
 
@@ -163,11 +158,11 @@ class TestOrders:
     def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, scenario: Scenario) -> None:
         """Expired, pending for longer than ORDER_DAYS, dead for as long, and one of today."""
         orders = [order(number) for number in (1, 2, 3)]
-        scenario.now = long_ago = now() - days(500)
+        scenario.now = long_ago = now_ms() - days(500)
         for one in orders:
             scenario.settle(one)
         scenario.fail(scenario.fetch(order=orders[2]), "dead", order=orders[2])
-        scenario.now = now()
+        scenario.now = now_ms()
         scenario.settle(order(4))
         scenario.redis.delete(keys.record(orders[0]))
         assert scenario.redis.zscore(keys.ORDERS, orders[2].member) == long_ago

@@ -25,10 +25,10 @@ from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
 from rq.worker import WorkerStatus
 
-from app import bootstrap
 from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
+from tests.clock import now_ms
 from tests.environment import without_settings
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
 from workers.recovery import WorkerRecovery
@@ -291,7 +291,7 @@ class TestTools:
 
     def test_a_plain_rq_worker_works_the_job_off(self, scenario: Scenario, rq: Callable[..., str]) -> None:
         """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own."""
-        scenario.now = bootstrap.clock()
+        scenario.now = now_ms()
         scenario.settle()
         job = pushed(scenario)
 

@@ -22,11 +22,12 @@ from app.errors import ConnectionFault
 from app.ledger import keys
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
 from app.ledger.work import Content
-from app.metrics import GAUGES, Metrics, add, set_timestamp
+from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.settings import Company
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
+from tests.clock import now_ms
 from tests.eventually import eventually
-from tests.integration.desk import API_KEY, MUSEUM, SINK, VENUE, WORKER, Desk, open_desk, order
+from tests.integration.desk import API_KEY, MUSEUM, PARTNER, SINK, VENUE, WORKER, Desk, open_desk, order
 from workers.background import log_alerts
 
 MINUTE = 60_000
@@ -40,8 +41,9 @@ COMPANIES = tuple(
         np_environment="Production",
         np_api_key=SecretStr(API_KEY),
         client_state=SecretStr("state"),
+        np_partner_id=partner_id,
     )
-    for slug, company_id in (("venue", VENUE), ("museum", MUSEUM))
+    for slug, company_id, partner_id in (("venue", VENUE, PARTNER), ("museum", MUSEUM, None))
 )
 READER = SnapshotReader(COMPANIES, (SINK,))
 UNSETTLED = Content(
@@ -63,7 +65,7 @@ def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
 
 
 def snapshot(desk: Desk, later: int = 0) -> Snapshot:
-    return READER.read(desk.redis, bootstrap.clock() + later)
+    return READER.read(desk.redis, now_ms() + later)
 
 
 def venue(desk: Desk) -> CompanySnapshot:
@@ -90,7 +92,7 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
     async def ask() -> bytes:
         redis = bootstrap.for_web(url)
         try:
-            return await Metrics(redis, READER, None if spooled is None else count, {"venue": 900}).text()
+            return await Metrics(redis, READER, None if spooled is None else count, 900).text()
         finally:
             await redis.aclose()
 
@@ -110,8 +112,8 @@ def test_the_snapshot_of_an_empty_redis_is_empty(desk: Desk) -> None:
 
 
 def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(desk: Desk) -> None:
-    desk.hear(order(1), at=bootstrap.clock() - 5 * MINUTE)
-    desk.hear(order(2), at=bootstrap.clock() - MINUTE)
+    desk.hear(order(1), at=now_ms() - 5 * MINUTE)
+    desk.hear(order(2), at=now_ms() - MINUTE)
     desk.hear(order(3, MUSEUM))
 
     assert 5 * MINUTE <= venue(desk).oldest_pending_ms < 6 * MINUTE
@@ -123,7 +125,7 @@ def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(desk: D
 
 def test_an_order_that_is_retried_later_stays_pending(desk: Desk) -> None:
     """It is due in two hours, after all others: the sample covers that end of `due` too."""
-    desk.hear(order(1), at=bootstrap.clock() - HOUR)
+    desk.hear(order(1), at=now_ms() - HOUR)
     fetch = desk.begin(order(1))
     desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_500", wait_ms=2 * HOUR)
     desk.hear(*(order(number) for number in range(2, SAMPLE + 20)))
@@ -132,30 +134,40 @@ def test_an_order_that_is_retried_later_stays_pending(desk: Desk) -> None:
 
 
 def test_a_fetch_that_no_event_waits_for_is_not_late(desk: Desk) -> None:
-    """Replays, refetches, dead letters and unsettled orders: their events are old, or they are rechecked later."""
-    long_ago = bootstrap.clock() - 9 * HOUR
-    desk.hear(*(order(number) for number in range(1, 6)), at=long_ago)
+    """Replays and refetches of what is fetched, dead letters and unsettled orders."""
+    long_ago = now_ms() - 9 * HOUR
+    desk.hear(*(order(number) for number in range(1, 5)), at=long_ago)
     desk.bring_home(order(1))
     desk.bring_home(order(2))
     desk.ledger().request_fetch([order(1)], queue="backfill", reason="replay")
     desk.ledger().request_fetch([order(2)], queue="live", reason="refetch")
     desk.give_up(order(3))
-    desk.give_up(order(5))
-    desk.ledger().request_fetch([order(5)], queue="backfill", reason="requeue")
     desk.ledger().store_fetch(order(4), WORKER, desk.begin(order(4)), UNSETTLED, recheck_ms=10 * MINUTE)
 
-    assert snapshot(desk).due == 4
+    assert snapshot(desk).due == 3
+    assert venue(desk).oldest_pending_ms == 0
+
+
+def test_a_requeued_dead_letter_is_late_until_it_is_fetched(desk: Desk) -> None:
+    desk.hear(order(1), at=now_ms() - 9 * HOUR)
+    desk.give_up(order(1))
+    assert venue(desk).oldest_pending_ms == 0
+
+    desk.ledger().request_fetch([order(1)], queue="backfill", reason="requeue")
+    assert venue(desk).oldest_pending_ms >= 9 * HOUR
+
+    desk.bring_home(order(1))
     assert venue(desk).oldest_pending_ms == 0
 
 
 def test_an_order_of_an_unknown_company_counts_as_other(desk: Desk) -> None:
-    desk.hear(order(1, "99999999-9999-4999-8999-999999999999"), at=bootstrap.clock() - HOUR)
+    desk.hear(order(1, "99999999-9999-4999-8999-999999999999"), at=now_ms() - HOUR)
 
     assert snapshot(desk).elsewhere_oldest_pending_ms >= HOUR
 
 
 def test_the_time_from_event_to_fetch_is_measured_once_an_event_and_not_for_a_refetch(desk: Desk) -> None:
-    desk.hear(order(1), at=bootstrap.clock() - 4000)
+    desk.hear(order(1), at=now_ms() - 4000)
     fetch = desk.begin(order(1))
     desk.store(order(1), fetch)
     desk.store(order(1), fetch)  # the answer to the first was lost
@@ -210,11 +222,11 @@ def test_orders_that_a_sink_lacks_or_refuses_are_counted(desk: Desk) -> None:
 
 def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_each_hour(desk: Desk) -> None:
     """A duplicate shows that the sender works, but is not a new event."""
-    at = bootstrap.clock() - 3 * HOUR
+    at = now_ms() - 3 * HOUR
     desk.hear(order(1), order(2), timestamp="2026-05-15T09:30:05Z", at=at)
     desk.hear(order(1), timestamp="2026-05-15T09:30:05Z", at=at + 2 * HOUR)
 
-    assert AlertStore(desk.redis).hours(VENUE, bootstrap.clock()) == {at // HOUR: 2}
+    assert AlertStore(desk.redis).hours(VENUE, now_ms()) == {at // HOUR: 2}
     assert (venue(desk).current_secret_at, venue(desk).previous_secret_at) == (at + 2 * HOUR, 0)
     assert AlertStore(desk.redis).hours(VENUE, at + 40 * 24 * HOUR) == {}
     assert desk.redis.hkeys(keys.event_rate(VENUE)) == [b"secret:current"]
@@ -223,11 +235,11 @@ def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_ea
 def test_a_breaker_counts_as_open_until_its_probe_is_overdue(desk: Desk) -> None:
     limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=MINUTE)
     limiter = RateLimiter(desk.redis, API_KEY, COMPANIES[0].path, limits)
-    now = bootstrap.clock()
+    now = now_ms()
     closed_ms, _ = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
     until = venue(desk).breaker_open_until
 
-    assert now < until <= bootstrap.clock() + closed_ms
+    assert now < until <= now_ms() + closed_ms
     assert snapshot(desk).companies[MUSEUM].breaker_open_until == 0
     logged = [evaluated(desk, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert logged == [[], [], []]
@@ -272,11 +284,11 @@ def test_a_snapshot_costs_the_same_with_many_orders(desk: Desk) -> None:
 
 
 def test_metrics_show_the_whole_state(desk: Desk, redis_url: str) -> None:
-    desk.hear(order(1), at=bootstrap.clock() - 10 * MINUTE)
+    desk.hear(order(1), at=now_ms() - 10 * MINUTE)
     desk.hear(order(2, MUSEUM))
     desk.bring_home(order(2, MUSEUM))
-    desk.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(bootstrap.clock(), "p-live-1", "p-live-2", "p-backfill-3")))
-    set_timestamp(desk.redis, ("reconciled", VENUE), 1_795_000_000_000)
+    desk.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(now_ms(), "p-live-1", "p-live-2", "p-backfill-3")))
+    record_whole_list(desk.redis, VENUE, 1_795_000_000_000)
     evaluated(desk)
 
     found = metrics(redis_url, spooled=3)
@@ -345,7 +357,7 @@ def test_new_dead_letters_fire(desk: Desk) -> None:
 
 def test_a_pool_without_heartbeats_fires_at_another_pool(desk: Desk) -> None:
     for name, ago in (("dead", 2 * MINUTE), ("living", 0)):
-        desk.redis.hset(keys.POOLS, name, json.dumps(heartbeat(bootstrap.clock() - ago, f"{name}-live-1")))
+        desk.redis.hset(keys.POOLS, name, json.dumps(heartbeat(now_ms() - ago, f"{name}-live-1")))
 
     assert evaluated(desk) == [("firing", "pool_silent")]
     desk.redis.hdel(keys.POOLS, "dead")
@@ -354,21 +366,21 @@ def test_a_pool_without_heartbeats_fires_at_another_pool(desk: Desk) -> None:
 
 def test_missed_events_fire_and_then_silence_until_an_event_comes(desk: Desk) -> None:
     """The silence is noticed at the evaluation after."""
-    desk.hear(order(1), at=bootstrap.clock() - HOUR)
+    desk.hear(order(1), at=now_ms() - HOUR)
     desk.bring_home(order(1))
     evaluated(desk)
     add(desk.redis, {("discrepancies", VENUE, "no_event"): 3})
 
     assert evaluated(desk, 1 * MINUTE) == [("firing", "missed_events")]
     assert evaluated(desk, 2 * MINUTE) == [("firing", "silence")]
-    desk.hear(order(2), at=bootstrap.clock() + 2 * MINUTE)
+    desk.hear(order(2), at=now_ms() + 2 * MINUTE)
     desk.bring_home(order(2))
     assert evaluated(desk, 3 * MINUTE) == [("resolved", "silence")]
 
 
 def test_a_company_without_its_usual_events_is_silent(desk: Desk) -> None:
     """Four weeks of events go through the real script."""
-    now = bootstrap.clock()
+    now = now_ms()
     week = 7 * 24 * HOUR
     for weeks in range(4, 0, -1):
         numbers = range(weeks * 10, weeks * 10 + 8)
@@ -397,9 +409,9 @@ def test_a_flushed_redis_fires_nothing(desk: Desk, fault: Callable[[Redis], obje
 def test_an_unreadable_entry_hides_no_other_pool_or_alert(desk: Desk, redis_url: str) -> None:
     """A newer version, another program or a person may have written it."""
     odd = dict(enumerate([b"no JSON", b'{"at": "now"}', b"[]", b'{"workers": "\xff\xfe"}']))
-    desk.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(bootstrap.clock(), "a-live-1")))
+    desk.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(now_ms(), "a-live-1")))
     desk.redis.hset(keys.POOLS, mapping={b"odd %d \xff" % number: text for number, text in odd.items()})
-    desk.hear(order(1), at=bootstrap.clock() - HOUR)
+    desk.hear(order(1), at=now_ms() - HOUR)
     evaluated(desk)
     desk.redis.hset(keys.ALERTS, mapping={b"odd|%d \xff|" % number: text for number, text in odd.items()})
 
@@ -432,7 +444,7 @@ def alert_of_a_pool(desk: Desk, folder: Path) -> dict[str, Any]:
 
 
 def test_a_running_pool_logs_an_alert_and_continues(desk: Desk, tmp_path: Path) -> None:
-    desk.hear(order(1), at=bootstrap.clock() - HOUR)
+    desk.hear(order(1), at=now_ms() - HOUR)
 
     line = alert_of_a_pool(desk, tmp_path)
 

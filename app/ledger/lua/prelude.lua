@@ -174,9 +174,13 @@ local function schedule(members)
 end
 
 -- Ask for a fetch of an order that is scheduled: raise its generation, and push a job unless one waits already, in this
--- queue or in live. `o` needs generation, job and first_at; `fields` is a flat list of more fields to write, or nil.
+-- queue or in live. `o` needs generation, job and first_at, and for backfill also queue, fetched_generation and dead:
+-- what is pending in live stays in live. `fields` is a flat list of more fields to write, or nil.
 -- Returns queued or coalesced, and sets o.queue; the caller ends with flush_jobs.
 local function request_fetch(o, queue, fields)
+  if queue == 'backfill' and o.queue == 'live' and not o.dead and o.fetched_generation < o.generation then
+    queue = 'live'
+  end
   local waits = o.job == queue or o.job == 'live'
   o.queue = waits and o.job or queue
   if o.generation > 0 then

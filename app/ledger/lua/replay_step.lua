@@ -53,8 +53,8 @@ local allowed = math.floor((now - paced) / gap + 0.001)
 local counts = {queued = 0, waiting = 0, passed = 0}
 local taken, read = 0, 0
 local function step(member, event_at)
-  local o = load(member, {'generation', 'fetched_generation', 'fetched_at', 'revision', 'dead', 'job', 'first_at',
-    'erased_at'})
+  local o = load(member, {'generation', 'fetched_generation', 'fetched_at', 'revision', 'dead', 'job', 'queue',
+    'first_at', 'erased_at'})
   if not is_needed(o, tonumber(event_at)) then
     return 'passed'
   elseif taken == allowed then

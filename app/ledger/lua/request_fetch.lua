@@ -4,7 +4,7 @@
 -- Returns per order 0 queued, 1 a job of it waits already, in this queue or in live, 2 it was erased: no fetch, 3 a key
 --   of it is broken: no fetch.
 local function request(member)
-  local o = load(member, {'generation', 'job', 'first_at', 'erased_at'})
+  local o = load(member, {'generation', 'job', 'first_at', 'erased_at', 'queue', 'fetched_generation', 'dead'})
   if o.erased_at > 0 then
     redis.call('ZREM', due, member)
     return 2
