@@ -56,7 +56,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         return (
             f"{console.many(self.orders, 'order')} erased, with {console.many(self.events, 'event')},"
             f" {console.many(self.spooled, 'spooled event')} and"
-            f" {console.many(self.texts, 'text')} of replays."
+            f" {console.many(self.texts, 'text')} of the audit and of replays."
         )
 
 
@@ -157,7 +157,7 @@ def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as
         columns = ("sink", "idempotency key begins with")
         console.table("Not erased, you must handle: copies that sinks have, or may have", columns, copies)
     for trouble in totals.left:
-        console.remark(f"Left: {trouble}. Fix it, and run it again.")
+        console.remark(f"Not erased: {trouble}. Fix it, and run the command again.")
     return bool(totals.left)
 
 

@@ -189,7 +189,7 @@ def _outstanding(
         fetch = {
             "pending": "fetch queued",
             "fetching": "fetch running",
-            "deferred": "fetch deferred: upstream unavailable",
+            "deferred": "fetch deferred",
         }
         error = f" ({record.error})" if record.error else ""
         yield Outstanding(f"{fetch[state]}{error}", due)
@@ -256,7 +256,7 @@ def next_step(view: OrderView) -> str:
     if state == "dead":
         return f"{_BY_REASON.get(record.dead, f'Fix the cause ({record.dead})')}. {_then('dead requeue', name)}"
     if state == "deferred":
-        return f"Nothing for this order: upstream calls are paused ({record.error or 'busy'}). See: ota-receiver check"
+        return f"Nothing for this order: its fetch is deferred ({record.error or 'busy'}). See: ota-receiver check"
     if state in {"pending", "fetching"}:
         return f"Nothing: it will be fetched{error}."
     if record.dead_sinks:

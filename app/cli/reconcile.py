@@ -39,8 +39,8 @@ FromFile = Annotated[
     typer.Option(
         "--from-file",
         metavar="CSV",
-        help="Compare this file of orders that you expect instead. Columns: orderId, reference, buyFromOrderReference,"
-        " sellToOrderReference.",
+        help="Compare this file of orders that you expect instead. It has at least one of the columns orderId,"
+        " reference, buyFromOrderReference, sellToOrderReference.",
     ),
 ]
 Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")]

@@ -121,7 +121,7 @@ def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(desk: Desk
         "NOT COMPLETE: deferred",
         "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will retry",
         "fetch 3 failed: breaker_open, deferred, does not count as an attempt; 2 times until",
-        "fetch deferred: upstream unavailable (breaker_open); next attempt",
+        "fetch deferred (breaker_open); next attempt",
         "ota-receiver check",
     ):
         assert text in flat(ended)
