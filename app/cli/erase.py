@@ -20,7 +20,7 @@ from app.intake.spool import Swept, erase_rows
 
 CODES: Final = {
     DONE: "erased",
-    FOUND: "not found, or something is left, which is named",
+    FOUND: "order not found, or something could not be erased",
     AWAY: "Redis unavailable: run it again",
     INTERRUPTED: "interrupted: run it again",
 }

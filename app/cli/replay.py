@@ -135,9 +135,10 @@ def replay(
 ) -> None:
     """Fetch the orders of stored events again, at a limited rate.
 
-    Each order is fetched once, oldest first, after live orders. Without event ids and --order all events are searched;
-    all other conditions must hold. An order whose stored copy is newer than its last selected event is skipped, unless
-    --force. The replay is a plan: Ctrl-C stops it, `replays resume` continues it, and `replays cancel` ends it.
+    Each order is fetched once, oldest first, after live orders. The events with these ids and of --order are searched,
+    or else all events. All other conditions must hold. An order whose stored copy is newer than its last selected event
+    is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume` continues it, and
+    `replays cancel` ends it.
     """
     if not any((ids, order, company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
