@@ -28,7 +28,8 @@ from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox, Recorded
 from app.ledger.ledger import Ledger
 from app.ledger.work import Content, Fetch
-from app.upstream.models import digest, parse_order
+from app.upstream.decode import digest
+from app.upstream.models import parse_order
 
 VENUE: Final = "11111111-1111-4111-8111-111111111111"
 MUSEUM: Final = "22222222-2222-4222-8222-222222222222"

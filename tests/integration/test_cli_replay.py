@@ -11,7 +11,7 @@ from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.ledger.orders import Archive
-from app.replay import Selection, Selector
+from app.replay import Selection, select
 from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, Ended, order
 
 FAST = ("--rate", "5000", "--yes")
@@ -165,7 +165,7 @@ def test_all_conditions_must_hold(desk: Desk, selection: Selection, numbers: lis
         desk.give_up(order(number))
         desk.redis.zadd(keys.DEAD, {order(number).member: at})
 
-    found = Selector(desk.redis).select(selection, lambda _: None)
+    found = select(desk.redis, selection, lambda _: None)
 
     assert list(found.orders) == [order(number).member for number in numbers]
 

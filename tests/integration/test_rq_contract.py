@@ -6,7 +6,6 @@ own tools. The worker and the pool rely on names and keys that RQ does not docum
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from rq import Queue, SimpleWorker
+from rq import Queue
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
@@ -31,8 +30,8 @@ from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, 
 from tests.clock import now_ms
 from tests.environment import without_settings
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
-from workers.recovery import WorkerRecovery
-from workers.worker import FetchJob, FetchWorker, Stopwatch
+from workers.pool import WorkerRecovery
+from workers.worker import FetchWorker
 
 TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
@@ -150,16 +149,7 @@ def test_the_job_hash_names_nothing_but_the_ids(scenario: Scenario) -> None:
 
 def worker(scenario: Scenario, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
     """Return a worker as the pool's children make it, in this process."""
-    made = kind(
-        [queue(LIVE, scenario.redis)],
-        name=WORKER,
-        connection=scenario.redis,
-        serializer=JSONSerializer,
-        job_class=FetchJob,
-    )
-    made.stopwatch = Stopwatch()
-    made.log_result_lifespan = False
-    return made
+    return kind(WORKER, LIVE, scenario.redis, memoryview(bytearray(8)).cast("d"))
 
 
 @pytest.fixture
@@ -241,16 +231,6 @@ def test_a_second_signal_does_not_cut_off_a_fetch(scenario: Scenario) -> None:
 
     assert signal.getsignal(signal.SIGTERM) == made.request_force_stop
     assert made._stop_requested
-
-
-def test_the_attributes_that_a_worker_sets_exist_in_rq() -> None:
-    """Python would accept the assignment of an attribute that RQ has renamed, and RQ would ignore it."""
-    assert {"log_result_lifespan", "max_connection_wait_time"} <= set(dir(SimpleWorker))
-
-
-def test_rq_logs_a_lost_connection_in_the_words_that_a_worker_drops() -> None:
-    """Each worker would repeat the line every few seconds; the pool logs the outage once."""
-    assert "could not connect to Redis instance" in inspect.getsource(SimpleWorker.dequeue_job_and_maintain_ttl)
 
 
 class TestTools:

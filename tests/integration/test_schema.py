@@ -124,7 +124,7 @@ class TestCommands:
 
         (found,) = [one for one in ended.objects if one["what"] == "schema"]
         assert (ended.code, found["level"]) == (1, "todo")
-        assert "another schema version" in found["detail"]
+        assert "schema version 3" in found["detail"]
         assert "If an upgrade is under way, finish it." in found["advice"]
 
     def test_health_of_a_worker_names_the_version(self, desk: Desk) -> None:

