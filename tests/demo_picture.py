@@ -34,7 +34,7 @@ _FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 def run_demo() -> str:
-    """Return what the demo prints, in colour, up to the example of an event; raises CalledProcessError."""
+    """Return what the demo prints, in colour; raises CalledProcessError."""
     program = Path(sys.executable).parent / "ota-receiver"
     variables = without_settings(os.environ) | {"FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "xterm-256color"}
     with tempfile.TemporaryDirectory() as folder:
@@ -48,8 +48,7 @@ def run_demo() -> str:
             check=True,
             timeout=120,
         )
-    last_frame = _CURSOR.sub("", ended.stdout.rpartition(_ERASE_LINE)[2])
-    return last_frame.partition("An event like those received")[0].rstrip()
+    return _CURSOR.sub("", ended.stdout.rpartition(_ERASE_LINE)[2]).rstrip()
 
 
 def svg(output: str) -> str:

@@ -26,7 +26,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.redis import for_command
+from app.ledger.redis import for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
 
@@ -70,6 +70,10 @@ class CommandContext:
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
+
+    def now(self) -> datetime:
+        """Return the time of the Redis server, which set the leases and due times."""
+        return times.from_ms(server_time(self.redis))
 
     def order(self, text: str) -> OrderKey:
         """Return the order as `find` does; raises Stop also when there is none."""

@@ -76,10 +76,10 @@ def list_(
     limit: context.Limit = 50,
 ) -> None:
     """List dead letters, oldest first. Orders come before deliveries. Exits 0 also if there are none."""
-    now = times.now()
-    age = ("age", lambda letter: times.age(now - letter.at))
-    columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
     with open_context() as here:
+        now = here.now()
+        age = ("age", lambda letter: times.age(now - letter.at))
+        columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
         console.listing(found[:limit], columns, lambda letter: _view(here, letter, now))
@@ -92,9 +92,8 @@ def list_(
 @command(cli, "ota-receiver dead show CM-4711", options="company")
 def show(order: context.Order) -> None:
     """Show why a fetch or a delivery failed for good. Also what was attempted, and what to do."""
-    now = times.now()
     with open_context() as here:
-        key = here.order(order)
+        now, key = here.now(), here.order(order)
         letters = here.dead_letters.of(key)
         if not letters:
             raise Stop(f"{order!r} has no dead letter.", FOUND)
@@ -160,7 +159,7 @@ def _change(
         if not (named or reason or here.company_id or older_than or everything):
             raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
         # Without an end, what fails again meanwhile would be selected again. Named orders are selected at any time.
-        until = older_than or (_EVER if named else times.now())
+        until = older_than or (_EVER if named else here.now())
         query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
         found = [order for text in named if (order := _dead_order(here, text)) is not None]
         letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)

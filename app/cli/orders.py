@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from app import bootstrap, times
+from app import bootstrap
 from app.cli import console, context, erase
 from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
@@ -90,7 +90,6 @@ def list_(
     """List orders, the latest change first. --since and --until select by that change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
-    now = times.now()
     columns = (
         ("@changed", lambda record: record.changed),
         "?company",
@@ -104,7 +103,7 @@ def list_(
         ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
     )
     with open_context() as here:
-        state = "dead" if dead else state
+        now, state = here.now(), "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
         found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
         console.listing(
