@@ -33,7 +33,7 @@ NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 
 _REDIS_ADVICE: Final = {
     "redis": "Start it, or correct REDIS_URL.",
-    "writable": "Name the primary in REDIS_URL; if the AOF cannot be written, look at its disk.",
+    "writable": "Use a primary and a user with the rights in docs/operations.md. If the AOF fails, look at its disk.",
     "durable": "Set appendonly yes and appendfsync everysec (or always) in its configuration.",
     "schema": "If an upgrade is under way, finish it. If the data is older, use an empty Redis. Nothing was changed.",
     "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
