@@ -28,7 +28,7 @@ def test_the_demo_fetches_every_sample_in_under_20_s(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every order arrived complete, and each settlement cost exactly one getOrder." in done.stdout
-    assert "curl -i http://127.0.0.1:" in done.stdout
+    assert "http" not in done.stdout, "no address of a receiver that has ended"
     assert time.monotonic() - started < 20
     assert list(tmp_path.iterdir()) == []
 

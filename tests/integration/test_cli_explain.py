@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 
+from app import times
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.ledger import Ledger
@@ -19,7 +21,8 @@ SECRETS = ("TK-000123456", "CP-0009981", "141234529930210327", "Jane Doe", "gues
 def explain(desk: Desk, one: OrderKey | str, *options: str, **env: str) -> Ended:
     ended = desk.run("orders", "explain", one if isinstance(one, str) else one.order_id, *options, **env)
     if "--json" not in options:
-        assert max(map(len, ended.out.splitlines()), default=0) <= 80
+        lines = [line for line in ended.out.splitlines() if not line.startswith("  ota-receiver ")]
+        assert max(map(len, lines), default=0) <= 80
     return ended
 
 
@@ -121,10 +124,39 @@ def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(desk: Desk
         "NOT COMPLETE: deferred",
         "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will retry",
         "fetch 3 failed: breaker_open, deferred, does not count as an attempt; 2 times until",
-        "fetch deferred: upstream unavailable (breaker_open); next attempt",
+        "fetch deferred (breaker_open); next attempt",
         "ota-receiver check",
     ):
         assert text in flat(ended)
+
+
+def test_a_company_that_is_missing_from_the_settings_is_named(desk: Desk) -> None:
+    desk.hear(order(1))
+    started = desk.begin(order(1))
+    desk.ledger().fail_fetch(order(1), WORKER, started, outcome="deferred", reason="unknown_company", wait_ms=60_000)
+
+    ended = explain(desk, order(1))
+
+    advice = f"The workers' settings have no company {order(1).company_id}. Add it there, and restart the workers."
+    assert f"next {advice}" in flat(ended)
+
+
+def test_a_wrong_clock_of_this_machine_changes_no_state_and_no_age(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.hear(order(1))
+    desk.begin(order(1))
+    desk.hear(order(2))
+    desk.give_up(order(2))
+    tomorrow = times.now() + timedelta(days=1)
+    monkeypatch.setattr(times, "now", lambda: tomorrow)
+
+    orders, events, letters = (desk.run(what, "list", "--json").objects for what in ("orders", "events", "dead"))
+    event = desk.run("events", "show", events[0]["id"], "--json").objects[0]
+    shown = desk.run("dead", "show", order(2).order_id, "--json").objects[0]
+
+    assert sorted(one["state"] for one in orders) == ["dead", "fetching"]
+    assert "NOT COMPLETE: fetching" in explain(desk, order(1)).out
+    assert event["order_state"] == "fetching"
+    assert max(one["age_s"] for one in (*letters, shown)) < 3600
 
 
 def test_duplicates_are_one_line(desk: Desk) -> None:
@@ -169,11 +201,16 @@ def test_an_unknown_order_is_explained_with_commands_that_search_further(desk: D
 
 def test_of_two_orders_with_one_reference_the_company_must_be_given(desk: Desk) -> None:
     for one in (order(1), order(1, MUSEUM)):
-        fetch(desk, one)
+        desk.hear(one)
+        desk.bring_home(one, status="Draft")
         deliver(desk, one)
 
+    found = explain(desk, "CM-260601081502-9F3A", "--company", "museum")
+
     assert explain(desk, "CM-260601081502-9F3A").code == 2
-    assert explain(desk, "CM-260601081502-9F3A", "--company", "museum").code == 0
+    assert found.code == 0
+    command = f"  ota-receiver orders confirm {order(1).order_id} --company museum --payment-reference REF"
+    assert command in found.out.splitlines(), "a command can be copied as a whole"
 
 
 def test_a_cut_history_says_so(desk: Desk) -> None:

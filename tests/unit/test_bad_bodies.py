@@ -19,7 +19,7 @@ from app.ids import guid
 from app.intake.auth import Authenticator
 from app.intake.envelope import ORDER_PROCESSED, Envelope, parse
 from app.upstream.decode import digest
-from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.models import Order, parse_order, parse_page, parse_subscriptions
 from tests.samples import COMPANY_ID as A
 from tests.samples import company, sample
 
@@ -140,7 +140,7 @@ def check_proof(envelope: Envelope) -> None:
 
 
 def check_answer(body: bytes) -> None:
-    for read in (parse_order, digest, parse_page, parse_subscriptions, parse_created):
+    for read in (parse_order, digest, parse_page, parse_subscriptions):
         try:
             found = read(body)
         except UnreadableAnswer as refused:
