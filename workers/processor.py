@@ -166,7 +166,7 @@ class Processor:
     def _deliver_next(self, order: OrderKey, worker: str) -> bool:
         """Make the delivery that is due next; return whether there was one and its sink took the revision.
 
-        After a failure the time limit of the job may be used up.
+        A failure ends the deliveries of this job, since its time limit may be used up.
         """
         deadline = time.monotonic() + policy.REDIS_WAIT / 1000
         delivery = retry_until(self._ledger.redis, deadline, partial(self._ledger.acquire_delivery, order, worker))

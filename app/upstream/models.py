@@ -177,13 +177,10 @@ class Subscription(Part, frozen=True):
 
     id: str | None = None
     company_id: str | None = None
-    company_name: str | None = None
-    app_id: str | None = None
     event_name: str | None = None
     event_version: str | None = None
     notification_url: str | None = None
     client_state: SecretStr | None = None
-    subscription_type: str | None = None
     subscription_state: str | None = None
     last_modified_date_time: datetime | None = None
 

@@ -41,7 +41,6 @@ def application(
 
     `count` adds to a metric with one label; `resources` are opened at start-up and closed at shutdown.
     """
-
     app = Starlette(
         routes=[
             Route(webhook_path, webhook, methods=["POST"]),

@@ -64,9 +64,9 @@ class Connections(ServerState):
         self._limit = limit
 
     def admit(self, connection: Connection, now: float) -> None:
-        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many; at last this one.
+        """Add a connection, which is stalled until its first head is complete.
 
-        A connection is stalled until its first head is complete.
+        While there are too many, drop the oldest stalled connection, or else the oldest idle one, or else this one.
         """
         while len(self.connections) > self._limit:
             next(iter(self.stalled or self.idle or [connection])).drop()
