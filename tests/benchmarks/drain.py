@@ -1,4 +1,4 @@
-"""How fast workers fetch a backlog, compared with what the Channel Manager's five slots allow.
+"""How fast workers fetch a backlog, compared with what the Channel Manager's five slots allow, and their memory.
 
     uv run python -m tests.benchmarks.drain [--orders 500] [--latency-ms 50]
 
@@ -40,6 +40,15 @@ def main() -> int:
         return _drain(one, options.orders, options.latency_ms)
 
 
+def _pss(root: int) -> float:
+    """Return the PSS of a process and all its descendants in MB; a page that several share counts once. Linux only."""
+    family = [root]
+    for pid in family:
+        family += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    lines = (line for pid in family for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+
+
 def _drain(one: Service, orders: int, latency_ms: int) -> int:
     """Print the rate, which counts from the first fetched order, and what makes the result invalid."""
 
@@ -55,12 +64,14 @@ def _drain(one: Service, orders: int, latency_ms: int) -> int:
         last = time.monotonic()
         worker.wait_until(lambda: redis.zcard(keys.DUE) == 0, _PATIENCE, "no fetch is pending")
         dead: int = redis.zcard(keys.DEAD)
+        memory = _pss(worker.pid)
     stats = one.admin("GET", "stats")
     calls, throttled = sum(stats["operations"]["getOrder"].values()), sum(stats["throttled"].values())
     rate = (orders - at_first) / (last - first)
     sys.stdout.write(
         f"{orders} orders, first fetched {first - started:.1f} s after the worker's start, last {last - started:.1f} s:"
-        f" {rate:.0f} orders/s, {rate / (_SLOTS * 1000 / latency_ms):.2f} of what {_SLOTS} slots allow\n"
+        f" {rate:.0f} orders/s, {rate / (_SLOTS * 1000 / latency_ms):.2f} of what {_SLOTS} slots allow;"
+        f" pool and workers: {memory:.1f} MB PSS\n"
     )
     faults = {
         f"{calls} getOrder calls for {orders} orders": calls != orders,
