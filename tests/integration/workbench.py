@@ -153,7 +153,7 @@ class Counted:
         return self._client.get_order(order_id)
 
 
-class Taking:
+class Taking(Sink):
     """A sink that takes everything, or does what `trouble` does for an order."""
 
     def __init__(self, trouble: Callable[[str], None] = lambda order_id: None) -> None:
