@@ -17,7 +17,7 @@ from redis import Redis
 
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.integration.desk import CLIENT_STATES, Desk, open_desk, order
+from tests.lab import CLIENT_STATES, Lab, order
 
 COMMAND: Final = (sys.executable, "-m", "app.cli")
 READERS: Final = (
@@ -38,19 +38,19 @@ PRINTING: Final = (
 
 
 @pytest.fixture
-def filled(desk: Desk) -> Desk:
+def filled(lab: Lab) -> Lab:
     """One dead order."""
-    desk.hear(order(1))
-    desk.give_up(order(1))
-    return desk
+    lab.accept(order(1))
+    lab.dead_letter(order(1))
+    return lab
 
 
 class Terminal:
     """A command that runs in a terminal of so many columns."""
 
-    def __init__(self, desk: Desk, *arguments: str, columns: int = 80) -> None:
+    def __init__(self, lab: Lab, *arguments: str, columns: int = 80) -> None:
         self._ours, theirs = pty.openpty()
-        env = desk.env | {"COLUMNS": str(columns), "TERM": "xterm"}
+        env = lab.env | {"COLUMNS": str(columns), "TERM": "xterm"}
         self._running = subprocess.Popen([*COMMAND, *arguments], env=env, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         self.shown = b""
@@ -77,21 +77,21 @@ class Terminal:
         return self._running.wait(30)
 
 
-def lines(desk: Desk, *arguments: str, columns: int) -> list[str]:
+def lines(lab: Lab, *arguments: str, columns: int) -> list[str]:
     """Return what a terminal of so many columns shows after the command."""
-    terminal = Terminal(desk, *arguments, columns=columns)
+    terminal = Terminal(lab, *arguments, columns=columns)
     assert terminal.end() == 0, terminal.shown
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.shown.decode()).splitlines()
 
 
-def ended(desk: Desk, *arguments: str, stdout: Any) -> tuple[int, str]:
+def ended(lab: Lab, *arguments: str, stdout: Any) -> tuple[int, str]:
     """Return exit code and stderr of a command that prints to `stdout`."""
-    done = subprocess.run([*COMMAND, *arguments], env=desk.env, stdout=stdout, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run([*COMMAND, *arguments], env=lab.env, stdout=stdout, stderr=subprocess.PIPE, timeout=60)
     return done.returncode, done.stderr.decode()
 
 
 @pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
-def test_on_80_columns_ids_are_whole_and_hidden_columns_are_named(filled: Desk, arguments: tuple[str, ...]) -> None:
+def test_on_80_columns_ids_are_whole_and_hidden_columns_are_named(filled: Lab, arguments: tuple[str, ...]) -> None:
     """People copy ids."""
     narrow = lines(filled, *arguments, columns=80)
 
@@ -104,7 +104,7 @@ def test_on_80_columns_ids_are_whole_and_hidden_columns_are_named(filled: Desk, 
     assert not any("Hidden" in line for line in wide)
 
 
-def test_a_column_is_hidden_when_one_character_is_missing(filled: Desk) -> None:
+def test_a_column_is_hidden_when_one_character_is_missing(filled: Lab) -> None:
     needed = max(len(line.rstrip()) for line in lines(filled, "events", "list", columns=180)) + 1  # the right edge
 
     assert not any("Hidden" in line for line in lines(filled, "events", "list", columns=needed))
@@ -113,13 +113,13 @@ def test_a_column_is_hidden_when_one_character_is_missing(filled: Desk) -> None:
 
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
-def test_a_full_disk_under_stdout_is_one_line_and_exit_code_1(filled: Desk, arguments: tuple[str, ...]) -> None:
+def test_a_full_disk_under_stdout_is_one_line_and_exit_code_1(filled: Lab, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         assert ended(filled, *arguments, stdout=full) == (1, "Cannot write the output: No space left on device.\n")
 
 
 @pytest.mark.parametrize("arguments", PRINTING[:-1], ids=" ".join)
-def test_a_closed_output_pipe_is_exit_code_141(filled: Desk, arguments: tuple[str, ...]) -> None:
+def test_a_closed_output_pipe_is_exit_code_141(filled: Lab, arguments: tuple[str, ...]) -> None:
     """As shells report it; 1 would mean "not complete"."""
     ours, theirs = os.pipe()
     os.close(ours)
@@ -136,11 +136,11 @@ def test_a_redis_that_refuses_writes_is_not_reported_as_unavailable(
     own_valkey: Valkey, tmp_path: Any, name: str, value: str, code: str
 ) -> None:
     with Redis.from_url(own_valkey.url) as redis:
-        desk = open_desk(redis, own_valkey.url, tmp_path)
-        desk.hear(order(1))
+        lab = Lab(redis, own_valkey.url, tmp_path)
+        lab.accept(order(1))
         redis.config_set(name, value)
 
-        refused = desk.run("orders", "refetch", order(1).order_id)
+        refused = lab.run_command("orders", "refetch", order(1).order_id)
 
     assert (refused.code, refused.out, len(refused.err.splitlines())) == (3, "", 1)
     assert f"refuses this ({code}): see `ota-receiver check`" in refused.err
@@ -149,23 +149,23 @@ def test_a_redis_that_refuses_writes_is_not_reported_as_unavailable(
 
 
 @pytest.mark.parametrize("arguments", [*READERS, ("events", "tail")], ids=" ".join)
-def test_an_unavailable_redis_is_one_line_and_exit_code_3(desk: Desk, arguments: tuple[str, ...]) -> None:
-    away = desk.run(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
+def test_an_unavailable_redis_is_one_line_and_exit_code_3(lab: Lab, arguments: tuple[str, ...]) -> None:
+    away = lab.run_command(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
 
     assert (away.code, away.out, len(away.err.splitlines())) == (3, "", 1)
     assert "127.0.0.1:1" in away.err
     assert "hidden-password" not in away.err
 
 
-def test_a_wrong_password_is_named(desk: Desk, redis_url: str) -> None:
-    refused = desk.run("orders", "list", REDIS_URL=f"redis://:wrong@{redis_url.rpartition('@')[2]}")
+def test_a_wrong_password_is_named(lab: Lab, redis_url: str) -> None:
+    refused = lab.run_command("orders", "list", REDIS_URL=f"redis://:wrong@{redis_url.rpartition('@')[2]}")
 
     assert (refused.code, len(refused.err.splitlines())) == (3, 1)
     assert "password" in refused.err
 
 
-def test_wrong_settings_are_listed_with_exit_code_2(desk: Desk) -> None:
-    wrong = desk.run("orders", "list", REDIS_URL="", COMPANIES_FILE="/nowhere")
+def test_wrong_settings_are_listed_with_exit_code_2(lab: Lab) -> None:
+    wrong = lab.run_command("orders", "list", REDIS_URL="", COMPANIES_FILE="/nowhere")
 
     assert wrong.code == 2
     assert "REDIS_URL" in wrong.err
@@ -184,18 +184,18 @@ def test_wrong_settings_are_listed_with_exit_code_2(desk: Desk) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_exit_code_2(desk: Desk, arguments: tuple[str, ...]) -> None:
-    wrong = desk.run(*arguments)
+def test_wrong_usage_is_exit_code_2(lab: Lab, arguments: tuple[str, ...]) -> None:
+    wrong = lab.run_command(*arguments)
 
     assert (wrong.code, wrong.out) == (2, "")
     assert wrong.err
 
 
-def test_ctrl_c_ends_with_130_and_no_traceback(desk: Desk) -> None:
+def test_ctrl_c_ends_with_130_and_no_traceback(lab: Lab) -> None:
     """Redis accepts the connection and never answers, so the command waits."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         mute.settimeout(30)
-        env = desk.env | {"REDIS_URL": f"redis://127.0.0.1:{mute.getsockname()[1]}/0"}
+        env = lab.env | {"REDIS_URL": f"redis://127.0.0.1:{mute.getsockname()[1]}/0"}
         pipe = subprocess.PIPE
         with subprocess.Popen([*COMMAND, "orders", "list"], env=env, stdout=pipe, stderr=pipe, text=True) as running:
             waiting, _ = mute.accept()
@@ -209,33 +209,33 @@ def test_ctrl_c_ends_with_130_and_no_traceback(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"n\n", 1), (b"y\n", 0)])
-def test_on_a_terminal_a_question_is_asked_and_no_changes_nothing(desk: Desk, answer: bytes, code: int) -> None:
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-    terminal = Terminal(desk, "events", "replay", "--since", "1h", "--force")
+def test_on_a_terminal_a_question_is_asked_and_no_changes_nothing(lab: Lab, answer: bytes, code: int) -> None:
+    lab.accept(order(1))
+    lab.fetch_and_store(order(1))
+    terminal = Terminal(lab, "events", "replay", "--since", "1h", "--force")
     terminal.wait_for(b"[y/N]")
     assert b"Fetch 1 order again" in terminal.shown
 
     terminal.answer(answer)
 
     assert terminal.end() == code
-    assert desk.waiting("backfill") == [order(1).order_id] * (1 - code)
+    assert lab.queued("backfill") == [order(1).order_id] * (1 - code)
 
 
 @pytest.mark.parametrize(
     "group", [("check",), ("health",), *((name, word) for name, word, *_ in READERS)], ids=" ".join
 )
-def test_every_command_documents_its_exit_codes(desk: Desk, group: tuple[str, ...]) -> None:
-    shown = desk.run(*group, "--help")
+def test_every_command_documents_its_exit_codes(lab: Lab, group: tuple[str, ...]) -> None:
+    shown = lab.run_command(*group, "--help")
 
     assert shown.code == 0
     assert "Exit codes:" in shown.out
     assert "--json" in shown.out
 
 
-def test_no_secret_of_the_settings_is_printed(desk: Desk, redis_url: str) -> None:
-    desk.hear(order(1))
-    printed = [desk.run(*arguments) for arguments in (*READERS, ("check",), ("orders", "list", "--json"))]
+def test_no_secret_of_the_settings_is_printed(lab: Lab, redis_url: str) -> None:
+    lab.accept(order(1))
+    printed = [lab.run_command(*arguments) for arguments in (*READERS, ("check",), ("orders", "list", "--json"))]
     password = redis_url.split("@")[0].rpartition(":")[2]
 
     for secret in (*CLIENT_STATES.values(), "canary-api-key", password):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.desk import MUSEUM, Desk, order
+from tests.lab import MUSEUM, Lab, order
 
 
-def event_ids(desk: Desk) -> list[str]:
-    return [event["id"] for event in desk.run("events", "list", "--json").objects]
+def event_ids(lab: Lab) -> list[str]:
+    return [event["id"] for event in lab.run_command("events", "list", "--json").objects]
 
 
-def test_events_are_listed_newest_last_as_a_table_and_as_lines(desk: Desk) -> None:
-    desk.hear(order(1), status="Draft")
-    desk.hear(order(2, MUSEUM))
-    desk.hear(order(1), status="Issued")
+def test_events_are_listed_newest_last_as_a_table_and_as_lines(lab: Lab) -> None:
+    lab.accept(order(1), status="Draft")
+    lab.accept(order(2, MUSEUM))
+    lab.accept(order(1), status="Issued")
 
-    table, lines = desk.run("events", "list"), desk.run("events", "list", "--json", "--limit", "2")
+    table, lines = lab.run_command("events", "list"), lab.run_command("events", "list", "--json", "--limit", "2")
 
     assert (table.code, lines.code, lines.err) == (0, 0, "")
     assert [line.split()[3] for line in table.out.splitlines()[3:-1]] == ["venue", "museum", "venue"]
@@ -39,28 +39,28 @@ def test_events_are_listed_newest_last_as_a_table_and_as_lines(desk: Desk) -> No
         (("--since", "1h", "--company", "venue"), [1, 3]),
     ],
 )
-def test_events_are_filtered(desk: Desk, filters: tuple[str, ...], numbers: list[int]) -> None:
-    desk.hear(order(1), status="Draft")
-    desk.hear(order(2, MUSEUM))
-    desk.hear(order(3), status="Error")
+def test_events_are_filtered(lab: Lab, filters: tuple[str, ...], numbers: list[int]) -> None:
+    lab.accept(order(1), status="Draft")
+    lab.accept(order(2, MUSEUM))
+    lab.accept(order(3), status="Error")
 
-    found = desk.run("events", "list", "--json", *filters)
+    found = lab.run_command("events", "list", "--json", *filters)
 
     assert [event["order_id"] for event in found.objects] == [order(number).order_id for number in numbers]
 
 
-def test_no_match_is_one_sentence_and_exit_code_1(desk: Desk) -> None:
-    ended = desk.run("events", "list", "--until", "1h", "--json")
+def test_no_match_is_one_sentence_and_exit_code_1(lab: Lab) -> None:
+    ended = lab.run_command("events", "list", "--until", "1h", "--json")
 
     assert (ended.code, ended.out, ended.err) == (1, "", "No event matches.\n")
 
 
-def test_one_event_is_shown_with_the_state_of_its_order(desk: Desk) -> None:
-    desk.hear(order(1), timestamp="2026-06-01T08:15:02.4170000Z")
-    desk.bring_home(order(1))
-    (event_id,) = event_ids(desk)
+def test_one_event_is_shown_with_the_state_of_its_order(lab: Lab) -> None:
+    lab.accept(order(1), timestamp="2026-06-01T08:15:02.4170000Z")
+    lab.fetch_and_store(order(1))
+    (event_id,) = event_ids(lab)
 
-    page, line = desk.run("events", "show", event_id), desk.run("events", "show", event_id, "--json")
+    page, line = lab.run_command("events", "show", event_id), lab.run_command("events", "show", event_id, "--json")
 
     assert (page.code, line.code) == (0, 0)
     assert order(1).order_id in page.out
@@ -69,5 +69,5 @@ def test_one_event_is_shown_with_the_state_of_its_order(desk: Desk) -> None:
     assert (shown["id"], shown["order_state"], shown["secret"]) == (event_id, "fetched", "current")
 
 
-def test_an_unknown_event_is_exit_code_1(desk: Desk) -> None:
-    assert desk.run("events", "show", "1-1").code == 1
+def test_an_unknown_event_is_exit_code_1(lab: Lab) -> None:
+    assert lab.run_command("events", "show", "1-1").code == 1

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from app.dev.sandbox.process import Sandbox, start
-from tests.integration.desk import API_KEY, PARTNER, VENUE, Desk, open_desk, order
+from tests.lab import API_KEY, PARTNER, VENUE, Lab, order
 
 CANARY: Final = "canary"
 SHOWN: Final = frozenset(
@@ -36,22 +36,22 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
+def lab(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Lab:
     """Orders in every state, their content full of canaries."""
-    desk = open_desk(redis_client, redis_url, tmp_path, sandbox.url)
-    companies = Path(desk.env["COMPANIES_FILE"])
+    lab = Lab(redis_client, redis_url, tmp_path, sandbox.url)
+    companies = Path(lab.env["COMPANIES_FILE"])
     companies.write_text(
         companies.read_text().replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
     )
-    desk.hear(FETCHED, ERROR, DEAD)
+    lab.accept(FETCHED, ERROR, DEAD)
     for one, status in ((FETCHED, "Issued"), (ERROR, "Error")):
         body = json.loads((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())
         message = "No stock; mail canary-guest@example.com about it"
         changed = {"orderId": one.order_id, "status": status, "statusMessage": message, "newField": CANARY}
-        desk.bring_home(one, **_marked(body) | changed)
-    desk.give_up_sink(ERROR)
-    desk.give_up(DEAD)
-    return desk
+        lab.fetch_and_store(one, **_marked(body) | changed)
+    lab.dead_letter_delivery(ERROR)
+    lab.dead_letter(DEAD)
+    return lab
 
 
 def _marked(part: Any, name: str = "") -> Any:
@@ -63,8 +63,8 @@ def _marked(part: Any, name: str = "") -> Any:
     return f"{CANARY}-{name}-0123456789" if isinstance(part, str) and part and name not in SHOWN else part
 
 
-def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
-    found: Any = desk.redis.xrange("ota:events")
+def test_no_command_shows_a_guest_a_ticket_or_a_link(lab: Lab) -> None:
+    found: Any = lab.redis.xrange("ota:events")
     event_id = found[0][0].decode()
     commands = [
         *(("orders", command, one.order_id) for command in ("show", "explain") for one in (FETCHED, ERROR, DEAD)),
@@ -82,7 +82,7 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
         ("reconcile",),
     ]
 
-    ended = desk.run_each([(*command, *more) for command in commands for more in ((), ("--json",))])
+    ended = lab.run_commands([(*command, *more) for command in commands for more in ((), ("--json",))])
 
     printed = [one.out + one.err for one in ended]
     assert all(printed)
@@ -93,9 +93,9 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(desk: Desk) -> None:
     assert leaks == []
 
 
-def test_reveal_shows_the_whole_order(desk: Desk) -> None:
+def test_reveal_shows_the_whole_order(lab: Lab) -> None:
     """Else the test above would find nothing, whatever was printed."""
-    table, line = desk.run_each(
+    table, line = lab.run_commands(
         [("orders", "show", FETCHED.order_id, "--reveal"), ("orders", "show", FETCHED.order_id, "--reveal", "--json")]
     )
 

@@ -17,7 +17,7 @@ from redis import Redis
 
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.integration.desk import MUSEUM, WORKER, Desk, open_desk, order
+from tests.lab import MUSEUM, WORKER, Lab, order
 
 PATIENCE = 20.0
 
@@ -47,12 +47,12 @@ class Tailing:
 
 
 @contextmanager
-def tailing(desk: Desk, *options: str) -> Iterator[Tailing]:
+def tailing(lab: Lab, *options: str) -> Iterator[Tailing]:
     """Follow from the very beginning, so that no test waits for the start."""
-    out, err = desk.folder / "tail.out", desk.folder / "tail.err"
+    out, err = lab.folder / "tail.out", lab.folder / "tail.err"
     command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "2000-01-01", *options]
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(command, env=desk.env, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=lab.env, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
     try:
         yield Tailing(process, out, err)
     finally:
@@ -61,12 +61,12 @@ def tailing(desk: Desk, *options: str) -> Iterator[Tailing]:
         assert "Traceback" not in err.read_text()
 
 
-def test_an_event_is_shown_at_once_and_later_the_outcome_of_its_order(desk: Desk) -> None:
-    with tailing(desk, "--json") as tail:
-        desk.hear(order(1))
+def test_an_event_is_shown_at_once_and_later_the_outcome_of_its_order(lab: Lab) -> None:
+    with tailing(lab, "--json") as tail:
+        lab.accept(order(1))
         assert [one["what"] for one in tail.objects(1)] == ["event"]
 
-        desk.bring_home(order(1))
+        lab.fetch_and_store(order(1))
         event, outcome = tail.objects(2)
 
     assert (event["order_id"], event["company"], event["outcome"]) == (order(1).order_id, "venue", "queued")
@@ -75,14 +75,14 @@ def test_an_event_is_shown_at_once_and_later_the_outcome_of_its_order(desk: Desk
     assert 0 <= outcome["took_ms"] < PATIENCE * 1000
 
 
-def test_deferred_and_dead_orders_are_shown_with_the_reason(desk: Desk) -> None:
-    with tailing(desk) as tail:
-        desk.hear(order(1), order(2))
-        desk.give_up(order(1), "bad_request", 400)
-        desk.ledger().fail_fetch(
+def test_deferred_and_dead_orders_are_shown_with_the_reason(lab: Lab) -> None:
+    with tailing(lab) as tail:
+        lab.accept(order(1), order(2))
+        lab.dead_letter(order(1), "bad_request", 400)
+        lab.ledger.fail_fetch(
             order(2),
             WORKER,
-            desk.begin(order(2)),
+            lab.start_fetch(order(2)),
             outcome="deferred",
             reason="unauthorized",
             http_status=401,
@@ -106,38 +106,38 @@ def test_deferred_and_dead_orders_are_shown_with_the_reason(desk: Desk) -> None:
         (("--order", "cm-00000000", "--company", "museum"), [3]),
     ],
 )
-def test_the_options_filter_what_is_shown(desk: Desk, options: tuple[str, ...], numbers: list[int]) -> None:
-    desk.hear(order(1))
-    desk.hear(order(1))
-    desk.hear(order(2), status="Draft")
-    desk.hear(order(3, MUSEUM))
-    desk.hear(order(4))
+def test_the_options_filter_what_is_shown(lab: Lab, options: tuple[str, ...], numbers: list[int]) -> None:
+    lab.accept(order(1))
+    lab.accept(order(1))
+    lab.accept(order(2), status="Draft")
+    lab.accept(order(3, MUSEUM))
+    lab.accept(order(4))
 
-    with tailing(desk, "--json", *options) as tail:
+    with tailing(lab, "--json", *options) as tail:
         found = tail.objects(len(numbers))
 
     assert [int(one["order_id"][-2:]) for one in found] == numbers
 
 
-def test_since_is_inclusive(desk: Desk) -> None:
-    desk.redis.xadd("ota:events", {"company": order(1).company_id, "order": order(1).order_id}, id="946684799999-7")
-    desk.redis.xadd("ota:events", {"company": order(2).company_id, "order": order(2).order_id}, id="946684800000-0")
+def test_since_is_inclusive(lab: Lab) -> None:
+    lab.redis.xadd("ota:events", {"company": order(1).company_id, "order": order(1).order_id}, id="946684799999-7")
+    lab.redis.xadd("ota:events", {"company": order(2).company_id, "order": order(2).order_id}, id="946684800000-0")
 
-    with tailing(desk, "--json", "--since", "2000-01-01T00:00:00Z") as tail:
+    with tailing(lab, "--json", "--since", "2000-01-01T00:00:00Z") as tail:
         assert [one["order_id"] for one in tail.objects(1)] == [order(2).order_id]
 
 
 def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Path) -> None:
     """One remark when Redis fails and one when it is back; no event is lost or shown twice."""
     with Redis.from_url(own_valkey.url) as redis:
-        desk = open_desk(redis, own_valkey.url, tmp_path)
-        with tailing(desk, "--json") as tail:
-            desk.hear(order(1))
+        lab = Lab(redis, own_valkey.url, tmp_path)
+        with tailing(lab, "--json") as tail:
+            lab.accept(order(1))
             tail.objects(1)
             own_valkey.kill()
             eventually(lambda: "Waiting for it." in tail.err, PATIENCE, what="the remark")
             own_valkey.restart()
-            desk.hear(order(2))
+            lab.accept(order(2))
             found = tail.objects(2)
 
     assert [one["order_id"] for one in found] == [order(1).order_id, order(2).order_id]
@@ -145,9 +145,9 @@ def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_ends_it_silently(desk: Desk, number: int, code: int) -> None:
-    desk.hear(order(1))
-    with tailing(desk, "--json") as tail:
+def test_a_signal_ends_it_silently(lab: Lab, number: int, code: int) -> None:
+    lab.accept(order(1))
+    with tailing(lab, "--json") as tail:
         tail.objects(1)
         os.kill(tail.process.pid, number)
         assert tail.process.wait(PATIENCE) == code
@@ -156,14 +156,14 @@ def test_a_signal_ends_it_silently(desk: Desk, number: int, code: int) -> None:
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
-def test_a_closed_output_pipe_ends_it_silently(desk: Desk, form: tuple[str, ...]) -> None:
-    desk.hear(order(1))
+def test_a_closed_output_pipe_ends_it_silently(lab: Lab, form: tuple[str, ...]) -> None:
+    lab.accept(order(1))
     command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "1h", *form]
-    with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen(command, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None
         assert running.stderr is not None
         assert order(1).order_id.encode() in running.stdout.readline()
         running.stdout.close()
-        desk.hear(order(2))
+        lab.accept(order(2))
         assert running.wait(PATIENCE) == 141
         assert running.stderr.read() == b""

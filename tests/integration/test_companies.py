@@ -12,7 +12,8 @@ from redis import Redis
 
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
-from tests.integration.webserver import Kept, Web, item, serving
+from tests.lab import Lab
+from tests.service import Web, item, serving
 
 MUSEUM = "aaaaaaaa-0000-4000-8000-000000000000"
 ZOO = "bbbbbbbb-0000-4000-8000-000000000000"
@@ -53,9 +54,9 @@ def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[We
 
 
 @pytest.fixture(autouse=True)
-def kept(redis_client: Redis) -> Kept:
+def lab(redis_client: Redis) -> Lab:
     """The data that a test leaves in a Redis that was empty before."""
-    return Kept(redis_client)
+    return Lab(redis_client)
 
 
 def of_museum(order_id: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def of_zoo(order_id: str | None = None, **changes: Any) -> dict[str, Any]:
     return item(order_id, **{"companyId": ZOO, "clientState": ZOO_SECRET, **changes})
 
 
-def test_one_post_may_contain_events_of_several_companies_and_names(web: Web, kept: Kept) -> None:
+def test_one_post_may_contain_events_of_several_companies_and_names(web: Web, lab: Lab) -> None:
     order = str(uuid4())
     receipt = web.deliver(
         of_museum(order),
@@ -87,8 +88,8 @@ def test_one_post_may_contain_events_of_several_companies_and_names(web: Web, ke
         "ignored": 1,
         "invalid_items": {},
     }
-    assert kept.due().keys() >= {OrderKey(MUSEUM, order), OrderKey(ZOO, order)}
-    assert [event["company"] for event in kept.events()] == [MUSEUM, ZOO, MUSEUM]
+    assert lab.due().keys() >= {OrderKey(MUSEUM, order), OrderKey(ZOO, order)}
+    assert [event["company"] for event in lab.events()] == [MUSEUM, ZOO, MUSEUM]
 
 
 @pytest.mark.parametrize(
@@ -96,49 +97,49 @@ def test_one_post_may_contain_events_of_several_companies_and_names(web: Web, ke
     [of_museum(clientState=ZOO_SECRET), of_zoo(clientState=MUSEUM_SECRET), of_museum(clientState=ZOO_FORMER_SECRET)],
     ids=["zoo-for-museum", "museum-for-zoo", "former-zoo-for-museum"],
 )
-def test_an_event_with_the_secret_of_another_company_is_refused(web: Web, kept: Kept, forged: dict[str, Any]) -> None:
+def test_an_event_with_the_secret_of_another_company_is_refused(web: Web, lab: Lab, forged: dict[str, Any]) -> None:
     answer = web.post({"values": [forged]})
 
     assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
-    assert kept.is_empty()
+    assert lab.dump() == {}
 
 
-def test_a_forged_item_among_good_ones_is_invalid(web: Web, kept: Kept) -> None:
+def test_a_forged_item_among_good_ones_is_invalid(web: Web, lab: Lab) -> None:
     receipt = web.deliver(of_museum(), of_museum(clientState=ZOO_SECRET), of_zoo())
 
     assert (receipt["queued"], receipt["invalid_items"]) == (2, {"unauthenticated": 1})
-    assert {event["company"] for event in kept.events()} == {MUSEUM, ZOO}
+    assert {event["company"] for event in lab.events()} == {MUSEUM, ZOO}
 
 
-def test_an_event_cannot_affect_the_order_of_another_company(web: Web, kept: Kept) -> None:
+def test_an_event_cannot_affect_the_order_of_another_company(web: Web, lab: Lab) -> None:
     """Equal order ids: it neither delays that order, nor shares its fetch, nor counts as its duplicate."""
     theirs = of_zoo()
     order_id = theirs["payload"]["orderId"]
     web.deliver(theirs)
-    record, due, jobs = kept.record(OrderKey(ZOO, order_id)), kept.due(), kept.jobs()
+    record, due, jobs = lab.record(OrderKey(ZOO, order_id)), lab.due(), lab.jobs()
 
     receipt = web.deliver(of_museum(order_id), of_museum(order_id, status="Cancelled"))
 
     assert (receipt["queued"], receipt["coalesced"], receipt["duplicates"]) == (1, 1, 0)
-    assert kept.record(OrderKey(ZOO, order_id)) == record
-    assert due.items() <= kept.due().items()
-    assert len(kept.jobs()) == len(jobs) + 1
+    assert lab.record(OrderKey(ZOO, order_id)) == record
+    assert due.items() <= lab.due().items()
+    assert len(lab.jobs()) == len(jobs) + 1
     assert web.deliver(theirs)["duplicates"] == 1
 
 
-def test_the_name_of_the_matching_secret_is_recorded_per_company(web: Web, kept: Kept) -> None:
+def test_the_name_of_the_matching_secret_is_recorded_per_company(web: Web, lab: Lab) -> None:
     web.deliver(of_museum(), of_zoo(clientState=ZOO_FORMER_SECRET), of_zoo())
 
-    counters = kept.counters()
+    counters = lab.counters()
     assert counters[f"secrets|{MUSEUM}|current"] == 1
     assert counters[f"secrets|{ZOO}|previous"] == 1
     assert counters[f"secrets|{ZOO}|current"] == 1
-    assert [event["secret"] for event in kept.events()] == ["current", "previous", "current"]
+    assert [event["secret"] for event in lab.events()] == ["current", "previous", "current"]
 
 
-def test_no_secret_of_any_company_is_in_redis_or_the_log(web: Web, kept: Kept) -> None:
+def test_no_secret_of_any_company_is_in_redis_or_the_log(web: Web, lab: Lab) -> None:
     forged = of_museum(clientState=ZOO_SECRET)
     web.line_of(web.post({"values": [of_museum(), of_zoo(clientState=ZOO_FORMER_SECRET), forged]}))
 
-    assert b"canary" not in kept.everything()
+    assert b"canary" not in lab.everything()
     assert "canary" not in json.dumps(web.lines())

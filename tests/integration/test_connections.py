@@ -19,8 +19,9 @@ from uvicorn.server import ServerState
 from app.dev.valkey import Valkey
 from app.web import server
 from tests.eventually import eventually
-from tests.integration.webserver import HOOK, Kept, Web, item, serving, settings_of_one_company
 from tests.integration.wire import good, post, read_all, read_answer, rss_kb, statuses, talk
+from tests.lab import Lab
+from tests.service import HOOK, Web, item, serving, settings_of_one_company
 
 pytestmark = pytest.mark.usefixtures("redis_client")
 
@@ -136,7 +137,7 @@ class TestHeads:
         ids=lambda value: repr(value)[:24] + str(len(value)) if isinstance(value, bytes) else "",
     )
     def test_a_head_or_framing_out_of_bounds_is_refused_and_the_connection_closed(
-        self, web: Web, kept: Kept, sent: bytes, status: int
+        self, web: Web, lab: Lab, sent: bytes, status: int
     ) -> None:
         """A reset may destroy the answer to a head that is larger than the buffers: only a proxy reads on."""
         with web.connect() as connection:
@@ -144,7 +145,7 @@ class TestHeads:
             answer = read_answer(connection)
 
         assert statuses(answer) == [status] or (not answer and len(sent) > 65_536)
-        assert not kept.events()
+        assert not lab.events()
         assert web.http.get("/healthz").status_code == 200
 
     def test_a_head_within_bounds_is_accepted(self, web: Web) -> None:
@@ -197,13 +198,13 @@ class TestOrderOfAnswers:
 
     @pytest.mark.parametrize("rest", [[b"garbage\r\n\r\n"], [post(good()) for _ in range(40)]], ids=["garbage", "more"])
     def test_the_connection_closes_after_the_answers_to_earlier_requests(
-        self, web: Web, kept: Kept, rest: list[bytes]
+        self, web: Web, lab: Lab, rest: list[bytes]
     ) -> None:
         answers = statuses(talk(web, b"".join([*(post(good()) for _ in range(3)), *rest])))
 
         assert answers == [200] * len(answers)
         assert 3 <= len(answers) <= 18
-        assert len(kept.events()) == len(answers)
+        assert len(lab.events()) == len(answers)
 
     def test_a_client_that_ends_its_side_after_a_request_is_answered(self, web: Web) -> None:
         with web.connect() as connection:

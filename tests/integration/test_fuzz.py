@@ -12,8 +12,9 @@ from random import Random
 from typing import Final
 
 from app.ledger import keys
-from tests.integration.webserver import COMPANY, HOOK, Kept, item, serving, settings_of_one_company
 from tests.integration.wire import good, missing_of, post, rss_kb, statuses
+from tests.lab import Lab
+from tests.service import COMPANY, HOOK, item, serving, settings_of_one_company
 
 SEED: Final = 20261122
 CONNECTIONS: Final = 5000
@@ -222,7 +223,7 @@ class Fuzzer:
 
 
 def test_a_client_without_a_secret_stores_nothing_causes_no_error_and_no_growth(
-    redis_url: str, kept: Kept, tmp_path: Path
+    redis_url: str, lab: Lab, tmp_path: Path
 ) -> None:
     """Takes half a minute, since slow senders have 10 s."""
     with serving(tmp_path, settings_of_one_company(redis_url)) as web:
@@ -242,13 +243,17 @@ def test_a_client_without_a_secret_stores_nothing_causes_no_error_and_no_growth(
         assert any(line.get("status") == 413 for line in web.lines())
         assert not [status for status in fuzzer.answers if status >= 500]
         # Only the counts of rejected items are stored, and nothing of the items.
-        assert kept.names() <= {keys.COUNTERS, f"ota:reconcile:{COMPANY}", f"ota:alert:{COMPANY}"}
-        assert b"canary" not in kept.everything()
+        assert {name.decode() for name in lab.dump()} <= {
+            keys.COUNTERS,
+            f"ota:reconcile:{COMPANY}",
+            f"ota:alert:{COMPANY}",
+        }
+        assert b"canary" not in lab.everything()
         assert growth < MOST_GROWTH_KB
         lines = web.lines()
         assert {line["event"] for line in lines if line["level"] in {"error", "critical"}} <= {"auth.alert"}
         requests = [line for line in lines if line["event"] == "request"]
         assert not [line for line in requests if line["status"] >= 500 or line.get("queued")]
         assert web.post(good()).status_code == 200
-        assert len(kept.events()) == 1
+        assert len(lab.events()) == 1
         assert web.process.stop() == 0

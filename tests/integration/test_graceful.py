@@ -22,8 +22,9 @@ from redis import Redis
 from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.integration.webserver import Kept, Web, item, serving, settings_of_one_company
 from tests.integration.wire import good, missing_of, post, read_all, read_answer, statuses
+from tests.lab import Lab
+from tests.service import Web, item, serving, settings_of_one_company
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def stopped_listening(web: Web) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 3, [signal.SIGTERM, signal.SIGINT]])
 def test_begun_requests_are_answered_however_many_signals_come(
-    web: Web, kept: Kept, signals: list[signal.Signals]
+    web: Web, lab: Lab, signals: list[signal.Signals]
 ) -> None:
     """A terminal and a supervisor both pass Ctrl-C on."""
     request, request_of_the_head = post(good()), post(good())
@@ -68,13 +69,13 @@ def test_begun_requests_are_answered_however_many_signals_come(
     assert web.process.wait(10) == 0
     assert [statuses(answer) for answer in answers] == [[200]] * 3
     assert all(b"connection: close" in answer for answer in answers)
-    assert len(kept.events()) == 4
+    assert len(lab.events()) == 4
     # The lifespan ended once, as after one signal: counters are written and connections closed.
     ended = [line["event"] for line in web.lines()]
     assert (ended.count("Application shutdown complete."), ended[-1]) == (1, "service.stopped")
 
 
-def test_a_body_that_does_not_arrive_is_503_and_the_process_ends_within_ten_seconds(web: Web, kept: Kept) -> None:
+def test_a_body_that_does_not_arrive_is_503_and_the_process_ends_within_ten_seconds(web: Web, lab: Lab) -> None:
     """`docker stop` kills after 10 s. Takes 8 s."""
     started = time.monotonic()
     with web.connect() as connection:
@@ -89,7 +90,7 @@ def test_a_body_that_does_not_arrive_is_503_and_the_process_ends_within_ten_seco
     assert statuses(answer.upper()) == [503]
     assert b"retry-after: 5\r\n" in answer
     assert b'"reason":"shutting_down"' in answer
-    assert not kept.events()
+    assert not lab.events()
 
 
 def test_idle_connections_do_not_hold_up_the_end(web: Web) -> None:
@@ -194,5 +195,5 @@ def test_a_rolling_restart_under_load_loses_no_acknowledged_event(own_valkey: Va
     # uvicorn alone resets two at each restart.
     assert outcomes["no byte"] <= 2
     with Redis.from_url(own_valkey.url) as redis:
-        stored = {event["order"] for event in Kept(redis).events()}
+        stored = {event["order"] for event in Lab(redis).events()}
     assert {order for sender in senders for order in sender.acknowledged} <= stored

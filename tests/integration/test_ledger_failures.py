@@ -8,32 +8,32 @@ import pytest
 
 from app.ledger import keys, policy
 from app.ledger.work import Failure
-from tests.integration.ledger_scenario import LEASE, ONE, Scenario
+from tests.lab import LEASE, ONE, QUEUED, Lab
 
 GRACE = policy.GRACE / 1000
 LEASE_SECONDS = LEASE / 1000
 
 
 @pytest.fixture
-def settled(scenario: Scenario) -> Scenario:
+def settled(bare: Lab) -> Lab:
     """One order, settled once."""
-    scenario.settle()
-    return scenario
+    bare.accept()
+    return bare
 
 
 class TestUnsettled:
-    def test_an_unsettled_answer_is_stored_and_the_order_stays_pending(self, settled: Scenario) -> None:
-        assert settled.store(settled.fetch(), 1, recheck=120) == "pending"
+    def test_an_unsettled_answer_is_stored_and_the_order_stays_pending(self, settled: Lab) -> None:
+        assert settled.store_fetch(settled.start_fetch(), 1, recheck=120) == "pending"
 
         assert settled.fields("digest", "fetched_generation", "rechecks") == ["1", "0", "1"]
         assert settled.due_in() == 120
 
-    def test_rechecks_are_counted_and_after_the_last_the_order_is_dead(self, settled: Scenario) -> None:
+    def test_rechecks_are_counted_and_after_the_last_the_order_is_dead(self, settled: Lab) -> None:
         waits = []
         while not settled.is_dead():
-            fetch = settled.fetch()
+            fetch = settled.start_fetch()
             recheck_ms, give_up = policy.of_unsettled(fetch)
-            settled.store(fetch, 1, recheck=recheck_ms / 1000, give_up=give_up)
+            settled.store_fetch(fetch, 1, recheck=recheck_ms / 1000, give_up=give_up)
             if (due := settled.due_in()) is not None:
                 waits.append(due / 60)
                 settled.later(due)
@@ -44,96 +44,100 @@ class TestUnsettled:
 
 
 class TestFailing:
-    def test_a_failure_uses_an_attempt_and_waits_for_its_time(self, settled: Scenario) -> None:
-        assert settled.fail(settled.fetch(), "retry", wait=300) == "retry"
+    def test_a_failure_uses_an_attempt_and_waits_for_its_time(self, settled: Lab) -> None:
+        assert settled.fail_fetch("retry", wait=300) == "retry"
 
         assert (settled.fields("attempts", "error"), settled.due_in()) == (["1", "reason_retry"], 300)
 
-    def test_a_job_from_before_the_failure_makes_no_getorder(self, scenario: Scenario) -> None:
-        scenario.request(queue="backfill")
-        scenario.settle()
-        scenario.fail(scenario.fetch(), "retry", wait=300)
+    def test_a_job_from_before_the_failure_makes_no_getorder(self, bare: Lab) -> None:
+        bare.request_fetch(queue="backfill")
+        bare.accept()
+        bare.fail_fetch("retry", wait=300)
 
-        assert (scenario.start("backfill-worker"), scenario.due_in()) == ("nothing", 300)
+        assert (bare.try_start(worker="backfill-worker"), bare.due_in()) == ("nothing", 300)
 
-        scenario.later(300)
-        assert (scenario.dispatch(), scenario.start()) == (1, "fetch")
+        bare.later(300)
+        assert (bare.dispatch(), bare.try_start()) == (1, "fetch")
 
-    def test_a_deferred_order_uses_no_attempt(self, settled: Scenario) -> None:
-        assert settled.fail(settled.fetch(), "deferred", wait=30) == "deferred"
+    def test_a_deferred_order_uses_no_attempt(self, settled: Lab) -> None:
+        assert settled.fail_fetch("deferred", wait=30) == "deferred"
 
         assert (settled.fields("attempts", "deferrals"), settled.due_in()) == ([None, "1"], 30)
 
-    def test_the_first_404_is_remembered(self, settled: Scenario) -> None:
-        settled.fail(settled.fetch(), "not_found", wait=2)
+    def test_the_first_404_is_remembered(self, settled: Lab) -> None:
+        settled.fail_fetch("not_found", wait=2)
         settled.later(2)
         settled.dispatch()
 
-        assert settled.fetch().missing_ms == 2000
+        assert settled.start_fetch().missing_ms == 2000
 
-    def test_a_failure_after_a_new_settlement_gives_the_new_one_its_own_fetch(self, settled: Scenario) -> None:
-        first = settled.fetch()
-        settled.settle()
+    def test_a_failure_after_a_new_settlement_gives_the_new_one_its_own_fetch(self, settled: Lab) -> None:
+        first = settled.start_fetch()
+        settled.accept()
 
-        assert settled.fail(first, "dead") == "retry"
+        assert settled.fail_fetch("dead", fetch=first) == "retry"
 
-        assert (settled.is_dead(), settled.start()) == (False, "fetch")
+        assert (settled.is_dead(), settled.try_start()) == (False, "fetch")
 
-    def test_the_failure_of_an_older_fetch_does_not_change_the_newer(self, settled: Scenario) -> None:
-        older = settled.fetch("a")
-        settled.settle()
-        newer = settled.fetch("b")
+    def test_the_failure_of_an_older_fetch_does_not_change_the_newer(self, settled: Lab) -> None:
+        older = settled.start_fetch(worker="a")
+        settled.accept()
+        newer = settled.start_fetch(worker="b")
 
-        assert settled.fail(older, "dead", "a") == "refused"
+        assert settled.fail_fetch("dead", fetch=older, worker="a") == "refused"
 
-        assert (settled.is_dead(), settled.field("worker"), settled.store(newer, 2, "b")) == (False, "b", "fetched")
+        assert (settled.is_dead(), settled.field("worker"), settled.store_fetch(newer, 2, worker="b")) == (
+            False,
+            "b",
+            "fetched",
+        )
 
-    def test_a_failure_after_an_older_fetch_was_stored_changes_nothing(self, settled: Scenario) -> None:
-        slow = settled.fetch("slow")
+    def test_a_failure_after_an_older_fetch_was_stored_changes_nothing(self, settled: Lab) -> None:
+        slow = settled.start_fetch(worker="slow")
         settled.later(LEASE_SECONDS)
-        repeated = settled.fetch("repeated")
-        assert settled.store(slow, 1, "slow") == "fetched"
+        repeated = settled.start_fetch(worker="repeated")
+        assert settled.store_fetch(slow, 1, worker="slow") == "fetched"
 
-        assert settled.fail(repeated, "dead", "repeated") == "refused"
+        assert settled.fail_fetch("dead", fetch=repeated, worker="repeated") == "refused"
 
         assert (settled.is_dead(), settled.due_in(), settled.days_kept()) == (False, None, {400})
 
-    def test_a_dead_order_is_not_due_and_stays_pending_without_expiry(self, settled: Scenario) -> None:
-        assert settled.fail(settled.fetch(), "dead") == "dead"
+    def test_a_dead_order_is_not_due_and_stays_pending_without_expiry(self, settled: Lab) -> None:
+        assert settled.fail_fetch("dead") == "dead"
 
         assert (settled.due_in(), settled.is_dead(), settled.field("dead")) == (None, True, "reason_dead")
         assert (settled.fields("generation", "fetched_generation"), settled.days_kept()) == (["1", None], {None})
-        assert (settled.start(), settled.dispatch()) == ("nothing", 0)
+        assert (settled.try_start(), settled.dispatch()) == ("nothing", 0)
 
-    @pytest.mark.parametrize("revive", [Scenario.settle, Scenario.request], ids=["event", "request"])
-    def test_a_dead_order_is_fetched_again_after(self, settled: Scenario, revive: Callable[[Scenario], object]) -> None:
-        settled.fail(settled.fetch(), "dead")
+    @pytest.mark.parametrize("revive", [Lab.accept, Lab.request_fetch], ids=["event", "request"])
+    def test_a_dead_order_is_fetched_again_after(self, settled: Lab, revive: Callable[[Lab], object]) -> None:
+        settled.fail_fetch("dead")
 
         revive(settled)
 
         assert (settled.is_dead(), settled.field("dead"), settled.due_in()) == (False, None, GRACE)
-        assert settled.fetch_and_store(1) == "fetched"
+        assert settled.fetch_and_store() == "fetched"
 
-    def test_a_deleted_order_is_not_pending_until_a_new_event(self, settled: Scenario) -> None:
-        assert settled.fail(settled.fetch(), "deleted_upstream") == "deleted_upstream"
+    def test_a_deleted_order_is_not_pending_until_a_new_event(self, settled: Lab) -> None:
+        assert settled.fail_fetch("deleted_upstream") == "deleted_upstream"
 
         assert (settled.due_in(), settled.field("status"), settled.days_kept()) == (None, "DeletedUpstream", {400})
-        assert settled.settle() == "queued"
-        assert (settled.days_kept(), settled.fetch_and_store(1)) == ({None}, "fetched")
+        assert settled.accept() == QUEUED
+        assert (settled.days_kept(), settled.fetch_and_store()) == ({None}, "fetched")
 
-    def test_an_older_answer_does_not_replace_a_deletion(self, settled: Scenario) -> None:
-        older = settled.fetch("a")
-        settled.settle()
-        settled.fail(settled.fetch("b"), "deleted_upstream", "b")
+    def test_an_older_answer_does_not_replace_a_deletion(self, settled: Lab) -> None:
+        older = settled.start_fetch(worker="a")
+        settled.accept()
+        settled.fail_fetch("deleted_upstream", worker="b")
 
-        assert settled.store(older, 1, "a") == "refused"
+        assert settled.store_fetch(older, 1, worker="a") == "refused"
 
         assert settled.field("status") == "DeletedUpstream"
 
 
 class TestCrashes:
-    def test_a_killed_workers_fetch_is_due_at_once(self, settled: Scenario) -> None:
-        settled.fetch("a")
+    def test_a_killed_workers_fetch_is_due_at_once(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
 
         assert settled.ledger.release_worker("a", "killed") == ONE
         assert settled.due_in() == 0
@@ -141,99 +145,99 @@ class TestCrashes:
 
     @pytest.mark.parametrize("crash_of_older_settlement", [False, True])
     def test_the_third_crash_of_one_settlements_fetches_makes_the_order_dead(
-        self, settled: Scenario, crash_of_older_settlement: bool
+        self, settled: Lab, crash_of_older_settlement: bool
     ) -> None:
         if crash_of_older_settlement:
-            settled.fetch("w0")
-            settled.settle()
+            settled.start_fetch(worker="w0")
+            settled.accept()
             settled.ledger.release_worker("w0", "killed")
         for crash in range(1, policy.CRASHES_ALLOWED + 1):
-            settled.fetch(f"w{crash}")
+            settled.start_fetch(worker=f"w{crash}")
             settled.ledger.release_worker(f"w{crash}", "killed")
             assert settled.dispatch() == 1
 
-        assert settled.start() == "dead"
+        assert settled.try_start() == "dead"
 
         assert (settled.field("dead"), settled.is_dead(), settled.due_in()) == ("kills_worker", True, None)
 
-    def test_an_event_during_the_last_crash_gives_the_order_new_attempts(self, settled: Scenario) -> None:
+    def test_an_event_during_the_last_crash_gives_the_order_new_attempts(self, settled: Lab) -> None:
         for number in range(policy.CRASHES_ALLOWED):
-            settled.fetch(f"w{number}")
+            settled.start_fetch(worker=f"w{number}")
             if number == policy.CRASHES_ALLOWED - 1:
-                settled.settle()
+                settled.accept()
             settled.ledger.release_worker(f"w{number}", "killed")
 
-        assert (settled.fetch("new").generation, settled.field("crashes")) == (2, None)
+        assert (settled.start_fetch(worker="new").generation, settled.field("crashes")) == (2, None)
 
-    def test_the_end_of_a_lease_counts_as_a_crash(self, settled: Scenario) -> None:
-        settled.fetch()
+    def test_the_end_of_a_lease_counts_as_a_crash(self, settled: Lab) -> None:
+        settled.start_fetch()
         assert settled.due_in() == LEASE_SECONDS
         settled.later(LEASE_SECONDS)
         assert settled.dispatch() == 1
 
-        settled.fetch()
+        settled.start_fetch()
 
         assert settled.field("crashes") == "1"
 
-    def test_a_fetch_that_ends_resets_the_crashes(self, settled: Scenario) -> None:
-        settled.fetch("a")
+    def test_a_fetch_that_ends_resets_the_crashes(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
         settled.ledger.release_worker("a", "killed")
 
-        settled.fail(settled.fetch("b"), "retry", "b")
+        settled.fail_fetch("retry", worker="b")
 
         assert settled.field("crashes") is None
 
-    def test_a_new_event_resets_all_that_earlier_fetches_left(self, settled: Scenario) -> None:
+    def test_a_new_event_resets_all_that_earlier_fetches_left(self, settled: Lab) -> None:
         names = ("rechecks", "attempts", "first_404_at", "error", "crashes")
-        settled.store(settled.fetch("a"), 1, "a", recheck=120)
+        settled.store_fetch(settled.start_fetch(worker="a"), 1, worker="a", recheck=120)
         settled.later(120)
-        settled.fail(settled.fetch("b"), "not_found", "b")
+        settled.fail_fetch("not_found", worker="b")
         settled.later(600)
-        settled.fetch("c")
+        settled.start_fetch(worker="c")
         settled.ledger.release_worker("c", "killed")
         settled.dispatch()
-        settled.fetch("d")
+        settled.start_fetch(worker="d")
         assert None not in settled.fields(*names)
 
-        settled.settle()
+        settled.accept()
 
         assert settled.fields(*names, "http") == [None] * 6
 
-    def test_a_worker_that_ends_by_itself_releases_its_fetch_without_a_crash(self, settled: Scenario) -> None:
+    def test_a_worker_that_ends_by_itself_releases_its_fetch_without_a_crash(self, settled: Lab) -> None:
         """It lost Redis for too long, or a stop cut it off: no fault of the order."""
         for number in range(policy.CRASHES_ALLOWED + 1):
-            settled.fetch(f"w{number}")
+            settled.start_fetch(worker=f"w{number}")
             assert settled.ledger.release_worker(f"w{number}", "ended") == ONE
             assert (settled.due_in(), settled.dispatch()) == (0, 1)
 
-        assert settled.fetch_and_store(1) == "fetched"
+        assert settled.fetch_and_store() == "fetched"
 
-    def test_an_order_that_another_worker_fetches_now_is_not_released(self, settled: Scenario) -> None:
-        settled.fetch("a")
-        settled.settle()
-        settled.fetch("b")
+    def test_an_order_that_another_worker_fetches_now_is_not_released(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
+        settled.accept()
+        settled.start_fetch(worker="b")
 
         assert settled.ledger.release_worker("a", "killed") is None
         assert settled.due_in() == LEASE_SECONDS
 
-    def test_a_settled_answer_after_the_end_of_its_lease_ends_a_dead_letter(self, settled: Scenario) -> None:
-        slow = settled.fetch("slow")
+    def test_a_settled_answer_after_the_end_of_its_lease_ends_a_dead_letter(self, settled: Lab) -> None:
+        slow = settled.start_fetch(worker="slow")
         settled.later(LEASE_SECONDS)
-        settled.fail(settled.fetch("b"), "dead", "b")
+        settled.fail_fetch("dead", worker="b")
         assert settled.is_dead()
 
-        assert settled.store(slow, 1, "slow") == "fetched"
+        assert settled.store_fetch(slow, 1, worker="slow") == "fetched"
 
         assert (settled.is_dead(), settled.field("dead"), settled.days_kept()) == (False, None, {400})
 
-    def test_a_failure_or_an_unsettled_answer_after_the_end_of_its_lease_does_not(self, settled: Scenario) -> None:
+    def test_a_failure_or_an_unsettled_answer_after_the_end_of_its_lease_does_not(self, settled: Lab) -> None:
         for _ in range(policy.CRASHES_ALLOWED):
-            slow = settled.fetch()
+            slow = settled.start_fetch()
             settled.later(LEASE_SECONDS)
-        assert settled.start("b") == "dead"
+        assert settled.try_start(worker="b") == "dead"
 
-        assert settled.fail(slow, "retry") == "refused"
-        assert settled.store(slow, 1, recheck=1) == "pending"
+        assert settled.fail_fetch("retry", fetch=slow) == "refused"
+        assert settled.store_fetch(slow, 1, recheck=1) == "pending"
 
         assert (settled.is_dead(), settled.due_in()) == (True, None)
 
@@ -241,48 +245,48 @@ class TestCrashes:
 class TestRepeatedCalls:
     """A worker repeats a call whose answer was lost with the connection: the second call changes nothing."""
 
-    def everything(self, scenario: Scenario) -> tuple[object, ...]:
+    def everything(self, bare: Lab) -> tuple[object, ...]:
         """Return all that is stored of the order."""
-        history = scenario.redis.lrange(keys.history(ONE), 0, -1)
-        record = scenario.redis.hgetall(keys.record(ONE))
-        return (record, history, scenario.due_in(), scenario.is_dead(), scenario.days_kept())
+        history = bare.redis.lrange(keys.history(ONE), 0, -1)
+        record = bare.redis.hgetall(keys.record(ONE))
+        return (record, history, bare.due_in(), bare.is_dead(), bare.days_kept())
 
-    def test_a_repeated_start_is_the_same_fetch_and_no_crash(self, settled: Scenario) -> None:
-        settled.fetch("a")
+    def test_a_repeated_start_is_the_same_fetch_and_no_crash(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
 
-        again = settled.fetch("a")
+        again = settled.start_fetch(worker="a")
 
         assert settled.fields("crashes", "fencing_token") == [None, str(again.token)]
-        assert settled.store(again, 1, "a") == "fetched"
+        assert settled.store_fetch(again, 1, worker="a") == "fetched"
 
     @pytest.mark.parametrize(
         ("recheck", "give_up", "outcome"),
         [(None, "", "fetched"), (120, "", "pending"), (1, "unsettled", "dead")],
     )
     def test_a_repeated_store_returns_the_same_and_changes_nothing(
-        self, settled: Scenario, recheck: float | None, give_up: str, outcome: str
+        self, settled: Lab, recheck: float | None, give_up: str, outcome: str
     ) -> None:
-        fetch = settled.fetch()
-        assert settled.store(fetch, 1, recheck=recheck, give_up=give_up) == outcome
+        fetch = settled.start_fetch()
+        assert settled.store_fetch(fetch, 1, recheck=recheck, give_up=give_up) == outcome
         before = self.everything(settled)
 
-        assert settled.store(fetch, 1, recheck=recheck, give_up=give_up) == outcome
+        assert settled.store_fetch(fetch, 1, recheck=recheck, give_up=give_up) == outcome
 
         assert self.everything(settled) == before
 
-    def test_a_repeated_store_returns_again_that_a_delivery_is_due(self, shop: Scenario) -> None:
-        shop.settle()
-        fetch = shop.fetch()
+    def test_a_repeated_store_returns_again_that_a_delivery_is_due(self, shop: Lab) -> None:
+        shop.accept()
+        fetch = shop.start_fetch()
 
-        assert [shop.store(fetch, 2), shop.store(fetch, 2)] == ["deliver", "deliver"]
+        assert [shop.store_fetch(fetch, 2), shop.store_fetch(fetch, 2)] == ["deliver", "deliver"]
 
-    def test_a_store_repeated_after_the_next_fetch_failed_keeps_its_attempts(self, settled: Scenario) -> None:
-        fetch = settled.fetch("a")
-        settled.store(fetch, 1, "a")
-        settled.settle()
-        settled.fail(settled.fetch("b"), "retry", "b")
+    def test_a_store_repeated_after_the_next_fetch_failed_keeps_its_attempts(self, settled: Lab) -> None:
+        fetch = settled.start_fetch(worker="a")
+        settled.store_fetch(fetch, 1, worker="a")
+        settled.accept()
+        settled.fail_fetch("retry", worker="b")
 
-        settled.store(fetch, 1, "a")
+        settled.store_fetch(fetch, 1, worker="a")
 
         assert settled.field("attempts") == "1"
 
@@ -297,19 +301,19 @@ class TestRepeatedCalls:
             ("deleted_upstream", "deleted_upstream"),
         ],
     )
-    def test_a_repeated_failure_is_counted_once(self, settled: Scenario, failure: Failure, outcome: str) -> None:
-        fetch = settled.fetch()
-        assert settled.fail(fetch, failure) == outcome
+    def test_a_repeated_failure_is_counted_once(self, settled: Lab, failure: Failure, outcome: str) -> None:
+        fetch = settled.start_fetch()
+        assert settled.fail_fetch(failure, fetch=fetch) == outcome
         before = self.everything(settled)
 
-        assert settled.fail(fetch, failure) == outcome
+        assert settled.fail_fetch(failure, fetch=fetch) == outcome
 
         assert self.everything(settled) == before
 
-    def test_the_failure_of_a_worker_taken_for_dead_is_counted_too(self, settled: Scenario) -> None:
-        fetch = settled.fetch("slow")
+    def test_the_failure_of_a_worker_taken_for_dead_is_counted_too(self, settled: Lab) -> None:
+        fetch = settled.start_fetch(worker="slow")
         settled.ledger.release_worker("slow", "killed")
 
-        assert settled.fail(fetch, "retry", "slow") == "retry"
+        assert settled.fail_fetch("retry", fetch=fetch, worker="slow") == "retry"
 
         assert settled.field("attempts") == "1"

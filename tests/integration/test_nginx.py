@@ -16,7 +16,8 @@ from redis import Redis
 
 from app.dev.processes import Process, free_port
 from tests.eventually import eventually
-from tests.integration.webserver import HOOK, Kept, Web, item, serving, settings_of_one_company
+from tests.lab import Lab
+from tests.service import HOOK, Web, item, serving, settings_of_one_company
 
 CONFIG = Path(__file__).parents[2] / "deploy/nginx.conf"
 MAIN = """
@@ -47,7 +48,7 @@ def proxied(web: Web, folder: Path) -> Iterator[httpx.Client]:
     ]
     subprocess.run(certificate, cwd=folder, check=True, capture_output=True)
     text = CONFIG.read_text()
-    for shipped, here in (
+    for shipped, lab in (
         ("127.0.0.1:8080", f"127.0.0.1:{web.port}"),
         ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
         ("listen [::]:443 ssl;", ""),
@@ -56,7 +57,7 @@ def proxied(web: Web, folder: Path) -> Iterator[httpx.Client]:
         ("/var/log/nginx/ota-receiver.log", f"{folder}/access.log"),
     ):
         assert shipped in text
-        text = text.replace(shipped, here)
+        text = text.replace(shipped, lab)
     paths = [f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
     (folder / "nginx.conf").write_text(MAIN.format(folder=folder, temporary=" ".join(paths), server=text))
     command = ["nginx", "-p", str(folder), "-e", str(folder / "errors"), "-c", str(folder / "nginx.conf")]
@@ -93,7 +94,7 @@ def test_an_event_passes_and_a_request_out_of_bounds_gets_its_answer(
 
         assert accepted.json()["queued"] == 1
         assert accepted.headers.get_list("x-request-id") == [accepted.json()["request_id"]]
-        assert len(Kept(redis_client).events()) == 1
+        assert len(Lab(redis_client).events()) == 1
         assert [answer.status_code for answer in refused] == [413, 400, 404]
         assert all(answer.headers.get("x-request-id") for answer in refused)
 

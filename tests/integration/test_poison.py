@@ -10,7 +10,7 @@ import pytest
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.ledger import keys, policy
-from tests.integration.workbench import Taking, Workbench, workbench
+from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 DAY = 86_400
 
@@ -22,13 +22,13 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def shop() -> Taking:
-    return Taking()
+def shop() -> Shop:
+    return Shop()
 
 
 @pytest.fixture
-def bench(redis_url: str, sandbox: Sandbox, shop: Taking) -> Iterator[Workbench]:
-    with workbench(redis_url, sandbox, {"shop": shop}) as one:
+def lab(redis_url: str, sandbox: Sandbox, shop: Shop) -> Iterator[WorkerLab]:
+    with worker_lab(redis_url, sandbox, {"shop": shop}) as one:
         yield one
 
 
@@ -44,36 +44,36 @@ def bench(redis_url: str, sandbox: Sandbox, shop: Taking) -> Iterator[Workbench]
     ids=["400", "rubbish", "truncated", "another order", "404"],
 )
 def test_an_order_with_a_permanently_bad_answer_becomes_a_dead_letter(
-    bench: Workbench, shop: Taking, fault: dict[str, Any], reason: str, calls: int | None
+    lab: WorkerLab, shop: Shop, fault: dict[str, Any], reason: str, calls: int | None
 ) -> None:
-    poison, *others = bench.issue(4)
-    bench.fault(order_id=poison.order_id, **fault)
+    poison, *others = lab.issue(4)
+    lab.fault(order_id=poison.order_id, **fault)
 
-    bench.later(1)
-    assert sorted(shop.taken) == sorted(order.order_id for order in others)
-    bench.later(DAY)
+    lab.run_for(1)
+    assert sorted(shop.received) == sorted(order.order_id for order in others)
+    lab.run_for(DAY)
 
-    assert (bench.field(poison, "dead"), bench.pending(), bench.dead()) == (reason, 0, 1)
-    made = len(bench.calls) - len(others)
+    assert (lab.field("dead", poison), lab.pending(), lab.dead()) == (reason, 0, 1)
+    made = len(lab.calls) - len(others)
     assert made == calls if calls else made < 20
     assert poison.order_id not in shop.called
 
 
 def test_an_order_with_a_permanent_500_becomes_a_dead_letter_while_others_are_fetched(
-    bench: Workbench, shop: Taking
+    lab: WorkerLab, shop: Shop
 ) -> None:
     """Answers for other orders keep the breaker closed: it opens after five failures in a row."""
-    poison, *others = bench.issue(4)
-    bench.fault(order_id=poison.order_id, kind="status", status=500)
+    poison, *others = lab.issue(4)
+    lab.fault(order_id=poison.order_id, kind="status", status=500)
 
     for _ in range(40):
-        bench.later(3600)
-        others += bench.issue(1)
+        lab.run_for(3600)
+        others += lab.issue(1)
 
-    assert bench.field(poison, "dead") == "http_500"
-    assert len(bench.calls) - len(others) <= len(policy.RETRY_WAITS) + 1
-    bench.later(600)
-    assert sorted(shop.taken) == sorted(order.order_id for order in others)
+    assert lab.field("dead", poison) == "http_500"
+    assert len(lab.calls) - len(others) <= len(policy.RETRY_WAITS) + 1
+    lab.run_for(600)
+    assert sorted(shop.received) == sorted(order.order_id for order in others)
 
 
 class Refused(Exception):
@@ -84,7 +84,7 @@ class Refused(Exception):
     "error", [Refused, SystemExit, KeyboardInterrupt, TimeoutError], ids=lambda kind: kind.__name__
 )
 def test_a_delivery_that_the_sink_always_refuses_becomes_a_dead_letter(
-    bench: Workbench, shop: Taking, error: type[BaseException]
+    lab: WorkerLab, shop: Shop, error: type[BaseException]
 ) -> None:
     """Whatever the sink raises: bounded attempts, one getOrder, and a reason that names only the type."""
 
@@ -92,26 +92,26 @@ def test_a_delivery_that_the_sink_always_refuses_becomes_a_dead_letter(
         if order_id == poison.order_id:
             raise error("canary")
 
-    shop._trouble = refuse
-    poison, *others = bench.issue(4)
+    shop.trouble = refuse
+    poison, *others = lab.issue(4)
 
-    bench.later(1)
-    assert sorted(shop.taken) == sorted(order.order_id for order in others)
-    bench.later(2 * DAY)
+    lab.run_for(1)
+    assert sorted(shop.received) == sorted(order.order_id for order in others)
+    lab.run_for(2 * DAY)
 
-    assert bench.field(poison, "shop:dead") == error.__name__
+    assert lab.field("shop:dead", poison) == error.__name__
     assert shop.called.count(poison.order_id) == len(policy.RETRY_WAITS) + 1
-    assert len(bench.calls) == 4
-    assert (bench.pending(), bench.redis.zcard(keys.DEAD_DELIVERIES), bench.dead()) == (0, 1, 0)
-    assert "canary" not in repr(bench.history(poison))
+    assert len(lab.calls) == 4
+    assert (lab.pending(), lab.redis.zcard(keys.DEAD_DELIVERIES), lab.dead()) == (0, 1, 0)
+    assert "canary" not in repr(lab.history(poison))
 
 
-def test_an_order_that_does_not_exist_becomes_a_dead_letter(bench: Workbench, shop: Taking) -> None:
-    others = bench.issue(3)
+def test_an_order_that_does_not_exist_becomes_a_dead_letter(lab: WorkerLab, shop: Shop) -> None:
+    others = lab.issue(3)
     ghost = others[0]._replace(order_id="ffffffff-ffff-ffff-ffff-ffffffffffff")
-    bench.hear(ghost)
+    lab.accept(ghost)
 
-    bench.later(DAY)
+    lab.run_for(DAY)
 
-    assert (bench.field(ghost, "dead"), bench.pending()) == ("order_missing", 0)
-    assert len(shop.taken) == len(others)
+    assert (lab.field("dead", ghost), lab.pending()) == ("order_missing", 0)
+    assert len(shop.received) == len(others)

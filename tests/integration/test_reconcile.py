@@ -18,7 +18,8 @@ from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from tests.integration.station import MINUTE, PARTNER, Station, exit_code, forked, station
+from tests.lab import PARTNER
+from tests.lab_upstream import MINUTE, ReconcileLab, exit_code, forked, reconcile_lab
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 class Venue:
-    """The company of one test, at upstream and here."""
+    """The company of one test, at upstream and lab."""
 
-    def __init__(self, sandbox: Sandbox, tenant: str, here: Station) -> None:
+    def __init__(self, sandbox: Sandbox, tenant: str, lab: ReconcileLab) -> None:
         self.sandbox = sandbox
         self.tenant = tenant
-        self.here = here
+        self.lab = lab
 
     def orders(self, count: int, **wish: Any) -> list[str]:
         """Make orders without an event."""
@@ -45,18 +46,21 @@ class Venue:
         self.sandbox.admin("POST", "settle", {"order_id": order_id, "status": status})
 
     def fault(self, kind: str, **rule: Any) -> None:
-        rule = {"kind": kind, "company_id": self.here.company_id, "operation": "listOrdersByPartner"} | rule
+        rule = {"kind": kind, "company_id": self.lab.company_id, "operation": "listOrdersByPartner"} | rule
         self.sandbox.admin("POST", "faults", rule)
 
     def fetched(self, count: int, **wish: Any) -> list[str]:
         """Make orders that are fetched already."""
         made = self.orders(count, **wish)
-        self.here.ledger.request_fetch([self.key(one) for one in made], queue="backfill", reason="test")
-        self.here.fetch()
+        self.lab.ledger.request_fetch([self.key(one) for one in made], queue="backfill", reason="test")
+        self.lab.fetch_backfill()
         return made
 
+    def statuses(self, *order_ids: str) -> list[str | None]:
+        return [self.lab.field("status", self.key(one)) for one in order_ids]
+
     def key(self, order_id: str) -> OrderKey:
-        return OrderKey(self.here.company_id, order_id)
+        return OrderKey(self.lab.company_id, order_id)
 
 
 @pytest.fixture
@@ -64,8 +68,8 @@ def venue(sandbox: Sandbox, redis_client: Redis, request: pytest.FixtureRequest)
     """A company that no other test uses, and an empty Redis."""
     tenant = request.node.name.replace("[", "-").replace("]", "")
     company_id = sandbox.company_id(tenant, "Production", "Museum")
-    with station(redis_client, sandbox.url, tenant, company_id) as here:
-        yield Venue(sandbox, tenant, here)
+    with reconcile_lab(redis_client, sandbox.url, tenant, company_id) as lab:
+        yield Venue(sandbox, tenant, lab)
     sandbox.admin("PUT", "faults", [])
 
 
@@ -73,30 +77,30 @@ def test_orders_without_an_event_are_queued_once(venue: Venue) -> None:
     """Whatever their status; a pending or fetched order is not a discrepancy."""
     made = venue.orders(4, mix={"Issued": 1, "Draft": 1, "Error": 1, "Cancelled": 1})
 
-    first, second = venue.here.run(), venue.here.run()
+    first, second = venue.lab.run(), venue.lab.run()
 
     assert (first.outcome, dict(first.discrepancies), second.queued) == ("complete", {"no_event": 4}, 0)
-    assert sorted(venue.here.queued()) == sorted(made)
-    venue.here.fetch()
-    assert venue.here.run().queued == 0
-    assert {one.status for one in map(venue.here.record, made) if one} == {"Issued", "Draft", "Error", "Cancelled"}
+    assert sorted(venue.lab.queued("backfill")) == sorted(made)
+    venue.lab.fetch_backfill()
+    assert venue.lab.run().queued == 0
+    assert set(venue.statuses(*made)) == {"Issued", "Draft", "Error", "Cancelled"}
 
 
 def test_a_confirmed_and_a_cancelled_order_are_fetched_once_more(venue: Venue) -> None:
     """No event tells of either (upstream.md 4)."""
     draft, issued = venue.fetched(2, mix={"Draft": 1, "Issued": 1})
-    assert venue.here.run().queued == 0
-    if venue.here.client.get_order(draft).order.status != "Draft":
+    assert venue.lab.run().queued == 0
+    if venue.lab.client.get_order(draft).order.status != "Draft":
         draft, issued = issued, draft
 
-    venue.here.client.confirm_order(draft, "PAID-1")
-    venue.here.client.delete_order(issued)
-    report = venue.here.run()
+    venue.lab.client.confirm_order(draft, "PAID-1")
+    venue.lab.client.delete_order(issued)
+    report = venue.lab.run()
 
     assert dict(report.discrepancies) == {"changed": 2}
-    venue.here.fetch()
-    assert [one.status for one in map(venue.here.record, (draft, issued)) if one] == ["Issued", "Cancelled"]
-    assert venue.here.run().queued == 0
+    venue.lab.fetch_backfill()
+    assert venue.statuses(draft, issued) == ["Issued", "Cancelled"]
+    assert venue.lab.run().queued == 0
 
 
 def test_a_replaced_order_without_its_event_is_found(venue: Venue) -> None:
@@ -105,33 +109,33 @@ def test_a_replaced_order_without_its_event_is_found(venue: Venue) -> None:
     venue.settle(order_id, "Error")
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().discrepancies) == {"no_event": 1}
+    assert dict(venue.lab.run().discrepancies) == {"no_event": 1}
 
 
 def test_an_order_that_is_unsettled_for_ten_minutes_is_fetched(venue: Venue) -> None:
     """It is watched, since it does not change in the list; then the ledger rechecks it."""
     (order_id,) = venue.orders(1, mix={"Processing": 1})
-    assert venue.here.run().queued == 0
-    venue.here.now += 9 * MINUTE
-    assert venue.here.run().queued == 0
-    venue.here.now += 2 * MINUTE
+    assert venue.lab.run().queued == 0
+    venue.lab.now += 9 * MINUTE
+    assert venue.lab.run().queued == 0
+    venue.lab.now += 2 * MINUTE
 
-    assert dict(venue.here.run().discrepancies) == {"stuck": 1}
-    assert venue.here.queued() == [order_id]
-    venue.here.fetch()
-    assert venue.here.run().queued == 0
-    assert venue.here.checkpoint.watched() == {}
+    assert dict(venue.lab.run().discrepancies) == {"stuck": 1}
+    assert venue.lab.queued("backfill") == [order_id]
+    venue.lab.fetch_backfill()
+    assert venue.lab.run().queued == 0
+    assert venue.lab.checkpoint.watched() == {}
 
 
 def test_a_watched_order_that_settled_is_not_watched_any_more(venue: Venue) -> None:
     (order_id,) = venue.orders(1, mix={"Processing": 1})
-    venue.here.run()
-    assert list(venue.here.checkpoint.watched()) == [order_id]
+    venue.lab.run()
+    assert list(venue.lab.checkpoint.watched()) == [order_id]
 
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().discrepancies) == {"no_event": 1}
-    assert venue.here.checkpoint.watched() == {}
+    assert dict(venue.lab.run().discrepancies) == {"no_event": 1}
+    assert venue.lab.checkpoint.watched() == {}
 
 
 def test_a_dead_letter_for_a_missing_order_is_fetched_when_the_list_shows_it(venue: Venue) -> None:
@@ -139,53 +143,52 @@ def test_a_dead_letter_for_a_missing_order_is_fetched_when_the_list_shows_it(ven
     there, killer = venue.orders(2)
     for order_id, reason in ((there, "order_missing"), (killer, "kills_worker")):
         key = venue.key(order_id)
-        venue.here.ledger.request_fetch([key], queue="backfill", reason="test")
-        _, fetch = venue.here.ledger.start_fetch(key, "w-live-1")
+        venue.lab.ledger.request_fetch([key], queue="backfill", reason="test")
+        _, fetch = venue.lab.ledger.start_fetch(key, "w-live-1")
         assert fetch is not None
-        venue.here.ledger.fail_fetch(key, "w-live-1", fetch, outcome="dead", reason=reason)
+        venue.lab.ledger.fail_fetch(key, "w-live-1", fetch, outcome="dead", reason=reason)
 
-    report = venue.here.run()
+    report = venue.lab.run()
 
     assert dict(report.discrepancies) == {"no_event": 1}
-    found = venue.here.record(there), venue.here.record(killer)
-    assert [one.dead for one in found if one] == ["", "kills_worker"]
+    assert [venue.lab.field("dead", venue.key(one)) for one in (there, killer)] == [None, "kills_worker"]
 
 
 def test_all_pages_are_read(venue: Venue) -> None:
-    venue.here.page_size = 3
+    venue.lab.page_size = 3
     venue.orders(10)
 
-    report = venue.here.run()
+    report = venue.lab.run()
 
     assert (report.pages, report.rows, report.queued) == (4, 10, 10)
-    assert _permits(venue.here.redis) == []
+    assert _permits(venue.lab.redis) == []
 
 
 def test_only_changes_since_the_checkpoint_are_read_again(venue: Venue) -> None:
     """For ten minutes the last page is read again, since row versions may commit out of order."""
     venue.fetched(5)
-    assert venue.here.run().rows == 5
-    venue.here.now += 5 * MINUTE
-    assert venue.here.run().rows == 5
-    venue.here.now += 6 * MINUTE
+    assert venue.lab.run().rows == 5
+    venue.lab.now += 5 * MINUTE
+    assert venue.lab.run().rows == 5
+    venue.lab.now += 6 * MINUTE
     venue.orders(1)
 
-    assert (venue.here.run().rows, venue.here.run().rows) == (1, 1)
+    assert (venue.lab.run().rows, venue.lab.run().rows) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["status", "rubbish", "truncated", "cut"])
 def test_a_list_that_breaks_off_is_continued_by_the_next_run(venue: Venue, kind: str) -> None:
     """The pages before are queued and behind the checkpoint."""
-    venue.here.page_size = 2
+    venue.lab.page_size = 2
     venue.orders(6)
-    run = venue.here.reconcile(Interrupted(venue.here.redis, before=lambda: venue.fault(kind))).run()
+    run = venue.lab.reconcile(Interrupted(venue.lab.redis, before=lambda: venue.fault(kind))).run()
     assert (run.outcome, run.pages, run.queued) == ("failed", 1, 2)
     assert run.error is not None
-    assert _permits(venue.here.redis) == []
+    assert _permits(venue.lab.redis) == []
     venue.sandbox.admin("PUT", "faults", [])
-    venue.here.now += 15 * MINUTE
+    venue.lab.now += 15 * MINUTE
 
-    run = venue.here.run()
+    run = venue.lab.run()
 
     assert (run.outcome, run.rows, run.queued) == ("complete", 4, 4)
 
@@ -212,64 +215,64 @@ class Interrupted(Ledger):
 def test_a_kill_before_the_checkpoint_repeats_the_page_and_fetches_nothing_twice(venue: Venue) -> None:
     """The checkpoint has not moved, and the orders are pending, so they are not a discrepancy."""
     made = venue.orders(3)
-    ledger = Interrupted(venue.here.redis, after=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    ledger = Interrupted(venue.lab.redis, after=lambda: os.kill(os.getpid(), signal.SIGKILL))
 
-    assert exit_code(forked(venue.here.reconcile(ledger).run)) == -signal.SIGKILL
+    assert exit_code(forked(venue.lab.reconcile(ledger).run)) == -signal.SIGKILL
 
-    venue.here.now += 20 * MINUTE
-    assert venue.here.checkpoint.start(venue.here.now) == 0
-    report = venue.here.run()
+    venue.lab.now += 20 * MINUTE
+    assert venue.lab.checkpoint.start(venue.lab.now) == 0
+    report = venue.lab.run()
     assert (report.rows, report.queued) == (3, 0)
-    assert sorted(venue.here.queued()) == sorted(made)
+    assert sorted(venue.lab.queued("backfill")) == sorted(made)
 
 
 def test_after_a_flush_of_redis_all_orders_are_fetched_again(venue: Venue) -> None:
     """Without a checkpoint the whole list is read; each run queues its share of a minute and the next continues."""
     made = venue.fetched(60)
-    assert venue.here.run().queued == 0
-    venue.here.redis.flushall()
-    venue.here.per_minute = 25  # 0.8 of it: a page and 19 orders
+    assert venue.lab.run().queued == 0
+    venue.lab.redis.flushall()
+    venue.lab.per_minute = 25  # 0.8 of it: a page and 19 orders
     runs = []
 
     for _ in range(10):
-        runs.append(venue.here.run())
-        venue.here.fetch()
-        venue.here.now += MINUTE
+        runs.append(venue.lab.run())
+        venue.lab.fetch_backfill()
+        venue.lab.now += MINUTE
         if runs[-1].outcome == "complete":
             break
 
     assert [run.queued for run in runs] == [19, 19, 19, 3]
     assert [run.outcome for run in runs] == ["paced", "paced", "paced", "complete"]
-    records = [venue.here.record(one) for one in made]
-    assert all(one is not None and one.fetched_generation == one.generation == 1 for one in records)
+    records = [venue.lab.record(venue.key(one)) for one in made]
+    assert all(one["fetched_generation"] == one["generation"] == "1" for one in records)
 
 
 def test_while_a_live_order_is_pending_a_run_uses_a_fifth_of_the_calls(venue: Venue) -> None:
     """The rest is for live orders; jobs in backfill count as used."""
     venue.orders(60)
-    venue.here.per_minute = 100
+    venue.lab.per_minute = 100
     live = venue.key("77777777-7777-4777-8777-777777777777")
-    venue.here.ledger.request_fetch([live], queue="live", reason="test")
+    venue.lab.ledger.request_fetch([live], queue="live", reason="test")
 
-    assert venue.here.run().queued == 19
-    assert (venue.here.run().pages, len(venue.here.queued())) == (1, 19)
-    assert venue.here.ledger.start_fetch(live, "w-live-1")[1] is not None
+    assert venue.lab.run().queued == 19
+    assert (venue.lab.run().pages, len(venue.lab.queued("backfill"))) == (1, 19)
+    assert venue.lab.ledger.start_fetch(live, "w-live-1")[1] is not None
 
 
 def test_a_full_backfill_queue_gets_no_more_orders(venue: Venue) -> None:
     """Without a backfill worker it would grow for ever."""
     venue.orders(60)
-    venue.here.per_minute = 25
+    venue.lab.per_minute = 25
 
-    reports = [venue.here.run() for _ in range(3)]
+    reports = [venue.lab.run() for _ in range(3)]
 
     assert [(run.outcome, run.queued) for run in reports] == [("paced", 19), ("paced", 0), ("paced", 0)]
 
 
 def test_no_page_is_requested_while_the_breaker_is_open(venue: Venue) -> None:
-    venue.here.limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
+    venue.lab.limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
 
-    report = venue.here.run()
+    report = venue.lab.run()
 
     assert (report.outcome, report.error and report.error.reason) == ("failed", "breaker_open")
     assert report.pages == 0
@@ -279,25 +282,25 @@ def test_a_page_that_is_refused_opens_the_breaker(venue: Venue) -> None:
     """For all workers of the key."""
     venue.fault("status", status=401)
 
-    assert venue.here.run().error is not None
-    until = int(venue.here.redis.hget(_breaker(venue.here.redis), "open_until") or 0)
-    assert until > venue.here.now
+    assert venue.lab.run().error is not None
+    until = int(venue.lab.redis.hget(_breaker(venue.lab.redis), "open_until") or 0)
+    assert until > venue.lab.now
 
 
 def test_two_machines_that_read_the_same_list_fetch_each_order_once(venue: Venue) -> None:
     """This holds without the lease, which only saves calls."""
     venue.orders(30)
-    here = venue.here
-    here.page_size = 5
+    lab = venue.lab
+    lab.page_size = 5
 
-    pids = [forked(here.reconcile().run) for _ in range(2)]
+    pids = [forked(lab.reconcile().run) for _ in range(2)]
     assert [exit_code(pid) for pid in pids] == [0, 0]
 
-    assert len(here.queued()) == len(set(here.queued())) == 30
-    here.fetch()
-    here.now += 20 * MINUTE
-    assert here.run().queued == 0
-    gets = [row["gets"] for row in venue.sandbox.admin("GET", f"orders?company_id={here.company_id}")]
+    assert len(lab.queued("backfill")) == len(set(lab.queued("backfill"))) == 30
+    lab.fetch_backfill()
+    lab.now += 20 * MINUTE
+    assert lab.run().queued == 0
+    gets = [row["gets"] for row in venue.sandbox.admin("GET", f"orders?company_id={lab.company_id}")]
     assert gets == [1] * 30
 
 
@@ -307,17 +310,17 @@ def test_a_redis_that_dies_during_a_run_loses_nothing(sandbox: Sandbox, own_valk
     company_id = sandbox.company_id(tenant, "Production", "Museum")
     with (
         Redis.from_url(own_valkey.url, retry=Retry(NoBackoff(), 0)) as redis,
-        station(redis, sandbox.url, tenant, company_id) as here,
+        reconcile_lab(redis, sandbox.url, tenant, company_id) as lab,
     ):
-        made = Venue(sandbox, tenant, here).orders(3)
+        made = Venue(sandbox, tenant, lab).orders(3)
         with pytest.raises(RedisError):
-            here.reconcile(Interrupted(redis, before=own_valkey.kill)).run()
+            lab.reconcile(Interrupted(redis, before=own_valkey.kill)).run()
         own_valkey.restart()
-        here.now += 60 * MINUTE
+        lab.now += 60 * MINUTE
 
-        assert here.checkpoint.start(here.now) == 0
-        assert here.run().queued == 3
-        assert sorted(here.queued()) == sorted(made)
+        assert lab.checkpoint.start(lab.now) == 0
+        assert lab.run().queued == 3
+        assert sorted(lab.queued("backfill")) == sorted(made)
 
 
 def _breaker(redis: Redis) -> str:

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from app.reconcile.compare import STUCK_AFTER
-from tests.integration.station import MINUTE, Station, station
+from tests.lab_upstream import MINUTE, ReconcileLab, reconcile_lab
 
 VENUE = "11111111-1111-4111-8111-111111111111"
 
@@ -72,78 +72,78 @@ def upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture
-def here(upstream: Upstream, redis_client: Redis) -> Iterator[Station]:
-    with station(redis_client, upstream.url, "tenant", VENUE) as one:
+def lab(upstream: Upstream, redis_client: Redis) -> Iterator[ReconcileLab]:
+    with reconcile_lab(redis_client, upstream.url, "tenant", VENUE) as one:
         yield one
 
 
-def test_a_row_that_commits_late_with_a_lower_version_is_found(here: Station, upstream: Upstream) -> None:
+def test_a_row_that_commits_late_with_a_lower_version_is_found(lab: ReconcileLab, upstream: Upstream) -> None:
     """Versions are given before the commit: nine minutes after 200 was seen, 150 may still appear."""
     upstream.commit(1, 100)
     upstream.commit(2, 200)
-    assert here.run().queued == 2
-    here.now += 9 * MINUTE
+    assert lab.run().queued == 2
+    lab.now += 9 * MINUTE
     late = upstream.commit(3, 150)
 
-    assert here.run().queued == 1
-    assert late in here.queued()
+    assert lab.run().queued == 1
+    assert late in lab.queued("backfill")
 
 
-def test_versions_are_compared_as_numbers(here: Station, upstream: Upstream) -> None:
+def test_versions_are_compared_as_numbers(lab: ReconcileLab, upstream: Upstream) -> None:
     """As texts, 99 would come after 100, and nothing new would be listed."""
     upstream.commit(1, 99)
-    here.run()
-    here.now += MINUTE
+    lab.run()
+    lab.now += MINUTE
     upstream.commit(2, 100)
-    here.run()
-    here.now += 11 * MINUTE
+    lab.run()
+    lab.now += 11 * MINUTE
 
-    here.run()
+    lab.run()
 
     assert upstream.asked[-1] == 100
 
 
-def test_old_checkpoints_are_deleted(here: Station, upstream: Upstream) -> None:
+def test_old_checkpoints_are_deleted(lab: ReconcileLab, upstream: Upstream) -> None:
     """Of those old enough, only the highest is used."""
     for number in range(1, 40):
         upstream.commit(number, number * 10)
-        here.run()
-        here.now += MINUTE
+        lab.run()
+        lab.now += MINUTE
 
-    assert int(here.redis.zcard(f"ota:reconcile-checkpoints:{VENUE}")) <= 11
+    assert int(lab.redis.zcard(f"ota:reconcile-checkpoints:{VENUE}")) <= 11
 
 
-def test_reading_a_page_again_keeps_the_time_of_its_checkpoint(here: Station, upstream: Upstream) -> None:
+def test_reading_a_page_again_keeps_the_time_of_its_checkpoint(lab: ReconcileLab, upstream: Upstream) -> None:
     """In a quiet night the last page stays the same and must not be read for more than ten minutes."""
     upstream.commit(1, 100)
     for _ in range(4):
-        here.run()
-        here.now += 4 * MINUTE
+        lab.run()
+        lab.now += 4 * MINUTE
 
-    assert here.run().rows == 0
+    assert lab.run().rows == 0
 
 
-def test_unreadable_rows_hide_no_others(here: Station, upstream: Upstream) -> None:
+def test_unreadable_rows_hide_no_others(lab: ReconcileLab, upstream: Upstream) -> None:
     good = upstream.commit(1, 100)
     upstream.rows[:0] = [
         {"orderId": "rubbish", "status": "Issued", "rowVersion": "99"},
         {"orderId": "00000000-0000-4000-8000-000000000009", "rowVersion": "101"},
     ]
 
-    report = here.run()
+    report = lab.run()
 
     assert (report.outcome, report.queued, report.unreadable) == ("complete", 1, 2)
-    assert here.queued() == [good]
+    assert lab.queued("backfill") == [good]
 
 
-def test_rows_without_a_version_are_compared_and_leave_the_checkpoint(here: Station, upstream: Upstream) -> None:
+def test_rows_without_a_version_are_compared_and_leave_the_checkpoint(lab: ReconcileLab, upstream: Upstream) -> None:
     """As if upstream ignored `sync`: everything is listed each time and nothing is missed."""
     order_id = "00000000-0000-4000-8000-000000000001"
     upstream.odd = [{"orderId": order_id, "status": "Issued"}]
 
-    assert here.run().queued == 1
-    here.now += 20 * MINUTE
-    assert here.run().queued == 0
+    assert lab.run().queued == 1
+    lab.now += 20 * MINUTE
+    assert lab.run().queued == 0
     assert upstream.asked == [0, 0]
 
 
@@ -158,36 +158,36 @@ def test_rows_without_a_version_are_compared_and_leave_the_checkpoint(here: Stat
     ],
 )
 def test_an_odd_answer_neither_hangs_a_run_nor_moves_the_checkpoint(
-    here: Station, upstream: Upstream, odd: object
+    lab: ReconcileLab, upstream: Upstream, odd: object
 ) -> None:
     """A repeated page key would be followed for ever."""
     upstream.odd = odd
 
-    report = here.run()
+    report = lab.run()
 
     assert (report.outcome in {"complete", "failed"}, report.queued) == (True, 0)
-    assert here.checkpoint.start(here.now + 60 * MINUTE) == 0
+    assert lab.checkpoint.start(lab.now + 60 * MINUTE) == 0
 
 
-def test_an_order_older_than_order_days_is_not_fetched(here: Station, upstream: Upstream) -> None:
+def test_an_order_older_than_order_days_is_not_fetched(lab: ReconcileLab, upstream: Upstream) -> None:
     """Its record would have expired."""
     upstream.commit(1, 100, receivedAt="2019-01-01T00:00:00Z")
     young = upstream.commit(2, 101, receivedAt="2026-11-01T00:00:00Z")
-    here.now = 1_795_300_000_000
+    lab.now = 1_795_300_000_000
 
-    here.run()
+    lab.run()
 
-    assert here.queued() == [young]
+    assert lab.queued("backfill") == [young]
 
 
-def test_an_unsettled_order_received_long_ago_is_fetched_at_once(here: Station, upstream: Upstream) -> None:
+def test_an_unsettled_order_received_long_ago_is_fetched_at_once(lab: ReconcileLab, upstream: Upstream) -> None:
     """One with a time of receipt in the future is watched first."""
-    here.now = 1_795_300_000_000
+    lab.now = 1_795_300_000_000
     old = upstream.commit(1, 100, status="Scheduled", receivedAt="2026-11-01T00:00:00Z")
     ahead = upstream.commit(2, 101, status="Processing", receivedAt="2027-11-01T00:00:00Z")
 
-    assert dict(here.run().discrepancies) == {"stuck": 1}
-    assert here.queued() == [old]
-    here.now += STUCK_AFTER
-    assert dict(here.run().discrepancies) == {"stuck": 1}
-    assert here.queued() == [old, ahead]
+    assert dict(lab.run().discrepancies) == {"stuck": 1}
+    assert lab.queued("backfill") == [old]
+    lab.now += STUCK_AFTER
+    assert dict(lab.run().discrepancies) == {"stuck": 1}
+    assert lab.queued("backfill") == [old, ahead]

@@ -20,7 +20,7 @@ from app.ledger import keys
 from app.ledger.history import FetchStored
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.integration.workbench import Taking, Workbench, workbench
+from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 UNAVAILABLE = 0.3
 """Seconds; a worker in these tests repeats a step until its lease ends, for a minute."""
@@ -68,7 +68,7 @@ class Interrupted:
         return self._fault.around(found) if name == self._step else found
 
 
-def interrupt(bench: Workbench, part: str, step: str, fault: Fault) -> None:
+def interrupt(lab: WorkerLab, part: str, step: str, fault: Fault) -> None:
     def wrap(name: str, one: Any) -> object:
         if name != part:
             return one
@@ -78,7 +78,7 @@ def interrupt(bench: Workbench, part: str, step: str, fault: Fault) -> None:
             return one
         return Interrupted(one, step, fault)
 
-    bench.use_key("key", wrap)
+    lab.use_key("key", wrap)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def fault(request: pytest.FixtureRequest) -> Fault:
     return Fault(own.url, restart)
 
 
-def stored_answers(bench: Workbench, order: Any) -> int:
-    return sum(isinstance(entry, FetchStored) for entry in bench.history(order))
+def stored_answers(lab: WorkerLab, order: Any) -> int:
+    return sum(isinstance(entry, FetchStored) for entry in lab.history(order))
 
 
 STEPS = {
@@ -141,40 +141,40 @@ def test_an_answer_is_stored_and_delivered_once_whichever_step_redis_fails_at(
     sandbox: Sandbox, fault: Fault, step: str
 ) -> None:
     """One getOrder, one stored answer, one delivery; no attempt and no crash is counted."""
-    shop = Taking()
-    with workbench(fault.url, sandbox, {"shop": shop}) as bench:
-        interrupt(bench, STEPS[step], step, fault)
-        (order,) = bench.issue()
+    shop = Shop()
+    with worker_lab(fault.url, sandbox, {"shop": shop}) as lab:
+        interrupt(lab, STEPS[step], step, fault)
+        (order,) = lab.issue()
 
-        bench.work()
+        lab.work()
 
         assert fault.happened
-        assert (len(bench.calls), bench.pending(), shop.taken) == (1, 0, [order.order_id])
-        assert stored_answers(bench, order) == 1
-        assert {bench.field(order, name) for name in ("attempts", "crashes", "deferrals", "shop:crashes")} == {None}
+        assert (len(lab.calls), lab.pending(), shop.received) == (1, 0, [order.order_id])
+        assert stored_answers(lab, order) == 1
+        assert {lab.field(name, order) for name in ("attempts", "crashes", "deferrals", "shop:crashes")} == {None}
 
 
 def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sandbox, fault: Fault) -> None:
-    with workbench(fault.url, sandbox) as bench:
-        interrupt(bench, "ledger", "fail_fetch", fault)
-        bench.fault(kind="status", status=503)
-        (order,) = bench.issue()
+    with worker_lab(fault.url, sandbox) as lab:
+        interrupt(lab, "ledger", "fail_fetch", fault)
+        lab.fault(kind="status", status=503)
+        (order,) = lab.issue()
 
-        bench.work()
+        lab.work()
 
-        assert (bench.field(order, "attempts"), bench.field(order, "lease"), bench.pending()) == ("1", None, 1)
+        assert (lab.field("attempts", order), lab.field("lease", order), lab.pending()) == ("1", None, 1)
 
 
 def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:
-    with workbench(read_only.url, sandbox) as bench:
-        interrupt(bench, "limiter", "permit", read_only)
-        (order,) = bench.issue()
+    with worker_lab(read_only.url, sandbox) as lab:
+        interrupt(lab, "limiter", "permit", read_only)
+        (order,) = lab.issue()
 
-        bench.work()
+        lab.work()
 
-        assert (bench.field(order, "attempts"), bench.field(order, "error")) == (None, "redis_unavailable")
-        bench.later(60)
-        assert (len(bench.calls), bench.pending()) == (1, 0)
+        assert (lab.field("attempts", order), lab.field("error", order)) == (None, "redis_unavailable")
+        lab.run_for(60)
+        assert (len(lab.calls), lab.pending()) == (1, 0)
 
 
 def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
@@ -184,7 +184,7 @@ def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
     with (
         server.start(tmp_path / "second") as second,
         relay(own_valkey.port) as address,
-        workbench(address.url(own_valkey.url), sandbox) as bench,
+        worker_lab(address.url(own_valkey.url), sandbox) as lab,
         Redis.from_url(own_valkey.url) as old,
         Redis.from_url(second.url) as new,
     ):
@@ -200,12 +200,12 @@ def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
             address.target = second.port
             old.execute_command("REPLICAOF", "127.0.0.1", second.port)
 
-        interrupt(bench, "ledger", "store_fetch", Fault("", fail_over))
-        (order,) = bench.issue()
+        interrupt(lab, "ledger", "store_fetch", Fault("", fail_over))
+        (order,) = lab.issue()
 
-        bench.work()
+        lab.work()
 
-        assert (len(bench.calls), bench.pending(), bench.field(order, "fetched_generation")) == (1, 0, "1")
+        assert (len(lab.calls), lab.pending(), lab.field("fetched_generation", order)) == (1, 0, "1")
         assert new.hget(keys.record(order), "fetched_generation") == b"1"
 
 
@@ -214,15 +214,15 @@ def test_an_order_is_fetched_within_two_minutes_after_its_workers_machine_died(
     redis_url: str, sandbox: Sandbox, step: str
 ) -> None:
     """The lease ends. That of a delivery is longer: a sink may take two minutes."""
-    shop = Taking()
-    with workbench(redis_url, sandbox, {"shop": shop}) as bench:
-        interrupt(bench, "ledger", step, Fault(redis_url, error=MachineDied()))
-        (order,) = bench.issue()
+    shop = Shop()
+    with worker_lab(redis_url, sandbox, {"shop": shop}) as lab:
+        interrupt(lab, "ledger", step, Fault(redis_url, error=MachineDied()))
+        (order,) = lab.issue()
         with pytest.raises(MachineDied):
-            bench.work()
+            lab.work()
 
-        bench.later(120)
+        lab.run_for(120)
 
-        assert bench.field(order, "fetched_generation") == "1"
-        bench.later(60)
-        assert (bench.pending(), order.order_id in shop.taken, stored_answers(bench, order)) == (0, True, 1)
+        assert lab.field("fetched_generation", order) == "1"
+        lab.run_for(60)
+        assert (lab.pending(), order.order_id in shop.received, stored_answers(lab, order)) == (0, True, 1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 import pytest
-from redis import Redis
 
 from app import audit, bootstrap
 from app.errors import OtherSchema
@@ -19,15 +17,10 @@ from app.ledger.policy import DAY
 from app.ledger.redis import VERSION
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Draft, Plan, Plans, Step
-from tests.integration.desk import SINK, Desk, open_desk, order
+from tests.lab import SINK, Lab, order
 
 OTHER = "python:json:loads"
 NOW = 1_800_000_000_000
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
 
 
 class _Clock:
@@ -43,14 +36,14 @@ CLOCK: Final = _Clock()
 
 
 @pytest.fixture
-def plans(desk: Desk) -> Plans:
+def plans(lab: Lab) -> Plans:
     CLOCK.now = NOW
-    return Plans(desk.redis, event_days=90, clock=CLOCK)
+    return Plans(lab.redis, event_days=90, clock=CLOCK)
 
 
 def file(plans: Plans, numbers: Iterable[int], *, rate: float = 1, sinks: tuple[str, ...] = ()) -> Plan:
     """Store a plan for the orders with these numbers, whatever is stored of them."""
-    draft = Draft(who="ann@desk", why="a test", selected="status=Issued", rate=rate, sinks=sinks)
+    draft = Draft(who="ann@host", why="a test", selected="status=Issued", rate=rate, sinks=sinks)
     return plans.file(draft, ((order(number).member, None) for number in numbers))
 
 
@@ -72,19 +65,19 @@ def current(plans: Plans, plan: Plan) -> Plan:
     return now
 
 
-def generation(desk: Desk, number: int) -> int:
-    return int(desk.redis.hget(keys.record(order(number)), "generation") or 0)
+def generation(lab: Lab, number: int) -> int:
+    return int(lab.redis.hget(keys.record(order(number)), "generation") or 0)
 
 
-def delivered(desk: Desk, number: int, outcome: DeliveryOutcome = "succeeded") -> int:
+def delivered(lab: Lab, number: int, outcome: DeliveryOutcome = "succeeded") -> int:
     """Fetch and deliver the order; return the revision."""
-    desk.hear(order(number))
-    desk.bring_home(order(number))
-    delivery = desk.ledger().acquire_delivery(order(number), "w")
+    lab.accept(order(number))
+    lab.fetch_and_store(order(number))
+    delivery = lab.ledger.acquire_delivery(order(number), "w")
     assert delivery is not None
-    desk.ledger().complete_delivery(order(number), "w", delivery, outcome=outcome)
-    assert desk.ledger().acquire_delivery(order(number), "w") is None
-    desk.forget_jobs()
+    lab.ledger.complete_delivery(order(number), "w", delivery, outcome=outcome)
+    assert lab.ledger.acquire_delivery(order(number), "w") is None
+    lab.clear_queues()
     return delivery.revision
 
 
@@ -104,14 +97,14 @@ class TestRate:
 
         assert left == [95, 95, 94]
 
-    def test_two_feeders_share_the_rate_and_never_an_order(self, desk: Desk, plans: Plans) -> None:
-        plan, other = file(plans, range(40), rate=10), Plans(desk.redis, event_days=90, clock=CLOCK)
+    def test_two_feeders_share_the_rate_and_never_an_order(self, lab: Lab, plans: Plans) -> None:
+        plan, other = file(plans, range(40), rate=10), Plans(lab.redis, event_days=90, clock=CLOCK)
 
         for ms in range(0, 2001, 100):
             feed(plans, plan, NOW + ms)
             feed(other, plan, NOW + ms)
 
-        assert sorted(generation(desk, number) for number in range(40)) == [0] * 20 + [1] * 20
+        assert sorted(generation(lab, number) for number in range(40)) == [0] * 20 + [1] * 20
 
     def test_a_rate_below_one_per_second_is_kept(self, plans: Plans) -> None:
         plan = file(plans, range(3), rate=0.1)
@@ -127,13 +120,13 @@ class TestRate:
 
 
 class TestOrders:
-    def test_an_order_fetched_meanwhile_is_passed_over_without_using_the_rate(self, desk: Desk, plans: Plans) -> None:
+    def test_an_order_fetched_meanwhile_is_passed_over_without_using_the_rate(self, lab: Lab, plans: Plans) -> None:
         """All four were fetched after the plan's events; order 3 has a new event since."""
         for number in (1, 2, 3, 4):
-            desk.hear(order(number))
-            desk.bring_home(order(number))
-        desk.hear(order(3))
-        desk.forget_jobs()
+            lab.accept(order(number))
+            lab.fetch_and_store(order(number))
+        lab.accept(order(3))
+        lab.clear_queues()
         event_at = bootstrap.clock() - 60_000
         draft = Draft(who="", why="", selected="", rate=1)
         plan = plans.file(draft, ((order(number).member, event_at) for number in (1, 2, 3, 4)))
@@ -141,54 +134,54 @@ class TestOrders:
         left = left_after(plans, plan, NOW + 1000)
 
         # Order 3 uses the rate of the second; order 4 needs nothing and ends the plan.
-        assert (left, generation(desk, 3), generation(desk, 4)) == (0, 3, 1)
+        assert (left, generation(lab, 3), generation(lab, 4)) == (0, 3, 1)
         assert current(plans, plan).passed == 3
 
-    def test_orders_are_queued_in_their_order_in_backfill(self, desk: Desk, plans: Plans) -> None:
+    def test_orders_are_queued_in_their_order_in_backfill(self, lab: Lab, plans: Plans) -> None:
         plan = file(plans, (3, 1, 2), rate=1000)
 
         left_after(plans, plan, NOW + 1000)
 
-        assert desk.waiting("backfill") == [order(number).order_id for number in (3, 1, 2)]
-        assert desk.redis.zscore(keys.DUE, order(1).member) is not None
+        assert lab.queued("backfill") == [order(number).order_id for number in (3, 1, 2)]
+        assert lab.redis.zscore(keys.DUE, order(1).member) is not None
 
     @pytest.mark.parametrize("sinks", [(), (SINK,)])
-    def test_an_order_erased_meanwhile_stays_erased(self, desk: Desk, plans: Plans, sinks: tuple[str, ...]) -> None:
+    def test_an_order_erased_meanwhile_stays_erased(self, lab: Lab, plans: Plans, sinks: tuple[str, ...]) -> None:
         """Also with force and for a sink; its tombstone still expires."""
-        delivered(desk, 1)
+        delivered(lab, 1)
         plan = file(plans, (1,), rate=1000, sinks=sinks)
-        desk.redis.hset(keys.record(order(1)), "erased_at", NOW)
-        before = desk.redis.hgetall(keys.record(order(1)))
+        lab.redis.hset(keys.record(order(1)), "erased_at", NOW)
+        before = lab.redis.hgetall(keys.record(order(1)))
 
         left_after(plans, plan, NOW + 1000)
 
         assert current(plans, plan).passed == 1
-        assert desk.redis.hgetall(keys.record(order(1))) == before
-        assert int(desk.redis.pttl(keys.record(order(1)))) > 0
+        assert lab.redis.hgetall(keys.record(order(1))) == before
+        assert int(lab.redis.pttl(keys.record(order(1)))) > 0
 
 
 class TestEnd:
-    def test_a_finished_plan_is_done_and_its_list_is_gone(self, desk: Desk, plans: Plans) -> None:
+    def test_a_finished_plan_is_done_and_its_list_is_gone(self, lab: Lab, plans: Plans) -> None:
         plan = file(plans, range(3), rate=1000)
 
         step = feed(plans, plan, NOW + 1000)
 
         ended = current(plans, plan)
         assert (step.state, ended.state, ended.queued, ended.left) == ("done", "done", 3, 0)
-        assert desk.redis.exists(keys.replay_todo(plan.id)) == 0
+        assert lab.redis.exists(keys.replay_todo(plan.id)) == 0
 
-    def test_a_cancelled_plan_queues_no_more_orders(self, desk: Desk, plans: Plans) -> None:
+    def test_a_cancelled_plan_queues_no_more_orders(self, lab: Lab, plans: Plans) -> None:
         plan = file(plans, range(10), rate=1)
         left_after(plans, plan, NOW + 1000)
 
-        cancelled = plans.cancel(plan, "bob@desk", "enough")
+        cancelled = plans.cancel(plan, "bob@host", "enough")
         step = feed(plans, plan, NOW + 9000)
 
         assert (cancelled.state, cancelled.left, step.state) == ("cancelled", 9, "cancelled")
-        assert desk.waiting("backfill") == [order(0).order_id]
-        assert [(entry.what, entry.who) for _, entry in audit.newest_first(desk.redis)] == [
-            ("cancel", "bob@desk"),
-            ("replay", "ann@desk"),
+        assert lab.queued("backfill") == [order(0).order_id]
+        assert [(entry.what, entry.who) for _, entry in audit.newest_first(lab.redis)] == [
+            ("cancel", "bob@host"),
+            ("replay", "ann@host"),
         ]
 
     def test_a_plan_that_ended_meanwhile_is_not_cancelled(self, plans: Plans) -> None:
@@ -197,7 +190,7 @@ class TestEnd:
 
         assert plans.cancel(plan, "bob", "").state == "done"
 
-    def test_a_writer_that_dies_leaves_no_plan(self, desk: Desk, plans: Plans) -> None:
+    def test_a_writer_that_dies_leaves_no_plan(self, lab: Lab, plans: Plans) -> None:
         def dies_after_a_chunk() -> Iterable[tuple[str, int | None]]:
             yield from ((order(number).member, None) for number in range(1500))
             raise KeyboardInterrupt
@@ -206,94 +199,94 @@ class TestEnd:
         with pytest.raises(KeyboardInterrupt):
             plans.file(draft, dies_after_a_chunk())
 
-        (left,) = desk.redis.keys("ota:replay*")
-        assert 0 < int(desk.redis.pttl(left)) <= DAY
+        (left,) = lab.redis.keys("ota:replay*")
+        assert 0 < int(lab.redis.pttl(left)) <= DAY
         assert list(plans.newest_first()) == []
 
-    def test_a_deleted_plan_is_unknown(self, desk: Desk, plans: Plans) -> None:
+    def test_a_deleted_plan_is_unknown(self, lab: Lab, plans: Plans) -> None:
         plan = file(plans, range(3))
-        desk.redis.delete(keys.replay(plan.id), keys.replay_todo(plan.id))
+        lab.redis.delete(keys.replay(plan.id), keys.replay_todo(plan.id))
 
         assert feed(plans, plan, NOW + 1000).state == "unknown"
 
     @pytest.mark.parametrize("sinks", [(), (SINK,)])
-    def test_another_schema_version_is_not_touched(self, desk: Desk, plans: Plans, sinks: tuple[str, ...]) -> None:
+    def test_another_schema_version_is_not_touched(self, lab: Lab, plans: Plans, sinks: tuple[str, ...]) -> None:
         plan = file(plans, range(3), rate=1000, sinks=sinks)
-        desk.redis.set(keys.SCHEMA, VERSION + 1)
+        lab.redis.set(keys.SCHEMA, VERSION + 1)
 
         with pytest.raises(OtherSchema):
             feed(plans, plan, NOW + 1000)
-        assert desk.redis.llen(keys.replay_todo(plan.id)) == 3
+        assert lab.redis.llen(keys.replay_todo(plan.id)) == 3
 
 
 class TestToSinks:
-    def test_the_revision_is_delivered_again_and_nothing_expires_before(self, desk: Desk, plans: Plans) -> None:
-        revision = delivered(desk, 1)
-        assert int(desk.redis.pttl(keys.record(order(1)))) > 0
+    def test_the_revision_is_delivered_again_and_nothing_expires_before(self, lab: Lab, plans: Plans) -> None:
+        revision = delivered(lab, 1)
+        assert int(lab.redis.pttl(keys.record(order(1)))) > 0
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
         left_after(plans, plan, NOW + 1000)
 
-        assert [desk.redis.pttl(key(order(1))) for key in (keys.record, keys.content, keys.history)] == [-1, -1, -1]
-        assert generation(desk, 1) == 1
-        again = desk.ledger().acquire_delivery(order(1), "w")
+        assert [lab.redis.pttl(key(order(1))) for key in (keys.record, keys.content, keys.history)] == [-1, -1, -1]
+        assert generation(lab, 1) == 1
+        again = lab.ledger.acquire_delivery(order(1), "w")
         assert again is not None
         assert (again.revision, again.attempts) == (revision, 1)
-        desk.ledger().complete_delivery(order(1), "w", again, outcome="succeeded")
-        assert desk.ledger().acquire_delivery(order(1), "w") is None
-        assert int(desk.redis.pttl(keys.record(order(1)))) > 0
-        assert Redelivered in {type(entry) for entry in Archive(desk.redis).history(order(1))}
+        lab.ledger.complete_delivery(order(1), "w", again, outcome="succeeded")
+        assert lab.ledger.acquire_delivery(order(1), "w") is None
+        assert int(lab.redis.pttl(keys.record(order(1)))) > 0
+        assert Redelivered in {type(entry) for entry in Archive(lab.redis).history(order(1))}
 
-    def test_only_the_named_sink_gets_it(self, desk: Desk, plans: Plans) -> None:
-        delivered(desk, 1)
-        desk.redis.hset(keys.record(order(1)), f"{OTHER}:revision", 1)
+    def test_only_the_named_sink_gets_it(self, lab: Lab, plans: Plans) -> None:
+        delivered(lab, 1)
+        lab.redis.hset(keys.record(order(1)), f"{OTHER}:revision", 1)
         plan = file(plans, (1,), rate=1000, sinks=(OTHER,))
 
         left_after(plans, plan, NOW + 1000)
 
-        assert desk.redis.hmget(keys.record(order(1)), f"{SINK}:revision", f"{OTHER}:revision") == [b"1", b"0"]
+        assert lab.redis.hmget(keys.record(order(1)), f"{SINK}:revision", f"{OTHER}:revision") == [b"1", b"0"]
 
-    def test_a_dead_delivery_gets_new_attempts(self, desk: Desk, plans: Plans) -> None:
-        desk.hear(order(1))
-        desk.bring_home(order(1))
-        desk.give_up_sink(order(1))
+    def test_a_dead_delivery_gets_new_attempts(self, lab: Lab, plans: Plans) -> None:
+        lab.accept(order(1))
+        lab.fetch_and_store(order(1))
+        lab.dead_letter_delivery(order(1))
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
         left_after(plans, plan, NOW + 1000)
 
-        assert desk.redis.zcard(keys.DEAD_DELIVERIES) == 0
-        assert desk.ledger().acquire_delivery(order(1), "w") is not None
+        assert lab.redis.zcard(keys.DEAD_DELIVERIES) == 0
+        assert lab.ledger.acquire_delivery(order(1), "w") is not None
 
-    def test_a_dead_order_is_delivered_and_stays_dead(self, desk: Desk, plans: Plans) -> None:
+    def test_a_dead_order_is_delivered_and_stays_dead(self, lab: Lab, plans: Plans) -> None:
         """The sink gets what was stored before the dead letter."""
-        delivered(desk, 1)
-        desk.hear(order(1), timestamp="2026-06-01T08:15:02Z")
-        desk.give_up(order(1))
-        desk.forget_jobs()
+        delivered(lab, 1)
+        lab.accept(order(1), timestamp="2026-06-01T08:15:02Z")
+        lab.dead_letter(order(1))
+        lab.clear_queues()
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
         left_after(plans, plan, NOW + 1000)
 
-        ledger = Ledger(desk.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=CLOCK)
+        ledger = Ledger(lab.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=CLOCK)
         assert ledger.dispatch_due().enqueued == 1
         assert ledger.start_fetch(order(1), "w") == ("deliver", None)
-        assert desk.redis.zscore(keys.DEAD, order(1).member) is not None
+        assert lab.redis.zscore(keys.DEAD, order(1).member) is not None
 
-    def test_a_pending_fetch_stays_in_the_live_queue(self, desk: Desk, plans: Plans) -> None:
-        delivered(desk, 1)
-        desk.hear(order(1), timestamp="2026-06-01T08:15:02Z")
+    def test_a_pending_fetch_stays_in_the_live_queue(self, lab: Lab, plans: Plans) -> None:
+        delivered(lab, 1)
+        lab.accept(order(1), timestamp="2026-06-01T08:15:02Z")
         plan = file(plans, (1,), rate=1000, sinks=(SINK,))
 
         left_after(plans, plan, NOW + 1000)
 
-        assert desk.redis.hmget(keys.record(order(1)), "queue", "job") == [b"live", b"live"]
-        assert desk.waiting("live") == [order(1).order_id]
+        assert lab.redis.hmget(keys.record(order(1)), "queue", "job") == [b"live", b"live"]
+        assert lab.queued("live") == [order(1).order_id]
 
-    def test_an_order_without_content_is_passed_over(self, desk: Desk, plans: Plans) -> None:
-        desk.hear(order(1))
+    def test_an_order_without_content_is_passed_over(self, lab: Lab, plans: Plans) -> None:
+        lab.accept(order(1))
         plan = file(plans, (1, 2), rate=1000, sinks=(SINK,))
 
         assert left_after(plans, plan, NOW + 1000) == 0
 
         assert current(plans, plan).passed == 2
-        assert desk.redis.exists(keys.record(order(2))) == 0
+        assert lab.redis.exists(keys.record(order(2))) == 0

@@ -17,79 +17,69 @@ from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.rq_jobs import LIVE, queue
 from tests.eventually import eventually
-from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, event_of, open_scenario
-from tests.integration.webserver import COMPANY, HOOK, SECRET, Kept, serving
+from tests.lab import DUPLICATE, ONE, QUEUED, SAME_ID, START, Lab, event_of
+from tests.service import COMPANY, HOOK, SECRET, serving
 
 GRACE = policy.GRACE / 1000
 SENT, SENT_LATER = "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"
-
-
-@pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Scenario]:
-    with open_scenario(redis_client, "shop") as opened:
-        yield opened
 
 
 class TestAnOlderCopyIsRestored:
     """The folder of Redis is copied; life goes on; the copy is put back."""
 
     @pytest.fixture
-    def stage(self, own_valkey: Valkey) -> Iterator[Scenario]:
-        with Redis.from_url(own_valkey.url, socket_timeout=5) as client, open_scenario(client, "shop") as opened:
-            yield opened
+    def shop(self, own_valkey: Valkey) -> Iterator[Lab]:
+        with Redis.from_url(own_valkey.url, socket_timeout=5) as client:
+            yield Lab(client, sinks=("shop",), now=START)
 
     @pytest.fixture
     def copy(self, own_valkey: Valkey, tmp_path: Path) -> Copy:
         return Copy(own_valkey, tmp_path / "copy")
 
-    def test_events_heard_since_are_taken_again_and_older_ones_are_known(self, stage: Scenario, copy: Copy) -> None:
-        stage.accept(SENT, ONE)
+    def test_events_heard_since_are_taken_again_and_older_ones_are_known(self, shop: Lab, copy: Copy) -> None:
+        shop.accept(ONE, timestamp=SENT)
         copy.take()
-        stage.accept(SENT_LATER, SAME_ID)
+        shop.accept(SAME_ID, timestamp=SENT_LATER)
         copy.put_back()
 
-        assert (stage.accept(SENT, ONE), stage.accept(SENT_LATER, SAME_ID)) == ("duplicate", "queued")
-        assert stage.start(order=SAME_ID) == "fetch"
+        assert (shop.accept(ONE, timestamp=SENT), shop.accept(SAME_ID, timestamp=SENT_LATER)) == (DUPLICATE, QUEUED)
+        assert shop.try_start(SAME_ID) == "fetch"
 
-    def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, stage: Scenario, copy: Copy) -> None:
-        stage.settle()
+    def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, shop: Lab, copy: Copy) -> None:
+        shop.accept()
         copy.take()
-        assert stage.fetch_and_store(1) == "deliver"
+        assert shop.fetch_and_store() == "deliver"
         copy.put_back()
 
-        stage.later(GRACE)
-        assert stage.dispatch() == 1
-        assert stage.fetch_and_store(1, "after") == "deliver"
+        shop.later(GRACE)
+        assert shop.dispatch() == 1
+        assert shop.fetch_and_store(worker="after") == "deliver"
 
-    def test_an_order_heard_of_since_is_missing_until_its_event_or_somebody_asks(
-        self, stage: Scenario, copy: Copy
-    ) -> None:
+    def test_an_order_heard_of_since_is_missing_until_its_event_or_somebody_asks(self, shop: Lab, copy: Copy) -> None:
         """Reconcile asks: it compares with the list of the Channel Manager."""
         copy.take()
-        stage.settle()
+        shop.accept()
         copy.put_back()
 
-        stage.later(GRACE)
-        assert (stage.dispatch(), stage.start()) == (0, "nothing")
-        stage.request()
-        assert stage.start() == "fetch"
+        shop.later(GRACE)
+        assert (shop.dispatch(), shop.try_start()) == (0, "nothing")
+        shop.request_fetch()
+        assert shop.try_start() == "fetch"
 
-    def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(
-        self, stage: Scenario, copy: Copy
-    ) -> None:
+    def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(self, shop: Lab, copy: Copy) -> None:
         """It saw three settlements of a ledger that is no more: the next three must not look done."""
-        stage.settle()
+        shop.accept()
         copy.take()
-        stage.settle()
-        stage.settle()
-        fetch = stage.fetch("before")
+        shop.accept()
+        shop.accept()
+        fetch = shop.start_fetch(worker="before")
         copy.put_back()
 
-        assert stage.store(fetch, 1, "before") == "refused"
+        assert shop.store_fetch(fetch, 1, worker="before") == "refused"
         for version in range(2, 4):
-            stage.settle()
-            assert stage.fetch_and_store(version, f"after-{version}") == "deliver"
-            assert stage.field("digest") == str(version)
+            shop.accept()
+            assert shop.fetch_and_store(answer=version, worker=f"after-{version}") == "deliver"
+            assert shop.field("digest") == str(version)
 
 
 class Copy:
@@ -112,79 +102,79 @@ class Copy:
 
 
 class TestRedisIsFlushed:
-    def test_new_events_work_at_once_scripts_or_not(self, stage: Scenario) -> None:
-        stage.accept(SENT)
-        stage.redis.flushall()
-        stage.redis.script_flush()
+    def test_new_events_work_at_once_scripts_or_not(self, shop: Lab) -> None:
+        shop.accept(timestamp=SENT)
+        shop.redis.flushall()
+        shop.redis.script_flush()
 
-        assert stage.accept(SENT) == "queued"
-        assert stage.fetch_and_store(1) == "deliver"
+        assert shop.accept(timestamp=SENT) == QUEUED
+        assert shop.fetch_and_store() == "deliver"
 
-    def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, stage: Scenario) -> None:
+    def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, shop: Lab) -> None:
         """It was read before the event came; and its fence is one that the new record never gave."""
         for _ in range(3):
-            stage.settle()
-        fetch = stage.fetch("before")
-        stage.redis.flushall()
-        stage.settle()
+            shop.accept()
+        fetch = shop.start_fetch(worker="before")
+        shop.redis.flushall()
+        shop.accept()
 
-        assert stage.store(fetch, 1, "before") == "refused"
+        assert shop.store_fetch(fetch, 1, worker="before") == "refused"
 
-        assert stage.fetch_and_store(2, "after") == "deliver"
-        assert (stage.field("digest"), stage.field("fetched_generation")) == ("2", "1")
+        assert shop.fetch_and_store(answer=2, worker="after") == "deliver"
+        assert (shop.field("digest"), shop.field("fetched_generation")) == ("2", "1")
 
-    def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, stage: Scenario) -> None:
-        stage.settle()
-        fetch = stage.fetch("before")
-        stage.redis.flushall()
-        stage.settle()
+    def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, shop: Lab) -> None:
+        shop.accept()
+        fetch = shop.start_fetch(worker="before")
+        shop.redis.flushall()
+        shop.accept()
 
-        assert stage.fail(fetch, "dead", "before") == "refused"
+        assert shop.fail_fetch("dead", fetch=fetch, worker="before") == "refused"
 
-        assert not stage.is_dead()
-        assert stage.start("after") == "fetch"
+        assert not shop.is_dead()
+        assert shop.try_start(worker="after") == "fetch"
 
-    def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, stage: Scenario) -> None:
+    def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, shop: Lab) -> None:
         for version in range(3):
-            stage.settle()
-            stage.fetch_and_store(version, f"worker-{version}")
-        delivery = stage.acquire("before")
+            shop.accept()
+            shop.fetch_and_store(answer=version, worker=f"worker-{version}")
+        delivery = shop.acquire_delivery(worker="before")
         assert delivery is not None
         assert delivery.revision == 3
-        stage.redis.flushall()
-        stage.settle()
-        stage.fetch_and_store(9, "after")
+        shop.redis.flushall()
+        shop.accept()
+        shop.fetch_and_store(answer=9, worker="after")
 
-        stage.complete(delivery, worker="before")
+        shop.complete_delivery(delivery, worker="before")
 
-        again = stage.acquire("after")
+        again = shop.acquire_delivery(worker="after")
         assert again is not None
         assert (again.revision, again.raw) == (1, b"9")
 
-    def test_a_fetch_under_way_leaves_nothing_behind(self, stage: Scenario) -> None:
-        stage.settle()
-        fetch = stage.fetch()
-        stage.redis.flushall()
+    def test_a_fetch_under_way_leaves_nothing_behind(self, shop: Lab) -> None:
+        shop.accept()
+        fetch = shop.start_fetch()
+        shop.redis.flushall()
 
-        assert stage.store(fetch, 1) == "refused"
-        assert stage.redis.keys("*") == [keys.SCHEMA.encode()]
+        assert shop.store_fetch(fetch, 1) == "refused"
+        assert shop.redis.keys("*") == [keys.SCHEMA.encode()]
 
 
-def test_lost_queues_come_back_from_the_clock_within_grace(stage: Scenario) -> None:
+def test_lost_queues_come_back_from_the_clock_within_grace(shop: Lab) -> None:
     """RQ's lists and hashes are gone: each order that is owed gets one fresh job, and only one."""
     orders = [OrderKey(COMPANY, str(uuid4())) for _ in range(600)]
-    stage.accept_batch(*(event_of(order, SENT) for order in orders))
-    lost = stage.redis.keys("rq:*")
+    shop.accept_events(*(event_of(order, SENT) for order in orders))
+    lost = shop.redis.keys("rq:*")
     assert len(lost) > 600
-    stage.redis.delete(*lost)
+    shop.redis.delete(*lost)
 
-    stage.later(GRACE)
-    assert stage.dispatch() == 600
-    assert stage.dispatch() == 0
+    shop.later(GRACE)
+    assert shop.dispatch() == 600
+    assert shop.dispatch() == 0
 
-    ids = queue(LIVE, stage.redis).job_ids
+    ids = queue(LIVE, shop.redis).job_ids
     assert {job[39:75] for job in ids} == {order.order_id for order in orders}
-    assert all(stage.redis.exists(f"rq:job:{job}") for job in ids)
+    assert all(shop.redis.exists(f"rq:job:{job}") for job in ids)
 
 
 def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed_under_load(
@@ -229,9 +219,9 @@ def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed_under_load(
                 sender.join(10)
 
     with Redis.from_url(own_valkey.url) as client:
-        kept = Kept(client)
-        recorded = {event["order"] for event in kept.events()}
-        due = {order.order_id for order in kept.due()}
+        lab = Lab(client)
+        recorded = {event["order"] for event in lab.events()}
+        due = {order.order_id for order in lab.due()}
     assert set(acknowledged) <= recorded
     assert recorded == due
     assert statuses <= {200, 503}

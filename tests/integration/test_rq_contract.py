@@ -17,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry
@@ -30,7 +29,7 @@ from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.environment import without_settings
-from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, open_scenario
+from tests.lab import ONE, SAME_ID, Lab
 from workers.recovery import WorkerRecovery
 from workers.worker import FetchJob, FetchWorker, Stopwatch
 
@@ -38,55 +37,49 @@ TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
 
 
-@pytest.fixture
-def scenario(redis_client: Redis) -> Iterator[Scenario]:
-    with open_scenario(redis_client) as opened:
-        yield opened
+def settled(bare: Lab) -> None:
+    bare.accept()
 
 
-def settled(scenario: Scenario) -> None:
-    scenario.settle()
+def requested(bare: Lab) -> None:
+    bare.request_fetch()
 
 
-def requested(scenario: Scenario) -> None:
-    scenario.request()
+def requested_for_backfill(bare: Lab) -> None:
+    bare.request_fetch(queue="backfill")
 
 
-def requested_for_backfill(scenario: Scenario) -> None:
-    scenario.request(queue="backfill")
-
-
-def dispatched(scenario: Scenario) -> None:
-    scenario.settle()
-    scenario.redis.delete("rq:queue:live", "rq:queues", *scenario.redis.keys("rq:job:*"))
-    scenario.later(policy.GRACE / 1000)
-    assert scenario.dispatch() == 1
+def dispatched(bare: Lab) -> None:
+    bare.accept()
+    bare.redis.delete("rq:queue:live", "rq:queues", *bare.redis.keys("rq:job:*"))
+    bare.later(policy.GRACE / 1000)
+    assert bare.dispatch() == 1
 
 
 PUSHES = [settled, requested, requested_for_backfill, dispatched]
 
 
-def fetched(scenario: Scenario, job_id: str) -> Job:
-    return Job.fetch(job_id, connection=scenario.redis, serializer=JSONSerializer)
+def fetched(bare: Lab, job_id: str) -> Job:
+    return Job.fetch(job_id, connection=bare.redis, serializer=JSONSerializer)
 
 
-def pushed(scenario: Scenario, queue_name: str = LIVE) -> Job:
-    (job_id,) = queue(queue_name, scenario.redis).job_ids
-    return fetched(scenario, job_id)
+def pushed(bare: Lab, queue_name: str = LIVE) -> Job:
+    (job_id,) = queue(queue_name, bare.redis).job_ids
+    return fetched(bare, job_id)
 
 
-def hash_of(scenario: Scenario, job: Job) -> dict[str, bytes | str]:
+def hash_of(bare: Lab, job: Job) -> dict[str, bytes | str]:
     """Return the fields of the job's hash as they stand in Redis."""
-    return {str(as_text(name)): value for name, value in scenario.redis.hgetall(job.key).items()}
+    return {str(as_text(name)): value for name, value in bare.redis.hgetall(job.key).items()}
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_field_by_field_what_rq_itself_enqueues(scenario: Scenario, push: Callable[[Scenario], None]) -> None:
-    push(scenario)
+def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, push: Callable[[Lab], None]) -> None:
+    push(bare)
     queue_name = BACKFILL if push is requested_for_backfill else LIVE
-    ours = pushed(scenario, queue_name)
-    queues = scenario.redis.smembers("rq:queues")
-    queue(queue_name, scenario.redis).enqueue(
+    ours = pushed(bare, queue_name)
+    queues = bare.redis.smembers("rq:queues")
+    queue(queue_name, bare.redis).enqueue(
         FETCH_ORDER,
         args=tuple(ONE),
         job_timeout=policy.JOB_TIMEOUT,
@@ -95,8 +88,8 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(scenario: Scenario, pus
         description=DESCRIPTION,
         job_id="theirs",
     )
-    theirs = fetched(scenario, "theirs")
-    our_hash, their_hash = hash_of(scenario, ours), hash_of(scenario, theirs)
+    theirs = fetched(bare, "theirs")
+    our_hash, their_hash = hash_of(bare, ours), hash_of(bare, theirs)
 
     assert our_hash.keys() == their_hash.keys()
     for name in our_hash.keys() - {"data", *TIMES}:
@@ -108,15 +101,15 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(scenario: Scenario, pus
         at, like = str(as_text(our_hash[name])), str(as_text(their_hash[name]))
         assert re.sub(r"\d", "9", at) == re.sub(r"\d", "9", like)
         assert abs(utcparse(at) - utcparse(like)) < timedelta(minutes=1)
-    assert scenario.redis.ttl(ours.key) == scenario.redis.ttl(theirs.key) == -1
-    assert queues == scenario.redis.smembers("rq:queues")
+    assert bare.redis.ttl(ours.key) == bare.redis.ttl(theirs.key) == -1
+    assert queues == bare.redis.smembers("rq:queues")
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_seen_by_rqs_own_objects(scenario: Scenario, push: Callable[[Scenario], None]) -> None:
-    push(scenario)
+def test_a_job_is_seen_by_rqs_own_objects(bare: Lab, push: Callable[[Lab], None]) -> None:
+    push(bare)
     queue_name = BACKFILL if push is requested_for_backfill else LIVE
-    seen = Queue(queue_name, connection=scenario.redis, serializer=JSONSerializer)
+    seen = Queue(queue_name, connection=bare.redis, serializer=JSONSerializer)
 
     (job,) = seen.jobs
 
@@ -124,36 +117,36 @@ def test_a_job_is_seen_by_rqs_own_objects(scenario: Scenario, push: Callable[[Sc
     assert (job.get_status(), job.origin, job.description) == (JobStatus.QUEUED, queue_name, DESCRIPTION)
     assert (job.timeout, job.result_ttl, job.failure_ttl) == (policy.JOB_TIMEOUT, 0, FAILURE_TTL)
     assert (seen.count, seen.get_job_position(job.id)) == (1, 0)
-    assert [one.name for one in Queue.all(connection=scenario.redis)] == [queue_name]
+    assert [one.name for one in Queue.all(connection=bare.redis)] == [queue_name]
 
 
-def test_job_ids_are_never_used_twice(scenario: Scenario) -> None:
+def test_job_ids_are_never_used_twice(bare: Lab) -> None:
     """RQ deletes the hash when the first job of an id ends, and skips the second without an error."""
     ids: list[str] = []
-    for push in (scenario.settle, scenario.request, scenario.dispatch, scenario.request, scenario.settle):
-        scenario.later(scenario.due_in() or 0)
+    for push in (bare.accept, bare.request_fetch, bare.dispatch, bare.request_fetch, bare.accept):
+        bare.later(bare.due_in() or 0)
         push()
-        ids += queue(LIVE, scenario.redis).job_ids
-        scenario.redis.delete("rq:queue:live")
-        scenario.start(f"w{len(ids)}")
+        ids += queue(LIVE, bare.redis).job_ids
+        bare.redis.delete("rq:queue:live")
+        bare.try_start(worker=f"w{len(ids)}")
 
     assert len(ids) == len(set(ids)) == 5
 
 
-def test_the_job_hash_names_nothing_but_the_ids(scenario: Scenario) -> None:
-    scenario.settle()
+def test_the_job_hash_names_nothing_but_the_ids(bare: Lab) -> None:
+    bare.accept()
 
-    texts = str(hash_of(scenario, pushed(scenario)))
+    texts = str(hash_of(bare, pushed(bare)))
 
-    assert ("reference" in texts, "current" in texts, ONE.order_id in texts) == (False, False, True)
+    assert ("CM-" in texts, "current" in texts, ONE.order_id in texts) == (False, False, True)
 
 
-def worker(scenario: Scenario, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
+def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
     """Return a worker as the pool's children make it, in this process."""
     made = kind(
-        [queue(LIVE, scenario.redis)],
+        [queue(LIVE, bare.redis)],
         name=WORKER,
-        connection=scenario.redis,
+        connection=bare.redis,
         serializer=JSONSerializer,
         job_class=FetchJob,
     )
@@ -165,9 +158,9 @@ def worker(scenario: Scenario, kind: type[FetchWorker] = FetchWorker) -> FetchWo
 @pytest.fixture
 def signals() -> Iterator[None]:
     """Put back the signal handlers that a worker replaces."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    lab = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    for number, handler in kept.items():
+    for number, handler in lab.items():
         signal.signal(number, handler)
 
 
@@ -175,15 +168,15 @@ def signals() -> Iterator[None]:
     "data", [b'["os.abort", null, [], {}]', b"not json", b"[]"], ids=["foreign", "unreadable", "too short"]
 )
 @pytest.mark.usefixtures("signals")
-def test_rq_runs_a_job_through_the_functions_that_fetch_job_overrides(scenario: Scenario, data: bytes) -> None:
+def test_rq_runs_a_job_through_the_functions_that_fetch_job_overrides(bare: Lab, data: bytes) -> None:
     """A foreign job runs neither its function nor a callback that its hash names: `os.abort` would end this process."""
-    scenario.settle()
-    job = pushed(scenario)
-    scenario.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
+    bare.accept()
+    job = pushed(bare)
+    bare.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
 
-    worker(scenario).work(burst=True, logging_level="CRITICAL")
+    worker(bare).work(burst=True, logging_level="CRITICAL")
 
-    assert (scenario.waiting(), scenario.redis.exists(job.key), scenario.field("started_generation")) == (0, 0, None)
+    assert (len(bare.queued()), bare.redis.exists(job.key), bare.field("started_generation")) == (0, 0, None)
 
 
 class Killed(SystemExit):
@@ -203,25 +196,25 @@ class KilledWhenStarted(FetchWorker):
 @pytest.mark.parametrize("kind", [KilledWhenTaken, KilledWhenStarted])
 @pytest.mark.usefixtures("signals")
 def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
-    scenario: Scenario, kind: type[FetchWorker], monkeypatch: pytest.MonkeyPatch
+    bare: Lab, kind: type[FetchWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RQ lists it in the intermediate queue, then in the worker's executions; RQ's own recovery takes minutes."""
     # A killed worker does not unregister, which removes its executions.
     monkeypatch.setattr(kind, "teardown", lambda self: None)
-    scenario.settle()
+    bare.accept()
     with pytest.raises(Killed):
-        worker(scenario, kind).work(burst=True, logging_level="CRITICAL")
-    assert scenario.due_in() == policy.GRACE / 1000
+        worker(bare, kind).work(burst=True, logging_level="CRITICAL")
+    assert bare.due_in() == policy.GRACE / 1000
 
-    WorkerRecovery(scenario.redis, scenario.ledger, []).release(WORKER, "killed")
+    WorkerRecovery(bare.redis, bare.ledger, []).release(WORKER, "killed")
 
-    assert scenario.due_in() == 0
+    assert bare.due_in() == 0
 
 
 @pytest.mark.usefixtures("signals")
-def test_a_worker_has_no_thread_for_commands(scenario: Scenario) -> None:
+def test_a_worker_has_no_thread_for_commands(bare: Lab) -> None:
     """RQ starts it in `subscribe`; it would cost each worker a thread and a second connection."""
-    made = worker(scenario)
+    made = worker(bare)
 
     made.work(burst=True, logging_level="CRITICAL")
 
@@ -229,9 +222,9 @@ def test_a_worker_has_no_thread_for_commands(scenario: Scenario) -> None:
 
 
 @pytest.mark.usefixtures("signals")
-def test_a_second_signal_does_not_cut_off_a_fetch(scenario: Scenario) -> None:
+def test_a_second_signal_does_not_cut_off_a_fetch(bare: Lab) -> None:
     """RQ makes `request_force_stop` the handler when `request_stop` has run."""
-    made = worker(scenario)
+    made = worker(bare)
     made._install_signal_handlers()
     made.set_state(WorkerStatus.BUSY)
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -280,30 +273,30 @@ class TestTools:
 
         return run
 
-    def test_rq_info_counts_our_jobs(self, scenario: Scenario, rq: Callable[..., str]) -> None:
-        scenario.settle()
-        scenario.request(SAME_ID, "backfill")
+    def test_rq_info_counts_our_jobs(self, bare: Lab, rq: Callable[..., str]) -> None:
+        bare.accept()
+        bare.request_fetch(SAME_ID, queue="backfill")
 
         output = rq("info", "--raw", "--only-queues")
 
         assert "queue live 1," in output
         assert "queue backfill 1," in output
 
-    def test_a_plain_rq_worker_works_the_job_off(self, scenario: Scenario, rq: Callable[..., str]) -> None:
+    def test_a_plain_rq_worker_works_the_job_off(self, bare: Lab, rq: Callable[..., str]) -> None:
         """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own."""
-        scenario.now = bootstrap.clock()
-        scenario.settle()
-        job = pushed(scenario)
+        bare.now = bootstrap.clock()
+        bare.accept()
+        job = pushed(bare)
 
         rq("worker", "--burst", "--serializer", "rq.serializers.JSONSerializer", LIVE)
 
-        assert (scenario.waiting(), scenario.redis.exists(job.key)) == (0, 0)
-        assert len(FailedJobRegistry(LIVE, connection=scenario.redis, serializer=JSONSerializer)) == 0
-        assert (scenario.field("generation"), scenario.field("fetched_generation"), scenario.field("attempts")) == (
+        assert (len(bare.queued()), bare.redis.exists(job.key)) == (0, 0)
+        assert len(FailedJobRegistry(LIVE, connection=bare.redis, serializer=JSONSerializer)) == 0
+        assert (bare.field("generation"), bare.field("fetched_generation"), bare.field("attempts")) == (
             "1",
             None,
             "1",
         )
-        due = scenario.redis.zscore(keys.DUE, ONE.member)
+        due = bare.redis.zscore(keys.DUE, ONE.member)
         assert due is not None
         assert due / 1000 > time.time()

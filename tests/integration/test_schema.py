@@ -13,9 +13,8 @@ from app.errors import NotRecorded, OtherSchema
 from app.ledger import keys
 from app.ledger.redis import VERSION
 from app.ledger.work import Delivery
-from tests.integration.desk import Desk, open_desk, order
-from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, event_of
-from tests.integration.webserver import OPS_TOKEN, item, serving, settings_of_one_company
+from tests.lab import ONE, SAME_ID, Lab, event_of, order
+from tests.service import OPS_TOKEN, item, serving, settings_of_one_company
 
 NEWER = str(VERSION + 1)
 
@@ -25,64 +24,62 @@ def everything(redis: Redis) -> dict[bytes, bytes | None]:
     return {name: redis.dump(name) for name in names}
 
 
-@pytest.mark.parametrize("write", [Scenario.settle, Scenario.request, Scenario.dispatch])
-def test_the_first_writer_notes_the_version_also_after_a_flush(
-    shop: Scenario, write: Callable[[Scenario], object]
-) -> None:
+@pytest.mark.parametrize("write", [Lab.accept, Lab.request_fetch, Lab.dispatch])
+def test_the_first_writer_notes_the_version_also_after_a_flush(shop: Lab, write: Callable[[Lab], object]) -> None:
     for _ in range(2):
         write(shop)
         assert shop.redis.get(keys.SCHEMA) == str(VERSION).encode()
         shop.redis.flushall()
 
 
-def test_data_of_an_older_version_is_refused_with_advice(shop: Scenario) -> None:
+def test_data_of_an_older_version_is_refused_with_advice(shop: Lab) -> None:
     shop.redis.set(keys.SCHEMA, VERSION - 1)
 
     with pytest.raises(NotRecorded, match="other_schema"):
-        shop.settle()
+        shop.accept()
     with pytest.raises(OtherSchema, match="use an empty Redis"):
-        shop.start()
+        shop.try_start()
 
     assert shop.redis.keys() == [keys.SCHEMA.encode()]
 
 
-def test_the_check_costs_one_get_per_post(shop: Scenario) -> None:
-    shop.settle()
+def test_the_check_costs_one_get_per_post(shop: Lab) -> None:
+    shop.accept()
     shop.redis.config_resetstat()
 
-    shop.accept_batch(*(event_of(ONE, str(number)) for number in range(20)))
+    shop.accept_events(*(event_of(ONE, str(number)) for number in range(20)))
 
     assert shop.redis.info("commandstats")["cmdstat_get"]["calls"] == 1
 
 
 @pytest.mark.parametrize("version", [NEWER, "99", "not a number"])
-def test_no_event_is_recorded_in_newer_data(shop: Scenario, version: str) -> None:
-    shop.settle()
+def test_no_event_is_recorded_in_newer_data(shop: Lab, version: str) -> None:
+    shop.accept()
     shop.redis.set(keys.SCHEMA, version)
     before = everything(shop.redis)
 
     with pytest.raises(NotRecorded, match="other_schema"):
-        shop.settle(SAME_ID)
+        shop.accept(SAME_ID)
 
     assert everything(shop.redis) == before
 
 
 DELIVERY = Delivery("shop", 1, 1, 0, "request", "digest")
-STEPS: dict[str, Callable[[Scenario], object]] = {
-    "start_fetch": lambda shop: shop.start("w2"),
-    "acquire_delivery": lambda shop: shop.acquire(),
-    "complete_delivery": lambda shop: shop.complete(DELIVERY),
+STEPS: dict[str, Callable[[Lab], object]] = {
+    "start_fetch": lambda shop: shop.try_start(worker="w2"),
+    "acquire_delivery": lambda shop: shop.acquire_delivery(),
+    "complete_delivery": lambda shop: shop.complete_delivery(DELIVERY),
     "dispatch_due": lambda shop: shop.dispatch(),
-    "request_fetch": lambda shop: shop.request(),
+    "request_fetch": lambda shop: shop.request_fetch(),
     "release_worker": lambda shop: shop.ledger.release_worker("unknown", "ended", [ONE]),
     "retry_delivery": lambda shop: shop.ledger.retry_delivery(ONE, "shop"),
 }
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_no_worker_dispatcher_or_command_writes_to_newer_data(shop: Scenario, step: str) -> None:
-    shop.settle()
-    fetch = shop.fetch()
+def test_no_worker_dispatcher_or_command_writes_to_newer_data(shop: Lab, step: str) -> None:
+    shop.accept()
+    fetch = shop.start_fetch()
     shop.later(3600)
     shop.redis.set(keys.SCHEMA, NEWER)
     before = everything(shop.redis)
@@ -90,45 +87,44 @@ def test_no_worker_dispatcher_or_command_writes_to_newer_data(shop: Scenario, st
     with pytest.raises(OtherSchema, match=f"version {NEWER}"):
         STEPS[step](shop)
     with pytest.raises(OtherSchema):
-        shop.store(fetch, 1)
+        shop.store_fetch(fetch, 1)
     with pytest.raises(OtherSchema):
-        shop.fail(fetch, "retry")
+        shop.fail_fetch("retry", fetch=fetch)
 
     assert everything(shop.redis) == before
 
 
 class TestCommands:
     @pytest.fixture
-    def desk(self, redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-        desk = open_desk(redis_client, redis_url, tmp_path)
-        desk.hear(order(1))
-        redis_client.set(keys.SCHEMA, NEWER)
-        return desk
+    def lab(self, lab: Lab) -> Lab:
+        lab.accept(order(1))
+        lab.redis.set(keys.SCHEMA, NEWER)
+        return lab
 
     @pytest.mark.parametrize(
         "arguments",
         [("orders", "list"), ("events", "replay", "--since", "1h", "--yes"), ("dead", "requeue", "--all", "--yes")],
         ids=" ".join,
     )
-    def test_a_command_ends_with_one_line_and_exit_code_4(self, desk: Desk, arguments: tuple[str, ...]) -> None:
-        before = everything(desk.redis)
+    def test_a_command_ends_with_one_line_and_exit_code_4(self, lab: Lab, arguments: tuple[str, ...]) -> None:
+        before = everything(lab.redis)
 
-        ended = desk.run(*arguments)
+        ended = lab.run_command(*arguments)
 
         assert (ended.code, ended.out, len(ended.err.splitlines())) == (4, "", 1)
         assert f"version {NEWER}" in ended.err
-        assert everything(desk.redis) == before
+        assert everything(lab.redis) == before
 
-    def test_check_gives_advice(self, desk: Desk) -> None:
-        ended = desk.run("check", "--json")
+    def test_check_gives_advice(self, lab: Lab) -> None:
+        ended = lab.run_command("check", "--json")
 
         (found,) = [one for one in ended.objects if one["what"] == "schema"]
         assert (ended.code, found["level"]) == (1, "todo")
         assert "another schema version" in found["detail"]
         assert "Upgrade" in found["advice"]
 
-    def test_health_of_a_worker_names_the_version(self, desk: Desk) -> None:
-        ended = desk.run("health", "--role", "worker")
+    def test_health_of_a_worker_names_the_version(self, lab: Lab) -> None:
+        ended = lab.run_command("health", "--role", "worker")
 
         assert ended.code == 1
         assert f"version {NEWER}" in ended.out

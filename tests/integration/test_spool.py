@@ -26,7 +26,8 @@ from app.intake.spool import NAME, Spool, waiting
 from app.ledger.keys import record
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.integration.webserver import HOOK, OPS_TOKEN, SECRET, Kept, Web, item, serving, settings_of_one_company
+from tests.lab import Lab
+from tests.service import HOOK, OPS_TOKEN, SECRET, Web, item, serving, settings_of_one_company
 
 LONGEST = 2.5
 """Seconds within which a POST is answered whatever Redis does."""
@@ -88,11 +89,11 @@ def timed(web: Web, *items: object) -> tuple[int, float]:
 
 def wait_until_drained(redis: Redis, *items: dict[str, Any]) -> None:
     """Return when all orders are in `due` and have a record; each must have been settled once."""
-    kept = Kept(redis)
+    lab = Lab(redis)
 
     def generations() -> list[str]:
-        assert {key(one) for one in items} <= kept.due().keys()
-        return [kept.record(key(one)).get("generation", "") for one in items]
+        assert {key(one) for one in items} <= lab.due().keys()
+        return [lab.record(key(one)).get("generation", "") for one in items]
 
     eventually(lambda: all(generations()), 30, what="the spool is drained")
     assert set(generations()) == {"1"}
@@ -218,9 +219,9 @@ class TestRedisUnavailable:
             assert web.deliver(one)["spooled"] == 1
             own_valkey.resume()
 
-            kept = Kept(redis)
-            eventually(lambda: kept.record(key(one)).get("duplicates") == "1", 10, what="drained as a duplicate")
-            assert (kept.record(key(one))["generation"], len(kept.events())) == ("1", 2)
+            lab = Lab(redis)
+            eventually(lambda: lab.record(key(one)).get("duplicates") == "1", 10, what="drained as a duplicate")
+            assert (lab.record(key(one))["generation"], len(lab.events())) == ("1", 2)
 
     def test_senders_of_the_same_time_are_all_answered_though_one_disconnects(
         self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
@@ -327,7 +328,7 @@ class TestSeveralProcesses:
                 assert web.deliver(one)["queued"] == 1
             wait_until_drained(redis, one)
             eventually(lambda: waiting(spool) == 0, what="the spool is empty")
-            assert len(Kept(redis).events()) == 1
+            assert len(Lab(redis).events()) == 1
         assert acknowledged == step.endswith("drop")
 
 
@@ -415,8 +416,8 @@ def test_an_event_that_redis_refuses_delays_no_other(
     redis_client.set(record(key(bad)), "not a hash")
     with serving(tmp_path, settings(redis_url, spool)) as web:
         assert web.deliver(*((bad, good) if first == "bad" else (good, bad)))["spooled"] == 2
-        assert Kept(redis_client).record(key(good))["generation"] == "1"
-        assert Kept(redis_client).jobs() == [f"f-{good['companyId']}-{good['payload']['orderId']}-1"]
+        assert Lab(redis_client).record(key(good))["generation"] == "1"
+        assert Lab(redis_client).jobs() == [f"f-{good['companyId']}-{good['payload']['orderId']}-1"]
         eventually(lambda: any(line["event"] == "spool.event_refused" for line in web.lines()), what="it is logged")
         assert web.deliver(item())["queued"] == 1
         wait_until_ready(web, "degraded")

@@ -13,7 +13,7 @@ from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.ledger.history import FetchFailed
 from app.ledger.rate_limit import WINDOW
-from tests.integration.workbench import Workbench, workbench
+from tests.lab_upstream import WorkerLab, worker_lab
 
 MANY = 2000
 MOST = 900
@@ -35,8 +35,8 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def bench(redis_url: str, sandbox: Sandbox) -> Iterator[Workbench]:
-    with workbench(redis_url, sandbox, requests_per_window=MOST) as one:
+def lab(redis_url: str, sandbox: Sandbox) -> Iterator[WorkerLab]:
+    with worker_lab(redis_url, sandbox, requests_per_window=MOST) as one:
         yield one
 
 
@@ -45,57 +45,55 @@ def most_in_a_window(calls: list[int]) -> int:
     return max(number + 1 - bisect_left(calls, call - WINDOW + 1000) for number, call in enumerate(calls))
 
 
-def test_after_half_an_hour_of_outage_all_orders_are_fetched_at_the_allowed_rate(bench: Workbench) -> None:
-    bench.issue(MANY)
-    bench.fault(kind="status", status=503)
+def test_after_half_an_hour_of_outage_all_orders_are_fetched_at_the_allowed_rate(lab: WorkerLab) -> None:
+    lab.issue(MANY)
+    lab.fault(kind="status", status=503)
 
-    bench.later(30 * 60)
+    lab.run_for(30 * 60)
 
-    assert (bench.pending(), bench.dead()) == (MANY, 0)
-    probes, runs = len(bench.calls), bench.runs
+    assert (lab.pending(), lab.dead()) == (MANY, 0)
+    probes, runs = len(lab.calls), lab.runs
     # Only probes of the breaker reach upstream; each order runs about once per opening.
     assert probes < 30
     assert runs < 11 * MANY
-    bench.mend()
-    bench.later(20 * 60)
-    assert (bench.pending(), bench.dead()) == (0, 0)
-    assert len(bench.calls) - probes == MANY
-    assert most_in_a_window(bench.calls) <= MOST
-    assert bench.runs - runs < 2 * MANY
+    lab.clear_faults()
+    lab.run_for(20 * 60)
+    assert (lab.pending(), lab.dead()) == (0, 0)
+    assert len(lab.calls) - probes == MANY
+    assert most_in_a_window(lab.calls) <= MOST
+    assert lab.runs - runs < 2 * MANY
 
 
-def test_after_an_expired_key_is_replaced_all_orders_are_fetched(bench: Workbench) -> None:
+def test_after_an_expired_key_is_replaced_all_orders_are_fetched(lab: WorkerLab) -> None:
     """A refused key uses no attempt of any order, however long it lasts."""
-    orders = bench.issue(300)
-    bench.fault(kind="status", status=401)
-    bench.later(3600)
-    assert (bench.pending(), bench.dead()) == (len(orders), 0)
-    assert {bench.field(order, "attempts") for order in orders} == {None}
-    refused = len(bench.calls)
+    orders = lab.issue(300)
+    lab.fault(kind="status", status=401)
+    lab.run_for(3600)
+    assert (lab.pending(), lab.dead()) == (len(orders), 0)
+    assert {lab.field("attempts", order) for order in orders} == {None}
+    refused = len(lab.calls)
     assert refused < 100
 
-    bench.mend()
-    bench.use_key("second-key")
-    bench.later(10 * 60)
+    lab.clear_faults()
+    lab.use_key("second-key")
+    lab.run_for(10 * 60)
 
-    assert (bench.pending(), bench.dead()) == (0, 0)
-    assert len(bench.calls) == refused + len(orders)
+    assert (lab.pending(), lab.dead()) == (0, 0)
+    assert len(lab.calls) == refused + len(orders)
 
 
 @pytest.mark.parametrize(("retry_after", "wait"), [("90", 90), (None, 5)], ids=["Retry-After", "no Retry-After"])
-def test_no_worker_calls_while_the_key_is_throttled(bench: Workbench, retry_after: str | None, wait: int) -> None:
+def test_no_worker_calls_while_the_key_is_throttled(lab: WorkerLab, retry_after: str | None, wait: int) -> None:
     """A 429 defers all orders of the key, uses no attempt, and makes no dead letter."""
-    orders = bench.issue(100)
-    bench.fault(kind="status", status=429, calls=3, retry_after=retry_after)
+    orders = lab.issue(100)
+    lab.fault(kind="status", status=429, calls=3, retry_after=retry_after)
 
-    bench.later(30 * 60)
+    lab.run_for(30 * 60)
 
-    assert (bench.pending(), bench.dead()) == (0, 0)
-    assert len(bench.calls) == len(orders) + 3
-    pauses = [later - sooner for sooner, later in zip(bench.calls, bench.calls[1:], strict=False)]
+    assert (lab.pending(), lab.dead()) == (0, 0)
+    assert len(lab.calls) == len(orders) + 3
+    pauses = [later - sooner for sooner, later in zip(lab.calls, lab.calls[1:], strict=False)]
     assert all(pause >= wait * 1000 for pause in pauses[:3])
     assert not any(
-        isinstance(entry, FetchFailed) and entry.outcome == "retry"
-        for order in orders
-        for entry in bench.history(order)
+        isinstance(entry, FetchFailed) and entry.outcome == "retry" for order in orders for entry in lab.history(order)
     )

@@ -17,20 +17,20 @@ from redis import Redis
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
 from tests.eventually import eventually
-from tests.integration.webserver import (
+from tests.integration.wire import post, read_all
+from tests.lab import Lab
+from tests.service import (
     API_KEY,
     COMPANY,
     FORMER_SECRET,
     HOOK,
     OPS_TOKEN,
     SECRET,
-    Kept,
     Web,
     item,
     serving,
     settings_of_one_company,
 )
-from tests.integration.wire import post, read_all
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STRANGER = "cccccccc-0000-4000-8000-000000000000"
@@ -114,7 +114,7 @@ class TestGoodEvents:
     """An accepted event is recorded, and a fetch of its order is pending."""
 
     @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
-    def test_every_documented_shape_is_accepted(self, web: Web, kept: Kept, shape: str, orders: int) -> None:
+    def test_every_documented_shape_is_accepted(self, web: Web, lab: Lab, shape: str, orders: int) -> None:
         text = (FIXTURES / f"webhook-{shape}.json").read_text()
         answer = web.post(text.replace("secret_value_from_subscription_creation_mirrored", SECRET).encode())
 
@@ -123,31 +123,31 @@ class TestGoodEvents:
         assert (receipt.pop("request_id"), receipt.pop("invalid_items")) == (answer.headers["x-request-id"], {})
         zeros = dict.fromkeys(("erased", "coalesced", "duplicates", "spooled", "ignored"), 0)
         assert receipt == zeros | {"events": orders, "queued": orders}
-        assert (len(kept.events()), len(kept.due()), len(kept.jobs())) == (orders,) * 3
+        assert (len(lab.events()), len(lab.due()), len(lab.jobs())) == (orders,) * 3
 
-    def test_after_200_there_is_a_record_a_due_time_and_a_job(self, web: Web, kept: Kept) -> None:
+    def test_after_200_there_is_a_record_a_due_time_and_a_job(self, web: Web, lab: Lab) -> None:
         one = item(status="Draft")
         receipt = web.deliver(one)
 
-        assert kept.record(key(one))["generation"] == "1"
-        assert kept.due().keys() == {key(one)}
-        (stored,) = kept.events()
+        assert lab.record(key(one))["generation"] == "1"
+        assert lab.due().keys() == {key(one)}
+        (stored,) = lab.events()
         assert (stored["company"], stored["order"]) == key(one)
         assert (stored["status"], stored["secret"], stored["request"]) == ("Draft", "current", receipt["request_id"])
-        (job,) = kept.jobs()
-        assert key(one).order_id in kept.job(job)["data"]
+        (job,) = lab.jobs()
+        assert key(one).order_id in lab.job(job)["data"]
 
-    def test_an_empty_list_is_accepted(self, web: Web, kept: Kept) -> None:
+    def test_an_empty_list_is_accepted(self, web: Web, lab: Lab) -> None:
         assert web.deliver()["events"] == 0
-        assert kept.is_empty()
+        assert lab.dump() == {}
 
-    def test_the_receipt_counts_duplicates_and_events_that_share_a_fetch(self, web: Web, kept: Kept) -> None:
+    def test_the_receipt_counts_duplicates_and_events_that_share_a_fetch(self, web: Web, lab: Lab) -> None:
         one = item()
         later, other = one | {"timestamp": "2026-05-15T09:30:05.0000001Z"}, item(key(one).order_id, status="Error")
         receipt = web.deliver(one, one | {"timestamp": "2026-05-15T09:30:05.0000000Z"}, later, other)
 
         assert (receipt["queued"], receipt["coalesced"], receipt["duplicates"]) == (1, 2, 1)
-        assert (len(kept.events()), len(kept.jobs())) == (3, 1)
+        assert (len(lab.events()), len(lab.jobs())) == (3, 1)
 
     def test_half_a_surrogate_pair_fails_no_batch(self, web: Web) -> None:
         """Business Central cuts a text in the middle of an emoji."""
@@ -160,18 +160,18 @@ class TestGoodEvents:
 class TestBadItems:
     """One bad item never fails its batch; tests/unit/test_auth.py and test_events.py have every kind of them."""
 
-    def test_invalid_items_are_counted_by_reason_and_the_others_are_recorded(self, web: Web, kept: Kept) -> None:
+    def test_invalid_items_are_counted_by_reason_and_the_others_are_recorded(self, web: Web, lab: Lab) -> None:
         wrong_secret, other_company = item(clientState=WRONG), item(companyId=STRANGER)
         receipt = web.deliver(5, item(), [[]], item("../../etc"), item(payload=[1]), wrong_secret, other_company)
 
         assert (receipt["events"], receipt["queued"]) == (7, 1)
         assert receipt["invalid_items"] == {"bad_item": 2, "bad_order_id": 2, "unauthenticated": 2}
-        assert len(kept.events()) == 1
+        assert len(lab.events()) == 1
 
-    def test_events_of_other_names_are_ignored(self, web: Web, kept: Kept) -> None:
+    def test_events_of_other_names_are_ignored(self, web: Web, lab: Lab) -> None:
         """They may come from another subscription to the same URL, which a 4xx could switch off."""
         assert web.deliver(item(eventName="pos_sale_completed"), item(eventName=None))["ignored"] == 2
-        assert kept.is_empty()
+        assert lab.dump() == {}
         assert web.deliver(item(eventName="pos_sale_completed"), item() | {"new": [{}]})["queued"] == 1
 
 
@@ -179,11 +179,11 @@ class TestAuthentication:
     """Nothing without a clientState of its own company is recorded, and the answer does not show what was wrong."""
 
     @pytest.mark.parametrize("client_state", [WRONG, None, [SECRET], "x" * 900_000, SECRET + " "], ids=repr_of)
-    def test_any_other_client_state_is_401(self, web: Web, kept: Kept, client_state: object) -> None:
+    def test_any_other_client_state_is_401(self, web: Web, lab: Lab, client_state: object) -> None:
         answer = web.post({"values": [item(clientState=client_state)]})
 
         assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
-        assert kept.is_empty()
+        assert lab.dump() == {}
 
     def test_an_unknown_company_and_a_wrong_secret_get_the_same_answer(self, web: Web) -> None:
         wrong = web.post({"values": [item(clientState=WRONG)]})
@@ -198,7 +198,7 @@ class TestAuthentication:
         assert shown(wrong) == shown(unknown)
         assert shown(wrong)[0] == 401
 
-    def test_no_secret_and_no_name_reaches_redis_or_the_log(self, web: Web, kept: Kept) -> None:
+    def test_no_secret_and_no_name_reaches_redis_or_the_log(self, web: Web, lab: Lab) -> None:
         answer = web.post(
             {
                 "values": [
@@ -213,7 +213,7 @@ class TestAuthentication:
 
         assert answer.status_code == 200
         assert "canary" not in json.dumps(web.lines_of(answer))
-        assert b"canary" not in kept.everything()
+        assert b"canary" not in lab.everything()
 
 
 class TestHandshake:
@@ -237,12 +237,12 @@ class TestHandshake:
         assert web.line_of(answer)["reason"] == "bad_validation_token"
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
-    def test_a_body_is_read_as_events_whatever_the_query(self, web: Web, kept: Kept) -> None:
+    def test_a_body_is_read_as_events_whatever_the_query(self, web: Web, lab: Lab) -> None:
         bodies = [{"values": [item()]}, {"values": [item(clientState=WRONG)]}, b"not json"]
         answers = [web.post(body, params={"validationToken": "canary-token"}) for body in bodies]
 
         assert [answer.status_code for answer in answers] == [200, 401, 400]
-        assert len(kept.events()) == 1
+        assert len(lab.events()) == 1
         assert not any("canary" in json.dumps(web.lines_of(answer)) for answer in answers)
 
 
@@ -492,7 +492,7 @@ class TestRedisUnavailable:
             receipt = eventually(lambda: web.post({"values": [one]}).json().get("events"), what="accepted again")
             assert receipt == 1
             with Redis.from_url(own_valkey.url) as redis:
-                assert key(one) in Kept(redis).due()
+                assert key(one) in Lab(redis).due()
             assert eventually(lambda: web.http.get("/readyz").text == "ready\n", what="ready again")
             text = json.dumps(web.lines())
             assert "canary" not in text

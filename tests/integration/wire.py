@@ -8,7 +8,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from tests.integration.webserver import HOOK, Web, item
+from tests.service import HOOK, Web, item
 
 
 def post(body: bytes, *headers: str, path: str = HOOK) -> bytes:

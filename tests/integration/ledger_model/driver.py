@@ -12,7 +12,7 @@ from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.ledger.work import Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
-from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, START, Scenario, content_of, event_of
+from tests.lab import LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
 WORKERS: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
 """The queues of each worker; the last one stands for the workers of both queues."""
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 class State:
     """What all parts of one interleaving share; `touched` are the orders that the latest step was about."""
 
-    scenario: Scenario
+    lab: Lab
     orders: dict[OrderKey, OrderModel]
     step: int = 0
     touched: frozenset[OrderKey] = frozenset()
@@ -46,11 +46,11 @@ class State:
 
     @property
     def now(self) -> int:
-        return self.scenario.now
+        return self.lab.now
 
     def redis(self, *command: Any) -> Any:
         """Return the raw answer to a command that is not a step of the ledger."""
-        client: Any = self.scenario.redis
+        client: Any = self.lab.redis
         return client.execute_command(*command)
 
     def touch(self, *orders: OrderKey) -> None:
@@ -118,7 +118,7 @@ class Worker:
             return
         order, retry_at = self._end_fetch(running.order), self.state.now + _RETRY
         result = self._call(
-            lambda: self.state.scenario.ledger.fail_fetch(
+            lambda: self.state.lab.ledger.fail_fetch(
                 order, self.name, running.fetch, outcome=outcome, reason=outcome, wait_ms=_RETRY
             )
         )
@@ -149,7 +149,7 @@ class Worker:
     def _start(self, order: OrderKey) -> None:
         self.state.touch(order)
         self.job = None
-        outcome, fetch = self.state.scenario.ledger.start_fetch(order, self.name)
+        outcome, fetch = self.state.lab.ledger.start_fetch(order, self.name)
         if fetch is not None:
             self.fetch = RunningFetch(order, fetch, self.state.step, self.state.now + LEASE)
             self.state.orders[order].start_fetch(self.fetch, self.state.now)
@@ -167,7 +167,7 @@ class Worker:
         content, now = content_of(running.version), self.state.now
         outcome = self._call(
             lambda: (
-                self.state.scenario.ledger.store_fetch(
+                self.state.lab.ledger.store_fetch(
                     order, self.name, running.fetch, content, recheck_ms=recheck_ms, give_up=give_up
                 ).what
             )
@@ -182,14 +182,14 @@ class Worker:
         """However a fetch ends, revisions stored before it are still delivered."""
         self.state.touch(order)
         self.fetch = None
-        if self.state.scenario.sinks:
+        if self.state.lab.sinks:
             self.delivering = order
         return order
 
     def _acquire(self, order: OrderKey) -> None:
         self.state.touch(order)
         model, now = self.state.orders[order], self.state.now
-        delivery = self.state.scenario.ledger.acquire_delivery(order, self.name)
+        delivery = self.state.lab.ledger.acquire_delivery(order, self.name)
         if delivery is None:
             self.delivering = None
             return
@@ -205,7 +205,7 @@ class Worker:
         self.delivery, self.delivering = None, order if outcome == "succeeded" else None
         self.state.orders[order].complete(running, outcome)
         self._call(
-            lambda: self.state.scenario.ledger.complete_delivery(
+            lambda: self.state.lab.ledger.complete_delivery(
                 order, self.name, running.delivery, outcome=outcome, reason="refused", wait_ms=_RETRY
             )
         )
@@ -222,11 +222,11 @@ class Worker:
 class Driver:
     """One interleaving on an empty server. `check` is called after each step with the orders it was about."""
 
-    def __init__(self, scenario: Scenario, check: Callable[[frozenset[OrderKey]], None]) -> None:
-        scenario.redis.flushdb()
-        scenario.now = START
-        self._scenario, self._ledger, self._check = scenario, scenario.ledger, check
-        self._state = State(scenario, {order: OrderModel(order) for order in ORDERS})
+    def __init__(self, lab: Lab, check: Callable[[frozenset[OrderKey]], None]) -> None:
+        lab.redis.flushdb()
+        lab.now = START
+        self._lab, self._ledger, self._check = lab, lab.ledger, check
+        self._state = State(lab, {order: OrderModel(order) for order in ORDERS})
         self._workers = [Worker(self._state, f"w{number}", queues) for number, queues in enumerate(WORKERS)]
         self._killed: list[Worker] = []
         self._unsent: list[OrderKey] = []
@@ -278,19 +278,19 @@ class Driver:
         timestamp = self.orders[order].last_timestamp
         if timestamp:
             self._state.touch(order)
-            recorded = self._scenario.accept_batch(event_of(order, timestamp))
+            recorded = self._lab.accept_events(event_of(order, timestamp))
             assert recorded.duplicates == 1, "a repeated event was not dropped"
 
     def request(self, order: OrderKey, queue: str) -> None:
         """Somebody requests a fetch: replay, refetch, requeue."""
         self._state.touch(order)
-        self._scenario.request(order, cast("Literal['live', 'backfill']", queue))
+        self._lab.request_fetch(order, queue=cast("Literal['live', 'backfill']", queue))
         self.orders[order].settled_at.append(self._state.step)
 
     def retry_delivery(self, order: OrderKey) -> None:
         """Somebody gives a dead delivery new attempts."""
         self._state.touch(order)
-        self._ledger.retry_delivery(order, self._scenario.sinks[0])
+        self._ledger.retry_delivery(order, self._lab.sinks[0])
 
     # What happens to workers, and what the pool does about it.
 
@@ -323,14 +323,14 @@ class Driver:
         self._ledger.release_worker("unknown", "ended", [order])
 
     def pass_time(self, seconds: int) -> None:
-        self._scenario.later(seconds)
+        self._lab.later(seconds)
 
     def set_clock(self, seconds: int) -> None:
         """The clock of Redis is set forward or back.
 
         What was running or waiting may now be repeated: by this clock its time is over, or never came.
         """
-        self._scenario.later(seconds)
+        self._lab.later(seconds)
         for model in self.orders.values():
             if model.latest is not None:
                 model.latest.retry_from(0)
@@ -340,7 +340,7 @@ class Driver:
     def _step(self, name: str, *arguments: Any) -> None:
         """Run one step, a millisecond after the last."""
         self._state.step += 1
-        self._scenario.now += 1
+        self._lab.now += 1
         self._state.touch()
         if hasattr(Worker, name):
             number, *rest = arguments
@@ -358,7 +358,7 @@ class Driver:
             timestamp = f"{self._state.step}.{number}" if self._state.step % 2 else ""
             self.orders[order].last_timestamp = timestamp or self.orders[order].last_timestamp
             events.append(event_of(order, timestamp))
-        recorded = self._scenario.accept_batch(*events)
+        recorded = self._lab.accept_events(*events)
         assert recorded.queued + recorded.coalesced == len(orders), "a new event was dropped"
         for order in orders:
             self.orders[order].settled_at.append(self._state.step)
@@ -372,7 +372,7 @@ class Driver:
             soonest = self._state.redis("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
             if not soonest:
                 return
-            self._scenario.now = max(self._state.now, int(float(soonest[1])))
+            self._lab.now = max(self._state.now, int(float(soonest[1])))
             self._step("dispatch")
         raise Lost(f"some order is still due after {_ROUNDS} rounds")
 

@@ -1,0 +1,218 @@
+"""Labs with an upstream: the workers' own processor, and reconcile, over a real Redis and a real Channel Manager.
+
+What the pool and RQ do between two jobs is done here in a few lines, so that hours pass in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, cast
+
+from redis import Redis
+
+from app.dev.sandbox.process import Sandbox
+from app.ids import OrderKey
+from app.ledger.ledger import Ledger
+from app.ledger.orders import Backlog, LocalCopies
+from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.redis import for_worker
+from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.reconcile.compare import Comparison
+from app.reconcile.run import Listing, Reconcile, Report, Share
+from app.reconcile.state import Checkpoint
+from app.upstream.client import ChannelManager
+from app.upstream.models import Order
+from app.upstream.transport import DeadlineTransport
+from tests.lab import API_KEY, LEASE, START, WORKER, Lab, company, content_of_answer
+from workers.delivery import Deliverer
+from workers.processor import Connection, Processor
+from workers.sinks import Context, Sink
+
+MINUTE: Final = 60_000
+_API_VERSION: Final = "2026-08-21"
+
+
+class WorkerLab(Lab):
+    """One worker, one dispatcher and one company of the sandbox, under a clock of the test."""
+
+    def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
+        super().__init__(for_worker(url), sinks=tuple(sinks), now=START)
+        self.sandbox = sandbox
+        self.company_id = sandbox.company_id()
+        self.calls: list[int] = []
+        self.runs = 0
+        self._sinks, self._most = sinks, requests_per_window
+        self._http = DeadlineTransport(5)
+        self.use_key("first-key")
+
+    def use_key(self, api_key: str, wrap: Callable[[str, object], object] = lambda name, part: part) -> None:
+        """Start a worker with this key; `wrap` may put something around its ledger, client and limiter."""
+        settings = company("venue", self.company_id, "Sandbox", "sandbox", api_key=api_key)
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
+        client = _Counted(ChannelManager(self._http, settings, _API_VERSION, self.sandbox.url), self)
+        limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
+        ledger = cast("Ledger", wrap("ledger", self.ledger))
+        connection = Connection(
+            "venue", cast("ChannelManager", wrap("client", client)), cast("RateLimiter", wrap("limiter", limiter))
+        )
+        self.processor = Processor(
+            ledger=ledger,
+            connections={self.company_id: connection},
+            deliverer=Deliverer(ledger=ledger, sinks=self._sinks),
+        )
+
+    def issue(self, count: int = 1) -> list[OrderKey]:
+        """Make issued orders at the Channel Manager, and accept their events."""
+        made = self.sandbox.admin("POST", "orders", {"count": count, "events": 0})["orders"]
+        orders = [OrderKey(self.company_id, row["order_id"]) for row in made]
+        self.accept(*orders)
+        return orders
+
+    def fault(self, **fault: Any) -> None:
+        """Put a rule into force at the Channel Manager instead of all others."""
+        self.sandbox.admin("PUT", "faults", {"operation": "getOrder", **fault})
+
+    def clear_faults(self) -> None:
+        self.sandbox.admin("DELETE", "faults")
+
+    def work(self) -> None:
+        """Do every job that waits."""
+        while jobs := cast("list[bytes] | None", self.redis.lpop(queue_key(LIVE), 500)):
+            for job in jobs:
+                self.runs += 1
+                self.processor.process(OrderKey(job[2:38].decode(), job[39:75].decode()), WORKER)
+
+    def run_for(self, seconds: float) -> None:
+        """Let time pass; whenever something is due, dispatch and work."""
+        until = self.now + round(seconds * 1000)
+        self.work()
+        while (soonest := self._soonest()) is not None and soonest <= until:
+            # A pool dispatches each second.
+            self.now = max(self.now, -(-soonest // 1000) * 1000)
+            self.dispatch()
+            self.work()
+        self.now = max(self.now, until)
+
+    def _soonest(self) -> int | None:
+        found = self._read.zrange("ota:due", 0, 0, withscores=True)
+        return int(found[0][1]) if found else None
+
+    def close(self) -> None:
+        self._http.close()
+        self.redis.close()
+
+
+class _Counted:
+    """The client, which notes when it was called."""
+
+    def __init__(self, client: ChannelManager, lab: WorkerLab) -> None:
+        self._client, self._lab = client, lab
+
+    def get_order(self, order_id: str) -> Any:
+        self._lab.calls.append(self._lab.now)
+        return self._client.get_order(order_id)
+
+
+class Shop:
+    """A sink that accepts everything, or does first what `trouble` does for an order."""
+
+    def __init__(self, trouble: Callable[[str], None] = lambda order_id: None) -> None:
+        self.received: list[str] = []
+        self.called: list[str] = []
+        self.trouble = trouble
+
+    def deliver(self, order: Order, context: Context) -> None:
+        self.called.append(order.order_id)
+        self.trouble(order.order_id)
+        self.received.append(order.order_id)
+
+
+@contextlib.contextmanager
+def worker_lab(
+    url: str, sandbox: Sandbox, sinks: Mapping[str, Sink] | None = None, requests_per_window: int = 6000
+) -> Iterator[WorkerLab]:
+    """Open a lab on an empty Redis and a Channel Manager without faults."""
+    with Redis.from_url(url) as redis:
+        redis.flushall()
+    sandbox.admin("DELETE", "faults")
+    lab = WorkerLab(url, sandbox, sinks or {}, requests_per_window)
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+class ReconcileLab(Lab):
+    """One company `tenant`/Production/Museum of the Channel Manager at `url`. Its time is the real one until set."""
+
+    def __init__(self, redis: Redis, http: DeadlineTransport, url: str, tenant: str, company_id: str) -> None:
+        super().__init__(redis, sinks=())
+        self.company_id = company_id
+        self.per_minute: float = 1200
+        self.page_size = 1000
+        self._settings = company("venue", company_id, "Museum", tenant, "Production")
+        self.client = ChannelManager(http, self._settings, _API_VERSION, url)
+        self.now = self.now  # only the test moves it
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.redis, self.company_id)
+
+    @property
+    def limiter(self) -> RateLimiter:
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=LEASE)
+        return RateLimiter(self.redis, API_KEY, self._settings.path, limits, clock=self.clock)
+
+    def key(self, order_id: str) -> OrderKey:
+        return OrderKey(self.company_id, order_id)
+
+    def reconcile(self, ledger: Ledger | None = None) -> Reconcile:
+        """Return a run as the worker builds it, with the clock of the test."""
+        return Reconcile(
+            slug=self._settings.slug,
+            listing=Listing(self.client, self.limiter, self.clock, self.later, self.page_size),
+            comparison=Comparison(LocalCopies(self.redis), self.company_id, 400),
+            checkpoint=self.checkpoint,
+            backlog=Backlog(self.redis),
+            ledger=ledger or self.ledger,
+            share=Share(self.per_minute, frozenset({self.company_id})),
+            queue="backfill",
+            clock=self.clock,
+        )
+
+    def run(self) -> Report:
+        return self.reconcile().run()
+
+    def fetch_backfill(self) -> None:
+        """Fetch all orders in backfill, as workers do."""
+        for key in map(self.key, self.queued(BACKFILL)):
+            _, fetch = self.ledger.start_fetch(key, WORKER)
+            if fetch is not None:
+                found = self.client.get_order(key.order_id)
+                recheck_ms = None if found.order.settled else 2 * MINUTE
+                self.ledger.store_fetch(key, WORKER, fetch, content_of_answer(found.raw), recheck_ms=recheck_ms)
+        self.clear_queues()
+
+
+@contextlib.contextmanager
+def reconcile_lab(redis: Redis, url: str, tenant: str, company_id: str) -> Iterator[ReconcileLab]:
+    with DeadlineTransport(5) as http:
+        yield ReconcileLab(redis, http, url, tenant, company_id)
+
+
+def forked(call: Callable[[], object]) -> int:
+    """Run `call` in a forked process; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            call()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a process; return its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
