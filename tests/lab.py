@@ -178,6 +178,13 @@ class Lab:
         """Fetch the order, which must need it, with this answer of upstream."""
         return self.store_fetch(self.start_fetch(order, worker), answer, order=order, worker=worker, **changed)  # type: ignore[arg-type]  # fields of the answer
 
+    def accept_and_fetch(
+        self, order: OrderKey = ONE, answer: int | str = "order-issued", **changed: Any
+    ) -> StoreOutcome:
+        """Accept an event of the order, and fetch the order with this answer of upstream."""
+        self.accept(order)
+        return self.fetch_and_store(order, answer, **changed)
+
     def fail_fetch(
         self,
         outcome: Failure,

@@ -22,7 +22,7 @@ from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.reconcile.compare import Comparison
 from app.reconcile.run import Listing, Reconcile, Report, Share
 from app.reconcile.state import Checkpoint
-from app.upstream.client import ChannelManager
+from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import Order
 from app.upstream.transport import DeadlineTransport
 from tests.lab import API_KEY, LEASE, START, WORKER, Lab, company, content_of_answer
@@ -47,20 +47,23 @@ class WorkerLab(Lab):
         self._http = DeadlineTransport(5)
         self.use_key("first-key")
 
-    def use_key(self, api_key: str, wrap: Callable[[str, object], object] = lambda name, part: part) -> None:
-        """Start a worker with this key; `wrap` may put something around its ledger, client and limiter."""
+    def use_key(self, api_key: str) -> None:
+        """Start a worker with this key."""
         settings = company("venue", self.company_id, "Sandbox", "sandbox", api_key=api_key)
         limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
-        client = _Counted(ChannelManager(self._http, settings, _API_VERSION, self.sandbox.url), self)
-        limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
-        ledger = cast("Ledger", wrap("ledger", self.ledger))
-        connection = Connection(
-            "venue", cast("ChannelManager", wrap("client", client)), cast("RateLimiter", wrap("limiter", limiter))
-        )
+        client = ChannelManager(self._http, settings, _API_VERSION, self.sandbox.url)
+        get_order = client.get_order
+
+        def noted(order_id: str) -> Fetched:
+            self.calls.append(self.now)
+            return get_order(order_id)
+
+        client.get_order = noted  # type: ignore[method-assign]
+        self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
         self.processor = Processor(
-            ledger=ledger,
-            connections={self.company_id: connection},
-            deliverer=Deliverer(ledger=ledger, sinks=self._sinks),
+            ledger=self.ledger,
+            connections={self.company_id: Connection("venue", client, self.limiter)},
+            deliverer=Deliverer(ledger=self.ledger, sinks=self._sinks),
         )
 
     def issue(self, count: int = 1) -> list[OrderKey]:
@@ -102,17 +105,6 @@ class WorkerLab(Lab):
     def close(self) -> None:
         self._http.close()
         self.redis.close()
-
-
-class _Counted:
-    """The client, which notes when it was called."""
-
-    def __init__(self, client: ChannelManager, lab: WorkerLab) -> None:
-        self._client, self._lab = client, lab
-
-    def get_order(self, order_id: str) -> Any:
-        self._lab.calls.append(self._lab.now)
-        return self._client.get_order(order_id)
 
 
 class Shop:

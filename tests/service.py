@@ -30,6 +30,7 @@ from app.dev.sandbox.submission import order_body
 from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
 from app.dev.valkey import Appendfsync, Valkey
 from app.dev.valkey import start as start_server
+from app.ids import OrderKey
 from tests.eventually import eventually
 
 ROOT: Final = Path(__file__).parents[1]
@@ -58,6 +59,12 @@ def ask(
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _parsed(error.read())
+
+
+def accepts(port: int) -> bool:
+    """Return whether the port accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Service:
@@ -133,8 +140,7 @@ class Service:
 
     def web_listens(self) -> bool:
         """Return whether the port of web accepts connections."""
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(self.variables["PORT"]))) == 0
+        return accepts(int(self.variables["PORT"]))
 
     def cli(self, *arguments: str) -> tuple[int, list[Any]]:
         """Return exit code and JSON lines of `ota-receiver ... --json`."""
@@ -185,16 +191,13 @@ class Service:
 
     def event(self, order_id: str, status: str = "Issued", **changes: Any) -> dict[str, Any]:
         """Return an event of an envelope."""
-        return {
-            "appId": "992c2309-cca4-43cb-9e41-911f482ec088",
+        ours = {
             "clientState": self.variables.get("CLIENT_STATE", ""),
             "companyId": self.company_id,
             "companyName": stack.COMPANY,
-            "eventName": "ota_cm_order_processed",
-            "eventVersion": "1.0",
-            "payload": {"orderId": order_id, "buyFromOrderReference": "CM-1", "status": status},
             "timestamp": f"2026-05-15T09:30:05.{time.time_ns() % 10**7:07}Z",
-        } | changes
+        }
+        return item(order_id, status=status) | ours | changes
 
     def post(self, *events: dict[str, Any]) -> tuple[int, Any]:
         """POST the events to the webhook; return status and body."""
@@ -256,6 +259,10 @@ class Web:
         assert answer.status_code == 200, answer.text
         receipt: dict[str, Any] = answer.json()
         return receipt
+
+    def listens(self) -> bool:
+        """Return whether the port accepts connections."""
+        return accepts(self.port)
 
     def connect(self) -> socket.socket:
         """Return a bare connection, for what no proper client would send."""
@@ -337,6 +344,11 @@ def item(order_id: object = None, **changes: Any) -> dict[str, Any]:
         "timestamp": "2026-05-15T09:30:05Z",
     }
     return whole | changes
+
+
+def key_of(one: dict[str, Any]) -> OrderKey:
+    """Return the order of an item."""
+    return OrderKey(one["companyId"], one["payload"]["orderId"])
 
 
 def _parsed(raw: bytes) -> Any:

@@ -10,6 +10,7 @@ from redis import Redis
 
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
+from tests.integration.fake_upstream import Upstream, running
 from tests.lab import API_KEY, COMPANIES, START, Lab
 
 
@@ -33,17 +34,24 @@ def shop(redis_client: Redis) -> Lab:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    """A Channel Manager that has the two companies of a lab; orders settle at once."""
+    """A Channel Manager that has every company that is asked for; orders settle at once."""
     with process.start(seed=5, options=("--settle-after", "0")) as one:
-        for slug, company_id in COMPANIES.items():
-            found = {"id": company_id, "name": slug.title(), "tenant": "tenant", "environment": "Sandbox"}
-            one.admin("POST", "companies", found | {"api_keys": [API_KEY]})
         yield one
 
 
 @pytest.fixture
 def connected(lab: Lab, sandbox: Sandbox) -> Lab:
-    """A lab whose commands reach the sandbox, which has no faults."""
+    """A lab whose commands reach the sandbox, which has no faults and only the two companies of the lab."""
     sandbox.admin("DELETE", "faults")
+    for slug, company_id in COMPANIES.items():
+        found = {"id": company_id, "name": slug.title(), "tenant": "tenant", "environment": "Sandbox"}
+        sandbox.admin("POST", "companies", found | {"api_keys": [API_KEY]})
     lab.base_url = sandbox.url
     return lab
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """A Channel Manager whose every answer the test writes."""
+    with running() as one:
+        yield one

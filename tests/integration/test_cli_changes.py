@@ -7,54 +7,45 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from app.dev.sandbox.process import Sandbox, start
+from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.submission import order_body
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
 from app.ledger.history import FetchRequested
 from app.ledger.keys import AUDIT
-from app.ledger.orders import Archive
 from tests.eventually import eventually
 from tests.lab import API_KEY, PARTNER, VENUE, Lab
 
 REFERENCE = "canary-pay-4711"
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with start(seed=5, options=("--settle-after", "0")) as running:
-        company = {"id": VENUE, "name": "Venue", "tenant": "tenant", "environment": "Sandbox", "api_keys": [API_KEY]}
-        running.admin("POST", "companies", company)
-        yield running
-
-
-@pytest.fixture
-def lab(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Lab:
-    sandbox.admin("DELETE", "faults")
-    return Lab(redis_client, redis_url, tmp_path, sandbox.url)
-
-
 def base(sandbox: Sandbox) -> str:
     return f"{sandbox.base_url('tenant', 'Sandbox', 'Venue')}/channelManager"
 
 
+@pytest.fixture
+def lab(connected: Lab) -> Lab:
+    return connected
+
+
 def draft(sandbox: Sandbox, lab: Lab, reference: str) -> OrderKey:
     """Create an unpaid order, and fetch it as a Draft."""
-    answer = sandbox.client.post(
-        f"{base(sandbox)}?sync=1", json=order_body(PARTNER, reference), headers={"x-np-api-key": API_KEY}
-    )
-    answer.raise_for_status()
-    assert answer.json()["status"] == "Draft"
-    order = OrderKey(VENUE, answer.json()["orderId"])
+    body, headers = order_body(PARTNER, reference), {"x-np-api-key": API_KEY}
+    answer = sandbox.client.post(f"{base(sandbox)}?sync=1", json=body, headers=headers).raise_for_status().json()
+    assert answer["status"] == "Draft"
+    order = OrderKey(VENUE, answer["orderId"])
     lab.accept(order, status="Draft")
     lab.fetch_and_store(order, "order-draft")
     lab.clear_queues()
     return order
+
+
+def confirm(order: OrderKey) -> tuple[str, ...]:
+    return "orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes"
 
 
 def status(sandbox: Sandbox, order: OrderKey) -> str:
@@ -63,21 +54,20 @@ def status(sandbox: Sandbox, order: OrderKey) -> str:
 
 
 def reasons(lab: Lab, order: OrderKey) -> list[str]:
-    return [entry.reason for entry in Archive(lab.redis).history(order) if isinstance(entry, FetchRequested)]
+    return [entry.reason for entry in lab.history(order) if isinstance(entry, FetchRequested)]
 
 
 def test_a_draft_is_confirmed_and_its_fetch_is_in_the_live_queue(lab: Lab, sandbox: Sandbox) -> None:
     order = draft(sandbox, lab, "CONFIRM-1")
 
-    ended = lab.run_command("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes", "--json")
+    ended = lab.run_command(*confirm(order), "--json")
 
     changed = {"company": "venue", "order_id": order.order_id, "status": "Issued", "queued": True}
     assert (ended.code, ended.objects) == (0, [changed])
     assert REFERENCE not in ended.out + ended.err
     assert status(sandbox, order) == "Issued"
     assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm"])
-    again = lab.run_command("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
-    assert again.code == 0
+    assert lab.run_command(*confirm(order)).code == 0
 
 
 def test_a_cancelled_draft_is_deleted_upstream_and_its_fetch_is_queued(lab: Lab, sandbox: Sandbox) -> None:
@@ -103,12 +93,11 @@ def test_without_a_terminal_or_yes_nothing_is_changed(lab: Lab, sandbox: Sandbox
 def test_a_refused_change_is_reported_and_the_order_is_fetched_again(lab: Lab, sandbox: Sandbox) -> None:
     """The copy here may be old: the order was cancelled upstream meanwhile."""
     order = draft(sandbox, lab, "REFUSED-1")
-    confirm = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
     sandbox.admin("POST", "faults", {"kind": "status", "status": 400, "code": "generic_error", "calls": 1})
 
-    refused = lab.run_command(*confirm)
+    refused = lab.run_command(*confirm(order))
     sandbox.client.delete(f"{base(sandbox)}/{order.order_id}", headers={"x-np-api-key": API_KEY})
-    absent = lab.run_command(*confirm)
+    absent = lab.run_command(*confirm(order))
 
     assert (refused.code, "only a Draft order can be confirmed" in refused.err) == (1, True)
     assert (absent.code, "HTTP 404" in absent.err) == (1, True)
@@ -130,44 +119,37 @@ def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(la
     order = draft(sandbox, lab, "CUT-1")
     sandbox.admin("POST", "faults", {"kind": "cut", "operation": "confirmOrder"})
 
-    ended = lab.run_command("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
+    ended = lab.run_command(*confirm(order))
 
     assert (ended.code, "may have been done upstream" in ended.err) == (3, True)
     assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm-unsure"])
 
 
-def test_a_redis_without_writes_stops_the_command_before_the_change_upstream(
-    sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
-) -> None:
-    """Neither the audit entry nor the fetch could be written."""
-    sandbox.admin("DELETE", "faults")
+@pytest.fixture
+def own_redis(lab: Lab, own_valkey: Valkey) -> Iterator[Lab]:
+    """A connected lab whose Redis a test may stop from taking writes, as a full one or a replica."""
     with Redis.from_url(own_valkey.url) as redis:
-        lab = Lab(redis, own_valkey.url, tmp_path, sandbox.url)
-        order = draft(sandbox, lab, "REDIS-0")
-        # From here on it refuses to write: as full, or as a replica after a failover.
-        redis.config_set("min-replicas-to-write", 1)
-
-        ended = lab.run_command("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
-
-    assert (ended.code, status(sandbox, order)) == (3, "Draft")
-    assert "upstream" not in ended.err
+        yield Lab(redis, own_valkey.url, lab.folder, lab.base_url)
 
 
-def test_when_redis_fails_during_the_call_the_message_says_what_was_done(
-    sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
-) -> None:
+def test_a_redis_without_writes_stops_the_command_before_the_change_upstream(own_redis: Lab, sandbox: Sandbox) -> None:
+    """Neither the audit entry nor the fetch could be written."""
+    order = draft(sandbox, own_redis, "REDIS-0")
+    own_redis.redis.config_set("min-replicas-to-write", 1)
+
+    ended = own_redis.run_command(*confirm(order))
+
+    assert (ended.code, status(sandbox, order), "upstream" in ended.err) == (3, "Draft", False)
+
+
+def test_when_redis_fails_during_the_call_the_message_says_what_was_done(own_redis: Lab, sandbox: Sandbox) -> None:
     """The change is made upstream: the message says so, and how to fetch the order."""
-    sandbox.admin("DELETE", "faults")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 1})
-    with Redis.from_url(own_valkey.url) as redis, ThreadPoolExecutor(1) as thread:
-        lab = Lab(redis, own_valkey.url, tmp_path, sandbox.url)
-        order = draft(sandbox, lab, "REDIS-1")
-
-        running = thread.submit(
-            lab.run_command, "orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes"
-        )
-        eventually(lambda: redis.xlen(AUDIT) == 1, what="the entry in the audit")
-        redis.config_set("min-replicas-to-write", 1)
+    order = draft(sandbox, own_redis, "REDIS-1")
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(own_redis.run_command, *confirm(order))
+        eventually(lambda: own_redis.redis.xlen(AUDIT) == 1, what="the entry in the audit")
+        own_redis.redis.config_set("min-replicas-to-write", 1)
         ended = running.result()
 
     assert (ended.code, status(sandbox, order)) == (3, "Issued")
@@ -179,8 +161,8 @@ def test_ctrl_c_during_the_call_queues_a_fetch(lab: Lab, sandbox: Sandbox) -> No
     """The call may have arrived: without a fetch the copy here would stay a Draft."""
     order = draft(sandbox, lab, "CTRL-C-1")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 5})
-    words = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
-    with subprocess.Popen([sys.executable, "-m", "app.cli", *words], env=lab.env, stderr=subprocess.PIPE) as running:
+    command = [sys.executable, "-m", "app.cli", *confirm(order)]
+    with subprocess.Popen(command, env=lab.env, stderr=subprocess.PIPE) as running:
         eventually(lambda: sandbox.admin("GET", "stats")["active"] == 1, what="the call")
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=20)

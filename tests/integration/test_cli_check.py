@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 
 from app.cli.check import of_address
-from app.dev.sandbox.process import Sandbox, start
+from app.dev.sandbox.process import Sandbox
 from tests.command import Ended
-from tests.lab import API_KEY, CLIENT_STATES, MUSEUM, PARTNER, VENUE, Lab
+from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, PARTNER, VENUE, Lab
 
 PATH = "/webhooks/ota-channel-manager"
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with start(seed=3) as running:
-        yield running
-
-
 @pytest.fixture
-def lab(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Lab:
+def lab(connected: Lab, sandbox: Sandbox) -> Lab:
     """A lab whose two companies are known upstream and have their subscriptions."""
-    lab = Lab(redis_client, redis_url, tmp_path, sandbox.url)
-    for slug, company_id in (("venue", VENUE), ("museum", MUSEUM)):
-        declare(sandbox, slug, company_id)
+    without_subscriptions(sandbox)
+    for slug in COMPANIES:
+        subscribe(sandbox, slug)
+    return connected
+
+
+def without_subscriptions(sandbox: Sandbox) -> None:
+    """Delete the subscriptions of both companies."""
+    for slug in COMPANIES:
         for one in subscriptions(sandbox, slug):
             subscription_call(sandbox, slug, "DELETE", f"/{one['id']}")
-        subscribe(sandbox, slug)
-    return lab
 
 
 def declare(sandbox: Sandbox, slug: str, company_id: str, **changed: Any) -> None:
@@ -62,11 +58,6 @@ def subscribe(sandbox: Sandbox, slug: str, **changed: str) -> str:
     return str(subscription_call(sandbox, slug, "POST", body=body | changed).json()["id"])
 
 
-def change_companies(lab: Lab, old: str, new: str) -> None:
-    file = Path(lab.env["COMPANIES_FILE"])
-    file.write_text(file.read_text().replace(old, new))
-
-
 def problems(ended: Ended) -> list[tuple[str, str]]:
     assert "canary" not in ended.out + ended.err
     found = [one for one in ended.objects if one["level"] in {"todo", "wrong"}]
@@ -85,7 +76,7 @@ def test_a_complete_setup_is_exit_code_0(lab: Lab) -> None:
 
 
 def test_with_a_partner_id_the_order_list_is_read(lab: Lab) -> None:
-    change_companies(lab, "[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+    lab.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
 
     found = lab.run_command("check", "--json").objects
 
@@ -106,10 +97,8 @@ def test_a_wrong_api_key_and_a_missing_permission_are_found(
     lab: Lab, sandbox: Sandbox, changed: dict[str, Any], detail: str, advice: str
 ) -> None:
     declare(sandbox, "venue", VENUE, **changed)
-    try:
-        ended = lab.run_command("check", "--json")
-    finally:
-        declare(sandbox, "venue", VENUE)
+
+    ended = lab.run_command("check", "--json")
 
     assert (ended.code, problems(ended)) == (1, [("venue", "api")])
     (found,) = [one for one in ended.objects if one["level"] == "todo"]
@@ -120,7 +109,7 @@ def test_a_wrong_api_key_and_a_missing_permission_are_found(
 def test_each_wrong_part_of_the_address_is_named(lab: Lab, name: str) -> None:
     museum = Path(lab.env["COMPANIES_FILE"]).read_text().partition("[companies.museum]")[2]
     (right,) = [line for line in museum.splitlines() if line.startswith(f"{name} =")]
-    change_companies(lab, museum, museum.replace(right, f'{name} = "Nowhere"'))
+    lab.change_companies(museum, museum.replace(right, f'{name} = "Nowhere"'))
 
     ended = lab.run_command("check", "--json")
 
@@ -142,8 +131,8 @@ def test_what_is_wrong_with_the_subscription_is_found(
     lab: Lab, sandbox: Sandbox, changed: dict[str, str], detail: str
 ) -> None:
     """Also a wrong clientState is not shown."""
-    for one in subscriptions(sandbox, "venue"):
-        subscription_call(sandbox, "venue", "DELETE", f"/{one['id']}")
+    without_subscriptions(sandbox)
+    subscribe(sandbox, "museum")
     subscription_id = subscribe(sandbox, "venue", **{name: value for name, value in changed.items() if name != "state"})
     if "state" in changed:
         sandbox.admin("PATCH", f"subscriptions/{subscription_id}", changed)
@@ -154,24 +143,28 @@ def test_what_is_wrong_with_the_subscription_is_found(
 
 
 def test_a_wrong_company_id_is_found(lab: Lab) -> None:
-    change_companies(lab, VENUE, "44444444-4444-4444-8444-444444444444")
+    lab.change_companies(VENUE, "44444444-4444-4444-8444-444444444444")
 
     ended = lab.run_command("check", "--json")
 
     assert (problems(ended), VENUE in ended.out) == ([("venue", "subscription")], True)
 
 
-def test_an_unreachable_upstream_is_one_finding_a_company(lab: Lab) -> None:
-    ended = lab.run_command("check", "--json", NP_BASE_URL="http://127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"NP_BASE_URL": "http://127.0.0.1:1"}, [("venue", "api"), ("museum", "api")]),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, [("redis", "redis")]),
+    ],
+    ids=["upstream", "Redis"],
+)
+def test_what_does_not_answer_is_found_and_the_rest_is_checked(
+    lab: Lab, changed: dict[str, str], found: list[tuple[str, str]]
+) -> None:
+    ended = lab.run_command("check", "--json", **changed)
 
-    assert (ended.code, problems(ended)) == (1, [("venue", "api"), ("museum", "api")])
-
-
-def test_an_unavailable_redis_is_a_finding_and_the_rest_is_checked(lab: Lab) -> None:
-    ended = lab.run_command("check", "--json", REDIS_URL="redis://127.0.0.1:1/0")
-
-    assert (ended.code, problems(ended)) == (1, [("redis", "redis")])
-    assert ("venue", "good") in {(one["about"], one["level"]) for one in ended.objects}
+    assert (ended.code, problems(ended)) == (1, found)
+    assert "good" in {one["level"] for one in ended.objects if (one["about"], one["what"]) not in found}
 
 
 def test_a_redis_without_durability_is_found(lab: Lab) -> None:

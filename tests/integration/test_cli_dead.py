@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from app import bootstrap
 from app.ids import OrderKey
-from app.ledger import keys
-from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, LocalCopies
+from app.ledger import keys, policy
+from app.ledger.orders import LocalCopies
 from app.ledger.record import State
 from app.ledger.work import Dispatched
 from app.times import from_ms
-from tests.lab import MUSEUM, SINK, WORKER, Lab, order
+from tests.lab import MUSEUM, SINK, Lab, order
 
-DAY = 86_400_000
 COMMANDS = ("requeue", "drop")
 
 
@@ -32,9 +29,9 @@ def letters(lab: Lab) -> Lab:
 
 
 def state(lab: Lab, one: OrderKey) -> State:
-    record = Archive(lab.redis).record(one)
+    record = lab.archive.record(one)
     assert record is not None
-    return record.state(from_ms(bootstrap.clock()))
+    return record.state(from_ms(lab.now))
 
 
 def dead(lab: Lab) -> str:
@@ -103,66 +100,69 @@ def test_a_dry_run_and_an_unanswered_question_change_nothing(letters: Lab, comma
     assert dead(letters) == "1234"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_named_orders_without_a_dead_letter_stop_nothing(letters: Lab, command: str) -> None:
-    """Order 9 is unknown and order 5 is fetched; order 2 is dead."""
-    letters.accept(order(5))
-    letters.fetch_and_store(order(5))
-    ids = [order(number).order_id for number in (9, 5, 2)]
-
-    ended = letters.run_command("dead", command, *ids, "--yes", "--json")
-
-    counts = {"queued": 1, "waiting": 0, "sinks": 0} if command == "requeue" else {"discarded": 1}
-    assert (ended.code, ended.objects) == (1, [counts | {"not_dead": 2}])
-    assert (order(9).order_id in ended.err, order(5).order_id in ended.err) == (True, True)
-    assert dead(letters) == "134"
-
-
 def test_requeue_all_fetches_orders_and_repeats_deliveries(letters: Lab) -> None:
+    """More orders than one script call takes."""
+    more = [order(number) for number in range(100, 530)]
+    letters.accept(*more)
+    for one in more:
+        letters.dead_letter(one)
+    letters.clear_queues()
+
     ended = letters.run_command("dead", "requeue", "--all", "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"queued": 3, "waiting": 0, "sinks": 1, "not_dead": 0}])
-    assert letters.queued("backfill") == [order(number).order_id for number in (1, 2, 3)]
+    assert (ended.code, ended.objects) == (0, [{"queued": 433, "waiting": 0, "sinks": 1, "not_dead": 0}])
+    assert sorted(letters.queued("backfill")) == sorted(one.order_id for one in (order(1), order(2), order(3), *more))
     assert dead(letters) == ""
-    delivery = letters.ledger.acquire_delivery(order(4), WORKER)
-    assert delivery is not None
+    delivery = letters.start_delivery(order(4))
     assert (delivery.sink, delivery.revision, delivery.attempts) == (SINK, 1, 1)
     assert not letters.ledger.retry_delivery(order(4), SINK)
 
 
 def test_a_requeued_delivery_is_due_now(letters: Lab) -> None:
-    letters.redis.delete("ota:due")
+    letters.redis.delete(keys.DUE)
 
     assert letters.run_command("dead", "requeue", order(4).order_id, "--yes").code == 0
 
     assert letters.ledger.dispatch_due() == Dispatched(1, 1, 0)
-    record = Archive(letters.redis).record(order(4))
-    assert record is not None
-    assert (record.dead_sinks, record.fetched_generation, record.generation) == ((), 1, 1)
-    assert type(Archive(letters.redis).history(order(4))[-1]).__name__ == "DeliveryRetried"
+    assert (letters.field("fetched_generation", order(4)), letters.field("generation", order(4))) == ("1", "1")
+    assert type(letters.history(order(4))[-1]).__name__ == "DeliveryRetried"
 
 
-def test_requeue_by_reason_and_company_leaves_the_rest_dead(letters: Lab) -> None:
-    ended = letters.run_command(
-        "dead", "requeue", "--reason", "order_missing", "--company", "museum", "--live", "--yes"
-    )
+@pytest.mark.parametrize(
+    ("command", "selection", "left"),
+    [
+        ("requeue", ("--reason", "order_missing", "--company", "museum"), "124"),
+        ("drop", ("--reason", "order_missing", "--company", "museum"), "124"),
+        ("drop", ("--older-than", "30d"), "134"),
+        ("drop", ("--all",), ""),
+    ],
+)
+def test_letters_that_are_not_selected_stay_dead(
+    letters: Lab, command: str, selection: tuple[str, ...], left: str
+) -> None:
+    letters.redis.zadd(keys.DEAD, {order(2).member: letters.now - 31 * policy.DAY})
 
-    assert ended.code == 0
-    assert (letters.queued("live"), letters.queued("backfill")) == ([order(3).order_id], [])
-    assert dead(letters) == "124"
+    assert letters.run_command("dead", command, *selection, "--yes").code == 0
+
+    assert sorted(dead(letters)) == sorted(left)
+    assert letters.queued("backfill") == ([order(3).order_id] if command == "requeue" else [])
+    assert letters.run_command("dead", command, *selection, "--yes").code == 1
 
 
-def test_more_than_one_chunk_is_requeued(lab: Lab) -> None:
-    orders = [order(number) for number in range(430)]
-    lab.accept(*orders)
-    for one in orders:
-        lab.dead_letter(one)
-    lab.clear_queues()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_named_orders_without_a_dead_letter_stop_nothing(letters: Lab, command: str) -> None:
+    """Order 9 is unknown and order 5 is fetched; order 2 is dead."""
+    letters.accept_and_fetch(order(5))
+    letters.clear_queues()
+    ids = [order(number).order_id for number in (9, 5, 2)]
+    live = ("--live",) if command == "requeue" else ()
 
-    ended = lab.run_command("dead", "requeue", "--all", "--yes", "--json")
+    ended = letters.run_command("dead", command, *ids, *live, "--yes", "--json")
 
-    assert ended.objects == [{"queued": 430, "waiting": 0, "sinks": 0, "not_dead": 0}]
-    assert sorted(lab.queued("backfill")) == [one.order_id for one in orders]
+    counts = {"queued": 1, "waiting": 0, "sinks": 0} if command == "requeue" else {"discarded": 1}
+    assert (ended.code, ended.objects) == (1, [counts | {"not_dead": 2}])
+    assert (order(9).order_id in ended.err, order(5).order_id in ended.err) == (True, True)
+    assert (dead(letters), letters.queued()) == ("134", [order(2).order_id] if live else [])
 
 
 def test_a_dead_letter_without_a_record_is_not_requeued_and_leaves_the_list_by_drop(letters: Lab) -> None:
@@ -178,14 +178,13 @@ def test_a_dead_letter_without_a_record_is_not_requeued_and_leaves_the_list_by_d
     assert letters.redis.exists(keys.record(order(1))) == 0
 
 
-def test_a_discarded_order_is_not_pending_and_expires(letters: Lab) -> None:
+def test_a_discarded_order_is_not_pending_and_expires_until_a_new_event(letters: Lab) -> None:
     ended = letters.run_command("dead", "drop", order(1).order_id, "--yes", "--json")
 
     assert (ended.code, ended.objects) == (0, [{"discarded": 1, "not_dead": 0}])
     assert (dead(letters), state(letters, order(1))) == ("234", "discarded")
-    assert letters.redis.zscore(keys.DUE, order(1).member) is None
-    assert 399 * DAY < int(str(letters.redis.pttl(keys.record(order(1))))) <= 400 * DAY
-    assert letters.ledger.start_fetch(order(1), WORKER) == ("nothing", None)
+    assert (letters.due_in(order(1)), letters.days_kept(order(1))) == (None, {400.0})
+    assert letters.try_start(order(1)) == "nothing"
     explained = letters.run_command("orders", "explain", order(1).order_id)
     assert (explained.code, "discarded by hand" in explained.out) == (1, True)
     assert len(letters.run_command("orders", "list", "--state", "discarded", "--json").objects) == 1
@@ -194,14 +193,8 @@ def test_a_discarded_order_is_not_pending_and_expires(letters: Lab) -> None:
     assert held is not None
     assert (held.pending, held.dead) == (False, "discarded")
 
-
-def test_a_new_event_fetches_a_discarded_order(letters: Lab) -> None:
-    letters.run_command("dead", "drop", order(1).order_id, "--yes")
-
     letters.accept(order(1))
-
-    assert state(letters, order(1)) == "pending"
-    assert int(str(letters.redis.pttl(keys.record(order(1))))) == -1
+    assert (state(letters, order(1)), letters.days_kept(order(1))) == ("pending", {None})
     letters.fetch_and_store(order(1))
     assert state(letters, order(1)) == "fetched"
 
@@ -210,11 +203,9 @@ def test_a_late_answer_of_a_discarded_order_is_stored(letters: Lab) -> None:
     """The worker was taken for dead, and still stores its answer."""
     letters.accept(order(5))
     late = letters.start_fetch(order(5))
-    now = bootstrap.clock()
-    ledger = Ledger(letters.redis, order_days=400, fetch_lease=60_000, sinks=(SINK,), clock=lambda: now)
-    for _ in range(3):
-        now += 70_000
-        ledger.start_fetch(order(5), WORKER)
+    for _ in range(policy.CRASHES_ALLOWED):
+        letters.later(70)
+        letters.try_start(order(5))
     assert state(letters, order(5)) == "dead"
     assert letters.run_command("dead", "drop", order(5).order_id, "--yes").code == 0
 
@@ -227,29 +218,11 @@ def test_a_discarded_delivery_is_not_repeated_but_the_next_revision_is_delivered
     assert letters.run_command("dead", "drop", order(4).order_id, "--yes").code == 0
 
     assert dead(letters) == "123"
-    assert letters.ledger.acquire_delivery(order(4), WORKER) is None
-    assert int(str(letters.redis.pttl(keys.record(order(4))))) > 0
-    assert (
-        "delivery of revision 1 was discarded by hand" in letters.run_command("orders", "show", order(4).order_id).out
-    )
-    letters.accept(order(4))
-    letters.fetch_and_store(order(4), statusMessage="changed")
-    delivery = letters.ledger.acquire_delivery(order(4), WORKER)
-    assert delivery is not None
-    assert (delivery.sink, delivery.revision) == (SINK, 2)
-
-
-def test_dead_letters_are_discarded_by_reason_company_and_age(letters: Lab) -> None:
-    letters.redis.zadd(keys.DEAD, {order(2).member: bootstrap.clock() - 31 * DAY})
-
-    for selection, left in (
-        (("--older-than", "30d"), "134"),
-        (("--reason", "order_missing", "--company", "museum"), "14"),
-        (("--all",), ""),
-    ):
-        assert letters.run_command("dead", "drop", *selection, "--yes").code == 0
-        assert dead(letters) == left
-    assert letters.run_command("dead", "drop", "--all", "--yes").code == 1
+    assert (letters.acquire_delivery(order(4)), letters.days_kept(order(4))) == (None, {400.0})
+    shown = letters.run_command("orders", "show", order(4).order_id)
+    assert "delivery of revision 1 was discarded by hand" in shown.out
+    letters.accept_and_fetch(order(4), statusMessage="changed")
+    assert letters.start_delivery(order(4)).revision == 2
 
 
 def test_dead_letters_of_one_millisecond_are_read_once(lab: Lab) -> None:

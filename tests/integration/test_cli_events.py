@@ -1,14 +1,24 @@
-"""`events list` and `events show`: the accepted events."""
+"""`events list`, `events show` and `events tail`: the accepted events, and the outcomes of their orders."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import pytest
+from redis import Redis
 
+from app.dev.valkey import Valkey
+from tests.eventually import eventually
 from tests.lab import MUSEUM, Lab, order
-
-
-def event_ids(lab: Lab) -> list[str]:
-    return [event["id"] for event in lab.run_command("events", "list", "--json").objects]
 
 
 def test_events_are_listed_newest_last_as_a_table_and_as_lines(lab: Lab) -> None:
@@ -49,16 +59,17 @@ def test_events_are_filtered(lab: Lab, filters: tuple[str, ...], numbers: list[i
     assert [event["order_id"] for event in found.objects] == [order(number).order_id for number in numbers]
 
 
-def test_no_match_is_one_sentence_and_exit_code_1(lab: Lab) -> None:
+def test_no_match_and_an_unknown_event_are_exit_code_1(lab: Lab) -> None:
     ended = lab.run_command("events", "list", "--until", "1h", "--json")
 
     assert (ended.code, ended.out, ended.err) == (1, "", "No event matches.\n")
+    assert lab.run_command("events", "show", "1-1").code == 1
 
 
 def test_one_event_is_shown_with_the_state_of_its_order(lab: Lab) -> None:
     lab.accept(order(1), timestamp="2026-06-01T08:15:02.4170000Z")
     lab.fetch_and_store(order(1))
-    (event_id,) = event_ids(lab)
+    (event_id,) = [event["id"] for event in lab.run_command("events", "list", "--json").objects]
 
     page, line = lab.run_command("events", "show", event_id), lab.run_command("events", "show", event_id, "--json")
 
@@ -69,5 +80,140 @@ def test_one_event_is_shown_with_the_state_of_its_order(lab: Lab) -> None:
     assert (shown["id"], shown["order_state"], shown["secret"]) == (event_id, "fetched", "current")
 
 
-def test_an_unknown_event_is_exit_code_1(lab: Lab) -> None:
-    assert lab.run_command("events", "show", "1-1").code == 1
+PATIENCE = 20.0
+
+
+@dataclass
+class Tailing:
+    """A running `events tail`, and the files that it writes to."""
+
+    process: subprocess.Popen[bytes]
+    out_file: Path
+    err_file: Path
+
+    @property
+    def out(self) -> str:
+        return self.out_file.read_text()
+
+    @property
+    def err(self) -> str:
+        return self.err_file.read_text()
+
+    def objects(self, count: int) -> list[Any]:
+        """Return what was printed as objects, once there are so many."""
+        lines = eventually(
+            lambda: found if len(found := self.out.splitlines()) >= count else [], PATIENCE, what=f"{count} lines"
+        )
+        return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def tailing(lab: Lab, *options: str) -> Iterator[Tailing]:
+    """Follow from the very beginning, so that no test waits for the start."""
+    out, err = lab.folder / "tail.out", lab.folder / "tail.err"
+    command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "2000-01-01", *options]
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(command, env=lab.env, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
+    try:
+        yield Tailing(process, out, err)
+    finally:
+        process.kill()
+        process.wait(10)
+        assert "Traceback" not in err.read_text()
+
+
+def test_an_event_is_shown_at_once_and_later_the_outcome_of_its_order(lab: Lab) -> None:
+    with tailing(lab, "--json") as tail:
+        lab.accept(order(1))
+        assert [one["what"] for one in tail.objects(1)] == ["event"]
+
+        lab.fetch_and_store(order(1))
+        event, outcome = tail.objects(2)
+
+    assert (event["order_id"], event["company"], event["outcome"]) == (order(1).order_id, "venue", "queued")
+    shown = (outcome["what"], outcome["state"], outcome["status"], outcome["tickets"], outcome["revision"])
+    assert shown == ("outcome", "fetched", "Issued", 2, 1)
+    assert 0 <= outcome["took_ms"] < PATIENCE * 1000
+
+
+def test_deferred_and_dead_orders_are_shown_with_the_reason(lab: Lab) -> None:
+    with tailing(lab) as tail:
+        lab.accept(order(1), order(2))
+        lab.dead_letter(order(1), "bad_request", 400)
+        lab.fail_fetch("deferred", order(2), reason="unauthorized", http_status=401)
+        eventually(lambda: "unauthorized" in tail.out and "bad_request" in tail.out, PATIENCE, what="both ends")
+
+    assert f"{order(1).order_id} venue: dead after" in tail.out
+    assert f"{order(2).order_id} venue: deferred after" in tail.out
+    assert tail.out.count("deferred") == 1
+    assert max(map(len, tail.out.splitlines())) < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        (("--status", "draft"), [2]),
+        (("--company", "museum"), [3]),
+        (("--outcome", "coalesced"), [1]),
+        (("--order", order(4).order_id), [4]),
+        (("--order", "cm-00000000", "--company", "museum"), [3]),
+    ],
+)
+def test_the_options_filter_what_is_shown(lab: Lab, options: tuple[str, ...], numbers: list[int]) -> None:
+    lab.accept(order(1), order(1), order(3, MUSEUM), order(4))
+    lab.accept(order(2), status="Draft")
+
+    with tailing(lab, "--json", *options) as tail:
+        found = tail.objects(len(numbers))
+
+    assert [int(one["order_id"][-2:]) for one in found] == numbers
+
+
+def test_since_is_inclusive(lab: Lab) -> None:
+    lab.redis.xadd("ota:events", {"company": order(1).company_id, "order": order(1).order_id}, id="946684799999-7")
+    lab.redis.xadd("ota:events", {"company": order(2).company_id, "order": order(2).order_id}, id="946684800000-0")
+
+    with tailing(lab, "--json", "--since", "2000-01-01T00:00:00Z") as tail:
+        assert [one["order_id"] for one in tail.objects(1)] == [order(2).order_id]
+
+
+def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Path) -> None:
+    """One remark when Redis fails and one when it is back; no event is lost or shown twice."""
+    with Redis.from_url(own_valkey.url) as redis:
+        lab = Lab(redis, own_valkey.url, tmp_path)
+        with tailing(lab, "--json") as tail:
+            lab.accept(order(1))
+            tail.objects(1)
+            own_valkey.kill()
+            eventually(lambda: "Waiting for it." in tail.err, PATIENCE, what="the remark")
+            own_valkey.restart()
+            lab.accept(order(2))
+            found = tail.objects(2)
+
+    assert [one["order_id"] for one in found] == [order(1).order_id, order(2).order_id]
+    assert (tail.err.count("Waiting for it."), tail.err.count("Redis is back.")) == (1, 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_it_silently(lab: Lab, number: int, code: int) -> None:
+    lab.accept(order(1))
+    with tailing(lab, "--json") as tail:
+        tail.objects(1)
+        os.kill(tail.process.pid, number)
+        assert tail.process.wait(PATIENCE) == code
+
+    assert tail.err == ""
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_closed_output_pipe_ends_it_silently(lab: Lab, form: tuple[str, ...]) -> None:
+    lab.accept(order(1))
+    command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "1h", *form]
+    with subprocess.Popen(command, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert order(1).order_id.encode() in running.stdout.readline()
+        running.stdout.close()
+        lab.accept(order(2))
+        assert running.wait(PATIENCE) == 141
+        assert running.stderr.read() == b""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from redis import Redis
 
-from app.dev.sandbox.process import Sandbox, start
-from tests.lab import API_KEY, PARTNER, VENUE, Lab, order
+from app.dev.sandbox.process import Sandbox
+from tests.lab import FIXTURES, PARTNER, VENUE, Lab, order
 
 CANARY: Final = "canary"
 SHOWN: Final = frozenset(
@@ -25,33 +22,20 @@ SHOWN: Final = frozenset(
 FETCHED, ERROR, DEAD = order(1), order(2), order(3)
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    """A Channel Manager whose list has orders that we do not hold; their guest is Jane Doe, guest@example.com."""
-    with start(seed=5) as one:
-        company = {"id": VENUE, "name": "Venue", "tenant": "tenant", "environment": "Sandbox", "api_keys": [API_KEY]}
-        one.admin("POST", "companies", company)
-        one.admin("POST", "orders", {"company_id": VENUE, "partner_id": PARTNER, "count": 2, "reference": "WEB"})
-        yield one
-
-
 @pytest.fixture
-def lab(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Lab:
-    """Orders in every state, their content full of canaries."""
-    lab = Lab(redis_client, redis_url, tmp_path, sandbox.url)
-    companies = Path(lab.env["COMPANIES_FILE"])
-    companies.write_text(
-        companies.read_text().replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
-    )
-    lab.accept(FETCHED, ERROR, DEAD)
+def lab(connected: Lab, sandbox: Sandbox) -> Lab:
+    """Orders in every state, their content full of canaries, and two more in the list, of guest@example.com."""
+    sandbox.admin("POST", "orders", {"company_id": VENUE, "partner_id": PARTNER, "count": 2, "reference": "WEB"})
+    connected.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+    connected.accept(FETCHED, ERROR, DEAD)
+    body = json.loads((FIXTURES / "order-issued.json").read_bytes())
+    message = "No stock; mail canary-guest@example.com about it"
     for one, status in ((FETCHED, "Issued"), (ERROR, "Error")):
-        body = json.loads((Path(__file__).parents[1] / "fixtures" / "order-issued.json").read_bytes())
-        message = "No stock; mail canary-guest@example.com about it"
         changed = {"orderId": one.order_id, "status": status, "statusMessage": message, "newField": CANARY}
-        lab.fetch_and_store(one, **_marked(body) | changed)
-    lab.dead_letter_delivery(ERROR)
-    lab.dead_letter(DEAD)
-    return lab
+        connected.fetch_and_store(one, **_marked(body) | changed)
+    connected.dead_letter_delivery(ERROR)
+    connected.dead_letter(DEAD)
+    return connected
 
 
 def _marked(part: Any, name: str = "") -> Any:
@@ -64,8 +48,7 @@ def _marked(part: Any, name: str = "") -> Any:
 
 
 def test_no_command_shows_a_guest_a_ticket_or_a_link(lab: Lab) -> None:
-    found: Any = lab.redis.xrange("ota:events")
-    event_id = found[0][0].decode()
+    (event_id, *_) = [event["id"] for event in lab.run_command("events", "list", "--json").objects]
     commands = [
         *(("orders", command, one.order_id) for command in ("show", "explain") for one in (FETCHED, ERROR, DEAD)),
         ("orders", "list"),
@@ -87,20 +70,16 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(lab: Lab) -> None:
     printed = [one.out + one.err for one in ended]
     assert all(printed)
     assert [one.err for one in ended if one.code > 1] == []
-    leaks = [
-        text for text in printed if any(word in text.lower() for word in (CANARY, "jane doe", "guest@example.com"))
-    ]
-    assert leaks == []
+    secrets = (CANARY, "jane doe", "guest@example.com")
+    assert [text for text in printed if any(word in text.lower() for word in secrets)] == []
 
 
 def test_reveal_shows_the_whole_order(lab: Lab) -> None:
     """Else the test above would find nothing, whatever was printed."""
-    table, line = lab.run_commands(
-        [("orders", "show", FETCHED.order_id, "--reveal"), ("orders", "show", FETCHED.order_id, "--reveal", "--json")]
-    )
+    show = ("orders", "show", FETCHED.order_id, "--reveal")
+    table, line = lab.run_commands([show, (*show, "--json")])
 
-    shown = json.loads(line.out)["order"]
+    shown = line.objects[0]["order"]
     assert f"{CANARY}-referenceNumber-0123456789" in table.out
-    assert f"{CANARY}-sellToName-0123456789" == shown["sellToName"]
-    assert f"{CANARY}-sellToEmail-0123456789" == shown["sellToEmail"]
-    assert f"{CANARY}-manifestUrl-0123456789" == shown["manifestUrl"]
+    for name in ("sellToName", "sellToEmail", "manifestUrl"):
+        assert shown[name] == f"{CANARY}-{name}-0123456789"

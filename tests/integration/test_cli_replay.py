@@ -10,7 +10,6 @@ import pytest
 from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
-from app.ledger.orders import Archive
 from app.replay import Selection, Selector
 from tests.command import Ended
 from tests.lab import MUSEUM, SINK, VENUE, Lab, order
@@ -24,8 +23,7 @@ def event_ids(lab: Lab) -> list[str]:
 
 def fetched(lab: Lab, *numbers: int) -> None:
     """Accept events of the orders in this sequence, and fetch the orders; no job waits."""
-    for number in numbers:
-        lab.accept(order(number))
+    lab.accept(*map(order, numbers))
     for number in dict.fromkeys(numbers):
         lab.fetch_and_store(order(number))
     lab.clear_queues()
@@ -54,24 +52,29 @@ def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(lab: Lab)
 def test_a_newer_stored_copy_is_skipped(lab: Lab) -> None:
     """An event of order 2 arrived after its fetch, and its job was lost."""
     fetched(lab, 1, 2)
+    nothing = replay(lab, "--since", "1h")
+    assert (nothing.code, nothing.out, lab.redis.exists(keys.REPLAYS, keys.AUDIT)) == (0, "Nothing to do.\n", 0)
     lab.accept(order(2))
     lab.start_fetch(order(2))
     lab.clear_queues()
 
-    ended = replay(lab, "--since", "1h", "--json")
+    ended = replay(lab, "--since", "1h", "--json", BACKFILL_WORKERS="0")
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert lab.queued("backfill") == [order(2).order_id]
     assert "1 order skipped: the stored copy is newer than the event; --force fetches them too." in ended.err
+    assert "BACKFILL_WORKERS is 0 here" in ended.err
 
 
-def test_if_every_copy_is_newer_there_is_nothing_to_do(lab: Lab) -> None:
-    fetched(lab, 1, 2)
+def test_an_order_without_a_stored_event_is_replayed_by_id(lab: Lab) -> None:
+    """Its event is older than EVENT_DAYS, or reconcile found it."""
+    fetched(lab, 1)
+    lab.redis.delete(keys.EVENTS)
 
-    ended = replay(lab, "--since", "1h")
+    assert replay(lab, "--order", order(1).order_id).out == "Nothing to do.\n"
+    assert replay(lab, "--order", order(1).order_id, "--force").code == 0
 
-    assert (ended.code, ended.out) == (0, "Nothing to do.\n")
-    assert lab.redis.exists(keys.REPLAYS, keys.AUDIT) == 0
+    assert lab.queued("backfill") == [order(1).order_id]
 
 
 def test_orders_that_wait_for_a_job_get_no_second_one(lab: Lab) -> None:
@@ -90,10 +93,10 @@ def test_orders_that_wait_for_a_job_get_no_second_one(lab: Lab) -> None:
 def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(lab: Lab) -> None:
     fetched(lab, 1, 2, 1)
     lab.accept(order(3), order(4), order(5))
-    before = {key: lab.redis.dump(key) for key in lab.redis.scan_iter()}
+    before = lab.dump()
+    dry_run = ("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1")
 
-    ended = lab.run_command("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1", "--json")
-    table = lab.run_command("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1")
+    ended, table = lab.run_commands([(*dry_run, "--json"), dry_run])
 
     (forecast,) = ended.objects
     ends = datetime.fromisoformat(forecast.pop("ends"))
@@ -101,7 +104,7 @@ def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(lab: Lab) -> Non
     assert (ended.code, forecast) == (0, counts | {"sinks": [], "rate": 0.1, "seconds": 30, "dry_run": True})
     assert 20 < (ends - datetime.now(UTC)).total_seconds() <= 30
     assert "getOrder calls  3" in table.out
-    assert {key: lab.redis.dump(key) for key in lab.redis.scan_iter()} == before
+    assert lab.dump() == before
 
 
 @pytest.mark.parametrize(
@@ -118,16 +121,6 @@ def test_the_default_rate_is_the_backfills_share_of_the_limits(lab: Lab, setting
     ended = lab.run_command("events", "replay", "--since", "1h", "--dry-run", "--json", **settings)
 
     assert ended.objects[0]["rate"] == rate
-
-
-def test_without_a_terminal_it_refuses_and_changes_nothing(lab: Lab) -> None:
-    fetched(lab, 1)
-
-    ended = lab.run_command("events", "replay", "--since", "1h", "--force", stdin="y\n")
-
-    assert ended.code == 2
-    assert "pass --yes" in ended.err
-    assert lab.queued("backfill") == []
 
 
 def test_an_unknown_event_id_stops_nothing(lab: Lab) -> None:
@@ -175,30 +168,13 @@ def test_the_options_become_the_selection(lab: Lab) -> None:
     lab.dead_letter(order(2))
     lab.clear_queues()
 
-    ended = replay(
-        lab,
-        *(*event_ids(lab), "--outcome", "queued", "--status", "draft", "--company", "venue"),
-        *("--since", "1h", "--until", "0s", "--dead", "--json"),
-    )
+    options = "--outcome queued --status draft --company venue --since 1h --until 0s --dead --json"
 
-    assert (ended.code, ended.objects[0]["selected"].partition(" since=")[0]) == (
-        0,
-        f"3 event ids company={VENUE} status=draft outcome=queued",
-    )
+    ended = replay(lab, *event_ids(lab), *options.split())
+
+    selected = f"3 event ids company={VENUE} status=draft outcome=queued"
+    assert (ended.code, ended.objects[0]["selected"].partition(" since=")[0]) == (0, selected)
     assert lab.queued("backfill") == [order(2).order_id]
-
-
-def test_an_order_without_a_stored_event_is_replayed_by_id(lab: Lab) -> None:
-    """Its event is older than EVENT_DAYS, or reconcile found it."""
-    fetched(lab, 1)
-    lab.redis.delete(keys.EVENTS)
-
-    passed = replay(lab, "--order", order(1).order_id)
-    forced = replay(lab, "--order", order(1).order_id, "--force")
-
-    assert (passed.code, passed.out) == (0, "Nothing to do.\n")
-    assert forced.code == 0
-    assert lab.queued("backfill") == [order(1).order_id]
 
 
 @pytest.mark.parametrize(
@@ -232,56 +208,27 @@ def test_the_audit_and_the_history_name_the_replay(lab: Lab) -> None:
 
     (plan,) = ended.objects
     ((_, entry),) = audit.newest_first(lab.redis)
-    assert (entry.what, entry.plan, entry.why, entry.selected, entry.orders) == (
-        "replay",
-        plan["id"],
-        "venue asks",
-        "status=Issued",
-        1,
-    )
+    noted = (entry.what, entry.plan, entry.why, entry.selected, entry.orders)
+    assert noted == ("replay", plan["id"], "venue asks", "status=Issued", 1)
     assert entry.who.startswith("ann@")
-    requests = [entry for entry in Archive(lab.redis).history(order(1)) if isinstance(entry, FetchRequested)]
+    requests = [entry for entry in lab.history(order(1)) if isinstance(entry, FetchRequested)]
     assert [(entry.reason, entry.queue) for entry in requests] == [(f"replay:{plan['id']}", "backfill")]
     assert (event_ids(lab), lab.redis.keys("ota:seen:*")) == (before, seen)
-
-
-def test_an_erased_order_is_not_selected_even_by_force(lab: Lab) -> None:
-    fetched(lab, 1, 2)
-    lab.redis.hset(keys.record(order(1)), "erased_at", 1)
-
-    ended = replay(lab, "--since", "1h", "--force", "--json")
-    alone = replay(lab, "--order", order(1).order_id, "--force")
-
-    assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
-    assert (alone.code, alone.err) == (1, "All orders that match were erased.\n")
-    assert lab.queued("backfill") == [order(2).order_id]
-
-
-def test_without_backfill_workers_a_remark_says_so(lab: Lab) -> None:
-    lab.accept(order(1))
-
-    ended = replay(lab, "--since", "1h", BACKFILL_WORKERS="0")
-
-    assert ended.code == 0
-    assert "BACKFILL_WORKERS is 0 here" in ended.err
 
 
 def test_to_sinks_delivers_the_stored_revision_again_without_a_fetch(lab: Lab) -> None:
     """Order 1 is delivered, order 2 was never fetched; the command itself queues nothing."""
     fetched(lab, 1)
-    delivery = lab.ledger.acquire_delivery(order(1), "w")
-    assert delivery is not None
-    lab.ledger.complete_delivery(order(1), "w", delivery, outcome="succeeded")
-    assert lab.ledger.acquire_delivery(order(1), "w") is None
+    delivery = lab.deliver(order=order(1))
+    assert lab.acquire_delivery(order(1)) is None
     lab.accept(order(2))
     lab.clear_queues()
 
     ended = replay(lab, "--since", "1h", "--to-sinks", "--json")
-    lab.ledger.dispatch_due()
+    lab.dispatch()
 
-    again = lab.ledger.acquire_delivery(order(1), "w")
+    again = lab.start_delivery(order(1))
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert "1 order skipped: nothing is stored of them." in ended.err
-    assert again is not None
     assert (again.sink, again.revision, again.raw) == (SINK, delivery.revision, delivery.raw)
     assert (lab.queued("backfill"), lab.queued("live")) == ([order(1).order_id], [])

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -42,6 +43,12 @@ async def acknowledges_all(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await Request(scope, receive).body()
         await JSONResponse({})(scope, receive, send)
+
+
+async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 404, as a receiver with another path does."""
+    if scope["type"] == "http":
+        await JSONResponse({}, 404)(scope, receive, send)
 
 
 async def fetches_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,19 +148,15 @@ def test_a_receiver_that_fetches_repeats_and_forged_events_fails(tmp_path: Path)
     assert report["orders_fetched"] == 20
 
 
-def test_events_that_are_never_acknowledged_are_listed(tmp_path: Path) -> None:
+def test_events_that_are_never_acknowledged_are_listed_and_a_taken_port_is_named(tmp_path: Path) -> None:
     port = free_port()
     with receiver("missing", port, tmp_path) as url:
         ended = simulate("--url", url, "--sandbox-port", str(port), "--orders", "2", "--seed", "5", "--patience", "1")
+        taken = simulate("--url", url, "--sandbox-port", str(urlsplit(url).port))
 
     assert (ended.returncode, "2 ids wrong" in ended.stdout) == (1, True)
     assert ended.stdout.count("never acknowledged: 404") == 2
-
-
-async def missing(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 404, as a receiver with another path does."""
-    if scope["type"] == "http":
-        await JSONResponse({}, 404)(scope, receive, send)
+    assert (taken.returncode, "choose another with --sandbox-port" in taken.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -170,14 +173,6 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str) -> 
     ended = simulate(*arguments)
 
     assert (ended.returncode, message in ended.stderr, ended.stdout) == (2, True, "")
-
-
-def test_a_taken_sandbox_port_is_named(tmp_path: Path) -> None:
-    port = free_port()
-    with receiver("missing", port, tmp_path) as url:
-        ended = simulate("--url", url, "--sandbox-port", url.partition("//127.0.0.1:")[2].partition("/")[0])
-
-    assert (ended.returncode, "choose another with --sandbox-port" in ended.stderr) == (1, True)
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:

@@ -1,27 +1,34 @@
-"""`status`: what waits and when it is done, on one page, with an exit code for scripts."""
+"""`status`: what waits and when it is done. `health`: the check for HEALTHCHECK. Both have exit codes for scripts."""
 
 from __future__ import annotations
 
-import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from app import bootstrap
+import msgspec
+import pytest
+
+from app.identity import identity
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
+from app.snapshot import Heartbeat
 from tests.lab import API_KEY, MUSEUM, VENUE, Lab, order
 
 
-def beat(lab: Lab, *, ago_ms: int = 0, live: int = 2) -> None:
-    """Write what a pool writes each second."""
-    workers = [f"h-1-live-{number}" for number in range(live)] + ["h-1-backfill-0"]
-    lab.redis.hset(
-        keys.POOLS,
-        "h-1",
-        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "at": bootstrap.clock() - ago_ms}),
-    )
+def beat(lab: Lab, *, ago_ms: int = 0, machine: str | None = None) -> None:
+    """Write what a pool of this machine, or of another, writes each second."""
+    me, workers = identity(), ["h-1-live-0", "h-1-live-1", "h-1-backfill-0"]
+    heartbeat = Heartbeat(machine or me.machine, me.pid, me.started, workers, lab.now - ago_ms)
+    lab.redis.hset(keys.POOLS, "pool", msgspec.json.encode(heartbeat))
 
 
 def status(lab: Lab, code: int) -> Any:
@@ -34,10 +41,9 @@ def status(lab: Lab, code: int) -> Any:
 def test_the_backlog_of_each_queue_has_an_expected_end(lab: Lab) -> None:
     """Two workers with 42 ms for a getOrder do 47.6 a second, until 6,000 in 5 minutes are used up."""
     beat(lab)
-    lab.accept(order(1))
-    lab.fetch_and_store(order(1))
+    lab.accept_and_fetch(order(1))
     lab.clear_queues()
-    lab.accept(*(order(number) for number in range(2, 102)), at=bootstrap.clock() - 9000)
+    lab.accept(*(order(number) for number in range(2, 102)), at=lab.now - 9000)
 
     found = status(lab, 0)
 
@@ -58,8 +64,7 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(lab: Lab) -> N
     page, found = lab.run_command("status"), status(lab, 1)
 
     assert (found["pools"], found["queues"][0]["done_s"]) == (0, None)
-    assert "0: nothing is fetched" in page.out
-    assert "fetching is paused" in page.out
+    assert ("0: nothing is fetched" in page.out, "fetching is paused" in page.out) == (True, True)
 
 
 def test_a_firing_alert_is_named_and_the_exit_code_is_1(lab: Lab) -> None:
@@ -73,15 +78,15 @@ def test_a_firing_alert_is_named_and_the_exit_code_is_1(lab: Lab) -> None:
 
 def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     beat(lab)
-    lab.accept(order(1), order(2, MUSEUM))
+    lab.accept(order(1))
     lab.dead_letter(order(1))
-    lab.fetch_and_store(order(2, MUSEUM))
+    lab.accept_and_fetch(order(2, MUSEUM))
     lab.dead_letter_delivery(order(2, MUSEUM))
     breakers = [breaker_key(API_KEY, f"/tenant/Sandbox/{name}") for name in ("Venue", "Museum")]
-    lab.redis.hset(breakers[0], "open_until", bootstrap.clock() + 60_000)
+    lab.redis.hset(breakers[0], "open_until", lab.now + 60_000)
 
     found = status(lab, 0)
-    lab.redis.hset(breakers[1], "open_until", bootstrap.clock() + 60_000)
+    lab.redis.hset(breakers[1], "open_until", lab.now + 60_000)
     lab.accept(order(3))
 
     assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
@@ -106,3 +111,77 @@ def test_events_in_the_spool_of_this_machine_are_counted(lab: Lab) -> None:
 
 def status_with(lab: Lab, folder: Path) -> Any:
     return lab.run_command("status", "--json", SPOOL_DIR=str(folder)).objects[0]["spooled"]
+
+
+@contextmanager
+def web(status: int) -> Iterator[int]:
+    """A web process that answers `status`; yields its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_web_process_that_answers_is_healthy(lab: Lab) -> None:
+    """It is asked without the proxies of the environment."""
+    with web(200) as port:
+        for host in ("127.0.0.1", "0.0.0.0"):
+            ended = lab.run_command("health", "--json", PORT=str(port), HOST=host, http_proxy="http://127.0.0.1:1")
+            assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
+
+
+def test_a_web_process_with_another_answer_or_none_is_not_healthy(lab: Lab) -> None:
+    with web(503) as port:
+        assert lab.run_command("health", "--role", "web", PORT=str(port)).code == 1
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        ended = lab.run_command("health", "--role", "web", "--json", PORT=str(mute.getsockname()[1]))
+
+    assert (ended.code, ended.objects[0]["healthy"]) == (1, False)
+    assert "TimeoutError" in ended.objects[0]["detail"]
+
+
+@pytest.mark.parametrize(("age", "code"), [(0, 0), (4, 0), (16, 1)])
+def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(lab: Lab, free_port: int, age: int, code: int) -> None:
+    """That of another machine does not count."""
+    beat(lab, ago_ms=age * 1000)
+    assert lab.run_command("health", "--role", "worker").code == code
+    assert lab.run_command("health", PORT=str(free_port)).code == code
+
+    beat(lab, ago_ms=age * 1000, machine="another-boot-another-namespace")
+    assert lab.run_command("health", "--role", "worker").code == 1
+
+
+def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab) -> None:
+    with web(200) as port:
+        away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": str(port)}
+
+        assert lab.run_command("health", "--role", "worker", **away).code == 1
+        assert lab.run_command("health", **away).code == 0
+
+
+def test_the_check_of_a_worker_imports_no_heavy_library(lab: Lab) -> None:
+    """A container runs it every few seconds."""
+    code = (
+        "import sys\nfrom app.cli.main import main\nsys.argv = ['ota-receiver', 'health', '--role', 'worker']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=lab.env, capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert "no heartbeat" in ended.stdout
+    heavy = {"app.bootstrap", "workers", "httpx", "starlette", "prometheus_client"}
+    assert heavy & set(ended.stderr.split()) == set()

@@ -10,7 +10,9 @@ import json
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import pytest
 from redis import Redis
@@ -21,7 +23,7 @@ from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.ledger import DISPATCH_LIMIT, Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue
+from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Dispatched
 from tests.eventually import eventually
 from tests.lab import LEASE, ONE, SAME_ID, VENUE, Lab, order
@@ -32,13 +34,13 @@ STEP = 60
 
 
 def orders(number: int) -> list[OrderKey]:
-    return [OrderKey(ONE.company_id, f"00000000-0000-4000-8000-{one:012}") for one in range(number)]
+    return list(map(order, range(number)))
 
 
 class TestDispatcher:
     def test_a_lost_job_is_replaced_after_grace(self, bare: Lab) -> None:
         bare.accept()
-        bare.redis.delete("rq:queue:live")
+        bare.clear_queues()
 
         bare.later(GRACE - 0.001)
         assert bare.dispatch() == 0
@@ -74,11 +76,9 @@ class TestDispatcher:
                 together.wait(10)
                 enqueued.append(ledger.dispatch_due().enqueued)
 
-        threads = [threading.Thread(target=dispatch) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(2):
+                threads.submit(dispatch)
 
         assert (sum(enqueued), len(bare.queued(BACKFILL))) == (300, 600)
 
@@ -91,7 +91,7 @@ class TestDispatcher:
     def test_an_order_with_a_broken_record_stops_no_other(self, bare: Lab) -> None:
         """It is counted and its time moved; those before and after it get their jobs."""
         bare.ledger.request_fetch(orders(5), queue="live", reason="replay")
-        bare.redis.delete("rq:queue:live")
+        bare.clear_queues()
         bare.redis.set(keys.record(orders(5)[2]), "of another program")
         bare.later(GRACE)
 
@@ -101,59 +101,26 @@ class TestDispatcher:
 
     def test_only_pending_orders_of_a_lost_job_are_due_at_once(self, bare: Lab) -> None:
         bare.accept()
-        bare.accept(SAME_ID)
-        bare.fetch_and_store(SAME_ID)
+        bare.accept_and_fetch(SAME_ID)
 
         bare.ledger.release_worker("unknown", "ended", [ONE, SAME_ID])
 
         assert (bare.due_in(ONE), bare.due_in(SAME_ID)) == (0, None)
 
     def test_a_due_order_that_is_not_pending_leaves_due(self, bare: Lab) -> None:
-        bare.accept()
-        bare.fetch_and_store()
+        bare.accept_and_fetch()
         bare.redis.zadd(keys.DUE, {ONE.member: bare.now})
 
         assert (bare.dispatch(), bare.due_in()) == (0, None)
 
-    def test_no_job_id_is_used_twice_within_a_millisecond(self, bare: Lab) -> None:
-        """RQ deletes the hash with the first job of an id, and skips the second without a word."""
-        bare.accept()
-        bare.later(GRACE)
-        for _ in range(3):
-            assert bare.dispatch() == 1
-            assert bare.try_start() in {"fetch", "held"}
-            bare.ledger.release_worker("unknown", "ended", [ONE])
 
-        ids = queue(LIVE, bare.redis).job_ids
-        assert len(ids) == len(set(ids)) == 4
-
-
-def lost_job(shop: Lab) -> None:
-    shop.accept()
-
-
-def dead_machine(shop: Lab) -> None:
-    shop.accept()
-    shop.start_fetch()
-
-
-def failed_fetch(shop: Lab) -> None:
-    shop.accept()
-    shop.fail_fetch("retry", wait=300)
-
-
-def failed_delivery(shop: Lab) -> None:
-    shop.accept()
-    shop.fetch_and_store()
-    shop.deliver("retry", wait=300)
-
-
-WAITS: dict[Callable[[Lab], None], float] = {
-    lost_job: GRACE,
-    dead_machine: LEASE / 1000,
-    failed_fetch: 300,
-    failed_delivery: 300,
+WAITS: Final[dict[str, tuple[float, Callable[[Lab], object]]]] = {
+    "lost job": (GRACE, Lab.accept),
+    "dead machine": (LEASE / 1000, lambda shop: (shop.accept(), shop.start_fetch())),
+    "failed fetch": (300, lambda shop: (shop.accept(), shop.fail_fetch("retry", wait=300))),
+    "failed delivery": (300, lambda shop: (shop.accept_and_fetch(), shop.deliver("retry", wait=300))),
 }
+"""What waits, the seconds it waits, and the steps that lead to it."""
 
 
 def seconds_until_delivered(shop: Lab) -> float:
@@ -180,18 +147,18 @@ class TestARedisWhoseClockWasAhead:
     @pytest.mark.parametrize(
         ("ahead", "longest"), [(HOUR, HOUR), (DAY, GRACE), (400 * DAY, GRACE)], ids=["an hour", "a day", "400 days"]
     )
-    @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
+    @pytest.mark.parametrize("wait", WAITS)
     def test_what_waits_is_done_after_the_jump_and_its_wait_or_after_grace(
-        self, shop: Lab, wait: Callable[[Lab], None], ahead: float, longest: float
+        self, shop: Lab, wait: str, ahead: float, longest: float
     ) -> None:
         """Times farther ahead than any wait of ours are replaced by GRACE."""
+        seconds, steps = WAITS[wait]
         shop.later(ahead)
-        wait(shop)
-        shop.redis.delete("rq:queue:live")
+        steps(shop)
+        shop.clear_queues()
         shop.later(-ahead)
 
-        own_wait = WAITS[wait] if ahead == HOUR else 0
-        assert seconds_until_delivered(shop) <= longest + own_wait + STEP
+        assert seconds_until_delivered(shop) <= longest + (seconds if ahead == HOUR else 0) + STEP
 
     def test_an_event_recorded_ahead_is_fetched_at_once(self, shop: Lab) -> None:
         shop.later(DAY)
@@ -206,7 +173,7 @@ class TestARedisWhoseClockWasAhead:
 
         shop.accept()
         shop.fail_fetch("retry", wait=max(longest))
-        shop.redis.delete("rq:queue:live")
+        shop.clear_queues()
         shop.dispatch()
 
         assert shop.due_in() == max(longest)
@@ -220,7 +187,7 @@ class TestARedisWhoseClockWasAhead:
         assert shop.dispatch() == 0
         assert shop.store_fetch(fetch, 1) == "deliver"
 
-        shop.redis.delete("rq:queue:live")
+        shop.clear_queues()
         assert shop.try_start(worker="other") != "fetch"
 
     @pytest.mark.parametrize("limit", ["retry_after", "breaker", "probe", "permits", "window"])
@@ -230,18 +197,18 @@ class TestARedisWhoseClockWasAhead:
         shop.later(DAY)
         if limit == "retry_after":
             limiter.permit("live").failed(Throttled("throttled", http_status=429, retry_after=3000))
-        if limit in {"breaker", "probe"}:
+        elif limit == "window":
+            for _ in range(limits.requests_per_window):
+                with limiter.permit("live"):
+                    pass
+        elif limit == "permits":
+            for _ in range(limits.concurrency):
+                limiter.permit("live")
+        else:
             limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
         if limit == "probe":
             shop.later(policy.BREAKER_FIRST / 1000 + 1)
             limiter.permit("live")
-        if limit == "permits":
-            for _ in range(2):
-                limiter.permit("live")
-        if limit == "window":
-            for _ in range(3):
-                with limiter.permit("live"):
-                    pass
         shop.later(-DAY)
 
         limiter.permit("live")

@@ -1,4 +1,4 @@
-"""deploy/nginx.conf before the web process: valid, and with limits that a sender is told about."""
+"""deploy/nginx.conf before the web process: valid, and with limits that are answered with their status."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ error_log {folder}/errors;
 events {{}}
 http {{ {temporary} {server} }}
 """
-SELF_SIGNED = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+SELF_SIGNED = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out all.pem"
+)
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 
@@ -37,18 +40,9 @@ pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not 
 def proxied(web: Web, folder: Path) -> Iterator[httpx.Client]:
     """Run nginx with the deployed configuration before a web process; yield a client of it."""
     port = free_port()
-    certificate = [
-        *SELF_SIGNED.split(),
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        "key.pem",
-        "-out",
-        "all.pem",
-    ]
-    subprocess.run(certificate, cwd=folder, check=True, capture_output=True)
+    subprocess.run(SELF_SIGNED.split(), cwd=folder, check=True, capture_output=True)
     text = CONFIG.read_text()
-    for shipped, lab in (
+    for shipped, ours in (
         ("127.0.0.1:8080", f"127.0.0.1:{web.port}"),
         ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
         ("listen [::]:443 ssl;", ""),
@@ -57,7 +51,7 @@ def proxied(web: Web, folder: Path) -> Iterator[httpx.Client]:
         ("/var/log/nginx/ota-receiver.log", f"{folder}/access.log"),
     ):
         assert shipped in text
-        text = text.replace(shipped, lab)
+        text = text.replace(shipped, ours)
     paths = [f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
     (folder / "nginx.conf").write_text(MAIN.format(folder=folder, temporary=" ".join(paths), server=text))
     command = ["nginx", "-p", str(folder), "-e", str(folder / "errors"), "-c", str(folder / "nginx.conf")]

@@ -6,16 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
 from app.dev import valkey as server
-from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
+from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.history import FetchStored
 from tests.eventually import eventually
@@ -45,46 +45,20 @@ class Fault:
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any, **named: Any) -> Any:
-            if self.happened:
-                return call(*arguments, **named)
-            self.happened = True
-            self.before()
+            first, self.happened = not self.happened, True
+            if first:
+                self.before()
             answer = call(*arguments, **named)
-            if self.error:
+            if first and self.error:
                 raise self.error
             return answer
 
         return step
 
 
-class Interrupted:
-    """A part of the service with the fault around one of its steps."""
-
-    def __init__(self, part: object, step: str, fault: Fault) -> None:
-        self._part, self._step, self._fault = part, step, fault
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._part, name)
-        return self._fault.around(found) if name == self._step else found
-
-
-def interrupt(lab: WorkerLab, part: str, step: str, fault: Fault) -> None:
-    def wrap(name: str, one: Any) -> object:
-        if name != part:
-            return one
-        if step == "release":
-            # Within the retries of the limiter: the script that releases a permit.
-            one._release = fault.around(one._release)
-            return one
-        return Interrupted(one, step, fault)
-
-    lab.use_key("key", wrap)
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with sandbox_process.start() as one:
-        yield one
+def interrupt(part: object, step: str, fault: Fault) -> None:
+    """Put the fault around a step of the worker's ledger or limiter."""
+    setattr(part, step, fault.around(getattr(part, step)))
 
 
 @pytest.fixture
@@ -122,18 +96,18 @@ def fault(request: pytest.FixtureRequest) -> Fault:
     return Fault(own.url, restart)
 
 
-def stored_answers(lab: WorkerLab, order: Any) -> int:
+def stored_answers(lab: WorkerLab, order: OrderKey) -> int:
     return sum(isinstance(entry, FetchStored) for entry in lab.history(order))
 
 
-STEPS = {
-    "start_fetch": "ledger",
-    "release": "limiter",
-    "store_fetch": "ledger",
-    "acquire_delivery": "ledger",
-    "complete_delivery": "ledger",
+STEPS: Final[dict[str, Callable[[WorkerLab], object]]] = {
+    "start_fetch": lambda lab: lab.ledger,
+    "_release": lambda lab: lab.limiter,
+    "store_fetch": lambda lab: lab.ledger,
+    "acquire_delivery": lambda lab: lab.ledger,
+    "complete_delivery": lambda lab: lab.ledger,
 }
-"""The part of the service that each step belongs to."""
+"""The part of the service that each step belongs to; `_release` is the script, within the retries of the limiter."""
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -143,7 +117,7 @@ def test_an_answer_is_stored_and_delivered_once_whichever_step_redis_fails_at(
     """One getOrder, one stored answer, one delivery; no attempt and no crash is counted."""
     shop = Shop()
     with worker_lab(fault.url, sandbox, {"shop": shop}) as lab:
-        interrupt(lab, STEPS[step], step, fault)
+        interrupt(STEPS[step](lab), step, fault)
         (order,) = lab.issue()
 
         lab.work()
@@ -156,7 +130,7 @@ def test_an_answer_is_stored_and_delivered_once_whichever_step_redis_fails_at(
 
 def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sandbox, fault: Fault) -> None:
     with worker_lab(fault.url, sandbox) as lab:
-        interrupt(lab, "ledger", "fail_fetch", fault)
+        interrupt(lab.ledger, "fail_fetch", fault)
         lab.fault(kind="status", status=503)
         (order,) = lab.issue()
 
@@ -167,7 +141,7 @@ def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sand
 
 def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:
     with worker_lab(read_only.url, sandbox) as lab:
-        interrupt(lab, "limiter", "permit", read_only)
+        interrupt(lab.limiter, "permit", read_only)
         (order,) = lab.issue()
 
         lab.work()
@@ -200,7 +174,7 @@ def test_a_worker_follows_a_failover_though_its_old_connection_still_works(
             address.target = second.port
             old.execute_command("REPLICAOF", "127.0.0.1", second.port)
 
-        interrupt(lab, "ledger", "store_fetch", Fault("", fail_over))
+        interrupt(lab.ledger, "store_fetch", Fault("", fail_over))
         (order,) = lab.issue()
 
         lab.work()
@@ -216,7 +190,7 @@ def test_an_order_is_fetched_within_two_minutes_after_its_workers_machine_died(
     """The lease ends. That of a delivery is longer: a sink may take two minutes."""
     shop = Shop()
     with worker_lab(redis_url, sandbox, {"shop": shop}) as lab:
-        interrupt(lab, "ledger", step, Fault(redis_url, error=MachineDied()))
+        interrupt(lab.ledger, step, Fault(redis_url, error=MachineDied()))
         (order,) = lab.issue()
         with pytest.raises(MachineDied):
             lab.work()

@@ -11,14 +11,14 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import pytest
 from rq import Queue, SimpleWorker
-from rq.job import Job, JobStatus
+from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
@@ -26,27 +26,15 @@ from rq.worker import WorkerStatus
 
 from app import bootstrap
 from app.dev.processes import Process
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
-from tests.environment import without_settings
-from tests.lab import ONE, SAME_ID, Lab
+from tests.lab import ONE, Lab
+from tests.service import settings_of_one_company
 from workers.recovery import WorkerRecovery
 from workers.worker import FetchJob, FetchWorker, Stopwatch
 
 TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
-
-
-def settled(bare: Lab) -> None:
-    bare.accept()
-
-
-def requested(bare: Lab) -> None:
-    bare.request_fetch()
-
-
-def requested_for_backfill(bare: Lab) -> None:
-    bare.request_fetch(queue="backfill")
 
 
 def dispatched(bare: Lab) -> None:
@@ -56,14 +44,19 @@ def dispatched(bare: Lab) -> None:
     assert bare.dispatch() == 1
 
 
-PUSHES = [settled, requested, requested_for_backfill, dispatched]
+ENQUEUED: Final[dict[str, tuple[str, Callable[[Lab], object]]]] = {
+    "event": (LIVE, Lab.accept),
+    "request": (LIVE, Lab.request_fetch),
+    "backfill": (BACKFILL, lambda bare: bare.request_fetch(queue="backfill")),
+    "dispatcher": (LIVE, dispatched),
+}
 
 
 def fetched(bare: Lab, job_id: str) -> Job:
     return Job.fetch(job_id, connection=bare.redis, serializer=JSONSerializer)
 
 
-def pushed(bare: Lab, queue_name: str = LIVE) -> Job:
+def enqueued(bare: Lab, queue_name: str = LIVE) -> Job:
     (job_id,) = queue(queue_name, bare.redis).job_ids
     return fetched(bare, job_id)
 
@@ -73,11 +66,11 @@ def hash_of(bare: Lab, job: Job) -> dict[str, bytes | str]:
     return {str(as_text(name)): value for name, value in bare.redis.hgetall(job.key).items()}
 
 
-@pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, push: Callable[[Lab], None]) -> None:
-    push(bare)
-    queue_name = BACKFILL if push is requested_for_backfill else LIVE
-    ours = pushed(bare, queue_name)
+@pytest.mark.parametrize("by", ENQUEUED)
+def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, by: str) -> None:
+    queue_name, enqueue = ENQUEUED[by]
+    enqueue(bare)
+    ours = enqueued(bare, queue_name)
     queues = bare.redis.smembers("rq:queues")
     queue(queue_name, bare.redis).enqueue(
         FETCH_ORDER,
@@ -90,6 +83,8 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, push: Callab
     )
     theirs = fetched(bare, "theirs")
     our_hash, their_hash = hash_of(bare, ours), hash_of(bare, theirs)
+    # Nothing of an event but the ids of its order.
+    assert ("CM-" in str(our_hash), ONE.order_id in str(our_hash)) == (False, True)
 
     assert our_hash.keys() == their_hash.keys()
     for name in our_hash.keys() - {"data", *TIMES}:
@@ -105,21 +100,6 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, push: Callab
     assert queues == bare.redis.smembers("rq:queues")
 
 
-@pytest.mark.parametrize("push", PUSHES)
-def test_a_job_is_seen_by_rqs_own_objects(bare: Lab, push: Callable[[Lab], None]) -> None:
-    push(bare)
-    queue_name = BACKFILL if push is requested_for_backfill else LIVE
-    seen = Queue(queue_name, connection=bare.redis, serializer=JSONSerializer)
-
-    (job,) = seen.jobs
-
-    assert (job.func_name, job.args, job.kwargs) == (FETCH_ORDER, list(ONE), {})
-    assert (job.get_status(), job.origin, job.description) == (JobStatus.QUEUED, queue_name, DESCRIPTION)
-    assert (job.timeout, job.result_ttl, job.failure_ttl) == (policy.JOB_TIMEOUT, 0, FAILURE_TTL)
-    assert (seen.count, seen.get_job_position(job.id)) == (1, 0)
-    assert [one.name for one in Queue.all(connection=bare.redis)] == [queue_name]
-
-
 def test_job_ids_are_never_used_twice(bare: Lab) -> None:
     """RQ deletes the hash when the first job of an id ends, and skips the second without an error."""
     ids: list[str] = []
@@ -131,14 +111,6 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
         bare.try_start(worker=f"w{len(ids)}")
 
     assert len(ids) == len(set(ids)) == 5
-
-
-def test_the_job_hash_names_nothing_but_the_ids(bare: Lab) -> None:
-    bare.accept()
-
-    texts = str(hash_of(bare, pushed(bare)))
-
-    assert ("CM-" in texts, "current" in texts, ONE.order_id in texts) == (False, False, True)
 
 
 def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
@@ -158,9 +130,9 @@ def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
 @pytest.fixture
 def signals() -> Iterator[None]:
     """Put back the signal handlers that a worker replaces."""
-    lab = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    for number, handler in lab.items():
+    for number, handler in before.items():
         signal.signal(number, handler)
 
 
@@ -171,7 +143,7 @@ def signals() -> Iterator[None]:
 def test_rq_runs_a_job_through_the_functions_that_fetch_job_overrides(bare: Lab, data: bytes) -> None:
     """A foreign job runs neither its function nor a callback that its hash names: `os.abort` would end this process."""
     bare.accept()
-    job = pushed(bare)
+    job = enqueued(bare)
     bare.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
 
     worker(bare).work(burst=True, logging_level="CRITICAL")
@@ -246,57 +218,23 @@ def test_rq_logs_a_lost_connection_in_the_words_that_a_worker_drops() -> None:
     assert "could not connect to Redis instance" in inspect.getsource(SimpleWorker.dequeue_job_and_maintain_ttl)
 
 
-class TestTools:
-    """RQ's own programs, started as anybody would."""
+def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: int, tmp_path: Path) -> None:
+    """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own."""
+    settings = settings_of_one_company(redis_url) | {
+        "RQ_REDIS_URL": redis_url,
+        "NP_BASE_URL": f"http://127.0.0.1:{free_port}",
+        "NP_COMPANY_ID": ONE.company_id,
+    }
+    program = [str(Path(sys.executable).with_name("rq")), "worker", "--burst"]
+    program += ["--serializer", "rq.serializers.JSONSerializer", LIVE]
+    bare.now = bootstrap.clock()
+    bare.accept()
+    job = enqueued(bare)
 
-    @pytest.fixture
-    def rq(self, redis_url: str, free_port: int, tmp_path: Path) -> Callable[..., str]:
-        """Run `rq ...` to its end and return what it wrote; upstream refuses every connection."""
-        env = {
-            **without_settings(os.environ),
-            "RQ_REDIS_URL": redis_url,
-            "REDIS_URL": redis_url,
-            "NP_BASE_URL": f"http://127.0.0.1:{free_port}",
-            "NP_API_KEY": "key",
-            "NP_TENANT": "tenant",
-            "NP_ENVIRONMENT": "Production",
-            "NP_COMPANY": "CRONUS",
-            "NP_COMPANY_ID": ONE.company_id,
-            "CLIENT_STATE": "state",
-        }
+    with Process.start(program, env={**os.environ, **settings}, cwd=tmp_path, log=tmp_path / "log") as process:
+        assert process.wait(60) == 0, process.output
 
-        def run(*arguments: str) -> str:
-            program = str(Path(sys.executable).with_name("rq"))
-            with Process.start([program, *arguments], env=env, cwd=tmp_path, log=tmp_path / "log") as process:
-                assert process.wait(60) == 0, process.output
-                return process.output
-
-        return run
-
-    def test_rq_info_counts_our_jobs(self, bare: Lab, rq: Callable[..., str]) -> None:
-        bare.accept()
-        bare.request_fetch(SAME_ID, queue="backfill")
-
-        output = rq("info", "--raw", "--only-queues")
-
-        assert "queue live 1," in output
-        assert "queue backfill 1," in output
-
-    def test_a_plain_rq_worker_works_the_job_off(self, bare: Lab, rq: Callable[..., str]) -> None:
-        """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own."""
-        bare.now = bootstrap.clock()
-        bare.accept()
-        job = pushed(bare)
-
-        rq("worker", "--burst", "--serializer", "rq.serializers.JSONSerializer", LIVE)
-
-        assert (len(bare.queued()), bare.redis.exists(job.key)) == (0, 0)
-        assert len(FailedJobRegistry(LIVE, connection=bare.redis, serializer=JSONSerializer)) == 0
-        assert (bare.field("generation"), bare.field("fetched_generation"), bare.field("attempts")) == (
-            "1",
-            None,
-            "1",
-        )
-        due = bare.redis.zscore(keys.DUE, ONE.member)
-        assert due is not None
-        assert due / 1000 > time.time()
+    assert (len(bare.queued()), bare.redis.exists(job.key)) == (0, 0)
+    assert len(FailedJobRegistry(LIVE, connection=bare.redis, serializer=JSONSerializer)) == 0
+    assert bare.fields("generation", "fetched_generation", "attempts") == ["1", None, "1"]
+    assert (bare.due_in() or 0) > 0

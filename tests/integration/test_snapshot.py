@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
 from redis import Redis
 
 from app import bootstrap
@@ -21,44 +20,20 @@ from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ledger import keys
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
-from app.ledger.work import Content
 from app.metrics import GAUGES, Metrics, add, set_timestamp
-from app.settings import Company
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
-from tests.lab import API_KEY, MUSEUM, SINK, VENUE, WORKER, Lab, order
+from tests.lab import API_KEY, MUSEUM, SINK, VENUE, Lab, company, order
 from workers.background import log_alerts
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
-COMPANIES = tuple(
-    Company(
-        slug=slug,
-        np_company_id=company_id,
-        np_company=slug,
-        np_tenant="tenant",
-        np_environment="Production",
-        np_api_key=SecretStr(API_KEY),
-        client_state=SecretStr("state"),
-    )
-    for slug, company_id in (("venue", VENUE), ("museum", MUSEUM))
-)
+COMPANIES = (company("venue", VENUE, "Venue"), company("museum", MUSEUM, "Museum"))
 READER = SnapshotReader(COMPANIES, (SINK,))
-UNSETTLED = Content(
-    raw=b"{}",
-    digest="unsettled",
-    status="Processing",
-    wallets=0,
-    tickets=0,
-    coupons=0,
-    manifest=False,
-    http_status=200,
-    duration_ms=1,
-)
 
 
 def snapshot(lab: Lab, later: int = 0) -> Snapshot:
-    return READER.read(lab.redis, bootstrap.clock() + later)
+    return READER.read(lab.redis, lab.now + later)
 
 
 def venue(lab: Lab) -> CompanySnapshot:
@@ -69,11 +44,6 @@ def evaluated(lab: Lab, later: int = 0) -> list[tuple[str, str]]:
     """Evaluate the alerts as a pool does; return what was logged."""
     changes = log_alerts(AlertStore(lab.redis), READER, snapshot(lab, later))
     return [(change.action, change.condition.name) for change in changes]
-
-
-def counters(lab: Lab, prefix: str) -> dict[str, int]:
-    found: Any = lab.redis.hgetall(keys.COUNTERS)
-    return {field.decode(): int(value) for field, value in found.items() if field.decode().startswith(prefix)}
 
 
 def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
@@ -105,10 +75,12 @@ def test_the_snapshot_of_an_empty_redis_is_empty(lab: Lab) -> None:
 
 
 def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(lab: Lab) -> None:
-    lab.accept(order(1), at=bootstrap.clock() - 5 * MINUTE)
-    lab.accept(order(2), at=bootstrap.clock() - MINUTE)
+    lab.accept(order(1), at=lab.now - 5 * MINUTE)
+    lab.accept(order(2), at=lab.now - MINUTE)
     lab.accept(order(3, MUSEUM))
+    lab.accept(order(4, "99999999-9999-4999-8999-999999999999"), at=lab.now - HOUR)
 
+    assert snapshot(lab).elsewhere_oldest_pending_ms >= HOUR
     assert 5 * MINUTE <= venue(lab).oldest_pending_ms < 6 * MINUTE
     assert snapshot(lab).companies[MUSEUM].oldest_pending_ms < MINUTE
 
@@ -118,9 +90,8 @@ def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(lab: La
 
 def test_an_order_that_is_retried_later_stays_pending(lab: Lab) -> None:
     """It is due in two hours, after all others: the sample covers that end of `due` too."""
-    lab.accept(order(1), at=bootstrap.clock() - HOUR)
-    fetch = lab.start_fetch(order(1))
-    lab.ledger.fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_500", wait_ms=2 * HOUR)
+    lab.accept(order(1), at=lab.now - HOUR)
+    lab.fail_fetch("retry", order(1), wait=2 * 3600)
     lab.accept(*(order(number) for number in range(2, SAMPLE + 20)))
 
     assert venue(lab).oldest_pending_ms >= HOUR
@@ -128,88 +99,80 @@ def test_an_order_that_is_retried_later_stays_pending(lab: Lab) -> None:
 
 def test_a_fetch_that_no_event_waits_for_is_not_late(lab: Lab) -> None:
     """Replays, refetches, dead letters and unsettled orders: their events are old, or they are rechecked later."""
-    long_ago = bootstrap.clock() - 9 * HOUR
+    long_ago = lab.now - 9 * HOUR
     lab.accept(*(order(number) for number in range(1, 6)), at=long_ago)
     lab.fetch_and_store(order(1))
     lab.fetch_and_store(order(2))
-    lab.ledger.request_fetch([order(1)], queue="backfill", reason="replay")
-    lab.ledger.request_fetch([order(2)], queue="live", reason="refetch")
     lab.dead_letter(order(3))
     lab.dead_letter(order(5))
-    lab.ledger.request_fetch([order(5)], queue="backfill", reason="requeue")
-    lab.ledger.store_fetch(order(4), WORKER, lab.start_fetch(order(4)), UNSETTLED, recheck_ms=10 * MINUTE)
+    lab.request_fetch(order(1), order(5), queue="backfill")
+    lab.request_fetch(order(2))
+    lab.store_fetch(lab.start_fetch(order(4)), "order-submitted", order=order(4), recheck=600)
 
     assert snapshot(lab).due == 4
     assert venue(lab).oldest_pending_ms == 0
 
 
-def test_an_order_of_an_unknown_company_counts_as_other(lab: Lab) -> None:
-    lab.accept(order(1, "99999999-9999-4999-8999-999999999999"), at=bootstrap.clock() - HOUR)
-
-    assert snapshot(lab).elsewhere_oldest_pending_ms >= HOUR
-
-
 def test_the_time_from_event_to_fetch_is_measured_once_an_event_and_not_for_a_refetch(lab: Lab) -> None:
-    lab.accept(order(1), at=bootstrap.clock() - 4000)
+    lab.accept(order(1), at=lab.now - 4000)
     fetch = lab.start_fetch(order(1))
     lab.store_fetch(fetch, order=order(1))
     lab.store_fetch(fetch, order=order(1))  # the answer to the first was lost
 
-    measured = counters(lab, "latency|")
+    measured = lab.counters("latency|")
     assert measured.pop(f"latency|{VENUE}|sum") >= 4000
     assert measured == {f"latency|{VENUE}|5000": 1}
 
-    lab.ledger.request_fetch([order(1)], queue="live", reason="refetch")
+    lab.request_fetch(order(1))
     lab.fetch_and_store(order(1))
-    assert sum(counters(lab, "latency|").values()) == 1 + counters(lab, "latency|")[f"latency|{VENUE}|sum"]
+    assert sum(lab.counters("latency|").values()) == 1 + lab.counters("latency|")[f"latency|{VENUE}|sum"]
 
-    lab.accept(order(1), timestamp="2026-05-15T09:30:05Z")
-    lab.fetch_and_store(order(1))
-    assert counters(lab, "latency|")[f"latency|{VENUE}|250"] == 1
+    lab.accept_and_fetch(order(1))
+    assert lab.counters("latency|")[f"latency|{VENUE}|250"] == 1
 
 
 def test_an_event_during_a_fetch_is_measured_with_its_own_fetch(lab: Lab) -> None:
     lab.accept(order(1))
     fetch = lab.start_fetch(order(1))
-    lab.accept(order(1), timestamp="2026-05-15T09:30:05Z")
+    lab.accept(order(1))
     lab.store_fetch(fetch, order=order(1))
-    assert counters(lab, "latency|") == {}
+    assert lab.counters("latency|") == {}
 
     lab.fetch_and_store(order(1))
-    assert counters(lab, f"latency|{VENUE}|250") == {f"latency|{VENUE}|250": 1}
+    assert lab.counters(f"latency|{VENUE}|250") == {f"latency|{VENUE}|250": 1}
 
 
-def test_dead_letters_are_counted_by_reason_and_sink(lab: Lab) -> None:
+def test_dead_letters_are_counted_by_reason_and_sink_and_fire(lab: Lab) -> None:
     other = order(2, MUSEUM)
     lab.accept(order(1), other, order(3))
+    assert evaluated(lab) == []
     lab.dead_letter(order(1))
     lab.dead_letter(other, reason="http_400", http_status=400)
     lab.fetch_and_store(order(3))
     lab.dead_letter_delivery(order(3))
 
-    assert counters(lab, "dead|") == {f"dead|{VENUE}|order_missing": 1, f"dead|{MUSEUM}|http_400": 1}
-    assert counters(lab, "deliveries_dead_lettered|") == {f"deliveries_dead_lettered|{SINK}": 1}
+    assert lab.counters("dead|") == {f"dead|{VENUE}|order_missing": 1, f"dead|{MUSEUM}|http_400": 1}
+    assert lab.counters("deliveries_dead_lettered|") == {f"deliveries_dead_lettered|{SINK}": 1}
+    names = ["dead_deliveries", "dead_letters", "dead_letters"]
+    assert sorted(evaluated(lab)) == [("firing", name) for name in names]
+    assert sorted(evaluated(lab, 61 * MINUTE)) == [("resolved", name) for name in names]
 
 
 def test_orders_that_a_sink_lacks_or_refuses_are_counted(lab: Lab) -> None:
-    lab.accept(order(1), order(2))
-    lab.fetch_and_store(order(1))
-    lab.fetch_and_store(order(2))
-    delivery = lab.ledger.acquire_delivery(order(1), WORKER)
-    assert delivery is not None
-    lab.ledger.complete_delivery(order(1), WORKER, delivery, outcome="retry", reason="ValueError", wait_ms=HOUR)
-    lab.redis.hset(keys.record(order(1)), f"{SINK}:attempts", 1)
+    lab.accept_and_fetch(order(1))
+    lab.accept_and_fetch(order(2))
+    lab.deliver("retry", order(1), wait=3600)
 
     assert (snapshot(lab).sinks[SINK].behind, snapshot(lab).sinks[SINK].failing) == (2, 1)
 
 
 def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_each_hour(lab: Lab) -> None:
     """A duplicate shows that the sender works, but is not a new event."""
-    at = bootstrap.clock() - 3 * HOUR
+    at = lab.now - 3 * HOUR
     lab.accept(order(1), order(2), timestamp="2026-05-15T09:30:05Z", at=at)
     lab.accept(order(1), timestamp="2026-05-15T09:30:05Z", at=at + 2 * HOUR)
 
-    assert AlertStore(lab.redis).hours(VENUE, bootstrap.clock()) == {at // HOUR: 2}
+    assert AlertStore(lab.redis).hours(VENUE, lab.now) == {at // HOUR: 2}
     assert (venue(lab).current_secret_at, venue(lab).previous_secret_at) == (at + 2 * HOUR, 0)
     assert AlertStore(lab.redis).hours(VENUE, at + 40 * 24 * HOUR) == {}
     assert lab.redis.hkeys(keys.event_rate(VENUE)) == [b"secret:current"]
@@ -218,34 +181,28 @@ def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_ea
 def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=MINUTE)
     limiter = RateLimiter(lab.redis, API_KEY, COMPANIES[0].path, limits)
-    now = bootstrap.clock()
+    now = lab.now
     closed_ms, _ = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
     until = venue(lab).breaker_open_until
 
-    assert now < until <= bootstrap.clock() + closed_ms
+    assert now < until <= lab.now + closed_ms
     assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0
     logged = [evaluated(lab, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert logged == [[], [], []]
     lab.redis.hset(breaker_key(API_KEY, COMPANIES[0].path), "open_until", now + 9 * MINUTE)
-    assert [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)] == [
-        [],
-        [],
-        [("firing", "breaker_open")],
-        [],
-        [("resolved", "breaker_open")],
-    ]
+    logged = [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)]
+    assert logged == [[], [], [("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
 
 
 def test_a_queue_has_its_length_and_the_age_of_its_first_job(lab: Lab) -> None:
     lab.accept(order(1), order(2))
-    lab.ledger.request_fetch([order(3)], queue="backfill", reason="replay")
+    lab.request_fetch(order(3), queue="backfill")
 
     found = snapshot(lab, later=MINUTE)
     assert (found.queues["live"].jobs, found.queues["backfill"].jobs) == (2, 1)
     assert MINUTE <= found.queue_age_ms("live") < 2 * MINUTE
 
-    first: Any = lab.redis.lindex("rq:queue:live", 0)
-    lab.redis.delete(f"rq:job:{first.decode()}")
+    lab.redis.delete(f"rq:job:{lab.jobs()[0]}")
     assert snapshot(lab, later=MINUTE).queue_age_ms("live") >= MINUTE
 
 
@@ -267,10 +224,9 @@ def test_a_snapshot_costs_the_same_with_many_orders(lab: Lab) -> None:
 
 
 def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
-    lab.accept(order(1), at=bootstrap.clock() - 10 * MINUTE)
-    lab.accept(order(2, MUSEUM))
-    lab.fetch_and_store(order(2, MUSEUM))
-    lab.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(bootstrap.clock(), "p-live-1", "p-live-2", "p-backfill-3")))
+    lab.accept(order(1), at=lab.now - 10 * MINUTE)
+    lab.accept_and_fetch(order(2, MUSEUM))
+    lab.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
     set_timestamp(lab.redis, ("reconciled", VENUE), 1_795_000_000_000)
     evaluated(lab)
 
@@ -298,49 +254,27 @@ def test_without_redis_metrics_show_only_the_process_itself(own_valkey: Valkey) 
     assert metrics(own_valkey.url) == known
 
 
-def test_one_pool_of_all_evaluates_each_minute(lab: Lab) -> None:
-    watches = [AlertStore(lab.redis) for _ in range(3)]
-
-    assert [watch.acquire_turn() for watch in watches] == [True, False, False]
-    assert 55_000 < int(lab.redis.pttl(keys.ALERTS_TURN)) <= 59_000
-
-
 def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> None:
+    """Of all pools one evaluates each minute. One that is killed before it saves the alert leaves it to the next."""
     lab.accept(order(1))
-
-    assert [evaluated(lab, later * MINUTE) for later in (1, 6, 7)] == [[], [("firing", "fetch_late")], []]
-    lab.fetch_and_store(order(1))
-    assert evaluated(lab, 8 * MINUTE) == [("resolved", "fetch_late")]
-
-
-def test_a_pool_killed_before_it_saved_an_alert_leaves_it_to_the_next(lab: Lab) -> None:
-    """An alert may be logged twice, but is never lost."""
-    lab.accept(order(1))
+    assert [AlertStore(lab.redis).acquire_turn() for _ in range(3)] == [True, False, False]
+    assert 55_000 < int(lab.redis.pttl(keys.ALERTS_TURN)) <= 59_000
 
     class Killed(AlertStore):
         def save(self, states: object) -> None:
             raise KeyboardInterrupt
 
+    assert evaluated(lab, 1 * MINUTE) == []
     with pytest.raises(KeyboardInterrupt):
         log_alerts(Killed(lab.redis), READER, snapshot(lab, 6 * MINUTE))
-
-    assert evaluated(lab, 7 * MINUTE) == [("firing", "fetch_late")]
-
-
-def test_new_dead_letters_fire(lab: Lab) -> None:
-    lab.accept(order(1), order(2))
-    assert evaluated(lab) == []
+    assert [evaluated(lab, later * MINUTE) for later in (6, 7)] == [[("firing", "fetch_late")], []]
     lab.fetch_and_store(order(1))
-    lab.dead_letter_delivery(order(1))
-    lab.dead_letter(order(2))
-
-    assert sorted(evaluated(lab)) == [("firing", "dead_deliveries"), ("firing", "dead_letters")]
-    assert sorted(evaluated(lab, 61 * MINUTE)) == [("resolved", "dead_deliveries"), ("resolved", "dead_letters")]
+    assert evaluated(lab, 8 * MINUTE) == [("resolved", "fetch_late")]
 
 
 def test_a_pool_without_heartbeats_fires_at_another_pool(lab: Lab) -> None:
     for name, ago in (("dead", 2 * MINUTE), ("living", 0)):
-        lab.redis.hset(keys.POOLS, name, json.dumps(heartbeat(bootstrap.clock() - ago, f"{name}-live-1")))
+        lab.redis.hset(keys.POOLS, name, json.dumps(heartbeat(lab.now - ago, f"{name}-live-1")))
 
     assert evaluated(lab) == [("firing", "pool_silent")]
     lab.redis.hdel(keys.POOLS, "dead")
@@ -349,34 +283,16 @@ def test_a_pool_without_heartbeats_fires_at_another_pool(lab: Lab) -> None:
 
 def test_missed_events_fire_and_then_silence_until_an_event_comes(lab: Lab) -> None:
     """The silence is noticed at the evaluation after."""
-    lab.accept(order(1), at=bootstrap.clock() - HOUR)
+    lab.accept(order(1), at=lab.now - HOUR)
     lab.fetch_and_store(order(1))
     evaluated(lab)
     add(lab.redis, {("discrepancies", VENUE, "no_event"): 3})
 
     assert evaluated(lab, 1 * MINUTE) == [("firing", "missed_events")]
     assert evaluated(lab, 2 * MINUTE) == [("firing", "silence")]
-    lab.accept(order(2), at=bootstrap.clock() + 2 * MINUTE)
+    lab.accept(order(2), at=lab.now + 2 * MINUTE)
     lab.fetch_and_store(order(2))
     assert evaluated(lab, 3 * MINUTE) == [("resolved", "silence")]
-
-
-def test_a_company_without_its_usual_events_is_silent(lab: Lab) -> None:
-    """Four weeks of events go through the real script."""
-    now = bootstrap.clock()
-    week = 7 * 24 * HOUR
-    for weeks in range(4, 0, -1):
-        numbers = range(weeks * 10, weeks * 10 + 8)
-        lab.accept(*(order(number) for number in numbers), at=now - weeks * week - now % HOUR + MINUTE)
-        for number in numbers:
-            lab.redis.delete(keys.record(order(number)))
-    lab.redis.delete(keys.DUE)
-    at = -(now % HOUR)
-
-    assert evaluated(lab, at) == []
-    assert evaluated(lab, at + 59 * MINUTE) == [("firing", "silence")]
-    assert evaluated(lab, at + 60 * MINUTE) == []
-    assert evaluated(lab, at + 119 * MINUTE) == [("repeated", "silence")]
 
 
 @pytest.mark.parametrize("fault", [lambda redis: redis.flushall(), lambda redis: redis.delete(keys.ALERTS)])
@@ -392,9 +308,9 @@ def test_a_flushed_redis_fires_nothing(lab: Lab, fault: Callable[[Redis], object
 def test_an_unreadable_entry_hides_no_other_pool_or_alert(lab: Lab, redis_url: str) -> None:
     """A newer version, another program or a person may have written it."""
     odd = dict(enumerate([b"no JSON", b'{"at": "now"}', b"[]", b'{"workers": "\xff\xfe"}']))
-    lab.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(bootstrap.clock(), "a-live-1")))
+    lab.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(lab.now, "a-live-1")))
     lab.redis.hset(keys.POOLS, mapping={b"odd %d \xff" % number: text for number, text in odd.items()})
-    lab.accept(order(1), at=bootstrap.clock() - HOUR)
+    lab.accept(order(1), at=lab.now - HOUR)
     evaluated(lab)
     lab.redis.hset(keys.ALERTS, mapping={b"odd|%d \xff|" % number: text for number, text in odd.items()})
 
@@ -427,7 +343,7 @@ def alert_of_a_pool(lab: Lab, folder: Path) -> dict[str, Any]:
 
 
 def test_a_running_pool_logs_an_alert_and_continues(lab: Lab, tmp_path: Path) -> None:
-    lab.accept(order(1), at=bootstrap.clock() - HOUR)
+    lab.accept(order(1), at=lab.now - HOUR)
 
     line = alert_of_a_pool(lab, tmp_path)
 

@@ -1,4 +1,4 @@
-"""The embedded Valkey keeps its data and its password, and ends with the process that started it."""
+"""Programs and servers that are started for development and tests end with the process that started them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,111 @@ from redis import exceptions as redis_exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.dev.processes import Process
+from app.dev.processes import Process, ProcessEnded
 from app.dev.valkey import Valkey, ValkeyUnavailable, start
 from tests.eventually import eventually
 from tests.pids import is_running
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a child's life to its parent's")
+PARENT = """
+import signal, sys
+from app.dev.processes import Process
+child = Process.start(["sleep", "600"])
+if sys.argv[1] == "frozen":
+    child.pause()
+print("child", child.pid)
+signal.pause()
+"""
+DEAF = """
+import signal, subprocess
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"])
+print("child", child.pid)
+signal.pause()
+"""
+SLOW_WRITER = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print("ready: ", end="", flush=True)
+signal.sigwait([signal.SIGUSR1])
+print("now")
+"""
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+@ON_LINUX
+@pytest.mark.parametrize("child", ["running", "frozen"])
+def test_a_program_dies_with_a_killed_parent(tmp_path: Path, child: str) -> None:
+    with Process.start(python(PARENT, child), log=tmp_path / "log") as parent:
+        pid = int(parent.wait_for_line("child", 10).split()[1])
+        assert is_running(pid)
+
+        os.kill(parent.pid, signal.SIGKILL)
+
+        eventually(lambda: not is_running(pid), what=f"the {child} child has ended")
+
+
+def test_stop_kills_a_program_that_ignores_sigterm_and_its_children(tmp_path: Path) -> None:
+    with Process.start(python(DEAF), log=tmp_path / "log") as deaf:
+        child = int(deaf.wait_for_line("child", 10).split()[1])
+
+        assert deaf.stop(within=0.2) == -signal.SIGKILL
+
+        eventually(lambda: not is_running(child), what="the child has ended")
+
+
+def test_stop_lets_a_frozen_program_end_cleanly(tmp_path: Path) -> None:
+    code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('up'); signal.pause()"
+    with Process.start(python(code), log=tmp_path / "log") as program:
+        program.wait_for_line("up", 10)
+        program.pause()
+
+        assert [program.stop(), program.stop()] == [7, 7]
+
+
+def test_waiting_reads_only_the_output_of_this_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("ready: an earlier start\n")
+    with Process.start(python("print('ready: this start')"), log=log) as program:
+        assert program.wait_for_line("ready", 10) == "ready: this start"
+        assert program.output == "ready: this start\n"
+
+
+def test_waiting_returns_whole_lines_only(tmp_path: Path) -> None:
+    with Process.start(python(SLOW_WRITER), log=tmp_path / "log") as program:
+        program.wait_until(lambda: program.output == "ready: ", 10, "half a line")
+        with pytest.raises(TimeoutError):
+            program.wait_for_line("ready", 0.05)
+
+        os.kill(program.pid, signal.SIGUSR1)
+
+        assert program.wait_for_line("ready", 10) == "ready: now"
+
+
+def test_the_error_of_an_ended_program_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with (
+        Process.start(python("print('no such table'); raise SystemExit(3)"), log=tmp_path / "log") as program,
+        pytest.raises(ProcessEnded, match=r"ended with 3 before.*\nno such table"),
+    ):
+        program.wait_for_line("ready", 10)
+
+
+def test_waiting_ends_at_the_deadline(tmp_path: Path) -> None:
+    with Process.start(["sleep", "600"], log=tmp_path / "log") as program:
+        with pytest.raises(TimeoutError, match="a line with 'ready'"):
+            program.wait_for_line("ready", 0.05)
+        with pytest.raises(TimeoutError, match="did not end"):
+            program.wait(0.05)
+
+
+def test_a_start_outside_the_main_thread_is_refused() -> None:
+    """The kernel would kill the program when that thread ends."""
+    with ThreadPoolExecutor(1) as threads, pytest.raises(RuntimeError, match="main thread"):
+        threads.submit(Process.start, ["sleep", "600"]).result()
+
 
 STARTER = """
 import signal, sys
@@ -53,8 +155,8 @@ def test_data_survives_a_kill_of_the_server(own_valkey: Valkey) -> None:
 
 def test_writes_are_durable_and_nothing_is_evicted(own_valkey: Valkey) -> None:
     with Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        wanted = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
-        assert client.config_get(*wanted) == wanted
+        expected = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
+        assert client.config_get(*expected) == expected
 
 
 def test_a_second_start_uses_the_running_server_and_never_stops_it(own_valkey: Valkey) -> None:
@@ -109,18 +211,6 @@ def test_the_password_is_required_and_only_its_owner_can_read_it(own_valkey: Val
     assert stat.S_IMODE(own_valkey.data_dir.stat().st_mode) == 0o700
     holders = [path for path in own_valkey.data_dir.iterdir() if path.is_file() and password in path.read_text()]
     assert [(path.name, stat.S_IMODE(path.stat().st_mode)) for path in holders] == [("valkey.conf", 0o600)]
-
-
-def test_a_frozen_server_answers_nothing_until_it_continues(own_valkey: Valkey) -> None:
-    with Redis.from_url(own_valkey.url, socket_timeout=0.1, retry=Retry(NoBackoff(), 0)) as client:
-        assert client.ping()
-
-        own_valkey.pause()
-        with pytest.raises(redis_exceptions.TimeoutError):
-            client.ping()
-
-        own_valkey.resume()
-        assert client.ping()
 
 
 def test_a_taken_port_is_named(own_valkey: Valkey, tmp_path: Path) -> None:
