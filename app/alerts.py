@@ -13,17 +13,16 @@ from typing import Any, Final, Literal
 import msgspec
 from redis import Redis
 
-from app.ledger import keys, policy
-from app.metrics import METRICS
+from app.ledger import keys
+from app.ledger.policy import DAY, MINUTE, SECOND
 from app.settings import Company
-from app.snapshot import AlertState, Snapshot, decoded
+from app.snapshot import AlertState, CompanySnapshot, Snapshot
 
-EVERY: Final = policy.MINUTE
+EVERY: Final = MINUTE
 """Between two evaluations, over all machines."""
 
-MINUTE: Final = policy.MINUTE
 HOUR: Final = 60 * MINUTE
-WEEK: Final = 7 * policy.DAY
+WEEK: Final = 7 * DAY
 WEEKS: Final = 4
 HOURS_KEPT: Final = (WEEKS * 7 + 2) * 24
 """Four weeks, and what a window that began yesterday reaches beyond them."""
@@ -37,7 +36,7 @@ POOL_SILENT: Final = MINUTE
 QUIET: Final = 30 * MINUTE
 """No company is silent sooner: senders hold batches back, and guests come in groups."""
 
-WINDOW: Final = policy.DAY
+WINDOW: Final = DAY
 """No longer window is compared: a day holds every hour at which events usually come."""
 
 ENOUGH: Final = 5.0
@@ -51,15 +50,13 @@ MISSED_WITHIN: Final = 60 * MINUTE
 
 _HOUR_FIELD: Final = "hour:"
 
-Reason = Literal["missed_events", "open_orders", "usual"]
-"""`missed_events`: the list shows settled orders without an event, and none has come for QUIET. `open_orders`: the list
-shows an order unsettled since OPEN, and no event has come since. `usual`: events usually come at this time of the week.
-"""
-
 Action = Literal["firing", "repeated", "resolved"]
 
-Totals = Mapping[tuple[str, ...], int]
-"""Every counter by field prefix and label values, with company ids."""
+Hours = Mapping[int, int]
+"""Hour since 1970 -> new events of a company."""
+
+Key = tuple[str, str, str]
+"""Name, company and sink of an alert."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -78,7 +75,7 @@ RULES: Final[dict[str, Rule]] = {
     "fetch_late": Rule(),
     "breaker_open": Rule(hold=5 * MINUTE),
     # A rotation takes a day or two; after a week the old secret was forgotten somewhere.
-    "previous_secret": Rule(hold=7 * policy.DAY, keep_firing=policy.DAY),
+    "previous_secret": Rule(hold=7 * DAY, keep_firing=DAY),
     "dead_letters": Rule(keep_firing=60 * MINUTE),
     "dead_deliveries": Rule(keep_firing=60 * MINUTE),
     "rejected_secrets": Rule(keep_firing=60 * MINUTE),
@@ -107,18 +104,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     usual: float | None = None
 
     @property
-    def field(self) -> str:
-        """Return the field of `ota:alerts` that holds its state."""
-        return f"{self.name}|{self.company}|{self.sink}"
-
-
-class Inputs(msgspec.Struct, frozen=True):
-    """All that the conditions are computed from; `hours`: company id -> hour since 1970 -> new events."""
-
-    snapshot: Snapshot
-    totals: Totals
-    hours: Mapping[str, Mapping[int, int]]
-    states: Mapping[str, AlertState]
+    def key(self) -> Key:
+        return self.name, self.company, self.sink
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -129,27 +116,6 @@ class Change(msgspec.Struct, frozen=True):
     since: int
 
 
-class Activity(msgspec.Struct, frozen=True, kw_only=True):
-    """What the silence of a company is judged by; times in ms since 1970, 0 for never.
-
-    `hours`: hour since 1970 -> new events. `missed_at`: when a missed event was found last. `unsettled_since`: when the
-    oldest unsettled order was first seen.
-    """
-
-    last_event_at: int
-    missed_at: int
-    unsettled_since: int
-    hours: Mapping[int, int]
-
-
-class Silence(msgspec.Struct, frozen=True):
-    """A company is silent: why, for how many ms (0 if it never sent), and how many events usually come in that time."""
-
-    reason: Reason
-    quiet_ms: int
-    usual: float | None
-
-
 class AlertStore:
     """What the alerts remember in Redis; raises what Redis raises."""
 
@@ -158,15 +124,10 @@ class AlertStore:
 
     def acquire_turn(self) -> bool:
         """Return whether this pool evaluates now; if it dies meanwhile, another one does a minute later."""
-        return bool(self._redis.set(keys.ALERTS_TURN, 1, nx=True, px=EVERY - policy.SECOND))
+        return bool(self._redis.set(keys.ALERTS_TURN, 1, nx=True, px=EVERY - SECOND))
 
-    def inputs(self, snapshot: Snapshot, companies: Iterable[Company]) -> Inputs:
-        """Return the inputs of the conditions."""
-        hours = {one.np_company_id: self.hours(one.np_company_id, snapshot.now) for one in companies}
-        return Inputs(snapshot, self._totals(), hours, self._states())
-
-    def hours(self, company_id: str, now: int) -> dict[int, int]:
-        """Return hour since 1970 -> new events of the company; deletes hours older than HOURS_KEPT."""
+    def hours(self, company_id: str, now: int) -> Hours:
+        """Return the new events of each hour; deletes hours older than HOURS_KEPT."""
         saved: Any = self._redis.hgetall(keys.event_rate(company_id))
         prefix = _HOUR_FIELD.encode()
         found = {int(field[len(prefix) :]): int(value) for field, value in saved.items() if field.startswith(prefix)}
@@ -174,72 +135,70 @@ class AlertStore:
             self._redis.hdel(keys.event_rate(company_id), *(f"{_HOUR_FIELD}{hour}" for hour in old))
         return {hour: count for hour, count in found.items() if hour not in old}
 
-    def save(self, states: Mapping[str, AlertState]) -> None:
+    def save(self, states: Mapping[Key, AlertState]) -> None:
         """Replace all saved states by these."""
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(keys.ALERTS)
             if states:
-                pipe.hset(keys.ALERTS, mapping={field: msgspec.json.encode(state) for field, state in states.items()})
+                pipe.hset(keys.ALERTS, mapping={"|".join(key): msgspec.json.encode(one) for key, one in states.items()})
             pipe.execute()
 
-    def _totals(self) -> dict[tuple[str, ...], int]:
-        saved: Any = self._redis.hgetall(keys.COUNTERS)
-        fields = {tuple(field.decode(errors="replace").split("|")): value for field, value in saved.items()}
-        return {name: int(value) for name, value in fields.items() if name[0] in METRICS}
 
-    def _states(self) -> dict[str, AlertState]:
-        saved: Any = self._redis.hgetall(keys.ALERTS)
-        found = {field.decode(errors="replace"): decoded(text, AlertState) for field, text in saved.items()}
-        return {field: state for field, state in found.items() if state is not None}
-
-
-def conditions(inputs: Inputs, companies: Iterable[Company]) -> list[Condition]:
-    """Return every condition, true or not: an alert resolves when its condition is false."""
-    return [
-        *(condition for company in companies for condition in _of_company(inputs, company)),
-        *_of_sinks(inputs),
-        _of_pools(inputs.snapshot),
-    ]
+def conditions(snapshot: Snapshot, companies: Iterable[Company], hours: Mapping[str, Hours]) -> list[Condition]:
+    """Return every condition, true or not: an alert resolves when its condition is false. `hours`: by company id."""
+    found = [one for company in companies for one in _of_company(snapshot, company, hours[company.np_company_id])]
+    for name, sink in snapshot.sinks.items():
+        total = snapshot.total("deliveries_dead_lettered", name)
+        found.append(Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing))
+        found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
+    oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
+    found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=_seconds(oldest)))
+    return found
 
 
 def evaluate(
-    found: Iterable[Condition], states: Mapping[str, AlertState], now: int
-) -> tuple[dict[str, AlertState], list[Change]]:
+    found: Iterable[Condition], states: Mapping[Key, AlertState], now: int
+) -> tuple[dict[Key, AlertState], list[Change]]:
     """Return the new states and what is to be logged.
 
     An alert without a condition is resolved: the settings no longer name its company or sink.
     """
-    after: dict[str, AlertState] = {}
+    after: dict[Key, AlertState] = {}
     changes: list[Change] = []
     for condition in found:
-        state = states.get(condition.field, AlertState())
-        after[condition.field], action = _next_state(condition, RULES[condition.name], state, now)
+        state = states.get(condition.key, AlertState())
+        after[condition.key], action = _next_state(condition, RULES[condition.name], state, now)
         if action is not None:
             changes.append(Change(action, condition, state.since or now))
-    for field, state in states.items():
-        if field not in after and state.firing_at:
-            name, company, sink = field.split("|")
+    for (name, company, sink), state in states.items():
+        if (name, company, sink) not in after and state.firing_at:
             changes.append(Change("resolved", Condition(name=name, company=company, sink=sink), state.since))
     return after, changes
 
 
-def silence(activity: Activity, now: int) -> Silence | None:
-    """Return why a company is silent at `now` (ms), None if it is not."""
-    last = activity.last_event_at
+def silence(slug: str, found: CompanySnapshot, now: int, missed_at: int, hours: Hours) -> Condition:
+    """Return whether a company is silent at `now`; `missed_at` is when a missed event was found last, 0 for never.
+
+    Its reason is `missed_events`: the list shows settled orders without an event, and none has come for QUIET.
+    `open_orders`: it shows an order unsettled since OPEN, and no event has come since. `usual`: so many events usually
+    come at this time of the week.
+    """
+    last, reason = found.last_event_at, ""
     quiet = now - last if last else 0
-    usual = usual_count(activity.hours, max(last, now - WINDOW), now)
+    usual = usual_count(hours, max(last, now - WINDOW), now)
     # A missed event is found later than it happened; an event since then shows that the sender works.
     is_quiet = not last or quiet >= QUIET
-    if activity.missed_at > last and now - activity.missed_at < MISSED_WITHIN and is_quiet:
-        return Silence("missed_events", quiet, usual)
-    if activity.unsettled_since > last and now - activity.unsettled_since >= OPEN:
-        return Silence("open_orders", quiet, usual)
-    if is_quiet and usual is not None and usual >= ENOUGH:
-        return Silence("usual", quiet, usual)
-    return None
+    if missed_at > last and now - missed_at < MISSED_WITHIN and is_quiet:
+        reason = "missed_events"
+    elif found.unsettled_since > last and now - found.unsettled_since >= OPEN:
+        reason = "open_orders"
+    elif is_quiet and usual is not None and usual >= ENOUGH:
+        reason = "usual"
+    figure = _seconds(quiet)
+    return Condition(name="silence", company=slug, is_true=bool(reason), figure=figure, reason=reason, usual=usual)
 
 
-def usual_count(hours: Mapping[int, int], start: int, end: int) -> float | None:
+def usual_count(hours: Hours, start: int, end: int) -> float | None:
     """Return how many events usually come between two times of a week (ms), None before two weeks are known.
 
     This is the second lowest of the last four weeks: one holiday or one silence among them must neither hide the next
@@ -255,7 +214,7 @@ def usual_count(hours: Mapping[int, int], start: int, end: int) -> float | None:
     return counts[1 if len(counts) > 2 else 0]
 
 
-def _between(hours: Mapping[int, int], start: int, end: int) -> float:
+def _between(hours: Hours, start: int, end: int) -> float:
     """Count the events between two times (ms), with the share of hours that are only in part between them."""
     total = 0.0
     for hour in range(start // HOUR, end // HOUR + 1):
@@ -264,48 +223,23 @@ def _between(hours: Mapping[int, int], start: int, end: int) -> float:
     return total
 
 
-def _of_company(inputs: Inputs, company: Company) -> Iterator[Condition]:
-    company_id, slug, now = company.np_company_id, company.slug, inputs.snapshot.now
-    found = inputs.snapshot.companies[company_id]
+def _of_company(snapshot: Snapshot, company: Company, hours: Hours) -> Iterator[Condition]:
+    company_id, slug, now = company.np_company_id, company.slug, snapshot.now
+    found = snapshot.companies[company_id]
     age = found.oldest_pending_ms
     yield Condition(name="fetch_late", company=slug, is_true=age > LATE, figure=_seconds(age))
-    yield Condition(name="breaker_open", company=slug, is_true=inputs.snapshot.breaker_is_open(company_id))
+    yield Condition(name="breaker_open", company=slug, is_true=snapshot.breaker_is_open(company_id))
     unused = now - found.previous_secret_at
-    yield Condition(name="previous_secret", company=slug, is_true=unused < policy.DAY, figure=_seconds(unused))
-    dead = _total(inputs.totals, "dead", company_id)
-    yield Condition(name="dead_letters", company=slug, count=dead, figure=inputs.snapshot.dead)
-    rejected = _total(inputs.totals, "rejected", company_id)
+    yield Condition(name="previous_secret", company=slug, is_true=unused < DAY, figure=_seconds(unused))
+    dead = snapshot.total("dead", company_id)
+    yield Condition(name="dead_letters", company=slug, count=dead, figure=snapshot.dead)
+    rejected = snapshot.total("rejected", company_id)
     yield Condition(name="rejected_secrets", company=slug, count=rejected, figure=rejected)
-    missed = inputs.totals.get(("discrepancies", company_id, "no_event"), 0)
+    missed = snapshot.total("discrepancies", company_id, "no_event")
     missed_events = Condition(name="missed_events", company=slug, count=missed, figure=missed)
     yield missed_events
-    activity = Activity(
-        last_event_at=found.last_event_at,
-        missed_at=inputs.states.get(missed_events.field, AlertState()).last_true_at,
-        unsettled_since=found.unsettled_since,
-        hours=inputs.hours.get(company_id, {}),
-    )
-    if (silent := silence(activity, now)) is None:
-        yield Condition(name="silence", company=slug)
-    else:
-        quiet, usual = _seconds(silent.quiet_ms), silent.usual
-        yield Condition(name="silence", company=slug, is_true=True, figure=quiet, reason=silent.reason, usual=usual)
-
-
-def _of_sinks(inputs: Inputs) -> Iterator[Condition]:
-    for name, sink in inputs.snapshot.sinks.items():
-        yield Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing)
-        total = inputs.totals.get(("deliveries_dead_lettered", name), 0)
-        yield Condition(name="dead_deliveries", sink=name, count=total, figure=total)
-
-
-def _of_pools(snapshot: Snapshot) -> Condition:
-    oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
-    return Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=_seconds(oldest))
-
-
-def _total(totals: Totals, prefix: str, company_id: str) -> int:
-    return sum(count for name, count in totals.items() if name[:2] == (prefix, company_id))
+    missed_at = snapshot.alert_states().get(missed_events.key, AlertState()).last_true_at
+    yield silence(slug, found, now, missed_at, hours)
 
 
 def _seconds(milliseconds: int) -> int:

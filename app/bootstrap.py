@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -26,6 +25,7 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
 from app.metrics import CounterBuffer, Metrics
+from app.reconcile.run import OrderList
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
 from app.upstream.client import ChannelManager
@@ -52,11 +52,6 @@ def for_web(url: str) -> AsyncRedis:
 def for_rq(url: str) -> Redis:
     """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
     return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
-
-
-def clock() -> int:
-    """Return now in ms since 1970: the time of the ledger, handed to it as an argument."""
-    return time.time_ns() // 1_000_000
 
 
 def web_app(settings: Settings) -> ASGIApp:
@@ -91,13 +86,16 @@ def web_app(settings: Settings) -> ASGIApp:
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(
-            Intake(Authenticator(settings.companies), failover or inbox, counters.count, counters.reject),
+            Intake(Authenticator(settings.companies), failover or inbox, counters.count),
             settings.max_body_bytes,
         ),
         probes=Probes(
             Health(redis, spool),
             Metrics(
-                redis, snapshot_reader(settings), spool.waiting if spool else None, _reconcile_every(settings)
+                redis,
+                SnapshotReader(settings.companies, settings.sinks),
+                spool.waiting if spool else None,
+                settings.reconcile_every,
             ).text,
             settings.ops_token.get_secret_value() if settings.ops_token else None,
         ),
@@ -106,30 +104,22 @@ def web_app(settings: Settings) -> ASGIApp:
     )
 
 
-def configure_log(settings: Settings) -> None:
-    log.configure(level=settings.log_level, form=settings.log_format)
+def configure_log(settings: Settings, out: TextIO | None = None) -> None:
+    """Send log lines to `out` (stdout) as the settings say."""
+    log.configure(settings.log_level, settings.log_format, out)
 
 
 def configure_cli_log() -> None:
     """Send only warnings, and to stderr: stdout is for what the command prints."""
-    with redirect_stdout(sys.stderr):
-        log.configure(level="WARNING", form="console")
-
-
-def configure_stderr_log(settings: Settings) -> None:
-    """Send log lines to stderr as the settings say, for a command that keeps running and prints to stdout."""
-    with redirect_stdout(sys.stderr):
-        configure_log(settings)
+    log.configure("WARNING", "console", sys.stderr)
 
 
 async def redis_checks(settings: Settings) -> list[Check]:
     """Return what the web process would find of its Redis; raises SettingsError for an address it cannot read."""
     with readable_url():
         redis = for_web(settings.redis_url.get_secret_value())
-    try:
+    async with redis:
         return await Health(redis).checks()
-    finally:
-        await redis.aclose()
 
 
 def worker_redis(settings: Settings) -> Redis:
@@ -137,12 +127,8 @@ def worker_redis(settings: Settings) -> Redis:
 
 
 def ledger(settings: Settings, redis: Redis) -> Ledger:
-    return Ledger(
-        redis,
-        order_days=settings.order_days,
-        fetch_lease=_fetch_lease(settings),
-        sinks=settings.sinks,
-    )
+    lease = _fetch_lease(settings)
+    return Ledger(redis, order_days=settings.order_days, fetch_lease=lease, sinks=settings.sinks)
 
 
 def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimiter:
@@ -155,20 +141,19 @@ def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimi
     return RateLimiter(redis, company.np_api_key.get_secret_value(), company.path, limits, slug=company.slug)
 
 
-def _reconcile_every(settings: Settings) -> dict[str, int]:
-    return {one.slug: settings.reconcile_every for one in settings.companies if one.np_partner_id is not None}
-
-
-def snapshot_reader(settings: Settings) -> SnapshotReader:
-    return SnapshotReader(settings.companies, settings.sinks)
-
-
 def http(settings: Settings) -> DeadlineTransport:
     return DeadlineTransport(settings.upstream_timeout)
 
 
 def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:
     return ChannelManager(http, company, settings.np_api_version, settings.np_base_url)
+
+
+def order_list(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> OrderList:
+    """Return the order list of a company, read within the limits of its API key."""
+    client = channel_manager(settings, company, http)
+    limiter = rate_limiter(settings, company, redis)
+    return OrderList(redis, company.np_company_id, client, limiter, order_days=settings.order_days)
 
 
 def _fetch_lease(settings: Settings) -> int:

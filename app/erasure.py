@@ -136,9 +136,35 @@ class Erasure:
     def note(self, orders: Sequence[OrderKey], who: str, why: str) -> None:
         """Write to the audit who erases these orders, and why."""
         entries = (AuditEntry(what=ACTION, who=who, why=why, selected=order.member, orders=1) for order in orders)
+        audit.append(self._redis, *entries)
+
+    def forget_texts(self, words: Collection[str]) -> int:
+        """Delete audit entries that have one of the words, and who and why of such replays; return how many.
+
+        People typed these texts; the entries of erasures stay.
+        """
+        named = _pattern(words)
+
+        def has_word(*texts: bytes | None) -> bool:
+            return named.search(b" ".join(text or b"" for text in texts).decode().casefold()) is not None
+
+        entries = [
+            entry_id
+            for page in stream_pages(self._redis, keys.AUDIT)
+            for entry_id, fields in page
+            if fields.get(b"what") != ACTION.encode()
+            if has_word(fields.get(b"who"), fields.get(b"why"), fields.get(b"selected"))
+        ]
+        redis: Any = self._redis
+        plans = [keys.replay(plan.decode()) for plan in redis.zrange(keys.REPLAYS, 0, -1)]
+        plans = [plan for plan in plans if has_word(*redis.hmget(plan, "who", "why"))]
         with self._redis.pipeline(transaction=False) as pipe:
-            audit.append(pipe, *entries)
+            for entry in entries:
+                pipe.xdel(keys.AUDIT, entry)
+            for plan in plans:
+                pipe.hset(plan, mapping={"who": "", "why": ""})
             pipe.execute()
+        return len(entries) + len(plans)
 
     def finish(self, orders: Sequence[OrderKey]) -> None:
         """Record that nothing of these orders is left."""
@@ -193,47 +219,9 @@ class Erasure:
                 yield Copies(sink, tuple(beginnings))
 
 
-class AuditWords:
-    """The texts that people typed into the audit and into replays: who, why and selection."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    @staticmethod
-    def are_in(text: str, words: Collection[str]) -> bool:
-        """Return whether the text has one of the words, as a whole word, in any case."""
-        return _pattern(words).search(text.casefold()) is not None
-
-    def forget(self, words: Collection[str]) -> int:
-        """Delete audit entries that have one of the words, and who and why of such replays; return how many."""
-        entries, plans = list(self._entries(words)), list(self._plans(words))
-        with self._redis.pipeline(transaction=False) as pipe:
-            for entry in entries:
-                pipe.xdel(keys.AUDIT, entry)
-            for plan in plans:
-                pipe.hset(keys.replay(plan), mapping={"who": "", "why": ""})
-            pipe.execute()
-        return len(entries) + len(plans)
-
-    def _entries(self, words: Collection[str]) -> Iterator[str]:
-        named = _pattern(words)
-        for page in stream_pages(self._redis, keys.AUDIT):
-            for entry_id, fields in page:
-                texts = {name.decode(): value.decode() for name, value in fields.items()}
-                typed = " ".join(texts.get(name, "") for name in ("who", "why", "selected"))
-                if texts.get("what") != ACTION and named.search(typed.casefold()):
-                    yield entry_id.decode()
-
-    def _plans(self, words: Collection[str]) -> Iterator[str]:
-        named = _pattern(words)
-        found: Any = self._redis.zrange(keys.REPLAYS, 0, -1)
-        with self._redis.pipeline(transaction=False) as pipe:
-            for plan in found:
-                pipe.hmget(keys.replay(plan.decode()), "who", "why")
-            texts = pipe.execute()
-        for plan, values in zip(found, texts, strict=True):
-            if named.search(" ".join((value or b"").decode() for value in values).casefold()):
-                yield plan.decode()
+def are_in(text: str, words: Collection[str]) -> bool:
+    """Return whether the text has one of the words, as a whole word, in any case."""
+    return _pattern(words).search(text.casefold()) is not None
 
 
 def _pattern(words: Collection[str]) -> re.Pattern[str]:

@@ -1,34 +1,9 @@
 """Every error of the service, in one tree. Reason codes are snake_case and appear unchanged in logs and metrics.
 
-    ReceiverError
-    ├── SettingsError               settings are missing or wrong: the service does not start
-    ├── StoreUnavailable            Redis does not answer, or refuses
-    │   └── OtherSchema               its data has another schema version
-    ├── BrokenRecord                the record of one order is unreadable
-    ├── Denied                      the limits of the API key allow no call now
-    ├── BadExpected                 the CSV of expected orders cannot be used
-    ├── Stop                        a command ends with a message and an exit code (app/cli/console.py)
-    ├── RequestRefused              the sender gets an HTTP status and the reason code
-    │   ├── MalformedEnvelope       400
-    │   ├── Unauthenticated         401
-    │   ├── BodyTooSlow             408
-    │   ├── BodyTooLarge            413
-    │   ├── TryLater                503 with Retry-After: too many requests at once, or the process is stopping
-    │   └── NotRecorded             503 with Retry-After: neither Redis nor the spool took the events
-    └── UpstreamError               a call to the Channel Manager failed
-        ├── OrderNotFound           404 `resource_not_found`: not there yet, deleted, or never there
-        ├── RequestRejected         400: a few attempts, then a dead letter
-        ├── ConnectionFault         401, 403, 3xx, unknown tenant: the key or the address is wrong, not the order
-        ├── Throttled               429: no worker of the key calls before `retry_after`
-        ├── Unavailable             408, 5xx, time-out, network: retried
-        └── UnreadableAnswer        200 without an order in it: a few attempts, then a dead letter
-
-Errors of the tools for laptops and tests stand beside them in app/dev.
+Errors of the tools for laptops and tests stand beside them in app/dev, the end of a command in app/cli/console.py.
 """
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 
 class ReceiverError(Exception):
@@ -83,57 +58,26 @@ class BadExpected(ReceiverError):
 
 
 class RequestRefused(ReceiverError):
-    """The request is answered with `status` and the reason code."""
+    """The sender gets the HTTP status and the reason code; 503: it must keep its events and send them again."""
 
-    status: ClassVar[int]
-    reason: str
-
-    def __init__(self, reason: str = "") -> None:
-        if reason:
-            self.reason = reason
-        super().__init__(self.reason)
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
 
 
 class MalformedEnvelope(RequestRefused):
     """The body is not one of the three envelope shapes."""
 
-    status = 400
-
-
-class Unauthenticated(RequestRefused):
-    """No item of the envelope carries a valid clientState of its own company."""
-
-    status = 401
-    reason = "unauthenticated"
-
-
-class BodyTooSlow(RequestRefused):
-    """The body did not arrive in time."""
-
-    status = 408
-    reason = "body_too_slow"
-
-
-class BodyTooLarge(RequestRefused):
-    """The body is larger than MAX_BODY_BYTES."""
-
-    status = 413
-    reason = "body_too_large"
-
-
-class TryLater(RequestRefused):
-    """This process takes no request now (`overloaded`, `shutting_down`); the sender must keep its events."""
-
-    status = 503
+    def __init__(self, reason: str) -> None:
+        super().__init__(400, reason)
 
 
 class NotRecorded(RequestRefused):
-    """Nothing durable took the events; the sender must keep them. `cause` names the underlying error."""
-
-    status = 503
+    """Neither Redis nor the spool took the events. `cause` names the underlying error."""
 
     def __init__(self, reason: str, cause: str) -> None:
-        super().__init__(reason)
+        super().__init__(503, reason)
         self.cause = cause
 
 

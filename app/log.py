@@ -1,86 +1,34 @@
-"""The log: the declared events with their fields, and one way out for every line.
+"""The log: the fields that a line may have, and one way out for every line.
 
-Lines are JSON unless stdout is a terminal; lines of uvicorn and RQ get the same form. A field that an event does not
-declare is dropped, so no value gets into the logs by accident. tests/unit/test_log.py compares the source with EVENTS.
+Lines are JSON unless stdout is a terminal; lines of uvicorn and RQ get the same form. A field that is not in FIELDS is
+dropped, so no value gets into the logs by accident. tests/unit/test_log.py compares the source with docs/logs.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import logging.config
 import sys
 import traceback
 from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal, cast
+from typing import Any, BinaryIO, Final, Literal, TextIO, cast
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-EVENTS: Final[dict[str, frozenset[str]]] = {
-    name: frozenset(fields.split())
-    for name, fields in {
-        "service.started": "role pid",
-        "service.stopped": "role",
-        "service.bad_settings": "problems",
-        "service.other_schema": "held ours",
-        "request": (
-            "method path status reason duration_ms bytes events queued coalesced duplicates spooled erased ignored"
-            " invalid_items"
-        ),
-        "request.client_disconnected": "path",
-        "request.failed": "path error trace",
-        "auth.rejected": "company items",
-        "auth.alert": "company items advice",
-        "items.invalid": "reason items",
-        "intake.unavailable": "error",
-        "redis.unavailable": "role error",
-        "redis.recovered": "role waiting away_s",
-        "spool.drained": "events",
-        "spool.file_gone": "events",
-        "spool.failed": "error trace",
-        "spool.event_refused": "order_id company",
-        "order.fetched": (
-            "order_id company status revision changed wallets tickets coupons manifest duration_ms http_status queue"
-        ),
-        "fetch.skipped": "order_id company reason",
-        "fetch.retry_scheduled": "order_id company reason http_status attempts due_in_s",
-        "fetch.deferred": "order_id company reason http_status due_in_s",
-        "order.deleted_upstream": "order_id company http_status",
-        "order.dead_lettered": "order_id company reason http_status attempts",
-        "delivery.succeeded": "order_id company sink revision duration_ms",
-        "delivery.failed": "order_id company sink revision error attempts due_in_s trace",
-        "delivery.dead_lettered": "order_id company sink revision reason attempts",
-        "job.failed": "order_id error trace",
-        "job.refused": "function",
-        "subscription.active": "company",
-        "subscription.down": "company reason",
-        "subscription.repaired": "company",
-        "subscription.check_failed": "company what reason http_status",
-        "upstream.breaker_opened": "company reason http_status open_s",
-        "reconcile.finished": (
-            "company cause outcome pages rows unreadable no_event changed stuck queued duration_ms next_in_s"
-        ),
-        "reconcile.discrepancy_found": "order_id company kind status stored_status",
-        "reconcile.failed": "company cause reason http_status pages queued error trace next_in_s",
-        "pool.worker_started": "worker queue",
-        "pool.worker_died": "worker exit_code order_id",
-        "pool.worker_failed": "worker error trace",
-        "pool.recovered": "pool workers",
-        "dispatcher.enqueued": "due enqueued",
-        "dispatcher.orders_broken": "orders",
-        "worker.timed_out": "worker busy_s",
-        "pool.failed": "error trace",
-        "alert.firing": "name company sink figure runbook",
-        "alert.silence": "company reason quiet_s usual runbook",
-        "alert.resolved": "name company sink lasted_s",
-        "alert.failed": "error trace",
-    }.items()
-}
-"""Every log event, with the fields that it may have beside COMMON."""
+_FIELDS: Final = """
+    event level timestamp logger request_id order_id job_id worker
 
-COMMON: Final = frozenset({"event", "level", "timestamp", "logger", "request_id", "order_id", "job_id", "worker"})
+    advice attempts away_s busy_s bytes cause changed coalesced company coupons due due_in_s duplicates duration_ms
+    enqueued erased error events exit_code figure function held http_status ignored invalid_items items kind lasted_s
+    manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue queued quiet_s
+    reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable usual waiting
+    wallets what workers
+"""
+
+FIELDS: Final = frozenset(_FIELDS.split())
+"""Every field that a line may have; docs/logs.md has the fields of each event."""
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
@@ -90,12 +38,11 @@ def get() -> structlog.typing.FilteringBoundLogger:
 
 
 def configure(
-    *,
-    level: str = "INFO",
-    form: Literal["auto", "json", "console"] = "auto",
+    level: str = "INFO", form: Literal["auto", "json", "console"] = "auto", out: TextIO | None = None
 ) -> None:
-    """Send all log lines of this process to stdout, as JSON or, on a terminal, as readable text."""
-    json_lines = form == "json" or (form == "auto" and not sys.stdout.isatty())
+    """Send all log lines of this process to `out` (stdout), as JSON or, on a terminal, as readable text."""
+    out = out or sys.stdout
+    json_lines = form == "json" or (form == "auto" and not out.isatty())
     render: Processor = (
         structlog.processors.JSONRenderer(serializer=_encode)
         if json_lines
@@ -107,19 +54,19 @@ def configure(
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             time,
-            _drop_undeclared,
+            _drop_unknown_fields,
             render,
             *([] if json_lines else [_to_bytes]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(sys.stdout.buffer))),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(out.buffer))),
         cache_logger_on_first_use=True,
     )
-    logging.config.dictConfig(_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines))
+    _configure_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines, out)
 
 
 class _OncePerTurn:
-    """Stdout, written once per turn of the event loop: a write per request is a fifth of a small request's CPU time.
+    """The output, written once per turn of the event loop: writing takes a fifth of the CPU time of a small request.
 
     Outside an event loop each line is written at once.
     """
@@ -159,35 +106,29 @@ def _frames(kind: type[BaseException] | None, trace: TracebackType | None) -> st
     return f"{kind.__name__ if kind else 'error'} at {places}"
 
 
-def _foreign(level: str, shared: list[Processor], json_lines: bool) -> dict[str, Any]:
-    renderer: list[Processor] = (
-        [structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())]
+def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, out: TextIO) -> None:
+    """Give the lines of the standard library's loggers the same form and the same output."""
+    render: Processor = (
+        structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())
         if json_lines
-        else [structlog.dev.ConsoleRenderer()]
+        else structlog.dev.ConsoleRenderer()
     )
-    quiet = {"level": "WARNING", "handlers": [], "propagate": True}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "one": {
-                "()": structlog.stdlib.ProcessorFormatter,
-                "foreign_pre_chain": [
-                    structlog.stdlib.add_logger_name,
-                    structlog.stdlib.add_log_level,
-                    *shared,
-                    _without_values,
-                ],
-                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-            }
-        },
-        "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "one", "stream": "ext://sys.stdout"}},
-        "root": {"level": level, "handlers": ["out"]},
-        # httpx logs each URL, RQ four lines per job with its arguments; our own lines replace them.
-        "loggers": dict.fromkeys(("httpx", "httpcore", "rq.worker", "rq.job", "rq.queue", "rq.registry"), quiet)
-        | {name: {"handlers": [], "propagate": True} for name in ("uvicorn", "uvicorn.error", "rq")}
-        | {"uvicorn.access": {"handlers": [], "propagate": False}},
-    }
+    names = [structlog.stdlib.add_logger_name, structlog.stdlib.add_log_level]
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*names, *shared, _without_values],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # httpx logs each URL, RQ four lines per job with its arguments; our own lines replace them.
+    for name in ("httpx", "httpcore", "rq.worker", "rq.job", "rq.queue", "rq.registry"):
+        logging.getLogger(name).setLevel("WARNING")
+    for name in ("uvicorn.access", "uvicorn", "uvicorn.error", "rq", "rq.worker"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"
 
 
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
@@ -206,11 +147,8 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
     return line
 
 
-def _drop_undeclared(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
-    declared = EVENTS.get(line["event"], frozenset())
-    for field in [field for field in line if field not in declared and field not in COMMON]:
-        del line[field]
-    return line
+def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    return {field: value for field, value in line.items() if field in FIELDS}
 
 
 def _encode(value: Any, **_: Any) -> bytes:

@@ -1,6 +1,6 @@
 """The answer of /metrics: counters and a histogram kept in one Redis hash, and gauges from a snapshot.
 
-A field of the hash is `prefix|label value|label value`; METRICS and TIMESTAMPS declare the labels. The counters survive
+A field of the hash is `prefix|label value|label value`; METRICS declares the labels. The counters survive
 restarts and add up over processes. The label `company` is the slug of the settings; companies that the settings do not
 name are counted together as `other`. What a web process counts itself, it keeps in memory and adds each second: a kill
 loses at most that second of counts, and no event, since the accept script counts those in the step that records them.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis as SyncRedis
@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import log
+from app.intake.auth import UNKNOWN
 from app.ledger import keys, policy
 from app.ledger.ledger import LATENCY_BOUNDS
 from app.ledger.redis import is_other_schema
@@ -35,34 +36,18 @@ METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "spool": ("ota_spool_events", ("what",), "Events kept on the local disk during a Redis outage, and drained."),
     "rejected": ("ota_items_rejected", ("company",), "Items with a wrong clientState, by the company they name."),
     "reconciles": ("ota_reconciles", ("company", "outcome"), "Reconcile runs by outcome."),
-    "discrepancies": (
-        "ota_reconcile_discrepancies",
-        ("company", "kind"),
-        "Orders that reconciling found missing or outdated and queued.",
-    ),
+    "discrepancies": ("ota_reconcile_discrepancies", ("company", "kind"), "Orders that reconciling found and queued."),
     "secrets": ("ota_events_by_secret", ("company", "secret"), "Events by the name of the secret that matched."),
     "dead": ("ota_dead_letters", ("company", "reason"), "Orders that became dead letters, by reason code."),
-    "deliveries_dead_lettered": (
-        "ota_deliveries_dead_lettered",
-        ("sink",),
-        "Deliveries that became dead letters.",
-    ),
+    "deliveries_dead_lettered": ("ota_deliveries_dead_lettered", ("sink",), "Deliveries that became dead letters."),
 }
 """Field prefix -> name, labels, meaning of every counter kept in Redis."""
 
-TIMESTAMPS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
-    "reconciled": (
-        "ota_reconcile_last_success_timestamp_seconds",
-        ("company",),
-        "When the whole order list was read last.",
-    ),
-}
-"""Field prefix -> name, labels, meaning of every time kept beside the counters, in ms since 1970."""
-
 GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "ota_reconcile_last_success_timestamp_seconds": (("company",), "When the whole order list was read last."),
     "ota_reconcile_interval_seconds": (("company",), "RECONCILE_EVERY, for companies whose orders can be listed."),
     "ota_redis_up": ((), "1 if Redis answered this scrape; otherwise only this and the spool are shown."),
-    "ota_schema_newer": ((), "1 if the data in Redis has another schema version: this one does nothing."),
+    "ota_other_schema": ((), "1 if the data in Redis has another schema version: this one does nothing."),
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),
     "ota_orders_due": ((), "Unfinished orders: fetches, retries and deliveries."),
     "ota_orders_dead": ((), "Orders in dead letters."),
@@ -70,15 +55,9 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_queue_jobs": (("queue",), "Jobs that wait for a worker."),
     "ota_queue_oldest_seconds": (("queue",), "Age of the first job of the queue."),
     "ota_dispatcher_lag_seconds": ((), "How long the order that is due first has not been dispatched."),
-    "ota_oldest_pending_fetch_seconds": (
-        ("company",),
-        "Age of the latest event of the order that has waited longest for its fetch.",
-    ),
+    "ota_oldest_pending_fetch_seconds": (("company",), "Age of the event that has waited longest for its fetch."),
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
-    "ota_sink_behind_orders": (
-        ("sink",),
-        "Orders whose latest revision a sink has not received; at most 400 are looked at.",
-    ),
+    "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState came."),
@@ -89,11 +68,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 }
 """Name -> labels, meaning of every gauge."""
 
-HISTOGRAM: Final = (
-    "ota_event_to_fetch_seconds",
-    ("company",),
-    "From the latest event of an order to its stored content, once per event.",
-)
+HISTOGRAM: Final = ("ota_event_to_fetch_seconds", ("company",), "From an order's latest event to its stored content.")
 
 OTHER: Final = "other"
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -110,6 +85,8 @@ ADVICE: Final = (
 )
 
 _LATENCY: Final = "latency"
+_LABELS: Final = {prefix: labels for prefix, (_, labels, _) in METRICS.items()} | {_LATENCY: ("company", "bucket")}
+"""Field prefix -> what stands after it; a company's id comes first, if there is one."""
 
 _log = log.get()
 
@@ -130,16 +107,11 @@ class CounterBuffer:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._counts: Counter[str] = Counter()
-        self._rejected: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
 
     def count(self, metric: str, label: str, times: int = 1) -> None:
         """Add to a counter of METRICS that has one label."""
-        self._counts[f"{metric}|{label}"] += times
-
-    def reject(self, company_id: str, items: int) -> None:
-        """Note items with a wrong clientState of a company of the settings."""
-        self._rejected[company_id] += items
+        self._counts[metric, label] += times
 
     async def run(self) -> None:
         """Write the counts each second, until cancelled."""
@@ -150,23 +122,23 @@ class CounterBuffer:
     async def flush(self) -> None:
         """Write the counts; while Redis is unavailable they are kept for the next time."""
         counts, self._counts = self._counts, Counter()
-        rejected, self._rejected = self._rejected, Counter()
-        if not counts and not rejected:
+        if not counts:
             return
+        rejected = {label: items for (name, label), items in counts.items() if name == "rejected" and label != UNKNOWN}
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
                 # These come first, so that the answers begin with theirs.
                 for company_id in rejected:
                     pipe.set(keys.alert(company_id), 1, nx=True, px=ALERT_EVERY)
+                for company_id in rejected:
                     pipe.hincrby(keys.reconcile(company_id), "triggers", 1)
-                for field, times in counts.items():
-                    pipe.hincrby(keys.COUNTERS, field, times)
+                for name, times in counts.items():
+                    pipe.hincrby(keys.COUNTERS, "|".join(name), times)
                 answers = await pipe.execute()
         except (RedisError, OSError):
             self._counts.update(counts)
-            self._rejected.update(rejected)
             return
-        for (company_id, items), is_first in zip(rejected.items(), answers[: 2 * len(rejected) : 2], strict=True):
+        for (company_id, items), is_first in zip(rejected.items(), answers, strict=False):
             if is_first:
                 _log.error("auth.alert", company=company_id, items=items, advice=ADVICE)
 
@@ -174,8 +146,7 @@ class CounterBuffer:
 class Metrics:
     """The answer of one web process to /metrics.
 
-    `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: slug -> seconds
-    between two runs, for companies whose orders can be listed.
+    `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: RECONCILE_EVERY.
     """
 
     def __init__(
@@ -183,7 +154,7 @@ class Metrics:
         redis: Redis,
         reader: SnapshotReader,
         spooled: Callable[[], Awaitable[int | None]] | None,
-        reconcile_every: Mapping[str, int],
+        reconcile_every: int,
     ) -> None:
         self._redis = redis
         self._reader = reader
@@ -194,25 +165,41 @@ class Metrics:
     async def text(self) -> bytes:
         """Return the Prometheus text; during a Redis outage only what this process knows itself."""
         samples = [
-            Sample("ota_reconcile_interval_seconds", seconds, (slug,))
-            for slug, seconds in self._reconcile_every.items()
+            Sample("ota_reconcile_interval_seconds", self._reconcile_every, (company.slug,))
+            for company in self._reader.companies
+            if company.np_partner_id is not None
         ]
         if self._spooled and (waiting := await self._spooled()) is not None:
             samples.append(Sample("ota_spool_waiting_events", waiting))
         try:
-            saved: Any = await self._redis.hgetall(keys.COUNTERS)
             snapshot = await self._reader.read_async(self._redis)
         except (RedisError, OSError):
             return render({}, [*samples, Sample("ota_redis_up", 0)], self._slugs)
         samples += [Sample("ota_redis_up", 1), *_samples(snapshot, self._reader.companies)]
-        return render(saved, samples, self._slugs)
+        return render(snapshot.counters, samples, self._slugs)
 
 
-def render(saved: Mapping[bytes, bytes], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:
-    """Return the Prometheus text of the hash and the gauges; `slugs`: company id -> slug."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Exposition(saved, tuple(samples), slugs))
-    return generate_latest(registry)
+def render(counters: Mapping[str, str], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:
+    """Return the Prometheus text of the counters and the gauges; `slugs`: company id -> slug."""
+    saved: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for field, value in counters.items():
+        prefix, *values = field.split("|")
+        labels = _LABELS.get(prefix)
+        if labels is None or len(values) != len(labels):
+            continue
+        if labels[0] == "company":
+            values[0] = slugs.get(values[0], OTHER)
+        saved[prefix][tuple(values)] += int(value)
+    totals = {
+        prefix: CounterMetricFamily(name, text, labels=labels) for prefix, (name, labels, text) in METRICS.items()
+    }
+    for prefix, family in totals.items():
+        for key, total in sorted(saved[prefix].items()):
+            family.add_metric(key, total)
+    gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, (labels, text) in GAUGES.items()}
+    for sample in samples:
+        gauges[sample.gauge].add_metric(sample.labels, sample.value)
+    return generate_latest(_Families([*totals.values(), _histogram(saved[_LATENCY]), *gauges.values()]))
 
 
 def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
@@ -223,72 +210,35 @@ def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
         pipe.execute()
 
 
-def set_timestamp(redis: SyncRedis, name: tuple[str, ...], now: int) -> None:
-    """Set a time of TIMESTAMPS to `now` (ms); a name is the field prefix and the label values."""
-    redis.hset(keys.COUNTERS, "|".join(name), str(now))
+def record_whole_list(redis: SyncRedis, company_id: str, now: int) -> None:
+    """Record that the order list of a company was read to its end at `now` (ms)."""
+    redis.hset(keys.COUNTERS, f"reconciled|{company_id}", str(now))
 
 
-class _Exposition(Collector):
-    def __init__(self, saved: Mapping[bytes, bytes], samples: tuple[Sample, ...], slugs: Mapping[str, str]) -> None:
-        self._saved: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
-        self._samples = samples
-        self._slugs = slugs
-        for field, value in saved.items():
-            prefix, *labels = field.decode(errors="replace").split("|")
-            self._saved[prefix][tuple(labels)] = float(value)
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
 
     def collect(self) -> Iterable[Metric]:
-        for prefix, (name, labels, meaning) in METRICS.items():
-            counter = CounterMetricFamily(name, meaning, labels=labels)
-            for values, total in sorted(self._summed(prefix, labels).items()):
-                counter.add_metric(values, total)
-            yield counter
-        for prefix, (name, labels, meaning) in TIMESTAMPS.items():
-            times = GaugeMetricFamily(name, meaning, labels=labels)
-            for values, at in sorted(self._saved[prefix].items()):
-                # The order lists of companies that the settings no longer name are not read.
-                if len(values) == len(labels) and values[0] in self._slugs:
-                    times.add_metric(self._shown(labels, values), at / 1000)
-            yield times
-        yield self._histogram()
-        for name, (labels, meaning) in GAUGES.items():
-            gauge = GaugeMetricFamily(name, meaning, labels=labels)
-            for sample in self._samples:
-                if sample.gauge == name:
-                    gauge.add_metric(sample.labels, sample.value)
-            yield gauge
+        return self._families
 
-    def _histogram(self) -> Metric:
-        name, labels, meaning = HISTOGRAM
-        family = HistogramMetricFamily(name, meaning, labels=labels)
-        found: dict[str, Counter[str]] = defaultdict(Counter)
-        for values, times in self._saved[_LATENCY].items():
-            if len(values) == 2:
-                found[self._slugs.get(values[0], OTHER)][values[1]] += int(times)
-        for company, counts in sorted(found.items()):
-            so_far, buckets = 0, []
-            for bound in LATENCY_BOUNDS:
-                so_far += counts[str(bound)]
-                buckets.append((str(bound / 1000), float(so_far)))
-            buckets.append(("+Inf", float(so_far + counts["inf"])))
-            family.add_metric([company], buckets, counts["sum"] / 1000)
-        return family
 
-    def _summed(self, prefix: str, labels: tuple[str, ...]) -> Counter[tuple[str, ...]]:
-        summed: Counter[tuple[str, ...]] = Counter()
-        for values, total in self._saved[prefix].items():
-            if len(values) == len(labels):
-                summed[self._shown(labels, values)] += int(total)
-        return summed
-
-    def _shown(self, labels: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:
-        named = zip(labels, values, strict=True)
-        return tuple(self._slugs.get(value, OTHER) if label == "company" else value for label, value in named)
+def _histogram(saved: Counter[tuple[str, ...]]) -> Metric:
+    name, labels, meaning = HISTOGRAM
+    family = HistogramMetricFamily(name, meaning, labels=labels)
+    for company in sorted({company for company, _ in saved}):
+        so_far, buckets = 0, []
+        for bound in LATENCY_BOUNDS:
+            so_far += saved[company, str(bound)]
+            buckets.append((str(bound / 1000), float(so_far)))
+        buckets.append(("+Inf", float(so_far + saved[company, "inf"])))
+        family.add_metric([company], buckets, saved[company, "sum"] / 1000)
+    return family
 
 
 def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[Sample]:
     """Return every gauge but those of the process itself."""
-    yield Sample("ota_schema_newer", is_other_schema(snapshot.schema.encode() or None))
+    yield Sample("ota_other_schema", is_other_schema(snapshot.schema.encode() or None))
     yield Sample("ota_orders_due", snapshot.due)
     yield Sample("ota_orders_dead", snapshot.dead)
     yield Sample("ota_deliveries_dead", snapshot.dead_deliveries)
@@ -313,6 +263,8 @@ def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[Sampl
 def _of_company(snapshot: Snapshot, company: Company) -> Iterator[Sample]:
     found, label = snapshot.companies[company.np_company_id], (company.slug,)
     yield Sample("ota_oldest_pending_fetch_seconds", found.oldest_pending_ms / 1000, label)
+    if read_at := snapshot.total("reconciled", company.np_company_id):
+        yield Sample("ota_reconcile_last_success_timestamp_seconds", read_at / 1000, label)
     yield Sample("ota_orders_unsettled", found.unsettled, label)
     yield Sample("ota_breaker_open", snapshot.breaker_is_open(company.np_company_id), label)
     for secret, at in (("current", found.current_secret_at), ("previous", found.previous_secret_at)):

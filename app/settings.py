@@ -1,4 +1,4 @@
-"""All settings, each declared once: name, default, meaning and example. docs/settings.md is rendered from here.
+"""All settings, each declared once: name, default, meaning and example. tests/settings_page.py renders their page.
 
 They come from the environment or `.env`; each may also come from the file that `NAME_FILE` names. `load` reports every
 problem in one message without any value, since a value may be a secret. Secrets are `SecretStr` and print as stars.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote, urlsplit
@@ -28,7 +27,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 
 from app.errors import SettingsError
 from app.ids import guid
@@ -270,27 +268,6 @@ def parse(variables: Mapping[str, str]) -> Settings:
     return settings
 
 
-def settings_page() -> str:
-    """Return docs/settings.md, as Markdown."""
-    lines = [
-        "# Settings",
-        "",
-        "From the environment or `.env`. Each may also be given as `NAME_FILE`, the path of a file that holds the",
-        "value. Durations are seconds, or a number with a unit: `90s`, `15m`, `2h`, `1d`. `ota-receiver check` reports",
-        "every missing or wrong setting. `python -m app.settings` renders this page.",
-        "",
-        *_table(Settings, Settings.model_fields),
-        "",
-        "## One company",
-        "",
-        "Several companies are tables of `COMPANIES_FILE`, with these names in lower case:",
-        "[companies.example.toml](../companies.example.toml).",
-        "",
-        *_table(Company, _PER_COMPANY),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _filled(variables: Mapping[str, str | None]) -> dict[str, str]:
     """Return the variables that are not empty, by their names in lower case."""
     return {name.lower(): value for name, value in variables.items() if value}
@@ -350,29 +327,3 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
                     found.append(f"NP_COMPANY_ID: same as in [companies.{first}]")
         problems += [f"COMPANIES_FILE [companies.{slug}] {line}" for line in found]
     return companies
-
-
-def _table(model: type[BaseModel], names: Iterable[str]) -> list[str]:
-    rows = [
-        f"| `{name.upper()}` | {_default(field)} | {field.description} | {_code(*(field.examples or ()))} |"
-        for name, field in model.model_fields.items()
-        if name in set(names)
-    ]
-    return ["| name | default | meaning | example |", "|---|---|---|---|", *rows]
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    if _AS_SECONDS in field.metadata:
-        size = next(size for size in _UNITS.items() if field.default % size[1] == 0)
-        return _code(f"{field.default // size[1]}{size[0]}")
-    return _code(*([] if field.default in (None, ()) else [field.default]))
-
-
-def _code(*values: object) -> str:
-    return ", ".join(f"`{value}`" for value in values) or "–"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(settings_page())

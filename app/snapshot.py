@@ -7,16 +7,17 @@ them, or one nearly as old is. Up to twice SAMPLE pending orders it is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job
 
-from app.ledger import keys, policy
+from app.heartbeat import HEARTBEAT_WITHIN, Heartbeat, decoded, readable
+from app.ledger import policy
 from app.ledger.rate_limit import breaker_key
 from app.ledger.redis import packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
@@ -25,23 +26,8 @@ from app.times import to_ms
 
 SAMPLE: Final = 200
 
-HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
-"""A pool writes a heartbeat each second. Without one for this long it hangs or cannot reach Redis."""
-
 PROBE_WITHIN: Final = policy.MINUTE
 """A probe follows within this after a breaker's time, if an order is pending. Later the breaker counts as closed."""
-
-T = TypeVar("T")
-
-
-class Heartbeat(msgspec.Struct, frozen=True):
-    """What a pool writes each second: its identity (workers.recovery), its workers, and `at` in ms since 1970."""
-
-    machine: str
-    pid: int
-    started: str
-    workers: list[str]
-    at: int
 
 
 class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,10 +48,10 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     """One company; times in ms since 1970, 0 for never.
 
     `oldest_pending_ms` is the age of the latest event of the order that has waited longest for the fetch of this
-    event. Left out: fetches that people or reconciling requested, orders in backfill, dead letters, and unsettled
-    orders, which are rechecked at times of their own. `unsettled` counts orders that the list showed unsettled,
-    `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while a probe is to
-    come, and is 0 while no breaker is open.
+    event. It covers every queue. Left out: fetches that people or reconciling requested of a fetched event, dead
+    letters, and unsettled orders, which are rechecked at times of their own. `unsettled` counts orders that the list
+    showed unsettled, `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while
+    a probe is to come, and is 0 while no breaker is open.
     """
 
     oldest_pending_ms: int
@@ -97,8 +83,9 @@ class QueueSnapshot(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The whole; `companies` by id.
 
-    `elsewhere_oldest_pending_ms` is for companies that the settings do not name. `next_due_at` is the lowest score of
-    `due` in ms since 1970, 0 if it is empty.
+    `counters`: field prefix and label values, with a `|` between them -> count (app.metrics). `next_due_at` is the
+    lowest score of `due` in ms since 1970, 0 if it is empty. `elsewhere_oldest_pending_ms` is for companies that the
+    settings do not name.
     """
 
     now: int
@@ -109,6 +96,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     pools: dict[str, str]
     schema: str
     alerts: dict[str, str]
+    counters: dict[str, str]
     queues: dict[str, QueueSnapshot]
     companies: dict[str, CompanySnapshot]
     elsewhere_oldest_pending_ms: int
@@ -128,6 +116,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the breaker of a company is open, or half open with a probe still to come."""
         until = self.companies[company_id].breaker_open_until
         return until > 0 and self.now < until + PROBE_WITHIN
+
+    def total(self, *name: str) -> int:
+        """Return the sum of the counters with this field prefix and these first label values."""
+        return sum(int(value) for field, value in self.counters.items() if field.split("|")[: len(name)] == [*name])
 
     def alert_states(self) -> dict[tuple[str, str, str], AlertState]:
         """Return the saved alerts by name, company and sink; unreadable entries are left out."""
@@ -154,6 +146,7 @@ class SnapshotReader:
         self.companies = tuple(companies)
         self._script = source("snapshot")
         self._arguments = {
+            "schema": None,
             "sample": SAMPLE,
             "companies": [
                 (one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path)) for one in companies
@@ -170,25 +163,6 @@ class SnapshotReader:
     async def read_async(self, redis: AsyncRedis) -> Snapshot:
         """Return the same as `read`."""
         return _snapshot(await redis.register_script(self._script)(args=[packed(**self._arguments)]))
-
-
-def read_heartbeats(redis: Redis) -> list[Heartbeat]:
-    """Return the last heartbeat of each pool; unreadable entries are left out."""
-    found: list[Any] = redis.hvals(keys.POOLS)
-    return readable(found)
-
-
-def readable(texts: Iterable[bytes | str]) -> list[Heartbeat]:
-    """Return the heartbeats among values of `ota:pools`."""
-    return [one for text in texts if (one := decoded(text, Heartbeat)) is not None]
-
-
-def decoded(text: bytes | str, kind: type[T]) -> T | None:
-    """Return the value in a JSON text, None if another version or another program wrote it."""
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def _snapshot(answer: bytes) -> Snapshot:

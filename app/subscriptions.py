@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hmac import compare_digest
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,23 +24,14 @@ ACTIVE: Final = "active"
 UNREACHABLE: Final = "unreachable"
 REPAIRED: Final = "repaired"
 REPAIR_FAILED: Final = "repair_failed"
-
-Reason = Literal["missing", "other_company", "inactive", "unknown_secret", "other_path"]
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """Why no events arrive, in words, and what to do."""
-
-    reason: Reason
-    found: str
-    advice: str
+_IS_ACTIVE: Final = f"{EVENT_NAME} is Active"
 
 
 class SubscriptionStatus(msgspec.Struct, frozen=True):
     """The state of a company's subscription, or the result of its repair.
 
-    `state` is active, the reason of a Problem, unreachable, repaired or repair_failed. `cause` is the reason code of
-    upstream if a call failed.
+    `state` is active, unreachable, repaired, repair_failed, or why no events arrive: missing, other_company, inactive,
+    unknown_secret or other_path. `cause` is the reason code of upstream if a call failed.
     """
 
     company: str
@@ -87,29 +78,33 @@ def shown_address(url: str | None) -> str:
     return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}" + ("?…" if query else "")
 
 
-def problem(company: Company, webhook_path: str, ours: list[Subscription]) -> Problem | None:
-    """Return the first reason why no events arrive through the subscriptions `ours`, None if they do."""
+def status_of(company: Company, webhook_path: str, ours: list[Subscription]) -> SubscriptionStatus:
+    """Return whether events arrive through the subscriptions `ours`, or the first reason why they do not."""
+
+    def status(state: str, detail: str, advice: str = "") -> SubscriptionStatus:
+        return SubscriptionStatus(company.slug, state, detail, advice)
+
     if not ours:
         advice = f"ota-receiver subscription create https://YOUR-PUBLIC-HOST{webhook_path}"
-        return Problem("missing", f"none for {EVENT_NAME}: no events arrive", advice)
+        return status("missing", f"none for {EVENT_NAME}: no events arrive", advice)
     ids = {(one.company_id or company.np_company_id).strip("{}").lower() for one in ours}
     if company.np_company_id not in ids:
         found = f"it belongs to company {min(ids)}: its events would be refused"
-        return Problem("other_company", found, "Correct NP_COMPANY_ID, or NP_COMPANY.")
+        return status("other_company", found, "Correct NP_COMPANY_ID, or NP_COMPANY.")
     active = [one for one in ours if one.active]
     if not active:
         state = ours[0].subscription_state or "without a state"
         advice = "Enable it (Business Central, page 3300 EE Subscription List), or delete it and create it again."
-        return Problem("inactive", f"it is {state}, not Active: no events arrive", advice)
+        return status("inactive", f"it is {state}, not Active: no events arrive", advice)
     # Upstream may hide the clientState.
     if {secret_of(company, one) for one in active} - {""} == {UNKNOWN}:
         advice = "Set CLIENT_STATE to the subscription's, or create it again with ours."
-        return Problem("unknown_secret", "its clientState is not ours: its events are answered 401", advice)
+        return status("unknown_secret", "its clientState is not ours: its events are answered 401", advice)
     urls = [one.notification_url for one in active if one.notification_url]
     if urls and not any(ends_in(url, webhook_path) for url in urls):
         advice = "Fine if a proxy maps the path. Otherwise set WEBHOOK_PATH, or create the subscription again."
-        return Problem("other_path", f"it posts to another path than {webhook_path}", advice)
-    return None
+        return status("other_path", f"it posts to another path than {webhook_path}", advice)
+    return status(ACTIVE, _IS_ACTIVE)
 
 
 class SubscriptionWatch:
@@ -123,8 +118,7 @@ class SubscriptionWatch:
         self._company = company
         self._upstream = upstream
         self._path = webhook_path
-        self._only = url
-        self._url = url
+        self._only = self._url = url
         self._inactive: list[str] = []
 
     def check(self) -> SubscriptionStatus:
@@ -136,15 +130,13 @@ class SubscriptionWatch:
         if self._only is not None:
             ours = [one for one in ours if same_address(one.notification_url, self._only)]
         self._remember(ours)
-        found = problem(self._company, self._path, ours)
+        found = status_of(self._company, self._path, ours)
         # A proxy may map the path, and a watch must not warn for ever: `check` reports it.
-        if found is None or found.reason == "other_path":
-            return self.active()
-        return SubscriptionStatus(self._company.slug, found.reason, found.found, found.advice)
+        return self.active() if found.state == "other_path" else found
 
     def active(self) -> SubscriptionStatus:
         """Return the state of a working subscription."""
-        return SubscriptionStatus(self._company.slug, ACTIVE, f"{EVENT_NAME} is Active")
+        return SubscriptionStatus(self._company.slug, ACTIVE, _IS_ACTIVE)
 
     def can_repair(self, status: SubscriptionStatus) -> bool:
         """Return whether creating it again would help."""

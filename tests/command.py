@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from unittest.mock import patch
 
 import structlog
 
@@ -75,29 +76,23 @@ def _process_of_its_own(
     All that a command changes in this process is as before when the block ends: also its signal handlers and where
     its log lines go.
     """
-    shell, streams, argv, hook = dict(os.environ), (sys.stdin, sys.stdout, sys.stderr), sys.argv, sys.excepthook
     is_main = threading.current_thread() is threading.main_thread()
+    out, err = _Stream(), _Stream()
+    ours: dict[str, Any] = {"argv": ["ota-receiver", *arguments], "stdin": _Stream(stdin), "stdout": out, "stderr": err}
     with _one_at_a_time, _log_state_restored():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        out, err = _Stream(), _Stream()
         try:
-            _set_environment({"COLUMNS": "80"} | dict(environment))
-            sys.argv = ["ota-receiver", *arguments]
-            sys.stdin, sys.stdout, sys.stderr = _Stream(stdin), out, err
-            yield out, err
+            with (
+                patch.dict(os.environ, {"COLUMNS": "80"} | dict(environment), clear=True),
+                patch.multiple(sys, excepthook=sys.excepthook, **ours),
+            ):
+                time.tzset()
+                yield out, err
         finally:
-            sys.stdin, sys.stdout, sys.stderr = streams
-            sys.argv, sys.excepthook = argv, hook
-            _set_environment(shell)
+            time.tzset()
             if is_main:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
-
-
-def _set_environment(environment: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    time.tzset()
 
 
 @contextmanager

@@ -15,12 +15,11 @@ from redis import Redis
 from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Backlog, LocalCopies
+from app.ledger.orders import Backlog
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import for_worker
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
-from app.reconcile.compare import Comparison
-from app.reconcile.run import Listing, Reconcile, Report, Share
+from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import Order
@@ -163,15 +162,22 @@ class ReconcileLab(Lab):
     def reconcile(self, ledger: Ledger | None = None) -> Reconcile:
         """Return a run as the worker builds it, with the clock of the test."""
         return Reconcile(
-            slug=self._settings.slug,
-            listing=Listing(self.client, self.limiter, self.clock, self.later, self.page_size),
-            comparison=Comparison(LocalCopies(self.redis), self.company_id, 400),
-            checkpoint=self.checkpoint,
-            backlog=Backlog(self.redis),
-            ledger=ledger or self.ledger,
-            share=Share(self.per_minute, frozenset({self.company_id})),
+            self._settings.slug,
+            OrderList(
+                self.redis,
+                self.company_id,
+                self.client,
+                self.limiter,
+                order_days=400,
+                clock=self.clock,
+                pause=self.later,
+                page_size=self.page_size,
+            ),
+            ledger or self.ledger,
+            Backlog(self.redis),
+            per_minute=self.per_minute,
+            company_ids=frozenset({self.company_id}),
             queue="backfill",
-            clock=self.clock,
         )
 
     def run(self) -> Report:
@@ -186,12 +192,6 @@ class ReconcileLab(Lab):
                 recheck_ms = None if found.order.settled else 2 * MINUTE
                 self.ledger.store_fetch(key, WORKER, fetch, content_of_answer(found.raw), recheck_ms=recheck_ms)
         self.clear_queues()
-
-
-@contextlib.contextmanager
-def reconcile_lab(redis: Redis, url: str, tenant: str, company_id: str) -> Iterator[ReconcileLab]:
-    with DeadlineTransport(5) as http:
-        yield ReconcileLab(redis, http, url, tenant, company_id)
 
 
 def forked(call: Callable[[], object]) -> int:

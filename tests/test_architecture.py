@@ -23,12 +23,13 @@ LONGEST_FILE = 720
 # From the bottom up; a module imports only from its own room and from rooms below. The names on one line are
 # rooms side by side, which do not know each other.
 LAYERS = (
-    ("app.errors", "app.identity", "app.ids", "app.times"),
+    ("app.errors", "app.ids", "app.times"),
     ("app.log", "app.settings"),
     ("app.upstream",),
     ("app.ledger",),
-    ("app.audit", "app.health", "app.intake", "app.snapshot"),
-    ("app.erasure", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
+    ("app.heartbeat",),
+    ("app.audit", "app.intake", "app.snapshot"),
+    ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),
     ("app.bootstrap",),
     ("workers",),
@@ -50,6 +51,7 @@ DOORS = {
         "app.intake.recorder",
         "app.ledger",
         "app.metrics",
+        "app.reconcile.run",
         "app.reconcile.state",
         "app.replay",
         "app.snapshot",

@@ -20,15 +20,14 @@ from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
 from app.errors import StoreUnavailable, UpstreamError
 from app.ledger import policy
-from app.ledger.orders import Backlog, LocalCopies
+from app.ledger.orders import Backlog
 from app.ledger.redis import server_time, translated_errors
-from app.metrics import add, set_timestamp
-from app.reconcile.compare import Comparison
-from app.reconcile.run import BUSY, LONGEST, Listing, Reconcile, Report, Share
-from app.reconcile.state import AGAIN_AFTER, Checkpoint, DueRun, Schedule
+from app.metrics import add, record_whole_list
+from app.reconcile.run import BUSY, LONGEST, Reconcile, Report
+from app.reconcile.state import AGAIN_AFTER, DueRun, Schedule
 from app.settings import Company, Settings
 from app.snapshot import Snapshot, SnapshotReader
-from app.upstream.client import ChannelManager
+from app.upstream.transport import DeadlineTransport
 from workers.worker import fork
 
 BUSY_WAIT: Final = 30 * policy.SECOND
@@ -84,7 +83,7 @@ class AlertEvaluator:
     """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
-        self._reader = bootstrap.snapshot_reader(settings)
+        self._reader = SnapshotReader(settings.companies, settings.sinks)
         self._store = AlertStore(redis)
         self._redis = redis
         self._next = 0.0
@@ -110,8 +109,9 @@ def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) ->
 
     A pool that is killed in between repeats an alert and swallows none.
     """
-    inputs = store.inputs(snapshot, reader.companies)
-    states, changes = evaluate(conditions(inputs, reader.companies), inputs.states, snapshot.now)
+    hours = {one.np_company_id: store.hours(one.np_company_id, snapshot.now) for one in reader.companies}
+    found = conditions(snapshot, reader.companies, hours)
+    states, changes = evaluate(found, snapshot.alert_states(), snapshot.now)
     for change in changes:
         _log_change(change, snapshot.now)
     store.save(states)
@@ -135,12 +135,6 @@ def _log_change(change: Change, now: int) -> None:
         )
     else:
         _log.error("alert.firing", figure=found.figure, runbook=runbook, **about)
-
-
-def listing(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Listing:
-    """Return the order list of a company, read within the limits of its API key."""
-    limiter = bootstrap.rate_limiter(settings, company, redis)
-    return Listing(client, limiter, partial(server_time, redis), time.sleep)
 
 
 def _reconciled(settings: Settings) -> list[Company]:
@@ -181,7 +175,7 @@ def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
             return
         started = time.monotonic()
         with bootstrap.http(settings) as http:
-            report = _run(settings, company, redis, bootstrap.channel_manager(settings, company, http)).run()
+            report = _run(settings, company, redis, http)
         duration_ms = round((time.monotonic() - started) * 1000)
         now = server_time(redis)
         wait = _schedule_next(schedule, due, report, settings.reconcile_every * policy.SECOND, now)
@@ -189,21 +183,19 @@ def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
         _log_end(company.slug, due, report, duration_ms, wait)
 
 
-def _run(settings: Settings, company: Company, redis: Redis, client: ChannelManager) -> Reconcile:
+def _run(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> Report:
     api_key = company.np_api_key.get_secret_value()
     same_key = (one for one in _reconciled(settings) if one.np_api_key.get_secret_value() == api_key)
     return Reconcile(
-        slug=company.slug,
-        listing=listing(settings, company, redis, client),
-        comparison=Comparison(LocalCopies(redis), company.np_company_id, settings.order_days),
-        checkpoint=Checkpoint(redis, company.np_company_id),
-        backlog=Backlog(redis),
-        ledger=bootstrap.ledger(settings, redis),
-        share=Share(settings.upstream_requests_per_5_min / 5, frozenset(one.np_company_id for one in same_key)),
+        company.slug,
+        bootstrap.order_list(settings, company, redis, http),
+        bootstrap.ledger(settings, redis),
+        Backlog(redis),
+        per_minute=settings.upstream_requests_per_5_min / 5,
+        company_ids=frozenset(one.np_company_id for one in same_key),
         # Without backfill workers, the missing orders would wait in that queue for ever.
         queue="backfill" if settings.backfill_workers else "live",
-        clock=partial(server_time, redis),
-    )
+    ).run()
 
 
 def _schedule_next(schedule: Schedule, due: DueRun, report: Report, every: int, now: int) -> int:
@@ -231,7 +223,7 @@ def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
     counts |= {("discrepancies", company_id, kind): times for kind, times in report.discrepancies.items()}
     add(redis, counts)
     if report.outcome == "complete":
-        set_timestamp(redis, ("reconciled", company_id), now)
+        record_whole_list(redis, company_id, now)
 
 
 def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int) -> None:

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from app import bootstrap, log
 from app.errors import OtherSchema
 from app.ledger import policy
+from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.redis import VERSION, refuse_other_schema
 from app.ledger.retention import Retention
@@ -101,6 +102,7 @@ class Pool:
         self._reconcile = ReconcileRunner(settings, redis)
         self._alerts = AlertEvaluator(settings, redis)
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
+        self._due_check = DueCheck(redis)
         self._redis_watch = RedisWatch(redis)
         self._children: dict[str, Child] = {}
         queues = [LIVE] * settings.workers + [BACKFILL] * settings.backfill_workers
@@ -221,6 +223,8 @@ class Pool:
             _log.info("dispatcher.enqueued", due=dispatched.due, enqueued=dispatched.enqueued)
         if dispatched.broken:
             _log.error("dispatcher.orders_broken", orders=dispatched.broken)
+        if found := self._due_check.step():
+            _log.error("dispatcher.orders_found", orders=found)
         self._retention.trim_each_minute()
         self._reconcile.tick()
         self._alerts.tick()

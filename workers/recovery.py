@@ -19,7 +19,7 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import log
-from app.identity import Identity, identity
+from app.heartbeat import Heartbeat, decoded
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.ledger import Ledger
@@ -27,7 +27,6 @@ from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import server_time
 from app.ledger.rq_jobs import queue
 from app.ledger.work import WorkerEnd
-from app.snapshot import Heartbeat, decoded
 
 HEARTBEAT_KEPT: Final = policy.DAY
 """How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
@@ -44,8 +43,8 @@ class WorkerRecovery:
         self._redis = redis
         self._ledger = ledger
         self._limiters = limiters
-        self._identity = identity()
-        self._pool = f"{self._identity.machine[:8]}-{self._identity.pid}-{self._identity.started}"
+        me = Heartbeat.of_this_process((), 0)
+        self._pool = f"{me.machine[:8]}-{me.pid}-{me.started}"
 
     def worker_name(self, queue_name: str, number: int) -> str:
         """Return the name of this pool's worker `number`."""
@@ -65,8 +64,7 @@ class WorkerRecovery:
 
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive and which workers it has."""
-        me = self._identity
-        beat = Heartbeat(me.machine, me.pid, me.started, list(workers), server_time(self._redis))
+        beat = Heartbeat.of_this_process(workers, server_time(self._redis))
         self._redis.hset(keys.POOLS, self._pool, msgspec.json.encode(beat))
 
     def remove_heartbeat(self) -> None:
@@ -81,7 +79,7 @@ class WorkerRecovery:
                 continue
             if server_time(self._redis) - beat.at > HEARTBEAT_KEPT:
                 self._redis.hdel(keys.POOLS, name)
-            elif Identity(beat.machine, beat.pid, beat.started).is_dead():
+            elif beat.is_of_dead_process():
                 for worker in beat.workers:
                     self.release(worker, "killed")
                 self._redis.hdel(keys.POOLS, name)

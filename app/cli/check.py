@@ -23,7 +23,7 @@ from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
-from app.upstream.models import EVENT_NAME, ListQuery
+from app.upstream.models import ListQuery
 
 Level = Literal["good", "note", "todo", "wrong"]
 """`note`: worth knowing. `todo`: until it is done, events or orders do not arrive, or may be lost. `wrong`: a setting
@@ -161,7 +161,6 @@ def _subscription(loaded: Settings, company: Company, upstream: ChannelManager) 
     except UpstreamError as error:
         hint = advice(error.reason, WEBHOOK_PERMISSIONS)
         return Finding(company.slug, "subscription", "todo", reason(error), hint)
-    found = subscriptions.problem(company, loaded.webhook_path, ours)
-    if found is not None:
-        return Finding(company.slug, "subscription", "todo", found.found, found.advice)
-    return Finding(company.slug, "subscription", "good", f"{EVENT_NAME} is Active")
+    found = subscriptions.status_of(company, loaded.webhook_path, ours)
+    level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
+    return Finding(company.slug, "subscription", level, found.detail, found.advice)

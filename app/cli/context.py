@@ -20,7 +20,7 @@ from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.console import FOUND, Stop
-from app.erasure import AuditWords, Erasure
+from app.erasure import Erasure
 from app.errors import BrokenRecord, UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
@@ -73,7 +73,6 @@ class CommandContext:
         self.events = EventLog(redis)
         self.dead_letters = DeadLetters(redis)
         self.erasure = Erasure(redis, order_days=settings.order_days)
-        self.audit_words = AuditWords(redis)
         self.plans = Plans(redis, event_days=settings.event_days)
         self.selector = Selector(redis)
 

@@ -14,7 +14,7 @@ from app import times
 from app.cli import console, context
 from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, Stop
 from app.cli.context import CommandContext, open_context
-from app.erasure import Copies, Traces
+from app.erasure import Copies, Traces, are_in
 from app.ids import OrderKey
 from app.intake.spool import Swept, erase_rows
 
@@ -94,7 +94,7 @@ def erase(
         for one in missing:
             console.remark(f"{one} An interrupted erase is finished.")
         found = [one for one in map(here.erasure.traces, dict.fromkeys([*orders, *rest])) if one is not None]
-        if here.audit_words.are_in(f"{who} {why}", [word for one in found for word in one.words]):
+        if are_in(f"{who} {why}", [word for one in found for word in one.words]):
             raise Stop("--who and --why stay in the audit: they must name neither the guest nor the order.")
         if not as_json or dry_run:
             _show(here, found, as_json)
@@ -140,7 +140,7 @@ def _named(here: CommandContext, texts: Sequence[str]) -> tuple[list[OrderKey], 
 def _erase(here: CommandContext, found: Sequence[Traces], who: str, why: str, as_json: bool) -> bool:
     """Erase step by step; the first blocks each order, and all may be repeated. Return whether something is left."""
     # First, while the names of the orders are still known.
-    texts = here.audit_words.forget([word for one in found for word in one.words])
+    texts = here.erasure.forget_texts([word for one in found for word in one.words])
     here.erasure.note([one.order for one in found if one.erased is None], who, why)
     erased = [_tombstone(here, one) for one in found]
     with console.progress("erasing events") as step:
@@ -170,7 +170,7 @@ def _tombstone(here: CommandContext, traces: Traces) -> Erased:
             raise Stop(f"Order {traces.order.order_id} no longer exists.", FOUND)
         if at is not None:
             return _view(here, after)
-        here.audit_words.forget(after.words)
+        here.erasure.forget_texts(after.words)
         traces = after
 
 

@@ -5,7 +5,7 @@ It runs every few seconds, so it loads little: what only one role needs is impor
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import typer
@@ -19,8 +19,6 @@ from app.settings import Settings
 Role = Literal["web", "worker"]
 
 WEB_SECONDS: Final = 2.0
-HEARTBEAT_SECONDS: Final = 15.0
-"""A pool writes a heartbeat each second. After so many without one it hangs, or cannot reach Redis."""
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
 _CODES: Final = {DONE: "healthy", FOUND: "not healthy", AWAY: "", NEWER: "", INTERRUPTED: ""}
@@ -70,19 +68,18 @@ def _web(loaded: Settings) -> RoleHealth:
 
 
 def _worker(loaded: Settings) -> RoleHealth:
-    from app.identity import identity
+    from app.heartbeat import HEARTBEAT_WITHIN, readable, this_machine
+    from app.ledger import keys
     from app.ledger.redis import for_command, server_time
-    from app.snapshot import read_heartbeats
 
     try:
         with for_command(loaded.redis_url.get_secret_value()) as redis:
             now = server_time(redis)
-            pools = read_heartbeats(redis)
+            values: Any = redis.hvals(keys.POOLS)
     except StoreUnavailable as error:
         return RoleHealth("worker", healthy=False, detail=str(error))
-    machine = identity().machine
-    ages = [(now - pool.at) / 1000 for pool in pools if pool.machine == machine]
+    ages = [now - pool.at for pool in readable(values) if pool.machine == this_machine()]
     if not ages:
         return RoleHealth("worker", healthy=False, detail="no heartbeat from a worker pool of this machine")
-    age = max(0.0, min(ages))
-    return RoleHealth("worker", healthy=age < HEARTBEAT_SECONDS, detail=f"last heartbeat {age:.0f} s ago")
+    age = max(0, min(ages))
+    return RoleHealth("worker", healthy=age < HEARTBEAT_WITHIN, detail=f"last heartbeat {age / 1000:.0f} s ago")

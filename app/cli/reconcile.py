@@ -18,9 +18,8 @@ from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
 from app.ledger.orders import LocalCopies, References
-from app.reconcile.compare import Comparison, Discrepancy
+from app.reconcile.compare import Discrepancy
 from app.reconcile.expected import Expected, read
-from app.reconcile.state import Checkpoint
 from app.settings import Company
 
 NO_LIST: Final = 5
@@ -141,26 +140,15 @@ def _companies(here: CommandContext, name: str | None) -> list[Company]:
     return [one for one in chosen if one.np_partner_id is not None]
 
 
-def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, tuple[Discrepancy, ...]]]:
+def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[tuple[int, list[Discrepancy]]]:
     """Yield the number of rows and the differences of each page, then those of orders watched since earlier runs.
 
     The checkpoint stays where it is: only the workers move it.
     """
-    from workers.background import listing  # here: of app only the CLI may import workers
-
-    redis = here.redis
-    checkpoint = Checkpoint(redis, company.np_company_id)
-    comparison = Comparison(LocalCopies(redis), company.np_company_id, here.settings.order_days)
-    watched = checkpoint.watched()
-    unseen = dict(watched)
-    start = 0 if from_zero else checkpoint.start(here.now())
     with bootstrap.http(here.settings) as http:
-        client = bootstrap.channel_manager(here.settings, company, http)
-        for _, page in listing(here.settings, company, redis, client).since(start):
-            for row in page.rows:
-                unseen.pop(row.order_id, None)
-            yield len(page.rows), comparison.of_page(page, watched, here.now()).discrepancies
-    yield 0, comparison.of_watched(unseen, here.now()).discrepancies
+        orders = bootstrap.order_list(here.settings, company, here.redis, http)
+        for found in orders.compared(0 if from_zero else orders.checkpoint.start(here.now())):
+            yield len(found.page.rows) if found.page else 0, found.discrepancies
 
 
 def _show(here: CommandContext, differences: Sequence[Discrepancy], as_json: bool) -> None:

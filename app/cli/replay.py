@@ -20,7 +20,7 @@ from app.cli.console import FOUND, Stop, epilog
 from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Draft, Plan, Selection, is_plan_id
+from app.replay import Plan, Selection, is_plan_id
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -168,11 +168,7 @@ def replay(
             del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
-        passed: set[str] = set()
-        if sinks:
-            passed = here.selector.without_content(found.orders)
-        elif not force:
-            passed = here.selector.up_to_date(found.orders)
+        passed = set() if force else here.selector.needless(found.orders, deliver=bool(sinks))
         to_do, speed = len(found.orders) - len(passed), rate or default_rate(here.settings)
         seconds = round(to_do / speed)
         forecast = Forecast(
@@ -196,9 +192,8 @@ def replay(
                 console.remark(forecast.skipped())
             if to_do:
                 console.confirm(forecast.question(), yes)
-                draft = Draft(who=who, why=why, selected=selection.words(), rate=speed, sinks=sinks)
                 left = ((one, None if force else at) for one, at in found.orders.items() if one not in passed)
-                plan = here.plans.file(draft, left)
+                plan = here.plans.file(left, rate=speed, sinks=sinks, selected=selection.words(), who=who, why=why)
                 console.remark(
                     f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it."
                 )

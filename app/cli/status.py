@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 import typer
 
-from app import bootstrap, times
+from app import times
 from app.cli import console, context
 from app.cli.console import DONE, FOUND, epilog
 from app.cli.context import CommandContext, open_context
@@ -20,7 +20,7 @@ from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from app.snapshot import Snapshot
+from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {DONE: "no alert is active", FOUND: "an alert is active, or no worker pool runs"}
 _FIVE_MINUTES: Final = 300
@@ -67,7 +67,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def status(as_json: context.Json = False) -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
-        snapshot = bootstrap.snapshot_reader(here.settings).read(here.redis)
+        snapshot = SnapshotReader(here.settings.companies, here.settings.sinks).read(here.redis)
         found = _status(here, snapshot, _get_order_seconds(here))
     if as_json:
         console.json_line(found)

@@ -251,7 +251,7 @@ def watch(
     with company_clients(company) as here:
         if url is not None:
             here.one()  # an address belongs to one company
-        bootstrap.configure_stderr_log(here.settings)
+        bootstrap.configure_log(here.settings, sys.stderr)
         rounds = Rounds(here, url, repair, as_json)
         while not once:
             rounds.check()

@@ -31,8 +31,11 @@ CALLS: Final = 2
 FEW: Final = 16
 """So few callers share one call, since a call costs as much as ten events."""
 
+FIRST_SECONDS: Final = 0.6
+"""The first try of a call: the network may have forgotten an idle connection, so that no answer ever comes."""
+
 CALL_SECONDS: Final = 1.0
-"""One call, with connecting, authentication and loading the script, which have time-outs of their own too."""
+"""The second try, on a new connection: connecting, authentication and loading the script have time-outs too."""
 
 ACCEPT_SECONDS: Final = 1.5
 """One POST, from its arrival to the answer of Redis; with the spool's PUT_SECONDS it stays below 2.5 s."""
@@ -164,10 +167,10 @@ class Inbox:
         )
 
     async def probe(self) -> bool:
-        """Return whether Redis accepts writes, on a new connection: an old one may lead to a former primary."""
+        """Return whether Redis accepts writes, on a new connection."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+                await self._forget_connections()
                 await self._redis.set(keys.PROBE, 1, px=10 * policy.SECOND)
                 await self._write([])
         except (RedisError, OSError, TimeoutError):
@@ -185,6 +188,20 @@ class Inbox:
         arguments: list[Any] = [header]
         for event in events:
             arguments += event.arguments()
-        async with asyncio.timeout(CALL_SECONDS):
+        try:
+            return await self._call(arguments, FIRST_SECONDS)
+        except (RedisError, OSError, TimeoutError) as error:
+            if other_schema(error):
+                raise
+        # Whatever made the old connection useless. Events that the first try recorded are duplicates now.
+        await self._forget_connections()
+        return await self._call(arguments, CALL_SECONDS)
+
+    async def _call(self, arguments: list[Any], seconds: float) -> list[int]:
+        async with asyncio.timeout(seconds):
             outcomes: list[int] = await self._accept(args=arguments)
         return outcomes
+
+    async def _forget_connections(self) -> None:
+        """Close the idle connections: an old one may be dead, or lead to a former primary."""
+        await self._redis.connection_pool.disconnect(inuse_connections=False)

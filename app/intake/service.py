@@ -7,9 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from app import log
-from app.errors import Unauthenticated
+from app.errors import RequestRefused
 from app.intake import envelope
-from app.intake.auth import UNKNOWN, Authenticator, Batch
+from app.intake.auth import Authenticator, Batch
 from app.intake.failover import Failover
 from app.intake.recorder import Inbox, Recorded
 
@@ -34,34 +34,29 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Intake:
-    """Records the events in the body of a POST.
-
-    `count` adds to a metric with one label; `alert` counts items with a wrong clientState of a configured company.
-    """
+    """Records the events in the body of a POST; `count` adds to a metric with one label."""
 
     def __init__(
         self,
         authenticator: Authenticator,
         recorder: Inbox | Failover,
         count: Callable[[str, str, int], None],
-        alert: Callable[[str, int], None],
     ) -> None:
         self._authenticator = authenticator
         self._recorder = recorder
         self._count = count
-        self._alert = alert
 
     async def receive(self, body: bytes, request_id: str) -> Receipt:
         """Record every valid item of the body in one step.
 
-        Raises MalformedEnvelope, Unauthenticated (there are items and none is authentic), NotRecorded.
+        Raises MalformedEnvelope, RequestRefused (401: there are items and none is authentic), NotRecorded.
         """
         sent = envelope.parse(body)
         batch = self._authenticator.authenticate(sent, request_id)
         self._report(batch)
         total = len(sent.items) + sent.broken
         if total and not batch.proven:
-            raise Unauthenticated
+            raise RequestRefused(401, "unauthenticated")
         recorded = await self._recorder.accept(batch.events) if batch.events else Recorded(0, 0, 0)
         return Receipt(
             request_id,
@@ -79,8 +74,6 @@ class Intake:
         for company, items in batch.rejected.items():
             _log.warning("auth.rejected", company=company, items=items)
             self._count("rejected", company, items)
-            if company != UNKNOWN:
-                self._alert(company, items)
         for reason, items in batch.invalid_items.items():
             _log.warning("items.invalid", reason=reason, items=items)
             self._count("invalid", reason, items)

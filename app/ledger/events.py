@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -57,6 +57,8 @@ class EventQuery(msgspec.Struct, frozen=True, kw_only=True):
             self.company_id in (None, event.company_id)
             and self.outcome in (None, event.outcome)
             and (self.status is None or event.status.casefold() == self.status.casefold())
+            and (self.since is None or event.at >= self.since)
+            and (self.until is None or event.at <= self.until)
         )
 
 
@@ -79,16 +81,15 @@ class EventLog:
         entries = Archive(self._redis).history(order)
         return self.of_ids(entry.event_id for entry in entries if isinstance(entry, EventReceived))
 
-    def oldest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
-        """Return the events that match."""
-        yield from self._matching(query, newest_first=False)
+    def oldest_first(self, query: EventQuery, step: Callable[[int], object] = lambda _: None) -> Iterator[StoredEvent]:
+        """Return the events that match; `step` gets the number of events of each page."""
+        for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query)):
+            step(len(entries))
+            yield from filter(query.matches, self._page(entries))
 
     def newest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
         """Return the events that match."""
-        yield from self._matching(query, newest_first=True)
-
-    def _matching(self, query: EventQuery, *, newest_first: bool) -> Iterator[StoredEvent]:
-        for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query), newest_first=newest_first):
+        for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query), newest_first=True):
             yield from filter(query.matches, self._page(entries))
 
     def last_id(self) -> str:

@@ -87,10 +87,12 @@ ALERTS_TURN: Final = "ota:alerts-turn"
 ERASING: Final = "ota:erasing"
 SCHEMA: Final = "ota:schema"
 PROBE: Final = "ota:probe"
+RECORDS: Final = "ota:order:"
+"""Before company and order in the key of a record."""
 
 
 def record(order: OrderKey) -> str:
-    return f"ota:order:{order.member}"
+    return f"{RECORDS}{order.member}"
 
 
 def content(order: OrderKey) -> str:

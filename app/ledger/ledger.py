@@ -95,6 +95,7 @@ class Ledger:
             order=order.member,
             worker=worker,
             lease=self._fetch_lease,
+            longest_lease=policy.LONGEST_LEASE,
             crashes_allowed=policy.CRASHES_ALLOWED,
             keep=self._keep,
             sinks=self._sinks,

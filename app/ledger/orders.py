@@ -224,6 +224,9 @@ class LocalCopy(msgspec.Struct, frozen=True):
     content: Summary | None
 
 
+_BROKEN_COPY: Final = LocalCopy(pending=True, dead="", status="", fetched_ms=0, content=None)
+
+
 class LocalCopies:
     """Reads what reconciling compares with the list; writes nothing."""
 
@@ -242,31 +245,35 @@ class LocalCopies:
             for order in orders:
                 pipe.hmget(keys.record(order), _COPY_FIELDS)
                 pipe.get(keys.content(order))
-            answers = pipe.execute()
-        return [
-            _local_copy(order, dict(zip(_COPY_FIELDS, values, strict=True)), packed)
-            for order, values, packed in zip(orders, answers[::2], answers[1::2], strict=True)
-        ]
+            answers = pipe.execute(raise_on_error=False)
+        return [_local_copy(*found) for found in zip(orders, answers[::2], answers[1::2], strict=True)]
 
 
-def _local_copy(order: OrderKey, values: dict[str, bytes | None], packed: bytes | None) -> LocalCopy | None:
-    record = parse_record(order, {name.encode(): value for name, value in values.items() if value is not None})
-    # As in Archive: every record has a `generation`.
-    if not record.generation:
+def _local_copy(order: OrderKey, values: Any, packed: Any) -> LocalCopy | None:
+    fields = values
+    if isinstance(values, list):
+        fields = {name.encode(): value for name, value in zip(_COPY_FIELDS, values, strict=True) if value is not None}
+    record = _parsed(order, fields)
+    if isinstance(record, BrokenRecord):
+        # A request would not help: an operator must look at its keys.
+        return _BROKEN_COPY
+    if record is None:
         return None
     return LocalCopy(
         pending=record.is_pending,
         dead="erased" if record.erased_at else record.dead or ("discarded" if record.is_discarded else ""),
         status=record.status,
-        fetched_ms=int(values["fetched_at"] or 0),
+        fetched_ms=0 if record.fetched_at is None else to_ms(record.fetched_at),
         content=_summary(packed),
     )
 
 
-def _summary(packed: bytes | None) -> Summary | None:
+def _summary(packed: Any) -> Summary | None:
     """Return the part of the content that a list shows too: its fields have the same names and rules."""
-    if packed is None:
+    if packed is None or is_wrong_type(packed):
         return None
+    if isinstance(packed, Exception):
+        raise packed
     try:
         return build(Summary, decode(zlib.decompress(packed)))
     except (UnreadableAnswer, zlib.error):  # another fetch replaces it

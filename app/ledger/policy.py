@@ -27,6 +27,9 @@ was taken from a Redis server whose clock was ahead."""
 LEASE_MARGIN: Final = 40 * SECOND
 """Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so it is never renewed."""
 
+LONGEST_LEASE: Final = 100 * SECOND + LEASE_MARGIN
+"""With the longest UPSTREAM_TIMEOUT that the settings take."""
+
 JOB_TIMEOUT: Final = 120
 """Seconds after which RQ interrupts a job: one fetch and its deliveries."""
 

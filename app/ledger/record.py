@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -44,39 +44,39 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     company_id: str
     order_id: str
-    generation: int
-    started_generation: int
-    fetched_generation: int
-    fencing_token: int
-    job: str
-    queue: str
-    lease: datetime | None
-    worker: str
-    attempts: int
-    rechecks: int
-    deferrals: int
-    crashes: int
-    first_404_at: datetime | None
-    error: str
-    http: int
-    dead: str
-    dead_at: datetime | None
-    discarded_at: datetime | None
-    erased_at: datetime | None
-    status: str
-    last_event_status: str
-    revision: int
-    fetched_at: datetime | None
-    wallets: int
-    tickets: int
-    coupons: int
-    manifest: int
-    first_at: datetime | None
-    last_event_at: datetime | None
-    reference: str
-    request_id: str
-    duplicates: int
-    sinks: tuple[SinkRecord, ...]
+    generation: int = 0
+    started_generation: int = 0
+    fetched_generation: int = 0
+    fencing_token: int = 0
+    job: str = ""
+    queue: str = ""
+    lease: datetime | None = None
+    worker: str = ""
+    attempts: int = 0
+    rechecks: int = 0
+    deferrals: int = 0
+    crashes: int = 0
+    first_404_at: datetime | None = None
+    error: str = ""
+    http: int = 0
+    dead: str = ""
+    dead_at: datetime | None = None
+    discarded_at: datetime | None = None
+    erased_at: datetime | None = None
+    status: str = ""
+    last_event_status: str = ""
+    revision: int = 0
+    fetched_at: datetime | None = None
+    wallets: int = 0
+    tickets: int = 0
+    coupons: int = 0
+    manifest: int = 0
+    first_at: datetime | None = None
+    last_event_at: datetime | None = None
+    reference: str = ""
+    request_id: str = ""
+    duplicates: int = 0
+    sinks: tuple[SinkRecord, ...] = ()
 
     @property
     def key(self) -> OrderKey:
@@ -126,33 +126,14 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
         return "discarded" if self.is_discarded else "fetched"
 
 
-_TIMES: Final = frozenset(
-    {"lease", "first_404_at", "dead_at", "discarded_at", "erased_at", "fetched_at", "first_at", "last_event_at"}
-)
-_TEXTS: Final = frozenset(
-    {"job", "queue", "worker", "error", "dead", "status", "last_event_status", "reference", "request_id"}
-)
-_RECORD: Final = tuple(
-    name for name in OrderRecord.__struct_fields__ if name not in {"company_id", "order_id", "sinks"}
-)
+_TIMES: Final = frozenset(field.name for field in msgspec.structs.fields(OrderRecord) if field.type == datetime | None)
 
 
 def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
     """Return the record in the hash of `order`; raises ValueError where a number is none."""
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
-
-    def value(name: str) -> Any:
-        found = texts.get(name, "")
-        if name in _TEXTS:
-            return found
-        return _time(found) if name in _TIMES else int(found or 0)
-
-    return OrderRecord(
-        company_id=order.company_id,
-        order_id=order.order_id,
-        sinks=_sinks(texts),
-        **{name: value(name) for name in _RECORD},
-    )
+    texts = {name.decode(): value.decode() for name, value in fields.items() if value}
+    values = {name: from_ms(int(text)) if name in _TIMES else text for name, text in texts.items()}
+    return msgspec.convert({**values, **order._asdict(), "sinks": _sinks(texts)}, OrderRecord, strict=False)
 
 
 def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
@@ -161,15 +142,11 @@ def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
     return tuple(
         SinkRecord(
             name=name,
-            revision=int(texts.get(f"{name}:revision") or 0),
-            attempts=int(texts.get(f"{name}:attempts") or 0),
-            next_at=_time(texts.get(f"{name}:next_at", "")),
+            revision=int(texts.get(f"{name}:revision", 0)),
+            attempts=int(texts.get(f"{name}:attempts", 0)),
+            next_at=from_ms(int(texts[f"{name}:next_at"])) if f"{name}:next_at" in texts else None,
             dead=texts.get(f"{name}:dead", ""),
-            discarded=int(texts.get(f"{name}:discarded") or 0),
+            discarded=int(texts.get(f"{name}:discarded", 0)),
         )
         for name in names
     )
-
-
-def _time(milliseconds: str) -> datetime | None:
-    return from_ms(int(milliseconds)) if milliseconds else None

@@ -48,10 +48,9 @@ def source(name: str) -> str:
 def packed(**named: Any) -> bytes:
     """Return ARGV[1] of every script: the named arguments, the prefix of all keys and the version of the schema.
 
-    `now` (ms since 1970) replaces the time of the Redis server; None is left out.
+    Scripts take None for absent: `now` (ms since 1970) replaces the time of the Redis server, and `schema` is None for
+    scripts that only read.
     """
-    if named.get("now", 0) is None:
-        del named["now"]
     return msgspec.msgpack.encode({"prefix": keys.PREFIX, "schema": VERSION, **named})
 
 
@@ -245,7 +244,9 @@ def _pages(
     behind: list[list[str]] = []
     while True:
         anchors = reversed(behind[-1]) if behind else ()
-        answer: Any = page(zset=zset, up=way == "up", start=edge, stop=end, limit=PAGE, anchors=list(anchors))
+        answer: Any = page(
+            zset=zset, up=way == "up", start=edge, stop=end, limit=PAGE, anchors=list(anchors), schema=None
+        )
         if answer is None:
             behind.pop()
             continue

@@ -1,21 +1,21 @@
-"""Compares listed orders with the local copies: which orders to fetch, and which unsettled ones to watch.
+"""Compares a listed order with the local copy: is it to be fetched, or watched because it is unsettled?
 
 Which changes upstream makes without an event: upstream.md 4. The fields of a row: upstream.md 6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
 
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.orders import LocalCopies, LocalCopy
+from app.ledger.orders import LocalCopy
 from app.times import to_ms
-from app.upstream.models import UNSETTLED, Page, Summary
+from app.upstream.models import UNSETTLED, Summary
 
 STUCK_AFTER: Final = 10 * policy.MINUTE
 """An order settles about a minute after createOrder (upstream.md 0). Upstream sets one to Error after an hour in
@@ -49,52 +49,6 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True):
         return OrderKey(self.company_id, self.order_id)
 
 
-class Compared(msgspec.Struct, frozen=True):
-    """What a comparison found; the order ids in `unsettled` are to be watched, those in `settled` not any more."""
-
-    discrepancies: tuple[Discrepancy, ...]
-    unsettled: tuple[str, ...]
-    settled: tuple[str, ...]
-
-
-class Comparison:
-    """Compares the orders of one company; writes nothing. `order_days`: ORDER_DAYS."""
-
-    def __init__(self, copies: LocalCopies, company_id: str, order_days: int) -> None:
-        self._copies = copies
-        self._company_id = company_id
-        self._keep = order_days * policy.DAY
-
-    def of_page(self, page: Page, watched: Mapping[str, int], now: int) -> Compared:
-        """Compare the rows of a page; `watched`: order id -> ms when it was first seen unsettled."""
-        rows = {row.order_id: row for row in page.rows}
-        copies = self._copies.read([OrderKey(self._company_id, order_id) for order_id in rows])
-        discrepancies: list[Discrepancy] = []
-        unsettled: list[str] = []
-        settled: list[str] = []
-        for (order_id, row), copy in zip(rows.items(), copies, strict=True):
-            since = watched.get(order_id)
-            found = compare(self._company_id, row, copy, unsettled_since=since, now=now, oldest=now - self._keep)
-            if found == "watch":
-                unsettled.append(order_id)
-                continue
-            settled.append(order_id)
-            if found is not None:
-                discrepancies.append(found)
-        return Compared(tuple(discrepancies), tuple(unsettled), tuple(settled))
-
-    def of_watched(self, watched: Mapping[str, int], now: int) -> Compared:
-        """Compare watched orders that are not in the list of this run; those seen only recently stay watched."""
-        old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
-        copies = self._copies.read([OrderKey(self._company_id, order_id) for order_id in old])
-        found = (
-            compare_watched(self._company_id, order_id, copy, old[order_id])
-            for order_id, copy in zip(old, copies, strict=True)
-        )
-        young = tuple(order_id for order_id in watched if order_id not in old)
-        return Compared(tuple(one for one in found if one is not None), young, tuple(old))
-
-
 def compare(
     company_id: str, row: Summary, copy: LocalCopy | None, *, unsettled_since: int | None, now: int, oldest: int
 ) -> Discrepancy | Literal["watch"] | None:
@@ -103,17 +57,31 @@ def compare(
     `unsettled_since`: when an earlier run saw it unsettled, None if none did. An order without a copy counts only if it
     was received after `oldest`. All times are ms since 1970.
     """
-    if copy is None and row.received_at is not None and to_ms(row.received_at) < oldest:
-        return None
-    if copy is not None and copy.pending and not copy.dead:
+    found = partial(
+        Discrepancy,
+        company_id=company_id,
+        order_id=row.order_id,
+        status=row.status,
+        stored_status=copy.status if copy is not None else "",
+        reference=row.buy_from_order_reference or row.sell_to_order_reference or "",
+        received_at=row.received_at,
+    )
+    received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
+    dead = copy.dead if copy is not None else ""
+    if (received is not None and received < oldest) or (copy is not None and copy.pending and not dead):
         return None
     if row.status in UNSETTLED:
-        if copy is not None and copy.dead:
+        if dead:
             return None
-        since = _unsettled_since(row, copy, unsettled_since)
-        is_stuck = since is not None and now - since >= STUCK_AFTER
-        return _discrepancy("stuck", company_id, row, copy) if is_stuck else "watch"
-    return _of_settled(company_id, row, copy)
+        # replaceOrder does not change receivedAt, so it says nothing about an order that had settled before.
+        since = min((one for one in (received, unsettled_since) if one is not None), default=now)
+        return found(kind="stuck") if now - since >= STUCK_AFTER else "watch"
+    if dead and dead not in _PROVEN_WRONG:
+        return None
+    differs = _differences(row, copy)
+    if copy is None or copy.content is None or "jobId" in differs:
+        return found(kind="no_event", differs=differs)
+    return found(kind="changed", differs=differs) if differs or dead else None
 
 
 def compare_watched(company_id: str, order_id: str, copy: LocalCopy | None, unsettled_since: int) -> Discrepancy | None:
@@ -129,21 +97,6 @@ def compare_watched(company_id: str, order_id: str, copy: LocalCopy | None, unse
     return Discrepancy(company_id=company_id, order_id=order_id, kind="stuck", status="", stored_status=stored_status)
 
 
-def _unsettled_since(row: Summary, copy: LocalCopy | None, seen: int | None) -> int | None:
-    # replaceOrder does not change receivedAt, so it says nothing about an order that had settled before.
-    received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
-    return min((since for since in (received, seen) if since is not None), default=None)
-
-
-def _of_settled(company_id: str, row: Summary, copy: LocalCopy | None) -> Discrepancy | None:
-    if copy is not None and copy.dead and copy.dead not in _PROVEN_WRONG:
-        return None
-    differs = _differences(row, copy)
-    if copy is None or copy.content is None or "jobId" in differs:
-        return _discrepancy("no_event", company_id, row, copy, differs)
-    return _discrepancy("changed", company_id, row, copy, differs) if differs or copy.dead else None
-
-
 def _differences(row: Summary, copy: LocalCopy | None) -> tuple[str, ...]:
     if copy is None or copy.content is None:
         return ()
@@ -157,18 +110,3 @@ def _differences(row: Summary, copy: LocalCopy | None) -> tuple[str, ...]:
         "jobId": (row.job_id or stored.job_id, stored.job_id or row.job_id),
     }
     return tuple(name for name, (listed, ours) in compared.items() if listed != ours)
-
-
-def _discrepancy(
-    kind: Kind, company_id: str, row: Summary, copy: LocalCopy | None, differs: tuple[str, ...] = ()
-) -> Discrepancy:
-    return Discrepancy(
-        company_id=company_id,
-        order_id=row.order_id,
-        kind=kind,
-        status=row.status,
-        stored_status=copy.status if copy is not None else "",
-        differs=differs,
-        reference=row.buy_from_order_reference or row.sell_to_order_reference or "",
-        received_at=row.received_at,
-    )

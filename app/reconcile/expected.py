@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Final
 
@@ -46,20 +47,19 @@ def parse(text: str) -> list[Expected]:
     The first line names the columns in any case: orderId, reference, buyFromOrderReference, sellToOrderReference. One
     of them is enough; other columns are ignored.
     """
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    number = next((at for at, line in enumerate(lines, 1) if line.strip()), None)
-    if number is None:
+    heading = next((line for line in text.splitlines() if line.strip()), None)
+    if heading is None:
         raise BadExpected("is empty")
-    by_separator = {one: _columns(lines[number - 1], one) for one in ",;\t"}
-    separator, columns = max(by_separator.items(), key=lambda item: len(_USED & set(item[1])))
+    separator = max(",;\t", key=lambda one: len(_USED & set(map(_name, heading.split(one)))))
+    rows = _rows(text, separator)
+    number, names = next(rows)
+    columns = [_name(name) for name in names]
     if not _USED & set(columns):
         raise BadExpected(f"line {number}: names no column orderId or reference")
     found: list[Expected] = []
     problems: list[str] = []
-    for line, cells in _cells(lines[number:], separator, number + 1):
-        values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
-        if not any(cell.strip() for cell in cells):
-            continue
+    for line, cells in rows:
+        values = {name: cell for name, cell in zip(columns, cells, strict=False) if cell}
         given = values.get(_ORDER_ID, "")
         order_id = guid(given) if given else ""
         references = tuple(dict.fromkeys(values[name] for name in _REFERENCES if name in values))
@@ -75,25 +75,18 @@ def parse(text: str) -> list[Expected]:
     return found
 
 
-def _columns(heading: str, separator: str) -> list[str]:
-    """Return the names in the heading; none if it is not CSV with this separator."""
+def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each row that is not blank, and the number of its first line."""
+    reader = csv.reader(StringIO(text, newline=None), delimiter=separator, strict=True)
+    line = 1
     try:
-        return [_name(cell) for _, cells in _cells([heading], separator, 1) for cell in cells]
-    except BadExpected:
-        return []
-
-
-def _cells(lines: list[str], separator: str, first: int) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(lines, delimiter=separator, strict=True)
-    while True:
-        line = first + reader.line_num
-        try:
-            yield line, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise BadExpected(f"line {line}: is not CSV ({error})") from None
+        for row in reader:
+            if any(cells := [cell.strip() for cell in row]):
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise BadExpected(f"line {line}: is not CSV ({error})") from None
 
 
 def _name(cell: str) -> str:
-    return re.sub(r"[\s_-]", "", cell).casefold()
+    return re.sub(r"[\s_\"-]", "", cell).casefold()

@@ -6,19 +6,24 @@ discrepancy. Each page needs a permit of the API key, like any other call.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
+from redis import Redis
 
 from app import log
 from app.errors import Denied, Unavailable, UpstreamError
+from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Backlog
+from app.ledger.orders import Backlog, LocalCopies, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
-from app.reconcile.compare import Compared, Comparison, Discrepancy
+from app.ledger.redis import server_time
+from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager
 from app.upstream.models import ListQuery, Page
@@ -49,13 +54,6 @@ Outcome = Literal["complete", "paced", "failed"]
 _log = log.get()
 
 
-class Share(msgspec.Struct, frozen=True):
-    """The calls per minute of an API key, and the companies that share the key."""
-
-    per_minute: float
-    company_ids: frozenset[str]
-
-
 class Report(msgspec.Struct):
     """What a run has done so far; `discrepancies` are those queued, by kind."""
 
@@ -63,7 +61,7 @@ class Report(msgspec.Struct):
     rows: int = 0
     unreadable: int = 0
     discrepancies: Counter[str] = msgspec.field(default_factory=Counter)
-    outcome: Outcome = "complete"
+    outcome: Outcome = "paced"
     error: UpstreamError | None = None
 
     @property
@@ -71,135 +69,164 @@ class Report(msgspec.Struct):
         return self.discrepancies.total()
 
 
-class Listing:
-    """Reads the order list of one company within the limits of the backfill queue; `pause` waits so many seconds."""
+class Compared(msgspec.Struct, frozen=True):
+    """What a page shows, which was requested at `listed_at` (ms); without a page: what the list does not show.
 
-    def __init__(
-        self,
-        client: ChannelManager,
-        limiter: RateLimiter,
-        clock: Callable[[], int],
-        pause: Callable[[float], None],
-        page_size: int = 1000,
-    ) -> None:
-        self._client = client
-        self._limiter = limiter
-        self._clock = clock
-        self._pause = pause
-        self._page_size = page_size
+    The order ids in `unsettled` are to be watched, those in `settled` not any more.
+    """
 
-    def since(self, row_version: int) -> Iterator[tuple[int, Page]]:
-        """Yield each page of the orders changed after `row_version`, with the ms at which it was requested.
+    page: Page | None
+    listed_at: int
+    discrepancies: list[Discrepancy]
+    unsettled: list[str]
+    settled: list[str]
+
+
+@dataclass(frozen=True)
+class OrderList:
+    """The order list of one company, compared page by page with the local copies; writes nothing.
+
+    It is read within the limits of the backfill queue. `order_days`: ORDER_DAYS. `clock` (ms since 1970) replaces the
+    time of the Redis server in tests, `pause` waits so many seconds.
+    """
+
+    redis: Redis
+    company_id: str
+    client: ChannelManager
+    limiter: RateLimiter
+    order_days: int
+    clock: Callable[[], int] | None = None
+    pause: Callable[[float], None] = time.sleep
+    page_size: int = 1000
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.redis, self.company_id)
+
+    def now(self) -> int:
+        return self.clock() if self.clock is not None else server_time(self.redis)
+
+    def compared(self, start: int) -> Iterator[Compared]:
+        """Compare the orders changed after the row version `start`, a page at a time, then the others that are watched.
 
         Raises UpstreamError; where the limits deny a permit, Unavailable with their reason.
         """
-        query = ListQuery(since_row_version=row_version, page_size=self._page_size)
-        pages = self._client.list_orders(query)
-        while True:
+        watched = self.checkpoint.watched()
+        unseen = dict(watched)
+        pages = self.client.list_orders(ListQuery(since_row_version=start, page_size=self.page_size))
+        page = None
+        while page is None or page.next_key is not None:
             with self._permit() as permit:
-                listed_at = self._clock()
+                listed_at = self.now()
                 try:
                     page = next(pages)
                 except UpstreamError as error:
                     permit.failed(error)
                     raise
-            yield listed_at, page
-            if page.next_key is None:
-                return
+            for row in page.rows:
+                unseen.pop(row.order_id, None)
+            yield self._of_page(page, watched, listed_at)
+        yield self._of_unseen(unseen)
+
+    def _of_page(self, page: Page, watched: Mapping[str, int], listed_at: int) -> Compared:
+        rows = {row.order_id: row for row in page.rows}
+        compared = Compared(page, listed_at, [], [], [])
+        now = self.now()
+        oldest = now - self.order_days * policy.DAY
+        for (order_id, row), copy in zip(rows.items(), self._read(rows), strict=True):
+            since = watched.get(order_id)
+            found = compare(self.company_id, row, copy, unsettled_since=since, now=now, oldest=oldest)
+            if found == "watch":
+                compared.unsettled.append(order_id)
+                continue
+            if since is not None:
+                compared.settled.append(order_id)
+            if found is not None:
+                compared.discrepancies.append(found)
+        return compared
+
+    def _of_unseen(self, watched: Mapping[str, int]) -> Compared:
+        """Compare watched orders that are not on any page; those seen only recently stay watched."""
+        now = self.now()
+        old = {order_id: since for order_id, since in watched.items() if now - since >= STUCK_AFTER}
+        found = (
+            compare_watched(self.company_id, order_id, copy, since)
+            for (order_id, since), copy in zip(old.items(), self._read(old), strict=True)
+        )
+        return Compared(None, now, [one for one in found if one is not None], [], list(old))
+
+    def _read(self, order_ids: Iterable[str]) -> list[LocalCopy | None]:
+        return LocalCopies(self.redis).read([OrderKey(self.company_id, order_id) for order_id in order_ids])
 
     def _permit(self) -> Permit:
-        for left in reversed(range(_TRIES)):
+        reason = ""
+        for _ in range(_TRIES):
             try:
-                return self._limiter.permit("backfill")
+                return self.limiter.permit("backfill")
             except Denied as denied:
-                if denied.reason != "permits_full" or not left:
-                    raise Unavailable(denied.reason) from None
-            self._pause(_PAUSE)
-        raise AssertionError("the last try returns or raises")
+                reason = denied.reason
+            if reason != "permits_full":
+                break
+            self.pause(_PAUSE)
+        raise Unavailable(reason)
 
 
+@dataclass(frozen=True)
 class Reconcile:
-    """The run; `clock` gives ms since 1970."""
+    """The run. The API key allows `per_minute` calls, which the companies `company_ids` share."""
 
-    def __init__(
-        self,
-        *,
-        slug: str,
-        listing: Listing,
-        comparison: Comparison,
-        checkpoint: Checkpoint,
-        backlog: Backlog,
-        ledger: Ledger,
-        share: Share,
-        queue: Literal["live", "backfill"],
-        clock: Callable[[], int],
-    ) -> None:
-        self._slug = slug
-        self._listing = listing
-        self._comparison = comparison
-        self._checkpoint = checkpoint
-        self._backlog = backlog
-        self._ledger = ledger
-        self._share = share
-        self._queue: Literal["live", "backfill"] = queue
-        self._clock = clock
+    slug: str
+    order_list: OrderList
+    ledger: Ledger
+    backlog: Backlog
+    per_minute: float
+    company_ids: frozenset[str]
+    queue: Literal["live", "backfill"]
 
     def run(self) -> Report:
         """Read the list from the checkpoint on and queue discrepancies; the report holds an error of upstream."""
         report = Report()
+        checkpoint, now = self.order_list.checkpoint, self.order_list.now
+        deadline = now() + LONGEST
         budget = self._budget()
-        deadline = self._clock() + LONGEST
         if budget < 1:  # the jobs in backfill come first
-            report.outcome = "paced"
             return report
-        watched = self._checkpoint.watched()
-        unseen = dict(watched)
         try:
-            for listed_at, page in self._listing.since(self._checkpoint.start(self._clock())):
-                report.pages += 1
-                report.rows += len(page.rows)
-                report.unreadable += page.unreadable
-                for row in page.rows:
-                    unseen.pop(row.order_id, None)
-                compared = self._comparison.of_page(page, watched, self._clock())
-                if not self._handle(compared, watched, budget, report):
+            for found in self.order_list.compared(checkpoint.start(now())):
+                if found.page is not None:
+                    report.pages += 1
+                    report.rows += len(found.page.rows)
+                    report.unreadable += found.page.unreadable
+                left = max(budget - report.pages - report.queued, 0)
+                self._request_fetches(found.discrepancies[:left], report)
+                if len(found.discrepancies) > left:
                     return report
-                if page.row_version is not None:
-                    self._checkpoint.save(page.row_version, listed_at, self._clock())
-                used_up = report.pages + report.queued >= budget or self._clock() >= deadline
-                if used_up and page.next_key is not None:
-                    report.outcome = "paced"
+                checkpoint.watch(found.unsettled, now())
+                checkpoint.unwatch(found.settled)
+                if found.page is None:
+                    report.outcome = "complete"
+                    return report
+                if found.page.row_version is not None:
+                    checkpoint.save(found.page.row_version, found.listed_at, now())
+                used_up = report.pages + report.queued >= budget or now() >= deadline
+                if used_up and found.page.next_key is not None:
                     return report
         except UpstreamError as error:
             report.outcome, report.error = "failed", error
-            return report
-        self._handle(self._comparison.of_watched(unseen, self._clock()), watched, budget, report)
         return report
 
     def _budget(self) -> int:
         """Return how many calls this run may cause; jobs that wait in backfill use the same share."""
-        has_live = self._backlog.has_live_pending(self._share.company_ids)
-        share = self._share.per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self._share.company_ids)
+        has_live = self.backlog.has_live_pending(self.company_ids)
+        share = self.per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self.company_ids)
         # At least one page and one order: with less, nothing would ever move.
-        return max(2, int(share)) - self._backlog.backfill()
-
-    def _handle(self, compared: Compared, watched: dict[str, int], budget: int, report: Report) -> bool:
-        """Queue discrepancies while the budget lasts, and save what to watch; return whether all of it was done."""
-        left = max(budget - report.pages - report.queued, 0)
-        found = compared.discrepancies
-        self._request_fetches(found[:left], report)
-        if len(found) > left:
-            report.outcome = "paced"
-            return False
-        self._checkpoint.watch(compared.unsettled, self._clock())
-        self._checkpoint.unwatch(one for one in compared.settled if one in watched)
-        return True
+        return max(2, int(share)) - self.backlog.backfill()
 
     def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
         for one in found[: max(LOGGED - report.queued, 0)]:
             _log.warning(
                 "reconcile.discrepancy_found",
-                company=self._slug,
+                company=self.slug,
                 order_id=one.order_id,
                 kind=one.kind,
                 status=one.status,
@@ -207,5 +234,5 @@ class Reconcile:
             )
         for at in range(0, len(found), _CHUNK):
             chunk = found[at : at + _CHUNK]
-            self._ledger.request_fetch([one.key for one in chunk], queue=self._queue, reason="reconcile")
+            self.ledger.request_fetch([one.key for one in chunk], queue=self.queue, reason="reconcile")
             report.discrepancies.update(one.kind for one in chunk)

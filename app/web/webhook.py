@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from app import log
-from app.errors import BodyTooLarge, BodyTooSlow, MalformedEnvelope, NotRecorded, RequestRefused, TryLater
+from app.errors import MalformedEnvelope, NotRecorded, RequestRefused
 from app.intake.service import Intake
 
 BODY_SECONDS: Final = 10.0
@@ -50,11 +50,11 @@ class Webhook:
         self._under_way += 1
         try:
             if self._under_way > AT_ONCE:
-                raise TryLater("overloaded")
+                raise RequestRefused(503, "overloaded")
             response = await self._receive(Request(scope, receive))
         except asyncio.CancelledError:
             # Only the end of the process cancels a request (server.LAST_SECONDS); it may or may not be recorded.
-            raise TryLater("shutting_down") from None
+            raise RequestRefused(503, "shutting_down") from None
         finally:
             self._under_way -= 1
         await response(scope, receive, send)
@@ -87,11 +87,11 @@ class Webhook:
     async def _body(self, request: Request) -> bytes:
         """Return the body; the rest of one that is too large stays unread.
 
-        Raises BodyTooLarge, BodyTooSlow, ClientDisconnect.
+        Raises RequestRefused, ClientDisconnect.
         """
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
-            raise BodyTooLarge
+            raise RequestRefused(413, "body_too_large")
         chunks: list[bytes] = []
         size = 0
         try:
@@ -99,10 +99,10 @@ class Webhook:
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > self._max_body_bytes:
-                        raise BodyTooLarge
+                        raise RequestRefused(413, "body_too_large")
                     chunks.append(chunk)
         except TimeoutError:
-            raise BodyTooSlow from None
+            raise RequestRefused(408, "body_too_slow") from None
         return b"".join(chunks)
 
 
@@ -115,11 +115,11 @@ async def refused(request: Request, error: Exception) -> Response:
         error.status,
         media_type="application/json",
     )
-    if isinstance(error, NotRecorded | TryLater):
+    if error.status == 503:
         response.headers["retry-after"] = str(RETRY_AFTER)
     if isinstance(error, NotRecorded):
         _log.error("intake.unavailable", error=error.cause)
-    if isinstance(error, BodyTooLarge | BodyTooSlow | TryLater):
+    elif error.status in {408, 413, 503}:
         response.headers["connection"] = "close"
     return response
 

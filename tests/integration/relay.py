@@ -14,10 +14,19 @@ class Relay:
     def __init__(self, target: int) -> None:
         self.target = target
         self.delay = 0.0
+        self._known = 0
+        self._forgotten, self._answer = 0, b""
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def forget(self, answer: bytes = b"") -> None:
+        """Pass on nothing of the connections that are open now, and close none: so do routers after a quiet hour.
+
+        With an `answer` they give it to everything, as a server that has another role by now.
+        """
+        self._forgotten, self._answer = self._known, answer
 
     def url(self, url: str) -> str:
         """Return the address of a Redis as it is seen through the relay."""
@@ -33,14 +42,20 @@ class Relay:
         except OSError:
             near_out.close()
             return
-        for one, other in ((near, far_out), (far, near_out)):
-            task = asyncio.create_task(self._copy(one, other))
+        self._known += 1
+        for one, other, back in ((near, far_out, near_out), (far, near_out, far_out)):
+            task = asyncio.create_task(self._copy(one, other, back, self._known))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, back: asyncio.StreamWriter, number: int
+    ) -> None:
         with contextlib.suppress(OSError, asyncio.CancelledError):
             while part := await source.read(65536):
+                if number <= self._forgotten:
+                    back.write(self._answer)
+                    continue
                 await asyncio.sleep(self.delay)
                 target.write(part)
                 await target.drain()

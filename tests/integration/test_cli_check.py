@@ -127,9 +127,7 @@ def test_each_wrong_part_of_the_address_is_named(lab: Lab, name: str) -> None:
     ],
     ids=["missing", "wrong client state", "wrong path", "inactive"],
 )
-def test_what_is_wrong_with_the_subscription_is_found(
-    lab: Lab, sandbox: Sandbox, changed: dict[str, str], detail: str
-) -> None:
+def test_a_wrong_subscription_is_found(lab: Lab, sandbox: Sandbox, changed: dict[str, str], detail: str) -> None:
     """Also a wrong clientState is not shown."""
     without_subscriptions(sandbox)
     subscribe(sandbox, "museum")
@@ -158,9 +156,7 @@ def test_a_wrong_company_id_is_found(lab: Lab) -> None:
     ],
     ids=["upstream", "Redis"],
 )
-def test_what_does_not_answer_is_found_and_the_rest_is_checked(
-    lab: Lab, changed: dict[str, str], found: list[tuple[str, str]]
-) -> None:
+def test_what_does_not_answer_is_one_finding(lab: Lab, changed: dict[str, str], found: list[tuple[str, str]]) -> None:
     ended = lab.run_command("check", "--json", **changed)
 
     assert (ended.code, problems(ended)) == (1, found)

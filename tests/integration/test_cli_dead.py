@@ -137,9 +137,7 @@ def test_a_requeued_delivery_is_due_now(letters: Lab) -> None:
         ("drop", ("--all",), ""),
     ],
 )
-def test_letters_that_are_not_selected_stay_dead(
-    letters: Lab, command: str, selection: tuple[str, ...], left: str
-) -> None:
+def test_letters_not_selected_stay_dead(letters: Lab, command: str, selection: tuple[str, ...], left: str) -> None:
     letters.redis.zadd(keys.DEAD, {order(2).member: letters.now - 31 * policy.DAY})
 
     assert letters.run_command("dead", command, *selection, "--yes").code == 0

@@ -1,7 +1,8 @@
-"""What commands print fits the terminal, and every error is one clear line with its own exit code."""
+"""What commands print: no personal data, no more than the terminal shows, and each error in one clear line."""
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -15,9 +16,10 @@ from typing import Any, Final
 import pytest
 from redis import Redis
 
+from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.lab import Lab, order
+from tests.lab import FIXTURES, PARTNER, VENUE, Lab, order
 
 COMMAND: Final = (sys.executable, "-m", "app.cli")
 READERS: Final = (
@@ -124,9 +126,7 @@ def test_a_closed_output_pipe_is_exit_code_141(filled: Lab, arguments: tuple[str
 @pytest.mark.parametrize(
     ("name", "value", "code"), [("maxmemory", "1mb", "OOM"), ("min-replicas-to-write", "1", "NOREPLICAS")]
 )
-def test_a_redis_that_refuses_writes_is_not_reported_as_unavailable(
-    own_valkey: Valkey, tmp_path: Any, name: str, value: str, code: str
-) -> None:
+def test_a_redis_without_writes_is_named(own_valkey: Valkey, tmp_path: Any, name: str, value: str, code: str) -> None:
     with Redis.from_url(own_valkey.url) as redis:
         lab = Lab(redis, own_valkey.url, tmp_path)
         lab.accept(order(1))
@@ -161,7 +161,7 @@ def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str)
         ("orders", "list", "--since", "yesterday"),
         ("orders", "list", "--state", "lost"),
         ("orders", "list", "--limit", "0"),
-        ("orders", "list", "--company", "nobody"),
+        ("orders", "list", "--company", "unknown"),
         ("orders", "show"),
         ("no-such-command",),
     ],
@@ -202,3 +202,78 @@ def test_on_a_terminal_a_question_is_asked_and_no_changes_nothing(lab: Lab, answ
 
     assert terminal.end() == code
     assert lab.queued("backfill") == [order(1).order_id] * (1 - code)
+
+
+CANARY: Final = "canary"
+SHOWN: Final = frozenset(
+    """
+    orderId status partnerId sellToOrderReference buyFromOrderReference sellToLanguage receivedAt jobId itemNumber
+    description visitDate visitTime issuedAt currencyCode type
+    """.split()  # noqa: SIM905  # as in app/cli/mask.py
+)
+"""Texts of an order that ops need: its ids and references, and what was sold."""
+
+FETCHED, ERROR, DEAD = order(1), order(2), order(3)
+
+
+@pytest.fixture
+def lab(connected: Lab, sandbox: Sandbox) -> Lab:
+    """Orders in every state, their content full of canaries, and two more in the list, of guest@example.com."""
+    sandbox.admin("POST", "orders", {"company_id": VENUE, "partner_id": PARTNER, "count": 2, "reference": "WEB"})
+    connected.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+    connected.accept(FETCHED, ERROR, DEAD)
+    body = json.loads((FIXTURES / "order-issued.json").read_bytes())
+    message = "No stock; mail canary-guest@example.com about it"
+    for one, status in ((FETCHED, "Issued"), (ERROR, "Error")):
+        changed = {"orderId": one.order_id, "status": status, "statusMessage": message, "newField": CANARY}
+        connected.fetch_and_store(one, **_marked(body) | changed)
+    connected.dead_letter_delivery(ERROR)
+    connected.dead_letter(DEAD)
+    return connected
+
+
+def _marked(part: Any, name: str = "") -> Any:
+    """Put a canary into every text that must not be shown."""
+    if isinstance(part, dict):
+        return {key: _marked(value, key) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_marked(one, name) for one in part]
+    return f"{CANARY}-{name}-0123456789" if isinstance(part, str) and part and name not in SHOWN else part
+
+
+def test_no_command_shows_a_guest_a_ticket_or_a_link(lab: Lab) -> None:
+    (event_id, *_) = [event["id"] for event in lab.run_command("events", "list", "--json").objects]
+    commands = [
+        *(("orders", command, one.order_id) for command in ("show", "explain") for one in (FETCHED, ERROR, DEAD)),
+        ("orders", "list"),
+        ("orders", "refetch", FETCHED.order_id),
+        ("orders", "erase", FETCHED.order_id, "--dry-run"),
+        ("events", "list"),
+        ("events", "show", event_id),
+        ("events", "replay", "--order", FETCHED.order_id, "--force", "--dry-run"),
+        ("replays", "list"),
+        ("dead", "list"),
+        ("dead", "show", DEAD.order_id),
+        ("dead", "show", ERROR.order_id),
+        ("dead", "requeue", "--all", "--dry-run"),
+        ("reconcile",),
+    ]
+
+    ended = lab.run_commands([(*command, *more) for command in commands for more in ((), ("--json",))])
+
+    printed = [one.out + one.err for one in ended]
+    assert all(printed)
+    assert [one.err for one in ended if one.code > 1] == []
+    secrets = (CANARY, "jane doe", "guest@example.com")
+    assert [text for text in printed if any(word in text.lower() for word in secrets)] == []
+
+
+def test_reveal_shows_the_whole_order(lab: Lab) -> None:
+    """Else the test above would find nothing, whatever was printed."""
+    show = ("orders", "show", FETCHED.order_id, "--reveal")
+    table, line = lab.run_commands([show, (*show, "--json")])
+
+    shown = line.objects[0]["order"]
+    assert f"{CANARY}-referenceNumber-0123456789" in table.out
+    for name in ("sellToName", "sellToEmail", "manifestUrl"):
+        assert shown[name] == f"{CANARY}-{name}-0123456789"

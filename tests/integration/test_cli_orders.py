@@ -8,7 +8,6 @@ from collections.abc import Iterable
 
 import pytest
 
-from app import bootstrap
 from app.ids import OrderKey
 from app.ledger import keys
 from tests.command import Ended
@@ -358,7 +357,7 @@ def test_an_unknown_order_is_explained_with_commands_that_search_further(lab: La
 
 
 def test_a_replay_is_shown_beside_the_duration_of_the_event(lab: Lab) -> None:
-    lab.accept(order(1), at=bootstrap.clock() - 23000)
+    lab.accept(order(1), at=lab.now - 23000)
     lab.fetch_and_store(order(1))
     lab.run_command("events", "replay", "--since", "1h", "--force", "--rate", "5000", "--yes")
     lab.fetch_and_store(order(1))

@@ -61,7 +61,7 @@ def test_a_newer_stored_copy_is_skipped(lab: Lab) -> None:
     ended = replay(lab, "--since", "1h", "--json", BACKFILL_WORKERS="0")
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
-    assert lab.queued("backfill") == [order(2).order_id]
+    assert lab.queued("live") == [order(2).order_id], "what is pending in live stays in live"
     assert "1 order skipped: the stored copy is newer than the event; --force fetches them too." in ended.err
     assert "BACKFILL_WORKERS is 0 here" in ended.err
 
@@ -87,7 +87,7 @@ def test_orders_that_wait_for_a_job_get_no_second_one(lab: Lab) -> None:
     ended = replay(lab, "--company", "venue", "--json")
 
     assert (ended.code, counts(ended)) == (0, (450, 200, 250, 0, 0))
-    assert lab.queued("backfill") == [one.order_id for one in orders[:200]]
+    assert lab.queued("live") == [one.order_id for one in orders[:200]]
 
 
 def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(lab: Lab) -> None:

@@ -15,19 +15,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.identity import identity
+from app.heartbeat import Heartbeat
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
-from app.snapshot import Heartbeat
 from tests.lab import API_KEY, MUSEUM, VENUE, Lab, order
 
 
-def beat(lab: Lab, *, ago_ms: int = 0, machine: str | None = None) -> None:
+def beat(lab: Lab, *, ago_ms: int = 0, machine: str = "") -> None:
     """Write what a pool of this machine, or of another, writes each second."""
-    me, workers = identity(), ["h-1-live-0", "h-1-live-1", "h-1-backfill-0"]
-    heartbeat = Heartbeat(machine or me.machine, me.pid, me.started, workers, lab.now - ago_ms)
+    heartbeat = Heartbeat.of_this_process(("h-1-live-0", "h-1-live-1", "h-1-backfill-0"), lab.now - ago_ms)
+    if machine:
+        heartbeat = msgspec.structs.replace(heartbeat, machine=machine)
     lab.redis.hset(keys.POOLS, "pool", msgspec.json.encode(heartbeat))
 
 

@@ -136,9 +136,7 @@ class TestHeads:
         ],
         ids=lambda value: repr(value)[:24] + str(len(value)) if isinstance(value, bytes) else "",
     )
-    def test_a_head_or_framing_out_of_bounds_is_refused_and_the_connection_closed(
-        self, web: Web, lab: Lab, sent: bytes, status: int
-    ) -> None:
+    def test_a_head_or_framing_out_of_bounds_is_refused(self, web: Web, lab: Lab, sent: bytes, status: int) -> None:
         """A reset may destroy the answer to a head that is larger than the buffers: only a proxy reads on."""
         with web.connect() as connection:
             is_closed(connection, sent)()
@@ -173,9 +171,7 @@ class TestHeads:
         assert talk(hasty, sent) == b""
 
     @pytest.mark.parametrize(("sent", "answers"), [(b"\r\n", []), (b"POST / HTTP/1.1\r\n", [408])], ids=repr)
-    def test_the_time_limit_of_a_head_holds_between_two_requests_too(
-        self, hasty: Web, sent: bytes, answers: list[int]
-    ) -> None:
+    def test_the_time_limit_of_a_head_holds_between_requests(self, hasty: Web, sent: bytes, answers: list[int]) -> None:
         with hasty.connect() as connection:
             connection.sendall(post(good()))
             assert statuses(read_answer(connection)) == [200]
@@ -197,9 +193,7 @@ class TestOrderOfAnswers:
     """A fault of a later request costs no earlier request its answer."""
 
     @pytest.mark.parametrize("rest", [[b"garbage\r\n\r\n"], [post(good()) for _ in range(40)]], ids=["garbage", "more"])
-    def test_the_connection_closes_after_the_answers_to_earlier_requests(
-        self, web: Web, lab: Lab, rest: list[bytes]
-    ) -> None:
+    def test_it_closes_after_the_answers_to_earlier_requests(self, web: Web, lab: Lab, rest: list[bytes]) -> None:
         answers = statuses(talk(web, b"".join([*(post(good()) for _ in range(3)), *rest])))
 
         assert answers == [200] * len(answers)

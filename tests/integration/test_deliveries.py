@@ -173,9 +173,7 @@ class TestBesideAFetch:
 
 class TestCrashes:
     @pytest.mark.parametrize("end", ["killed", "ended"])
-    def test_deliveries_of_lost_workers_are_due_at_once_and_only_kills_count_as_crashes(
-        self, fetched: Lab, end: WorkerEnd
-    ) -> None:
+    def test_deliveries_of_lost_workers_are_due_at_once_and_kills_count(self, fetched: Lab, end: WorkerEnd) -> None:
         for number in range(policy.CRASHES_ALLOWED + 1):
             delivery = fetched.start_delivery(worker=f"w{number}")
             crashes = number if end == "killed" else 0

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from app.erasure import AuditWords, Erasure, Traces
+from app.erasure import Erasure, Traces
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
@@ -23,7 +23,7 @@ from app.ledger.orders import LocalCopies
 from app.ledger.work import Content
 from app.reconcile.compare import compare, compare_watched
 from app.reconcile.state import Checkpoint
-from app.replay import Draft, Plans
+from app.replay import Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
 from tests.lab import DUPLICATE, ERASED, FIXTURES, ONE, SAME_ID, SINK, Lab, content_of, event_of, order
@@ -130,10 +130,7 @@ class TestTheNextStep:
     def test_an_older_replay_passes_it_over(self, shop: Lab) -> None:
         shop.accept_and_fetch()
         plans = Plans(shop.redis, event_days=90)
-        draft = Draft(who="", why="", selected="", rate=100)
-        made = [
-            plans.file(msgspec.structs.replace(draft, sinks=sinks), [(ONE.member, None)]) for sinks in ((), (SHOP,))
-        ]
+        made = [plans.file([(ONE.member, None)], rate=100, sinks=sinks) for sinks in ((), (SHOP,))]
         erase(shop)
         shop.later(60)
 
@@ -312,13 +309,13 @@ def test_spooled_events_are_erased_from_the_disk(tmp_path: Path) -> None:
 
 def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(shop: Lab) -> None:
     """Whole words in any case; the plan itself and the entry of an erasure stay."""
-    plans, words = Plans(shop.redis, event_days=90), AuditWords(shop.redis)
-    erasure_of(shop.redis).note([ONE], "me", "on request")
+    plans, erasure = Plans(shop.redis, event_days=90), erasure_of(shop.redis)
+    erasure.note([ONE], "me", "on request")
     names = [f"ticket of {ADDRESS.upper()}", f"lost: {ONE.order_id}.", "lost: CM-12", "lost: CM-123"]
-    made = [plans.file(Draft(who="me", why=one, selected="", rate=1), []) for one in names]
+    made = [plans.file([], rate=1, who="me", why=one) for one in names]
     to_erase = [ONE.order_id, "cm-12", ADDRESS]
 
-    assert (words.forget(to_erase), words.forget(to_erase)) == (6, 0)
+    assert (erasure.forget_texts(to_erase), erasure.forget_texts(to_erase)) == (6, 0)
 
     assert [plan.why for plan in map(plans.of, (plan.id for plan in made)) if plan] == ["", "", "", "lost: CM-123"]
     assert shop.redis.xlen(keys.AUDIT) == 2
@@ -430,9 +427,7 @@ class TestCommand:
             (("nothing", "--yes"), "", 1, "No order"),
         ],
     )
-    def test_a_mistake_gets_one_sentence(
-        self, lab: Lab, arguments: tuple[str, ...], stdin: str, code: int, text: str
-    ) -> None:
+    def test_a_mistake_is_named(self, lab: Lab, arguments: tuple[str, ...], stdin: str, code: int, text: str) -> None:
         """Without the address."""
         ended = lab.run_command("orders", "erase", *arguments, stdin=stdin)
 

@@ -163,9 +163,7 @@ class Fuzzer:
         self.answers.update(statuses(answers))
 
 
-def test_a_client_without_a_secret_stores_nothing_causes_no_error_and_no_growth(
-    redis_url: str, lab: Lab, tmp_path: Path
-) -> None:
+def test_without_a_secret_nothing_is_stored_fails_or_grows(redis_url: str, lab: Lab, tmp_path: Path) -> None:
     """test_connections.py and test_web.py have slow and endless senders."""
     with serving(tmp_path, settings_of_one_company(redis_url)) as web:
         fuzzer = Fuzzer(web.port)

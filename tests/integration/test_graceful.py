@@ -34,9 +34,7 @@ def web(redis_url: str, tmp_path: Path) -> Iterator[Web]:
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 3, [signal.SIGTERM, signal.SIGINT]])
-def test_started_requests_are_answered_however_many_signals_come(
-    web: Web, lab: Lab, signals: list[signal.Signals]
-) -> None:
+def test_started_requests_are_answered_despite_many_signals(web: Web, lab: Lab, signals: list[signal.Signals]) -> None:
     """A terminal and a supervisor both pass Ctrl-C on."""
     request, request_of_the_head = post(good()), post(good())
     with web.connect() as half_a_body, web.connect() as half_a_head, web.connect() as warm:

@@ -42,9 +42,7 @@ class TestAccepting:
         assert (bare.is_dead(ONE), bare.is_dead(SAME_ID)) == (False, True)
 
     @pytest.mark.parametrize("request_live", [Lab.accept, Lab.request_fetch], ids=["event", "refetch"])
-    def test_an_order_that_waits_in_backfill_gets_one_live_job(
-        self, bare: Lab, request_live: Callable[[Lab], object]
-    ) -> None:
+    def test_an_order_in_backfill_gets_one_live_job(self, bare: Lab, request_live: Callable[[Lab], object]) -> None:
         bare.request_fetch(queue="backfill")
         assert (len(bare.queued(BACKFILL)), len(bare.queued(LIVE))) == (1, 0)
 
@@ -52,6 +50,17 @@ class TestAccepting:
         bare.request_fetch(queue="backfill")
 
         assert (len(bare.queued(BACKFILL)), len(bare.queued(LIVE))) == (1, 1)
+
+    def test_a_request_for_backfill_leaves_in_live_what_is_pending_there(self, bare: Lab) -> None:
+        """Live orders that failed wait for their next attempt; a replay must not put them behind the backlog."""
+        bare.accept()
+        bare.fail_fetch("retry")
+        bare.request_fetch(queue="backfill")
+        assert (len(bare.queued(BACKFILL)), len(bare.queued(LIVE)), bare.field("queue")) == (0, 2, LIVE)
+
+        bare.fetch_and_store()
+        bare.request_fetch(queue="backfill")
+        assert (len(bare.queued(BACKFILL)), bare.field("queue")) == (1, BACKFILL), "nothing was pending"
 
     def test_the_history_keeps_the_last_200_entries(self, bare: Lab) -> None:
         for number in range(205):
@@ -143,9 +152,7 @@ class TestUnsettled:
 
 class TestFailing:
     @pytest.mark.parametrize(("failure", "counts"), [("retry", ["1", None]), ("deferred", [None, "1"])])
-    def test_a_failure_uses_an_attempt_and_a_deferral_none(
-        self, settled: Lab, failure: Failure, counts: list[str | None]
-    ) -> None:
+    def test_a_deferral_uses_no_attempt(self, settled: Lab, failure: Failure, counts: list[str | None]) -> None:
         assert settled.fail_fetch(failure, wait=300) == failure
 
         assert (settled.fields("attempts", "deferrals"), settled.due_in()) == (counts, 300)
@@ -201,11 +208,9 @@ class TestFailing:
 
 
 class TestCrashes:
-    @pytest.mark.parametrize("crash_of_older_settlement", [False, True])
-    def test_the_third_crash_of_one_settlements_fetches_makes_the_order_dead(
-        self, settled: Lab, crash_of_older_settlement: bool
-    ) -> None:
-        if crash_of_older_settlement:
+    @pytest.mark.parametrize("older_crash", [False, True])
+    def test_the_third_crash_of_one_settlement_is_a_dead_letter(self, settled: Lab, older_crash: bool) -> None:
+        if older_crash:
             settled.start_fetch(worker="w0")
             settled.accept()
             settled.ledger.release_worker("w0", "killed")

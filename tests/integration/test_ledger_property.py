@@ -22,9 +22,8 @@ from app.ids import OrderKey
 from app.ledger import redis
 from app.ledger.redis import source
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from tests.integration.ledger_model.connection import SocketRedis
 from tests.integration.ledger_model.driver import ANOTHER, ORDERS, WORKERS, Driver, Step
-from tests.integration.ledger_model.model import Audit, Lost, Row
+from tests.integration.ledger_model.model import Audit, Lost, Row, SocketRedis
 from tests.lab import ONE, SAME_ID, START, Lab
 
 INTERLEAVINGS: Final = int(os.environ.get("INTERLEAVINGS") or "1500")
@@ -149,9 +148,7 @@ when the fetch starts, a crash loses the order; lowered when it is stored, an ev
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_in_place_of_the_counters_loses_orders(
-    connection: SocketRedis, monkeypatch: pytest.MonkeyPatch, flag: str
-) -> None:
+def test_a_flag_loses_orders(connection: SocketRedis, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     """The test above can fail: with a flag the same interleavings lose a settlement."""
     name, line, changed = FLAGS[flag]
     text = source(name)

@@ -60,9 +60,7 @@ def test_two_limiters_of_the_same_key_share_its_permits_and_two_keys_do_not(redi
 
 @pytest.mark.parametrize("held", ["permits", "probe"])
 @pytest.mark.parametrize("end", ["lease", "pool"])
-def test_what_a_killed_worker_held_is_free_when_its_lease_ends_or_its_pool_releases_it(
-    key: Key, held: str, end: str
-) -> None:
+def test_what_a_killed_worker_held_is_free_after_its_lease_or_its_release(key: Key, held: str, end: str) -> None:
     """The probe of a breaker has a lease like every permit."""
     if held == "probe":
         key.now += key.fail(FAULT)[0]
@@ -149,9 +147,7 @@ def test_retry_after_holds_for_every_worker_of_the_key(redis_client: Redis, key:
     assert other.fail(Throttled("throttled", http_status=429)) == (policy.THROTTLED_WAIT, False)
 
 
-def test_a_fault_opens_the_breaker_of_its_company_at_once_and_one_probe_closes_it(
-    redis_client: Redis, key: Key
-) -> None:
+def test_a_fault_opens_the_breaker_of_its_company_and_one_probe_closes_it(redis_client: Redis, key: Key) -> None:
     """After 401 and 403 no call of the company can succeed. The permits are the key's, the breaker is the company's."""
     other = Key(redis_client, company="/another/company")
     assert key.fail(FAULT) == (policy.BREAKER_FIRST, True)

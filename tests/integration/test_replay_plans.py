@@ -1,19 +1,28 @@
-"""Plans of replays: their rate, their feeders and their end, with a clock of the test."""
+"""Plans of replays: their rate, their feeders, which may be killed or lose Redis, and their end."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from app import audit
+from app.dev.processes import Process
+from app.dev.valkey import Valkey
 from app.errors import OtherSchema
 from app.ledger import keys
-from app.ledger.history import Redelivered
+from app.ledger.history import FetchRequested, Redelivered
 from app.ledger.policy import DAY
 from app.ledger.redis import VERSION
 from app.ledger.work import DeliveryOutcome
-from app.replay import MOST_A_STEP, Draft, Plan, Plans, Step
+from app.replay import MOST_A_STEP, Plan, Plans, Step
+from app.times import to_ms
+from tests.eventually import eventually
 from tests.lab import SINK, Lab, order
 
 OTHER = "python:json:loads"
@@ -29,8 +38,8 @@ def plans(lab: Lab) -> Plans:
 
 def file(plans: Plans, numbers: Iterable[int], *, rate: float = 1, sinks: tuple[str, ...] = ()) -> Plan:
     """Store a plan for the orders with these numbers, whatever is stored of them."""
-    draft = Draft(who="ann@host", why="a test", selected="status=Issued", rate=rate, sinks=sinks)
-    return plans.file(draft, ((order(number).member, None) for number in numbers))
+    orders = ((order(number).member, None) for number in numbers)
+    return plans.file(orders, rate=rate, sinks=sinks, selected="status=Issued", who="ann@host", why="a test")
 
 
 def feed(lab: Lab, plans: Plans, plan: Plan, after_ms: int = 1000) -> Step:
@@ -92,8 +101,7 @@ class TestOrders:
             lab.accept_and_fetch(order(number))
         lab.accept(order(3))
         lab.clear_queues()
-        draft = Draft(who="", why="", selected="", rate=1)
-        plan = plans.file(draft, ((order(number).member, event_at) for number in (1, 2, 3, 4)))
+        plan = plans.file(((order(number).member, event_at) for number in (1, 2, 3, 4)), rate=1)
 
         left = feed(lab, plans, plan).left
 
@@ -103,9 +111,7 @@ class TestOrders:
 
 
 class TestEnd:
-    def test_a_finished_plan_has_queued_its_orders_in_their_order_and_is_not_cancelled(
-        self, lab: Lab, plans: Plans
-    ) -> None:
+    def test_a_finished_plan_has_queued_its_orders_and_is_not_cancelled(self, lab: Lab, plans: Plans) -> None:
         plan = file(plans, (3, 1, 2), rate=1000)
 
         step = feed(lab, plans, plan)
@@ -134,9 +140,8 @@ class TestEnd:
             yield from ((order(number).member, None) for number in range(1500))
             raise KeyboardInterrupt
 
-        draft = Draft(who="", why="", selected="", rate=1)
         with pytest.raises(KeyboardInterrupt):
-            plans.file(draft, dies_after_a_chunk())
+            plans.file(dies_after_a_chunk(), rate=1)
 
         (left,) = lab.redis.keys("ota:replay*")
         assert 0 < int(lab.redis.pttl(left)) <= DAY
@@ -221,3 +226,122 @@ class TestToSinks:
 
         assert current(plans, plan).passed == 2
         assert lab.record(order(2)) == {}
+
+
+ORDERS = 60
+
+
+@pytest.fixture
+def filled(lab: Lab) -> Lab:
+    """A lab with an event of every order; no job waits."""
+    return fill(lab)
+
+
+def fill(lab: Lab) -> Lab:
+    lab.accept(*map(order, range(ORDERS)))
+    for number in range(ORDERS):
+        lab.start_fetch(order(number))
+    lab.clear_queues()
+    return lab
+
+
+def feeder(lab: Lab, *arguments: str) -> Process:
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    log = lab.folder / f"feeder-{len(list(lab.folder.glob('feeder-*')))}.log"
+    root = Path(__file__).parents[2]
+    return Process.start(command, env=lab.env | {"PYTHONPATH": str(root)}, cwd=lab.folder, log=log)
+
+
+def plan_of(lab: Lab) -> Plan:
+    """Return the one plan there is, once it is there and has fed something."""
+
+    def started() -> list[Plan]:
+        return [one for one in Plans(lab.redis, event_days=90).newest_first() if one.left < one.orders]
+
+    (plan,) = eventually(started, 10, what="a plan has fed something")
+    return plan
+
+
+def requests(lab: Lab, plan: Plan) -> list[tuple[int, int]]:
+    """Return when the plan requested which order, the earliest first, from the histories of the orders."""
+    return sorted(
+        (to_ms(entry.at), number)
+        for number in range(ORDERS)
+        for entry in lab.history(order(number))
+        if isinstance(entry, FetchRequested) and entry.reason == f"replay:{plan.id}"
+    )
+
+
+def fed(lab: Lab, plan: Plan) -> list[int]:
+    """Return the numbers of the orders that the plan has requested."""
+    return sorted(number for _, number in requests(lab, plan))
+
+
+REPLAY = ("events", "replay", "--since", "1h", "--yes")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_replay_is_resumed_without_loss_or_a_second_job(filled: Lab, number: int, code: int) -> None:
+    """After Ctrl-C it prints how to resume."""
+    with feeder(filled, *REPLAY, "--rate", "40") as first:
+        plan = plan_of(filled)
+        os.kill(first.pid, number)
+        assert first.wait(5) == code
+        hint = f"Resume: ota-receiver replays resume {plan.id}"
+        assert (hint in first.output, "Traceback" in first.output) == (number == signal.SIGINT, False)
+    assert 0 < len(fed(filled, plan)) < ORDERS
+
+    resumed = filled.run_command("replays", "resume", plan.id, "--rate", "5000", "--json")
+
+    assert fed(filled, plan) == list(range(ORDERS))
+    assert sorted(filled.queued()) == [order(number).order_id for number in range(ORDERS)]
+    (plan_now,) = resumed.objects
+    assert (resumed.code, plan_now["state"], plan_now["queued"], plan_now["left"]) == (0, "done", ORDERS, 0)
+
+
+def test_a_cancelled_plan_stops_its_feeder_and_cannot_be_resumed(filled: Lab) -> None:
+    with feeder(filled, *REPLAY, "--rate", "20") as first:
+        plan = plan_of(filled)
+
+        cancelled = filled.run_command("replays", "cancel", plan.id, "--why", "wrong day", "--json")
+
+        assert (cancelled.code, cancelled.objects[0]["state"]) == (0, "cancelled")
+        assert (first.wait(5), f"Plan {plan.id} cancelled" in first.output) == (1, True)
+    queued = filled.queued()
+    assert 0 < len(queued) < ORDERS
+    assert filled.run_command("replays", "resume", plan.id).code == 1
+    assert filled.queued() == queued
+    assert filled.run_command("replays", "cancel", "unknown").code == 1
+    listed = filled.run_command("replays", "list", "--json").objects
+    assert [(one["id"], one["state"], one["queued"]) for one in listed] == [(plan.id, "cancelled", len(queued))]
+
+
+def test_two_feeders_share_the_rate_from_the_first_order_to_the_last_and_feed_none_twice(filled: Lab) -> None:
+    """From the histories: never more than the rate allows, and the last order not much later."""
+    with feeder(filled, *REPLAY, "--rate", "20") as first:
+        plan = plan_of(filled)
+        with feeder(filled, "replays", "resume", plan.id) as second:
+            assert (first.wait(15), second.wait(15)) == (0, 0)
+
+    assert fed(filled, plan) == list(range(ORDERS))
+    elapsed = [at - to_ms(plan.at) for at, _ in requests(filled, plan)]
+    assert all(ms >= (count + 1) * 50 - 1 for count, ms in enumerate(elapsed))
+    # A machine that does other work may be late; what it was late by is lost after a second.
+    assert elapsed[-1] < 3 * ORDERS * 50
+
+
+def test_a_failure_of_redis_stops_it_and_nothing_is_lost(own_valkey: Valkey, tmp_path: Path) -> None:
+    with Redis.from_url(own_valkey.url, socket_timeout=5) as redis:
+        lab = fill(Lab(redis, own_valkey.url, tmp_path))
+        with feeder(lab, *REPLAY, "--rate", "40") as first:
+            plan = plan_of(lab)
+            own_valkey.kill()
+            assert first.wait(15) == 3
+            assert f"replays resume {plan.id}" in first.output
+        own_valkey.restart()
+
+        resumed = lab.run_command("replays", "resume", plan.id, "--rate", "5000")
+
+        assert resumed.code == 0
+        assert fed(lab, plan) == list(range(ORDERS))
+        assert redis.zcard(keys.DUE) == ORDERS

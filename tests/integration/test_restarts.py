@@ -14,12 +14,10 @@ import pytest
 from redis import Redis
 
 from app.dev.valkey import Valkey
-from app.ids import OrderKey
 from app.ledger import keys, policy
-from app.ledger.rq_jobs import LIVE, queue
 from tests.eventually import eventually
-from tests.lab import DUPLICATE, ONE, QUEUED, SAME_ID, START, Lab, event_of
-from tests.service import COMPANY, HOOK, item, serving, settings_of_one_company
+from tests.lab import DUPLICATE, ONE, QUEUED, SAME_ID, START, Lab
+from tests.service import HOOK, item, serving, settings_of_one_company
 
 GRACE = policy.GRACE / 1000
 SENT, SENT_LATER = "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"
@@ -56,9 +54,7 @@ class TestAnOlderCopyIsRestored:
     def copy(self, own_valkey: Valkey, tmp_path: Path) -> Copy:
         return Copy(own_valkey, tmp_path / "copy")
 
-    def test_events_since_the_copy_are_accepted_again_and_older_ones_are_duplicates(
-        self, shop: Lab, copy: Copy
-    ) -> None:
+    def test_events_since_the_copy_are_accepted_again_older_ones_are_duplicates(self, shop: Lab, copy: Copy) -> None:
         """Without its event an order is missing until a request, such as that of reconcile."""
         shop.accept(ONE, timestamp=SENT)
         copy.take()
@@ -143,26 +139,7 @@ class TestRedisIsFlushed:
         assert (again.revision, again.raw) == (1, b"9")
 
 
-def test_lost_queues_are_filled_again_from_due_within_grace(shop: Lab) -> None:
-    """RQ's lists and hashes are lost: each pending order gets one fresh job, and only one."""
-    orders = [OrderKey(COMPANY, str(uuid4())) for _ in range(600)]
-    shop.accept_events(*(event_of(order, SENT) for order in orders))
-    lost = shop.redis.keys("rq:*")
-    assert len(lost) > 600
-    shop.redis.delete(*lost)
-
-    shop.later(GRACE)
-    assert shop.dispatch() == 600
-    assert shop.dispatch() == 0
-
-    ids = queue(LIVE, shop.redis).job_ids
-    assert {job[39:75] for job in ids} == {order.order_id for order in orders}
-    assert all(shop.redis.exists(f"rq:job:{job}") for job in ids)
-
-
-def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed_under_load(
-    own_valkey: Valkey, tmp_path: Path
-) -> None:
+def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed(own_valkey: Valkey, tmp_path: Path) -> None:
     """Four senders POST batches while Redis is killed and comes back, twice; the append-only file has all of it."""
     acknowledged: list[str] = []
     statuses: set[int] = set()

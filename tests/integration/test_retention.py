@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,16 +15,13 @@ from app.dev.processes import Process
 from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
-from app.replay import Draft, Plans
+from app.replay import Plans
+from tests.clock import now_ms
 from tests.eventually import eventually
 from tests.lab import DUPLICATE, ONE, Lab, order
 
 EVENT_DAYS: Final = 90
 SENT: Final = "2026-11-22T10:00:00Z"
-
-
-def now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def days(count: float) -> int:
@@ -36,7 +32,7 @@ def add_events(redis: Redis, ages_in_days: list[float]) -> None:
     """Put events into the stream, the oldest first, as if they came so many days ago."""
     with redis.pipeline(transaction=False) as pipe:
         for number, age in enumerate(ages_in_days):
-            pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now() - days(age)}-{number}")
+            pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now_ms() - days(age)}-{number}")
         pipe.execute()
 
 
@@ -62,7 +58,7 @@ class TestEvents:
 
         assert MOST_ENTRIES - 100 <= retention.trim()[0] <= MOST_ENTRIES
 
-        shop.now = now()
+        shop.now = now_ms()
         shop.accept()
         assert shop.redis.xlen(keys.EVENTS) <= 101
 
@@ -76,10 +72,9 @@ class TestEvents:
         assert redis_client.xlen(keys.EVENTS) == 1
 
     def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
-        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now() - days(91)}-0")
-        draft = Draft(who="", why="", selected="", rate=1)
-        plan = Plans(redis_client, event_days=EVENT_DAYS).file(draft, [(ONE.member, None)])
-        redis_client.zadd(keys.REPLAYS, {"old": now() - days(91)})
+        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now_ms() - days(91)}-0")
+        plan = Plans(redis_client, event_days=EVENT_DAYS).file([(ONE.member, None)], rate=1)
+        redis_client.zadd(keys.REPLAYS, {"old": now_ms() - days(91)})
 
         retention_of(redis_client).trim()
 
@@ -129,9 +124,7 @@ class TestOrders:
         assert shop.redis.zcard(keys.ORDERS) == 0
 
     @pytest.mark.parametrize(("change", "left"), [("event", 400), ("duplicate", 10)])
-    def test_the_days_count_from_the_last_change_and_a_duplicate_is_none(
-        self, bare: Lab, change: str, left: int
-    ) -> None:
+    def test_days_count_from_the_last_change_and_a_duplicate_is_none(self, bare: Lab, change: str, left: int) -> None:
         bare.accept(timestamp=SENT)
         bare.fetch_and_store()
         for name in (keys.record(ONE), keys.history(ONE), keys.content(ONE)):
@@ -147,11 +140,11 @@ class TestOrders:
     def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, bare: Lab) -> None:
         """Expired, pending for longer than ORDER_DAYS, dead for as long, and one of today."""
         orders = [order(number) for number in (1, 2, 3)]
-        bare.now = long_ago = now() - days(500)
+        bare.now = long_ago = now_ms() - days(500)
         for one in orders:
             bare.accept(one)
         bare.fail_fetch("dead", orders[2])
-        bare.now = now()
+        bare.now = now_ms()
         bare.accept(order(4))
         bare.redis.delete(keys.record(orders[0]))
         assert bare.redis.zscore(keys.ORDERS, orders[2].member) == long_ago

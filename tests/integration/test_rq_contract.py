@@ -24,10 +24,10 @@ from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
 from rq.worker import WorkerStatus
 
-from app import bootstrap
 from app.dev.processes import Process
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
+from tests.clock import now_ms
 from tests.lab import ONE, Lab
 from tests.service import settings_of_one_company
 from workers.recovery import WorkerRecovery
@@ -227,7 +227,7 @@ def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: in
     }
     program = [str(Path(sys.executable).with_name("rq")), "worker", "--burst"]
     program += ["--serializer", "rq.serializers.JSONSerializer", LIVE]
-    bare.now = bootstrap.clock()
+    bare.now = now_ms()
     bare.accept()
     job = enqueued(bare)
 

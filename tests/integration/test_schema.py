@@ -116,9 +116,7 @@ class TestCommands:
         assert (health.code, f"version {NEWER}" in health.out) == (1, True)
 
 
-def test_the_web_process_starts_and_answers_503_until_the_version_is_its_own(
-    redis_client: Redis, redis_url: str, tmp_path: Path
-) -> None:
+def test_web_answers_503_until_the_version_is_its_own(redis_client: Redis, redis_url: str, tmp_path: Path) -> None:
     redis_client.set(keys.SCHEMA, NEWER)
     with serving(tmp_path, settings_of_one_company(redis_url) | {"OPS_TOKEN": OPS_TOKEN}) as web:
         refused = web.post({"values": [item()]})

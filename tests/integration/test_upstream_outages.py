@@ -60,9 +60,7 @@ def test_an_order_with_a_permanently_bad_answer_becomes_a_dead_letter(
     assert poison.order_id not in shop.called
 
 
-def test_an_order_with_a_permanent_500_becomes_a_dead_letter_while_others_are_fetched(
-    lab: WorkerLab, shop: Shop
-) -> None:
+def test_an_order_with_a_permanent_500_becomes_a_dead_letter_and_others_do_not(lab: WorkerLab, shop: Shop) -> None:
     """Answers for other orders keep the breaker closed: it opens after five failures in a row."""
     poison, *others = lab.issue(4)
     lab.fault(order_id=poison.order_id, kind="status", status=500)
@@ -84,9 +82,7 @@ class Refused(Exception):
 @pytest.mark.parametrize(
     "error", [Refused, SystemExit, KeyboardInterrupt, TimeoutError], ids=lambda kind: kind.__name__
 )
-def test_a_delivery_that_the_sink_always_refuses_becomes_a_dead_letter(
-    lab: WorkerLab, shop: Shop, error: type[BaseException]
-) -> None:
+def test_a_delivery_always_refused_is_a_dead_letter(lab: WorkerLab, shop: Shop, error: type[BaseException]) -> None:
     """Whatever the sink raises: bounded attempts, one getOrder, and a reason that names only the type."""
 
     def refuse(order_id: str) -> None:

@@ -69,7 +69,7 @@ found = settings.load()
 bootstrap.configure_log(found)
 app = application(
     webhook_path=found.webhook_path,
-    webhook=webhook.Webhook(Intake(Authenticator(found.companies), Inbox(), count, count), 2000),
+    webhook=webhook.Webhook(Intake(Authenticator(found.companies), Inbox(), count), 2000),
     probes=Probes(Health(bootstrap.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
     count=count,
     resources=resources,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.alerts import HOUR, Activity, Condition, evaluate, silence
-from app.snapshot import AlertState
+from app.alerts import HOUR, Condition, Key, evaluate, silence
+from app.snapshot import AlertState, CompanySnapshot
 
 MINUTE = 60_000
 DAY = 24 * HOUR
@@ -17,7 +17,7 @@ class Minutes:
     """Evaluates once a minute and returns what would be logged."""
 
     def __init__(self) -> None:
-        self.states: dict[str, AlertState] = {}
+        self.states: dict[Key, AlertState] = {}
         self.now = NOW
 
     def evaluate(self, *conditions: Condition, after: int = MINUTE) -> list[str]:
@@ -40,11 +40,15 @@ def hours_of(weeks: int, a_week: dict[int, int]) -> dict[int, int]:
     return {this - week * 168 - ago: count for week in range(1, weeks + 1) for ago, count in a_week.items()}
 
 
-def is_silent(
+def silent(
     hours: dict[int, int] | None = None, *, last: int = 0, missed: int = 0, unsettled: int = 0, now: int = NOW
-) -> bool:
-    activity = Activity(last_event_at=last, missed_at=missed, unsettled_since=unsettled, hours=hours or {})
-    return silence(activity, now) is not None
+) -> Condition:
+    found = CompanySnapshot(0, 0, current_secret_at=last, previous_secret_at=0, unsettled=1, unsettled_since=unsettled)
+    return silence("museum", found, now, missed, hours or {})
+
+
+def is_silent(hours: dict[int, int] | None = None, **times: int) -> bool:
+    return silent(hours, **times).is_true
 
 
 def test_an_alert_is_logged_once_when_it_fires_and_once_when_it_is_resolved() -> None:
@@ -112,12 +116,10 @@ def test_the_alert_of_a_company_that_left_the_settings_is_resolved() -> None:
 def test_a_company_is_silent_when_usually_many_events_come_at_this_time() -> None:
     """Twenty events an hour, four weeks long: forty quiet minutes are too many."""
     hours = hours_of(4, dict.fromkeys(range(24), 20))
-    activity = Activity(last_event_at=NOW - 40 * MINUTE, missed_at=0, unsettled_since=0, hours=hours)
 
-    found = silence(activity, NOW)
+    found = silent(hours, last=NOW - 40 * MINUTE)
 
-    assert found is not None
-    assert (found.reason, found.quiet_ms) == ("usual", 40 * MINUTE)
+    assert (found.is_true, found.reason, found.figure) == (True, "usual", 40 * 60)
     assert 13 <= (found.usual or 0) <= 14
     assert not is_silent(hours, last=NOW - 29 * MINUTE)
 
@@ -155,9 +157,8 @@ def test_a_silence_longer_than_a_day_keeps_firing() -> None:
 
 def test_a_company_that_never_sent_is_silent_only_by_its_order_list() -> None:
     assert not is_silent()
-    found = silence(Activity(last_event_at=0, missed_at=0, unsettled_since=NOW - 11 * MINUTE, hours={}), NOW)
-    assert found is not None
-    assert (found.reason, found.quiet_ms) == ("open_orders", 0)
+    found = silent(unsettled=NOW - 11 * MINUTE)
+    assert (found.is_true, found.reason, found.figure) == (True, "open_orders", 0)
 
 
 def test_an_unsettled_order_means_silence_if_no_event_came_since_it_was_seen() -> None:

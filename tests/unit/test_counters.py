@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import GAUGES, HISTOGRAM, METRICS, TIMESTAMPS, Sample, render
+from app.metrics import GAUGES, HISTOGRAM, METRICS, Sample, render
 
 MUSEUM = b"22222222-2222-4222-8222-222222222222"
 SLUGS = {MUSEUM.decode(): "museum"}
@@ -16,7 +16,8 @@ Shown = tuple[str, frozenset[tuple[str, str]]]
 
 
 def shown(saved: dict[bytes, bytes], gauges: Sequence[Sample] = ()) -> dict[Shown, float]:
-    text = render(saved, gauges, SLUGS).decode()
+    counters = {field.decode(errors="replace"): value.decode() for field, value in saved.items()}
+    text = render(counters, gauges, SLUGS).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -54,13 +55,6 @@ def test_gauges_are_shown_with_their_labels() -> None:
     assert found == {("ota_orders_due", labels()): 7, ("ota_queue_jobs", labels(queue="live")): 2}
 
 
-def test_a_timestamp_is_shown_in_seconds_and_only_for_companies_of_the_settings() -> None:
-    """The last success of a removed company would grow old and alert for ever."""
-    found = shown({b"reconciled|%s" % MUSEUM: b"1795000000123", b"reconciled|gone": b"1"})
-
-    assert found == {("ota_reconcile_last_success_timestamp_seconds", labels(company="museum")): 1795000000.123}
-
-
 def test_the_buckets_of_the_histogram_are_cumulative() -> None:
     saved = {b"500": b"2", b"2500": b"1", b"inf": b"1", b"sum": b"100000123"}
     found = shown({b"latency|%s|%s" % (MUSEUM, name): value for name, value in saved.items()})
@@ -79,7 +73,6 @@ def test_every_metric_has_its_help_text_before_the_first_event() -> None:
 
     kinds = [
         *((f"{name}_total", "counter", meaning) for name, _, meaning in METRICS.values()),
-        *((name, "gauge", meaning) for name, _, meaning in TIMESTAMPS.values()),
         *((name, "gauge", meaning) for name, (_, meaning) in GAUGES.items()),
         (HISTOGRAM[0], "histogram", HISTOGRAM[2]),
     ]

@@ -10,12 +10,11 @@ import pytest
 import typer.main
 import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
 
-from app import log
 from app.alerts import RULES
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
-from app.metrics import GAUGES, HISTOGRAM, METRICS, TIMESTAMPS
+from app.metrics import GAUGES, HISTOGRAM, METRICS
 from app.settings import Company
 from tests import demo_picture
 
@@ -24,11 +23,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {
     str(path.relative_to(ROOT / "docs")): path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")
 }
-OPERATIONS, LOGS = DOCS["operations.md"], DOCS["logs.md"]
+OPERATIONS = DOCS["operations.md"]
 
 SCRAPED = {
     **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
-    **{name: labels for name, labels, _ in TIMESTAMPS.values()},
     **{name: labels for name, (labels, _) in GAUGES.items()},
     HISTOGRAM[0]: HISTOGRAM[1],
 }
@@ -152,26 +150,6 @@ def test_operations_explains_every_metric_and_no_other_with_its_labels() -> None
 
     assert explained.keys() == SCRAPED.keys()
     assert {name for name, labels in SCRAPED.items() if not set(labels) <= explained[name]} == set()
-
-
-def test_logs_explains_every_event_with_all_its_fields_and_no_other() -> None:
-    explained = {names(event)[0]: set(names(fields)) for event, _, fields, _ in rows(LOGS, "event")}
-
-    assert explained == {event: set(fields) for event, fields in log.EVENTS.items()}
-
-
-def test_logs_names_the_level_of_every_event() -> None:
-    """As in the source."""
-    source = "\n".join(path.read_text() for folder in ("app", "workers") for path in (ROOT / folder).rglob("*.py"))
-    levels: dict[str, set[str]] = {}
-    for level, event in re.findall(r'_log\.(info|warning|error)\(\s*"([^"]+)"', source):
-        levels.setdefault(event, set()).add(level)
-
-    stated = {
-        names(event)[0]: set(re.findall(r"info|warning|error", level)) for event, level, _, _ in rows(LOGS, "event")
-    }
-
-    assert stated == levels
 
 
 def test_every_alert_of_the_log_is_in_the_table_and_has_a_section() -> None:

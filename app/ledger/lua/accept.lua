@@ -8,10 +8,6 @@
 --   3 erased: recorded, and its order is not fetched, 4 refused: a key of its order is broken, it is not recorded.
 -- An event is marked as seen last: where this script fails before that, the same event is no duplicate, and its order
 -- is pending and in `due`, or untouched.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate', [3] = 'erased', [4] = 'refused'}
 local events = prefix .. 'events'
 

@@ -4,10 +4,6 @@
 -- ends its worker, or holds it until the pool does, runs out of both.
 -- a  order (member), worker, lease ms, keep ms, sinks
 -- Returns nil when none is due or another worker delivers, else {a MessagePack map (class Delivery of work.py), content}.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
   'request_id', 'fetch_at', 'digest', 'erased_at'})
 if o.generation == 0 or o.erased_at > 0 then
@@ -24,7 +20,9 @@ if not sink then
   end
   return
 end
-local is_leased, is_mine = o.delivery_lease > now, o.delivery_worker == a.worker
+-- A lease that reaches farther than any lease can was taken from a Redis server whose clock was ahead.
+local is_leased = o.delivery_lease > now and o.delivery_lease <= now + a.lease
+local is_mine = o.delivery_worker == a.worker
 if is_leased and not is_mine then
   return
 end

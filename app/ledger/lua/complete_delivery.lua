@@ -3,10 +3,6 @@
 -- What failed ends the job (RQ's time limit strikes once a job), so the order is due at once for its other sinks.
 -- a  order (member), worker, sink, revision, outcome (succeeded, retry, dead), wait ms (until the next attempt), reason,
 --    duration_ms
-local newer = other_schema()
-if newer then
-  return newer
-end
 redis.call('DEL', prefix .. 'claim:' .. a.worker)
 local o = load(a.order, {'generation', 'revision', 'delivery_worker'})
 if redis.call('EXISTS', o.record) == 0 then

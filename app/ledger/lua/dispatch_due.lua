@@ -3,15 +3,11 @@
 -- a  grace ms, longest ms (the longest wait), farthest ms, limit (orders a call), job, sinks
 -- Returns {orders that were due, jobs pushed, orders whose keys are broken}: those are due again after `longest`.
 -- Pushed again without a start in between, the wait doubles: a long backlog is not filled with repeats.
-local newer = other_schema()
-if newer then
-  return newer
-end
 
 -- No wait of ours reaches farther than `farthest`: such a time was taken from a Redis server whose clock was ahead.
 -- Its right value is unknown: it becomes `grace` from now, by when a fetch in progress has ended.
 local function bring_near(member)
-  local record, fields = prefix .. 'order:' .. member, {'lease', 'fetch_at', 'delivery_lease'}
+  local record, fields = prefix .. 'order:' .. member, {'fetch_at'}
   for _, sink in ipairs(a.sinks) do
     table.insert(fields, sink .. ':next_at')
   end

@@ -6,10 +6,6 @@
 --   ms when it was first)
 -- The tombstone keeps what recognises old events, keeps ids unique, and names the revision that each sink may hold: also
 -- of a failed attempt, since a sink may have kept data before it failed.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local o = load(a.order, {'generation', 'stored_token', 'revision', 'erased_at'})
 if o.generation == 0 then
   return {'unknown', 0}

@@ -3,10 +3,6 @@
 -- a  start and stop (ids), limit (entries a page), orders (members)
 -- Returns {id of the last entry read, '' = none, entries read, entries removed}.
 -- Events after the erasure are recorded without a reference (accept.lua), and stay.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local events, erased = prefix .. 'events', {}
 for _, member in ipairs(a.orders) do
   erased[member] = true

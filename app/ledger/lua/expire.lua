@@ -3,10 +3,6 @@
 -- a  events_keep ms, orders_keep ms, streams (keys), limit (entries a stream), passed (entries of `ota:orders` to pass
 --    over), orders_limit
 -- Returns {entries deleted from the streams, entries of `ota:orders` read, entries of it deleted}.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local oldest = math.max(0, now - a.events_keep)
 local removed = 0
 for _, stream in ipairs(a.streams) do

@@ -6,10 +6,6 @@
 --    fault), not_found (404, perhaps not yet), dead, deleted_upstream
 -- Returns what follows: refused (a later fetch started, or the order is dead), retry, deferred, dead,
 --   deleted_upstream. Repeated by a worker that did not get the answer, the call changes nothing.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local o = load(a.order, {'generation', 'fetched_generation', 'fencing_token', 'job', 'revision', 'dead',
   'stored_token', 'lease'})
 local deleted = a.outcome == 'deleted_upstream'

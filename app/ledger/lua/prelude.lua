@@ -14,9 +14,9 @@ if not now then
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Data of another version is neither read nor written; the first writer of all notes the version. Each script that
--- writes begins with this, so that an old process cannot write between a check and the write of a newer one.
-local function other_schema()
+-- Data of another version is refused; the first writer of all notes the version. Each script that writes
+-- begins with this, so that an old process cannot write between a check and the write of a newer one.
+if a.schema then
   local held = redis.call('GET', prefix .. 'schema')
   if not held then
     redis.call('SET', prefix .. 'schema', a.schema)
@@ -174,10 +174,15 @@ local function schedule(members)
 end
 
 -- Ask for a fetch of an order that is scheduled: raise its generation, and push a job unless one waits already, in this
--- queue or in live. `o` needs generation, job and first_at; `fields` is a flat list of more fields to write, or nil.
--- Returns queued or coalesced; the caller ends with flush_jobs.
+-- queue or in live. `o` needs generation, job and first_at, and for backfill also queue, fetched_generation and dead:
+-- what is pending in live stays in live. `fields` is a flat list of more fields to write, or nil.
+-- Returns queued or coalesced, and sets o.queue; the caller ends with flush_jobs.
 local function request_fetch(o, queue, fields)
+  if queue == 'backfill' and o.queue == 'live' and not o.dead and o.fetched_generation < o.generation then
+    queue = 'live'
+  end
   local waits = o.job == queue or o.job == 'live'
+  o.queue = waits and o.job or queue
   if o.generation > 0 then
     for _, key in ipairs({o.record, o.history, o.content}) do
       redis.call('PERSIST', key)

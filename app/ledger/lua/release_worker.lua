@@ -3,10 +3,6 @@
 -- a  worker, how: killed (counts as a crash of its order) or ended (by itself, since Redis was unavailable, or stopped by
 --    us: no crash), orders (members whose jobs may be lost with the worker: due now if they stand in `due` at all)
 -- Returns the order it had claimed, or false.
-local newer = other_schema()
-if newer then
-  return newer
-end
 for _, member in ipairs(a.orders) do
   redis.call('ZADD', due, 'XX', 'LT', now, member)
 end

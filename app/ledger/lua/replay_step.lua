@@ -6,10 +6,6 @@
 -- Returns {state, orders left, ms until the next may be taken}; state: open, done, cancelled, unknown.
 -- The rate is held here, not by the feeder: two feeders of one plan share it. `paced` is the time up to which it has
 -- been used; what was not used is lost after a second (or the time of one order), so a long pause is not made up for.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local plan, todo = prefix .. 'replay:' .. a.plan, prefix .. 'replay-todo:' .. a.plan
 local p = redis.call('HMGET', plan, 'state', 'rate', 'paced')
 if p[1] ~= 'open' then
@@ -56,27 +52,37 @@ local paced = math.max(tonumber(p[3]), now - math.max(1000, gap))
 local allowed = math.floor((now - paced) / gap + 0.001)
 local counts = {queued = 0, waiting = 0, passed = 0}
 local taken, read = 0, 0
+local function step(member, event_at)
+  local o = load(member, {'generation', 'fetched_generation', 'fetched_at', 'revision', 'dead', 'job', 'queue',
+    'first_at', 'erased_at'})
+  if not is_needed(o, tonumber(event_at)) then
+    return 'passed'
+  elseif taken == allowed then
+    return
+  end
+  taken = taken + 1
+  local is_new
+  if #a.deliver_to > 0 then
+    is_new = redeliver(o)
+  else
+    schedule({member})
+    is_new = request_fetch(o, 'backfill') == 'queued'
+    append_history(o, 'requested', 'replay:' .. a.plan, o.queue)
+  end
+  return is_new and 'queued' or 'waiting'
+end
+
 for _, entry in ipairs(redis.call('LRANGE', todo, 0, a.limit - 1)) do
   local member, event_at = string.match(entry, '^(%S+) (%S+)$')
-  local o = load(member, {'generation', 'fetched_generation', 'fetched_at', 'revision', 'dead', 'job', 'first_at',
-    'erased_at'})
-  if not is_needed(o, tonumber(event_at)) then
-    counts.passed = counts.passed + 1
-  elseif taken == allowed then
+  local worked, outcome = isolate(step, member, event_at)
+  if not worked then
+    -- A key of the order is broken: the dispatcher reports it, the plan goes on.
+    schedule({member})
+    outcome = 'passed'
+  elseif not outcome then
     break
-  else
-    taken = taken + 1
-    local is_new
-    if #a.deliver_to > 0 then
-      is_new = redeliver(o)
-    else
-      schedule({member})
-      is_new = request_fetch(o, 'backfill') == 'queued'
-      append_history(o, 'requested', 'replay:' .. a.plan, 'backfill')
-    end
-    local name = is_new and 'queued' or 'waiting'
-    counts[name] = counts[name] + 1
   end
+  counts[outcome] = counts[outcome] + 1
   read = read + 1
 end
 flush_jobs()

@@ -4,10 +4,6 @@
 -- Returns 1, or 0 when it was not dead (any more).
 -- A new event, a replay or a refetch raises the generation as ever, and a late answer is stored as ever: either ends the
 -- discard.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local o = load(a.order, {'generation', 'fetched_generation', 'dead', 'revision', 'status'})
 if a.sink == '' then
   if o.generation == 0 or not o.dead then

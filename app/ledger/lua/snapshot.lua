@@ -40,12 +40,11 @@ end
 for member in pairs(seen) do
   local record = prefix .. 'order:' .. member
   local r = redis.pcall('HMGET', record, 'generation', 'fetched_generation', 'dead', 'last_event_at',
-    'latency_recorded_for', 'queue', 'rechecks', 'revision')
+    'latency_recorded_for', 'rechecks', 'revision')
   if r.err then
     r = {}
   end
-  if not r[3] and number(r[2]) < number(r[1]) and r[6] ~= 'backfill' and not r[7]
-    and tonumber(r[4] or '') and r[4] ~= r[5] then
+  if not r[3] and number(r[2]) < number(r[1]) and not r[6] and tonumber(r[4] or '') and r[4] ~= r[5] then
     local age, company = now - tonumber(r[4]), companies[string.match(member, '^[^:]*')]
     if company then
       company.oldest_pending_ms = math.max(company.oldest_pending_ms, age)
@@ -53,7 +52,7 @@ for member in pairs(seen) do
       oldest_elsewhere = math.max(oldest_elsewhere, age)
     end
   end
-  local revision = number(r[8])
+  local revision = number(r[7])
   for sink, found in pairs(sinks) do
     local s = revision > 0 and redis.call('HMGET', record, sink .. ':revision', sink .. ':dead', sink .. ':attempts') or {}
     if revision > 0 and not s[2] and number(s[1]) < revision then
@@ -96,6 +95,7 @@ return cjson.encode({
   pools = map(prefix .. 'pools'),
   schema = redis.call('GET', prefix .. 'schema') or '',
   alerts = map(prefix .. 'alerts'),
+  counters = map(prefix .. 'counters'),
   queues = queues,
   companies = companies,
   elsewhere_oldest_pending_ms = oldest_elsewhere,

@@ -1,16 +1,12 @@
 -- start_fetch: return what is due for an order; start its fetch, if that is due. Called before every getOrder.
 --
--- a  order (member), worker, lease ms, crashes_allowed, keep ms, sinks
+-- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks
 -- Returns a MessagePack map (class Fetch of work.py) with `what`:
 --   nothing   nothing is due now
 --   held      another worker fetches this very settlement
 --   dead      its fetches killed their workers too often: it is a dead letter now
 --   deliver   no fetch is due, but a delivery is
 --   fetch     and then all other fields of Fetch
-local newer = other_schema()
-if newer then
-  return newer
-end
 local function answer(what)
   return cmsgpack.pack({what = what})
 end
@@ -24,8 +20,8 @@ end
 redis.call('HDEL', o.record, 'job', 'enqueues')
 local pending = o.fetched_generation < o.generation and not o.dead
 if not pending or o.fetch_at > now then
-  -- No fetch now: given up, done, or its time has not come (a job left over from before must use no attempt). The
-  -- sinks have times of their own.
+  -- No fetch now: the order is dead or fetched, or its fetch is not due (a job left over from before must use no
+  -- attempt). Deliveries have times of their own.
   local sink, at = next_delivery(o)
   if sink and at <= now then
     return answer('deliver')
@@ -37,20 +33,18 @@ if not pending or o.fetch_at > now then
   return answer('nothing')
 end
 local is_new = o.started_generation < o.generation
--- What this worker itself holds was started by a call whose answer was lost: it does one thing at a time.
-if o.lease > now and not is_new and o.worker ~= a.worker then
+-- What this worker itself holds was started by a call whose answer was lost: it does one thing at a time. A lease that
+-- reaches farther than any lease can was taken from a Redis server whose clock was ahead.
+if o.lease > now and o.lease <= now + a.longest_lease and not is_new and o.worker ~= a.worker then
   return answer('held')
 end
-if is_new then
-  -- The fetches that crashed were of an older settlement; this one has its own attempts.
-  redis.call('HDEL', o.record, 'crashes')
-elseif o.lease > 0 and o.lease <= now then
-  if redis.call('HINCRBY', o.record, 'crashes', 1) >= a.crashes_allowed then
-    redis.call('HDEL', o.record, 'lease', 'worker')
-    dead_letter_fetch(o, 'kills_worker')
-    append_history(o, 'dead', 'kills_worker')
-    return answer('dead')
-  end
+-- A lease that has expired belongs to a crash: of this settlement, or of an older one, which does not count.
+if not is_new and o.lease > 0 and o.lease <= now
+  and redis.call('HINCRBY', o.record, 'crashes', 1) >= a.crashes_allowed then
+  redis.call('HDEL', o.record, 'lease', 'worker')
+  dead_letter_fetch(o, 'kills_worker')
+  append_history(o, 'dead', 'kills_worker')
+  return answer('dead')
 end
 local token = o.fencing_token + 1
 redis.call('ZADD', due, now + a.lease, o.member)

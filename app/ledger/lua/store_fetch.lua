@@ -8,10 +8,6 @@
 -- Returns a MessagePack map: what, revision, changed; what: refused, erased (nothing is stored), fetched,
 --   deliver (a delivery is due), pending (the order needs another fetch), dead.
 -- Called again by a worker that did not get the answer, it changes nothing.
-local newer = other_schema()
-if newer then
-  return newer
-end
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
   'digest', 'revision', 'job', 'dead', 'last_event_at', 'latency_recorded_for', 'erased_at'})
 local changed = false

@@ -1,0 +1,69 @@
+"""The heartbeat of a worker pool: that it works, and who it is. `health` reads it, so this file loads little."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from app.ledger import policy
+
+HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
+"""A pool writes a heartbeat each second. Without one for this long it hangs or cannot reach Redis."""
+
+T = TypeVar("T")
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """What a pool writes each second: its process, its workers, and `at` in ms since 1970.
+
+    `started` distinguishes it from a later process with the same pid. `machine` is the boot and the pid namespace: a
+    container cannot judge the processes of another.
+    """
+
+    machine: str
+    pid: int
+    started: str
+    workers: list[str]
+    at: int
+
+    @classmethod
+    def of_this_process(cls, workers: Iterable[str], at: int) -> Heartbeat:
+        return cls(this_machine(), os.getpid(), _started(os.getpid()), list(workers), at)
+
+    def is_of_dead_process(self) -> bool:
+        """Return whether the process has ended; False if it ran on another machine."""
+        return self.machine == this_machine() and _started(self.pid) != self.started
+
+
+def readable(texts: Iterable[bytes | str]) -> list[Heartbeat]:
+    """Return the heartbeats among values of `ota:pools`."""
+    return [one for text in texts if (one := decoded(text, Heartbeat)) is not None]
+
+
+def decoded(text: bytes | str, kind: type[T]) -> T | None:
+    """Return the value in a JSON text, None if another version or another program wrote it."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def this_machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()}-unknown-boot"
+
+
+def _started(pid: int) -> str:
+    """Return the start time of a process in clock ticks since boot, "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
