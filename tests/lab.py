@@ -127,11 +127,9 @@ class Lab:
         """Accept the events of one POST, or of the spool."""
         return asyncio.run(self._inbox.accept(events))
 
-    def request_fetch(
-        self, *orders: OrderKey, queue: Literal["live", "backfill"] = "live", reason: str = "refetch"
-    ) -> int:
+    def request_fetch(self, *orders: OrderKey, queue: Literal["live", "backfill"] = "live") -> int:
         """Return how many jobs were enqueued."""
-        return self.ledger.request_fetch(orders or [ONE], queue=queue, reason=reason)
+        return self.ledger.request_fetch(orders or [ONE], queue=queue, reason="refetch")
 
     def run_command(self, *arguments: str, stdin: str = "", **env: str) -> Ended:
         """Run `ota-receiver` with these arguments in this process, as from a pipe."""

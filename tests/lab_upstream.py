@@ -125,10 +125,9 @@ def worker_lab(
     url: str, sandbox: Sandbox, sinks: Mapping[str, Sink] | None = None, requests_per_window: int = 6000
 ) -> Iterator[WorkerLab]:
     """Open a lab on an empty Redis and a Channel Manager without faults."""
-    with Redis.from_url(url) as redis:
-        redis.flushall()
     sandbox.admin("DELETE", "faults")
     lab = WorkerLab(url, sandbox, sinks or {}, requests_per_window)
+    lab.redis.flushall()
     try:
         yield lab
     finally:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.dev import stack
 from app.dev.processes import Process, free_port
@@ -349,6 +350,15 @@ def item(order_id: object = None, **changes: Any) -> dict[str, Any]:
 def key_of(one: dict[str, Any]) -> OrderKey:
     """Return the order of an item."""
     return OrderKey(one["companyId"], one["payload"]["orderId"])
+
+
+def samples(text: str) -> dict[str, float]:
+    """Return what /metrics shows, by name and label values."""
+    return {
+        " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def _parsed(raw: bytes) -> Any:

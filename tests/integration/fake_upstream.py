@@ -37,6 +37,10 @@ class Upstream:
     callers: set[tuple[str, int]] = field(default_factory=set)
     over: Event = field(default_factory=Event)
 
+    @property
+    def port(self) -> str:
+        return self.url.rpartition(":")[2]
+
     def will(self, *replies: Reply) -> None:
         self.replies[:] = replies
 

@@ -54,13 +54,6 @@ def test_dead_letters_are_listed_with_reason_and_age(letters: Lab) -> None:
     assert table.out.count("order_missing") == 2
 
 
-def test_an_empty_list_is_no_error(lab: Lab) -> None:
-    assert (lab.run_command("dead", "list").out, lab.run_command("dead", "list", "--json").out) == (
-        "No dead letters.\n",
-        "",
-    )
-
-
 @pytest.mark.parametrize(
     ("filters", "numbers"),
     [

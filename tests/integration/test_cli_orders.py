@@ -13,8 +13,10 @@ from app.ledger import keys
 from tests.command import Ended
 from tests.lab import MUSEUM, SINK, WORKER, Lab, order
 
-NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
-SECRETS = (*NUMBERS, "Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b")
+SECRETS = (
+    *("TK-000123456", "CP-0009981", "141234529930210327"),
+    *("Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b"),
+)
 
 
 @pytest.fixture
@@ -27,13 +29,11 @@ def fetched(lab: Lab) -> Lab:
 
 def test_tickets_are_masked_without_reveal(fetched: Lab) -> None:
     show = ("orders", "show", order(1).order_id)
-    page, line = fetched.run_command(*show), fetched.run_command(*show, "--json")
-    whole_page, whole_line = fetched.run_command(*show, "--reveal"), fetched.run_command(*show, "--reveal", "--json")
+    page, line, whole = fetched.run_commands([show, (*show, "--json"), (*show, "--reveal", "--json")])
 
-    assert [one.code for one in (page, line, whole_page, whole_line)] == [0, 0, 0, 0]
+    assert [one.code for one in (page, line, whole)] == [0, 0, 0]
     assert [secret for secret in SECRETS if secret in page.out + line.out] == []
-    assert [secret for secret in SECRETS if secret not in whole_line.out] == []
-    assert [number for number in NUMBERS if number not in whole_page.out] == []
+    assert [secret for secret in SECRETS if secret not in whole.out] == []
     (shown,) = line.objects
     values = (shown["state"], shown["company"], shown["wallets"], shown["tickets"], shown["coupons"])
     assert values == ("fetched", "venue", 2, 2, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from uuid import uuid4
 
 import pytest
 
@@ -22,14 +23,9 @@ def lab(connected: Lab) -> Lab:
     return connected
 
 
-_made = 0
-
-
 def make(sandbox: Sandbox, count: int, mix: str = "Issued") -> list[str]:
     """Create orders upstream without an event. Each test also sees those of earlier tests."""
-    global _made
-    _made += 1
-    body = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": f"WEB{_made}"}
+    body = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": uuid4().hex[:8]}
     return [one["order_id"] for one in sandbox.admin("POST", "orders", body)["orders"]]
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import msgspec
@@ -20,6 +16,7 @@ from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
+from tests.integration.fake_upstream import Upstream, says
 from tests.lab import API_KEY, MUSEUM, VENUE, Lab, order
 
 
@@ -67,15 +64,6 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(lab: Lab) -> N
     assert ("0: nothing is fetched" in page.out, "fetching is paused" in page.out) == (True, True)
 
 
-def test_a_firing_alert_is_named_and_the_exit_code_is_1(lab: Lab) -> None:
-    beat(lab)
-    lab.redis.hset(
-        keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"firing_at":2}', "silence|museum|": '{"since":1}'}
-    )
-
-    assert status(lab, 1)["alerts"] == ["fetch_late venue"]
-
-
 def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     beat(lab)
     lab.accept(order(1))
@@ -113,42 +101,21 @@ def status_with(lab: Lab, folder: Path) -> Any:
     return lab.run_command("status", "--json", SPOOL_DIR=str(folder)).objects[0]["spooled"]
 
 
-@contextmanager
-def web(status: int) -> Iterator[int]:
-    """A web process that answers `status`; yields its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status if self.path == "/healthz" else 404)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+def test_a_web_process_that_answers_is_healthy(lab: Lab, upstream: Upstream) -> None:
+    """It is asked without the proxies of the environment; with HOST 0.0.0.0 too."""
+    upstream.will(says(200))
+    for host in ("127.0.0.1", "0.0.0.0"):
+        ended = lab.run_command("health", "--json", PORT=upstream.port, HOST=host, http_proxy="http://127.0.0.1:1")
+        assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
+    assert {one.target for one in upstream.asked} == {"/healthz"}
 
 
-def test_a_web_process_that_answers_is_healthy(lab: Lab) -> None:
-    """It is asked without the proxies of the environment."""
-    with web(200) as port:
-        for host in ("127.0.0.1", "0.0.0.0"):
-            ended = lab.run_command("health", "--json", PORT=str(port), HOST=host, http_proxy="http://127.0.0.1:1")
-            assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
+def test_a_web_process_with_another_answer_or_none_is_not_healthy(lab: Lab, upstream: Upstream) -> None:
+    upstream.will(says(503))
+    assert lab.run_command("health", "--role", "web", PORT=upstream.port).code == 1
 
-
-def test_a_web_process_with_another_answer_or_none_is_not_healthy(lab: Lab) -> None:
-    with web(503) as port:
-        assert lab.run_command("health", "--role", "web", PORT=str(port)).code == 1
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ended = lab.run_command("health", "--role", "web", "--json", PORT=str(mute.getsockname()[1]))
-
     assert (ended.code, ended.objects[0]["healthy"]) == (1, False)
     assert "TimeoutError" in ended.objects[0]["detail"]
 
@@ -164,12 +131,12 @@ def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(lab: Lab, free_port: int
     assert lab.run_command("health", "--role", "worker").code == 1
 
 
-def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab) -> None:
-    with web(200) as port:
-        away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": str(port)}
+def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab, upstream: Upstream) -> None:
+    upstream.will(says(200))
+    away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": upstream.port}
 
-        assert lab.run_command("health", "--role", "worker", **away).code == 1
-        assert lab.run_command("health", **away).code == 0
+    assert lab.run_command("health", "--role", "worker", **away).code == 1
+    assert lab.run_command("health", **away).code == 0
 
 
 def test_the_check_of_a_worker_imports_no_heavy_library(lab: Lab) -> None:

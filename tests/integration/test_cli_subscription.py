@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -275,19 +272,16 @@ def test_a_subscription_with_another_secret_is_not_ours_and_stays(lab: Lab, sand
     assert {one["subscriptionState"] for one in subscriptions(sandbox, "venue")} == {"Active", "Disabled"}
 
 
-@contextmanager
-def watching(lab: Lab, *more: str) -> Iterator[tuple[Process, Path]]:
-    """Run `subscription watch` each second; its lines go to one file, its log to another."""
-    lines, program = lab.folder / "lines", [sys.executable, "-m", "app.cli", "subscription", "watch", "--every", "1s"]
-    code = "import os, sys; os.dup2(os.open(sys.argv[1], 577, 0o600), 1); os.execv(sys.argv[2], sys.argv[2:])"
-    argv = [sys.executable, "-c", code, str(lines), *program, "-c", "venue", "--json", *more]
-    with Process.start(argv, env=lab.env | {"LOG_FORMAT": "json"}, log=lab.folder / "log") as process:
-        yield process, lines
+def watching(lab: Lab, *more: str) -> Process:
+    """Run `subscription watch` each second; its lines have a `state`, and those of its log an `event`."""
+    program = [sys.executable, "-m", "app.cli", "subscription", "watch", "--every", "1s", "-c", "venue", "--json"]
+    return Process.start([*program, *more], env=lab.env | {"LOG_FORMAT": "json"}, log=lab.folder / "log")
 
 
-def states(lines: Path) -> list[str]:
-    written = lines.read_text().splitlines() if lines.exists() else []
-    return [json.loads(line)["state"] for line in written]
+def printed(process: Process, field: str) -> list[str]:
+    """Return this field of every line that has it."""
+    lines = [json.loads(line) for line in process.output.splitlines() if line.endswith("}")]
+    return [line[field] for line in lines if field in line]
 
 
 def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(lab: Lab, sandbox: Sandbox) -> None:
@@ -298,29 +292,31 @@ def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(lab: Lab, sand
         operations: dict[str, dict[str, int]] = sandbox.admin("GET", "stats")["operations"]
         return sum(operations.get("listSubscriptions", {}).values())
 
-    with watching(lab, "--repair") as (process, lines):
-        eventually(lambda: states(lines) == ["active"], 10, what="it is seen to be active")
+    with watching(lab, "--repair") as process:
+        eventually(lambda: printed(process, "state") == ["active"], 10, what="it is seen to be active")
         subscription_call(sandbox, "venue", "DELETE", f"/{one}")
-        eventually(lambda: states(lines) == ["active", "missing", "repaired"], what="it is repaired")
+        eventually(lambda: printed(process, "state") == ["active", "missing", "repaired"], what="it is repaired")
         (rule,) = sandbox.admin("POST", "faults", {"kind": "status", "operation": "listSubscriptions", "status": 500})
-        eventually(lambda: states(lines)[3:] == ["unreachable"], what="the error is printed")
+        eventually(lambda: printed(process, "state")[3:] == ["unreachable"], what="the error is printed")
         before = asked()
         eventually(lambda: asked() >= before + 2, what="two more looks")
         sandbox.admin("DELETE", f"faults/{rule}")
-        eventually(lambda: states(lines)[3:] == ["unreachable", "active"], what="it is active, and no more is printed")
+        eventually(
+            lambda: printed(process, "state")[3:] == ["unreachable", "active"],
+            what="active, and no more",
+        )
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(5) == 130
-    log = [json.loads(line) for line in (lab.folder / "log").read_text().splitlines()]
-    events = [line["event"].partition(".")[2] for line in log]
+    events = [event.partition(".")[2] for event in printed(process, "event")]
     assert events == ["active", "down", "repaired", "check_failed", "active"]
-    assert "canary" not in json.dumps(log) + lines.read_text()
+    assert "canary" not in process.output
     assert addresses(sandbox) == [(URL, "Active")]
 
 
 def test_watch_ends_with_0_on_sigterm(lab: Lab) -> None:
     """As the first process of a container it would else not notice SIGTERM."""
-    with watching(lab) as (process, lines):
-        eventually(lambda: states(lines) == ["missing"], 10, what="it looked")
+    with watching(lab) as process:
+        eventually(lambda: printed(process, "state") == ["missing"], 10, what="it looked")
 
         assert process.stop() == 0
 

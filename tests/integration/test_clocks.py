@@ -66,7 +66,7 @@ class TestDispatcher:
 
     def test_two_dispatchers_at_the_same_time_enqueue_one_job_per_order(self, bare: Lab, redis_url: str) -> None:
         """Of more orders than one script call takes."""
-        bare.ledger.request_fetch(orders(DISPATCH_LIMIT + 1), queue="backfill", reason="replay")
+        bare.request_fetch(*orders(DISPATCH_LIMIT + 1), queue="backfill")
         bare.later(GRACE)
         together, enqueued = threading.Barrier(2), []
 
@@ -85,7 +85,7 @@ class TestDispatcher:
 
     def test_an_order_with_a_broken_record_stops_no_other(self, bare: Lab) -> None:
         """It is counted and its time moved; those before and after it get their jobs."""
-        bare.ledger.request_fetch(orders(5), queue="live", reason="replay")
+        bare.request_fetch(*orders(5))
         bare.clear_queues()
         bare.redis.set(keys.record(orders(5)[2]), "of another program")
         bare.later(GRACE)
@@ -154,13 +154,6 @@ class TestARedisWhoseClockWasAhead:
         shop.later(-ahead)
 
         assert seconds_until_delivered(shop) <= longest + (seconds if ahead == HOUR else 0) + STEP
-
-    def test_an_event_recorded_ahead_is_fetched_at_once(self, shop: Lab) -> None:
-        shop.later(DAY)
-        shop.accept()
-        shop.later(-DAY)
-
-        assert shop.try_start() == "fetch"
 
     def test_the_leases_of_a_killed_worker_delay_nothing(self, shop: Lab) -> None:
         """They end a day ahead; what makes the order due earlier meanwhile must not wait for them."""

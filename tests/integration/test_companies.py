@@ -22,23 +22,23 @@ MUSEUM_SECRET = "canary-museum"
 ZOO_SECRET = "canary-zoo"
 ZOO_FORMER_SECRET = "canary-zoo-former"
 
-TABLES = """
+TABLES = f"""
 [companies.museum]
-np_company_id = "{museum}"
+np_company_id = "{MUSEUM}"
 np_company = "Museum"
 np_tenant = "tenant"
 np_environment = "Production"
 np_api_key = "canary-museum-key"
-client_state = "{museum_secret}"
+client_state = "{MUSEUM_SECRET}"
 
 [companies.zoo]
-np_company_id = "{zoo}"
+np_company_id = "{ZOO}"
 np_company = "Zoo"
 np_tenant = "tenant"
 np_environment = "Production"
 np_api_key_file = "zoo-key"
 client_state_file = "zoo-state"
-client_state_previous = "{zoo_former}"
+client_state_previous = "{ZOO_FORMER_SECRET}"
 """
 
 
@@ -47,9 +47,7 @@ def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[We
     folder = tmp_path_factory.mktemp("companies")
     (folder / "zoo-key").write_text("canary-zoo-key\n")
     (folder / "zoo-state").write_text(f"{ZOO_SECRET}\n")
-    (folder / "companies.toml").write_text(
-        TABLES.format(museum=MUSEUM, museum_secret=MUSEUM_SECRET, zoo=ZOO, zoo_former=ZOO_FORMER_SECRET)
-    )
+    (folder / "companies.toml").write_text(TABLES)
     with serving(folder, {"REDIS_URL": valkey.url, "COMPANIES_FILE": "companies.toml"}) as running:
         yield running
 

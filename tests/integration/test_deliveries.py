@@ -59,12 +59,6 @@ class TestOrder:
         assert (fetched.field("shop:dead"), fetched.deliver().revision) == (None, 2)
         assert (fetched.acquire_delivery(), fetched.days_kept()) == (None, {400})
 
-    def test_each_sink_has_its_own_position(self, two_sinks: Lab) -> None:
-        sinks = [two_sinks.deliver().sink, two_sinks.deliver().sink]
-
-        assert (sorted(sinks), two_sinks.acquire_delivery()) == (["mail", "shop"], None)
-        assert two_sinks.fields("shop:revision", "mail:revision") == ["1", "1"]
-
 
 class TestFailing:
     def test_a_failing_sink_does_not_delay_another(self, two_sinks: Lab) -> None:

@@ -132,33 +132,6 @@ signal.pause()
 """
 
 
-def starter(folder: Path, log: Path) -> Process:
-    return Process.start([sys.executable, "-c", STARTER, str(folder)], log=log)
-
-
-def server_of(starter: Process) -> int:
-    return int(starter.wait_for_line("server", 20).split()[1])
-
-
-def test_data_survives_a_kill_of_the_server(own_valkey: Valkey) -> None:
-    address, pid = own_valkey.url, own_valkey.pid
-    with Redis.from_url(address) as client:
-        client.set("order", "Issued")
-
-    own_valkey.kill()
-    own_valkey.restart()
-
-    assert (own_valkey.url, own_valkey.pid != pid) == (address, True)
-    with Redis.from_url(own_valkey.url) as client:
-        assert client.get("order") == b"Issued"
-
-
-def test_writes_are_durable_and_nothing_is_evicted(own_valkey: Valkey) -> None:
-    with Redis.from_url(own_valkey.url, decode_responses=True) as client:
-        expected = {"appendonly": "yes", "appendfsync": "everysec", "save": "", "maxmemory-policy": "noeviction"}
-        assert client.config_get(*expected) == expected
-
-
 def test_a_second_start_uses_the_running_server_and_never_stops_it(own_valkey: Valkey) -> None:
     with start(own_valkey.data_dir) as second:
         assert (second.url, second.pid, second.is_ours) == (own_valkey.url, own_valkey.pid, False)
@@ -173,9 +146,9 @@ def test_a_second_start_uses_the_running_server_and_never_stops_it(own_valkey: V
 
 
 def test_two_starts_at_the_same_moment_share_one_server(tmp_path: Path) -> None:
-    folder = tmp_path / "valkey"
-    with starter(folder, tmp_path / "log1") as one, starter(folder, tmp_path / "log2") as other:
-        assert server_of(one) == server_of(other)
+    command = python(STARTER, str(tmp_path / "valkey"))
+    with Process.start(command, log=tmp_path / "log1") as one, Process.start(command, log=tmp_path / "log2") as other:
+        assert one.wait_for_line("server", 20) == other.wait_for_line("server", 20)
 
 
 def test_a_start_with_other_options_than_the_running_server_is_refused(own_valkey: Valkey) -> None:
@@ -183,17 +156,6 @@ def test_a_start_with_other_options_than_the_running_server_is_refused(own_valke
         start(own_valkey.data_dir, appendfsync="always")
     with pytest.raises(ValkeyUnavailable, match="asked for port 1 "):
         start(own_valkey.data_dir, 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a child's life to its parent's")
-def test_the_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
-    with starter(tmp_path / "valkey", tmp_path / "log") as parent:
-        server = server_of(parent)
-        assert is_running(server)
-
-        os.kill(parent.pid, signal.SIGKILL)
-
-        eventually(lambda: not is_running(server), what="the server has ended")
 
 
 def test_the_password_is_required_and_only_its_owner_can_read_it(own_valkey: Valkey) -> None:

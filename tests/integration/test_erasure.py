@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,13 +19,12 @@ from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
 from app.ledger import keys, policy
 from app.ledger.orders import LocalCopies
-from app.ledger.work import Content
 from app.reconcile.compare import compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.replay import Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
-from tests.lab import DUPLICATE, ERASED, FIXTURES, ONE, SAME_ID, SINK, Lab, content_of, event_of, order
+from tests.lab import DUPLICATE, ERASED, FIXTURES, ONE, SAME_ID, SINK, Lab, event_of, order
 
 SHOP: Final = "shop"
 ADDRESS: Final = "canary-guest@example.com"
@@ -254,34 +252,24 @@ def test_no_interleaving_brings_it_back(shop: Lab, before: list[str], after: lis
 
 
 class TestGuests:
-    def content(self, version: int, *addresses: str) -> Content:
-        items = [{"itemNo": "1", "wallet": {"email": one}} for one in addresses[1:]]
-        order = {"orderId": ONE.order_id, "status": "Issued", "sellToEmail": addresses[0] if addresses else ""}
-        raw = msgspec.json.encode(order | {"items": items})
-        return msgspec.structs.replace(content_of(version), raw=raw)
-
-    def store(self, shop: Lab, version: int, *addresses: str) -> None:
-        shop.accept()
-        shop.ledger.store_fetch(ONE, "w", shop.start_fetch(), self.content(version, *addresses))
-
     def found(self, shop: Lab, address: str, company_id: str | None = None) -> list[OrderKey]:
         return erasure_of(shop.redis).orders_of(address, company_id, lambda _: None)
 
     def test_an_order_is_found_by_its_address_in_any_case(self, shop: Lab) -> None:
-        self.store(shop, 1, "Anna@Example.com")
+        shop.accept_and_fetch(sellToEmail="Anna@Example.com")
 
         assert [self.found(shop, one) for one in (" anna@EXAMPLE.com", "c@d.e", "")] == [[ONE], [], []]
         assert self.found(shop, "anna@example.com", SAME_ID.company_id) == []
 
     def test_an_order_is_not_found_by_an_address_that_left_it(self, shop: Lab) -> None:
-        self.store(shop, 1, "anna@example.com")
-        self.store(shop, 2)
+        shop.accept_and_fetch(sellToEmail="anna@example.com")
+        shop.accept_and_fetch()
 
         assert self.found(shop, "anna@example.com") == []
 
     @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), None])
     def test_unreadable_content_does_not_end_the_search(self, shop: Lab, content: bytes | None) -> None:
-        self.store(shop, 1, "anna@example.com")
+        shop.accept_and_fetch(sellToEmail="anna@example.com")
         shop.accept(SAME_ID)
         shop.redis.delete(keys.content(SAME_ID))
         if content is None:

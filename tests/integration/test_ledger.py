@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from app.intake.envelope import OrderProcessed
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.ledger.work import Failure
 from tests.lab import COALESCED, DUPLICATE, LEASE, ONE, QUEUED, SAME_ID, Lab
@@ -62,12 +62,6 @@ class TestAccepting:
         bare.request_fetch(queue="backfill")
         assert (len(bare.queued(BACKFILL)), bare.field("queue")) == (1, BACKFILL), "nothing was pending"
 
-    def test_the_history_keeps_the_last_200_entries(self, bare: Lab) -> None:
-        for number in range(205):
-            bare.accept(timestamp=str(number))
-
-        assert bare.redis.llen(keys.history(ONE)) == 200
-
 
 class TestLateEvents:
     """An event that waited in a spool is recorded late: it does not replace what a newer event wrote."""
@@ -99,26 +93,6 @@ class TestLateEvents:
         self.late(bare, "Error", bare.now - 90_000)
 
         assert bare.start_fetch().known_status == "Issued"
-
-
-class TestCounters:
-    def test_the_revision_rises_with_new_content_only(self, bare: Lab) -> None:
-        revisions = []
-        for version in (1, 1, 2, 2, 1):
-            bare.accept_and_fetch(answer=version)
-            revisions.append(bare.field("revision"))
-
-        assert revisions == ["1", "1", "2", "2", "3"]
-
-    @pytest.mark.parametrize("end", ["store", "fail"])
-    def test_a_fetch_of_an_erased_order_writes_nothing(self, bare: Lab, end: str) -> None:
-        bare.accept()
-        fetch = bare.start_fetch()
-        bare.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
-
-        assert (bare.store_fetch(fetch, 1) if end == "store" else bare.fail_fetch("retry", fetch=fetch)) == "refused"
-
-        assert bare.redis.exists(keys.record(ONE), keys.history(ONE), keys.content(ONE)) == 0
 
 
 @pytest.fixture

@@ -134,16 +134,6 @@ def test_a_dead_letter_for_a_missing_order_is_fetched_when_the_list_shows_it(ven
     assert [venue.field("dead", venue.key(one)) for one in (there, killer)] == [None, "kills_worker"]
 
 
-def test_all_pages_are_read(venue: Venue) -> None:
-    venue.page_size = 3
-    venue.orders(10)
-
-    report = venue.run()
-
-    assert (report.pages, report.rows, report.queued) == (4, 10, 10)
-    assert venue.redis.keys("ota:permits:*") == []
-
-
 def test_only_changes_since_the_checkpoint_are_read_again(venue: Venue) -> None:
     """For ten minutes the last page is read again, since row versions may commit out of order."""
     venue.fetched(5)

@@ -91,14 +91,6 @@ class TestAnOlderCopyIsRestored:
 
 
 class TestRedisIsFlushed:
-    def test_new_events_work_at_once_scripts_or_not(self, shop: Lab) -> None:
-        shop.accept(timestamp=SENT)
-        shop.redis.flushall()
-        shop.redis.script_flush()
-
-        assert shop.accept(timestamp=SENT) == QUEUED
-        assert shop.fetch_and_store() == "deliver"
-
     def test_a_running_fetch_does_not_count_as_that_of_a_new_event(self, shop: Lab) -> None:
         """It was read before the event came, and the new record never gave its fencing token."""
         for _ in range(3):

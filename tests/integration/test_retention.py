@@ -115,14 +115,6 @@ class TestOrders:
         assert shop.days_kept() == {None}
         assert retention_of(shop.redis, shop.now + days(5000)).trim()[1] == 0
 
-    def test_a_delivered_order_expires_after_order_days_and_leaves_the_list(self, shop: Lab) -> None:
-        delivered(shop)
-        assert shop.days_kept() == {400.0}
-
-        shop.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))  # as their expiry does
-        assert retention_of(shop.redis, shop.now + days(400) + 1).trim()[1] == 1
-        assert shop.redis.zcard(keys.ORDERS) == 0
-
     @pytest.mark.parametrize(("change", "left"), [("event", 400), ("duplicate", 10)])
     def test_days_count_from_the_last_change_and_a_duplicate_is_none(self, bare: Lab, change: str, left: int) -> None:
         bare.accept(timestamp=SENT)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
 from app import bootstrap
@@ -24,6 +23,7 @@ from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
 from tests.lab import API_KEY, MUSEUM, SINK, VENUE, Lab, company, order
+from tests.service import samples
 from workers.background import log_alerts
 
 MINUTE = 60_000
@@ -62,19 +62,7 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
         finally:
             await redis.aclose()
 
-    return {
-        " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): sample.value
-        for family in text_string_to_metric_families(asyncio.run(ask()).decode())
-        for sample in family.samples
-    }
-
-
-def test_the_snapshot_of_an_empty_redis_is_empty(lab: Lab) -> None:
-    found = snapshot(lab)
-
-    assert (found.due, found.next_due_at, found.dispatcher_lag_ms) == (0, 0, 0)
-    assert (found.queue_age_ms("live"), found.pools) == (0, {})
-    assert found.companies[VENUE] == CompanySnapshot(0, 0, 0, 0, 0, 0)
+    return samples(asyncio.run(ask()).decode())
 
 
 def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(lab: Lab) -> None:
@@ -326,11 +314,6 @@ def test_an_unreadable_entry_hides_no_other_pool_or_alert(lab: Lab, redis_url: s
     assert evaluated(lab, 10_000) == []
 
 
-def _alert(output: str) -> dict[str, Any]:
-    lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
-    return next((line for line in lines if line["event"].startswith("alert.")), {})
-
-
 def heartbeat(at: int, *workers: str) -> dict[str, object]:
     return {"machine": "m", "pid": 1, "started": "1", "workers": workers, "at": at}
 
@@ -340,7 +323,7 @@ def alert_of_a_pool(lab: Lab, folder: Path) -> dict[str, Any]:
     program = [sys.executable, "-m", "app.cli", "worker"]
     env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     with Process.start(program, env=env, cwd=folder, log=folder / "log") as pool:
-        line = eventually(lambda: _alert(pool.output), what="the alert")
+        line: dict[str, Any] = json.loads(pool.wait_for_line("alert.", 20))
         at = snapshot(lab).heartbeats()[0].at
         eventually(lambda: snapshot(lab).heartbeats()[0].at > at, what="the next heartbeat")
     return line

@@ -69,9 +69,6 @@ def failure(call: Callable[[], object]) -> UpstreamError:
     return caught.value
 
 
-# Requests and their answers
-
-
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 def test_get_order_sends_one_request_with_key_and_version_and_returns_the_order(
     channel: ChannelManager, upstream: Upstream, encoding: str
@@ -133,9 +130,6 @@ def test_only_canonical_guids_are_sent(channel: ChannelManager, upstream: Upstre
     assert upstream.asked == []
 
 
-# The other calls for an order
-
-
 def test_confirm_and_delete_name_the_order_in_the_path(channel: ChannelManager, upstream: Upstream) -> None:
     upstream.will(says(200, ISSUED))
 
@@ -147,9 +141,6 @@ def test_confirm_and_delete_name_the_order_in_the_path(channel: ChannelManager, 
         ("DELETE", f"/channelManager/{ORDER_ID}", b""),
     ]
     assert upstream.asked[0].headers["content-type"] == "application/json"
-
-
-# What answers mean
 
 
 @pytest.mark.parametrize(
@@ -262,9 +253,6 @@ def test_another_order_or_encoding_is_unreadable(
     assert (type(error), error.reason) == (UnreadableAnswer, reason)
 
 
-# Rubbish, silence and broken lines
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -353,9 +341,6 @@ def test_an_answer_that_unpacks_beyond_the_limit_is_cut_off_before_it_fills_memo
     assert peak < 4 * MAX_ANSWER_BYTES
 
 
-# No foreign exception, and no foreign text
-
-
 FOREIGN_ERRORS: list[type[BaseException]] = [
     *(
         thing
@@ -403,9 +388,6 @@ def test_a_key_or_address_that_http_cannot_use_is_a_fault_of_the_connection_and_
 
     assert (type(error), error.reason) == (ConnectionFault, "unsendable_request")
     assert "geheim" not in "".join(traceback.format_exception(error))
-
-
-# Lists of orders
 
 
 def test_each_page_is_requested_when_it_is_read(channel: ChannelManager, upstream: Upstream) -> None:
