@@ -290,12 +290,6 @@ def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> Non
     assert advised.code == 0, advised.err
 
 
-def test_an_unknown_status_is_left_out(lab: Lab) -> None:
-    lab.redis.hset(keys.record(order(1)), mapping={"generation": 1})
-
-    assert "NOT COMPLETE: pending\n" in explain(lab, order(1)).out
-
-
 def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) -> None:
     lab.accept(order(1))
     fetch = lab.start_fetch(order(1))

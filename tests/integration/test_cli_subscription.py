@@ -72,20 +72,24 @@ def test_the_same_address_is_subscribed_twice_only_with_yes(lab: Lab, sandbox: S
 
 
 @pytest.mark.parametrize(
-    ("url", "text"),
+    ("arguments", "text"),
     [
-        (f"http://hooks.example.com{PATH}", "must be https"),
-        (f"https://name:canary@hooks.example.com{PATH}", "neither a user"),
-        ("ftp://hooks.example.com", "not a web address"),
-        ("https://hooks.example.com/a b", "not a web address"),
-        ("https://[::1", "not an address"),
-        ("hooks.example.com", "not a web address"),
+        (("create", f"http://hooks.example.com{PATH}", "-c", "venue"), "must be https"),
+        (("create", f"https://name:canary@hooks.example.com{PATH}", "-c", "venue"), "neither a user"),
+        (("create", "ftp://hooks.example.com", "-c", "venue"), "not a web address"),
+        (("create", "https://hooks.example.com/a b", "-c", "venue"), "not a web address"),
+        (("create", "https://[::1", "-c", "venue"), "not an address"),
+        (("create", "hooks.example.com", "-c", "venue"), "not a web address"),
+        (("watch", "--once", "--url", URL), "--company"),
+        (("watch", "--once", "--every", "soon"), "--every"),
+        (("watch", "--once", "--every", "0s"), "0s"),
     ],
 )
-def test_an_unusable_address_is_refused(lab: Lab, url: str, text: str) -> None:
-    ended = run(lab, "create", url, "-c", "venue", NP_BASE_URL=UNREACHABLE)
+def test_an_unusable_address_or_duration_is_refused(lab: Lab, arguments: tuple[str, ...], text: str) -> None:
+    """So is one address for two companies."""
+    ended = run(lab, *arguments, NP_BASE_URL=UNREACHABLE)
 
-    assert (ended.code, text in ended.err) == (2, True)
+    assert (ended.code, ended.out, text in ended.err) == (2, "", True)
 
 
 def test_an_address_with_another_path_is_accepted_with_a_warning(lab: Lab, sandbox: Sandbox) -> None:
@@ -319,10 +323,3 @@ def test_watch_ends_with_0_on_sigterm(lab: Lab) -> None:
         eventually(lambda: printed(process, "state") == ["missing"], 10, what="it looked")
 
         assert process.stop() == 0
-
-
-def test_watch_refuses_an_address_for_two_companies_and_a_wrong_duration(lab: Lab) -> None:
-    for arguments in (["--url", URL], ["--every", "soon"], ["--every", "0s"]):
-        ended = run(lab, "watch", "--once", *arguments, NP_BASE_URL=UNREACHABLE)
-
-        assert (ended.code, ended.out) == (2, "")

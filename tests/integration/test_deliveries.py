@@ -23,12 +23,6 @@ def fetched(shop: Lab) -> Lab:
     return store(shop, 1)
 
 
-@pytest.fixture
-def two_sinks(redis_client: Redis) -> Lab:
-    """One fetched order, two sinks."""
-    return store(Lab(redis_client, sinks=("shop", "mail"), now=START), 1)
-
-
 class TestOrder:
     def test_a_new_revision_is_delivered_once(self, fetched: Lab) -> None:
         assert (fetched.due_in(), fetched.days_kept()) == (policy.DELIVERY_LEASE / 1000, {None})
@@ -61,8 +55,9 @@ class TestOrder:
 
 
 class TestFailing:
-    def test_a_failing_sink_does_not_delay_another(self, two_sinks: Lab) -> None:
+    def test_a_failing_sink_does_not_delay_another(self, redis_client: Redis) -> None:
         """A failed delivery ends its job, since RQ's time limit strikes once per job: the next job is due at once."""
+        two_sinks = store(Lab(redis_client, sinks=("shop", "mail"), now=START), 1)
         failed = two_sinks.deliver("retry", wait=300)
         assert two_sinks.due_in() == 0
         assert (two_sinks.dispatch(), two_sinks.try_start()) == (1, "deliver")
