@@ -48,8 +48,6 @@ OPEN: Final = 10 * MINUTE
 MISSED_WITHIN: Final = 60 * MINUTE
 """For this long, missed events that the order list showed count as a reason for silence."""
 
-_HOUR_FIELD: Final = "hour:"
-
 Action = Literal["firing", "repeated", "resolved"]
 
 Hours = Mapping[int, int]
@@ -129,10 +127,10 @@ class AlertStore:
     def hours(self, company_id: str, now: int) -> Hours:
         """Return the new events of each hour; deletes hours older than HOURS_KEPT."""
         saved: Any = self._redis.hgetall(keys.event_rate(company_id))
-        prefix = _HOUR_FIELD.encode()
-        found = {int(field[len(prefix) :]): int(value) for field, value in saved.items() if field.startswith(prefix)}
+        counts = ((field.partition(b":"), int(value)) for field, value in saved.items())
+        found = {int(hour): count for (kind, _, hour), count in counts if kind == b"hour"}
         if old := [hour for hour in found if hour < now // HOUR - HOURS_KEPT]:
-            self._redis.hdel(keys.event_rate(company_id), *(f"{_HOUR_FIELD}{hour}" for hour in old))
+            self._redis.hdel(keys.event_rate(company_id), *(f"hour:{hour}" for hour in old))
         return {hour: count for hour, count in found.items() if hour not in old}
 
     def save(self, states: Mapping[Key, AlertState]) -> None:
@@ -152,7 +150,7 @@ def conditions(snapshot: Snapshot, companies: Iterable[Company], hours: Mapping[
         found.append(Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing))
         found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
     oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
-    found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=_seconds(oldest)))
+    found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=oldest // 1000))
     return found
 
 
@@ -194,7 +192,7 @@ def silence(slug: str, found: CompanySnapshot, now: int, missed_at: int, hours: 
         reason = "open_orders"
     elif is_quiet and usual is not None and usual >= ENOUGH:
         reason = "usual"
-    figure = _seconds(quiet)
+    figure = quiet // 1000
     return Condition(name="silence", company=slug, is_true=bool(reason), figure=figure, reason=reason, usual=usual)
 
 
@@ -204,9 +202,7 @@ def usual_count(hours: Hours, start: int, end: int) -> float | None:
     This is the second lowest of the last four weeks: one holiday or one silence among them must neither hide the next
     silence nor cause an alert.
     """
-    first = min(hours, default=None)
-    if first is None:
-        return None
+    first = min(hours, default=end // HOUR)
     shifts = [week * WEEK for week in range(1, WEEKS + 1) if start - week * WEEK >= first * HOUR]
     counts = sorted(_between(hours, start - shift, end - shift) for shift in shifts)
     if len(counts) < 2:
@@ -227,10 +223,10 @@ def _of_company(snapshot: Snapshot, company: Company, hours: Hours) -> Iterator[
     company_id, slug, now = company.np_company_id, company.slug, snapshot.now
     found = snapshot.companies[company_id]
     age = found.oldest_pending_ms
-    yield Condition(name="fetch_late", company=slug, is_true=age > LATE, figure=_seconds(age))
+    yield Condition(name="fetch_late", company=slug, is_true=age > LATE, figure=age // 1000)
     yield Condition(name="breaker_open", company=slug, is_true=snapshot.breaker_is_open(company_id))
     unused = now - found.previous_secret_at
-    yield Condition(name="previous_secret", company=slug, is_true=unused < DAY, figure=_seconds(unused))
+    yield Condition(name="previous_secret", company=slug, is_true=unused < DAY, figure=unused // 1000)
     dead = snapshot.total("dead", company_id)
     yield Condition(name="dead_letters", company=slug, count=dead, figure=snapshot.dead)
     rejected = snapshot.total("rejected", company_id)
@@ -240,10 +236,6 @@ def _of_company(snapshot: Snapshot, company: Company, hours: Hours) -> Iterator[
     yield missed_events
     missed_at = snapshot.alert_states().get(missed_events.key, AlertState()).last_true_at
     yield silence(slug, found, now, missed_at, hours)
-
-
-def _seconds(milliseconds: int) -> int:
-    return round(milliseconds / 1000)
 
 
 def _next_state(condition: Condition, rule: Rule, state: AlertState, now: int) -> tuple[AlertState, Action | None]:

@@ -64,7 +64,7 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.web.webhook import Webhook
 
     redis = for_web(settings.redis_url.get_secret_value())
-    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
+    inbox = _inbox(settings, redis)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
     failover = Failover(inbox, spool, counters.count) if spool else None
@@ -83,25 +83,21 @@ def web_app(settings: Settings) -> ASGIApp:
                 await spool.close()
             await redis.aclose()
 
+    reader = SnapshotReader(settings.companies, settings.sinks)
+    metrics = Metrics(redis, reader, spool.waiting if spool else None, settings.reconcile_every)
+    ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
+    intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count)
     return application(
         webhook_path=settings.webhook_path,
-        webhook=Webhook(
-            Intake(Authenticator(settings.companies), failover or inbox, counters.count),
-            settings.max_body_bytes,
-        ),
-        probes=Probes(
-            Health(redis, spool),
-            Metrics(
-                redis,
-                SnapshotReader(settings.companies, settings.sinks),
-                spool.waiting if spool else None,
-                settings.reconcile_every,
-            ).text,
-            settings.ops_token.get_secret_value() if settings.ops_token else None,
-        ),
+        webhook=Webhook(intake, settings.max_body_bytes),
+        probes=Probes(Health(inbox.probe, redis, spool), metrics.text, ops_token),
         count=counters.count,
         resources=resources,
     )
+
+
+def _inbox(settings: Settings, redis: AsyncRedis) -> Inbox:
+    return Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:
@@ -119,7 +115,7 @@ async def redis_checks(settings: Settings) -> list[Check]:
     with readable_url():
         redis = for_web(settings.redis_url.get_secret_value())
     async with redis:
-        return await Health(redis).checks()
+        return await Health(_inbox(settings, redis).probe, redis).checks()
 
 
 def worker_redis(settings: Settings) -> Redis:

@@ -56,7 +56,6 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
 
     order: OrderKey
     erased: datetime | None
-    content: bool
     revision: int
     stored_token: int
     first: datetime | None
@@ -89,18 +88,15 @@ class Erasure:
         record = self._archive.record(order)
         if record is None:
             return None
-        content = bool(self._redis.exists(keys.content(order)))
         try:
             fetched = self._archive.order(order)
-        except (UnreadableAnswer, zlib.error):  # its names are unknown; all of it is erased
+        except UnreadableAnswer:  # its names are unknown; all of it is erased
             fetched = None
-        references = fetched.references if fetched is not None else ()
-        addresses = fetched.addresses if fetched is not None else ()
+        references, addresses = (fetched.references, fetched.addresses) if fetched is not None else ((), ())
         names = filter(None, (record.reference, *references, *addresses))
         return Traces(
             order=order,
             erased=record.erased_at,
-            content=content,
             revision=record.revision,
             stored_token=int(stored or 0),
             first=record.first_at,
@@ -196,11 +192,9 @@ class Erasure:
             return 0
         # No event of an order is older than its record: both times are of Redis.
         start, removed = str(min(to_ms(one.first) for one in traces if one.first)), 0
+        stop, members = newest[0][0].decode(), [one.order.member for one in traces]
         while True:
-            members = [one.order.member for one in traces]
-            last, read, deleted = self._erase_events(
-                start=start, stop=newest[0][0].decode(), limit=_EVENTS, orders=members
-            )
+            last, read, deleted = self._erase_events(start=start, stop=stop, limit=_EVENTS, orders=members)
             removed += int(deleted)
             step(read)
             if read < _EVENTS:
@@ -231,11 +225,9 @@ def _pattern(words: Collection[str]) -> re.Pattern[str]:
 
 
 def _addresses(packed: Any) -> set[str]:
-    if not isinstance(packed, bytes):
-        return set()
     try:
         return set(map(_normal, parse_order(zlib.decompress(packed)).addresses))
-    except (UnreadableAnswer, zlib.error):
+    except (TypeError, UnreadableAnswer, zlib.error):  # no content, or not one of ours
         return set()
 
 

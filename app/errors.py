@@ -1,6 +1,6 @@
 """Every error of the service, in one tree. Reason codes are snake_case and appear unchanged in logs and metrics.
 
-Errors of the tools for laptops and tests stand beside them in app/dev, the end of a command in app/cli/console.py.
+Errors of the tools for laptops and tests stand beside them in app/dev, the end of a command in app/cli/command.py.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ class OtherSchema(StoreUnavailable):
 
     def __init__(self, held: str, ours: int) -> None:
         self.held = held[:20]
-        older = self.held.isdigit() and int(self.held) < ours
-        what_to_do = (
-            "use an empty Redis (the list of orders fills it again), or the release that wrote it"
-            if older
-            else "upgrade it, or correct REDIS_URL"
-        )
-        super().__init__(
-            f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {what_to_do}"
-        )
+        advice = "upgrade it, or correct REDIS_URL"
+        if self.held.isdigit() and int(self.held) < ours:
+            advice = "use an empty Redis (the list of orders fills it again), or the release that wrote it"
+        text = f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {advice}"
+        super().__init__(text)
+
+
+class OldServer(StoreUnavailable):
+    """The server lacks commands that the scripts need."""
+
+    def __init__(self, found: str, lowest: str) -> None:
+        super().__init__(f"the server is {found}: {lowest} or later is needed")
 
 
 class BrokenRecord(ReceiverError):
@@ -64,13 +67,6 @@ class RequestRefused(ReceiverError):
         super().__init__(reason)
         self.status = status
         self.reason = reason
-
-
-class MalformedEnvelope(RequestRefused):
-    """The body is not one of the three envelope shapes."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(400, reason)
 
 
 class NotRecorded(RequestRefused):

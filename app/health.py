@@ -1,19 +1,25 @@
-"""Readiness: can this process record events now, and how durably? Each check asks Redis or the disk."""
+"""Readiness: can this process record events now, and how durably?
+
+It records an event as intake does instead of asking whether that would work: a Redis user may be allowed to ask and not
+to record, or the other way round.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from app.errors import OldServer, OtherSchema
 from app.intake.spool import Spool
-from app.ledger import keys
-from app.ledger.redis import VERSION, is_other_schema
+from app.ledger.redis import VERSION, code, old_server
 
 State = Literal["ready", "degraded", "not ready"]
 
@@ -34,9 +40,13 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Health:
-    """Checks whether Redis takes writes and how durable they are, and whether the spool takes events."""
+    """Checks whether Redis takes events and how durable they are, and whether the spool takes events.
 
-    def __init__(self, redis: Redis, spool: Spool | None = None) -> None:
+    `probe` records an event in Redis and deletes it again (Inbox.probe).
+    """
+
+    def __init__(self, probe: Callable[[], Awaitable[None]], redis: Redis, spool: Spool | None = None) -> None:
+        self._probe = probe
         self._redis = redis
         self._spool = spool
         self._lock = asyncio.Lock()
@@ -53,22 +63,54 @@ class Health:
         return self._found
 
     async def _of_redis(self) -> list[Check]:
+        answers, schema = Check("redis", ok=True, detail="answers", fatal=True), f"version {VERSION}"
         try:
             async with asyncio.timeout(SECONDS):
-                found = await self._redis.info()
-                durable = await self._durable(found)
-                held: Any = await self._redis.get(keys.SCHEMA)
-        except (RedisError, OSError, TimeoutError) as error:
+                await self._probe()
+        except OtherSchema as error:
+            return [answers, Check("schema", ok=False, detail=str(error), fatal=True)]
+        except (AuthenticationError, RedisConnectionError, OSError, TimeoutError, RedisTimeoutError) as error:
             return [Check("redis", ok=False, detail=f"no answer ({type(error).__name__})", fatal=True)]
-        other = is_other_schema(held)
-        schema = f"holds data of another schema version than {VERSION}" if other else f"version {VERSION}"
+        except RedisError as error:
+            old = await self._old_server()
+            refused = f"records no events ({code(error)})" if old is None else str(old)
+            return [answers, Check("writable", ok=False, detail=refused, fatal=True), *await self._durable()]
         return [
-            Check("redis", ok=True, detail="answers", fatal=True),
-            _writable(found),
-            durable,
-            _memory(found),
-            Check("schema", ok=not other, detail=schema, fatal=True),
+            answers,
+            Check("writable", ok=True, detail="records events", fatal=True),
+            Check("schema", ok=True, detail=schema, fatal=True),
+            *await self._durable(),
         ]
+
+    async def _old_server(self) -> OldServer | None:
+        client: Any = self._redis
+        try:
+            async with asyncio.timeout(SECONDS):
+                return old_server(await client.execute_command("HELLO"))
+        except (RedisError, OSError, TimeoutError):
+            return None
+
+    async def _durable(self) -> list[Check]:
+        """Return what INFO and CONFIG tell of the durability; a user may be forbidden to run them, without a fault."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                info = await self._redis.info()
+                fsync = await self._fsync() if info.get("aof_enabled") else ""
+        except (RedisError, OSError, TimeoutError) as error:
+            refused = "unverified: INFO is refused" if isinstance(error, ResponseError) else type(error).__name__
+            return [Check("durable", ok=isinstance(error, ResponseError), detail=refused)]
+        policy, limit = info.get("maxmemory_policy", "unknown"), info.get("maxmemory", 0)
+        memory = Check("memory", ok=policy == "noeviction" or not limit, detail=f"maxmemory-policy {policy}")
+        if not info.get("aof_enabled"):
+            lost = "appendonly is off: a restart of Redis loses what it holds"
+            return [Check("durable", ok=False, detail=lost), memory]
+        return [Check("durable", ok=fsync != "no", detail=f"appendonly yes, appendfsync {fsync}"), memory]
+
+    async def _fsync(self) -> str:
+        try:
+            return str((await self._redis.config_get("appendfsync")).get("appendfsync", "unknown"))
+        except ResponseError:
+            return "unverified: CONFIG is refused"
 
     async def _of_spool(self) -> Iterable[Check]:
         if self._spool is None:
@@ -77,27 +119,16 @@ class Health:
             async with asyncio.timeout(SECONDS):
                 problem = await self._spool.problem()
                 waiting = await self._spool.waiting()
-        except TimeoutError:
-            return [Check("spool", ok=False, detail="the disk does not answer")]
         except Exception as error:
             # Whatever it is, the prober must get an answer.
-            return [Check("spool", ok=False, detail=f"fails ({type(error).__name__})")]
+            slow = isinstance(error, TimeoutError)
+            detail = "the disk does not answer" if slow else f"fails ({type(error).__name__})"
+            return [Check("spool", ok=False, detail=detail)]
         count = "an unknown number of" if waiting is None else waiting
         return [
             Check("spool", ok=not problem, detail=problem or "takes events"),
             Check("backlog", ok=waiting == 0, detail=f"{count} events wait for Redis"),
         ]
-
-    async def _durable(self, info: Mapping[str, Any]) -> Check:
-        if not info.get("aof_enabled"):
-            return Check("durable", ok=False, detail="appendonly is off: a restart of Redis loses what it holds")
-        try:
-            fsync = (await self._redis.config_get("appendfsync")).get("appendfsync", "unknown")
-        except (RedisError, OSError) as error:
-            # Managed Redis forbids CONFIG: the durability is unknown, which is not a fault.
-            detail = "unverified: CONFIG is refused" if isinstance(error, ResponseError) else type(error).__name__
-            return Check("durable", ok=True, detail=detail)
-        return Check("durable", ok=fsync != "no", detail=f"appendonly yes, appendfsync {fsync}")
 
     @staticmethod
     def state(checks: Sequence[Check]) -> State:
@@ -107,17 +138,3 @@ class Health:
         if any(check.fatal for check in failed) and not spooled:
             return "not ready"
         return "degraded" if failed else "ready"
-
-
-def _writable(info: Mapping[str, Any]) -> Check:
-    if info.get("role") != "master":
-        return Check("writable", ok=False, detail="this Redis is a replica", fatal=True)
-    failed = info.get("aof_enabled") and info.get("aof_last_write_status") != "ok"
-    return Check("writable", ok=not failed, detail="AOF write failed" if failed else "takes writes", fatal=True)
-
-
-def _memory(info: Mapping[str, Any]) -> Check:
-    policy, limit = info.get("maxmemory_policy", "unknown"), info.get("maxmemory", 0)
-    if policy == "noeviction" and 0 < limit <= info.get("used_memory", 0):
-        return Check("memory", ok=False, detail="Redis is full", fatal=True)
-    return Check("memory", ok=policy == "noeviction" or not limit, detail=f"maxmemory-policy {policy}")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import select
+import stat
 import sys
 import traceback
-from types import TracebackType
+from contextlib import suppress
 from typing import Any, BinaryIO, Final, Literal, TextIO, cast
 
 import msgspec
@@ -22,10 +25,13 @@ _FIELDS: Final = """
 
     advice attempts away_s busy_s bytes cause changed coalesced company coupons due due_in_s duplicates duration_ms
     enqueued erased error events exit_code figure function held http_status ignored invalid_items items kind lasted_s
-    manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue queued quiet_s
-    reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable usual waiting
-    wallets what workers
+    lines manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue queued
+    quiet_s reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable usual
+    waiting wallets what workers
 """
+
+WAIT: Final = 0.05
+"""Seconds that a line waits for a slow reader of the log; a request waits as long."""
 
 FIELDS: Final = frozenset(_FIELDS.split())
 """Every field that a line may have; docs/logs.md has the fields of each event."""
@@ -37,32 +43,109 @@ def get() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
+_log = get()
+
+
 def configure(
     level: str = "INFO", form: Literal["auto", "json", "console"] = "auto", out: TextIO | None = None
 ) -> None:
     """Send all log lines of this process to `out` (stdout), as JSON or, on a terminal, as readable text."""
     out = out or sys.stdout
     json_lines = form == "json" or (form == "auto" and not out.isatty())
-    render: Processor = (
-        structlog.processors.JSONRenderer(serializer=_encode)
-        if json_lines
-        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    )
+    render: Processor
+    factory: structlog.BytesLoggerFactory | structlog.WriteLoggerFactory
+    output = Output(out)
+    if json_lines:
+        render = structlog.processors.JSONRenderer(serializer=_encode)
+        factory = structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(output)))
+    else:
+        render = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        factory = structlog.WriteLoggerFactory(cast("TextIO", output))
     time = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    shared: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, time]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            time,
-            _drop_unknown_fields,
-            render,
-            *([] if json_lines else [_to_bytes]),
-        ],
+        processors=[output.report_lost, *shared, _drop_unknown_fields, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _OncePerTurn(out.buffer))),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    _configure_foreign(level, [structlog.contextvars.merge_contextvars, time], json_lines, out)
+    _configure_foreign(level, shared, json_lines, cast("TextIO", output))
+
+
+class Output:
+    """Where the lines go: it never raises, and never waits longer than WAIT for a reader that does not read.
+
+    A line that cannot be written (the reader is gone or does not read, the disk is full) is dropped and counted.
+    `log.lines_lost` reports how many, once, after a line was written again.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lost = self._to_report = 0
+        self._is_torn = False
+        self._file: int | None = None
+        self._may_block = False
+        with suppress(OSError, ValueError):  # a buffer of a test is no file
+            self._file, self._may_block = _without_blocking(out.fileno())
+        self._waiting = select.poll()
+        if self._file is not None:
+            self._waiting.register(self._file, select.POLLOUT)
+
+    def write(self, part: bytes | str) -> None:
+        lines = part.encode(errors="replace") if isinstance(part, str) else part
+        if not self._put(b"\n" + lines if self._is_torn else lines):
+            self._lost += lines.count(b"\n")
+        else:
+            self._to_report, self._lost = self._to_report + self._lost, 0
+
+    def report_lost(self, _logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+        """Log before this line how many were lost: a processor, as the logger is locked while it writes."""
+        lost, self._to_report = self._to_report, 0
+        if lost:
+            _log.warning("log.lines_lost", lines=lost)
+        return line
+
+    def flush(self) -> None:
+        """Do nothing: `write` keeps nothing back."""
+
+    def _put(self, left: bytes) -> bool:
+        if self._file is None:
+            self._out.write(left.decode())
+            self._out.flush()
+            return True
+        is_begun = False
+        try:
+            while left:
+                written = self._write(self._file, left)
+                is_begun, left = is_begun or written > 0, left[written:]
+        except OSError:
+            self._is_torn = self._is_torn or is_begun
+            return False
+        self._is_torn = False
+        return True
+
+    def _write(self, file: int, left: bytes) -> int:
+        """Return how many bytes were written; raises OSError, such as BlockingIOError when the reader does not read."""
+        if not self._may_block:
+            with suppress(BlockingIOError):
+                return os.write(file, left)
+        # Once a line was dropped, no line waits until the reader reads again.
+        if not self._waiting.poll(0 if self._lost else WAIT * 1000):
+            raise BlockingIOError
+        # What polls as writable takes so much without blocking (pipe(7)).
+        return os.write(file, left[: select.PIPE_BUF])
+
+
+def _without_blocking(file: int) -> tuple[int, bool]:
+    """Return the file, where possible opened again so that a write to a full pipe fails, and whether a write may block.
+
+    The flag O_NONBLOCK belongs to all that have the file open, such as a terminal, so it is not set there.
+    """
+    mode = os.fstat(file).st_mode
+    if stat.S_ISFIFO(mode):
+        with suppress(OSError):  # not Linux, or the pipe belongs to another user
+            return os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_NONBLOCK), False
+    return file, not stat.S_ISREG(mode)
 
 
 class _OncePerTurn:
@@ -71,7 +154,7 @@ class _OncePerTurn:
     Outside an event loop each line is written at once.
     """
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: Output) -> None:
         self._out = out
         self._held: list[bytes] = []
 
@@ -90,20 +173,13 @@ class _OncePerTurn:
     def _write_held(self) -> None:
         held, self._held = self._held, []
         self._out.write(b"".join(held))
-        self._out.flush()
 
 
 def trace_of(error: BaseException) -> str:
     """Return where an error was raised, without its text, which may quote names or secrets."""
-    return _frames(type(error), error.__traceback__)
-
-
-def _frames(kind: type[BaseException] | None, trace: TracebackType | None) -> str:
-    frames = traceback.extract_tb(trace)[-8:]
-    places = " < ".join(
-        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in reversed(frames)
-    )
-    return f"{kind.__name__ if kind else 'error'} at {places}"
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    places = (f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+    return f"{type(error).__name__} at {' < '.join(places)}"
 
 
 def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, out: TextIO) -> None:
@@ -113,11 +189,10 @@ def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, ou
         if json_lines
         else structlog.dev.ConsoleRenderer()
     )
-    names = [structlog.stdlib.add_logger_name, structlog.stdlib.add_log_level]
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*names, *shared, _without_values],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _without_values],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
         )
     )
@@ -138,8 +213,8 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
     attaches as `extra`, such as the arguments of a job, is not rendered without structlog's ExtraAdder.
     """
     record = line.get("_record")
-    if record is not None and record.exc_info and record.exc_info[0] is not None:
-        line["trace"] = _frames(record.exc_info[0], record.exc_info[2])
+    if record is not None and record.exc_info and record.exc_info[1] is not None:
+        line["trace"] = trace_of(record.exc_info[1])
         record.exc_info = record.exc_text = None
     for field in ("exc_info", "stack_info"):
         line.pop(field, None)
@@ -153,7 +228,3 @@ def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> E
 
 def _encode(value: Any, **_: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=str)
-
-
-def _to_bytes(logger: WrappedLogger, name: str, line: Any) -> bytes:
-    return str(line).encode()

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -84,19 +85,14 @@ ADVICE: Final = (
     " ota-receiver check), or somebody is guessing. With NP_PARTNER_ID set, the order list brings these orders."
 )
 
+Samples = Mapping[tuple[str, ...], float]
+"""A gauge and its label values in the order of GAUGES -> its current value."""
+
 _LATENCY: Final = "latency"
 _LABELS: Final = {prefix: labels for prefix, (_, labels, _) in METRICS.items()} | {_LATENCY: ("company", "bucket")}
 """Field prefix -> what stands after it; a company's id comes first, if there is one."""
 
 _log = log.get()
-
-
-class Sample(NamedTuple):
-    """The current value of a gauge, and its label values in the order of GAUGES."""
-
-    gauge: str
-    value: float
-    labels: tuple[str, ...] = ()
 
 
 class CounterBuffer:
@@ -143,43 +139,36 @@ class CounterBuffer:
                 _log.error("auth.alert", company=company_id, items=items, advice=ADVICE)
 
 
+@dataclass(frozen=True)
 class Metrics:
     """The answer of one web process to /metrics.
 
     `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: RECONCILE_EVERY.
     """
 
-    def __init__(
-        self,
-        redis: Redis,
-        reader: SnapshotReader,
-        spooled: Callable[[], Awaitable[int | None]] | None,
-        reconcile_every: int,
-    ) -> None:
-        self._redis = redis
-        self._reader = reader
-        self._spooled = spooled
-        self._reconcile_every = reconcile_every
-        self._slugs = {one.np_company_id: one.slug for one in reader.companies}
+    redis: Redis
+    reader: SnapshotReader
+    spooled: Callable[[], Awaitable[int | None]] | None
+    reconcile_every: int
 
     async def text(self) -> bytes:
         """Return the Prometheus text; during a Redis outage only what this process knows itself."""
-        samples = [
-            Sample("ota_reconcile_interval_seconds", self._reconcile_every, (company.slug,))
-            for company in self._reader.companies
-            if company.np_partner_id is not None
-        ]
-        if self._spooled and (waiting := await self._spooled()) is not None:
-            samples.append(Sample("ota_spool_waiting_events", waiting))
+        companies = self.reader.companies
+        slugs = {one.np_company_id: one.slug for one in companies}
+        listed = (one.slug for one in companies if one.np_partner_id is not None)
+        samples: dict[tuple[str, ...], float] = {
+            ("ota_reconcile_interval_seconds", slug): self.reconcile_every for slug in listed
+        }
+        if self.spooled is not None and (waiting := await self.spooled()) is not None:
+            samples["ota_spool_waiting_events",] = waiting
         try:
-            snapshot = await self._reader.read_async(self._redis)
+            snapshot = await self.reader.read_async(self.redis)
         except (RedisError, OSError):
-            return render({}, [*samples, Sample("ota_redis_up", 0)], self._slugs)
-        samples += [Sample("ota_redis_up", 1), *_samples(snapshot, self._reader.companies)]
-        return render(snapshot.counters, samples, self._slugs)
+            return render({}, {**samples, ("ota_redis_up",): 0}, slugs)
+        return render(snapshot.counters, {**samples, **_samples(snapshot, companies)}, slugs)
 
 
-def render(counters: Mapping[str, str], samples: Iterable[Sample], slugs: Mapping[str, str]) -> bytes:
+def render(counters: Mapping[str, str], samples: Samples, slugs: Mapping[str, str]) -> bytes:
     """Return the Prometheus text of the counters and the gauges; `slugs`: company id -> slug."""
     saved: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
     for field, value in counters.items():
@@ -197,8 +186,8 @@ def render(counters: Mapping[str, str], samples: Iterable[Sample], slugs: Mappin
         for key, total in sorted(saved[prefix].items()):
             family.add_metric(key, total)
     gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, (labels, text) in GAUGES.items()}
-    for sample in samples:
-        gauges[sample.gauge].add_metric(sample.labels, sample.value)
+    for (name, *labelled), sample in samples.items():
+        gauges[name].add_metric(labelled, sample)
     return generate_latest(_Families([*totals.values(), _histogram(saved[_LATENCY]), *gauges.values()]))
 
 
@@ -236,37 +225,37 @@ def _histogram(saved: Counter[tuple[str, ...]]) -> Metric:
     return family
 
 
-def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[Sample]:
+def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Samples:
     """Return every gauge but those of the process itself."""
-    yield Sample("ota_other_schema", is_other_schema(snapshot.schema.encode() or None))
-    yield Sample("ota_orders_due", snapshot.due)
-    yield Sample("ota_orders_dead", snapshot.dead)
-    yield Sample("ota_deliveries_dead", snapshot.dead_deliveries)
-    yield Sample("ota_dispatcher_lag_seconds", snapshot.dispatcher_lag_ms / 1000)
+    found: dict[tuple[str, ...], float] = {
+        ("ota_redis_up",): 1,
+        ("ota_other_schema",): is_other_schema(snapshot.schema.encode() or None),
+        ("ota_orders_due",): snapshot.due,
+        ("ota_orders_dead",): snapshot.dead,
+        ("ota_deliveries_dead",): snapshot.dead_deliveries,
+        ("ota_dispatcher_lag_seconds",): snapshot.dispatcher_lag_ms / 1000,
+        ("ota_oldest_pending_fetch_seconds", OTHER): snapshot.elsewhere_oldest_pending_ms / 1000,
+        ("ota_pools",): len(snapshot.running_pools()),
+    }
     for queue in (LIVE, BACKFILL):
-        yield Sample("ota_queue_jobs", snapshot.queues[queue].jobs, (queue,))
-        yield Sample("ota_queue_oldest_seconds", snapshot.queue_age_ms(queue) / 1000, (queue,))
-        yield Sample("ota_workers", snapshot.workers(queue), (queue,))
+        found["ota_queue_jobs", queue] = snapshot.queues[queue].jobs
+        found["ota_queue_oldest_seconds", queue] = snapshot.queue_age_ms(queue) / 1000
+        found["ota_workers", queue] = snapshot.workers(queue)
     for company in companies:
-        yield from _of_company(snapshot, company)
-    yield Sample("ota_oldest_pending_fetch_seconds", snapshot.elsewhere_oldest_pending_ms / 1000, (OTHER,))
+        slug, of_company = company.slug, snapshot.companies[company.np_company_id]
+        found["ota_oldest_pending_fetch_seconds", slug] = of_company.oldest_pending_ms / 1000
+        found["ota_orders_unsettled", slug] = of_company.unsettled
+        found["ota_breaker_open", slug] = snapshot.breaker_is_open(company.np_company_id)
+        if read_at := snapshot.total("reconciled", company.np_company_id):
+            found["ota_reconcile_last_success_timestamp_seconds", slug] = read_at / 1000
+        for secret, at in (("current", of_company.current_secret_at), ("previous", of_company.previous_secret_at)):
+            if at:
+                found["ota_last_event_timestamp_seconds", slug, secret] = at / 1000
     for name, sink in snapshot.sinks.items():
-        yield Sample("ota_sink_behind_orders", sink.behind, (name,))
-        yield Sample("ota_sink_failing_orders", sink.failing, (name,))
-    yield Sample("ota_pools", len(snapshot.running_pools()))
+        found["ota_sink_behind_orders", name] = sink.behind
+        found["ota_sink_failing_orders", name] = sink.failing
     if pools := snapshot.heartbeats():
-        yield Sample("ota_pool_heartbeat_timestamp_seconds", max(pool.at for pool in pools) / 1000)
+        found["ota_pool_heartbeat_timestamp_seconds",] = max(pool.at for pool in pools) / 1000
     for labels, state in snapshot.alert_states().items():
-        yield Sample("ota_alert", state.firing_at > 0, labels)
-
-
-def _of_company(snapshot: Snapshot, company: Company) -> Iterator[Sample]:
-    found, label = snapshot.companies[company.np_company_id], (company.slug,)
-    yield Sample("ota_oldest_pending_fetch_seconds", found.oldest_pending_ms / 1000, label)
-    if read_at := snapshot.total("reconciled", company.np_company_id):
-        yield Sample("ota_reconcile_last_success_timestamp_seconds", read_at / 1000, label)
-    yield Sample("ota_orders_unsettled", found.unsettled, label)
-    yield Sample("ota_breaker_open", snapshot.breaker_is_open(company.np_company_id), label)
-    for secret, at in (("current", found.current_secret_at), ("previous", found.previous_secret_at)):
-        if at:
-            yield Sample("ota_last_event_timestamp_seconds", at / 1000, (company.slug, secret))
+        found["ota_alert", *labels] = state.firing_at > 0
+    return found

@@ -79,11 +79,6 @@ class Selection(EventQuery, frozen=True, kw_only=True):
     orders: tuple[OrderKey, ...] = ()
     dead: bool = False
 
-    @property
-    def has_event_conditions(self) -> bool:
-        """Return whether there is a condition that only an event can meet."""
-        return any((self.status, self.outcome, self.since, self.until))
-
     def words(self) -> str:
         """Return the selection on one line, for the audit and for lists of plans."""
         named = [f"{len(self.event_ids)} event ids"] * bool(self.event_ids)
@@ -148,26 +143,18 @@ class Plans:
                 pipe.execute()
             count += len(chunk)
         now = self._now()
-        fields: dict[Any, Any] = {
-            "at": now,
-            "who": who,
-            "why": why,
-            "selected": selected,
-            "rate": rate,
-            "sinks": ",".join(sinks),
-            "state": "open",
-            "orders": count,
-            "paced": now,
-        }
-        entry = AuditEntry(what="replay", plan=plan_id, who=who, why=why, selected=selected, orders=count)
+        texts = {"who": who, "why": why, "selected": selected}
+        fields: dict[Any, Any] = {"at": now, "paced": now, "rate": rate, "sinks": ",".join(sinks), "orders": count}
+        entry = AuditEntry(what="replay", plan=plan_id, orders=count, **texts)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.replay(plan_id), mapping=fields)
+            pipe.hset(keys.replay(plan_id), mapping={"state": "open"} | texts | fields)
             pipe.pexpire(keys.replay(plan_id), self._keep)
             pipe.pexpire(todo, self._keep)
             pipe.zadd(keys.REPLAYS, {plan_id: now})
             audit.append(pipe, entry)
             pipe.execute()
-        return self._stored(plan_id)
+        (stored,) = self._read([plan_id])
+        return stored
 
     def of(self, plan_id: str) -> Plan | None:
         """Return a plan, None if it does not exist (any more)."""
@@ -216,13 +203,8 @@ class Plans:
             audit.append(pipe, entry)
 
         self._redis.transaction(change, plan_key, todo)
-        return self._stored(plan.id)
-
-    def _stored(self, plan_id: str) -> Plan:
-        plan = self.of(plan_id)
-        if plan is None:
-            raise LookupError(plan_id)
-        return plan
+        (changed,) = self._read([plan.id])
+        return changed
 
     def _read(self, plan_ids: list[str]) -> Iterator[Plan]:
         with self._redis.pipeline(transaction=False) as pipe:
@@ -235,69 +217,66 @@ class Plans:
                 yield _plan(plan_id, fields, left)
 
 
-class Selector:
-    """Finds the orders of a selection; writes nothing."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._events = EventLog(redis)
-
-    def select(self, selection: Selection, step: Callable[[int], None]) -> Selected:
-        """Return the orders; `step` gets the number of events or orders of each page."""
-        dead = self._dead(selection.company_id, step) if selection.dead else None
-        missing: tuple[str, ...] = ()
-        if selection.event_ids or selection.orders:
-            of_orders = [event.id for order in selection.orders for event in self._events.of_order(order)]
-            stored = self._events.of_ids([*selection.event_ids, *of_orders])
-            ids = {event.id for event in stored}
-            missing = tuple(one for one in selection.event_ids if one not in ids)
-            events: Iterable[StoredEvent] = filter(selection.matches, stored)
-        elif dead is not None and not selection.has_event_conditions:
-            return Selected(events=0, orders=dict.fromkeys(dead, 0))
-        else:
-            events = self._events.oldest_first(selection, step)
-        orders: dict[str, int] = {}
-        count = 0
-        for event in events:
-            member = event.key.member
-            if dead is None or member in dead:
-                count += 1
-                orders[member] = to_ms(event.at)
-        if not selection.has_event_conditions:
-            # Its events may be older than EVENT_DAYS, or reconciling found it.
-            for order in selection.orders:
-                if selection.company_id in (None, order.company_id) and (dead is None or order.member in dead):
-                    orders.setdefault(order.member, 0)
-        return Selected(events=count, orders=orders, missing=missing)
-
-    def needless(self, orders: Mapping[str, int], *, deliver: bool) -> set[str]:
-        """Return the members (-> ms of the last event) that a replay would pass over.
-
-        To fetch: those without a pending fetch that were fetched after their event. To deliver: those without content.
-        """
-        names = ("generation", "fetched_generation", "fetched_at", "revision")
-        found: set[str] = set()
-        records = read_fields(self._redis, map(OrderKey.of, orders), *names)
-        for (member, event_at), values in zip(orders.items(), records, strict=True):
-            generation, fetched_generation, fetched_at, revision = (int(value or 0) for value in values)
-            is_new = fetched_at > event_at and fetched_generation >= generation
-            if not (generation and revision) if deliver else is_new:
-                found.add(member)
-        return found
-
-    def _dead(self, company_id: str | None, step: Callable[[int], None]) -> dict[str, int]:
-        """Return the members with a dead letter, oldest first."""
-        found: dict[str, int] = {}
-        # New dead letters come at the end of the zset, and the walk ends all the same.
-        for page in oldest_first(self._redis, keys.DEAD):
-            found |= {member: at for member, at in page if company_id is None or member.startswith(f"{company_id}:")}
-            step(len(page))
-        return found
-
-
 def is_plan_id(text: str) -> bool:
     """Return whether `text` can be the id of a plan."""
     return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
+
+
+def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> Selected:
+    """Find the orders of a selection; `step` gets the number of events or orders of each page."""
+    log = EventLog(redis)
+    of_events = any((selection.status, selection.outcome, selection.since, selection.until))
+    dead = _dead(redis, selection.company_id, step) if selection.dead else None
+    missing: tuple[str, ...] = ()
+    if selection.event_ids or selection.orders:
+        of_orders = [event.id for order in selection.orders for event in log.of_order(order)]
+        stored = log.of_ids([*selection.event_ids, *of_orders])
+        ids = {event.id for event in stored}
+        missing = tuple(one for one in selection.event_ids if one not in ids)
+        events: Iterable[StoredEvent] = filter(selection.matches, stored)
+    elif dead is not None and not of_events:
+        return Selected(events=0, orders=dict.fromkeys(dead, 0))
+    else:
+        events = log.oldest_first(selection, step)
+    orders: dict[str, int] = {}
+    count = 0
+    for event in events:
+        member = event.key.member
+        if dead is None or member in dead:
+            count += 1
+            orders[member] = to_ms(event.at)
+    if not of_events:
+        # Its events may be older than EVENT_DAYS, or reconciling found it.
+        for order in selection.orders:
+            if selection.company_id in (None, order.company_id) and (dead is None or order.member in dead):
+                orders.setdefault(order.member, 0)
+    return Selected(events=count, orders=orders, missing=missing)
+
+
+def needless(redis: Redis, orders: Mapping[str, int], *, deliver: bool) -> set[str]:
+    """Return the members (-> ms of the last event) that a replay would pass over.
+
+    To fetch: those without a pending fetch that were fetched after their event. To deliver: those without content.
+    """
+    names = ("generation", "fetched_generation", "fetched_at", "revision")
+    found: set[str] = set()
+    records = read_fields(redis, map(OrderKey.of, orders), *names)
+    for (member, event_at), values in zip(orders.items(), records, strict=True):
+        generation, fetched_generation, fetched_at, revision = (int(value or 0) for value in values)
+        is_new = fetched_at > event_at and fetched_generation >= generation
+        if not (generation and revision) if deliver else is_new:
+            found.add(member)
+    return found
+
+
+def _dead(redis: Redis, company_id: str | None, step: Callable[[int], None]) -> dict[str, int]:
+    """Return the members with a dead letter, oldest first."""
+    found: dict[str, int] = {}
+    # New dead letters come at the end of the zset, and the walk ends all the same.
+    for page in oldest_first(redis, keys.DEAD):
+        found |= {member: at for member, at in page if company_id is None or member.startswith(f"{company_id}:")}
+        step(len(page))
+    return found
 
 
 def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import gt, lt
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote, urlsplit
@@ -25,7 +26,6 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
-    field_validator,
 )
 
 from app.errors import SettingsError
@@ -85,6 +85,17 @@ def _parts(url: str) -> tuple[str, str | None] | None:
 
 def _comma_list(value: object) -> object:
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+
+def _not(relation: str, other: str, is_wrong: Callable[[int, int], bool]) -> AfterValidator:
+    """Compare with a field that was declared before; if that one is wrong itself, there is nothing to compare with."""
+
+    def check(value: int, info: ValidationInfo) -> int:
+        if is_wrong(value, info.data.get(other, value)):
+            raise ValueError(f"must not be {relation} {other.upper()}")
+        return value
+
+    return AfterValidator(check)
 
 
 _AS_SECONDS: Final = BeforeValidator(_seconds)
@@ -157,33 +168,31 @@ class Settings(BaseModel):
         default="/webhooks/ota-channel-manager", description="Path that events are posted to."
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=8080, description="Port that `serve` listens on.")
-    max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = Field(
-        default=1024 * 1024, description="Largest body of a POST; a larger one is answered 413."
+    port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
+    max_body_bytes: int = Field(
+        ge=2**10, le=2**26, default=2**20, description="Largest body of a POST; a larger one is answered 413."
     )
-    dedup_days: Annotated[int, Field(ge=1)] = Field(
-        default=7, description="Days in which a repeated event is recognised and causes no second fetch."
+    dedup_days: int = Field(
+        ge=1, default=7, description="Days in which a repeated event is recognised and causes no second fetch."
     )
-    event_days: Annotated[int, Field(ge=1, validate_default=True)] = Field(
+    event_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "dedup_days", lt)] = Field(
         default=90, description="Days that events, replays and the audit are kept; at least `DEDUP_DAYS`."
     )
-    order_days: Annotated[int, Field(ge=1, validate_default=True)] = Field(
+    order_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "event_days", lt)] = Field(
         default=400, description="Days that orders are kept, at least `EVENT_DAYS`. A pending order never expires."
     )
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(default=8, description="Worker processes for live events.")
-    backfill_workers: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=1, description="Worker processes for replays and reconciling."
+    workers: int = Field(ge=1, le=256, default=8, description="Worker processes for live events.")
+    backfill_workers: int = Field(ge=0, le=64, default=1, description="Worker processes for replays and reconciling.")
+    upstream_concurrency: int = Field(
+        ge=1, le=100, default=5, description="Calls at once with one API key, over all machines."
     )
-    upstream_concurrency: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=5, description="Calls at once with one API key, over all machines."
+    backfill_concurrency: Annotated[
+        int, Field(ge=1, le=100, validate_default=True), _not("above", "upstream_concurrency", gt)
+    ] = Field(default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`.")
+    upstream_requests_per_5_min: int = Field(
+        ge=1, default=6000, description="Calls in any 5 minutes with one API key, over all machines."
     )
-    backfill_concurrency: Annotated[int, Field(ge=1, le=100, validate_default=True)] = Field(
-        default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`."
-    )
-    upstream_requests_per_5_min: Annotated[int, Field(ge=1)] = Field(
-        default=6000, description="Calls in any 5 minutes with one API key, over all machines."
-    )
-    upstream_timeout: Annotated[Seconds, Field(ge=1, le=100)] = Field(default=20, description="Time for a whole call.")
+    upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call.")
     sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
         default=(),
         description="Functions that receive each order, separated by commas. All pools of one Redis need the same.",
@@ -195,9 +204,9 @@ class Settings(BaseModel):
         " that outlives the process. Without it, senders get 503.",
         examples=["/var/lib/ota-receiver/spool"],
     )
-    spool_max_mb: Annotated[int, Field(ge=1)] = Field(default=512, description="Largest size of that folder in MB.")
-    reconcile_every: Annotated[Seconds, Field(ge=60)] = Field(
-        default=900, description="How often the order list is compared with the orders here. Needs `NP_PARTNER_ID`."
+    spool_max_mb: int = Field(ge=1, default=512, description="Largest size of that folder in MB.")
+    reconcile_every: Seconds = Field(
+        ge=60, default=900, description="How often the order list is compared with ours. Needs `NP_PARTNER_ID`."
     )
     ops_token: SecretStr | None = Field(
         default=None, description="Bearer token for `/metrics` and for the details of `/readyz`."
@@ -215,21 +224,6 @@ class Settings(BaseModel):
     def companies(self) -> tuple[Company, ...]:
         """Return every company whose events are accepted; at least one."""
         return self._companies
-
-    @field_validator("event_days", "order_days", "backfill_concurrency", mode="after")
-    @classmethod
-    def _in_order(cls, value: int, info: ValidationInfo) -> int:
-        """Compare with the field before; if that one is wrong itself, there is nothing to compare with."""
-        below, above = {
-            "event_days": ("dedup_days", None),
-            "order_days": ("event_days", None),
-            "backfill_concurrency": (None, "upstream_concurrency"),
-        }[info.field_name or ""]
-        if below is not None and value < info.data.get(below, value):
-            raise ValueError(f"must not be below {below.upper()}")
-        if above is not None and value > info.data.get(above, value):
-            raise ValueError(f"must not be above {above.upper()}")
-        return value
 
 
 _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "slug")
@@ -273,9 +267,9 @@ def _filled(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name.lower(): value for name, value in variables.items() if value}
 
 
-def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str]) -> _Model | None:
+def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str], where: str = "") -> _Model | None:
     """Return the model of what is given, by name or as `name_file`; None after a problem, which gets its line."""
-    values = {name: given[name] for name in model.model_fields if name in given}
+    values: dict[str, Any] = {}
     found: dict[str, str] = {}
     for name in model.model_fields:
         path = given.get(f"{name}_file")
@@ -286,8 +280,8 @@ def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str
                 values[name] = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, ValueError, TypeError) as error:
                 found[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
-    for name in found:
-        values.pop(name, None)
+        elif name in given:
+            values[name] = given[name]
     result = None
     try:
         result = model(**values)
@@ -296,7 +290,7 @@ def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
             text = "missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
             found.setdefault(".".join(str(part) for part in problem["loc"]), text)
-    problems += [f"{name.upper()}: {text}" for name, text in found.items()]
+    problems += [f"{where}{name.upper()}: {text}" for name, text in found.items()]
     return None if found else result
 
 
@@ -311,19 +305,16 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
         problems.append("COMPANIES_FILE: has no table [companies.<slug>]")
         return []
     names = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
-    slugs: dict[str, str] = {}
-    companies: list[Company] = []
+    companies: dict[str, Company] = {}
     for slug, table in tables.items():
-        found: list[str] = []
+        where = f"COMPANIES_FILE [companies.{slug}] "
         if not isinstance(table, dict):
-            found.append("is not a table")
-        else:
-            found += [f"{name}: unknown name" for name in table if name not in names]
-            company = _validated(Company, {**table, "slug": slug}, found)
-            if company is not None:
-                companies.append(company)
-                first = slugs.setdefault(company.np_company_id, slug)
-                if first != slug:
-                    found.append(f"NP_COMPANY_ID: same as in [companies.{first}]")
-        problems += [f"COMPANIES_FILE [companies.{slug}] {line}" for line in found]
-    return companies
+            problems.append(f"{where}is not a table")
+            continue
+        problems += [f"{where}{name}: unknown name" for name in table if name not in names]
+        company = _validated(Company, {**table, "slug": slug}, problems, where)
+        if company is not None:
+            first = companies.setdefault(company.np_company_id, company)
+            if first is not company:
+                problems.append(f"{where}NP_COMPANY_ID: same as in [companies.{first.slug}]")
+    return [*companies.values()]

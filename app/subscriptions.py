@@ -7,6 +7,7 @@ be watched. No value here has a clientState, only which of ours it is.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from hmac import compare_digest
 from typing import Final
 from urllib.parse import urlsplit
@@ -80,10 +81,7 @@ def shown_address(url: str | None) -> str:
 
 def status_of(company: Company, webhook_path: str, ours: list[Subscription]) -> SubscriptionStatus:
     """Return whether events arrive through the subscriptions `ours`, or the first reason why they do not."""
-
-    def status(state: str, detail: str, advice: str = "") -> SubscriptionStatus:
-        return SubscriptionStatus(company.slug, state, detail, advice)
-
+    status = partial(SubscriptionStatus, company.slug)
     if not ours:
         advice = f"ota-receiver subscription create https://YOUR-PUBLIC-HOST{webhook_path}"
         return status("missing", f"none for {EVENT_NAME}: no events arrive", advice)

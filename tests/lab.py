@@ -28,7 +28,8 @@ from app.ledger.orders import Archive
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.ledger.work import Content, Delivery, DeliveryOutcome, FailOutcome, Failure, Fetch, StartOutcome, StoreOutcome
 from app.settings import Company
-from app.upstream.models import digest, parse_order
+from app.upstream.decode import digest
+from app.upstream.models import parse_order
 from tests import command
 from tests.command import Ended
 

@@ -25,7 +25,6 @@ from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import Order
 from app.upstream.transport import DeadlineTransport
 from tests.lab import API_KEY, LEASE, START, WORKER, Lab, company, content_of_answer
-from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks import Context, Sink
 
@@ -59,11 +58,8 @@ class WorkerLab(Lab):
 
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
-        self.processor = Processor(
-            ledger=self.ledger,
-            connections={self.company_id: Connection("venue", client, self.limiter)},
-            deliverer=Deliverer(ledger=self.ledger, sinks=self._sinks),
-        )
+        connection = Connection("venue", client, self.limiter)
+        self.processor = Processor(self.ledger, {self.company_id: connection}, self._sinks)
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""

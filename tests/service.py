@@ -29,7 +29,7 @@ from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.submission import order_body
 from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
-from app.dev.valkey import Appendfsync, Valkey
+from app.dev.valkey import Valkey
 from app.dev.valkey import start as start_server
 from app.ids import OrderKey
 from tests.eventually import eventually
@@ -82,9 +82,9 @@ class Service:
         self.valkey: Valkey
         self.sandbox: Sandbox
 
-    def start_valkey(self, appendfsync: Appendfsync = "everysec") -> None:
+    def start_valkey(self) -> None:
         """Start an empty server."""
-        self.valkey = self._parts.enter_context(start_server(self.folder / "valkey", appendfsync=appendfsync))
+        self.valkey = self._parts.enter_context(start_server(self.folder / "valkey"))
         self.variables["REDIS_URL"] = self.valkey.url
 
     def start_sandbox(self, *options: str, seed: int = 0) -> None:

@@ -18,10 +18,10 @@ from redis.exceptions import RedisError
 
 from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
-from app.errors import StoreUnavailable, UpstreamError
+from app.errors import StoreUnavailable
 from app.ledger import policy
 from app.ledger.orders import Backlog
-from app.ledger.redis import server_time, translated_errors
+from app.ledger.redis import server_time
 from app.metrics import add, record_whole_list
 from app.reconcile.run import BUSY, LONGEST, Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, DueRun, Schedule
@@ -39,11 +39,6 @@ FAILED_WAIT: Final = 5 * policy.MINUTE
 STOP_SECONDS: Final = 2.0
 """How long a stopping pool waits for the run; what is not done is due again."""
 
-ALERTS_EVERY: Final = 5.0
-"""Seconds between two attempts to evaluate the alerts: another pool takes over this soon after one dies."""
-
-RUNBOOK: Final = "docs/operations.md#"
-
 _log = log.get()
 
 
@@ -58,25 +53,18 @@ class ReconcileRunner:
 
     def tick(self) -> None:
         """Start a child if a list is due; raises what Redis raises."""
-        if self._child is not None and not self._child.is_alive():
-            self._child.close()
-            self._child = None
-        if self._child is None and self._is_due():
+        if self._child is not None and self._child.is_alive():
+            return
+        if any(schedule.due(server_time(self._redis)) for schedule in self._schedules):
             self._child = fork("reconcile", partial(_run_due, self._settings))
 
     def stop(self) -> None:
         """End the child, if there is one."""
-        if self._child is None:
-            return
-        self._child.terminate()
-        self._child.join(STOP_SECONDS)
-        self._child.kill()
-        self._child.join()
-        self._child.close()
-        self._child = None
-
-    def _is_due(self) -> bool:
-        return any(schedule.due(server_time(self._redis)) for schedule in self._schedules)
+        if self._child is not None:
+            self._child.terminate()
+            self._child.join(STOP_SECONDS)
+            self._child.kill()
+            self._child.join()
 
 
 class AlertEvaluator:
@@ -86,13 +74,9 @@ class AlertEvaluator:
         self._reader = SnapshotReader(settings.companies, settings.sinks)
         self._store = AlertStore(redis)
         self._redis = redis
-        self._next = 0.0
 
     def tick(self) -> None:
-        """Evaluate the alerts if it is time; raises what Redis raises."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + ALERTS_EVERY
+        """Evaluate the alerts if no pool has done so in this minute; raises what Redis raises."""
         if not self._store.acquire_turn():
             return
         try:
@@ -121,7 +105,7 @@ def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) ->
 def _log_change(change: Change, now: int) -> None:
     found = change.condition
     about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
-    runbook = f"{RUNBOOK}{found.name.replace('_', '-')}"
+    runbook = f"docs/operations.md#{found.name.replace('_', '-')}"
     if change.action == "resolved":
         _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
     elif found.name == "silence":
@@ -152,38 +136,39 @@ def _run_due(settings: Settings) -> None:
     """Read the list of each company that is due, one after the other."""
     # A stop raises SystemExit, so the lease and the permit are released and the next pool need not wait for them.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    redis = bootstrap.worker_redis(settings)
-    try:
+    with bootstrap.worker_redis(settings) as redis, bootstrap.http(settings) as http:
         for company in _reconciled(settings):
             try:
-                _run_if_due(settings, company, redis)
-            except StoreUnavailable:
+                _run_if_due(settings, company, redis, http)
+            except (RedisError, StoreUnavailable):
                 _log.warning("reconcile.failed", company=company.slug, reason="redis_unavailable")
             except Exception as error:
                 # One company's rows must not stop the others.
                 kind, trace = type(error).__name__, log.trace_of(error)
                 _log.error("reconcile.failed", company=company.slug, reason="internal_error", error=kind, trace=trace)
-    finally:
-        redis.close()
 
 
-def _run_if_due(settings: Settings, company: Company, redis: Redis) -> None:
-    """Read the list of a company unless another machine does so; raises StoreUnavailable."""
+def _run_if_due(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> None:
+    """Read the list of a company unless another machine does so; raises what Redis raises."""
     schedule = _schedule(settings, company, redis)
-    with translated_errors(settings.redis_url.get_secret_value()), schedule.acquire(server_time(redis)) as due:
+    with schedule.acquire(server_time(redis)) as due:
         if due is None:
             return
         started = time.monotonic()
-        with bootstrap.http(settings) as http:
-            report = _run(settings, company, redis, http)
+        report = _reconcile(settings, company, redis, http)
         duration_ms = round((time.monotonic() - started) * 1000)
         now = server_time(redis)
         wait = _schedule_next(schedule, due, report, settings.reconcile_every * policy.SECOND, now)
-        _count(redis, company.np_company_id, report, now)
+        counts: dict[tuple[str, ...], int] = {("reconciles", company.np_company_id, report.outcome): 1}
+        for kind, times in report.discrepancies.items():
+            counts["discrepancies", company.np_company_id, kind] = times
+        add(redis, counts)
+        if report.outcome == "complete":
+            record_whole_list(redis, company.np_company_id, now)
         _log_end(company.slug, due, report, duration_ms, wait)
 
 
-def _run(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> Report:
+def _reconcile(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> Report:
     api_key = company.np_api_key.get_secret_value()
     same_key = (one for one in _reconciled(settings) if one.np_api_key.get_secret_value() == api_key)
     return Reconcile(
@@ -200,30 +185,19 @@ def _run(settings: Settings, company: Company, redis: Redis, http: DeadlineTrans
 
 def _schedule_next(schedule: Schedule, due: DueRun, report: Report, every: int, now: int) -> int:
     """Record when the next run is due and return the ms until then."""
-    error = report.error
     if report.outcome == "complete":
         schedule.complete(due, now + every)
         return every
+    error = report.error
     if error is None:
         schedule.postpone(now + AGAIN_AFTER)
         return AGAIN_AFTER
-    wait = _wait_after(error, every)
+    if error.reason in BUSY or error.http_status == 429:
+        wait = BUSY_WAIT
+    else:
+        wait = every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
     schedule.retry(now + wait)
     return wait
-
-
-def _wait_after(error: UpstreamError, every: int) -> int:
-    if error.reason in BUSY or error.http_status == 429:
-        return BUSY_WAIT
-    return every if error.reason == "breaker_open" else min(every, FAILED_WAIT)
-
-
-def _count(redis: Redis, company_id: str, report: Report, now: int) -> None:
-    counts: dict[tuple[str, ...], int] = {("reconciles", company_id, report.outcome): 1}
-    counts |= {("discrepancies", company_id, kind): times for kind, times in report.discrepancies.items()}
-    add(redis, counts)
-    if report.outcome == "complete":
-        record_whole_list(redis, company_id, now)
 
 
 def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int) -> None:
@@ -237,9 +211,7 @@ def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int
         outcome=report.outcome,
         rows=report.rows,
         unreadable=report.unreadable,
-        no_event=report.discrepancies["no_event"],
-        changed=report.discrepancies["changed"],
-        stuck=report.discrepancies["stuck"],
         duration_ms=duration_ms,
+        **{kind: report.discrepancies[kind] for kind in ("no_event", "changed", "stuck")},
         **common,
     )

@@ -1,4 +1,4 @@
-"""The pool: starts and watches the worker processes of one machine, and runs the dispatcher each second."""
+"""The pool: starts, watches and replaces the worker processes of one machine; runs the dispatcher each second."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import gc
 import os
 import signal
 import time
-from functools import partial
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkProcess
 from typing import Final
 
 import msgspec
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
+from rq.utils import as_text
 
 from app import bootstrap, log
-from app.errors import OtherSchema
-from app.ledger import policy
+from app.errors import OldServer, OtherSchema
+from app.heartbeat import Heartbeat, decoded
+from app.ids import OrderKey
+from app.ledger import keys, policy, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
-from app.ledger.redis import VERSION, refuse_other_schema
+from app.ledger.rate_limit import RateLimiter
+from app.ledger.redis import VERSION, refuse_old_server, refuse_other_schema, server_time
 from app.ledger.retention import Retention
-from app.ledger.rq_jobs import BACKFILL, LIVE
+from app.ledger.work import WorkerEnd
 from app.settings import Settings
 from app.upstream.client import warm_up
 from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
-from workers.recovery import WorkerRecovery
-from workers.worker import BAD_SETTINGS, Stopwatch, Work, fork, work
+from workers.worker import BAD_SETTINGS, WorkerProcess
 
 DISPATCH_EVERY: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -43,96 +46,67 @@ STOP_MARGIN: Final = 10.0
 FAILED: Final = 1
 """Exit code after an internal error; a supervisor starts the pool again."""
 
-NEWER_DATA: Final = 4
-"""Exit code when a newer version has written to Redis: this one would misread the data."""
+OTHER_SCHEMA: Final = 4
+"""Exit code when Redis holds data of another version: this one would misread it."""
+
+OLD_SERVER: Final = 3
+"""Exit code when the server is older than Redis 6.2 or Valkey 7.2."""
+
+HEARTBEAT_KEPT: Final = policy.DAY
+"""How long (ms) the heartbeat of a silent pool is kept where this machine cannot tell that the pool is dead."""
 
 _log = log.get()
 
 
-class Child(msgspec.Struct, frozen=True):
-    """A worker process; `started` is a time of time.monotonic."""
-
-    process: ForkProcess
-    queue: str
-    stopwatch: Stopwatch
-    started: float
-
-
-class RedisWatch:
-    """Since when Redis has been unavailable; logs the begin and the end of each outage once."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._since: float | None = None
-
-    def lost(self, error: Exception) -> None:
-        """Note that Redis did not answer; the next call uses a fresh connection."""
-        # After a failover an old connection may lead to what is now a replica.
-        self._redis.connection_pool.disconnect()
-        if self._since is None:
-            self._since = time.monotonic()
-            _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
-
-    def found(self) -> None:
-        """Note that Redis answered."""
-        if self._since is not None:
-            _log.warning("redis.recovered", role="worker", away_s=round(time.monotonic() - self._since, 1))
-            self._since = None
-
-
 class Pool:
-    """The worker processes of one machine and the dispatcher; `overdue` seconds at one job kill a worker."""
+    """The worker processes of one machine and the dispatcher."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        redis: Redis,
-        ledger: Ledger,
-        *,
-        work: Work = work,
-        overdue: float = policy.JOB_OVERDUE,
-    ) -> None:
+    def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._ledger = ledger
-        self._work = work
-        self._overdue = overdue
+        self._ledger = bootstrap.ledger(settings, redis)
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
-        self._recovery = WorkerRecovery(redis, ledger, limiters)
+        self._recovery = WorkerRecovery(redis, self._ledger, limiters)
         self._reconcile = ReconcileRunner(settings, redis)
         self._alerts = AlertEvaluator(settings, redis)
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
         self._due_check = DueCheck(redis)
-        self._redis_watch = RedisWatch(redis)
-        self._children: dict[str, Child] = {}
-        queues = [LIVE] * settings.workers + [BACKFILL] * settings.backfill_workers
+        self._children: dict[str, WorkerProcess] = {}
+        queues = [rq_jobs.LIVE] * settings.workers + [rq_jobs.BACKFILL] * settings.backfill_workers
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
+        self._redis_lost_at: float | None = None
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT, then let every worker finish its fetch. Return the exit code."""
-        signal.signal(signal.SIGTERM, self._request_stop)
-        signal.signal(signal.SIGINT, self._request_stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request_stop)
         try:
             while not self._stopping:
                 self._kill_overdue()
                 try:
                     self._work_on()
                 except (RedisError, OSError) as error:
-                    self._redis_watch.lost(error)
+                    self._lost_redis(error)
                     # Not for the children: one that has ended stays in the list until Redis is back.
                     wait([self._wake], DISPATCH_EVERY)
                 else:
-                    self._redis_watch.found()
+                    if self._redis_lost_at is not None:
+                        away_s = round(time.monotonic() - self._redis_lost_at, 1)
+                        _log.warning("redis.recovered", role="worker", away_s=away_s)
+                        self._redis_lost_at = None
                     sentinels = [child.process.sentinel for child in self._children.values()]
                     wait([self._wake, *sentinels], max(0.0, self._next_dispatch - time.monotonic()))
         except OtherSchema as refusal:
             _log.error("service.other_schema", held=refusal.held, ours=VERSION)
-            self._exit_code = NEWER_DATA
+            self._exit_code = OTHER_SCHEMA
+        except OldServer as refusal:
+            _log.error("service.old_server", reason=str(refusal))
+            self._exit_code = OLD_SERVER
         except Exception as error:
             # End as a whole: workers without a dispatcher, and a parent that waits for them, are of no use.
             _log.error("pool.failed", error=type(error).__name__, trace=log.trace_of(error))
@@ -144,6 +118,14 @@ class Pool:
     def _request_stop(self, *_: object) -> None:
         self._stopping = True
         os.write(self._waker, b".")
+
+    def _lost_redis(self, error: Exception) -> None:
+        """Log the begin of an outage once; the next call uses a fresh connection."""
+        # After a failover an old connection may lead to what is now a replica.
+        self._redis.connection_pool.disconnect()
+        if self._redis_lost_at is None:
+            self._redis_lost_at = time.monotonic()
+            _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
 
     def _work_on(self) -> None:
         """Do all that is due now; raises OtherSchema, and what Redis raises."""
@@ -160,6 +142,7 @@ class Pool:
         if not due:
             return
         if self._number == 0:
+            refuse_old_server(self._redis)
             self._warm_up()
         # A worker must not share our connection.
         self._redis.connection_pool.disconnect()
@@ -170,7 +153,7 @@ class Pool:
 
     def _warm_up(self) -> None:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
-        jobs.prepare_clients(self._settings)
+        jobs.prepare(self._settings)
         warm_up(self._settings.companies[0])
         import_module("_strptime")  # RQ imports it with its first job
         # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
@@ -180,22 +163,20 @@ class Pool:
     def _start(self, queue: str) -> None:
         self._number += 1
         name = self._recovery.worker_name(queue, self._number)
-        stopwatch = Stopwatch()
         try:
-            process = fork(name, partial(self._work, self._settings, name, queue, stopwatch))
+            self._children[name] = WorkerProcess(self._settings, name, queue)
         except OSError as error:
             # The system has no memory or no process left.
             _log.error("pool.worker_failed", worker=name, error=type(error).__name__)
             self._starts.append((time.monotonic() + RESTART_PAUSE, queue))
             return
-        self._children[name] = Child(process, queue, stopwatch, time.monotonic())
         _log.info("pool.worker_started", worker=name, queue=queue)
 
     def _kill_overdue(self) -> None:
         """Kill workers whose job has outlasted RQ's time limit, which cannot end C code."""
         for name, child in self._children.items():
-            busy = child.stopwatch.seconds()
-            if busy > self._overdue and child.process.is_alive():
+            busy = child.busy_seconds()
+            if busy > policy.JOB_OVERDUE and child.process.is_alive():
                 child.process.kill()
                 child.process.join(1.0)
                 _log.error("worker.timed_out", worker=name, busy_s=round(busy))
@@ -249,14 +230,70 @@ class Pool:
             # Our heartbeat stays: the pool of the newer version finds it, and releases what our workers held.
             pass
         except (RedisError, OSError) as error:
-            self._redis_watch.lost(error)
+            self._lost_redis(error)
         _log.info("service.stopped", role="worker")
 
 
+class WorkerRecovery:
+    """What ended workers and dead pools leave behind is due at once, not when its lease ends.
+
+    A pool writes a heartbeat with its identity and the names of its workers. The next pool on the same machine finds
+    the heartbeat of a killed one, and releases what its workers held. Every method raises what Redis raises.
+    """
+
+    def __init__(self, redis: Redis, ledger: Ledger, limiters: Sequence[RateLimiter]) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._limiters = limiters
+        me = Heartbeat.of_this_process((), 0)
+        self._pool = f"{me.machine[:8]}-{me.pid}-{me.started}"
+
+    def worker_name(self, queue_name: str, number: int) -> str:
+        """Return the name of this pool's worker `number`."""
+        return f"{self._pool}-{queue_name}-{number}"
+
+    def release(self, worker: str, how: WorkerEnd) -> OrderKey | None:
+        """Make due what an ended worker held and the jobs it had been given but not started.
+
+        Return the order it held, if any. Its permits are free at once: the next pool does not wait for their leases.
+        """
+        for limiter in self._limiters:
+            limiter.release_worker(worker)
+        queue_name = worker.rsplit("-", 2)[1]
+        given = self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
+        given += self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))
+        return self._ledger.release_worker(worker, how, [order for one in given if (order := _order(as_text(one)))])
+
+    def heartbeat(self, workers: Iterable[str]) -> None:
+        """Write that this pool is alive and which workers it has."""
+        beat = Heartbeat.of_this_process(workers, server_time(self._redis))
+        self._redis.hset(keys.POOLS, self._pool, msgspec.json.encode(beat))
+
+    def remove_heartbeat(self) -> None:
+        """Remove this pool from the list: its workers have ended and hold nothing."""
+        self._redis.hdel(keys.POOLS, self._pool)
+
+    def recover_dead_pools(self) -> None:
+        """Release what the workers of killed pools held, where this machine can tell that the pool is dead."""
+        for name, text in self._redis.hgetall(keys.POOLS).items():
+            beat = decoded(text, Heartbeat)
+            if beat is None:
+                continue
+            if server_time(self._redis) - beat.at > HEARTBEAT_KEPT:
+                self._redis.hdel(keys.POOLS, name)
+            elif beat.is_of_dead_process():
+                for worker in beat.workers:
+                    self.release(worker, "killed")
+                self._redis.hdel(keys.POOLS, name)
+                _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
+
+
+def _order(job_id: str) -> OrderKey | None:
+    """Return the order that a job id of ours names: `f-<company>-<order>-<generation>...`."""
+    return OrderKey(job_id[2:38], job_id[39:75]) if job_id.startswith("f-") and len(job_id) > 76 else None
+
+
 def run(settings: Settings) -> int:
-    """Run a pool until a signal stops it; return the exit code: 0, BAD_SETTINGS, FAILED or NEWER_DATA."""
-    redis = bootstrap.worker_redis(settings)
-    try:
-        return Pool(settings, redis, bootstrap.ledger(settings, redis)).run()
-    finally:
-        redis.close()
+    """Run a pool until a signal stops it; return the exit code: 0, BAD_SETTINGS, FAILED or OTHER_SCHEMA."""
+    with bootstrap.worker_redis(settings) as redis:
+        return Pool(settings, redis).run()

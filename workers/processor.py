@@ -1,25 +1,31 @@
-"""The steps for one order: start the fetch, get a permit, getOrder, store, then the deliveries to the sinks."""
+"""The steps for one order: start the fetch, get a permit, getOrder, store, then the deliveries to the sinks.
+
+Revisions go to the sinks one at a time and in order per order, each sink with its own attempts. A delivery never calls
+getOrder.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import msgspec
 from structlog.contextvars import bind_contextvars
 
 from app import log
-from app.errors import Denied, UpstreamError
+from app.errors import Denied, ReceiverError, UpstreamError
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
-from app.ledger.work import Content, Fetch
+from app.ledger.work import Content, Delivery, DeliveryOutcome, Fetch
 from app.upstream.client import ChannelManager, Fetched
-from workers.delivery import Deliverer
+from app.upstream.models import parse_order
+from workers.sinks import Context, Sink
 
 _log = log.get()
 
@@ -35,21 +41,20 @@ class Connection(msgspec.Struct, frozen=True):
 class Processor:
     """Fetches and delivers one order at a time; a kill between any two steps loses nothing."""
 
-    def __init__(self, *, ledger: Ledger, connections: Mapping[str, Connection], deliverer: Deliverer) -> None:
+    def __init__(self, ledger: Ledger, connections: Mapping[str, Connection], sinks: Mapping[str, Sink]) -> None:
         self._ledger = ledger
         self._connections = connections
-        self._deliverer = deliverer
+        self.sinks = sinks
 
     def process(self, order: OrderKey, worker: str) -> None:
         """Fetch the order if a fetch is due, then deliver the revisions that its sinks do not have yet."""
-        slug = self._slug(order)
         deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        what, fetch = retry_until(self._ledger.redis, deadline, lambda: self._ledger.start_fetch(order, worker))
+        what, fetch = retry_until(self._ledger.redis, deadline, partial(self._ledger.start_fetch, order, worker))
         if what in {"nothing", "held"}:
-            _log.info("fetch.skipped", order_id=order.order_id, company=slug, reason=what)
+            _log.info("fetch.skipped", reason=what, **self._names(order))
             return
         if what == "dead":
-            _log.error("order.dead_lettered", order_id=order.order_id, company=slug, reason="kills_worker")
+            _log.error("order.dead_lettered", reason="kills_worker", **self._names(order))
             return
         if fetch is not None:
             bind_contextvars(request_id=fetch.request_id)
@@ -62,7 +67,8 @@ class Processor:
                 self._fail(order, fetch, worker, decision)
                 _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
         # Also after a failed fetch: an earlier revision may still wait for delivery.
-        self._deliverer.deliver(order, worker, slug)
+        while self.sinks and self._deliver_next(order, worker):
+            pass
 
     def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
         connection = self._connections.get(order.company_id)
@@ -72,22 +78,20 @@ class Processor:
             return
         queue: Literal["live", "backfill"] = "backfill" if fetch.queue == BACKFILL else "live"
         try:
-            permit = connection.limiter.permit(queue, worker, deadline=fetch.deadline)
+            with connection.limiter.permit(queue, worker, deadline=fetch.deadline) as permit:
+                started = time.perf_counter()
+                try:
+                    fetched = connection.client.get_order(order.order_id)
+                except UpstreamError as error:
+                    duration = round((time.perf_counter() - started) * 1000)
+                    decision = policy.of_order(error, fetch, permit.failed(error).closed_ms)
+                    self._fail(order, fetch, worker, decision, error.http_status, duration)
+                    return
         except Denied as denied:
             wait = denied.wait_ms + policy.deferral_wait(fetch.deferrals)
             self._fail(order, fetch, worker, policy.Decision("deferred", denied.reason, wait))
-            return
-        started = time.perf_counter()
-        with permit:
-            try:
-                fetched = connection.client.get_order(order.order_id)
-            except UpstreamError as error:
-                duration = round((time.perf_counter() - started) * 1000)
-                closed_ms = permit.failed(error).closed_ms
-                decision = policy.of_order(error, fetch, closed_ms)
-                self._fail(order, fetch, worker, decision, http_status=error.http_status, duration_ms=duration)
-                return
-        self._store(order, fetch, fetched, worker)
+        else:
+            self._store(order, fetch, fetched, worker)
 
     def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> None:
         found = fetched.order
@@ -104,12 +108,9 @@ class Processor:
             references=found.references,
         )
         recheck_ms, give_up = (None, "") if found.settled else policy.of_unsettled(fetch)
-        stored = retry_until(
-            self._ledger.redis,
-            fetch.deadline,
-            lambda: self._ledger.store_fetch(order, worker, fetch, content, recheck_ms=recheck_ms, give_up=give_up),
-        )
-        common = {"order_id": order.order_id, "company": self._slug(order)}
+        store = partial(self._ledger.store_fetch, order, worker, fetch, content, recheck_ms=recheck_ms, give_up=give_up)
+        stored = retry_until(self._ledger.redis, fetch.deadline, store)
+        common = self._names(order)
         if stored.what in {"refused", "erased"}:
             _log.info("fetch.skipped", reason="superseded" if stored.what == "refused" else "erased", **common)
             return
@@ -136,25 +137,22 @@ class Processor:
         fetch: Fetch,
         worker: str,
         decision: policy.Decision,
-        *,
         http_status: int | None = None,
         duration_ms: int = 0,
     ) -> None:
-        became = retry_until(
-            self._ledger.redis,
-            fetch.deadline,
-            lambda: self._ledger.fail_fetch(
-                order,
-                worker,
-                fetch,
-                outcome=decision.outcome,
-                reason=decision.reason,
-                wait_ms=decision.wait_ms,
-                http_status=http_status,
-                duration_ms=duration_ms,
-            ),
+        fail = partial(
+            self._ledger.fail_fetch,
+            order,
+            worker,
+            fetch,
+            outcome=decision.outcome,
+            reason=decision.reason,
+            wait_ms=decision.wait_ms,
+            http_status=http_status,
+            duration_ms=duration_ms,
         )
-        common = {"order_id": order.order_id, "company": self._slug(order), "http_status": http_status}
+        became = retry_until(self._ledger.redis, fetch.deadline, fail)
+        common = {"http_status": http_status, **self._names(order)}
         wait = {"reason": decision.reason, "due_in_s": round(decision.wait_ms / 1000, 1)}
         if became == "dead":
             _log.error("order.dead_lettered", reason=decision.reason, attempts=fetch.attempts + 1, **common)
@@ -165,6 +163,65 @@ class Processor:
         elif became == "retry":
             _log.warning("fetch.retry_scheduled", attempts=fetch.attempts + 1, **wait, **common)
 
-    def _slug(self, order: OrderKey) -> str:
+    def _deliver_next(self, order: OrderKey, worker: str) -> bool:
+        """Make the delivery that is due next; return whether there was one and its sink took the revision.
+
+        After a failure the time limit of the job may be used up.
+        """
+        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
+        delivery = retry_until(self._ledger.redis, deadline, partial(self._ledger.acquire_delivery, order, worker))
+        if delivery is None:
+            return False
+        attempts = delivery.attempts
+        started = time.perf_counter()
+        outcome: DeliveryOutcome = "succeeded"
+        reason, wait, trace = "", 0, ""
+        if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
+            outcome, reason, attempts = "dead", "kills_worker", attempts - 1
+        else:
+            try:
+                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), _context(order, delivery))
+            except BaseException as error:
+                # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
+                reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+                trace = log.trace_of(error)
+                next_wait = policy.retry_wait(attempts - 1)
+                outcome, wait = ("dead", 0) if next_wait is None else ("retry", next_wait)
+        duration = round((time.perf_counter() - started) * 1000)
+        complete = partial(
+            self._ledger.complete_delivery,
+            order,
+            worker,
+            delivery,
+            outcome=outcome,
+            reason=reason,
+            wait_ms=wait,
+            duration_ms=duration,
+        )
+        deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
+        retry_until(self._ledger.redis, deadline, complete)
+        common = {"sink": delivery.sink, "revision": delivery.revision, **self._names(order)}
+        if outcome == "succeeded":
+            _log.info("delivery.succeeded", duration_ms=duration, **common)
+        elif outcome == "dead":
+            _log.error("delivery.dead_lettered", reason=reason, attempts=attempts, **common)
+        else:
+            due_in_s = round(wait / 1000, 1)
+            _log.warning("delivery.failed", error=reason, attempts=attempts, due_in_s=due_in_s, trace=trace, **common)
+        return outcome == "succeeded"
+
+    def _names(self, order: OrderKey) -> dict[str, str]:
+        """Return what names the order in the log."""
         connection = self._connections.get(order.company_id)
-        return connection.slug if connection else "unknown"
+        return {"order_id": order.order_id, "company": connection.slug if connection else "unknown"}
+
+
+def _context(order: OrderKey, delivery: Delivery) -> Context:
+    return Context(
+        idempotency_key=delivery.idempotency_key(order),
+        company_id=order.company_id,
+        order_id=order.order_id,
+        revision=delivery.revision,
+        attempt=delivery.attempts,
+        request_id=delivery.request_id,
+    )

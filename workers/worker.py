@@ -1,32 +1,38 @@
 """One worker process: a forked child of the pool in which RQ's SimpleWorker serves one queue and runs our job only.
 
-The parent sees how long a worker has been at its job in shared memory, also while Redis is unavailable or C code hangs.
+What RQ does by itself and we rely on is in tests/integration/test_rq_contract.py.
 """
 
 from __future__ import annotations
 
-import logging
-import mmap
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from mmap import mmap
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
+from redis import Redis
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as NoAnswer
 from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
-from app.ledger.rq_jobs import FETCH_ORDER, queue
+from app.ledger.rq_jobs import FETCH_ORDER
 from app.settings import Settings
 from workers import jobs
-from workers.recovery import die_with
 
 BAD_SETTINGS: Final = 2
 """Exit code of a child whose settings are wrong, and then of its pool: a restart cannot help."""
@@ -34,29 +40,9 @@ BAD_SETTINGS: Final = 2
 WORKER_TTL: Final = 30
 """Seconds between the heartbeats that RQ writes for an idle worker; its default of 420 hides a dead one."""
 
+_PR_SET_PDEATHSIG: Final = 1
+
 _log = log.get()
-
-
-class Stopwatch:
-    """How long a worker has been at its job: the child writes, the parent reads. Create it before the fork."""
-
-    def __init__(self) -> None:
-        self._started = memoryview(mmap.mmap(-1, 8)).cast("d")
-
-    def start(self) -> None:
-        self._started[0] = monotonic()
-
-    def stop(self) -> None:
-        self._started[0] = 0.0
-
-    def seconds(self) -> float:
-        """Return the seconds since the current job started, 0 without one."""
-        started = self._started[0]
-        return monotonic() - started if started else 0.0
-
-
-Work = Callable[[Settings, str, str, Stopwatch], None]
-"""What a worker does until SIGTERM: settings, its name, its queue, and the stopwatch that its pool reads."""
 
 
 class FetchJob(Job):
@@ -79,18 +65,39 @@ class FetchJob(Job):
         return super().perform()
 
 
-class FetchWorker(SimpleWorker):
-    """RQ's worker without a fork for each job, with a stopwatch around each job."""
+class FetchQueue(Queue):
+    """RQ's queue; a worker that loses its connection while it takes a job ends."""
 
-    stopwatch: Stopwatch
+    @classmethod
+    def dequeue_any(cls, *arguments: Any, **named: Any) -> Any:
+        """Return the next job and its queue; raises StopRequested without Redis.
+
+        RQ would ask again. But Redis may have moved a job to the intermediate queue before the connection broke, and
+        its order would wait for GRACE. The pool makes the orders there due when a worker ends.
+        """
+        try:
+            return super().dequeue_any(*arguments, **named)
+        except (LostConnection, NoAnswer) as error:
+            raise StopRequested from error
+
+
+class FetchWorker(SimpleWorker):
+    """RQ's worker without a fork for each job."""
+
+    queue_class = FetchQueue
+    job_class = FetchJob
+
+    def __init__(self, name: str, queue_name: str, redis: Redis, busy_since: memoryview[float]) -> None:
+        super().__init__(queue_name, name=name, connection=redis, serializer=JSONSerializer, worker_ttl=WORKER_TTL)
+        self._busy_since = busy_since
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Run a job, with RQ's own bookkeeping, under the stopwatch."""
-        self.stopwatch.start()
+        """Run a job, with RQ's own bookkeeping, and show the pool since when."""
+        self._busy_since[0] = monotonic()
         try:
             super().execute_job(job, queue)
         finally:
-            self.stopwatch.stop()
+            self._busy_since[0] = 0.0
 
     def subscribe(self) -> None:
         """Take no commands over Redis: they would cost each worker a thread and a second connection."""
@@ -104,38 +111,40 @@ class FetchWorker(SimpleWorker):
         """Ignore a second signal: a fetch under way ends by itself, and the pool kills what does not."""
 
 
-def work(settings: Settings, name: str, queue_name: str, stopwatch: Stopwatch) -> None:
-    """Fetch and deliver orders until SIGTERM; raises SettingsError for a sink that cannot be imported."""
+class WorkerProcess:
+    """A worker as its pool sees it; `started` is a time of time.monotonic."""
+
+    def __init__(self, settings: Settings, name: str, queue_name: str) -> None:
+        """Start the worker; raises OSError when the system has no room for it."""
+        # Both processes see it: the time.monotonic at which the job started, 0 without one. The pool reads it also
+        # while Redis is unavailable or C code hangs.
+        self._busy_since = memoryview(mmap(-1, 8)).cast("d")
+        self.queue = queue_name
+        self.started = monotonic()
+        self.process = fork(name, partial(_work, settings, name, queue_name, self._busy_since))
+
+    def busy_seconds(self) -> float:
+        """Return the seconds since the current job started, 0 without one."""
+        since = self._busy_since[0]
+        return monotonic() - since if since else 0.0
+
+
+def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview[float]) -> None:
+    """Fetch and deliver orders until SIGTERM, or until Redis is lost while no job runs.
+
+    Raises SettingsError for a sink that cannot be imported.
+    """
     # Before the first job: the connections are warm, and a bad sink stops the start. After the fork: a user's module
     # may open what must not be shared.
-    jobs.prepare(settings)
-    run_worker(settings, name, queue_name, stopwatch)
-
-
-def run_worker(
-    settings: Settings, name: str, queue_name: str, stopwatch: Stopwatch, kind: type[FetchWorker] = FetchWorker
-) -> None:
-    """Run RQ's worker loop on a queue until SIGTERM, in a process of its own."""
+    jobs.import_sinks(settings)
     redis = bootstrap.for_rq(settings.redis_url.get_secret_value())
-    worker = kind(
-        [queue(queue_name, redis)],
-        name=name,
-        connection=redis,
-        serializer=JSONSerializer,
-        job_class=FetchJob,
-        worker_ttl=WORKER_TTL,
-        log_job_description=False,
-    )
-    worker.stopwatch = stopwatch
-    worker.log_result_lifespan = False
-    worker.max_connection_wait_time = 5
-    logging.getLogger("rq.worker").addFilter(_is_not_about_redis)
-    worker.work(logging_level=None)
+    with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
+        FetchWorker(name, queue_name, redis, busy_since).work(logging_level=None)
 
 
 def fork(name: str, work: Callable[[], None]) -> ForkProcess:
     """Return a new child of this process that does `work`; raises OSError when the system has no room for one."""
-    child = get_context("fork").Process(target=partial(_run, os.getpid(), name, work), name=name, daemon=False)
+    child = get_context("fork").Process(target=_run, args=(os.getpid(), name, work))
     # A SIGTERM for the child waits until it has replaced our handler by its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -146,7 +155,10 @@ def fork(name: str, work: Callable[[], None]) -> ForkProcess:
 
 
 def _run(parent: int, name: str, work: Callable[[], None]) -> None:
-    die_with(parent)
+    if sys.platform == "linux":  # the kernel kills this process when its parent ends, also by SIGKILL
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before prctl
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -159,8 +171,3 @@ def _run(parent: int, name: str, work: Callable[[], None]) -> None:
         # Else multiprocessing prints a traceback with the error's text beside the log.
         _log.error("pool.worker_failed", worker=name, error=type(error).__name__, trace=log.trace_of(error))
         raise SystemExit(1) from None
-
-
-def _is_not_about_redis(record: logging.LogRecord) -> bool:
-    """Drop what every worker logs every few seconds while Redis is unavailable: the pool logs it once."""
-    return "could not connect to Redis instance" not in str(record.msg)

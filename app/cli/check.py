@@ -17,13 +17,12 @@ import msgspec
 import typer
 
 from app import bootstrap, settings, subscriptions
-from app.cli import console, context
-from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
+from app.cli import console
+from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
-from app.upstream.models import ListQuery
 
 Level = Literal["good", "note", "todo", "wrong"]
 """`note`: worth knowing. `todo`: until it is done, events or orders do not arrive, or may be lost. `wrong`: a setting
@@ -39,18 +38,10 @@ _REDIS_ADVICE: Final = {
     "schema": "Upgrade this receiver, or name another Redis in REDIS_URL; nothing was changed.",
     "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
 }
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _SIGNS: Final[dict[Level, str]] = {"good": "✓", "note": "·", "todo": "✗", "wrong": "✗"}
-_CODES: Final = {
-    DONE: "everything is set up",
-    FOUND: "something must be done",
-    USAGE: "wrong settings",
-    AWAY: "",
-    NEWER: "",
-    INTERRUPTED: "",
-}
+_CODES: Final = NO_REDIS | {DONE: "everything is set up", FOUND: "something must be done", USAGE: "wrong settings"}
 
-cli = console.commands()
+cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -63,8 +54,8 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-@cli.command(epilog=epilog("ota-receiver check", codes=_CODES))
-def check(as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver check", codes=_CODES)
+def check() -> None:
     """Check the settings, Redis and its durability, and each company's API and subscription."""
     bootstrap.configure_cli_log()
     try:
@@ -73,13 +64,8 @@ def check(as_json: context.Json = False) -> None:
     except SettingsError as error:
         correct = "Correct it; .env.example names every setting."
         found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
-    console.listing(
-        found,
-        as_json,
-        columns=("", "about", "what", "found", "what to do"),
-        row=lambda one: (_SIGNS[one.level], one.about, one.what, one.detail, one.advice),
-        view=lambda one: one,
-    )
+    signs = ("", lambda one: _SIGNS[one.level])
+    console.listing(found, (signs, "about", "what", ("found", "detail"), ("what to do", "advice")))
     levels = {finding.level for finding in found}
     raise typer.Exit(USAGE if "wrong" in levels else FOUND if "todo" in levels else DONE)
 
@@ -105,18 +91,15 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
 
 def _of_redis(loaded: Settings) -> Iterator[Finding]:
     for check in asyncio.run(bootstrap.redis_checks(loaded)):
-        if check.ok:
-            yield Finding("redis", check.name, "good", check.detail)
-        else:
-            hint = _REDIS_ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
-            yield Finding("redis", check.name, "todo", check.detail, hint)
+        hint = "" if check.ok else _REDIS_ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
+        yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, hint)
     yield from of_address(loaded.redis_url.get_secret_value())
 
 
 def of_address(url: str) -> Iterator[Finding]:
     """Return how the connection to Redis is protected, for an address on another machine."""
     parts = urlsplit(url)
-    if parts.scheme == "unix" or parts.hostname in _LOOPBACK:
+    if parts.scheme == "unix" or parts.hostname in LOOPBACK:
         return
     if not parts.password:
         hint = "Set requirepass (or an ACL user) there and give the password in REDIS_URL."
@@ -130,37 +113,33 @@ def _of_companies(loaded: Settings) -> Iterator[Finding]:
     with bootstrap.http(loaded) as client, console.progress("calling upstream", len(loaded.companies)) as step:
         for company in loaded.companies:
             upstream = bootstrap.channel_manager(loaded, company, client)
-            api = _api(company, upstream)
-            yield api
-            if api.level == "good":
-                yield _subscription(loaded, company, upstream)
+            yield from _of_company(loaded, company, upstream)
             step(1)
 
 
-def _api(company: Company, upstream: ChannelManager) -> Finding:
-    started = monotonic()
+def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) -> Iterator[Finding]:
+    """Return what its API answers, and if it does, how its subscription is."""
+    started, slug = monotonic(), company.slug
     try:
         if company.np_partner_id is None:
             with contextlib.suppress(OrderNotFound):
                 upstream.get_order(NO_ORDER)
         else:
-            list(islice(upstream.list_orders(ListQuery(page_size=1)), 1))
-    except RequestRejected as error:
-        hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
-        return Finding(company.slug, "api", "todo", reason(error), hint)
+            list(islice(upstream.list_orders(page_size=1), 1))
     except UpstreamError as error:
-        return Finding(company.slug, "api", "todo", reason(error), advice(error.reason, API_PERMISSIONS))
+        hint = advice(error.reason, API_PERMISSIONS)
+        if isinstance(error, RequestRejected):
+            hint = "Correct NP_PARTNER_ID, if it is set; else ask NaviPartner."
+        yield Finding(slug, "api", "todo", reason(error), hint)
+        return
     milliseconds = round((monotonic() - started) * 1000)
     allowed = "call getOrder" if company.np_partner_id is None else "list orders"
-    return Finding(company.slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
-
-
-def _subscription(loaded: Settings, company: Company, upstream: ChannelManager) -> Finding:
+    yield Finding(slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
     try:
         ours = subscriptions.for_settled_orders(upstream.subscriptions())
     except UpstreamError as error:
-        hint = advice(error.reason, WEBHOOK_PERMISSIONS)
-        return Finding(company.slug, "subscription", "todo", reason(error), hint)
+        yield Finding(slug, "subscription", "todo", reason(error), advice(error.reason, WEBHOOK_PERMISSIONS))
+        return
     found = subscriptions.status_of(company, loaded.webhook_path, ours)
     level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
-    return Finding(company.slug, "subscription", level, found.detail, found.advice)
+    yield Finding(slug, "subscription", level, found.detail, found.advice)

@@ -13,34 +13,16 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import typer
 
-from app.errors import ReceiverError
+from app import times
+from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-DONE: Final = 0
-FOUND: Final = 1
-USAGE: Final = 2
-AWAY: Final = 3
-NEWER: Final = 4
-INTERRUPTED: Final = 130
-UNREAD: Final = 141
-"""As shells report a program that SIGPIPE ended."""
-
-_CODES: Final = {
-    DONE: "done",
-    FOUND: "a problem, or nothing found",
-    USAGE: "wrong usage or settings, or confirmation needed without a terminal",
-    AWAY: "Redis unavailable",
-    NEWER: "Redis holds data of a newer version",
-    INTERRUPTED: "interrupted",
-    UNREAD: "output pipe closed",
-}
+    from rich.table import Table
 
 WIDTH: Final = 80
 """Columns of text for people."""
@@ -55,30 +37,13 @@ _COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
-T = TypeVar("T")
+_MARKS: Final = "=?#@"
 
+Column = str | tuple[str, str | Callable[[Any], object]]
+"""A column of a list: its heading (see `table`), and the field of the view, or the function, that gives its cells.
 
-class Stop(ReceiverError):
-    """The command ends with `text` on stderr and the exit code `code`."""
-
-    def __init__(self, text: str, code: int = USAGE) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-def commands(**options: Any) -> typer.Typer:
-    """Return an empty group of commands, whose help is plain text: it loads in half the time."""
-    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
-
-
-def epilog(*examples: str, codes: Mapping[int, str] | None = None) -> str:
-    """Return the end of a command's help: examples and exit codes.
-
-    `codes` replaces meanings of exit codes; "" leaves one out.
-    """
-    shown = [f"Example: {example}" for example in examples]
-    meanings = " · ".join(f"{code} {text}" for code, text in sorted((_CODES | dict(codes or {})).items()) if text)
-    return "\n\n".join([*shown, f"Exit codes: {meanings}"])
+A heading alone is a field too.
+"""
 
 
 def json_line(value: Any) -> None:
@@ -87,8 +52,9 @@ def json_line(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for people on stdout."""
-    _write(_printable(text))
+    """Print a line for people on stdout, nothing with --json."""
+    if not flags().as_json:
+        _write(_printable(text))
 
 
 def remark(text: str) -> None:
@@ -96,76 +62,82 @@ def remark(text: str) -> None:
     print(_printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
 
 
-def result(text: str | Iterable[str], value: Any, as_json: bool) -> None:
-    """Print the result of a command: a line or lines for people, or one object."""
-    if as_json:
+def result(text: str | Iterable[str], value: Any) -> None:
+    """Print the result of a command: a line or lines for people, or one object with --json."""
+    if flags().as_json:
         json_line(value)
-        return
     for line in [text] if isinstance(text, str) else text:
         say(line)
 
 
 def listing(
-    found: Sequence[T],
-    as_json: bool,
+    found: Sequence[Any],
+    columns: Sequence[Column],
+    view: Callable[[Any], Mapping[str, object]] = msgspec.structs.asdict,
     *,
-    columns: Sequence[str],
-    row: Callable[[T], Sequence[object]],
-    view: Callable[[T], object],
     title: str = "",
     nothing: str = "",
 ) -> None:
-    """Print the result of a list command: a table (see `table`), or one object a line.
+    """Print the result of a list command: a table (see `table`), or with --json the `view` of each, one a line.
 
     Raises Stop with the text `nothing` when there is nothing and the text is not empty.
     """
     if not found and nothing:
         raise Stop(nothing, FOUND)
-    if as_json:
+    if flags().as_json:
         for one in found:
             json_line(view(one))
     elif found:
-        table(title, columns, map(row, found))
+        pairs = [(one, one.lstrip(_MARKS)) if isinstance(one, str) else one for one in columns]
+        viewed = zip(found, map(view, found), strict=True)
+        rows = ([cell(one) if callable(cell) else fields[cell] for _, cell in pairs] for one, fields in viewed)
+        table(title, [heading for heading, _ in pairs], rows)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their headings, of which the first letter may be a mark.
+    """Print rows under their headings, which may begin with marks; nothing with --json.
 
     `=` is a column of ids, which are never broken: people copy them. `?` may be hidden where the terminal is too
-    narrow, the last one first. `#` holds numbers, and may be hidden too.
+    narrow, the last one first. `#` holds numbers, and may be hidden too. `@` holds times, shown as local ones.
     """
+    if flags().as_json:
+        return
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    out = _out()
-    cells = [["" if cell is None else _printable(str(cell)) for cell in row] for row in rows]
-    marks = [heading[0] if heading[:1] in {"=", "?", "#"} else "" for heading in columns]
-    names = [heading.removeprefix(mark) for heading, mark in zip(columns, marks, strict=True)]
-    kept = _fitting(marks, names, cells, out.width) if sys.stdout.isatty() else range(len(columns))
+    names = [heading.lstrip(_MARKS) for heading in columns]
+    marks = [heading.removesuffix(name) for heading, name in zip(columns, names, strict=True)]
+    cells = [[_cell(value, mark) for value, mark in zip(row, marks, strict=True)] for row in rows]
+    zone = datetime.now(UTC).astimezone().tzname() or "local"
+    names = [f"{name} ({zone})" if "@" in mark else name for name, mark in zip(names, marks, strict=True)]
+    kept = _fitting(marks, names, cells) if sys.stdout.isatty() else range(len(columns))
     shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at in kept:
-        justify: Any = "right" if marks[at] == "#" else "left"
-        shown.add_column(names[at], justify=justify, overflow="fold", no_wrap=marks[at] == "=")
+        justify: Any = "right" if "#" in marks[at] else "left"
+        shown.add_column(names[at], justify=justify, overflow="fold", no_wrap="=" in marks[at])
     for row in cells:
         shown.add_row(*(Text(row[at]) for at in kept))
-    out.print(shown)
+    _draw(shown)
     if hidden := [name for at, name in enumerate(names) if at not in kept]:
         remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
 
 
-def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, without those that are empty."""
+def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
+    """Print the result of a command: names and values, without those that are empty, or one object with --json."""
+    if flags().as_json:
+        json_line(value)
+        return
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
-    for name, value in rows:
-        if value not in ("", None):
-            shown.add_row(name, Text(_printable(str(value))))
-    _out().print(shown)
+    for name, cell in rows.items():
+        if text := _cell(cell):
+            shown.add_row(name, Text(text))
+    _draw(shown)
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
@@ -191,14 +163,9 @@ def many(count: int, noun: str) -> str:
     return f"{count:,} {plural}"
 
 
-def zone() -> str:
-    """Return the name of the local time zone, for the heading of a column of times."""
-    return datetime.now(UTC).astimezone().tzname() or "local"
-
-
-def confirm(question: str, yes: bool) -> None:
-    """Return if the answer is yes; raises Stop when it is no, or when it is needed and there is no terminal."""
-    if yes:
+def confirm(question: str) -> None:
+    """Return if the answer is yes, or --yes is given; raises Stop when it is no, or when there is no terminal."""
+    if flags().yes:
         return
     if not sys.stdin.isatty():
         raise Stop(f"{question} Not a terminal: pass --yes.")
@@ -239,38 +206,45 @@ def _write(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _end_unread()
-
-
-def _end_unread() -> NoReturn:
-    close()
-    raise SystemExit(UNREAD) from None
+        close()
+        raise SystemExit(UNREAD) from None
 
 
 def _printable(text: str) -> str:
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
-def _out() -> Console:
+def _cell(value: object, mark: str = "") -> str:
+    if isinstance(value, int) and "#" in mark:
+        value = f"{value:,}"
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    elif isinstance(value, tuple):
+        value = ", ".join(value)
+    elif isinstance(value, datetime):
+        value = times.short(value)
+    return "" if value is None else _printable(str(value))
+
+
+def _draw(shown: Table) -> None:
     from rich.console import Console
 
-    class Out(Console):
-        """Ends with UNREAD where rich ends with 1, which of `orders explain` means "not complete"."""
-
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            _end_unread()
-
-    return Out(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    with out.capture() as drawn:
+        out.print(shown)
+    # Not by rich: it ends with 1 when the pipe is closed, which of `orders explain` means "not complete".
+    _write(drawn.get().removesuffix("\n"))
 
 
-def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Return the columns that fit side by side, or that must stay though they do not."""
+def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the columns that fit side by side on the terminal, or that must stay though they do not."""
     from rich.cells import cell_len
+    from rich.console import Console
 
+    width = Console().width
     needed = [max([len(name), *(cell_len(row[at]) for row in rows)]) for at, name in enumerate(names)]
     kept = list(range(len(names)))
     for at in reversed(kept[:]):
-        if sum(needed[one] + _GAP for one in kept) - 1 > width and marks[at] in {"?", "#"}:
+        if sum(needed[one] + _GAP for one in kept) - 1 > width and set(marks[at]) & {"?", "#"}:
             kept.remove(at)
     return kept

@@ -5,111 +5,111 @@ Also the options that several commands share, and the advice on upstream's error
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import typer
 from redis import Redis
 
 from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
-from app.cli.console import FOUND, Stop
+from app.cli.command import FOUND, Stop, flags
 from app.erasure import Erasure
-from app.errors import BrokenRecord, UpstreamError
+from app.errors import UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.redis import for_command, server_time
-from app.replay import Plans, Selector
+from app.ledger.redis import for_command
+from app.replay import Plans
 from app.settings import Company, Settings
 
 
 class Companies:
-    """The companies of the settings, by slug or GUID."""
+    """The companies of the settings, and those of --company: `chosen`, and `chosen_id`, None for all.
 
-    def __init__(self, companies: Iterable[Company]) -> None:
+    A GUID need not be in the settings: orders of a removed company can still be looked up. Raises Stop for a slug that
+    is not in the settings.
+    """
+
+    def __init__(self, companies: Sequence[Company]) -> None:
         self._slugs = {company.np_company_id: company.slug for company in companies}
-        self._ids = {slug: company_id for company_id, slug in self._slugs.items()}
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._slugs)
+        self.ids = tuple(self._slugs)
+        name, ids = flags().company, {slug: company_id for company_id, slug in self._slugs.items()}
+        self.chosen_id = ids.get(name or "") or guid(name)
+        if name is not None and self.chosen_id is None:
+            raise Stop(f"No company {name!r} in the settings. There are: {', '.join(sorted(ids))}.")
+        self.chosen = [one for one in companies if self.chosen_id in (None, one.np_company_id)]
 
     def slug(self, company_id: str) -> str:
         """Return the slug, or the GUID of a company that is not in the settings (any more)."""
         return self._slugs.get(company_id, company_id)
 
-    def id_of(self, name: str | None) -> str | None:
-        """Return the GUID for a slug or a GUID, None for None; raises Stop for a slug that is not in the settings.
-
-        A GUID need not be in the settings: orders of a removed company can still be looked up.
-        """
-        if name is None:
-            return None
-        found = self._ids.get(name) or guid(name)
-        if found is None:
-            raise Stop(f"No company {name!r} in the settings. There are: {', '.join(sorted(self._ids))}.")
-        return found
-
 
 class CommandContext:
     """The settings and stores of one command; `company_id` is that of --company, None for all."""
 
-    def __init__(self, settings: Settings, redis: Redis, company: str | None) -> None:
+    def __init__(self, settings: Settings, redis: Redis) -> None:
         self.settings = settings
         self.redis = redis
         self.companies = Companies(settings.companies)
-        self.company_id = self.companies.id_of(company)
+        self.company_id = self.companies.chosen_id
         self.orders = Archive(redis)
         self.references = References(redis)
         self.events = EventLog(redis)
         self.dead_letters = DeadLetters(redis)
         self.erasure = Erasure(redis, order_days=settings.order_days)
         self.plans = Plans(redis, event_days=settings.event_days)
-        self.selector = Selector(redis)
 
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
 
-    def now(self) -> int:
-        """Return the time of the Redis server in ms since 1970: everything in it is dated by that clock."""
-        return server_time(self.redis)
-
     def order(self, text: str) -> OrderKey:
-        """Return the order with this orderId, buyFromOrderReference or sellToOrderReference.
+        """Return the order as `find` does; raises Stop also when there is none."""
+        found = self.find(text)
+        if found is None:
+            raise self.not_found(text)
+        return found
 
-        Raises Stop when there is none, when there are several, and when `text` is blank: that is not the name of an
-        order without a reference.
+    def not_found(self, text: str) -> Stop:
+        """Return the error for an order that is not there."""
+        limit = f" (references of orders never fetched: only the newest {MOST_SEARCHED:,} are searched)"
+        return Stop(f"No order {text!r} found{'' if guid(text) else limit}.", FOUND)
+
+    def find(self, text: str) -> OrderKey | None:
+        """Return the order with this orderId, buyFromOrderReference or sellToOrderReference, None if there is none.
+
+        Raises Stop when there are several, and when `text` is blank: that is not the name of an order without a
+        reference.
         """
         if not text.strip():
             raise Stop("ORDER is empty: give an orderId or a reference.")
         found = [one for one in self._orders(text, self.company_id) if self.company_id in (None, one.company_id)]
-        if not found:
-            limit = f" (references of orders never fetched: only the newest {MOST_SEARCHED:,} are searched)"
-            raise Stop(f"No order {text!r} found{'' if guid(text) else limit}.", FOUND)
         if len(found) > 1:
             names = ", ".join(f"{self.companies.slug(one.company_id)} {one.order_id}" for one in found)
             raise Stop(f"Several orders match {text!r}: {names}. Give the orderId, and --company.")
-        return found[0]
+        return found[0] if found else None
 
     def name(self, order: OrderKey) -> str:
         """Return the words that identify this order on a command line."""
         others = [one for one in self._orders(order.order_id, None) if one != order]
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
-    def note(self, what: str, selected: str, orders: int, who: str, why: str) -> None:
+    def note(self, what: str, selected: str, orders: int) -> None:
         """Write a change to the audit before it is made, so that an interrupted one is there too."""
-        selected = selected[:LONGEST_TEXT]
-        append(self.redis, AuditEntry(what=what, who=who, why=why, selected=selected, orders=orders))
+        words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
+        append(self.redis, AuditEntry(what=what, orders=orders, **words))
+
+    def view(self, found: Any, **derived: object) -> dict[str, Any]:
+        """Return an order, an event or a difference for machines: its fields, and its company's slug."""
+        return {"company": self.companies.slug(found.company_id)} | derived | msgspec.structs.asdict(found)
 
     def warn_without_backfill(self) -> None:
         """Print a remark if no worker of these settings takes jobs of the backfill queue."""
@@ -126,38 +126,17 @@ class CommandContext:
 
 
 @contextmanager
-def open_context(company: str | None = None) -> Iterator[CommandContext]:
-    """Open settings and Redis for one command; raises SettingsError, Stop, and StoreUnavailable when Redis fails.
-
-    A BrokenRecord in the block becomes a Stop.
-    """
+def open_context() -> Iterator[CommandContext]:
+    """Open settings and Redis for a command; raises SettingsError, Stop, and StoreUnavailable when Redis fails."""
     bootstrap.configure_cli_log()
     found = settings.load()
     with for_command(found.redis_url.get_secret_value()) as redis:
-        try:
-            yield CommandContext(found, redis, company)
-        except BrokenRecord as broken:
-            raise Stop(str(broken), FOUND) from None
+        yield CommandContext(found, redis)
 
 
 def about(orders: Sequence[OrderKey]) -> str:
     """Return the orders of a command for the audit: the id of a single one, or their number."""
     return orders[0].member if len(orders) == 1 else console.many(len(orders), "order")
-
-
-def _who(given: str) -> str:
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid{os.getuid()}"
-    return _printable(given or f"{user}@{socket.gethostname()}", "--who")
-
-
-def _why(given: str) -> str:
-    return _printable(given, "--why")
-
-
-def _printable(text: str, option: str) -> str:
-    if len(text) > LONGEST_TEXT or not text.isprintable():
-        raise Stop(f"{option} must be one line of at most {LONGEST_TEXT} printable characters.")
-    return text
 
 
 def time(text: str) -> datetime:
@@ -172,10 +151,6 @@ ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would happen; change nothing.")]
-CompanyOption = Annotated[str | None, typer.Option("--company", "-c", help="Slug or GUID of the company.")]
 Status = Annotated[str | None, typer.Option("--status", help="Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="Show at most this many.")]
 Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=times.HINT)]
@@ -183,9 +158,6 @@ Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar=
 OutcomeOption = Annotated[
     Literal["queued", "coalesced", "erased"] | None, typer.Option("--outcome", help="Outcome of the event.")
 ]
-Who = Annotated[str, typer.Option("--who", callback=_who, help="Name for the audit, instead of user@host.")]
-Why = Annotated[str, typer.Option("--why", callback=_why, help="Reason for the audit; one line.")]
-"""Both are checked when they are read: one short line, else Stop."""
 
 API_PERMISSIONS: Final = "NPR API Channel Mgr"
 WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"

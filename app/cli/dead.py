@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain, islice
 from typing import Annotated, Final, Literal
 
-import msgspec
 import typer
 
 from app import times
 from app.cli import console, context
-from app.cli.console import FOUND, Stop, epilog
+from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
 from app.cli.order_view import view_of
 from app.cli.orders import CHUNK
@@ -31,51 +32,27 @@ _EVER: Final = datetime.max.replace(tzinfo=UTC)
 _LATEST_STEPS: Final = 12
 """Steps of the order's history that `show` prints: enough to see how it ended; `orders explain` prints all."""
 
-cli = console.commands(name="dead", help="Dead letters: orders and deliveries that failed for good.")
+cli = commands(name="dead", help="Dead letters: orders and deliveries that failed for good.")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The dead letters a command is about: those of `orders`, or if there are none, those that match.
+    """The dead letters that a command is about: those of `orders`, or if there are none, those that match.
 
-    They are read anew by each iteration: there may be hundreds of thousands. `skipped`: orders that were named and
-    have no dead letter.
+    They are read anew by each iteration: there may be hundreds of thousands. With `lost` also those of orders that have
+    lost their record, which can only be discarded.
     """
 
     here: CommandContext
     query: DeadQuery
     orders: tuple[OrderKey, ...]
-    skipped: int
-
-    @classmethod
-    def of(cls, here: CommandContext, named: list[str], query: DeadQuery) -> Selection:
-        """Return the selection; a named order without a dead letter is reported and stops nothing.
-
-        Raises Stop when none of the named orders has one.
-        """
-        found: list[OrderKey] = []
-        for text in named:
-            try:
-                order = here.order(text)
-            except Stop as stop:
-                if stop.code != FOUND:
-                    raise
-                console.remark(f"{text!r} has no dead letter.")
-                continue
-            if here.dead_letters.of(order):
-                found.append(order)
-            elif here.erasure.erased_among([order]):
-                console.remark(f"{text!r} was erased: it is no longer fetched.")
-            else:
-                console.remark(f"{text!r} has no dead letter.")
-        if named and not found:
-            raise Stop("No dead letter matches.", FOUND)
-        return cls(here, query, tuple(dict.fromkeys(found)), len(named) - len(found))
+    lost: bool
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        if not self.orders:
-            return self.here.dead_letters.oldest_first(self.query)
-        return filter(self.query.matches, chain.from_iterable(map(self.here.dead_letters.of, self.orders)))
+        letters = self.here.dead_letters.oldest_first(self.query)
+        if self.orders:
+            letters = filter(self.query.matches, chain.from_iterable(map(self.here.dead_letters.of, self.orders)))
+        return (letter for letter in letters if self.lost or letter.reason != RECORD_GONE)
 
     def words(self) -> str:
         """Return the selection on one line, for the audit."""
@@ -85,65 +62,39 @@ class Selection:
         named = {"company": self.query.company_id, "reason": self.query.reason, "until": until}
         return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
-    def count(self) -> tuple[int, int]:
-        """Return how many dead letters have a record, and how many have lost theirs."""
-        count = stale = 0
-        with console.progress("reading dead letters") as step:
-            for letter in self:
-                step(1)
-                if letter.reason == RECORD_GONE:
-                    stale += 1
-                else:
-                    count += 1
-        return count, stale
 
-
-@cli.command("list", epilog=epilog("ota-receiver dead list --reason order_missing"))
+@command(cli, "ota-receiver dead list --reason order_missing", options="company")
 def list_(
     reason: Reason = None,
-    company: context.CompanyOption = None,
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
-    as_json: context.Json = False,
 ) -> None:
     """List dead letters: orders first, then deliveries to sinks, oldest first. Exits 0 also if there are none."""
     now = times.now()
-
-    def row(letter: DeadLetter) -> tuple[object, ...]:
-        since = (times.age(now - letter.at), times.short(letter.at))
-        order = (here.companies.slug(letter.company_id), letter.order_id)
-        return (*since, *order, letter.sink, letter.reason, letter.http, letter.status)
-
-    with open_context(company) as here:
+    age = ("age", lambda letter: times.age(now - letter.at))
+    columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
+    with open_context() as here:
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
-        console.listing(
-            found[:limit],
-            as_json,
-            columns=("age", f"?since ({console.zone()})", "?company", "=order", "sink", "reason", "#http", "?status"),
-            row=row,
-            view=lambda letter: _view(here, letter, now),
-        )
-    if as_json:
-        return
+        console.listing(found[:limit], columns, lambda letter: _view(here, letter, now))
     if not found:
         console.say("No dead letters.")
-    elif len(found) > limit:
+    elif len(found) > limit and not flags().as_json:
         console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
-@cli.command(epilog=epilog("ota-receiver dead show CM-4711"))
-def show(order: context.Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver dead show CM-4711", options="company")
+def show(order: context.Order) -> None:
     """Show why a fetch or a delivery failed for good, what was attempted, and what to do."""
     now = times.now()
-    with open_context(company) as here:
+    with open_context() as here:
         key = here.order(order)
         letters = here.dead_letters.of(key)
         if not letters:
             raise Stop(f"{order!r} has no dead letter.", FOUND)
         view = view_of(here, key)
-        if as_json:
+        if flags().as_json:
             for letter in letters:
                 console.json_line(view.as_object() | _view(here, letter, now))
             return
@@ -156,133 +107,114 @@ def show(order: context.Order, company: context.CompanyOption = None, as_json: c
         console.say(line)
 
 
-@cli.command(epilog=epilog("ota-receiver dead requeue --reason order_missing --dry-run"))
+@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="company dry_run yes who why")
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
-    company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
     live: Annotated[bool, typer.Option("--live", help="In the live queue, not in the backfill queue.")] = False,
-    dry_run: context.DryRun = False,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
 ) -> None:
     """Requeue dead letters: an order is fetched again, a delivery goes to its sink again.
 
     Orders without a dead letter are counted in `not_dead` and stop nothing.
     """
-    with open_context(company) as here:
-        letters = _select(here, ids, reason, older_than, everything)
-        count, stale = letters.count()
-        skipped = letters.skipped + stale
-        if _confirmed(letters, count, skipped, "requeue", dry_run, yes, who, why, as_json):
-            _requeue(here, letters, count, "live" if live else "backfill", skipped, as_json)
-    if skipped:
-        raise typer.Exit(FOUND)
+    act = partial(_requeue, "live" if live else "backfill")
+    _change("requeue", act, ids or [], reason, older_than, everything)
 
 
-@cli.command(epilog=epilog("ota-receiver dead drop --older-than 30d --dry-run"))
+@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,
-    company: context.CompanyOption = None,
     older_than: OlderThan = None,
     everything: All = False,
-    dry_run: context.DryRun = False,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
 ) -> None:
     """Discard dead letters for good: they are not fetched or delivered, and expire after ORDER_DAYS.
 
     What was fetched before stays. A new event of the order, or `orders refetch`, fetches it again.
     """
-    with open_context(company) as here:
-        letters = _select(here, ids, reason, older_than, everything)
-        # A dead letter that has lost its record leaves the list only this way.
-        count = sum(letters.count())
-        if _confirmed(letters, count, letters.skipped, "discard", dry_run, yes, who, why, as_json):
-            _discard(here, letters, count, as_json)
-    if letters.skipped:
+    _change("discard", _discard, ids or [], reason, older_than, everything)
+
+
+def _change(
+    what: Literal["requeue", "discard"],
+    act: Callable[[Selection, int, int], None],
+    named: list[str],
+    reason: str | None,
+    older_than: datetime | None,
+    everything: bool,
+) -> None:
+    """Select dead letters, ask, note the action in the audit, and call `act`; a dry run prints the numbers instead.
+
+    `act` gets the dead letters, their number, and how many others are skipped: named orders without a dead letter, and
+    for requeue those that have lost their record. Raises Stop when nothing is selected, or the answer is no.
+    """
+    with open_context() as here:
+        if not (named or reason or here.company_id or older_than or everything):
+            raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
+        # Without an end, what fails again meanwhile would be selected again. Named orders are selected at any time.
+        until = older_than or (_EVER if named else times.now())
+        query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
+        found = [order for text in named if (order := _dead_order(here, text)) is not None]
+        letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)
+        kept = Counter[bool]()
+        with console.progress("reading dead letters") as step:
+            for letter in letters if found or not named else ():
+                step(1)
+                kept[what == "discard" or letter.reason != RECORD_GONE] += 1
+        count, skipped = kept[True], len(named) - len(found) + kept[False]
+        if not count:
+            raise Stop("No dead letter matches.", FOUND)
+        text = console.many(count, "dead letter")
+        if flags().dry_run:
+            view = {"letters": count, "not_dead": skipped, "dry_run": True}
+            console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
+        else:
+            console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
+            here.note("drop" if what == "discard" else what, letters.words(), count)
+            act(replace(letters, lost=what == "discard"), count, skipped)
+    if skipped:
         raise typer.Exit(FOUND)
 
 
-def _select(
-    here: CommandContext, ids: list[str] | None, reason: str | None, older_than: datetime | None, everything: bool
-) -> Selection:
-    if not (ids or reason or here.company_id or older_than or everything):
-        raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
-    # Without an end, what fails again meanwhile would be selected again. A named order is selected whatever its time.
-    until = older_than or (_EVER if ids else times.now())
-    return Selection.of(here, ids or [], DeadQuery(company_id=here.company_id, reason=reason, until=until))
+def _dead_order(here: CommandContext, text: str) -> OrderKey | None:
+    """Return the order of this name; None, and a remark, if it has no dead letter."""
+    order = here.find(text)
+    if order and here.dead_letters.of(order):
+        return order
+    erased = order and here.erasure.erased_among([order])
+    console.remark(f"{text!r} {'was erased: it is no longer fetched' if erased else 'has no dead letter'}.")
+    return None
 
 
-def _confirmed(
-    letters: Selection,
-    count: int,
-    skipped: int,
-    what: Literal["requeue", "discard"],
-    dry_run: bool,
-    yes: bool,
-    who: str,
-    why: str,
-    as_json: bool,
-) -> bool:
-    """Ask and note the action in the audit, or print what a dry run found; return whether to act.
-
-    Raises Stop when nothing is selected, or the answer is no.
-    """
-    if not count:
-        raise Stop("No dead letter matches.", FOUND)
-    selected = console.many(count, "dead letter")
-    if dry_run:
-        done = {"requeue": "requeued", "discard": "discarded"}[what]
-        found = {"letters": count, "not_dead": skipped, "dry_run": True}
-        console.result(f"{selected} would be {done}.", found, as_json)
-        return False
-    console.confirm(f"{what.title()} {selected}{' for good' if what == 'discard' else ''}?", yes)
-    letters.here.note("drop" if what == "discard" else what, letters.words(), count, who, why)
-    return True
-
-
-def _requeue(
-    here: CommandContext,
-    letters: Iterable[DeadLetter],
-    count: int,
-    queue: Literal["live", "backfill"],
-    skipped: int,
-    as_json: bool,
-) -> None:
+def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int, skipped: int) -> None:
+    ledger = letters.here.ledger
     queued = waiting = deliveries = 0
-    left = (letter for letter in letters if letter.reason != RECORD_GONE)
+    left = iter(letters)
     with console.progress("requeueing", count) as step:
         while chunk := list(islice(left, CHUNK)):
             orders = [letter.key for letter in chunk if not letter.sink]
-            new = here.ledger.request_fetch(orders, queue=queue, reason="requeue")
+            new = ledger.request_fetch(orders, queue=queue, reason="requeue")
             queued, waiting = queued + new, waiting + len(orders) - new
-            deliveries += sum(here.ledger.retry_delivery(letter.key, letter.sink) for letter in chunk if letter.sink)
+            deliveries += sum(ledger.retry_delivery(letter.key, letter.sink) for letter in chunk if letter.sink)
             step(len(chunk))
     text = f"{console.many(queued, 'order')} queued, {waiting:,} already waiting"
     due = f"{console.many(deliveries, 'delivery')} due now"
     no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
     found = {"queued": queued, "waiting": waiting, "sinks": deliveries, "not_dead": skipped}
-    console.result(f"{text}, {due}{no_letter}.", found, as_json)
+    console.result(f"{text}, {due}{no_letter}.", found)
 
 
-def _discard(here: CommandContext, letters: Selection, count: int, as_json: bool) -> None:
+def _discard(letters: Selection, count: int, skipped: int) -> None:
     discarded = 0
     with console.progress("discarding", count) as step:
         for letter in letters:
-            discarded += here.ledger.discard(letter.key, letter.sink)
+            discarded += letters.here.ledger.discard(letter.key, letter.sink)
             step(1)
-    found = {"discarded": discarded, "not_dead": letters.skipped + count - discarded}
-    console.result(f"{console.many(discarded, 'dead letter')} discarded.", found, as_json)
+    found = {"discarded": discarded, "not_dead": skipped + count - discarded}
+    console.result(f"{console.many(discarded, 'dead letter')} discarded.", found)
 
 
 def _view(here: CommandContext, letter: DeadLetter, now: datetime) -> dict[str, object]:
-    age = {"age_s": int((now - letter.at).total_seconds())}
-    return {"company": here.companies.slug(letter.company_id)} | msgspec.structs.asdict(letter) | age
+    return here.view(letter) | {"age_s": int((now - letter.at).total_seconds())}

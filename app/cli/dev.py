@@ -7,43 +7,30 @@ import secrets
 import signal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
 
-from app.cli import console, context
-from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
+from app.cli import console
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NEWER, NO_REDIS, USAGE, Stop, command, commands, epilog, flags
 from app.errors import ReceiverError
 
 if TYPE_CHECKING:  # in the image there is no such module
     from app.dev.simulator.run import Report
 
-_DEMO_CODES: Final = {
-    DONE: "every order is complete",
-    FOUND: "an order is incomplete, or it could not run",
-    USAGE: "",
-    AWAY: "",
-    NEWER: "",
-    INTERRUPTED: "",
-}
-_DEV_CODES: Final = {DONE: "stopped on request", FOUND: "it could not run", AWAY: "", NEWER: "", INTERRUPTED: ""}
+_DEMO_CODES: Final = NO_REDIS | {DONE: "every order is complete", FOUND: "an order is incomplete, or it could not run"}
+_DEV_CODES: Final = NO_REDIS | {DONE: "stopped on request", FOUND: "it could not run"}
+_CODES: Final = {DONE: "every order is right", FOUND: "some orders are wrong, or it could not run", AWAY: "", NEWER: ""}
 
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 _MOST_SHOWN: Final = 20
 _RATE: Final = 50.0
 _EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5% --burst --bad-secret 1% --batch 20"
-_CODES: Final = {
-    DONE: "every order is right",
-    FOUND: "some orders are wrong, or it could not run",
-    AWAY: "",
-    NEWER: "",
-}
 
-cli = console.commands()
+cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES))
+@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}))
 def demo() -> None:
     """Send sample orders through real processes and show what arrived. Exits 0 only if all is complete.
 
@@ -70,8 +57,7 @@ def dev(
 
     from app.dev.demo import keep_running  # here: the image has no app.dev
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    _handle_signals()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     try:
@@ -82,11 +68,15 @@ def dev(
         raise Stop(str(error), FOUND) from None
 
 
-def interrupt(*_: object) -> None:
-    """End every `with` block by KeyboardInterrupt, and ignore further signals meanwhile."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _interrupt(*_: object) -> None:
+    """End every `with` block by KeyboardInterrupt; further signals are ignored meanwhile."""
+    _handle_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _handle_signals(handler: Any = _interrupt) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _share(text: str | float) -> float:
@@ -101,6 +91,10 @@ def _share(text: str | float) -> float:
     return share
 
 
+def _share_option(default: str, text: str) -> Any:
+    return typer.Option(parser=_share, metavar="SHARE", show_default=default, help=text)
+
+
 def _per_second(text: str) -> float:
     try:
         rate = float(text.removesuffix("/s"))
@@ -111,23 +105,14 @@ def _per_second(text: str) -> float:
     return rate
 
 
-@cli.command(epilog=epilog(_EXAMPLE, codes=_CODES))
+@command(cli, _EXAMPLE, codes=_CODES)
 def simulate(
     orders: Annotated[
         int, typer.Option(min=1, max=5000, help="Orders that settle; a key has 6,000 calls in 5 min.")
     ] = 100,
-    duplicates: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", show_default="10%", help="Events sent twice.")
-    ] = 0.1,
-    late: Annotated[
-        float, typer.Option(parser=_share, metavar="SHARE", show_default="5%", help="Events that are sent last.")
-    ] = 0.05,
-    bad_secret: Annotated[
-        float,
-        typer.Option(
-            parser=_share, metavar="SHARE", show_default="1%", help="Forged events, added to the genuine ones."
-        ),
-    ] = 0.01,
+    duplicates: Annotated[float, _share_option("10%", "Events sent twice.")] = 0.1,
+    late: Annotated[float, _share_option("5%", "Events that are sent last.")] = 0.05,
+    bad_secret: Annotated[float, _share_option("1%", "Forged events, added to the genuine ones.")] = 0.01,
     batch: Annotated[int, typer.Option(min=1, max=1000, help="Most events in one POST.")] = 20,
     rate: Annotated[
         float | None, typer.Option(parser=_per_second, metavar="N/s", show_default="50/s", help="Events a second.")
@@ -145,7 +130,6 @@ def simulate(
         bool, typer.Option("--beyond-loopback", help="Allow --url on another machine; never production.")
     ] = False,
     patience: Annotated[int, typer.Option(min=1, help="Seconds without a getOrder until it stops waiting.")] = 15,
-    as_json: context.Json = False,
 ) -> None:
     """Send late, duplicate, batched and forged events, and check the outcome of every order.
 
@@ -154,12 +138,12 @@ def simulate(
     """
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
-    from app.dev.simulator.plan import Options
-    from app.dev.simulator.run import against, on_laptop, receiver_settings
+    from app.dev.simulator.run import Options, against, on_laptop
+    from app.dev.stack import receiver_settings
 
     if show_settings:
-        for name, value in receiver_settings(sandbox_port).items():
-            console.say(f"{name}='{value}'")
+        needed = receiver_settings(f"http://127.0.0.1:{sandbox_port}")
+        console.result((f"{name}='{value}'" for name, value in needed.items()), needed)
         return
     if burst and rate is not None:
         raise Stop("--burst sends all at once: leave out --rate.")
@@ -174,8 +158,7 @@ def simulate(
         rate=None if burst else rate or _RATE,
         seed=secrets.randbelow(1_000_000) if seed is None else seed,
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    _handle_signals()
     try:
         if url is None:
             report = on_laptop(options, patience, console.progress)
@@ -183,12 +166,15 @@ def simulate(
             report = against(url, sandbox_port, options, patience, console.progress)
     except (ReceiverError, TimeoutError) as error:
         raise Stop(str(error), FOUND) from None
-    if as_json:
-        console.json_line(report)
-    else:
-        _print(report)
-    if report.wrong:
-        raise typer.Exit(FOUND)
+    console.facts("", _facts(report), report)
+    if not report.wrong:
+        console.say("All orders are right.")
+        return
+    shown = [(one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]]
+    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("order", "what"), shown)
+    if len(report.wrong) > _MOST_SHOWN and not flags().as_json:
+        console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
+    raise typer.Exit(FOUND)
 
 
 def _check_address(url: str, beyond_loopback: bool) -> None:
@@ -199,46 +185,24 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
         host = None
     if not host or parts.scheme not in {"http", "https"}:
         raise Stop("--url must start with http:// or https://.")
-    if host not in _LOOPBACK and not beyond_loopback:
+    if host not in LOOPBACK and not beyond_loopback:
         raise Stop("--url is on another machine: forged events go there only with --beyond-loopback.")
 
 
-def _print(report: Report) -> None:
-    recognised = report.duplicates_recognised
-    complete = report.orders_complete
-    console.facts(
-        "",
-        [
-            ("seed", report.seed),
-            ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched")
-            if complete is None
-            else ("orders", f"{report.orders:,}, {report.orders_fetched:,} fetched, {complete:,} complete and right"),
-            ("events", f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} genuine ones acknowledged"),
-            ("answers", ", ".join(f"{result}: {count:,}" for result, count in sorted(report.answers.items()))),
-            (
-                "duplicates",
-                f"{report.duplicates_sent:,}" + ("" if recognised is None else f", {recognised:,} recognised"),
-            ),
-            ("forged", _forged(report)),
-            ("getOrders", f"{report.get_orders:,}, {report.get_orders_per_settlement:g} per settlement"),
-            ("answer time", f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms"),
-            ("took", f"{report.seconds:g} s"),
-        ],
-    )
-    if not report.wrong:
-        console.say("All orders are right.")
-        return
-    console.table(
-        f"{console.many(len(report.wrong), 'id')} wrong",
-        ("order", "what"),
-        ((one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]),
-    )
-    if len(report.wrong) > _MOST_SHOWN:
-        console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
-
-
-def _forged(report: Report) -> str:
-    if not report.forged_sent:
-        return ""
-    refused = console.many(report.forged_posts_refused, "POST")
-    return f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused} of only these answered 401"
+def _facts(report: Report) -> dict[str, object]:
+    recognised, complete = report.duplicates_recognised, report.orders_complete
+    right = "" if complete is None else f", {complete:,} complete and right"
+    refused = f"{console.many(report.forged_posts_refused, 'POST')} of only these answered 401"
+    forged = f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused}"
+    known = "" if recognised is None else f", {recognised:,} recognised"
+    return {
+        "seed": report.seed,
+        "orders": f"{report.orders:,}, {report.orders_fetched:,} fetched{right}",
+        "events": f"{report.sent:,} in {report.posts:,} POSTs, {report.acknowledged:,} genuine ones acknowledged",
+        "answers": tuple(f"{result}: {count:,}" for result, count in sorted(report.answers.items())),
+        "duplicates": f"{report.duplicates_sent:,}{known}",
+        "forged": forged if report.forged_sent else "",
+        "getOrders": f"{report.get_orders:,}, {report.get_orders_per_settlement:g} per settlement",
+        "answer time": f"p50 {report.p50_ms:g} ms, p99 {report.p99_ms:g} ms",
+        "took": f"{report.seconds:g} s",
+    }

@@ -6,18 +6,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, Final
 
-import msgspec
 import typer
 
 from app import times
 from app.cli import console, context, replay
-from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
+from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands
 from app.cli.context import CommandContext, open_context
+from app.cli.order_view import assets
 from app.errors import StoreUnavailable
 from app.ids import OrderKey, guid
 from app.ledger.events import EventQuery, StoredEvent
@@ -38,92 +38,47 @@ _TAIL_CODES: Final = {
     AWAY: "Redis unavailable at the start; later outages are waited out",
 }
 
-cli = console.commands(name="events", help="Events received from the Channel Manager.")
-cli.command(epilog=replay.EPILOG)(replay.replay)
+cli = commands(name="events", help="Events received from the Channel Manager.")
+command(cli, *replay.EXAMPLES, options="company why who dry_run yes")(replay.replay)
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="what", tag="outcome"):
-    """The state that an order reached: `took_ms` since the earliest event that was waiting for it."""
-
-    company: str
-    company_id: str
-    order_id: str
-    state: State
-    status: str
-    reason: str
-    took_ms: int
-    revision: int
-    wallets: int
-    tickets: int
-    coupons: int
-
-
-@cli.command("list", epilog=epilog("ota-receiver events list --since 1h --status Issued"))
+@command(cli, "ota-receiver events list --since 1h --status Issued", options="company")
 def list_(
-    company: context.CompanyOption = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
-    as_json: context.Json = False,
 ) -> None:
     """List the latest events, newest last. Duplicates are not stored as events: `orders explain` shows them."""
-
-    def row(event: StoredEvent) -> tuple[str, ...]:
-        order = (here.companies.slug(event.company_id), event.order_id)
-        return (event.id, times.short(event.at), *order, event.status, event.outcome, event.reference)
-
-    with open_context(company) as here:
+    columns = ("=id", ("@received", "at"), "?company", ("=order", "order_id"), "status", "?outcome", "?reference")
+    with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
-        console.listing(
-            list(islice(here.events.newest_first(query), limit))[::-1],
-            as_json,
-            columns=("=id", f"received ({console.zone()})", "?company", "=order", "status", "?outcome", "?reference"),
-            row=row,
-            view=lambda event: _view(here, event),
-            nothing="No event matches.",
-        )
+        found = list(islice(here.events.newest_first(query), limit))[::-1]
+        console.listing(found, columns, here.view, nothing="No event matches.")
 
 
-@cli.command(epilog=epilog("ota-receiver events show 1763803942123-0"))
-def show(
-    event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")],
-    as_json: context.Json = False,
-) -> None:
+@command(cli, "ota-receiver events show 1763803942123-0")
+def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")]) -> None:
     """Show one event, and the state of its order."""
     with open_context() as here:
         event = next(iter(here.events.of_ids([event_id])), None)
         if event is None:
             raise Stop(f"No event {event_id!r} found; it may be older than EVENT_DAYS.", FOUND)
         record = here.orders.record(event.key)
-    state = record.state(times.now()) if record is not None else "unknown"
-    if as_json:
-        console.json_line(_view(here, event) | {"order_state": state})
-        return
-    facts = (
-        ("company", here.companies.slug(event.company_id)),
-        ("order", event.order_id),
-        ("reference", event.reference),
-        ("status", event.status),
-        ("received", times.short(event.at)),
-        ("sent", event.sent),
-        ("outcome", event.outcome),
-        ("secret", event.secret),
-        ("request", event.request_id),
-        ("order is", state),
-    )
-    console.facts(f"event {event.id}", facts)
+    view = here.view(event) | {"order_state": record.state(times.now()) if record is not None else "unknown"}
+    fields = {"company": "company", "order": "order_id", "reference": "reference", "status": "status"}
+    fields |= {"received": "at", "sent": "sent", "outcome": "outcome", "secret": "secret", "request": "request_id"}
+    fields |= {"order is": "order_state"}
+    console.facts(f"event {event.id}", {name: view[field] for name, field in fields.items()}, view)
 
 
-@cli.command(epilog=epilog("ota-receiver events tail --order CM-4711", codes=_TAIL_CODES))
+@command(cli, "ota-receiver events tail --order CM-4711", options="company", codes=_TAIL_CODES)
 def tail(
     order: Annotated[str | None, typer.Option("--order", help="One order, by orderId or reference.")] = None,
-    company: context.CompanyOption = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
-    as_json: context.Json = False,
 ) -> None:
     """Follow new events and what happens to their orders: fetched, deferred, dead, ..., and when.
 
@@ -132,11 +87,11 @@ def tail(
     """
     # Without a handler the first process of a container ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    with open_context(company) as here:
+    with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome)
         # The last id that there can be before this time: what follows it is shown.
         start = here.events.last_id() if since is None else f"{max(1, to_ms(since)) - 1}-{2**64 - 1}"
-        Tail(here, query, _matcher(here, order), start, as_json).run()
+        Tail(here, query, _matcher(here, order), start).run()
 
 
 @dataclass
@@ -145,24 +100,16 @@ class _Waiting:
     deferred: bool = False
 
 
+@dataclass
 class Tail:
-    """Follows the stream; `matches` says whether an event is about the order that was asked for."""
+    """Follows the stream after the event `last_id`; `matches` tells whether an event is about the chosen order."""
 
-    def __init__(
-        self,
-        here: CommandContext,
-        query: EventQuery,
-        matches: Callable[[StoredEvent], bool],
-        start: str,
-        as_json: bool,
-    ) -> None:
-        self._here = here
-        self._query = query
-        self._matches = matches
-        self._last_id = start
-        self._as_json = as_json
-        self._waiting: dict[OrderKey, _Waiting] = {}
-        self._next_look = 0.0
+    here: CommandContext
+    query: EventQuery
+    matches: Callable[[StoredEvent], bool]
+    last_id: str
+    waiting: dict[OrderKey, _Waiting] = field(default_factory=dict)
+    next_look: float = 0.0
 
     def run(self) -> None:
         """Follow until interrupted, also over outages of Redis."""
@@ -181,66 +128,57 @@ class Tail:
             available = True
             self._print_outcomes(records)
             for event in found:
-                self._last_id = event.id
-                if self._query.matches(event) and self._matches(event):
+                self.last_id = event.id
+                if self.query.matches(event) and self.matches(event):
                     self._print_event(event)
 
     def _read(self) -> tuple[list[StoredEvent], dict[OrderKey, OrderRecord | None]]:
         """Return new events, and at most each POLL_S the records of the orders that are waited for."""
-        with translated_errors(self._here.settings.redis_url.get_secret_value()):
-            found = self._here.events.behind(self._last_id, round(POLL_S * 1000))
-            if not self._waiting or time.monotonic() < self._next_look:
+        with translated_errors(self.here.settings.redis_url.get_secret_value()):
+            found = self.here.events.behind(self.last_id, round(POLL_S * 1000))
+            if not self.waiting or time.monotonic() < self.next_look:
                 return found, {}
-            self._next_look = time.monotonic() + POLL_S
-            orders = list(self._waiting)
-            return found, dict(zip(orders, self._here.orders.records(orders), strict=True))
+            self.next_look = time.monotonic() + POLL_S
+            orders = list(self.waiting)
+            return found, dict(zip(orders, self.here.orders.records(orders), strict=True))
 
     def _print_event(self, event: StoredEvent) -> None:
-        slug = self._here.companies.slug(event.company_id)
+        slug = self.here.companies.slug(event.company_id)
         text = f"{event.order_id} {slug}: {event.status}, {event.outcome} {event.reference}"
-        self._print(event.at, text, {"what": "event"} | _view(self._here, event))
-        self._waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
-        while len(self._waiting) > MOST:
-            del self._waiting[next(iter(self._waiting))]
+        self._print(event.at, text, {"what": "event"} | self.here.view(event))
+        self.waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
+        while len(self.waiting) > MOST:
+            del self.waiting[next(iter(self.waiting))]
 
     def _print_outcomes(self, records: dict[OrderKey, OrderRecord | None]) -> None:
         now = times.now()
         for order, record in records.items():
-            waiting = self._waiting[order]
+            waiting = self.waiting[order]
             state = None if record is None else record.state(now)
             if state is None or state in _ENDS:
-                del self._waiting[order]
-            if record is None or state is None:
+                del self.waiting[order]
+            elif state != "deferred" or waiting.deferred:
                 continue
-            if state in _ENDS or (state == "deferred" and not waiting.deferred):
-                self._print_outcome(record, state, waiting.since, now)
+            if record is not None and state is not None:
                 waiting.deferred = True
+                self._print_outcome(record, state, waiting.since, now)
 
     def _print_outcome(self, record: OrderRecord, state: State, since: datetime, now: datetime) -> None:
+        """Print the state that an order reached; `took_ms` since the earliest event that was waiting for it."""
         reached = {"fetched": record.fetched_at, "dead": record.dead_at, "discarded": record.discarded_at}.get(state)
         at = max(since, reached or now)
-        outcome = Outcome(
-            company=self._here.companies.slug(record.company_id),
-            company_id=record.company_id,
-            order_id=record.order_id,
-            state=state,
-            status=record.known_status,
-            reason=record.dead or (record.error if state != "fetched" else ""),
-            took_ms=to_ms(at) - to_ms(since),
-            revision=record.revision,
-            wallets=record.wallets,
-            tickets=record.tickets,
-            coupons=record.coupons,
-        )
-        detail = outcome.reason
-        if state == "fetched":
-            counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
-            detail = ", ".join([outcome.status, *(console.many(count, noun) for count, noun in counts)])
-        text = f"{outcome.order_id} {outcome.company}: {state} after {times.span(outcome.took_ms)}"
+        took = to_ms(at) - to_ms(since)
+        slug, status = self.here.companies.slug(record.company_id), record.known_status
+        reason = record.dead or (record.error if state != "fetched" else "")
+        outcome = {"what": "outcome", "company": slug, **record.key._asdict(), "state": state, "status": status}
+        outcome |= {"reason": reason, "took_ms": took}
+        outcome |= {name: getattr(record, name) for name in ("revision", "wallets", "tickets", "coupons")}
+        detail = f"{status}, {assets(record)}" if state == "fetched" else reason
+        text = f"{record.order_id} {slug}: {state} after {times.span(took)}"
         self._print(at, f"{text}: {detail}" if detail else text, outcome)
 
     def _print(self, at: datetime, text: str, value: Any) -> None:
-        console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value, self._as_json)
+        console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value)
 
 
 def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], bool]:
@@ -253,7 +191,3 @@ def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], 
     known = set(here.references.orders(text, here.company_id))
     reference = text.strip().casefold()
     return lambda event: event.key in known or event.reference.casefold() == reference
-
-
-def _view(here: CommandContext, event: StoredEvent) -> dict[str, object]:
-    return {"company": here.companies.slug(event.company_id)} | msgspec.structs.asdict(event)

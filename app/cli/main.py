@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli import console
-from app.cli.console import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, epilog
-from app.errors import OtherSchema, ReceiverError, SettingsError, StoreUnavailable
+from app.cli.command import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, commands, epilog
+from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
     "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "orders": ("orders", "Orders: fetched, pending and failed."),
     "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
     "replays": ("replay", "Plans made by `events replay`."),
-    "audit": ("audit", "Show who changed something by hand, when, what and why."),
+    "audit": ("status", "Show who changed something by hand, when, what and why."),
     "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
     "reconcile": ("reconcile", "Compare the Channel Manager's list of orders with ours, and show the differences."),
 }
@@ -41,26 +41,21 @@ _FROM_SOURCE: Final = frozenset({"demo", "dev"})
 """Commands of an installation with app.dev; the image has none."""
 
 
-def _names() -> list[str]:
-    """Return the commands that are installed."""
-    has_dev = find_spec("app.dev") is not None
-    return [name for name in COMMANDS if has_dev or name not in _FROM_SOURCE]
-
-
 class _Loaded(Mapping[str, Any]):
-    """The commands by name; each is loaded when it is read."""
+    """The commands that are installed, by name; each is loaded when it is read."""
 
     def __getitem__(self, name: str) -> Any:
-        if name not in _names():
+        if name not in list(self):
             raise KeyError(name)
         group: Any = typer.main.get_group(import_module(f"app.cli.{COMMANDS[name][0]}").cli)
         return group.commands.get(name, group)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_names())
+        has_dev = find_spec("app.dev") is not None
+        return (name for name in COMMANDS if has_dev or name not in _FROM_SOURCE)
 
     def __len__(self) -> int:
-        return len(_names())
+        return sum(1 for _ in self)
 
 
 class _Program(TyperGroup):
@@ -71,14 +66,14 @@ class _Program(TyperGroup):
         self.commands = _Loaded()  # type: ignore[assignment]  # nothing adds commands
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return _names()
+        return list(self.commands)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in _names()])
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.commands])
 
 
-cli = console.commands(
+cli = commands(
     cls=_Program,
     name="ota-receiver",
     invoke_without_command=True,
@@ -100,37 +95,24 @@ def main() -> None:
     """Run `ota-receiver`; an error that a person can cause ends in one sentence and an exit code."""
     try:
         cli()
-    except ReceiverError as error:
-        _end(*_sentence(error))
+    except Stop as stop:
+        _end(str(stop), stop.code)
+    except SettingsError as error:
+        lines = [f"  {line}" for line in str(error).splitlines()]
+        _end("\n".join(["The settings are incomplete or wrong:", *lines]), USAGE)
+    except BrokenRecord as error:
+        _end(str(error), FOUND)
+    except StoreUnavailable as error:
+        _end(str(error), NEWER if isinstance(error, OtherSchema) else AWAY)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
-        if not _stdout_fails():
-            raise
-        _end(f"Cannot write the output: {error.strerror}.", FOUND)
-
-
-def _sentence(error: ReceiverError) -> tuple[str, int]:
-    """Return the text for the person and the exit code; raises an error that is not expected here."""
-    if isinstance(error, Stop):
-        return str(error), error.code
-    if isinstance(error, SettingsError):
-        lines = [f"  {line}" for line in str(error).splitlines()]
-        return "\n".join(["The settings are incomplete or wrong:", *lines]), USAGE
-
-    if isinstance(error, StoreUnavailable):
-        return str(error), NEWER if isinstance(error, OtherSchema) else AWAY
-    raise error
-
-
-def _stdout_fails() -> bool:
-    """Return whether stdout still cannot be written; then its buffer is thrown away."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        console.close()
-        return True
-    return False
+        try:
+            sys.stdout.flush()
+        except OSError:
+            console.close()
+            _end(f"Cannot write the output: {error.strerror}.", FOUND)
+        raise
 
 
 def _end(text: str, code: int) -> None:

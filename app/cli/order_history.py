@@ -5,29 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
 from app import times
 from app.cli import console
-from app.ledger.history import (
-    DeadLettered,
-    DeliveryEnded,
-    DeliveryRetried,
-    Discarded,
-    DuplicateReceived,
-    Entry,
-    Erased,
-    EventReceived,
-    FetchFailed,
-    FetchRefused,
-    FetchRequested,
-    FetchStarted,
-    FetchStored,
-    Redelivered,
-    Unread,
-)
+from app.ledger import history as kinds
 from app.upstream.models import UNSETTLED
 
 _STEP_INDENT: Final = 24
@@ -67,7 +51,25 @@ class Durations(msgspec.Struct, frozen=True):
     requested: Requested | None = None
 
 
-_FAILED = {
+_TEXTS: Final[dict[type[kinds.Entry], str]] = {
+    kinds.EventReceived: "event {0.event_id}: {0.status}, {0.outcome} (secret {0.secret})",
+    kinds.DuplicateReceived: "duplicate event: {0.status}, ignored (secret {0.secret})",
+    kinds.FetchRequested: "fetch requested by {0.reason} ({0.queue} queue)",
+    kinds.FetchStarted: "fetch {0.token} started by {0.worker}",
+    kinds.FetchStored: "fetch {0.token} stored: {0.status}, revision {0.revision}{call}",
+    kinds.FetchRefused: "fetch {0.token} came too late: a later fetch replaced it",
+    kinds.FetchFailed: "fetch {0.token} failed: {0.reason}{call}, {outcome}",
+    kinds.DeadLettered: "now a dead letter: {0.reason}",
+    kinds.DeliveryEnded: (
+        "delivery of revision {0.revision} to {0.sink} failed: {0.reason} after {0.duration_ms} ms, {outcome}"
+    ),
+    kinds.DeliveryRetried: "delivery to {0.sink} requeued",
+    kinds.Redelivered: "another delivery to {0.sink} requested by replay {0.plan}",
+    kinds.Discarded: "the delivery to {0.sink} was discarded by hand ({0.reason})",
+    kinds.Erased: "erased, with everything known about the order until then",
+    kinds.Unread: "{0.text}",
+}
+_OUTCOMES: Final = {
     "retry": "will retry",
     "client_error": "will retry",
     "deferred": "deferred, does not count as an attempt",
@@ -75,48 +77,24 @@ _FAILED = {
     "dead": "now a dead letter",
     "deleted_upstream": "deleted upstream",
 }
-_DELIVERED = {"retry": "will retry", "dead": "now a dead letter"}
 
 
-def describe(entry: Entry) -> str:
+def describe(entry: kinds.Entry) -> str:
     """Return a history entry in words."""
+    text, call, outcome = _TEXTS[type(entry)], "", ""
     match entry:
-        case EventReceived():
-            return f"event {entry.event_id}: {entry.status}, {entry.outcome} (secret {entry.secret})"
-        case DuplicateReceived():
-            return f"duplicate event: {entry.status}, ignored (secret {entry.secret})"
-        case FetchRequested():
-            return f"fetch requested by {entry.reason} ({entry.queue} queue)"
-        case FetchStarted():
-            return f"fetch {entry.token} started by {entry.worker}"
-        case FetchStored():
-            answer = f"{entry.status}, revision {entry.revision}"
-            return f"fetch {entry.token} stored: {answer}{_call(entry.http, entry.duration_ms)}"
-        case FetchRefused():
-            return f"fetch {entry.token} came too late: a later fetch replaced it"
-        case FetchFailed():
-            outcome = _FAILED.get(entry.outcome, entry.outcome)
-            return f"fetch {entry.token} failed: {entry.reason}{_call(entry.http, entry.duration_ms)}, {outcome}"
-        case DeadLettered():
-            return f"now a dead letter: {entry.reason}"
-        case DeliveryEnded(outcome="succeeded"):
-            return f"revision {entry.revision} delivered to {entry.sink} in {entry.duration_ms} ms"
-        case DeliveryEnded():
-            failed = f"delivery of revision {entry.revision} to {entry.sink} failed: {entry.reason}"
-            return f"{failed} after {entry.duration_ms} ms, {_DELIVERED.get(entry.outcome, entry.outcome)}"
-        case DeliveryRetried():
-            return f"delivery to {entry.sink} requeued"
-        case Redelivered():
-            return f"another delivery to {entry.sink} requested by replay {entry.plan}"
-        case Discarded():
-            what = f"the delivery to {entry.sink}" if entry.sink else "the fetch"
-            return f"{what} was discarded by hand ({entry.reason})"
-        case Erased():
-            return "erased, with everything known about the order until then"
-        case Unread():
-            return entry.text
-        case _:
-            assert_never(entry)
+        case kinds.FetchStored():
+            call = _call(entry.http, entry.duration_ms)
+        case kinds.FetchFailed():
+            call = _call(entry.http, entry.duration_ms)
+            outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
+        case kinds.DeliveryEnded(outcome="succeeded"):
+            text = "revision {0.revision} delivered to {0.sink} in {0.duration_ms} ms"
+        case kinds.DeliveryEnded():
+            outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
+        case kinds.Discarded(sink=""):
+            text = "the fetch was discarded by hand ({0.reason})"
+    return text.format(entry, call=call, outcome=outcome)
 
 
 def _call(http: int, duration_ms: int) -> str:
@@ -126,11 +104,11 @@ def _call(http: int, duration_ms: int) -> str:
     return f" (no answer in {duration_ms} ms)" if duration_ms else ""
 
 
-def steps(history: Sequence[Entry]) -> tuple[Step, ...]:
+def steps(history: Sequence[kinds.Entry]) -> tuple[Step, ...]:
     """Return the history as steps: equal neighbours are one step."""
     # The start of a fetch that failed adds nothing to its end.
-    failed = {entry.token for entry in history if isinstance(entry, FetchFailed | FetchRefused)}
-    shown = [entry for entry in history if not (isinstance(entry, FetchStarted) and entry.token in failed)]
+    failed = {entry.token for entry in history if isinstance(entry, kinds.FetchFailed | kinds.FetchRefused)}
+    shown = [entry for entry in history if not (isinstance(entry, kinds.FetchStarted) and entry.token in failed)]
     found: list[Step] = []
     before: datetime | None = None
     for _, group in groupby(enumerate(shown), key=_likeness):
@@ -143,18 +121,18 @@ def steps(history: Sequence[Entry]) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def _likeness(numbered: tuple[int, Entry]) -> tuple[object, ...]:
+def _likeness(numbered: tuple[int, kinds.Entry]) -> tuple[object, ...]:
     """Return what neighbours must share to be one step; the entry's number if it never shares a step."""
     number, entry = numbered
     match entry:
-        case DuplicateReceived():
-            return (DuplicateReceived, entry.status, entry.secret)
-        case EventReceived(outcome="coalesced"):
-            return (EventReceived, entry.status, entry.secret)
-        case FetchFailed(outcome="deferred" | "not_found"):
-            return (FetchFailed, entry.reason, entry.http)
-        case DeliveryEnded(outcome="retry"):
-            return (DeliveryEnded, entry.sink, entry.revision, entry.reason)
+        case kinds.DuplicateReceived():
+            return (kinds.DuplicateReceived, entry.status, entry.secret)
+        case kinds.EventReceived(outcome="coalesced"):
+            return (kinds.EventReceived, entry.status, entry.secret)
+        case kinds.FetchFailed(outcome="deferred" | "not_found"):
+            return (kinds.FetchFailed, entry.reason, entry.http)
+        case kinds.DeliveryEnded(outcome="retry"):
+            return (kinds.DeliveryEnded, entry.sink, entry.revision, entry.reason)
     return (number,)
 
 
@@ -178,74 +156,50 @@ def _until(step: Step) -> str:
     return f"{local:%H:%M:%S}" if same_day else f"{local:%m-%d %H:%M:%S}"
 
 
-def durations(history: Sequence[Entry]) -> Durations:
+def durations(history: Sequence[kinds.Entry]) -> Durations:
     """Return how long fetch and delivery took, as far as the history reaches.
 
     A fetch covers the events and requests before its start: an event that arrives while it runs belongs to the next.
     """
-    reading = _Reading()
+    causes: list[kinds.EventReceived | kinds.FetchRequested] = []
+    settled = 0
+    # Fencing token -> number of causes when that fetch started. A fetch whose start is no longer kept covers none.
+    started: dict[int, int] = {}
+    event, event_at, revision = Requested("event"), datetime.max, 0
+    requested, requested_at = Requested(""), datetime.max
+    redelivered: set[str] = set()
     for entry in history:
-        reading.read(entry)
-    event = reading.event
-    return Durations(event.fetched_ms, event.delivered_ms, reading.requested)
-
-
-class _Reading:
-    """The history read so far."""
-
-    def __init__(self) -> None:
-        self.event = Requested("event")
-        self.requested: Requested | None = None
-        self._causes: list[EventReceived | FetchRequested] = []
-        self._settled = 0
-        # Fencing token -> number of causes when that fetch started. A fetch whose start is no longer kept covers none.
-        self._started: dict[int, int] = {}
-        self._event_at = self._request_at = datetime.max
-        self._revision = 0
-        self._redelivered: set[str] = set()
-
-    def read(self, entry: Entry) -> None:
         match entry:
-            case EventReceived() | FetchRequested():
-                self._causes.append(entry)
-            case FetchStarted():
-                self._started[entry.token] = len(self._causes)
-            case FetchStored():
-                self._stored(entry)
-            case FetchFailed(outcome="deleted_upstream"):
-                self._settled = max(self._settled, self._started.get(entry.token, 0))
-            case Discarded(sink=""):
-                self._settled = len(self._causes)
-            case Redelivered():
-                if not self._redelivered:
-                    self._request_at, self.requested = entry.at, Requested(f"replay:{entry.plan}")
-                self._redelivered.add(entry.sink)
-            case DeliveryEnded(outcome="succeeded"):
-                self._delivered(entry)
-
-    def _stored(self, entry: FetchStored) -> None:
-        end = self._started.get(entry.token, 0)
-        covered = self._causes[self._settled : end]
-        event = next((one for one in covered if isinstance(one, EventReceived)), None)
-        request = next((one for one in covered if isinstance(one, FetchRequested)), None)
-        if event is not None:
-            self._event_at, self._revision = event.at, entry.revision
-            self.event, self.requested = Requested("event", _between(event.at, entry.at)), None
-        if request is not None:
-            self._request_at = request.at
-            self.requested = Requested(request.reason, _between(request.at, entry.at))
-        self._redelivered.clear()
-        # An unsettled order is still pending: its next fetch counts from the same event.
-        if entry.status not in UNSETTLED:
-            self._settled = max(self._settled, end)
-
-    def _delivered(self, entry: DeliveryEnded) -> None:
-        requested = self.requested
-        if entry.sink in self._redelivered or (requested is not None and entry.revision > self._revision):
-            took = _between(self._request_at, entry.at)
-            self.requested = requested and msgspec.structs.replace(requested, delivered_ms=took)
-        elif self.event.fetched_ms is not None and entry.revision == self._revision:
-            self.event = msgspec.structs.replace(self.event, delivered_ms=_between(self._event_at, entry.at))
+            case kinds.EventReceived() | kinds.FetchRequested():
+                causes.append(entry)
+            case kinds.FetchStarted():
+                started[entry.token] = len(causes)
+            case kinds.FetchFailed(outcome="deleted_upstream"):
+                settled = max(settled, started.get(entry.token, 0))
+            case kinds.Discarded(sink=""):
+                settled = len(causes)
+            case kinds.FetchStored():
+                end = started.get(entry.token, 0)
+                covered = causes[settled:end]
+                if first := next((one for one in covered if isinstance(one, kinds.EventReceived)), None):
+                    event, event_at = Requested("event", _between(first.at, entry.at)), first.at
+                    revision, requested = entry.revision, Requested("")
+                if request := next((one for one in covered if isinstance(one, kinds.FetchRequested)), None):
+                    requested, requested_at = Requested(request.reason, _between(request.at, entry.at)), request.at
+                redelivered.clear()
+                # An unsettled order is still pending: its next fetch counts from the same event.
+                if entry.status not in UNSETTLED:
+                    settled = max(settled, end)
+            case kinds.Redelivered():
+                if not redelivered:
+                    requested, requested_at = Requested(f"replay:{entry.plan}"), entry.at
+                redelivered.add(entry.sink)
+            case kinds.DeliveryEnded(outcome="succeeded"):
+                if entry.sink in redelivered or (requested.by and entry.revision > revision):
+                    requested = msgspec.structs.replace(requested, delivered_ms=_between(requested_at, entry.at))
+                elif event.fetched_ms is not None and entry.revision == revision:
+                    event = msgspec.structs.replace(event, delivered_ms=_between(event_at, entry.at))
+    return Durations(event.fetched_ms, event.delivered_ms, requested if requested.by else None)
 
 
 def _between(start: datetime, end: datetime) -> int:

@@ -7,38 +7,29 @@ killed between the two loses nothing: it may be repeated, and reconcile finds th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Annotated, Final, Literal
 
-import msgspec
 import typer
 
 from app import bootstrap, times
 from app.cli import console, context, erase
-from app.cli.console import AWAY, DONE, FOUND, Stop, epilog
+from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
-from app.errors import (
-    ConnectionFault,
-    OrderNotFound,
-    RequestRejected,
-    StoreUnavailable,
-    Throttled,
-    UpstreamError,
-)
+from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
 from app.ids import OrderKey
 from app.ledger.history import as_object
 from app.ledger.orders import OrderQuery
-from app.ledger.record import OrderRecord, State
+from app.ledger.record import State
 from app.ledger.redis import translated_errors
-from app.settings import Company
 from app.upstream.client import ChannelManager, Fetched
 
 CHUNK: Final = 200
 """Orders in one call of request_fetch.lua: between two calls Redis serves others."""
 
+_CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
 _LONGEST_REFERENCE: Final = 50
 _CHANGE_CODES: Final = {
     DONE: "done, and its fetch is queued",
@@ -60,35 +51,18 @@ _NOT_FOUND: Final = (
     "References of orders never fetched are searched among the newest orders only: give the orderId.",
 )
 
-cli = console.commands(name="orders", help="Orders: fetched, pending and failed.")
-cli.command(epilog=epilog("ota-receiver orders erase --email - < address.txt", codes=erase.CODES))(erase.erase)
-
-
-class FetchRequests(msgspec.Struct, frozen=True):
-    """Fetches of `orders` were requested: how many have a new job, had one already, or were erased and have none."""
-
-    orders: int
-    queued: int
-    waiting: int
-    erased: int
-
-    def sentence(self) -> str:
-        erased = f", {self.erased:,} erased and no longer fetched" if self.erased else ""
-        orders = console.many(self.orders, "order")
-        return f"{orders}: {self.queued:,} queued, {self.waiting:,} already waiting{erased}."
+cli = commands(name="orders", help="Orders: fetched, pending and failed.")
+command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES)(erase.erase)
 
 
 def request_fetches(
-    here: CommandContext,
-    orders: Sequence[OrderKey],
-    *,
-    queue: Literal["live", "backfill"],
-    what: str,
-    who: str,
-    why: str,
-) -> FetchRequests:
-    """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued."""
-    here.note(what, context.about(orders), len(orders), who, why)
+    here: CommandContext, orders: Sequence[OrderKey], queue: Literal["live", "backfill"], what: str
+) -> tuple[str, dict[str, int]]:
+    """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued.
+
+    Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
+    """
+    here.note(what, context.about(orders), len(orders))
     if queue == "backfill":
         here.warn_without_backfill()
     erased = here.erasure.erased_among(orders)
@@ -98,129 +72,89 @@ def request_fetches(
         while chunk := list(islice(left, CHUNK)):
             queued += here.ledger.request_fetch(chunk, queue=queue, reason=what)
             step(len(chunk))
-    return FetchRequests(len(orders), queued, count - queued, len(erased))
+    found = {"orders": len(orders), "queued": queued, "waiting": count - queued, "erased": len(erased)}
+    not_fetched = f", {len(erased):,} erased and no longer fetched" if erased else ""
+    counts = f"{queued:,} queued, {count - queued:,} already waiting{not_fetched}"
+    return f"{console.many(len(orders), 'order')}: {counts}.", found
 
 
-@cli.command("list", epilog=epilog("ota-receiver orders list --state deferred --since 6h"))
+@command(cli, "ota-receiver orders list --state deferred --since 6h", options="company")
 def list_(
     state: Annotated[State | None, typer.Option(help="State of the order.")] = None,
     dead: Annotated[bool, typer.Option("--dead", help="The same as --state dead.")] = False,
     status: context.Status = None,
-    company: context.CompanyOption = None,
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
-    as_json: context.Json = False,
 ) -> None:
     """List orders, the latest change first; --since and --until are about the latest change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
     now = times.now()
-
-    def view(record: OrderRecord) -> dict[str, object]:
-        slug = here.companies.slug(record.company_id)
-        return {"company": slug, "state": record.state(now)} | msgspec.structs.asdict(record)
-
-    def row(record: OrderRecord) -> tuple[object, ...]:
-        return (
-            times.short(record.changed),
-            here.companies.slug(record.company_id),
-            record.order_id,
-            record.state(now),
-            record.known_status,
-            record.wallets,
-            record.tickets,
-            record.coupons,
-            record.reference,
-            record.dead or record.error or ", ".join(sink.dead for sink in record.dead_sinks),
-        )
-
-    with open_context(company) as here:
+    columns = (
+        ("@changed", lambda record: record.changed),
+        "?company",
+        ("=order", "order_id"),
+        "state",
+        ("status", lambda record: record.known_status),
+        "#wallets",
+        "#tickets",
+        "#coupons",
+        "?reference",
+        ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
+    )
+    with open_context() as here:
         state = "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
         found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
         console.listing(
             list(islice(found, limit)),
-            as_json,
-            columns=(
-                *(f"changed ({console.zone()})", "?company", "=order", "state", "status"),
-                *("#wallets", "#tickets", "#coupons", "?reference", "error"),
-            ),
-            row=row,
-            view=view,
+            columns,
+            lambda record: here.view(record, state=record.state(now)),
             nothing="No order matches.",
         )
 
 
-@cli.command(epilog=epilog("ota-receiver orders show CM-4711 --reveal"))
+@command(cli, "ota-receiver orders show CM-4711 --reveal", options="company")
 def show(
     order: context.Order,
-    company: context.CompanyOption = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
-    as_json: context.Json = False,
 ) -> None:
     """Show one order: its state, what to do next, its history, and its wallets with tickets and coupons."""
-    with open_context(company) as here:
+    with open_context() as here:
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
-    console.result(view.lines(), whole, as_json)
-    if as_json or view.order is None:
-        return
-    if view.order.manifest_url:
+    console.result(view.lines(), whole)
+    if view.order is not None and view.order.manifest_url:
         console.say(f"manifest  {view.order.manifest_url}")
-    if view.order.wallets:
+    if view.order is not None and view.order.wallets:
         headings = ("line", "visit", "wallet", "guest", "asset", "number", "item", "description")
         console.table("", headings, asset_rows(view.order.items))
 
 
-@cli.command(epilog=epilog("ota-receiver orders explain CM-4711", codes=_EXPLAIN_CODES))
-def explain(order: context.Order, company: context.CompanyOption = None, as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver orders explain CM-4711", options="company", codes=_EXPLAIN_CODES)
+def explain(order: context.Order) -> None:
     """Explain where an order is: its history, what is pending, the next attempt, what to do."""
-    with open_context(company) as here:
-        try:
-            view = view_of(here, here.order(order))
-        except Stop as stop:
-            if stop.code != FOUND:
-                raise
-            _print_not_found(order, as_json)
-            raise typer.Exit(FOUND) from None
-    console.result(view.lines(), view.as_object(), as_json)
+    with open_context() as here:
+        key = here.find(order)
+        if key is None:
+            sentences = [line.format(text=order) for line in _NOT_FOUND]
+            if flags().as_json:
+                console.json_line({"order": order, "state": "unknown", "complete": False, "next": " ".join(sentences)})
+                raise typer.Exit(FOUND)
+            raise Stop("\n".join(line for sentence in sentences for line in console.wrapped(sentence)), FOUND)
+        view = view_of(here, key)
+    console.result(view.lines(), view.as_object())
     if not view.complete:
         raise typer.Exit(FOUND)
 
 
-@cli.command(epilog=epilog("ota-receiver orders refetch CM-4711 CM-4712"))
-def refetch(
-    named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)],
-    company: context.CompanyOption = None,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
-) -> None:
+@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
+def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
     """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
-    with open_context(company) as here:
+    with open_context() as here:
         orders = list(dict.fromkeys(here.order(text) for text in named))
-        requests = request_fetches(here, orders, queue="live", what="refetch", who=who, why=why)
-        console.result(requests.sentence(), requests, as_json)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A change of an order upstream: its name in the audit, the question, the call, and when upstream refuses it."""
-
-    what: str
-    question: str
-    call: Callable[[ChannelManager, str], Fetched]
-    refused: str
-
-
-class Changed(msgspec.Struct, frozen=True):
-    """The result of a change; `status` is the Channel Manager's answer, `queued` whether the fetch has a new job."""
-
-    company: str
-    order_id: str
-    status: str
-    queued: bool
+        console.result(*request_fetches(here, orders, "live", "refetch"))
 
 
 def _reference(text: str) -> str:
@@ -230,91 +164,79 @@ def _reference(text: str) -> str:
     return found
 
 
-@cli.command(epilog=epilog("ota-receiver orders confirm CM-4711 --payment-reference PAY-1", codes=_CHANGE_CODES))
+@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES)
 def confirm(
     order: context.Order,
     payment_reference: Annotated[
         str, typer.Option("--payment-reference", parser=_reference, metavar="REF", help="Reference of the payment.")
     ],
-    company: context.CompanyOption = None,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
 ) -> None:
     """Confirm a Draft order as paid (confirmOrder), and fetch its tickets and manifest.
 
     Confirming an Issued order again changes nothing.
     """
-    change = _Change(
+    _change(
+        order,
         "confirm",
         "Confirm the order as paid",
         lambda upstream, order_id: upstream.confirm_order(order_id, payment_reference),
         "only a Draft order can be confirmed",
     )
-    _apply(change, order, company, yes, who, why, as_json)
 
 
-@cli.command(epilog=epilog("ota-receiver orders cancel CM-4711", codes=_CHANGE_CODES))
-def cancel(
-    order: context.Order,
-    company: context.CompanyOption = None,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
-) -> None:
+@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES)
+def cancel(order: context.Order) -> None:
     """Cancel an order (deleteOrder), and fetch it. A Draft or Error order is deleted upstream; an Issued one stays.
 
     This cannot be undone.
     """
-    change = _Change(
-        "cancel",
-        "Cancel the order, for good",
-        ChannelManager.delete_order,
-        "an order that is being processed cannot be cancelled",
-    )
-    _apply(change, order, company, yes, who, why, as_json)
+    refused = "an order that is being processed cannot be cancelled"
+    _change(order, "cancel", "Cancel the order, for good", ChannelManager.delete_order, refused)
 
 
-def _apply(change: _Change, text: str, name: str | None, yes: bool, who: str, why: str, as_json: bool) -> None:
-    """Ask, note the change in the audit, make it upstream, and request the fetch; raises Stop when it fails."""
-    with open_context(name) as here:
+def _change(text: str, what: str, question: str, call: Callable[[ChannelManager, str], Fetched], refused: str) -> None:
+    """Ask, note the change in the audit, make it upstream, and request the fetch; raises Stop when it fails.
+
+    `what` is its name in the audit, `refused` says why upstream may refuse it.
+    """
+    with open_context() as here:
         key = here.order(text)
         record = here.orders.record(key)
         company = next((one for one in here.settings.companies if one.np_company_id == key.company_id), None)
         if company is None:
             raise Stop(f"The settings have no company {key.company_id}: its order cannot be changed from here.")
-        console.confirm(f"{change.question}: {_described(company, key, record)}?", yes)
-        here.note(f"order-{change.what}", key.member, 1, who, why)
+        known = record.known_status if record is not None else "unknown"
+        wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
+        console.confirm(f"{question}: {key.order_id} of {company.slug}, last known status {known}{wallets}?")
+        here.note(f"order-{what}", key.member, 1)
         request = partial(_request_fetch, here, key)
         see = f"ota-receiver orders explain {key.order_id}"
         try:
             with bootstrap.http(here.settings) as client:
                 upstream = bootstrap.channel_manager(here.settings, company, client)
-                status = change.call(upstream, key.order_id).order.status
+                status = call(upstream, key.order_id).order.status
         except (ConnectionFault, Throttled) as error:
             raise Stop(f"{trouble(company.slug, error, API_PERMISSIONS)} Nothing was changed.", AWAY) from None
         except (RequestRejected, OrderNotFound) as error:
             # The copy here may be old: the fetch shows what the order is now.
-            request(f"{change.what}-refused", "Upstream refused it")
+            request(f"{what}-refused", "Upstream refused it")
             why_not = "upstream has no such order (HTTP 404): deleted Draft and Error orders are gone."
             if isinstance(error, RequestRejected):
-                why_not = f"refused, {reason(error)}: {change.refused}."
+                why_not = f"refused, {reason(error)}: {refused}."
             raise Stop(f"{company.slug}: {why_not} Its fetch is queued: {see}", FOUND) from None
         except UpstreamError as error:
-            request(f"{change.what}-unsure", "It may have been done upstream")
+            request(f"{what}-unsure", "It may have been done upstream")
             cause = trouble(company.slug, error, API_PERMISSIONS)
             raise Stop(f"{cause} It may have been done upstream; its fetch is queued: {see}", AWAY) from None
         except KeyboardInterrupt:
-            request(f"{change.what}-unsure", "It may have been done upstream")
+            request(f"{what}-unsure", "It may have been done upstream")
             console.remark(f"Interrupted; it may have been done upstream, and its fetch is queued: {see}")
             raise
-        queued = request(change.what, "It was done upstream")
+        queued = request(what, "It was done upstream")
         erased = record is not None and record.erased_at
         follows = "It was erased here, and is not fetched." if erased else f"Its fetch is queued: {see}"
-        changed = Changed(company.slug, key.order_id, status, queued)
-        console.result(f"Done: upstream answered {status}. {follows}", changed, as_json)
+        changed = {"company": company.slug, "order_id": key.order_id, "status": status, "queued": queued}
+        console.result(f"Done: upstream answered {status}. {follows}", changed)
 
 
 def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> bool:
@@ -325,19 +247,3 @@ def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> 
     except StoreUnavailable as error:
         again = f"ota-receiver orders refetch {key.order_id}"
         raise Stop(f"{what}, and its fetch could not be queued. {error}. Then: {again}", AWAY) from None
-
-
-def _described(company: Company, key: OrderKey, record: OrderRecord | None) -> str:
-    known = record.known_status if record is not None else "unknown"
-    wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
-    return f"{key.order_id} of {company.slug}, last known status {known}{wallets}"
-
-
-def _print_not_found(text: str, as_json: bool) -> None:
-    sentences = [line.format(text=text) for line in _NOT_FOUND]
-    if as_json:
-        console.json_line({"order": text, "state": "unknown", "complete": False, "next": " ".join(sentences)})
-        return
-    for sentence in sentences:
-        for line in console.wrapped(sentence):
-            console.remark(line)

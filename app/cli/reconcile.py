@@ -4,60 +4,50 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 import typer
 
-from app import bootstrap, times
-from app.cli import console, context
-from app.cli.console import DONE, FOUND, Stop, epilog
+from app import bootstrap
+from app.cli import console
+from app.cli.command import DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
-from app.ledger.orders import LocalCopies, References
+from app.ledger.orders import read_fields
+from app.ledger.redis import server_time
 from app.reconcile.compare import Discrepancy
 from app.reconcile.expected import Expected, read
 from app.settings import Company
 
 NO_LIST: Final = 5
 
-_CHUNK: Final = 200
+_FROM_FILE: Final = (
+    "Instead of the list: orders that you expect, by column orderId, reference, buyFromOrderReference or"
+    " sellToOrderReference."
+)
 _CODES: Final = {
     DONE: "no differences, or all queued",
     FOUND: "differences that are not all queued",
     NO_LIST: "the Channel Manager did not return the whole list",
 }
 
-FromZero = Annotated[bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")]
-FromFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--from-file",
-        metavar="CSV",
-        help="Instead of the list: orders that you expect, by column orderId, reference, buyFromOrderReference or"
-        " sellToOrderReference.",
-    ),
-]
-Apply = Annotated[bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")]
-
-_Request = Callable[[list[OrderKey], Callable[[], None]], None]
-
-cli = console.commands()
+cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver reconcile --from-zero --apply", codes=_CODES))
+@command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES)
 def reconcile(
-    company: context.CompanyOption = None,
-    from_zero: FromZero = False,
-    from_file: FromFile = None,
-    apply: Apply = False,
-    yes: context.Yes = False,
-    who: context.Who = "",
-    why: context.Why = "",
-    as_json: context.Json = False,
+    from_zero: Annotated[
+        bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")
+    ] = False,
+    from_file: Annotated[Path | None, typer.Option(metavar="CSV", help=_FROM_FILE)] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")
+    ] = False,
 ) -> None:
     """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
 
@@ -67,33 +57,30 @@ def reconcile(
     """
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")
-
-    def request(orders: list[OrderKey], show: Callable[[], None]) -> None:
-        # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
-        if not yes:
-            show()
-        console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?", yes)
-        requests = request_fetches(here, orders, queue="backfill", what="reconcile", who=who, why=why)
-        if yes:
-            show()
-        console.result(requests.sentence(), requests, as_json)
-
-    with open_context(company) as here:
-        if from_file is not None:
-            code = _compare_file(here, from_file, request if apply else None, as_json)
-        else:
-            code = _compare_list(here, company, from_zero, request if apply else None, as_json)
-    raise typer.Exit(code)
+    with open_context() as here:
+        raise typer.Exit(_compare_file(here, from_file, apply) if from_file else _compare_list(here, from_zero, apply))
 
 
-def _compare_list(
-    here: CommandContext, name: str | None, from_zero: bool, request: _Request | None, as_json: bool
-) -> int:
+def _show_and_request(here: CommandContext, orders: list[OrderKey], show: Callable[[], None]) -> None:
+    """Show the differences; if there are `orders`, ask, and request their fetches."""
+    if not orders:
+        show()
+        return
+    # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
+    if not flags().yes:
+        show()
+    console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?")
+    requested = request_fetches(here, orders, "backfill", "reconcile")
+    if flags().yes:
+        show()
+    console.result(*requested)
+
+
+def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
     """Show how the list differs, and request fetches if asked to; return the exit code."""
     differences: list[Discrepancy] = []
     troubles: list[str] = []
-    listed = 0
-    companies = _companies(here, name)
+    listed, companies = 0, _companies(here)
     with console.progress("reading the list") as step:
         for company in companies:
             try:
@@ -102,17 +89,12 @@ def _compare_list(
                     differences += found
                     step(rows)
             except UpstreamError as error:
-                text = f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check"
-                troubles.append(text)
-    if differences and request is not None:
-        request([one.key for one in differences], lambda: _show(here, differences, as_json))
-    else:
-        _show(here, differences, as_json)
-    if not as_json:
-        console.say(_summary(differences, f"{console.many(listed, 'order')} listed", request is not None))
+                troubles.append(f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check")
+    _show_and_request(here, [one.key for one in differences] if apply else [], partial(_show, here, differences))
+    console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
     for trouble in troubles:
         console.remark(trouble)
-    return NO_LIST if troubles else FOUND if differences and request is None else DONE
+    return NO_LIST if troubles else FOUND if differences and not apply else DONE
 
 
 def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -> str:
@@ -124,12 +106,12 @@ def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -
     return f"{console.many(len(differences), 'difference')}: {counts}; {listed}.{hint}"
 
 
-def _companies(here: CommandContext, name: str | None) -> list[Company]:
+def _companies(here: CommandContext) -> list[Company]:
     """Return the companies whose list can be read; raises Stop if there is none."""
-    chosen = [one for one in here.settings.companies if here.company_id in (None, one.np_company_id)]
+    chosen = here.companies.chosen
     without = [one.slug for one in chosen if one.np_partner_id is None]
     if not chosen:
-        raise Stop(f"Company {name!r} is not in the settings: its list cannot be read.")
+        raise Stop(f"Company {flags().company!r} is not in the settings: its list cannot be read.")
     if len(without) == len(chosen):
         raise Stop(
             f"No NP_PARTNER_ID is set for {', '.join(without)}, and the list of orders cannot be read without it."
@@ -147,29 +129,25 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
     """
     with bootstrap.http(here.settings) as http:
         orders = bootstrap.order_list(here.settings, company, here.redis, http)
-        for found in orders.compared(0 if from_zero else orders.checkpoint.start(here.now())):
+        for found in orders.compared(0 if from_zero else orders.checkpoint.start(server_time(here.redis))):
             yield len(found.page.rows) if found.page else 0, found.discrepancies
 
 
-def _show(here: CommandContext, differences: Sequence[Discrepancy], as_json: bool) -> None:
-    def row(one: Discrepancy) -> tuple[object, ...]:
-        order = (here.companies.slug(one.company_id), one.order_id)
-        differs = (one.kind, one.status, one.stored_status, ", ".join(one.differs))
-        return (*order, *differs, one.reference, times.short(one.received_at))
-
-    console.listing(
-        differences,
-        as_json,
-        columns=(
-            *("company", "=order", "difference", "listed as", "here", "differs"),
-            *("?reference", f"?received ({console.zone()})"),
-        ),
-        row=row,
-        view=lambda one: {"company": here.companies.slug(one.company_id)} | msgspec.structs.asdict(one),
+def _show(here: CommandContext, differences: Sequence[Discrepancy]) -> None:
+    columns = (
+        "company",
+        ("=order", "order_id"),
+        ("difference", "kind"),
+        ("listed as", "status"),
+        ("here", "stored_status"),
+        "differs",
+        "?reference",
+        ("?@received", "received_at"),
     )
+    console.listing(differences, columns, here.view)
 
 
-def _compare_file(here: CommandContext, path: Path, request: _Request | None, as_json: bool) -> int:
+def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     """Show the orders of the file that are missing here, and if asked to request fetches of those with an orderId.
 
     Returns the exit code; raises Stop for a file that cannot be used.
@@ -185,27 +163,18 @@ def _compare_file(here: CommandContext, path: Path, request: _Request | None, as
     missing = _missing(here, expected, company_ids)
 
     def show() -> None:
-        console.listing(
-            missing,
-            as_json,
-            columns=("#line", "order", "references"),
-            row=lambda one: (one.line, one.order_id, ", ".join(one.references)),
-            view=lambda one: {"kind": "missing"} | msgspec.structs.asdict(one),
-        )
-        if not as_json:
-            of = f"{console.many(len(expected), 'order')} expected"
-            console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
+        columns = (("#line", lambda one: str(one.line)), ("order", "order_id"), "references")
+        console.listing(missing, columns, lambda one: {"kind": "missing"} | msgspec.structs.asdict(one))
+        of = f"{console.many(len(expected), 'order')} expected"
+        console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
 
-    fetchable = [one.order_id for one in missing if one.order_id] if request else []
-    if not fetchable or request is None:
-        show()
-        return FOUND if missing else DONE
-    if len(company_ids) > 1:
+    fetchable = [one.order_id for one in missing if one.order_id] if apply else []
+    if fetchable and len(company_ids) > 1:
         slugs = ", ".join(sorted(map(here.companies.slug, company_ids)))
         raise Stop(f"To which company do the orders belong? Give --company with --apply. There are: {slugs}.")
-    request([OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
+    _show_and_request(here, [OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
     left = len(missing) - len(fetchable)
-    if left:
+    if fetchable and left:
         console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")
     return FOUND if left else DONE
 
@@ -213,32 +182,22 @@ def _compare_file(here: CommandContext, path: Path, request: _Request | None, as
 def _missing(here: CommandContext, expected: list[Expected], company_ids: tuple[str, ...]) -> list[Expected]:
     """Return those that no company has, neither by id nor by any of their references."""
     known_ids: set[str] = set()
-    copies = LocalCopies(here.redis)
     keys = [OrderKey(company_id, one.order_id) for one in expected if one.order_id for company_id in company_ids]
     with console.progress("looking for orders", len(keys)) as step:
-        for at in range(0, len(keys), _CHUNK):
-            chunk = keys[at : at + _CHUNK]
-            known_ids |= {key.order_id for key, copy in zip(chunk, copies.read(chunk), strict=True) if copy is not None}
-            step(len(chunk))
+        for key, (generation,) in zip(keys, read_fields(here.redis, keys, "generation"), strict=True):
+            if generation:
+                known_ids.add(key.order_id)
+            step(1)
     # An orderId identifies the order; references count only without one.
     wanted = {text.casefold() for one in expected if not one.order_id for text in one.references}
-    known = _known(here, wanted, company_ids)
+    known = here.references.fetched(wanted, company_ids)
+    with console.progress("searching references") as step:
+        pages = here.references.of_events(company_ids)
+        while known != wanted and (texts := next(pages, None)) is not None:
+            known |= texts & wanted
+            step(len(texts))
     return [
         one
         for one in expected
         if not (one.order_id in known_ids if one.order_id else any(text.casefold() in known for text in one.references))
     ]
-
-
-def _known(here: CommandContext, wanted: set[str], company_ids: tuple[str, ...]) -> set[str]:
-    references = References(here.redis)
-    known = references.fetched(wanted, company_ids)
-    if known == wanted:
-        return known
-    with console.progress("searching references") as step:
-        for texts in references.of_events(company_ids):
-            known |= texts & wanted
-            step(len(texts))
-            if known == wanted:
-                break
-    return known

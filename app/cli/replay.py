@@ -7,20 +7,19 @@ queue for as long as it runs; whenever it ends, another one can resume the plan.
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from typing import Annotated, Final
 
-import msgspec
 import typer
 
 from app import times
 from app.cli import console, context
-from app.cli.console import FOUND, Stop, epilog
+from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Plan, Selection, is_plan_id
+from app.replay import Plan, Selected, Selection, is_plan_id, needless, select
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -36,75 +35,20 @@ _SHORTEST_WAIT: Final = 10
 _LONGEST_WAIT: Final = 1000
 """ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
 
-EPILOG: Final = epilog(
+EXAMPLES: Final = (
     "ota-receiver events replay --since 6h --status Issued --dry-run",
     'ota-receiver events replay --dead --why "venue is back" --yes',
     "ota-receiver events replay --order CM-4711 --force",
     "ota-receiver events replay --since 2d --to-sinks --rate 20",
 )
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")]
-Orders = Annotated[list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")]
-Dead = Annotated[bool, typer.Option("--dead", help="Only orders with a dead letter.")]
-Force = Annotated[bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")]
-ToSinks = Annotated[
-    bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
-]
-SinkNames = Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, to this one; repeatable.")]
 Rate = Annotated[
     float | None,
     typer.Option("--rate", min=0.01, max=5000, help="Orders a second. Default: the backfill's share of the limits."),
 ]
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
 
-cli = console.commands(name="replays", help="Plans made by `events replay`.")
-
-
-class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay of `events` means: of their `orders`, `passed` are skipped and `to_do` are not.
-
-    At `rate` orders a second it takes `seconds`, until `ends` if it starts now.
-    """
-
-    events: int
-    orders: int
-    passed: int
-    to_do: int
-    get_order_calls: int
-    sinks: tuple[str, ...]
-    rate: float
-    seconds: int
-    ends: datetime
-    dry_run: bool
-
-    def question(self) -> str:
-        orders = console.many(self.to_do, "order")
-        what = f"Fetch {orders} again ({console.many(self.get_order_calls, 'getOrder call')})"
-        if self.sinks:
-            what = f"Deliver {orders} to {', '.join(self.sinks)} again (no getOrder)"
-        takes = times.age(timedelta(seconds=self.seconds))
-        return f"{what}: at {self.rate:g}/s this takes {takes}, until {times.short(self.ends)}?"
-
-    def skipped(self) -> str:
-        """Return how many orders are skipped and why, "" if none is."""
-        if not self.passed:
-            return ""
-        orders = f"{console.many(self.passed, 'order')} skipped"
-        if self.sinks:
-            return f"{orders}: nothing is stored of them."
-        return f"{orders}: the stored copy is newer than the event; --force fetches them too."
-
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        return (
-            ("events", f"{self.events:,}"),
-            ("orders", f"{self.orders:,}"),
-            ("skipped", self.skipped()),
-            ("getOrder calls", f"{self.get_order_calls:,}"),
-            ("deliveries to", ", ".join(self.sinks)),
-            ("rate", f"{self.rate:g} orders/s"),
-            ("takes", times.age(timedelta(seconds=self.seconds))),
-            ("would end", times.short(self.ends)),
-        )
+cli = commands(name="replays", help="Plans made by `events replay`.")
 
 
 def default_rate(settings: Settings) -> float:
@@ -115,23 +59,25 @@ def default_rate(settings: Settings) -> float:
 
 
 def replay(
-    ids: Ids = None,
-    order: Orders = None,
-    company: context.CompanyOption = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")
+    ] = None,
+    order: Annotated[
+        list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")
+    ] = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
     until: context.Until = None,
-    dead: Dead = False,
-    force: Force = False,
-    to_sinks: ToSinks = False,
-    sink: SinkNames = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Only orders with a dead letter.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")
+    ] = False,
+    to_sinks: Annotated[
+        bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
+    ] = False,
+    sink: Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, to this one; repeatable.")] = None,
     rate: Rate = None,
-    why: context.Why = "",
-    who: context.Who = "",
-    dry_run: context.DryRun = False,
-    yes: context.Yes = False,
-    as_json: context.Json = False,
 ) -> None:
     """Fetch the orders of stored events again: each order once, oldest first, at a rate, after live orders.
 
@@ -139,14 +85,14 @@ def replay(
     than its last selected event is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume`
     continues it, and `replays cancel` ends it.
     """
-    if not any((ids, order, company, status, outcome, since, until, dead)):
+    if not any((ids, order, flags().company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
     if force and (to_sinks or sink):
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
     wrong = next((one for one in ids or [] if not is_event_id(one)), None)
     if wrong is not None:
         raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
-    with open_context(company) as here:
+    with open_context() as here:
         sinks = _sinks(here.settings.sinks, to_sinks, sink or [])
         selection = Selection(
             event_ids=tuple(dict.fromkeys(ids or [])),
@@ -159,7 +105,7 @@ def replay(
             dead=dead,
         )
         with console.progress("reading events") as step:
-            found = here.selector.select(selection, step)
+            found = select(here.redis, selection, step)
         for text in found.missing:
             console.remark(f"No event {text!r} found.")
         if not found.orders:
@@ -168,79 +114,89 @@ def replay(
             del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)
-        passed = set() if force else here.selector.needless(found.orders, deliver=bool(sinks))
-        to_do, speed = len(found.orders) - len(passed), rate or default_rate(here.settings)
-        seconds = round(to_do / speed)
-        forecast = Forecast(
-            events=found.events,
-            orders=len(found.orders),
-            passed=len(passed),
-            to_do=to_do,
-            get_order_calls=0 if sinks else to_do,
-            sinks=sinks,
-            rate=round(speed, 3),
-            seconds=seconds,
-            ends=times.now() + timedelta(seconds=seconds),
-            dry_run=dry_run,
-        )
-        if dry_run and as_json:
-            console.json_line(forecast)
-        elif dry_run:
-            console.facts("dry run: nothing was changed", forecast.facts())
-        else:
-            if passed:
-                console.remark(forecast.skipped())
-            if to_do:
-                console.confirm(forecast.question(), yes)
-                left = ((one, None if force else at) for one, at in found.orders.items() if one not in passed)
-                plan = here.plans.file(left, rate=speed, sinks=sinks, selected=selection.words(), who=who, why=why)
-                console.remark(
-                    f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it."
-                )
-                _finish(here, plan, as_json)
-            else:
-                console.result("Nothing to do.", forecast, as_json)
+        passed = set() if force else needless(here.redis, found.orders, deliver=bool(sinks))
+        for one in passed:
+            del found.orders[one]
+        _start(here, selection.words(), found, len(passed), force, sinks, rate or default_rate(here.settings))
     if found.missing:
         raise typer.Exit(FOUND)
 
 
-@cli.command("list", epilog=epilog("ota-receiver replays list --limit 5"))
-def list_(limit: context.Limit = 20, as_json: context.Json = False) -> None:
+def _start(
+    here: CommandContext,
+    selected: str,
+    found: Selected,
+    passed: int,
+    force: bool,
+    sinks: tuple[str, ...],
+    speed: float,
+) -> None:
+    """Ask, then file the plan for the orders found and feed it; a dry run prints what the replay means instead.
+
+    `selected` are the conditions in words; `passed` other orders are skipped; `speed` is in orders a second.
+    """
+    to_do = len(found.orders)
+    calls = 0 if sinks else to_do
+    orders, rate = console.many(to_do, "order"), round(speed, 3)
+    seconds = round(to_do / speed)
+    takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
+    forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
+    forecast |= {"get_order_calls": calls, "sinks": sinks, "rate": rate, "seconds": seconds, "ends": ends}
+    forecast |= {"dry_run": flags().dry_run}
+    why_skipped = "the stored copy is newer than the event; --force fetches them too."
+    if sinks:
+        why_skipped = "nothing is stored of them."
+    skipped = f"{console.many(passed, 'order')} skipped: {why_skipped}" if passed else ""
+    if flags().dry_run:
+        facts = {
+            "events": f"{found.events:,}",
+            "orders": f"{passed + to_do:,}",
+            "skipped": skipped,
+            "getOrder calls": f"{calls:,}",
+            "deliveries to": sinks,
+            "rate": f"{rate:g} orders/s",
+            "takes": takes,
+            "would end": ends,
+        }
+        console.facts("dry run: nothing was changed", facts, forecast)
+        return
+    if passed:
+        console.remark(skipped)
+    if not to_do:
+        console.result("Nothing to do.", forecast)
+        return
+    what = f"Fetch {orders} again ({console.many(calls, 'getOrder call')})"
+    if sinks:
+        what = f"Deliver {orders} to {', '.join(sinks)} again (no getOrder)"
+    console.confirm(f"{what}: at {rate:g}/s this takes {takes}, until {times.short(ends)}?")
+    left = ((one, None if force else at) for one, at in found.orders.items())
+    plan = here.plans.file(left, rate=speed, sinks=sinks, selected=selected, who=flags().who, why=flags().why)
+    console.remark(f"Plan {plan.id}; Ctrl-C stops it, `ota-receiver replays resume {plan.id}` continues it.")
+    _finish(here, plan)
+
+
+@command(cli, "ota-receiver replays list --limit 5")
+def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first: what was requested, by whom and why, and how much is left."""
-
-    def row(plan: Plan) -> tuple[str, ...]:
-        selected = " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks)))
-        counts = (f"{plan.orders:,}", f"{plan.left:,}", f"{plan.rate:g}")
-        return (plan.id, times.short(plan.at), plan.state, *counts, selected, plan.who, plan.why)
-
+    selected = ("selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
+    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "#rate", selected, "who", "why")
     with open_context() as here:
-        console.listing(
-            list(islice(here.plans.newest_first(), limit)),
-            as_json,
-            columns=(
-                *("=plan", f"made ({console.zone()})", "state"),
-                *("#orders", "#left", "#rate", "selected", "who", "why"),
-            ),
-            row=row,
-            view=msgspec.structs.asdict,
-            nothing="No plans.",
-        )
+        console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
 
-@cli.command(epilog=epilog("ota-receiver replays resume k7m2qx --rate 2"))
-def resume(plan_id: PlanId, rate: Rate = None, who: context.Who = "", as_json: context.Json = False) -> None:
+@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who")
+def resume(plan_id: PlanId, rate: Rate = None) -> None:
     """Resume a replay. Several processes may feed one plan: they share its rate, and no order is fed twice."""
     with open_context() as here:
-        plan = here.plans.resume(_open_plan(here, plan_id), who, rate)
-        _finish(here, plan, as_json)
+        _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
 
 
-@cli.command(epilog=epilog('ota-receiver replays cancel k7m2qx --why "too many"'))
-def cancel(plan_id: PlanId, why: context.Why = "", who: context.Who = "", as_json: context.Json = False) -> None:
+@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
+def cancel(plan_id: PlanId) -> None:
     """Cancel a replay: nothing more is queued, what is queued stays. Its feeders stop within seconds."""
     with open_context() as here:
-        plan = here.plans.cancel(_open_plan(here, plan_id), who, why)
-        console.result(_sentence(plan), plan, as_json)
+        plan = here.plans.cancel(_open_plan(here, plan_id), flags().who, flags().why)
+        console.result(_sentence(plan), plan)
 
 
 def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[str, ...]:
@@ -263,7 +219,7 @@ def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     return plan
 
 
-def _finish(here: CommandContext, plan: Plan, as_json: bool) -> None:
+def _finish(here: CommandContext, plan: Plan) -> None:
     """Feed the plan until it ends, and print it; exit code 1 if it was cancelled meanwhile.
 
     However this process ends earlier, the plan stays as it is, and a line says how to resume it.
@@ -289,7 +245,7 @@ def _finish(here: CommandContext, plan: Plan, as_json: bool) -> None:
     ended = here.plans.of(plan.id)
     if ended is None:
         raise Stop(f"Plan {plan.id} no longer exists.", FOUND)
-    console.result(_sentence(ended), ended, as_json)
+    console.result(_sentence(ended), ended)
     if ended.state != "done":
         raise typer.Exit(FOUND)
 

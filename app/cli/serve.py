@@ -5,33 +5,23 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from typing import Final
 
 import typer
 
 from app import bootstrap, log, settings
-from app.cli import console
-from app.cli.console import AWAY, DONE, FOUND, INTERRUPTED, NEWER, USAGE, epilog
+from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, NO_REDIS, USAGE, commands, epilog
 
 _log = log.get()
 
-_SERVE_CODES: Final = {
-    DONE: "stopped on request",
-    FOUND: "cannot listen on HOST and PORT",
-    USAGE: "wrong settings",
-    AWAY: "",
-    NEWER: "",
-    INTERRUPTED: "",
-}
-_WORKER_CODES: Final = {
-    DONE: "stopped on request",
+_ENDS = {DONE: "stopped on request", USAGE: "wrong settings"}
+_SERVE_CODES = NO_REDIS | _ENDS | {FOUND: "cannot listen on HOST and PORT"}
+_WORKER_CODES = _ENDS | {
     FOUND: "internal error: restart it",
-    USAGE: "wrong settings",
-    AWAY: "",
+    AWAY: "the server is older than Redis 6.2 or Valkey 7.2",
     INTERRUPTED: "",
 }
 
-cli = console.commands()
+cli = commands()
 
 
 @cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))

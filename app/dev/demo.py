@@ -25,7 +25,6 @@ from app.dev.stack import PARTNER_ID, Stack
 from app.ids import OrderKey
 from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord
-from app.upstream.client import ChannelManager
 from app.upstream.models import Order
 
 _POLL: Final = 0.05
@@ -53,6 +52,7 @@ Ctrl-C stops everything; the data stays in {folder}.
 class Sample:
     """One order of the demo: its contents, the status it should get, and what was fetched."""
 
+    reference: str
     title: str
     items: tuple[str, ...]
     quantity: int
@@ -60,7 +60,7 @@ class Sample:
     expected: str
     repeats: int = 0
     order_id: str = ""
-    settlements: int = 1
+    settlements: int = 0
     record: OrderRecord | None = None
     order: Order | None = None
     calls: int = 0
@@ -70,12 +70,12 @@ class Sample:
 def samples() -> list[Sample]:
     """Return the orders of the demo."""
     return [
-        Sample("Two day tickets", ("31001",), 2, "PAY-1001", "Issued"),
-        Sample("Package, coupons", ("31001", "PKG-100"), 2, "PAY-1002", "Issued"),
-        Sample("Group ticket", ("GRP-200",), 20, "PAY-1003", "Issued"),
-        Sample("Not yet paid", ("31001",), 1, "", "Draft"),
-        Sample("Failed, replaced", ("FAIL-1",), 1, "PAY-1005", "Error"),
-        Sample("Sent three times", ("31001", "CPN-300"), 1, "PAY-1006", "Issued", repeats=2),
+        Sample("DEMO-001", "Two day tickets", ("31001",), 2, "PAY-1001", "Issued"),
+        Sample("DEMO-002", "Package, coupons", ("31001", "PKG-100"), 2, "PAY-1002", "Issued"),
+        Sample("DEMO-003", "Group ticket", ("GRP-200",), 20, "PAY-1003", "Issued"),
+        Sample("DEMO-004", "Not yet paid", ("31001",), 1, "", "Draft"),
+        Sample("DEMO-005", "Failed, replaced", ("FAIL-1",), 1, "PAY-1005", "Error"),
+        Sample("DEMO-006", "Sent three times", ("31001", "CPN-300"), 1, "PAY-1006", "Issued", repeats=2),
     ]
 
 
@@ -87,15 +87,24 @@ class Driver:
         self._archive = archive
         self._company_id = stack.settings.companies[0].np_company_id
 
-    def create(self, sample: Sample, number: int) -> None:
-        """Create the order; its event comes when it has settled."""
-        sample.order_id = self._submit("POST", "", sample, number)
+    def submit(self, sample: Sample) -> None:
+        """Create the order, or replace it if it exists; its event comes when it has settled.
 
-    def replace(self, sample: Sample, number: int) -> None:
-        """Repair an Error order as a partner does: replaceOrder, which settles again under the same orderId."""
-        sample.items, sample.expected = ("31001",), "Issued"
+        Only a partner calls createOrder and replaceOrder, so the receiver's client has neither.
+        """
+        url = self._sandbox.base_url(stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY) + "/channelManager"
+        body = order_body(
+            PARTNER_ID,
+            sample.reference,
+            payment_reference=sample.payment_reference,
+            items=sample.items,
+            quantity=sample.quantity,
+        )
+        method, path = ("PUT", f"/{sample.order_id}") if sample.order_id else ("POST", "")
+        response = self._sandbox.client.request(method, url + path, json=body, headers={"x-np-api-key": stacks.API_KEY})
+        response.raise_for_status()
+        sample.order_id = response.json()["orderId"]
         sample.settlements += 1
-        self._submit("PUT", f"/{sample.order_id}", sample, number)
 
     def repeat_event(self, sample: Sample) -> None:
         """Make the sandbox repeat the event of a settled order with the same timestamp."""
@@ -131,30 +140,16 @@ class Driver:
             sample.problems.append(f"{sample.record.duplicates} duplicates seen of {sample.repeats}")
         sample.problems += gaps(sample.order, sample.expected)
 
-    def _submit(self, method: str, path: str, sample: Sample, number: int) -> str:
-        """Call createOrder or replaceOrder, which only a partner does, and return the order id."""
-        url = self._sandbox.base_url(stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY) + "/channelManager"
-        body = order_body(
-            PARTNER_ID,
-            f"DEMO-{number:03}",
-            payment_reference=sample.payment_reference,
-            items=sample.items,
-            quantity=sample.quantity,
-        )
-        response = self._sandbox.client.request(method, url + path, json=body, headers={"x-np-api-key": stacks.API_KEY})
-        response.raise_for_status()
-        return str(response.json()["orderId"])
-
 
 def run(console: Console) -> bool:
     """Return whether every order arrived complete and each settlement cost exactly one getOrder."""
-    with contextlib.ExitStack() as parts:
-        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="ota-receiver-demo-")))
-        progress = parts.enter_context(
-            Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="ota-receiver-demo-") as folder,
+        Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress,
+        contextlib.ExitStack() as parts,
+    ):
         step = progress.add_task("starting Valkey, the sandbox Channel Manager, web and workers")
-        stack = parts.enter_context(stacks.start(folder, sandbox_options=("--settle-after", "0.4")))
+        stack = parts.enter_context(stacks.start(Path(folder), sandbox_options=("--settle-after", "0.4")))
         progress.update(step, description="all processes run", completed=100)
         orders = drive(stack, progress)
         progress.stop()
@@ -164,7 +159,7 @@ def run(console: Console) -> bool:
 
 def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
     """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
-    with stacks.start(folder, port=port, valkey_dir=folder / "valkey", sinks=sinks) as stack:
+    with stacks.start(folder, port=port, sinks=sinks) as stack:
         environment = folder / "env"
         environment.touch(mode=0o600)
         environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
@@ -187,17 +182,20 @@ def drive(stack: Stack, progress: Progress) -> list[Sample]:
     settings, company = stack.settings, stack.settings.companies[0]
     with bootstrap.http(settings) as http, bootstrap.worker_redis(settings) as redis:
         driver = Driver(stack, Archive(redis))
-        subscribe(stack, bootstrap.channel_manager(settings, company, http))
+        manager = bootstrap.channel_manager(settings, company, http)
+        manager.create_subscription(stack.webhook_url, company.client_state)
         orders = samples()
         step = progress.add_task("orders submitted", total=len(orders))
-        for number, sample in enumerate(orders, 1):
-            driver.create(sample, number)
+        for sample in orders:
+            driver.submit(sample)
             progress.advance(step)
         step = progress.add_task("settled, announced, fetched", total=len(orders))
-        for number, sample in enumerate(orders, 1):
+        for sample in orders:
             driver.wait_fetched(sample)
             if sample.expected == "Error":
-                driver.replace(sample, number)
+                # A partner repairs such an order by replaceOrder, which settles it again under the same orderId.
+                sample.items, sample.expected = ("31001",), "Issued"
+                driver.submit(sample)
                 driver.wait_fetched(sample)
             if sample.repeats:
                 driver.repeat_event(sample)
@@ -206,12 +204,6 @@ def drive(stack: Stack, progress: Progress) -> list[Sample]:
         for sample in orders:
             driver.inspect(sample)
     return orders
-
-
-def subscribe(stack: Stack, manager: ChannelManager) -> None:
-    """Subscribe the receiver's webhook, unless it is subscribed."""
-    if all(one.notification_url != stack.webhook_url for one in manager.subscriptions()):
-        manager.create_subscription(stack.webhook_url, stack.settings.companies[0].client_state)
 
 
 def gaps(order: Order, status: str) -> list[str]:

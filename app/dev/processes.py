@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -18,10 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from app.errors import ReceiverError
+
+T = TypeVar("T")
 
 _POLL = 0.02
 _TAIL = 20
@@ -49,15 +51,12 @@ class ProcessEnded(ReceiverError):
     """A program ended before a condition held; the text has the end of its log."""
 
 
+class PortTaken(ReceiverError):
+    """Another process listens on a port."""
+
+
 class Process:
     """One running program; leaving its `with` block stops it."""
-
-    def __init__(self, popen: subprocess.Popen[bytes], name: str, log: Path | None, log_starts_at: int) -> None:
-        self._popen = popen
-        self._name = name
-        self._log = log
-        self._log_starts_at = log_starts_at
-        self._group_is_gone = False
 
     @classmethod
     def start(
@@ -75,37 +74,9 @@ class Process:
         where ours go. `pass_fds` stay open in the program. Raises FileNotFoundError for an unknown program, and
         RuntimeError outside the main thread: the kernel kills the program when the *thread* that started it ends.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("start programs from the main thread: each dies with the thread that started it")
-        program = shutil.which(argv[0])
-        if program is None:
-            raise FileNotFoundError(f"no program {argv[0]!r}")
-        command = [os.path.abspath(program), *argv[1:]]
-        environment = dict(os.environ if env is None else env)
-        # Python buffers output to a file, and `wait_for_line` would wait for ever.
-        environment.setdefault("PYTHONUNBUFFERED", "1")
-        with contextlib.ExitStack() as files:
-            output = None if log is None else files.enter_context(log.open("ab"))
-            # Read before the start, since the program shares this file position and moves it.
-            log_starts_at = 0 if output is None else output.tell()
-            reader, writer = os.pipe()
-            files.callback(os.close, reader)
-            try:
-                popen = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _WRAPPER, str(os.getpid()), str(writer), *command],
-                    env=environment,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=None if output is None else subprocess.STDOUT,
-                    pass_fds=(*pass_fds, writer),
-                    start_new_session=True,
-                )
-            finally:
-                os.close(writer)
-            # The pipe ends at exec. A signal before that would reach the wrapper.
-            os.read(reader, 1)
-        return cls(popen, Path(program).name, log, log_starts_at)
+        process = cls()
+        process._run(argv, env, cwd, log, pass_fds)
+        return process
 
     @property
     def pid(self) -> int:
@@ -128,19 +99,11 @@ class Process:
 
     def wait_for_line(self, text: str, within: float) -> str:
         """Return the first whole line since the start that contains `text`; raises as `wait_until` does."""
-        line = ""
+        line = re.compile(rf"^.*{re.escape(text)}.*(?=\n)", re.MULTILINE)
+        return self.wait_until(lambda: line.search(self.output), within, f"a line with {text!r}")[0]
 
-        def written() -> bool:
-            nonlocal line
-            whole = (one for one in self.output.splitlines(keepends=True) if one.endswith("\n"))
-            line = next((one for one in whole if text in one), "")
-            return bool(line)
-
-        self.wait_until(written, within, f"a line with {text!r}")
-        return line.rstrip("\n")
-
-    def wait_until(self, condition: Callable[[], bool], within: float, what: str) -> None:
-        """Return when `condition()` holds; `what` names it in the errors.
+    def wait_until(self, condition: Callable[[], T | None], within: float, what: str) -> T:
+        """Return the first true value of `condition()`; `what` names it in the errors.
 
         Raises ProcessEnded when the program ends before, TimeoutError after `within` seconds.
         """
@@ -148,8 +111,8 @@ class Process:
         while True:
             # Read before the condition, which a program may meet just before it ends.
             ended = self.exit_code
-            if condition():
-                return
+            if found := condition():
+                return found
             if ended is not None:
                 raise ProcessEnded(f"{self._name} ended with {ended} before {what}{self._tail()}")
             if time.monotonic() > deadline:
@@ -197,10 +160,51 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _run(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None,
+        cwd: Path | None,
+        log: Path | None,
+        pass_fds: Sequence[int],
+    ) -> None:
+        """Start `argv` as this process, for the first time or after it has ended; see `start`."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start programs from the main thread: each dies with the thread that started it")
+        program = shutil.which(argv[0])
+        if program is None:
+            raise FileNotFoundError(f"no program {argv[0]!r}")
+        command = [os.path.abspath(program), *argv[1:]]
+        environment = dict(os.environ if env is None else env)
+        # Python buffers output to a file, and `wait_for_line` would wait for ever.
+        environment.setdefault("PYTHONUNBUFFERED", "1")
+        with contextlib.ExitStack() as files:
+            output = None if log is None else files.enter_context(log.open("ab"))
+            # Read before the start, since the program shares this file position and moves it.
+            self._log_starts_at = 0 if output is None else output.tell()
+            reader, writer = os.pipe()
+            files.callback(os.close, reader)
+            try:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _WRAPPER, str(os.getpid()), str(writer), *command],
+                    env=environment,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=None if output is None else subprocess.STDOUT,
+                    pass_fds=(*pass_fds, writer),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(writer)
+            # The pipe ends at exec. A signal before that would reach the wrapper.
+            os.read(reader, 1)
+        self._name = Path(program).name
+        self._log = log
+        self._group_is_gone = False
 
     def _signal_group(self, number: signal.Signals) -> None:
         if not self._group_is_gone:
@@ -225,3 +229,13 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def check_free(port: int, remedy: str) -> None:
+    """Raise PortTaken, with the remedy, if another process listens on a TCP port of the loopback address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise PortTaken(f"port {port} is taken: {remedy}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from typing import Final
 import httpx
 
 from app.dev import valkey
-from app.dev.processes import Process, free_port
+from app.dev.processes import Process, check_free, free_port
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
-from app.errors import ReceiverError
+from app.dev.sandbox.values import company_id
 from app.settings import NAMES, Settings, parse
 
 TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
@@ -29,10 +28,6 @@ API_KEY: Final = "key-of-the-sandbox"
 """Made up, and valid only at the sandbox of one run."""
 
 _READY_WITHIN: Final = 20.0
-
-
-class PortTaken(ReceiverError):
-    """Another process listens on the port of the web process."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +55,28 @@ def start(
     *,
     port: int = 0,
     sandbox_options: Sequence[str] = (),
-    valkey_dir: Path | None = None,
     sinks: str = "",
 ) -> Iterator[Stack]:
-    """Start all parts and stop them at the end; their logs go to `folder`. Main thread only (see Process).
+    """Start all parts and stop them at the end; their data and logs go to `folder`. Main thread only (see Process).
 
     `sinks` is SINKS of the workers; their functions are also searched in the working directory.
     Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
     """
     if port:
-        _must_be_free(port)
+        # The /readyz of another process would pass for that of our web process.
+        check_free(port, "name another with --port")
     with contextlib.ExitStack() as parts:
-        server = parts.enter_context(valkey.start(valkey_dir or folder / "valkey"))
+        server = parts.enter_context(valkey.start(folder / "valkey"))
         sandbox = parts.enter_context(sandbox_process.start(options=sandbox_options))
-        environment = _environment(server.url, sandbox, port or free_port())
+        ours = [name.upper() for name in NAMES]
+        # The caller's own settings are left out.
+        environment = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
+        environment |= receiver_settings(sandbox.url) | {
+            "REDIS_URL": server.url,
+            "NP_PARTNER_ID": PARTNER_ID,
+            "PORT": str(port or free_port()),
+            "LOG_FORMAT": "json",
+        }
         if sinks:
             path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
             environment |= {"SINKS": sinks, "PYTHONPATH": path}
@@ -85,39 +88,23 @@ def start(
             return parts.enter_context(Process.start(argv, env=environment, cwd=folder, log=folder / log))
 
         web, worker = started("serve", "web.log"), started("worker", "worker.log")
-        variables = {name.upper(): environment[name.upper()] for name in NAMES if name.upper() in environment}
+        variables = {name: environment[name] for name in ours if name in environment}
         stack = Stack(parse(variables), variables, sandbox, web, worker)
         web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack
 
 
-def _must_be_free(port: int) -> None:
-    """Raise PortTaken if another process listens there: its /readyz would pass for that of our web process."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise PortTaken(f"port {port} is taken: name another with --port") from None
-
-
-def _environment(redis_url: str, sandbox: Sandbox, port: int) -> dict[str, str]:
-    """Return an environment without any of the caller's own settings."""
-    ours = {name.upper() for name in NAMES}
-    kept = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
-    return kept | {
-        "REDIS_URL": redis_url,
+def receiver_settings(sandbox_url: str) -> dict[str, str]:
+    """Return the environment a receiver needs for a sandbox; nothing in it is secret."""
+    return {
         "CLIENT_STATE": CLIENT_STATE,
-        "NP_BASE_URL": sandbox.url,
+        "NP_BASE_URL": sandbox_url,
         "NP_API_KEY": API_KEY,
         "NP_TENANT": TENANT,
         "NP_ENVIRONMENT": ENVIRONMENT,
         "NP_COMPANY": COMPANY,
-        "NP_COMPANY_ID": sandbox.company_id(TENANT, ENVIRONMENT, COMPANY),
-        "NP_PARTNER_ID": PARTNER_ID,
-        "PORT": str(port),
-        "LOG_FORMAT": "json",
+        "NP_COMPANY_ID": company_id(TENANT, ENVIRONMENT, COMPANY),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from app.errors import MalformedEnvelope
+from app.errors import RequestRefused
 
 ORDER_PROCESSED: Final = "ota_cm_order_processed"
 
@@ -102,7 +102,7 @@ def parse(body: bytes) -> Envelope:
     """Return the items of a body in any of the three shapes.
 
     A byte order mark is ignored, as RFC 8259 allows: the sender is .NET, where some writers put one.
-    Raises MalformedEnvelope: `not_json`, `no_envelope`.
+    Raises RequestRefused (400): `not_json`, `no_envelope`.
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
     try:
@@ -112,15 +112,15 @@ def parse(body: bytes) -> Envelope:
     try:
         wire = _any_shape.decode(_whole_characters(body) if _HALF_A_PAIR.search(body) else body)
     except msgspec.ValidationError:
-        raise MalformedEnvelope("no_envelope") from None
+        raise RequestRefused(400, "no_envelope") from None
     # A body of brackets only raises RecursionError; bad UTF-8 a UnicodeDecodeError, which is a ValueError.
     except (ValueError, RecursionError):
-        raise MalformedEnvelope("not_json") from None
+        raise RequestRefused(400, "not_json") from None
     for elements in (wire.values, wire.value):
         if isinstance(elements, list):
             return _each(elements)
     if wire.event_name is None and wire.payload is None:
-        raise MalformedEnvelope("no_envelope")
+        raise RequestRefused(400, "no_envelope")
     return Envelope([wire])
 
 

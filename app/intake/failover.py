@@ -95,11 +95,12 @@ class Failover:
             return
 
     async def _probe(self) -> None:
-        if await self._inbox.probe():
-            self._unavailable.clear()
-            self._recovered_at = time.monotonic()
-            self._spool.retry_refused()
-            _log.warning("redis.recovered", role="web", waiting=await self._spool.waiting())
+        if not await self._inbox.works():
+            return
+        self._unavailable.clear()
+        self._recovered_at = time.monotonic()
+        self._spool.retry_refused()
+        _log.warning("redis.recovered", role="web", waiting=await self._spool.waiting())
 
     async def _drain(self, backlog: Backlog) -> None:
         started = time.monotonic()

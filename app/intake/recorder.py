@@ -10,17 +10,18 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from app.errors import NotRecorded
+from app.errors import NotRecorded, OtherSchema
 from app.intake.envelope import OrderProcessed
 from app.ledger import keys, policy
-from app.ledger.redis import other_schema, packed, source
-from app.ledger.rq_jobs import JobTemplate
+from app.ledger.redis import VERSION, is_other_schema, other_schema, packed, source
+from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
 
 GROUP: Final = 256
 """Events per write, so that Redis serves others in between. A POST is never split; a larger one is a larger write."""
@@ -41,6 +42,21 @@ ACCEPT_SECONDS: Final = 1.5
 """One POST, from its arrival to the answer of Redis; with the spool's PUT_SECONDS it stays below 2.5 s."""
 
 QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
+
+_PROBE_KEYS: Final = (
+    "schema",
+    "due",
+    "orders",
+    "events",
+    "counters",
+    "seen:probe",
+    "order:probe:probe",
+    "history:probe:probe",
+    "event-rate:probe",
+)
+"""What accept.lua writes, without the prefix of all keys."""
+
+T = TypeVar("T")
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -166,42 +182,59 @@ class Inbox:
             erased=outcomes.count(ERASED),
         )
 
-    async def probe(self) -> bool:
-        """Return whether Redis accepts writes, on a new connection."""
+    async def probe(self) -> None:
+        """Record an event as `accept` does, under keys of its own, and delete it again in the same transaction.
+
+        Raises RedisError, OSError or TimeoutError when Redis does not record events, and OtherSchema.
+        """
+        await self._try_twice(self._probe)
+
+    async def works(self) -> bool:
+        """Return whether Redis records events."""
         try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await self._forget_connections()
-                await self._redis.set(keys.PROBE, 1, px=10 * policy.SECOND)
-                await self._write([])
-        except (RedisError, OSError, TimeoutError):
+            await self.probe()
+        except (RedisError, OSError, TimeoutError, OtherSchema):
             return False
         return True
 
+    async def _probe(self) -> None:
+        job = self._template.fields() | {"queue_prefix": queue_key("probe-")}
+        digest, company, order = "probe", "probe", "probe"
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(keys.SCHEMA)
+            header = self._header(prefix=keys.PROBE, job=job)
+            await self._accept(args=[header, digest, company, order, "Issued", "", "current", "", "", 0], client=pipe)
+            pipe.unlink(
+                *(keys.PROBE + name for name in _PROBE_KEYS),
+                f"{job['prefix']}f-{company}-{order}-1",
+                queue_key(f"probe-{LIVE}"),
+            )
+            pipe.srem(QUEUES_KEY, queue_key(f"probe-{LIVE}"))
+            held, outcomes, *_ = await pipe.execute()
+        if is_other_schema(held):
+            raise OtherSchema(held.decode(errors="replace"), VERSION)
+        if outcomes != [QUEUED]:
+            raise ResponseError("the event was not recorded")
+
     async def _write(self, events: list[OrderProcessed]) -> list[int]:
-        header = packed(
-            now=None if self._clock is None else self._clock(),
-            grace=policy.GRACE,
-            dedup=self._dedup,
-            kept=self._kept,
-            job=self._template.fields(),
-        )
-        arguments: list[Any] = [header]
+        arguments: list[Any] = [self._header()]
         for event in events:
             arguments += event.arguments()
+        return cast("list[int]", await self._try_twice(partial(self._accept, args=arguments)))
+
+    def _header(self, **named: Any) -> bytes:
+        now = None if self._clock is None else self._clock()
+        given = {"job": self._template.fields()} | named
+        return packed(now=now, grace=policy.GRACE, dedup=self._dedup, kept=self._kept, **given)
+
+    async def _try_twice(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._call(arguments, FIRST_SECONDS)
+            async with asyncio.timeout(FIRST_SECONDS):
+                return await call()
         except (RedisError, OSError, TimeoutError) as error:
             if other_schema(error):
                 raise
-        # Whatever made the old connection useless. Events that the first try recorded are duplicates now.
-        await self._forget_connections()
-        return await self._call(arguments, CALL_SECONDS)
-
-    async def _call(self, arguments: list[Any], seconds: float) -> list[int]:
-        async with asyncio.timeout(seconds):
-            outcomes: list[int] = await self._accept(args=arguments)
-        return outcomes
-
-    async def _forget_connections(self) -> None:
-        """Close the idle connections: an old one may be dead, or lead to a former primary."""
+        # Whatever made the old connection useless: the network forgot it, the server closed it, or is no primary now.
         await self._redis.connection_pool.disconnect(inuse_connections=False)
+        async with asyncio.timeout(CALL_SECONDS):
+            return await call()

@@ -49,7 +49,7 @@ class Intake:
     async def receive(self, body: bytes, request_id: str) -> Receipt:
         """Record every valid item of the body in one step.
 
-        Raises MalformedEnvelope, RequestRefused (401: there are items and none is authentic), NotRecorded.
+        Raises RequestRefused (400: no envelope; 401: there are items and none is authentic), NotRecorded.
         """
         sent = envelope.parse(body)
         batch = self._authenticator.authenticate(sent, request_id)

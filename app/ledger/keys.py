@@ -20,7 +20,7 @@
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON heartbeat: machine, pid, workers | until the pool ends | pool |
-| `ota:probe` | string: a web process checks whether Redis takes writes again | ten seconds | recorder |
+| `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
 | `ota:reconcile-checkpoints:<company>` | zset: highest row version of a page -> ms of the call | 10 min | reconcile |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |
@@ -86,7 +86,8 @@ ALERTS: Final = "ota:alerts"
 ALERTS_TURN: Final = "ota:alerts-turn"
 ERASING: Final = "ota:erasing"
 SCHEMA: Final = "ota:schema"
-PROBE: Final = "ota:probe"
+PROBE: Final = "ota:probe:"
+"""Before the keys of the event that readiness records."""
 RECORDS: Final = "ota:order:"
 """Before company and order in the key of a record."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
@@ -29,6 +30,9 @@ from app.ledger.work import (
 
 DISPATCH_LIMIT: Final = 500
 """Orders that one call of dispatch_due.lua reads; the dispatcher calls again while there are more."""
+
+_ORDERS_A_CALL: Final = 200
+"""Orders of one call of request_fetch.lua: Redis serves others in between."""
 
 LATENCY_BOUNDS: Final = (
     250,
@@ -229,13 +233,14 @@ class Ledger:
 
     def request_fetch(self, orders: Iterable[OrderKey], *, queue: Literal["live", "backfill"], reason: str) -> int:
         """Request fetches without an event; return how many jobs were enqueued: the other orders have one already."""
-        members = [order.member for order in orders]
-        if not members:
-            return 0
-        outcomes = self._script["request_fetch"](
-            orders=members, queue=queue, reason=reason, grace=policy.GRACE, job=self._template.fields()
-        )
-        return int(outcomes.count(0))
+        left = iter(orders)
+        enqueued = 0
+        while members := [order.member for order in islice(left, _ORDERS_A_CALL)]:
+            outcomes = self._script["request_fetch"](
+                orders=members, queue=queue, reason=reason, grace=policy.GRACE, job=self._template.fields()
+            )
+            enqueued += outcomes.count(0)
+        return enqueued
 
     def release_worker(self, worker: str, how: WorkerEnd, lost: Iterable[OrderKey] = ()) -> OrderKey | None:
         """Make due the order that an ended worker had claimed, and those whose jobs were `lost`; return the former."""

@@ -117,7 +117,7 @@ class RateLimiter:
         limits = self._limits
         started = time.monotonic()
         while True:
-            verdict, *values = self._acquire(
+            outcome, *values = self._acquire(
                 key=self._key,
                 breaker=self._breaker,
                 permit=token,
@@ -129,9 +129,9 @@ class RateLimiter:
                 longest_retry=policy.LONGEST_RETRY,
                 longest_open=policy.BREAKER_LONGEST,
             )
-            if verdict == b"granted":
+            if outcome == b"granted":
                 break
-            if verdict == b"closed":
+            if outcome == b"closed":
                 raise Denied(int(values[0]), values[1].decode())
             waited = (time.monotonic() - started) * 1000
             if waited >= policy.PERMIT_WAIT or values[0] > policy.PERMIT_WAIT:

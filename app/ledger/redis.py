@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from app.errors import OtherSchema, SettingsError, StoreUnavailable
+from app.errors import OldServer, OtherSchema, SettingsError, StoreUnavailable
 from app.ledger import keys
 
 WORKER_TIMEOUT: Final = 10.0
@@ -83,6 +83,8 @@ class Script:
 _CODE: Final = re.compile("[A-Z]{2,20}")
 _IN_PIPELINE: Final = "of pipeline caused error: "
 """What redis-py puts before the text of the server, after the command with all its arguments."""
+_DENIED: Final = re.compile(r"(?i)no permissions to (?:run the '([\w|-]+)' command|access)")
+"""In a script the server puts this text into an error with another code."""
 
 
 def for_worker(url: str) -> Redis:
@@ -122,17 +124,22 @@ def translated_errors(url: str) -> Iterator[None]:
         what = f"refuses us ({type(error).__name__}): correct user and password in REDIS_URL"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
     except ResponseError as error:
-        what = f"refuses this ({_code(error)}): see `ota-receiver check`"
+        what = f"refuses this ({code(error)}): see `ota-receiver check`"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
     except RedisError as error:
         what = f"does not answer ({type(error).__name__}): start it, or correct REDIS_URL"
         raise StoreUnavailable(f"Redis at {where} {what}") from None
 
 
-def _code(error: ResponseError) -> str:
-    """Return the error code of the server, such as OOM or NOREPLICAS; the text after it may hold data."""
-    code = error.status_code or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
-    return code if _CODE.fullmatch(code) else type(error).__name__
+def code(error: RedisError) -> str:
+    """Return the error code of the server, such as OOM or NOREPLICAS, else the type; the text may hold data.
+
+    NOPERM is followed by the command that the user may not run.
+    """
+    if denied := _DENIED.search(str(error)):
+        return f"NOPERM {denied[1] or 'key'}"
+    found = getattr(error, "status_code", None) or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
+    return found if _CODE.fullmatch(found) else type(error).__name__
 
 
 @contextmanager
@@ -155,6 +162,28 @@ def address(url: str) -> str:
 
 VERSION: Final = 2
 """The version of the layout in Redis. No code brings old data up to date: data of another version is refused."""
+
+LOWEST: Final = (6, 2)
+"""Redis 6.2 added ZADD LT and XTRIM MINID; the first Valkey is 7.2."""
+
+
+def old_server(hello: Any) -> OldServer | None:
+    """Return what is wrong with the server that gave this answer to HELLO, None if it is new enough.
+
+    HELLO and not INFO, which a user may be forbidden to run.
+    """
+    names = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
+    name, version = (names[field].decode() for field in (b"server", b"version"))
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    return OldServer(f"{name.title()} {version}", "Redis 6.2 or Valkey 7.2") if numbers < LOWEST else None
+
+
+def refuse_old_server(redis: Redis) -> None:
+    """Raise OldServer for a server that lacks commands of the scripts; before a start."""
+    client: Any = redis
+    if old := old_server(client.execute_command("HELLO")):
+        raise old
+
 
 _REFUSED: Final = "OTHERSCHEMA "
 

@@ -26,7 +26,7 @@ from app.ledger.redis import server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager
-from app.upstream.models import ListQuery, Page
+from app.upstream.models import Page
 
 BUSY: Final = frozenset({"permits_full", "window_full", "throttled"})
 """Reasons for which no page was requested that soon pass."""
@@ -44,9 +44,6 @@ LOGGED: Final = 20
 _TRIES: Final = 20
 _PAUSE: Final = 0.25
 """Jobs of the backfill queue use the same one permit, so a page may wait about 5 s for it."""
-
-_CHUNK: Final = 200
-"""Orders per call of request_fetch.lua: Redis serves others in between."""
 
 Outcome = Literal["complete", "paced", "failed"]
 """`complete`: the whole list was read. `paced`: the share of a minute was used up. `failed`: upstream, see `error`."""
@@ -113,7 +110,7 @@ class OrderList:
         """
         watched = self.checkpoint.watched()
         unseen = dict(watched)
-        pages = self.client.list_orders(ListQuery(since_row_version=start, page_size=self.page_size))
+        pages = self.client.list_orders(start, self.page_size)
         page = None
         while page is None or page.next_key is not None:
             with self._permit() as permit:
@@ -232,7 +229,5 @@ class Reconcile:
                 status=one.status,
                 stored_status=one.stored_status,
             )
-        for at in range(0, len(found), _CHUNK):
-            chunk = found[at : at + _CHUNK]
-            self.ledger.request_fetch([one.key for one in chunk], queue=self.queue, reason="reconcile")
-            report.discrepancies.update(one.kind for one in chunk)
+        self.ledger.request_fetch([one.key for one in found], queue=self.queue, reason="reconcile")
+        report.discrepancies.update(one.kind for one in found)

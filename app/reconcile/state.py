@@ -117,7 +117,10 @@ class Schedule:
         try:
             run = self.due(now)
             if run is not None:
-                self._start(run, now)
+                # Before the work: a run that kills its process must not start again each second.
+                self._redis.hset(self._key, "next_run_at", str(now + AGAIN_AFTER))
+            if run is not None and run.cause == "rejected_events":
+                self._redis.hset(self._key, "next_trigger_at", str(now + TRIGGER_EVERY))
             yield run
         finally:
             with suppress(LockError):  # it has ended, or Redis was flushed: nothing is left to release
@@ -134,9 +137,3 @@ class Schedule:
     def postpone(self, until: int) -> None:
         """Record that the run ended early; none starts before `until`, whatever the cause."""
         self._redis.hset(self._key, mapping={"next_run_at": until, "not_before": until})
-
-    def _start(self, run: DueRun, now: int) -> None:
-        # Before the work: a run that kills its process must not start again each second.
-        self._redis.hset(self._key, "next_run_at", str(now + AGAIN_AFTER))
-        if run.cause == "rejected_events":
-            self._redis.hset(self._key, "next_trigger_at", str(now + TRIGGER_EVERY))

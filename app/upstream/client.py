@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
 from importlib.metadata import version
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Final, TypeVar
+from urllib.parse import quote, urlencode
 
 import httpcore
 import httpx
-import msgspec
 from pydantic import SecretStr
 
 from app.errors import (
@@ -35,15 +34,13 @@ from app.errors import (
 )
 from app.ids import EMPTY_GUID, guid
 from app.settings import Company
-from app.upstream.decode import decode
+from app.upstream.decode import decode, digest
 from app.upstream.models import (
     EVENT_NAME,
     EVENT_VERSION,
-    ListQuery,
     Order,
     Page,
     Subscription,
-    digest,
     parse_created,
     parse_order,
     parse_page,
@@ -51,35 +48,39 @@ from app.upstream.models import (
 )
 from app.upstream.transport import DeadlineTransport
 
-MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a full page of 20,000 summaries is about 10 MiB
-_MAX_ERROR_BYTES = 64 * 1024
-_LONGEST_WAIT = 3600.0  # seconds; a longer Retry-After is taken for a mistake
-_WARM_UP = b"""{"orderId": "11111111-1111-1111-1111-111111111111", "status": "Issued", "items": [{"lineNo": 1,
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+"""A full page of 20,000 summaries is about 10 MiB."""
+
+_MAX_ERROR_BYTES: Final = 64 * 1024
+_LONGEST_WAIT: Final = 3600.0  # seconds; a longer Retry-After is taken for a mistake
+_WARM_UP: Final = b"""{"orderId": "11111111-1111-1111-1111-111111111111", "status": "Issued", "items": [{"lineNo": 1,
 "visitDate": "2026-06-01", "visitTime": "10:00:00", "quantity": 1, "wallets": [{"seqNo": 1, "unitPriceInclVat": 1.25,
 "issuedAt": "2026-06-01T08:15:02.1234567Z", "assets": [{"type": "ticket"}]}]}]}"""
-_SAAS_CODE = re.compile(r"saas_([a-z]{1,20}_not_found)")
-_ENCODER = msgspec.json.Encoder(decimal_format="number")
+_SAAS_CODE: Final = re.compile(r"saas_([a-z]{1,20}_not_found)")
+_REFUSALS: Final[dict[int, tuple[type[UpstreamError], str]]] = {
+    400: (RequestRejected, "bad_request"),
+    401: (ConnectionFault, "unauthorized"),
+    403: (ConnectionFault, "forbidden"),
+    404: (ConnectionFault, "not_found"),
+}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 2xx answer; `seconds` from the start of the call to the last byte."""
+    """A 2xx answer: the body as sent, and the seconds from the start of the call to the last byte."""
 
-    status: int
-    body: bytes = field(repr=False)
+    http_status: int
+    raw: bytes = field(repr=False)
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A fetched order: the body as sent, and the digest that changes with its content."""
+class Fetched(Answer):
+    """A fetched order, and the digest that changes with its content."""
 
     order: Order
-    raw: bytes = field(repr=False)
     digest: str
-    http_status: int
-    seconds: float
 
 
 class ChannelManager:
@@ -89,6 +90,7 @@ class ChannelManager:
         self._http = http
         self._company = company
         self._api_version = api_version
+        self._user_agent = f"ota-receiver/{version('ota-receiver')}"
         self._root = base_url.rstrip("/") + company.path
 
     def get_order(self, order_id: str) -> Fetched:
@@ -103,14 +105,31 @@ class ChannelManager:
         """Cancel an order and return it; upstream sends no event for this (upstream.md 4)."""
         return self._order("DELETE", order_id)
 
-    def list_orders(self, query: ListQuery) -> Iterator[Page]:
+    def list_orders(self, since_row_version: int | None = None, page_size: int = 1000) -> Iterator[Page]:
         """Return the pages of the partner's orders; each costs one call, made when the page is requested.
 
-        Raises ValueError if the company has no partner id.
+        `since_row_version` lists every order *changed* after that row version, 0 for all: only this finds a confirmed,
+        cancelled or replaced order (upstream.md 6). A page has at most 20,000 rows. The first page raises ValueError if
+        the company has no partner id.
         """
         if self._company.np_partner_id is None:
             raise ValueError("the company has no partner id")
-        return self._pages(f"/channelManager/orders/{self._company.np_partner_id}", query)
+        # Without `sync` a page has no row versions.
+        changed = {} if since_row_version is None else {"sync": "true", "lastRowVersion": since_row_version}
+        query: dict[str, object] = {**changed, "pageSize": page_size}
+        seen: set[str] = set()
+        while True:
+            # Upstream's own nextPageURL is not percent-encoded (upstream.md 5).
+            path = f"/channelManager/orders/{self._company.np_partner_id}?{urlencode(query, quote_via=quote)}"
+            answer = self._route("GET", path)
+            page = _read(answer, parse_page)
+            yield page
+            if page.next_key is None:
+                return
+            if page.next_key in seen:  # else the pages would repeat for ever
+                raise UnreadableAnswer("unreadable_answer", http_status=answer.http_status)
+            seen.add(page.next_key)
+            query["pageKey"] = page.next_key
 
     def subscriptions(self) -> tuple[Subscription, ...]:
         """Return all webhook subscriptions of the company, also those for other events."""
@@ -133,46 +152,43 @@ class ChannelManager:
         except OrderNotFound as absent:
             raise RequestRejected("subscription_not_found", http_status=absent.http_status) from None
 
-    def _order(self, method: str, order_id: str, action: str = "", body: Mapping[str, Any] | None = None) -> Fetched:
+    def _order(self, method: str, order_id: str, action: str = "", body: Mapping[str, str] | None = None) -> Fetched:
         """Call for one order; raises UnreadableAnswer if the answer is another order."""
-        fetched = _fetched(self._call(method, f"/channelManager/{_checked(order_id)}{action}", body))
-        if fetched.order.order_id != order_id:
-            raise UnreadableAnswer("wrong_order", http_status=fetched.http_status)
-        return fetched
+        answer = self._call(method, f"/channelManager/{_checked(order_id)}{action}", body)
+        order = _read(answer, parse_order)
+        if order.order_id != order_id:
+            raise UnreadableAnswer("wrong_order", http_status=answer.http_status)
+        return Fetched(answer.http_status, answer.raw, answer.seconds, order, digest(answer.raw))
 
-    def _pages(self, path: str, query: ListQuery) -> Iterator[Page]:
-        key: str | None = None
-        seen: set[str] = set()
-        while True:
-            answer = self._route("GET", f"{path}?{query.encoded(key)}")
-            page = _read(answer, parse_page)
-            yield page
-            key = page.next_key
-            if key is None:
-                return
-            if key in seen:  # else the pages would repeat for ever
-                raise UnreadableAnswer("unreadable_answer", http_status=answer.status)
-            seen.add(key)
-
-    def _route(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
+    def _route(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Answer:
         """Call a path that always exists: a 404 means that our address is wrong."""
         try:
             return self._call(method, path, body)
         except OrderNotFound as absent:
             raise ConnectionFault("not_found", http_status=absent.http_status) from None
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
-        content = None if body is None else _ENCODER.encode(body)
+    def _call(self, method: str, path: str, body: Mapping[str, str] | None = None) -> Answer:
+        """Send one request and return its 2xx answer; raises UpstreamError for everything else."""
+        started = monotonic()
         with translated_errors():
-            request = httpx.Request(method, self._root + path, content=content, headers=self._headers(content))
-        return ask(self._http, request)
+            request = httpx.Request(method, self._root + path, headers=self._headers(), json=body)
+            response = self._http.handle_request(request)
+            try:
+                raw = _body(response, MAX_ANSWER_BYTES if response.is_success else _MAX_ERROR_BYTES)
+            finally:
+                response.close()
+        status = response.status_code
+        if not response.is_success:
+            raise refusal(status, response.headers, raw or b"")
+        if raw is None:
+            raise UnreadableAnswer("answer_too_large", http_status=status)
+        return Answer(status, raw, monotonic() - started)
 
-    def _headers(self, content: bytes | None) -> dict[str, str]:
-        of_the_body = {} if content is None else {"content-type": "application/json"}
-        return of_the_body | {
+    def _headers(self) -> dict[str, str]:
+        return {
             "accept": "application/json",
             "accept-encoding": "gzip",
-            "user-agent": _user_agent(),
+            "user-agent": self._user_agent,
             "x-api-version": self._api_version,
             "x-np-api-key": self._company.np_api_key.get_secret_value(),
         }
@@ -185,60 +201,31 @@ def warm_up(company: Company) -> None:
         ChannelManager(http, company, "", "http://127.0.0.1").get_order(EMPTY_GUID.replace("0", "1"))
 
 
-def ask(http: httpx.BaseTransport, request: httpx.Request) -> Answer:
-    """Send `request` and return its 2xx answer.
-
-    Raises UpstreamError for everything else.
-    """
-    begun = monotonic()
-    with translated_errors():
-        response = http.handle_request(request)
-        try:
-            body = _body(response, MAX_ANSWER_BYTES if response.is_success else _MAX_ERROR_BYTES)
-        finally:
-            response.close()
-    if not response.is_success:
-        raise refusal(response.status_code, response.headers, body or b"", datetime.now(UTC))
-    if body is None:
-        raise UnreadableAnswer("answer_too_large", http_status=response.status_code)
-    return Answer(response.status_code, body, monotonic() - begun)
-
-
-def refusal(status: int, headers: httpx.Headers, body: bytes, now: datetime) -> UpstreamError:
-    """Return what an answer other than 2xx means; `now` is aware and dates a Retry-After."""
+def refusal(status: int, headers: httpx.Headers, body: bytes) -> UpstreamError:
+    """Return what an answer other than 2xx means; its `code` (upstream.md 5) counts, its text does not."""
     code = _code(body)
-    wait = retry_after(headers.get("retry-after"), now)
-    saas = _SAAS_CODE.fullmatch(code)
-    match status:
-        case _ if 300 <= status < 400:
-            return ConnectionFault("redirected", http_status=status)
-        case _ if saas and 400 <= status < 500:
-            return ConnectionFault(saas[1], http_status=status)
-        case 400:
-            return RequestRejected("bad_request", http_status=status)
-        case 401:
-            return ConnectionFault("unauthorized", http_status=status)
-        case 403:
-            return ConnectionFault("forbidden", http_status=status)
-        case 404 if code == "resource_not_found":
-            return OrderNotFound("order_not_found", http_status=status)
-        case 404:
-            return ConnectionFault("not_found", http_status=status)
-        case 429:
-            return Throttled("throttled", http_status=status, retry_after=wait)
-        case _ if 400 <= status < 500 and status != 408:
-            return RequestRejected(f"http_{status}", http_status=status)
-    return Unavailable(f"http_{status}", http_status=status, retry_after=wait)
+    if status == 404 and code == "resource_not_found":
+        return OrderNotFound("order_not_found", http_status=status)
+    if 400 <= status < 500 and (saas := _SAAS_CODE.fullmatch(code)):
+        return ConnectionFault(saas[1], http_status=status)
+    if 300 <= status < 400:
+        return ConnectionFault("redirected", http_status=status)
+    if status == 429:
+        return Throttled("throttled", http_status=status, retry_after=_retry_after(headers))
+    if status == 408 or not 400 <= status < 500:
+        return Unavailable(f"http_{status}", http_status=status, retry_after=_retry_after(headers))
+    kind, reason = _REFUSALS.get(status, (RequestRejected, f"http_{status}"))
+    return kind(reason, http_status=status)
 
 
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds from `now` (aware) that a Retry-After asks for, 0 to 3600, or None without a readable one."""
-    text = (value or "").strip()
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Return the seconds that a Retry-After asks for, 0 to 3600, or None without a readable one."""
+    text = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]+", text):
         return min(float(text), _LONGEST_WAIT)
     try:
         moment = parsedate_to_datetime(text)
-        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - now).total_seconds()
+        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0), _LONGEST_WAIT)
@@ -260,28 +247,18 @@ def translated_errors() -> Iterator[None]:
         raise Unavailable("network") from None
 
 
-@cache
-def _user_agent() -> str:
-    return f"ota-receiver/{version('ota-receiver')}"
-
-
 def _checked(text: str) -> str:
     if guid(text) != text:
         raise ValueError("not a canonical GUID")
     return text
 
 
-def _fetched(answer: Answer) -> Fetched:
-    order = _read(answer, parse_order)
-    return Fetched(order, answer.body, digest(answer.body), answer.status, answer.seconds)
-
-
 def _read(answer: Answer, parse: Callable[[bytes], T]) -> T:
     """Return the parsed answer; an UnreadableAnswer carries the status of the answer."""
     try:
-        return parse(answer.body)
+        return parse(answer.raw)
     except UnreadableAnswer as unreadable:
-        raise UnreadableAnswer(unreadable.reason, http_status=answer.status) from None
+        raise UnreadableAnswer(unreadable.reason, http_status=answer.http_status) from None
 
 
 def _body(response: httpx.Response, limit: int) -> bytes | None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from hashlib import sha256
 from typing import Any, ClassVar, NewType, TypeVar, get_args, get_origin
 
 import msgspec
@@ -58,12 +59,13 @@ def decode(raw: bytes) -> Any:
     return _decoded(_DECODER, raw)
 
 
-def canonical(raw: bytes) -> bytes:
-    """Return the JSON in `raw` in one form: keys sorted, no white space, 200.0 and 2e2 written as 200.
+def digest(raw: bytes) -> str:
+    """Return 64 hex digits that stay the same as long as the content of the body does.
 
-    Raises UnreadableAnswer, and nothing else, if it is no JSON.
+    Neither white space, nor the order of keys, nor 200 against 200.0 changes it.
+    Raises UnreadableAnswer, and nothing else, if the body is no JSON.
     """
-    return _ENCODER.encode(_decoded(_CANONICAL_DECODER, raw))
+    return sha256(_ENCODER.encode(_decoded(_CANONICAL_DECODER, raw))).hexdigest()
 
 
 def build(kind: type[P], raw: object) -> P:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 from datetime import date, datetime, time
 from decimal import Decimal
-from hashlib import sha256
-from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 from pydantic import SecretStr
 
 from app.errors import UnreadableAnswer
-from app.upstream.decode import Guid, Part, build, build_all, canonical, decode
+from app.upstream.decode import Guid, Part, build, build_all, decode
 
 EVENT_NAME = "ota_cm_order_processed"
 EVENT_VERSION = "1.0"
 
 UNSETTLED = frozenset({"Submitted", "Scheduled", "Processing"})
 """The statuses in which upstream still works on the order."""
-
-_LARGEST_PAGE = 20_000  # upstream's own limit (upstream.md 5)
 
 
 class Asset(Part, frozen=True):
@@ -142,17 +138,14 @@ class Order(Header, frozen=True):
 
     @property
     def wallets(self) -> tuple[Wallet, ...]:
-        """Return the wallets of all items."""
         return tuple(wallet for item in self.items for wallet in item.wallets)
 
     @property
     def tickets(self) -> tuple[Asset, ...]:
-        """Return the tickets of all wallets."""
         return tuple(ticket for wallet in self.wallets for ticket in wallet.tickets)
 
     @property
     def coupons(self) -> tuple[Asset, ...]:
-        """Return the coupons of all wallets."""
         return tuple(coupon for wallet in self.wallets for coupon in wallet.coupons)
 
 
@@ -175,30 +168,6 @@ class Page(Struct, frozen=True, kw_only=True):
     def row_version(self) -> int | None:
         """Return the highest row version on this page, None if the rows have none."""
         return max((row.row_version for row in self.rows if row.row_version is not None), default=None)
-
-
-class ListQuery(Struct, frozen=True, kw_only=True):
-    """Which orders to list, and how many rows one page has.
-
-    `since_row_version` lists every order *changed* after that row version, 0 for all: only this finds a confirmed,
-    cancelled or replaced order (upstream.md 6). Raises ValueError for a page size that upstream does not know.
-    """
-
-    since_row_version: int | None = None
-    page_size: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.page_size <= _LARGEST_PAGE:
-            raise ValueError(f"page_size must be 1 to {_LARGEST_PAGE}")
-
-    def encoded(self, page_key: str | None) -> str:
-        """Return the query string, percent-encoded; the conditions are repeated with each `page_key`.
-
-        Upstream's own nextPageURL is not encoded (upstream.md 5), and a page without `sync` has no row versions.
-        """
-        changed = {} if self.since_row_version is None else {"sync": "true", "lastRowVersion": self.since_row_version}
-        key = {"pageKey": page_key} if page_key else {}
-        return urlencode({**changed, "pageSize": self.page_size, **key}, quote_via=quote)
 
 
 class Subscription(Part, frozen=True):
@@ -229,15 +198,6 @@ def parse_order(raw: bytes) -> Order:
     Raises UnreadableAnswer, and nothing else, if it is no JSON object with an orderId and a status.
     """
     return build(Order, decode(raw))
-
-
-def digest(raw: bytes) -> str:
-    """Return 64 hex digits that stay the same as long as the content of the body does.
-
-    Neither white space, nor the order of keys, nor 200 against 200.0 changes it.
-    Raises UnreadableAnswer, and nothing else, if the body is no JSON.
-    """
-    return sha256(canonical(raw)).hexdigest()
 
 
 def parse_page(raw: bytes) -> Page:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from hmac import compare_digest
 from time import perf_counter
 from typing import Any, Final
@@ -42,11 +42,6 @@ def application(
     `count` adds to a metric with one label; `resources` are opened at start-up and closed at shutdown.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with resources():
-            yield
-
     app = Starlette(
         routes=[
             Route(webhook_path, webhook, methods=["POST"]),
@@ -56,7 +51,7 @@ def application(
             Route("/metrics", probes.metrics),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
-        lifespan=lifespan,
+        lifespan=lambda _: resources(),
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False

@@ -13,6 +13,7 @@ import asyncio
 import resource
 import socket
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from types import FrameType
 from typing import Final
@@ -62,17 +63,15 @@ class Connections(ServerState):
         self.draining = False
         self._limit = limit
 
-    def drain(self) -> None:
-        """Let the answer under way, or else the next one, be the last of each connection."""
-        self.draining = True
-        for connection in self.connections:
-            if connection.cycle is not None:
-                connection.cycle.keep_alive = False
+    def admit(self, connection: Connection, now: float) -> None:
+        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many; at last this one.
 
-    def evict(self) -> None:
-        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many."""
-        while len(self.connections) > self._limit and (candidates := self.stalled or self.idle):
-            next(iter(candidates)).drop()
+        A connection is stalled until its first head is complete.
+        """
+        while len(self.connections) > self._limit:
+            next(iter(self.stalled or self.idle or [connection])).drop()
+        if connection in self.connections:
+            self.stalled[connection] = now
 
     def expire(self, now: float) -> None:
         """Close connections that have been stalled for STALL_SECONDS."""
@@ -98,8 +97,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self.server_state.stalled[self] = self.loop.time()
-        self.server_state.evict()
+        self.server_state.admit(self, self.loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.forget(self)
@@ -243,7 +241,11 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.server_state.drain()
+        # The answer under way, or else the next one, is the last of its connection.
+        self.server_state.draining = True
+        for connection in self.server_state.connections:
+            if connection.cycle is not None:
+                connection.cycle.keep_alive = False
         await self._stop_listening()
         clock = asyncio.get_running_loop().time
         deadline = clock() + LINGER_SECONDS
@@ -253,10 +255,7 @@ class Server(uvicorn.Server):
 
     async def _stop_listening(self) -> None:
         """Close the port, but serve the connections that wait to be accepted: the kernel would reset them."""
-
-        def connection() -> Connection:
-            return Connection(self.config, self.server_state, self.lifespan.state)
-
+        connection = partial(Connection, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
         for server in self.servers:
             for listener in server.sockets:

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from app import log
-from app.errors import MalformedEnvelope, NotRecorded, RequestRefused
+from app.errors import NotRecorded, RequestRefused
 from app.intake.service import Intake
 
 BODY_SECONDS: Final = 10.0
@@ -60,7 +60,7 @@ class Webhook:
         await response(scope, receive, send)
 
     async def handshake(self, request: Request) -> Response:
-        """Answer a GET: return its validationToken; raises MalformedEnvelope, or HTTPException if there is none."""
+        """Answer a GET: return its validationToken; raises RequestRefused, or HTTPException if there is none."""
         token = request.query_params.get("validationToken")
         if token is None:
             raise HTTPException(405, headers={"allow": "POST"})
@@ -92,18 +92,16 @@ class Webhook:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
             raise RequestRefused(413, "body_too_large")
-        chunks: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > self._max_body_bytes:
+                    body += chunk
+                    if len(body) > self._max_body_bytes:
                         raise RequestRefused(413, "body_too_large")
-                    chunks.append(chunk)
         except TimeoutError:
             raise RequestRefused(408, "body_too_slow") from None
-        return b"".join(chunks)
+        return bytes(body)
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -138,5 +136,5 @@ EXCEPTION_HANDLERS: Final[dict[type[Exception], ExceptionHandler]] = {
 
 def _echo(token: str) -> Response:
     if not _TOKEN.fullmatch(token):
-        raise MalformedEnvelope("bad_validation_token")
+        raise RequestRefused(400, "bad_validation_token")
     return PlainTextResponse(token, headers={"x-content-type-options": "nosniff"})

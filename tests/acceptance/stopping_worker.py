@@ -10,24 +10,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rq import Queue
 from rq.job import Job
 
 from app import bootstrap, settings
 from app.ledger import policy
-from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import RateLimiter
-from app.settings import Settings
-from app.upstream.client import ChannelManager
-from workers import jobs
-from workers.delivery import Deliverer
-from workers.pool import Pool
-from workers.processor import Connection, Processor
-from workers.sinks import Sink, build
-from workers.worker import FetchWorker, Stopwatch, run_worker
+from workers import jobs, pool, sinks, worker
 
 
 def stop(step: str) -> None:
@@ -68,7 +60,7 @@ class Stopping:
         return step
 
 
-class StoppingWorker(FetchWorker):
+class StoppingWorker(worker.FetchWorker):
     """RQ's own steps around a job."""
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -106,32 +98,36 @@ class StoppingLimiter(Stopping):
         return permit
 
 
-def work(found: Settings, name: str, queue: str, stopwatch: Stopwatch) -> None:
-    """Do the work of a child of the pool, with wrappers around its parts."""
-    redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
-    steps = ("start_fetch", "store_fetch", "fail_fetch", "acquire_delivery", "complete_delivery")
-    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), *steps))
-    connections = {
-        company.np_company_id: Connection(
-            company.slug,
-            cast("ChannelManager", Stopping(bootstrap.channel_manager(found, company, http), "get_order")),
-            cast("RateLimiter", StoppingLimiter(bootstrap.rate_limiter(found, company, redis))),
-        )
-        for company in found.companies
-    }
-    sinks = {name: cast("Sink", Stopping(sink, "deliver")) for name, sink in build(found.sinks).items()}
-    jobs.use(Processor(ledger=ledger, connections=connections, deliverer=Deliverer(ledger=ledger, sinks=sinks)))
-    run_worker(found, name, queue, stopwatch, StoppingWorker)
+def stopping(build: Callable[..., Any], *steps: str, kind: type[Stopping] = Stopping) -> Callable[..., Any]:
+    """Return a function that builds the same part with `kind` around it."""
+    return lambda *arguments: kind(build(*arguments), *steps)
+
+
+def stopping_sinks(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    return lambda names: {name: Stopping(sink, "deliver") for name, sink in build(names).items()}
+
+
+LEDGER = (
+    *("start_fetch", "store_fetch", "fail_fetch", "acquire_delivery", "complete_delivery"),
+    *("dispatch_due", "release_worker"),
+)
+REPLACED: dict[tuple[Any, str], Any] = {
+    (bootstrap, "ledger"): stopping(bootstrap.ledger, *LEDGER),
+    (bootstrap, "channel_manager"): stopping(bootstrap.channel_manager, "get_order"),
+    (bootstrap, "rate_limiter"): stopping(bootstrap.rate_limiter, kind=StoppingLimiter),
+    (jobs, "build"): stopping_sinks(sinks.build),
+    (worker, "FetchWorker"): StoppingWorker,
+    (policy, "JOB_OVERDUE"): float(os.environ.get("OVERDUE") or policy.JOB_OVERDUE),
+}
 
 
 def main() -> int:
     """Run the pool until a signal, or until its own step comes."""
+    for (module, name), part in REPLACED.items():
+        setattr(module, name, part)
     found = settings.load()
     bootstrap.configure_log(found)
-    redis = bootstrap.worker_redis(found)
-    ledger = cast("Ledger", Stopping(bootstrap.ledger(found, redis), "dispatch_due", "release_worker"))
-    overdue = float(os.environ.get("OVERDUE") or policy.JOB_OVERDUE)
-    return Pool(found, redis, ledger, work=work, overdue=overdue).run()
+    return pool.run(found)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from redis import Redis
 
 from app.dev.processes import Process
 from tests.eventually import eventually
+from tests.integration.relay import relay
 from tests.pids import children, is_running
 from tests.service import Service
 
@@ -76,6 +77,21 @@ def test_no_acknowledged_event_is_lost_when_valkey_is_killed_after_the_answer(ba
     bare.valkey.restart()
 
     bare.wait_fetched(order_id, within=30)
+
+
+def test_an_order_is_fetched_soon_though_the_connection_breaks_after_rq_has_moved_its_job(bare: Service) -> None:
+    """Redis has moved the job to RQ's intermediate queue, and no worker has its id; GRACE would be two minutes."""
+    bare.start("web")
+    with relay(bare.valkey.port) as network:
+        bare.start("worker", **ONE_WORKER, REDIS_URL=network.url(bare.variables["REDIS_URL"]))
+        (order_id,) = bare.issue()
+        network.cut_at = b"f-" + bare.company_id.encode()
+
+        assert bare.post(bare.event(order_id))[0] == 200
+
+        bare.wait_fetched(order_id, within=10)
+        assert network.cut_at == b""
+        assert bare.row(order_id)["gets"] == 1
 
 
 def test_sigterm_lets_a_fetch_end_and_leaves_no_process_behind(bare: Service) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from app.dev import valkey
 from app.ids import OrderKey
 from app.ledger import keys
-from app.replay import Selection, Selector
+from app.replay import Selection, needless, select
 from app.times import from_ms
 
 _COMPANY = "11111111-1111-4111-8111-111111111111"
@@ -63,10 +63,9 @@ def fill(redis: Redis, events: int, selected: int) -> None:
 def measure(redis: Redis, selection: Selection) -> dict[str, Any]:
     """Select, compare with the records, and return the cost."""
     redis.config_resetstat()
-    selector = Selector(redis)
     began = time.perf_counter()
-    found = selector.select(selection, lambda _: None)
-    passed = selector.needless(found.orders, deliver=False)
+    found = select(redis, selection, lambda _: None)
+    passed = needless(redis, found.orders, deliver=False)
     seconds = time.perf_counter() - began
     stats: Any = redis.info("commandstats")
     used = {

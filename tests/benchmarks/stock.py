@@ -31,7 +31,8 @@ from app.ledger.ledger import LATENCY_BOUNDS, Ledger
 from app.ledger.redis import packed, source
 from app.ledger.rq_jobs import LIVE, JobTemplate, queue_key
 from app.ledger.work import Content
-from app.upstream.models import digest, parse_order
+from app.upstream.decode import digest
+from app.upstream.models import parse_order
 
 COMPANIES: Final = tuple(f"{number}1111111-1111-4111-8111-111111111111" for number in (1, 2, 3))
 DAYS: Final = 90

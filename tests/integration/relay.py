@@ -9,11 +9,15 @@ from collections.abc import Iterator
 
 
 class Relay:
-    """Forwards a port of its own to `target`; a new target holds for new connections only, as a moved address does."""
+    """Forwards a port of its own to `target`; a new target holds for new connections only, as a moved address does.
+
+    The next answer that contains `cut_at` is lost with its connection.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.delay = 0.0
+        self.cut_at = b""
         self._known = 0
         self._forgotten, self._answer = 0, b""
         self.port = 0
@@ -56,6 +60,9 @@ class Relay:
                 if number <= self._forgotten:
                     back.write(self._answer)
                     continue
+                if self.cut_at and self.cut_at in part:
+                    self.cut_at = b""
+                    break
                 await asyncio.sleep(self.delay)
                 target.write(part)
                 await target.drain()

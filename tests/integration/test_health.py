@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,21 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app import bootstrap
+from app.dev.processes import Process
 from app.dev.valkey import Valkey, start
 from app.health import Check, Health
+from app.intake.recorder import Inbox
+from app.ledger import redis as redis_module
+from app.ledger.redis import old_server
 from tests.eventually import eventually
+from tests.service import settings_of_one_company
+
+OF_THE_FUTURE = """
+from app.cli.main import main
+from app.ledger import redis
+redis.LOWEST = (99, 0)
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +53,8 @@ def checks(url: str) -> tuple[str, dict[str, Check]]:
     """Return the state and each check of a Redis."""
 
     async def ask() -> list[Check]:
-        redis = bootstrap.for_web(url)
-        try:
-            return await Health(redis).checks()
-        finally:
-            await redis.aclose()
+        async with bootstrap.for_web(url) as redis:
+            return await Health(Inbox(redis, dedup_days=7, event_days=90).probe, redis).checks()
 
     found = asyncio.run(ask())
     return Health.state(found), {check.name: check for check in found}
@@ -62,7 +73,7 @@ def failed(found: dict[str, Check]) -> set[str]:
         ({"appendonly": "no"}, "durable", "degraded"),
         ({"appendfsync": "no"}, "durable", "degraded"),
         ({"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"}, "memory", "degraded"),
-        ({"maxmemory": "1"}, "memory", "not ready"),
+        ({"maxmemory": "1"}, "writable", "not ready"),
     ],
     ids=lambda value: " ".join(value.values()) or "durable" if isinstance(value, dict) else None,
 )
@@ -86,13 +97,41 @@ def test_a_replica_is_not_ready(server: Valkey, client: Redis) -> None:
     assert (state, "writable" in failed(found)) == ("not ready", True)
 
 
-def test_a_server_that_forbids_config_has_unknown_durability(server: Valkey, client: Redis) -> None:
-    """Managed Redis does; that is not a fault."""
-    client.acl_setuser("managed", enabled=True, nopass=True, categories=["+@all"], commands=["-config"], keys=["*"])
+@pytest.mark.parametrize(
+    ("commands", "keys", "expected"),
+    [
+        (["+@all", "-config"], ["*"], ("ready", True, "unverified")),
+        (["+@all", "-@dangerous"], ["*"], ("ready", True, "unverified")),
+        (["+@all", "-@stream"], ["*"], ("not ready", False, "NOPERM xadd")),
+        (["+@all", "-hset"], ["*"], ("not ready", False, "NOPERM hset")),
+        (["+@all", "-evalsha"], ["*"], ("not ready", False, "NOPERM evalsha")),
+        (["+@all"], ["ota:*"], ("not ready", False, "NOPERM key")),
+        (["+@all"], ["ota:*", "rq:queue*"], ("not ready", False, "NOPERM")),
+        (["+@all"], ["ota:*", "rq:*"], ("ready", True, "appendonly")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_user_is_judged_by_what_it_may_record(
+    server: Valkey, client: Redis, commands: list[str], keys: list[str], expected: tuple[str, bool, str]
+) -> None:
+    """And not by what it may ask: managed Redis forbids CONFIG or INFO, which is not a fault."""
+    categories = [one for one in commands if "@" in one]
+    others = [one for one in commands if "@" not in one]
+    client.acl_setuser(
+        "other", enabled=True, nopass=True, categories=categories, commands=others, keys=keys, reset=True
+    )
 
-    state, found = checks(f"redis://managed:x@127.0.0.1:{server.port}/0")
+    state, found = checks(f"redis://other:x@127.0.0.1:{server.port}/0")
 
-    assert (state, found["durable"].ok, found["durable"].detail[:10]) == ("ready", True, "unverified")
+    details = " ".join(check.detail for check in found.values())
+    assert (state, found["writable"].ok) == expected[:2], found
+    assert expected[2] in details
+
+
+def test_readiness_leaves_nothing_behind(server: Valkey, client: Redis) -> None:
+    client.flushdb()
+
+    assert (checks(server.url)[0], client.keys("*")) == ("ready", [])
 
 
 def test_a_wrong_password_is_not_ready_and_not_shown(server: Valkey, client: Redis) -> None:
@@ -131,3 +170,33 @@ def test_a_server_with_a_full_disk_is_not_ready(own_valkey: Valkey) -> None:
         state, found = checks(own_valkey.url)
 
     assert (state, failed(found)) == ("not ready", {"writable"})
+
+
+@pytest.mark.parametrize(
+    ("server", "version", "is_old"),
+    [("redis", "6.0.14", True), ("redis", "6.2.0", False), ("valkey", "7.2.5", False), ("redis", "10.0.0", False)],
+)
+def test_a_server_is_known_by_what_it_answers_to_hello(server: str, version: str, is_old: bool) -> None:
+    fields = {b"server": server.encode(), b"version": version.encode(), b"proto": 2}
+    needed = f"the server is Redis {version}: Redis 6.2 or Valkey 7.2 or later is needed"
+
+    for hello in (fields, [part for pair in fields.items() for part in pair]):
+        found = old_server(hello)
+        assert (str(found) if found else None) == (needed if is_old else None)
+
+
+def test_a_server_that_is_too_old_is_named_and_no_worker_starts(
+    own_valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current server stands for an old one: it lacks a command, and the lowest version is higher."""
+    monkeypatch.setattr(redis_module, "LOWEST", (99, 0))
+    with Redis.from_url(own_valkey.url) as client:
+        client.acl_setuser("default", enabled=True, commands=["-zadd"])
+
+    state, found = checks(own_valkey.url)
+
+    assert (state, found["writable"].detail[:21]) == ("not ready", "the server is Valkey ")
+    env = os.environ | settings_of_one_company(own_valkey.url)
+    with Process.start([sys.executable, "-c", OF_THE_FUTURE, "worker"], env=env, log=tmp_path / "log") as pool:
+        assert pool.wait(20) == 3
+    assert ("service.old_server" in pool.output, "pool.worker_started" in pool.output) == (True, False)

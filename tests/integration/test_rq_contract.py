@@ -6,7 +6,6 @@ own tools. The worker and the pool rely on names and keys that RQ does not docum
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from rq import Queue, SimpleWorker
+from rq import Queue
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
@@ -30,8 +29,8 @@ from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, 
 from tests.clock import now_ms
 from tests.lab import ONE, Lab
 from tests.service import settings_of_one_company
-from workers.recovery import WorkerRecovery
-from workers.worker import FetchJob, FetchWorker, Stopwatch
+from workers.pool import WorkerRecovery
+from workers.worker import FetchWorker
 
 TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
@@ -115,16 +114,7 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
 
 def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
     """Return a worker as the pool's children make it, in this process."""
-    made = kind(
-        [queue(LIVE, bare.redis)],
-        name=WORKER,
-        connection=bare.redis,
-        serializer=JSONSerializer,
-        job_class=FetchJob,
-    )
-    made.stopwatch = Stopwatch()
-    made.log_result_lifespan = False
-    return made
+    return kind(WORKER, LIVE, bare.redis, memoryview(bytearray(8)).cast("d"))
 
 
 @pytest.fixture
@@ -206,16 +196,6 @@ def test_a_second_signal_does_not_cut_off_a_fetch(bare: Lab) -> None:
 
     assert signal.getsignal(signal.SIGTERM) == made.request_force_stop
     assert made._stop_requested
-
-
-def test_the_attributes_that_a_worker_sets_exist_in_rq() -> None:
-    """Python would accept the assignment of an attribute that RQ has renamed, and RQ would ignore it."""
-    assert {"log_result_lifespan", "max_connection_wait_time"} <= set(dir(SimpleWorker))
-
-
-def test_rq_logs_a_lost_connection_in_the_words_that_a_worker_drops() -> None:
-    """Each worker would repeat the line every few seconds; the pool logs the outage once."""
-    assert "could not connect to Redis instance" in inspect.getsource(SimpleWorker.dequeue_job_and_maintain_ttl)
 
 
 def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: int, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class TestCommands:
 
         (found,) = [one for one in check.objects if one["what"] == "schema"]
         assert (check.code, found["level"], "Upgrade" in found["advice"]) == (1, "todo", True)
-        assert "another schema version" in found["detail"]
+        assert "schema version 3" in found["detail"]
         assert (health.code, f"version {NEWER}" in health.out) == (1, True)
 
 

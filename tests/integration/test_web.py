@@ -67,10 +67,11 @@ async def resources():
 
 found = settings.load()
 bootstrap.configure_log(found)
+redis = bootstrap.for_web("redis://127.0.0.1:1")
 app = application(
     webhook_path=found.webhook_path,
     webhook=webhook.Webhook(Intake(Authenticator(found.companies), Inbox(), count), 2000),
-    probes=Probes(Health(bootstrap.for_web("redis://127.0.0.1:1")), metrics, "canary-ops-token"),
+    probes=Probes(Health(redis.ping, redis), metrics, "canary-ops-token"),
     count=count,
     resources=resources,
 )

@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from app.errors import MalformedEnvelope, ReceiverError, UnreadableAnswer
+from app.errors import ReceiverError, RequestRefused, UnreadableAnswer
 from app.ids import guid
 from app.intake.auth import Authenticator
 from app.intake.envelope import ORDER_PROCESSED, Envelope, parse
 from app.settings import Company
-from app.upstream.models import Order, digest, parse_order
+from app.upstream.decode import digest
+from app.upstream.models import Order, parse_order
 
 ENOUGH = 45_000
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -175,7 +176,7 @@ def in_the_bytes(draw: Callable[..., Any]) -> list[bytes]:
 def check_envelope(body: bytes) -> None:
     try:
         envelope = parse(body)
-    except MalformedEnvelope as refused:
+    except RequestRefused as refused:
         check_refusal(refused, refused.reason, {"not_json", "no_envelope"})
     else:
         check_proof(envelope)

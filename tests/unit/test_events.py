@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import MalformedEnvelope
+from app.errors import RequestRefused
 from app.ids import guid
 from app.intake.envelope import OrderProcessed, canonical_time, parse
 
@@ -36,7 +36,7 @@ def event(**changes: str) -> OrderProcessed:
 def outcome(body: bytes) -> str:
     try:
         parse(body)
-    except MalformedEnvelope as refused:
+    except RequestRefused as refused:
         return refused.reason
     return "items"
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
-from app.upstream.models import ListQuery, Order, digest, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.decode import digest
+from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
@@ -302,18 +303,6 @@ def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
 def test_an_answer_without_a_page_is_unreadable(raw: bytes) -> None:
     with pytest.raises(UnreadableAnswer):
         parse_page(raw)
-
-
-def test_a_query_is_percent_encoded_and_omits_unset_conditions() -> None:
-    assert ListQuery(page_size=50).encoded(None) == "pageSize=50"
-    assert ListQuery(since_row_version=0, page_size=1).encoded("K_- &") == (
-        "sync=true&lastRowVersion=0&pageSize=1&pageKey=K_-%20%26"
-    )
-
-
-def test_an_invalid_page_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="page_size"):
-        ListQuery(page_size=0)
 
 
 @pytest.mark.parametrize("shown", [repr, pretty_repr])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -13,8 +12,6 @@ from app.ledger import policy
 from app.ledger.policy import MINUTE, SECOND
 from app.ledger.work import Fetch
 from app.upstream.client import refusal
-
-NOW = 1_800_000_000_000
 
 
 def fetch(
@@ -37,7 +34,7 @@ def fetch(
 def answer(status: int, code: str = "", **headers: str) -> UpstreamError:
     """Return the error that an answer with this status and error body becomes."""
     body = json.dumps({"code": code, "message": "canary"}).encode() if code else b"<html>"
-    return refusal(status, httpx.Headers(headers), body, datetime.fromtimestamp(NOW / 1000, UTC))
+    return refusal(status, httpx.Headers(headers), body)
 
 
 def spread(seconds: float) -> object:

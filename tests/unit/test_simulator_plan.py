@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.dev.sandbox.webhooks import Payload
 from app.dev.simulator.audit import Calls, Evidence, Expected, Stored, audit, name
-from app.dev.simulator.plan import Options, Plan, Settled, make
+from app.dev.simulator.run import Options, Plan, make
 from app.dev.simulator.sender import Answer, Origin, Post, Shot
 
 ORIGIN = Origin("11111111-1111-4111-8111-111111111111", "Venue", "Right-Secret")
-ORDERS = [Settled(f"00000000-0000-4000-8000-{number:012}", f"CM-{number}", "Issued") for number in range(100)]
+ORDERS = [Payload(f"00000000-0000-4000-8000-{number:012}", f"CM-{number}", "Issued") for number in range(100)]
 OPTIONS = Options(orders=100, duplicates=0.1, late=0.05, bad_secret=0.04, batch=7, rate=None, seed=1)
 
 
@@ -87,7 +88,9 @@ def test_all_documented_wrappers_are_sent() -> None:
 
 def test_the_audit_names_each_order_that_is_lost_or_recorded_twice() -> None:
     events = {
-        order.order_id: ORIGIN.event(order.order_id, order.reference, order.status, "2026-05-15T09:30:05Z")
+        order.order_id: ORIGIN.event(
+            order.order_id, order.buy_from_order_reference, order.status, "2026-05-15T09:30:05Z"
+        )
         for order in ORDERS[:3]
     }
     lost, twice, unsent = events

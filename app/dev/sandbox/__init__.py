@@ -9,9 +9,9 @@ depend on the seed and on the request, not on the order of concurrent calls; tim
 The behaviour is read from NaviPartner's public documentation and AL source and shares no code with our client: the
 two are independent readings of the same facts.
 
-Read it in this order: `channel_manager` (a call, from the path to the answer), `order_book` and `orders` (what
-becomes of an order), `webhooks` (subscriptions and deliveries), `faults` and `limits` (what goes wrong), `admin` (how a
-test controls all this). `world` puts the parts together.
+Read it in this order: `channel_manager` (a call, from the path to the answer), `orders` (what becomes of an order),
+`webhooks` (subscriptions and deliveries), `faults` (what goes wrong), `world` (what all of these share), `admin` (how a
+test controls all this). `__main__` puts the parts together.
 
 The Channel Manager: `/{tenant}/{environment}/{company}/channelManager...` and `.../webhook...`
 -----------------------------------------------------------------------------------------------
@@ -27,14 +27,15 @@ An order with a payment reference ends as Issued, one without as Draft. The item
 
 The admin API: `/_sandbox/...`, JSON, no key; unknown fields are refused
 -------------------------------------------------------------------------
-GET, PATCH  settings      see `settings.Settings`; PATCH takes a part of it
+GET, PATCH  settings      see `world.Settings`; PATCH takes a part of it
 GET         companies     the company at an address: ?tenant=&environment=&company=
 POST        companies     {id, name, tenant, environment, api_keys, forbidden_keys}; from the first one on, unknown
                           addresses and keys are refused
 GET         faults        the rules, with how often each has struck
 POST, PUT   faults        add one rule or a list (PUT: replace all rules); see `faults.Fault`
 DELETE      faults, faults/{number}
-GET, DELETE stats         totals: calls per operation and status, 429s, most calls at once, deliveries, pending events
+GET, DELETE stats         calls per operation and status, 429s, calls at once and most of them, pending and lost
+                          events, deliveries per status
 GET         orders        one row per order: status, getOrder calls, those answered with a sound 200, settlements,
                           events fired, events acknowledged with 2xx; ?company_id=
 POST        orders        make orders without createOrder; see `admin.Bulk`

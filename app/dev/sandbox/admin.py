@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -13,29 +12,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.dev.sandbox.companies import Address, Company
 from app.dev.sandbox.faults import Fault
-from app.dev.sandbox.http import Refusal
-from app.dev.sandbox.orders import Status
-from app.dev.sandbox.settings import Count
+from app.dev.sandbox.http import Refusal, bad_request, json, no_order
+from app.dev.sandbox.orders import Orders, Row, Status
 from app.dev.sandbox.submission import Submission, order_body
-from app.dev.sandbox.values import guid
-from app.dev.sandbox.world import World
+from app.dev.sandbox.values import Count, guid
+from app.dev.sandbox.webhooks import Webhooks
+from app.dev.sandbox.world import Address, Company, World
 
-# Orders made before other calls are served.
-_STRIDE = 100
 _T = TypeVar("_T")
 _Share = Annotated[float, msgspec.Meta(ge=0)]
 _Handler = Callable[[Request], Awaitable[Any]]
-_ENCODER = msgspec.json.Encoder()
 
 
 class Bulk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Orders to make without createOrder, put straight into their status.
 
     `company_id` or the address names the company. `mix` gives shares: {"Issued": 8, "Draft": 1, "Error": 1} with
-    `count` 10 makes exactly these, shuffled by the seed. `order_ids` (instead of `count`) sets the ids. Each order is
-    announced `events` times, at once.
+    `count` 10 makes exactly these, shuffled by the seed. `order_ids` (instead of `count`) sets the ids. Each
+    order is announced `events` times, at once.
     """
 
     company_id: str | None = None
@@ -77,169 +72,125 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Admin:
     """The handlers."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, orders: Orders, webhooks: Webhooks) -> None:
         self._world = world
+        self._orders = orders
+        self._webhooks = webhooks
 
     def routes(self) -> list[Route]:
         """Return the routes, relative to `/_sandbox`."""
         table: list[tuple[str, str, _Handler]] = [
-            ("GET", "/settings", self._settings),
-            ("PATCH", "/settings", self._change_settings),
+            ("GET PATCH", "/settings", self._settings),
             ("GET", "/companies", self._company),
             ("POST", "/companies", self._declare),
             ("GET", "/faults", self._faults),
-            ("POST", "/faults", self._add_faults),
-            ("PUT", "/faults", self._replace_faults),
-            ("DELETE", "/faults", self._clear_faults),
-            ("DELETE", "/faults/{number:int}", self._remove_fault),
-            ("GET", "/stats", self._stats),
-            ("DELETE", "/stats", self._reset_stats),
-            ("GET", "/orders", self._orders),
+            ("POST PUT", "/faults", self._add_faults),
+            ("DELETE", "/faults", self._remove_faults),
+            ("DELETE", "/faults/{number:int}", self._remove_faults),
+            ("GET DELETE", "/stats", self._stats),
+            ("GET", "/orders", self._list_orders),
             ("POST", "/orders", self._make_orders),
             ("POST", "/settle", self._settle),
             ("POST", "/fire", self._fire),
             ("PATCH", "/subscriptions/{id}", self._set_subscription_state),
         ]
-        return [Route(path, _endpoint(handler), methods=[method]) for method, path, handler in table]
+        return [Route(path, _endpoint(handler), methods=methods.split()) for methods, path, handler in table]
 
     async def _settings(self, request: Request) -> Any:
-        return self._world.settings
-
-    async def _change_settings(self, request: Request) -> Any:
+        # A GET has no body, and changes nothing.
         self._world.settings.change(await _body(request, dict[str, Any]))
         return self._world.settings
 
     async def _company(self, request: Request) -> Any:
-        address = Address(*(request.query_params.get(name, "") for name in Address._fields))
-        return self._world.companies.at(address)
+        return self._world.companies.at(Address(*(request.query_params.get(name, "") for name in Address._fields)))
 
     async def _declare(self, request: Request) -> Any:
         return self._world.companies.declare(await _body(request, Company))
 
     async def _faults(self, request: Request) -> Any:
-        return self._world.faults.described()
+        return self._world.faults.rules
 
     async def _add_faults(self, request: Request) -> Any:
-        return self._world.faults.add(await _fault_list(request))
+        given: Fault | list[Fault] = msgspec.json.decode(await request.body(), type=Fault | list[Fault])
+        if request.method == "PUT":
+            self._world.faults.rules.clear()
+        return self._world.faults.add(given if isinstance(given, list) else [given])
 
-    async def _replace_faults(self, request: Request) -> Any:
-        faults = await _fault_list(request)
-        self._world.faults.clear()
-        return self._world.faults.add(faults)
-
-    async def _clear_faults(self, request: Request) -> Any:
-        self._world.faults.clear()
-        return []
-
-    async def _remove_fault(self, request: Request) -> Any:
-        self._world.faults.remove(request.path_params["number"])
-        return self._world.faults.described()
+    async def _remove_faults(self, request: Request) -> Any:
+        number = request.path_params.get("number")
+        faults = self._world.faults
+        faults.rules = [rule for rule in faults.rules if number not in (None, rule.number)]
+        return faults.rules
 
     async def _stats(self, request: Request) -> Any:
-        world, counts, limits = self._world, self._world.counts, list(self._world.limits.values())
-        throttled = sum((one.refused for one in limits), Counter(counts.throttled))
+        if request.method == "DELETE":
+            self._world.reset_counts()
+        counts, limits = self._world.counts, list(self._world.limits.values())
+        refused = sum((one.refused for one in limits), Counter())
         return {
             "operations": counts.operations,
-            "throttled": {name: throttled[name] for name in ("window", "queue", "fault")},
+            "throttled": {"window": refused["window"], "queue": refused["queue"], "fault": counts.throttled},
             "active": sum(one.active for one in limits),
-            "waiting": sum(one.waiting for one in limits),
             "most_active": max((one.most_active for one in limits), default=0),
             "most_waiting": max((one.most_waiting for one in limits), default=0),
-            "orders": Counter(row.order.status for company in world.companies for row in world.orders(company)),
-            "settlements": counts.settlements,
-            "events": {
-                "fired": counts.fired,
-                "accepted": counts.accepted,
-                "pending": world.webhooks.pending,
-                "lost": counts.lost,
-            },
+            "events": {"pending": self._webhooks.pending, "lost": counts.lost},
             "deliveries": counts.deliveries,
         }
 
-    async def _reset_stats(self, request: Request) -> Any:
-        self._world.counts.clear()
-        for limits in self._world.limits.values():
-            limits.reset_counts()
-        return await self._stats(request)
-
-    async def _orders(self, request: Request) -> Any:
+    async def _list_orders(self, request: Request) -> Any:
         """Return a row for every order of a company, or of all, that exists, existed or was called for."""
-        world, wanted = self._world, request.query_params.get("company_id")
-        statuses = {
-            (company.id, row.order.order_id): row.order.status
-            for company in world.companies
-            for row in world.orders(company)
-        }
-        rows = []
-        for company_id, order_id in dict.fromkeys([*statuses, *world.counts.orders]):
-            if wanted in (None, company_id):
-                counts = world.counts.order(company_id, order_id)
-                rows.append(
-                    {
-                        "company_id": company_id,
-                        "order_id": order_id,
-                        "status": statuses.get((company_id, order_id)),
-                        "gets": counts.gets,
-                        "answered": counts.answered,
-                        "settlements": counts.settlements,
-                        "fired": counts.fired,
-                        "accepted": counts.accepted,
-                    }
-                )
-        return rows
+        counts, wanted = self._world.counts.orders, request.query_params.get("company_id")
+        statuses = {(row.company.id, row.order_id): row.status for row in self._orders.rows.values()}
+        return [
+            {"company_id": key[0], "order_id": key[1], "status": statuses.get(key), **vars(counts[key])}
+            for key in dict.fromkeys([*statuses, *counts])
+            if wanted in (None, key[0])
+        ]
 
     async def _make_orders(self, request: Request) -> Any:
-        bulk, world = await _body(request, Bulk), self._world
-        company = self._named(bulk)
-        partner_id = bulk.partner_id or guid("partner", company.id)
-        orders = world.orders(company)
+        bulk, companies = await _body(request, Bulk), self._world.companies
+        if bulk.company_id is None:
+            company = companies.at(Address(bulk.tenant, bulk.environment, bulk.company))
+        else:
+            company = companies.of_id(bulk.company_id)
         made = []
-        for number, status in enumerate(_statuses(bulk, world.seed)):
+        for number, status in enumerate(_statuses(bulk, self._world.seed)):
             body = order_body(
-                partner_id,
-                f"{bulk.reference}-{len(orders) + 1}-{number}",
+                bulk.partner_id or guid("partner", company.id),
+                f"{bulk.reference}-{len(self._orders.rows) + 1}-{number}",
                 payment_reference="" if status == "Draft" else f"PAY-{number}",
                 items=bulk.items,
             )
-            order_id = bulk.order_ids[number].lower() if bulk.order_ids else None
-            row = orders.add(msgspec.convert(body, Submission), order_id)
+            order_id = bulk.order_ids[number].lower() if bulk.order_ids else ""
+            row = self._orders.add(company, msgspec.convert(body, Submission), order_id)
             if status != "Submitted":
-                orders.set_status(row, status)
-            made.append({"order_id": row.order.order_id, "status": status})
+                self._orders.set_status(row, status)
+            made.append({"order_id": row.order_id, "status": status})
             for _ in range(bulk.events):
-                # Cancelling fires no event: a cancelled order was announced as Issued.
-                world.announce(company, row.order, "Issued" if status == "Cancelled" else status)
-            if number % _STRIDE == _STRIDE - 1:
-                await asyncio.sleep(0)
+                self._orders.announce(row)
         return {"orders": made}
 
     async def _settle(self, request: Request) -> Any:
         settle = await _body(request, Settle)
-        company, row = self._world.find(settle.order_id.lower(), settle.company_id)
-        self._world.orders(company).set_status(row, settle.status)
-        return row.order
+        return self._orders.set_status(self._find(settle.order_id, settle.company_id), settle.status).answer()
 
     async def _fire(self, request: Request) -> Any:
-        fire, world = await _body(request, Fire), self._world
-        company, row = world.find(fire.order_id.lower(), fire.company_id)
-        event: tuple[str, str | None] | None = (row.order.status, None)
-        if fire.timestamp == "last":
-            event = world.counts.order(company.id, row.order.order_id).last_event
-        if event is None:
+        fire = await _body(request, Fire)
+        row = self._find(fire.order_id, fire.company_id)
+        last = self._world.counts.orders[row.company.id, row.order_id].last_event if fire.timestamp else None
+        if fire.timestamp and last is None:
             raise Refusal(404, "resource_not_found", "the order has no last event")
-        return {"fired": sum(world.announce(company, row.order, *event) for _ in range(fire.times))}
+        return {"fired": sum(self._orders.announce(row, last) for _ in range(fire.times))}
 
     async def _set_subscription_state(self, request: Request) -> Any:
         body = await _body(request, State)
-        return self._world.webhooks.set_state(request.path_params["id"].lower(), body.state)
+        return self._webhooks.set_state(request.path_params["id"].lower(), body.state)
 
-    def _named(self, bulk: Bulk) -> Company:
-        if bulk.company_id is None:
-            return self._world.companies.at(Address(bulk.tenant, bulk.environment, bulk.company))
-        for company in self._world.companies:
-            if company.id == bulk.company_id:
-                return company
-        raise Refusal(404, "resource_not_found", "there is no such company")
+    def _find(self, order_id: str, company_id: str | None) -> Row:
+        for row in self._orders.rows.values():
+            if row.order_id == order_id.lower() and company_id in (None, row.company.id):
+                return row
+        raise no_order(order_id)
 
 
 def _statuses(bulk: Bulk, seed: int) -> list[Status]:
@@ -257,22 +208,16 @@ def _endpoint(handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
     """Return a Starlette endpoint: the handler's value as JSON, its Refusal or ValueError as 4xx."""
 
     async def endpoint(request: Request) -> Response:
-        status = 200
         try:
-            value = await handler(request)
+            answer = json(await handler(request))
         except Refusal as refusal:
-            status, value = refusal.status, {"code": refusal.code, "message": refusal.message}
+            answer = refusal.answer
         except ValueError as error:
-            status, value = 400, {"code": "generic_error", "message": str(error)}
-        return Response(_ENCODER.encode(value), status, media_type="application/json")
+            answer = bad_request(str(error)).answer
+        return Response(answer.body, answer.status, media_type=answer.content_type.decode())
 
     return endpoint
 
 
 async def _body(request: Request, kind: type[_T]) -> _T:
     return msgspec.json.decode(await request.body() or b"{}", type=kind)
-
-
-async def _fault_list(request: Request) -> list[Fault]:
-    given: Fault | list[Fault] = msgspec.json.decode(await request.body(), type=Fault | list[Fault])
-    return given if isinstance(given, list) else [given]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Annotated, Literal, NamedTuple
+from collections import Counter
+from itertools import count
+from typing import Annotated, Literal
 
 import msgspec
 
-from app.dev.sandbox.http import Answer, Refusal, no_order, refused
-from app.dev.sandbox.settings import Positive, Seconds
-from app.dev.sandbox.values import share
+from app.dev.sandbox.http import Answer, Refusal, forbidden, no_order
+from app.dev.sandbox.values import Positive, Seconds, guid, share
 
 EVENT = "event"
 _EVENT_KINDS = {"duplicate", "late", "bad_secret", "lost"}
@@ -20,13 +22,13 @@ Kind = Literal[
 ]
 
 
-class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One rule.
+class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the admin API adds as one rule.
 
     Kinds for calls: `status` answers `status` with `retry_after`, and with `code` and `message` or plain text (401,
-    403 and 429 take no slot); `latency` adds `seconds`; `hang` keeps the slot for `seconds` (none: 480) and then
-    answers 408; `truncated` is valid HTTP with half the JSON; `cut` breaks the connection in the middle of the body;
-    `rubbish` is not JSON; `wrong_order` has another orderId.
+    403 and 429 take no slot; 403 and 404 without code and message are upstream's own); `latency` adds `seconds`;
+    `hang` keeps the slot for `seconds` (none: 480) and then answers 408; `truncated` is valid HTTP with half the JSON;
+    `cut` breaks the connection in the middle of the body; `rubbish` is not JSON; `wrong_order` has another orderId.
 
     Kinds for events: `duplicate` sends the event once more with the same timestamp; `late` sends it after `seconds`;
     `bad_secret` sends a wrong clientState; `lost` sends nothing.
@@ -50,98 +52,74 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     retry_after: str | int | None = None
 
 
-class Rule:
-    """A fault in force, and what it has struck."""
+class Rule(Fault, kw_only=True):
+    """A fault in force until a monotonic time, and how often it has struck."""
 
-    def __init__(self, fault: Fault, number: int) -> None:
-        self.fault = fault
-        self.number = number
-        self.struck = 0
-        self._until = None if fault.lasts is None else time.monotonic() + fault.lasts
-        #: Calls met per order (or operation); each call is drawn by itself.
-        self._met: dict[str, int] = {}
-
-    def strikes(self, seed: int, operation: str, company_id: str, order_id: str) -> bool:
-        """Return whether the rule strikes this call, and count it."""
-        fault = self.fault
-        if (
-            (fault.kind in _EVENT_KINDS) != (operation == EVENT)
-            or fault.operation not in (None, operation)
-            or fault.company_id not in (None, company_id)
-            or fault.order_id not in (None, order_id)
-            or (self._until is not None and time.monotonic() > self._until)
-            or (fault.calls is not None and self.struck >= fault.calls)
-        ):
-            return False
-        met = self._met[order_id] = self._met.get(order_id, 0) + 1
-        if fault.first is not None and met > fault.first:
-            return False
-        if fault.rate < 1 and share(seed, "fault", self.number, order_id, met) >= fault.rate:
-            return False
-        self.struck += 1
-        return True
-
-
-class Strikes(NamedTuple):
-    """The faults that strike one call."""
-
-    faults: list[Fault]
-
-    def of(self, kind: Kind) -> Fault | None:
-        """Return the first fault of a kind."""
-        return next((fault for fault in self.faults if fault.kind == kind), None)
+    number: int
+    until: float
+    struck: int = 0
 
 
 class Faults:
-    """All rules in force."""
+    """All rules in force; the seed decides which calls a `rate` strikes."""
 
     def __init__(self, seed: int) -> None:
+        self.rules: list[Rule] = []
         self._seed = seed
-        self._rules: list[Rule] = []
-        self._number = 0
+        self._numbers = count(1)
+        #: Calls met per rule and order (or operation); each call is drawn by itself.
+        self._met: Counter[tuple[int, str]] = Counter()
 
     def add(self, faults: list[Fault]) -> list[int]:
-        """Add rules and return their numbers, which start at 1."""
-        for fault in faults:
-            self._number += 1
-            self._rules.append(Rule(fault, self._number))
-        return [rule.number for rule in self._rules[len(self._rules) - len(faults) :]]
-
-    def clear(self) -> None:
-        """Remove all rules."""
-        self._rules = []
-
-    def remove(self, number: int) -> None:
-        """Remove a rule; an unknown number is fine."""
-        self._rules = [rule for rule in self._rules if rule.number != number]
-
-    def described(self) -> list[dict[str, object]]:
-        """Return each rule with its number and how often it has struck."""
-        return [
-            {"number": rule.number, "struck": rule.struck, **msgspec.structs.asdict(rule.fault)} for rule in self._rules
+        """Add rules and return their numbers."""
+        added = [
+            Rule(
+                **msgspec.structs.asdict(fault),
+                number=next(self._numbers),
+                until=math.inf if fault.lasts is None else time.monotonic() + fault.lasts,
+            )
+            for fault in faults
         ]
+        self.rules += added
+        return [rule.number for rule in added]
 
-    def strike(self, operation: str, company_id: str, order_id: str) -> Strikes:
-        """Return the faults that strike this call, or this event of an order."""
-        return Strikes(
-            [rule.fault for rule in self._rules if rule.strikes(self._seed, operation, company_id, order_id)]
-        )
+    def strike(self, operation: str, company_id: str, order_id: str) -> dict[Kind, Fault]:
+        """Return the faults that strike this call, or this event of an order, and count them."""
+        struck: dict[Kind, Fault] = {}
+        for rule in self.rules:
+            if self._strikes(rule, operation, company_id, order_id):
+                rule.struck += 1
+                struck.setdefault(rule.kind, rule)
+        return struck
+
+    def _strikes(self, rule: Rule, operation: str, company_id: str, order_id: str) -> bool:
+        if (
+            (rule.kind in _EVENT_KINDS) != (operation == EVENT)
+            or rule.operation not in (None, operation)
+            or rule.company_id not in (None, company_id)
+            or rule.order_id not in (None, order_id)
+            or time.monotonic() > rule.until
+            or (rule.calls is not None and rule.struck >= rule.calls)
+        ):
+            return False
+        self._met[rule.number, order_id] += 1
+        met = self._met[rule.number, order_id]
+        if rule.first is not None and met > rule.first:
+            return False
+        return rule.rate == 1 or share(self._seed, "fault", rule.number, order_id, met) < rule.rate
 
 
 def status_answer(fault: Fault, order_id: str) -> Answer:
-    """Return the answer of a `status` fault; 403 and 404 without code and message get upstream's own."""
-    if fault.code is None and fault.message is None and fault.status == 404:
-        answer = refused(no_order(order_id))
-    elif fault.code is None and fault.message is None and fault.status == 403:
-        answer = refused(Refusal(403, "generic_error", "Missing permissions: NPR API Channel Mgr"))
-    else:
-        answer = refused(Refusal(fault.status, fault.code, fault.message or f"Status {fault.status}"))
-    return answer if fault.retry_after is None else answer._replace(retry_after=str(fault.retry_after))
+    """Return the answer of a `status` fault."""
+    refusal = Refusal(fault.status, fault.code, fault.message or f"Status {fault.status}")
+    if fault.code is fault.message is None and fault.status in (403, 404):
+        refusal = forbidden() if fault.status == 403 else no_order(order_id)
+    return refusal.answer._replace(retry_after=None if fault.retry_after is None else str(fault.retry_after))
 
 
-def spoilt(answer: Answer, fault: Fault, order_id: str, other_id: str) -> Answer:
+def spoilt(answer: Answer, kind: Kind, order_id: str) -> Answer:
     """Return a good answer as a fault changes it."""
-    match fault.kind:
+    match kind:
         case "truncated":
             return answer._replace(body=answer.body[: len(answer.body) // 2], sound=False)
         case "cut":
@@ -149,6 +127,6 @@ def spoilt(answer: Answer, fault: Fault, order_id: str, other_id: str) -> Answer
         case "rubbish":
             return answer._replace(body=_RUBBISH, content_type=b"text/html", sound=False)
         case "wrong_order":
-            body = answer.body.replace(order_id.encode(), other_id.encode())
-            return answer._replace(body=body, sound=False)
+            other = guid("other", order_id)
+            return answer._replace(body=answer.body.replace(order_id.encode(), other.encode()), sound=False)
     return answer

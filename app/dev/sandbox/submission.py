@@ -1,4 +1,4 @@
-"""The body of createOrder and replaceOrder: reading it, and making one for tests, the demo and the admin API."""
+"""The body of createOrder and replaceOrder: its structure, and a maker for tests, the demo and the admin API."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET
 
-from app.dev.sandbox.http import bad_request
-from app.dev.sandbox.orders import Component, Item, empty_wallet
-from app.dev.sandbox.settings import Positive
-from app.dev.sandbox.values import canonical_guid
+from app.dev.sandbox.values import Positive, Text, canonical_guid
 
-_LINE_STEP = 100_000
 _DAYS_AHEAD = 14
 _KINDS = {"PKG": "Package", "GRP": "Group ticket", "CPN": "Coupon"}
 
-_Text = Annotated[str, msgspec.Meta(min_length=1)]
-_Guid = Annotated[str, msgspec.Meta(pattern=r"^\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?$")]
 _Date = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
 _Time = Annotated[str, msgspec.Meta(pattern=r"^\d\d:\d\d:\d\d$")]
+
+
+class Component(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """When one part of a package is to be visited."""
+
+    item_number: str
+    visit_date: str
+    visit_time: str
 
 
 class WalletNames(msgspec.Struct, frozen=True, rename="camel"):
@@ -32,67 +33,68 @@ class WalletNames(msgspec.Struct, frozen=True, rename="camel"):
     component_schedule: list[Component] = []
 
 
-class Line(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+class Line(msgspec.Struct, rename="camel", kw_only=True):
     """One line of a body."""
 
-    item_number: _Text
+    item_number: Text
     quantity: Positive = 1
     visit_date: _Date
     visit_time: _Time
     wallet: WalletNames = WalletNames()
 
+    def __post_init__(self) -> None:
+        self.item_number = code(self.item_number, 20)
+        for given in (self.wallet.names, self.wallet.external_reference_numbers):
+            if len(given) not in (0, self.wallets):
+                raise ValueError(f"wallet arrays must have {self.wallets} entries")
 
-class Submission(msgspec.Struct, frozen=True, rename="camel"):
-    """The body of createOrder and replaceOrder."""
+    @property
+    def description(self) -> str:
+        return f"{_KINDS.get(self.item_number[:3], 'Ticket')} {self.item_number}"
 
-    partner_id: _Guid
-    sell_to_order_reference: _Text
+    @property
+    def wallets(self) -> int:
+        """Return the number of wallets: one per guest, or one for a group."""
+        return 1 if self.item_number.startswith("GRP") else self.quantity
+
+    @property
+    def assets(self) -> list[str]:
+        """Return the item numbers of the tickets and coupons in each wallet."""
+        if not self.item_number.startswith("PKG"):
+            return [self.item_number]
+        parts = [part.item_number for part in self.wallet.component_schedule]
+        return [*(parts or [f"{self.item_number}-1"]), "CPN-LUNCH"]
+
+
+class Submission(msgspec.Struct, rename="camel"):
+    """The body of createOrder and replaceOrder, with its ids as the table keeps them."""
+
+    partner_id: str
+    sell_to_order_reference: Text
     items: Annotated[list[Line], msgspec.Meta(min_length=1)]
     sell_to_email: str = ""
     sell_to_name: str = ""
     sell_to_language: str = ""
+    #: "" for an order that is not paid.
     payment_reference: str = ""
 
-    @property
-    def partner(self) -> str:
-        """Return the partner id in canonical form."""
-        return canonical_guid(self.partner_id) or ""
+    def __post_init__(self) -> None:
+        partner_id = canonical_guid(self.partner_id)
+        if partner_id is None:
+            raise ValueError("Invalid partnerId")
+        self.partner_id = partner_id
+        self.sell_to_order_reference = code(self.sell_to_order_reference, 50)
+        self.payment_reference = code(self.payment_reference, 50)
 
     @property
-    def reference(self) -> str:
-        """Return sellToOrderReference as the table keeps it."""
-        return _code(self.sell_to_order_reference, 50)
+    def identity(self) -> tuple[str, str]:
+        """Return partner and reference, which only one order of a company has."""
+        return self.partner_id, self.sell_to_order_reference
 
     @property
-    def payment(self) -> str:
-        """Return paymentReference as the table keeps it; "" for an order that is not paid."""
-        return _code(self.payment_reference, 50)
-
-    def lines(self) -> tuple[Item, ...]:
-        """Return the lines of the order, each with its empty wallets; raises Refusal (400)."""
-        return tuple(self._item(line, (index + 1) * _LINE_STEP) for index, line in enumerate(self.items))
-
-    def _item(self, line: Line, line_no: int) -> Item:
-        number = _code(line.item_number, 20)
-        count = 1 if number.startswith("GRP") else line.quantity
-        names, references = line.wallet.names, line.wallet.external_reference_numbers
-        if any(len(given) not in (0, count) for given in (names, references)):
-            raise bad_request(f"wallet arrays must have {count} entries (line {line_no})")
-        wallets = zip(references or [""] * count, names or [""] * count, strict=True)
-        return Item(
-            line_no=line_no,
-            item_number=number,
-            description=f"{_KINDS.get(number[:3], 'Ticket')} {number}",
-            is_package=number.startswith("PKG"),
-            quantity=line.quantity,
-            visit_date=line.visit_date,
-            visit_time=line.visit_time,
-            sell_to_name=self.sell_to_name,
-            sell_to_email=self.sell_to_email,
-            sell_to_language=self.sell_to_language,
-            component_schedule=tuple(line.wallet.component_schedule) or UNSET,
-            wallets=tuple(empty_wallet(seq, reference, name) for seq, (reference, name) in enumerate(wallets, 1)),
-        )
+    def failing(self) -> Line | None:
+        """Return the first line that cannot be issued."""
+        return next((line for line in self.items if line.item_number.startswith("FAIL")), None)
 
 
 def order_body(
@@ -127,6 +129,6 @@ def _line(number: str, reference: str, day: str, quantity: int) -> dict[str, Any
     return {"itemNumber": number, "quantity": quantity, "visitDate": day, "visitTime": "10:30:00", "wallet": wallet}
 
 
-def _code(text: str, length: int) -> str:
+def code(text: str, length: int) -> str:
     """Return text as AL's type Code keeps it: upper case, no surrounding spaces."""
     return text[:length].strip().upper()

@@ -1,29 +1,37 @@
-"""Made-up ids and numbers: the same parts always give the same value, so a seed repeats a run. And times as text."""
+"""The types of the sandbox's fields; made-up ids and numbers, which a seed repeats; times as text."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 import uuid
 from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Shape = Literal["values", "value", "bare"]
 
 _GUID = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\}?")
 
 
 def guid(*parts: object) -> str:
-    """Return the GUID of `parts`: lower case, no braces."""
-    return str(uuid.UUID(bytes=_digest(parts), version=4))
+    """Return the GUID of `parts`, lower case, no braces: the same parts always give the same value."""
+    return str(_uuid(parts))
 
 
 def digits(count: int, *parts: object) -> str:
     """Return `count` decimal digits that depend on `parts`."""
-    return str(int.from_bytes(_digest(parts), "big") % 10**count).zfill(count)
+    return str(_uuid(parts).int % 10**count).zfill(count)
 
 
 def share(*parts: object) -> float:
     """Return a number in [0, 1) that depends on `parts`."""
-    return int.from_bytes(_digest(parts)[:6], "big") / 2**48
+    return _uuid(parts).node / 2**48
 
 
 def company_id(tenant: str, environment: str, company: str) -> str:
@@ -49,5 +57,5 @@ def event_timestamp() -> str:
     return f"{seconds}.{ticks % 10_000_000:07}Z"
 
 
-def _digest(parts: tuple[object, ...]) -> bytes:
-    return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest()
+def _uuid(parts: tuple[object, ...]) -> uuid.UUID:
+    return uuid.uuid5(uuid.NAMESPACE_OID, "\x1f".join(map(str, parts)))

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any, NamedTuple
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
 import httpx
 import msgspec
 from msgspec.structs import replace
 
-from app.dev.sandbox.companies import Company
-from app.dev.sandbox.counts import Counts
-from app.dev.sandbox.faults import EVENT, Faults
+from app.dev.sandbox.faults import EVENT
 from app.dev.sandbox.http import not_found
-from app.dev.sandbox.settings import Settings, Shape
-from app.dev.sandbox.values import event_timestamp, guid, utc
+from app.dev.sandbox.values import Shape, Text, guid, utc
+from app.dev.sandbox.world import Company, World
 
 EVENT_NAME = "ota_cm_order_processed"
 EVENT_VERSION = "1.0"
@@ -27,9 +24,11 @@ APP_ID = "992c2309-cca4-43cb-9e41-911f482ec088"
 ACTIVE = "Active"
 
 _CONTEXT = "https://api.businesscentral.dynamics.com/v2.0/$metadata#externaleventsubscriptions"
-_SENDERS = 16
-_HEADERS = {"content-type": "application/json"}
-_ENCODER = msgspec.json.Encoder()
+_CONNECTIONS = 16
+_TIMEOUT = 10.0
+
+#: A subscription with upstream's fields in upstream's order.
+Subscription = dict[str, Any]
 
 
 class Payload(msgspec.Struct, frozen=True, rename="camel"):
@@ -57,200 +56,151 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class NewSubscription(msgspec.Struct, frozen=True, rename="camel"):
     """The body that creates a subscription."""
 
-    notification_url: Annotated[str, msgspec.Meta(min_length=1)]
-    event_name: Annotated[str, msgspec.Meta(min_length=1)]
+    notification_url: Text
+    event_name: Text
     client_state: Annotated[str, msgspec.Meta(max_length=50)] = ""
     event_version: str = EVENT_VERSION
     app_id: str = APP_ID
 
 
-class Subscription(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One subscription; its clientState can be read back, and it does not expire."""
-
-    etag: str = msgspec.field(name="@odata.etag")
-    id: str
-    company_id: str
-    timestamp: int
-    app_id: str
-    event_name: str
-    company_name: str
-    user_id: str
-    notification_url: str
-    last_modified_date_time: str
-    client_state: str
-    subscription_type: str = "Webhook"
-    event_version: str
-    subscription_state: str = ACTIVE
-    system_created_at: str
-    system_created_by: str
-    system_modified_at: str
-    system_modified_by: str
-
-
-class Delivery(NamedTuple):
-    """One POST that is to be sent to a subscription."""
-
-    subscription_id: str
-    event: Event
-    attempt: int = 1
-
-
 class Webhooks:
     """The subscriptions of all companies, and the deliveries to them."""
 
-    def __init__(self, settings: Settings, seed: int, faults: Faults, counts: Counts, versions: Iterator[int]) -> None:
-        self._settings = settings
-        self._seed = seed
-        self._faults = faults
-        self._counts = counts
-        self._versions = versions
-        self._by_company: defaultdict[str, dict[str, Subscription]] = defaultdict(dict)
-        self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
-        #: Events that still have an attempt before them.
-        self.pending = 0
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._by_id: dict[str, Subscription] = {}
+        self._deliveries: set[asyncio.Task[None]] = set()
+        self._connections = asyncio.Semaphore(_CONNECTIONS)
+        self._client: httpx.AsyncClient
 
-    def listed(self, company_id: str) -> dict[str, Any]:
-        """Return the answer of the list."""
-        return {"@odata.context": _CONTEXT, "value": list(self._by_company[company_id].values())}
+    @property
+    def pending(self) -> int:
+        """Return how many events are still to be delivered."""
+        return len(self._deliveries)
 
-    def get(self, company_id: str, subscription_id: str) -> dict[str, Any]:
-        """Return the answer for one subscription, which has the list's wrapper; raises Refusal (404)."""
-        self._check(company_id, subscription_id)
-        return {"@odata.context": _CONTEXT, "value": [self._by_company[company_id][subscription_id]]}
+    @contextlib.asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        """Send the deliveries as long as the block lasts."""
+        headers = {"content-type": "application/json"}
+        # No proxy of the environment: events go where the subscription says.
+        async with httpx.AsyncClient(headers=headers, trust_env=False, timeout=_TIMEOUT) as self._client:
+            yield
+
+    def listed(self, company_id: str, subscription_id: str | None = None) -> dict[str, Any]:
+        """Return the answer of the list, or of one subscription, which has the same wrapper; raises Refusal (404)."""
+        if subscription_id is not None:
+            found = [self._get(company_id, subscription_id)]
+        else:
+            found = [one for one in self._by_id.values() if one["companyId"] == company_id]
+        return {"@odata.context": _CONTEXT, "value": found}
 
     def create(self, company: Company, new: NewSubscription) -> Subscription:
-        """Add a subscription, Active at once."""
-        version = next(self._versions)
-        now = utc(time.time())
-        user = guid("user", company.id)
-        subscription = Subscription(
-            etag=f'W/"{version}"',
-            id=guid(self._seed, company.id, "subscription", version),
-            company_id=company.id,
-            timestamp=version,
-            app_id=new.app_id,
-            event_name=new.event_name,
-            company_name=company.name,
-            user_id=user,
-            notification_url=new.notification_url,
-            last_modified_date_time=now,
-            client_state=new.client_state,
-            event_version=new.event_version,
-            system_created_at=now,
-            system_created_by=user,
-            system_modified_at=now,
-            system_modified_by=user,
-        )
-        self._by_company[company.id][subscription.id] = subscription
+        """Add a subscription, Active at once; its clientState can be read back, and it does not expire."""
+        version = next(self._world.versions)
+        now, user = utc(time.time()), guid("user", company.id)
+        subscription: Subscription = {
+            "@odata.etag": f'W/"{version}"',
+            "id": guid(self._world.seed, company.id, "subscription", version),
+            "companyId": company.id,
+            "timestamp": version,
+            "appId": new.app_id,
+            "eventName": new.event_name,
+            "companyName": company.name,
+            "userId": user,
+            "notificationUrl": new.notification_url,
+            "lastModifiedDateTime": now,
+            "clientState": new.client_state,
+            "subscriptionType": "Webhook",
+            "eventVersion": new.event_version,
+            "subscriptionState": ACTIVE,
+            "systemCreatedAt": now,
+            "systemCreatedBy": user,
+            "systemModifiedAt": now,
+            "systemModifiedBy": user,
+        }
+        self._by_id[subscription["id"]] = subscription
         return subscription
 
     def delete(self, company_id: str, subscription_id: str) -> None:
         """Remove a subscription; raises Refusal (404)."""
-        self._check(company_id, subscription_id)
-        del self._by_company[company_id][subscription_id]
+        del self._by_id[self._get(company_id, subscription_id)["id"]]
 
     def set_state(self, subscription_id: str, state: str) -> Subscription:
         """Set the state of a subscription of any company; only `Active` ones get events. Raises Refusal (404)."""
-        for subscriptions in self._by_company.values():
-            if subscription_id in subscriptions:
-                changed = replace(subscriptions[subscription_id], subscription_state=state)
-                subscriptions[subscription_id] = changed
-                return changed
-        raise not_found(f"Subscription '{subscription_id}'")
+        changed = {**self._get(None, subscription_id), "subscriptionState": state}
+        self._by_id[subscription_id] = changed
+        return changed
 
-    def announce(self, company: Company, payload: Payload, timestamp: str | None = None) -> int:
-        """Send an event to the active subscriptions, as the faults allow, and return their number.
-
-        `timestamp` None is now.
-        """
-        timestamp = timestamp or event_timestamp()
-        self._counts.order(company.id, payload.order_id).last_event = payload.status, timestamp
+    def announce(self, company: Company, payload: Payload, timestamp: str) -> int:
+        """Send an event to the active subscriptions, as the faults allow, and return their number."""
+        self._world.counts.orders[company.id, payload.order_id].last_event = payload.status, timestamp
         active = [
             one
-            for one in self._by_company[company.id].values()
-            if one.subscription_state == ACTIVE and one.event_name.lower() == EVENT_NAME
+            for one in self._by_id.values()
+            if (one["companyId"], one["subscriptionState"]) == (company.id, ACTIVE)
+            and one["eventName"].lower() == EVENT_NAME
         ]
         for subscription in active:
             event = Event(
-                client_state=subscription.client_state,
+                client_state=subscription["clientState"],
                 company_id=company.id,
                 company_name=company.name,
                 initiating_user_aad_object_id=guid("user", company.id),
                 payload=payload,
                 timestamp=timestamp,
             )
-            self._enqueue(subscription, event)
+            self._deliver(subscription, event)
         return len(active)
 
-    @contextlib.asynccontextmanager
-    async def sending(self) -> AsyncIterator[None]:
-        """Send the deliveries as long as the block lasts."""
-        limits = httpx.Limits(max_connections=_SENDERS, max_keepalive_connections=_SENDERS)
-        # No proxy of the environment: events go where the subscription says.
-        async with httpx.AsyncClient(limits=limits, headers=_HEADERS, trust_env=False) as client:
-            senders = [asyncio.create_task(self._send_all(client)) for _ in range(_SENDERS)]
-            try:
-                yield
-            finally:
-                for sender in senders:
-                    sender.cancel()
-                await asyncio.wait(senders)
-
-    def _check(self, company_id: str, subscription_id: str) -> None:
-        if subscription_id not in self._by_company[company_id]:
+    def _get(self, company_id: str | None, subscription_id: str) -> Subscription:
+        found = self._by_id.get(subscription_id)
+        if found is None or company_id not in (None, found["companyId"]):
             raise not_found(f"Subscription '{subscription_id}'")
+        return found
 
-    def _enqueue(self, subscription: Subscription, event: Event) -> None:
-        company_id, order_id = event.company_id, event.payload.order_id
-        faults = self._faults.strike(EVENT, company_id, order_id)
-        if faults.of("lost"):
-            self._counts.lost += 1
+    def _deliver(self, subscription: Subscription, event: Event) -> None:
+        """Start the deliveries of one event, none or several as the faults say."""
+        world, order = self._world, (event.company_id, event.payload.order_id)
+        faults = world.faults.strike(EVENT, *order)
+        if "lost" in faults:
+            world.counts.lost += 1
             return
-        if faults.of("bad_secret"):
+        if "bad_secret" in faults:
             event = replace(event, client_state=f"not-{event.client_state}"[:50])
-        late = faults.of("late")
-        for _ in range(2 if faults.of("duplicate") else 1):
-            self._counts.event_fired(company_id, order_id)
-            self.pending += 1
-            self._put(Delivery(subscription.id, event), (late.seconds or 0.0) if late else 0.0)
+        late = faults["late"].seconds or 0.0 if "late" in faults else 0.0
+        for _ in range(2 if "duplicate" in faults else 1):
+            world.counts.orders[order].fired += 1
+            delivery = asyncio.create_task(self._send(subscription, event, late))
+            self._deliveries.add(delivery)
+            delivery.add_done_callback(self._deliveries.discard)
 
-    def _put(self, delivery: Delivery, after: float) -> None:
-        if after:
-            asyncio.get_running_loop().call_later(after, self._queue.put_nowait, delivery)
-        else:
-            self._queue.put_nowait(delivery)
+    async def _send(self, subscription: Subscription, event: Event, late: float) -> None:
+        """POST an event after `late` seconds until it is acknowledged, as often as the settings allow."""
+        await asyncio.sleep(late)
+        attempts = 1
+        while not await self._post(subscription, event) and attempts != self._world.settings.attempts:
+            attempts += 1
+            await asyncio.sleep(self._world.settings.attempt_every)
 
-    async def _send_all(self, client: httpx.AsyncClient) -> None:
-        while True:
-            await self._send(client, await self._queue.get())
-
-    async def _send(self, client: httpx.AsyncClient, delivery: Delivery) -> None:
-        settings, event = self._settings, delivery.event
-        subscription = self._by_company[event.company_id].get(delivery.subscription_id)
-        if subscription is None or subscription.subscription_state != ACTIVE:
-            self._counts.lost += 1
-            self.pending -= 1
-            return
-        result: int | str
-        try:
-            response = await client.post(
-                subscription.notification_url,
-                content=envelope((event,), settings.shape),
-                timeout=settings.delivery_timeout,
-            )
-            result = response.status_code
-        except Exception as error:  # whatever one address makes httpx raise, the other deliveries go on
-            result = type(error).__name__
-        self._counts.deliveries[str(result)] += 1
-        acknowledged = isinstance(result, int) and 200 <= result < 300
-        if acknowledged:
-            self._counts.event_accepted(event.company_id, event.payload.order_id)
-        if acknowledged or delivery.attempt == settings.attempts:
-            self.pending -= 1
-        else:
-            self._put(delivery._replace(attempt=delivery.attempt + 1), settings.attempt_every)
+    async def _post(self, subscription: Subscription, event: Event) -> bool:
+        """POST an event once; return whether no further attempt is needed."""
+        counts = self._world.counts
+        async with self._connections:
+            if self._by_id.get(subscription["id"]) != subscription:
+                counts.lost += 1
+                return True
+            body = envelope((event,), self._world.settings.shape)
+            try:
+                response = await self._client.post(subscription["notificationUrl"], content=body)
+            except Exception as error:  # whatever one address makes httpx raise, the other deliveries go on
+                counts.deliveries[type(error).__name__] += 1
+                return False
+        counts.deliveries[str(response.status_code)] += 1
+        if response.is_success:
+            counts.orders[event.company_id, event.payload.order_id].accepted += 1
+        return response.is_success
 
 
 def envelope(events: tuple[Event, ...], shape: Shape) -> bytes:
     """Return the body of a POST; "bare" is one event without a wrapper."""
-    return _ENCODER.encode(events[0] if shape == "bare" else {shape: events})
+    return msgspec.json.encode(events[0] if shape == "bare" else {shape: events})

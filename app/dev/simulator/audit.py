@@ -18,8 +18,6 @@ from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord
 from app.upstream.models import Order
 
-_STRIDE = 200
-
 Name = tuple[str, str, str]
 """The identity of an event: order id, status, timestamp."""
 
@@ -69,26 +67,22 @@ class Evidence:
     tickets: Mapping[str, list[str]] | None = None
 
 
+@dataclass(frozen=True)
 class StoredOrders:
     """What a receiver stored of one company."""
 
-    def __init__(self, archive: Archive, log: EventLog, company_id: str) -> None:
-        self.archive = archive
-        self._log = log
-        self._company_id = company_id
+    archive: Archive
+    log: EventLog
+    company_id: str
 
     def orders(self, ids: Iterable[str]) -> dict[str, Stored]:
-        """Return the record and the order of each id."""
-        keys = [OrderKey(self._company_id, order_id) for order_id in ids]
-        chunks = [keys[at : at + _STRIDE] for at in range(0, len(keys), _STRIDE)]
-        records = [record for chunk in chunks for record in self.archive.records(chunk)]
-        return {
-            key.order_id: Stored(record, self.archive.order(key)) for key, record in zip(keys, records, strict=True)
-        }
+        """Return the record and the order of each id; a broken record is None."""
+        keys = [OrderKey(self.company_id, order_id) for order_id in ids]
+        return {key.order_id: Stored(self.archive.records([key])[0], self.archive.order(key)) for key in keys}
 
     def recorded(self) -> Counter[Name]:
         """Return how often each event is in the log."""
-        return Counter((one.order_id, one.status, one.sent) for one in self._log.oldest_first(EventQuery()))
+        return Counter((one.order_id, one.status, one.sent) for one in self.log.oldest_first(EventQuery()))
 
 
 def name(event: Event) -> Name:

@@ -1,25 +1,31 @@
-"""One simulation from the first process to the report: on this laptop, or against a receiver that already runs."""
+"""One simulation from its plan to the report: on this laptop, or against a receiver that already runs.
+
+The plan: events of settled orders, repeated, late and forged as the options say, in batches.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from app import bootstrap
 from app.dev import stack as stacks
+from app.dev.processes import check_free
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
-from app.dev.sandbox.values import company_id
+from app.dev.sandbox.values import Shape, event_timestamp, guid
+from app.dev.sandbox.webhooks import Payload
 from app.dev.simulator.audit import (
     Calls,
     Evidence,
@@ -30,9 +36,7 @@ from app.dev.simulator.audit import (
     calls_by_order,
     forgeries,
 )
-from app.dev.simulator.plan import Options, Plan, Settled, make
-from app.dev.simulator.sender import Answer, Origin, Sender
-from app.errors import ReceiverError
+from app.dev.simulator.sender import Answer, Origin, Post, Sender, Shot
 from app.ledger.events import EventLog
 from app.ledger.orders import Archive
 
@@ -46,10 +50,41 @@ _QUIET: Final = 2.0
 """Seconds without a getOrder, once all orders are fetched, after which the calls are counted."""
 _REACHABLE_WITHIN: Final = 60.0
 _ADDRESS: Final = (stacks.TENANT, stacks.ENVIRONMENT, stacks.COMPANY)
+_LONGEST_STATE: Final = 50
 
 
-class ReceiverUnreachable(ReceiverError):
-    """The receiver does not answer, or the port of the sandbox is taken."""
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of each misbehaviour: shares are of the orders, 0 to 1; `rate` in events a second, None: all at once."""
+
+    orders: int
+    duplicates: float
+    late: float
+    bad_secret: float
+    batch: int
+    rate: float | None
+    seed: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The settled orders and all POSTs: the first wave, and those sent when every order is fetched."""
+
+    settled: tuple[Payload, ...]
+    first: tuple[Post, ...]
+    late: tuple[Post, ...]
+
+    @property
+    def shots(self) -> list[Shot]:
+        return [shot for post in (*self.first, *self.late) for shot in post.shots]
+
+    @property
+    def repeats(self) -> Counter[str]:
+        """Return how often each order's event is repeated."""
+        return Counter(shot.order_id for shot in self.shots if shot.kind == "duplicate")
+
+    @property
+    def ghosts(self) -> set[str]:
+        """Return the ids that only forged events name."""
+        return {shot.order_id for shot in self.shots} - {order.order_id for order in self.settled}
 
 
 class Progress(Protocol):
@@ -89,19 +124,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     wrong: list[Wrong]
 
 
-def receiver_settings(port: int) -> dict[str, str]:
-    """Return the environment a receiver needs for a sandbox on `port`; nothing in it is secret."""
-    return {
-        "CLIENT_STATE": stacks.CLIENT_STATE,
-        "NP_BASE_URL": f"http://127.0.0.1:{port}",
-        "NP_API_KEY": stacks.API_KEY,
-        "NP_TENANT": stacks.TENANT,
-        "NP_ENVIRONMENT": stacks.ENVIRONMENT,
-        "NP_COMPANY": stacks.COMPANY,
-        "NP_COMPANY_ID": company_id(*_ADDRESS),
-    }
-
-
 def on_laptop(options: Options, patience: float, progress: Progress) -> Report:
     """Start everything, simulate, and check what the receiver stored too. Main thread only (see Process).
 
@@ -118,17 +140,84 @@ def on_laptop(options: Options, patience: float, progress: Progress) -> Report:
 
 
 def against(url: str, port: int, options: Options, patience: float, progress: Progress) -> Report:
-    """Run the Channel Manager on `port` for the receiver at `url`, which is configured with `receiver_settings`.
+    """Run the Channel Manager on `port` for the receiver at `url`, which has the `stack.receiver_settings`.
 
-    Waits a minute for it. Raises ReceiverUnreachable, and ReceiverError or TimeoutError without a sandbox.
+    Waits a minute for it. Raises PortTaken, ProcessEnded, or TimeoutError, also when the receiver does not listen.
     """
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ReceiverUnreachable(f"port {port} is taken: choose another with --sandbox-port, also in NP_BASE_URL")
+    check_free(port, "choose another with --sandbox-port, also in NP_BASE_URL")
     with sandbox_process.start(seed=options.seed, port=port) as sandbox:
         with progress(f"waiting for {url}"):
             _wait_reachable(url)
         return _drive(sandbox, url, options, patience, None, progress)
+
+
+def make(options: Options, settled: Sequence[Payload], origin: Origin) -> Plan:
+    """Return the POSTs; each share above 0 makes at least one event.
+
+    Half of the repeats come late, when their order is fetched. So does every other forged event, which then names a
+    real order: accepting it costs a getOrder that can be counted. The others name orders that do not exist.
+    """
+    dice = random.Random(options.seed)  # noqa: S311  # a plan that the seed repeats, no secret
+    genuine = {
+        order.order_id: Shot(
+            "genuine", origin.event(order.order_id, order.buy_from_order_reference, order.status, event_timestamp())
+        )
+        for order in settled
+    }
+    late_ids = _drawn(dice, genuine, options.late)
+    first = [shot for order_id, shot in genuine.items() if order_id not in late_ids]
+    late = [genuine[order_id] for order_id in late_ids]
+    for number, order_id in enumerate(_drawn(dice, genuine, options.duplicates)):
+        repeat = Shot("duplicate", genuine[order_id].event)
+        (late if number % 2 or order_id in late_ids else first).append(repeat)
+    forged = _drawn(dice, genuine, options.bad_secret)
+    late += [_forged(number, order_id, origin) for number, order_id in enumerate(forged) if number % 2]
+    ghosts = [_forged(number, guid(options.seed, "ghost", number), origin) for number in range(0, len(forged), 2)]
+    first += ghosts[1:]
+    # The first one comes by itself: only then does the answer show that it was refused.
+    alone = [Post((ghost,), "values") for ghost in ghosts[:1]]
+    dice.shuffle(first)
+    dice.shuffle(late)
+    return Plan(
+        tuple(settled),
+        _timed([*alone, *_batches(dice, first, options.batch)], options.rate),
+        _timed(_batches(dice, late, options.batch), options.rate),
+    )
+
+
+def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> Report:
+    """Return the report of a run that took `seconds`."""
+    shots, answers, calls, repeats = plan.shots, evidence.answers, evidence.calls, plan.repeats
+    genuine = [shot for shot in shots if shot.kind == "genuine"]
+    orders = [Expected(shot.order_id, (shot.event,), repeats[shot.order_id]) for shot in genuine]
+    wrong = audit(orders, evidence) | forgeries(plan.ghosts, evidence)
+    ok = [one for one in answers if one.ok]
+    recognised = [one.receipt["duplicates"] for one in ok if isinstance(one.receipt.get("duplicates"), int)]
+    times = sorted(one.seconds for one in answers)
+    gets = sum(calls.get(order.order_id, Calls()).gets for order in plan.settled)
+    return Report(
+        seed=options.seed,
+        orders=len(plan.settled),
+        posts=len(plan.first) + len(plan.late),
+        sent=len(shots),
+        acknowledged=sum(shot.kind != "forged" for one in ok for shot in one.post.shots),
+        answers=dict(Counter(one.result for one in answers)),
+        duplicates_sent=sum(shot.kind == "duplicate" for shot in shots),
+        duplicates_recognised=sum(recognised) if recognised else None,
+        forged_sent=sum(shot.kind == "forged" for shot in shots),
+        forged_orders_fetched=sum(calls.get(ghost, Calls()).gets > 0 for ghost in plan.ghosts),
+        forged_posts_refused=sum(one.post.forged and not one.ok for one in answers),
+        orders_fetched=sum(calls.get(order.order_id, Calls()).answered > 0 for order in plan.settled),
+        orders_complete=(
+            None if evidence.stored is None else sum(order.order_id not in wrong for order in plan.settled)
+        ),
+        get_orders=gets,
+        get_orders_per_settlement=round(gets / len(plan.settled), 3),
+        p50_ms=_percentile(times, 0.50),
+        p99_ms=_percentile(times, 0.99),
+        seconds=round(seconds, 1),
+        wrong=[Wrong(order_id, problems) for order_id, problems in wrong.items()],
+    )
 
 
 def _drive(
@@ -165,16 +254,15 @@ def _orders(answers: Sequence[Answer]) -> set[str]:
     return {event.payload.order_id for event in acknowledged(answers)}
 
 
-def _settled(sandbox: Sandbox, options: Options) -> list[Settled]:
-    """Make the orders at the sandbox and return them with the references that their events name."""
+def _settled(sandbox: Sandbox, options: Options) -> list[Payload]:
+    """Make the orders at the sandbox and return the payloads of their events."""
     tenant, environment, company = _ADDRESS
     body = {"tenant": tenant, "environment": environment, "company": company, "partner_id": _PARTNER}
     sandbox.admin("POST", "orders", body | {"count": options.orders, "mix": _MIX, "items": _ITEMS, "reference": "SIM"})
     url = f"{sandbox.base_url(*_ADDRESS)}/channelManager/orders/{_PARTNER}?pageSize=20000"
     response = sandbox.client.get(url, headers={"x-np-api-key": stacks.API_KEY})
     response.raise_for_status()
-    listed: list[dict[str, Any]] = response.json()["data"]
-    return [Settled(row["orderId"], row["buyFromOrderReference"], row["status"]) for row in listed]
+    return msgspec.convert(response.json()["data"], list[Payload])
 
 
 def _wait_fetched(
@@ -208,49 +296,43 @@ def _wait_reachable(url: str) -> None:
                 return
         except OSError:
             if time.monotonic() > deadline:
-                raise ReceiverUnreachable(f"nothing listens at {url}") from None
+                raise TimeoutError(f"nothing listens at {url}") from None
             time.sleep(_POLL)
-
-
-def report(options: Options, plan: Plan, evidence: Evidence, seconds: float) -> Report:
-    """Return the report of a run that took `seconds`."""
-    wrong = audit(expected(plan), evidence) | forgeries(plan.ghosts, evidence)
-    shots, answers, calls = plan.shots, evidence.answers, evidence.calls
-    ok = [one for one in answers if one.ok]
-    recognised = [one.receipt["duplicates"] for one in ok if isinstance(one.receipt.get("duplicates"), int)]
-    times = sorted(one.seconds for one in answers)
-    gets = sum(calls.get(order.order_id, Calls()).gets for order in plan.settled)
-    return Report(
-        seed=options.seed,
-        orders=len(plan.settled),
-        posts=len(plan.first) + len(plan.late),
-        sent=len(shots),
-        acknowledged=sum(shot.kind != "forged" for one in ok for shot in one.post.shots),
-        answers=dict(Counter(one.result for one in answers)),
-        duplicates_sent=sum(shot.kind == "duplicate" for shot in shots),
-        duplicates_recognised=sum(recognised) if recognised else None,
-        forged_sent=sum(shot.kind == "forged" for shot in shots),
-        forged_orders_fetched=sum(calls.get(ghost, Calls()).gets > 0 for ghost in plan.ghosts),
-        forged_posts_refused=sum(one.post.forged and not one.ok for one in answers),
-        orders_fetched=sum(calls.get(order.order_id, Calls()).answered > 0 for order in plan.settled),
-        orders_complete=(
-            None if evidence.stored is None else sum(order.order_id not in wrong for order in plan.settled)
-        ),
-        get_orders=gets,
-        get_orders_per_settlement=round(gets / len(plan.settled), 3),
-        p50_ms=_percentile(times, 0.50),
-        p99_ms=_percentile(times, 0.99),
-        seconds=round(seconds, 1),
-        wrong=[Wrong(order_id, problems) for order_id, problems in wrong.items()],
-    )
-
-
-def expected(plan: Plan) -> list[Expected]:
-    """Return each order of the plan with its event and its repeats."""
-    events = {shot.order_id: shot.event for shot in plan.shots if shot.kind == "genuine"}
-    repeats = plan.repeats
-    return [Expected(order_id, (event,), repeats[order_id]) for order_id, event in events.items()]
 
 
 def _percentile(times: Sequence[float], share: float) -> float:
     return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 1) if times else 0.0
+
+
+def _drawn(dice: random.Random, ids: Iterable[str], share: float) -> list[str]:
+    known = list(ids)
+    return dice.sample(known, min(len(known), max(round(share * len(known)), 1 if share else 0)))
+
+
+def _forged(number: int, order_id: str, origin: Origin) -> Shot:
+    """Return an event with a clientState that is nearly right, or none."""
+    right = origin.client_state
+    wrong = (f"not-{right}"[:_LONGEST_STATE], "", right.swapcase(), right[:-1], f"{right} "[-_LONGEST_STATE:])
+    event = origin.event(order_id, "CM-FORGED", "Issued", event_timestamp(), wrong[number % len(wrong)])
+    return Shot("forged", event)
+
+
+def _batches(dice: random.Random, shots: Sequence[Shot], batch: int) -> list[Post]:
+    """Return the shots in POSTs of 1 to `batch`, in all documented shapes."""
+    posts: list[Post] = []
+    at = 0
+    while at < len(shots):
+        some = tuple(shots[at : at + dice.randint(1, batch)])
+        shapes: tuple[Shape, ...] = ("values", "value", "bare") if len(some) == 1 else ("values", "value")
+        posts.append(Post(some, dice.choice(shapes)))
+        at += len(some)
+    return posts
+
+
+def _timed(posts: Sequence[Post], rate: float | None) -> tuple[Post, ...]:
+    """Return the posts with the seconds at which they are sent."""
+    timed, events = [], 0
+    for post in posts:
+        timed.append(msgspec.structs.replace(post, at=events / rate if rate else 0.0))
+        events += len(post.shots)
+    return tuple(timed)

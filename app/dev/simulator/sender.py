@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
 from threading import Event as Flag
 from time import monotonic, time
 from typing import Any, Final, Literal
@@ -13,8 +14,7 @@ from typing import Any, Final, Literal
 import httpx
 import msgspec
 
-from app.dev.sandbox.settings import Shape
-from app.dev.sandbox.values import guid
+from app.dev.sandbox.values import Shape, guid
 from app.dev.sandbox.webhooks import Event, Payload, envelope
 
 Kind = Literal["genuine", "duplicate", "forged"]
@@ -97,6 +97,7 @@ class Answer(msgspec.Struct, frozen=True):
         return self.result.isdecimal() and self.result not in {"408", "429"} and self.result < "500"
 
 
+@dataclass
 class Sender:
     """Sends posts, each at its time or as soon after as one of `connections` is free.
 
@@ -104,25 +105,16 @@ class Sender:
     `before` is called with each post before its first try, in the order in which the posts start.
     """
 
-    def __init__(
-        self,
-        url: str,
-        posts: Sequence[Post],
-        *,
-        connections: int = 32,
-        tries: int | None = 5,
-        pause: float = 0.5,
-        before: Callable[[Post], None] | None = None,
-    ) -> None:
-        self._url = url
-        self._posts = posts
-        self._connections = connections
-        self._tries = tries
-        self._pause = pause
-        self._before = before
-        self._stop = Flag()
-        #: The answers of all tries so far.
-        self.answers: list[Answer] = []
+    url: str
+    posts: Sequence[Post]
+    _: KW_ONLY
+    connections: int = 32
+    tries: int | None = 5
+    pause: float = 0.5
+    before: Callable[[Post], None] | None = None
+    #: The answers of all tries so far.
+    answers: list[Answer] = field(default_factory=list, init=False)
+    _stop: Flag = field(default_factory=Flag, init=False)
 
     def send(self, sent: Callable[[int], None] = lambda _: None) -> list[Answer]:
         """Send all and return the answers; `sent` is called with the number of events of each finished post."""
@@ -149,15 +141,15 @@ class Sender:
                 self._stop.set()
 
     async def _send_all(self, sent: Callable[[int], None]) -> None:
-        turns = iter(self._posts)
-        limits = httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._connections)
+        turns = iter(self.posts)
+        limits = httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections)
         started = monotonic()
 
         async def one(http: httpx.AsyncClient) -> None:
             for post in turns:
                 await self._sleep_until(started + post.at)
-                if self._before is not None and not self._stop.is_set():
-                    self._before(post)
+                if self.before is not None and not self._stop.is_set():
+                    self.before(post)
                 await self._send(http, post)
                 sent(len(post.shots))
 
@@ -166,18 +158,18 @@ class Sender:
             httpx.AsyncClient(limits=limits, headers=_HEADERS, trust_env=False, timeout=_TIMEOUT) as http,
             asyncio.TaskGroup() as senders,
         ):
-            for _ in range(self._connections):
+            for _ in range(self.connections):
                 senders.create_task(one(http))
 
     async def _send(self, http: httpx.AsyncClient, post: Post) -> None:
         tries = 0
         while not self._stop.is_set():
-            answer = await _try(http, self._url, post)
+            answer = await _try(http, self.url, post)
             self.answers.append(answer)
             tries += 1
-            if answer.final or tries == self._tries:
+            if answer.final or tries == self.tries:
                 return
-            await self._sleep_until(monotonic() + self._pause)
+            await self._sleep_until(monotonic() + self.pause)
 
     async def _sleep_until(self, moment: float) -> None:
         while (left := moment - monotonic()) > 0 and not self._stop.is_set():  # noqa: ASYNC110  # another thread sets it
@@ -195,7 +187,6 @@ async def _try(http: httpx.AsyncClient, url: str, post: Post) -> Answer:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        tree = msgspec.json.decode(body)
+        return msgspec.json.decode(body, type=dict[str, Any])
     except (ValueError, RecursionError):
         return {}
-    return tree if isinstance(tree, dict) else {}
