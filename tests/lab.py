@@ -89,8 +89,6 @@ class Lab:
         inbox_redis = cast("AsyncRedis", _AsyncScripts(redis))
         self._inbox = Inbox(inbox_redis, dedup_days=7, event_days=90, clock=self.clock)
 
-    # Time.
-
     @property
     def now(self) -> int:
         """Return the time that a test has set, else that of Redis."""
@@ -108,8 +106,6 @@ class Lab:
 
     def later(self, seconds: float) -> None:
         self.now += round(seconds * 1000)
-
-    # Events, and requests of people.
 
     def accept(
         self, *orders: OrderKey, status: str = "Issued", timestamp: str | None = None, at: int | None = None
@@ -139,8 +135,6 @@ class Lab:
     def run_commands(self, commands: Iterable[Sequence[str]]) -> list[Ended]:
         """Run several commands, one after the other."""
         return [self.run_command(*arguments) for arguments in commands]
-
-    # Workers and the dispatcher.
 
     def try_start(self, order: OrderKey = ONE, worker: str = WORKER) -> StartOutcome:
         """Start a fetch if the order needs one; return what it needs."""
@@ -262,8 +256,6 @@ class Lab:
         """Remove all jobs: workers have taken them, or they are lost."""
         self.redis.delete(queue_key(LIVE), queue_key(BACKFILL))
 
-    # What Redis holds.
-
     @property
     def archive(self) -> Archive:
         return Archive(self.redis)
@@ -336,8 +328,6 @@ class Lab:
     def everything(self) -> bytes:
         """Return names and values of all keys in one piece, to search for secrets."""
         return b"".join(part for one in self.dump().items() for part in one)
-
-    # Settings of commands.
 
     @cached_property
     def env(self) -> dict[str, str]:

@@ -10,8 +10,8 @@ from redis import Redis
 
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
-from tests.integration.fake_upstream import Upstream, running
 from tests.lab import API_KEY, COMPANIES, START, Lab
+from tests.lab_upstream import Upstream, fake_upstream
 
 
 @pytest.fixture
@@ -53,5 +53,5 @@ def connected(lab: Lab, sandbox: Sandbox) -> Lab:
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     """A Channel Manager whose every answer the test writes."""
-    with running() as one:
+    with fake_upstream() as one:
         yield one

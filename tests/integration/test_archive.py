@@ -121,12 +121,23 @@ class TestEvents:
         assert found == ["2000-0", "2000-1"]
         assert [event.id for event in log.newest_first(EventQuery(until=from_ms(1999)))] == ["1000-0"]
 
+    def test_unknown_and_malformed_ids_are_left_out(self, lab: Lab, log: EventLog) -> None:
+        lab.accept(order(1))
+        known = next(log.oldest_first(EventQuery())).id
+
+        assert [event.id for event in log.of_ids(["1-1", "rubbish", "-", "+", known, known])] == [known]
+
 
 class TestReferences:
+    def test_the_same_reference_of_two_companies_finds_two_orders(self, lab: Lab, references: References) -> None:
+        for one in (order(1), order(1, MUSEUM)):
+            lab.accept_and_fetch(one)
+
+        assert references.orders(SOLD_AS) == [order(1), order(1, MUSEUM)]
+        assert references.orders(SOLD_AS, MUSEUM) == [order(1, MUSEUM)]
+
     @pytest.mark.parametrize("reference", [BOUGHT_AS, SOLD_AS, SOLD_AS.lower(), f" {BOUGHT_AS} "])
-    def test_a_fetched_order_is_found_by_either_reference(
-        self, lab: Lab, references: References, reference: str
-    ) -> None:
+    def test_an_order_is_found_by_either_reference(self, lab: Lab, references: References, reference: str) -> None:
         lab.accept_and_fetch(order(1))
         lab.redis.delete(keys.ORDERS, keys.DUE)
 

@@ -121,7 +121,7 @@ def test_each_wrong_part_of_the_address_is_named(lab: Lab, name: str) -> None:
     ("changed", "detail"),
     [
         ({"eventName": "another_event"}, PATH),
-        ({"clientState": "canary-of-somebody-else"}, "401"),
+        ({"clientState": "canary-of-another-sender"}, "401"),
         ({"notificationUrl": "https://hooks.example.com/elsewhere"}, "another path"),
         ({"state": "Disabled"}, "Disabled"),
     ],

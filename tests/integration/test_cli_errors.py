@@ -104,6 +104,14 @@ def test_on_80_columns_ids_are_whole_and_hidden_columns_are_named(filled: Lab, a
     assert not any("Hidden" in line for line in wide)
 
 
+def test_a_column_is_hidden_when_one_character_is_missing(filled: Lab) -> None:
+    needed = max(len(line.rstrip()) for line in lines(filled, "events", "list", columns=180)) + 1  # the right edge
+
+    assert not any("Hidden" in line for line in lines(filled, "events", "list", columns=needed))
+    (hidden,) = (line for line in lines(filled, "events", "list", columns=needed - 1) if "Hidden" in line)
+    assert "narrow: reference." in hidden
+
+
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
 def test_a_full_disk_under_stdout_is_one_line_and_exit_code_1(filled: Lab, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
@@ -139,10 +147,10 @@ def test_a_redis_without_writes_is_named(own_valkey: Valkey, tmp_path: Any, name
 
 @pytest.mark.parametrize("arguments", [*READERS, ("events", "tail")], ids=" ".join)
 def test_an_unavailable_redis_is_one_line_and_exit_code_3(lab: Lab, arguments: tuple[str, ...]) -> None:
-    away = lab.run_command(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
+    ended = lab.run_command(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
 
-    assert (away.code, away.out, len(away.err.splitlines())) == (3, "", 1)
-    assert ("127.0.0.1:1" in away.err, "hidden-password" in away.err) == (True, False)
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (3, "", 1)
+    assert ("127.0.0.1:1" in ended.err, "hidden-password" in ended.err) == (True, False)
 
 
 def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str) -> None:

@@ -98,6 +98,7 @@ def test_orders_are_listed_newest_first_and_filtered(lab: Lab) -> None:
         return [int(one["order_id"][-2:]) for one in lab.run_command("orders", "list", "--json", *filters).objects]
 
     assert listed() == [4, 3, 2, 1]
+    assert order(1).order_id in lab.run_command("orders", "list").out, "ids are whole in a pipe"
     assert listed("--limit", "2") == [4, 3]
     assert listed("--state", "fetched") == [4]
     assert listed("--status", "DRAFT") == [2]
@@ -288,6 +289,12 @@ def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> Non
     assert "pending python:json:loads: revision 1 not delivered yet next No attempt is planned." in flat(ended)
     assert f"ota-receiver {' '.join(replay)}" in flat(ended)
     assert advised.code == 0, advised.err
+
+
+def test_an_unknown_status_is_left_out(lab: Lab) -> None:
+    lab.redis.hset(keys.record(order(1)), mapping={"generation": 1})
+
+    assert "NOT COMPLETE: pending\n" in explain(lab, order(1)).out
 
 
 def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) -> None:

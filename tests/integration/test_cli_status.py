@@ -16,8 +16,8 @@ from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
-from tests.integration.fake_upstream import Upstream, says
 from tests.lab import API_KEY, MUSEUM, VENUE, Lab, order
+from tests.lab_upstream import Upstream, says
 
 
 def beat(lab: Lab, *, ago_ms: int = 0, machine: str = "") -> None:
@@ -133,10 +133,10 @@ def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(lab: Lab, free_port: int
 
 def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab, upstream: Upstream) -> None:
     upstream.will(says(200))
-    away = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": upstream.port}
+    without = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": upstream.port}
 
-    assert lab.run_command("health", "--role", "worker", **away).code == 1
-    assert lab.run_command("health", **away).code == 0
+    assert lab.run_command("health", "--role", "worker", **without).code == 1
+    assert lab.run_command("health", **without).code == 0
 
 
 def test_the_check_of_a_worker_imports_no_heavy_library(lab: Lab) -> None:

@@ -104,7 +104,7 @@ def test_list_shows_state_and_secret_of_every_company(lab: Lab, sandbox: Sandbox
     empty = run(lab, "list")
     assert (empty.code, empty.err) == (1, "No subscription.\n")
     first = subscribe(sandbox, "venue", notificationUrl=f"{URL}?code=hidden")
-    second = subscribe(sandbox, "venue", clientState="canary-of-somebody-else", eventName="another_event")
+    second = subscribe(sandbox, "venue", clientState="canary-of-another-sender", eventName="another_event")
     third = subscribe(sandbox, "museum")
     sandbox.admin("PATCH", f"subscriptions/{third}", {"state": "Disabled"})
 
@@ -146,7 +146,7 @@ def test_delete_finds_the_company_by_the_id_and_asks_first(lab: Lab, sandbox: Sa
 
 
 def test_a_new_client_state_is_in_a_private_file_and_nothing_is_changed_upstream(lab: Lab, sandbox: Sandbox) -> None:
-    """Before the web processes know it, events that carry it would be answered 401."""
+    """Before the web processes have it, events that carry it would be answered 401."""
     old = subscribe(sandbox, "venue")
     place = lab.folder / "next"
 
@@ -269,7 +269,7 @@ def test_a_refused_repair_is_reported_and_deletes_nothing(lab: Lab, sandbox: San
 
 def test_a_subscription_with_another_secret_is_not_ours_and_stays(lab: Lab, sandbox: Sandbox) -> None:
     """It carries a secret that is none of ours."""
-    disabled(sandbox, clientState="canary-of-somebody-else")
+    disabled(sandbox, clientState="canary-of-another-sender")
 
     assert watch_once(lab, "--repair") == (1, ["inactive"])
     assert watch_once(lab, "--repair", "--url", URL) == (0, ["inactive", "repaired"])

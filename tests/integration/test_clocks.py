@@ -143,9 +143,7 @@ class TestARedisWhoseClockWasAhead:
         ("ahead", "longest"), [(HOUR, HOUR), (DAY, GRACE), (400 * DAY, GRACE)], ids=["an hour", "a day", "400 days"]
     )
     @pytest.mark.parametrize("wait", WAITS)
-    def test_what_waits_is_done_after_its_wait_or_grace(
-        self, shop: Lab, wait: str, ahead: float, longest: float
-    ) -> None:
+    def test_what_waits_is_done_after_wait_or_grace(self, shop: Lab, wait: str, ahead: float, longest: float) -> None:
         """Times farther ahead than any wait of ours are replaced by GRACE."""
         seconds, steps = WAITS[wait]
         shop.later(ahead)

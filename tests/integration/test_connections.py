@@ -26,9 +26,21 @@ from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
 from app.web import server
 from tests.eventually import eventually
-from tests.integration.wire import good, post, read_all, read_answer, rss_kb, statuses, talk
 from tests.lab import Lab
-from tests.service import HOOK, Web, item, serving, settings_of_one_company
+from tests.service import (
+    HOOK,
+    Web,
+    good,
+    item,
+    post,
+    read_all,
+    read_answer,
+    rss_kb,
+    serving,
+    settings_of_one_company,
+    statuses,
+    talk,
+)
 
 pytestmark = pytest.mark.usefixtures("redis_client")
 

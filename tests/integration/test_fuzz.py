@@ -12,9 +12,19 @@ from random import Random
 from typing import Final
 
 from app.ledger import keys
-from tests.integration.wire import good, missing_of, post, rss_kb, statuses
 from tests.lab import Lab
-from tests.service import COMPANY, HOOK, item, serving, settings_of_one_company
+from tests.service import (
+    COMPANY,
+    HOOK,
+    good,
+    item,
+    missing_of,
+    post,
+    rss_kb,
+    serving,
+    settings_of_one_company,
+    statuses,
+)
 
 SEED: Final = 20261122
 CONNECTIONS: Final = 5000

@@ -22,9 +22,20 @@ from redis import Redis
 from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.integration.wire import good, missing_of, post, read_all, read_answer, statuses
 from tests.lab import Lab
-from tests.service import SERVE, Web, item, serving, settings_of_one_company
+from tests.service import (
+    SERVE,
+    Web,
+    good,
+    item,
+    missing_of,
+    post,
+    read_all,
+    read_answer,
+    serving,
+    settings_of_one_company,
+    statuses,
+)
 
 
 @pytest.fixture

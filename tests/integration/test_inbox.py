@@ -202,13 +202,11 @@ class TestBrokenKeys:
     """Another program wrote something else under our keys."""
 
     @pytest.mark.parametrize("place", [0, 1, 2])
-    def test_a_broken_record_fails_only_one_post(
-        self, redis_url: str, redis_client: Redis, lab: Lab, place: int
-    ) -> None:
+    def test_a_broken_record_fails_only_one_post(self, redis_url: str, lab: Lab, place: int) -> None:
         """All in one script call: the others are recorded and queued, and a repeat of the refused one is recorded."""
         bad, *good = (event() for _ in range(3))
         posts = [*good[:place], bad, *good[place:]]
-        redis_client.set(keys.record(OrderKey(A, bad.order_id)), "of another program")
+        lab.redis.set(keys.record(OrderKey(A, bad.order_id)), "of another program")
 
         async def work() -> list[object]:
             async with inbox(redis_url) as box:
@@ -223,14 +221,14 @@ class TestBrokenKeys:
         assert answers == [Recorded(1, 0, 0)] * 2
         assert {OrderKey(A, one.order_id) for one in good} <= set(lab.due())
         assert {f"f-{A}-{one.order_id}-1" for one in good} <= set(lab.jobs())
-        redis_client.delete(keys.record(OrderKey(A, bad.order_id)))
+        lab.redis.delete(keys.record(OrderKey(A, bad.order_id)))
         again = accept(redis_url, good[0], bad)
         assert (again.queued + again.coalesced, again.duplicates) == (1, 1)
         assert OrderKey(A, bad.order_id) in lab.due()
 
     @pytest.mark.parametrize("key", [keys.history(OrderKey(A, ORDER)), keys.COUNTERS, keys.event_rate(A)])
-    def test_a_broken_history_fails_no_event(self, redis_url: str, redis_client: Redis, lab: Lab, key: str) -> None:
-        redis_client.set(key, "of another program")
+    def test_a_broken_history_fails_no_event(self, redis_url: str, lab: Lab, key: str) -> None:
+        lab.redis.set(key, "of another program")
 
         assert accept(redis_url, event(order=ORDER)) == Recorded(1, 0, 0)
 

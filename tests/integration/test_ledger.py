@@ -157,6 +157,16 @@ class TestFailing:
 
         assert (settled.is_dead(), settled.try_start()) == (False, "fetch")
 
+    def test_the_failure_of_an_older_fetch_does_not_change_the_newer(self, settled: Lab) -> None:
+        older = settled.start_fetch(worker="a")
+        settled.accept()
+        newer = settled.start_fetch(worker="b")
+
+        assert settled.fail_fetch("dead", fetch=older, worker="a") == "refused"
+
+        assert (settled.is_dead(), settled.field("worker")) == (False, "b")
+        assert settled.store_fetch(newer, 2, worker="b") == "fetched"
+
     def test_a_dead_order_is_not_due_and_stays_pending_without_expiry(self, settled: Lab) -> None:
         assert settled.fail_fetch("dead") == "dead"
 
@@ -206,6 +216,14 @@ class TestCrashes:
         settled.start_fetch()
 
         assert settled.field("crashes") == "1"
+
+    def test_a_fetch_that_ends_resets_the_crashes(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
+        settled.ledger.release_worker("a", "killed")
+
+        settled.fail_fetch("retry", worker="b")
+
+        assert settled.field("crashes") is None
 
     def test_a_new_event_resets_all_that_earlier_fetches_left(self, settled: Lab) -> None:
         names = ("rechecks", "attempts", "first_404_at", "error", "crashes")

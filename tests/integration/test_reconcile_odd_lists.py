@@ -10,9 +10,8 @@ from redis import Redis
 
 from app.reconcile.compare import STUCK_AFTER
 from app.upstream.transport import DeadlineTransport
-from tests.integration.fake_upstream import Upstream, says_json
 from tests.lab import VENUE, order
-from tests.lab_upstream import MINUTE, ReconcileLab
+from tests.lab_upstream import MINUTE, ReconcileLab, Upstream, says_json
 
 
 class OddList:

@@ -26,9 +26,8 @@ from app.intake.spool import NAME, Spool, waiting
 from app.ledger.keys import record
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.integration.wire import post
 from tests.lab import Lab
-from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, serving, settings_of_one_company
+from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, post, serving, settings_of_one_company
 
 LONGEST = 2.5
 """Seconds within which a POST is answered whatever Redis does."""

@@ -31,8 +31,8 @@ from app.errors import (
 from app.upstream.client import MAX_ANSWER_BYTES, ChannelManager, translated_errors
 from app.upstream.decode import digest
 from app.upstream.transport import DeadlineTransport
-from tests.integration.fake_upstream import Reply, Upstream, raw, says, says_json
 from tests.lab import FIXTURES, PARTNER, company
+from tests.lab_upstream import Reply, Upstream, raw, says, says_json
 from tests.service import COMPANY
 
 ISSUED = (FIXTURES / "order-issued.json").read_bytes()
@@ -187,9 +187,7 @@ def test_each_refusal_has_one_meaning_and_one_reason_code(
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"7", b"\xff", b'{"code": 7}', b"x" * 200_000])
-def test_an_unreadable_refusal_is_classified_by_its_status(
-    channel: ChannelManager, upstream: Upstream, body: bytes
-) -> None:
+def test_an_unreadable_refusal_is_named_by_its_status(channel: ChannelManager, upstream: Upstream, body: bytes) -> None:
     upstream.will(says(503, body, retry_after="7"))
 
     error = failure(lambda: channel.get_order(ORDER_ID))
@@ -243,9 +241,7 @@ def test_an_answer_that_is_not_an_order_is_unreadable(channel: ChannelManager, u
     ],
     ids=["another order", "unsupported encoding", "broken encoding"],
 )
-def test_another_order_or_encoding_is_unreadable(
-    channel: ChannelManager, upstream: Upstream, answer: Reply, reason: str
-) -> None:
+def test_another_order_is_unreadable(channel: ChannelManager, upstream: Upstream, answer: Reply, reason: str) -> None:
     upstream.will(answer)
 
     error = failure(lambda: channel.get_order(ORDER_ID))
@@ -273,9 +269,7 @@ def test_a_broken_answer_is_a_fault_of_the_network(channel: ChannelManager, upst
     assert (type(error), error.reason, error.http_status) == (Unavailable, "network", None)
 
 
-def test_a_closed_port_or_no_tls_is_a_network_fault(
-    http: DeadlineTransport, upstream: Upstream, free_port: int
-) -> None:
+def test_no_port_or_no_tls_is_a_network_fault(http: DeadlineTransport, upstream: Upstream, free_port: int) -> None:
     for address in (f"http://127.0.0.1:{free_port}", upstream.url.replace("http:", "https:")):
         error = failure(lambda url=address: manager(http, url).get_order(ORDER_ID))  # type: ignore[misc]
 
@@ -403,9 +397,7 @@ def test_each_page_is_requested_when_it_is_read(channel: ChannelManager, upstrea
     ]
 
 
-def test_a_missing_list_is_a_connection_fault(
-    channel: ChannelManager, http: DeadlineTransport, upstream: Upstream
-) -> None:
+def test_a_missing_list_is_a_fault(channel: ChannelManager, http: DeadlineTransport, upstream: Upstream) -> None:
     """A company without a partner id has none."""
     upstream.will(says_json({"code": "resource_not_found"}, 404))
 

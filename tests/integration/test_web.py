@@ -15,7 +15,6 @@ from redis import Redis
 
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.integration.wire import post, read_all
 from tests.lab import FIXTURES, Lab
 from tests.service import (
     API_KEY,
@@ -27,6 +26,8 @@ from tests.service import (
     Web,
     item,
     key_of,
+    post,
+    read_all,
     samples,
     serving,
     settings_of_one_company,
@@ -113,6 +114,13 @@ class TestGoodEvents:
         assert receipt == zeros | {"events": orders, "queued": orders}
         assert (len(lab.events()), len(lab.due()), len(lab.jobs())) == (orders,) * 3
         assert {event["request"] for event in lab.events()} == {answer.headers["x-request-id"]}
+
+    def test_half_a_surrogate_pair_fails_no_batch(self, web: Web) -> None:
+        """Business Central cuts a text in the middle of an emoji."""
+        items = [item(), item(companyName="Zoo MARK"), item(clientState="MARK")]
+        receipt = web.post(json.dumps({"values": items}).encode().replace(b"MARK", b"\\ud83d")).json()
+
+        assert (receipt["queued"], receipt["invalid_items"]) == (2, {"unauthenticated": 1})
 
 
 class TestBadItems:

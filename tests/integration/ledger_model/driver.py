@@ -242,8 +242,6 @@ class Driver:
         for model, content in zip(self.orders.values(), contents, strict=True):
             model.check_fetched(zlib.decompress(content) if content else None)
 
-    # Upstream, its sender, and people.
-
     def settle(self, *orders: OrderKey) -> None:
         """Orders settle, and one POST has their events."""
         for order in orders:
@@ -279,8 +277,6 @@ class Driver:
         """Somebody gives a dead delivery new attempts."""
         self.touch(order)
         self._ledger.retry_delivery(order, self.lab.sinks[0])
-
-    # What happens to workers, and what the pool does about it.
 
     def kill(self, number: int) -> None:
         """A worker is killed where it is; another one takes its place."""
