@@ -32,6 +32,7 @@ from app.upstream.decode import digest
 from app.upstream.models import parse_order
 from tests import command
 from tests.command import Ended
+from tests.samples import sample
 
 VENUE: Final = "11111111-1111-4111-8111-111111111111"
 MUSEUM: Final = "22222222-2222-4222-8222-222222222222"
@@ -40,7 +41,6 @@ CLIENT_STATES: Final = {"venue": "canary-client-state-of-the-venue", "museum": "
 API_KEY: Final = "canary-api-key"
 PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
 SINK: Final = "python:json:dumps"
-FIXTURES: Final = Path(__file__).parent / "fixtures"
 
 WORKER: Final = "w-live-1"
 START: Final = 1_700_000_000_000
@@ -437,7 +437,7 @@ def content_of_answer(raw: bytes) -> Content:
 
 def content_of_fixture(order: OrderKey, name: str, **changed: object) -> Content:
     """Return the answer in tests/fixtures, as an answer for this order, with some of its fields changed."""
-    body = json.loads((FIXTURES / f"{name}.json").read_bytes()) | {"orderId": order.order_id} | changed
+    body = json.loads(sample(name)) | {"orderId": order.order_id} | changed
     return content_of_answer(json.dumps(body).encode())
 
 

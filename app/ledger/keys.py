@@ -109,57 +109,15 @@ def reference(text: str) -> str:
     return f"ota:reference:{sha256(text.strip().casefold().encode(errors='replace')).hexdigest()[:20]}"
 
 
-def replay(plan_id: str) -> str:
-    return f"ota:replay:{plan_id}"
-
-
-def replay_todo(plan_id: str) -> str:
-    return f"ota:replay-todo:{plan_id}"
-
-
-def claim(worker: str) -> str:
-    return f"ota:claim:{worker}"
-
-
-def limiter(key_id: str) -> str:
-    return f"ota:limiter:{key_id}"
-
-
-def breaker(connection_id: str) -> str:
-    return f"ota:breaker:{connection_id}"
-
-
-def permits(key_id: str) -> str:
-    return f"ota:permits:{key_id}"
-
-
-def window(key_id: str) -> str:
-    return f"ota:window:{key_id}"
-
-
-def reconcile(company_id: str) -> str:
-    return f"ota:reconcile:{company_id}"
-
-
-def reconcile_checkpoints(company_id: str) -> str:
-    return f"ota:reconcile-checkpoints:{company_id}"
-
-
-def reconcile_watch(company_id: str) -> str:
-    return f"ota:reconcile-watch:{company_id}"
-
-
-def reconcile_lease(company_id: str) -> str:
-    return f"ota:reconcile-lease:{company_id}"
-
-
-def event_rate(company_id: str) -> str:
-    return f"ota:event-rate:{company_id}"
-
-
-def alert(company_id: str) -> str:
-    return f"ota:alert:{company_id}"
-
-
-def wakeups(key_id: str) -> str:
-    return f"ota:wakeups:{key_id}"
+# Keys that end with an id, as the table above names it.
+replay: Final = "ota:replay:{}".format
+replay_todo: Final = "ota:replay-todo:{}".format
+breaker: Final = "ota:breaker:{}".format
+window: Final = "ota:window:{}".format
+reconcile: Final = "ota:reconcile:{}".format
+reconcile_checkpoints: Final = "ota:reconcile-checkpoints:{}".format
+reconcile_watch: Final = "ota:reconcile-watch:{}".format
+reconcile_lease: Final = "ota:reconcile-lease:{}".format
+event_rate: Final = "ota:event-rate:{}".format
+alert: Final = "ota:alert:{}".format
+wakeups: Final = "ota:wakeups:{}".format

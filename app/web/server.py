@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 CONNECTIONS: Final = 1200
-"""Connections at once: more than requests at once (webhook.AT_ONCE), so that one request too many gets 503."""
+"""Connections at once: more than requests at once (app.AT_ONCE), so that one request too many gets 503."""
 
 STALL_SECONDS: Final = 10.0
 """For a whole head, from connecting or from the first byte of a later request, and for reading an answer."""
@@ -64,9 +64,9 @@ class Connections(ServerState):
         self._limit = limit
 
     def admit(self, connection: Connection, now: float) -> None:
-        """Drop the oldest stalled connections, then the oldest idle ones, while there are too many; at last this one.
+        """Add a connection, which is stalled until its first head is complete.
 
-        A connection is stalled until its first head is complete.
+        While there are too many, drop the oldest stalled connection, or else the oldest idle one, or else this one.
         """
         while len(self.connections) > self._limit:
             next(iter(self.stalled or self.idle or [connection])).drop()
@@ -136,7 +136,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= AHEAD:
-            raise _Refused
+            raise ValueError  # it ends the parser, which raises an error of its own
         super().on_message_begin()
         self._in_head = True
 
@@ -144,7 +144,7 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise _Refused
+            raise ValueError
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
         if not self.flow.write_paused:
@@ -201,10 +201,6 @@ class Connection(HttpToolsProtocol):
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
-
-
-class _Refused(Exception):
-    """Ends the parser, which raises an error of its own."""
 
 
 class Server(uvicorn.Server):

@@ -17,7 +17,8 @@ from redis import Redis
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.lab import FIXTURES, PARTNER, VENUE, Lab, order
+from tests.lab import PARTNER, VENUE, Lab, order
+from tests.samples import sample
 
 COMMAND: Final = (sys.executable, "-m", "app.cli")
 READERS: Final = (
@@ -211,7 +212,7 @@ def marked(connected: Lab, sandbox: Sandbox) -> Lab:
     sandbox.admin("POST", "orders", {"company_id": VENUE, "partner_id": PARTNER, "count": 2, "reference": "WEB"})
     connected.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
     connected.accept(FETCHED, ERROR, DEAD)
-    body = json.loads((FIXTURES / "order-issued.json").read_bytes())
+    body = json.loads(sample("order-issued"))
     message = "No stock; mail canary-guest@example.com about it"
     for one, status in ((FETCHED, "Issued"), (ERROR, "Error")):
         changed = {"orderId": one.order_id, "status": status, "statusMessage": message, "newField": CANARY}

@@ -26,6 +26,7 @@ from app.dev.stack import receiver_settings
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
 from tests.pids import children, is_running
+from tests.service import SERVE
 
 ROOT: Final = Path(__file__).parents[2]
 MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5%", "--batch", "8", "--seed", "11")
@@ -111,10 +112,9 @@ def test_a_running_receiver_with_the_printed_settings_passes(own_valkey: Valkey,
     given = dict(line.replace("'", "").split("=", 1) for line in printed.splitlines())
     assert given == receiver_settings(f"http://127.0.0.1:{sandbox_port}")
     env = {**os.environ, **given, "REDIS_URL": own_valkey.url, "PORT": str(port), "WORKERS": "2", "LOG_FORMAT": "json"}
-    command = [sys.executable, "-m", "app.cli"]
     with (
-        Process.start([*command, "serve"], env=env, cwd=tmp_path, log=tmp_path / "web") as web,
-        Process.start([*command, "worker"], env=env, cwd=tmp_path, log=tmp_path / "worker") as worker,
+        Process.start(SERVE, env=env, cwd=tmp_path, log=tmp_path / "web") as web,
+        Process.start([*SERVE[:-1], "worker"], env=env, cwd=tmp_path, log=tmp_path / "worker") as worker,
     ):
         web.wait_for_line("Application startup complete", 20)
         worker.wait_for_line("pool.worker_started", 20)

@@ -66,10 +66,7 @@ def test_an_order_at_rest_is_left_alone(shop: Lab, state: str) -> None:
 
 
 def test_every_record_is_read_among_many_keys(bare: Lab) -> None:
-    with bare.redis.pipeline(transaction=False) as pipe:
-        for number in range(3000):
-            pipe.set(f"another:{number}", 1)
-        pipe.execute()
+    bare.redis.mset({f"another:{number}": 1 for number in range(3000)})
     bare.accept(ONE, SAME_ID)
     bare.redis.delete(keys.DUE)
 
@@ -232,7 +229,8 @@ class TestCommands:
         check, health = lab.run_commands([("check", "--json"), ("health", "--role", "worker")])
 
         (found,) = [one for one in check.objects if one["what"] == "schema"]
-        assert (check.code, found["level"], "Upgrade" in found["advice"]) == (1, "todo", True)
+        assert (check.code, found["level"]) == (1, "todo")
+        assert "If an upgrade is under way, finish it." in found["advice"]
         assert "schema version 3" in found["detail"]
         assert (health.code, f"version {NEWER}" in health.out) == (1, True)
 
@@ -247,7 +245,8 @@ def test_web_answers_503_until_the_version_is_its_own(redis_client: Redis, redis
         assert refused.headers["retry-after"] == "5"
         assert web.http.get("/healthz").status_code == 200
         assert (readyz.status_code, readyz.json()["state"]) == (503, "not ready")
-        assert [one["check"] for one in readyz.json()["checks"] if not one["ok"]] == ["schema"]
+        (failed,) = [one for one in readyz.json()["checks"] if not one["ok"]]
+        assert (failed["check"], f"schema version {NEWER}" in failed["detail"]) == ("schema", True)
         assert not redis_client.exists(keys.EVENTS)
 
         redis_client.set(keys.SCHEMA, VERSION)

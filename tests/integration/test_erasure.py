@@ -24,7 +24,8 @@ from app.reconcile.state import Checkpoint
 from app.replay import Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
-from tests.lab import DUPLICATE, ERASED, FIXTURES, ONE, SAME_ID, SINK, Lab, event_of, order
+from tests.lab import DUPLICATE, ERASED, ONE, SAME_ID, SINK, Lab, event_of, order
+from tests.samples import sample
 
 SHOP: Final = "shop"
 ADDRESS: Final = "canary-guest@example.com"
@@ -435,7 +436,7 @@ class TestCommand:
 
 def fill(lab: Lab, number: int, address: str) -> None:
     """Fetch and deliver an order full of canaries."""
-    text = (FIXTURES / "order-issued.json").read_text()
+    text = sample("order-issued").decode()
     for known, canary in (
         ("guest@example.com", address),
         ("Jane Doe", "Canary Name"),

@@ -31,12 +31,12 @@ from app.errors import (
 from app.upstream.client import MAX_ANSWER_BYTES, ChannelManager, translated_errors
 from app.upstream.decode import digest
 from app.upstream.transport import DeadlineTransport
-from tests.lab import FIXTURES, PARTNER, company
+from tests.lab import PARTNER, company
 from tests.lab_upstream import Reply, Upstream, raw, says, says_json
+from tests.samples import ORDER_ID, sample
 from tests.service import COMPANY
 
-ISSUED = (FIXTURES / "order-issued.json").read_bytes()
-ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
+ISSUED = sample("order-issued")
 OTHER_ID = "11111111-2b71-4d23-9d6a-a3b4c5d6e7f8"
 API_KEY = "np-key-that-is-shown-nowhere"
 ROOT = "/tenant/Production/CRONUS%20International%20Ltd."
@@ -406,3 +406,12 @@ def test_a_missing_list_is_a_fault(channel: ChannelManager, http: DeadlineTransp
         assert (type(error), error.reason) == (ConnectionFault, "not_found")
     with pytest.raises(ValueError, match="partner id"):
         next(manager(http, upstream.url, np_partner_id=None).list_orders())
+
+
+@pytest.mark.parametrize(("answer", "created_id"), [(says_json({"id": OTHER_ID}, 201), OTHER_ID), (says(201), None)])
+def test_an_empty_answer_to_a_creation_is_a_subscription_without_an_id(
+    channel: ChannelManager, upstream: Upstream, answer: Reply, created_id: str | None
+) -> None:
+    upstream.will(answer)
+
+    assert channel.create_subscription("https://hooks.example.com/np", SecretStr("hush")).id == created_id

@@ -15,7 +15,8 @@ from redis import Redis
 
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.lab import FIXTURES, Lab
+from tests.lab import Lab
+from tests.samples import sample
 from tests.service import (
     API_KEY,
     COMPANY,
@@ -48,8 +49,7 @@ from app import bootstrap, log, settings
 from app.intake.auth import Authenticator
 from app.health import Health
 from app.intake.service import Intake
-from app.web.app import Probes, application
-from app.web import webhook
+from app.web import app as web
 
 class Inbox:
     async def accept(self, events):
@@ -69,14 +69,14 @@ async def resources():
 found = settings.load()
 bootstrap.configure_log(found)
 redis = bootstrap.for_web("redis://127.0.0.1:1")
-app = application(
+app = web.application(
     webhook_path=found.webhook_path,
-    webhook=webhook.Webhook(Intake(Authenticator(found.companies), Inbox(), count), 2000),
-    probes=Probes(Health(redis.ping, redis), metrics, "canary-ops-token"),
+    webhook=web.Webhook(Intake(Authenticator(found.companies), Inbox(), count), 2000),
+    probes=web.Probes(Health(redis.ping, redis), metrics, "canary-ops-token"),
     count=count,
     resources=resources,
 )
-webhook.BODY_SECONDS = 0.2
+web.BODY_SECONDS = 0.2
 uvicorn.run(app, port=found.port, log_config=None, access_log=False, lifespan="on")
 """
 
@@ -104,7 +104,7 @@ class TestGoodEvents:
 
     @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
     def test_every_documented_shape_is_accepted(self, web: Web, lab: Lab, shape: str, orders: int) -> None:
-        text = (FIXTURES / f"webhook-{shape}.json").read_text()
+        text = sample(f"webhook-{shape}").decode()
         answer = web.post(text.replace("secret_value_from_subscription_creation_mirrored", SECRET).encode())
 
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")

@@ -34,8 +34,8 @@ POST        companies     {id, name, tenant, environment, api_keys, forbidden_ke
 GET         faults        the rules, with how often each has struck
 POST, PUT   faults        add one rule or a list (PUT: replace all rules); see `faults.Fault`
 DELETE      faults, faults/{number}
-GET, DELETE stats         calls per operation and status, 429s, calls at once and most of them, pending and lost
-                          events, deliveries per status
+GET, DELETE stats         calls per operation and status, 429s, active calls, most active and most waiting calls of
+                          a key, pending and lost events, deliveries per status; DELETE resets them
 GET         orders        one row per order: status, getOrder calls, those answered with a sound 200, settlements,
                           events fired, events acknowledged with 2xx; ?company_id=
 POST        orders        make orders without createOrder; see `admin.Bulk`

@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 (default): any free port")
     parser.add_argument("--seed", type=int, default=0, help="ids, numbers and faults depend on it")
     for field in msgspec.structs.fields(Settings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+        option = "--" + field.name.removesuffix("_ms").replace("_", "-")
+        parser.add_argument(option, dest=field.name, type=type(field.default), default=field.default)
     options = vars(parser.parse_args())
     port, seed = options.pop("port"), options.pop("seed")
     try:
