@@ -27,7 +27,7 @@ value = 5
 def on_order(order, context):
     seen.append((order, context))
 
-class Shop(Sink):
+class Shop:
     pass
 """
 
