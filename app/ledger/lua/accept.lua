@@ -73,34 +73,37 @@ for at = 2, #ARGV, 9 do
 end
 schedule(members)
 
-local outcomes, counts, rates = {}, {}, {}
+local outcomes, companies = {}, {}
 for at = 2, #ARGV, 9 do
   local recorded, outcome = isolate(record_event, at)
   outcome = recorded and outcome or 4
-  table.insert(outcomes, outcome)
+  outcomes[#outcomes + 1] = outcome
   local company, secret = ARGV[at + 1], ARGV[at + 5]
-  for _, name in ipairs({'events|' .. company .. '|' .. names[outcome], 'secrets|' .. company .. '|' .. secret}) do
-    counts[name] = (counts[name] or 0) + 1
+  local counted = companies[company]
+  if not counted then
+    counted = {outcomes = {}, secrets = {}}
+    companies[company] = counted
   end
-  rates[company] = rates[company] or {new = 0, secrets = {}}
-  rates[company].secrets[secret] = true
-  rates[company].new = rates[company].new + ((outcome == 2 or outcome == 4) and 0 or 1)
+  counted.outcomes[outcome] = (counted.outcomes[outcome] or 0) + 1
+  counted.secrets[secret] = (counted.secrets[secret] or 0) + 1
 end
 flush_jobs()
 
--- A failure of what follows must not fail the events.
+-- A failure of what follows must not fail the events. When each secret was last used, and how many new events this
+-- hour had, is kept per company: silence is measured by it.
 isolate(redis.call, 'XTRIM', events, 'MINID', '~', math.max(now - a.kept, 0))
-for name, by in pairs(counts) do
-  count(name, by)
-end
--- When each secret was last used, and how many events this hour had: silence is measured by it.
-for company, rate in pairs(rates) do
-  local key = prefix .. 'event-rate:' .. company
-  for secret in pairs(rate.secrets) do
-    isolate(redis.call, 'HSET', key, 'secret:' .. secret, now)
+for company, counted in pairs(companies) do
+  local rate, new = prefix .. 'event-rate:' .. company, 0
+  for outcome, number in pairs(counted.outcomes) do
+    count('events|' .. company .. '|' .. names[outcome], number)
+    new = new + ((outcome == 2 or outcome == 4) and 0 or number)
   end
-  if rate.new > 0 then
-    isolate(redis.call, 'HINCRBY', key, 'hour:' .. math.floor(now / 3600000), rate.new)
+  for secret, number in pairs(counted.secrets) do
+    count('secrets|' .. company .. '|' .. secret, number)
+    isolate(redis.call, 'HSET', rate, 'secret:' .. secret, now)
+  end
+  if new > 0 then
+    isolate(redis.call, 'HINCRBY', rate, 'hour:' .. math.floor(now / 3600000), new)
   end
 end
 return outcomes

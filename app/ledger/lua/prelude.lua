@@ -52,13 +52,14 @@ local function load(member, fields)
     history = prefix .. 'history:' .. member,
     content = prefix .. 'content:' .. member,
   }
-  o.company, o.id = string.match(member, '^(.-):(.+)$')
+  o.company, o.id = string.match(member, '^([^:]*):(.+)$')
   local values = redis.call('HMGET', o.record, unpack(fields))
-  for i, field in ipairs(fields) do
+  for i = 1, #fields do
+    local field, value = fields[i], values[i]
     if text[field] then
-      o[field] = values[i] or nil
+      o[field] = value or nil
     else
-      o[field] = tonumber(values[i] or '0')
+      o[field] = value and tonumber(value) or 0
     end
   end
   return o
@@ -146,7 +147,7 @@ local function push_job(o, queue, generation, suffix)
   redis.call('HSET', job.prefix .. id, 'data', job.data[1] .. o.company .. job.data[2] .. o.id .. job.data[3],
     'origin', queue, unpack(job.fields))
   pushed[queue] = pushed[queue] or {}
-  table.insert(pushed[queue], id)
+  pushed[queue][#pushed[queue] + 1] = id
 end
 
 local function flush_jobs()
@@ -191,16 +192,14 @@ local function request_fetch(o, queue, fields)
   end
   o.generation = o.generation + 1
   local changed = fields or {}
-  table.insert(changed, 'generation')
-  table.insert(changed, o.generation)
-  if o.first_at == 0 then
-    table.insert(changed, 'first_at')
-    table.insert(changed, now)
-  end
+  local last = #changed
+  changed[last + 1], changed[last + 2] = 'generation', o.generation
   if not waits then
-    for _, value in ipairs({'queue', queue, 'job', queue}) do
-      table.insert(changed, value)
-    end
+    changed[last + 3], changed[last + 4], changed[last + 5], changed[last + 6] = 'queue', queue, 'job', queue
+  end
+  if o.first_at == 0 then
+    last = #changed
+    changed[last + 1], changed[last + 2] = 'first_at', now
   end
   redis.call('HSET', o.record, unpack(changed))
   if waits then
