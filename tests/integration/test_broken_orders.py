@@ -6,7 +6,7 @@ import pytest
 
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.orders import LocalCopies
+from app.ledger.orders import Archive
 from app.replay import Plans
 from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario
 
@@ -48,7 +48,7 @@ def test_a_replay_passes_it_over_and_the_dispatcher_reports_it(
 
 def test_reconciling_reads_it_as_pending(shop: Scenario, broken: OrderKey) -> None:
     """A request would not help: an operator must look at its keys."""
-    copies = LocalCopies(shop.redis).read([broken, ONE])
+    copies = Archive(shop.redis).copies([broken, ONE])
 
     assert [copy is not None and copy.pending for copy in copies] == [True, False]
 
@@ -59,7 +59,7 @@ def test_content_of_another_type_is_read_as_missing(shop: Scenario) -> None:
     shop.redis.delete(keys.content(ONE))
     shop.redis.hset(keys.content(ONE), "another", "program")
 
-    (copy,) = LocalCopies(shop.redis).read([ONE])
+    (copy,) = Archive(shop.redis).copies([ONE])
 
     assert copy is not None
     assert copy.content is None

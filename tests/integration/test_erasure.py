@@ -19,7 +19,7 @@ from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
 from app.ledger import keys, policy
-from app.ledger.orders import Archive, LocalCopies
+from app.ledger.orders import Archive
 from app.ledger.work import Content, Delivery
 from app.reconcile.compare import compare, compare_watched
 from app.reconcile.state import Checkpoint
@@ -193,7 +193,7 @@ class TestTheNextStep:
         stage.fetch_and_store(1)
         Checkpoint(stage.redis, ONE.company_id).watch([ONE.order_id], stage.now)
         erase(stage)
-        (copy,) = LocalCopies(stage.redis).read([ONE])
+        (copy,) = Archive(stage.redis).copies([ONE])
         row = Summary(order_id=Guid(ONE.order_id), status=status, job_id="another")
 
         assert compare(ONE.company_id, row, copy, unsettled_since=0, now=stage.now, oldest=0) is None
