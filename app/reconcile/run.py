@@ -113,13 +113,9 @@ class OrderList:
         pages = self.client.list_orders(start, self.page_size)
         page = None
         while page is None or page.next_key is not None:
-            with self._permit() as permit:
+            with self._permit():
                 listed_at = self.now()
-                try:
-                    page = next(pages)
-                except UpstreamError as error:
-                    permit.failed(error)
-                    raise
+                page = next(pages)
             for row in page.rows:
                 unseen.pop(row.order_id, None)
             yield self._of_page(page, watched, listed_at)

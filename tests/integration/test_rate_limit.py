@@ -201,6 +201,15 @@ def test_an_exception_in_the_block_counts_as_a_failure_and_releases_the_permit(k
     assert key.denied().reason == "breaker_open"
 
 
+def test_a_release_that_is_repeated_counts_one_failure(key: Key) -> None:
+    """Its answer was lost, so the worker releases the permit again."""
+    permit = key.acquire()
+    for _ in range(policy.BREAKER_FAILURES):
+        permit.failed(FAILURE)
+
+    key.acquire()
+
+
 def test_an_open_breaker_lets_one_probe_through_and_closes_when_it_is_answered(key: Key) -> None:
     """While the probe runs the others still wait."""
     key.now += key.fail(FAULT)[0]
