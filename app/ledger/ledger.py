@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from redis import Redis
@@ -65,10 +65,6 @@ _SCRIPTS: Final = (
 )
 
 
-class _Started(msgspec.Struct, frozen=True):
-    what: StartOutcome
-
-
 class Ledger:
     """The record of every order, its counters and its clock.
 
@@ -95,7 +91,7 @@ class Ledger:
     def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
         """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
         called = time.monotonic()
-        answer = self._script["start_fetch"](
+        what, *packed = self._script["start_fetch"](
             order=order.member,
             worker=worker,
             lease=self._fetch_lease,
@@ -104,11 +100,10 @@ class Ledger:
             keep=self._keep,
             sinks=self._sinks,
         )
-        what = msgspec.msgpack.decode(answer, type=_Started).what
-        if what != "fetch":
-            return what, None
-        fetch = msgspec.msgpack.decode(answer, type=Fetch)
-        return what, msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000)
+        if not packed:
+            return what.decode(), None
+        fetch = msgspec.msgpack.decode(packed[0], type=Fetch)
+        return "fetch", msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000)
 
     def store_fetch(
         self,
@@ -162,7 +157,7 @@ class Ledger:
         duration_ms: int = 0,
     ) -> FailOutcome:
         """Record that a fetch ended without an order; return what follows, which starts after `wait_ms`."""
-        answer = self._script["fail_fetch"](
+        follows: bytes = self._script["fail_fetch"](
             order=order.member,
             worker=worker,
             generation=fetch.generation,
@@ -175,7 +170,7 @@ class Ledger:
             keep=self._keep,
             sinks=self._sinks,
         )
-        return _text(answer)  # type: ignore[return-value]  # the header of fail_fetch.lua names them
+        return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 
     def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | None:
         """Acquire the delivery that is due next, None if none is due or another worker delivers this order."""
@@ -245,7 +240,7 @@ class Ledger:
     def release_worker(self, worker: str, how: WorkerEnd, lost: Iterable[OrderKey] = ()) -> OrderKey | None:
         """Make due the order that an ended worker had claimed, and those whose jobs were `lost`; return the former."""
         member = self._script["release_worker"](worker=worker, how=how, orders=[order.member for order in lost])
-        return OrderKey.of(_text(member)) if member else None
+        return OrderKey.of(member.decode()) if member else None
 
     def retry_delivery(self, order: OrderKey, sink: str) -> bool:
         """Give a dead delivery new attempts from now on; return False if it was not dead (any more)."""
@@ -260,7 +255,3 @@ class Ledger:
             order=order.member, sink=sink, action=action, keep=self._keep, sinks=self._sinks
         )
         return bool(answer)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
