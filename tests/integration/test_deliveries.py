@@ -143,11 +143,12 @@ class TestFailing:
     @pytest.mark.parametrize("outcome", ["succeeded", "retry", "dead"])
     def test_a_repeated_complete_counts_once(self, fetched: Scenario, outcome: DeliveryOutcome) -> None:
         delivery = fetched.deliver(outcome)
-        record = fetched.redis.hgetall(keys.record(ONE))
+        record, history = fetched.redis.hgetall(keys.record(ONE)), fetched.redis.lrange(keys.history(ONE), 0, -1)
 
         fetched.complete(delivery, outcome)
 
         assert fetched.redis.hgetall(keys.record(ONE)) == record
+        assert fetched.redis.lrange(keys.history(ONE), 0, -1) == history
 
     def test_a_repeated_acquire_is_the_same_attempt(self, fetched: Scenario) -> None:
         first, again = fetched.delivery("a"), fetched.delivery("a")
