@@ -88,17 +88,16 @@ class DeadLetters:
             yield _letter(order, sink, from_ms(score), record)
 
 
-def _letter(order: OrderKey, sink: str, at: datetime, record: OrderRecord | None) -> DeadLetter:
-    reason = ""
-    if record is not None:
-        reason = next((one.dead for one in record.sinks if one.name == sink), "") if sink else record.dead
+def _letter(order: OrderKey, sink: str, at: datetime, found: OrderRecord | None) -> DeadLetter:
+    record = found or OrderRecord(**order._asdict())
+    reason = next((one.dead for one in record.sinks if one.name == sink), "") if sink else record.dead
     return DeadLetter(
         company_id=order.company_id,
         order_id=order.order_id,
         sink=sink,
         at=at,
         reason=reason or RECORD_GONE,
-        http=(record.http or None) if record is not None and not sink else None,
-        status=record.known_status if record is not None else "",
-        reference=record.reference if record is not None else "",
+        http=None if sink else record.http or None,
+        status=record.known_status,
+        reference=record.reference,
     )

@@ -127,7 +127,7 @@ class Archive:
             entries: list[Any] = self._redis.lrange(keys.history(order), 0, -1)
         except ResponseError as error:
             if is_wrong_type(error):
-                return (Unread(f"the history is unreadable: look at {keys.history(order)} in Redis"),)
+                return (Unread(0, f"the history is unreadable: look at {keys.history(order)} in Redis"),)
             raise
         return tuple(parse_entry(entry) for entry in entries)
 
@@ -312,15 +312,12 @@ class References:
     def _searched(self, reference: str, company_id: str | None) -> set[OrderKey]:
         # The outstanding and the dead first: after a long outage they are not among the newest.
         for zset in (keys.DUE, keys.DEAD, keys.ORDERS):
-            if found := set(self._in(zset, reference, company_id)):
+            members = islice(chain.from_iterable(newest_first(self._redis, zset)), MOST_SEARCHED)
+            orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
+            texts = self._event_references(orders)
+            if found := {order for order, text in zip(orders, texts, strict=True) if text == reference}:
                 return found
         return set()
-
-    def _in(self, zset: str, reference: str, company_id: str | None) -> Iterator[OrderKey]:
-        members = islice(chain.from_iterable(newest_first(self._redis, zset)), MOST_SEARCHED)
-        orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
-        found = zip(orders, self._event_references(orders), strict=True)
-        return (order for order, text in found if text == reference)
 
     def _event_references(self, orders: Sequence[OrderKey]) -> Iterator[str]:
         for (text,) in read_fields(self._redis, orders, "reference"):

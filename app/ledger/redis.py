@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -117,18 +117,17 @@ def translated_errors(url: str) -> Iterator[None]:
 
     An OSError is none of them, as redis-py has its own for those of its sockets: it may come from stdout.
     """
-    where = address(url)
     try:
         yield
-    except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-        what = f"refuses us ({type(error).__name__}): correct user and password in REDIS_URL"
-        raise StoreUnavailable(f"Redis at {where} {what}") from None
-    except ResponseError as error:
-        what = f"refuses this ({code(error)}): see `ota-receiver check`"
-        raise StoreUnavailable(f"Redis at {where} {what}") from None
     except RedisError as error:
-        what = f"does not answer ({type(error).__name__}): start it, or correct REDIS_URL"
-        raise StoreUnavailable(f"Redis at {where} {what}") from None
+        name = type(error).__name__
+        if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+            what = f"refuses us ({name}): correct user and password in REDIS_URL"
+        elif isinstance(error, ResponseError):
+            what = f"refuses this ({code(error)}): see `ota-receiver check`"
+        else:
+            what = f"does not answer ({name}): start it, or correct REDIS_URL"
+        raise StoreUnavailable(f"Redis at {address(url)} {what}") from None
 
 
 def code(error: RedisError) -> str:
@@ -290,15 +289,10 @@ def stream_pages(
     `high` excludes them.
     """
     while True:
-        page: Any = (
-            redis.xrevrange(stream, high, low, count=count)
-            if newest_first
-            else redis.xrange(stream, low, high, count=count)
-        )
+        read = partial(redis.xrevrange, stream, high, low) if newest_first else partial(redis.xrange, stream, low, high)
+        page: Any = read(count=count)
         if not page:
             return
         yield page
-        if newest_first:
-            high = f"({page[-1][0].decode()}"
-        else:
-            low = f"({page[-1][0].decode()}"
+        edge = f"({page[-1][0].decode()}"
+        low, high = (low, edge) if newest_first else (edge, high)
