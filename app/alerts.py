@@ -77,6 +77,7 @@ RULES: Final[dict[str, Rule]] = {
     "dead_letters": Rule(keep_firing=60 * MINUTE),
     "dead_deliveries": Rule(keep_firing=60 * MINUTE),
     "rejected_secrets": Rule(keep_firing=60 * MINUTE),
+    "invalid_items": Rule(keep_firing=60 * MINUTE),
     "missed_events": Rule(keep_firing=60 * MINUTE),
     "sink_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
     "pool_silent": Rule(),
@@ -149,6 +150,8 @@ def conditions(snapshot: Snapshot, companies: Iterable[Company], hours: Mapping[
         total = snapshot.total("deliveries_dead_lettered", name)
         found.append(Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing))
         found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
+    invalid = snapshot.total("invalid", "bad_order_id")
+    found.append(Condition(name="invalid_items", count=invalid, figure=invalid))
     oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
     found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=oldest // 1000))
     return found

@@ -60,8 +60,7 @@ def web_app(settings: Settings) -> ASGIApp:
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """
     # Here, not above: the pool of workers does without a web framework.
-    from app.web.app import Probes, application
-    from app.web.webhook import Webhook
+    from app.web.app import Probes, Webhook, application
 
     redis = for_web(settings.redis_url.get_secret_value())
     inbox = _inbox(settings, redis)

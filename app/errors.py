@@ -23,9 +23,9 @@ class OtherSchema(StoreUnavailable):
 
     def __init__(self, held: str, ours: int) -> None:
         self.held = held[:20]
-        advice = "upgrade it, or correct REDIS_URL"
+        advice = "upgrade the receiver, or correct REDIS_URL"
         if self.held.isdigit() and int(self.held) < ours:
-            advice = "use an empty Redis (the list of orders fills it again), or the release that wrote it"
+            advice = "use an empty Redis (the order list fills it again), or the release that wrote it"
         text = f"Redis holds data of schema version {self.held}, this receiver needs version {ours}: {advice}"
         super().__init__(text)
 

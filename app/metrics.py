@@ -48,7 +48,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_reconcile_last_success_timestamp_seconds": (("company",), "When the whole order list was read last."),
     "ota_reconcile_interval_seconds": (("company",), "RECONCILE_EVERY, for companies whose orders can be listed."),
     "ota_redis_up": ((), "1 if Redis answered this scrape; otherwise only this and the spool are shown."),
-    "ota_other_schema": ((), "1 if the data in Redis has another schema version: this one does nothing."),
+    "ota_other_schema": ((), "1 if Redis holds data of another version of this service."),
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),
     "ota_orders_due": ((), "Unfinished orders: fetches, retries and deliveries."),
     "ota_orders_dead": ((), "Orders in dead letters."),
@@ -61,7 +61,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
-    "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState came."),
+    "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState arrived."),
     "ota_pools": ((), "Worker pools with a heartbeat in the last 15 s."),
     "ota_workers": (("queue",), "Worker processes of these pools."),
     "ota_pool_heartbeat_timestamp_seconds": ((), "The latest heartbeat of any pool."),
@@ -82,7 +82,7 @@ ALERT_EVERY: Final = 5 * policy.MINUTE
 
 ADVICE: Final = (
     "Events of this company carry an unknown clientState: CLIENT_STATE differs from the subscription's (run:"
-    " ota-receiver check), or somebody is guessing. With NP_PARTNER_ID set, the order list brings these orders."
+    " ota-receiver check), or somebody is guessing. With NP_PARTNER_ID, the orders are fetched through the order list."
 )
 
 Samples = Mapping[tuple[str, ...], float]

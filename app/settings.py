@@ -116,7 +116,8 @@ class Company(BaseModel):
 
     client_state: ClientState = Field(description="Secret of the webhook subscription, 1 to 50 characters.")
     client_state_previous: ClientState | None = Field(
-        default=None, description="The secret before, accepted during a rotation. Remove it a day after its last event."
+        default=None,
+        description="The previous secret, accepted during a rotation. Remove it a day after the last event with it.",
     )
     np_tenant: Text = Field(
         description="Tenant, from the Business Central page *NaviPartner API URL*.",
@@ -133,7 +134,7 @@ class Company(BaseModel):
     )
     np_partner_id: Guid | None = Field(
         default=None,
-        description="Your partner id. Without it, `reconcile` cannot find orders whose events got lost.",
+        description="Your partner id. Without it, orders whose events were lost cannot be found in the order list.",
         examples=["21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"],
     )
 
@@ -170,32 +171,37 @@ class Settings(BaseModel):
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
     max_body_bytes: int = Field(
-        ge=2**10, le=2**26, default=2**20, description="Largest body of a POST; a larger one is answered 413."
+        ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
     )
     dedup_days: int = Field(
-        ge=1, default=7, description="Days in which a repeated event is recognised and causes no second fetch."
+        ge=1,
+        default=7,
+        description="Days in which a repeated event is recognised as a duplicate and not fetched again.",
     )
     event_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "dedup_days", lt)] = Field(
-        default=90, description="Days that events, replays and the audit are kept; at least `DEDUP_DAYS`."
+        default=90, description="Days for which events, replays and the audit are kept; at least `DEDUP_DAYS`."
     )
     order_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "event_days", lt)] = Field(
-        default=400, description="Days that orders are kept, at least `EVENT_DAYS`. A pending order never expires."
+        default=400,
+        description="Days for which orders are kept; at least `EVENT_DAYS`. Pending and dead orders never expire.",
     )
-    workers: int = Field(ge=1, le=256, default=8, description="Worker processes for live events.")
-    backfill_workers: int = Field(ge=0, le=64, default=1, description="Worker processes for replays and reconciling.")
+    workers: int = Field(ge=1, le=256, default=8, description="Worker processes of a pool for live events.")
+    backfill_workers: int = Field(
+        ge=0, le=64, default=1, description="Worker processes of a pool for replays and reconciling."
+    )
     upstream_concurrency: int = Field(
-        ge=1, le=100, default=5, description="Calls at once with one API key, over all machines."
+        ge=1, le=100, default=5, description="Calls at once with one API key, on all machines together."
     )
     backfill_concurrency: Annotated[
         int, Field(ge=1, le=100, validate_default=True), _not("above", "upstream_concurrency", gt)
     ] = Field(default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`.")
     upstream_requests_per_5_min: int = Field(
-        ge=1, default=6000, description="Calls in any 5 minutes with one API key, over all machines."
+        ge=1, default=6000, description="Calls in any 5 minutes with one API key, on all machines together."
     )
-    upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call.")
+    upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
     sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
         default=(),
-        description="Functions that receive each order, separated by commas. All pools of one Redis need the same.",
+        description="Functions that get each order, separated by commas. All worker pools on one Redis need the same.",
         examples=["python:mypackage.orders:on_order"],
     )
     spool_dir: Path | None = Field(
@@ -204,12 +210,14 @@ class Settings(BaseModel):
         " that outlives the process. Without it, senders get 503.",
         examples=["/var/lib/ota-receiver/spool"],
     )
-    spool_max_mb: int = Field(ge=1, default=512, description="Largest size of that folder in MB.")
+    spool_max_mb: int = Field(ge=1, default=512, description="Largest size of `SPOOL_DIR` in MB.")
     reconcile_every: Seconds = Field(
-        ge=60, default=900, description="How often the order list is compared with ours. Needs `NP_PARTNER_ID`."
+        ge=60,
+        default=900,
+        description="Time between two comparisons of the order list with the orders here. Needs `NP_PARTNER_ID`.",
     )
     ops_token: SecretStr | None = Field(
-        default=None, description="Bearer token for `/metrics` and for the details of `/readyz`."
+        default=None, description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`."
     )
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`json`, `console`, or `auto`: JSON unless stdout is a terminal."

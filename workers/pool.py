@@ -137,8 +137,7 @@ class Pool:
         self._start_due()
 
     def _start_due(self) -> None:
-        now = time.monotonic()
-        due = [queue for at, queue in self._starts if at <= now]
+        due = [start for start in self._starts if start[0] <= time.monotonic()]
         if not due:
             return
         if self._number == 0:
@@ -146,9 +145,18 @@ class Pool:
             self._warm_up()
         # A worker must not share our connection.
         self._redis.connection_pool.disconnect()
-        self._starts = [start for start in self._starts if start[0] > now]
-        for queue in due:
-            self._start(queue)
+        for start in due:
+            _, queue = start
+            self._number += 1
+            name = self._recovery.worker_name(queue, self._number)
+            try:
+                self._children[name] = WorkerProcess(self._settings, name, queue)
+            except OSError as error:
+                # The system has no memory or no process left; the start stays due.
+                _log.error("pool.worker_failed", worker=name, error=type(error).__name__)
+                continue
+            self._starts.remove(start)
+            _log.info("pool.worker_started", worker=name, queue=queue)
         self._recovery.heartbeat(self._children)
 
     def _warm_up(self) -> None:
@@ -159,18 +167,6 @@ class Pool:
         # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
         gc.collect()
         gc.freeze()
-
-    def _start(self, queue: str) -> None:
-        self._number += 1
-        name = self._recovery.worker_name(queue, self._number)
-        try:
-            self._children[name] = WorkerProcess(self._settings, name, queue)
-        except OSError as error:
-            # The system has no memory or no process left.
-            _log.error("pool.worker_failed", worker=name, error=type(error).__name__)
-            self._starts.append((time.monotonic() + RESTART_PAUSE, queue))
-            return
-        _log.info("pool.worker_started", worker=name, queue=queue)
 
     def _kill_overdue(self) -> None:
         """Kill workers whose job has outlasted RQ's time limit, which cannot end C code."""

@@ -22,7 +22,7 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
-from app.ledger.work import Content, Delivery, DeliveryOutcome, Fetch
+from app.ledger.work import Content, DeliveryOutcome, Fetch
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
 from workers.sinks import Context, Sink
@@ -180,7 +180,15 @@ class Processor:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
             try:
-                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), _context(order, delivery))
+                context = Context(
+                    idempotency_key=delivery.idempotency_key(order),
+                    company_id=order.company_id,
+                    order_id=order.order_id,
+                    revision=delivery.revision,
+                    attempt=delivery.attempts,
+                    request_id=delivery.request_id,
+                )
+                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
             except BaseException as error:
                 # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
@@ -214,14 +222,3 @@ class Processor:
         """Return what names the order in the log."""
         connection = self._connections.get(order.company_id)
         return {"order_id": order.order_id, "company": connection.slug if connection else "unknown"}
-
-
-def _context(order: OrderKey, delivery: Delivery) -> Context:
-    return Context(
-        idempotency_key=delivery.idempotency_key(order),
-        company_id=order.company_id,
-        order_id=order.order_id,
-        revision=delivery.revision,
-        attempt=delivery.attempts,
-        request_id=delivery.request_id,
-    )

@@ -40,8 +40,6 @@ BAD_SETTINGS: Final = 2
 WORKER_TTL: Final = 30
 """Seconds between the heartbeats that RQ writes for an idle worker; its default of 420 hides a dead one."""
 
-_PR_SET_PDEATHSIG: Final = 1
-
 _log = log.get()
 
 
@@ -156,7 +154,7 @@ def fork(name: str, work: Callable[[], None]) -> ForkProcess:
 
 def _run(parent: int, name: str, work: Callable[[], None]) -> None:
     if sys.platform == "linux":  # the kernel kills this process when its parent ends, also by SIGKILL
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it ended before prctl
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -33,9 +33,9 @@ NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 
 _REDIS_ADVICE: Final = {
     "redis": "Start it, or correct REDIS_URL.",
-    "writable": "Name the primary in REDIS_URL; if the AOF cannot be written, look at its disk.",
+    "writable": "Use a primary and a user with the rights in docs/operations.md. If the AOF fails, look at its disk.",
     "durable": "Set appendonly yes and appendfsync everysec (or always) in its configuration.",
-    "schema": "Upgrade this receiver, or name another Redis in REDIS_URL; nothing was changed.",
+    "schema": "If an upgrade is under way, finish it. If the data is older, use an empty Redis. Nothing was changed.",
     "memory": "Set maxmemory-policy noeviction, and maxmemory to what the machine can spare.",
 }
 _SIGNS: Final[dict[Level, str]] = {"good": "✓", "note": "·", "todo": "✗", "wrong": "✗"}
@@ -62,7 +62,7 @@ def check() -> None:
         loaded = settings.load()
         found = [*_of_settings(loaded), *_of_redis(loaded), *_of_companies(loaded)]
     except SettingsError as error:
-        correct = "Correct it; .env.example names every setting."
+        correct = "Correct it: docs/settings.md explains every setting."
         found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
     signs = ("", lambda one: _SIGNS[one.level])
     console.listing(found, (signs, "about", "what", ("found", "detail"), ("what to do", "advice")))

@@ -22,7 +22,7 @@ DONE: Final = 0
 FOUND: Final = 1
 USAGE: Final = 2
 AWAY: Final = 3
-NEWER: Final = 4
+OTHER_SCHEMA: Final = 4
 INTERRUPTED: Final = 130
 UNREAD: Final = 141
 """As shells report a program that SIGPIPE ended."""
@@ -32,11 +32,11 @@ _CODES: Final = {
     FOUND: "a problem, or nothing found",
     USAGE: "wrong usage or settings, or confirmation needed without a terminal",
     AWAY: "Redis unavailable",
-    NEWER: "Redis holds data of a newer version",
+    OTHER_SCHEMA: "Redis holds data of another schema version",
     INTERRUPTED: "interrupted",
     UNREAD: "output pipe closed",
 }
-NO_REDIS: Final = {AWAY: "", NEWER: "", INTERRUPTED: ""}
+NO_REDIS: Final = {AWAY: "", OTHER_SCHEMA: "", INTERRUPTED: ""}
 """For `epilog`: a command that itself neither fails without Redis nor is interrupted."""
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})

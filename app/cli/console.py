@@ -141,12 +141,11 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
-    """Return the text on lines of 80 columns; a command stands on a line of its own, to be copied."""
+    """Return the text on lines of 80 columns; a command stands unbroken on a line of its own, to be copied."""
     found: list[str] = []
     for part in filter(None, map(str.strip, _COMMAND.split(text))):
         is_command = part.startswith("ota-receiver ")
-        indent = "  " if is_command else further
-        found += wrap(part, indent if found else first, "    " if is_command else further)
+        found += [f"  {part}"] if is_command else wrap(part, further if found else first, further)
     return found
 
 

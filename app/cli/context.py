@@ -26,7 +26,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.redis import for_command
+from app.ledger.redis import for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
 
@@ -70,6 +70,10 @@ class CommandContext:
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
+
+    def now(self) -> datetime:
+        """Return the time of the Redis server, which set the leases and due times."""
+        return times.from_ms(server_time(self.redis))
 
     def order(self, text: str) -> OrderKey:
         """Return the order as `find` does; raises Stop also when there is none."""
@@ -151,7 +155,7 @@ ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
-Status = Annotated[str | None, typer.Option("--status", help="Issued, Draft, Error, ...")]
+Status = Annotated[str | None, typer.Option("--status", help="Status of the order: Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="Show at most this many.")]
 Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=times.HINT)]
 Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar="TIME", help=times.HINT)]

@@ -24,7 +24,12 @@ from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
 Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
 OlderThan = Annotated[
     datetime | None,
-    typer.Option("--older-than", parser=context.time, metavar="TIME", help="Dead since before: an age such as 30d."),
+    typer.Option(
+        "--older-than",
+        parser=context.time,
+        metavar="TIME",
+        help="Only dead letters older than this: an age such as 30d, or a time.",
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
@@ -70,11 +75,11 @@ def list_(
     until: context.Until = None,
     limit: context.Limit = 50,
 ) -> None:
-    """List dead letters: orders first, then deliveries to sinks, oldest first. Exits 0 also if there are none."""
-    now = times.now()
-    age = ("age", lambda letter: times.age(now - letter.at))
-    columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
+    """List dead letters, oldest first. Orders come before deliveries. Exits 0 also if there are none."""
     with open_context() as here:
+        now = here.now()
+        age = ("age", lambda letter: times.age(now - letter.at))
+        columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
         console.listing(found[:limit], columns, lambda letter: _view(here, letter, now))
@@ -86,10 +91,9 @@ def list_(
 
 @command(cli, "ota-receiver dead show CM-4711", options="company")
 def show(order: context.Order) -> None:
-    """Show why a fetch or a delivery failed for good, what was attempted, and what to do."""
-    now = times.now()
+    """Show why a fetch or a delivery failed for good. Also what was attempted, and what to do."""
     with open_context() as here:
-        key = here.order(order)
+        now, key = here.now(), here.order(order)
         letters = here.dead_letters.of(key)
         if not letters:
             raise Stop(f"{order!r} has no dead letter.", FOUND)
@@ -113,11 +117,11 @@ def requeue(
     reason: Reason = None,
     older_than: OlderThan = None,
     everything: All = False,
-    live: Annotated[bool, typer.Option("--live", help="In the live queue, not in the backfill queue.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Use the live queue instead of the backfill queue.")] = False,
 ) -> None:
-    """Requeue dead letters: an order is fetched again, a delivery goes to its sink again.
+    """Requeue dead letters, to fetch or deliver them again.
 
-    Orders without a dead letter are counted in `not_dead` and stop nothing.
+    Orders without a dead letter are skipped and counted in `not_dead`.
     """
     act = partial(_requeue, "live" if live else "backfill")
     _change("requeue", act, ids or [], reason, older_than, everything)
@@ -130,9 +134,10 @@ def drop(
     older_than: OlderThan = None,
     everything: All = False,
 ) -> None:
-    """Discard dead letters for good: they are not fetched or delivered, and expire after ORDER_DAYS.
+    """Discard dead letters for good.
 
-    What was fetched before stays. A new event of the order, or `orders refetch`, fetches it again.
+    They are not fetched or delivered, and expire after ORDER_DAYS. Content that was fetched before stays. A new event
+    of the order, or `orders refetch`, fetches it again.
     """
     _change("discard", _discard, ids or [], reason, older_than, everything)
 
@@ -154,7 +159,7 @@ def _change(
         if not (named or reason or here.company_id or older_than or everything):
             raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
         # Without an end, what fails again meanwhile would be selected again. Named orders are selected at any time.
-        until = older_than or (_EVER if named else times.now())
+        until = older_than or (_EVER if named else here.now())
         query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
         found = [order for text in named if (order := _dead_order(here, text)) is not None]
         letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)

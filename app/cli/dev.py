@@ -13,7 +13,20 @@ from urllib.parse import urlsplit
 import typer
 
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NEWER, NO_REDIS, USAGE, Stop, command, commands, epilog, flags
+from app.cli.command import (
+    AWAY,
+    DONE,
+    FOUND,
+    LOOPBACK,
+    NO_REDIS,
+    OTHER_SCHEMA,
+    USAGE,
+    Stop,
+    command,
+    commands,
+    epilog,
+    flags,
+)
 from app.errors import ReceiverError
 
 if TYPE_CHECKING:  # in the image there is no such module
@@ -21,7 +34,12 @@ if TYPE_CHECKING:  # in the image there is no such module
 
 _DEMO_CODES: Final = NO_REDIS | {DONE: "every order is complete", FOUND: "an order is incomplete, or it could not run"}
 _DEV_CODES: Final = NO_REDIS | {DONE: "stopped on request", FOUND: "it could not run"}
-_CODES: Final = {DONE: "every order is right", FOUND: "some orders are wrong, or it could not run", AWAY: "", NEWER: ""}
+_CODES: Final = {
+    DONE: "every order is right",
+    FOUND: "some orders are wrong, or it could not run",
+    AWAY: "",
+    OTHER_SCHEMA: "",
+}
 
 _MOST_SHOWN: Final = 20
 _RATE: Final = 50.0
@@ -49,9 +67,9 @@ def dev(
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
     sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
 ) -> None:
-    """Run everything on a laptop until Ctrl-C: embedded Valkey, sandbox, web, workers.
+    """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
-    Orders created at the sandbox arrive here as they would in production; data is kept in FOLDER.
+    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data stays in --folder.
     """
     from rich.console import Console
 
@@ -108,33 +126,35 @@ def _per_second(text: str) -> float:
 @command(cli, _EXAMPLE, codes=_CODES)
 def simulate(
     orders: Annotated[
-        int, typer.Option(min=1, max=5000, help="Orders that settle; a key has 6,000 calls in 5 min.")
+        int, typer.Option(min=1, max=5000, help="Orders that settle. The API key allows 6,000 calls in 5 min.")
     ] = 100,
-    duplicates: Annotated[float, _share_option("10%", "Events sent twice.")] = 0.1,
-    late: Annotated[float, _share_option("5%", "Events that are sent last.")] = 0.05,
-    bad_secret: Annotated[float, _share_option("1%", "Forged events, added to the genuine ones.")] = 0.01,
-    batch: Annotated[int, typer.Option(min=1, max=1000, help="Most events in one POST.")] = 20,
+    duplicates: Annotated[float, _share_option("10%", "Share of events that are sent twice.")] = 0.1,
+    late: Annotated[float, _share_option("5%", "Share of events that are sent last.")] = 0.05,
+    bad_secret: Annotated[float, _share_option("1%", "Share of forged events, added to the genuine ones.")] = 0.01,
+    batch: Annotated[int, typer.Option(min=1, max=1000, help="Largest number of events in one POST.")] = 20,
     rate: Annotated[
         float | None, typer.Option(parser=_per_second, metavar="N/s", show_default="50/s", help="Events a second.")
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="Send all at once, over 32 connections.")] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Repeats a run; without it a seed is drawn and shown.")
+        int | None, typer.Option(min=0, help="Seed that repeats a run; without it a new one is used and shown.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Webhook of a running receiver that has the --settings.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Webhook of a running receiver with the settings that --settings prints.")
+    ] = None,
     sandbox_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the simulated Channel Manager.")] = 8089,
     show_settings: Annotated[
-        bool, typer.Option("--settings", help="Print the settings for that receiver, and end.")
+        bool, typer.Option("--settings", help="Print the settings for the receiver at --url, and exit.")
     ] = False,
     beyond_loopback: Annotated[
-        bool, typer.Option("--beyond-loopback", help="Allow --url on another machine; never production.")
+        bool, typer.Option("--beyond-loopback", help="Allow --url on another machine. Never use production.")
     ] = False,
-    patience: Annotated[int, typer.Option(min=1, help="Seconds without a getOrder until it stops waiting.")] = 15,
+    patience: Annotated[int, typer.Option(min=1, help="Stop waiting after this many seconds without a getOrder.")] = 15,
 ) -> None:
     """Send late, duplicate, batched and forged events, and check the outcome of every order.
 
-    Without --url everything is started and stopped as by `demo`, and what the receiver stored is checked too. With it
-    only a simulated Channel Manager runs here, and its count of getOrder calls is checked.
+    Without --url it starts and stops everything as `demo` does, and also checks what the receiver stored. With --url it
+    starts only a simulated Channel Manager, and checks the number of getOrder calls.
     """
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")

@@ -18,7 +18,7 @@ from app.intake.spool import Swept, erase_rows
 EXAMPLE: Final = "ota-receiver orders erase --email - < address.txt"
 CODES: Final = {
     DONE: "erased",
-    FOUND: "not found, or something is left, which is named",
+    FOUND: "order not found, or something could not be erased",
     AWAY: "Redis unavailable: run it again",
     INTERRUPTED: "interrupted: run it again",
 }
@@ -32,11 +32,11 @@ def erase(
         str | None, typer.Option(metavar="ADDRESS", help="All orders of this guest; - reads the address from stdin.")
     ] = None,
 ) -> None:
-    """Erase orders for good: content, references, events and spooled events. Their ids stay, for ORDER_DAYS.
+    """Erase orders for good, with their content, references and events.
 
-    What stays makes sure that no event, replay or reconcile brings them back. Copies in sinks are listed: you must
-    handle them. --who and --why stay in the audit and must not name the guest. Run it again to finish an interrupted
-    erase.
+    Their ids stay for ORDER_DAYS, so that no event, replay or reconcile brings the orders back. Copies in sinks are
+    listed: you must handle them. --who and --why stay in the audit and must not name the guest. Run it again to finish
+    an interrupted erase.
     """
     if bool(order) == (email is not None):
         raise Stop("Choose either ORDER... or --email.")
@@ -99,14 +99,14 @@ def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
             console.json_line(_view(here, one))
     totals = {"orders": len(erased), "events": events, "spooled": swept.rows, "texts": texts, "left": swept.problems}
     counts = f"{console.many(events, 'event')}, {console.many(swept.rows, 'spooled event')}"
-    texts_of = f"{console.many(texts, 'text')} of replays"
+    texts_of = f"{console.many(texts, 'text')} of the audit and of replays"
     console.result(f"{console.many(len(erased), 'order')} erased, with {counts} and {texts_of}.", totals)
     copies = [(copy.sink, key) for one in erased for copy in one.copies for key in copy.keys_begin]
     if copies:
         columns = ("sink", "idempotency key begins with")
         console.table("Not erased, you must handle: copies that sinks have, or may have", columns, copies)
     for trouble in swept.problems:
-        console.remark(f"Left: {trouble}. Fix it, and run it again.")
+        console.remark(f"Not erased: {trouble}. Fix it, and run the command again.")
     return bool(swept.problems)
 
 

@@ -50,7 +50,7 @@ def list_(
     until: context.Until = None,
     limit: context.Limit = 50,
 ) -> None:
-    """List the latest events, newest last. Duplicates are not stored as events: `orders explain` shows them."""
+    """List the latest events, newest last. Duplicates are not stored: `orders explain` counts them."""
     columns = ("=id", ("@received", "at"), "?company", ("=order", "order_id"), "status", "?outcome", "?reference")
     with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
@@ -66,7 +66,7 @@ def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, a
         if event is None:
             raise Stop(f"No event {event_id!r} found; it may be older than EVENT_DAYS.", FOUND)
         record = here.orders.record(event.key)
-    view = here.view(event) | {"order_state": record.state(times.now()) if record is not None else "unknown"}
+    view = here.view(event) | {"order_state": record.state(here.now()) if record is not None else "unknown"}
     fields = {"company": "company", "order": "order_id", "reference": "reference", "status": "status"}
     fields |= {"received": "at", "sent": "sent", "outcome": "outcome", "secret": "secret", "request": "request_id"}
     fields |= {"order is": "order_state"}
@@ -80,10 +80,10 @@ def tail(
     outcome: context.OutcomeOption = None,
     since: context.Since = None,
 ) -> None:
-    """Follow new events and what happens to their orders: fetched, deferred, dead, ..., and when.
+    """Follow new events and what happens to their orders.
 
-    It continues after an outage of Redis. Duplicates are not stored as events: `orders explain` shows them. Ctrl-C ends
-    it.
+    It shows when an order is fetched, deferred or dead. It continues after an outage of Redis. Duplicates are not
+    stored: `orders explain` counts them. Ctrl-C ends it.
     """
     # Without a handler the first process of a container ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
@@ -102,7 +102,10 @@ class _Waiting:
 
 @dataclass
 class Tail:
-    """Follows the stream after the event `last_id`; `matches` tells whether an event is about the chosen order."""
+    """Follows the stream after the event `last_id`; `matches` tells whether an event is about the chosen order.
+
+    `now` is the time of Redis at the latest read of the records.
+    """
 
     here: CommandContext
     query: EventQuery
@@ -110,6 +113,7 @@ class Tail:
     last_id: str
     waiting: dict[OrderKey, _Waiting] = field(default_factory=dict)
     next_look: float = 0.0
+    now: datetime = field(init=False)
 
     def run(self) -> None:
         """Follow until interrupted, also over outages of Redis."""
@@ -139,7 +143,7 @@ class Tail:
             if not self.waiting or time.monotonic() < self.next_look:
                 return found, {}
             self.next_look = time.monotonic() + POLL_S
-            orders = list(self.waiting)
+            orders, self.now = list(self.waiting), self.here.now()
             return found, dict(zip(orders, self.here.orders.records(orders), strict=True))
 
     def _print_event(self, event: StoredEvent) -> None:
@@ -151,22 +155,21 @@ class Tail:
             del self.waiting[next(iter(self.waiting))]
 
     def _print_outcomes(self, records: dict[OrderKey, OrderRecord | None]) -> None:
-        now = times.now()
         for order, record in records.items():
             waiting = self.waiting[order]
-            state = None if record is None else record.state(now)
+            state = None if record is None else record.state(self.now)
             if state is None or state in _ENDS:
                 del self.waiting[order]
             elif state != "deferred" or waiting.deferred:
                 continue
             if record is not None and state is not None:
                 waiting.deferred = True
-                self._print_outcome(record, state, waiting.since, now)
+                self._print_outcome(record, state, waiting.since)
 
-    def _print_outcome(self, record: OrderRecord, state: State, since: datetime, now: datetime) -> None:
+    def _print_outcome(self, record: OrderRecord, state: State, since: datetime) -> None:
         """Print the state that an order reached; `took_ms` since the earliest event that was waiting for it."""
         reached = {"fetched": record.fetched_at, "dead": record.dead_at, "discarded": record.discarded_at}.get(state)
-        at = max(since, reached or now)
+        at = max(since, reached or self.now)
         took = to_ms(at) - to_ms(since)
         slug, status = self.here.companies.slug(record.company_id), record.known_status
         reason = record.dead or (record.error if state != "fetched" else "")

@@ -15,14 +15,14 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli import console
-from app.cli.command import AWAY, FOUND, INTERRUPTED, NEWER, USAGE, Stop, commands, epilog
+from app.cli.command import AWAY, FOUND, INTERRUPTED, OTHER_SCHEMA, USAGE, Stop, commands, epilog
 from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
     "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
     "worker": ("serve", "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."),
     "demo": ("dev", "Send sample orders through real processes and show what arrived."),
-    "dev": ("dev", "Run everything on a laptop until Ctrl-C: embedded Valkey, sandbox, web, workers."),
+    "dev": ("dev", "Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager."),
     "simulate": ("dev", "Send late, duplicate, batched and forged events, and check the outcome of every order."),
     "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
     "health": ("health", "Check that the web process or the worker pool of this machine (or container) works."),
@@ -33,7 +33,7 @@ COMMANDS: Final = {
     "replays": ("replay", "Plans made by `events replay`."),
     "audit": ("status", "Show who changed something by hand, when, what and why."),
     "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
-    "reconcile": ("reconcile", "Compare the Channel Manager's list of orders with ours, and show the differences."),
+    "reconcile": ("reconcile", "Compare the Channel Manager's order list with ours, and show the differences."),
 }
 """Name -> its module, and its line in `--help`: the first sentence of its own help."""
 
@@ -103,7 +103,7 @@ def main() -> None:
     except BrokenRecord as error:
         _end(str(error), FOUND)
     except StoreUnavailable as error:
-        _end(str(error), NEWER if isinstance(error, OtherSchema) else AWAY)
+        _end(str(error), OTHER_SCHEMA if isinstance(error, OtherSchema) else AWAY)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:

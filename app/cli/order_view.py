@@ -32,7 +32,7 @@ _OUTSTANDING: Final = {
     "discarded": "the fetch was discarded by hand: {0.error}",
     "pending": "fetch queued",
     "fetching": "fetch running",
-    "deferred": "fetch deferred: upstream unavailable",
+    "deferred": "fetch deferred",
 }
 
 _REFETCH: Final = "Then: ota-receiver orders refetch {id}"
@@ -41,7 +41,8 @@ _REQUEUE: Final = "Then: ota-receiver dead requeue {id}"
 _BY_STATE: Final = {
     "erased": "Nothing: it was erased on request, and is no longer fetched or delivered.",
     "dead": f"{{cause}}. {_REQUEUE}",
-    "deferred": "Nothing for this order: upstream calls are paused ({cause}). See: ota-receiver check",
+    "unknown_company": "The workers' settings have no company {company}. Add it there, and restart the workers.",
+    "deferred": "Nothing for this order: its fetch is deferred ({cause}). See: ota-receiver check",
     "pending": "Nothing: it will be fetched{last_error}.",
     "fetching": "Nothing: it will be fetched{last_error}.",
     "deleted_upstream": "Nothing: it was deleted upstream.",
@@ -142,7 +143,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     record = here.orders.record(key)
     if record is None:
         raise Stop(f"Order {key.order_id} has no record.", FOUND)
-    state, due, history = record.state(times.now()), here.orders.due(key), here.orders.history(key)
+    state, due, history = record.state(here.now()), here.orders.due(key), here.orders.history(key)
     outstanding = tuple(_outstanding(record, state, due, here.settings.sinks))
     try:
         order = here.orders.order(key)
@@ -255,7 +256,7 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
     if state == "dead":
         cause = _BY_REASON.get(record.dead, f"Fix the cause ({record.dead})")
     if state in {"erased", "dead", "deferred", "pending", "fetching"}:
-        text = _BY_STATE[state]
+        text = _BY_STATE["unknown_company" if state == "deferred" and record.error == "unknown_company" else state]
     elif record.dead_sinks:
         text, cause = f"Fix the sink that failed ({{cause}}). {_REQUEUE}", record.dead_sinks[0].dead
     elif UNREADABLE in outstanding:
@@ -272,7 +273,7 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         if text.startswith("Nothing") and outstanding and state != "discarded":
             text = "No attempt is planned. To deliver it: ota-receiver events replay --order {id} --to-sinks"
     last_error = f" (last error: {record.error})" if record.error else ""
-    return text.format(id=name, cause=cause, error=record.error, last_error=last_error)
+    return text.format(id=name, company=record.company_id, cause=cause, error=record.error, last_error=last_error)
 
 
 def _took(found: Durations) -> Iterator[str]:

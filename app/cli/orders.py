@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from app import bootstrap, times
+from app import bootstrap
 from app.cli import console, context, erase
 from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
@@ -42,10 +42,10 @@ _EXPLAIN_CODES: Final = {
 }
 _NOT_FOUND: Final = (
     "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
-    "It may not be settled yet: an event arrives about a minute after createOrder. Then wait.",
+    "It may not be settled yet: its event arrives about a minute after createOrder.",
     (
-        "Its event may be lost, or may have been refused for its secret. The Channel Manager's list of orders shows it"
-        " (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
+        "Its event may be lost, or refused because of a wrong clientState. Fetch it through the Channel Manager's order"
+        " list (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
     ),
     "If no events arrive at all, check the subscription: ota-receiver check",
     "References of orders never fetched are searched among the newest orders only: give the orderId.",
@@ -87,10 +87,9 @@ def list_(
     until: context.Until = None,
     limit: context.Limit = 50,
 ) -> None:
-    """List orders, the latest change first; --since and --until are about the latest change."""
+    """List orders, the latest change first. --since and --until select by that change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
-    now = times.now()
     columns = (
         ("@changed", lambda record: record.changed),
         "?company",
@@ -104,7 +103,7 @@ def list_(
         ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
     )
     with open_context() as here:
-        state = "dead" if dead else state
+        now, state = here.now(), "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
         found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
         console.listing(
@@ -120,7 +119,7 @@ def show(
     order: context.Order,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
 ) -> None:
-    """Show one order: its state, what to do next, its history, and its wallets with tickets and coupons."""
+    """Show one order with its wallets, tickets and coupons. Also its state, its history, and what to do next."""
     with open_context() as here:
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
@@ -134,7 +133,7 @@ def show(
 
 @command(cli, "ota-receiver orders explain CM-4711", options="company", codes=_EXPLAIN_CODES)
 def explain(order: context.Order) -> None:
-    """Explain where an order is: its history, what is pending, the next attempt, what to do."""
+    """Explain where an order is and what to do. It shows the history, what is pending, and the next attempt."""
     with open_context() as here:
         key = here.find(order)
         if key is None:
@@ -151,7 +150,7 @@ def explain(order: context.Order) -> None:
 
 @command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
 def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
-    """Fetch orders again now, in the live queue. Needed after confirmOrder, which sends no event."""
+    """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event."""
     with open_context() as here:
         orders = list(dict.fromkeys(here.order(text) for text in named))
         console.result(*request_fetches(here, orders, "live", "refetch"))
@@ -171,7 +170,7 @@ def confirm(
         str, typer.Option("--payment-reference", parser=_reference, metavar="REF", help="Reference of the payment.")
     ],
 ) -> None:
-    """Confirm a Draft order as paid (confirmOrder), and fetch its tickets and manifest.
+    """Confirm a Draft order as paid (confirmOrder), and fetch it.
 
     Confirming an Issued order again changes nothing.
     """
@@ -186,7 +185,7 @@ def confirm(
 
 @command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES)
 def cancel(order: context.Order) -> None:
-    """Cancel an order (deleteOrder), and fetch it. A Draft or Error order is deleted upstream; an Issued one stays.
+    """Cancel an order (deleteOrder), and fetch it. Upstream deletes a Draft or Error order, and keeps an Issued one.
 
     This cannot be undone.
     """

@@ -27,8 +27,8 @@ from app.settings import Company
 NO_LIST: Final = 5
 
 _FROM_FILE: Final = (
-    "Instead of the list: orders that you expect, by column orderId, reference, buyFromOrderReference or"
-    " sellToOrderReference."
+    "Compare this file of orders that you expect instead. It has at least one of the columns orderId, reference,"
+    " buyFromOrderReference, sellToOrderReference."
 )
 _CODES: Final = {
     DONE: "no differences, or all queued",
@@ -42,14 +42,14 @@ cli = commands()
 @command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES)
 def reconcile(
     from_zero: Annotated[
-        bool, typer.Option("--from-zero", help="The whole list, not only what changed since last time.")
+        bool, typer.Option("--from-zero", help="Read the whole list, not only the changes since the last run.")
     ] = False,
     from_file: Annotated[Path | None, typer.Option(metavar="CSV", help=_FROM_FILE)] = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="Fetch the orders that differ, in the backfill queue.")
     ] = False,
 ) -> None:
-    """Compare the Channel Manager's list of orders with ours, and show the differences. --apply fetches these orders.
+    """Compare the Channel Manager's order list with ours, and show the differences. --apply fetches these orders.
 
     no_event: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
     which sends no event. stuck: not settled for more than 10 minutes. The workers do the same every RECONCILE_EVERY;
@@ -114,7 +114,7 @@ def _companies(here: CommandContext) -> list[Company]:
         raise Stop(f"Company {flags().company!r} is not in the settings: its list cannot be read.")
     if len(without) == len(chosen):
         raise Stop(
-            f"No NP_PARTNER_ID is set for {', '.join(without)}, and the list of orders cannot be read without it."
+            f"No NP_PARTNER_ID is set for {', '.join(without)}, and the order list cannot be read without it."
             " Set it, or give the orders that you expect: --from-file orders.csv."
         )
     for slug in without:

@@ -76,14 +76,17 @@ def replay(
     to_sinks: Annotated[
         bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
     ] = False,
-    sink: Annotated[list[str] | None, typer.Option("--sink", help="Like --to-sinks, to this one; repeatable.")] = None,
+    sink: Annotated[
+        list[str] | None, typer.Option("--sink", help="Like --to-sinks, for this sink only; repeatable.")
+    ] = None,
     rate: Rate = None,
 ) -> None:
-    """Fetch the orders of stored events again: each order once, oldest first, at a rate, after live orders.
+    """Fetch the orders of stored events again, at a limited rate.
 
-    All conditions must hold; event ids and --order together say what is searched. An order whose stored copy is newer
-    than its last selected event is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume`
-    continues it, and `replays cancel` ends it.
+    Each order is fetched once, oldest first, after live orders. The events with these ids and of --order are searched,
+    or else all events. All other conditions must hold. An order whose stored copy is newer than its last selected event
+    is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume` continues it, and
+    `replays cancel` ends it.
     """
     if not any((ids, order, flags().company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
@@ -177,7 +180,7 @@ def _start(
 
 @command(cli, "ota-receiver replays list --limit 5")
 def list_(limit: context.Limit = 20) -> None:
-    """List the latest plans, newest first: what was requested, by whom and why, and how much is left."""
+    """List the latest plans, newest first. Each with what was requested, by whom and why, and how much is left."""
     selected = ("selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
     columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "#rate", selected, "who", "why")
     with open_context() as here:
@@ -186,14 +189,14 @@ def list_(limit: context.Limit = 20) -> None:
 
 @command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who")
 def resume(plan_id: PlanId, rate: Rate = None) -> None:
-    """Resume a replay. Several processes may feed one plan: they share its rate, and no order is fed twice."""
+    """Resume a replay. Several processes may run one plan: they share its rate, and no order is queued twice."""
     with open_context() as here:
         _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
 
 
 @command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
 def cancel(plan_id: PlanId) -> None:
-    """Cancel a replay: nothing more is queued, what is queued stays. Its feeders stop within seconds."""
+    """Cancel a replay. Orders already queued stay queued. Processes that run it stop within seconds."""
     with open_context() as here:
         plan = here.plans.cancel(_open_plan(here, plan_id), flags().who, flags().why)
         console.result(_sentence(plan), plan)

@@ -133,7 +133,7 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_pa
 
 def _get_order_seconds(here: CommandContext) -> float:
     """Return the average duration of the latest getOrders."""
-    latest = islice(here.orders.newest_first(OrderQuery(), times.now()), _LATEST)
+    latest = islice(here.orders.newest_first(OrderQuery(), here.now()), _LATEST)
     histories = [here.orders.history(record.key) for record in latest]
     took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER

@@ -26,7 +26,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from app import bootstrap, log, settings, subscriptions, times
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NEWER, Stop, command, commands, flags
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, OTHER_SCHEMA, Stop, command, commands, flags
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
@@ -38,7 +38,7 @@ from app.upstream.models import EVENT_NAME, Subscription
 _SECRET_BYTES: Final = 32
 """43 characters in base64, of the 50 that a subscription takes (upstream.md 3)."""
 
-_CODES: Final = {AWAY: "no usable answer from the Channel Manager", NEWER: ""}
+_CODES: Final = {AWAY: "no usable answer from the Channel Manager", OTHER_SCHEMA: ""}
 _ID: Final = "Its id, as `subscription list` shows it."
 _CREATE: Final = "ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager"
 _WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.example.com/webhooks/ota-channel-manager"
@@ -84,7 +84,7 @@ def _upstream_errors(company: Company, *, changes: bool = False) -> Iterator[Non
 
 @command(cli, "ota-receiver subscription list", options="company", codes=_CODES)
 def list_() -> None:
-    """List all subscriptions, also those for other events, and which of our secrets their events carry."""
+    """List all subscriptions and which secret their events carry. Also those for other events."""
     found: list[dict[str, object]] = []
     troubles: list[str] = []
     with _open_clients() as (_, clients):
@@ -103,17 +103,17 @@ def list_() -> None:
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     new_client_state: Annotated[
-        bool, typer.Option("--new-client-state", help="Only make a new secret, and show how to rotate to it.")
+        bool, typer.Option("--new-client-state", help="Only make a new secret, and show the steps of the rotation.")
     ] = False,
     write_to: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for the new secret; it gets mode 0600.")
     ] = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Print the new secret.")] = False,
 ) -> None:
-    """Subscribe URL to settled orders; events will carry CLIENT_STATE of the settings.
+    """Subscribe URL to settled orders. The events will carry CLIENT_STATE of the settings.
 
-    With --new-client-state nothing is subscribed yet: the web processes would answer 401 to events with a secret that
-    is not in their settings.
+    With --new-client-state nothing is subscribed yet: until the web processes have the new secret in their settings,
+    they answer 401 to its events.
     """
     _check_address(url)
     if not new_client_state and (write_to or reveal):
@@ -193,14 +193,20 @@ def watch(
         str | None, typer.Option(help="Only a subscription to this address counts; --repair creates it.")
     ] = None,
     every: Annotated[
-        int, typer.Option(parser=_duration, metavar="DURATION", help="90s, 5m, 1h.", show_default="5m")
+        int,
+        typer.Option(
+            parser=_duration, metavar="DURATION", help="Time between two checks: 90s, 5m, 1h.", show_default="5m"
+        ),
     ] = 300,
     repair: Annotated[bool, typer.Option("--repair", help="Create it again when it is missing or not Active.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Check once, for cron: 0 Active, 1 not, 3 not known.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 3: unknown.")
+    ] = False,
 ) -> None:
-    """Check the subscriptions repeatedly, and print each change once; Ctrl-C ends it.
+    """Check the subscriptions repeatedly, and print each change once.
 
-    Run only one of these with --repair: two would each create one. For cron: watch --once --repair --url URL.
+    Ctrl-C ends it. Run only one watch with --repair: two would create two subscriptions. For cron: watch --once
+    --repair --url URL.
     """
     if url is not None:
         _check_address(url)
@@ -309,14 +315,19 @@ def _steps(
     place = f"[companies.{company.slug}] of COMPANIES_FILE: " if several else ""
     names = ("CLIENT_STATE", "CLIENT_STATE_PREVIOUS", "_FILE")
     current, previous, suffix = (name.lower() if several else name for name in names)
-    new = f"{current}{suffix} = {write_to.absolute()}" if write_to else f"{current} = the new secret"
+    new = (
+        f"{current}{suffix} = {write_to.absolute()} instead of {current}" if write_to else f"{current} = the new secret"
+    )
     which = f" --company {company.slug}" if several else ""
     deletes = [f"ota-receiver subscription delete {one.id}{which}" for one in same if one.id]
     return [
-        f"{place}{previous} = the present {current}; {new}",
+        f"{place}{previous} = the current {current}; {new}",
         "Restart the web processes and `subscription watch`: then both secrets are accepted.",
         f"ota-receiver subscription create {shlex.quote(url)}{which} --yes",
-        *(deletes or ["Delete the old subscription: ota-receiver subscription list, and delete."]),
+        *(
+            deletes
+            or ["Find the id of the old one with `subscription list`, and delete it with `subscription delete ID`."]
+        ),
         f'When ota_events_by_secret_total{{secret="previous"}} has not changed for a day: remove {previous}.',
     ]
 

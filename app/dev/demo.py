@@ -153,7 +153,7 @@ def run(console: Console) -> bool:
         progress.update(step, description="all processes run", completed=100)
         orders = drive(stack, progress)
         progress.stop()
-        show(console, stack, orders)
+        show(console, orders)
         return not any(sample.problems for sample in orders)
 
 
@@ -216,8 +216,8 @@ def gaps(order: Order, status: str) -> list[str]:
     return found
 
 
-def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
-    """Print what arrived, and an event as a curl command."""
+def show(console: Console, orders: list[Sample]) -> None:
+    """Print what arrived, and what is wrong with it."""
     table = Table(
         title="What arrived", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
@@ -241,9 +241,7 @@ def show(console: Console, stack: Stack, orders: list[Sample]) -> None:
         for problem in sample.problems:
             console.print(f"[red]{sample.title}: {problem}")
     if not any(sample.problems for sample in orders):
-        console.print("Every order arrived complete, and each settlement cost exactly one getOrder.\n")
-    console.print("An event like those received. To send it, keep a receiver running with `uv run ota-receiver dev`:\n")
-    print_curl(console, stack, orders[-1])
+        console.print("Every order arrived complete, and each settlement cost exactly one getOrder.")
 
 
 def print_curl(console: Console, stack: Stack, sample: Sample) -> None:

@@ -65,12 +65,12 @@ class Authenticator:
             company_id = guid(item.company_id)
             secret = self._which(company_id, item.client_state)
             if secret is None:
-                invalid["bad_order_id" if company_id is None else "unauthenticated"] += 1
+                invalid["unauthenticated"] += 1
                 rejected[company_id if company_id in self._secrets else UNKNOWN] += 1
                 continue
             assert company_id is not None
             proven += 1
-            if item.event_name != ORDER_PROCESSED:
+            if text(item.event_name).casefold() != ORDER_PROCESSED:
                 ignored += 1
                 continue
             event = _event(item, company_id, secret, request_id)

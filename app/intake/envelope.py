@@ -1,27 +1,27 @@
 """From bytes to typed items: the three envelope shapes, and the digest by which two events are the same.
 
-The wrapper is documented in three ways (`values`, `value`, one bare object: upstream.md 0), so all are taken.
+The wrapper is documented in three ways (`values`, `value`, one bare object: upstream.md 0), so all are taken, also
+together.
 Nothing here is trusted yet: only `app.intake.auth` turns items into order events.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
 
+from app.body import decoded
 from app.errors import RequestRefused
 
 ORDER_PROCESSED: Final = "ota_cm_order_processed"
 
-_HALF_A_PAIR: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,50}")
-_FRACTION: Final = re.compile(r"([^.]*\d)\.(\d+)(\D*|[+-]\d\d:\d\d)", re.DOTALL)
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d*))?(|[Zz]|[+-]\d\d:\d\d)")
 _LONGEST_TEXT: Final = 250
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class Item(msgspec.Struct, rename="camel"):
@@ -62,8 +62,9 @@ class OrderProcessed(msgspec.Struct, frozen=True):
         """Return what two deliveries of the same event share (invariant 2), "" when it has no timestamp."""
         if not self.timestamp:
             return ""
-        parts = (self.company_id, ORDER_PROCESSED, self.order_id, self.status, canonical_time(self.timestamp))
-        return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        # Ids have one length; with that of the status no character moves between the two texts unseen.
+        whole = f"{self.company_id}{self.order_id}{len(self.status)}:{self.status}{canonical_time(self.timestamp)}"
+        return blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     @property
     def status_word(self) -> str:
@@ -77,10 +78,10 @@ class OrderProcessed(msgspec.Struct, frozen=True):
             self.company_id,
             self.order_id,
             self.status_word,
-            self.reference,
+            self.reference[:_LONGEST_TEXT],
             self.secret,
             self.request_id,
-            self.timestamp,
+            self.timestamp[:_LONGEST_TEXT],
             self.received,
         )
 
@@ -90,8 +91,13 @@ class _Wire(Item, rename="camel"):
     value: Any = msgspec.UNSET
 
 
-class _Values(msgspec.Struct):
+class _Values(msgspec.Struct, rename="camel"):
+    """The usual shape; a body with more than `values` may have items elsewhere too."""
+
     values: list[Item]
+    value: msgspec.UnsetType = msgspec.UNSET
+    payload: msgspec.UnsetType = msgspec.UNSET
+    event_name: msgspec.UnsetType = msgspec.UNSET
 
 
 _usual = msgspec.json.Decoder(_Values)
@@ -101,49 +107,46 @@ _any_shape = msgspec.json.Decoder(_Wire)
 def parse(body: bytes) -> Envelope:
     """Return the items of a body in any of the three shapes.
 
-    A byte order mark is ignored, as RFC 8259 allows: the sender is .NET, where some writers put one.
     Raises RequestRefused (400): `not_json`, `no_envelope`.
     """
-    body = body.removeprefix(_BYTE_ORDER_MARK)
     try:
         return Envelope(_usual.decode(body).values)
     except (ValueError, RecursionError):
         pass
     try:
-        wire = _any_shape.decode(_whole_characters(body) if _HALF_A_PAIR.search(body) else body)
+        wire = decoded(_any_shape.decode, body)
     except msgspec.ValidationError:
         raise RequestRefused(400, "no_envelope") from None
     # A body of brackets only raises RecursionError; bad UTF-8 a UnicodeDecodeError, which is a ValueError.
     except (ValueError, RecursionError):
         raise RequestRefused(400, "not_json") from None
-    for elements in (wire.values, wire.value):
-        if isinstance(elements, list):
-            return _each(elements)
-    if wire.event_name is None and wire.payload is None:
+    lists = [one for one in (wire.values, wire.value) if isinstance(one, list)]
+    is_item = wire.event_name is not None or wire.payload is not None
+    if not lists and not is_item:
         raise RequestRefused(400, "no_envelope")
-    return Envelope([wire])
+    found = _each([element for one in lists for element in one])
+    return Envelope([*found.items, wire], found.broken) if is_item else found
 
 
 def text(value: object) -> str:
-    """Return a text of bounded length, "" for anything else."""
-    return value[:_LONGEST_TEXT] if isinstance(value, str) else ""
+    """Return a text as sent, "" for anything else."""
+    return value if isinstance(value, str) else ""
 
 
 def canonical_time(sent: str) -> str:
-    """Return a timestamp as sent, its fraction cut to 7 digits and without trailing zeros (MS-BE sends 7)."""
-    match = _FRACTION.fullmatch(sent)
+    """Return a text that two spellings of one moment share: zone, and zeros at the end of the fraction.
+
+    Without a zone it is UTC. What is no time stays as it is.
+    """
+    match = _TIME.fullmatch(sent)
     if match is None:
         return sent
-    fraction = match[2][:7].rstrip("0")
-    return f"{match[1]}.{fraction}{match[3]}" if fraction else f"{match[1]}{match[3]}"
-
-
-def _whole_characters(body: bytes) -> bytes:
-    """Put a question mark for half a surrogate pair, which msgspec refuses and which must not fail a batch.
-
-    Business Central cuts texts by UTF-16 length, so a name that ends in the middle of an emoji is sent like this.
-    """
-    return json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+    seconds, fraction, zone = match.groups()
+    try:
+        at = datetime.fromisoformat(seconds + (zone.upper() or "Z")).timestamp()
+    except ValueError:
+        return sent
+    return f"{at:.0f}.{(fraction or '').rstrip('0')}"
 
 
 def _each(elements: list[Any]) -> Envelope:

@@ -34,14 +34,13 @@ from app.errors import (
 )
 from app.ids import EMPTY_GUID, guid
 from app.settings import Company
-from app.upstream.decode import decode, digest
+from app.upstream.decode import build, decode, digest
 from app.upstream.models import (
     EVENT_NAME,
     EVENT_VERSION,
     Order,
     Page,
     Subscription,
-    parse_created,
     parse_order,
     parse_page,
     parse_subscriptions,
@@ -143,7 +142,9 @@ class ChannelManager:
             "clientState": client_state.get_secret_value(),
             "eventVersion": EVENT_VERSION,
         }
-        return _read(self._route("POST", "/webhook", body), parse_created)
+        answer = self._route("POST", "/webhook", body)
+        # Microsoft's API underneath may answer without a body (upstream.md 3): then every field is None.
+        return _read(answer, lambda raw: build(Subscription, decode(raw.strip() or b"{}")))
 
     def delete_subscription(self, subscription_id: str) -> None:
         """Delete a subscription; raises RequestRejected("subscription_not_found") if there is none of this id."""

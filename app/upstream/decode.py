@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NewType, TypeVar, get_args, get_origin
 import msgspec
 from pydantic import SecretStr
 
+from app.body import decoded
 from app.errors import UnreadableAnswer
 from app.ids import EMPTY_GUID, guid
 
@@ -107,7 +108,7 @@ _ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
 
 def _decoded(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
     try:
-        return decoder.decode(raw)
+        return decoded(decoder.decode, raw)
     except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
         raise UnreadableAnswer("unreadable_answer") from None
 

@@ -91,8 +91,13 @@ class Item(Part, frozen=True):
     wallets: tuple[Wallet, ...] = ()
 
 
-class Header(Part, frozen=True):
-    """What an order and its row in the list have in common; `status` is as sent, known or not."""
+class Summary(Part, frozen=True):
+    """One row of the list: an order without its items. `status` is as sent, known or not.
+
+    `row_version` is there only in sync mode.
+    """
+
+    shown = ("order_id", "status", "row_version")
 
     order_id: Guid
     status: str
@@ -107,9 +112,10 @@ class Header(Part, frozen=True):
     received_at: datetime | None = None
     job_id: str | None = None
     manifest_url: str | None = None
+    row_version: int | None = None
 
 
-class Order(Header, frozen=True):
+class Order(Summary, frozen=True):
     """One order with its lines."""
 
     shown = ("order_id", "status", "items")
@@ -147,14 +153,6 @@ class Order(Header, frozen=True):
     @property
     def coupons(self) -> tuple[Asset, ...]:
         return tuple(coupon for wallet in self.wallets for coupon in wallet.coupons)
-
-
-class Summary(Header, frozen=True):
-    """One row of the list: an order without its items. `row_version` is there only in sync mode."""
-
-    shown = ("order_id", "status", "row_version")
-
-    row_version: int | None = None
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -222,14 +220,6 @@ def parse_subscriptions(raw: bytes) -> tuple[Subscription, ...]:
     if not isinstance(listed, list):
         raise UnreadableAnswer("unreadable_answer")
     return build_all(Subscription, listed)
-
-
-def parse_created(raw: bytes) -> Subscription:
-    """Return the subscription in the answer to its creation; every field is None if the answer has no body.
-
-    NaviPartner documents a body, Microsoft's API underneath answers 201 without one (upstream.md 3).
-    """
-    return build(Subscription, decode(raw) if raw.strip() else {})
 
 
 def _row(raw: object) -> Summary | None:

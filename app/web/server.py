@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 CONNECTIONS: Final = 1200
-"""Connections at once: more than requests at once (webhook.AT_ONCE), so that one request too many gets 503."""
+"""Connections at once: more than requests at once (app.AT_ONCE), so that one request too many gets 503."""
 
 STALL_SECONDS: Final = 10.0
 """For a whole head, from connecting or from the first byte of a later request, and for reading an answer."""
@@ -136,7 +136,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= AHEAD:
-            raise _Refused
+            raise ValueError  # it ends the parser, which raises an error of its own
         super().on_message_begin()
         self._in_head = True
 
@@ -144,7 +144,7 @@ class Connection(HttpToolsProtocol):
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            raise _Refused
+            raise ValueError
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
         if not self.flow.write_paused:
@@ -203,10 +203,6 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
 
-class _Refused(Exception):
-    """Ends the parser, which raises an error of its own."""
-
-
 class Server(uvicorn.Server):
     """Serves `app` until SIGTERM or SIGINT, then answers the requests under way, however many signals come.
 
@@ -241,30 +237,26 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # The answer under way, or else the next one, is the last of its connection.
+        """Close the port and drain: the answer under way, or else the next one, is the last of its connection."""
         self.server_state.draining = True
         for connection in self.server_state.connections:
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
-        await self._stop_listening()
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + LINGER_SECONDS
-        while self.server_state.connections and clock() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
-            await asyncio.sleep(0.02)
-        await super().shutdown(sockets)
-
-    async def _stop_listening(self) -> None:
-        """Close the port, but serve the connections that wait to be accepted: the kernel would reset them."""
-        connection = partial(Connection, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
+        accepted = partial(Connection, self.config, self.server_state, self.lifespan.state)
         for server in self.servers:
             for listener in server.sockets:
+                # The kernel would reset the connections that wait to be accepted.
                 with socket.socket(fileno=socket.dup(listener.fileno())) as own, suppress(OSError):
                     own.setblocking(False)
                     while True:
                         waiting, _ = own.accept()
-                        await loop.connect_accepted_socket(connection, waiting)
+                        await loop.connect_accepted_socket(accepted, waiting)
             server.close()
+        deadline = loop.time() + LINGER_SECONDS
+        while self.server_state.connections and loop.time() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
 
 def _connection_limit() -> int:

@@ -19,10 +19,13 @@ def bare(tmp_path: Path) -> Iterator[Service]:
         yield one
 
 
-@pytest.fixture
-def whole(bare: Service) -> Service:
-    """Everything runs, and the webhook is subscribed."""
-    bare.start("web")
-    bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
-    bare.subscribe()
-    return bare
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Everything runs, and the webhook is subscribed; shared by tests that kill nothing."""
+    with service(tmp_path_factory.mktemp("whole")) as one:
+        one.start_valkey()
+        one.start_sandbox()
+        one.start("web")
+        one.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
+        one.subscribe()
+        yield one

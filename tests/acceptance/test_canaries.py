@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
-from typing import Any
 
 from redis import Redis
 
@@ -39,40 +37,17 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
     eventually(lambda: bare.log("worker", "fetch.retry_scheduled"), 15, what="a fetch failed")
 
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
-        contents = [redis.get(key) for key in redis.scan_iter("ota:content:*")]
-        other = {key: _everything(redis, key) for key in redis.scan_iter("*") if not key.startswith(b"ota:content:")}
-    orders = [json.loads(zlib.decompress(content)) for content in contents if isinstance(content, bytes)]
+        contents = [zlib.decompress(redis.get(key) or b"") for key in redis.scan_iter("ota:content:*")]
+    orders = [json.loads(content) for content in contents]
     tickets = [a["referenceNumber"] for o in orders for i in o["items"] for w in i["wallets"] for a in w["assets"]]
     assert len(tickets) == 4
     secrets = [bare.variables["CLIENT_STATE"], bare.variables["NP_API_KEY"], wrong]
     secrets += [bare.variables["CLIENT_STATE_PREVIOUS"], bare.variables["OPS_TOKEN"], "canary-token", "canary-body"]
-    canaries = [one.encode() for one in (*secrets, *PEOPLE, *tickets)]
 
-    for log in ("web.log", "worker.log", "cli.log"):
-        _assert_clean(log, _read(bare.folder / log), canaries)
-    for key, value in other.items():
-        _assert_clean(key.decode(), key + value, canaries)
-    for path in bare.valkey.data_dir.rglob("*.aof"):
-        _assert_clean(path.name, path.read_bytes(), canaries)
-
-
-def _assert_clean(where: str, text: bytes, canaries: list[bytes]) -> None:
-    found = [canary for canary in canaries if canary in text]
-    assert not found, f"{found} in {where}"
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
-
-
-def _everything(redis: Redis, key: bytes) -> bytes:
-    """Return the value of a key of any type."""
-    readers: dict[Any, Any] = {
-        b"hash": redis.hgetall,
-        b"list": lambda key: redis.lrange(key, 0, -1),
-        b"zset": lambda key: redis.zrange(key, 0, -1),
-        b"set": redis.smembers,
-        b"stream": redis.xrange,
-        b"string": redis.get,
-    }
-    return repr(readers[redis.type(key)](key)).encode()
+    # The append-only file has every value that was ever written to Redis; contents are compressed.
+    logs = [bare.folder / f"{name}.log" for name in ("web", "worker", "cli")]
+    files = list(bare.valkey.data_dir.rglob("*.aof"))
+    assert any(order_id.encode() in path.read_bytes() for path in files)
+    for path in (*logs, *files):
+        text = path.read_bytes() if path.exists() else b""
+        assert [one for one in (*secrets, *PEOPLE, *tickets) if one.encode() in text] == [], path.name

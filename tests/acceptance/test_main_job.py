@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 from app.dev.sandbox.submission import order_body
-from app.dev.stack import PARTNER_ID
+from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
 from tests.eventually import eventually
 from tests.service import Service, ask
+
+FIELDS = ("status", "wallets", "tickets", "coupons", "manifest", "revision")
 
 
 def test_a_settled_order_is_fetched_with_all_its_contents_for_one_get_order(whole: Service) -> None:
@@ -16,8 +19,7 @@ def test_a_settled_order_is_fetched_with_all_its_contents_for_one_get_order(whol
     order_id = whole.create("MAIN-1", "31001", "PKG-100")
     (line,) = whole.wait_fetched(order_id)
 
-    fields = ("status", "wallets", "tickets", "coupons", "manifest", "revision")
-    assert [line[name] for name in fields] == ["Issued", 2, 2, 1, True, 1]
+    assert [line[name] for name in FIELDS] == ["Issued", 2, 2, 1, True, 1]
     request = next(r for r in whole.log("web", "request") if r["request_id"] == line["request_id"])
     assert (request["status"], request["queued"]) == (200, 1)
     assert whole.row(order_id)["gets"] == 1
@@ -29,12 +31,9 @@ def test_a_settled_order_is_fetched_with_all_its_contents_for_one_get_order(whol
 def test_a_draft_has_tickets_without_a_manifest_and_an_error_has_neither(whole: Service) -> None:
     draft = whole.create("MAIN-2", "31001", payment="")
     error = whole.create("MAIN-3", "FAIL-1")
-    lines = [whole.wait_fetched(one)[0] for one in (draft, error)]
+    found = [tuple(whole.wait_fetched(one)[0][name] for name in FIELDS) for one in (draft, error)]
 
-    assert [(one["status"], one["tickets"], one["manifest"]) for one in lines] == [
-        ("Draft", 1, False),
-        ("Error", 0, False),
-    ]
+    assert found == [("Draft", 1, 1, 0, False, 1), ("Error", 1, 0, 0, False, 1)]
 
 
 def test_a_replaced_order_settles_again_and_costs_one_more_get_order(whole: Service) -> None:
@@ -55,13 +54,9 @@ def test_the_same_event_again_never_causes_a_second_get_order(whole: Service) ->
     whole.wait_fetched(order_id)
     whole.admin("POST", "fire", {"order_id": order_id, "times": 5, "timestamp": "last"})
 
-    eventually(
-        lambda: sum(r.get("duplicates", 0) for r in whole.log("web", "request")) == 5,
-        10,
-        what="five duplicates",
-    )
-    marker = whole.create("MAIN-6", "31001")
-    whole.wait_fetched(marker)
+    requests = partial(whole.log, "web", "request")
+    eventually(lambda: sum(one.get("duplicates", 0) for one in requests()) == 5, 10, what="five duplicates")
+    whole.wait_fetched(whole.create("MAIN-6", "31001"))
     assert whole.row(order_id)["gets"] == 1
 
 
@@ -91,23 +86,39 @@ def test_a_python_sink_gets_the_order_again_with_the_same_key_after_it_raised(ba
     assert "Jane Doe" not in (bare.folder / "worker.log").read_text()
 
 
-def test_a_replay_fetches_the_order_again_and_unchanged_content_makes_no_new_revision(whole: Service) -> None:
-    order_id = whole.create("REPLAY-1", "31001")
-    whole.wait_fetched(order_id)
+def test_a_replay_to_sinks_costs_no_get_order_and_uses_the_backfill_queue(bare: Service) -> None:
+    """The sink gets the same idempotency key again."""
+    calls = bare.folder / "calls"
+    (bare.folder / "shop.py").write_text(
+        "def on_order(order, context):\n"
+        f"    with open({str(calls)!r}, 'a') as out: out.write(context.idempotency_key + chr(10))\n"
+    )
+    bare.variables["SINKS"] = "python:shop:on_order"
+    bare.start("web")
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
+    orders = bare.issue(3)
+    assert bare.post(*(bare.event(one) for one in orders))[0] == 200
+    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 3, 20, what="three orders are delivered")
+    once = sorted(calls.read_text().splitlines())
 
-    code, _ = whole.cli("events", "replay", "--order", order_id, "--force", "--yes")
+    code, (sent,) = bare.cli("events", "replay", "--since", "1h", "--to-sinks", "--rate", "100", "--yes", "--json")
+    eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 6, 20, what="three orders are delivered again")
 
-    assert code == 0
-    again = whole.wait_fetched(order_id, times=2)[1]
-    assert (again["queue"], again["revision"], again["changed"]) == ("backfill", 1, False)
+    assert (code, sent["queued"]) == (0, 3)
+    assert sorted(calls.read_text().splitlines()) == sorted(once * 2)
+    assert [bare.row(one)["gets"] for one in orders] == [1, 1, 1]
+    assert all("-backfill-" in line["worker"] for line in bare.log("worker", "delivery.succeeded")[3:])
 
 
 def test_eight_workers_share_the_five_slots_of_a_key_without_a_429(bare: Service) -> None:
-    bare.admin("PATCH", "settings", {"latency_ms": 30, "queue": 0})
+    """The first calls take a second, so that five are open at once however slow the machine is."""
+    bare.admin("PATCH", "settings", {"latency_ms": 1000, "queue": 0})
     bare.start("web")
     assert bare.post(*map(bare.event, bare.issue(60)))[0] == 200
     bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
 
+    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 20, what="five calls are open at once")
+    bare.admin("PATCH", "settings", {"latency_ms": 30})
     eventually(lambda: len(bare.log("worker", "order.fetched")) == 60, 20, what="60 orders are fetched")
 
     stats = bare.admin("GET", "stats")
@@ -121,3 +132,29 @@ def test_a_sink_that_cannot_be_imported_ends_the_pool_with_the_code_of_wrong_set
 
     assert worker.wait(20) == 2
     assert "SINKS: number 1 cannot be imported" in bare.log("worker", "service.bad_settings")[0]["problems"][0]
+
+
+def test_an_order_is_fetched_in_5_s_while_another_company_hangs_with_200_orders_due(bare: Service) -> None:
+    """The second company has its own key and so its own limits."""
+    hanging, healthy = bare.company_id_of("Hanging"), bare.company_id_of("Healthy")
+    bare.admin("POST", "faults", {"kind": "hang", "operation": "getOrder", "company_id": hanging})
+    (bare.folder / "companies.toml").write_text(
+        "".join(
+            f'[companies.{name.lower()}]\nnp_company_id = "{company_id}"\nnp_company = "{name}"\n'
+            f'np_tenant = "{TENANT}"\nnp_environment = "{ENVIRONMENT}"\nnp_api_key = "key of {name}"\n'
+            f'client_state = "secret of {name}"\n'
+            for name, company_id in (("Hanging", hanging), ("Healthy", healthy))
+        )
+    )
+    several = {name: value for name, value in bare.variables.items() if name in {"REDIS_URL", "PORT", "LOG_FORMAT"}}
+    bare.variables = several | {"COMPANIES_FILE": str(bare.folder / "companies.toml"), "NP_BASE_URL": bare.sandbox.url}
+    bare.start("web")
+    orders = bare.issue(200, hanging)
+    assert bare.post(*(bare.event(o, clientState="secret of Hanging", companyId=hanging) for o in orders))[0] == 200
+    bare.start("worker", WORKERS="8", BACKFILL_WORKERS="0")
+    eventually(lambda: bare.admin("GET", "stats")["active"] == 5, 10, what="five getOrders of the first company hang")
+
+    (order_id,) = bare.issue(1, healthy)
+    assert bare.post(bare.event(order_id, clientState="secret of Healthy", companyId=healthy))[0] == 200
+
+    bare.wait_fetched(order_id, within=5)

@@ -1,6 +1,6 @@
-"""How fast workers fetch a backlog, compared with what the Channel Manager's five slots allow.
+"""How fast workers fetch a backlog, compared with what the Channel Manager's five slots allow, and their memory.
 
-    uv run python -m tests.benchmarks.drain [--orders 500] [--latency-ms 50] [--json]
+    uv run python -m tests.benchmarks.drain [--orders 500] [--latency-ms 50]
 
 Exits 1 when an order is fetched twice or not at all, or when the Channel Manager answers 429.
 """
@@ -8,100 +8,79 @@ Exits 1 when an order is fetched twice or not at all, or when the Channel Manage
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import httpx
-from rich.console import Console
+from redis import Redis
 
-from app.dev import valkey
-from app.dev.processes import ProcessEnded
 from app.ledger import keys
-from tests.benchmarks.system import SLOTS, system
+from tests.service import Service, service
 
+_SLOTS = 5
 _EVENTS_PER_POST = 20
 _PATIENCE = 120.0
 
 
-@dataclass(frozen=True)
-class Drain:
-    """The result; seconds count from the start of the worker, the rate from the first fetched order."""
-
-    orders: int
-    first_after_seconds: float
-    last_after_seconds: float
-    orders_per_second: float
-    of_what_the_slots_allow: float
-    get_order_calls: int
-    most_at_once: int
-    throttled: int
-    still_pending: int
-
-    @property
-    def faults(self) -> list[str]:
-        """Return what makes the result invalid."""
-        wrong = {
-            f"{self.get_order_calls} getOrder calls for {self.orders} orders": self.get_order_calls != self.orders,
-            f"{self.throttled} calls were answered 429": self.throttled > 0,
-            f"{self.most_at_once} calls at once where {SLOTS} are allowed": self.most_at_once > SLOTS,
-            f"{self.still_pending} orders are still pending or dead": self.still_pending > 0,
-        }
-        return [text for text, holds in wrong.items() if holds]
-
-
-def measure(orders: int, latency_ms: int) -> Drain:
-    """Fill the queue, start the worker, and watch the Channel Manager; raises TimeoutError after two minutes."""
-    with system(latency_ms) as running:
-        running.post(running.issue(orders), _EVENTS_PER_POST)
-        started = time.monotonic()
-        with running.start("worker") as worker:
-            worker.wait_until(lambda: running.fetched() > 0, _PATIENCE, "the first order is fetched")
-            first, at_first = time.monotonic(), running.fetched()
-            worker.wait_until(lambda: running.fetched() >= orders, _PATIENCE, "all orders are fetched")
-            last = time.monotonic()
-            worker.wait_until(lambda: running.redis.zcard(keys.DUE) == 0, _PATIENCE, "no fetch is pending")
-            stats = running.stats()
-            still_pending = int(running.redis.zcard(keys.DUE)) + int(running.redis.zcard(keys.DEAD))
-    rate = (orders - at_first) / (last - first)
-    return Drain(
-        orders=orders,
-        first_after_seconds=round(first - started, 2),
-        last_after_seconds=round(last - started, 2),
-        orders_per_second=round(rate, 1),
-        of_what_the_slots_allow=round(rate / (SLOTS * 1000 / latency_ms), 3),
-        get_order_calls=sum(stats["operations"]["getOrder"].values()),
-        most_at_once=stats["most_active"],
-        throttled=sum(stats["throttled"].values()),
-        still_pending=still_pending,
-    )
-
-
 def main() -> int:
-    """Measure once; return the exit code."""
+    """Fill the queue, start the worker, and watch the Channel Manager; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.drain", description=__doc__)
     parser.add_argument("--orders", type=int, default=500)
     parser.add_argument("--latency-ms", type=int, default=50, help="duration of a getOrder (default 50)")
-    parser.add_argument("--json", action="store_true", help="one object instead of a sentence")
     options = parser.parse_args()
-    errors = Console(stderr=True)
-    try:
-        drain = measure(options.orders, options.latency_ms)
-    except (valkey.ValkeyUnavailable, ProcessEnded, TimeoutError, httpx.HTTPError) as error:
-        errors.print(f"no result: {error}", markup=False)
-        return 1
-    if options.json:
-        sys.stdout.write(json.dumps(asdict(drain)) + "\n")
-    else:
-        Console().print(
-            f"{drain.orders} orders, first fetched {drain.first_after_seconds} s after the worker's start, last "
-            f"{drain.last_after_seconds} s: {drain.orders_per_second} orders/s, "
-            f"{drain.of_what_the_slots_allow} of what {SLOTS} slots allow"
-        )
-    for fault in drain.faults:
-        errors.print(f"invalid: {fault}", markup=False)
-    return 1 if drain.faults else 0
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as one:
+        one.start_valkey()
+        one.start_sandbox("--latency", str(options.latency_ms), "--slots", str(_SLOTS))
+        one.start("web")
+        order_ids = one.issue(options.orders)
+        for start in range(0, options.orders, _EVENTS_PER_POST):
+            status, body = one.post(*(one.event(order_id) for order_id in order_ids[start : start + _EVENTS_PER_POST]))
+            assert status == 200, body
+        return _drain(one, options.orders, options.latency_ms)
+
+
+def _pss(root: int) -> float:
+    """Return the PSS of a process and all its descendants in MB; a page that several share counts once. Linux only."""
+    family = [root]
+    for pid in family:
+        family += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    lines = (line for pid in family for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+
+
+def _drain(one: Service, orders: int, latency_ms: int) -> int:
+    """Print the rate, which counts from the first fetched order, and what makes the result invalid."""
+
+    def fetched() -> int:
+        return int(one.admin("GET", "stats")["operations"].get("getOrder", {}).get("200", 0))
+
+    with Redis.from_url(one.valkey.url) as redis:
+        started = time.monotonic()
+        worker = one.launch("worker")
+        worker.wait_until(lambda: fetched() > 0, _PATIENCE, "the first order is fetched")
+        first, at_first = time.monotonic(), fetched()
+        worker.wait_until(lambda: fetched() >= orders, _PATIENCE, "all orders are fetched")
+        last = time.monotonic()
+        worker.wait_until(lambda: redis.zcard(keys.DUE) == 0, _PATIENCE, "no fetch is pending")
+        dead: int = redis.zcard(keys.DEAD)
+        memory = _pss(worker.pid)
+    stats = one.admin("GET", "stats")
+    calls, throttled = sum(stats["operations"]["getOrder"].values()), sum(stats["throttled"].values())
+    rate = (orders - at_first) / (last - first)
+    sys.stdout.write(
+        f"{orders} orders, first fetched {first - started:.1f} s after the worker's start, last {last - started:.1f} s:"
+        f" {rate:.0f} orders/s, {rate / (_SLOTS * 1000 / latency_ms):.2f} of what {_SLOTS} slots allow;"
+        f" pool and workers: {memory:.1f} MB PSS\n"
+    )
+    faults = {
+        f"{calls} getOrder calls for {orders} orders": calls != orders,
+        f"{throttled} calls were answered 429": throttled > 0,
+        f"{stats['most_active']} calls at once where {_SLOTS} are allowed": stats["most_active"] > _SLOTS,
+        f"{dead} orders are dead": dead > 0,
+    }
+    sys.stderr.writelines(f"invalid: {fault}\n" for fault, holds in faults.items() if holds)
+    return int(any(faults.values()))
 
 
 if __name__ == "__main__":

@@ -1,231 +1,149 @@
 """How fast events are accepted, compared with the obvious receiver and with the limit, in one run.
 
-    uv run python -m tests.benchmarks.intake [--seconds 6] [--rounds 2] [--json]
+    uv run python -m tests.benchmarks.intake [--seconds 6] [--rounds 2]
 
-Exits 1 when an acknowledged event is not in the queue: a receiver that loses events is not fast.
+wrk generates the load: one thread, 32 connections, every event of every request a new one. Exits 1 when an acknowledged
+event is not in the queue: a receiver that loses events is not fast.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from urllib.parse import urlsplit
 
 from redis import Redis
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from app.dev import valkey
-from app.dev.processes import ProcessEnded, free_port
-from tests.benchmarks import wrk
-from tests.benchmarks.contenders import (
-    ACKNOWLEDGE_ONLY,
-    ALL,
-    CLIENT_STATE,
-    COMPANY_ID,
-    OBVIOUS,
-    WEBHOOK_PATH,
-    Contender,
-    body,
-    serve,
-    settings,
-)
+from tests.service import ask, service
 
-BATCHES = (1, 20)
-_PROOFS = 4 * wrk.CONNECTIONS
+_CONNECTIONS = 32
+_MARKER = "#" * 12
+"""Stands in a body where load.lua writes the request's number."""
+
+_PROOFS = 4 * _CONNECTIONS
+_BATCHES = (1, 20)
+_UVICORN = (sys.executable, "-m", "uvicorn", "--factory", "--loop", "uvloop", "--http", "httptools")
+_QUIET = ("--no-access-log", "--log-level", "warning")
+_LIMIT, _OBVIOUS, _RECEIVER = "limit", "obvious", "ota-receiver"
+_ARGV = {
+    _LIMIT: (*_UVICORN, "tests.benchmarks.receivers:limit", *_QUIET),
+    _OBVIOUS: (*_UVICORN, "tests.benchmarks.receivers:obvious", *_QUIET),
+    _RECEIVER: (sys.executable, "-m", "app.cli", "serve"),
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One contender under load once; speeds count only answers below 400.
+    """One receiver under load once; speeds count only answers below 400.
 
-    `refused` are answers from 400 up, `broken` requests without an answer. `proved` events were acknowledged before
-    the load, each answer read; `acknowledged` under load. `recorded_*` is the length of the queue after each, None
-    for a contender that records nothing.
+    `failed` are answers from 400 up and requests without an answer. `fault` makes the run invalid.
     """
 
-    contender: str
+    receiver: str
     events_per_post: int
     events_per_second: float
     p50_ms: float
     p99_ms: float
-    refused: int
-    broken: int
-    proved: int
-    recorded_at_first: int | None
-    acknowledged: int
-    recorded_in_all: int | None
-
-    def is_of(self, contender: Contender, events_per_post: int) -> bool:
-        """Return whether this run is of that contender with that batch size."""
-        return (self.contender, self.events_per_post) == (contender.name, events_per_post)
-
-    @property
-    def fault(self) -> str | None:
-        """Return why this run is invalid, None when it is valid."""
-        if not self.proved or not self.acknowledged:
-            return "it acknowledged nothing"
-        if self.recorded_at_first is None or self.recorded_in_all is None:
-            return None
-        if self.recorded_at_first != self.proved:
-            return f"it acknowledged {self.proved} events, its queue holds {self.recorded_at_first}"
-        recorded = self.recorded_in_all - self.recorded_at_first
-        # wrk ended before it read the answers of these.
-        in_flight = wrk.CONNECTIONS * self.events_per_post
-        if not self.acknowledged <= recorded <= self.acknowledged + in_flight:
-            return f"it acknowledged {self.acknowledged} events under load, its queue grew by {recorded}"
-        return None
+    failed: int
+    fault: str
 
 
-def measure(contender: Contender, events_per_post: int, seconds: int) -> Run:
-    """Run one contender against a fresh Valkey; raises ProcessEnded when it does not start."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        template = body(wrk.order_ids(events_per_post), client_state=CLIENT_STATE, company_id=COMPANY_ID)
-        body_file = folder / "body.json"
+def measure(receiver: str, events_per_post: int, seconds: int) -> Run:
+    """Run one receiver against a fresh Valkey; raises ProcessEnded when it does not start."""
+    with tempfile.TemporaryDirectory() as temporary, service(Path(temporary)) as one:
+        one.start_valkey()
+        one.start_sandbox()
+        port_option = [] if receiver == _RECEIVER else ["--port", one.variables["PORT"]]
+        web = one.run([*_ARGV[receiver], *port_option], "web.log")
+        web.wait_until(one.web_listens, 20, "the port is open")
+        events = [one.event(f"{index:08x}-0000-4000-8000-{_MARKER}") for index in range(events_per_post)]
+        template = json.dumps({"values": events}, separators=(",", ":"))
+        body_file = one.folder / "body.json"
         body_file.write_text(template)
-        port = free_port()
-        url = f"http://127.0.0.1:{port}{WEBHOOK_PATH}"
-        with (
-            valkey.start(folder / "valkey") as server,
-            serve(contender, port, settings(server.url, port), folder),
-            Redis.from_url(server.url) as redis,
-        ):
-            # These also warm the server up.
-            proved = _post_all(url, [template.replace(wrk.MARKER, f"{number:012d}") for number in range(_PROOFS)])
-            recorded_at_first = _queued(redis, contender)
-            load = wrk.run(url, body_file, seconds=seconds, first=_PROOFS)
-            recorded_in_all = _queued(redis, contender)
+        with Redis.from_url(one.valkey.url) as redis:
+
+            def queued() -> int:
+                length: int = redis.llen("rq:queue:live")
+                return length
+
+            # wrk drops up to 32 requests at its end that may or may not be recorded, and a receiver that loses one
+            # event in a hundred could hide behind them. Here every answer is read. This also warms the server up.
+            bodies = [template.replace(_MARKER, f"{number:012d}").encode() for number in range(_PROOFS)]
+            with ThreadPoolExecutor(_CONNECTIONS) as threads:
+                answers = threads.map(lambda body: ask("POST", one.webhook, body), bodies)
+                proved = sum(status == 200 for status, _ in answers)
+            at_first = queued()
+            load = _wrk(one.webhook, body_file, seconds)
+            grown = queued() - at_first
+    acknowledged = load["requests"] - load["refused"]
+    fault = ""
+    if not proved or not acknowledged:
+        fault = "it acknowledged nothing"
+    elif receiver != _LIMIT and at_first != proved * events_per_post:
+        fault = f"it acknowledged {proved * events_per_post} events, its queue holds {at_first}"
+    elif receiver != _LIMIT and not 0 <= grown - acknowledged * events_per_post <= _CONNECTIONS * events_per_post:
+        fault = f"it acknowledged {acknowledged * events_per_post} events under load, its queue grew by {grown}"
     return Run(
-        contender=contender.name,
+        receiver=receiver,
         events_per_post=events_per_post,
-        events_per_second=load.answered_well * events_per_post / load.seconds,
-        p50_ms=load.p50_ms,
-        p99_ms=load.p99_ms,
-        refused=load.refused,
-        broken=load.broken,
-        proved=proved * events_per_post,
-        recorded_at_first=recorded_at_first,
-        acknowledged=load.answered_well * events_per_post,
-        recorded_in_all=recorded_in_all,
+        events_per_second=acknowledged * events_per_post / (load["microseconds"] / 1e6),
+        p50_ms=load["p50_us"] / 1e3,
+        p99_ms=load["p99_us"] / 1e3,
+        failed=load["refused"] + load["broken"],
+        fault=fault,
     )
 
 
-def _post_all(url: str, bodies: list[str]) -> int:
-    """Post every body, each on its own connection, and return the number of 2xx answers.
-
-    wrk drops up to 32 requests at its end that may or may not be recorded, and a receiver that loses one event in a
-    hundred could hide behind them. Here every answer is read.
-    """
-    parts = urlsplit(url)
-
-    def post(content: str) -> int:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
-        try:
-            connection.request("POST", parts.path, content, {"Content-Type": "application/json"})
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(wrk.CONNECTIONS) as threads:
-        return sum(200 <= status < 300 for status in threads.map(post, bodies))
+def _wrk(url: str, body_file: Path, seconds: int) -> dict[str, int]:
+    """Post the body for `seconds`, numbering the requests from _PROOFS + 1 on; return what load.lua prints."""
+    script = str(Path(__file__).with_name("load.lua"))
+    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", script, url]
+    done = subprocess.run([*command, "--", str(body_file), str(_PROOFS)], capture_output=True, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _queued(redis: Redis, contender: Contender) -> int | None:
-    return int(redis.llen(f"rq:queue:{contender.queue}")) if contender.queue else None
-
-
-@dataclass(frozen=True)
-class Row:
-    """The result of one contender and batch size: medians, sums, and ratios to the other two."""
-
-    events_per_post: int
-    contender: str
-    events_per_second: float
-    p50_ms: float
-    p99_ms: float
-    times_obvious: float | None
-    of_acknowledge_only: float | None
-    not_2xx: int
-
-
-def summary(runs: list[Run]) -> list[Row]:
-    """Return one row per contender and batch size."""
-    rows: list[Row] = []
-    for events in BATCHES:
-        by_name = {one.name: [run for run in runs if run.is_of(one, events)] for one in ALL}
-        speed = {name: median(run.events_per_second for run in own) for name, own in by_name.items() if own}
-        rows += [
-            Row(
-                events_per_post=events,
-                contender=name,
-                events_per_second=round(speed[name]),
-                p50_ms=_short(median(run.p50_ms for run in by_name[name])),
-                p99_ms=_short(median(run.p99_ms for run in by_name[name])),
-                times_obvious=_ratio(speed[name], speed.get(OBVIOUS.name)),
-                of_acknowledge_only=_ratio(speed[name], speed.get(ACKNOWLEDGE_ONLY.name)),
-                not_2xx=sum(run.refused + run.broken for run in by_name[name]),
-            )
-            for name in speed
-        ]
-    return rows
-
-
-def _ratio(speed: float, other: float | None) -> float | None:
-    return _short(speed / other) if other else None
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _table(rows: list[Row], events: int) -> Table:
-    table = Table(title=f"{events} event{'s' * (events > 1)} per POST", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("contender", "events/s", "p50 ms", "p99 ms", "x obvious", "of limit", "non-2xx"):
-        table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
-    for row in rows:
-        if row.events_per_post == events:
-            name, *numbers = astuple(row)[1:]
-            table.add_row(name, *("-" if number is None else f"{number:,g}" for number in numbers))
+def _table(runs: list[Run], events_per_post: int) -> Table:
+    """Return the medians of each receiver for one size of POST."""
+    own = {
+        name: [one for one in runs if (one.receiver, one.events_per_post) == (name, events_per_post)] for name in _ARGV
+    }
+    speed = {name: median(run.events_per_second for run in found) for name, found in own.items()}
+    table = Table("receiver", "events/s", "p50 ms", "p99 ms", "x obvious", "of limit", "failed")
+    for name, found in own.items():
+        p50, p99 = median(run.p50_ms for run in found), median(run.p99_ms for run in found)
+        ratios = speed[name] / speed[_OBVIOUS], speed[name] / speed[_LIMIT]
+        figures = [f"{figure:,.3g}" for figure in (p50, p99, *ratios)]
+        table.add_row(name, f"{speed[name]:,.0f}", *figures, str(sum(run.failed for run in found)))
+    table.title = f"{events_per_post} per POST"
     return table
 
 
 def main() -> int:
-    """Run all contenders in alternating rounds; return the exit code."""
+    """Run all receivers in alternating rounds; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.intake", description=__doc__)
     parser.add_argument("--seconds", type=int, default=6, help="length of one run (default 6)")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each contender and batch size (default 2)")
-    parser.add_argument("--json", action="store_true", help="one object a line instead of a table")
-    parser.add_argument("--only", action="append", choices=[one.name for one in ALL], help="may be repeated")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each receiver and batch size (default 2)")
     options = parser.parse_args()
-    contenders = [one for one in ALL if not options.only or one.name in options.only]
-    plan = [(one, events) for _ in range(options.rounds) for events in BATCHES for one in contenders]
+    if shutil.which("wrk") is None:
+        sys.exit("there is no wrk on PATH; Debian and Ubuntu: apt-get install wrk, macOS: brew install wrk")
     errors = Console(stderr=True)
-    runs: list[Run] = []
-    try:
-        wrk.program()
-        for contender, events in track(plan, description="measuring", console=errors, transient=True):
-            runs.append(measure(contender, events, options.seconds))
-    except (wrk.WrkMissing, valkey.ValkeyUnavailable, ProcessEnded, TimeoutError) as error:
-        errors.print(f"no result: {error}", markup=False)
-        return 1
-    rows = summary(runs)
-    if options.json:
-        lines = [asdict(run) for run in runs] + [asdict(row) for row in rows]
-        sys.stdout.write("".join(json.dumps(line) + "\n" for line in lines))
-    else:
-        for events in BATCHES:
-            Console().print(_table(rows, events))
-    faults = [f"{run.contender}, {run.events_per_post} per POST: {run.fault}" for run in runs if run.fault]
+    plan = [(name, events) for _ in range(options.rounds) for events in _BATCHES for name in _ARGV]
+    steps = track(plan, description="measuring", console=errors, transient=True)
+    runs = [measure(name, events, options.seconds) for name, events in steps]
+    for events in _BATCHES:
+        Console().print(_table(runs, events))
+    faults = [f"{run.receiver}, {run.events_per_post} per POST: {run.fault}" for run in runs if run.fault]
     for fault in faults:
         errors.print(f"invalid: {fault}", markup=False)
     return 1 if faults else 0

@@ -11,13 +11,10 @@ import argparse
 import random
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from tests.chaos import plan as plans
-from tests.chaos import table
 from tests.chaos.run import LONG, SHORT, TRUE_BUDGET, run
 from tests.service import service
 
@@ -28,33 +25,20 @@ def main() -> int:
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--short", action="store_const", dest="size", const=SHORT, help="the form that CI runs, a minute")
-    size.add_argument(
-        "--true-budget",
-        action="store_const",
-        dest="size",
-        const=TRUE_BUDGET,
-        help="5 requests at once and 6,000 in 5 minutes, as the Channel Manager allows",
-    )
+    budget = "5 requests at once and 6,000 in 5 minutes, as the Channel Manager allows"
+    forms = {"--short": (SHORT, "the form that CI runs, a minute"), "--true-budget": (TRUE_BUDGET, budget)}
+    for name, (form, text) in forms.items():
+        size.add_argument(name, action="store_const", dest="size", const=form, help=text)
     parser.set_defaults(size=LONG)
-    parser.add_argument("--events", type=int, help="different events (default 10,000)")
-    parser.add_argument("--kills", type=int, help="SIGKILLs (default 60); a freeze for every six comes on top")
-    parser.add_argument("--seconds", type=float, help="how long they are spread over (default 240)")
-    parser.add_argument("--seed", type=int, help="repeats a plan (default: drawn, and printed)")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats a plan (default: drawn)")
     options = parser.parse_args()
-    given = {name: value for name in ("events", "kills", "seconds") if (value := getattr(options, name)) is not None}
-    chosen = replace(options.size, **given)
-    seed = random.randrange(2**32) if options.seed is None else options.seed
-    out = Console(width=120, highlight=False)
-    out.print(f"seed {seed}: {chosen}", markup=False)
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out.print(f"seed {options.seed}: {options.size}")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     with service(folder) as one:
-        result = run(one, plans.draw(seed, chosen.events, chosen.kills, chosen.seconds), chosen)
-    out.print(table.table(result))
-    for line in [*table.targets(result), *table.faults(result)]:
-        out.print(line, markup=False, soft_wrap=True)
-    out.print(f"logs: {folder}", markup=False)
-    return 0 if all(met for _, met in result.targets) else 1
+        result = run(one, options.size.plan(options.seed), options.size)
+    out.print(f"{result}\nlogs: {folder}")
+    return 0 if all(result.targets.values()) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import random
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
+from functools import cached_property
+from itertools import chain, cycle, islice
 from typing import Any, Final, Literal
 
 from app.dev import stack
@@ -38,59 +39,47 @@ _KILLS_WITH_OUTAGE: Final = 20
 
 @dataclass(frozen=True)
 class Kill:
-    """A SIGKILL, or SIGSTOP for `freeze`; `down` seconds until it is started again; `pick` chooses among workers."""
+    """A SIGKILL, or SIGSTOP for `freeze`; `down` seconds until it is started again."""
 
     at: float
     kind: Kind
     down: float
-    pick: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`orders` are the ids by the status in which they start; `outages` are (second, seconds) of 503 for all.
-
-    Before an event of `resettled` is first sent, the sandbox settles its order again.
-    """
+    """`outages` are (second, seconds) of 503 for all."""
 
     seed: int
     posts: tuple[Post, ...]
-    resettled: frozenset[Event]
     kills: tuple[Kill, ...]
     outages: tuple[tuple[float, float], ...]
-    orders: dict[str, tuple[str, ...]]
 
-    @property
-    def events(self) -> frozenset[Event]:
-        """Return the different events."""
-        return frozenset(shot.event for post in self.posts for shot in post.shots)
-
-    @property
+    @cached_property
     def settlements(self) -> dict[str, tuple[Event, ...]]:
-        """Return the events of each order, the second settlement last."""
+        """Return the different events of each order in the order in which they are first sent."""
         found: dict[str, tuple[Event, ...]] = {}
-        for event in sorted(self.events, key=lambda one: one in self.resettled):
-            found[event.payload.order_id] = (*found.get(event.payload.order_id, ()), event)
+        for shot in chain.from_iterable(post.shots for post in self.posts):
+            events = found.get(shot.order_id, ())
+            found[shot.order_id] = events if shot.event in events else (*events, shot.event)
         return found
+
+    @property
+    def events(self) -> int:
+        """Return the number of different events."""
+        return sum(map(len, self.settlements.values()))
 
 
 def draw(seed: int, events: int, kills: int, seconds: float) -> Plan:
     """Return a plan of `events` different events and `kills` SIGKILLs, and a freeze for every six of these."""
     rng = random.Random(seed)
     drawn = tuple(_kills(rng, kills, seconds))
-    shots, resettled = _shots(rng, events)
-    orders: dict[str, list[str]] = {}
-    for shot in shots:
-        if shot.event not in resettled:
-            orders.setdefault(shot.event.payload.status, []).append(shot.order_id)
     return Plan(
         seed=seed,
-        posts=tuple(_posts(rng, shots, drawn, seconds)),
-        resettled=resettled,
+        posts=tuple(_posts(rng, _shots(rng, events), drawn, seconds)),
         kills=drawn,
         # One is enough: it opens the breaker for 15 s and more, and a kill of an idle process tests nothing.
         outages=((seconds * 0.4, rng.uniform(1, 3)),) if kills >= _KILLS_WITH_OUTAGE else (),
-        orders={status: tuple(dict.fromkeys(ids)) for status, ids in orders.items()},
     )
 
 
@@ -113,18 +102,18 @@ def outage(seconds: float) -> dict[str, Any]:
 
 
 def _kills(rng: random.Random, kills: int, seconds: float) -> Iterator[Kill]:
-    kinds: list[Kind] = [*islice(cycle(KILL_KINDS), kills), *["freeze" for _ in range(max(1, kills // 6))]]  # type: ignore[list-item]  # mypy takes the literal in a comprehension for str
+    freeze: Kind = "freeze"
+    kinds = [*islice(cycle(KILL_KINDS), kills), *[freeze] * max(1, kills // 6)]
     rng.shuffle(kinds)
     stretch = (seconds - _FIRST_KILL) / len(kinds)
     for number, kind in enumerate(kinds):
         at = _FIRST_KILL + (number + rng.random()) * stretch
-        yield Kill(at, kind, rng.uniform(*_DOWN[kind]), rng.randrange(1000))
+        yield Kill(at, kind, rng.uniform(*_DOWN[kind]))
 
 
-def _shots(rng: random.Random, count: int) -> tuple[list[Shot], frozenset[Event]]:
-    """Return the events in the order of sending, with repeats, and those that settle an order again."""
+def _shots(rng: random.Random, count: int) -> list[Shot]:
+    """Return the events in the order of sending, with repeats."""
     placed: list[tuple[float, Shot]] = []
-    resettled: set[Event] = set()
     orders = round(count / (1 + TWICE))
     for number in range(orders):
         order_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
@@ -133,11 +122,10 @@ def _shots(rng: random.Random, count: int) -> tuple[list[Shot], frozenset[Event]
         placed.append((at, Shot("genuine", _ORIGIN.event(order_id, "CM-1", status, _timestamp(number)))))
         if number < count - orders:
             again = _ORIGIN.event(order_id, "CM-1", "Issued", _timestamp(count + number))
-            resettled.add(again)
             placed.append((_later(rng, at), Shot("genuine", again)))
     for at, shot in rng.sample(placed, round(len(placed) * REPEATED)):
         placed.append((_later(rng, at), Shot("duplicate", shot.event)))
-    return [shot for _, shot in sorted(placed, key=lambda one: one[0])], frozenset(resettled)
+    return [shot for _, shot in sorted(placed, key=lambda one: one[0])]
 
 
 def _later(rng: random.Random, at: float) -> float:

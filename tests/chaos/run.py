@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -16,21 +17,12 @@ from redis.retry import Retry
 
 from app.dev import stack
 from app.dev.sandbox.webhooks import Event
-from app.dev.simulator.audit import (
-    Evidence,
-    Expected,
-    Name,
-    StoredOrders,
-    acknowledged,
-    audit,
-    calls_by_order,
-    name,
-)
+from app.dev.simulator.audit import Evidence, Expected, StoredOrders, acknowledged, audit, calls_by_order
 from app.dev.simulator.sender import Answer, Post, Sender
 from app.ids import OrderKey
 from app.ledger import keys
-from app.ledger.events import EventLog, EventQuery
-from app.ledger.history import EventReceived, FetchStarted, FetchStored, parse_entry
+from app.ledger.events import EventLog
+from app.ledger.history import FetchStored
 from app.ledger.orders import Archive
 from tests.chaos import plan as plans
 from tests.chaos.plan import Plan
@@ -42,6 +34,9 @@ FETCHED_WITHIN: Final = 60.0
 
 ANSWERS_PER_SETTLEMENT: Final = 1.05
 
+_PATIENCE: Final = 240.0
+"""Seconds from the last kill after which an order that is not fetched counts as lost, no longer as late."""
+
 _OVERTIME: Final = 180.0
 """Seconds beyond the plan within which every kill must have been done."""
 
@@ -49,7 +44,7 @@ _CONNECTIONS: Final = 4
 _PAUSE: Final = 0.2
 """Seconds before a POST that failed is sent again."""
 
-_HISTORY_SHOWN: Final = 15
+_EXPLAINED: Final = 10
 
 _SINK = """import os
 _FILE = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -60,10 +55,7 @@ def on_order(order, context):
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a run and its limits: requests at once, and in five minutes.
-
-    `patience`: seconds from the last kill after which an order that is not fetched counts as lost, no longer as late.
-    """
+    """The size of a run and its limits: requests at once, and in five minutes."""
 
     events: int
     kills: int
@@ -71,140 +63,51 @@ class Size:
     workers: int
     at_once: int
     in_five_minutes: int
-    latency_ms: int = 20
-    patience: float = 240.0
+
+    def plan(self, seed: int) -> Plan:
+        return plans.draw(seed, self.events, self.kills, self.seconds)
 
 
-SHORT: Final = Size(600, 12, 25, workers=4, at_once=16, in_five_minutes=1_000_000, patience=FETCHED_WITHIN)
+SHORT: Final = Size(600, 12, 25, workers=4, at_once=16, in_five_minutes=1_000_000)
 LONG: Final = Size(10_000, 60, 240, workers=8, at_once=64, in_five_minutes=1_000_000)
 TRUE_BUDGET: Final = Size(3_000, 20, 90, workers=8, at_once=5, in_five_minutes=6_000)
 
 
-@dataclass
-class Found:
-    """The figures of the audit; `faults` has the problems of each order that has any."""
-
-    faults: dict[str, list[str]]
-    recorded: int = 0
-    orders: int = 0
-    delivered: int = 0
-    deliveries: int = 0
-    good_answers: int = 0
-    surplus: int = 0
-    slowest: float = 0.0
-    slowest_order: str = ""
-    injected: dict[str, int] = field(default_factory=dict)
-    throttled: int = 0
-
-    @property
-    def complete(self) -> int:
-        return self.orders - len(self.faults)
-
-
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run. `fetched_after` is in seconds from the last kill, None if an order was never fetched."""
+    """The outcome of a run: its figures, each target and whether it was met, and the problems line by line."""
 
-    plan: Plan
-    sent: int
-    acknowledged: int
-    answers: Counter[str]
-    done: Counter[str]
-    unexpected_exits: Counter[str]
-    fetched_after: float | None
-    found: Found
-    histories: dict[str, list[str]]
+    figures: dict[str, str]
+    targets: dict[str, bool]
+    faults: list[str]
 
-    @property
-    def kills(self) -> int:
-        """Return how many SIGKILLs were done, without freezes."""
-        return sum(self.done[kind] for kind in plans.KILL_KINDS)
-
-    @property
-    def per_settlement(self) -> float:
-        """Return the good getOrder answers per settlement; a coalesced order does not offset another's surplus."""
-        return 1 + self.found.surplus / self.sent
-
-    @property
-    def targets(self) -> list[tuple[str, bool]]:
-        """Return each target, and whether it was met."""
-        found = self.found
-        return [
-            ("every event is acknowledged", self.acknowledged == self.sent),
-            ("no event lost, no settlement missed, every order delivered in order", not found.faults),
-            (
-                f"all fetched within {FETCHED_WITHIN:g} s of the last kill",
-                self.fetched_after is not None and self.fetched_after <= FETCHED_WITHIN,
-            ),
-            (
-                f"at most {ANSWERS_PER_SETTLEMENT} good getOrder answers per settlement",
-                self.per_settlement <= ANSWERS_PER_SETTLEMENT,
-            ),
-            ("every kill of the plan was done", self.done == Counter(kill.kind for kill in self.plan.kills)),
-        ]
+    def __str__(self) -> str:
+        figures = [f"{name}: {value}" for name, value in self.figures.items()]
+        targets = [f"{'met   ' if met else 'MISSED'} {text}" for text, met in self.targets.items()]
+        return "\n".join([*figures, *targets, *self.faults])
 
 
 def run(service: Service, plan: Plan, size: Size) -> Result:
     """Run the plan on a service without running parts."""
     _prepare(service, plan, size)
-    sink = service.folder / "sink.txt"
-    supervisor = Supervisor(service, _variables(service, size, sink))
-    sender = Sender(
-        service.webhook,
-        plan.posts,
-        connections=_CONNECTIONS,
-        tries=None,
-        pause=_PAUSE,
-        before=_resettler(service, plan),
-    )
+    supervisor = Supervisor(service)
+    before = _resettler(service, plan)
+    sender = Sender(service.webhook, plan.posts, connections=_CONNECTIONS, tries=None, pause=_PAUSE, before=before)
     with sender.sending() as busy:
         last = _kill_all(service, plan, supervisor, busy, size.seconds)
     retry: Retry = Retry(NoBackoff(), 0)
     with Redis.from_url(service.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
-        fetched_after = _fetched_after(supervisor, redis, len(plan.events), last, size.patience)
-        found = _audit(service, plan, redis, sender.answers, sink)
-        orders = [OrderKey(service.company_id, one) for one in found.faults]
-        histories = {order.order_id: list(_history(redis, order)) for order in orders}
-    return Result(
-        plan=plan,
-        sent=len(plan.events),
-        acknowledged=len(acknowledged(sender.answers)),
-        answers=Counter(one.result for one in sender.answers),
-        done=supervisor.done,
-        unexpected_exits=supervisor.unexpected_exits,
-        fetched_after=fetched_after,
-        found=found,
-        histories=histories,
-    )
+        fetched_after = _fetched_after(supervisor, redis, plan.events, last)
+        return _audit(service, plan, redis, sender.answers, supervisor, fetched_after)
 
 
 def _prepare(service: Service, plan: Plan, size: Size) -> None:
     service.start_valkey()
     limits = ["--slots", str(size.at_once), "--requests", str(size.in_five_minutes)]
-    service.start_sandbox("--latency", str(size.latency_ms), *limits, seed=plan.seed)
-    service.variables["CLIENT_STATE"] = stack.CLIENT_STATE
-    for status, ids in plan.orders.items():
-        body = {"company_id": service.company_id, "partner_id": stack.PARTNER_ID, "mix": {status: 1}}
-        service.admin("POST", "orders", body | {"order_ids": ids})
-    service.admin("PUT", "faults", plans.faults())
-
-
-def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
-    """Return a function that settles an order again just before the event of it is first sent."""
-    left = set(plan.resettled)
-
-    def before(post: Post) -> None:
-        for event in {shot.event for shot in post.shots} & left:
-            left.remove(event)
-            body = {"order_id": event.payload.order_id, "company_id": event.company_id, "status": event.payload.status}
-            service.admin("POST", "settle", body)
-
-    return before
-
-
-def _variables(service: Service, size: Size, sink: Path) -> dict[str, str]:
-    (service.folder / "chaos_sink.py").write_text(_SINK.format(path=str(sink)))
-    return {
+    service.start_sandbox("--latency", "20", *limits, seed=plan.seed)
+    (service.folder / "chaos_sink.py").write_text(_SINK.format(path=str(service.folder / "sink.txt")))
+    service.variables |= {
+        "CLIENT_STATE": stack.CLIENT_STATE,
         "SINKS": "python:chaos_sink:on_order",
         # Without a partner nothing is compared with the order list, so a lost event stays lost.
         "NP_PARTNER_ID": "",
@@ -216,6 +119,26 @@ def _variables(service: Service, size: Size, sink: Path) -> dict[str, str]:
         # Leases depend on it: with the default of 20 s a single one may be longer than FETCHED_WITHIN.
         "UPSTREAM_TIMEOUT": "5s",
     }
+    orders: dict[str, list[str]] = {}
+    for order_id, (first, *_) in plan.settlements.items():
+        orders.setdefault(first.payload.status, []).append(order_id)
+    for status, ids in orders.items():
+        body = {"company_id": service.company_id, "partner_id": stack.PARTNER_ID, "mix": {status: 1}}
+        service.admin("POST", "orders", body | {"order_ids": ids})
+    service.admin("PUT", "faults", plans.faults())
+
+
+def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
+    """Return a function that settles an order again just before its second event is first sent."""
+    left = {event for _, *again in plan.settlements.values() for event in again}
+
+    def before(post: Post) -> None:
+        for event in {shot.event for shot in post.shots} & left:
+            left.remove(event)
+            body = {"order_id": event.payload.order_id, "company_id": event.company_id, "status": event.payload.status}
+            service.admin("POST", "settle", body)
+
+    return before
 
 
 def _kill_all(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
@@ -236,9 +159,9 @@ def _kill_all(service: Service, plan: Plan, supervisor: Supervisor, busy: Callab
     return last
 
 
-def _fetched_after(supervisor: Supervisor, redis: Redis, events: int, last: float, patience: float) -> float | None:
-    """Return the seconds from `last` until all is recorded and nothing pending; None: not within `patience`."""
-    while (waited := time.monotonic() - last) < patience:
+def _fetched_after(supervisor: Supervisor, redis: Redis, events: int, last: float) -> float:
+    """Return the seconds from `last` until all is recorded and nothing pending; inf: not within _PATIENCE."""
+    while (waited := time.monotonic() - last) < _PATIENCE:
         supervisor.restart_ended()
         try:
             if supervisor.all_up and redis.xlen(keys.EVENTS) >= events and redis.zcard(keys.DUE) == 0:
@@ -247,10 +170,17 @@ def _fetched_after(supervisor: Supervisor, redis: Redis, events: int, last: floa
             # Valkey starts or loads its data.
             pass
         time.sleep(0.05)
-    return None
+    return inf
 
 
-def _audit(service: Service, plan: Plan, redis: Redis, answers: list[Answer], sink: Path) -> Found:
+def _audit(
+    service: Service,
+    plan: Plan,
+    redis: Redis,
+    answers: list[Answer],
+    supervisor: Supervisor,
+    fetched_after: float,
+) -> Result:
     """Compare every event and order with the ledger, the sink and the Channel Manager."""
     settlements = plan.settlements
     calls = calls_by_order(service.admin("GET", "orders"))
@@ -261,7 +191,7 @@ def _audit(service: Service, plan: Plan, redis: Redis, answers: list[Answer], si
     # All counts are read; the calls below must not meet a fault.
     service.admin("DELETE", "faults")
     stored = StoredOrders(Archive(redis), EventLog(redis), service.company_id)
-    recorded, revisions = stored.recorded(), _revisions(sink)
+    recorded, revisions = stored.recorded(), _revisions(service.folder / "sink.txt")
     evidence = Evidence(
         answers,
         calls,
@@ -271,21 +201,38 @@ def _audit(service: Service, plan: Plan, redis: Redis, answers: list[Answer], si
         revisions=revisions,
         tickets={one: _tickets(service, one) for one, events in settlements.items() if len(events) > 1},
     )
-    expected = [Expected(order_id, events) for order_id, events in settlements.items()]
-    slowest, slowest_order = _slowest(service, stored, redis, answers)
-    return Found(
-        audit(expected, evidence),
-        recorded=len(recorded),
-        orders=len(settlements),
-        delivered=len(revisions),
-        deliveries=sum(map(len, revisions.values())),
-        good_answers=sum(calls[one].answered for one in settlements),
-        surplus=sum(max(0, calls[one].answered - len(events)) for one, events in settlements.items()),
-        slowest=slowest,
-        slowest_order=slowest_order,
-        injected=dict(injected),
-        throttled=throttled["window"] + throttled["queue"],
-    )
+    wrong = audit([Expected(order_id, events) for order_id, events in settlements.items()], evidence)
+    faults = [f"{order_id}: {'; '.join(problems)}" for order_id, problems in wrong.items()]
+    faults += [str(service.cli("orders", "explain", order_id)) for order_id in list(wrong)[:_EXPLAINED]]
+    sent, accepted = plan.events, len(acknowledged(answers))
+    # A coalesced order does not offset another's surplus.
+    surplus = sum(max(0, calls[one].answered - len(events)) for one, events in settlements.items())
+    per_settlement = 1 + surplus / sent
+    slowest, slowest_order = _slowest(service, stored, plan, answers)
+    figures = {
+        "events acknowledged": f"{accepted} of {sent}",
+        "events recorded": f"{len(recorded)} of {sent}",
+        "orders complete": f"{len(settlements) - len(wrong)} of {len(settlements)}",
+        "sink deliveries": f"{sum(map(len, revisions.values()))}, to {len(revisions)} of {len(settlements)} orders",
+        "good getOrder answers": f"{sum(calls[one].answered for one in settlements)}",
+        "good answers per settlement": f"{per_settlement:.3f} ({surplus} more than settlements)",
+        "injected failures": _counts(injected),
+        "429 for a limit": str(throttled["window"] + throttled["queue"]),
+        "kills, freezes": _counts(supervisor.done),
+        "ended without a kill": _counts(supervisor.unexpected_exits) or "none",
+        "POSTs by answer": _counts(Counter(one.result for one in answers)),
+        "longest from an order's last event to its fetch": f"{slowest:.1f} s (order {slowest_order})",
+        "all fetched after the last kill": f"{fetched_after:.1f} s",
+    }
+    targets = {
+        "every event is acknowledged": accepted == sent,
+        "no event lost, no settlement missed, every order delivered in order": not wrong,
+        f"all fetched within {FETCHED_WITHIN:g} s of the last kill": fetched_after <= FETCHED_WITHIN,
+        f"at most {ANSWERS_PER_SETTLEMENT} good answers per settlement": per_settlement <= ANSWERS_PER_SETTLEMENT,
+        "every kill of the plan was done": supervisor.done == Counter(kill.kind for kill in plan.kills),
+        "the Channel Manager failed now and then": injected.total() > 0,
+    }
+    return Result(figures, targets, faults)
 
 
 def _tickets(service: Service, order_id: str) -> list[str]:
@@ -305,33 +252,20 @@ def _revisions(sink: Path) -> dict[str, list[int]]:
     return revisions
 
 
-def _slowest(service: Service, stored: StoredOrders, redis: Redis, answers: list[Answer]) -> tuple[float, str]:
-    """Return the longest time in seconds from an event's first POST to its fetch, and the order."""
+def _slowest(service: Service, stored: StoredOrders, plan: Plan, answers: list[Answer]) -> tuple[float, str]:
+    """Return the longest time in seconds from the first POST of an order's last event to its fetch, and the order."""
     sent: dict[Event, float] = {}
     for answer in answers:
         for shot in answer.post.shots:
             sent[shot.event] = min(answer.sent_at, sent.get(shot.event, answer.sent_at))
-    first: dict[Name, float] = {name(event): at for event, at in sent.items()}
-    names = {one.id: (one.order_id, one.status, one.sent) for one in EventLog(redis).oldest_first(EventQuery())}
     slowest = 0.0, ""
-    for order_id in {event.payload.order_id for event in sent}:
+    for order_id, events in plan.settlements.items():
         history = stored.archive.history(OrderKey(service.company_id, order_id))
-        saw = {entry.token: entry.generation for entry in history if isinstance(entry, FetchStarted)}
-        fetches = [entry for entry in history if isinstance(entry, FetchStored)]
-        received = [entry for entry in history if isinstance(entry, EventReceived)]
-        for number, event in enumerate(received, start=1):
-            at = first.get(names.get(event.event_id, ("", "", "")))
-            fetched = next((one.at.timestamp() for one in fetches if saw.get(one.token, 0) >= number), None)
-            if at is not None and fetched is not None:
-                slowest = max(slowest, (fetched - at, order_id))
+        if fetches := [entry.at.timestamp() for entry in history if isinstance(entry, FetchStored)]:
+            slowest = max(slowest, (fetches[-1] - max(sent[event] for event in events), order_id))
     return slowest
 
 
-def _history(redis: Redis, order: OrderKey) -> Iterator[str]:
-    """Return the record and the history of an order, line by line."""
-    answer: Any = redis.hgetall(keys.record(order))
-    fields = {name.decode(): value.decode() for name, value in answer.items()}
-    yield " ".join(f"{name}={value}" for name, value in sorted(fields.items())) or "no record"
-    yield f"due {redis.zscore(keys.DUE, order.member)} dead {redis.zscore(keys.DEAD, order.member)}"
-    entries: Any = redis.lrange(keys.history(order), -_HISTORY_SHOWN, -1)
-    yield from (repr(parse_entry(entry)) for entry in entries)
+def _counts(counts: Mapping[str, int]) -> str:
+    whole = sum(counts.values())
+    return f"{whole}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) if whole else ""

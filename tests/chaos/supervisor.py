@@ -20,11 +20,10 @@ _PAUSE: Final = 0.5
 class Supervisor:
     """Keeps web, the pool and Valkey of one service running. Main thread only (see Process)."""
 
-    def __init__(self, service: Service, variables: dict[str, str]) -> None:
-        """Start web and the pool with `variables` added to the service's own; its Valkey runs before."""
+    def __init__(self, service: Service) -> None:
+        """Start web and the pool; Valkey runs before."""
         self._service = service
-        self._variables = variables
-        self._commands = {name: service.start(name, **variables) for name in ("web", "worker")}
+        self._commands = {name: service.start(name) for name in ("web", "worker")}
         #: When a part is started again, by its name; when Valkey continues.
         self._restart_at: dict[str, float] = {}
         self._resume_at: float | None = None
@@ -50,7 +49,7 @@ class Supervisor:
                 if name == "valkey":
                     self._service.valkey.restart()
                 else:
-                    self._commands[name] = self._service.launch(name, **self._variables)
+                    self._commands[name] = self._service.launch(name)
 
     def kill(self, kill: Kill) -> bool:
         """Send the signal and return True; return False if the target does not run."""
@@ -88,7 +87,6 @@ class Supervisor:
             case "valkey":
                 return self._service.valkey.pid if self._resume_at is None else None
         pool = self._commands["worker"].pid
-        workers = children(pool)
-        if not workers:
-            return None
-        return pool if kill.kind == "pool" else workers[kill.pick % len(workers)]
+        # The worker that runs longest, so that each has its turn.
+        oldest = next(iter(children(pool)), None)
+        return pool if kill.kind == "pool" and oldest is not None else oldest

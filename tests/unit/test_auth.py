@@ -9,28 +9,16 @@ from pydantic import SecretStr
 
 from app.intake.auth import Authenticator, Batch
 from app.intake.envelope import Envelope, Item
-from app.settings import Company
+from tests.samples import ORDER_ID as ORDER
+from tests.samples import company
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
 B = "bbbbbbbb-0000-4000-8000-000000000000"
 STRANGER = "cccccccc-0000-4000-8000-000000000000"
-ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
 
-
-def company(slug: str, company_id: str, current: str, previous: str | None = None) -> Company:
-    return Company(
-        slug=slug,
-        np_company_id=company_id,
-        np_company=slug,
-        np_tenant="tenant",
-        np_environment="Production",
-        np_api_key=SecretStr("key"),
-        client_state=SecretStr(current),
-        client_state_previous=SecretStr(previous) if previous else None,
-    )
-
-
-AUTHENTICATOR = Authenticator([company("a", A, "state of A", "former of A"), company("b", B, "stäte of B ☃")])
+AUTHENTICATOR = Authenticator(
+    [company(A, "state of A", client_state_previous=SecretStr("former of A")), company(B, "stäte of B ☃")]
+)
 
 
 def item(company_id: object = A, client_state: object = "state of A", **changes: Any) -> Item:
@@ -72,6 +60,8 @@ def test_a_secret_of_its_own_company_proves_an_item(company_id: str, client_stat
         (A, "stäte of B ☃"),
         (B, "state of A"),
         (B, "former of A"),
+        (B, "None"),
+        (B, ""),
         (B, "stäte of B"),
         (STRANGER, "state of A"),
     ],
@@ -89,10 +79,6 @@ def test_any_other_secret_proves_nothing(company_id: str, client_state: str) -> 
 )
 def test_a_client_state_of_any_type_is_refused_without_an_error(client_state: object) -> None:
     assert authenticate(item(A, client_state)).invalid_items == {"unauthenticated": 1}
-
-
-def test_without_a_previous_secret_no_value_is_accepted_for_it() -> None:
-    assert [authenticate(item(B, guess)).proven for guess in ("", "None", "former of A")] == [0, 0, 0]
 
 
 def test_an_unknown_company_and_a_wrong_secret_give_the_same_reason() -> None:
@@ -114,14 +100,19 @@ NO_IDS: list[tuple[dict[str, Any], int]] = [
 def test_an_item_without_valid_ids_is_invalid(change: dict[str, Any], proven: int) -> None:
     batch = authenticate(item(**change))
 
-    assert (batch.events, batch.proven, batch.invalid_items) == ((), proven, {"bad_order_id": 1})
+    reason = "bad_order_id" if proven else "unauthenticated"
+    assert (batch.events, batch.proven, batch.invalid_items) == ((), proven, {reason: 1})
 
 
-@pytest.mark.parametrize("event_name", ["pos_sale_completed", "OTA_CM_ORDER_PROCESSED", "", None, 5, []])
+@pytest.mark.parametrize("event_name", ["pos_sale_completed", "ota_cm_order_processed ", "", None, 5, []])
 def test_events_of_other_names_are_ignored(event_name: object) -> None:
     batch = authenticate(item(event_name=event_name))
 
     assert (batch.events, batch.proven, batch.ignored, batch.invalid_items) == ((), 1, 1, {})
+
+
+def test_the_name_of_an_event_may_have_any_case() -> None:
+    assert len(authenticate(item(event_name="OTA_CM_Order_Processed")).events) == 1
 
 
 def test_valid_items_between_invalid_ones_are_accepted() -> None:
@@ -138,15 +129,15 @@ def test_valid_items_between_invalid_ones_are_accepted() -> None:
 
     assert [event.company_id for event in batch.events] == [A, B]
     assert (batch.proven, batch.ignored) == (4, 1)
-    assert batch.invalid_items == {"unauthenticated": 2, "bad_order_id": 2, "bad_item": 3}
+    assert batch.invalid_items == {"unauthenticated": 3, "bad_order_id": 1, "bad_item": 3}
 
 
-def test_fields_of_other_types_are_empty_and_long_ones_cut() -> None:
-    odd = {"orderId": f"{{{ORDER.upper()}}}", "status": 5, "buyFromOrderReference": "x" * 10_000}
+def test_fields_of_other_types_are_empty() -> None:
+    odd = {"orderId": f"{{{ORDER.upper()}}}", "status": 5, "buyFromOrderReference": 7}
     (event,) = authenticate(item(payload=odd, timestamp=["t"])).events
 
     assert (event.order_id, event.status, event.timestamp, event.digest) == (ORDER, "", "", "")
-    assert len(event.reference) == 250
+    assert event.reference == ""
 
 
 def test_a_batch_contains_no_secret() -> None:

@@ -7,15 +7,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.metrics import GAUGES, HISTOGRAM, METRICS, Samples, render
 
-MUSEUM = b"22222222-2222-4222-8222-222222222222"
-SLUGS = {MUSEUM.decode(): "museum"}
+MUSEUM = "22222222-2222-4222-8222-222222222222"
+LARGE = 9007199254740991
+SLUGS = {MUSEUM: "museum"}
 
 Shown = tuple[str, frozenset[tuple[str, str]]]
 
 
-def shown(saved: dict[bytes, bytes], gauges: Samples | None = None) -> dict[Shown, float]:
-    counters = {field.decode(errors="replace"): value.decode() for field, value in saved.items()}
-    text = render(counters, gauges or {}, SLUGS).decode()
+def shown(saved: dict[str, str], gauges: Samples | None = None) -> dict[Shown, float]:
+    text = render(saved, gauges or {}, SLUGS).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -28,18 +28,18 @@ def labels(**values: str) -> frozenset[tuple[str, str]]:
 
 
 def test_a_field_is_shown_with_its_labels_and_the_slug_of_its_company() -> None:
-    found = shown({b"events|%s|queued" % MUSEUM: b"3", b"secrets|%s|previous" % MUSEUM: b"2", b"requests|200": b"5"})
+    found = shown({f"events|{MUSEUM}|queued": "3", f"secrets|{MUSEUM}|previous": "2", "requests|200": str(LARGE)})
 
     assert found == {
         ("ota_events_total", labels(company="museum", outcome="queued")): 3,
         ("ota_events_by_secret_total", labels(company="museum", secret="previous")): 2,
-        ("ota_requests_total", labels(status="200")): 5,
+        ("ota_requests_total", labels(status="200")): LARGE,
     }
 
 
 def test_companies_that_the_settings_do_not_name_are_counted_together() -> None:
-    """Otherwise invented companies would add labels without end."""
-    found = shown({b"rejected|unknown": b"3", b'rejected|a"b\\c\n': b"1", b"rejected|%s" % MUSEUM: b"2"})
+    """Otherwise invented companies would add any number of labels."""
+    found = shown({"rejected|unknown": "3", 'rejected|a"b\\c\n': "1", f"rejected|{MUSEUM}": "2"})
 
     assert found == {
         ("ota_items_rejected_total", labels(company="other")): 4,
@@ -54,8 +54,8 @@ def test_gauges_are_shown_with_their_labels() -> None:
 
 
 def test_the_buckets_of_the_histogram_are_cumulative() -> None:
-    saved = {b"500": b"2", b"2500": b"1", b"inf": b"1", b"sum": b"100000123"}
-    found = shown({b"latency|%s|%s" % (MUSEUM, name): value for name, value in saved.items()})
+    saved = {"500": "2", "2500": "1", "inf": "1", "sum": "100000123"}
+    found = shown({f"latency|{MUSEUM}|{name}": value for name, value in saved.items()})
 
     buckets = [
         found["ota_event_to_fetch_seconds_bucket", labels(company="museum", le=bound)]
@@ -80,12 +80,8 @@ def test_every_metric_has_its_help_text_before_the_first_event() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [b"later|x", b"events|only-one-label", b"events", b"events|a|b|c", b"latency|x", b"\xff|x", b"reconciled"]
+    "field", ["later|x", "events|only-one-label", "events", "events|a|b|c", "latency|x", "\ufffd|x", "reconciled"]
 )
-def test_unknown_fields_are_left_out(field: bytes) -> None:
+def test_unknown_fields_are_left_out(field: str) -> None:
     """After a roll-back the hash may hold fields of a newer version."""
-    assert shown({field: b"1"}) == {}
-
-
-def test_large_counts_keep_their_digits() -> None:
-    assert list(shown({b"requests|200": b"9007199254740991"}).values()) == [9007199254740991]
+    assert shown({field: "1"}) == {}

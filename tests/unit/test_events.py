@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.errors import RequestRefused
 from app.ids import guid
-from app.intake.envelope import OrderProcessed, canonical_time, parse
+from app.intake.envelope import Envelope, OrderProcessed, parse
+from tests.samples import COMPANY_ID, sample
+from tests.samples import ORDER_ID as ORDER
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-COMPANY = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
-ORDER = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
 OTHER = "0f3f2f5a-6d3b-4b0e-8f55-5a1c9b7d1000"
 
 
 def event(**changes: str) -> OrderProcessed:
     whole: dict[str, Any] = {
-        "company_id": COMPANY,
+        "company_id": COMPANY_ID,
         "order_id": ORDER,
         "status": "Issued",
         "reference": "CM-20260515093000-A1B2",
@@ -33,22 +28,20 @@ def event(**changes: str) -> OrderProcessed:
     return OrderProcessed(**(whole | changes))
 
 
-def outcome(body: bytes) -> str:
-    try:
+def refusal(body: bytes) -> str:
+    with pytest.raises(RequestRefused) as refused:
         parse(body)
-    except RequestRefused as refused:
-        return refused.reason
-    return "items"
+    return refused.value.reason
 
 
 @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
 def test_all_three_documented_shapes_are_accepted(shape: str, orders: int) -> None:
-    envelope = parse((FIXTURES / f"webhook-{shape}.json").read_bytes())
+    envelope = parse(sample(f"webhook-{shape}"))
 
     assert (len(envelope.items), envelope.broken) == (orders, 0)
     for item in envelope.items:
         assert item.client_state == "secret_value_from_subscription_creation_mirrored"
-        assert item.company_id == COMPANY
+        assert item.company_id == COMPANY_ID
         assert item.event_name == "ota_cm_order_processed"
         assert item.payload.keys() == {"orderId", "buyFromOrderReference", "status"}
         assert item.timestamp.startswith("2026-05-15T09:30:05")
@@ -56,27 +49,40 @@ def test_all_three_documented_shapes_are_accepted(shape: str, orders: int) -> No
 
 @pytest.mark.parametrize("wrapper", ["values", "value"])
 def test_elements_that_are_not_objects_are_counted_and_the_others_kept(wrapper: str) -> None:
-    elements: list[object] = [5, None, "text", [], True, {"companyId": COMPANY}, {}, {"payload": [1]}]
+    elements: list[object] = [5, None, "text", [], True, {"companyId": COMPANY_ID}, {}, {"payload": [1]}]
 
     envelope = parse(json.dumps({wrapper: elements}).encode())
 
     assert (len(envelope.items), envelope.broken) == (3, 5)
-    assert envelope.items[0].company_id == COMPANY
+    assert envelope.items[0].company_id == COMPANY_ID
 
 
 @pytest.mark.parametrize("body", [b'{"values":[]}', b'{"value":[]}', b'\xef\xbb\xbf{"values":[]}', b' {"values":[]}\n'])
 def test_an_empty_envelope_is_an_envelope(body: bytes) -> None:
-    envelope = parse(body)
+    assert parse(body) == Envelope([], 0)
 
-    assert (envelope.items, envelope.broken) == ([], 0)
+
+@pytest.mark.parametrize(
+    ("body", "events"),
+    [
+        (b'{"values":[],"value":[{"eventName":"a"}]}', ["a"]),
+        (b'{"values":[{"eventName":"a"}],"value":[{"eventName":"b"}]}', ["a", "b"]),
+        (b'{"values":[],"eventName":"a","payload":{}}', ["a"]),
+        (b'{"value":[{"eventName":"b"}],"payload":{}}', ["b", None]),
+        (b'{"values":null,"value":[{"eventName":"b"}]}', ["b"]),
+    ],
+)
+def test_all_shapes_of_a_body_count_together(body: bytes, events: list[str | None]) -> None:
+    """Else a POST is answered 200 and what is in its other half is lost."""
+    assert [item.event_name for item in parse(body).items] == events
 
 
 def test_unknown_fields_are_ignored_at_every_level() -> None:
-    body = {"@odata.context": "x", "values": [{"companyId": COMPANY, "new": {"deep": [1]}, "payload": {"new": 1}}]}
+    body = {"@odata.context": "x", "values": [{"companyId": COMPANY_ID, "new": {"deep": [1]}, "payload": {"new": 1}}]}
 
     (item,) = parse(json.dumps(body).encode()).items
 
-    assert item.company_id == COMPANY
+    assert item.company_id == COMPANY_ID
 
 
 def test_items_may_have_fields_of_any_type() -> None:
@@ -96,7 +102,6 @@ def test_items_may_have_fields_of_any_type() -> None:
         b"values",
         b'{"values":[',
         b'{"values":[]} trailing',
-        b'{"values":[{"x":NaN}]}',
         b"\xff\xfe{\x00}\x00",
         b'{"values":[{"clientState":"\xff"}]}',
         b'{"a":' * 100_000,
@@ -106,7 +111,7 @@ def test_items_may_have_fields_of_any_type() -> None:
     ids=lambda body: repr(body[:24]),
 )
 def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
-    assert outcome(body) == "not_json"
+    assert refusal(body) == "not_json"
 
 
 @pytest.mark.parametrize(
@@ -114,70 +119,48 @@ def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
     [b"5", b"null", b'"values"', b"[]", b"[{}]", b"{}", b'{"values":null}', b'{"values":{}}', b'{"timestamp":"x"}'],
 )
 def test_json_that_is_not_an_envelope_is_refused(body: bytes) -> None:
-    assert outcome(body) == "no_envelope"
+    assert refusal(body) == "no_envelope"
 
 
 def test_of_duplicate_names_the_last_one_counts() -> None:
     assert len(parse(b'{"values":[{}],"values":[{},{}]}').items) == 2
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
-def test_any_bytes_are_items_or_a_reason(body: bytes) -> None:
-    assert outcome(body) in {"items", "not_json", "no_envelope"}
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["values", "value", "eventName", "payload", "x"]), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(JSON)
-def test_any_json_is_items_or_no_envelope(value: object) -> None:
-    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-    assert outcome(body) in {"items", "no_envelope"}
-
-
-@pytest.mark.parametrize("fraction", ["", *("." + "0" * digits for digits in range(1, 8)), ".00000009"])
-def test_a_whole_second_is_the_same_event_with_any_number_of_zeros(fraction: str) -> None:
-    assert event(timestamp=f"2026-05-15T09:30:05{fraction}Z").digest == event().digest
-
-
-def test_seven_digits_of_a_fraction_distinguish_events_and_the_eighth_does_not() -> None:
-    digits = [f"2026-05-15T09:30:05.{'1' * count}Z" for count in range(1, 10)]
-    digests = [event(timestamp=one).digest for one in digits]
-
-    assert len(set(digests[:7])) == 7
-    assert all(one == other for one, other in pairwise(digests[6:]))
-
-
 @pytest.mark.parametrize(
-    ("sent", "canonical"),
+    "sent",
     [
-        ("2026-05-15T09:30:05.1200000Z", "2026-05-15T09:30:05.12Z"),
-        ("2026-05-15T09:30:05.1234567890123Z", "2026-05-15T09:30:05.1234567Z"),
-        ("2026-05-15T09:30:05.0+02:00", "2026-05-15T09:30:05+02:00"),
-        ("2026-05-15T09:30:05.0", "2026-05-15T09:30:05"),
-        ("2026-05-15T09:30:05.", "2026-05-15T09:30:05."),
-        ("yesterday", "yesterday"),
-        (".5", ".5"),
-        ("", ""),
+        *(f"2026-05-15T09:30:05{fraction}Z" for fraction in ("", ".", ".0", ".0000000", ".00000000")),
+        *(f"2026-05-15T09:30:05{zone}" for zone in ("", "z", "+00:00", "-00:00")),
+        "2026-05-15T11:30:05.0+02:00",
+        "2026-05-14t23:30:05-10:00",
     ],
 )
-def test_a_timestamp_is_compared_as_sent_except_for_its_fraction(sent: str, canonical: str) -> None:
-    assert canonical_time(sent) == canonical
+def test_two_spellings_of_one_moment_are_the_same_event(sent: str) -> None:
+    assert event(timestamp=sent).digest == event().digest
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="0123456789.:-TZ+", max_size=40))
-def test_a_canonical_time_is_its_own_canonical_form(sent: str) -> None:
-    assert canonical_time(canonical_time(sent)) == canonical_time(sent)
+def test_what_differs_in_any_character_that_matters_is_another_event() -> None:
+    """An eighth digit, the 251st character, and a NUL on either side of the border between two fields."""
+    times = [f"2026-05-15T09:30:05.{'1' * count}Z" for count in range(1, 10)]
+    times += [
+        "2026-02-30T09:30:05Z",
+        "2026-02-30T09:30:05.0Z",
+        "yesterday",
+        "x" * 250,
+        "x" * 251,
+        "0001-01-01T00:00:00+14:00",
+    ]
+    others = [event(status="Issued\0"), event(timestamp="\x002026-05-15T09:30:05Z"), event(status="x" * 250)]
+    others += [event(status="x" * 251), event(status="1:x", timestamp="y"), event(status="1", timestamp=":xy")]
+    digests = [event(timestamp=one).digest for one in times] + [one.digest for one in others]
+
+    assert len(set(digests)) == len(digests)
+
+
+def test_long_texts_are_cut_where_they_are_stored() -> None:
+    stored = event(reference="x" * 10_000, timestamp="y" * 10_000, status="z" * 10_000).arguments()
+
+    assert all(len(str(one)) <= 250 for one in stored)
 
 
 @pytest.mark.parametrize(
@@ -188,35 +171,38 @@ def test_another_company_order_status_or_time_is_another_event(field: str, value
     assert event(**{field: value}).digest != event().digest
 
 
-@pytest.mark.parametrize(
-    "change", [{"secret": "previous"}, {"reference": "CM-2"}], ids=lambda change: next(iter(change))
-)
-def test_another_secret_or_reference_is_the_same_event(change: dict[str, str]) -> None:
+def test_another_secret_or_reference_is_the_same_event() -> None:
     """A redelivery after the secret was rotated is still the same event."""
-    assert event(**change).digest == event().digest
+    assert event(secret="previous", reference="CM-2").digest == event().digest
+    assert event(timestamp="").digest == "", "an event without a timestamp cannot be compared"
 
 
-def test_an_event_without_timestamp_has_no_digest() -> None:
-    assert event(timestamp="").digest == ""
-
-
-@pytest.mark.parametrize("written", [ORDER, ORDER.upper(), f"{{{ORDER}}}", f"{{{ORDER.upper()}}}"])
-def test_a_guid_has_one_form(written: str) -> None:
-    assert guid(written) == ORDER
+def test_a_guid_has_one_form() -> None:
+    assert {guid(one) for one in (ORDER, ORDER.upper(), f"{{{ORDER}}}", f"{{{ORDER.upper()}}}")} == {ORDER}
 
 
 @pytest.mark.parametrize(
     "value",
-    [None, 5, [], {}, "", "x", ORDER[:-1], ORDER + "0", f" {ORDER}", f"{ORDER}\n", ORDER.replace("-", ""), "٣" * 36],
+    [
+        None,
+        5,
+        [],
+        {},
+        "",
+        "x",
+        ORDER[:-1],
+        ORDER + "0",
+        f" {ORDER}",
+        f"{ORDER}\n",
+        ORDER.replace("-", ""),
+        "٣" * 36,
+    ],
 )
 def test_a_value_that_is_not_a_guid_is_refused(value: object) -> None:
     """It would be used in URLs and keys."""
     assert guid(value) is None
 
 
-@pytest.mark.parametrize(
-    ("status", "word"),
-    [("Issued", "Issued"), ("Sold_Out-2", "Sold_Out-2"), ("", "Unknown"), ("two words", "Unknown"), ("é", "Unknown")],
-)
-def test_a_status_is_one_word_or_unknown(status: str, word: str) -> None:
-    assert event(status=status).status_word == word
+def test_a_status_is_one_word_or_unknown() -> None:
+    assert [event(status=one).status_word for one in ("Issued", "Sold_Out-2")] == ["Issued", "Sold_Out-2"]
+    assert {event(status=one).status_word for one in ("", "two words", "é")} == {"Unknown"}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +14,12 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from app.errors import UnreadableAnswer
+from app.intake.envelope import parse
 from app.upstream.decode import digest
-from app.upstream.models import Order, parse_created, parse_order, parse_page, parse_subscriptions
+from app.upstream.models import Order, parse_order, parse_page, parse_subscriptions
+from tests.samples import ORDER_ID, sample
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
-ORDER_ID = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
-ISSUED = (FIXTURES / "order-issued.json").read_bytes()
+ISSUED = sample("order-issued")
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -33,38 +32,24 @@ def order_with(**fields: object) -> Order:
     return parse_order(json.dumps({"orderId": ORDER_ID, "status": "Issued", **fields}).encode())
 
 
-def order_with_wallet(wallet: str) -> Order:
-    """Return an order with one wallet written as JSON text, so that numbers keep their digits."""
-    text = '{"orderId":"%s","status":"Issued","items":[{"wallets":[%s]}]}' % (ORDER_ID, wallet)  # noqa: UP031  # braces
-    return parse_order(text.encode())
-
-
 def test_an_issued_order_has_its_wallets_tickets_coupons_and_manifest() -> None:
+    """Times are aware; visits are in local time."""
     order = parse_order(ISSUED)
+    item = order.items[1]
 
-    assert order.order_id == ORDER_ID
-    assert order.status == "Issued"
+    assert (order.order_id, order.status, order.extra) == (ORDER_ID, "Issued", {})
     assert order.manifest_url == "https://assets.npretail.app/manifest/6b2e0f7a-1c3d-4e5f-8a9b-0c1d2e3f4a5b"
-    assert [wallet.wallet_reference_number for wallet in order.wallets] == [
-        "141234529930210327",
-        "141234529930210328",
-    ]
-    assert [ticket.reference_number for ticket in order.tickets] == ["TK-000123456", "TK-000123457"]
-    assert [coupon.reference_number for coupon in order.coupons] == ["CP-0009981"]
+    assert [one.wallet_reference_number for one in order.wallets] == ["141234529930210327", "141234529930210328"]
+    assert [one.reference_number for one in order.tickets] == ["TK-000123456", "TK-000123457"]
+    assert [one.reference_number for one in order.coupons] == ["CP-0009981"]
     assert order.wallets[1].coupons == order.coupons
-    assert order.extra == {}
-
-
-def test_times_are_aware_and_visits_are_in_local_time() -> None:
-    item = parse_order(ISSUED).items[1]
-
     assert item.wallets[0].issued_at == datetime(2026, 6, 1, 8, 15, 41, 900_000, UTC)
     assert (item.visit_date, item.visit_time) == (date(2026, 6, 10), time(11, 0))
     assert item.component_schedule[0].visit_time == time(13, 0)
 
 
 def test_a_failed_order_has_shells_of_wallets_without_an_id() -> None:
-    order = parse_order((FIXTURES / "order-error.json").read_bytes())
+    order = parse_order(sample("order-error"))
 
     assert order.status_message == "Item 31001 has no capacity left on 2026-06-10 10:30."
     assert [(wallet.wallet_id, wallet.issued_at, wallet.assets) for wallet in order.wallets] == [(None, None, ())] * 2
@@ -72,8 +57,9 @@ def test_a_failed_order_has_shells_of_wallets_without_an_id() -> None:
     assert order.manifest_url is None
 
 
-def test_an_empty_text_is_the_same_as_an_absent_one() -> None:
+def test_an_empty_text_is_the_same_as_an_absent_one_and_a_guid_is_made_canonical() -> None:
     assert order_with(sellToName="", manifestUrl="", items=None) == order_with()
+    assert order_with(orderId=f"{{{ORDER_ID.upper()}}}") == order_with()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +78,8 @@ def test_an_empty_text_is_the_same_as_an_absent_one() -> None:
     ],
 )
 def test_money_is_exactly_the_digits_that_were_sent(sent: str, read: Decimal | None) -> None:
-    price = order_with_wallet(f'{{"unitPriceInclVat": {sent}}}').wallets[0].unit_price_incl_vat
+    order = json.dumps({"orderId": ORDER_ID, "status": "Issued", "items": [{"wallets": [{"unitPriceInclVat": "#"}]}]})
+    price = parse_order(order.replace('"#"', sent).encode()).wallets[0].unit_price_incl_vat
 
     assert price == read
     assert str(price) == str(read)
@@ -119,18 +106,18 @@ def test_a_time_is_read_with_any_fraction_and_is_none_when_it_cannot_be(sent: ob
 
 
 @pytest.mark.parametrize(
-    ("sent", "read"),
+    "sent",
     [
-        ({"visitDate": "10/06/2026", "visitTime": "half past ten"}, (None, None)),
-        ({"visitDate": "0001-01-01", "visitTime": ""}, (None, None)),
-        ({"visitDate": 20260610, "visitTime": 10}, (None, None)),
-        ({}, (None, None)),
+        {"visitDate": "10/06/2026", "visitTime": "half past ten"},
+        {"visitDate": "0001-01-01", "visitTime": ""},
+        {"visitDate": 20260610, "visitTime": 10},
+        {},
     ],
 )
-def test_a_visit_that_cannot_be_read_is_none(sent: object, read: tuple[None, None]) -> None:
+def test_a_visit_that_cannot_be_read_is_none(sent: object) -> None:
     item = order_with(items=[sent]).items[0]
 
-    assert (item.visit_date, item.visit_time) == read
+    assert (item.visit_date, item.visit_time) == (None, None)
 
 
 def test_a_number_sent_as_text_and_a_text_sent_as_number_are_both_read() -> None:
@@ -147,29 +134,10 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
     assert order.wallets[0].extra == {"colour": "red"}
 
 
-@pytest.mark.parametrize(
-    ("status", "settled"),
-    [
-        ("Issued", True),
-        ("Draft", True),
-        ("Error", True),
-        ("Cancelled", True),
-        ("Refunded", True),
-        ("Submitted", False),
-        ("Scheduled", False),
-        ("Processing", False),
-    ],
-)
-def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str, settled: bool) -> None:
-    order = order_with(status=status)
-
-    assert order.status == status
-    assert order.settled is settled
-
-
-@pytest.mark.parametrize("sent", [ORDER_ID.upper(), f"{{{ORDER_ID}}}"])
-def test_the_order_id_is_made_canonical(sent: str) -> None:
-    assert order_with(orderId=sent).order_id == ORDER_ID
+@pytest.mark.parametrize("status", ["Issued", "Draft", "Error", "Cancelled", "Refunded"])
+def test_an_order_is_settled_unless_upstream_is_known_to_work_on_it(status: str) -> None:
+    assert order_with(status=status).settled
+    assert not any(order_with(status=one).settled for one in ("Submitted", "Scheduled", "Processing"))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +157,6 @@ def test_the_order_id_is_made_canonical(sent: str) -> None:
         b'{"orderId": "%s", "status": 3}' % ORDER_ID.encode(),
         b'{"orderId": "%s", "status": "%s"}' % (ORDER_ID.encode(), b"x" * 51),
         b'{"orderId": "%s", "status": "\xff"}' % ORDER_ID.encode(),
-        b'{"orderId": "%s", "status": "\\ud800"}' % ORDER_ID.encode(),
-        b'{"orderId": "%s", "status": "Issued", "n": NaN}' % ORDER_ID.encode(),
-        b'{"orderId": "%s", "status": "Issued", "n": %s}' % (ORDER_ID.encode(), b"9" * 5000),
         b'{"orderId": "%s", "status": "Issued", "n": %s' % (ORDER_ID.encode(), b"[" * 100_000),
         ISSUED[:-20],
     ],
@@ -203,13 +168,10 @@ def test_an_answer_without_an_order_is_unreadable(raw: bytes) -> None:
     assert refused.value.reason == "unreadable_answer"
 
 
-@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_no_body_raises_anything_but_unreadable_answer(raw: bytes) -> None:
-    for read in (parse_order, digest, parse_page, parse_subscriptions, parse_created):
-        try:
-            read(raw)
-        except UnreadableAnswer:
-            continue
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000, b"{}", b'{"data": {}}', b"7", b'"page"'])
+def test_an_answer_without_a_page_is_unreadable(raw: bytes) -> None:
+    with pytest.raises(UnreadableAnswer):
+        parse_page(raw)
 
 
 @given(st.data())
@@ -228,26 +190,25 @@ def _objects(tree: Any) -> list[dict[str, Any]]:
     return [tree, *_objects(list(tree.values()))] if isinstance(tree, dict) else []
 
 
-@pytest.mark.parametrize("shown", [repr, str, "{}".format, pretty_repr])
-def test_the_repr_of_an_order_shows_no_person_no_ticket_number_and_no_link(
-    shown: Callable[[object], str],
-) -> None:
+def test_the_repr_of_an_order_shows_no_person_no_ticket_number_and_no_link() -> None:
     order = parse_order(ISSUED)
     secrets = ["Jane", "guest@", "TK-0", "CP-0", "1412345", "JD-2026", "manifest/", "a2cbd5bc", "Museum"]
 
-    printed = "".join(shown(part) for part in (order, *order.items, *order.wallets, *order.tickets))
+    for part in (order, *order.items, *order.wallets, *order.tickets):
+        printed = f"{part!r} {part} {pretty_repr(part)}"
+        assert [secret for secret in secrets if secret in printed] == []
+    assert {ORDER_ID, "Issued"} <= set(re.findall(r"[\w-]+", repr(order)))
 
-    assert [secret for secret in secrets if secret in printed] == []
-    assert ORDER_ID in printed
-    assert "Issued" in printed
 
-
-def test_the_digest_does_not_depend_on_the_notation() -> None:
+def test_the_digest_does_not_depend_on_the_notation_and_needs_json() -> None:
     one = b'{"price": 200.0, "small": 0.50, "none": 0.0, "list": [1, {"a": 2e2, "b": "x"}]}'
     same = b'{"list":[1,{"b":"x","a":200}],"none":0,"price":200,"small":0.5}'
 
     assert digest(one) == digest(same)
     assert len(digest(one)) == 64
+    for broken in (b"", b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(UnreadableAnswer):
+            digest(broken)
 
 
 @pytest.mark.parametrize(
@@ -265,30 +226,32 @@ def test_other_content_has_another_digest(other: bytes) -> None:
     assert digest(other) != digest(b'{"a": 1, "b": [1, 2]}')
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000])
-def test_the_digest_of_invalid_json_is_refused(raw: bytes) -> None:
-    with pytest.raises(UnreadableAnswer):
-        digest(raw)
+@pytest.mark.parametrize("odd", ["NaN", "-Infinity", "9" * 5000, "1e999", '"\\ud83d"', "9223372036854775808"])
+def test_one_odd_value_costs_no_order_no_row_and_no_subscription(odd: str) -> None:
+    """What the webhook forgives, the answers of the API are forgiven too; a byte order mark as well."""
+    order = b"\xef\xbb\xbf" + sample("order-issued").replace(b"{", b'{"x": ' + odd.encode() + b",", 1)
+    row = f'{{"orderId": "{ORDER_ID}", "status": "Draft", "externalId": {odd}}}'.encode()
+
+    assert parse_order(order).order_id == ORDER_ID
+    assert len(digest(order)) == 64
+    assert [one.status for one in parse_page(b"\xef\xbb\xbf[" + row + b"]").rows] == ["Draft"]
+    assert len(parse_subscriptions(b'\xef\xbb\xbf{"value": [{"id": "s", "x": ' + odd.encode() + b"}]}")) == 1
+    assert len(parse(b'{"values": [{"x": ' + odd.encode() + b'}, {"y": 1}]}').items) == 2
 
 
 def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
-    page = parse_page((FIXTURES / "list-page.json").read_bytes())
+    page = parse_page(sample("list-page"))
 
     assert [(row.order_id, row.status, row.manifest_url) for row in page.rows] == [(ORDER_ID, "Issued", None)]
     assert (page.next_key, page.row_version, page.unreadable) == (None, 123456, 0)
 
 
-def test_a_plain_list_is_one_page() -> None:
-    page = parse_page(json.dumps([{"orderId": ORDER_ID, "status": "Draft"}]).encode())
+def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> None:
+    rows = [{"orderId": ORDER_ID, "status": "Draft", "rowVersion": version} for version in ("99", "100", None)]
+    page = parse_page(json.dumps(rows).encode())
 
-    assert [row.status for row in page.rows] == ["Draft"]
-    assert (page.next_key, page.row_version) == (None, None)
-
-
-def test_row_versions_are_compared_as_numbers() -> None:
-    rows = [{"orderId": ORDER_ID, "status": "Draft", "rowVersion": version} for version in ("99", "100")]
-
-    assert parse_page(json.dumps(rows).encode()).row_version == 100
+    assert [row.status for row in page.rows] == ["Draft"] * 3
+    assert (page.next_key, page.row_version) == (None, 100)
 
 
 def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
@@ -299,14 +262,7 @@ def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
     assert (page.unreadable, page.next_key) == (2, "K")
 
 
-@pytest.mark.parametrize("raw", [b"{}", b'{"data": {}}', b"7", b'"page"'])
-def test_an_answer_without_a_page_is_unreadable(raw: bytes) -> None:
-    with pytest.raises(UnreadableAnswer):
-        parse_page(raw)
-
-
-@pytest.mark.parametrize("shown", [repr, pretty_repr])
-def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object], str]) -> None:
+def test_the_client_state_of_a_subscription_is_a_secret() -> None:
     raw = json.dumps({"value": [{"id": "s1", "clientState": "hush-hush", "subscriptionState": "Active"}]})
 
     (subscription,) = parse_subscriptions(raw.encode())
@@ -314,9 +270,4 @@ def test_the_client_state_of_a_subscription_is_a_secret(shown: Callable[[object]
     assert subscription.client_state is not None
     assert subscription.client_state.get_secret_value() == "hush-hush"
     assert subscription.active
-    assert "hush-hush" not in shown(subscription)
-
-
-def test_an_empty_answer_to_a_creation_is_a_subscription_without_fields() -> None:
-    assert parse_created(b"").id is None
-    assert parse_created(b'{"id": "s1"}').id == "s1"
+    assert "hush-hush" not in f"{subscription!r} {pretty_repr(subscription)}"

@@ -15,21 +15,19 @@ DAY = 86_400_000
 
 def history(*entries: tuple[int, str]) -> tuple[Entry, ...]:
     """Return the entries of `(ms after START, "kind value value")`; `-` stands for an empty text."""
-    return tuple(_entry(START + after, line.split(" ")) for after, line in entries)
+
+    def entry(at: int, kind: str, *values: str) -> Entry:
+        texts = kind in {"event", "duplicate"}
+        read = ["" if one == "-" else int(one) if one.isdecimal() and not texts else one for one in values]
+        return parse_entry(msgspec.msgpack.encode([kind, at, *read]))
+
+    return tuple(entry(START + after, *line.split(" ")) for after, line in entries)
 
 
-def _entry(at: int, words: list[str]) -> Entry:
-    kind, *values = words
-    read = [value if kind in {"event", "duplicate"} or not value.isdecimal() else int(value) for value in values]
-    return parse_entry(msgspec.msgpack.encode([kind, at, *("" if value == "-" else value for value in read)]))
-
-
-def fetched(
-    start: int, number: int, end: int, status: str = "Issued", revision: int | None = None
-) -> tuple[Entry, ...]:
-    """Return the entries of a fetch that was stored."""
-    stored = f"stored {number} {status} {revision or number} 200 80"
-    return history((start, f"started {number} {number} w"), (end, stored))
+def fetched(start: int, number: int, end: int, stored: str = "") -> tuple[Entry, ...]:
+    """Return the entries of a fetch that was stored; `stored` is "status revision"."""
+    ended = f"stored {number} {stored or f'Issued {number}'} 200 80"
+    return history((start, f"started {number} {number} w"), (end, ended))
 
 
 DELIVERED = history((23_008, "delivery python:shop:take 1 succeeded - 7"))
@@ -106,9 +104,9 @@ def test_the_latest_event_counts() -> None:
 
 
 def test_a_replay_or_a_refetch_has_a_duration_of_its_own() -> None:
-    replay = history((DAY, "requested replay:k7m2qx backfill")) + fetched(DAY + 2, 2, DAY + 13, revision=1)
+    replay = history((DAY, "requested replay:k7m2qx backfill")) + fetched(DAY + 2, 2, DAY + 13, "Issued 1")
     refetch = history((2 * DAY, "requested refetch live"))
-    refetch += fetched(2 * DAY + 2, 3, 2 * DAY + 14, "Cancelled", revision=2)
+    refetch += fetched(2 * DAY + 2, 3, 2 * DAY + 14, "Cancelled 2")
     refetch += history((2 * DAY + 20, "delivery python:shop:take 2 succeeded - 7"))
 
     assert durations(COMPLETE + replay) == Durations(23_000, 23_008, Requested("replay:k7m2qx", 13))
@@ -147,7 +145,7 @@ def test_an_event_during_a_fetch_counts_from_the_next_fetch() -> None:
 
 
 def test_rechecks_of_an_unsettled_order_count_from_its_event() -> None:
-    unsettled = history((0, "event 1-0 Issued queued current 1")) + fetched(9, 1, 50, "Processing")
+    unsettled = history((0, "event 1-0 Issued queued current 1")) + fetched(9, 1, 50, "Processing 1")
 
     assert durations(unsettled) == Durations(50)
     assert durations(unsettled + fetched(120_000, 2, 120_050)) == Durations(120_050)

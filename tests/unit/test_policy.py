@@ -14,21 +14,10 @@ from app.ledger.work import Fetch
 from app.upstream.client import refusal
 
 
-def fetch(
-    *, attempts: int = 0, rechecks: int = 0, missing_ms: int = 0, known: str = "Issued", client_errors: int = 0
-) -> Fetch:
-    return Fetch(
-        generation=1,
-        token=1,
-        attempts=attempts,
-        rechecks=rechecks,
-        deferrals=0,
-        client_errors=client_errors,
-        missing_ms=missing_ms,
-        known_status=known,
-        request_id="request",
-        queue="live",
-    )
+def fetch(*, known: str = "Issued", **counts: int) -> Fetch:
+    """Return a fetch with the counts given, others 0."""
+    none = dict.fromkeys(("attempts", "rechecks", "deferrals", "client_errors", "missing_ms"), 0)
+    return Fetch(generation=1, token=1, known_status=known, request_id="request", queue="live", **(none | counts))
 
 
 def answer(status: int, code: str = "", **headers: str) -> UpstreamError:
@@ -43,7 +32,7 @@ def spread(seconds: float) -> object:
 
 
 def test_a_404_with_its_code_means_not_yet_while_the_grace_lasts() -> None:
-    """The event is sent on commit, so an order appears within seconds, not hours."""
+    """The event is sent on commit, so an order appears within seconds, not hours. Other failures do not shorten it."""
     error = answer(404, "resource_not_found")
     waits = []
     for attempts, seconds in enumerate((0, 10, 60, 119.9)):
@@ -53,32 +42,19 @@ def test_a_404_with_its_code_means_not_yet_while_the_grace_lasts() -> None:
 
     assert waits == [spread(seconds) for seconds in policy.NOT_FOUND_WAITS[:4]]
     assert policy.of_key(error) == "answered"
+    late = fetch(attempts=50, missing_ms=policy.NOT_FOUND_GRACE - 1)
+    assert policy.of_order(error, late, 0).outcome == "not_found"
 
 
-def test_attempts_used_on_other_failures_do_not_shorten_the_grace() -> None:
-    error, missing_ms = answer(404, "resource_not_found"), policy.NOT_FOUND_GRACE - 1
-
-    assert policy.of_order(error, fetch(attempts=50, missing_ms=missing_ms), 0).outcome == "not_found"
-
-
-@pytest.mark.parametrize(
-    ("known", "outcome", "reason"),
-    [
-        ("Draft", "deleted_upstream", "order_not_found"),
-        ("Error", "deleted_upstream", "order_not_found"),
-        ("Issued", "dead", "order_missing"),
-        ("Cancelled", "dead", "order_missing"),
-        ("Submitted", "dead", "order_missing"),
-        ("", "dead", "order_missing"),
-        ("Unknown", "dead", "order_missing"),
-    ],
-)
-def test_after_the_grace_a_404_is_final(known: str, outcome: str, reason: str) -> None:
+@pytest.mark.parametrize("known", ["Draft", "Error", "Issued", "Cancelled", "Submitted", "", "Unknown"])
+def test_after_the_grace_a_404_is_final(known: str) -> None:
     """Only a Draft or Error order can be deleted (upstream.md 1); any other becomes a dead letter."""
-    missing_ms = policy.NOT_FOUND_GRACE
-    decision = policy.of_order(answer(404, "resource_not_found"), fetch(missing_ms=missing_ms, known=known), 0)
+    late = fetch(missing_ms=policy.NOT_FOUND_GRACE, known=known)
+    decision = policy.of_order(answer(404, "resource_not_found"), late, 0)
 
-    assert (decision.outcome, decision.reason) == (outcome, reason)
+    deleted = known in {"Draft", "Error"}
+    assert decision.outcome == ("deleted_upstream" if deleted else "dead")
+    assert decision.reason == ("order_not_found" if deleted else "order_missing")
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,11 @@ import pytest
 
 from app import times
 
-TOLERANCE = timedelta(seconds=5)
 
-
-@pytest.mark.parametrize(
-    ("text", "ago"),
-    [
-        ("90s", timedelta(seconds=90)),
-        ("15m", timedelta(minutes=15)),
-        (" 6H ", timedelta(hours=6)),
-        ("2d", timedelta(days=2)),
-        ("1 w", timedelta(weeks=1)),
-    ],
-)
-def test_an_age_is_a_time_in_the_past(text: str, ago: timedelta) -> None:
-    assert abs(times.now() - ago - times.parse(text)) < TOLERANCE
+def test_an_age_is_a_time_in_the_past() -> None:
+    ages = {"90s": timedelta(seconds=90), "15m": timedelta(minutes=15), " 6H ": timedelta(hours=6)}
+    for text, ago in (ages | {"2d": timedelta(days=2), "1 w": timedelta(weeks=1)}).items():
+        assert abs(times.now() - ago - times.parse(text)) < timedelta(seconds=5)
 
 
 @pytest.mark.parametrize("text", ["2026-06-01T08:15:02Z", "2026-06-01T10:15:02+02:00", "20260601T081502Z"])
