@@ -23,7 +23,7 @@ from app.errors import UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.history import DeliveryEnded
-from app.ledger.orders import Archive, read_fields
+from app.ledger.orders import CONTENTS_A_CALL, Archive, get_content, read_each, read_fields
 from app.ledger.record import OrderRecord
 from app.ledger.redis import Script, oldest_first, stream_pages
 from app.times import from_ms, to_ms
@@ -116,11 +116,8 @@ class Erasure:
         for page in oldest_first(self._redis, keys.ORDERS) if wanted else ():
             orders = [OrderKey.of(member) for member, _ in page]
             asked = [one for one in orders if company_id in (None, one.company_id)]
-            with self._redis.pipeline(transaction=False) as pipe:
-                for order in asked:
-                    pipe.get(keys.content(order))
-                held = pipe.execute(raise_on_error=False)
-            found |= {order: None for order, packed in zip(asked, held, strict=True) if wanted in _addresses(packed)}
+            held = read_each(self._redis, asked, get_content, at_once=CONTENTS_A_CALL)
+            found |= {order: None for order, (packed,) in zip(asked, held, strict=True) if wanted in _addresses(packed)}
             step(len(page))
         return list(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
@@ -84,15 +85,8 @@ class Failover:
                 if self._error != type(error).__name__:
                     self._error = type(error).__name__
                     _log.error("spool.failed", error=self._error, trace=log.trace_of(error))
-            await self._wait()
-
-    async def _wait(self) -> None:
-        """Return when Redis is lost, or after CHECK_EVERY."""
-        try:
-            async with asyncio.timeout(CHECK_EVERY):
-                await self._unavailable.wait()
-        except TimeoutError:
-            return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._unavailable.wait(), CHECK_EVERY)
 
     async def _probe(self) -> None:
         if not await self._inbox.works():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import asdict
 
 from app import log
 from app.errors import RequestRefused
@@ -59,15 +60,11 @@ class Intake:
             raise RequestRefused(401, "unauthenticated")
         recorded = await self._recorder.accept(batch.events) if batch.events else Recorded(0, 0, 0)
         return Receipt(
-            request_id,
-            total,
-            recorded.queued,
-            recorded.coalesced,
-            recorded.duplicates,
-            recorded.spooled,
-            recorded.erased,
-            batch.ignored,
-            batch.invalid_items,
+            request_id=request_id,
+            events=total,
+            **asdict(recorded),
+            ignored=batch.ignored,
+            invalid_items=batch.invalid_items,
         )
 
     def _report(self, batch: Batch) -> None:

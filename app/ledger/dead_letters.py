@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from redis import Redis
@@ -75,33 +76,28 @@ class DeadLetters:
         if record is None:
             return []
         own = [_letter(order, "", record.dead_at, record)] if record.dead and record.dead_at else []
-        members = {sink.name: f"{order.member} {sink.name}" for sink in record.dead_sinks}
-        with self._redis.pipeline(transaction=False) as pipe:
-            for member in members.values():
-                pipe.zscore(keys.DEAD_DELIVERIES, member)
-            scores = pipe.execute()
-        return own + [
-            _letter(order, sink, from_ms(int(score or 0)), record) for sink, score in zip(members, scores, strict=True)
-        ]
+        for sink in record.dead_sinks:
+            score: Any = self._redis.zscore(keys.DEAD_DELIVERIES, f"{order.member} {sink.name}")
+            own.append(_letter(order, sink.name, from_ms(int(score or 0)), record))
+        return own
 
     def _letters(self, page: list[Scored]) -> Iterator[DeadLetter]:
-        named = [(*member.partition(" ")[::2], from_ms(score)) for member, score in page]
-        records = self._archive.records([OrderKey.of(order) for order, _, _ in named])
-        for (order, sink, at), record in zip(named, records, strict=True):
-            yield _letter(OrderKey.of(order), sink, at, record)
+        named = [(OrderKey.of(order), sink) for order, _, sink in (member.partition(" ") for member, _ in page)]
+        records = self._archive.records([order for order, _ in named])
+        for (order, sink), (_, score), record in zip(named, page, records, strict=True):
+            yield _letter(order, sink, from_ms(score), record)
 
 
-def _letter(order: OrderKey, sink: str, at: datetime, record: OrderRecord | None) -> DeadLetter:
-    reason = ""
-    if record is not None:
-        reason = next((one.dead for one in record.sinks if one.name == sink), "") if sink else record.dead
+def _letter(order: OrderKey, sink: str, at: datetime, found: OrderRecord | None) -> DeadLetter:
+    record = found or OrderRecord(**order._asdict())
+    reason = next((one.dead for one in record.sinks if one.name == sink), "") if sink else record.dead
     return DeadLetter(
         company_id=order.company_id,
         order_id=order.order_id,
         sink=sink,
         at=at,
         reason=reason or RECORD_GONE,
-        http=(record.http or None) if record is not None and not sink else None,
-        status=record.known_status if record is not None else "",
-        reference=record.reference if record is not None else "",
+        http=None if sink else record.http or None,
+        status=record.known_status,
+        reference=record.reference,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,8 +20,13 @@ from app.times import from_ms, to_ms
 _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
 
 
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One accepted event; `at` is when it was recorded, `sent` its own timestamp as sent.
+class StoredEvent(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"company_id": "company", "order_id": "order", "request_id": "request"},
+):
+    """One accepted event, as the stream has it; `at` is when it was recorded, `sent` its own timestamp as sent.
 
     `reference` is its buyFromOrderReference, `outcome` queued, coalesced or erased, `secret` the name of the
     clientState that matched. Duplicates are not stored: the history of the order has them.
@@ -31,12 +36,12 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     company_id: str
     order_id: str
-    status: str
-    reference: str
-    sent: str
-    outcome: str
-    secret: str
-    request_id: str
+    status: str = ""
+    reference: str = ""
+    sent: str = ""
+    outcome: str = ""
+    secret: str = ""
+    request_id: str = ""
 
     @property
     def key(self) -> OrderKey:
@@ -74,7 +79,7 @@ class EventLog:
         with self._redis.pipeline(transaction=False) as pipe:
             for one in ids:
                 pipe.xrange(keys.EVENTS, one, one)
-            return [event for entries in pipe.execute() for event in self._page(entries)]
+            return [event for entries in pipe.execute() for event in _page(entries)]
 
     def of_order(self, order: OrderKey) -> list[StoredEvent]:
         """Return the events of one order, oldest first, as far as its history (200 entries) and EVENT_DAYS reach."""
@@ -85,12 +90,12 @@ class EventLog:
         """Return the events that match; `step` gets the number of events of each page."""
         for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query)):
             step(len(entries))
-            yield from filter(query.matches, self._page(entries))
+            yield from filter(query.matches, _page(entries))
 
     def newest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
         """Return the events that match."""
         for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query), newest_first=True):
-            yield from filter(query.matches, self._page(entries))
+            yield from filter(query.matches, _page(entries))
 
     def last_id(self) -> str:
         """Return the id behind which the next event will stand."""
@@ -100,11 +105,7 @@ class EventLog:
     def behind(self, event_id: str, wait_ms: int) -> list[StoredEvent]:
         """Return the next events behind this id, at most a page; waits up to `wait_ms` for the first."""
         answer: Any = self._redis.xread({keys.EVENTS: event_id}, count=PAGE, block=wait_ms)
-        return [event for _, entries in answer for event in self._page(entries)]
-
-    @staticmethod
-    def _page(entries: Any) -> list[StoredEvent]:
-        return [_event(event_id, fields) for event_id, fields in entries]
+        return [event for _, entries in answer for event in _page(entries)]
 
 
 def is_event_id(text: str) -> bool:
@@ -125,17 +126,12 @@ def _bounds(query: EventQuery) -> tuple[str, str]:
     )
 
 
-def _event(event_id: bytes, fields: Mapping[bytes, bytes]) -> StoredEvent:
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
-    return StoredEvent(
-        id=event_id.decode(),
-        at=from_ms(int(event_id.partition(b"-")[0])),
-        company_id=texts["company"],
-        order_id=texts["order"],
-        status=texts.get("status", ""),
-        reference=texts.get("reference", ""),
-        sent=texts.get("sent", ""),
-        outcome=texts.get("outcome", ""),
-        secret=texts.get("secret", ""),
-        request_id=texts.get("request", ""),
-    )
+def _page(entries: Any) -> list[StoredEvent]:
+    return [
+        msgspec.convert(
+            {name.decode(): value.decode() for name, value in fields.items()}
+            | {"id": event_id.decode(), "at": from_ms(int(event_id.partition(b"-")[0]))},
+            StoredEvent,
+        )
+        for event_id, fields in entries
+    ]

@@ -123,17 +123,13 @@ class Erased(_Entry, frozen=True, tag="erased"):
     """All else that was known of the order was erased (erase)."""
 
 
-class Unread(msgspec.Struct, frozen=True):
-    """An entry that none of our scripts has written."""
+class Unread(_Entry, frozen=True, tag="unread"):
+    """An entry that none of our scripts has written; its time is not known."""
 
     text: str
 
-    @property
-    def at(self) -> datetime:
-        return from_ms(0)
 
-
-_Known = (
+Entry = (
     EventReceived
     | DuplicateReceived
     | FetchRequested
@@ -147,18 +143,18 @@ _Known = (
     | Discarded
     | Redelivered
     | Erased
+    | Unread
 )
-Entry = _Known | Unread
 
 
 def as_object(entry: Entry) -> dict[str, Any]:
     """Return an entry for machines: its kind, its time, and its values by name."""
     values = msgspec.structs.asdict(entry)
-    values.pop("at_ms", None)
-    return {"kind": entry.__struct_config__.tag or "unread", "at": entry.at, **values}
+    del values["at_ms"]
+    return {"kind": entry.__struct_config__.tag, "at": entry.at, **values}
 
 
-_decoder: Final[msgspec.msgpack.Decoder[Entry]] = msgspec.msgpack.Decoder(_Known)
+_decoder: Final[msgspec.msgpack.Decoder[Entry]] = msgspec.msgpack.Decoder(Entry)
 
 
 def parse_entry(packed: bytes) -> Entry:
@@ -166,4 +162,4 @@ def parse_entry(packed: bytes) -> Entry:
     try:
         return _decoder.decode(packed)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return Unread(packed[:200].decode(errors="replace"))
+        return Unread(0, packed[:200].decode(errors="replace"))

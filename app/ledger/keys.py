@@ -70,8 +70,6 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
-from app.ids import OrderKey
-
 PREFIX: Final = "ota:"
 DUE: Final = "ota:due"
 DEAD: Final = "ota:dead"
@@ -92,24 +90,15 @@ RECORDS: Final = "ota:order:"
 """Before company and order in the key of a record."""
 
 
-def record(order: OrderKey) -> str:
-    return f"{RECORDS}{order.member}"
-
-
-def content(order: OrderKey) -> str:
-    return f"ota:content:{order.member}"
-
-
-def history(order: OrderKey) -> str:
-    return f"ota:history:{order.member}"
-
-
 def reference(text: str) -> str:
     """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner puts there."""
     return f"ota:reference:{sha256(text.strip().casefold().encode(errors='replace')).hexdigest()[:20]}"
 
 
-# Keys that end with an id, as the table above names it.
+# Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
+record: Final = "ota:order:{0.member}".format
+content: Final = "ota:content:{0.member}".format
+history: Final = "ota:history:{0.member}".format
 replay: Final = "ota:replay:{}".format
 replay_todo: Final = "ota:replay-todo:{}".format
 breaker: Final = "ota:breaker:{}".format

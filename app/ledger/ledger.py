@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from itertools import islice
 from typing import Any, Final, Literal
 
@@ -52,22 +53,6 @@ LATENCY_BOUNDS: Final = (
 )
 """Upper bounds in ms of the histogram from event to fetched."""
 
-_SCRIPTS: Final = (
-    "start_fetch",
-    "store_fetch",
-    "fail_fetch",
-    "acquire_delivery",
-    "complete_delivery",
-    "dispatch_due",
-    "request_fetch",
-    "release_worker",
-    "resolve_dead_letter",
-)
-
-
-class _Started(msgspec.Struct, frozen=True):
-    what: StartOutcome
-
 
 class Ledger:
     """The record of every order, its counters and its clock.
@@ -90,25 +75,23 @@ class Ledger:
         self._fetch_lease = fetch_lease
         self._sinks = list(sinks)
         self._template = JobTemplate()
-        self._script = {name: Script(redis, name, clock) for name in _SCRIPTS}
+        self._script = cache(partial(Script, redis, clock=clock))
 
     def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
         """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
         called = time.monotonic()
-        answer = self._script["start_fetch"](
-            order=order.member,
+        what, *packed = self._call(
+            "start_fetch",
+            order,
             worker=worker,
             lease=self._fetch_lease,
             longest_lease=policy.LONGEST_LEASE,
             crashes_allowed=policy.CRASHES_ALLOWED,
-            keep=self._keep,
-            sinks=self._sinks,
         )
-        what = msgspec.msgpack.decode(answer, type=_Started).what
-        if what != "fetch":
-            return what, None
-        fetch = msgspec.msgpack.decode(answer, type=Fetch)
-        return what, msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000)
+        if not packed:
+            return what.decode(), None
+        fetch = msgspec.msgpack.decode(packed[0], type=Fetch)
+        return "fetch", msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000)
 
     def store_fetch(
         self,
@@ -125,15 +108,14 @@ class Ledger:
         `recheck_ms` marks an unsettled answer: the wait until the order is fetched again; `give_up` is the reason when
         it is not fetched again.
         """
-        answer = self._script["store_fetch"](
+        answer = self._call(
+            "store_fetch",
+            order,
             zlib.compress(content.raw),
-            order=order.member,
             worker=worker,
             generation=fetch.generation,
             token=fetch.token,
-            keep=self._keep,
             delivery_lease=policy.DELIVERY_LEASE,
-            sinks=self._sinks,
             recheck_ms=-1 if recheck_ms is None else recheck_ms,
             give_up=give_up,
             digest=content.digest,
@@ -162,8 +144,9 @@ class Ledger:
         duration_ms: int = 0,
     ) -> FailOutcome:
         """Record that a fetch ended without an order; return what follows, which starts after `wait_ms`."""
-        answer = self._script["fail_fetch"](
-            order=order.member,
+        follows: bytes = self._call(
+            "fail_fetch",
+            order,
             worker=worker,
             generation=fetch.generation,
             token=fetch.token,
@@ -172,17 +155,13 @@ class Ledger:
             reason=reason,
             http=http_status or 0,
             duration_ms=duration_ms,
-            keep=self._keep,
-            sinks=self._sinks,
         )
-        return _text(answer)  # type: ignore[return-value]  # the header of fail_fetch.lua names them
+        return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 
     def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | None:
         """Acquire the delivery that is due next, None if none is due or another worker delivers this order."""
         called = time.monotonic()
-        answer = self._script["acquire_delivery"](
-            order=order.member, worker=worker, lease=policy.DELIVERY_LEASE, keep=self._keep, sinks=self._sinks
-        )
+        answer = self._call("acquire_delivery", order, worker=worker, lease=policy.DELIVERY_LEASE)
         if answer is None:
             return None
         delivery = msgspec.msgpack.decode(answer[0], type=Delivery)
@@ -202,8 +181,9 @@ class Ledger:
         duration_ms: int = 0,
     ) -> None:
         """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`."""
-        self._script["complete_delivery"](
-            order=order.member,
+        self._call(
+            "complete_delivery",
+            order,
             worker=worker,
             sink=delivery.sink,
             revision=delivery.revision,
@@ -217,7 +197,7 @@ class Ledger:
         """Enqueue a job for every order that is due."""
         looked = enqueued = broken = 0
         while True:
-            seen, jobs, unreadable = self._script["dispatch_due"](
+            seen, jobs, unreadable = self._script("dispatch_due")(
                 grace=policy.GRACE,
                 longest=policy.LONGEST_WAIT,
                 farthest=policy.FARTHEST,
@@ -236,7 +216,7 @@ class Ledger:
         left = iter(orders)
         enqueued = 0
         while members := [order.member for order in islice(left, _ORDERS_A_CALL)]:
-            outcomes = self._script["request_fetch"](
+            outcomes = self._script("request_fetch")(
                 orders=members, queue=queue, reason=reason, grace=policy.GRACE, job=self._template.fields()
             )
             enqueued += outcomes.count(0)
@@ -244,8 +224,8 @@ class Ledger:
 
     def release_worker(self, worker: str, how: WorkerEnd, lost: Iterable[OrderKey] = ()) -> OrderKey | None:
         """Make due the order that an ended worker had claimed, and those whose jobs were `lost`; return the former."""
-        member = self._script["release_worker"](worker=worker, how=how, orders=[order.member for order in lost])
-        return OrderKey.of(_text(member)) if member else None
+        member = self._script("release_worker")(worker=worker, how=how, orders=[order.member for order in lost])
+        return OrderKey.of(member.decode()) if member else None
 
     def retry_delivery(self, order: OrderKey, sink: str) -> bool:
         """Give a dead delivery new attempts from now on; return False if it was not dead (any more)."""
@@ -256,11 +236,7 @@ class Ledger:
         return self._resolve(order, sink, "discard")
 
     def _resolve(self, order: OrderKey, sink: str, action: Literal["discard", "retry"]) -> bool:
-        answer = self._script["resolve_dead_letter"](
-            order=order.member, sink=sink, action=action, keep=self._keep, sinks=self._sinks
-        )
-        return bool(answer)
+        return bool(self._call("resolve_dead_letter", order, sink=sink, action=action))
 
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    def _call(self, script: str, order: OrderKey, *blobs: bytes, **named: Any) -> Any:
+        return self._script(script)(*blobs, order=order.member, keep=self._keep, sinks=self._sinks, **named)

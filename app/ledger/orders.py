@@ -37,11 +37,9 @@ MOST_SEARCHED: Final = 15_000
 """Orders of each list that are searched for a reference that is not in the index: a look-up must be fast."""
 
 _RECORDS_A_CALL: Final = 500
-_COPIES_A_CALL: Final = 200
+CONTENTS_A_CALL: Final = 200
 """Orders a round trip: contents can be large, and Redis serves others in between."""
 _REFERENCES_A_CALL: Final = 200
-
-_COPY_FIELDS: Final = ("generation", "fetched_generation", "dead", "discarded_at", "status", "fetched_at", "erased_at")
 
 
 class OrderQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +82,7 @@ class Archive:
     def records(
         self, orders: Sequence[OrderKey], broken: Callable[[BrokenRecord], object] = lambda _: None
     ) -> list[OrderRecord | None]:
-        """Return the record of each order, in one round trip; a broken one is passed to `broken`, and is None."""
+        """Return the record of each order, None without one; a broken one is passed to `broken`, and is None too."""
         found: list[OrderRecord | None] = []
         for one in self._read(orders):
             if isinstance(one, BrokenRecord):
@@ -95,11 +93,15 @@ class Archive:
         return found
 
     def _read(self, orders: Sequence[OrderKey]) -> list[OrderRecord | BrokenRecord | None]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.hgetall(keys.record(order))
-            found = pipe.execute(raise_on_error=False)
-        return [_parsed(order, answer) for order, answer in zip(orders, found, strict=True)]
+        found = read_each(self._redis, orders, _hgetall)
+        return [_parsed(order, answer) for order, (answer,) in zip(orders, found, strict=True)]
+
+    def copies(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
+        """Return what reconciling compares with the list, of each order; None where the ledger has no record."""
+        found = read_each(self._redis, orders, _hgetall, get_content, at_once=CONTENTS_A_CALL)
+        return [
+            _local_copy(_parsed(order, fields), packed) for order, (fields, packed) in zip(orders, found, strict=True)
+        ]
 
     def order(self, order: OrderKey) -> Order | None:
         """Return the order as it was last fetched, None if it never was.
@@ -125,7 +127,7 @@ class Archive:
             entries: list[Any] = self._redis.lrange(keys.history(order), 0, -1)
         except ResponseError as error:
             if is_wrong_type(error):
-                return (Unread(f"the history is unreadable: look at {keys.history(order)} in Redis"),)
+                return (Unread(0, f"the history is unreadable: look at {keys.history(order)} in Redis"),)
             raise
         return tuple(parse_entry(entry) for entry in entries)
 
@@ -157,11 +159,8 @@ class Archive:
     def of_companies(self, order_id: str, company_ids: Iterable[str]) -> list[OrderKey]:
         """Return the orders with this id that these companies have."""
         orders = [OrderKey(company_id, order_id) for company_id in company_ids]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.exists(keys.record(order))
-            found = pipe.execute()
-        return [order for order, exists in zip(orders, found, strict=True) if exists]
+        found = read_each(self._redis, orders, lambda pipe, order: pipe.exists(keys.record(order)))
+        return [order for order, (exists,) in zip(orders, found, strict=True) if exists]
 
     def of_any_company(self, order_id: str) -> list[OrderKey]:
         """Return the orders with this id, also of companies that the settings no longer name.
@@ -177,16 +176,14 @@ class Archive:
         """Return the orders of `due` in pages, the one that changed last first."""
         # An order whose due time moves meanwhile is read again at the end of the walk: a dict holds it once.
         members = dict(chain.from_iterable(oldest_first(self._redis, keys.DUE)))
-        changed: list[Scored] = []
-        left = list(members)
-        for at in range(0, len(left), PAGE):
-            chunk = left[at : at + PAGE]
-            scores: Any = self._redis.zmscore(keys.ORDERS, chunk)
-            changed += [
-                (member, int(score))
-                for member, score in zip(chunk, scores, strict=True)
-                if score is not None and (since or 0) <= score and (until is None or score <= until)
-            ]
+        scores = read_each(
+            self._redis, map(OrderKey.of, members), lambda pipe, order: pipe.zscore(keys.ORDERS, order.member)
+        )
+        changed = [
+            (member, int(score))
+            for member, (score,) in zip(members, scores, strict=True)
+            if score is not None and (since or 0) <= score and (until is None or score <= until)
+        ]
         changed.sort(key=lambda one: one[1], reverse=True)
         return (changed[at : at + PAGE] for at in range(0, len(changed), PAGE))
 
@@ -197,10 +194,8 @@ def is_wrong_type(answer: object) -> bool:
 
 
 def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
-    if is_wrong_type(answer):
-        return BrokenRecord(order.order_id, keys.record(order))
     if isinstance(answer, Exception):
-        raise answer
+        return BrokenRecord(order.order_id, keys.record(order))
     # Every event and every request raises `generation`: without it the hash is what a late command left.
     if b"generation" not in answer:
         return None
@@ -224,39 +219,10 @@ class LocalCopy(msgspec.Struct, frozen=True):
     content: Summary | None
 
 
-_BROKEN_COPY: Final = LocalCopy(pending=True, dead="", status="", fetched_ms=0, content=None)
-
-
-class LocalCopies:
-    """Reads what reconciling compares with the list; writes nothing."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    def read(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
-        """Return the copy of each order, None where the ledger has no record."""
-        found: list[LocalCopy | None] = []
-        for at in range(0, len(orders), _COPIES_A_CALL):
-            found += self._read(orders[at : at + _COPIES_A_CALL])
-        return found
-
-    def _read(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for order in orders:
-                pipe.hmget(keys.record(order), _COPY_FIELDS)
-                pipe.get(keys.content(order))
-            answers = pipe.execute(raise_on_error=False)
-        return [_local_copy(*found) for found in zip(orders, answers[::2], answers[1::2], strict=True)]
-
-
-def _local_copy(order: OrderKey, values: Any, packed: Any) -> LocalCopy | None:
-    fields = values
-    if isinstance(values, list):
-        fields = {name.encode(): value for name, value in zip(_COPY_FIELDS, values, strict=True) if value is not None}
-    record = _parsed(order, fields)
+def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any) -> LocalCopy | None:
     if isinstance(record, BrokenRecord):
         # A request would not help: an operator must look at its keys.
-        return _BROKEN_COPY
+        return LocalCopy(pending=True, dead="", status="", fetched_ms=0, content=None)
     if record is None:
         return None
     return LocalCopy(
@@ -270,10 +236,8 @@ def _local_copy(order: OrderKey, values: Any, packed: Any) -> LocalCopy | None:
 
 def _summary(packed: Any) -> Summary | None:
     """Return the part of the content that a list shows too: its fields have the same names and rules."""
-    if packed is None or is_wrong_type(packed):
+    if packed is None or isinstance(packed, Exception):
         return None
-    if isinstance(packed, Exception):
-        raise packed
     try:
         return build(Summary, decode(zlib.decompress(packed)))
     except (UnreadableAnswer, zlib.error):  # another fetch replaces it
@@ -293,22 +257,12 @@ class Backlog:
 
     def has_live_pending(self, company_ids: Collection[str]) -> bool:
         """Return whether an order of these companies is pending in the queue live."""
-        at = 0
-        while members := self._members(at):
-            wanted = [order for order in map(OrderKey.of, members) if order.company_id in company_ids]
-            if any(self._is_live(wanted)):
-                return True
-            at += _RECORDS_A_CALL
-        return False
-
-    def _members(self, at: int) -> list[str]:
-        # By position: a member that moves meanwhile may be missed, and this is an estimate of one moment anyway.
-        found: Any = self._redis.zrange(keys.DUE, at, at + _RECORDS_A_CALL - 1)
-        return [member.decode() for member in found]
-
-    def _is_live(self, orders: list[OrderKey]) -> list[bool]:
-        found = read_fields(self._redis, orders, "generation", "fetched_generation", "queue")
-        return [int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in found]
+        due = chain.from_iterable(oldest_first(self._redis, keys.DUE))
+        orders = (order for member, _ in due if (order := OrderKey.of(member)).company_id in company_ids)
+        fields = read_fields(self._redis, orders, "generation", "fetched_generation", "queue")
+        return any(
+            int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in fields
+        )
 
 
 class References:
@@ -358,15 +312,12 @@ class References:
     def _searched(self, reference: str, company_id: str | None) -> set[OrderKey]:
         # The outstanding and the dead first: after a long outage they are not among the newest.
         for zset in (keys.DUE, keys.DEAD, keys.ORDERS):
-            if found := set(self._in(zset, reference, company_id)):
+            members = islice(chain.from_iterable(newest_first(self._redis, zset)), MOST_SEARCHED)
+            orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
+            texts = self._event_references(orders)
+            if found := {order for order, text in zip(orders, texts, strict=True) if text == reference}:
                 return found
         return set()
-
-    def _in(self, zset: str, reference: str, company_id: str | None) -> Iterator[OrderKey]:
-        for page in islice(newest_first(self._redis, zset), MOST_SEARCHED // PAGE):
-            orders = [order for member, _ in page if company_id in (None, (order := OrderKey.of(member)).company_id)]
-            found = zip(orders, self._event_references(orders), strict=True)
-            yield from (order for order, text in found if text == reference)
 
     def _event_references(self, orders: Sequence[OrderKey]) -> Iterator[str]:
         for (text,) in read_fields(self._redis, orders, "reference"):
@@ -374,20 +325,37 @@ class References:
 
 
 def read_fields(redis: Redis, orders: Iterable[OrderKey], *names: str) -> Iterator[list[bytes | None]]:
-    """Yield for each order these fields of its record; None for a field that is not there, and for a broken record.
+    """Yield for each order these fields of its record; None for a field that is not there, and for a broken record."""
+    for (answer,) in read_each(redis, orders, lambda pipe, order: pipe.hmget(keys.record(order), names)):
+        yield [None] * len(names) if isinstance(answer, Exception) else answer
 
-    One round trip for 500 orders.
+
+def read_each(
+    redis: Redis,
+    orders: Iterable[OrderKey],
+    *commands: Callable[[Any, OrderKey], object],
+    at_once: int = _RECORDS_A_CALL,
+) -> Iterator[list[Any]]:
+    """Yield for each order the answers to these commands, which add one call each to a pipeline.
+
+    One round trip for `at_once` orders. A key of another type is the fault of that one order: its answer is the error.
     """
     left = iter(orders)
-    while chunk := list(islice(left, _RECORDS_A_CALL)):
+    while chunk := list(islice(left, at_once)):
         with redis.pipeline(transaction=False) as pipe:
             for order in chunk:
-                pipe.hmget(keys.record(order), names)
+                for command in commands:
+                    command(pipe, order)
             answers = pipe.execute(raise_on_error=False)
         for answer in answers:
-            if is_wrong_type(answer):
-                yield [None] * len(names)
-            elif isinstance(answer, Exception):
+            if isinstance(answer, Exception) and not is_wrong_type(answer):
                 raise answer
-            else:
-                yield answer
+        yield from (answers[at : at + len(commands)] for at in range(0, len(answers), len(commands)))
+
+
+def _hgetall(pipe: Any, order: OrderKey) -> None:
+    pipe.hgetall(keys.record(order))
+
+
+def get_content(pipe: Any, order: OrderKey) -> None:
+    pipe.get(keys.content(order))

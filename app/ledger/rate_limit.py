@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -46,24 +47,19 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Permit:
-    """The right to make one request now.
+    """The right to make one request now; leaving its `with` block releases it, with what ended the block."""
 
-    Leaving its `with` block releases it: as answered, unless `failed` was called, and as failed after an exception.
-    """
-
-    def __init__(self, release: Callable[..., Released]) -> None:
+    def __init__(self, release: Callable[[BaseException | None], Released]) -> None:
         self._release = release
         self._is_released = False
 
     def failed(self, error: UpstreamError) -> Released:
-        """Release it after a request that failed; a Retry-After holds for all workers of the key.
+        """Release it after a request that failed.
 
         Raises what redis-py raises.
         """
         self._is_released = True
-        wait = policy.THROTTLED_WAIT if error.http_status == 429 else 0
-        retry_ms = wait if error.retry_after is None else round(error.retry_after * 1000)
-        return self._release(policy.of_key(error), retry_ms, error)
+        return self._release(error)
 
     def __enter__(self) -> Self:
         return self
@@ -73,12 +69,9 @@ class Permit:
     ) -> None:
         if self._is_released:
             return
-        if error is None:
-            self._release("answered")
-        else:
-            # The block's own error is what counts; the lease ends by itself.
-            with suppress(RedisError):
-                self._release("failed")
+        # The block's own error is what counts; the lease ends by itself.
+        with suppress(RedisError) if error else nullcontext():
+            self._release(error)
 
 
 class RateLimiter:
@@ -138,19 +131,22 @@ class RateLimiter:
                 raise Denied(policy.SECOND, "permits_full")
             self._redis.blpop([keys.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
 
-        def release(outcome: PermitOutcome, retry_ms: int = 0, error: UpstreamError | None = None) -> Released:
-            released = retry_until(self._redis, deadline, lambda: self._call_release(token, outcome, retry_ms=retry_ms))
-            if released.opened:
-                _log.error(
-                    "upstream.breaker_opened",
-                    company=self._slug,
-                    reason=error.reason if error else "internal_error",
-                    http_status=error.http_status if error else None,
-                    open_s=round(released.closed_ms / 1000),
-                )
-            return released
+        return Permit(partial(self._release_permit, token, deadline))
 
-        return Permit(release)
+    def _release_permit(self, token: str, deadline: float, error: BaseException | None) -> Released:
+        """Release a permit as answered, or as failed after an error; a Retry-After holds for all workers of the key."""
+        outcome: PermitOutcome = "failed" if error else "answered"
+        reason, status, retry_ms = "internal_error", None, 0
+        if isinstance(error, UpstreamError):
+            outcome, reason, status = policy.of_key(error), error.reason, error.http_status
+            wait = policy.THROTTLED_WAIT if status == 429 else 0
+            retry_ms = wait if error.retry_after is None else round(error.retry_after * 1000)
+        call = partial(self._call_release, token, outcome, retry_ms=retry_ms)
+        released = retry_until(self._redis, deadline, call)
+        if released.opened:
+            open_s = round(released.closed_ms / 1000)
+            _log.error("upstream.breaker_opened", company=self._slug, reason=reason, http_status=status, open_s=open_s)
+        return released
 
     def release_worker(self, worker: str) -> None:
         """Release the permits that an ended worker held."""

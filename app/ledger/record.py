@@ -32,10 +32,10 @@ class SinkRecord(msgspec.Struct, frozen=True):
     """
 
     name: str
-    revision: int
-    attempts: int
-    next_at: datetime | None
-    dead: str
+    revision: int = 0
+    attempts: int = 0
+    next_at: datetime | None = None
+    dead: str = ""
     discarded: int = 0
 
 
@@ -91,7 +91,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     def known_status(self) -> str:
         """Return the status of the latest event or fetch, "" without either."""
         by_fetch = self.fetched_at is not None and (self.last_event_at is None or self.fetched_at > self.last_event_at)
-        return (self.status if by_fetch else self.last_event_status) or self.status
+        return (by_fetch and self.status) or self.last_event_status
 
     @property
     def changed(self) -> datetime | None:
@@ -136,17 +136,12 @@ def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
     return msgspec.convert({**values, **order._asdict(), "sinks": _sinks(texts)}, OrderRecord, strict=False)
 
 
-def _sinks(texts: Mapping[str, str]) -> tuple[SinkRecord, ...]:
-    # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
-    names = sorted({name.rpartition(":")[0] for name in texts} - {""})
-    return tuple(
-        SinkRecord(
-            name=name,
-            revision=int(texts.get(f"{name}:revision", 0)),
-            attempts=int(texts.get(f"{name}:attempts", 0)),
-            next_at=from_ms(int(texts[f"{name}:next_at"])) if f"{name}:next_at" in texts else None,
-            dead=texts.get(f"{name}:dead", ""),
-            discarded=int(texts.get(f"{name}:discarded", 0)),
-        )
-        for name in names
-    )
+def _sinks(texts: Mapping[str, str]) -> list[dict[str, object]]:
+    sinks: dict[str, dict[str, object]] = {}
+    for name, text in sorted(texts.items()):
+        # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
+        sink, _, field = name.rpartition(":")
+        if sink:
+            value = from_ms(int(text)) if field == "next_at" else text
+            sinks.setdefault(sink, {"name": sink})[field] = value
+    return list(sinks.values())

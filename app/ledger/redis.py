@@ -9,9 +9,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -117,18 +117,17 @@ def translated_errors(url: str) -> Iterator[None]:
 
     An OSError is none of them, as redis-py has its own for those of its sockets: it may come from stdout.
     """
-    where = address(url)
     try:
         yield
-    except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-        what = f"refuses us ({type(error).__name__}): correct user and password in REDIS_URL"
-        raise StoreUnavailable(f"Redis at {where} {what}") from None
-    except ResponseError as error:
-        what = f"refuses this ({code(error)}): see `ota-receiver check`"
-        raise StoreUnavailable(f"Redis at {where} {what}") from None
     except RedisError as error:
-        what = f"does not answer ({type(error).__name__}): start it, or correct REDIS_URL"
-        raise StoreUnavailable(f"Redis at {where} {what}") from None
+        name = type(error).__name__
+        if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+            what = f"refuses us ({name}): correct user and password in REDIS_URL"
+        elif isinstance(error, ResponseError):
+            what = f"refuses this ({code(error)}): see `ota-receiver check`"
+        else:
+            what = f"does not answer ({name}): start it, or correct REDIS_URL"
+        raise StoreUnavailable(f"Redis at {address(url)} {what}") from None
 
 
 def code(error: RedisError) -> str:
@@ -215,7 +214,7 @@ _NOT_NOW: Final = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "BUSY")
 T = TypeVar("T")
 
 
-def retry_until(redis: Redis, deadline: float, step: Callable[[], T], *, pause: float = PAUSE) -> T:
+def retry_until(redis: Redis, deadline: float, step: Callable[[], T]) -> T:
     """Return what `step` returns; while Redis is unavailable call it again, each time on a fresh connection.
 
     After `deadline` (time.monotonic) raise what it raises. A step must be harmless when the server did it already and
@@ -229,16 +228,16 @@ def retry_until(redis: Redis, deadline: float, step: Callable[[], T], *, pause: 
                 raise
             # After a failover an old connection may lead to what is a replica now.
             redis.connection_pool.disconnect()
-            if time.monotonic() + pause > deadline:
+            if time.monotonic() + PAUSE > deadline:
                 raise
-        time.sleep(pause)
+        time.sleep(PAUSE)
 
 
 def is_unavailable(error: BaseException) -> bool:
     """Return whether Redis is at fault, and not the command."""
     if isinstance(error, ResponseError):
         known = isinstance(error, ReadOnlyError | OutOfMemoryError | ClusterDownError)
-        return known or any(code in str(error) for code in _NOT_NOW)
+        return known or any(one in str(error) for one in _NOT_NOW)
     return isinstance(error, RedisError)
 
 
@@ -250,45 +249,35 @@ Scored = tuple[str, int]
 
 
 def newest_first(redis: Redis, zset: str, since: int | None = None, until: int | None = None) -> Iterator[list[Scored]]:
-    """Return pages from the highest score down; `since` and `until` are ms and inclusive.
+    """Yield pages from the highest score down; `since` and `until` are ms and inclusive.
 
     A member that changes meanwhile moves to the front, which is behind us: nothing is shown twice or skipped.
     """
-    low: int | str = "-inf" if since is None else since
-    return _pages(redis, zset, "down", "+inf" if until is None else until, low)
+    return _pages(redis, zset, "+inf" if until is None else until, "-inf" if since is None else since, desc=True)
 
 
 def oldest_first(redis: Redis, zset: str, since: int | None = None, until: int | None = None) -> Iterator[list[Scored]]:
-    """Return pages from the lowest score up; without `until` a member that changes meanwhile comes again."""
-    high: int | str = "+inf" if until is None else until
-    return _pages(redis, zset, "up", "-inf" if since is None else since, high)
+    """Yield pages from the lowest score up; without `until` a member that changes meanwhile comes again."""
+    return _pages(redis, zset, "-inf" if since is None else since, "+inf" if until is None else until, desc=False)
 
 
-def _pages(
-    redis: Redis, zset: str, way: Literal["up", "down"], start: int | str, end: int | str
-) -> Iterator[list[Scored]]:
-    page = Script(redis, "page")
-    edge = start
-    # What was read at the score `edge`, a page each; the latest that still stands there is where the next begins.
-    behind: list[list[str]] = []
-    while True:
-        anchors = reversed(behind[-1]) if behind else ()
-        answer: Any = page(
-            zset=zset, up=way == "up", start=edge, stop=end, limit=PAGE, anchors=list(anchors), schema=None
-        )
-        if answer is None:
-            behind.pop()
-            continue
-        read = [(member.decode(), int(score)) for member, score in zip(answer[::2], answer[1::2], strict=True)]
-        found = [one for one in read if _is_within(one[1], way, end)]
-        if found:
-            yield found
-        if len(found) < PAGE:
+def _pages(redis: Redis, zset: str, start: int | str, end: int | str, *, desc: bool) -> Iterator[list[Scored]]:
+    client: Any = redis
+
+    # All members of a score are read by one call, at most those that a few scripts wrote in the same ms: a page that
+    # began within a score would repeat members, or skip some once others are removed.
+    def read(first: int | str, last: int | str, limit: int) -> list[Scored]:
+        by_score = {"byscore": True, "desc": desc, "offset": 0, "num": limit, "withscores": True}
+        return [(member.decode(), int(score)) for member, score in client.zrange(zset, first, last, **by_score)]
+
+    while page := read(start, end, PAGE):
+        edge = page[-1][1]
+        if len(page) < PAGE:
+            yield page
             return
-        last = found[-1][1]
-        at_edge = [member for member, score in found if score == last]
-        behind = [*behind, at_edge] if last == edge else [at_edge]
-        edge = last
+        before = [one for one in page if one[1] != edge]
+        yield before or read(edge, edge, -1)
+        start = edge if before else f"({edge}"
 
 
 def stream_pages(
@@ -300,21 +289,10 @@ def stream_pages(
     `high` excludes them.
     """
     while True:
-        page: Any = (
-            redis.xrevrange(stream, high, low, count=count)
-            if newest_first
-            else redis.xrange(stream, low, high, count=count)
-        )
+        read = partial(redis.xrevrange, stream, high, low) if newest_first else partial(redis.xrange, stream, low, high)
+        page: Any = read(count=count)
         if not page:
             return
         yield page
-        if newest_first:
-            high = f"({page[-1][0].decode()}"
-        else:
-            low = f"({page[-1][0].decode()}"
-
-
-def _is_within(score: int, way: Literal["up", "down"], end: int | str) -> bool:
-    if isinstance(end, str):
-        return True
-    return score <= end if way == "up" else score >= end
+        edge = f"({page[-1][0].decode()}"
+        low, high = (low, edge) if newest_first else (edge, high)

@@ -6,8 +6,6 @@ RQ's public `create_job` and `to_dict` give the fields; a contract test holds th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final
 
 from redis import Redis
@@ -68,7 +66,7 @@ class JobTemplate:
             if field not in _PER_JOB and value is not None:
                 self._fields += [field, value]
 
-    def fields(self, clock: Callable[[], datetime] = now) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Return the argument `job` of the scripts that enqueue (prelude.lua, push_job)."""
-        at = utcformat(clock())
+        at = utcformat(now())
         return self._job | {"fields": [*self._fields, "created_at", at, "enqueued_at", at]}

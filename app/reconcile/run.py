@@ -20,7 +20,7 @@ from app.errors import Denied, Unavailable, UpstreamError
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Backlog, LocalCopies, LocalCopy
+from app.ledger.orders import Archive, Backlog, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
 from app.ledger.redis import server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
@@ -113,13 +113,9 @@ class OrderList:
         pages = self.client.list_orders(start, self.page_size)
         page = None
         while page is None or page.next_key is not None:
-            with self._permit() as permit:
+            with self._permit():
                 listed_at = self.now()
-                try:
-                    page = next(pages)
-                except UpstreamError as error:
-                    permit.failed(error)
-                    raise
+                page = next(pages)
             for row in page.rows:
                 unseen.pop(row.order_id, None)
             yield self._of_page(page, watched, listed_at)
@@ -153,7 +149,7 @@ class OrderList:
         return Compared(None, now, [one for one in found if one is not None], [], list(old))
 
     def _read(self, order_ids: Iterable[str]) -> list[LocalCopy | None]:
-        return LocalCopies(self.redis).read([OrderKey(self.company_id, order_id) for order_id in order_ids])
+        return Archive(self.redis).copies([OrderKey(self.company_id, order_id) for order_id in order_ids])
 
     def _permit(self) -> Permit:
         reason = ""

@@ -6,7 +6,7 @@ import pytest
 
 from app.ids import OrderKey
 from app.ledger import keys, policy
-from app.ledger.orders import LocalCopies
+from app.ledger.orders import Archive
 from app.ledger.record import State
 from app.ledger.work import Dispatched
 from app.times import from_ms
@@ -180,7 +180,7 @@ def test_a_discarded_order_is_not_pending_and_expires_until_a_new_event(letters:
     assert (explained.code, "discarded by hand" in explained.out) == (1, True)
     assert len(letters.run_command("orders", "list", "--state", "discarded", "--json").objects) == 1
     # reconcile does not fetch it either.
-    (held,) = LocalCopies(letters.redis).read([order(1)])
+    (held,) = Archive(letters.redis).copies([order(1)])
     assert held is not None
     assert (held.pending, held.dead) == (False, "discarded")
 

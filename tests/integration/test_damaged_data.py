@@ -12,7 +12,7 @@ from app.errors import NotRecorded, OtherSchema
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.due_check import LEAST_KEYS, DueCheck
-from app.ledger.orders import LocalCopies
+from app.ledger.orders import Archive
 from app.ledger.redis import VERSION
 from app.ledger.work import Delivery, Fetch
 from app.replay import Plans
@@ -117,7 +117,7 @@ def test_a_replay_skips_it_and_the_dispatcher_reports_it(shop: Lab, broken: Orde
 
 def test_reconciling_reads_it_as_pending(shop: Lab, broken: OrderKey) -> None:
     """A request would not help: an operator must look at its keys."""
-    copies = LocalCopies(shop.redis).read([broken, ONE])
+    copies = Archive(shop.redis).copies([broken, ONE])
 
     assert [copy is not None and copy.pending for copy in copies] == [True, False]
 
@@ -127,7 +127,7 @@ def test_content_of_another_type_is_read_as_missing(shop: Lab) -> None:
     shop.redis.delete(keys.content(ONE))
     shop.redis.hset(keys.content(ONE), "another", "program")
 
-    (copy,) = LocalCopies(shop.redis).read([ONE])
+    (copy,) = Archive(shop.redis).copies([ONE])
 
     assert copy is not None
     assert copy.content is None

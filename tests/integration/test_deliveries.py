@@ -90,11 +90,11 @@ class TestFailing:
     @pytest.mark.parametrize("outcome", ["succeeded", "retry", "dead"])
     def test_a_repeated_complete_counts_once(self, fetched: Lab, outcome: DeliveryOutcome) -> None:
         delivery = fetched.deliver(outcome)
-        record = fetched.record()
+        record, history = fetched.record(), fetched.redis.lrange(keys.history(ONE), 0, -1)
 
         fetched.complete_delivery(delivery, outcome)
 
-        assert fetched.record() == record
+        assert (fetched.record(), fetched.redis.lrange(keys.history(ONE), 0, -1)) == (record, history)
 
     def test_a_repeated_acquire_is_the_same_attempt(self, fetched: Lab) -> None:
         first, again = fetched.start_delivery(worker="a"), fetched.start_delivery(worker="a")

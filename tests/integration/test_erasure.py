@@ -18,7 +18,7 @@ from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
 from app.ledger import keys, policy
-from app.ledger.orders import LocalCopies
+from app.ledger.orders import Archive
 from app.reconcile.compare import compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.replay import Plans
@@ -142,7 +142,7 @@ class TestTheNextStep:
         shop.accept_and_fetch()
         Checkpoint(shop.redis, ONE.company_id).watch([ONE.order_id], shop.now)
         erase(shop)
-        (copy,) = LocalCopies(shop.redis).read([ONE])
+        (copy,) = Archive(shop.redis).copies([ONE])
         row = Summary(order_id=Guid(ONE.order_id), status=status, job_id="another")
 
         assert compare(ONE.company_id, row, copy, unsettled_since=0, now=shop.now, oldest=0) is None

@@ -186,6 +186,15 @@ def test_an_exception_in_the_block_counts_as_a_failure_and_releases_the_permit(k
     assert key.denied().reason == "breaker_open"
 
 
+def test_a_release_that_is_repeated_counts_one_failure(key: Key) -> None:
+    """Its answer was lost, so the worker releases the permit again."""
+    permit = key.acquire()
+    for _ in range(policy.BREAKER_FAILURES):
+        permit.failed(FAILURE)
+
+    key.acquire()
+
+
 def test_each_probe_that_fails_doubles_the_wait_up_to_five_minutes(key: Key) -> None:
     waits = []
     for _ in range(7):

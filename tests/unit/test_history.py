@@ -76,5 +76,5 @@ def test_each_entry_is_packed_as_kind_time_and_values_and_described_in_words(ent
 def test_an_unreadable_entry_is_shown_as_its_bytes(packed: bytes) -> None:
     found = parse_entry(packed)
 
-    assert found == Unread(packed.decode(errors="replace"))
+    assert found == Unread(0, packed.decode(errors="replace"))
     assert describe(found) == found.text

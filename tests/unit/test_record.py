@@ -52,6 +52,7 @@ def test_the_state_of_an_order(values: dict[str, str], state: State) -> None:
         ({"last_event_status": "Draft", "last_event_at": BEFORE}, "Draft"),
         ({"last_event_status": "Draft", "last_event_at": BEFORE, "status": "Issued", "fetched_at": JUST_NOW}, "Issued"),
         ({"last_event_status": "Error", "last_event_at": JUST_NOW, "status": "Issued", "fetched_at": BEFORE}, "Error"),
+        ({"last_event_status": "Draft", "last_event_at": BEFORE, "fetched_at": JUST_NOW}, "Draft"),
         ({"status": "Issued", "fetched_at": BEFORE}, "Issued"),
         ({}, ""),
     ],

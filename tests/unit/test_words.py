@@ -46,7 +46,7 @@ RETIRED: Final = {
     r"\bWatchman\b|\bclass Watch\b|\bWatch\(|\bonset\b|\bSigns?\b": "AlertEvaluator, AlertState, rules",
     r"\b[Vv]itals?\b|\bVitalSigns\b|\bvital_signs\b|\bpulses?\b": "snapshot",
     r"\b[Tt]ally\b": "CounterBuffer",
-    r"\b(?:Turns|Survey|Holdings)\b": "schedule, comparison, LocalCopies",
+    r"\b(?:Turns|Survey|Holdings)\b": "schedule, comparison, LocalCopy",
     r"\b(?:Letters|Lack|Sight)\b": "selection, Outstanding, SubscriptionStatus",
     r"\b(?:Room|Guest)\b": "ConnectionRegistry, Connection",
     r"\bEstate\b|\bclass Census\b": "WorkerRecovery, Heartbeat",

@@ -1,9 +1,10 @@
 -- complete_delivery: a delivery ended. The worker then acquires the next one.
 --
 -- What failed ends the job (RQ's time limit strikes once a job), so the order is due at once for its other sinks.
+-- Repeated by a worker that did not get the answer, it changes nothing.
 -- a  order (member), worker, sink, revision, outcome (succeeded, retry, dead), wait ms (until the next attempt), reason,
 --    duration_ms
-redis.call('DEL', prefix .. 'claim:' .. a.worker)
+local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
 local o = load(a.order, {'generation', 'revision', 'delivery_worker'})
 if redis.call('EXISTS', o.record) == 0 then
   return 0
@@ -13,7 +14,9 @@ local is_mine = o.delivery_worker == a.worker
 if is_mine then
   redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker', a.sink .. ':crashes')
 end
-append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.reason, a.duration_ms)
+if is_first_call then
+  append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.reason, a.duration_ms)
+end
 if o.revision < a.revision then
   -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.
   return 0

@@ -6,7 +6,7 @@
 -- Returns {ms until the key may be used again (0 = now), 1 if this opened the breaker}.
 local limiter, permits = prefix .. 'limiter:' .. a.key, prefix .. 'permits:' .. a.key
 local wakeups, breaker = prefix .. 'wakeups:' .. a.key, prefix .. 'breaker:' .. a.breaker
-local ended, holder = {a.permit}, '-' .. a.worker .. '-'
+local ended, held, holder = {a.permit}, 0, '-' .. a.worker .. '-'
 if a.permit == '' then
   ended = {}
   for _, permit in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
@@ -21,7 +21,7 @@ if a.permit == '' then
   end
 end
 for _, permit in ipairs(ended) do
-  redis.call('ZREM', permits, permit)
+  held = held + redis.call('ZREM', permits, permit)
   redis.call('RPUSH', wakeups, 1)
 end
 if #ended > 0 then
@@ -42,10 +42,11 @@ elseif a.outcome == 'answered' then
 end
 local b = redis.call('HMGET', breaker, 'open_until', 'open_ms')
 local open_until, opened = tonumber(b[1] or '0'), 0
-local failures = redis.call('HINCRBY', breaker, 'failures', 1)
+-- Called again by a worker that did not get the answer, it counts no second failure.
+local failures = held > 0 and redis.call('HINCRBY', breaker, 'failures', 1) or 0
 redis.call('PEXPIRE', breaker, 86400000)
 -- Requests that fail while it is open had started before: they do not extend it.
-if open_until <= now and (a.outcome == 'fault' or open_until > 0 or failures >= a.failures) then
+if held > 0 and open_until <= now and (a.outcome == 'fault' or open_until > 0 or failures >= a.failures) then
   local open_ms = math.min(math.max(tonumber(b[2] or '0') * 2, a.first_open), a.longest_open)
   open_until, opened = now + open_ms, 1
   redis.call('HSET', breaker, 'open_until', open_until, 'open_ms', open_ms)
