@@ -59,27 +59,20 @@ class Site:
     id: str
     client: httpx.Client
 
-    def create(self, reference: str, path: str = "/channelManager", **fields: Any) -> dict[str, Any]:
-        response = self.client.post(path, json=order_body(PARTNER, reference, **fields))
-        assert response.status_code == 201, response.text
-        order: dict[str, Any] = response.json()
-        return order
+    def create(self, reference: str, query: str = "", **fields: Any) -> Any:
+        body = order_body(PARTNER, reference, **fields)
+        return self.client.post(f"/channelManager{query}", json=body).raise_for_status().json()
 
-    def get(self, order_id: str) -> dict[str, Any]:
-        response = self.client.get(f"/channelManager/{order_id}")
-        assert response.status_code == 200, response.text
-        order: dict[str, Any] = response.json()
-        return order
+    def get(self, order_id: str) -> Any:
+        return self.client.get(f"/channelManager/{order_id}").raise_for_status().json()
 
     def codes(self, order_id: str, calls: int = 1) -> list[int]:
         return [self.client.get(f"/channelManager/{order_id}").status_code for _ in range(calls)]
 
-    def settled(self, order: dict[str, Any]) -> dict[str, Any]:
-        def settled() -> dict[str, Any] | None:
-            found = self.get(order["orderId"])
-            return found if found["status"] in {"Issued", "Draft", "Error"} else None
-
-        return eventually(settled, what=f"{order['orderId']} has settled") or {}
+    def settled(self, reference: str, **fields: Any) -> Any:
+        order_id = self.create(reference, **fields)["orderId"]
+        eventually(lambda: self.counts(order_id)["settlements"], what=f"{order_id} has settled")
+        return self.get(order_id)
 
     def bulk(self, **fields: Any) -> list[str]:
         body = {"tenant": self.tenant, "environment": ADDRESS[0], "company": ADDRESS[1], "partner_id": PARTNER}
@@ -181,7 +174,7 @@ def test_the_same_seed_makes_the_same_ids_numbers_and_faults() -> None:
     def run(seed: int) -> list[Any]:
         with start(seed=seed) as sandbox, client_of(sandbox, "same") as client:
             site = Site(sandbox, "same", "", client)
-            order = site.create("r", "/channelManager?sync=1", payment_reference="p", items=["PKG1"])
+            order = site.create("r", "?sync=1", payment_reference="p", items=["PKG1"])
             wallet = order["items"][0]["wallets"][0]
             sandbox.admin("POST", "faults", {"kind": "status", "rate": 0.5})
             codes = site.codes(UNKNOWN_ORDER, calls=20)
@@ -229,7 +222,7 @@ def test_an_order_settles_in_the_background_with_empty_wallets_until_it_is_issue
 
 
 def test_item_numbers_decide_the_wallets_and_their_contents(site: Site) -> None:
-    order = site.create("r", "/channelManager?sync=1", quantity=3, items=["PKG-1", "GRP-1", "CPN-1"])
+    order = site.create("r", "?sync=1", quantity=3, items=["PKG-1", "GRP-1", "CPN-1"])
 
     package, group, coupon = order["items"]
     assert [len(item["wallets"]) for item in order["items"]] == [3, 1, 3]
@@ -239,13 +232,6 @@ def test_item_numbers_decide_the_wallets_and_their_contents(site: Site) -> None:
     assert [asset["type"] for asset in coupon["wallets"][2]["assets"]] == ["coupon"]
 
 
-def test_paths_ignore_case_and_take_both_encodings_of_a_space(site: Site) -> None:
-    [order_id] = site.bulk()
-    for company in ("Museum%20%26%20Co", "Museum+%26+Co"):
-        url = f"{site.sandbox.url}/{site.tenant}/Production/{company}/CHANNELmanager/{{{order_id.upper()}}}"
-        assert order_id == site.client.get(url).json()["orderId"]
-
-
 @pytest.mark.parametrize(
     ("method", "path", "change", "status", "code", "message"),
     [
@@ -253,17 +239,10 @@ def test_paths_ignore_case_and_take_both_encodings_of_a_space(site: Site) -> Non
         ("GET", "/channelManager/no-guid", {}, 400, "generic_error", "Invalid order id"),
         ("GET", "/channelManager/orders/no-guid", {}, 400, "generic_error", "Invalid partnerId"),
         ("GET", f"{LIST}?sync=maybe", {}, 400, "generic_error", "type Boolean"),
-        ("GET", f"{LIST}?sync=true&lastRowVersion=x", {}, 400, "generic_error", "type Integer"),
-        ("GET", f"{LIST}?pageKey=!!", {}, 400, "generic_error", "not a valid Base-64 string"),
         ("PUT", "/channelManager", {}, 404, "resource_not_found", "API endpoint not found Not Found"),
         ("OPTIONS", "/channelManager", {}, 400, "unsupported_http_method", "Http method OPTIONS is not supported"),
         ("POST", "/channelManager", {"partnerId": "x"}, 400, "generic_error", "Invalid partnerId"),
-        ("POST", "/channelManager", {"sellToOrderReference": ""}, 400, "generic_error", "sellToOrderReference"),
         ("POST", "/channelManager", {"items": []}, 400, "generic_error", "items"),
-        ("POST", "/channelManager", {"items": [{}]}, 400, "generic_error", "itemNumber"),
-        ("POST", "/channelManager?sync=1", {"items": [{}]}, 400, "generic_error", "itemNumber"),
-        ("POST", "/webhook", {"notificationUrl": "u"}, 400, "generic_error", "eventName"),
-        ("DELETE", "/webhook/x", {}, 404, "resource_not_found", "Subscription 'x' Not Found"),
     ],
 )
 def test_a_wrong_call_is_answered_with_a_code_and_a_message(
@@ -276,7 +255,7 @@ def test_a_wrong_call_is_answered_with_a_code_and_a_message(
 
 
 def test_a_reference_is_used_once_unless_its_order_is_in_error(site: Site) -> None:
-    failed = site.settled(site.create("r", items=["FAIL-1"]))
+    failed = site.settled("r", items=["FAIL-1"])
 
     site.create("R ", payment_reference="p")
 
@@ -286,13 +265,13 @@ def test_a_reference_is_used_once_unless_its_order_is_in_error(site: Site) -> No
 
 def test_confirming_and_issuing_inside_a_call_send_no_event(site: Site, receiver: Receiver) -> None:
     site.subscribe(receiver)
-    draft = site.settled(site.create("r-1"))
+    draft = site.settled("r-1")
     path = f"/channelManager/{draft['orderId']}/CONFIRM"
 
     refused, first, again = [
         site.client.post(path, json=body) for body in ({}, {"paymentReference": "pay-9"}, {"paymentReference": "other"})
     ]
-    issued = site.create("r-2", "/channelManager?sync=true", payment_reference="p")
+    issued = site.create("r-2", "?sync=true", payment_reference="p")
     failed = site.client.post("/channelManager?sync=1", json=order_body(PARTNER, "r-3", items=["FAIL-1"]))
 
     confirmed = first.json()
@@ -302,22 +281,6 @@ def test_confirming_and_issuing_inside_a_call_send_no_event(site: Site, receiver
     assert (refused.status_code, issued["status"], failed.status_code) == (400, "Issued", 400)
     site.wait_delivered()
     assert receiver.statuses() == ["Draft"]
-
-
-def test_a_replaced_order_settles_again_with_new_tickets_under_the_same_ids(site: Site, receiver: Receiver) -> None:
-    site.subscribe(receiver)
-    first = site.settled(site.create("r"))
-
-    body = order_body(PARTNER, "r", payment_reference="p")
-    replaced = site.client.put(f"/channelManager/{first['orderId']}", json=body).json()
-    second = site.settled(first)
-
-    assert [one["status"] for one in (first, replaced, second)] == ["Draft", "Submitted", "Issued"]
-    same = ("orderId", "buyFromOrderReference", "receivedAt", "partnerId")
-    assert [first[name] for name in same] == [second[name] for name in same]
-    assert second["items"][0]["wallets"] != first["items"][0]["wallets"]
-    site.wait_delivered()
-    assert (receiver.statuses(), site.counts(first["orderId"])["settlements"]) == (["Draft", "Issued"], 2)
 
 
 @pytest.mark.parametrize(
@@ -341,31 +304,17 @@ def test_an_order_cannot_be_changed_in_every_status(
     assert site.get(order_id)["status"] == status
 
 
-@pytest.mark.parametrize(("status", "afterwards"), [("Draft", 404), ("Error", 404), ("Issued", 200)])
-def test_a_deleted_order_stays_only_if_it_was_issued(site: Site, status: str, afterwards: int) -> None:
-    [order_id] = site.bulk(mix={status: 1})
-
-    deleted = site.client.delete(f"/channelManager/{order_id}").json()
-
-    assert (deleted["status"], deleted["items"], [afterwards]) == ("Cancelled", [], site.codes(order_id))
-
-
 @pytest.mark.parametrize("sync", ["false", "true"])
-def test_the_list_has_the_fields_of_upstream_and_pages_follow_the_key(site: Site, sync: str) -> None:
-    made = site.bulk(count=5)
+def test_a_page_of_the_list_has_the_fields_of_upstream(site: Site, sync: str) -> None:
+    site.bulk()
     site.bulk(partner_id=OTHER_PARTNER)
-    pages = [site.client.get(LIST, params={"sync": sync, "pageSize": 2}).json()]
-    while key := pages[-1]["nextPageKey"]:
-        assert re.fullmatch("[A-Za-z0-9_-]+", key)
-        pages.append(site.client.get(LIST, params={"pageKey": key, "pageSize": 2}).json())
 
-    assert [(len(page["data"]), page["morePages"]) for page in pages] == [(2, True), (2, True), (1, False)]
-    assert sorted(made) == sorted(row["orderId"] for page in pages for row in page["data"])
-    assert (pages[0]["nextPageURL"].startswith("https://api.npretail.app/"), pages[2]["nextPageURL"]) == (True, "")
+    page = site.client.get(LIST, params={"sync": sync}).json()
+
     expected = fixture("list-page.json")
     if sync == "false":
         del expected["data"][0]["rowVersion"]
-    assert shape(expected) == shape(pages[2])
+    assert shape(expected) == shape(page)
 
 
 # -- webhooks --
@@ -375,7 +324,7 @@ def test_the_list_has_the_fields_of_upstream_and_pages_follow_the_key(site: Site
 def test_an_event_has_the_wrapper_of_the_settings(site: Site, receiver: Receiver, wrapper: str) -> None:
     site.change(shape=wrapper)
     site.subscribe(receiver)
-    order = site.settled(site.create("r"))
+    order = site.settled("r")
 
     site.wait_delivered()
 
@@ -405,34 +354,16 @@ def test_only_active_subscriptions_to_the_event_get_it(site: Site, receiver: Rec
     assert site.client.get(f"/webhook/{on}").json() == listed | {"value": [listed["value"][1]]}
 
 
-@pytest.mark.parametrize(("attempts", "codes", "accepted"), [(1, [503], 0), (0, [503, 500, 401], 1)])
-def test_a_delivery_has_as_many_attempts_as_the_settings_allow(
-    site: Site, receiver: Receiver, attempts: int, codes: list[int], accepted: int
-) -> None:
-    site.change(attempts=attempts, attempt_every=0.01)
-    receiver.codes = list(codes)
+def test_a_delivery_is_repeated_as_the_settings_allow(site: Site, receiver: Receiver) -> None:
+    site.change(attempts=0, attempt_every=0.01)
+    receiver.codes = [503, 401]
     site.subscribe(receiver)
     [order_id] = site.bulk(events=1)
 
     site.wait_delivered()
 
-    assert site.stats()["deliveries"] == {str(code): 1 for code in [*codes, *[200] * accepted]}
-    assert receiver.bodies == [receiver.bodies[0]] * (len(codes) + accepted)
-    assert (site.counts(order_id)["fired"], site.counts(order_id)["accepted"]) == (1, accepted)
-
-
-def test_an_event_is_fired_again_with_the_same_or_a_new_timestamp(site: Site, receiver: Receiver) -> None:
-    site.subscribe(receiver)
-    [order_id] = site.bulk(mix={"Draft": 1}, events=1)
-    site.sandbox.admin("POST", "settle", {"order_id": order_id, "status": "Issued"})
-
-    site.sandbox.admin("POST", "fire", {"order_id": order_id, "timestamp": "last", "times": 2})
-    site.sandbox.admin("POST", "fire", {"order_id": order_id, "company_id": site.id})
-
-    site.wait_delivered()
-    assert receiver.statuses() == ["Draft", "Draft", "Draft", "Issued"]
-    assert len({event["timestamp"] for event in receiver.events}) == 2
-    assert site.counts(order_id)["fired"] == 4
+    assert (site.stats()["deliveries"], receiver.events) == ({"503": 1, "401": 1, "200": 1}, receiver.events[:1] * 3)
+    assert (site.counts(order_id)["fired"], site.counts(order_id)["accepted"]) == (1, 1)
 
 
 def test_faults_of_events_repeat_delay_spoil_and_lose_them(site: Site, receiver: Receiver) -> None:
@@ -496,12 +427,10 @@ def test_the_window_of_a_key_slides(site: Site) -> None:
 @pytest.mark.parametrize(
     ("rule", "status", "body", "retry_after"),
     [
-        ({"kind": "status", "status": 429}, 429, "Status 429", None),
         ({"kind": "status", "status": 429, "retry_after": 2}, 429, "Status 429", "2"),
         ({"kind": "status", "message": "down"}, 503, "down", None),
         ({"kind": "status", "status": 403}, 403, '"generic_error"', None),
         ({"kind": "status", "status": 404}, 404, '"resource_not_found"', None),
-        ({"kind": "status", "status": 404, "code": "saas_company_not_found"}, 404, '"saas_company_not_found"', None),
         ({"kind": "hang", "seconds": 0.1}, 408, '"server_timeout"', None),
         ({"kind": "rubbish"}, 200, "<html>", None),
     ],
@@ -559,21 +488,17 @@ def test_rules_are_listed_removed_and_replaced(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body"),
+    ("path", "body"),
     [
-        ("POST", "faults", {"kind": "explode"}),
-        ("POST", "faults", {"kind": "status", "statsu": 500}),
-        ("POST", "orders", {"cuont": 3}),
-        ("POST", "companies", {"id": "x", "name": "n", "tenant": "t", "environment": "e"}),
-        ("POST", "fire", {"order_id": UNKNOWN_ORDER, "when": "now"}),
-        ("PATCH", "settings", {"slots": 0}),
+        ("faults", {"kind": "explode"}),
+        ("faults", {"kind": "status", "statsu": 500}),
+        ("orders", {"cuont": 3}),
+        ("fire", {"order_id": UNKNOWN_ORDER, "when": "now"}),
     ],
 )
-def test_the_admin_api_refuses_unknown_fields_and_values(
-    running: Sandbox, method: str, path: str, body: dict[str, Any]
-) -> None:
+def test_the_admin_api_refuses_unknown_fields_and_values(running: Sandbox, path: str, body: dict[str, Any]) -> None:
     with pytest.raises(httpx.HTTPStatusError, match="400"):
-        running.admin(method, path, body)
+        running.admin("POST", path, body)
 
 
 def test_bulk_orders_have_the_mix_and_the_ids_of_the_request_in_each_company(site: Site) -> None:
