@@ -1,7 +1,4 @@
-"""The simulated Channel Manager behaves like the real one: orders, the list, webhooks, limits and faults.
-
-Not here: declared companies and their keys (test_cli_check), the rows that changed since a rowVersion (test_reconcile).
-"""
+"""The simulated Channel Manager behaves like the real one: orders, the list, webhooks, limits and faults."""
 
 from __future__ import annotations
 
@@ -24,9 +21,7 @@ from app.dev.sandbox.process import Sandbox, start
 from app.dev.sandbox.submission import order_body
 from tests.eventually import eventually
 
-FIXTURES = Path(__file__).parent.parent / "fixtures"
 PARTNER = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
-OTHER_PARTNER = "31e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
 UNKNOWN_ORDER = "00000000-0000-4000-8000-000000000001"
 UNKNOWN = f"/channelManager/{UNKNOWN_ORDER}"
 LIST = f"/channelManager/orders/{PARTNER}"
@@ -45,9 +40,6 @@ class Receiver:
     @property
     def events(self) -> list[dict[str, Any]]:
         return [event for body in self.bodies for event in body.get("value", body.get("values", [body]))]
-
-    def statuses(self) -> list[str]:
-        return sorted(event["payload"]["status"] for event in self.events)
 
 
 @dataclass(frozen=True)
@@ -152,10 +144,7 @@ def shape(value: Any) -> Any:
 
 
 def fixture(name: str) -> Any:
-    return json.loads((FIXTURES / name).read_text())
-
-
-# -- the process --
+    return json.loads((Path(__file__).parents[1] / "fixtures" / name).read_text())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -213,12 +202,11 @@ def test_an_order_settles_in_the_background_with_empty_wallets_until_it_is_issue
 
     assert [*seen] == ["Submitted", "Scheduled", "Processing", "Issued"]
     last = seen.pop("Issued")
-    assert (last["sellToOrderReference"], last["paymentReference"], "manifestUrl" in last) == ("R", "PAY-1", True)
+    assert (last["sellToOrderReference"], last["paymentReference"]) == ("R", "PAY-1")
     for found in seen.values():
         wallets = found["items"][0]["wallets"]
         assert [(wallet["issuedAt"], wallet["assets"]) for wallet in wallets] == [("", [])] * 2
         assert [wallet["externalReferenceNumber"] for wallet in wallets] == ["r-31001-1", "r-31001-2"]
-        assert "manifestUrl" not in found
 
 
 def test_item_numbers_decide_the_wallets_and_their_contents(site: Site) -> None:
@@ -237,30 +225,23 @@ def test_item_numbers_decide_the_wallets_and_their_contents(site: Site) -> None:
     [
         ("GET", UNKNOWN, {}, 404, "resource_not_found", f"Order '{{{UNKNOWN_ORDER}}}' not found Not Found"),
         ("GET", "/channelManager/no-guid", {}, 400, "generic_error", "Invalid order id"),
-        ("GET", "/channelManager/orders/no-guid", {}, 400, "generic_error", "Invalid partnerId"),
         ("GET", f"{LIST}?sync=maybe", {}, 400, "generic_error", "type Boolean"),
         ("PUT", "/channelManager", {}, 404, "resource_not_found", "API endpoint not found Not Found"),
         ("OPTIONS", "/channelManager", {}, 400, "unsupported_http_method", "Http method OPTIONS is not supported"),
         ("POST", "/channelManager", {"partnerId": "x"}, 400, "generic_error", "Invalid partnerId"),
         ("POST", "/channelManager", {"items": []}, 400, "generic_error", "items"),
+        ("POST", "/channelManager", {}, 400, "generic_error", "sellToOrderReference 'R' already exists"),
     ],
 )
 def test_a_wrong_call_is_answered_with_a_code_and_a_message(
     site: Site, method: str, path: str, change: dict[str, Any], status: int, code: str, message: str
 ) -> None:
+    site.create("r ")
+
     response = site.client.request(method, path, json=order_body(PARTNER, "r") | change)
 
     assert (status, code) == (response.status_code, response.json()["code"])
     assert message in response.json()["message"]
-
-
-def test_a_reference_is_used_once_unless_its_order_is_in_error(site: Site) -> None:
-    failed = site.settled("r", items=["FAIL-1"])
-
-    site.create("R ", payment_reference="p")
-
-    assert (failed["status"], site.codes(failed["orderId"])) == ("Error", [404])
-    assert site.client.post("/channelManager", json=order_body(PARTNER, "r")).status_code == 400
 
 
 def test_confirming_and_issuing_inside_a_call_send_no_event(site: Site, receiver: Receiver) -> None:
@@ -280,7 +261,7 @@ def test_confirming_and_issuing_inside_a_call_send_no_event(site: Site, receiver
     assert draft["items"][0]["wallets"][0]["assets"] == confirmed["items"][0]["wallets"][0]["assets"]
     assert (refused.status_code, issued["status"], failed.status_code) == (400, "Issued", 400)
     site.wait_delivered()
-    assert receiver.statuses() == ["Draft"]
+    assert [event["payload"]["status"] for event in receiver.events] == ["Draft"]
 
 
 @pytest.mark.parametrize(
@@ -292,29 +273,23 @@ def test_confirming_and_issuing_inside_a_call_send_no_event(site: Site, receiver
         ("DELETE", "", "Submitted", "Order is mid-flight (status Submitted); retry once it has settled."),
     ],
 )
-def test_an_order_cannot_be_changed_in_every_status(
-    site: Site, method: str, path: str, status: str, message: str
-) -> None:
+def test_a_change_in_the_wrong_status_is_refused(site: Site, method: str, path: str, status: str, message: str) -> None:
     [order_id] = site.bulk(mix={status: 1})
     body = order_body(PARTNER, "another", payment_reference="p")
 
     answer = site.client.request(method, f"/channelManager/{order_id}{path}", json=body)
 
     assert (400, message) == (answer.status_code, answer.json()["message"])
-    assert site.get(order_id)["status"] == status
 
 
-@pytest.mark.parametrize("sync", ["false", "true"])
-def test_a_page_of_the_list_has_the_fields_of_upstream(site: Site, sync: str) -> None:
+def test_a_page_of_the_list_has_the_fields_of_upstream(site: Site) -> None:
     site.bulk()
-    site.bulk(partner_id=OTHER_PARTNER)
+    site.bulk(partner_id=None)
 
-    page = site.client.get(LIST, params={"sync": sync}).json()
+    page, without_versions = [site.client.get(LIST, params={"sync": sync}).json() for sync in ("true", "false")]
 
-    expected = fixture("list-page.json")
-    if sync == "false":
-        del expected["data"][0]["rowVersion"]
-    assert shape(expected) == shape(page)
+    assert shape(fixture("list-page.json")) == shape(page)
+    assert page["data"] == [without_versions["data"][0] | {"rowVersion": page["data"][0]["rowVersion"]}]
 
 
 # -- webhooks --
@@ -338,51 +313,45 @@ def test_an_event_has_the_wrapper_of_the_settings(site: Site, receiver: Receiver
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{7}Z", event["timestamp"])
 
 
-def test_only_active_subscriptions_to_the_event_get_it(site: Site, receiver: Receiver) -> None:
+def test_only_active_subscriptions_to_the_event_get_it_until_they_acknowledge_it(
+    site: Site, receiver: Receiver
+) -> None:
+    site.change(attempts=0, attempt_every=0.01)
+    receiver.codes = [503, 401]
     off, deleted, on = [site.subscribe(receiver, secret) for secret in ("off", "deleted", "on")]
     other = site.subscribe(receiver, "other", event="other")
     site.sandbox.admin("PATCH", f"subscriptions/{off}", {"state": "Disabled"})
     codes = [site.client.delete(f"/webhook/{deleted}").status_code for _ in range(2)]
 
-    site.bulk(events=1)
+    [order_id] = site.bulk(events=1)
 
     site.wait_delivered()
-    assert ([event["clientState"] for event in receiver.events], codes) == (["on"], [204, 404])
+    assert ([event["clientState"] for event in receiver.events], codes) == (["on"] * 3, [204, 404])
+    assert site.stats()["deliveries"] == {"503": 1, "401": 1, "200": 1}
+    assert (site.counts(order_id)["fired"], site.counts(order_id)["accepted"]) == (1, 1)
     listed = site.client.get("/webhook").json()
     shown = [(one["id"], one["clientState"], one["subscriptionState"]) for one in listed["value"]]
     assert shown == [(off, "off", "Disabled"), (on, "on", "Active"), (other, "other", "Active")]
     assert site.client.get(f"/webhook/{on}").json() == listed | {"value": [listed["value"][1]]}
 
 
-def test_a_delivery_is_repeated_as_the_settings_allow(site: Site, receiver: Receiver) -> None:
-    site.change(attempts=0, attempt_every=0.01)
-    receiver.codes = [503, 401]
-    site.subscribe(receiver)
-    [order_id] = site.bulk(events=1)
-
-    site.wait_delivered()
-
-    assert (site.stats()["deliveries"], receiver.events) == ({"503": 1, "401": 1, "200": 1}, receiver.events[:1] * 3)
-    assert (site.counts(order_id)["fired"], site.counts(order_id)["accepted"]) == (1, 1)
-
-
 def test_faults_of_events_repeat_delay_spoil_and_lose_them(site: Site, receiver: Receiver) -> None:
     site.subscribe(receiver)
     kinds = ("duplicate", "late", "bad_secret", "lost", "none")
-    orders = dict(zip(kinds, site.bulk(count=len(kinds)), strict=True))
-    for kind in kinds[:-1]:
-        site.fault(kind=kind, order_id=orders[kind], seconds=0.3)
-    for order_id in orders.values():
+    kind_of = dict(zip(site.bulk(count=len(kinds)), kinds, strict=True))
+    for order_id, kind in kind_of.items():
+        if kind != "none":
+            site.fault(kind=kind, order_id=order_id, seconds=0.3)
         site.sandbox.admin("POST", "fire", {"order_id": order_id})
 
     site.wait_delivered()
 
-    by_order = {kind: [e for e in receiver.events if e["payload"]["orderId"] == orders[kind]] for kind in kinds}
-    assert [len(by_order[kind]) for kind in kinds] == [2, 1, 1, 0, 1]
-    assert by_order["duplicate"][0] == by_order["duplicate"][1]
-    assert receiver.events[-1] == by_order["late"][0]
-    assert by_order["late"][0]["timestamp"] < by_order["none"][0]["timestamp"]
-    assert [by_order[kind][0]["clientState"] == SECRET for kind in ("bad_secret", "none")] == [False, True]
+    got = [(kind_of[one["payload"]["orderId"]], one["clientState"] == SECRET) for one in receiver.events]
+    once = [("bad_secret", False), ("duplicate", True), ("late", True), ("none", True)]
+    assert (sorted(got), got[-1]) == (sorted([*once, ("duplicate", True)]), ("late", True))
+    # A repeated event has the same timestamp, a late one that of its moment.
+    times = [event["timestamp"] for event in receiver.events]
+    assert (len(set(times)), sorted(set(times)).index(times[-1])) == (4, 1)
     assert site.stats()["events"]["lost"] == 1
 
 
@@ -433,6 +402,8 @@ def test_the_window_of_a_key_slides(site: Site) -> None:
         ({"kind": "status", "status": 404}, 404, '"resource_not_found"', None),
         ({"kind": "hang", "seconds": 0.1}, 408, '"server_timeout"', None),
         ({"kind": "rubbish"}, 200, "<html>", None),
+        ({"kind": "truncated"}, 200, '{"orderId"', None),
+        ({"kind": "wrong_order"}, 200, '{"orderId"', None),
     ],
 )
 def test_a_fault_changes_the_next_calls_of_its_company(
@@ -451,17 +422,13 @@ def test_a_fault_changes_the_next_calls_of_its_company(
     assert site.counts(order_id)["answered"] == 1
 
 
-def test_an_answer_that_a_fault_spoils_does_not_count_as_answered(site: Site) -> None:
-    truncated, cut, wrong = made = site.bulk(count=3)
-    for kind, order_id in zip(("truncated", "cut", "wrong_order"), made, strict=True):
-        site.fault(kind=kind, order_id=order_id)
+def test_a_call_whose_answer_breaks_off_does_not_count_as_answered(site: Site) -> None:
+    [order_id] = site.bulk()
+    site.fault(kind="cut")
 
-    with pytest.raises(json.JSONDecodeError):
-        site.get(truncated)
     with pytest.raises(httpx.RemoteProtocolError):
-        site.get(cut)
-    assert wrong != site.get(wrong)["orderId"]
-    assert [(site.counts(one)["gets"], site.counts(one)["answered"]) for one in made] == [(1, 0)] * 3
+        site.get(order_id)
+    assert (site.counts(order_id)["gets"], site.counts(order_id)["answered"]) == (1, 0)
 
 
 def test_a_fault_strikes_the_first_calls_of_each_order_or_lasts_a_while(site: Site) -> None:
@@ -474,28 +441,7 @@ def test_a_fault_strikes_the_first_calls_of_each_order_or_lasts_a_while(site: Si
     eventually(lambda: site.codes(made[0]) == [200], what="it is over")
 
 
-# -- the admin API --
-
-
-def test_rules_are_listed_removed_and_replaced(site: Site) -> None:
-    admin = site.sandbox.admin
-    first, second = admin("POST", "faults", [{"kind": "latency", "order_id": UNKNOWN_ORDER}, {"kind": "lost"}])
-    assert [first, second] == [rule["number"] for rule in admin("GET", "faults")]
-    assert [second] == [rule["number"] for rule in admin("DELETE", f"faults/{first}")]
-    admin("PUT", "faults", {"kind": "hang", "order_id": UNKNOWN_ORDER})
-    assert [rule["kind"] for rule in admin("GET", "faults")] == ["hang"]
-    assert admin("DELETE", "faults") == []
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("faults", {"kind": "explode"}),
-        ("faults", {"kind": "status", "statsu": 500}),
-        ("orders", {"cuont": 3}),
-        ("fire", {"order_id": UNKNOWN_ORDER, "when": "now"}),
-    ],
-)
+@pytest.mark.parametrize(("path", "body"), [("faults", {"kind": "explode"}), ("orders", {"cuont": 3})])
 def test_the_admin_api_refuses_unknown_fields_and_values(running: Sandbox, path: str, body: dict[str, Any]) -> None:
     with pytest.raises(httpx.HTTPStatusError, match="400"):
         running.admin("POST", path, body)
