@@ -1,9 +1,10 @@
-"""The service as its operators run it: Valkey, a sandbox Channel Manager, and the commands of the Procfile."""
+"""Real processes: `Web`, the web process alone, and `Service`, all commands with Valkey and a sandbox."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -13,23 +14,37 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+from uuid import uuid4
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.dev import stack
 from app.dev.processes import Process, free_port
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.submission import order_body
-from app.dev.stack import COMPANY, ENVIRONMENT, PARTNER_ID, TENANT
+from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
 from app.dev.valkey import Valkey
 from app.dev.valkey import start as start_server
+from app.ids import OrderKey
 from tests.eventually import eventually
 
 ROOT: Final = Path(__file__).parents[1]
-_HOOK: Final = "/webhooks/ota-channel-manager"
+COMPANY: Final = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
+SECRET: Final = "canary-right-client-state"
+FORMER_SECRET: Final = "canary-former-client-state"
+API_KEY: Final = "canary-api-key"
+OPS_TOKEN: Final = "canary-ops-token"
+HOOK: Final = "/webhooks/ota-channel-manager"
+
+SERVE: Final = (sys.executable, "-m", "app.cli", "serve")
+
 _READY: Final = {"web": "Application startup complete", "worker": "pool.worker_started"}
 _READY_WITHIN: Final = 20.0
 
@@ -46,6 +61,12 @@ def ask(
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _parsed(error.read())
+
+
+def accepts(port: int) -> bool:
+    """Return whether the port accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Service:
@@ -71,14 +92,14 @@ class Service:
         """Start the Channel Manager with command line options such as `"--settle-after", "1"`."""
         options = ("--settle-after", "0.1", *options)
         self.sandbox = self._parts.enter_context(sandbox_process.start(seed=seed, options=options))
-        self.company_id = self.company_id_of(COMPANY)
+        self.company_id = self.company_id_of(stack.COMPANY)
         self.variables |= {
             "CLIENT_STATE": secrets.token_hex(16),
             "NP_BASE_URL": self.sandbox.url,
             "NP_API_KEY": secrets.token_hex(16),
             "NP_TENANT": TENANT,
             "NP_ENVIRONMENT": ENVIRONMENT,
-            "NP_COMPANY": COMPANY,
+            "NP_COMPANY": stack.COMPANY,
             "NP_COMPANY_ID": self.company_id,
             "NP_PARTNER_ID": PARTNER_ID,
             "PORT": str(free_port()),
@@ -95,7 +116,7 @@ class Service:
 
     @property
     def webhook(self) -> str:
-        return self.web_url + _HOOK
+        return self.web_url + HOOK
 
     def start(self, name: str, **variables: str) -> Process:
         """Start a command of the Procfile and return once it does its work."""
@@ -121,8 +142,7 @@ class Service:
 
     def web_listens(self) -> bool:
         """Return whether the port of web accepts connections."""
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(self.variables["PORT"]))) == 0
+        return accepts(int(self.variables["PORT"]))
 
     def cli(self, *arguments: str) -> tuple[int, list[Any]]:
         """Return exit code and JSON lines of `ota-receiver ... --json`."""
@@ -153,7 +173,7 @@ class Service:
 
     def api(self, path: str) -> str:
         """Return the URL of an operation of the Channel Manager."""
-        return f"{self.sandbox.base_url(TENANT, ENVIRONMENT, COMPANY)}/{quote(path)}"
+        return f"{self.sandbox.base_url(TENANT, ENVIRONMENT, stack.COMPANY)}/{quote(path)}"
 
     @property
     def key(self) -> dict[str, str]:
@@ -173,16 +193,13 @@ class Service:
 
     def event(self, order_id: str, status: str = "Issued", **changes: Any) -> dict[str, Any]:
         """Return an event of an envelope."""
-        return {
-            "appId": "992c2309-cca4-43cb-9e41-911f482ec088",
+        ours = {
             "clientState": self.variables.get("CLIENT_STATE", ""),
             "companyId": self.company_id,
-            "companyName": COMPANY,
-            "eventName": "ota_cm_order_processed",
-            "eventVersion": "1.0",
-            "payload": {"orderId": order_id, "buyFromOrderReference": "CM-1", "status": status},
+            "companyName": stack.COMPANY,
             "timestamp": f"2026-05-15T09:30:05.{time.time_ns() % 10**7:07}Z",
-        } | changes
+        }
+        return item(order_id, status=status) | ours | changes
 
     def post(self, *events: dict[str, Any]) -> tuple[int, Any]:
         """POST the events to the webhook; return status and body."""
@@ -223,6 +240,184 @@ def service(folder: Path) -> Iterator[Service]:
     """Yield a service of which nothing runs yet; everything it starts ends with the block. Main thread only."""
     with ExitStack() as parts:
         yield Service(folder, parts)
+
+
+class Web:
+    """A running web process; `http` keeps its connections warm."""
+
+    def __init__(self, process: Process, port: int, http: httpx.Client) -> None:
+        self.process = process
+        self.port = port
+        self.http = http
+
+    def post(self, body: object, **more: Any) -> httpx.Response:
+        """POST to the webhook: bytes as they are, anything else as JSON."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.post(HOOK, content=content, **more)
+
+    def deliver(self, *items: object) -> dict[str, Any]:
+        """POST the items as `values`; return the receipt, which must come with 200."""
+        answer = self.post({"values": items})
+        assert answer.status_code == 200, answer.text
+        receipt: dict[str, Any] = answer.json()
+        return receipt
+
+    def listens(self) -> bool:
+        """Return whether the port accepts connections."""
+        return accepts(self.port)
+
+    def connect(self) -> socket.socket:
+        """Return a bare connection, for what no proper client would send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return every log line so far; raises ValueError if one is not JSON."""
+        whole = (line for line in self.process.output.splitlines(keepends=True) if line.endswith("\n"))
+        return [json.loads(line) for line in whole]
+
+    def lines_of(self, answer: httpx.Response) -> list[dict[str, Any]]:
+        """Return the log lines of one request, once its canonical line is there."""
+
+        def found() -> list[dict[str, Any]]:
+            lines = [line for line in self.lines() if line.get("request_id") == answer.headers["x-request-id"]]
+            return lines if any(line["event"] == "request" for line in lines) else []
+
+        return eventually(found, what="the canonical line of the request")
+
+    def line_of(self, answer: httpx.Response) -> dict[str, Any]:
+        """Return the canonical log line of one request."""
+        (line,) = [line for line in self.lines_of(answer) if line["event"] == "request"]
+        return line
+
+
+@contextmanager
+def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE) -> Iterator[Web]:
+    """Run the web process with `settings` until the block ends; it is ready when /healthz says 200."""
+    port = free_port()
+    env = {**os.environ, **settings, "PORT": str(port)}
+    with (
+        Process.start(program, env=env, cwd=folder, log=folder / "web.log") as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as http,
+    ):
+
+        def lives() -> bool:
+            try:
+                return http.get("/healthz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        process.wait_until(lives, 20, "/healthz says 200")
+        yield Web(process, port, http)
+
+
+def settings_of_one_company(redis_url: str) -> dict[str, str]:
+    """Return the smallest environment the service starts with."""
+    return {
+        "REDIS_URL": redis_url,
+        "CLIENT_STATE": SECRET,
+        "NP_TENANT": "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11",
+        "NP_ENVIRONMENT": "Production",
+        "NP_COMPANY": "CRONUS International Ltd.",
+        "NP_COMPANY_ID": COMPANY,
+        "NP_API_KEY": API_KEY,
+    }
+
+
+def item(order_id: object = None, **changes: Any) -> dict[str, Any]:
+    """Return one element of an envelope as documented, of a new order unless one is named.
+
+    `changes` replace fields of the element, or of its payload (`status`, `buyFromOrderReference`).
+    """
+    payload = {
+        "orderId": str(uuid4()) if order_id is None else order_id,
+        "buyFromOrderReference": "CM-20260515093000-A1B2",
+        "status": "Issued",
+    }
+    payload |= {name: changes.pop(name) for name in payload.keys() & changes.keys()}
+    whole = {
+        "appId": "992c2309-cca4-43cb-9e41-911f482ec088",
+        "clientState": SECRET,
+        "companyId": COMPANY,
+        "companyName": "CRONUS International Ltd.",
+        "eventName": "ota_cm_order_processed",
+        "eventVersion": "1.0",
+        "initiatingUserAADObjectId": "ef546153-4168-4bd5-9365-a3161608da72",
+        "payload": payload,
+        "timestamp": "2026-05-15T09:30:05Z",
+    }
+    return whole | changes
+
+
+def key_of(one: dict[str, Any]) -> OrderKey:
+    """Return the order of an item."""
+    return OrderKey(one["companyId"], one["payload"]["orderId"])
+
+
+def samples(text: str) -> dict[str, float]:
+    """Return what /metrics shows, by name and label values."""
+    return {
+        " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def post(body: bytes, *headers: str, path: str = HOOK) -> bytes:
+    """Return a POST; its length is the body's unless a header says how the body is framed."""
+    framed = any(header.partition(":")[0] in {"content-length", "transfer-encoding"} for header in headers)
+    lengths = () if framed else (f"content-length: {len(body)}",)
+    head = "\r\n".join([f"POST {path} HTTP/1.1", "host: test", *lengths, *headers, "", ""])
+    return head.encode("latin-1") + body
+
+
+def good(*more: object) -> bytes:
+    """Return a body with one good event of a new order."""
+    return json.dumps({"values": [item(), *more]}).encode()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Return everything until the other side closes; raises TimeoutError, ConnectionError."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """Return one answer, or what came of it before the connection ended; raises TimeoutError."""
+    answer = b""
+    with suppress(ConnectionError):
+        while (missing := missing_of(answer)) and (part := connection.recv(missing)):
+            answer += part
+    return answer
+
+
+def missing_of(answer: bytes) -> int:
+    """Return how many bytes an answer lacks that may be read without touching the next one."""
+    head, ended, body = answer.partition(b"\r\n\r\n")
+    if not ended:
+        return 1
+    length = re.search(rb"\ncontent-length: (\d+)", head)
+    return int(length[1]) - len(body) if length else 0
+
+
+def statuses(answers: bytes) -> list[int]:
+    """Return the status of each answer in a stream of them."""
+    return [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
+
+
+def talk(web: Web, sent: bytes) -> bytes:
+    """Return all that is answered to these bytes on a connection of their own."""
+    with web.connect() as connection:
+        connection.sendall(sent)
+        return read_all(connection)
+
+
+def rss_kb(web: Web) -> int:
+    """Return the memory of the web process in KB."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{web.process.pid}/status").read_text())
+    assert found is not None
+    return int(found[1])
 
 
 def _parsed(raw: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""A log that nobody reads, or whose reader is gone, costs lines and no order."""
+"""A log that has no reader, or loses it, costs lines and no order."""
 
 from __future__ import annotations
 

@@ -8,32 +8,50 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.integration.desk import Desk, open_desk
-from tests.integration.ledger_scenario import Scenario, open_scenario
-from tests.integration.webserver import Kept
+from app.dev.sandbox import process
+from app.dev.sandbox.process import Sandbox
+from tests.lab import API_KEY, COMPANIES, START, Lab
+from tests.lab_upstream import Upstream, fake_upstream
 
 
 @pytest.fixture
-def scenario(redis_client: Redis) -> Iterator[Scenario]:
-    """An empty ledger without sinks."""
-    with open_scenario(redis_client) as opened:
-        yield opened
+def lab(redis_client: Redis, redis_url: str, tmp_path: Path) -> Lab:
+    """An empty receiver of two companies with the sink SINK, for commands too; no upstream answers."""
+    return Lab(redis_client, redis_url, tmp_path)
 
 
 @pytest.fixture
-def shop(redis_client: Redis) -> Iterator[Scenario]:
-    """An empty ledger with the sink `shop`."""
-    with open_scenario(redis_client, "shop") as opened:
-        yield opened
+def bare(redis_client: Redis) -> Lab:
+    """An empty receiver without sinks, under a clock of the test."""
+    return Lab(redis_client, sinks=(), now=START)
 
 
 @pytest.fixture
-def kept(redis_client: Redis) -> Kept:
-    """What a test leaves in a Redis that was empty when it began."""
-    return Kept(redis_client)
+def shop(redis_client: Redis) -> Lab:
+    """An empty receiver with the sink `shop`, under a clock of the test."""
+    return Lab(redis_client, sinks=("shop",), now=START)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    """A Channel Manager that has every company that is asked for; orders settle at once."""
+    with process.start(seed=5, options=("--settle-after", "0")) as one:
+        yield one
 
 
 @pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    """Commands on an empty Redis, with the settings of two companies; no upstream answers."""
-    return open_desk(redis_client, redis_url, tmp_path)
+def connected(lab: Lab, sandbox: Sandbox) -> Lab:
+    """A lab whose commands reach the sandbox, which has no faults and only the two companies of the lab."""
+    sandbox.admin("DELETE", "faults")
+    for slug, company_id in COMPANIES.items():
+        found = {"id": company_id, "name": slug.title(), "tenant": "tenant", "environment": "Sandbox"}
+        sandbox.admin("POST", "companies", found | {"api_keys": [API_KEY]})
+    lab.base_url = sandbox.url
+    return lab
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """A Channel Manager whose every answer the test writes."""
+    with fake_upstream() as one:
+        yield one

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
-
 import pytest
 from redis import Redis
 
@@ -12,24 +9,13 @@ from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
-from app.ledger.orders import MOST_SORTED, Archive, OrderQuery, References
-from app.ledger.redis import PAGE, newest_first, oldest_first
+from app.ledger.orders import MOST_SORTED, OrderQuery, References
+from app.ledger.redis import PAGE, newest_first
 from app.times import from_ms
-from tests.clock import now_ms
-from tests.integration.desk import MUSEUM, VENUE, Desk, open_desk, order
+from tests.lab import MUSEUM, VENUE, Lab, order
 
 MANY = 2 * PAGE + 7
 BOUGHT_AS, SOLD_AS = "CM-260601081502-9F3A", "PARTNER-ORDER-2026-00042"
-
-
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
-
-
-@pytest.fixture
-def archive(redis_client: Redis) -> Archive:
-    return Archive(redis_client)
 
 
 @pytest.fixture
@@ -42,66 +28,51 @@ def log(redis_client: Redis) -> EventLog:
     return EventLog(redis_client)
 
 
-def listed(archive: Archive, query: OrderQuery, now: int = 0) -> list[OrderKey]:
-    return [record.key for record in archive.newest_first(query, from_ms(now))]
+def listed(lab: Lab, query: OrderQuery, now: int = 0) -> list[OrderKey]:
+    return [record.key for record in lab.archive.newest_first(query, from_ms(now))]
 
 
 class TestOrders:
-    def test_orders_that_changed_in_the_same_millisecond_are_each_listed_once(
-        self, desk: Desk, archive: Archive
-    ) -> None:
+    def test_orders_that_changed_in_the_same_millisecond_are_each_listed_once(self, lab: Lab) -> None:
         """More of one score than a page holds: a page boundary by score alone would loop, one by offset would skip."""
         orders = [order(number) for number in range(MANY)]
-        desk.hear(*orders, at=1_780_000_000_000)
-        desk.hear(*orders[:3], at=1_780_000_000_001)
+        lab.accept(*orders, at=1780000000000)
+        lab.accept(*orders[:3], at=1780000000001)
 
-        found = listed(archive, OrderQuery())
+        found = listed(lab, OrderQuery())
 
         assert sorted(found) == sorted(orders)
         assert sorted(found[:3]) == sorted(orders[:3])
 
     @pytest.mark.parametrize("due", [10, MOST_SORTED + 1])
-    def test_pending_orders_are_listed_by_their_last_change(self, desk: Desk, archive: Archive, due: int) -> None:
+    def test_pending_orders_are_listed_by_their_last_change(self, lab: Lab, due: int) -> None:
         """Not by their due times. They are read from `due`, or from the list of all orders where most are due."""
-        now = now_ms()
-        desk.hear(order(1), at=now - 3000)
-        desk.hear(order(2), order(3), at=now - 2000)
-        desk.hear(order(4), at=now - 1000)
-        desk.bring_home(order(3))
-        desk.redis.zrem(keys.DUE, order(3).member)
-        desk.redis.zadd(keys.DUE, {order(1).member: now + 9_000_000})
-        desk.redis.zadd(keys.DUE, {order(number).member: now for number in range(9, due + 9)})
+        now = lab.now
+        lab.accept(order(1), at=now - 3000)
+        lab.accept(order(2), order(3), at=now - 2000)
+        lab.accept(order(4), at=now - 1000)
+        lab.fetch_and_store(order(3))
+        lab.redis.zrem(keys.DUE, order(3).member)
+        lab.redis.zadd(keys.DUE, {order(1).member: now + 9_000_000})
+        lab.redis.zadd(keys.DUE, {order(number).member: now for number in range(9, due + 9)})
 
         def pending(since: int, until: int) -> list[OrderKey]:
             query = OrderQuery(state="pending", since=from_ms(now - since), until=from_ms(now - until))
-            return listed(archive, query, now)
+            return listed(lab, query, now)
 
         assert pending(3000, 0) == [order(4), order(2), order(1)]
         assert pending(2500, 1500) == [order(2)]
 
-    def test_a_list_of_few_pending_orders_reads_no_others(self, desk: Desk, archive: Archive) -> None:
+    def test_a_list_of_few_pending_orders_reads_no_others(self, lab: Lab) -> None:
         orders = [order(number) for number in range(MANY)]
-        desk.hear(*orders)
-        desk.redis.zrem(keys.DUE, *(one.member for one in orders[2:]))
-        desk.redis.config_resetstat()
+        lab.accept(*orders)
+        lab.redis.zrem(keys.DUE, *(one.member for one in orders[2:]))
+        lab.redis.config_resetstat()
 
-        found = listed(archive, OrderQuery(state="pending"))
+        found = listed(lab, OrderQuery(state="pending"))
 
         assert len(found) == 2
-        assert desk.redis.info("commandstats")["cmdstat_hgetall"]["calls"] == 2
-
-    def test_queries_select_by_state_company_and_last_change(self, desk: Desk, archive: Archive) -> None:
-        now = now_ms()
-        desk.hear(order(1), at=now - 60_000)
-        desk.hear(order(2), at=now - 1_000)
-        desk.bring_home(order(2))
-        recently = from_ms(now) - timedelta(seconds=30)
-
-        assert listed(archive, OrderQuery(state="pending"), now) == [order(1)]
-        assert listed(archive, OrderQuery(state="fetched"), now) == [order(2)]
-        assert listed(archive, OrderQuery(since=recently), now) == [order(2)]
-        assert listed(archive, OrderQuery(until=recently), now) == [order(1)]
-        assert listed(archive, OrderQuery(company_id=MUSEUM), now) == []
+        assert lab.redis.info("commandstats")["cmdstat_hgetall"]["calls"] == 2
 
     def test_an_order_that_changes_while_the_list_is_read_is_not_shown_twice(self, redis_client: Redis) -> None:
         members = [order(number).member for number in range(MANY)]
@@ -114,42 +85,14 @@ class TestOrders:
 
         assert sorted(member for member, _ in found) == sorted(members[1:])
 
-    def test_an_expired_order_does_not_end_the_list(self, desk: Desk, archive: Archive) -> None:
-        desk.hear(order(1), order(2), order(3))
-        desk.redis.delete(keys.record(order(2)))
+    def test_an_expired_order_does_not_end_the_list(self, lab: Lab) -> None:
+        lab.accept(order(1), order(2), order(3))
+        lab.redis.delete(keys.record(order(2)))
 
-        assert sorted(listed(archive, OrderQuery())) == [order(1), order(3)]
-
-    def test_an_order_is_read_as_it_was_fetched(self, desk: Desk, archive: Archive) -> None:
-        desk.hear(order(1))
-        assert archive.order(order(1)) is None
-
-        desk.bring_home(order(1))
-
-        stored = archive.order(order(1))
-        assert stored is not None
-        assert (stored.order_id, stored.status) == (order(1).order_id, "Issued")
-        assert [ticket.reference_number for ticket in stored.tickets] == ["TK-000123456", "TK-000123457"]
-
-    def test_the_same_order_id_of_two_companies_is_two_orders(self, desk: Desk, archive: Archive) -> None:
-        desk.hear(order(1), order(1, MUSEUM))
-
-        assert archive.of_companies(order(1).order_id, [VENUE, MUSEUM]) == [order(1), order(1, MUSEUM)]
-        assert archive.of_companies(order(1).order_id, [MUSEUM]) == [order(1, MUSEUM)]
-        assert archive.of_any_company(order(1).order_id) == [order(1), order(1, MUSEUM)]
-        assert archive.of_any_company(order(2).order_id) == []
+        assert sorted(listed(lab, OrderQuery())) == [order(1), order(3)]
 
 
 class TestDeadLetters:
-    def test_dead_letters_that_are_removed_while_they_are_read_hide_no_others(self, redis_client: Redis) -> None:
-        redis_client.zadd(keys.DEAD, {order(number).member: number for number in range(MANY)})
-        found = []
-        for page in oldest_first(redis_client, keys.DEAD):
-            found += page
-            redis_client.zrem(keys.DEAD, *(member for member, _ in page))
-
-        assert [score for _, score in found] == list(range(MANY))
-
     def test_an_order_that_becomes_dead_again_while_they_are_read_is_shown_once(self, redis_client: Redis) -> None:
         redis_client.zadd(keys.DEAD, {order(number).member: number for number in range(MANY)})
         letters = DeadLetters(redis_client).oldest_first(DeadQuery(until=from_ms(MANY)))
@@ -162,9 +105,9 @@ class TestDeadLetters:
 
 
 class TestEvents:
-    def test_events_are_read_in_both_directions(self, desk: Desk, log: EventLog) -> None:
+    def test_events_are_read_in_both_directions(self, lab: Lab, log: EventLog) -> None:
         orders = [order(number) for number in range(MANY)]
-        desk.hear(*orders)
+        lab.accept(*orders)
 
         assert [event.key for event in log.oldest_first(EventQuery())] == orders
         assert [event.key for event in log.newest_first(EventQuery())] == orders[::-1]
@@ -178,67 +121,49 @@ class TestEvents:
         assert found == ["2000-0", "2000-1"]
         assert [event.id for event in log.newest_first(EventQuery(until=from_ms(1999)))] == ["1000-0"]
 
-    def test_events_of_an_order_are_read_from_its_history(self, desk: Desk, log: EventLog) -> None:
-        desk.hear(order(1), status="Draft")
-        desk.hear(order(2))
-        desk.hear(order(1), status="Issued")
-
-        assert [(event.key, event.status) for event in log.of_order(order(1))] == [
-            (order(1), "Draft"),
-            (order(1), "Issued"),
-        ]
-
-    def test_unknown_and_malformed_ids_are_left_out(self, desk: Desk, log: EventLog) -> None:
-        desk.hear(order(1))
+    def test_unknown_and_malformed_ids_are_left_out(self, lab: Lab, log: EventLog) -> None:
+        lab.accept(order(1))
         known = next(log.oldest_first(EventQuery())).id
 
         assert [event.id for event in log.of_ids(["1-1", "rubbish", "-", "+", known, known])] == [known]
 
 
 class TestReferences:
-    @pytest.mark.parametrize("reference", [BOUGHT_AS, SOLD_AS, SOLD_AS.lower(), f" {BOUGHT_AS} "])
-    def test_a_fetched_order_is_found_by_either_reference_without_a_search(
-        self, desk: Desk, references: References, reference: str
-    ) -> None:
-        desk.hear(order(1))
-        desk.bring_home(order(1))
-        desk.redis.delete(keys.ORDERS, keys.DUE)
-
-        assert references.orders(reference) == [order(1)]
-
-    def test_the_same_reference_of_two_companies_finds_two_orders(self, desk: Desk, references: References) -> None:
+    def test_the_same_reference_of_two_companies_finds_two_orders(self, lab: Lab, references: References) -> None:
         for one in (order(1), order(1, MUSEUM)):
-            desk.hear(one)
-            desk.bring_home(one)
+            lab.accept_and_fetch(one)
 
         assert references.orders(SOLD_AS) == [order(1), order(1, MUSEUM)]
         assert references.orders(SOLD_AS, MUSEUM) == [order(1, MUSEUM)]
 
-    def test_an_expired_or_erased_order_is_not_found(self, desk: Desk, references: References) -> None:
+    @pytest.mark.parametrize("reference", [BOUGHT_AS, SOLD_AS, SOLD_AS.lower(), f" {BOUGHT_AS} "])
+    def test_an_order_is_found_by_either_reference(self, lab: Lab, references: References, reference: str) -> None:
+        lab.accept_and_fetch(order(1))
+        lab.redis.delete(keys.ORDERS, keys.DUE)
+
+        assert references.orders(reference) == [order(1)]
+
+    def test_an_expired_or_erased_order_is_not_found(self, lab: Lab, references: References) -> None:
         for number in (1, 2):
-            desk.hear(order(number))
-            desk.bring_home(order(number))
-        desk.redis.delete(keys.record(order(1)))
+            lab.accept_and_fetch(order(number))
+        lab.redis.delete(keys.record(order(1)))
 
         assert references.orders(SOLD_AS) == [order(2)]
 
-    def test_an_index_entry_expires_a_week_after_its_record_can(self, desk: Desk) -> None:
-        desk.hear(order(1))
-        desk.bring_home(order(1))
+    def test_an_index_entry_expires_a_week_after_its_record_can(self, lab: Lab) -> None:
+        lab.accept_and_fetch(order(1))
 
         for reference in (BOUGHT_AS, SOLD_AS):
-            assert 406 < int(str(desk.redis.pttl(keys.reference(reference)))) / policy.DAY <= 407
+            assert 406 < int(str(lab.redis.pttl(keys.reference(reference)))) / policy.DAY <= 407
 
-    def test_an_order_that_was_not_fetched_is_found_by_the_reference_of_its_event(
-        self, desk: Desk, references: References
-    ) -> None:
+    def test_an_unfetched_order_is_found_by_the_reference_of_its_event(self, lab: Lab, references: References) -> None:
         """Also when it is older than all that is searched: pending and dead orders are searched first."""
-        desk.hear(order(1), order(2))
-        desk.give_up(order(2))
-        desk.redis.delete(keys.ORDERS)
+        lab.accept(order(1), order(2))
+        lab.dead_letter(order(2))
+        lab.redis.delete(keys.ORDERS)
 
         assert references.orders("cm-00000000") == [order(1)]
-        desk.redis.delete(keys.DUE)
+        lab.redis.delete(keys.DUE)
         assert references.orders("cm-00000000", VENUE) == [order(2)]
         assert references.orders("cm-00000000", MUSEUM) == []
 

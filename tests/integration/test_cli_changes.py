@@ -1,4 +1,4 @@
-"""`orders confirm` and `orders cancel`: a change upstream sends no event, so the command requests the fetch."""
+"""Changes by hand: `orders confirm` and `cancel` change upstream and request the fetch; `audit` shows who did what."""
 
 from __future__ import annotations
 
@@ -7,54 +7,45 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from app.dev.sandbox.process import Sandbox, start
+from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.submission import order_body
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
 from app.ledger.history import FetchRequested
 from app.ledger.keys import AUDIT
-from app.ledger.orders import Archive
 from tests.eventually import eventually
-from tests.integration.desk import API_KEY, PARTNER, VENUE, Desk, open_desk
+from tests.lab import API_KEY, PARTNER, VENUE, Lab, order
 
 REFERENCE = "canary-pay-4711"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with start(seed=5, options=("--settle-after", "0")) as running:
-        company = {"id": VENUE, "name": "Venue", "tenant": "tenant", "environment": "Sandbox", "api_keys": [API_KEY]}
-        running.admin("POST", "companies", company)
-        yield running
-
-
-@pytest.fixture
-def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    sandbox.admin("DELETE", "faults")
-    return open_desk(redis_client, redis_url, tmp_path, sandbox.url)
 
 
 def base(sandbox: Sandbox) -> str:
     return f"{sandbox.base_url('tenant', 'Sandbox', 'Venue')}/channelManager"
 
 
-def draft(sandbox: Sandbox, desk: Desk, reference: str) -> OrderKey:
+@pytest.fixture
+def lab(connected: Lab) -> Lab:
+    return connected
+
+
+def draft(sandbox: Sandbox, lab: Lab, reference: str) -> OrderKey:
     """Create an unpaid order, and fetch it as a Draft."""
-    answer = sandbox.client.post(
-        f"{base(sandbox)}?sync=1", json=order_body(PARTNER, reference), headers={"x-np-api-key": API_KEY}
-    )
-    answer.raise_for_status()
-    assert answer.json()["status"] == "Draft"
-    order = OrderKey(VENUE, answer.json()["orderId"])
-    desk.hear(order, status="Draft")
-    desk.bring_home(order, "order-draft")
-    desk.forget_jobs()
+    body, headers = order_body(PARTNER, reference), {"x-np-api-key": API_KEY}
+    answer = sandbox.client.post(f"{base(sandbox)}?sync=1", json=body, headers=headers).raise_for_status().json()
+    assert answer["status"] == "Draft"
+    order = OrderKey(VENUE, answer["orderId"])
+    lab.accept(order, status="Draft")
+    lab.fetch_and_store(order, "order-draft")
+    lab.clear_queues()
     return order
+
+
+def confirm(order: OrderKey) -> tuple[str, ...]:
+    return "orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes"
 
 
 def status(sandbox: Sandbox, order: OrderKey) -> str:
@@ -62,112 +53,103 @@ def status(sandbox: Sandbox, order: OrderKey) -> str:
     return str(answer.json().get("status", answer.status_code))
 
 
-def reasons(desk: Desk, order: OrderKey) -> list[str]:
-    return [entry.reason for entry in Archive(desk.redis).history(order) if isinstance(entry, FetchRequested)]
+def reasons(lab: Lab, order: OrderKey) -> list[str]:
+    return [entry.reason for entry in lab.history(order) if isinstance(entry, FetchRequested)]
 
 
-def test_a_draft_is_confirmed_and_its_fetch_is_in_the_live_queue(desk: Desk, sandbox: Sandbox) -> None:
-    order = draft(sandbox, desk, "CONFIRM-1")
+def test_a_draft_is_confirmed_and_its_fetch_is_in_the_live_queue(lab: Lab, sandbox: Sandbox) -> None:
+    order = draft(sandbox, lab, "CONFIRM-1")
 
-    ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes", "--json")
+    ended = lab.run_command(*confirm(order), "--json")
 
     changed = {"company": "venue", "order_id": order.order_id, "status": "Issued", "queued": True}
     assert (ended.code, ended.objects) == (0, [changed])
     assert REFERENCE not in ended.out + ended.err
     assert status(sandbox, order) == "Issued"
-    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["confirm"])
-    again = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
-    assert again.code == 0
+    assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm"])
+    assert lab.run_command(*confirm(order)).code == 0
 
 
-def test_a_cancelled_draft_is_deleted_upstream_and_its_fetch_is_queued(desk: Desk, sandbox: Sandbox) -> None:
-    order = draft(sandbox, desk, "CANCEL-1")
+def test_a_cancelled_draft_is_deleted_upstream_and_its_fetch_is_queued(lab: Lab, sandbox: Sandbox) -> None:
+    order = draft(sandbox, lab, "CANCEL-1")
 
-    ended = desk.run("orders", "cancel", order.order_id, "--yes")
+    ended = lab.run_command("orders", "cancel", order.order_id, "--yes")
 
     assert (ended.code, "upstream answered Cancelled" in ended.out) == (0, True)
     assert status(sandbox, order) == "404"
-    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["cancel"])
+    assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["cancel"])
 
 
-def test_without_a_terminal_or_yes_nothing_is_changed(desk: Desk, sandbox: Sandbox) -> None:
-    order = draft(sandbox, desk, "ASKED-1")
+def test_without_a_terminal_or_yes_nothing_is_changed(lab: Lab, sandbox: Sandbox) -> None:
+    order = draft(sandbox, lab, "ASKED-1")
 
-    ended = desk.run("orders", "cancel", order.order_id)
-    wordless = desk.run("orders", "confirm", order.order_id, "--payment-reference", " ", "--yes")
+    ended = lab.run_command("orders", "cancel", order.order_id)
+    wordless = lab.run_command("orders", "confirm", order.order_id, "--payment-reference", " ", "--yes")
 
     assert (ended.code, "--yes" in ended.err, wordless.code) == (2, True, 2)
-    assert (status(sandbox, order), reasons(desk, order), desk.waiting("live")) == ("Draft", [], [])
+    assert (status(sandbox, order), reasons(lab, order), lab.queued("live")) == ("Draft", [], [])
 
 
-def test_a_refused_change_is_reported_and_the_order_is_fetched_again(desk: Desk, sandbox: Sandbox) -> None:
+def test_a_refused_change_is_reported_and_the_order_is_fetched_again(lab: Lab, sandbox: Sandbox) -> None:
     """The copy here may be old: the order was cancelled upstream meanwhile."""
-    order = draft(sandbox, desk, "REFUSED-1")
-    confirm = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
+    order = draft(sandbox, lab, "REFUSED-1")
     sandbox.admin("POST", "faults", {"kind": "status", "status": 400, "code": "generic_error", "calls": 1})
 
-    refused = desk.run(*confirm)
+    refused = lab.run_command(*confirm(order))
     sandbox.client.delete(f"{base(sandbox)}/{order.order_id}", headers={"x-np-api-key": API_KEY})
-    absent = desk.run(*confirm)
+    absent = lab.run_command(*confirm(order))
 
     assert (refused.code, "only a Draft order can be confirmed" in refused.err) == (1, True)
     assert (absent.code, "HTTP 404" in absent.err) == (1, True)
-    assert reasons(desk, order) == ["confirm-refused", "confirm-refused"]
+    assert reasons(lab, order) == ["confirm-refused", "confirm-refused"]
 
 
-def test_with_a_refused_api_key_nothing_is_changed_or_fetched(desk: Desk, sandbox: Sandbox) -> None:
-    order = draft(sandbox, desk, "KEY-1")
+def test_with_a_refused_api_key_nothing_is_changed_or_fetched(lab: Lab, sandbox: Sandbox) -> None:
+    order = draft(sandbox, lab, "KEY-1")
     sandbox.admin("POST", "faults", {"kind": "status", "status": 401})
 
-    ended = desk.run("orders", "cancel", order.order_id, "--yes")
+    ended = lab.run_command("orders", "cancel", order.order_id, "--yes")
 
     assert (ended.code, "NP_API_KEY" in ended.err, "Nothing was changed" in ended.err) == (3, True, True)
-    assert (reasons(desk, order), desk.waiting("live")) == ([], [])
+    assert (reasons(lab, order), lab.queued("live")) == ([], [])
 
 
-def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(desk: Desk, sandbox: Sandbox) -> None:
+def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(lab: Lab, sandbox: Sandbox) -> None:
     """Upstream made the change, and the connection broke: only a fetch can show it."""
-    order = draft(sandbox, desk, "CUT-1")
+    order = draft(sandbox, lab, "CUT-1")
     sandbox.admin("POST", "faults", {"kind": "cut", "operation": "confirmOrder"})
 
-    ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
+    ended = lab.run_command(*confirm(order))
 
     assert (ended.code, "may have been done upstream" in ended.err) == (3, True)
-    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["confirm-unsure"])
+    assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm-unsure"])
 
 
-def test_a_redis_without_writes_stops_the_command_before_the_change_upstream(
-    sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
-) -> None:
-    """Neither the audit entry nor the fetch could be written."""
-    sandbox.admin("DELETE", "faults")
+@pytest.fixture
+def own_redis(lab: Lab, own_valkey: Valkey) -> Iterator[Lab]:
+    """A connected lab whose Redis a test may stop from taking writes, as a full one or a replica."""
     with Redis.from_url(own_valkey.url) as redis:
-        desk = open_desk(redis, own_valkey.url, tmp_path, sandbox.url)
-        order = draft(sandbox, desk, "REDIS-0")
-        # From here on it refuses to write: as full, or as a replica after a failover.
-        redis.config_set("min-replicas-to-write", 1)
-
-        ended = desk.run("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
-
-    assert (ended.code, status(sandbox, order)) == (3, "Draft")
-    assert "upstream" not in ended.err
+        yield Lab(redis, own_valkey.url, lab.folder, lab.base_url)
 
 
-def test_when_redis_fails_during_the_call_the_message_says_what_was_done(
-    sandbox: Sandbox, own_valkey: Valkey, tmp_path: Path
-) -> None:
+def test_a_redis_without_writes_stops_the_command_before_the_change_upstream(own_redis: Lab, sandbox: Sandbox) -> None:
+    """Neither the audit entry nor the fetch could be written."""
+    order = draft(sandbox, own_redis, "REDIS-0")
+    own_redis.redis.config_set("min-replicas-to-write", 1)
+
+    ended = own_redis.run_command(*confirm(order))
+
+    assert (ended.code, status(sandbox, order), "upstream" in ended.err) == (3, "Draft", False)
+
+
+def test_when_redis_fails_during_the_call_the_message_says_what_was_done(own_redis: Lab, sandbox: Sandbox) -> None:
     """The change is made upstream: the message says so, and how to fetch the order."""
-    sandbox.admin("DELETE", "faults")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 1})
-    with Redis.from_url(own_valkey.url) as redis, ThreadPoolExecutor(1) as thread:
-        desk = open_desk(redis, own_valkey.url, tmp_path, sandbox.url)
-        order = draft(sandbox, desk, "REDIS-1")
-
-        running = thread.submit(
-            desk.run, "orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes"
-        )
-        eventually(lambda: redis.xlen(AUDIT) == 1, what="the entry in the audit")
-        redis.config_set("min-replicas-to-write", 1)
+    order = draft(sandbox, own_redis, "REDIS-1")
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(own_redis.run_command, *confirm(order))
+        eventually(lambda: own_redis.redis.xlen(AUDIT) == 1, what="the entry in the audit")
+        own_redis.redis.config_set("min-replicas-to-write", 1)
         ended = running.result()
 
     assert (ended.code, status(sandbox, order)) == (3, "Issued")
@@ -175,12 +157,12 @@ def test_when_redis_fails_during_the_call_the_message_says_what_was_done(
     assert f"orders refetch {order.order_id}" in ended.err
 
 
-def test_ctrl_c_during_the_call_queues_a_fetch(desk: Desk, sandbox: Sandbox) -> None:
+def test_ctrl_c_during_the_call_queues_a_fetch(lab: Lab, sandbox: Sandbox) -> None:
     """The call may have arrived: without a fetch the copy here would stay a Draft."""
-    order = draft(sandbox, desk, "CTRL-C-1")
+    order = draft(sandbox, lab, "CTRL-C-1")
     sandbox.admin("POST", "faults", {"kind": "latency", "operation": "confirmOrder", "seconds": 5})
-    words = ("orders", "confirm", order.order_id, "--payment-reference", REFERENCE, "--yes")
-    with subprocess.Popen([sys.executable, "-m", "app.cli", *words], env=desk.env, stderr=subprocess.PIPE) as running:
+    command = [sys.executable, "-m", "app.cli", *confirm(order)]
+    with subprocess.Popen(command, env=lab.env, stderr=subprocess.PIPE) as running:
         eventually(lambda: sandbox.admin("GET", "stats")["active"] == 1, what="the call")
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=20)
@@ -188,4 +170,68 @@ def test_ctrl_c_during_the_call_queues_a_fetch(desk: Desk, sandbox: Sandbox) -> 
     assert running.returncode == 130
     assert b"Interrupted" in err
     assert b"Traceback" not in err
-    assert (desk.waiting("live"), reasons(desk, order)) == ([order.order_id], ["confirm-unsure"])
+    assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm-unsure"])
+
+
+def test_each_change_by_hand_is_noted_with_its_author_and_selection(lab: Lab) -> None:
+    lab.env["USER"] = "ann"
+    dead = [order(number) for number in range(4)]
+    lab.accept(*dead)
+    for one in dead:
+        lab.dead_letter(one)
+    expected = lab.folder / "expected.csv"
+    expected.write_text(f"orderId\n{order(9).order_id}\n")
+
+    ended = lab.run_commands(
+        [
+            ("dead", "requeue", dead[0].order_id, "--yes"),
+            ("dead", "drop", dead[1].order_id, dead[2].order_id, "--yes"),
+            ("dead", "requeue", "--reason", "order_missing", "--company", "venue", "--yes"),
+            ("orders", "refetch", dead[1].order_id, "--who", "ann@host", "--why", "ticket 77"),
+            ("reconcile", "--from-file", str(expected), "--company", "venue", "--apply", "--yes"),
+            ("orders", "confirm", dead[1].order_id, "--payment-reference", "canary-pay", "--yes"),
+            ("audit", "--json"),
+            ("audit", "--what", "requeue", "--limit", "1"),
+            ("audit", "--what", "erase"),
+        ]
+    )
+
+    noted = [(one["what"], one["selected"].partition(" until=")[0], one["orders"]) for one in ended[-3].objects]
+    assert noted == [
+        ("order-confirm", dead[1].member, 1),
+        ("reconcile", order(9).member, 1),
+        ("refetch", dead[1].member, 1),
+        ("requeue", f"company={VENUE} reason=order_missing", 1),
+        ("drop", "2 orders", 2),
+        ("requeue", dead[0].member, 1),
+    ]
+    assert [one["why"] for one in ended[-3].objects if one["what"] == "refetch"] == ["ticket 77"]
+    assert {one["who"].partition("@")[0] for one in ended[-3].objects} == {"ann"}
+    assert "canary-pay" not in ended[-3].out
+    assert (ended[-2].code, ended[-2].out.count("order_missing"), ended[-2].out.count("ann@")) == (0, 1, 1)
+    assert (ended[-1].code, ended[-1].err) == (0, "The audit is empty.\n")
+
+
+def test_dry_runs_and_refused_changes_are_not_noted(lab: Lab) -> None:
+    lab.accept(order(1))
+    lab.dead_letter(order(1))
+
+    ended = lab.run_commands(
+        [
+            ("dead", "requeue", "--all", "--dry-run"),
+            ("dead", "drop", "--all"),
+            ("orders", "refetch", order(2).order_id),
+            ("orders", "cancel", order(1).order_id),
+        ]
+    )
+
+    assert [one.code for one in ended] == [0, 2, 1, 2]
+    assert lab.redis.exists(AUDIT) == 0
+
+
+def test_of_an_erased_order_the_audit_keeps_only_the_erasure(lab: Lab) -> None:
+    lab.accept(order(1))
+
+    lab.run_commands([("orders", "refetch", order(1).order_id), ("orders", "erase", order(1).order_id, "--yes")])
+
+    assert [one["what"] for one in lab.run_command("audit", "--json").objects] == ["erase"]

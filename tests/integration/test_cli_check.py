@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 
 from app.cli.check import of_address
-from app.dev.sandbox.process import Sandbox, start
-from tests.integration.desk import API_KEY, CLIENT_STATES, MUSEUM, PARTNER, VENUE, Desk, Ended, open_desk
+from app.dev.sandbox.process import Sandbox
+from tests.command import Ended
+from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, PARTNER, VENUE, Lab
 
 PATH = "/webhooks/ota-channel-manager"
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with start(seed=3) as running:
-        yield running
-
-
 @pytest.fixture
-def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    """A desk whose two companies are known upstream and have their subscriptions."""
-    desk = open_desk(redis_client, redis_url, tmp_path, sandbox.url)
-    for slug, company_id in (("venue", VENUE), ("museum", MUSEUM)):
-        declare(sandbox, slug, company_id)
+def lab(connected: Lab, sandbox: Sandbox) -> Lab:
+    """A lab whose two companies are known upstream and have their subscriptions."""
+    without_subscriptions(sandbox)
+    for slug in COMPANIES:
+        subscribe(sandbox, slug)
+    return connected
+
+
+def without_subscriptions(sandbox: Sandbox) -> None:
+    """Delete the subscriptions of both companies."""
+    for slug in COMPANIES:
         for one in subscriptions(sandbox, slug):
             subscription_call(sandbox, slug, "DELETE", f"/{one['id']}")
-        subscribe(sandbox, slug)
-    return desk
 
 
 def declare(sandbox: Sandbox, slug: str, company_id: str, **changed: Any) -> None:
@@ -61,11 +58,6 @@ def subscribe(sandbox: Sandbox, slug: str, **changed: str) -> str:
     return str(subscription_call(sandbox, slug, "POST", body=body | changed).json()["id"])
 
 
-def change_companies(desk: Desk, old: str, new: str) -> None:
-    file = Path(desk.env["COMPANIES_FILE"])
-    file.write_text(file.read_text().replace(old, new))
-
-
 def problems(ended: Ended) -> list[tuple[str, str]]:
     assert "canary" not in ended.out + ended.err
     found = [one for one in ended.objects if one["level"] in {"todo", "wrong"}]
@@ -73,8 +65,8 @@ def problems(ended: Ended) -> list[tuple[str, str]]:
     return [(one["about"], one["what"]) for one in found]
 
 
-def test_a_complete_setup_is_exit_code_0(desk: Desk) -> None:
-    lines, table = desk.run("check", "--json"), desk.run("check")
+def test_a_complete_setup_is_exit_code_0(lab: Lab) -> None:
+    lines, table = lab.run_command("check", "--json"), lab.run_command("check")
 
     assert (lines.code, problems(lines), table.code) == (0, [], 0)
     good = {(one["about"], one["what"]) for one in lines.objects if one["level"] == "good"}
@@ -83,10 +75,10 @@ def test_a_complete_setup_is_exit_code_0(desk: Desk) -> None:
     assert "canary" not in table.out
 
 
-def test_with_a_partner_id_the_order_list_is_read(desk: Desk) -> None:
-    change_companies(desk, "[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+def test_with_a_partner_id_the_order_list_is_read(lab: Lab) -> None:
+    lab.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
 
-    found = desk.run("check", "--json").objects
+    found = lab.run_command("check", "--json").objects
 
     details = {one["about"]: one["detail"] for one in found if one["what"] == "api"}
     assert details["venue"].startswith("the API key may list orders")
@@ -102,13 +94,11 @@ def test_with_a_partner_id_the_order_list_is_read(desk: Desk) -> None:
     ],
 )
 def test_a_wrong_api_key_and_a_missing_permission_are_found(
-    desk: Desk, sandbox: Sandbox, changed: dict[str, Any], detail: str, advice: str
+    lab: Lab, sandbox: Sandbox, changed: dict[str, Any], detail: str, advice: str
 ) -> None:
     declare(sandbox, "venue", VENUE, **changed)
-    try:
-        ended = desk.run("check", "--json")
-    finally:
-        declare(sandbox, "venue", VENUE)
+
+    ended = lab.run_command("check", "--json")
 
     assert (ended.code, problems(ended)) == (1, [("venue", "api")])
     (found,) = [one for one in ended.objects if one["level"] == "todo"]
@@ -116,12 +106,12 @@ def test_a_wrong_api_key_and_a_missing_permission_are_found(
 
 
 @pytest.mark.parametrize("name", ["np_tenant", "np_environment", "np_company"])
-def test_each_wrong_part_of_the_address_is_named(desk: Desk, name: str) -> None:
-    museum = Path(desk.env["COMPANIES_FILE"]).read_text().partition("[companies.museum]")[2]
+def test_each_wrong_part_of_the_address_is_named(lab: Lab, name: str) -> None:
+    museum = Path(lab.env["COMPANIES_FILE"]).read_text().partition("[companies.museum]")[2]
     (right,) = [line for line in museum.splitlines() if line.startswith(f"{name} =")]
-    change_companies(desk, museum, museum.replace(right, f'{name} = "Nowhere"'))
+    lab.change_companies(museum, museum.replace(right, f'{name} = "Nowhere"'))
 
-    ended = desk.run("check", "--json")
+    ended = lab.run_command("check", "--json")
 
     assert (ended.code, problems(ended)) == (1, [("museum", "api")])
     assert any(name.upper() in one["advice"] for one in ended.objects if one["level"] == "todo")
@@ -131,61 +121,61 @@ def test_each_wrong_part_of_the_address_is_named(desk: Desk, name: str) -> None:
     ("changed", "detail"),
     [
         ({"eventName": "another_event"}, PATH),
-        ({"clientState": "canary-of-somebody-else"}, "401"),
+        ({"clientState": "canary-of-another-sender"}, "401"),
         ({"notificationUrl": "https://hooks.example.com/elsewhere"}, "another path"),
         ({"state": "Disabled"}, "Disabled"),
     ],
     ids=["missing", "wrong client state", "wrong path", "inactive"],
 )
-def test_what_is_wrong_with_the_subscription_is_found(
-    desk: Desk, sandbox: Sandbox, changed: dict[str, str], detail: str
-) -> None:
+def test_a_wrong_subscription_is_found(lab: Lab, sandbox: Sandbox, changed: dict[str, str], detail: str) -> None:
     """Also a wrong clientState is not shown."""
-    for one in subscriptions(sandbox, "venue"):
-        subscription_call(sandbox, "venue", "DELETE", f"/{one['id']}")
+    without_subscriptions(sandbox)
+    subscribe(sandbox, "museum")
     subscription_id = subscribe(sandbox, "venue", **{name: value for name, value in changed.items() if name != "state"})
     if "state" in changed:
         sandbox.admin("PATCH", f"subscriptions/{subscription_id}", changed)
 
-    ended = desk.run("check", "--json")
+    ended = lab.run_command("check", "--json")
 
     assert (ended.code, problems(ended), detail in ended.out) == (1, [("venue", "subscription")], True)
 
 
-def test_a_wrong_company_id_is_found(desk: Desk) -> None:
-    change_companies(desk, VENUE, "44444444-4444-4444-8444-444444444444")
+def test_a_wrong_company_id_is_found(lab: Lab) -> None:
+    lab.change_companies(VENUE, "44444444-4444-4444-8444-444444444444")
 
-    ended = desk.run("check", "--json")
+    ended = lab.run_command("check", "--json")
 
     assert (problems(ended), VENUE in ended.out) == ([("venue", "subscription")], True)
 
 
-def test_an_unreachable_upstream_is_one_finding_a_company(desk: Desk) -> None:
-    ended = desk.run("check", "--json", NP_BASE_URL="http://127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"NP_BASE_URL": "http://127.0.0.1:1"}, [("venue", "api"), ("museum", "api")]),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, [("redis", "redis")]),
+    ],
+    ids=["upstream", "Redis"],
+)
+def test_what_does_not_answer_is_one_finding(lab: Lab, changed: dict[str, str], found: list[tuple[str, str]]) -> None:
+    ended = lab.run_command("check", "--json", **changed)
 
-    assert (ended.code, problems(ended)) == (1, [("venue", "api"), ("museum", "api")])
+    assert (ended.code, problems(ended)) == (1, found)
+    assert "good" in {one["level"] for one in ended.objects if (one["about"], one["what"]) not in found}
 
 
-def test_an_unavailable_redis_is_a_finding_and_the_rest_is_checked(desk: Desk) -> None:
-    ended = desk.run("check", "--json", REDIS_URL="redis://127.0.0.1:1/0")
-
-    assert (ended.code, problems(ended)) == (1, [("redis", "redis")])
-    assert ("venue", "good") in {(one["about"], one["level"]) for one in ended.objects}
-
-
-def test_a_redis_without_durability_is_found(desk: Desk) -> None:
-    desk.redis.config_set("appendonly", "no")
+def test_a_redis_without_durability_is_found(lab: Lab) -> None:
+    lab.redis.config_set("appendonly", "no")
     try:
-        ended = desk.run("check", "--json")
+        ended = lab.run_command("check", "--json")
     finally:
-        desk.redis.config_set("appendonly", "yes")
+        lab.redis.config_set("appendonly", "yes")
 
     assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
 
 
-def test_wrong_settings_are_findings_with_exit_code_2(desk: Desk) -> None:
+def test_wrong_settings_are_findings_with_exit_code_2(lab: Lab) -> None:
     wrong = {"REDIS_URL": "http://nonsense", "PORT": "x"}
-    lines, table = desk.run("check", "--json", **wrong), desk.run("check", **wrong)
+    lines, table = lab.run_command("check", "--json", **wrong), lab.run_command("check", **wrong)
 
     assert (lines.code, table.code) == (2, 2)
     assert [one["detail"].split(":")[0] for one in lines.objects] == ["REDIS_URL", "PORT"]

@@ -1,95 +1,80 @@
-"""`orders list`, `show` and `refetch`: orders are found, shown masked, filtered and fetched again."""
+"""`orders list`, `show`, `explain` and `refetch`: orders are found, shown masked, explained and fetched again."""
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
+from datetime import timedelta
 
 import pytest
 
+from app import times
+from app.ids import OrderKey
 from app.ledger import keys
-from tests.clock import now_ms
-from tests.integration.desk import MUSEUM, SINK, WORKER, Desk, order
+from tests.command import Ended
+from tests.lab import MUSEUM, SINK, WORKER, Lab, order
 
-NUMBERS = ("TK-000123456", "CP-0009981", "141234529930210327")
-SECRETS = (*NUMBERS, "Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b")
+SECRETS = (
+    *("TK-000123456", "CP-0009981", "141234529930210327"),
+    *("Jane Doe", "guest@example.com", "PAY-987654", "7c3f1a8b"),
+)
 
 
 @pytest.fixture
-def fetched(desk: Desk) -> Desk:
+def fetched(lab: Lab) -> Lab:
     """Order 1 is fetched and not delivered yet; no job waits."""
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-    desk.forget_jobs()
-    return desk
+    lab.accept_and_fetch(order(1))
+    lab.clear_queues()
+    return lab
 
 
-def test_tickets_are_masked_without_reveal(fetched: Desk) -> None:
+def test_tickets_are_masked_without_reveal(fetched: Lab) -> None:
     show = ("orders", "show", order(1).order_id)
-    page, line = fetched.run(*show), fetched.run(*show, "--json")
-    whole_page, whole_line = fetched.run(*show, "--reveal"), fetched.run(*show, "--reveal", "--json")
+    page, line, whole = fetched.run_commands([show, (*show, "--json"), (*show, "--reveal", "--json")])
 
-    assert [one.code for one in (page, line, whole_page, whole_line)] == [0, 0, 0, 0]
+    assert [one.code for one in (page, line, whole)] == [0, 0, 0]
     assert [secret for secret in SECRETS if secret in page.out + line.out] == []
-    assert [secret for secret in SECRETS if secret not in whole_line.out] == []
-    assert [number for number in NUMBERS if number not in whole_page.out] == []
+    assert [secret for secret in SECRETS if secret not in whole.out] == []
     (shown,) = line.objects
     values = (shown["state"], shown["company"], shown["wallets"], shown["tickets"], shown["coupons"])
     assert values == ("fetched", "venue", 2, 2, 1)
     wallet = shown["order"]["items"][0]["wallets"][0]
     assert (wallet["assets"][0]["referenceNumber"], wallet["unitPriceInclVat"]) == ("…456", 200)
     assert [entry["kind"] for entry in shown["history"]] == ["event", "started", "stored"]
-    # Without the delivery, "the tickets are here" would be wrong.
-    assert f"sink      {SINK}: revision 1 not delivered yet" in page.out
-    assert "Nothing: delivery is attempted at " in page.out
 
 
-@pytest.mark.parametrize("reference", ["cm-00000000", "PARTNER-ORDER-2026-00042"])
-def test_an_order_is_found_by_the_references_of_both_sides(fetched: Desk, reference: str) -> None:
-    assert fetched.run("orders", "show", reference, "--json").objects[0]["order_id"] == order(1).order_id
+def test_of_two_companies_with_the_same_order_id_one_must_be_named(lab: Lab) -> None:
+    lab.accept(order(1), order(1, MUSEUM))
 
-
-def test_of_two_companies_with_the_same_order_id_one_must_be_named(desk: Desk) -> None:
-    desk.hear(order(1), order(1, MUSEUM))
-
-    unclear = desk.run("orders", "show", order(1).order_id)
+    unclear = lab.run_command("orders", "show", order(1).order_id)
     names = (order(1).order_id, "CM-00000000")
-    named = [desk.run("orders", "show", name, "--company", "museum", "--json") for name in names]
+    named = [lab.run_command("orders", "show", name, "--company", "museum", "--json") for name in names]
 
     assert (unclear.code, "--company" in unclear.err) == (2, True)
     assert [one.objects[0]["company_id"] for one in named] == [MUSEUM, MUSEUM]
 
 
-def test_an_order_of_a_company_removed_from_the_settings_is_found(desk: Desk) -> None:
+def test_an_order_of_a_company_removed_from_the_settings_is_found(lab: Lab) -> None:
     removed = order(1, "33333333-3333-4333-8333-333333333333")
-    desk.hear(removed)
+    lab.accept(removed)
 
-    shown = desk.run("orders", "show", removed.order_id, "--json").objects[0]
+    shown = lab.run_command("orders", "show", removed.order_id, "--json").objects[0]
 
     assert (shown["company"], shown["state"]) == (removed.company_id, "pending")
 
 
-@pytest.mark.parametrize("text", ["9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8", "CM-NOWHERE"])
-def test_an_unknown_order_is_exit_code_1(desk: Desk, text: str) -> None:
-    ended = desk.run("orders", "show", text, "--json")
-
-    assert (ended.code, ended.out, text in ended.err) == (1, "", True)
-
-
-def test_each_state_has_a_next_step(desk: Desk) -> None:
+def test_each_state_has_a_next_step(lab: Lab) -> None:
     draft, dead, deferred, fetching, sink = (order(number) for number in range(5))
-    desk.hear(draft, dead, deferred, fetching, sink)
-    desk.bring_home(draft, "order-draft")
-    desk.give_up(dead, reason="order_missing")
-    fetch = desk.begin(deferred)
-    desk.ledger().fail_fetch(
-        deferred, WORKER, fetch, outcome="deferred", reason="unauthorized", http_status=401, wait_ms=9000
-    )
-    desk.begin(fetching)
-    desk.bring_home(sink)
-    desk.give_up_sink(sink)
+    lab.accept(draft, dead, deferred, fetching, sink)
+    lab.fetch_and_store(draft, "order-draft")
+    lab.dead_letter(dead, reason="order_missing")
+    lab.fail_fetch("deferred", deferred, reason="unauthorized", http_status=401)
+    lab.start_fetch(fetching)
+    lab.fetch_and_store(sink)
+    lab.dead_letter_delivery(sink)
 
-    states = {one["order_id"]: one["state"] for one in desk.run("orders", "list", "--json").objects}
+    states = {one["order_id"]: one["state"] for one in lab.run_command("orders", "list", "--json").objects}
 
     for one, state, step in (
         (draft, "fetched", f"orders confirm {draft.order_id}"),
@@ -99,117 +84,103 @@ def test_each_state_has_a_next_step(desk: Desk) -> None:
         (sink, "fetched", f"dead requeue {sink.order_id}"),
     ):
         assert states[one.order_id] == state
-        assert step in desk.run("orders", "show", one.order_id, "--json").objects[0]["next"]
+        assert step in lab.run_command("orders", "show", one.order_id, "--json").objects[0]["next"]
 
 
-def test_orders_are_listed_newest_first_and_filtered(desk: Desk) -> None:
-    now = now_ms()
-    desk.hear(order(1), at=now - 7_200_000)
-    desk.hear(order(2), status="Draft", at=now - 60_000)
-    desk.hear(order(3, MUSEUM), at=now - 30_000)
-    desk.hear(order(4), at=now - 90_000)
-    desk.bring_home(order(4))
+def test_orders_are_listed_newest_first_and_filtered(lab: Lab) -> None:
+    now = lab.now
+    lab.accept(order(1), at=now - 7200000)
+    lab.accept(order(2), status="Draft", at=now - 60000)
+    lab.accept(order(3, MUSEUM), at=now - 30000)
+    lab.accept(order(4), at=now - 90000)
+    lab.fetch_and_store(order(4))
 
     def listed(*filters: str) -> list[int]:
-        return [int(one["order_id"][-2:]) for one in desk.run("orders", "list", "--json", *filters).objects]
+        return [int(one["order_id"][-2:]) for one in lab.run_command("orders", "list", "--json", *filters).objects]
 
     assert listed() == [4, 3, 2, 1]
+    assert order(1).order_id in lab.run_command("orders", "list").out, "ids are whole in a pipe"
     assert listed("--limit", "2") == [4, 3]
     assert listed("--state", "fetched") == [4]
     assert listed("--status", "DRAFT") == [2]
-    desk.give_up(order(3, MUSEUM))
+    lab.dead_letter(order(3, MUSEUM))
     assert listed("--dead") == listed("--state", "dead") == [3]
     assert listed("--dead", "--company", "venue") == []
     assert listed("--company", "venue", "--since", "1h") == [4, 2]
     assert listed("--until", "1h") == [1]
 
 
-def test_ids_are_whole_in_a_pipe(desk: Desk) -> None:
-    desk.hear(order(1))
+def test_a_refetch_is_in_the_live_queue_and_asks_nothing(fetched: Lab) -> None:
+    both = [order(1).order_id, order(2).order_id]
+    unknown = fetched.run_command("orders", "refetch", *both)
+    assert (unknown.code, fetched.queued("live")) == (1, [])
 
-    ended = desk.run("orders", "list")
-
-    assert (ended.code, order(1).order_id in ended.out) == (0, True)
-
-
-def test_a_refetch_is_in_the_live_queue_and_asks_nothing(fetched: Desk) -> None:
-    fetched.hear(order(2))
-
-    ended = fetched.run("orders", "refetch", order(1).order_id, order(2).order_id, "--json")
+    fetched.accept(order(2))
+    ended = fetched.run_command("orders", "refetch", *both, "--json")
 
     assert (ended.code, ended.objects) == (0, [{"orders": 2, "queued": 1, "waiting": 1, "erased": 0}])
-    assert fetched.waiting("live") == [order(2).order_id, order(1).order_id]
+    assert fetched.queued("live") == [order(2).order_id, order(1).order_id]
 
 
-def test_a_refetch_with_an_unknown_order_queues_nothing(fetched: Desk) -> None:
-    ended = fetched.run("orders", "refetch", order(1).order_id, order(2).order_id)
+def test_control_codes_and_markup_of_upstream_have_no_effect(lab: Lab) -> None:
+    lab.accept_and_fetch(order(1), "order-error", statusMessage="[bold]no\x1b[2J item[/bold]")
 
-    assert (ended.code, fetched.waiting("live")) == (1, [])
-
-
-def test_control_codes_and_markup_of_upstream_have_no_effect(desk: Desk) -> None:
-    desk.hear(order(1))
-    desk.bring_home(order(1), "order-error", statusMessage="[bold]no\x1b[2J item[/bold]")
-
-    ended = desk.run("orders", "show", order(1).order_id)
+    ended = lab.run_command("orders", "show", order(1).order_id)
 
     assert "[bold]no�[2J item[/bold]" in ended.out
     assert "\x1b" not in ended.out
 
 
-def test_a_pending_delivery_is_shown_with_its_attempts(fetched: Desk) -> None:
-    delivery = fetched.ledger().acquire_delivery(order(1), WORKER)
-    assert delivery is not None
-    fetched.ledger().complete_delivery(order(1), WORKER, delivery, outcome="retry", reason="OSError", wait_ms=60_000)
+def test_attempts_of_a_pending_fetch_and_delivery_are_shown(fetched: Lab) -> None:
+    fetched.deliver("retry", order(1), reason="OSError", wait=60)
+    fetched.accept(order(2))
+    fetched.fail_fetch("retry", order(2), reason="http_503", http_status=503)
 
-    page = fetched.run("orders", "show", order(1).order_id, "--company", "venue")
+    page, other = (fetched.run_command("orders", "show", order(number).order_id) for number in (1, 2))
 
     assert f"sink      {SINK}: revision 1 not delivered yet (1 attempt)" in page.out
     assert "(1 attempt); next attempt " in " ".join(page.out.split())
+    assert "http_503, HTTP 503, 1 attempt\n" in re.sub(" +\n", "\n", other.out)
 
 
 @pytest.mark.parametrize("text", ["", " "])
-def test_an_empty_name_is_refused(desk: Desk, text: str) -> None:
+def test_an_empty_name_is_refused(lab: Lab, text: str) -> None:
     """It does not name the order without a reference."""
-    desk.redis.hset(keys.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
-    desk.redis.zadd(keys.ORDERS, {order(1).member: 1})
+    lab.redis.hset(keys.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
+    lab.redis.zadd(keys.ORDERS, {order(1).member: 1})
 
-    for ended in desk.run_each([("orders", word, text) for word in ("show", "explain", "refetch")]):
+    for ended in lab.run_commands([("orders", word, text) for word in ("show", "explain", "refetch")]):
         assert (ended.code, ended.out, "empty" in ended.err) == (2, "", True)
-    assert desk.waiting("live") == []
+    assert lab.queued("live") == []
 
 
-def test_the_advice_has_the_company_if_two_have_the_order_id(desk: Desk) -> None:
-    desk.hear(order(1), order(1, MUSEUM), order(2))
+def test_the_advice_has_the_company_if_two_have_the_order_id(lab: Lab) -> None:
     for one in (order(1), order(1, MUSEUM), order(2)):
-        desk.give_up(one)
+        lab.accept(one)
+        lab.dead_letter(one)
 
-    for one, slug, name in (
-        (order(1), "museum", f"{order(1).order_id} --company museum"),
-        (order(1), "venue", f"{order(1).order_id} --company venue"),
-        (order(2), "venue", order(2).order_id),
-    ):
-        (shown,) = desk.run("orders", "show", one.order_id, "--company", slug, "--json").objects
-        assert shown["next"].partition("dead requeue ")[2] == name
+    for one, slug, more in ((order(1), "museum", " --company museum"), (order(2), "venue", "")):
+        (shown,) = lab.run_command("orders", "show", one.order_id, "--company", slug, "--json").objects
+        assert shown["next"].partition("dead requeue ")[2] == one.order_id + more
 
 
 @pytest.mark.parametrize("broken", ["wrong type", "no number"])
-def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None:
-    desk.hear(order(1), order(2), order(3))
-    desk.bring_home(order(3))
+def test_one_broken_record_hides_no_other_order(lab: Lab, broken: str) -> None:
+    lab.accept(order(1), order(2), order(3))
+    lab.fetch_and_store(order(3))
     if broken == "wrong type":
-        desk.redis.set(keys.record(order(2)), "rubbish")
+        lab.redis.set(keys.record(order(2)), "rubbish")
     else:
-        desk.redis.hset(keys.record(order(2)), "generation", "rubbish")
+        lab.redis.hset(keys.record(order(2)), "generation", "rubbish")
 
-    listed, found, searched, status, itself = desk.run_each(
+    listed, found, searched, status, itself = lab.run_commands(
         [
             ("orders", "list", "--json"),
             ("orders", "show", "PARTNER-ORDER-2026-00042", "--json"),
             ("orders", "show", "CM-NOWHERE"),
             ("status", "--json"),
             ("orders", "show", order(2).order_id),
-        ],
+        ]
     )
 
     assert (listed.code, sorted(one["order_id"][-1] for one in listed.objects)) == (0, ["1", "3"])
@@ -221,7 +192,7 @@ def test_one_broken_record_hides_no_other_order(desk: Desk, broken: str) -> None
 
 
 @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), "wrong type"])
-def test_unreadable_content_is_reported_with_an_advice(fetched: Desk, content: bytes | str) -> None:
+def test_unreadable_content_is_reported_with_an_advice(fetched: Lab, content: bytes | str) -> None:
     fetched.redis.delete(keys.content(order(1)))
     if isinstance(content, bytes):
         fetched.redis.set(keys.content(order(1)), content)
@@ -229,7 +200,7 @@ def test_unreadable_content_is_reported_with_an_advice(fetched: Desk, content: b
         fetched.redis.rpush(keys.content(order(1)), content)
     name = order(1).order_id
 
-    shown, line, explained = fetched.run_each(
+    shown, line, explained = fetched.run_commands(
         [("orders", "show", name), ("orders", "show", name, "--json"), ("orders", "explain", name)]
     )
 
@@ -241,22 +212,198 @@ def test_unreadable_content_is_reported_with_an_advice(fetched: Desk, content: b
 
 
 @pytest.mark.parametrize("kind", ["a byte", "wrong type"])
-def test_an_unreadable_history_hides_nothing_else(desk: Desk, kind: str) -> None:
-    desk.hear(order(1))
+def test_an_unreadable_history_hides_nothing_else(lab: Lab, kind: str) -> None:
+    lab.accept(order(1))
     if kind == "a byte":
-        desk.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
+        lab.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
     else:
-        desk.redis.set(keys.history(order(1)), "rubbish")
+        lab.redis.set(keys.history(order(1)), "rubbish")
 
-    shown = desk.run_each([("orders", word, order(1).order_id) for word in ("show", "explain")])
+    shown = lab.run_commands([("orders", word, order(1).order_id) for word in ("show", "explain")])
 
     assert [ended.code for ended in shown] == [0, 1]
     assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in shown)
 
 
-def test_a_count_of_one_is_singular(desk: Desk) -> None:
-    desk.hear(order(1))
-    fetch = desk.begin(order(1))
-    desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_503", http_status=503, wait_ms=9000)
+def explain(lab: Lab, one: OrderKey | str, *options: str, **env: str) -> Ended:
+    ended = lab.run_command("orders", "explain", one if isinstance(one, str) else one.order_id, *options, **env)
+    if "--json" not in options:
+        lines = [line for line in ended.out.splitlines() if not line.startswith("  ota-receiver ")]
+        assert max(map(len, lines), default=0) <= 80
+    return ended
 
-    assert "http_503, HTTP 503, 1 attempt\n" in re.sub(" +\n", "\n", desk.run("orders", "show", order(1).order_id).out)
+
+def flat(ended: Ended) -> str:
+    return re.sub(r"\s+", " ", ended.out)
+
+
+def test_a_fetched_and_delivered_order_is_complete(lab: Lab) -> None:
+    lab.accept_and_fetch(order(1))
+    lab.deliver(order=order(1))
+
+    page, line = explain(lab, order(1)), explain(lab, order(1), "--json")
+
+    assert (page.code, line.code) == (0, 0)
+    for text in (
+        "COMPLETE: fetched, Issued",
+        "2 wallets, 2 tickets, 1 coupon, a manifest; revision 1",
+        "(HTTP 200 in 42 ms)",
+        "(secret current)",
+        "event: fetched after",
+    ):
+        assert text in page.out
+    assert [secret for secret in SECRETS if secret in page.out + line.out] == []
+    (found,) = line.objects
+    assert [step["what"] for step in found["steps"]] == ["event", "started", "stored", "delivery"]
+    assert (found["complete"], found["outstanding"]) == (True, [])
+    assert 0 <= found["durations"]["fetched_ms"] <= found["durations"]["delivered_ms"] < 60_000
+    for name in ("CM-260601081502-9F3A", "partner-order-2026-00042", "cm-00000000"):
+        assert explain(lab, name).code == 0
+
+
+def test_without_its_delivery_an_order_is_not_complete(lab: Lab) -> None:
+    lab.accept_and_fetch(order(1))
+
+    ended = explain(lab, order(1))
+
+    assert ended.code == 1
+    for text in (
+        "NOT COMPLETE: fetched, Issued",
+        f"{SINK}: revision 1 not delivered yet",
+        "next attempt",
+        "next      Nothing: delivery is attempted at ",
+    ):
+        assert text in ended.out
+    assert "tickets are here" not in ended.out
+
+
+def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
+    """A sink that was added to the settings after the order was complete."""
+    lab.accept_and_fetch(order(1))
+    lab.deliver(order=order(1))
+    assert lab.acquire_delivery(order(1)) is None
+    sinks = {"SINKS": f"{SINK},python:json:loads"}
+    replay = ("events", "replay", "--order", order(1).order_id, "--to-sinks")
+
+    ended, advised = explain(lab, order(1), **sinks), lab.run_command(*replay, "--yes", "--dry-run", **sinks)
+
+    assert ended.code == 1
+    assert "pending python:json:loads: revision 1 not delivered yet next No attempt is planned." in flat(ended)
+    assert f"ota-receiver {' '.join(replay)}" in flat(ended)
+    assert advised.code == 0, advised.err
+
+
+def test_an_unknown_status_is_left_out(lab: Lab) -> None:
+    lab.redis.hset(keys.record(order(1)), mapping={"generation": 1})
+
+    assert "NOT COMPLETE: pending\n" in explain(lab, order(1)).out
+
+
+def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) -> None:
+    lab.accept(order(1))
+    fetch = lab.start_fetch(order(1))
+    running = explain(lab, order(1))
+    assert (running.code, "fetching" in running.out, WORKER in running.out) == (1, True, True)
+
+    lab.fail_fetch("retry", order(1), fetch=fetch, reason="http_503", http_status=503, duration_ms=84, wait=60)
+    for _ in range(2):
+        lab.later(60)
+        lab.fail_fetch("deferred", order(1), reason="breaker_open", wait=60)
+
+    ended = explain(lab, order(1))
+    assert ended.code == 1
+    for text in (
+        "NOT COMPLETE: deferred",
+        "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will retry",
+        "fetch 3 failed: breaker_open, deferred, does not count as an attempt; 2 times until",
+        "fetch deferred (breaker_open); next attempt",
+        "ota-receiver check",
+    ):
+        assert text in flat(ended)
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "text"), [(["2026-06-01T08:15:02Z"] * 40, "39 times until"), (range(210), "older ones are gone")]
+)
+def test_a_long_history_is_a_short_page(lab: Lab, timestamps: Iterable[object], text: str) -> None:
+    """Repeated events are one line, and a history that was cut off says so."""
+    for timestamp in timestamps:
+        lab.accept(order(1), timestamp=str(timestamp))
+
+    ended = explain(lab, order(1))
+
+    assert text in flat(ended)
+    assert len(ended.out.splitlines()) < 20
+
+
+def test_a_dead_letter_has_a_reason_and_an_advice(lab: Lab) -> None:
+    lab.accept(order(1))
+    lab.dead_letter(order(1), "order_missing", 404)
+
+    ended = explain(lab, order(1))
+
+    assert (ended.code, "the fetch is a dead letter: order_missing" in ended.out) == (1, True)
+    assert f"dead requeue {order(1).order_id}" in flat(ended)
+
+
+@pytest.mark.parametrize("text", ["4711", "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"])
+def test_an_unknown_order_is_explained_with_commands_that_search_further(lab: Lab, text: str) -> None:
+    page, line = explain(lab, text), explain(lab, text, "--json")
+
+    assert (page.code, page.out, line.code) == (1, "", 1)
+    assert text in page.err
+    assert "\n  ota-receiver reconcile --from-zero --apply\n" in page.err
+    assert max(map(len, page.err.splitlines())) <= 80
+    assert (line.objects[0]["state"], line.objects[0]["complete"]) == ("unknown", False)
+    shown = lab.run_command("orders", "show", text, "--json")
+    assert (shown.code, shown.out, text in shown.err) == (1, "", True)
+
+
+def test_a_replay_is_shown_beside_the_duration_of_the_event(lab: Lab) -> None:
+    lab.accept(order(1), at=lab.now - 23000)
+    lab.fetch_and_store(order(1))
+    lab.run_command("events", "replay", "--since", "1h", "--force", "--rate", "5000", "--yes")
+    lab.fetch_and_store(order(1))
+
+    page, (found,) = explain(lab, order(1)), explain(lab, order(1), "--json").objects
+
+    assert re.search(r"took +event: fetched after 2\d s\n +replay:\w{6}: fetched after", page.out)
+    assert found["durations"]["fetched_ms"] >= 23_000
+    assert found["durations"]["requested"]["fetched_ms"] < 20_000
+
+
+def test_a_company_that_is_missing_from_the_settings_is_named(lab: Lab) -> None:
+    lab.accept(order(1))
+    lab.fail_fetch("deferred", order(1), reason="unknown_company", wait=60)
+
+    advice = f"The workers' settings have no company {order(1).company_id}. Add it there, and restart the workers."
+    assert f"next {advice}" in flat(explain(lab, order(1)))
+
+
+def test_a_wrong_clock_of_this_machine_changes_no_state_and_no_age(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.accept(order(1), order(2))
+    lab.start_fetch(order(1))
+    lab.dead_letter(order(2))
+    tomorrow = times.now() + timedelta(days=1)
+    monkeypatch.setattr(times, "now", lambda: tomorrow)
+
+    orders, events, letters = (lab.run_command(what, "list", "--json").objects for what in ("orders", "events", "dead"))
+    event = lab.run_command("events", "show", events[0]["id"], "--json").objects[0]
+    shown = lab.run_command("dead", "show", order(2).order_id, "--json").objects[0]
+
+    assert sorted(one["state"] for one in orders) == ["dead", "fetching"]
+    assert "NOT COMPLETE: fetching" in explain(lab, order(1)).out
+    assert event["order_state"] == "fetching"
+    assert max(one["age_s"] for one in (*letters, shown)) < 3600
+
+
+def test_of_two_orders_with_one_reference_the_company_must_be_given(lab: Lab) -> None:
+    for one in (order(1), order(1, MUSEUM)):
+        lab.accept_and_fetch(one, status="Draft")
+        lab.deliver(order=one)
+
+    found = explain(lab, "CM-260601081502-9F3A", "--company", "museum")
+
+    assert (explain(lab, "CM-260601081502-9F3A").code, found.code) == (2, 0)
+    command = f"  ota-receiver orders confirm {order(1).order_id} --company museum --payment-reference REF"
+    assert command in found.out.splitlines(), "a command can be copied as a whole"

@@ -5,55 +5,35 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from redis import Redis
 
-from app.dev.sandbox.process import Sandbox, start
+from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
 from app.reconcile.state import Checkpoint
 from tests.eventually import eventually
-from tests.integration.desk import API_KEY, MUSEUM, PARTNER, VENUE, Desk, open_desk, order
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with start(seed=5) as one:
-        for slug, company_id in (("Venue", VENUE), ("Museum", MUSEUM)):
-            company = {"id": company_id, "name": slug, "tenant": "tenant", "environment": "Sandbox"}
-            one.admin("POST", "companies", company | {"api_keys": [API_KEY]})
-        yield one
+from tests.lab import MUSEUM, PARTNER, VENUE, Lab, order
 
 
 @pytest.fixture
-def desk(sandbox: Sandbox, redis_client: Redis, redis_url: str, tmp_path: Path) -> Iterator[Desk]:
-    """A desk of two companies, of which only the venue has a partner id."""
-    one = open_desk(redis_client, redis_url, tmp_path, sandbox.url)
-    companies = Path(one.env["COMPANIES_FILE"])
-    found = companies.read_text()
-    companies.write_text(found.replace("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"'))
-    yield one
-    sandbox.admin("PUT", "faults", [])
-
-
-_made = 0
+def lab(connected: Lab) -> Lab:
+    """A lab of two companies, of which only the venue has a partner id."""
+    connected.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+    return connected
 
 
 def make(sandbox: Sandbox, count: int, mix: str = "Issued") -> list[str]:
     """Create orders upstream without an event. Each test also sees those of earlier tests."""
-    global _made
-    _made += 1
-    body = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": f"WEB{_made}"}
+    body = {"company_id": VENUE, "partner_id": PARTNER, "count": count, "mix": {mix: 1}, "reference": uuid4().hex[:8]}
     return [one["order_id"] for one in sandbox.admin("POST", "orders", body)["orders"]]
 
 
-def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbox) -> None:
+def test_differences_are_shown_and_nothing_is_queued(lab: Lab, sandbox: Sandbox) -> None:
     """Exit code 1 is for scripts."""
     made = make(sandbox, 2)
 
-    lines, table = desk.run("reconcile", "--json"), desk.run("reconcile")
+    lines, table = lab.run_command("reconcile", "--json"), lab.run_command("reconcile")
 
     assert (lines.code, table.code) == (1, 1)
     found = {one["order_id"]: one for one in lines.objects}
@@ -61,65 +41,57 @@ def test_differences_are_shown_and_nothing_is_queued(desk: Desk, sandbox: Sandbo
     one = found[made[0]]
     assert (one["company"], one["kind"], one["status"], one["stored_status"]) == ("venue", "no_event", "Issued", "")
     assert one["reference"].startswith("CM-")
-    assert made[0] in table.out
-    assert (
-        f"{len(found)} differences: {len(found)} no_event; {len(found)} orders listed. Fetch them with --apply."
-        in table.out
-    )
+    counts = f"{len(found)} differences: {len(found)} no_event; {len(found)} orders listed. Fetch them with --apply."
+    assert (made[0] in table.out, counts in table.out) == (True, True)
     assert "museum: left out, NP_PARTNER_ID is not set." in table.err
-    assert desk.waiting("backfill") == []
+    assert lab.queued("backfill") == []
     assert "canary" not in lines.out + lines.err + table.out + table.err
 
 
-def test_apply_queues_exactly_these_in_the_backfill_queue(desk: Desk, sandbox: Sandbox) -> None:
-    made = make(sandbox, 1)
-    everything = [one["order_id"] for one in desk.run("reconcile", "--json").objects]
+def test_apply_queues_exactly_these_in_the_backfill_queue(lab: Lab, sandbox: Sandbox) -> None:
+    make(sandbox, 1)
+    everything = [one["order_id"] for one in lab.run_command("reconcile", "--json").objects]
 
-    ended = desk.run("reconcile", "--apply", "--yes", "--json")
+    refused = lab.run_command("reconcile", "--apply")
+    assert (refused.code, "Not a terminal: pass --yes." in refused.err, lab.queued("backfill")) == (2, True, [])
+    ended = lab.run_command("reconcile", "--apply", "--yes", "--json")
 
     total = {"orders": len(everything), "queued": len(everything), "waiting": 0, "erased": 0}
     assert (ended.code, ended.objects[-1]) == (0, total)
-    assert sorted(desk.waiting("backfill")) == sorted(everything)
-    assert made[0] in everything
-    assert desk.run("reconcile", "--json").objects == []
-    assert desk.run("reconcile").code == 0
+    assert sorted(lab.queued("backfill")) == sorted(everything)
+    assert lab.run_command("reconcile").code == 0
 
 
-def test_apply_without_a_terminal_or_yes_changes_nothing(desk: Desk, sandbox: Sandbox) -> None:
-    make(sandbox, 1)
-
-    ended = desk.run("reconcile", "--apply")
-
-    assert ended.code == 2
-    assert "Not a terminal: pass --yes." in ended.err
-    assert desk.waiting("backfill") == []
-
-
-def test_it_reads_from_the_checkpoint_without_moving_it_and_from_zero_everything(desk: Desk, sandbox: Sandbox) -> None:
+def test_it_reads_from_the_checkpoint_without_moving_it_and_from_zero_everything(lab: Lab, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
     make(sandbox, 1)
-    checkpoint = Checkpoint(desk.redis, VENUE)
+    checkpoint = Checkpoint(lab.redis, VENUE)
     checkpoint.save(10**9, listed_at=1, now=1)
 
-    assert desk.run("reconcile").code == 0
-    assert desk.run("reconcile", "--from-zero").code == 1
+    assert lab.run_command("reconcile").code == 0
+    assert lab.run_command("reconcile", "--from-zero").code == 1
     assert checkpoint.start(10**13) == 10**9
 
 
-def test_a_company_without_a_partner_id_gets_an_advice(desk: Desk) -> None:
-    ended = desk.run("reconcile", "--company", "museum")
+def test_wrong_options_are_refused_with_an_advice(lab: Lab) -> None:
+    file = lab.folder / "orders.csv"
+    file.write_text("orderId\nnot-a-guid\n")
+    for options, advice in (
+        (("--company", "museum"), "No NP_PARTNER_ID is set for museum"),
+        (("--company", "museum"), "--from-file"),
+        (("--from-file", str(file)), "orders.csv: line 2: orderId 'not-a-guid' is not a GUID"),
+        (("--from-file", "x", "--from-zero"), "--from-zero"),
+    ):
+        ended = lab.run_command("reconcile", *options)
 
-    assert ended.code == 2
-    assert "No NP_PARTNER_ID is set for museum" in ended.err
-    assert "--from-file" in ended.err
+        assert (ended.code, advice in ended.err) == (2, True)
 
 
-def test_an_incomplete_list_is_exit_code_5(desk: Desk, sandbox: Sandbox) -> None:
+def test_an_incomplete_list_is_exit_code_5(lab: Lab, sandbox: Sandbox) -> None:
     make(sandbox, 1)
     sandbox.admin("POST", "faults", {"kind": "status", "operation": "listOrdersByPartner", "status": 401})
 
-    ended = desk.run("reconcile", "--json")
-    again = desk.run("reconcile", "--json")
+    ended, again = lab.run_commands([("reconcile",)] * 2)
 
     assert (ended.code, again.code) == (5, 5)
     assert "venue: the list ended early: unauthorized (HTTP 401). See: ota-receiver check" in ended.err
@@ -127,18 +99,16 @@ def test_an_incomplete_list_is_exit_code_5(desk: Desk, sandbox: Sandbox) -> None
     assert "breaker_open" in again.err
 
 
-def test_orders_of_a_file_are_found_by_id_and_by_either_reference(desk: Desk) -> None:
-    desk.hear(order(1), order(2))
-    desk.bring_home(order(1), buyFromOrderReference="CM-HERE", sellToOrderReference="WEB-HERE")
-    file = desk.folder / "orders.csv"
+def test_orders_of_a_file_are_found_by_id_and_by_either_reference(lab: Lab) -> None:
+    lab.accept(order(1), order(2))
+    lab.fetch_and_store(order(1), buyFromOrderReference="CM-HERE", sellToOrderReference="WEB-HERE")
+    file = lab.folder / "orders.csv"
     rows = ["orderId;reference", f"{order(1).order_id};", ";web-here", ";CM-HERE", f";cm-{order(2).order_id[:8]}"]
     rows += [f"{order(9).order_id};CM-HERE", ";WEB-NEVER"]
     file.write_text("\n".join(rows), encoding="utf-8-sig")
+    reconcile = ("reconcile", "--from-file", str(file))
 
-    lines, table = (
-        desk.run("reconcile", "--from-file", str(file), "--json"),
-        desk.run("reconcile", "--from-file", str(file)),
-    )
+    lines, table = lab.run_commands([(*reconcile, "--json"), reconcile])
 
     assert (lines.code, table.code) == (1, 1)
     assert lines.objects == [
@@ -148,64 +118,48 @@ def test_orders_of_a_file_are_found_by_id_and_by_either_reference(desk: Desk) ->
     assert "2 missing of 6 orders expected." in table.out
 
 
-def test_a_file_is_applied_to_one_company_and_only_by_order_id(desk: Desk) -> None:
-    file = desk.folder / "orders.csv"
+def test_a_file_is_applied_to_one_company_and_only_by_order_id(lab: Lab) -> None:
+    file = lab.folder / "orders.csv"
     file.write_text(f"orderId,reference\n{order(9).order_id},\n,WEB-NEVER\n")
     apply = ("reconcile", "--from-file", str(file), "--apply", "--yes")
 
-    unclear, ended = desk.run(*apply), desk.run(*apply, "--company", "museum")
+    unclear, ended = lab.run_command(*apply), lab.run_command(*apply, "--company", "museum")
 
     assert (unclear.code, ended.code) == (2, 1)
     assert "Give --company with --apply. There are: museum, venue." in unclear.err
     assert "1 have no orderId" in ended.err
-    assert desk.waiting("backfill") == [order(9).order_id]
-    assert desk.redis.exists(f"ota:order:{OrderKey(MUSEUM, order(9).order_id).member}")
+    assert lab.queued("backfill") == [order(9).order_id]
+    assert lab.redis.exists(f"ota:order:{OrderKey(MUSEUM, order(9).order_id).member}")
     file.write_text(f"orderId\n{order(9).order_id}\n")
-    assert desk.run("reconcile", "--from-file", str(file)).code == 0
+    assert lab.run_command("reconcile", "--from-file", str(file)).code == 0
 
 
-def test_a_wrong_line_of_the_file_is_named(desk: Desk) -> None:
-    file = desk.folder / "orders.csv"
-    file.write_text("orderId\nnot-a-guid\n")
-
-    ended, both = (
-        desk.run("reconcile", "--from-file", str(file)),
-        desk.run("reconcile", "--from-file", "x", "--from-zero"),
-    )
-
-    assert ended.code == both.code == 2
-    assert "orders.csv: line 2: orderId 'not-a-guid' is not a GUID" in ended.err
-    assert "--from-zero" in both.err
-
-
-def test_ctrl_c_prints_nothing_and_releases_the_permit(desk: Desk, sandbox: Sandbox) -> None:
+def test_ctrl_c_prints_nothing_and_releases_the_permit(lab: Lab, sandbox: Sandbox) -> None:
     """The next page of the workers must not wait for a lease to end."""
     fault = {"kind": "hang", "operation": "listOrdersByPartner", "seconds": 15}
     sandbox.admin("POST", "faults", fault)
     command = [sys.executable, "-m", "app.cli", "reconcile"]
-    with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(command, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         eventually(lambda: sandbox.admin("GET", "stats")["active"] == 1, what="the call")
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=10)
 
     assert (running.returncode, out, err) == (130, "", "museum: left out, NP_PARTNER_ID is not set.\n")
-    assert desk.redis.keys("ota:permits:*") == []
+    assert lab.redis.keys("ota:permits:*") == []
 
 
 @pytest.mark.parametrize("of_file", [False, True])
-def test_a_closed_output_pipe_does_not_stop_the_requests(
-    desk: Desk, sandbox: Sandbox, tmp_path: Path, of_file: bool
-) -> None:
+def test_a_closed_output_pipe_does_not_stop_the_requests(lab: Lab, sandbox: Sandbox, of_file: bool) -> None:
     """`--apply --yes --json | head -1`: the reader leaves, and every order is queued all the same."""
-    expected = tmp_path / "expected.csv"
+    expected = lab.folder / "expected.csv"
     expected.write_text("orderId\n" + "".join(f"{order(number).order_id}\n" for number in range(3000)))
     make(sandbox, 5)
     how = ["--from-file", str(expected), "--company", "venue"] if of_file else []
     command = [sys.executable, "-m", "app.cli", "reconcile", *how, "--apply", "--yes", "--json"]
-    with subprocess.Popen(command, env=desk.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+    with subprocess.Popen(command, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         assert running.stdout is not None
         running.stdout.close()
         running.wait(30)
 
-    assert desk.redis.llen("rq:queue:backfill") >= (3000 if of_file else 5)
-    assert desk.run("audit", "--what", "reconcile", "--json").objects
+    assert lab.redis.llen("rq:queue:backfill") >= (3000 if of_file else 5)
+    assert lab.run_command("audit", "--what", "reconcile", "--json").objects

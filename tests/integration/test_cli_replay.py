@@ -10,28 +10,27 @@ import pytest
 from app import audit, times
 from app.ledger import keys
 from app.ledger.history import FetchRequested
-from app.ledger.orders import Archive
 from app.replay import Selection, select
-from tests.integration.desk import MUSEUM, SINK, VENUE, Desk, Ended, order
+from tests.command import Ended
+from tests.lab import MUSEUM, SINK, VENUE, Lab, order
 
 FAST = ("--rate", "5000", "--yes")
 
 
-def event_ids(desk: Desk) -> list[str]:
-    return [event["id"] for event in desk.run("events", "list", "--json").objects]
+def event_ids(lab: Lab) -> list[str]:
+    return [event["id"] for event in lab.run_command("events", "list", "--json").objects]
 
 
-def fetched(desk: Desk, *numbers: int) -> None:
+def fetched(lab: Lab, *numbers: int) -> None:
     """Accept events of the orders in this sequence, and fetch the orders; no job waits."""
-    for number in numbers:
-        desk.hear(order(number))
+    lab.accept(*map(order, numbers))
     for number in dict.fromkeys(numbers):
-        desk.bring_home(order(number))
-    desk.forget_jobs()
+        lab.fetch_and_store(order(number))
+    lab.clear_queues()
 
 
-def replay(desk: Desk, *arguments: str, **env: str) -> Ended:
-    return desk.run("events", "replay", *arguments, *FAST, **env)
+def replay(lab: Lab, *arguments: str, **env: str) -> Ended:
+    return lab.run_command("events", "replay", *arguments, *FAST, **env)
 
 
 def counts(ended: Any) -> tuple[int, ...]:
@@ -39,60 +38,65 @@ def counts(ended: Any) -> tuple[int, ...]:
     return tuple(plan[name] for name in ("orders", "queued", "waiting", "passed", "left"))
 
 
-def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(desk: Desk) -> None:
+def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(lab: Lab) -> None:
     """Five events of three orders: three fetches, in the sequence of the first events."""
-    fetched(desk, 9, 1, 9, 5, 9)
+    fetched(lab, 9, 1, 9, 5, 9)
 
-    ended = replay(desk, "--since", "1h", "--force", "--json")
+    ended = replay(lab, "--since", "1h", "--force", "--json")
 
     assert (ended.code, counts(ended)) == (0, (3, 3, 0, 0, 0))
-    assert desk.waiting("backfill") == [order(number).order_id for number in (9, 1, 5)]
-    assert desk.waiting("live") == []
+    assert lab.queued("backfill") == [order(number).order_id for number in (9, 1, 5)]
+    assert lab.queued("live") == []
 
 
-def test_a_newer_stored_copy_is_skipped(desk: Desk) -> None:
+def test_a_newer_stored_copy_is_skipped(lab: Lab) -> None:
     """An event of order 2 arrived after its fetch, and its job was lost."""
-    fetched(desk, 1, 2)
-    desk.hear(order(2))
-    desk.begin(order(2))
-    desk.forget_jobs()
+    fetched(lab, 1, 2)
+    nothing = replay(lab, "--since", "1h")
+    assert (nothing.code, nothing.out, lab.redis.exists(keys.REPLAYS, keys.AUDIT)) == (0, "Nothing to do.\n", 0)
+    lab.accept(order(2))
+    lab.start_fetch(order(2))
+    lab.clear_queues()
 
-    ended = replay(desk, "--since", "1h", "--json")
+    ended = replay(lab, "--since", "1h", "--json", BACKFILL_WORKERS="0")
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
-    assert desk.waiting("live") == [order(2).order_id], "what is pending in live stays in live"
+    assert lab.queued("live") == [order(2).order_id], "what is pending in live stays in live"
     assert "1 order skipped: the stored copy is newer than the event; --force fetches them too." in ended.err
+    assert "BACKFILL_WORKERS is 0 here" in ended.err
 
 
-def test_if_every_copy_is_newer_there_is_nothing_to_do(desk: Desk) -> None:
-    fetched(desk, 1, 2)
+def test_an_order_without_a_stored_event_is_replayed_by_id(lab: Lab) -> None:
+    """Its event is older than EVENT_DAYS, or reconcile found it."""
+    fetched(lab, 1)
+    lab.redis.delete(keys.EVENTS)
 
-    ended = replay(desk, "--since", "1h")
+    assert replay(lab, "--order", order(1).order_id).out == "Nothing to do.\n"
+    assert replay(lab, "--order", order(1).order_id, "--force").code == 0
 
-    assert (ended.code, ended.out) == (0, "Nothing to do.\n")
-    assert desk.redis.exists(keys.REPLAYS, keys.AUDIT) == 0
+    assert lab.queued("backfill") == [order(1).order_id]
 
 
-def test_orders_that_wait_for_a_job_get_no_second_one(desk: Desk) -> None:
+def test_orders_that_wait_for_a_job_get_no_second_one(lab: Lab) -> None:
     orders = [order(number) for number in range(450)]
-    desk.hear(*orders)
+    lab.accept(*orders)
     for one in orders[:200]:
-        desk.begin(one)
-    desk.forget_jobs()
+        lab.start_fetch(one)
+    lab.clear_queues()
 
-    ended = replay(desk, "--company", "venue", "--json")
+    ended = replay(lab, "--company", "venue", "--json")
 
     assert (ended.code, counts(ended)) == (0, (450, 200, 250, 0, 0))
-    assert desk.waiting("live") == [one.order_id for one in orders[:200]]
+    assert lab.queued("live") == [one.order_id for one in orders[:200]]
 
 
-def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(desk: Desk) -> None:
-    fetched(desk, 1, 2, 1)
-    desk.hear(order(3), order(4), order(5))
-    before = {key: desk.redis.dump(key) for key in desk.redis.scan_iter()}
+def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(lab: Lab) -> None:
+    fetched(lab, 1, 2, 1)
+    lab.accept(order(3), order(4), order(5))
+    before = lab.dump()
+    dry_run = ("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1")
 
-    ended = desk.run("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1", "--json")
-    table = desk.run("events", "replay", "--since", "1h", "--dry-run", "--rate", "0.1")
+    ended, table = lab.run_commands([(*dry_run, "--json"), dry_run])
 
     (forecast,) = ended.objects
     ends = datetime.fromisoformat(forecast.pop("ends"))
@@ -100,7 +104,7 @@ def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(desk: Desk) -> N
     assert (ended.code, forecast) == (0, counts | {"sinks": [], "rate": 0.1, "seconds": 30, "dry_run": True})
     assert 20 < (ends - datetime.now(UTC)).total_seconds() <= 30
     assert "getOrder calls  3" in table.out
-    assert {key: desk.redis.dump(key) for key in desk.redis.scan_iter()} == before
+    assert lab.dump() == before
 
 
 @pytest.mark.parametrize(
@@ -111,35 +115,23 @@ def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(desk: Desk) -> N
         ({"BACKFILL_CONCURRENCY": "5", "UPSTREAM_REQUESTS_PER_5_MIN": "60000"}, 20),
     ],
 )
-def test_the_default_rate_is_the_backfills_share_of_the_limits(
-    desk: Desk, settings: dict[str, str], rate: float
-) -> None:
-    desk.hear(order(1))
+def test_the_default_rate_is_the_backfills_share_of_the_limits(lab: Lab, settings: dict[str, str], rate: float) -> None:
+    lab.accept(order(1))
 
-    ended = desk.run("events", "replay", "--since", "1h", "--dry-run", "--json", **settings)
+    ended = lab.run_command("events", "replay", "--since", "1h", "--dry-run", "--json", **settings)
 
     assert ended.objects[0]["rate"] == rate
 
 
-def test_without_a_terminal_it_refuses_and_changes_nothing(desk: Desk) -> None:
-    fetched(desk, 1)
+def test_an_unknown_event_id_stops_nothing(lab: Lab) -> None:
+    fetched(lab, 1, 2, 3)
+    first = event_ids(lab)[0]
 
-    ended = desk.run("events", "replay", "--since", "1h", "--force", stdin="y\n")
-
-    assert ended.code == 2
-    assert "pass --yes" in ended.err
-    assert desk.waiting("backfill") == []
-
-
-def test_an_unknown_event_id_stops_nothing(desk: Desk) -> None:
-    fetched(desk, 1, 2, 3)
-    first = event_ids(desk)[0]
-
-    ended = replay(desk, first, "1-1", "--order", order(2).order_id, "--force", "--json")
+    ended = replay(lab, first, "1-1", "--order", order(2).order_id, "--force", "--json")
 
     assert (ended.code, counts(ended)) == (1, (2, 2, 0, 0, 0))
     assert "'1-1'" in ended.err
-    assert desk.waiting("backfill") == [order(1).order_id, order(2).order_id]
+    assert lab.queued("backfill") == [order(1).order_id, order(2).order_id]
 
 
 @pytest.mark.parametrize(
@@ -155,51 +147,34 @@ def test_an_unknown_event_id_stops_nothing(desk: Desk) -> None:
         (Selection(dead=True, company_id=MUSEUM), []),
     ],
 )
-def test_all_conditions_must_hold(desk: Desk, selection: Selection, numbers: list[int]) -> None:
+def test_all_conditions_must_hold(lab: Lab, selection: Selection, numbers: list[int]) -> None:
     """Order 1 is a Draft, 2 is dead, 3 has two events, 4 is dead and a Draft."""
-    desk.hear(order(1), order(1, MUSEUM), order(4), status="Draft")
-    desk.hear(order(2), order(3), order(3))
-    desk.bring_home(order(1))
-    desk.bring_home(order(3))
+    lab.accept(order(1), order(1, MUSEUM), order(4), status="Draft")
+    lab.accept(order(2), order(3), order(3))
+    lab.fetch_and_store(order(1))
+    lab.fetch_and_store(order(3))
     for at, number in enumerate((2, 4)):
-        desk.give_up(order(number))
-        desk.redis.zadd(keys.DEAD, {order(number).member: at})
+        lab.dead_letter(order(number))
+        lab.redis.zadd(keys.DEAD, {order(number).member: at})
 
-    found = select(desk.redis, selection, lambda _: None)
+    found = select(lab.redis, selection, lambda _: None)
 
     assert list(found.orders) == [order(number).member for number in numbers]
 
 
-def test_the_options_become_the_selection(desk: Desk) -> None:
-    desk.hear(order(1), order(2), status="Draft")
-    desk.hear(order(2))
-    desk.give_up(order(2))
-    desk.forget_jobs()
+def test_the_options_become_the_selection(lab: Lab) -> None:
+    lab.accept(order(1), order(2), status="Draft")
+    lab.accept(order(2))
+    lab.dead_letter(order(2))
+    lab.clear_queues()
 
-    ended = replay(
-        desk,
-        *(*event_ids(desk), "--outcome", "queued", "--status", "draft", "--company", "venue"),
-        *("--since", "1h", "--until", "0s", "--dead", "--json"),
-    )
+    options = "--outcome queued --status draft --company venue --since 1h --until 0s --dead --json"
 
-    assert (ended.code, ended.objects[0]["selected"].partition(" since=")[0]) == (
-        0,
-        f"3 event ids company={VENUE} status=draft outcome=queued",
-    )
-    assert desk.waiting("backfill") == [order(2).order_id]
+    ended = replay(lab, *event_ids(lab), *options.split())
 
-
-def test_an_order_without_a_stored_event_is_replayed_by_id(desk: Desk) -> None:
-    """Its event is older than EVENT_DAYS, or reconcile found it."""
-    fetched(desk, 1)
-    desk.redis.delete(keys.EVENTS)
-
-    passed = replay(desk, "--order", order(1).order_id)
-    forced = replay(desk, "--order", order(1).order_id, "--force")
-
-    assert (passed.code, passed.out) == (0, "Nothing to do.\n")
-    assert forced.code == 0
-    assert desk.waiting("backfill") == [order(1).order_id]
+    selected = f"3 event ids company={VENUE} status=draft outcome=queued"
+    assert (ended.code, ended.objects[0]["selected"].partition(" since=")[0]) == (0, selected)
+    assert lab.queued("backfill") == [order(2).order_id]
 
 
 @pytest.mark.parametrize(
@@ -214,75 +189,44 @@ def test_an_order_without_a_stored_event_is_replayed_by_id(desk: Desk) -> None:
         ("--since", "1h", "--to-sinks", "--force"),
     ],
 )
-def test_unclear_options_are_refused_in_one_line(desk: Desk, arguments: tuple[str, ...]) -> None:
-    desk.hear(order(1))
+def test_unclear_options_are_refused_in_one_line(lab: Lab, arguments: tuple[str, ...]) -> None:
+    lab.accept(order(1))
 
-    ended = replay(desk, *arguments)
+    ended = replay(lab, *arguments)
 
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
-    assert desk.redis.exists(keys.AUDIT) == 0
+    assert lab.redis.exists(keys.AUDIT) == 0
 
 
-def test_the_audit_and_the_history_name_the_replay(desk: Desk) -> None:
+def test_the_audit_and_the_history_name_the_replay(lab: Lab) -> None:
     """No event is added, and none is marked as a duplicate."""
-    fetched(desk, 1)
-    before = event_ids(desk)
-    seen = desk.redis.keys("ota:seen:*")
+    fetched(lab, 1)
+    before = event_ids(lab)
+    seen = lab.redis.keys("ota:seen:*")
 
-    ended = replay(desk, "--status", "Issued", "--force", "--why", "venue asks", "--json", USER="ann")
+    ended = replay(lab, "--status", "Issued", "--force", "--why", "venue asks", "--json", USER="ann")
 
     (plan,) = ended.objects
-    ((_, entry),) = audit.newest_first(desk.redis)
-    assert (entry.what, entry.plan, entry.why, entry.selected, entry.orders) == (
-        "replay",
-        plan["id"],
-        "venue asks",
-        "status=Issued",
-        1,
-    )
+    ((_, entry),) = audit.newest_first(lab.redis)
+    noted = (entry.what, entry.plan, entry.why, entry.selected, entry.orders)
+    assert noted == ("replay", plan["id"], "venue asks", "status=Issued", 1)
     assert entry.who.startswith("ann@")
-    requests = [entry for entry in Archive(desk.redis).history(order(1)) if isinstance(entry, FetchRequested)]
+    requests = [entry for entry in lab.history(order(1)) if isinstance(entry, FetchRequested)]
     assert [(entry.reason, entry.queue) for entry in requests] == [(f"replay:{plan['id']}", "backfill")]
-    assert (event_ids(desk), desk.redis.keys("ota:seen:*")) == (before, seen)
+    assert (event_ids(lab), lab.redis.keys("ota:seen:*")) == (before, seen)
 
 
-def test_an_erased_order_is_not_selected_even_by_force(desk: Desk) -> None:
-    fetched(desk, 1, 2)
-    desk.redis.hset(keys.record(order(1)), "erased_at", 1)
-
-    ended = replay(desk, "--since", "1h", "--force", "--json")
-    alone = replay(desk, "--order", order(1).order_id, "--force")
-
-    assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
-    assert (alone.code, alone.err) == (1, "All orders that match were erased.\n")
-    assert desk.waiting("backfill") == [order(2).order_id]
-
-
-def test_without_backfill_workers_a_remark_says_so(desk: Desk) -> None:
-    desk.hear(order(1))
-
-    ended = replay(desk, "--since", "1h", BACKFILL_WORKERS="0")
-
-    assert ended.code == 0
-    assert "BACKFILL_WORKERS is 0 here" in ended.err
-
-
-def test_to_sinks_delivers_the_stored_revision_again_without_a_fetch(desk: Desk) -> None:
+def test_to_sinks_delivers_the_stored_revision_again_without_a_fetch(lab: Lab) -> None:
     """Order 1 is delivered, order 2 was never fetched; the command itself queues nothing."""
-    fetched(desk, 1)
-    delivery = desk.ledger().acquire_delivery(order(1), "w")
-    assert delivery is not None
-    desk.ledger().complete_delivery(order(1), "w", delivery, outcome="succeeded")
-    assert desk.ledger().acquire_delivery(order(1), "w") is None
-    desk.hear(order(2))
-    desk.forget_jobs()
+    fetched(lab, 1)
+    delivery = lab.deliver(order=order(1))
+    lab.accept(order(2))
+    lab.clear_queues()
 
-    ended = replay(desk, "--since", "1h", "--to-sinks", "--json")
-    desk.ledger().dispatch_due()
+    ended = replay(lab, "--since", "1h", "--to-sinks", "--json")
 
-    again = desk.ledger().acquire_delivery(order(1), "w")
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert "1 order skipped: nothing is stored of them." in ended.err
-    assert again is not None
+    again = lab.start_delivery(order(1))
     assert (again.sink, again.revision, again.raw) == (SINK, delivery.revision, delivery.raw)
-    assert (desk.waiting("backfill"), desk.waiting("live")) == ([order(1).order_id], [])
+    assert lab.queued("backfill") == lab.queued("live") == []

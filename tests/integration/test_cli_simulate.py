@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from app.dev.stack import receiver_settings
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
 from tests.pids import children, is_running
+from tests.service import SERVE
 
 ROOT: Final = Path(__file__).parents[2]
 MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5%", "--batch", "8", "--seed", "11")
@@ -42,6 +44,12 @@ async def acknowledges_all(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await Request(scope, receive).body()
         await JSONResponse({})(scope, receive, send)
+
+
+async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 404, as a receiver with another path does."""
+    if scope["type"] == "http":
+        await JSONResponse({}, 404)(scope, receive, send)
 
 
 async def fetches_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,10 +112,9 @@ def test_a_running_receiver_with_the_printed_settings_passes(own_valkey: Valkey,
     given = dict(line.replace("'", "").split("=", 1) for line in printed.splitlines())
     assert given == receiver_settings(f"http://127.0.0.1:{sandbox_port}")
     env = {**os.environ, **given, "REDIS_URL": own_valkey.url, "PORT": str(port), "WORKERS": "2", "LOG_FORMAT": "json"}
-    command = [sys.executable, "-m", "app.cli"]
     with (
-        Process.start([*command, "serve"], env=env, cwd=tmp_path, log=tmp_path / "web") as web,
-        Process.start([*command, "worker"], env=env, cwd=tmp_path, log=tmp_path / "worker") as worker,
+        Process.start(SERVE, env=env, cwd=tmp_path, log=tmp_path / "web") as web,
+        Process.start([*SERVE[:-1], "worker"], env=env, cwd=tmp_path, log=tmp_path / "worker") as worker,
     ):
         web.wait_for_line("Application startup complete", 20)
         worker.wait_for_line("pool.worker_started", 20)
@@ -141,19 +148,15 @@ def test_a_receiver_that_fetches_repeats_and_forged_events_fails(tmp_path: Path)
     assert report["orders_fetched"] == 20
 
 
-def test_events_that_are_never_acknowledged_are_listed(tmp_path: Path) -> None:
+def test_events_that_are_never_acknowledged_are_listed_and_a_taken_port_is_named(tmp_path: Path) -> None:
     port = free_port()
     with receiver("missing", port, tmp_path) as url:
         ended = simulate("--url", url, "--sandbox-port", str(port), "--orders", "2", "--seed", "5", "--patience", "1")
+        taken = simulate("--url", url, "--sandbox-port", str(urlsplit(url).port))
 
     assert (ended.returncode, "2 ids wrong" in ended.stdout) == (1, True)
     assert ended.stdout.count("never acknowledged: 404") == 2
-
-
-async def missing(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer 404, as a receiver with another path does."""
-    if scope["type"] == "http":
-        await JSONResponse({}, 404)(scope, receive, send)
+    assert (taken.returncode, "choose another with --sandbox-port" in taken.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -170,14 +173,6 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str) -> 
     ended = simulate(*arguments)
 
     assert (ended.returncode, message in ended.stderr, ended.stdout) == (2, True, "")
-
-
-def test_a_taken_sandbox_port_is_named(tmp_path: Path) -> None:
-    port = free_port()
-    with receiver("missing", port, tmp_path) as url:
-        ended = simulate("--url", url, "--sandbox-port", url.partition("//127.0.0.1:")[2].partition("/")[0])
-
-    assert (ended.returncode, "choose another with --sandbox-port" in ended.stderr) == (1, True)
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:

@@ -1,108 +1,154 @@
-"""`status`: what waits and when it is done, on one page, with an exit code for scripts."""
+"""`status`: what waits and when it is done. `health`: the check for HEALTHCHECK. Both have exit codes for scripts."""
 
 from __future__ import annotations
 
-import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pytest
+
+from app.heartbeat import Heartbeat
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
 from app.ledger import keys
 from app.ledger.rate_limit import breaker_key
-from tests.clock import now_ms
-from tests.integration.desk import API_KEY, MUSEUM, VENUE, Desk, order
+from tests.lab import API_KEY, MUSEUM, VENUE, Lab, order
+from tests.lab_upstream import Upstream, says
 
 
-def beat(desk: Desk, *, ago_ms: int = 0, live: int = 2) -> None:
-    """Write what a pool writes each second."""
-    workers = [f"h-1-live-{number}" for number in range(live)] + ["h-1-backfill-0"]
-    desk.redis.hset(
-        keys.POOLS,
-        "h-1",
-        json.dumps({"machine": "h", "pid": 1, "started": "1", "workers": workers, "at": now_ms() - ago_ms}),
-    )
+def beat(lab: Lab, *, ago_ms: int = 0, machine: str = "") -> None:
+    """Write what a pool of this machine, or of another, writes each second."""
+    heartbeat = Heartbeat.of_this_process(("h-1-live-0", "h-1-live-1", "h-1-backfill-0"), lab.now - ago_ms)
+    if machine:
+        heartbeat = msgspec.structs.replace(heartbeat, machine=machine)
+    lab.redis.hset(keys.POOLS, "pool", msgspec.json.encode(heartbeat))
 
 
-def status(desk: Desk, code: int) -> Any:
-    ended = desk.run("status", "--json")
+def status(lab: Lab, code: int) -> Any:
+    ended = lab.run_command("status", "--json")
     assert ended.code == code, ended.err
     (found,) = ended.objects
     return found
 
 
-def test_the_backlog_of_each_queue_has_an_expected_end(desk: Desk) -> None:
+def test_the_backlog_of_each_queue_has_an_expected_end(lab: Lab) -> None:
     """Two workers with 42 ms for a getOrder do 47.6 a second, until 6,000 in 5 minutes are used up."""
-    beat(desk)
-    desk.hear(order(1))
-    desk.bring_home(order(1))
-    desk.forget_jobs()
-    desk.hear(*(order(number) for number in range(2, 102)), at=now_ms() - 9000)
+    beat(lab)
+    lab.accept_and_fetch(order(1))
+    lab.clear_queues()
+    lab.accept(*(order(number) for number in range(2, 102)), at=lab.now - 9000)
 
-    found = status(desk, 0)
+    found = status(lab, 0)
 
     live, backfill = found["queues"]
     assert (found["pools"], found["alerts"], found["due"], found["get_order_s"]) == (1, [], 101, 0.042)
     assert (live["queue"], live["jobs"], live["workers"], live["rate"], live["done_s"]) == ("live", 100, 2, 47.62, 2)
-    few = desk.run("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["queues"][0]
+    few = lab.run_command("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["queues"][0]
     assert (few["rate"], few["done_s"]) == (0.2, 200)
     assert (backfill["jobs"], backfill["done_s"]) == (0, 0)
     assert 9 <= found["oldest_pending_s"]["venue"] < 60
     assert found["oldest_pending_s"]["museum"] == 0
 
 
-def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(desk: Desk) -> None:
-    beat(desk, ago_ms=60_000)
-    desk.hear(order(1))
+def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(lab: Lab) -> None:
+    beat(lab, ago_ms=60_000)
+    lab.accept(order(1))
 
-    page, found = desk.run("status"), status(desk, 1)
+    page, found = lab.run_command("status"), status(lab, 1)
 
     assert (found["pools"], found["queues"][0]["done_s"]) == (0, None)
-    assert "0: nothing is fetched" in page.out
-    assert "fetching is paused" in page.out
+    assert ("0: nothing is fetched" in page.out, "fetching is paused" in page.out) == (True, True)
 
 
-def test_a_firing_alert_is_named_and_the_exit_code_is_1(desk: Desk) -> None:
-    beat(desk)
-    desk.redis.hset(
-        keys.ALERTS, mapping={"fetch_late|venue|": '{"since":1,"firing_at":2}', "silence|museum|": '{"since":1}'}
-    )
-
-    assert status(desk, 1)["alerts"] == ["fetch_late venue"]
-
-
-def test_dead_letters_and_open_breakers_are_counted(desk: Desk) -> None:
-    beat(desk)
-    desk.hear(order(1), order(2, MUSEUM))
-    desk.give_up(order(1))
-    desk.bring_home(order(2, MUSEUM))
-    desk.give_up_sink(order(2, MUSEUM))
+def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
+    beat(lab)
+    lab.accept(order(1))
+    lab.dead_letter(order(1))
+    lab.accept_and_fetch(order(2, MUSEUM))
+    lab.dead_letter_delivery(order(2, MUSEUM))
     breakers = [breaker_key(API_KEY, f"/tenant/Sandbox/{name}") for name in ("Venue", "Museum")]
-    desk.redis.hset(breakers[0], "open_until", now_ms() + 60_000)
+    lab.redis.hset(breakers[0], "open_until", lab.now + 60_000)
 
-    found = status(desk, 0)
-    desk.redis.hset(breakers[1], "open_until", now_ms() + 60_000)
-    desk.hear(order(3))
+    found = status(lab, 0)
+    lab.redis.hset(breakers[1], "open_until", lab.now + 60_000)
+    lab.accept(order(3))
 
     assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
     assert found["queues"][0]["rate"] > 0
-    assert status(desk, 0)["queues"][0]["done_s"] is None
+    assert status(lab, 0)["queues"][0]["done_s"] is None
 
 
-def test_events_in_the_spool_of_this_machine_are_counted(desk: Desk) -> None:
-    beat(desk)
-    folder = desk.folder / "spool"
+def test_events_in_the_spool_of_this_machine_are_counted(lab: Lab) -> None:
+    beat(lab)
+    folder = lab.folder / "spool"
     folder.mkdir(mode=0o700)
-    assert status_with(desk, folder) == 0
+    assert status_with(lab, folder) == 0
     file = SpoolFile(folder / NAME)
     file.put([OrderProcessed(VENUE, order(1).order_id, "Issued", "", "", "current")] * 3)
 
-    assert status_with(desk, folder) == 3
-    assert status_with(desk, desk.folder / "none") is None
+    assert status_with(lab, folder) == 3
+    assert status_with(lab, lab.folder / "none") is None
     file.close()
     (folder / NAME).write_bytes(b"no database" * 100)
-    assert status_with(desk, folder) is None
+    assert status_with(lab, folder) is None
 
 
-def status_with(desk: Desk, folder: Path) -> Any:
-    return desk.run("status", "--json", SPOOL_DIR=str(folder)).objects[0]["spooled"]
+def status_with(lab: Lab, folder: Path) -> Any:
+    return lab.run_command("status", "--json", SPOOL_DIR=str(folder)).objects[0]["spooled"]
+
+
+def test_a_web_process_that_answers_is_healthy(lab: Lab, upstream: Upstream) -> None:
+    """It is asked without the proxies of the environment; with HOST 0.0.0.0 too."""
+    upstream.will(says(200))
+    for host in ("127.0.0.1", "0.0.0.0"):
+        ended = lab.run_command("health", "--json", PORT=upstream.port, HOST=host, http_proxy="http://127.0.0.1:1")
+        assert (ended.code, [one["role"] for one in ended.objects]) == (0, ["web"])
+    assert {one.target for one in upstream.asked} == {"/healthz"}
+
+
+def test_a_web_process_with_another_answer_or_none_is_not_healthy(lab: Lab, upstream: Upstream) -> None:
+    upstream.will(says(503))
+    assert lab.run_command("health", "--role", "web", PORT=upstream.port).code == 1
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        ended = lab.run_command("health", "--role", "web", "--json", PORT=str(mute.getsockname()[1]))
+    assert (ended.code, ended.objects[0]["healthy"]) == (1, False)
+    assert "TimeoutError" in ended.objects[0]["detail"]
+
+
+@pytest.mark.parametrize(("age", "code"), [(0, 0), (4, 0), (16, 1)])
+def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(lab: Lab, free_port: int, age: int, code: int) -> None:
+    """That of another machine does not count."""
+    beat(lab, ago_ms=age * 1000)
+    assert lab.run_command("health", "--role", "worker").code == code
+    assert lab.run_command("health", PORT=str(free_port)).code == code
+
+    beat(lab, ago_ms=age * 1000, machine="another-boot-another-namespace")
+    assert lab.run_command("health", "--role", "worker").code == 1
+
+
+def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab, upstream: Upstream) -> None:
+    upstream.will(says(200))
+    without = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": upstream.port}
+
+    assert lab.run_command("health", "--role", "worker", **without).code == 1
+    assert lab.run_command("health", **without).code == 0
+
+
+def test_the_check_of_a_worker_imports_no_heavy_library(lab: Lab) -> None:
+    """A container runs it every few seconds."""
+    code = (
+        "import sys\nfrom app.cli.main import main\nsys.argv = ['ota-receiver', 'health', '--role', 'worker']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=lab.env, capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert "no heartbeat" in ended.stdout
+    heavy = {"app.bootstrap", "workers", "httpx", "starlette", "prometheus_client"}
+    assert heavy & set(ended.stderr.split()) == set()

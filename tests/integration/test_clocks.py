@@ -10,7 +10,9 @@ import json
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import pytest
 from redis import Redis
@@ -21,11 +23,10 @@ from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.ledger import DISPATCH_LIMIT, Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue
+from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Dispatched
 from tests.eventually import eventually
-from tests.integration.desk import VENUE, open_desk, order
-from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, Scenario
+from tests.lab import LEASE, ONE, SAME_ID, VENUE, Lab, order
 
 HOUR, DAY = 3600, 86400
 GRACE = policy.GRACE / 1000
@@ -33,133 +34,91 @@ STEP = 60
 
 
 def orders(number: int) -> list[OrderKey]:
-    return [OrderKey(ONE.company_id, f"00000000-0000-4000-8000-{one:012}") for one in range(number)]
+    return list(map(order, range(number)))
 
 
 class TestDispatcher:
-    def test_a_lost_job_is_replaced_after_grace(self, scenario: Scenario) -> None:
-        scenario.settle()
-        scenario.redis.delete("rq:queue:live")
+    def test_a_lost_job_is_replaced_after_grace(self, bare: Lab) -> None:
+        bare.accept()
+        bare.clear_queues()
 
-        scenario.later(GRACE - 0.001)
-        assert scenario.dispatch() == 0
-        scenario.later(0.001)
-        assert scenario.dispatch() == 1
+        bare.later(GRACE - 0.001)
+        assert bare.dispatch() == 0
+        bare.later(0.001)
+        assert bare.dispatch() == 1
 
-        assert (scenario.waiting(), scenario.start()) == (1, "fetch")
+        assert (len(bare.queued()), bare.try_start()) == (1, "fetch")
 
-    def test_the_wait_doubles_up_to_an_hour_until_a_fetch_starts(self, scenario: Scenario) -> None:
-        scenario.settle()
+    def test_the_wait_doubles_up_to_an_hour_until_a_fetch_starts(self, bare: Lab) -> None:
+        bare.accept()
         waits = []
         for _ in range(8):
-            scenario.later(scenario.due_in() or 0)
-            assert scenario.dispatch() == 1
-            waits.append((scenario.due_in() or 0) / GRACE)
+            bare.later(bare.due_in() or 0)
+            assert bare.dispatch() == 1
+            waits.append((bare.due_in() or 0) / GRACE)
         assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
 
-        scenario.fail(scenario.fetch(), "retry", wait=5)
-        scenario.later(5)
-        scenario.dispatch()
+        bare.fail_fetch("retry", wait=5)
+        bare.later(5)
+        bare.dispatch()
 
-        assert scenario.due_in() == GRACE
+        assert bare.due_in() == GRACE
 
-    def test_two_dispatchers_at_the_same_time_enqueue_one_job_per_order(
-        self, scenario: Scenario, redis_url: str
-    ) -> None:
-        scenario.ledger.request_fetch(orders(300), queue="backfill", reason="replay")
-        scenario.later(GRACE)
+    def test_two_dispatchers_at_the_same_time_enqueue_one_job_per_order(self, bare: Lab, redis_url: str) -> None:
+        """Of more orders than one script call takes."""
+        bare.request_fetch(*orders(DISPATCH_LIMIT + 1), queue="backfill")
+        bare.later(GRACE)
         together, enqueued = threading.Barrier(2), []
 
         def dispatch() -> None:
             with Redis.from_url(redis_url) as client:
-                ledger = Ledger(client, order_days=400, fetch_lease=LEASE, clock=scenario.clock)
+                ledger = Ledger(client, order_days=400, fetch_lease=LEASE, clock=bare.clock)
                 client.ping()
                 together.wait(10)
                 enqueued.append(ledger.dispatch_due().enqueued)
 
-        threads = [threading.Thread(target=dispatch) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(2):
+                threads.submit(dispatch)
 
-        assert (sum(enqueued), scenario.waiting(BACKFILL)) == (300, 600)
+        assert (sum(enqueued), len(bare.queued(BACKFILL))) == (DISPATCH_LIMIT + 1, 2 * DISPATCH_LIMIT + 2)
 
-    def test_one_dispatch_enqueues_more_orders_than_one_script_call(self, scenario: Scenario) -> None:
-        scenario.ledger.request_fetch(orders(DISPATCH_LIMIT + 1), queue="backfill", reason="replay")
-        scenario.later(GRACE)
-
-        assert scenario.dispatch() == DISPATCH_LIMIT + 1
-
-    def test_an_order_with_a_broken_record_stops_no_other(self, scenario: Scenario) -> None:
+    def test_an_order_with_a_broken_record_stops_no_other(self, bare: Lab) -> None:
         """It is counted and its time moved; those before and after it get their jobs."""
-        scenario.ledger.request_fetch(orders(5), queue="live", reason="replay")
-        scenario.redis.delete("rq:queue:live")
-        scenario.redis.set(keys.record(orders(5)[2]), "of another program")
-        scenario.later(GRACE)
+        bare.request_fetch(*orders(5))
+        bare.clear_queues()
+        bare.redis.set(keys.record(orders(5)[2]), "of another program")
+        bare.later(GRACE)
 
-        assert scenario.ledger.dispatch_due() == Dispatched(5, 4, 1)
-        assert scenario.waiting() == 4
-        assert scenario.ledger.dispatch_due() == Dispatched(0, 0, 0)
+        assert bare.ledger.dispatch_due() == Dispatched(5, 4, 1)
+        assert len(bare.queued()) == 4
+        assert bare.ledger.dispatch_due() == Dispatched(0, 0, 0)
 
-    def test_only_pending_orders_of_a_lost_job_are_due_at_once(self, scenario: Scenario) -> None:
-        scenario.settle()
-        scenario.settle(SAME_ID)
-        scenario.fetch_and_store(1, order=SAME_ID)
+    def test_only_pending_orders_of_a_lost_job_are_due_at_once(self, bare: Lab) -> None:
+        bare.accept()
+        bare.accept_and_fetch(SAME_ID)
 
-        scenario.ledger.release_worker("unknown", "ended", [ONE, SAME_ID])
+        bare.ledger.release_worker("unknown", "ended", [ONE, SAME_ID])
 
-        assert (scenario.due_in(ONE), scenario.due_in(SAME_ID)) == (0, None)
+        assert (bare.due_in(ONE), bare.due_in(SAME_ID)) == (0, None)
 
-    def test_a_due_order_that_is_not_pending_leaves_due(self, scenario: Scenario) -> None:
-        scenario.settle()
-        scenario.fetch_and_store(1)
-        scenario.redis.zadd(keys.DUE, {ONE.member: scenario.now})
+    def test_a_due_order_that_is_not_pending_leaves_due(self, bare: Lab) -> None:
+        bare.accept_and_fetch()
+        bare.redis.zadd(keys.DUE, {ONE.member: bare.now})
 
-        assert (scenario.dispatch(), scenario.due_in()) == (0, None)
-
-    def test_no_job_id_is_used_twice_within_a_millisecond(self, scenario: Scenario) -> None:
-        """RQ deletes the hash with the first job of an id, and skips the second without a word."""
-        scenario.settle()
-        scenario.later(GRACE)
-        for _ in range(3):
-            assert scenario.dispatch() == 1
-            assert scenario.start() in {"fetch", "held"}
-            scenario.ledger.release_worker("unknown", "ended", [ONE])
-
-        ids = queue(LIVE, scenario.redis).job_ids
-        assert len(ids) == len(set(ids)) == 4
+        assert (bare.dispatch(), bare.due_in()) == (0, None)
 
 
-def lost_job(shop: Scenario) -> None:
-    shop.settle()
-
-
-def dead_machine(shop: Scenario) -> None:
-    shop.settle()
-    shop.fetch()
-
-
-def failed_fetch(shop: Scenario) -> None:
-    shop.settle()
-    shop.fail(shop.fetch(), "retry", wait=300)
-
-
-def failed_delivery(shop: Scenario) -> None:
-    shop.settle()
-    shop.fetch_and_store(1)
-    shop.deliver("retry", wait=300)
-
-
-WAITS: dict[Callable[[Scenario], None], float] = {
-    lost_job: GRACE,
-    dead_machine: LEASE / 1000,
-    failed_fetch: 300,
-    failed_delivery: 300,
+WAITS: Final[dict[str, tuple[float, Callable[[Lab], object]]]] = {
+    "lost job": (GRACE, Lab.accept),
+    "dead machine": (LEASE / 1000, lambda shop: (shop.accept(), shop.start_fetch())),
+    "failed fetch": (300, lambda shop: (shop.accept(), shop.fail_fetch("retry", wait=300))),
+    "failed delivery": (300, lambda shop: (shop.accept_and_fetch(), shop.deliver("retry", wait=300))),
 }
+"""What waits, the seconds it waits, and the steps that lead to it."""
 
 
-def seconds_until_delivered(shop: Scenario) -> float:
+def seconds_until_delivered(shop: Lab) -> float:
     """Let time pass until the order is fetched and delivered; return how long it took."""
     started = shop.now
     for number in range(10 * HOUR // STEP):
@@ -168,9 +127,9 @@ def seconds_until_delivered(shop: Scenario) -> float:
             worker = f"new-{number}"
             outcome, fetch = shop.ledger.start_fetch(ONE, worker)
             if fetch is not None:
-                shop.store(fetch, 1, worker)
-            while outcome in {"fetch", "deliver"} and (delivery := shop.acquire(worker)) is not None:
-                shop.complete(delivery, worker=worker)
+                shop.store_fetch(fetch, 1, worker=worker)
+            while outcome in {"fetch", "deliver"} and (delivery := shop.acquire_delivery(worker=worker)) is not None:
+                shop.complete_delivery(delivery, worker=worker)
         if shop.due_in() is None:
             return (shop.now - started) / 1000
         shop.later(STEP)
@@ -183,100 +142,90 @@ class TestARedisWhoseClockWasAhead:
     @pytest.mark.parametrize(
         ("ahead", "longest"), [(HOUR, HOUR), (DAY, GRACE), (400 * DAY, GRACE)], ids=["an hour", "a day", "400 days"]
     )
-    @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
-    def test_what_waits_is_done_after_the_jump_and_its_wait_or_after_grace(
-        self, shop: Scenario, wait: Callable[[Scenario], None], ahead: float, longest: float
-    ) -> None:
+    @pytest.mark.parametrize("wait", WAITS)
+    def test_what_waits_is_done_after_wait_or_grace(self, shop: Lab, wait: str, ahead: float, longest: float) -> None:
         """Times farther ahead than any wait of ours are replaced by GRACE."""
+        seconds, steps = WAITS[wait]
         shop.later(ahead)
-        wait(shop)
-        shop.redis.delete("rq:queue:live")
+        steps(shop)
+        shop.clear_queues()
         shop.later(-ahead)
 
-        own_wait = WAITS[wait] if ahead == HOUR else 0
-        assert seconds_until_delivered(shop) <= longest + own_wait + STEP
+        assert seconds_until_delivered(shop) <= longest + (seconds if ahead == HOUR else 0) + STEP
 
-    def test_an_event_recorded_ahead_is_fetched_at_once(self, shop: Scenario) -> None:
-        shop.later(DAY)
-        shop.settle()
-        shop.later(-DAY)
-
-        assert shop.start() == "fetch"
-
-    def test_the_leases_of_a_killed_worker_delay_nothing(self, shop: Scenario) -> None:
+    def test_the_leases_of_a_killed_worker_delay_nothing(self, shop: Lab) -> None:
         """They end a day ahead; what makes the order due earlier meanwhile must not wait for them."""
         shop.later(DAY)
-        shop.settle()
-        shop.fetch("killed")
+        shop.accept()
+        shop.start_fetch(worker="killed")
         shop.later(-DAY)
         shop.ledger.release_worker("another", "ended", [ONE])
-        assert shop.fetch_and_store(1) == "deliver"
+        assert shop.fetch_and_store(answer=1) == "deliver"
 
         shop.later(DAY)
-        shop.delivery("killed")
+        shop.start_delivery(worker="killed")
         shop.later(-DAY)
-        shop.settle()
-        assert shop.fetch_and_store(2) == "deliver"
+        assert shop.accept_and_fetch(answer=2) == "deliver"
         assert shop.deliver().revision == 2
 
-    def test_no_wait_of_ours_counts_as_a_wrong_clock(self, shop: Scenario) -> None:
+    def test_no_wait_of_ours_counts_as_a_wrong_clock(self, shop: Lab) -> None:
         longest = [policy.RETRY_WAITS[-1] * 1.2, policy.RECHECK_WAITS[-1] * 60 * 1.2, policy.LONGEST_WAIT / 1000]
         assert max(*longest, (policy.LONGEST_RETRY + policy.BREAKER_LONGEST) / 1000) * 1000 < policy.FARTHEST
 
-        shop.settle()
-        shop.fail(shop.fetch(), "retry", wait=max(longest))
-        shop.redis.delete("rq:queue:live")
+        shop.accept()
+        shop.fail_fetch("retry", wait=max(longest))
+        shop.clear_queues()
         shop.dispatch()
 
         assert shop.due_in() == max(longest)
 
-    def test_a_fetch_that_runs_while_the_clock_is_set_back_is_stored_and_not_repeated(self, shop: Scenario) -> None:
+    def test_a_fetch_that_runs_while_the_clock_is_set_back_is_stored_and_not_repeated(self, shop: Lab) -> None:
         shop.later(DAY)
-        shop.settle()
-        fetch = shop.fetch()
+        shop.accept()
+        fetch = shop.start_fetch()
         shop.later(-DAY)
 
         assert shop.dispatch() == 0
-        assert shop.store(fetch, 1) == "deliver"
+        assert shop.store_fetch(fetch, 1) == "deliver"
 
-        shop.redis.delete("rq:queue:live")
-        assert shop.start("other") != "fetch"
+        shop.clear_queues()
+        assert shop.try_start(worker="other") != "fetch"
 
     @pytest.mark.parametrize("limit", ["retry_after", "breaker", "probe", "permits", "window"])
-    def test_an_api_key_works_again_at_once(self, shop: Scenario, limit: str) -> None:
+    def test_an_api_key_works_again_at_once(self, shop: Lab, limit: str) -> None:
         limits = Limits(concurrency=2, backfill_concurrency=1, requests_per_window=3, permit_lease=60_000)
         limiter = RateLimiter(shop.redis, "a key", "/a/company", limits, clock=shop.clock)
         shop.later(DAY)
         if limit == "retry_after":
             limiter.permit("live").failed(Throttled("throttled", http_status=429, retry_after=3000))
-        if limit in {"breaker", "probe"}:
+        elif limit == "window":
+            for _ in range(limits.requests_per_window):
+                with limiter.permit("live"):
+                    pass
+        elif limit == "permits":
+            for _ in range(limits.concurrency):
+                limiter.permit("live")
+        else:
             limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
         if limit == "probe":
             shop.later(policy.BREAKER_FIRST / 1000 + 1)
             limiter.permit("live")
-        if limit == "permits":
-            for _ in range(2):
-                limiter.permit("live")
-        if limit == "window":
-            for _ in range(3):
-                with limiter.permit("live"):
-                    pass
         shop.later(-DAY)
 
         limiter.permit("live")
 
 
-def test_after_a_jump_forward_running_fetches_are_repeated_once_and_the_newest_answer_is_stored(shop: Scenario) -> None:
+def test_after_a_jump_forward_running_fetches_are_repeated_once_and_the_newest_answer_is_stored(shop: Lab) -> None:
     """By the new time their leases have ended: one more getOrder per order, and no more."""
-    shop.settle()
-    old = shop.fetch("old")
+    shop.accept()
+    old = shop.start_fetch(worker="old")
     shop.later(HOUR)
 
     assert shop.dispatch() == 1
-    new = shop.fetch("new")
-    assert (shop.store(new, 2, "new"), shop.store(old, 1, "old")) == ("deliver", "refused")
+    new = shop.start_fetch(worker="new")
+    assert (shop.store_fetch(new, 2, worker="new"), shop.store_fetch(old, 1, worker="old")) == ("deliver", "refused")
 
-    assert (shop.field("digest"), shop.start("third")) == ("2", "deliver")
+    assert (shop.field("digest"), shop.try_start(worker="third")) == ("2", "deliver")
 
 
 OFF = """
@@ -290,13 +239,10 @@ main()
 
 
 @pytest.mark.parametrize("hours", [-30, 30])
-def test_a_machine_whose_clock_is_hours_off_harms_nothing(
-    redis_client: Redis, redis_url: str, tmp_path: Path, hours: int
-) -> None:
+def test_a_machine_whose_clock_is_off_harms_nothing(lab: Lab, redis_client: Redis, tmp_path: Path, hours: int) -> None:
     """Its pool works like any other: orders start at once, waits are as long, and it does not count as silent."""
-    desk = open_desk(redis_client, redis_url, tmp_path)
-    desk.hear(order(1))
-    env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
+    lab.accept(order(1))
+    env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     log = tmp_path / "log"
     with Process.start([sys.executable, "-c", OFF.format(hours=hours)], env=env, cwd=tmp_path, log=log) as pool:
         pool.wait_for_line("fetch.retry_scheduled", within=15)
@@ -309,5 +255,5 @@ def test_a_machine_whose_clock_is_hours_off_harms_nothing(
         assert due is not None
         assert 0 < due - now < 10_000
         assert abs(int(record[b"last_event_at"]) - now) < 20_000
-        assert desk.run("health", "--role", "worker").code == 0
-        assert VENUE not in desk.run("status").err
+        assert lab.run_command("health", "--role", "worker").code == 0
+        assert VENUE not in lab.run_command("status").err

@@ -1,26 +1,46 @@
-"""Limits of one connection (time, bytes, pipelined requests) and of all connections of a web process together."""
+"""Limits of one connection and of all together, of a web process and of nginx before it (deploy/nginx.conf)."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import resource
+import shutil
 import socket
+import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
+from redis import Redis
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.server import ServerState
 
+from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
 from app.web import server
 from tests.eventually import eventually
-from tests.integration.webserver import HOOK, Kept, Web, item, serving, settings_of_one_company
-from tests.integration.wire import good, post, read_all, read_answer, rss_kb, statuses, talk
+from tests.lab import Lab
+from tests.service import (
+    HOOK,
+    Web,
+    good,
+    item,
+    post,
+    read_all,
+    read_answer,
+    rss_kb,
+    serving,
+    settings_of_one_company,
+    statuses,
+    talk,
+)
 
 pytestmark = pytest.mark.usefixtures("redis_client")
 
@@ -135,16 +155,14 @@ class TestHeads:
         ],
         ids=lambda value: repr(value)[:24] + str(len(value)) if isinstance(value, bytes) else "",
     )
-    def test_a_head_or_framing_out_of_bounds_is_refused_and_the_connection_closed(
-        self, web: Web, kept: Kept, sent: bytes, status: int
-    ) -> None:
+    def test_a_head_or_framing_out_of_bounds_is_refused(self, web: Web, lab: Lab, sent: bytes, status: int) -> None:
         """A reset may destroy the answer to a head that is larger than the buffers: only a proxy reads on."""
         with web.connect() as connection:
             is_closed(connection, sent)()
             answer = read_answer(connection)
 
         assert statuses(answer) == [status] or (not answer and len(sent) > 65_536)
-        assert not kept.events()
+        assert not lab.events()
         assert web.http.get("/healthz").status_code == 200
 
     def test_a_head_within_bounds_is_accepted(self, web: Web) -> None:
@@ -172,9 +190,7 @@ class TestHeads:
         assert talk(hasty, sent) == b""
 
     @pytest.mark.parametrize(("sent", "answers"), [(b"\r\n", []), (b"POST / HTTP/1.1\r\n", [408])], ids=repr)
-    def test_the_time_limit_of_a_head_holds_between_two_requests_too(
-        self, hasty: Web, sent: bytes, answers: list[int]
-    ) -> None:
+    def test_the_time_limit_of_a_head_holds_between_requests(self, hasty: Web, sent: bytes, answers: list[int]) -> None:
         with hasty.connect() as connection:
             connection.sendall(post(good()))
             assert statuses(read_answer(connection)) == [200]
@@ -196,14 +212,12 @@ class TestOrderOfAnswers:
     """A fault of a later request costs no earlier request its answer."""
 
     @pytest.mark.parametrize("rest", [[b"garbage\r\n\r\n"], [post(good()) for _ in range(40)]], ids=["garbage", "more"])
-    def test_the_connection_closes_after_the_answers_to_earlier_requests(
-        self, web: Web, kept: Kept, rest: list[bytes]
-    ) -> None:
+    def test_it_closes_after_the_answers_to_earlier_requests(self, web: Web, lab: Lab, rest: list[bytes]) -> None:
         answers = statuses(talk(web, b"".join([*(post(good()) for _ in range(3)), *rest])))
 
         assert answers == [200] * len(answers)
         assert 3 <= len(answers) <= 18
-        assert len(kept.events()) == len(answers)
+        assert len(lab.events()) == len(answers)
 
     def test_a_client_that_ends_its_side_after_a_request_is_answered(self, web: Web) -> None:
         with web.connect() as connection:
@@ -289,3 +303,81 @@ class TestManyConnections:
             assert web.http.get("/healthz").status_code == 200
 
         assert eventually(lambda: web.post(good()).status_code == 200, what="requests are accepted again")
+
+
+CONFIG = Path(__file__).parents[2] / "deploy/nginx.conf"
+MAIN = """
+daemon off;
+master_process off;
+pid {folder}/pid;
+error_log {folder}/errors;
+events {{}}
+http {{ {temporary} {server} }}
+"""
+SELF_SIGNED = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out all.pem"
+)
+
+
+@contextmanager
+def proxied(web: Web, folder: Path) -> Iterator[httpx.Client]:
+    """Run nginx with the deployed configuration before a web process; yield a client of it."""
+    port = free_port()
+    subprocess.run(SELF_SIGNED.split(), cwd=folder, check=True, capture_output=True)
+    text = CONFIG.read_text()
+    for shipped, ours in (
+        ("127.0.0.1:8080", f"127.0.0.1:{web.port}"),
+        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        ("listen [::]:443 ssl;", ""),
+        ("/etc/letsencrypt/live/receiver.example.com/fullchain.pem", f"{folder}/all.pem"),
+        ("/etc/letsencrypt/live/receiver.example.com/privkey.pem", f"{folder}/key.pem"),
+        ("/var/log/nginx/ota-receiver.log", f"{folder}/access.log"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, ours)
+    paths = [f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, temporary=" ".join(paths), server=text))
+    command = ["nginx", "-p", str(folder), "-e", str(folder / "errors"), "-c", str(folder / "nginx.conf")]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "[warn]" not in checked.stderr
+    trust = ssl.create_default_context(cafile=folder / "all.pem")
+    url = f"https://127.0.0.1:{port}"
+    with (
+        Process.start(command, log=folder / "nginx.log") as process,
+        httpx.Client(base_url=url, verify=trust, trust_env=False, timeout=10) as client,
+    ):
+
+        def answers() -> bool:
+            try:
+                return client.get("/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        process.wait_until(answers, 20, "nginx answers")
+        yield client
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
+def test_an_event_passes_and_other_requests_are_answered(redis_url: str, redis_client: Redis, tmp_path: Path) -> None:
+    with serving(tmp_path, settings_of_one_company(redis_url)) as web, proxied(web, tmp_path) as client:
+        accepted = client.post(HOOK, json={"values": [item()]})
+        refused = [
+            client.post(HOOK, content=b"x" * 3_000_000),
+            client.get("/", headers={"x": "y" * 70_000}),
+            client.get("/other"),
+        ]
+
+        assert accepted.json()["queued"] == 1
+        assert accepted.headers.get_list("x-request-id") == [accepted.json()["request_id"]]
+        assert len(Lab(redis_client).events()) == 1
+        assert [answer.status_code for answer in refused] == [413, 400, 404]
+        assert all(answer.headers.get("x-request-id") for answer in refused)
+
+        def logged() -> list[dict[str, object]]:
+            lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
+            return [line for line in lines if line["request_id"] == accepted.json()["request_id"]]
+
+        (line,) = eventually(logged, what="the request is in nginx's log")
+        assert (line["path"], line["status"], line["upstream_status"]) == (HOOK, 200, "200")

@@ -1,4 +1,4 @@
-"""The web process stops: begun requests are answered, and acknowledged events are in Redis."""
+"""The web process stops: started requests are answered, and acknowledged events are in Redis."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,20 @@ from redis import Redis
 from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.integration.webserver import Kept, Web, item, serving, settings_of_one_company
-from tests.integration.wire import good, missing_of, post, read_all, read_answer, statuses
+from tests.lab import Lab
+from tests.service import (
+    SERVE,
+    Web,
+    good,
+    item,
+    missing_of,
+    post,
+    read_all,
+    read_answer,
+    serving,
+    settings_of_one_company,
+    statuses,
+)
 
 
 @pytest.fixture
@@ -32,20 +44,8 @@ def web(redis_url: str, tmp_path: Path) -> Iterator[Web]:
         yield running
 
 
-def stopped_listening(web: Web) -> Callable[[], bool]:
-    """Return a question: is the port closed?"""
-
-    def asked() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", web.port)) != 0
-
-    return asked
-
-
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT] * 3, [signal.SIGTERM, signal.SIGINT]])
-def test_begun_requests_are_answered_however_many_signals_come(
-    web: Web, kept: Kept, signals: list[signal.Signals]
-) -> None:
+def test_started_requests_are_answered_despite_many_signals(web: Web, lab: Lab, signals: list[signal.Signals]) -> None:
     """A terminal and a supervisor both pass Ctrl-C on."""
     request, request_of_the_head = post(good()), post(good())
     with web.connect() as half_a_body, web.connect() as half_a_head, web.connect() as warm:
@@ -56,7 +56,7 @@ def test_begun_requests_are_answered_however_many_signals_come(
 
         for number in signals:
             os.kill(web.process.pid, number)
-        eventually(stopped_listening(web), what="the port is closed")
+        eventually(lambda: not web.listens(), what="the port is closed")
         half_a_head.sendall(request_of_the_head[20:])
         warm.sendall(post(good()))
         web.process.wait_for_line("Waiting for connections to close", 5)
@@ -68,13 +68,13 @@ def test_begun_requests_are_answered_however_many_signals_come(
     assert web.process.wait(10) == 0
     assert [statuses(answer) for answer in answers] == [[200]] * 3
     assert all(b"connection: close" in answer for answer in answers)
-    assert len(kept.events()) == 4
+    assert len(lab.events()) == 4
     # The lifespan ended once, as after one signal: counters are written and connections closed.
     ended = [line["event"] for line in web.lines()]
     assert (ended.count("Application shutdown complete."), ended[-1]) == (1, "service.stopped")
 
 
-def test_a_body_that_does_not_arrive_is_503_and_the_process_ends_within_ten_seconds(web: Web, kept: Kept) -> None:
+def test_a_body_that_does_not_arrive_is_503_and_the_process_ends_within_ten_seconds(web: Web, lab: Lab) -> None:
     """`docker stop` kills after 10 s. Takes 8 s."""
     started = time.monotonic()
     with web.connect() as connection:
@@ -89,10 +89,10 @@ def test_a_body_that_does_not_arrive_is_503_and_the_process_ends_within_ten_seco
     assert statuses(answer.upper()) == [503]
     assert b"retry-after: 5\r\n" in answer
     assert b'"reason":"shutting_down"' in answer
-    assert not kept.events()
+    assert not lab.events()
 
 
-def test_idle_connections_do_not_hold_up_the_end(web: Web) -> None:
+def test_idle_connections_do_not_delay_the_end(web: Web) -> None:
     with web.connect() as silent, web.connect() as warm:
         warm.sendall(post(good()))
         assert statuses(read_answer(warm)) == [200]
@@ -105,11 +105,10 @@ def test_idle_connections_do_not_hold_up_the_end(web: Web) -> None:
 
 
 def test_a_signal_while_it_starts_is_not_lost(redis_url: str, tmp_path: Path) -> None:
-    """It either ends at once by the signal, or in good order."""
+    """It ends at once by the signal, or after a clean shutdown."""
     for line in ("service.started", "Started server process", "Application startup complete"):
         env = {**os.environ, **settings_of_one_company(redis_url), "PORT": str(free_port())}
-        serve = [sys.executable, "-m", "app.cli", "serve"]
-        with Process.start(serve, env=env, log=tmp_path / f"{len(line)}.log") as process:
+        with Process.start(SERVE, env=env, log=tmp_path / f"{len(line)}.log") as process:
             process.wait_for_line(line, 20)
             os.kill(process.pid, signal.SIGTERM)
 
@@ -158,15 +157,13 @@ class Sender:
 @contextmanager
 def sending(port: int, senders: list[Sender]) -> Iterator[None]:
     until = threading.Event()
-    threads = [threading.Thread(target=sender.run, args=(until,)) for sender in senders]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        until.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(len(senders)) as threads:
+        try:
+            for sender in senders:
+                threads.submit(sender.run, until)
+            yield
+        finally:
+            until.set()
 
 
 def test_a_rolling_restart_under_load_loses_no_acknowledged_event(own_valkey: Valkey, tmp_path: Path) -> None:
@@ -178,15 +175,13 @@ def test_a_rolling_restart_under_load_loses_no_acknowledged_event(own_valkey: Va
     def answered() -> int:
         return sum(sender.outcomes["200"] for sender in senders)
 
-    def served_again() -> Callable[[], bool]:
-        before = answered()
-        return lambda: answered() > before + 200
+    def more_than(count: int) -> Callable[[], bool]:
+        return lambda: answered() > count
 
-    serve = [sys.executable, "-m", "app.cli", "serve"]
     with sending(port, senders):
         for _ in range(4):
-            with Process.start(serve, env=env, log=tmp_path / "web.log") as web:
-                eventually(served_again(), 20, what="events are answered")
+            with Process.start(SERVE, env=env, log=tmp_path / "web.log") as web:
+                eventually(more_than(answered() + 200), 20, what="events are answered")
                 assert web.stop() == 0
 
     outcomes = sum((sender.outcomes for sender in senders), Counter[str]())
@@ -194,5 +189,5 @@ def test_a_rolling_restart_under_load_loses_no_acknowledged_event(own_valkey: Va
     # uvicorn alone resets two at each restart.
     assert outcomes["no byte"] <= 2
     with Redis.from_url(own_valkey.url) as redis:
-        stored = {event["order"] for event in Kept(redis).events()}
+        stored = {event["order"] for event in Lab(redis).events()}
     assert {order for sender in senders for order in sender.acknowledged} <= stored

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,13 +15,14 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from app import bootstrap
+from app.dev.processes import Process
 from app.dev.valkey import Valkey, start
 from app.health import Check, Health
 from app.intake.recorder import Inbox
 from app.ledger import redis as redis_module
 from app.ledger.redis import old_server
 from tests.eventually import eventually
-from tests.integration.webserver import settings_of_one_company
+from tests.service import settings_of_one_company
 
 OF_THE_FUTURE = """
 from app.cli.main import main
@@ -49,16 +49,15 @@ def client(server: Valkey) -> Iterator[Redis]:
         yield redis
 
 
-def checks(url: str) -> dict[str, Check]:
+def checks(url: str) -> tuple[str, dict[str, Check]]:
+    """Return the state and each check of a Redis."""
+
     async def ask() -> list[Check]:
         async with bootstrap.for_web(url) as redis:
             return await Health(Inbox(redis, dedup_days=7, event_days=90).probe, redis).checks()
 
-    return {check.name: check for check in asyncio.run(ask())}
-
-
-def state(found: dict[str, Check]) -> str:
-    return Health.state(list(found.values()))
+    found = asyncio.run(ask())
+    return Health.state(found), {check.name: check for check in found}
 
 
 def failed(found: dict[str, Check]) -> set[str]:
@@ -84,18 +83,18 @@ def test_a_server_that_may_lose_events_is_degraded_and_one_that_takes_none_is_no
     for name, value in changes.items():
         client.config_set(name, value)
 
-    found = checks(server.url)
+    state, found = checks(server.url)
 
-    assert (state(found), failed(found)) == (expected, {check} - {None})
+    assert (state, failed(found)) == (expected, {check} - {None})
 
 
 def test_a_replica_is_not_ready(server: Valkey, client: Redis) -> None:
     """After a failover without a new address, every write would be refused."""
     client.replicaof("127.0.0.1", "1")
 
-    found = checks(server.url)
+    state, found = checks(server.url)
 
-    assert (state(found), "writable" in failed(found)) == ("not ready", True)
+    assert (state, "writable" in failed(found)) == ("not ready", True)
 
 
 @pytest.mark.parametrize(
@@ -112,34 +111,33 @@ def test_a_replica_is_not_ready(server: Valkey, client: Redis) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_user_is_judged_by_what_it_may_record_and_not_by_what_it_may_ask(
+def test_a_user_is_judged_by_what_it_may_record(
     server: Valkey, client: Redis, commands: list[str], keys: list[str], expected: tuple[str, bool, str]
 ) -> None:
-    """Managed Redis forbids CONFIG or INFO; that is not a fault."""
+    """And not by what it may ask: managed Redis forbids CONFIG or INFO, which is not a fault."""
     categories = [one for one in commands if "@" in one]
     others = [one for one in commands if "@" not in one]
     client.acl_setuser(
         "other", enabled=True, nopass=True, categories=categories, commands=others, keys=keys, reset=True
     )
 
-    found = checks(f"redis://other:x@127.0.0.1:{server.port}/0")
+    state, found = checks(f"redis://other:x@127.0.0.1:{server.port}/0")
 
     details = " ".join(check.detail for check in found.values())
-    assert (state(found), found["writable"].ok) == expected[:2], found
+    assert (state, found["writable"].ok) == expected[:2], found
     assert expected[2] in details
 
 
 def test_readiness_leaves_nothing_behind(server: Valkey, client: Redis) -> None:
     client.flushdb()
 
-    assert state(checks(server.url)) == "ready"
-    assert client.keys("*") == []
+    assert (checks(server.url)[0], client.keys("*")) == ("ready", [])
 
 
 def test_a_wrong_password_is_not_ready_and_not_shown(server: Valkey, client: Redis) -> None:
-    found = checks(f"redis://:canary@127.0.0.1:{server.port}/0")
+    state, found = checks(f"redis://:canary@127.0.0.1:{server.port}/0")
 
-    assert (state(found), set(found)) == ("not ready", {"redis"})
+    assert (state, set(found)) == ("not ready", {"redis"})
     assert "canary" not in found["redis"].detail
 
 
@@ -152,9 +150,9 @@ def test_a_server_that_does_not_answer_is_not_ready_in_time(own_valkey: Valkey, 
     fault(own_valkey)
     started = time.monotonic()
 
-    found = checks(own_valkey.url)
+    state, found = checks(own_valkey.url)
 
-    assert (state(found), set(found), found["redis"].detail) == ("not ready", {"redis"}, detail)
+    assert (state, set(found), found["redis"].detail) == ("not ready", {"redis"}, detail)
     assert time.monotonic() - started < 2.5
 
 
@@ -169,9 +167,9 @@ def test_a_server_with_a_full_disk_is_not_ready(own_valkey: Valkey) -> None:
         with pytest.raises(ResponseError, match="MISCONF"):
             eventually(lambda: client.set("key", "value") is None, what="a refused write")
 
-        found = checks(own_valkey.url)
+        state, found = checks(own_valkey.url)
 
-    assert (state(found), failed(found)) == ("not ready", {"writable"})
+    assert (state, failed(found)) == ("not ready", {"writable"})
 
 
 @pytest.mark.parametrize(
@@ -180,14 +178,11 @@ def test_a_server_with_a_full_disk_is_not_ready(own_valkey: Valkey) -> None:
 )
 def test_a_server_is_known_by_what_it_answers_to_hello(server: str, version: str, is_old: bool) -> None:
     fields = {b"server": server.encode(), b"version": version.encode(), b"proto": 2}
-    flat = [part for pair in fields.items() for part in pair]
+    needed = f"the server is Redis {version}: Redis 6.2 or Valkey 7.2 or later is needed"
 
-    for hello in (fields, flat):
+    for hello in (fields, [part for pair in fields.items() for part in pair]):
         found = old_server(hello)
-        assert (found is not None) == is_old
-        assert (
-            found is None or str(found) == f"the server is Redis {version}: Redis 6.2 or Valkey 7.2 or later is needed"
-        )
+        assert (str(found) if found else None) == (needed if is_old else None)
 
 
 def test_a_server_that_is_too_old_is_named_and_no_worker_starts(
@@ -198,18 +193,10 @@ def test_a_server_that_is_too_old_is_named_and_no_worker_starts(
     with Redis.from_url(own_valkey.url) as client:
         client.acl_setuser("default", enabled=True, commands=["-zadd"])
 
-    found = checks(own_valkey.url)
+    state, found = checks(own_valkey.url)
 
-    assert (state(found), found["writable"].detail[:21]) == ("not ready", "the server is Valkey ")
-    pool = subprocess.run(
-        [sys.executable, "-c", OF_THE_FUTURE, "worker"],
-        env=os.environ | settings_of_one_company(own_valkey.url),
-        capture_output=True,
-        timeout=20,
-        check=False,
-    )
-    assert (pool.returncode, b"service.old_server" in pool.stdout, b"pool.worker_started" in pool.stdout) == (
-        3,
-        True,
-        False,
-    )
+    assert (state, found["writable"].detail[:21]) == ("not ready", "the server is Valkey ")
+    env = os.environ | settings_of_one_company(own_valkey.url)
+    with Process.start([sys.executable, "-c", OF_THE_FUTURE, "worker"], env=env, log=tmp_path / "log") as pool:
+        assert pool.wait(20) == 3
+    assert ("service.old_server" in pool.output, "pool.worker_started" in pool.output) == (True, False)

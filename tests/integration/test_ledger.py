@@ -1,4 +1,4 @@
-"""Events and counters of the ledger: which events cause a fetch, and which answer is stored. See also test_inbox.py."""
+"""The ledger: which events cause a fetch, which answer is stored, what follows a failure, a crash or a lost answer."""
 
 from __future__ import annotations
 
@@ -7,188 +7,339 @@ from collections.abc import Callable
 import pytest
 
 from app.intake.envelope import OrderProcessed
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, Scenario
+from app.ledger.work import Failure
+from tests.lab import COALESCED, DUPLICATE, LEASE, ONE, QUEUED, SAME_ID, Lab
 
-GRACE = policy.GRACE / 1000
+GRACE, LEASE_SECONDS = policy.GRACE / 1000, LEASE / 1000
 SENT = "2026-11-22T10:00:00.1234567Z"
 
 
 class TestAccepting:
-    def test_a_duplicate_of_a_fetched_order_causes_no_fetch(self, scenario: Scenario) -> None:
-        scenario.accept(SENT)
-        scenario.fetch_and_store(1)
+    def test_a_duplicate_of_a_fetched_order_causes_no_fetch(self, bare: Lab) -> None:
+        bare.accept(timestamp=SENT)
+        bare.fetch_and_store()
 
-        assert scenario.accept(SENT) == "duplicate"
+        assert bare.accept(timestamp=SENT) == DUPLICATE
+        assert (bare.due_in(), bare.try_start()) == (None, "nothing")
 
-        assert (scenario.due_in(), scenario.start()) == (None, "nothing")
+    def test_an_event_without_timestamp_is_never_a_duplicate_only_coalesced(self, bare: Lab) -> None:
+        assert [bare.accept(timestamp=""), bare.accept(timestamp="")] == [QUEUED, COALESCED]
+        assert bare.fetch_and_store() == "fetched"
 
-    def test_an_event_without_timestamp_is_never_a_duplicate_only_coalesced(self, scenario: Scenario) -> None:
-        assert [scenario.accept(""), scenario.accept("")] == ["queued", "coalesced"]
-        assert scenario.fetch_and_store(1) == "fetched"
+        assert bare.accept(timestamp="") == QUEUED
+        assert bare.try_start() == "fetch"
 
-        assert scenario.accept("") == "queued"
-        assert scenario.start() == "fetch"
+    def test_two_orders_of_the_same_id_are_each_fetched_for_their_own_settlement(self, bare: Lab) -> None:
+        assert [bare.accept(ONE, timestamp=SENT), bare.accept(SAME_ID, timestamp=SENT)] == [QUEUED, QUEUED]
 
-    @pytest.mark.parametrize("request_live", [Scenario.settle, Scenario.request], ids=["event", "refetch"])
-    def test_an_order_that_waits_in_backfill_gets_one_live_job(
-        self, scenario: Scenario, request_live: Callable[[Scenario], object]
-    ) -> None:
-        scenario.request(queue="backfill")
-        assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE)) == (1, 0)
+        assert bare.fetch_and_store(ONE, 1) == "fetched"
+        assert (bare.field("fetched_generation", SAME_ID), bare.due_in(SAME_ID)) == (None, GRACE)
+        bare.fail_fetch("dead", SAME_ID)
 
-        request_live(scenario)
-        scenario.request(queue="backfill")
+        bare.accept(ONE)
+        assert (bare.is_dead(ONE), bare.is_dead(SAME_ID)) == (False, True)
 
-        assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE)) == (1, 1)
+    @pytest.mark.parametrize("request_live", [Lab.accept, Lab.request_fetch], ids=["event", "refetch"])
+    def test_an_order_in_backfill_gets_one_live_job(self, bare: Lab, request_live: Callable[[Lab], object]) -> None:
+        bare.request_fetch(queue="backfill")
+        assert (len(bare.queued(BACKFILL)), len(bare.queued(LIVE))) == (1, 0)
 
-    def test_a_request_for_backfill_leaves_in_live_what_is_pending_there(self, scenario: Scenario) -> None:
+        request_live(bare)
+        bare.request_fetch(queue="backfill")
+
+        assert (len(bare.queued(BACKFILL)), len(bare.queued(LIVE))) == (1, 1)
+
+    def test_a_request_for_backfill_leaves_in_live_what_is_pending_there(self, bare: Lab) -> None:
         """Live orders that failed wait for their next attempt; a replay must not put them behind the backlog."""
-        scenario.settle()
-        scenario.fail(scenario.fetch(), "retry")
-        scenario.request(queue="backfill")
-        assert (scenario.waiting(BACKFILL), scenario.waiting(LIVE), scenario.field("queue")) == (0, 2, LIVE)
+        bare.accept()
+        bare.fail_fetch("retry")
+        bare.request_fetch(queue="backfill")
+        assert (len(bare.queued(BACKFILL)), len(bare.queued(LIVE)), bare.field("queue")) == (0, 2, LIVE)
 
-        scenario.fetch_and_store(1)
-        scenario.request(queue="backfill")
-        assert (scenario.waiting(BACKFILL), scenario.field("queue")) == (1, BACKFILL), "nothing was pending"
-
-    def test_the_history_keeps_the_last_200_entries(self, scenario: Scenario) -> None:
-        for number in range(205):
-            scenario.accept(str(number))
-
-        assert scenario.redis.llen(keys.history(ONE)) == 200
+        bare.fetch_and_store()
+        bare.request_fetch(queue="backfill")
+        assert (len(bare.queued(BACKFILL)), bare.field("queue")) == (1, BACKFILL), "nothing was pending"
 
 
 class TestLateEvents:
     """An event that waited in a spool is recorded late: it does not replace what a newer event wrote."""
 
-    def late(self, scenario: Scenario, status: str, received: int) -> None:
-        scenario.accept_batch(
-            OrderProcessed(*ONE, status, f"CM-{status}", "", "current", f"request-{status}", received)
-        )
+    def late(self, bare: Lab, status: str, received: int) -> None:
+        bare.accept_events(OrderProcessed(*ONE, status, f"CM-{status}", "", "current", f"request-{status}", received))
 
-    def test_it_is_fetched_and_does_not_replace_a_newer_event(self, scenario: Scenario) -> None:
-        self.late(scenario, "Issued", scenario.now)
-        self.late(scenario, "Error", scenario.now - 60_000)
+    def test_it_is_fetched_and_does_not_replace_a_newer_event(self, bare: Lab) -> None:
+        self.late(bare, "Issued", bare.now)
+        self.late(bare, "Error", bare.now - 60_000)
 
         names = ("last_event_status", "reference", "request_id", "last_event_at", "generation")
-        assert scenario.fields(*names) == ["Issued", "CM-Issued", "request-Issued", str(scenario.now), "2"]
+        assert bare.fields(*names) == ["Issued", "CM-Issued", "request-Issued", str(bare.now), "2"]
 
-    def test_it_replaces_an_older_event(self, scenario: Scenario) -> None:
-        self.late(scenario, "Error", scenario.now - 120_000)
-        self.late(scenario, "Issued", scenario.now - 60_000)
+    def test_it_replaces_an_older_event(self, bare: Lab) -> None:
+        self.late(bare, "Error", bare.now - 120_000)
+        assert bare.due_in() == GRACE
+        self.late(bare, "Issued", bare.now - 60_000)
 
-        assert scenario.fields("last_event_status", "last_event_at") == ["Issued", str(scenario.now - 60_000)]
+        names = ("last_event_status", "last_event_at", "first_at")
+        assert bare.fields(*names) == ["Issued", str(bare.now - 60_000), str(bare.now - 120_000)]
 
-    def test_a_new_order_is_dated_by_when_its_event_was_received(self, scenario: Scenario) -> None:
-        self.late(scenario, "Issued", scenario.now - 60_000)
-
-        assert scenario.fields("first_at", "last_event_at") == [str(scenario.now - 60_000)] * 2
-        assert scenario.due_in() == GRACE
-
-    def test_the_status_of_a_later_fetch_is_kept(self, scenario: Scenario) -> None:
+    def test_the_status_of_a_later_fetch_is_kept(self, bare: Lab) -> None:
         """The latest status decides what a 404 means."""
-        self.late(scenario, "Draft", scenario.now)
-        scenario.later(60)
-        scenario.fetch_and_store(1)
-        scenario.later(60)
-        self.late(scenario, "Error", scenario.now - 90_000)
+        self.late(bare, "Draft", bare.now)
+        bare.later(60)
+        bare.fetch_and_store()
+        bare.later(60)
+        self.late(bare, "Error", bare.now - 90_000)
 
-        assert scenario.fetch().known_status == "Issued"
+        assert bare.start_fetch().known_status == "Issued"
 
 
-class TestCounters:
-    def test_a_settlement_accepted_after_a_fetch_started_causes_another_fetch(self, scenario: Scenario) -> None:
-        scenario.settle()
-        first = scenario.fetch()
-        scenario.settle()
+@pytest.fixture
+def settled(bare: Lab) -> Lab:
+    """One order, settled once."""
+    bare.accept()
+    return bare
 
-        assert scenario.store(first, 1) == "pending"
 
-        assert scenario.fetch().generation == 2
+class TestUnsettled:
+    def test_an_unsettled_answer_is_stored_and_the_order_stays_pending(self, settled: Lab) -> None:
+        assert settled.store_fetch(settled.start_fetch(), 1, recheck=120) == "pending"
 
-    def test_one_settlement_is_fetched_once_however_many_jobs_run(self, scenario: Scenario) -> None:
-        scenario.settle()
-        assert scenario.fetch_and_store(1) == "fetched"
+        assert settled.fields("digest", "fetched_generation", "rechecks") == ["1", "0", "1"]
+        assert settled.due_in() == 120
 
-        assert [scenario.start(), scenario.start("another")] == ["nothing", "nothing"]
+    def test_rechecks_are_counted_and_after_the_last_the_order_is_dead(self, settled: Lab) -> None:
+        waits = []
+        while not settled.is_dead():
+            fetch = settled.start_fetch()
+            recheck_ms, give_up = policy.of_unsettled(fetch)
+            settled.store_fetch(fetch, 1, recheck=recheck_ms / 1000, give_up=give_up)
+            if (due := settled.due_in()) is not None:
+                waits.append(due / 60)
+                settled.later(due)
+                assert settled.dispatch() == 1
 
-    def test_a_settlement_is_not_fetched_by_two_workers_at_once(self, scenario: Scenario) -> None:
-        scenario.settle()
-        scenario.fetch("a")
-        due = scenario.due_in()
+        assert waits == [pytest.approx(minutes, rel=0.2) for minutes in policy.RECHECK_WAITS]
+        assert (settled.field("dead"), settled.due_in(), settled.days_kept()) == ("unsettled", None, {None})
 
-        assert scenario.start("b") == "held"
 
-        assert (scenario.due_in(), scenario.field("worker")) == (due, "a")
+class TestFailing:
+    @pytest.mark.parametrize(("failure", "counts"), [("retry", ["1", None]), ("deferred", [None, "1"])])
+    def test_a_deferral_uses_no_attempt(self, settled: Lab, failure: Failure, counts: list[str | None]) -> None:
+        assert settled.fail_fetch(failure, wait=300) == failure
 
-    @pytest.mark.parametrize("first", ["older", "newer"])
-    def test_of_two_running_fetches_the_older_is_stored_only_if_it_ends_first(
-        self, scenario: Scenario, first: str
+        assert (settled.fields("attempts", "deferrals"), settled.due_in()) == (counts, 300)
+        assert settled.field("error") == f"reason_{failure}"
+
+    def test_a_job_from_before_the_failure_makes_no_getorder(self, bare: Lab) -> None:
+        bare.request_fetch(queue="backfill")
+        bare.accept()
+        bare.fail_fetch("retry", wait=300)
+
+        assert (bare.try_start(worker="backfill-worker"), bare.due_in()) == ("nothing", 300)
+
+        bare.later(300)
+        assert (bare.dispatch(), bare.try_start()) == (1, "fetch")
+
+    def test_the_first_404_is_remembered(self, settled: Lab) -> None:
+        settled.fail_fetch("not_found", wait=2)
+        settled.later(2)
+        settled.dispatch()
+
+        assert settled.start_fetch().missing_ms == 2000
+
+    def test_a_failure_after_a_new_settlement_gives_the_new_one_its_own_fetch(self, settled: Lab) -> None:
+        first = settled.start_fetch()
+        settled.accept()
+
+        assert settled.fail_fetch("dead", fetch=first) == "retry"
+
+        assert (settled.is_dead(), settled.try_start()) == (False, "fetch")
+
+    def test_the_failure_of_an_older_fetch_does_not_change_the_newer(self, settled: Lab) -> None:
+        older = settled.start_fetch(worker="a")
+        settled.accept()
+        newer = settled.start_fetch(worker="b")
+
+        assert settled.fail_fetch("dead", fetch=older, worker="a") == "refused"
+
+        assert (settled.is_dead(), settled.field("worker")) == (False, "b")
+        assert settled.store_fetch(newer, 2, worker="b") == "fetched"
+
+    def test_a_dead_order_is_not_due_and_stays_pending_without_expiry(self, settled: Lab) -> None:
+        assert settled.fail_fetch("dead") == "dead"
+
+        assert (settled.due_in(), settled.is_dead(), settled.field("dead")) == (None, True, "reason_dead")
+        assert (settled.fields("generation", "fetched_generation"), settled.days_kept()) == (["1", None], {None})
+        assert (settled.try_start(), settled.dispatch()) == ("nothing", 0)
+
+    @pytest.mark.parametrize("request_fetch", [Lab.accept, Lab.request_fetch], ids=["event", "request"])
+    def test_a_dead_order_is_fetched_again_after(self, settled: Lab, request_fetch: Callable[[Lab], object]) -> None:
+        settled.fail_fetch("dead")
+
+        request_fetch(settled)
+
+        assert (settled.is_dead(), settled.field("dead"), settled.due_in()) == (False, None, GRACE)
+        assert settled.fetch_and_store() == "fetched"
+
+    def test_a_deleted_order_is_not_pending_until_a_new_event(self, settled: Lab) -> None:
+        assert settled.fail_fetch("deleted_upstream") == "deleted_upstream"
+
+        assert (settled.due_in(), settled.field("status"), settled.days_kept()) == (None, "DeletedUpstream", {400})
+        assert settled.accept() == QUEUED
+        assert (settled.days_kept(), settled.fetch_and_store()) == ({None}, "fetched")
+
+
+class TestCrashes:
+    @pytest.mark.parametrize("older_crash", [False, True])
+    def test_the_third_crash_of_one_settlement_is_a_dead_letter(self, settled: Lab, older_crash: bool) -> None:
+        if older_crash:
+            settled.start_fetch(worker="w0")
+            settled.accept()
+            settled.ledger.release_worker("w0", "killed")
+        for crash in range(1, policy.CRASHES_ALLOWED + 1):
+            settled.start_fetch(worker=f"w{crash}")
+            released = [settled.ledger.release_worker(f"w{crash}", "killed") for _ in range(2)]
+            assert (released, settled.due_in(), settled.dispatch()) == ([ONE, None], 0, 1)
+
+        assert settled.try_start() == "dead"
+
+        assert (settled.field("dead"), settled.is_dead(), settled.due_in()) == ("kills_worker", True, None)
+
+    def test_the_end_of_a_lease_counts_as_a_crash(self, settled: Lab) -> None:
+        settled.start_fetch()
+        assert settled.due_in() == LEASE_SECONDS
+        settled.later(LEASE_SECONDS)
+        assert settled.dispatch() == 1
+
+        settled.start_fetch()
+
+        assert settled.field("crashes") == "1"
+
+    def test_a_fetch_that_ends_resets_the_crashes(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
+        settled.ledger.release_worker("a", "killed")
+
+        settled.fail_fetch("retry", worker="b")
+
+        assert settled.field("crashes") is None
+
+    def test_a_new_event_resets_all_that_earlier_fetches_left(self, settled: Lab) -> None:
+        names = ("rechecks", "attempts", "first_404_at", "error", "crashes")
+        settled.store_fetch(settled.start_fetch(worker="a"), 1, worker="a", recheck=120)
+        settled.later(120)
+        settled.fail_fetch("not_found", worker="b")
+        settled.later(600)
+        settled.start_fetch(worker="c")
+        settled.ledger.release_worker("c", "killed")
+        settled.dispatch()
+        settled.start_fetch(worker="d")
+        assert None not in settled.fields(*names)
+
+        settled.accept()
+
+        assert settled.fields(*names, "http") == [None] * 6
+
+    def test_a_worker_that_ends_by_itself_releases_its_fetch_without_a_crash(self, settled: Lab) -> None:
+        """It lost Redis for too long, or a stop cut it off: no fault of the order."""
+        for number in range(policy.CRASHES_ALLOWED + 1):
+            settled.start_fetch(worker=f"w{number}")
+            assert settled.ledger.release_worker(f"w{number}", "ended") == ONE
+            assert (settled.due_in(), settled.dispatch()) == (0, 1)
+
+        assert settled.fetch_and_store() == "fetched"
+
+    def test_an_order_that_another_worker_fetches_now_is_not_released(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
+        settled.accept()
+        settled.start_fetch(worker="b")
+
+        assert settled.ledger.release_worker("a", "killed") is None
+        assert settled.due_in() == LEASE_SECONDS
+
+    def test_a_settled_answer_after_the_end_of_its_lease_ends_a_dead_letter(self, settled: Lab) -> None:
+        slow = settled.start_fetch(worker="slow")
+        settled.later(LEASE_SECONDS)
+        settled.fail_fetch("dead", worker="b")
+        assert settled.is_dead()
+
+        assert settled.store_fetch(slow, 1, worker="slow") == "fetched"
+
+        assert (settled.is_dead(), settled.field("dead"), settled.days_kept()) == (False, None, {400})
+
+    def test_a_failure_or_an_unsettled_answer_after_the_end_of_its_lease_does_not(self, settled: Lab) -> None:
+        for _ in range(policy.CRASHES_ALLOWED):
+            slow = settled.start_fetch()
+            settled.later(LEASE_SECONDS)
+        assert settled.try_start(worker="b") == "dead"
+
+        assert settled.fail_fetch("retry", fetch=slow) == "refused"
+        assert settled.store_fetch(slow, 1, recheck=1) == "pending"
+
+        assert (settled.is_dead(), settled.due_in()) == (True, None)
+
+
+class TestRepeatedCalls:
+    """A worker repeats a call whose answer was lost with the connection: the second call changes nothing."""
+
+    def everything(self, bare: Lab) -> tuple[object, ...]:
+        """Return all that is stored of the order."""
+        return bare.record(), bare.history(), bare.due_in(), bare.is_dead(), bare.days_kept()
+
+    def test_a_repeated_start_is_the_same_fetch_and_no_crash(self, settled: Lab) -> None:
+        settled.start_fetch(worker="a")
+
+        again = settled.start_fetch(worker="a")
+
+        assert settled.fields("crashes", "fencing_token") == [None, str(again.token)]
+        assert settled.store_fetch(again, 1, worker="a") == "fetched"
+
+    @pytest.mark.parametrize(
+        ("recheck", "give_up", "outcome"),
+        [(None, "", "fetched"), (120, "", "pending"), (1, "unsettled", "dead")],
+    )
+    def test_a_repeated_store_returns_the_same_and_changes_nothing(
+        self, settled: Lab, recheck: float | None, give_up: str, outcome: str
     ) -> None:
-        scenario.settle()
-        older = scenario.fetch("a")
-        scenario.settle()
-        newer = scenario.fetch("b")
+        fetch = settled.start_fetch()
+        assert settled.store_fetch(fetch, 1, recheck=recheck, give_up=give_up) == outcome
+        before = self.everything(settled)
 
-        if first == "older":
-            assert scenario.store(older, 1, "a") == "pending"
-            assert scenario.field("worker") == "b"
-            assert scenario.store(newer, 2, "b") == "fetched"
-        else:
-            assert scenario.store(newer, 2, "b") == "fetched"
-            assert scenario.store(older, 1, "a") == "refused"
+        assert settled.store_fetch(fetch, 1, recheck=recheck, give_up=give_up) == outcome
 
-        assert scenario.fields("digest", "revision") == ["2", "2" if first == "older" else "1"]
+        assert self.everything(settled) == before
 
-    def test_the_revision_rises_with_new_content_only(self, scenario: Scenario) -> None:
-        revisions = []
-        for version in (1, 1, 2, 2, 1):
-            scenario.settle()
-            scenario.fetch_and_store(version)
-            revisions.append(scenario.field("revision"))
+    def test_a_store_repeated_after_the_next_fetch_failed_keeps_its_attempts(self, settled: Lab) -> None:
+        fetch = settled.start_fetch(worker="a")
+        settled.store_fetch(fetch, 1, worker="a")
+        settled.accept()
+        settled.fail_fetch("retry", worker="b")
 
-        assert revisions == ["1", "1", "2", "2", "3"]
+        settled.store_fetch(fetch, 1, worker="a")
 
-    @pytest.mark.parametrize("end", ["store", "fail"])
-    def test_a_fetch_of_an_erased_order_writes_nothing(self, scenario: Scenario, end: str) -> None:
-        scenario.settle()
-        fetch = scenario.fetch()
-        scenario.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))
+        assert settled.field("attempts") == "1"
 
-        assert (scenario.store(fetch, 1) if end == "store" else scenario.fail(fetch, "retry")) == "refused"
+    @pytest.mark.parametrize(
+        ("failure", "outcome"),
+        [
+            *((one, "retry") for one in ("retry", "client_error", "not_found")),
+            *((one, one) for one in ("deferred", "dead", "deleted_upstream")),
+        ],
+    )
+    def test_a_repeated_failure_is_counted_once(self, settled: Lab, failure: Failure, outcome: str) -> None:
+        fetch = settled.start_fetch()
+        assert settled.fail_fetch(failure, fetch=fetch) == outcome
+        before = self.everything(settled)
 
-        assert scenario.redis.exists(keys.record(ONE), keys.history(ONE), keys.content(ONE)) == 0
+        assert settled.fail_fetch(failure, fetch=fetch) == outcome
 
+        assert self.everything(settled) == before
 
-class TestTwoCompanies:
-    """Two companies may have an order of the same orderId: nothing of one changes the other."""
+    def test_the_failure_of_a_worker_taken_for_dead_is_counted_too(self, settled: Lab) -> None:
+        fetch = settled.start_fetch(worker="slow")
+        settled.ledger.release_worker("slow", "killed")
 
-    def test_each_is_fetched_for_its_own_settlement(self, scenario: Scenario) -> None:
-        assert [scenario.accept(SENT, ONE), scenario.accept(SENT, SAME_ID)] == ["queued", "queued"]
+        assert settled.fail_fetch("retry", fetch=fetch, worker="slow") == "retry"
 
-        assert scenario.fetch_and_store(1, order=ONE) == "fetched"
-
-        assert (scenario.field("fetched_generation", SAME_ID), scenario.due_in(SAME_ID)) == (None, GRACE)
-        assert scenario.fetch_and_store(7, order=SAME_ID) == "fetched"
-        assert (scenario.field("digest", ONE), scenario.field("digest", SAME_ID)) == ("1", "7")
-
-    def test_each_has_its_own_dead_letter(self, scenario: Scenario) -> None:
-        for order in (ONE, SAME_ID):
-            scenario.settle(order)
-            scenario.fail(scenario.fetch(order=order), "dead", order=order)
-
-        scenario.settle(ONE)
-
-        assert (scenario.is_dead(ONE), scenario.is_dead(SAME_ID)) == (False, True)
-
-    def test_each_has_its_own_worker(self, scenario: Scenario) -> None:
-        for worker, order in (("a", ONE), ("b", SAME_ID)):
-            scenario.settle(order)
-            scenario.fetch(worker, order)
-
-        assert scenario.ledger.release_worker("b", "killed") == SAME_ID
-
-        assert (scenario.due_in(ONE), scenario.due_in(SAME_ID)) == (LEASE / 1000, 0)
+        assert settled.field("attempts") == "1"

@@ -6,7 +6,6 @@ INTERLEAVINGS_SEED which: the seed is printed, and the same seed draws the same 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import sys
@@ -23,10 +22,9 @@ from app.ids import OrderKey
 from app.ledger import redis
 from app.ledger.redis import source
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from tests.integration.ledger_model.connection import SocketRedis
 from tests.integration.ledger_model.driver import ANOTHER, ORDERS, WORKERS, Driver, Step
-from tests.integration.ledger_model.model import Audit, Lost, Row
-from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario
+from tests.integration.ledger_model.model import Audit, Lost, Row, SocketRedis
+from tests.lab import ONE, SAME_ID, START, Lab
 
 INTERLEAVINGS: Final = int(os.environ.get("INTERLEAVINGS") or "1500")
 # In CI the same ones each time, so that a failure is the fault of the change that it is shown for.
@@ -101,12 +99,6 @@ def connection(valkey: Valkey) -> Iterator[SocketRedis]:
         yield opened
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    with asyncio.Runner() as runner:
-        yield runner.get_loop()
-
-
 @pytest.mark.parametrize(
     ("sinks", "more", "number"),
     [
@@ -117,7 +109,6 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 )
 def test_no_interleaving_loses_a_settlement(
     connection: SocketRedis,
-    loop: asyncio.AbstractEventLoop,
     capsys: pytest.CaptureFixture[str],
     sinks: tuple[str, ...],
     more: Sequence[Sequence[Step]],
@@ -127,11 +118,11 @@ def test_no_interleaving_loses_a_settlement(
 
     That an interleaving ends at all means that nothing is fetched again and again, whatever the clocks show.
     """
-    scenario, audit = Scenario(connection, loop, sinks), Audit(connection, ORDERS, sinks)
+    lab, audit = Lab(connection, sinks=sinks, now=START), Audit(connection, ORDERS, sinks)
 
     def run(steps: list[Step]) -> None:
         audit.reset()
-        driver = Driver(scenario, audit.check)
+        driver = Driver(lab, audit.check)
         driver.play(steps)
         for order, row in audit.rows.items():
             check_end(driver, order, row, sinks)
@@ -157,19 +148,17 @@ when the fetch starts, a crash loses the order; lowered when it is stored, an ev
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_in_place_of_the_counters_loses_orders(
-    connection: SocketRedis, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch, flag: str
-) -> None:
+def test_a_flag_loses_orders(connection: SocketRedis, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     """The test above can fail: with a flag the same interleavings lose a settlement."""
     name, line, changed = FLAGS[flag]
     text = source(name)
     assert text.count(line) == 1
     monkeypatch.setattr(redis, "source", lambda asked: text.replace(line, changed) if asked == name else source(asked))
-    scenario = Scenario(connection, loop)
+    lab = Lab(connection, sinks=(), now=START)
 
     def run(steps: list[Step]) -> None:
         try:
-            Driver(scenario, lambda touched: None).play(steps)
+            Driver(lab, lambda touched: None).play(steps)
         except Lost:
             raise
         except AssertionError:

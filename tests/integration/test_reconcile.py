@@ -1,10 +1,10 @@
-"""Orders without an event are found in the order list and fetched, whatever dies meanwhile."""
+"""Reconciling: when it runs, and how orders without an event are found in the order list and fetched."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,27 +13,24 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from app.dev.sandbox.process import Sandbox, start
+from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
-from app.errors import ConnectionFault
-from app.ids import OrderKey
+from app.ledger import keys
 from app.ledger.ledger import Ledger
-from tests.integration.station import MINUTE, PARTNER, Station, exit_code, forked, station
+from app.reconcile.run import Reconcile, Report
+from app.reconcile.state import AGAIN_AFTER, FIRST_AFTER, TRIGGER_EVERY, Schedule
+from app.upstream.transport import DeadlineTransport
+from tests.lab import LEASE, PARTNER, VENUE
+from tests.lab_upstream import MINUTE, ReconcileLab, exit_code, forked
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with start(seed=3, options=("--settle-after", "0.05")) as one:
-        yield one
-
-
-class Venue:
+class Venue(ReconcileLab):
     """The company of one test, at upstream and here."""
 
-    def __init__(self, sandbox: Sandbox, tenant: str, here: Station) -> None:
-        self.sandbox = sandbox
-        self.tenant = tenant
-        self.here = here
+    def __init__(self, redis: Redis, http: DeadlineTransport, sandbox: Sandbox, tenant: str) -> None:
+        self.sandbox, self.tenant = sandbox, tenant
+        company_id = sandbox.company_id(tenant, "Production", "Museum")
+        super().__init__(redis, http, sandbox.url, tenant, company_id)
 
     def orders(self, count: int, **wish: Any) -> list[str]:
         """Make orders without an event."""
@@ -45,27 +42,26 @@ class Venue:
         self.sandbox.admin("POST", "settle", {"order_id": order_id, "status": status})
 
     def fault(self, kind: str, **rule: Any) -> None:
-        rule = {"kind": kind, "company_id": self.here.company_id, "operation": "listOrdersByPartner"} | rule
+        rule = {"kind": kind, "company_id": self.company_id, "operation": "listOrdersByPartner"} | rule
         self.sandbox.admin("POST", "faults", rule)
 
     def fetched(self, count: int, **wish: Any) -> list[str]:
         """Make orders that are fetched already."""
         made = self.orders(count, **wish)
-        self.here.ledger.request_fetch([self.key(one) for one in made], queue="backfill", reason="test")
-        self.here.fetch()
+        self.request_fetch(*map(self.key, made), queue="backfill")
+        self.fetch_backfill()
         return made
 
-    def key(self, order_id: str) -> OrderKey:
-        return OrderKey(self.here.company_id, order_id)
+    def statuses(self, *order_ids: str) -> list[str | None]:
+        return [self.field("status", self.key(one)) for one in order_ids]
 
 
 @pytest.fixture
 def venue(sandbox: Sandbox, redis_client: Redis, request: pytest.FixtureRequest) -> Iterator[Venue]:
     """A company that no other test uses, and an empty Redis."""
     tenant = request.node.name.replace("[", "-").replace("]", "")
-    company_id = sandbox.company_id(tenant, "Production", "Museum")
-    with station(redis_client, sandbox.url, tenant, company_id) as here:
-        yield Venue(sandbox, tenant, here)
+    with DeadlineTransport(5) as http:
+        yield Venue(redis_client, http, sandbox, tenant)
     sandbox.admin("PUT", "faults", [])
 
 
@@ -73,30 +69,30 @@ def test_orders_without_an_event_are_queued_once(venue: Venue) -> None:
     """Whatever their status; a pending or fetched order is not a discrepancy."""
     made = venue.orders(4, mix={"Issued": 1, "Draft": 1, "Error": 1, "Cancelled": 1})
 
-    first, second = venue.here.run(), venue.here.run()
+    first, second = venue.run(), venue.run()
 
     assert (first.outcome, dict(first.discrepancies), second.queued) == ("complete", {"no_event": 4}, 0)
-    assert sorted(venue.here.queued()) == sorted(made)
-    venue.here.fetch()
-    assert venue.here.run().queued == 0
-    assert {one.status for one in map(venue.here.record, made) if one} == {"Issued", "Draft", "Error", "Cancelled"}
+    assert sorted(venue.queued("backfill")) == sorted(made)
+    venue.fetch_backfill()
+    assert venue.run().queued == 0
+    assert set(venue.statuses(*made)) == {"Issued", "Draft", "Error", "Cancelled"}
 
 
 def test_a_confirmed_and_a_cancelled_order_are_fetched_once_more(venue: Venue) -> None:
-    """No event tells of either (upstream.md 4)."""
+    """Neither sends an event (upstream.md 4)."""
     draft, issued = venue.fetched(2, mix={"Draft": 1, "Issued": 1})
-    assert venue.here.run().queued == 0
-    if venue.here.client.get_order(draft).order.status != "Draft":
+    assert venue.run().queued == 0
+    if venue.client.get_order(draft).order.status != "Draft":
         draft, issued = issued, draft
 
-    venue.here.client.confirm_order(draft, "PAID-1")
-    venue.here.client.delete_order(issued)
-    report = venue.here.run()
+    venue.client.confirm_order(draft, "PAID-1")
+    venue.client.delete_order(issued)
+    report = venue.run()
 
     assert dict(report.discrepancies) == {"changed": 2}
-    venue.here.fetch()
-    assert [one.status for one in map(venue.here.record, (draft, issued)) if one] == ["Issued", "Cancelled"]
-    assert venue.here.run().queued == 0
+    venue.fetch_backfill()
+    assert venue.statuses(draft, issued) == ["Issued", "Cancelled"]
+    assert venue.run().queued == 0
 
 
 def test_a_replaced_order_without_its_event_is_found(venue: Venue) -> None:
@@ -105,226 +101,262 @@ def test_a_replaced_order_without_its_event_is_found(venue: Venue) -> None:
     venue.settle(order_id, "Error")
     venue.settle(order_id, "Issued")
 
-    assert dict(venue.here.run().discrepancies) == {"no_event": 1}
+    assert dict(venue.run().discrepancies) == {"no_event": 1}
 
 
 def test_an_order_that_is_unsettled_for_ten_minutes_is_fetched(venue: Venue) -> None:
     """It is watched, since it does not change in the list; then the ledger rechecks it."""
-    (order_id,) = venue.orders(1, mix={"Processing": 1})
-    assert venue.here.run().queued == 0
-    venue.here.now += 9 * MINUTE
-    assert venue.here.run().queued == 0
-    venue.here.now += 2 * MINUTE
+    stuck, settles = venue.orders(2, mix={"Processing": 1})
+    assert venue.run().queued == 0
+    assert set(venue.checkpoint.watched()) == {stuck, settles}
+    venue.settle(settles, "Issued")
+    venue.now += 9 * MINUTE
+    assert dict(venue.run().discrepancies) == {"no_event": 1}
+    venue.now += 2 * MINUTE
 
-    assert dict(venue.here.run().discrepancies) == {"stuck": 1}
-    assert venue.here.queued() == [order_id]
-    venue.here.fetch()
-    assert venue.here.run().queued == 0
-    assert venue.here.checkpoint.watched() == {}
-
-
-def test_a_watched_order_that_settled_is_not_watched_any_more(venue: Venue) -> None:
-    (order_id,) = venue.orders(1, mix={"Processing": 1})
-    venue.here.run()
-    assert list(venue.here.checkpoint.watched()) == [order_id]
-
-    venue.settle(order_id, "Issued")
-
-    assert dict(venue.here.run().discrepancies) == {"no_event": 1}
-    assert venue.here.checkpoint.watched() == {}
+    assert dict(venue.run().discrepancies) == {"stuck": 1}
+    assert venue.queued("backfill") == [settles, stuck]
+    venue.fetch_backfill()
+    assert venue.run().queued == 0
+    assert venue.checkpoint.watched() == {}
 
 
 def test_a_dead_letter_for_a_missing_order_is_fetched_when_the_list_shows_it(venue: Venue) -> None:
     """Other dead letters need a person: the list does not show whether their cause is fixed."""
     there, killer = venue.orders(2)
     for order_id, reason in ((there, "order_missing"), (killer, "kills_worker")):
-        key = venue.key(order_id)
-        venue.here.ledger.request_fetch([key], queue="backfill", reason="test")
-        _, fetch = venue.here.ledger.start_fetch(key, "w-live-1")
-        assert fetch is not None
-        venue.here.ledger.fail_fetch(key, "w-live-1", fetch, outcome="dead", reason=reason)
+        venue.request_fetch(venue.key(order_id), queue="backfill")
+        venue.dead_letter(venue.key(order_id), reason)
 
-    report = venue.here.run()
+    report = venue.run()
 
     assert dict(report.discrepancies) == {"no_event": 1}
-    found = venue.here.record(there), venue.here.record(killer)
-    assert [one.dead for one in found if one] == ["", "kills_worker"]
-
-
-def test_all_pages_are_read(venue: Venue) -> None:
-    venue.here.page_size = 3
-    venue.orders(10)
-
-    report = venue.here.run()
-
-    assert (report.pages, report.rows, report.queued) == (4, 10, 10)
-    assert _permits(venue.here.redis) == []
+    assert [venue.field("dead", venue.key(one)) for one in (there, killer)] == [None, "kills_worker"]
 
 
 def test_only_changes_since_the_checkpoint_are_read_again(venue: Venue) -> None:
     """For ten minutes the last page is read again, since row versions may commit out of order."""
     venue.fetched(5)
-    assert venue.here.run().rows == 5
-    venue.here.now += 5 * MINUTE
-    assert venue.here.run().rows == 5
-    venue.here.now += 6 * MINUTE
+    assert venue.run().rows == 5
+    venue.now += 5 * MINUTE
+    assert venue.run().rows == 5
+    venue.now += 6 * MINUTE
     venue.orders(1)
 
-    assert (venue.here.run().rows, venue.here.run().rows) == (1, 1)
+    assert (venue.run().rows, venue.run().rows) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["status", "rubbish", "truncated", "cut"])
 def test_a_list_that_breaks_off_is_continued_by_the_next_run(venue: Venue, kind: str) -> None:
     """The pages before are queued and behind the checkpoint."""
-    venue.here.page_size = 2
+    venue.page_size = 2
     venue.orders(6)
-    run = venue.here.reconcile(Interrupted(venue.here.redis, before=lambda: venue.fault(kind))).run()
+    run = interrupted(venue, before=lambda: venue.fault(kind, status=401)).run()
     assert (run.outcome, run.pages, run.queued) == ("failed", 1, 2)
     assert run.error is not None
-    assert _permits(venue.here.redis) == []
+    if kind == "status":
+        run = venue.run()
+        assert (run.outcome, run.pages, run.error and run.error.reason) == ("failed", 0, "breaker_open")
+    assert venue.redis.keys("ota:permits:*") == []
     venue.sandbox.admin("PUT", "faults", [])
-    venue.here.now += 15 * MINUTE
+    venue.now += 15 * MINUTE
 
-    run = venue.here.run()
+    run = venue.run()
 
     assert (run.outcome, run.rows, run.queued) == ("complete", 4, 4)
 
 
-class Interrupted(Ledger):
-    """A ledger that calls `before` and `after` around each request of fetches."""
+def interrupted(
+    lab: ReconcileLab, before: Callable[[], object] = lambda: None, after: Callable[[], object] = lambda: None
+) -> Reconcile:
+    """Return a run that calls `before` and `after` around each request of fetches."""
+    ledger = Ledger(lab.redis, order_days=400, fetch_lease=LEASE)
+    request_fetch = ledger.request_fetch
 
-    def __init__(
-        self,
-        redis: Redis,
-        before: Callable[[], object] = lambda: None,
-        after: Callable[[], object] = lambda: None,
-    ) -> None:
-        super().__init__(redis, order_days=400, fetch_lease=60_000)
-        self._before, self._after = before, after
-
-    def request_fetch(self, orders: Iterable[OrderKey], **kwargs: Any) -> int:
-        self._before()
-        queued = super().request_fetch(orders, **kwargs)
-        self._after()
+    def around(*arguments: Any, **named: Any) -> int:
+        before()
+        queued = request_fetch(*arguments, **named)
+        after()
         return queued
+
+    ledger.request_fetch = around  # type: ignore[method-assign]
+    return lab.reconcile(ledger)
 
 
 def test_a_kill_before_the_checkpoint_repeats_the_page_and_fetches_nothing_twice(venue: Venue) -> None:
     """The checkpoint has not moved, and the orders are pending, so they are not a discrepancy."""
     made = venue.orders(3)
-    ledger = Interrupted(venue.here.redis, after=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    killed = interrupted(venue, after=lambda: os.kill(os.getpid(), signal.SIGKILL))
 
-    assert exit_code(forked(venue.here.reconcile(ledger).run)) == -signal.SIGKILL
+    assert exit_code(forked(killed.run)) == -signal.SIGKILL
 
-    venue.here.now += 20 * MINUTE
-    assert venue.here.checkpoint.start(venue.here.now) == 0
-    report = venue.here.run()
+    venue.now += 20 * MINUTE
+    assert venue.checkpoint.start(venue.now) == 0
+    report = venue.run()
     assert (report.rows, report.queued) == (3, 0)
-    assert sorted(venue.here.queued()) == sorted(made)
+    assert sorted(venue.queued("backfill")) == sorted(made)
 
 
 def test_after_a_flush_of_redis_all_orders_are_fetched_again(venue: Venue) -> None:
-    """Without a checkpoint the whole list is read; each run queues its share of a minute and the next continues."""
+    """Without a checkpoint the whole list is read; each run queues its share of a minute and the next continues.
+
+    None is queued while those of the last run still wait: without a backfill worker the queue would grow for ever.
+    """
     made = venue.fetched(60)
-    assert venue.here.run().queued == 0
-    venue.here.redis.flushall()
-    venue.here.per_minute = 25  # 0.8 of it: a page and 19 orders
-    runs = []
+    assert venue.run().queued == 0
+    venue.redis.flushall()
+    venue.per_minute = 25  # 0.8 of it: a page and 19 orders
+    runs: list[Report] = []
 
-    for _ in range(10):
-        runs.append(venue.here.run())
-        venue.here.fetch()
-        venue.here.now += MINUTE
-        if runs[-1].outcome == "complete":
-            break
+    while not runs or runs[-1].outcome != "complete":
+        runs.append(venue.run())
+        if len(runs) != 2:
+            venue.fetch_backfill()
+        venue.now += MINUTE
 
-    assert [run.queued for run in runs] == [19, 19, 19, 3]
-    assert [run.outcome for run in runs] == ["paced", "paced", "paced", "complete"]
-    records = [venue.here.record(one) for one in made]
-    assert all(one is not None and one.fetched_generation == one.generation == 1 for one in records)
+    assert [run.queued for run in runs] == [19, 19, 0, 19, 3]
+    assert {run.outcome for run in runs[:-1]} == {"paced"}
+    records = [venue.record(venue.key(one)) for one in made]
+    assert all(one["fetched_generation"] == one["generation"] == "1" for one in records)
 
 
 def test_while_a_live_order_is_pending_a_run_uses_a_fifth_of_the_calls(venue: Venue) -> None:
     """The rest is for live orders; jobs in backfill count as used."""
     venue.orders(60)
-    venue.here.per_minute = 100
+    venue.per_minute = 100
     live = venue.key("77777777-7777-4777-8777-777777777777")
-    venue.here.ledger.request_fetch([live], queue="live", reason="test")
+    venue.request_fetch(live)
 
-    assert venue.here.run().queued == 19
-    assert (venue.here.run().pages, len(venue.here.queued())) == (1, 19)
-    assert venue.here.ledger.start_fetch(live, "w-live-1")[1] is not None
-
-
-def test_a_full_backfill_queue_gets_no_more_orders(venue: Venue) -> None:
-    """Without a backfill worker it would grow for ever."""
-    venue.orders(60)
-    venue.here.per_minute = 25
-
-    reports = [venue.here.run() for _ in range(3)]
-
-    assert [(run.outcome, run.queued) for run in reports] == [("paced", 19), ("paced", 0), ("paced", 0)]
-
-
-def test_no_page_is_requested_while_the_breaker_is_open(venue: Venue) -> None:
-    venue.here.limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
-
-    report = venue.here.run()
-
-    assert (report.outcome, report.error and report.error.reason) == ("failed", "breaker_open")
-    assert report.pages == 0
-
-
-def test_a_page_that_is_refused_opens_the_breaker(venue: Venue) -> None:
-    """For all workers of the key."""
-    venue.fault("status", status=401)
-
-    assert venue.here.run().error is not None
-    until = int(venue.here.redis.hget(_breaker(venue.here.redis), "open_until") or 0)
-    assert until > venue.here.now
+    assert venue.run().queued == 19
+    assert (venue.run().pages, len(venue.queued("backfill"))) == (1, 19)
+    assert venue.try_start(live) == "fetch"
 
 
 def test_two_machines_that_read_the_same_list_fetch_each_order_once(venue: Venue) -> None:
     """This holds without the lease, which only saves calls."""
     venue.orders(30)
-    here = venue.here
-    here.page_size = 5
+    venue.page_size = 5
 
-    pids = [forked(here.reconcile().run) for _ in range(2)]
+    pids = [forked(venue.reconcile().run) for _ in range(2)]
     assert [exit_code(pid) for pid in pids] == [0, 0]
 
-    assert len(here.queued()) == len(set(here.queued())) == 30
-    here.fetch()
-    here.now += 20 * MINUTE
-    assert here.run().queued == 0
-    gets = [row["gets"] for row in venue.sandbox.admin("GET", f"orders?company_id={here.company_id}")]
+    assert len(venue.queued("backfill")) == len(set(venue.queued("backfill"))) == 30
+    venue.fetch_backfill()
+    venue.now += 20 * MINUTE
+    assert venue.run().queued == 0
+    gets = [row["gets"] for row in venue.sandbox.admin("GET", f"orders?company_id={venue.company_id}")]
     assert gets == [1] * 30
 
 
 def test_a_redis_that_dies_during_a_run_loses_nothing(sandbox: Sandbox, own_valkey: Valkey) -> None:
     """The run raises, the checkpoint stays, and the next run finds the same orders."""
-    tenant = "redis-dies"
-    company_id = sandbox.company_id(tenant, "Production", "Museum")
-    with (
-        Redis.from_url(own_valkey.url, retry=Retry(NoBackoff(), 0)) as redis,
-        station(redis, sandbox.url, tenant, company_id) as here,
-    ):
-        made = Venue(sandbox, tenant, here).orders(3)
+    with Redis.from_url(own_valkey.url, retry=Retry(NoBackoff(), 0)) as redis, DeadlineTransport(5) as http:
+        venue = Venue(redis, http, sandbox, "redis-dies")
+        made = venue.orders(3)
         with pytest.raises(RedisError):
-            here.reconcile(Interrupted(redis, before=own_valkey.kill)).run()
+            interrupted(venue, before=own_valkey.kill).run()
         own_valkey.restart()
-        here.now += 60 * MINUTE
+        venue.now += 60 * MINUTE
 
-        assert here.checkpoint.start(here.now) == 0
-        assert here.run().queued == 3
-        assert sorted(here.queued()) == sorted(made)
-
-
-def _breaker(redis: Redis) -> str:
-    found: Any = redis.keys("ota:breaker:*")
-    return str(found[0].decode())
+        assert venue.checkpoint.start(venue.now) == 0
+        assert venue.run().queued == 3
+        assert sorted(venue.queued("backfill")) == sorted(made)
 
 
-def _permits(redis: Redis) -> list[Any]:
-    found: Any = redis.keys("ota:permits:*")
-    return list(found)
+NOW = 1_795_000_000_000
+EVERY = 15 * MINUTE
+
+
+@pytest.fixture
+def schedule(redis_client: Redis) -> Schedule:
+    return Schedule(redis_client, VENUE, lease=60_000)
+
+
+def trigger(redis: Redis) -> None:
+    """Count a rejected event, as the web process does."""
+    redis.hincrby(keys.reconcile(VENUE), "triggers", 1)
+
+
+def run(schedule: Schedule, now: int) -> str | None:
+    """Run to the end if a run is due; return its cause."""
+    with schedule.acquire(now) as due:
+        if due is None:
+            return None
+        schedule.complete(due, now + EVERY)
+        return due.cause
+
+
+def test_the_first_run_is_due_after_a_minute_and_the_next_after_each_interval(schedule: Schedule) -> None:
+    first, second = NOW + FIRST_AFTER, NOW + FIRST_AFTER + EVERY
+
+    causes = [run(schedule, at) for at in (NOW, first - 1, first, second - 1, second)]
+
+    assert causes == [None, None, "scheduled", None, "scheduled"]
+
+
+def test_rejected_events_cause_one_run_at_once_and_the_next_later(schedule: Schedule, redis_client: Redis) -> None:
+    """Events rejected after a run started cause another: its list may not have had their orders."""
+    trigger(redis_client)
+    trigger(redis_client)
+    assert [run(schedule, NOW), run(schedule, NOW + 1000)] == ["rejected_events", None]
+    with schedule.acquire(NOW + EVERY) as due:
+        assert due is not None
+        trigger(redis_client)
+        schedule.complete(due, NOW + 2 * EVERY)
+
+    assert run(schedule, NOW + EVERY + 1) == "rejected_events"
+    trigger(redis_client)
+    assert run(schedule, NOW + EVERY + TRIGGER_EVERY) is None
+    assert run(schedule, NOW + EVERY + 1 + TRIGGER_EVERY) == "rejected_events"
+
+
+def test_one_machine_runs_at_a_time_and_then_nothing_is_due(schedule: Schedule, redis_client: Redis) -> None:
+    other = Schedule(redis_client, VENUE, lease=60_000)
+    run(schedule, NOW)
+    later = NOW + FIRST_AFTER
+    with schedule.acquire(later) as due:
+        assert due is not None
+        assert 0 < int(redis_client.pttl(keys.reconcile_lease(VENUE))) <= 60_000
+        assert run(other, later) is None
+        schedule.complete(due, later + EVERY)
+
+    assert run(other, later + 1) is None
+
+
+def test_a_run_that_died_is_due_again_after_a_minute(schedule: Schedule) -> None:
+    """It must not start again each second."""
+    run(schedule, NOW)
+    later = NOW + FIRST_AFTER
+    with pytest.raises(ZeroDivisionError), schedule.acquire(later):
+        raise ZeroDivisionError
+
+    assert run(schedule, later + 1000) is None
+    assert run(schedule, later + AGAIN_AFTER) == "scheduled"
+
+
+def test_a_run_that_outlasts_its_lease_ends_without_an_error(schedule: Schedule, redis_client: Redis) -> None:
+    trigger(redis_client)
+    with schedule.acquire(NOW):
+        redis_client.delete(keys.reconcile_lease(VENUE))
+
+    assert redis_client.exists(keys.reconcile_lease(VENUE)) == 0
+
+
+def test_a_postponed_run_continues_a_minute_later_whatever_the_cause(schedule: Schedule, redis_client: Redis) -> None:
+    trigger(redis_client)
+    with schedule.acquire(NOW) as due:
+        assert due is not None
+        schedule.postpone(NOW + AGAIN_AFTER)
+    trigger(redis_client)
+
+    assert run(schedule, NOW + AGAIN_AFTER - 1) is None
+    assert run(schedule, NOW + AGAIN_AFTER) == "scheduled"
+
+
+def test_after_a_flush_of_redis_the_schedule_starts_again(schedule: Schedule, redis_client: Redis) -> None:
+    run(schedule, NOW)
+    run(schedule, NOW + FIRST_AFTER)
+    redis_client.flushall()
+
+    assert run(schedule, NOW + FIRST_AFTER + 1) is None
+    assert run(schedule, NOW + 2 * FIRST_AFTER + 1) == "scheduled"

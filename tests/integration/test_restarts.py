@@ -1,95 +1,35 @@
-"""Redis comes back with less than it had, or without what it had: restored, flushed, its queues lost, or killed."""
+"""Redis fails while a worker holds an answer, or comes back with less than it had: restored, flushed or killed."""
 
 from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 from uuid import uuid4
 
 import httpx
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
+from app.dev import valkey as server
+from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
 from app.ledger import keys, policy
-from app.ledger.rq_jobs import LIVE, queue
+from app.ledger.history import FetchStored
 from tests.eventually import eventually
-from tests.integration.ledger_scenario import ONE, SAME_ID, Scenario, event_of, open_scenario
-from tests.integration.webserver import COMPANY, HOOK, SECRET, Kept, serving
+from tests.integration.relay import relay
+from tests.lab import DUPLICATE, ONE, QUEUED, SAME_ID, START, Lab
+from tests.lab_upstream import Shop, WorkerLab, worker_lab
+from tests.service import HOOK, item, serving, settings_of_one_company
 
 GRACE = policy.GRACE / 1000
 SENT, SENT_LATER = "2026-11-22T10:00:00Z", "2026-11-22T11:00:00Z"
-
-
-@pytest.fixture
-def stage(redis_client: Redis) -> Iterator[Scenario]:
-    with open_scenario(redis_client, "shop") as opened:
-        yield opened
-
-
-class TestAnOlderCopyIsRestored:
-    """The folder of Redis is copied; life goes on; the copy is put back."""
-
-    @pytest.fixture
-    def stage(self, own_valkey: Valkey) -> Iterator[Scenario]:
-        with Redis.from_url(own_valkey.url, socket_timeout=5) as client, open_scenario(client, "shop") as opened:
-            yield opened
-
-    @pytest.fixture
-    def copy(self, own_valkey: Valkey, tmp_path: Path) -> Copy:
-        return Copy(own_valkey, tmp_path / "copy")
-
-    def test_events_heard_since_are_taken_again_and_older_ones_are_known(self, stage: Scenario, copy: Copy) -> None:
-        stage.accept(SENT, ONE)
-        copy.take()
-        stage.accept(SENT_LATER, SAME_ID)
-        copy.put_back()
-
-        assert (stage.accept(SENT, ONE), stage.accept(SENT_LATER, SAME_ID)) == ("duplicate", "queued")
-        assert stage.start(order=SAME_ID) == "fetch"
-
-    def test_what_came_home_since_is_owed_again_and_comes_home_by_itself(self, stage: Scenario, copy: Copy) -> None:
-        stage.settle()
-        copy.take()
-        assert stage.fetch_and_store(1) == "deliver"
-        copy.put_back()
-
-        stage.later(GRACE)
-        assert stage.dispatch() == 1
-        assert stage.fetch_and_store(1, "after") == "deliver"
-
-    def test_an_order_heard_of_since_is_missing_until_its_event_or_somebody_asks(
-        self, stage: Scenario, copy: Copy
-    ) -> None:
-        """Reconcile asks: it compares with the list of the Channel Manager."""
-        copy.take()
-        stage.settle()
-        copy.put_back()
-
-        stage.later(GRACE)
-        assert (stage.dispatch(), stage.start()) == (0, "nothing")
-        stage.request()
-        assert stage.start() == "fetch"
-
-    def test_a_fetch_under_way_counts_for_no_settlement_of_the_restored_ledger(
-        self, stage: Scenario, copy: Copy
-    ) -> None:
-        """It saw three settlements of a ledger that is no more: the next three must not look done."""
-        stage.settle()
-        copy.take()
-        stage.settle()
-        stage.settle()
-        fetch = stage.fetch("before")
-        copy.put_back()
-
-        assert stage.store(fetch, 1, "before") == "refused"
-        for version in range(2, 4):
-            stage.settle()
-            assert stage.fetch_and_store(version, f"after-{version}") == "deliver"
-            assert stage.field("digest") == str(version)
 
 
 class Copy:
@@ -111,95 +51,98 @@ class Copy:
         self._server.restart()
 
 
+class TestAnOlderCopyIsRestored:
+    """The folder of Redis is copied, the service works on, and the copy is put back."""
+
+    @pytest.fixture
+    def shop(self, own_valkey: Valkey) -> Iterator[Lab]:
+        with Redis.from_url(own_valkey.url, socket_timeout=5) as client:
+            yield Lab(client, sinks=("shop",), now=START)
+
+    @pytest.fixture
+    def copy(self, own_valkey: Valkey, tmp_path: Path) -> Copy:
+        return Copy(own_valkey, tmp_path / "copy")
+
+    def test_events_since_the_copy_are_accepted_again_older_ones_are_duplicates(self, shop: Lab, copy: Copy) -> None:
+        """Without its event an order is missing until a request, such as that of reconcile."""
+        shop.accept(ONE, timestamp=SENT)
+        copy.take()
+        shop.accept(SAME_ID, timestamp=SENT_LATER)
+        copy.put_back()
+
+        assert shop.try_start(SAME_ID) == "nothing"
+        assert (shop.accept(ONE, timestamp=SENT), shop.accept(SAME_ID, timestamp=SENT_LATER)) == (DUPLICATE, QUEUED)
+        assert shop.try_start(SAME_ID) == "fetch"
+
+    def test_an_order_fetched_since_the_copy_is_pending_and_fetched_again(self, shop: Lab, copy: Copy) -> None:
+        shop.accept()
+        copy.take()
+        assert shop.fetch_and_store() == "deliver"
+        copy.put_back()
+
+        shop.later(GRACE)
+        assert shop.dispatch() == 1
+        assert shop.fetch_and_store(worker="after") == "deliver"
+
+    def test_a_running_fetch_counts_for_no_settlement_of_the_restored_ledger(self, shop: Lab, copy: Copy) -> None:
+        """It saw three settlements of a ledger that is no more: the next ones must not look fetched."""
+        shop.accept()
+        copy.take()
+        shop.accept()
+        shop.accept()
+        fetch = shop.start_fetch(worker="before")
+        copy.put_back()
+
+        assert shop.store_fetch(fetch, 1, worker="before") == "refused"
+        for version in range(2, 4):
+            assert shop.accept_and_fetch(answer=version) == "deliver"
+            assert shop.field("digest") == str(version)
+
+
 class TestRedisIsFlushed:
-    def test_new_events_work_at_once_scripts_or_not(self, stage: Scenario) -> None:
-        stage.accept(SENT)
-        stage.redis.flushall()
-        stage.redis.script_flush()
-
-        assert stage.accept(SENT) == "queued"
-        assert stage.fetch_and_store(1) == "deliver"
-
-    def test_a_fetch_under_way_does_not_pass_for_that_of_a_new_event(self, stage: Scenario) -> None:
-        """It was read before the event came; and its fence is one that the new record never gave."""
+    def test_a_running_fetch_does_not_count_as_that_of_a_new_event(self, shop: Lab) -> None:
+        """It was read before the event came, and the new record never gave its fencing token."""
         for _ in range(3):
-            stage.settle()
-        fetch = stage.fetch("before")
-        stage.redis.flushall()
-        stage.settle()
+            shop.accept()
+        fetch = shop.start_fetch(worker="before")
+        shop.redis.flushall()
+        assert shop.store_fetch(fetch, 1, worker="before") == "refused"
+        assert shop.fail_fetch("retry", fetch=fetch, worker="before") == "refused"
+        assert shop.redis.keys("*") == [keys.SCHEMA.encode()]
+        shop.accept()
 
-        assert stage.store(fetch, 1, "before") == "refused"
+        assert shop.store_fetch(fetch, 1, worker="before") == "refused"
 
-        assert stage.fetch_and_store(2, "after") == "deliver"
-        assert (stage.field("digest"), stage.field("fetched_generation")) == ("2", "1")
+        assert shop.fetch_and_store(answer=2, worker="after") == "deliver"
+        assert (shop.field("digest"), shop.field("fetched_generation")) == ("2", "1")
 
-    def test_a_fetch_that_failed_for_good_does_not_give_up_the_order_of_a_new_event(self, stage: Scenario) -> None:
-        stage.settle()
-        fetch = stage.fetch("before")
-        stage.redis.flushall()
-        stage.settle()
+    def test_a_fetch_that_failed_for_good_makes_no_dead_letter_of_a_new_event(self, shop: Lab) -> None:
+        shop.accept()
+        fetch = shop.start_fetch(worker="before")
+        shop.redis.flushall()
+        shop.accept()
 
-        assert stage.fail(fetch, "dead", "before") == "refused"
+        assert shop.fail_fetch("dead", fetch=fetch, worker="before") == "refused"
 
-        assert not stage.is_dead()
-        assert stage.start("after") == "fetch"
+        assert not shop.is_dead()
+        assert shop.try_start(worker="after") == "fetch"
 
-    def test_a_hand_on_under_way_does_not_pass_for_one_of_the_new_content(self, stage: Scenario) -> None:
+    def test_a_running_delivery_does_not_count_as_one_of_the_new_content(self, shop: Lab) -> None:
         for version in range(3):
-            stage.settle()
-            stage.fetch_and_store(version, f"worker-{version}")
-        delivery = stage.acquire("before")
-        assert delivery is not None
+            shop.accept_and_fetch(answer=version)
+        delivery = shop.start_delivery(worker="before")
         assert delivery.revision == 3
-        stage.redis.flushall()
-        stage.settle()
-        stage.fetch_and_store(9, "after")
+        shop.redis.flushall()
+        shop.accept_and_fetch(answer=9)
 
-        stage.complete(delivery, worker="before")
+        shop.complete_delivery(delivery, worker="before")
 
-        again = stage.acquire("after")
-        assert again is not None
+        again = shop.start_delivery(worker="after")
         assert (again.revision, again.raw) == (1, b"9")
 
-    def test_a_fetch_under_way_leaves_nothing_behind(self, stage: Scenario) -> None:
-        stage.settle()
-        fetch = stage.fetch()
-        stage.redis.flushall()
 
-        assert stage.store(fetch, 1) == "refused"
-        assert stage.redis.keys("*") == [keys.SCHEMA.encode()]
-
-
-def test_lost_queues_come_back_from_the_clock_within_grace(stage: Scenario) -> None:
-    """RQ's lists and hashes are gone: each order that is owed gets one fresh job, and only one."""
-    orders = [OrderKey(COMPANY, str(uuid4())) for _ in range(600)]
-    stage.accept_batch(*(event_of(order, SENT) for order in orders))
-    lost = stage.redis.keys("rq:*")
-    assert len(lost) > 600
-    stage.redis.delete(*lost)
-
-    stage.later(GRACE)
-    assert stage.dispatch() == 600
-    assert stage.dispatch() == 0
-
-    ids = queue(LIVE, stage.redis).job_ids
-    assert {job[39:75] for job in ids} == {order.order_id for order in orders}
-    assert all(stage.redis.exists(f"rq:job:{job}") for job in ids)
-
-
-def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed_under_load(
-    own_valkey: Valkey, tmp_path: Path
-) -> None:
+def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed(own_valkey: Valkey, tmp_path: Path) -> None:
     """Four senders POST batches while Redis is killed and comes back, twice; the append-only file has all of it."""
-    settings = {
-        "REDIS_URL": own_valkey.url,
-        "CLIENT_STATE": SECRET,
-        "NP_API_KEY": "key",
-        "NP_TENANT": "tenant",
-        "NP_ENVIRONMENT": "Production",
-        "NP_COMPANY": "CRONUS",
-        "NP_COMPANY_ID": COMPANY,
-    }
     acknowledged: list[str] = []
     statuses: set[int] = set()
     stop = threading.Event()
@@ -213,41 +156,206 @@ def test_nothing_that_was_answered_200_is_lost_when_redis_is_killed_under_load(
                 if answer.status_code == 200:
                     acknowledged.extend(ids)
 
-    with serving(tmp_path, settings) as web:
-        senders = [threading.Thread(target=send, args=(web.port,)) for _ in range(4)]
-        for sender in senders:
-            sender.start()
+    def more() -> None:
+        """Wait until the web process, which runs all the time, has acknowledged 100 more events."""
+        before = len(acknowledged)
+        eventually(lambda: len(acknowledged) > before + 100, what="events are acknowledged")
+
+    with serving(tmp_path, settings_of_one_company(own_valkey.url)) as web, ThreadPoolExecutor(4) as threads:
+        senders = [threads.submit(send, web.port) for _ in range(4)]
         try:
             for _ in range(2):
-                more(100, acknowledged)
+                more()
                 own_valkey.kill()
                 own_valkey.restart()
-            more(100, acknowledged)
+            more()
         finally:
             stop.set()
-            for sender in senders:
-                sender.join(10)
+    for sender in senders:
+        sender.result()
 
     with Redis.from_url(own_valkey.url) as client:
-        kept = Kept(client)
-        recorded = {event["order"] for event in kept.events()}
-        due = {order.order_id for order in kept.due()}
+        lab = Lab(client)
+        recorded = {event["order"] for event in lab.events()}
+        due = {order.order_id for order in lab.due()}
     assert set(acknowledged) <= recorded
     assert recorded == due
     assert statuses <= {200, 503}
 
 
-def more(number: int, acknowledged: list[str]) -> None:
-    """Wait until so many more events were acknowledged, by the web process that has run all the time."""
-    before = len(acknowledged)
-    eventually(lambda: len(acknowledged) > before + number, what="events are acknowledged")
+UNAVAILABLE = 0.3
+"""Seconds; a worker in these tests repeats a step until its lease ends, for a minute."""
 
 
-def item(order_id: str) -> dict[str, object]:
-    return {
-        "clientState": SECRET,
-        "companyId": COMPANY,
-        "eventName": "ota_cm_order_processed",
-        "payload": {"orderId": order_id, "buyFromOrderReference": "CM-1", "status": "Issued"},
-        "timestamp": SENT,
-    }
+class AnswerLost(RedisError):
+    """Redis ran the script, and the connection broke before the answer came."""
+
+
+class MachineDied(BaseException):
+    """Ends the worker; no pool sees it."""
+
+
+@dataclass
+class Fault:
+    """Before the interrupted step `before` runs, and after it `error` is raised; only once."""
+
+    url: str
+    before: Callable[[], None] = lambda: None
+    error: BaseException | None = None
+    happened: bool = False
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **named: Any) -> Any:
+            first, self.happened = not self.happened, True
+            if first:
+                self.before()
+            answer = call(*arguments, **named)
+            if first and self.error:
+                raise self.error
+            return answer
+
+        return step
+
+
+def interrupt(part: object, step: str, fault: Fault) -> None:
+    """Put the fault around a step of the worker's ledger or limiter."""
+    setattr(part, step, fault.around(getattr(part, step)))
+
+
+@pytest.fixture
+def read_only(own_valkey: Valkey) -> Iterator[Fault]:
+    """Redis refuses writes for a while."""
+    timers: list[threading.Timer] = []
+
+    def replicate(*master: str) -> None:
+        with Redis.from_url(own_valkey.url) as client:
+            client.execute_command("REPLICAOF", *master)
+
+    def refuse_writes() -> None:
+        replicate("127.0.0.1", "1")
+        timers.append(threading.Timer(UNAVAILABLE, replicate, ("NO", "ONE")))
+        timers[0].start()
+
+    yield Fault(own_valkey.url, refuse_writes)
+    for timer in timers:
+        timer.join()
+
+
+@pytest.fixture(params=["killed", "read-only", "answer lost"])
+def fault(request: pytest.FixtureRequest) -> Fault:
+    if request.param == "read-only":
+        found: Fault = request.getfixturevalue("read_only")
+        return found
+    if request.param == "answer lost":
+        return Fault(request.getfixturevalue("redis_url"), error=AnswerLost())
+    own: Valkey = request.getfixturevalue("own_valkey")
+
+    with Redis.from_url(own.url) as client:
+        # With everysec a server on a busy disk holds back its writes for up to two seconds, and a kill loses them.
+        client.config_set("appendfsync", "always")
+
+    def restart() -> None:
+        own.kill()
+        own.restart()
+
+    return Fault(own.url, restart)
+
+
+def stored_answers(lab: WorkerLab, order: OrderKey) -> int:
+    return sum(isinstance(entry, FetchStored) for entry in lab.history(order))
+
+
+STEPS: Final[dict[str, Callable[[WorkerLab], object]]] = {
+    "start_fetch": lambda lab: lab.ledger,
+    "_release": lambda lab: lab.limiter,
+    "store_fetch": lambda lab: lab.ledger,
+    "acquire_delivery": lambda lab: lab.ledger,
+    "complete_delivery": lambda lab: lab.ledger,
+}
+"""The part of the service that each step belongs to; `_release` is the script, within the retries of the limiter."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_answer_is_stored_and_delivered_once_wherever_redis_fails(sandbox: Sandbox, fault: Fault, step: str) -> None:
+    """One getOrder, one stored answer, one delivery; no attempt and no crash is counted."""
+    shop = Shop()
+    with worker_lab(fault.url, sandbox, {"shop": shop}) as lab:
+        interrupt(STEPS[step](lab), step, fault)
+        (order,) = lab.issue()
+
+        lab.work()
+
+        assert fault.happened
+        assert (len(lab.calls), lab.pending(), shop.received) == (1, 0, [order.order_id])
+        assert stored_answers(lab, order) == 1
+        assert {lab.field(name, order) for name in ("attempts", "crashes", "deferrals", "shop:crashes")} == {None}
+
+
+def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sandbox, fault: Fault) -> None:
+    with worker_lab(fault.url, sandbox) as lab:
+        interrupt(lab.ledger, "fail_fetch", fault)
+        lab.fault(kind="status", status=503)
+        (order,) = lab.issue()
+
+        lab.work()
+
+        assert (lab.field("attempts", order), lab.field("lease", order), lab.pending()) == ("1", None, 1)
+
+
+def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:
+    with worker_lab(read_only.url, sandbox) as lab:
+        interrupt(lab.limiter, "permit", read_only)
+        (order,) = lab.issue()
+
+        lab.work()
+
+        assert (lab.field("attempts", order), lab.field("error", order)) == (None, "redis_unavailable")
+        lab.run_for(60)
+        assert (len(lab.calls), lab.pending()) == (1, 0)
+
+
+def test_a_worker_follows_a_failover(own_valkey: Valkey, sandbox: Sandbox, tmp_path: Path) -> None:
+    """The former primary is a replica now and answers READONLY; only a new connection leads to the new one."""
+    with (
+        server.start(tmp_path / "second") as second,
+        relay(own_valkey.port) as address,
+        worker_lab(address.url(own_valkey.url), sandbox) as lab,
+        Redis.from_url(own_valkey.url) as old,
+        Redis.from_url(second.url) as new,
+    ):
+
+        def fail_over() -> None:
+            password = own_valkey.url.partition("://:")[2].partition("@")[0]
+            new.config_set("masterauth", password)
+            new.config_set("requirepass", password)
+            old.config_set("repl-diskless-sync-delay", 0)
+            new.execute_command("REPLICAOF", "127.0.0.1", own_valkey.port)
+            eventually(lambda: new.exists(keys.DUE) == 1, 20, what="the second server has the data")
+            new.execute_command("REPLICAOF", "NO", "ONE")
+            address.target = second.port
+            old.execute_command("REPLICAOF", "127.0.0.1", second.port)
+
+        interrupt(lab.ledger, "store_fetch", Fault("", fail_over))
+        (order,) = lab.issue()
+
+        lab.work()
+
+        assert (len(lab.calls), lab.pending(), lab.field("fetched_generation", order)) == (1, 0, "1")
+        assert new.hget(keys.record(order), "fetched_generation") == b"1"
+
+
+@pytest.mark.parametrize("step", ["start_fetch", "store_fetch", "complete_delivery"])
+def test_an_order_is_fetched_soon_after_its_workers_machine_died(redis_url: str, sandbox: Sandbox, step: str) -> None:
+    """The lease ends. That of a delivery is longer: a sink may take two minutes."""
+    shop = Shop()
+    with worker_lab(redis_url, sandbox, {"shop": shop}) as lab:
+        interrupt(lab.ledger, step, Fault(redis_url, error=MachineDied()))
+        (order,) = lab.issue()
+        with pytest.raises(MachineDied):
+            lab.work()
+
+        lab.run_for(120)
+
+        assert lab.field("fetched_generation", order) == "1"
+        lab.run_for(60)
+        assert (lab.pending(), order.order_id in shop.received, stored_answers(lab, order)) == (0, True, 1)

@@ -18,8 +18,7 @@ from app.ledger.work import Delivery
 from app.replay import Plans
 from tests.clock import now_ms
 from tests.eventually import eventually
-from tests.integration.desk import open_desk, order
-from tests.integration.ledger_scenario import ONE, Scenario
+from tests.lab import DUPLICATE, ONE, Lab, order
 
 EVENT_DAYS: Final = 90
 SENT: Final = "2026-11-22T10:00:00Z"
@@ -52,15 +51,16 @@ class TestEvents:
         assert sum(retention.trim()[0] for _ in range(3)) == 331
         assert redis_client.xlen(keys.EVENTS) == 2
 
-    def test_one_call_removes_a_limited_number(self, redis_client: Redis) -> None:
-        """Redis serves others in between."""
-        add_events(redis_client, [91.0] * (MOST_ENTRIES + 500))
-        retention = retention_of(redis_client)
+    def test_one_call_removes_a_limited_number_and_accept_whole_nodes(self, shop: Lab) -> None:
+        """Redis serves others in between. To remove whole nodes of the stream costs an accept nothing."""
+        add_events(shop.redis, [91.0] * (MOST_ENTRIES + 500))
+        retention = retention_of(shop.redis)
 
-        first = retention.trim()[0]
+        assert MOST_ENTRIES - 100 <= retention.trim()[0] <= MOST_ENTRIES
 
-        assert MOST_ENTRIES - 100 <= first <= MOST_ENTRIES
-        assert first + retention.trim()[0] + retention.trim()[0] == MOST_ENTRIES + 500
+        shop.now = now_ms()
+        shop.accept()
+        assert shop.redis.xlen(keys.EVENTS) <= 101
 
     def test_it_trims_once_a_minute(self, redis_client: Redis) -> None:
         retention = retention_of(redis_client)
@@ -70,15 +70,6 @@ class TestEvents:
         retention.trim_each_minute()
 
         assert redis_client.xlen(keys.EVENTS) == 1
-
-    def test_accept_trims_the_stream_too(self, shop: Scenario) -> None:
-        """By whole nodes of the stream, which costs nothing; the pool does the rest."""
-        shop.now = now_ms()
-        add_events(shop.redis, [91.0] * 400)
-
-        shop.settle()
-
-        assert shop.redis.xlen(keys.EVENTS) <= 101
 
     def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
         redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now_ms() - days(91)}-0")
@@ -93,100 +84,83 @@ class TestEvents:
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
 
-def delivered(shop: Scenario) -> Delivery:
-    shop.settle()
-    shop.fetch_and_store(1)
-    delivery = shop.deliver()
-    assert shop.acquire() is None
-    return delivery
-
-
-PENDING: Final[dict[str, Callable[[Scenario], object]]] = {
-    "pending": Scenario.settle,
-    "fetching": lambda shop: (shop.settle(), shop.fetch()),
-    "deferred": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "deferred")),
-    "not found": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "not_found")),
-    "dead": lambda shop: (shop.settle(), shop.fail(shop.fetch(), "dead")),
-    "unsettled": lambda shop: (shop.settle(), shop.store(shop.fetch(), 1, recheck=0.001)),
-    "not delivered": lambda shop: (shop.settle(), shop.fetch_and_store(1)),
-    "delivery failed": lambda shop: (shop.settle(), shop.fetch_and_store(1), shop.deliver("retry")),
-    "delivery dead": lambda shop: (shop.settle(), shop.fetch_and_store(1), shop.deliver("dead"), shop.acquire()),
-    "delivered, then an event": lambda shop: (delivered(shop), shop.settle()),
-    "delivered, then a request": lambda shop: (delivered(shop), shop.request()),
-    "delivered, then dead": lambda shop: (
-        delivered(shop),
-        shop.settle(),
-        shop.fail(shop.fetch(), "dead"),
-        shop.start(),
-    ),
+PENDING: Final[dict[str, Callable[[Lab], object]]] = {
+    "pending": Lab.accept,
+    "fetching": lambda shop: (shop.accept(), shop.start_fetch()),
+    "deferred": lambda shop: (shop.accept(), shop.fail_fetch("deferred")),
+    "not found": lambda shop: (shop.accept(), shop.fail_fetch("not_found")),
+    "dead": lambda shop: (shop.accept(), shop.fail_fetch("dead")),
+    "unsettled": lambda shop: (shop.accept(), shop.store_fetch(shop.start_fetch(), 1, recheck=0.001)),
+    "not delivered": Lab.accept_and_fetch,
+    "delivery failed": lambda shop: (shop.accept_and_fetch(), shop.deliver("retry")),
+    "delivery dead": lambda shop: (shop.accept_and_fetch(), shop.deliver("dead"), shop.acquire_delivery()),
+    "delivered, then an event": lambda shop: (delivered(shop), shop.accept()),
+    "delivered, then a request": lambda shop: (delivered(shop), shop.request_fetch()),
+    "delivered, then dead": lambda shop: (delivered(shop), shop.accept(), shop.fail_fetch("dead"), shop.try_start()),
 }
+
+
+def delivered(shop: Lab) -> Delivery:
+    shop.accept_and_fetch()
+    delivery = shop.deliver()
+    assert shop.acquire_delivery() is None
+    return delivery
 
 
 class TestOrders:
     @pytest.mark.parametrize("state", PENDING)
-    def test_a_pending_order_does_not_expire(self, shop: Scenario, state: str) -> None:
+    def test_a_pending_order_does_not_expire(self, shop: Lab, state: str) -> None:
         PENDING[state](shop)
 
         assert shop.days_kept() == {None}
         assert retention_of(shop.redis, shop.now + days(5000)).trim()[1] == 0
 
-    def test_a_delivered_order_expires_after_order_days_and_leaves_the_list(self, shop: Scenario) -> None:
-        delivered(shop)
-        assert shop.days_kept() == {400.0}
-
-        shop.redis.delete(keys.record(ONE), keys.history(ONE), keys.content(ONE))  # as their expiry does
-        assert retention_of(shop.redis, shop.now + days(400) + 1).trim()[1] == 1
-        assert shop.redis.zcard(keys.ORDERS) == 0
-
     @pytest.mark.parametrize(("change", "left"), [("event", 400), ("duplicate", 10)])
-    def test_the_days_count_from_the_last_change_and_a_duplicate_is_none(
-        self, scenario: Scenario, change: str, left: int
-    ) -> None:
-        scenario.accept(SENT)
-        scenario.fetch_and_store(1)
+    def test_days_count_from_the_last_change_and_a_duplicate_is_none(self, bare: Lab, change: str, left: int) -> None:
+        bare.accept(timestamp=SENT)
+        bare.fetch_and_store()
         for name in (keys.record(ONE), keys.history(ONE), keys.content(ONE)):
-            scenario.redis.pexpire(name, 10 * policy.DAY)  # as after 390 days
+            bare.redis.pexpire(name, 10 * policy.DAY)  # as after 390 days
 
         if change == "event":
-            scenario.settle()
-            scenario.fetch_and_store(2)
+            bare.accept_and_fetch(answer=2)
         else:
-            assert scenario.accept(SENT) == "duplicate"
+            assert bare.accept(timestamp=SENT) == DUPLICATE
 
-        assert scenario.days_kept() == {left}
+        assert bare.days_kept() == {left}
 
-    def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, scenario: Scenario) -> None:
+    def test_the_list_loses_expired_orders_and_nothing_that_is_pending(self, bare: Lab) -> None:
         """Expired, pending for longer than ORDER_DAYS, dead for as long, and one of today."""
         orders = [order(number) for number in (1, 2, 3)]
-        scenario.now = long_ago = now_ms() - days(500)
+        bare.now = long_ago = now_ms() - days(500)
         for one in orders:
-            scenario.settle(one)
-        scenario.fail(scenario.fetch(order=orders[2]), "dead", order=orders[2])
-        scenario.now = now_ms()
-        scenario.settle(order(4))
-        scenario.redis.delete(keys.record(orders[0]))
-        assert scenario.redis.zscore(keys.ORDERS, orders[2].member) == long_ago
+            bare.accept(one)
+        bare.fail_fetch("dead", orders[2])
+        bare.now = now_ms()
+        bare.accept(order(4))
+        bare.redis.delete(keys.record(orders[0]))
+        assert bare.redis.zscore(keys.ORDERS, orders[2].member) == long_ago
 
-        assert retention_of(scenario.redis).trim()[1] == 1
+        assert retention_of(bare.redis).trim()[1] == 1
 
-        left: Any = scenario.redis.zrange(keys.ORDERS, 0, -1)
+        left: Any = bare.redis.zrange(keys.ORDERS, 0, -1)
         assert sorted(left) == [order(number).member.encode() for number in (2, 3, 4)]
 
     def test_orders_that_must_stay_do_not_stop_the_trimming(self, redis_client: Redis) -> None:
         """More old dead letters than one call reads: the next call goes on behind them."""
-        kept = [order(number) for number in range(MOST_ORDERS + 1)]
-        redis_client.zadd(keys.ORDERS, {one.member: 1 for one in kept} | {order(9999).member: 2})
-        for one in kept:
+        stay = [order(number) for number in range(MOST_ORDERS + 1)]
+        redis_client.zadd(keys.ORDERS, {one.member: 1 for one in stay} | {order(9999).member: 2})
+        for one in stay:
             redis_client.hset(keys.record(one), "generation", 1)
         retention = retention_of(redis_client)
 
         removed = [retention.trim()[1] for _ in range(3)]
 
         assert removed == [0, 1, 0]
-        assert redis_client.zcard(keys.ORDERS) == len(kept)
+        assert redis_client.zcard(keys.ORDERS) == len(stay)
 
-    def test_a_running_pool_trims_the_list(self, redis_client: Redis, redis_url: str, tmp_path: Path) -> None:
+    def test_a_running_pool_trims_the_list(self, lab: Lab, redis_client: Redis, tmp_path: Path) -> None:
         redis_client.zadd(keys.ORDERS, {order(1).member: 1})
-        env = open_desk(redis_client, redis_url, tmp_path).env | {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
+        env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
         with Process.start((sys.executable, "-m", "app.cli", "worker"), env=env, log=tmp_path / "worker.log"):
             eventually(lambda: not redis_client.zcard(keys.ORDERS), 20, what="the list of orders is empty")

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
 from redis import Redis
 
 from app import bootstrap
@@ -21,66 +19,34 @@ from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ledger import keys
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
-from app.ledger.work import Content
 from app.metrics import GAUGES, Metrics, add, record_whole_list
-from app.settings import Company
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
-from tests.clock import now_ms
 from tests.eventually import eventually
-from tests.integration.desk import API_KEY, MUSEUM, PARTNER, SINK, VENUE, WORKER, Desk, open_desk, order
+from tests.lab import API_KEY, MUSEUM, SINK, VENUE, Lab, company, order
+from tests.service import samples
 from workers.background import log_alerts
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
-COMPANIES = tuple(
-    Company(
-        slug=slug,
-        np_company_id=company_id,
-        np_company=slug,
-        np_tenant="tenant",
-        np_environment="Production",
-        np_api_key=SecretStr(API_KEY),
-        client_state=SecretStr("state"),
-        np_partner_id=partner_id,
-    )
-    for slug, company_id, partner_id in (("venue", VENUE, PARTNER), ("museum", MUSEUM, None))
+COMPANIES = (
+    company("venue", VENUE, "Venue"),
+    company("museum", MUSEUM, "Museum").model_copy(update={"np_partner_id": None}),
 )
 READER = SnapshotReader(COMPANIES, (SINK,))
-UNSETTLED = Content(
-    raw=b"{}",
-    digest="unsettled",
-    status="Processing",
-    wallets=0,
-    tickets=0,
-    coupons=0,
-    manifest=False,
-    http_status=200,
-    duration_ms=1,
-)
 
 
-@pytest.fixture
-def desk(redis_client: Redis, redis_url: str, tmp_path: Path) -> Desk:
-    return open_desk(redis_client, redis_url, tmp_path)
+def snapshot(lab: Lab, later: int = 0) -> Snapshot:
+    return READER.read(lab.redis, lab.now + later)
 
 
-def snapshot(desk: Desk, later: int = 0) -> Snapshot:
-    return READER.read(desk.redis, now_ms() + later)
+def venue(lab: Lab) -> CompanySnapshot:
+    return snapshot(lab).companies[VENUE]
 
 
-def venue(desk: Desk) -> CompanySnapshot:
-    return snapshot(desk).companies[VENUE]
-
-
-def evaluated(desk: Desk, later: int = 0) -> list[tuple[str, str]]:
+def evaluated(lab: Lab, later: int = 0) -> list[tuple[str, str]]:
     """Evaluate the alerts as a pool does; return what was logged."""
-    changes = log_alerts(AlertStore(desk.redis), READER, snapshot(desk, later))
+    changes = log_alerts(AlertStore(lab.redis), READER, snapshot(lab, later))
     return [(change.action, change.condition.name) for change in changes]
-
-
-def counters(desk: Desk, prefix: str) -> dict[str, int]:
-    found: Any = desk.redis.hgetall(keys.COUNTERS)
-    return {field.decode(): int(value) for field, value in found.items() if field.decode().startswith(prefix)}
 
 
 def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
@@ -96,200 +62,165 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
         finally:
             await redis.aclose()
 
-    return {
-        " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): sample.value
-        for family in text_string_to_metric_families(asyncio.run(ask()).decode())
-        for sample in family.samples
-    }
+    return samples(asyncio.run(ask()).decode())
 
 
-def test_the_snapshot_of_an_empty_redis_is_empty(desk: Desk) -> None:
-    found = snapshot(desk)
+def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(lab: Lab) -> None:
+    lab.accept(order(1), at=lab.now - 5 * MINUTE)
+    lab.accept(order(2), at=lab.now - MINUTE)
+    lab.accept(order(3, MUSEUM))
+    lab.accept(order(4, "99999999-9999-4999-8999-999999999999"), at=lab.now - HOUR)
 
-    assert (found.due, found.next_due_at, found.dispatcher_lag_ms) == (0, 0, 0)
-    assert (found.queue_age_ms("live"), found.pools) == (0, {})
-    assert found.companies[VENUE] == CompanySnapshot(0, 0, 0, 0, 0, 0)
+    assert snapshot(lab).elsewhere_oldest_pending_ms >= HOUR
+    assert 5 * MINUTE <= venue(lab).oldest_pending_ms < 6 * MINUTE
+    assert snapshot(lab).companies[MUSEUM].oldest_pending_ms < MINUTE
 
-
-def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(desk: Desk) -> None:
-    desk.hear(order(1), at=now_ms() - 5 * MINUTE)
-    desk.hear(order(2), at=now_ms() - MINUTE)
-    desk.hear(order(3, MUSEUM))
-
-    assert 5 * MINUTE <= venue(desk).oldest_pending_ms < 6 * MINUTE
-    assert snapshot(desk).companies[MUSEUM].oldest_pending_ms < MINUTE
-
-    desk.bring_home(order(1))
-    assert MINUTE <= venue(desk).oldest_pending_ms < 2 * MINUTE
+    lab.fetch_and_store(order(1))
+    assert MINUTE <= venue(lab).oldest_pending_ms < 2 * MINUTE
 
 
-def test_an_order_that_is_retried_later_stays_pending(desk: Desk) -> None:
+def test_an_order_that_is_retried_later_stays_pending(lab: Lab) -> None:
     """It is due in two hours, after all others: the sample covers that end of `due` too."""
-    desk.hear(order(1), at=now_ms() - HOUR)
-    fetch = desk.begin(order(1))
-    desk.ledger().fail_fetch(order(1), WORKER, fetch, outcome="retry", reason="http_500", wait_ms=2 * HOUR)
-    desk.hear(*(order(number) for number in range(2, SAMPLE + 20)))
+    lab.accept(order(1), at=lab.now - HOUR)
+    lab.fail_fetch("retry", order(1), wait=2 * 3600)
+    lab.accept(*(order(number) for number in range(2, SAMPLE + 20)))
 
-    assert venue(desk).oldest_pending_ms >= HOUR
-
-
-def test_a_fetch_that_no_event_waits_for_is_not_late(desk: Desk) -> None:
-    """Replays and refetches of what is fetched, dead letters and unsettled orders."""
-    long_ago = now_ms() - 9 * HOUR
-    desk.hear(*(order(number) for number in range(1, 5)), at=long_ago)
-    desk.bring_home(order(1))
-    desk.bring_home(order(2))
-    desk.ledger().request_fetch([order(1)], queue="backfill", reason="replay")
-    desk.ledger().request_fetch([order(2)], queue="live", reason="refetch")
-    desk.give_up(order(3))
-    desk.ledger().store_fetch(order(4), WORKER, desk.begin(order(4)), UNSETTLED, recheck_ms=10 * MINUTE)
-
-    assert snapshot(desk).due == 3
-    assert venue(desk).oldest_pending_ms == 0
+    assert venue(lab).oldest_pending_ms >= HOUR
 
 
-def test_a_requeued_dead_letter_is_late_until_it_is_fetched(desk: Desk) -> None:
-    desk.hear(order(1), at=now_ms() - 9 * HOUR)
-    desk.give_up(order(1))
-    assert venue(desk).oldest_pending_ms == 0
+def test_a_fetch_that_no_event_waits_for_is_not_late(lab: Lab) -> None:
+    """Replays and refetches of what is fetched, dead letters until they are requeued, and unsettled orders."""
+    lab.accept(*map(order, range(1, 5)), at=lab.now - 9 * HOUR)
+    lab.fetch_and_store(order(1))
+    lab.fetch_and_store(order(2))
+    lab.request_fetch(order(1), queue="backfill")
+    lab.request_fetch(order(2))
+    lab.dead_letter(order(3))
+    lab.store_fetch(lab.start_fetch(order(4)), "order-submitted", order=order(4), recheck=600)
+    assert (snapshot(lab).due, venue(lab).oldest_pending_ms) == (3, 0)
 
-    desk.ledger().request_fetch([order(1)], queue="backfill", reason="requeue")
-    assert venue(desk).oldest_pending_ms >= 9 * HOUR
-
-    desk.bring_home(order(1))
-    assert venue(desk).oldest_pending_ms == 0
-
-
-def test_an_order_of_an_unknown_company_counts_as_other(desk: Desk) -> None:
-    desk.hear(order(1, "99999999-9999-4999-8999-999999999999"), at=now_ms() - HOUR)
-
-    assert snapshot(desk).elsewhere_oldest_pending_ms >= HOUR
+    lab.request_fetch(order(3), queue="backfill")
+    assert venue(lab).oldest_pending_ms >= 9 * HOUR
+    lab.fetch_and_store(order(3))
+    assert venue(lab).oldest_pending_ms == 0
 
 
-def test_the_time_from_event_to_fetch_is_measured_once_an_event_and_not_for_a_refetch(desk: Desk) -> None:
-    desk.hear(order(1), at=now_ms() - 4000)
-    fetch = desk.begin(order(1))
-    desk.store(order(1), fetch)
-    desk.store(order(1), fetch)  # the answer to the first was lost
+def test_the_time_from_event_to_fetch_is_measured_once_an_event_and_not_for_a_refetch(lab: Lab) -> None:
+    lab.accept(order(1), at=lab.now - 4000)
+    fetch = lab.start_fetch(order(1))
+    lab.store_fetch(fetch, order=order(1))
+    lab.store_fetch(fetch, order=order(1))  # the answer to the first was lost
 
-    measured = counters(desk, "latency|")
+    measured = lab.counters("latency|")
     assert measured.pop(f"latency|{VENUE}|sum") >= 4000
     assert measured == {f"latency|{VENUE}|5000": 1}
 
-    desk.ledger().request_fetch([order(1)], queue="live", reason="refetch")
-    desk.bring_home(order(1))
-    assert sum(counters(desk, "latency|").values()) == 1 + counters(desk, "latency|")[f"latency|{VENUE}|sum"]
+    lab.request_fetch(order(1))
+    lab.fetch_and_store(order(1))
+    assert sum(lab.counters("latency|").values()) == 1 + lab.counters("latency|")[f"latency|{VENUE}|sum"]
 
-    desk.hear(order(1), timestamp="2026-05-15T09:30:05Z")
-    desk.bring_home(order(1))
-    assert counters(desk, "latency|")[f"latency|{VENUE}|250"] == 1
-
-
-def test_an_event_during_a_fetch_is_measured_with_its_own_fetch(desk: Desk) -> None:
-    desk.hear(order(1))
-    fetch = desk.begin(order(1))
-    desk.hear(order(1), timestamp="2026-05-15T09:30:05Z")
-    desk.store(order(1), fetch)
-    assert counters(desk, "latency|") == {}
-
-    desk.bring_home(order(1))
-    assert counters(desk, f"latency|{VENUE}|250") == {f"latency|{VENUE}|250": 1}
+    lab.accept_and_fetch(order(1))
+    assert lab.counters("latency|")[f"latency|{VENUE}|250"] == 1
 
 
-def test_dead_letters_are_counted_by_reason_and_sink(desk: Desk) -> None:
+def test_an_event_during_a_fetch_is_measured_with_its_own_fetch(lab: Lab) -> None:
+    lab.accept(order(1))
+    fetch = lab.start_fetch(order(1))
+    lab.accept(order(1))
+    lab.store_fetch(fetch, order=order(1))
+    assert lab.counters("latency|") == {}
+
+    lab.fetch_and_store(order(1))
+    assert lab.counters(f"latency|{VENUE}|250") == {f"latency|{VENUE}|250": 1}
+
+
+def test_dead_letters_are_counted_by_reason_and_sink_and_fire(lab: Lab) -> None:
     other = order(2, MUSEUM)
-    desk.hear(order(1), other, order(3))
-    desk.give_up(order(1))
-    desk.give_up(other, reason="http_400", http_status=400)
-    desk.bring_home(order(3))
-    desk.give_up_sink(order(3))
+    lab.accept(order(1), other, order(3))
+    assert evaluated(lab) == []
+    lab.dead_letter(order(1))
+    lab.dead_letter(other, reason="http_400", http_status=400)
+    lab.fetch_and_store(order(3))
+    lab.dead_letter_delivery(order(3))
 
-    assert counters(desk, "dead|") == {f"dead|{VENUE}|order_missing": 1, f"dead|{MUSEUM}|http_400": 1}
-    assert counters(desk, "deliveries_dead_lettered|") == {f"deliveries_dead_lettered|{SINK}": 1}
-
-
-def test_orders_that_a_sink_lacks_or_refuses_are_counted(desk: Desk) -> None:
-    desk.hear(order(1), order(2))
-    desk.bring_home(order(1))
-    desk.bring_home(order(2))
-    delivery = desk.ledger().acquire_delivery(order(1), WORKER)
-    assert delivery is not None
-    desk.ledger().complete_delivery(order(1), WORKER, delivery, outcome="retry", reason="ValueError", wait_ms=HOUR)
-    desk.redis.hset(keys.record(order(1)), f"{SINK}:attempts", 1)
-
-    assert (snapshot(desk).sinks[SINK].behind, snapshot(desk).sinks[SINK].failing) == (2, 1)
+    assert lab.counters("dead|") == {f"dead|{VENUE}|order_missing": 1, f"dead|{MUSEUM}|http_400": 1}
+    assert lab.counters("deliveries_dead_lettered|") == {f"deliveries_dead_lettered|{SINK}": 1}
+    names = ["dead_deliveries", "dead_letters", "dead_letters"]
+    assert sorted(evaluated(lab)) == [("firing", name) for name in names]
+    assert sorted(evaluated(lab, 61 * MINUTE)) == [("resolved", name) for name in names]
 
 
-def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_each_hour(desk: Desk) -> None:
+def test_orders_that_a_sink_lacks_or_refuses_are_counted(lab: Lab) -> None:
+    lab.accept_and_fetch(order(1))
+    lab.accept_and_fetch(order(2))
+    lab.deliver("retry", order(1), wait=3600)
+
+    assert (snapshot(lab).sinks[SINK].behind, snapshot(lab).sinks[SINK].failing) == (2, 1)
+
+
+def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_each_hour(lab: Lab) -> None:
     """A duplicate shows that the sender works, but is not a new event."""
-    at = now_ms() - 3 * HOUR
-    desk.hear(order(1), order(2), timestamp="2026-05-15T09:30:05Z", at=at)
-    desk.hear(order(1), timestamp="2026-05-15T09:30:05Z", at=at + 2 * HOUR)
+    at = lab.now - 3 * HOUR
+    lab.accept(order(1), order(2), timestamp="2026-05-15T09:30:05Z", at=at)
+    lab.accept(order(1), timestamp="2026-05-15T09:30:05Z", at=at + 2 * HOUR)
 
-    assert AlertStore(desk.redis).hours(VENUE, now_ms()) == {at // HOUR: 2}
-    assert (venue(desk).current_secret_at, venue(desk).previous_secret_at) == (at + 2 * HOUR, 0)
-    assert AlertStore(desk.redis).hours(VENUE, at + 40 * 24 * HOUR) == {}
-    assert desk.redis.hkeys(keys.event_rate(VENUE)) == [b"secret:current"]
+    assert AlertStore(lab.redis).hours(VENUE, lab.now) == {at // HOUR: 2}
+    assert (venue(lab).current_secret_at, venue(lab).previous_secret_at) == (at + 2 * HOUR, 0)
+    assert AlertStore(lab.redis).hours(VENUE, at + 40 * 24 * HOUR) == {}
+    assert lab.redis.hkeys(keys.event_rate(VENUE)) == [b"secret:current"]
 
 
-def test_a_breaker_counts_as_open_until_its_probe_is_overdue(desk: Desk) -> None:
+def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=MINUTE)
-    limiter = RateLimiter(desk.redis, API_KEY, COMPANIES[0].path, limits)
-    now = now_ms()
+    limiter = RateLimiter(lab.redis, API_KEY, COMPANIES[0].path, limits)
+    now = lab.now
     closed_ms, _ = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
-    until = venue(desk).breaker_open_until
+    until = venue(lab).breaker_open_until
 
-    assert now < until <= now_ms() + closed_ms
-    assert snapshot(desk).companies[MUSEUM].breaker_open_until == 0
-    logged = [evaluated(desk, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
+    assert now < until <= lab.now + closed_ms
+    assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0
+    logged = [evaluated(lab, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert logged == [[], [], []]
-    desk.redis.hset(breaker_key(API_KEY, COMPANIES[0].path), "open_until", now + 9 * MINUTE)
-    assert [evaluated(desk, later * MINUTE) for later in (0, 4, 5, 6, 11)] == [
-        [],
-        [],
-        [("firing", "breaker_open")],
-        [],
-        [("resolved", "breaker_open")],
-    ]
+    lab.redis.hset(breaker_key(API_KEY, COMPANIES[0].path), "open_until", now + 9 * MINUTE)
+    logged = [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)]
+    assert logged == [[], [], [("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
 
 
-def test_a_queue_has_its_length_and_the_age_of_its_first_job(desk: Desk) -> None:
-    desk.hear(order(1), order(2))
-    desk.ledger().request_fetch([order(3)], queue="backfill", reason="replay")
+def test_a_queue_has_its_length_and_the_age_of_its_first_job(lab: Lab) -> None:
+    lab.accept(order(1), order(2))
+    lab.request_fetch(order(3), queue="backfill")
 
-    found = snapshot(desk, later=MINUTE)
+    found = snapshot(lab, later=MINUTE)
     assert (found.queues["live"].jobs, found.queues["backfill"].jobs) == (2, 1)
     assert MINUTE <= found.queue_age_ms("live") < 2 * MINUTE
 
-    first: Any = desk.redis.lindex("rq:queue:live", 0)
-    desk.redis.delete(f"rq:job:{first.decode()}")
-    assert snapshot(desk, later=MINUTE).queue_age_ms("live") >= MINUTE
+    lab.redis.delete(f"rq:job:{lab.jobs()[0]}")
+    assert snapshot(lab, later=MINUTE).queue_age_ms("live") >= MINUTE
 
 
-def test_the_dispatcher_lag_grows_while_no_dispatcher_runs(desk: Desk) -> None:
-    desk.hear(order(1))
+def test_the_dispatcher_lag_grows_while_no_dispatcher_runs(lab: Lab) -> None:
+    lab.accept(order(1))
 
-    assert snapshot(desk).dispatcher_lag_ms == 0
-    assert snapshot(desk, later=10 * MINUTE).dispatcher_lag_ms > 7 * MINUTE
+    assert snapshot(lab).dispatcher_lag_ms == 0
+    assert snapshot(lab, later=10 * MINUTE).dispatcher_lag_ms > 7 * MINUTE
 
 
-def test_a_snapshot_costs_the_same_with_many_orders(desk: Desk) -> None:
+def test_a_snapshot_costs_the_same_with_many_orders(lab: Lab) -> None:
     """It reads a bounded number of records, whatever the number of orders."""
-    desk.redis.zadd(keys.DUE, {f"{VENUE}:{number}": number for number in range(20_000)})
-    desk.redis.config_resetstat()
-    snapshot(desk)
-    stats: Any = desk.redis.info("commandstats")
+    lab.redis.zadd(keys.DUE, {f"{VENUE}:{number}": number for number in range(20_000)})
+    lab.redis.config_resetstat()
+    snapshot(lab)
+    stats: Any = lab.redis.info("commandstats")
 
     assert stats["cmdstat_hmget"]["calls"] <= 2 * SAMPLE * 2 + 10
 
 
-def test_metrics_show_the_whole_state(desk: Desk, redis_url: str) -> None:
-    desk.hear(order(1), at=now_ms() - 10 * MINUTE)
-    desk.hear(order(2, MUSEUM))
-    desk.bring_home(order(2, MUSEUM))
-    desk.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(now_ms(), "p-live-1", "p-live-2", "p-backfill-3")))
-    record_whole_list(desk.redis, VENUE, 1_795_000_000_000)
-    evaluated(desk)
+def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
+    lab.accept(order(1), at=lab.now - 10 * MINUTE)
+    lab.accept_and_fetch(order(2, MUSEUM))
+    lab.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
+    record_whole_list(lab.redis, VENUE, 1_795_000_000_000)
+    evaluated(lab)
 
     found = metrics(redis_url, spooled=3)
 
@@ -315,138 +246,93 @@ def test_without_redis_metrics_show_only_the_process_itself(own_valkey: Valkey) 
     assert metrics(own_valkey.url) == known
 
 
-def test_one_pool_of_all_evaluates_each_minute(desk: Desk) -> None:
-    watches = [AlertStore(desk.redis) for _ in range(3)]
-
-    assert [watch.acquire_turn() for watch in watches] == [True, False, False]
-    assert 55_000 < int(desk.redis.pttl(keys.ALERTS_TURN)) <= 59_000
-
-
-def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(desk: Desk) -> None:
-    desk.hear(order(1))
-
-    assert [evaluated(desk, later * MINUTE) for later in (1, 6, 7)] == [[], [("firing", "fetch_late")], []]
-    desk.bring_home(order(1))
-    assert evaluated(desk, 8 * MINUTE) == [("resolved", "fetch_late")]
-
-
-def test_a_pool_killed_before_it_saved_an_alert_leaves_it_to_the_next(desk: Desk) -> None:
-    """An alert may be logged twice, but is never lost."""
-    desk.hear(order(1))
+def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> None:
+    """Of all pools one evaluates each minute. One that is killed before it saves the alert leaves it to the next."""
+    lab.accept(order(1))
+    assert [AlertStore(lab.redis).acquire_turn() for _ in range(3)] == [True, False, False]
+    assert 55_000 < int(lab.redis.pttl(keys.ALERTS_TURN)) <= 59_000
 
     class Killed(AlertStore):
         def save(self, states: object) -> None:
             raise KeyboardInterrupt
 
+    assert evaluated(lab, 1 * MINUTE) == []
     with pytest.raises(KeyboardInterrupt):
-        log_alerts(Killed(desk.redis), READER, snapshot(desk, 6 * MINUTE))
-
-    assert evaluated(desk, 7 * MINUTE) == [("firing", "fetch_late")]
-
-
-def test_new_dead_letters_fire(desk: Desk) -> None:
-    desk.hear(order(1), order(2))
-    assert evaluated(desk) == []
-    desk.bring_home(order(1))
-    desk.give_up_sink(order(1))
-    desk.give_up(order(2))
-
-    assert sorted(evaluated(desk)) == [("firing", "dead_deliveries"), ("firing", "dead_letters")]
-    assert sorted(evaluated(desk, 61 * MINUTE)) == [("resolved", "dead_deliveries"), ("resolved", "dead_letters")]
+        log_alerts(Killed(lab.redis), READER, snapshot(lab, 6 * MINUTE))
+    assert [evaluated(lab, later * MINUTE) for later in (6, 7)] == [[("firing", "fetch_late")], []]
+    lab.fetch_and_store(order(1))
+    assert evaluated(lab, 8 * MINUTE) == [("resolved", "fetch_late")]
 
 
-def test_a_pool_without_heartbeats_fires_at_another_pool(desk: Desk) -> None:
+def test_a_pool_without_heartbeats_fires_at_another_pool(lab: Lab) -> None:
     for name, ago in (("dead", 2 * MINUTE), ("living", 0)):
-        desk.redis.hset(keys.POOLS, name, json.dumps(heartbeat(now_ms() - ago, f"{name}-live-1")))
+        lab.redis.hset(keys.POOLS, name, json.dumps(heartbeat(lab.now - ago, f"{name}-live-1")))
 
-    assert evaluated(desk) == [("firing", "pool_silent")]
-    desk.redis.hdel(keys.POOLS, "dead")
-    assert evaluated(desk) == [("resolved", "pool_silent")]
+    assert evaluated(lab) == [("firing", "pool_silent")]
+    lab.redis.hdel(keys.POOLS, "dead")
+    assert evaluated(lab) == [("resolved", "pool_silent")]
 
 
-def test_missed_events_fire_and_then_silence_until_an_event_comes(desk: Desk) -> None:
+def test_missed_events_fire_and_then_silence_until_an_event_comes(lab: Lab) -> None:
     """The silence is noticed at the evaluation after."""
-    desk.hear(order(1), at=now_ms() - HOUR)
-    desk.bring_home(order(1))
-    evaluated(desk)
-    add(desk.redis, {("discrepancies", VENUE, "no_event"): 3})
+    lab.accept(order(1), at=lab.now - HOUR)
+    lab.fetch_and_store(order(1))
+    evaluated(lab)
+    add(lab.redis, {("discrepancies", VENUE, "no_event"): 3})
 
-    assert evaluated(desk, 1 * MINUTE) == [("firing", "missed_events")]
-    assert evaluated(desk, 2 * MINUTE) == [("firing", "silence")]
-    desk.hear(order(2), at=now_ms() + 2 * MINUTE)
-    desk.bring_home(order(2))
-    assert evaluated(desk, 3 * MINUTE) == [("resolved", "silence")]
-
-
-def test_a_company_without_its_usual_events_is_silent(desk: Desk) -> None:
-    """Four weeks of events go through the real script."""
-    now = now_ms()
-    week = 7 * 24 * HOUR
-    for weeks in range(4, 0, -1):
-        numbers = range(weeks * 10, weeks * 10 + 8)
-        desk.hear(*(order(number) for number in numbers), at=now - weeks * week - now % HOUR + MINUTE)
-        for number in numbers:
-            desk.redis.delete(keys.record(order(number)))
-    desk.redis.delete(keys.DUE)
-    at = -(now % HOUR)
-
-    assert evaluated(desk, at) == []
-    assert evaluated(desk, at + 59 * MINUTE) == [("firing", "silence")]
-    assert evaluated(desk, at + 60 * MINUTE) == []
-    assert evaluated(desk, at + 119 * MINUTE) == [("repeated", "silence")]
+    assert evaluated(lab, 1 * MINUTE) == [("firing", "missed_events")]
+    assert evaluated(lab, 2 * MINUTE) == [("firing", "silence")]
+    lab.accept(order(2), at=lab.now + 2 * MINUTE)
+    lab.fetch_and_store(order(2))
+    assert evaluated(lab, 3 * MINUTE) == [("resolved", "silence")]
 
 
 @pytest.mark.parametrize("fault", [lambda redis: redis.flushall(), lambda redis: redis.delete(keys.ALERTS)])
-def test_a_flushed_redis_fires_nothing(desk: Desk, fault: Callable[[Redis], object]) -> None:
-    desk.hear(order(1))
-    desk.give_up(order(1))
-    evaluated(desk)
-    fault(desk.redis)
+def test_a_flushed_redis_fires_nothing(lab: Lab, fault: Callable[[Redis], object]) -> None:
+    lab.accept(order(1))
+    lab.dead_letter(order(1))
+    evaluated(lab)
+    fault(lab.redis)
 
-    assert evaluated(desk) == []
+    assert evaluated(lab) == []
 
 
-def test_an_unreadable_entry_hides_no_other_pool_or_alert(desk: Desk, redis_url: str) -> None:
+def test_an_unreadable_entry_hides_no_other_pool_or_alert(lab: Lab, redis_url: str) -> None:
     """A newer version, another program or a person may have written it."""
     odd = dict(enumerate([b"no JSON", b'{"at": "now"}', b"[]", b'{"workers": "\xff\xfe"}']))
-    desk.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(now_ms(), "a-live-1")))
-    desk.redis.hset(keys.POOLS, mapping={b"odd %d \xff" % number: text for number, text in odd.items()})
-    desk.hear(order(1), at=now_ms() - HOUR)
-    evaluated(desk)
-    desk.redis.hset(keys.ALERTS, mapping={b"odd|%d \xff|" % number: text for number, text in odd.items()})
+    lab.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(lab.now, "a-live-1")))
+    lab.redis.hset(keys.POOLS, mapping={b"odd %d \xff" % number: text for number, text in odd.items()})
+    lab.accept(order(1), at=lab.now - HOUR)
+    evaluated(lab)
+    lab.redis.hset(keys.ALERTS, mapping={b"odd|%d \xff|" % number: text for number, text in odd.items()})
 
     shown = metrics(redis_url)
-    status = desk.run("status")
+    status = lab.run_command("status")
 
     assert (shown["ota_pools"], shown["ota_alert venue fetch_late "]) == (1, 1)
     assert (status.code, "fetch_late venue" in status.out) == (1, True)
-    assert evaluated(desk, 10_000) == []
-
-
-def _alert(output: str) -> dict[str, Any]:
-    lines = [json.loads(line) for line in output.splitlines() if line.endswith("}")]
-    return next((line for line in lines if line["event"].startswith("alert.")), {})
+    assert evaluated(lab, 10_000) == []
 
 
 def heartbeat(at: int, *workers: str) -> dict[str, object]:
     return {"machine": "m", "pid": 1, "started": "1", "workers": workers, "at": at}
 
 
-def alert_of_a_pool(desk: Desk, folder: Path) -> dict[str, Any]:
+def alert_of_a_pool(lab: Lab, folder: Path) -> dict[str, Any]:
     """Start a real pool; return its first alert once it has written heartbeats before and after."""
     program = [sys.executable, "-m", "app.cli", "worker"]
-    env = desk.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
+    env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     with Process.start(program, env=env, cwd=folder, log=folder / "log") as pool:
-        line = eventually(lambda: _alert(pool.output), what="the alert")
-        at = snapshot(desk).heartbeats()[0].at
-        eventually(lambda: snapshot(desk).heartbeats()[0].at > at, what="the next heartbeat")
+        line: dict[str, Any] = json.loads(pool.wait_for_line("alert.", 20))
+        at = snapshot(lab).heartbeats()[0].at
+        eventually(lambda: snapshot(lab).heartbeats()[0].at > at, what="the next heartbeat")
     return line
 
 
-def test_a_running_pool_logs_an_alert_and_continues(desk: Desk, tmp_path: Path) -> None:
-    desk.hear(order(1), at=now_ms() - HOUR)
+def test_a_running_pool_logs_an_alert_and_continues(lab: Lab, tmp_path: Path) -> None:
+    lab.accept(order(1), at=lab.now - HOUR)
 
-    line = alert_of_a_pool(desk, tmp_path)
+    line = alert_of_a_pool(lab, tmp_path)
 
     assert line["event"] == "alert.firing"
     assert (line["name"], line["company"], line["level"]) == ("fetch_late", "venue", "error")
@@ -454,10 +340,10 @@ def test_a_running_pool_logs_an_alert_and_continues(desk: Desk, tmp_path: Path) 
     assert line["runbook"] == "docs/operations.md#fetch-late"
 
 
-def test_an_internal_error_in_the_alerts_is_logged_and_stops_no_pool(desk: Desk, tmp_path: Path) -> None:
-    desk.redis.hset(keys.event_rate(VENUE), "hour:canary", 1)
+def test_an_internal_error_in_the_alerts_is_logged_and_stops_no_pool(lab: Lab, tmp_path: Path) -> None:
+    lab.redis.hset(keys.event_rate(VENUE), "hour:canary", 1)
 
-    line = alert_of_a_pool(desk, tmp_path)
+    line = alert_of_a_pool(lab, tmp_path)
 
     assert (line["event"], line["error"]) == ("alert.failed", "ValueError")
     assert "canary" not in (tmp_path / "log").read_text()

@@ -9,11 +9,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -21,12 +22,12 @@ from redis import Redis
 
 from app.dev.valkey import Valkey, start
 from app.errors import SettingsError
-from app.ids import OrderKey
 from app.intake.spool import NAME, Spool, waiting
 from app.ledger.keys import record
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.integration.webserver import HOOK, OPS_TOKEN, SECRET, Kept, Web, item, serving, settings_of_one_company
+from tests.lab import Lab
+from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, post, serving, settings_of_one_company
 
 LONGEST = 2.5
 """Seconds within which a POST is answered whatever Redis does."""
@@ -60,23 +61,50 @@ main()
 """
 
 
+@dataclass
+class Machine:
+    """A machine with a Redis and a spool of its own; its programs have their logs in `folder`."""
+
+    valkey: Valkey
+    redis: Redis
+    folder: Path
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool"
+
+    def serve(
+        self, program: Sequence[str] = SERVE, url: str = "", folder: str = ".", **more: str
+    ) -> AbstractContextManager[Web]:
+        """Run a web process with a spool; the Redis is at `url` instead, if that is given."""
+        settings = {"SPOOL_DIR": str(self.spool), "OPS_TOKEN": OPS_TOKEN} | more
+        (self.folder / folder).mkdir(exist_ok=True)
+        return serving(self.folder / folder, settings_of_one_company(url or self.valkey.url) | settings, program)
+
+    def wait_until_drained(self, *items: dict[str, Any]) -> None:
+        """Return when all orders are in `due` and have a record; each must have been settled once."""
+        lab = Lab(self.redis)
+
+        def generations() -> list[str]:
+            assert {key_of(one) for one in items} <= lab.due().keys()
+            return [lab.record(key_of(one)).get("generation", "") for one in items]
+
+        eventually(lambda: all(generations()), 30, what="the spool is drained")
+        assert set(generations()) == {"1"}
+
+    def wait_until_empty(self) -> None:
+        eventually(lambda: waiting(self.spool) == 0, what="the spool is empty")
+
+
 @pytest.fixture
-def redis(own_valkey: Valkey) -> Iterator[Redis]:
+def machine(own_valkey: Valkey, tmp_path: Path) -> Iterator[Machine]:
     with Redis.from_url(own_valkey.url, socket_timeout=5) as client:
-        yield client
+        yield Machine(own_valkey, client, tmp_path)
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
-
-
-def settings(url: str, spool: Path, **more: str) -> dict[str, str]:
-    return settings_of_one_company(url) | {"SPOOL_DIR": str(spool), "OPS_TOKEN": OPS_TOKEN} | more
-
-
-def key(one: dict[str, Any]) -> OrderKey:
-    return OrderKey(one["companyId"], one["payload"]["orderId"])
 
 
 def timed(web: Web, *items: object) -> tuple[int, float]:
@@ -86,63 +114,30 @@ def timed(web: Web, *items: object) -> tuple[int, float]:
     return spooled, time.monotonic() - started
 
 
-def wait_until_drained(redis: Redis, *items: dict[str, Any]) -> None:
-    """Return when all orders are in `due` and have a record; each must have been settled once."""
-    kept = Kept(redis)
-
-    def generations() -> list[str]:
-        assert {key(one) for one in items} <= kept.due().keys()
-        return [kept.record(key(one)).get("generation", "") for one in items]
-
-    eventually(lambda: all(generations()), 30, what="the spool is drained")
-    assert set(generations()) == {"1"}
-
-
 def wait_until_ready(web: Web, answer: str) -> None:
     eventually(lambda: web.http.get("/readyz").text == f"{answer}\n", 10, what=f"/readyz answers {answer}")
 
 
-def frozen(valkey: Valkey, redis: Redis) -> Callable[[], None]:
-    valkey.pause()
-    return valkey.resume
-
-
-def killed(valkey: Valkey, redis: Redis) -> Callable[[], None]:
-    valkey.kill()
-    return valkey.restart
-
-
-def read_only(valkey: Valkey, redis: Redis) -> Callable[[], object]:
-    redis.replicaof("127.0.0.1", "1")
-    return lambda: redis.replicaof("NO", "ONE")
-
-
-def full(valkey: Valkey, redis: Redis) -> Callable[[], object]:
-    redis.config_set("maxmemory", "1mb")
-    return lambda: redis.config_set("maxmemory", 0)
-
-
-def paused(valkey: Valkey, redis: Redis) -> Callable[[], object]:
-    redis.client_pause(60_000, all=False)
-    return redis.client_unpause
+FAULTS: Final[dict[str, tuple[Callable[[Machine], object], Callable[[Machine], object]]]] = {
+    "frozen": (lambda one: one.valkey.pause(), lambda one: one.valkey.resume()),
+    "killed": (lambda one: one.valkey.kill(), lambda one: one.valkey.restart()),
+    "read-only": (lambda one: one.redis.replicaof("127.0.0.1", "1"), lambda one: one.redis.replicaof("NO", "ONE")),
+    "full": (lambda one: one.redis.config_set("maxmemory", "1mb"), lambda one: one.redis.config_set("maxmemory", 0)),
+    "paused": (lambda one: one.redis.client_pause(60_000, all=False), lambda one: one.redis.client_unpause()),
+}
+"""What happens to Redis, and how it ends."""
 
 
 class TestRedisUnavailable:
-    @pytest.mark.parametrize("fault", [frozen, killed, read_only, full, paused])
-    def test_events_are_accepted_and_redis_gets_them_all_when_it_is_back(
-        self,
-        own_valkey: Valkey,
-        redis: Redis,
-        tmp_path: Path,
-        spool: Path,
-        fault: Callable[..., Callable[[], object]],
-    ) -> None:
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_events_are_accepted_and_redis_gets_them_all_when_it_is_back(self, machine: Machine, fault: str) -> None:
+        occur, end = FAULTS[fault]
+        with machine.serve() as web:
             before, first, second, after = item(), item(), item(), item()
             assert web.deliver(before)["queued"] == 1
             wait_until_ready(web, "ready")
 
-            recover = fault(own_valkey, redis)
+            occur(machine)
             spooled, seconds = timed(web, first)
             assert (spooled, seconds < LONGEST) == (1, True)
             # From here on no sender waits for Redis.
@@ -151,135 +146,84 @@ class TestRedisUnavailable:
             wait_until_ready(web, "degraded")
             assert web.http.get("/readyz").status_code == 200
 
-            recover()
-            wait_until_drained(redis, before, first, second)
+            end(machine)
+            machine.wait_until_drained(before, first, second)
             wait_until_ready(web, "ready")
             assert web.deliver(after)["queued"] == 1
 
-    def test_a_process_that_starts_without_redis_writes_private_files_without_secrets_and_drains_them(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
+    def test_a_start_without_redis_writes_private_files_and_drains_them(self, machine: Machine) -> None:
         """What is answered 200 is in a file that was synced."""
-        own_valkey.stop()
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        machine.valkey.stop()
+        with machine.serve() as web:
             one = item()
             assert web.deliver(one)["spooled"] == 1
 
-            assert spool.stat().st_mode & 0o777 == 0o700
-            assert {path.stat().st_mode & 0o777 for path in spool.iterdir()} == {0o600}
-            assert SECRET.encode() not in b"".join(path.read_bytes() for path in spool.iterdir())
-            with closing(sqlite3.connect(spool / NAME)) as file:
+            assert machine.spool.stat().st_mode & 0o777 == 0o700
+            assert {path.stat().st_mode & 0o777 for path in machine.spool.iterdir()} == {0o600}
+            assert SECRET.encode() not in b"".join(path.read_bytes() for path in machine.spool.iterdir())
+            with closing(sqlite3.connect(machine.spool / NAME)) as file:
                 assert file.execute("PRAGMA journal_mode").fetchone() == ("wal",)
                 assert file.execute("SELECT order_id FROM events").fetchall() == [(one["payload"]["orderId"],)]
 
-            own_valkey.restart()
-            wait_until_drained(redis, one)
+            machine.valkey.restart()
+            machine.wait_until_drained(one)
 
-    def test_a_failover_is_found_though_the_former_primary_still_answers(
-        self, own_valkey: Valkey, tmp_path: Path, spool: Path
-    ) -> None:
+    def test_a_failover_is_found_though_the_former_primary_still_answers(self, machine: Machine) -> None:
         """The address moves; connections to the former primary stay open, and it answers READONLY for ever."""
         with (
-            start(tmp_path / "other") as other,
-            relay(own_valkey.port) as network,
-            Redis.from_url(own_valkey.url) as old,
+            start(machine.folder / "other") as other,
+            relay(machine.valkey.port) as network,
+            Redis.from_url(machine.valkey.url) as old,
             Redis.from_url(other.url) as new,
         ):
             password = old.config_get("requirepass")["requirepass"]
             new.config_set("requirepass", password)
-            with serving(tmp_path, settings(network.url(own_valkey.url), spool)) as web:
+            with machine.serve(url=network.url(machine.valkey.url)) as web:
                 assert web.deliver(item())["queued"] == 1
                 network.target = other.port
                 old.replicaof("127.0.0.1", str(other.port))
                 one = item()
                 assert web.deliver(one)["queued"] == 1, "recorded by the new primary"
                 with Redis(port=other.port, password=password) as primary:
-                    assert primary.exists(record(key(one)))
+                    assert primary.exists(record(key_of(one)))
 
-    def test_a_slow_redis_delays_a_sender_by_2500_ms_at_most(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
-        with relay(own_valkey.port) as network, serving(tmp_path, settings(network.url(own_valkey.url), spool)) as web:
+    def test_a_slow_redis_delays_a_sender_by_2500_ms_at_most(self, machine: Machine) -> None:
+        with relay(machine.valkey.port) as network, machine.serve(url=network.url(machine.valkey.url)) as web:
             network.delay = 0.45
             items = [item() for _ in range(6)]
             assert max(timed(web, one)[1] for one in items) < LONGEST
             network.delay = 0.0
-            wait_until_drained(redis, *items)
+            machine.wait_until_drained(*items)
 
-    def test_a_call_that_timed_out_but_ran_makes_no_second_event(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
+    def test_a_call_that_timed_out_but_ran_makes_no_second_event(self, machine: Machine) -> None:
         """The frozen server has the command in its socket and runs it later; the spool sends the event again."""
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        with machine.serve() as web:
             web.deliver(item())
-            own_valkey.pause()
+            machine.valkey.pause()
             one = item()
             assert web.deliver(one)["spooled"] == 1
-            own_valkey.resume()
+            machine.valkey.resume()
 
-            kept = Kept(redis)
-            eventually(lambda: kept.record(key(one)).get("duplicates") == "1", 10, what="drained as a duplicate")
-            assert (kept.record(key(one))["generation"], len(kept.events())) == ("1", 2)
-
-    def test_senders_of_the_same_time_are_all_answered_though_one_disconnects(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
-            web.deliver(item())
-            own_valkey.pause()
-            items, disconnected = [item() for _ in range(40)], item()
-            body = json.dumps({"values": [disconnected]}).encode()
-            with ThreadPoolExecutor(40) as senders:
-                posts = [senders.submit(timed, web, one) for one in items]
-                with web.connect() as connection:
-                    head = f"POST {HOOK} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-                    connection.sendall(head.encode() + body)
-                answers = [one.result() for one in posts]
-            assert {spooled for spooled, _ in answers} == {1}
-            assert max(seconds for _, seconds in answers) < LONGEST
-            own_valkey.resume()
-            wait_until_drained(redis, disconnected, *items)
+            lab = Lab(machine.redis)
+            eventually(lambda: lab.record(key_of(one)).get("duplicates") == "1", 10, what="drained as a duplicate")
+            assert (lab.record(key_of(one))["generation"], len(lab.events())) == ("1", 2)
 
 
 class TestSeveralProcesses:
-    def test_the_next_process_drains_what_a_killed_or_stopped_one_left(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
-        own_valkey.stop()
-        before_kill, before_stop = [item() for _ in range(3)], item()
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
-            assert web.deliver(*before_kill)["spooled"] == 3
-            os.kill(web.process.pid, signal.SIGKILL)
-            web.process.wait(5)
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
-            assert web.deliver(before_stop)["spooled"] == 1
-            assert web.process.stop() == 0
-        assert waiting(spool) == 4
-        own_valkey.restart()
-
-        with serving(tmp_path, settings(own_valkey.url, spool)):
-            wait_until_drained(redis, *before_kill, before_stop)
-            eventually(lambda: waiting(spool) == 0, what="the spool is empty")
-
-    def test_processes_share_one_file_and_any_of_them_drains_it(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "b").mkdir()
-        with (
-            serving(tmp_path / "a", settings(own_valkey.url, spool)) as living,
-            serving(tmp_path / "b", settings(own_valkey.url, spool)) as dying,
-        ):
-            own_valkey.pause()
-            items = [item() for _ in range(40)]
-            with ThreadPoolExecutor(20) as senders:
-                answers = list(senders.map(timed, [living, dying] * 20, items))
+    def test_processes_share_one_file_and_any_of_them_drains_it(self, machine: Machine) -> None:
+        with machine.serve(folder="a") as living, machine.serve(folder="b") as dying:
+            machine.valkey.pause()
+            items, disconnected = [item() for _ in range(40)], item()
+            with ThreadPoolExecutor(40) as senders:
+                answers = senders.map(timed, [living, dying] * 20, items)
+                with living.connect() as connection:
+                    connection.sendall(post(json.dumps({"values": [disconnected]}).encode()))
             assert all(spooled == 1 and seconds < LONGEST for spooled, seconds in answers)
             dying.process.kill()
-            own_valkey.resume()
+            machine.valkey.resume()
 
-            wait_until_drained(redis, *items)
-            eventually(lambda: waiting(spool) == 0, what="the spool is empty")
+            machine.wait_until_drained(disconnected, *items)
+            machine.wait_until_empty()
 
     def test_processes_that_open_one_new_file_do_not_stop_each_other(self, spool: Path) -> None:
         """A rolling restart: the last one to close removes `-wal` while another reads the folder.
@@ -306,40 +250,34 @@ class TestSeveralProcesses:
             assert (one.returncode, errors) == (0, b"")
 
     @pytest.mark.parametrize("step", ["before:put", "after:put", "before:drop", "after:drop"])
-    def test_a_process_killed_at_a_step_of_its_spool_loses_nothing_it_acknowledged(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, step: str
-    ) -> None:
+    def test_a_process_killed_at_a_step_of_its_spool_loses_nothing(self, machine: Machine, step: str) -> None:
         """Events that it drained but did not delete are drained again, and dropped as duplicates."""
-        own_valkey.stop()
+        machine.valkey.stop()
         one = item()
         acknowledged = False
         command = [sys.executable, "-c", KILLED_AT, step, "serve"]
-        with serving(tmp_path, settings(own_valkey.url, spool), command) as web:
+        with machine.serve(command) as web:
             try:
                 acknowledged = web.deliver(one)["spooled"] == 1
             except httpx.TransportError:
                 assert step.endswith("put")
-            own_valkey.restart()
+            machine.valkey.restart()
             assert web.process.wait(15) == -signal.SIGKILL
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        with machine.serve() as web:
             if step == "before:put":
                 assert web.deliver(one)["queued"] == 1
-            wait_until_drained(redis, one)
-            eventually(lambda: waiting(spool) == 0, what="the spool is empty")
-            assert len(Kept(redis).events()) == 1
+            machine.wait_until_drained(one)
+            machine.wait_until_empty()
+            assert len(Lab(machine.redis).events()) == 1
         assert acknowledged == step.endswith("drop")
 
 
 class TestDisk:
     @pytest.mark.parametrize("limit", ["SPOOL_MAX_MB", "disk"])
-    def test_when_spool_or_disk_is_full_the_sender_gets_503_and_nothing_accepted_is_lost(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path, limit: str
-    ) -> None:
+    def test_when_spool_or_disk_is_full_the_answer_is_503(self, machine: Machine, limit: str) -> None:
         program = {"SPOOL_MAX_MB": ["-m", "app.cli"], "disk": ["-c", SMALL_DISK]}[limit]
-        own_valkey.stop()
-        with serving(
-            tmp_path, settings(own_valkey.url, spool, SPOOL_MAX_MB="1"), [sys.executable, *program, "serve"]
-        ) as web:
+        machine.valkey.stop()
+        with machine.serve([sys.executable, *program, "serve"], SPOOL_MAX_MB="1") as web:
             accepted: list[dict[str, Any]] = []
             while True:
                 batch = [item() for _ in range(20)]
@@ -349,56 +287,54 @@ class TestDisk:
                 accepted += batch
             assert (answer.status_code, answer.json()["reason"]) == (503, "spool_failed")
             assert int(answer.headers["retry-after"]) > 0
-            assert sum(path.stat().st_size for path in spool.iterdir()) < 1_200_000
+            assert sum(path.stat().st_size for path in machine.spool.iterdir()) < 1_200_000
             if limit == "SPOOL_MAX_MB":
                 assert len(accepted) >= 500
                 assert web.http.get("/readyz").status_code == 503
 
-            own_valkey.restart()
-            wait_until_drained(redis, *accepted)
+            machine.valkey.restart()
+            machine.wait_until_drained(*accepted)
             if limit == "SPOOL_MAX_MB":
                 wait_until_ready(web, "ready")
 
-    def test_a_broken_file_is_reported_and_a_new_one_is_written_when_it_is_moved_away(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
-        spool.mkdir(mode=0o700)
-        (spool / NAME).write_bytes(b"this is no database, and longer than the header of one" * 20)
-        (spool / NAME).chmod(0o600)
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+    def test_a_broken_file_is_reported_and_a_new_one_is_written_when_it_is_moved_away(self, machine: Machine) -> None:
+        machine.spool.mkdir(mode=0o700)
+        (machine.spool / NAME).write_bytes(b"this is no database, and longer than the header of one" * 20)
+        (machine.spool / NAME).chmod(0o600)
+        with machine.serve() as web:
             eventually(lambda: any(line["event"] == "spool.failed" for line in web.lines()), what="it is logged")
             bearer = {"authorization": f"Bearer {OPS_TOKEN}"}
             assert "spool.sqlite is broken" in web.http.get("/readyz", headers=bearer).text
             assert "ota_spool_waiting_events 0" not in web.http.get("/metrics", headers=bearer).text
-            assert waiting(spool) is None
-            own_valkey.stop()
+            assert waiting(machine.spool) is None
+            machine.valkey.stop()
             one = item()
             assert web.post({"values": [one]}).json()["reason"] == "spool_failed"
-            (spool / NAME).rename(spool / "broken")
+            (machine.spool / NAME).rename(machine.spool / "broken")
             assert web.deliver(one)["spooled"] == 1
             assert len([line for line in web.lines() if line["event"] == "spool.failed"]) == 1
-            own_valkey.restart()
-            wait_until_drained(redis, one)
+            machine.valkey.restart()
+            machine.wait_until_drained(one)
 
-    def test_a_deleted_file_is_written_anew_with_all_its_events(
-        self, own_valkey: Valkey, redis: Redis, tmp_path: Path, spool: Path
-    ) -> None:
+    def test_a_deleted_file_is_written_anew_with_all_its_events(self, machine: Machine) -> None:
         """Otherwise events would go to a file that ends with the process."""
-        own_valkey.stop()
-        with serving(tmp_path, settings(own_valkey.url, spool)) as web:
+        machine.valkey.stop()
+        with machine.serve() as web:
             before, after = item(), item()
             assert web.deliver(before)["spooled"] == 1
-            for path in spool.iterdir():
+            for path in machine.spool.iterdir():
                 path.unlink()
             assert web.deliver(after)["spooled"] == 1
             assert any(line["event"] == "spool.file_gone" and line["events"] == 1 for line in web.lines())
-            web.process.kill()
-        own_valkey.restart()
-        with serving(tmp_path, settings(own_valkey.url, spool)):
-            wait_until_drained(redis, before, after)
+            assert web.process.stop() == 0
+        assert waiting(machine.spool) == 2
+        machine.valkey.restart()
+        with machine.serve():
+            machine.wait_until_drained(before, after)
+            machine.wait_until_empty()
 
-    def test_many_readiness_requests_do_not_keep_events_from_the_disk(self, tmp_path: Path, spool: Path) -> None:
-        with serving(tmp_path, settings(NO_REDIS, spool)) as web, ThreadPoolExecutor(20) as many:
+    def test_many_readiness_requests_do_not_keep_events_from_the_disk(self, machine: Machine) -> None:
+        with machine.serve(url=NO_REDIS) as web, ThreadPoolExecutor(20) as many:
             asked = [many.submit(web.http.get, "/readyz") for _ in range(200)]
             for _ in range(10):
                 assert timed(web, item())[0] == 1
@@ -406,24 +342,22 @@ class TestDisk:
 
 
 @pytest.mark.parametrize("first", ["bad", "good"])
-def test_an_event_that_redis_refuses_delays_no_other(
-    redis_client: Redis, redis_url: str, tmp_path: Path, spool: Path, first: str
-) -> None:
+def test_an_event_that_redis_refuses_delays_no_other(machine: Machine, first: str) -> None:
     """Its record has a key of the wrong type; it stays on the disk and is logged."""
-    bad, good = item(), item()
-    redis_client.set(record(key(bad)), "not a hash")
-    with serving(tmp_path, settings(redis_url, spool)) as web:
+    bad, good, lab = item(), item(), Lab(machine.redis)
+    machine.redis.set(record(key_of(bad)), "not a hash")
+    with machine.serve() as web:
         assert web.deliver(*((bad, good) if first == "bad" else (good, bad)))["spooled"] == 2
-        assert Kept(redis_client).record(key(good))["generation"] == "1"
-        assert Kept(redis_client).jobs() == [f"f-{good['companyId']}-{good['payload']['orderId']}-1"]
+        assert lab.record(key_of(good))["generation"] == "1"
+        assert lab.jobs() == [f"f-{good['companyId']}-{good['payload']['orderId']}-1"]
         eventually(lambda: any(line["event"] == "spool.event_refused" for line in web.lines()), what="it is logged")
         assert web.deliver(item())["queued"] == 1
         wait_until_ready(web, "degraded")
-        redis_client.delete(record(key(bad)))
+        machine.redis.delete(record(key_of(bad)))
         assert web.process.stop() == 0
 
-    with serving(tmp_path, settings(redis_url, spool)):
-        wait_until_drained(redis_client, bad)
+    with machine.serve():
+        machine.wait_until_drained(bad)
 
 
 class TestFolder:
@@ -444,15 +378,7 @@ class TestFolder:
 
     def test_a_refused_folder_ends_the_start_with_code_2(self, tmp_path: Path, spool: Path) -> None:
         spool.mkdir(mode=0o755)
-        done = subprocess.run(
-            [sys.executable, "-m", "app.cli", "serve"],
-            env={**os.environ, **settings(NO_REDIS, spool)},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-        assert done.returncode == 2
-        assert "SPOOL_DIR" in done.stdout + done.stderr
+        env = {**os.environ, **settings_of_one_company(NO_REDIS), "SPOOL_DIR": str(spool)}
+        done = subprocess.run(SERVE, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+        assert (done.returncode, "SPOOL_DIR" in done.stdout + done.stderr) == (2, True)
         assert "Traceback" not in done.stderr

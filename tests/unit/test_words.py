@@ -39,7 +39,7 @@ RETIRED: Final = {
     r"[.\"'`](?:parks|rejects)\b(?!\()": "deferrals, client_errors",
     r"\bwant_fetch\b|\bask_for\b|\blet_go\b|\bnudge\w*": "request_fetch, release_worker, wake",
     r"\borphans?\b": "recovered",
-    r"\brehand\w*|\brevive_sink\b|\bhand_on_\w+": "redeliver, retry_delivery, delivery",
+    r"\brehand\w*": "redeliver",
     r"\breclaim\w*": "release_worker",
     # Classes and modules
     r"\b(?:Budget|Slot|NotNow)\b": "RateLimiter, Permit, Denied",
@@ -52,6 +52,18 @@ RETIRED: Final = {
     r"\bEstate\b|\bclass Census\b": "WorkerRecovery, Heartbeat",
     r"\bclockwork\b": "policy",
     r"\bapp\.(?:store|alarms|spool|inbox)\b|\bapp/(?:store|alarms|spool)/": "app.ledger, app.alerts, app.intake",
+    # Plain English
+    r"\bowe[sd]?\b": "pending",
+    r"(?<![/:-])\bhome\b(?!/)|_home_|_home\b|\bhome_\w+|\bHOME_WITHIN\b": "fetched",
+    r"\bpark(?:s|ed|ing)?\b": "deferred",
+    r"[.\"'`](?:wanted|begun|fence|looks|lacks|said|heard)\b(?!\()": "see OrderRecord",
+    r"\bhand(?:s|ed|ing)?[ -]ons?\b|hand_on\w*|\brevive\w*": "delivery, retry_delivery",
+    r"\b[Cc]ensus\b|\b[Bb]ooks\b|\b[Dd]eeds?\b": "Heartbeat, ledger, AuditEntry",
+    r"\btrails?\b|\bstory\b": "history",
+    r"\blanes?\b|\bLane\b|\btickers?\b|\bticked\b": "queue, dispatcher",
+    r"\bmend(?:s|ed|ing)?\b|\bburnt\b|\btold\b|\bnobody\b": "fixed; used up; logged, shown; no one",
+    r"\bbegun\b|\bverdicts?\b|\bNEWER_DATA\b|\bnewer_data\b": "started, outcome, other_schema",
+    r"\bgive[sn]? up\b|\bgave up\b|\bin good order\b": "dead letter, failed for good; clean shutdown",
 }
 """Pattern -> what is used now."""
 

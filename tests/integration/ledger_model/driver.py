@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from app.ids import OrderKey
@@ -12,7 +12,7 @@ from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.ledger.work import Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
-from tests.integration.ledger_scenario import LEASE, ONE, SAME_ID, START, Scenario, content_of, event_of
+from tests.lab import LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
 WORKERS: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
 """The queues of each worker; the last one stands for the workers of both queues."""
@@ -35,33 +35,10 @@ class Step(NamedTuple):
 
 
 @dataclass
-class State:
-    """What all parts of one interleaving share; `touched` are the orders that the latest step was about."""
-
-    scenario: Scenario
-    orders: dict[OrderKey, OrderModel]
-    step: int = 0
-    touched: frozenset[OrderKey] = frozenset()
-    job_ids: set[bytes] = field(default_factory=set)
-
-    @property
-    def now(self) -> int:
-        return self.scenario.now
-
-    def redis(self, *command: Any) -> Any:
-        """Return the raw answer to a command that is not a step of the ledger."""
-        client: Any = self.scenario.redis
-        return client.execute_command(*command)
-
-    def touch(self, *orders: OrderKey) -> None:
-        self.touched = frozenset(orders)
-
-
-@dataclass
 class Worker:
     """A worker process, as workers/processor.py works: each public method ends where a kill may come."""
 
-    state: State
+    driver: Driver
     name: str
     queues: tuple[str, ...]
     job: OrderKey | None = None
@@ -116,15 +93,15 @@ class Worker:
         running = self.fetch
         if running is None:
             return
-        order, retry_at = self._end_fetch(running.order), self.state.now + _RETRY
+        order, retry_at = self._end_fetch(running.order), self.driver.now + _RETRY
         result = self._call(
-            lambda: self.state.scenario.ledger.fail_fetch(
+            lambda: self.driver.lab.ledger.fail_fetch(
                 order, self.name, running.fetch, outcome=outcome, reason=outcome, wait_ms=_RETRY
             )
         )
         running.retry_from(retry_at)
         if outcome == "deleted_upstream" and result != "refused":
-            self.state.orders[order].store(running, settled=True, deleted=True)
+            self.driver.orders[order].store(running, settled=True, deleted=True)
 
     def sink_fails(self) -> None:
         """The delivery fails and is retried."""
@@ -138,36 +115,36 @@ class Worker:
 
     def _pop(self) -> None:
         queues = [queue_key(queue) for queue in self.queues]
-        popped = self.state.redis("LMPOP", len(queues), *queues, "LEFT")
+        popped = self.driver.redis("LMPOP", len(queues), *queues, "LEFT")
         if popped is None:
             return
         job_id = popped[1][0]
-        assert job_id not in self.state.job_ids, f"{job_id} was used twice: RQ would skip the second"
-        self.state.job_ids.add(job_id)
+        assert job_id not in self.driver.job_ids, f"{job_id} was used twice: RQ would skip the second"
+        self.driver.job_ids.add(job_id)
         self.job = OrderKey(job_id[2:38].decode(), job_id[39:75].decode())
 
     def _start(self, order: OrderKey) -> None:
-        self.state.touch(order)
+        self.driver.touch(order)
         self.job = None
-        outcome, fetch = self.state.scenario.ledger.start_fetch(order, self.name)
+        outcome, fetch = self.driver.lab.ledger.start_fetch(order, self.name)
         if fetch is not None:
-            self.fetch = RunningFetch(order, fetch, self.state.step, self.state.now + LEASE)
-            self.state.orders[order].start_fetch(self.fetch, self.state.now)
+            self.fetch = RunningFetch(order, fetch, self.driver.step, self.driver.now + LEASE)
+            self.driver.orders[order].start_fetch(self.fetch, self.driver.now)
         elif outcome == "deliver":
             self.delivering = order
         elif outcome == "dead":
-            self.state.orders[order].exhaust_crashes()
+            self.driver.orders[order].exhaust_crashes()
 
     def _read(self, running: RunningFetch) -> None:
-        running.version = self.state.orders[running.order].version
+        running.version = self.driver.orders[running.order].version
 
     def _store(self, running: RunningFetch, *, recheck_ms: int | None = None, give_up: str = "") -> None:
-        order, model = self._end_fetch(running.order), self.state.orders[running.order]
+        order, model = self._end_fetch(running.order), self.driver.orders[running.order]
         assert running.version is not None, "an answer is read before it is stored"
-        content, now = content_of(running.version), self.state.now
+        content, now = content_of(running.version), self.driver.now
         outcome = self._call(
             lambda: (
-                self.state.scenario.ledger.store_fetch(
+                self.driver.lab.ledger.store_fetch(
                     order, self.name, running.fetch, content, recheck_ms=recheck_ms, give_up=give_up
                 ).what
             )
@@ -180,16 +157,16 @@ class Worker:
 
     def _end_fetch(self, order: OrderKey) -> OrderKey:
         """However a fetch ends, revisions stored before it are still delivered."""
-        self.state.touch(order)
+        self.driver.touch(order)
         self.fetch = None
-        if self.state.scenario.sinks:
+        if self.driver.lab.sinks:
             self.delivering = order
         return order
 
     def _acquire(self, order: OrderKey) -> None:
-        self.state.touch(order)
-        model, now = self.state.orders[order], self.state.now
-        delivery = self.state.scenario.ledger.acquire_delivery(order, self.name)
+        self.driver.touch(order)
+        model, now = self.driver.orders[order], self.driver.now
+        delivery = self.driver.lab.ledger.acquire_delivery(order, self.name)
         if delivery is None:
             self.delivering = None
             return
@@ -200,12 +177,12 @@ class Worker:
 
     def _complete(self, running: RunningDelivery, outcome: Literal["succeeded", "retry", "dead"]) -> None:
         order = running.order
-        self.state.touch(order)
+        self.driver.touch(order)
         # A failed delivery ends the job; after a success comes the next sink.
         self.delivery, self.delivering = None, order if outcome == "succeeded" else None
-        self.state.orders[order].complete(running, outcome)
+        self.driver.orders[order].complete(running, outcome)
         self._call(
-            lambda: self.state.scenario.ledger.complete_delivery(
+            lambda: self.driver.lab.ledger.complete_delivery(
                 order, self.name, running.delivery, outcome=outcome, reason="refused", wait_ms=_RETRY
             )
         )
@@ -213,7 +190,7 @@ class Worker:
     def _call(self, script: Callable[[], T]) -> T:
         """Call a script; in every third step twice, as a worker does that lost the first answer."""
         answer = script()
-        if self.state.step % 3 == 0:
+        if self.driver.step % 3 == 0:
             repeated = script()
             assert repeated == answer, f"the repeated call returns {repeated} after {answer}"
         return answer
@@ -222,19 +199,30 @@ class Worker:
 class Driver:
     """One interleaving on an empty server. `check` is called after each step with the orders it was about."""
 
-    def __init__(self, scenario: Scenario, check: Callable[[frozenset[OrderKey]], None]) -> None:
-        scenario.redis.flushdb()
-        scenario.now = START
-        self._scenario, self._ledger, self._check = scenario, scenario.ledger, check
-        self._state = State(scenario, {order: OrderModel(order) for order in ORDERS})
-        self._workers = [Worker(self._state, f"w{number}", queues) for number, queues in enumerate(WORKERS)]
+    def __init__(self, lab: Lab, check: Callable[[frozenset[OrderKey]], None]) -> None:
+        lab.redis.flushdb()
+        lab.now = START
+        self.lab, self._ledger, self._check = lab, lab.ledger, check
+        self.orders = {order: OrderModel(order) for order in ORDERS}
+        self.step, self.job_ids = 0, set[bytes]()
+        self.touched = frozenset[OrderKey]()
+        """The orders that the latest step was about."""
+        self._workers = [Worker(self, f"w{number}", queues) for number, queues in enumerate(WORKERS)]
         self._killed: list[Worker] = []
         self._unsent: list[OrderKey] = []
         self._started = len(WORKERS)
 
     @property
-    def orders(self) -> dict[OrderKey, OrderModel]:
-        return self._state.orders
+    def now(self) -> int:
+        return self.lab.now
+
+    def redis(self, *command: Any) -> Any:
+        """Return the raw answer to a command that is not a step of the ledger."""
+        client: Any = self.lab.redis
+        return client.execute_command(*command)
+
+    def touch(self, *orders: OrderKey) -> None:
+        self.touched = frozenset(orders)
 
     def play(self, steps: Sequence[Step]) -> None:
         """Run the steps, then let time pass without faults until no order is due.
@@ -245,16 +233,14 @@ class Driver:
             self._step(name, *arguments)
         self._step("send_events")
         self._run_until_quiet()
-        dead = [OrderKey.of(member.decode()) for member in self._state.redis("ZRANGE", keys.DEAD, 0, -1)]
+        dead = [OrderKey.of(member.decode()) for member in self.redis("ZRANGE", keys.DEAD, 0, -1)]
         for order in dead:
             self._step("request", order, LIVE)
         if dead:
             self._run_until_quiet()
-        contents = self._state.redis("MGET", *map(keys.content, self.orders))
+        contents = self.redis("MGET", *map(keys.content, self.orders))
         for model, content in zip(self.orders.values(), contents, strict=True):
             model.check_fetched(zlib.decompress(content) if content else None)
-
-    # Upstream, its sender, and people.
 
     def settle(self, *orders: OrderKey) -> None:
         """Orders settle, and one POST has their events."""
@@ -277,27 +263,25 @@ class Driver:
         """The sender sends the latest event of an order again."""
         timestamp = self.orders[order].last_timestamp
         if timestamp:
-            self._state.touch(order)
-            recorded = self._scenario.accept_batch(event_of(order, timestamp))
+            self.touch(order)
+            recorded = self.lab.accept_events(event_of(order, timestamp))
             assert recorded.duplicates == 1, "a repeated event was not dropped"
 
     def request(self, order: OrderKey, queue: str) -> None:
         """Somebody requests a fetch: replay, refetch, requeue."""
-        self._state.touch(order)
-        self._scenario.request(order, cast("Literal['live', 'backfill']", queue))
-        self.orders[order].settled_at.append(self._state.step)
+        self.touch(order)
+        self.lab.request_fetch(order, queue=cast("Literal['live', 'backfill']", queue))
+        self.orders[order].settled_at.append(self.step)
 
     def retry_delivery(self, order: OrderKey) -> None:
         """Somebody gives a dead delivery new attempts."""
-        self._state.touch(order)
-        self._ledger.retry_delivery(order, self._scenario.sinks[0])
-
-    # What happens to workers, and what the pool does about it.
+        self.touch(order)
+        self._ledger.retry_delivery(order, self.lab.sinks[0])
 
     def kill(self, number: int) -> None:
         """A worker is killed where it is; another one takes its place."""
         self._killed.append(self._workers[number])
-        self._workers[number] = Worker(self._state, f"w{self._started}", WORKERS[number])
+        self._workers[number] = Worker(self, f"w{self._started}", WORKERS[number])
         self._started += 1
 
     def release(self) -> None:
@@ -306,31 +290,31 @@ class Driver:
             return
         worker = self._killed.pop()
         if worker.order is not None:
-            self._state.touch(worker.order)
+            self.touch(worker.order)
         self._ledger.release_worker(worker.name, "killed", [] if worker.job is None else [worker.job])
         if worker.fetch is not None:
             worker.fetch.repeatable = True
         if worker.delivery is not None:
-            worker.delivery.lease_ends = self._state.now
+            worker.delivery.lease_ends = self.now
 
     def dispatch(self) -> None:
-        self._state.touch(*self.orders)
+        self.touch(*self.orders)
         self._ledger.dispatch_due()
 
     def wake(self, order: OrderKey) -> None:
         """The job of an order was lost with a worker that had not started it."""
-        self._state.touch(order)
+        self.touch(order)
         self._ledger.release_worker("unknown", "ended", [order])
 
     def pass_time(self, seconds: int) -> None:
-        self._scenario.later(seconds)
+        self.lab.later(seconds)
 
     def set_clock(self, seconds: int) -> None:
         """The clock of Redis is set forward or back.
 
         What was running or waiting may now be repeated: by this clock its time is over, or never came.
         """
-        self._scenario.later(seconds)
+        self.lab.later(seconds)
         for model in self.orders.values():
             if model.latest is not None:
                 model.latest.retry_from(0)
@@ -339,29 +323,29 @@ class Driver:
 
     def _step(self, name: str, *arguments: Any) -> None:
         """Run one step, a millisecond after the last."""
-        self._state.step += 1
-        self._scenario.now += 1
-        self._state.touch()
+        self.step += 1
+        self.lab.now += 1
+        self.touch()
         if hasattr(Worker, name):
             number, *rest = arguments
             getattr(self._workers[number], name)(*rest)
         else:
             getattr(self, name)(*arguments)
-        if self._state.touched:
-            self._check(self._state.touched)
+        if self.touched:
+            self._check(self.touched)
 
     def _accept(self, orders: Sequence[OrderKey]) -> None:
-        self._state.touch(*orders)
+        self.touch(*orders)
         events = []
         for number, order in enumerate(orders):
             # Every other event has no timestamp: it is never a duplicate.
-            timestamp = f"{self._state.step}.{number}" if self._state.step % 2 else ""
+            timestamp = f"{self.step}.{number}" if self.step % 2 else ""
             self.orders[order].last_timestamp = timestamp or self.orders[order].last_timestamp
             events.append(event_of(order, timestamp))
-        recorded = self._scenario.accept_batch(*events)
+        recorded = self.lab.accept_events(*events)
         assert recorded.queued + recorded.coalesced == len(orders), "a new event was dropped"
         for order in orders:
-            self.orders[order].settled_at.append(self._state.step)
+            self.orders[order].settled_at.append(self.step)
 
     def _run_until_quiet(self) -> None:
         for number, worker in enumerate(self._workers):
@@ -369,10 +353,10 @@ class Driver:
                 self._step("work", number)
         for _ in range(_ROUNDS):
             self._empty_the_queues()
-            soonest = self._state.redis("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
+            soonest = self.redis("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
             if not soonest:
                 return
-            self._scenario.now = max(self._state.now, int(float(soonest[1])))
+            self.lab.now = max(self.now, int(float(soonest[1])))
             self._step("dispatch")
         raise Lost(f"some order is still due after {_ROUNDS} rounds")
 
@@ -380,5 +364,5 @@ class Driver:
         number = len(self._workers) - 1
         while True:
             self._step("work", number)
-            if self._workers[number].order is None and not self._state.touched:
+            if self._workers[number].order is None and not self.touched:
                 return

