@@ -15,14 +15,14 @@ from app.dev.sandbox.values import company_id
 from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.sender import Origin, Post, Shot
 
-Kind = Literal["web", "worker", "pool", "valkey", "freeze"]
+Kind = Literal["web", "worker", "pool", "valkey", "freeze", "outage"]
 KILL_KINDS: Final[tuple[Kind, ...]] = ("web", "worker", "pool", "valkey")
 
-LARGEST_BATCH: Final = 20
-TWICE: Final = 0.1
+_LARGEST_BATCH: Final = 20
+_TWICE: Final = 0.1
 """Share of the orders that settle a second time, with other content."""
 
-REPEATED: Final = 0.1
+_REPEATED: Final = 0.1
 """Share of the events that are sent again with the same timestamp."""
 
 _DOWN: Final[dict[Kind, tuple[float, float]]] = {
@@ -35,11 +35,12 @@ _DOWN: Final[dict[Kind, tuple[float, float]]] = {
 _ORIGIN: Final = Origin(company_id(stack.TENANT, stack.ENVIRONMENT, stack.COMPANY), stack.COMPANY, stack.CLIENT_STATE)
 _FIRST_KILL: Final = 1.0
 _KILLS_WITH_OUTAGE: Final = 20
+"""One outage is enough: it opens the breaker for 15 s and more, and a kill of an idle process tests nothing."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A SIGKILL, or SIGSTOP for `freeze`; `down` seconds until it is started again."""
+    """A SIGKILL, a SIGSTOP (`freeze`), or 503 for all getOrders (`outage`); `down` seconds until that ends."""
 
     at: float
     kind: Kind
@@ -48,12 +49,11 @@ class Kill:
 
 @dataclass(frozen=True)
 class Plan:
-    """`outages` are (second, seconds) of 503 for all."""
+    """The POSTs and the kills of a run."""
 
     seed: int
     posts: tuple[Post, ...]
     kills: tuple[Kill, ...]
-    outages: tuple[tuple[float, float], ...]
 
     @cached_property
     def settlements(self) -> dict[str, tuple[Event, ...]]:
@@ -74,13 +74,9 @@ def draw(seed: int, events: int, kills: int, seconds: float) -> Plan:
     """Return a plan of `events` different events and `kills` SIGKILLs, and a freeze for every six of these."""
     rng = random.Random(seed)
     drawn = tuple(_kills(rng, kills, seconds))
-    return Plan(
-        seed=seed,
-        posts=tuple(_posts(rng, _shots(rng, events), drawn, seconds)),
-        kills=drawn,
-        # One is enough: it opens the breaker for 15 s and more, and a kill of an idle process tests nothing.
-        outages=((seconds * 0.4, rng.uniform(1, 3)),) if kills >= _KILLS_WITH_OUTAGE else (),
-    )
+    posts = tuple(_posts(rng, _shots(rng, events), drawn, seconds))
+    outages = (Kill(seconds * 0.4, "outage", rng.uniform(1, 3)),) if kills >= _KILLS_WITH_OUTAGE else ()
+    return Plan(seed, posts, drawn + outages)
 
 
 def faults() -> list[dict[str, Any]]:
@@ -114,7 +110,7 @@ def _kills(rng: random.Random, kills: int, seconds: float) -> Iterator[Kill]:
 def _shots(rng: random.Random, count: int) -> list[Shot]:
     """Return the events in the order of sending, with repeats."""
     placed: list[tuple[float, Shot]] = []
-    orders = round(count / (1 + TWICE))
+    orders = round(count / (1 + _TWICE))
     for number in range(orders):
         order_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         status = rng.choices(("Issued", "Draft", "Error"), (8, 1, 1))[0]
@@ -123,7 +119,7 @@ def _shots(rng: random.Random, count: int) -> list[Shot]:
         if number < count - orders:
             again = _ORIGIN.event(order_id, "CM-1", "Issued", _timestamp(count + number))
             placed.append((_later(rng, at), Shot("genuine", again)))
-    for at, shot in rng.sample(placed, round(len(placed) * REPEATED)):
+    for at, shot in rng.sample(placed, round(len(placed) * _REPEATED)):
         placed.append((_later(rng, at), Shot("duplicate", shot.event)))
     return [shot for _, shot in sorted(placed, key=lambda one: one[0])]
 
@@ -135,12 +131,11 @@ def _later(rng: random.Random, at: float) -> float:
 
 def _posts(rng: random.Random, shots: list[Shot], kills: tuple[Kill, ...], seconds: float) -> Iterator[Post]:
     """Return the events in POSTs: half of them at any time, half around a kill, which then strikes open requests."""
-    parts: list[tuple[Shot, ...]] = []
-    start = 0
-    while start < len(shots):
-        size = rng.randint(1, LARGEST_BATCH)
-        parts.append(tuple(shots[start : start + size]))
-        start += size
+    parts = []
+    while shots:
+        size = rng.randint(1, _LARGEST_BATCH)
+        parts.append(tuple(shots[:size]))
+        shots = shots[size:]
     times = [
         rng.random() * seconds if rng.random() < 0.5 else rng.choice(kills).at + rng.gauss(-0.05, 0.1) for _ in parts
     ]

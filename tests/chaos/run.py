@@ -94,7 +94,7 @@ def run(service: Service, plan: Plan, size: Size) -> Result:
     before = _resettler(service, plan)
     sender = Sender(service.webhook, plan.posts, connections=_CONNECTIONS, tries=None, pause=_PAUSE, before=before)
     with sender.sending() as busy:
-        last = _kill_all(service, plan, supervisor, busy, size.seconds)
+        last = _kill_all(plan, supervisor, busy, size.seconds)
     retry: Retry = Retry(NoBackoff(), 0)
     with Redis.from_url(service.variables["REDIS_URL"], socket_timeout=10, retry=retry) as redis:
         fetched_after = _fetched_after(supervisor, redis, plan.events, last)
@@ -141,20 +141,18 @@ def _resettler(service: Service, plan: Plan) -> Callable[[Post], None]:
     return before
 
 
-def _kill_all(service: Service, plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
+def _kill_all(plan: Plan, supervisor: Supervisor, busy: Callable[[], bool], seconds: float) -> float:
     """Do every kill and wait until all is sent; return the monotonic time of the last kill."""
-    kills, outages = list(plan.kills), list(plan.outages)
+    kills = list(plan.kills)
     started = last = time.monotonic()
-    while kills or outages or busy():
+    while kills or busy():
         supervisor.restart_ended()
         now = time.monotonic() - started
         assert now < seconds + _OVERTIME, f"not done: {kills}; still sending: {busy()}"
         for kill in [kill for kill in kills if kill.at <= now]:
-            if supervisor.kill(kill):
+            if supervisor.strike(kill):
                 kills.remove(kill)
                 last = time.monotonic()
-        if outages and outages[0][0] <= now:
-            service.admin("POST", "faults", plans.outage(outages.pop(0)[1]))
         time.sleep(0.01)
     return last
 
@@ -218,7 +216,7 @@ def _audit(
         "good answers per settlement": f"{per_settlement:.3f} ({surplus} more than settlements)",
         "injected failures": _counts(injected),
         "429 for a limit": str(throttled["window"] + throttled["queue"]),
-        "kills, freezes": _counts(supervisor.done),
+        "kills, freezes, outages": _counts(supervisor.done),
         "ended without a kill": _counts(supervisor.unexpected_exits) or "none",
         "POSTs by answer": _counts(Counter(one.result for one in answers)),
         "longest from an order's last event to its fetch": f"{slowest:.1f} s (order {slowest_order})",

@@ -1,4 +1,4 @@
-"""Restarts the parts that ended, as systemd or Kubernetes does, and kills or freezes them as planned."""
+"""Restarts the parts that ended, as systemd or Kubernetes does, and kills, freezes or fails them as planned."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import os
 import signal
 import time
 from collections import Counter
+from math import inf
 from typing import Final
 
-from tests.chaos.plan import Kill
-from tests.eventually import eventually
+from app.dev.processes import Process
+from tests.chaos.plan import Kill, Kind, outage
 from tests.pids import children
 from tests.service import Service
 
 _PAUSE: Final = 0.5
 """Seconds before a part that ended by itself is started again."""
+
+_DIES_WITHIN: Final = 5.0
 
 
 class Supervisor:
@@ -23,10 +26,11 @@ class Supervisor:
     def __init__(self, service: Service) -> None:
         """Start web and the pool; Valkey runs before."""
         self._service = service
-        self._commands = {name: service.start(name) for name in ("web", "worker")}
+        self._parts: dict[str, Process] = {name: service.start(name) for name in ("web", "worker")}
+        self._parts["valkey"] = service.valkey
         #: When a part is started again, by its name; when Valkey continues.
         self._restart_at: dict[str, float] = {}
-        self._resume_at: float | None = None
+        self._resume_at = inf
         #: Kills done, by kind, and exits without a kill.
         self.done: Counter[str] = Counter()
         self.unexpected_exits: Counter[str] = Counter()
@@ -34,59 +38,54 @@ class Supervisor:
     def restart_ended(self) -> None:
         """Start each part whose time has come; call often."""
         now = time.monotonic()
-        if self._resume_at is not None and now >= self._resume_at:
+        if now >= self._resume_at:
             self._service.valkey.resume()
-            self._resume_at = None
-        for name in ("web", "worker", "valkey"):
-            code = self._exit_code(name)
-            if code is None:
+            self._resume_at = inf
+        for name, part in self._parts.items():
+            if part.exit_code is None:
                 continue
             if name not in self._restart_at:
-                self.unexpected_exits[f"{name} exit {code}"] += 1
+                self.unexpected_exits[f"{name} exit {part.exit_code}"] += 1
                 self._restart_at[name] = now + _PAUSE
             elif now >= self._restart_at[name]:
                 del self._restart_at[name]
                 if name == "valkey":
                     self._service.valkey.restart()
                 else:
-                    self._commands[name] = self._service.launch(name)
+                    self._parts[name] = self._service.launch(name)
 
-    def kill(self, kill: Kill) -> bool:
-        """Send the signal and return True; return False if the target does not run."""
-        target = self._target(kill)
-        if target is None:
+    def strike(self, kill: Kill) -> bool:
+        """Kill, freeze or fail the target and return True; return False if it does not run."""
+        name = {"pool": "worker", "freeze": "valkey"}.get(kill.kind, kill.kind)
+        if kill.kind == "outage":
+            self._service.admin("POST", "faults", outage(kill.down))
+        elif (target := self._target(kill.kind, self._parts[name])) is None:
             return False
-        self.done[kill.kind] += 1
-        if kill.kind == "freeze":
+        elif kill.kind == "freeze":
             self._service.valkey.pause()
             self._resume_at = time.monotonic() + kill.down
-            return True
-        os.kill(target, signal.SIGKILL)
-        if kill.kind == "worker":
-            return True
-        name = "worker" if kill.kind == "pool" else kill.kind
-        eventually(lambda: self._exit_code(name) is not None, what=f"{name} is dead")
-        self._restart_at[name] = time.monotonic() + kill.down
+        else:
+            os.kill(target, signal.SIGKILL)
+            if kill.kind != "worker":
+                self._parts[name].wait(_DIES_WITHIN)
+                self._restart_at[name] = time.monotonic() + kill.down
+        self.done[kill.kind] += 1
         return True
 
     @property
     def all_up(self) -> bool:
         """Return whether every part runs."""
-        return self._resume_at is None and all(self._exit_code(name) is None for name in ("web", "worker", "valkey"))
+        return self._resume_at == inf and all(part.exit_code is None for part in self._parts.values())
 
-    def _exit_code(self, name: str) -> int | None:
-        return self._service.valkey.exit_code if name == "valkey" else self._commands[name].exit_code
-
-    def _target(self, kill: Kill) -> int | None:
-        name = {"pool": "worker", "freeze": "valkey"}.get(kill.kind, kill.kind)
-        if self._exit_code(name) is not None:
+    def _target(self, kind: Kind, part: Process) -> int | None:
+        """Return the pid that is struck; None while the part does not do its work."""
+        if part.exit_code is not None:
             return None
-        match name:
+        match kind:
             case "web":
-                return self._commands["web"].pid if self._service.web_listens() else None
-            case "valkey":
-                return self._service.valkey.pid if self._resume_at is None else None
-        pool = self._commands["worker"].pid
-        # The worker that runs longest, so that each has its turn.
-        oldest = next(iter(children(pool)), None)
-        return pool if kill.kind == "pool" and oldest is not None else oldest
+                return part.pid if self._service.web_listens() else None
+            case "worker" | "pool":
+                workers = children(part.pid)
+                # The worker that runs longest, so that each has its turn.
+                return (part.pid if kind == "pool" else workers[0]) if workers else None
+        return part.pid if self._resume_at == inf else None
