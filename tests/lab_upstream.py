@@ -107,7 +107,7 @@ class WorkerLab(Lab):
         self.redis.close()
 
 
-class Shop:
+class Shop(Sink):
     """A sink that accepts everything, or does first what `trouble` does for an order."""
 
     def __init__(self, trouble: Callable[[str], None] = lambda order_id: None) -> None:

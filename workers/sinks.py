@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Protocol
 
 import msgspec
 
@@ -27,13 +26,7 @@ class Context(msgspec.Struct, frozen=True):
     request_id: str
 
 
-class Sink(Protocol):
-    """Takes a revision or raises; the type of the exception is recorded, and the delivery is retried later."""
-
-    def deliver(self, order: Order, context: Context) -> None: ...
-
-
-class PythonSink:
+class Sink:
     """The sink `python:package.module:function`: the user's own function, imported when the worker starts."""
 
     def __init__(self, specification: str) -> None:
@@ -51,6 +44,7 @@ class PythonSink:
             raise SettingsError("is not callable")
 
     def deliver(self, order: Order, context: Context) -> None:
+        """Deliver a revision; what the function raises is recorded by its type, and the delivery is retried later."""
         self._function(order, context)
 
 
@@ -63,7 +57,7 @@ def build(specifications: Iterable[str]) -> dict[str, Sink]:
     problems: list[str] = []
     for number, specification in enumerate(specifications, start=1):
         try:
-            sinks[specification] = PythonSink(specification)
+            sinks[specification] = Sink(specification)
         except SettingsError as error:
             # Named by its place in the list: the value may hold a secret.
             problems.append(f"SINKS: number {number} {error}")

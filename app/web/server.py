@@ -237,30 +237,26 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # The answer under way, or else the next one, is the last of its connection.
+        """Close the port and drain: the answer under way, or else the next one, is the last of its connection."""
         self.server_state.draining = True
         for connection in self.server_state.connections:
             if connection.cycle is not None:
                 connection.cycle.keep_alive = False
-        await self._stop_listening()
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + LINGER_SECONDS
-        while self.server_state.connections and clock() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
-            await asyncio.sleep(0.02)
-        await super().shutdown(sockets)
-
-    async def _stop_listening(self) -> None:
-        """Close the port, but serve the connections that wait to be accepted: the kernel would reset them."""
-        connection = partial(Connection, self.config, self.server_state, self.lifespan.state)
         loop = asyncio.get_running_loop()
+        accepted = partial(Connection, self.config, self.server_state, self.lifespan.state)
         for server in self.servers:
             for listener in server.sockets:
+                # The kernel would reset the connections that wait to be accepted.
                 with socket.socket(fileno=socket.dup(listener.fileno())) as own, suppress(OSError):
                     own.setblocking(False)
                     while True:
                         waiting, _ = own.accept()
-                        await loop.connect_accepted_socket(connection, waiting)
+                        await loop.connect_accepted_socket(accepted, waiting)
             server.close()
+        deadline = loop.time() + LINGER_SECONDS
+        while self.server_state.connections and loop.time() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
 
 def _connection_limit() -> int:
