@@ -109,6 +109,15 @@ def test_a_replay_to_sinks_costs_no_get_order_and_uses_the_backfill_queue(bare: 
     assert [bare.row(one)["gets"] for one in orders] == [1, 1, 1]
     assert all("-backfill-" in line["worker"] for line in bare.log("worker", "delivery.succeeded")[3:])
 
+    code, (sent,) = bare.cli("events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, what="three orders are fetched again")
+
+    assert (code, sent["queued"]) == (0, 3)
+    fetched = bare.log("worker", "order.fetched")
+    assert [line["queue"] for line in fetched] == ["live"] * 3 + ["backfill"] * 3
+    assert [(line["changed"], line["revision"]) for line in fetched[3:]] == [(False, 1)] * 3
+    assert sorted(calls.read_text().splitlines()) == sorted(once * 2), "unchanged content is not delivered again"
+
 
 def test_eight_workers_share_the_five_slots_of_a_key_without_a_429(bare: Service) -> None:
     """The first calls take a second, so that five are open at once however slow the machine is."""

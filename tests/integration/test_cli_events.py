@@ -15,8 +15,9 @@ from redis import Redis
 
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
+from app.ledger import keys
 from tests.eventually import eventually
-from tests.lab import MUSEUM, Lab, order
+from tests.lab import MUSEUM, VENUE, Lab, order
 
 
 def test_events_are_listed_newest_last_as_a_table_and_as_lines(lab: Lab) -> None:
@@ -134,18 +135,27 @@ def test_deferred_and_dead_orders_are_shown_with_the_reason(lab: Lab) -> None:
     ("options", "numbers"),
     [
         (("--status", "draft"), [2]),
+        (("--outcome", "coalesced"), [1]),
         (("--order", order(4).order_id), [4]),
         (("--order", "cm-00000000", "--company", "museum"), [3]),
     ],
 )
 def test_the_options_filter_what_is_shown(lab: Lab, options: tuple[str, ...], numbers: list[int]) -> None:
-    lab.accept(order(1), order(3, MUSEUM), order(4))
+    lab.accept(order(1), order(3, MUSEUM), order(4), order(1))
     lab.accept(order(2), status="Draft")
 
     with tailing(lab, "--json", *options) as tail:
         found = objects(tail, len(numbers))
 
     assert [int(one["order_id"][-2:]) for one in found] == numbers
+
+
+def test_it_begins_with_the_events_of_since_and_not_before(lab: Lab) -> None:
+    for number, event_id in ((1, "946684799999-7"), (2, "946684800000-0")):
+        lab.redis.xadd(keys.EVENTS, {"company": VENUE, "order": order(number).order_id}, id=event_id)
+
+    with tailing(lab, "--json", "--since", "2000-01-01T00:00:00Z") as tail:
+        assert [one["order_id"] for one in objects(tail, 1)] == [order(2).order_id]
 
 
 def test_it_continues_after_an_outage_of_redis(own_valkey: Valkey, tmp_path: Path) -> None:

@@ -49,6 +49,16 @@ def test_each_order_is_fetched_once_oldest_first_in_the_backfill_queue(lab: Lab)
     assert lab.queued("live") == []
 
 
+def test_without_yes_and_without_a_terminal_nothing_is_queued(lab: Lab) -> None:
+    fetched(lab, 1)
+
+    ended = lab.run_command("events", "replay", "--since", "1h", "--force", stdin="y\n")
+
+    assert ended.code == 2
+    assert "Not a terminal: pass --yes." in ended.err
+    assert (lab.queued("backfill"), lab.redis.exists(keys.AUDIT)) == ([], 0)
+
+
 def test_a_newer_stored_copy_is_skipped(lab: Lab) -> None:
     """An event of order 2 arrived after its fetch, and its job was lost."""
     fetched(lab, 1, 2)

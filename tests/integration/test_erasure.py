@@ -262,6 +262,11 @@ class TestGuests:
         assert [self.found(shop, one) for one in (" anna@EXAMPLE.com", "c@d.e", "")] == [[ONE], [], []]
         assert self.found(shop, "anna@example.com", SAME_ID.company_id) == []
 
+    def test_an_order_is_found_by_the_address_of_one_of_its_tickets(self, shop: Lab) -> None:
+        shop.accept_and_fetch(sellToEmail="anna@example.com")
+
+        assert self.found(shop, "guest@example.com") == [ONE]
+
     def test_an_order_is_not_found_by_an_address_that_left_it(self, shop: Lab) -> None:
         shop.accept_and_fetch(sellToEmail="anna@example.com")
         shop.accept_and_fetch()

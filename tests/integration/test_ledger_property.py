@@ -99,6 +99,7 @@ def connection(valkey: Valkey) -> Iterator[SocketRedis]:
         yield opened
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.nightly)], ids=["short", "long"])
 @pytest.mark.parametrize(
     ("sinks", "more", "number"),
     [
@@ -113,6 +114,7 @@ def test_no_interleaving_loses_a_settlement(
     sinks: tuple[str, ...],
     more: Sequence[Sequence[Step]],
     number: int,
+    times: int,
 ) -> None:
     """After every step what is pending is in `due`; in the end all is fetched and every sink has the newest revision.
 
@@ -127,12 +129,12 @@ def test_no_interleaving_loses_a_settlement(
         for order, row in audit.rows.items():
             check_end(driver, order, row, sinks)
 
-    different = explore(run, interleavings(sinks, more), number, [Phase.generate, Phase.shrink])
+    different = explore(run, interleavings(sinks, more), number * times, [Phase.generate, Phase.shrink])
 
     with capsys.disabled():
         # stderr: the stdout of xdist's workers is dropped.
         print(f"\n{different} interleavings, seed {SEED}", file=sys.stderr)  # noqa: T201  # CI shows how many were run
-    assert different >= number
+    assert different >= number * times
 
 
 FLAGS: Final = {

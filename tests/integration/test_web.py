@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,20 @@ class TestLimits:
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"connection: close" in answer.lower()
         assert b'"reason":"body_too_slow"' in answer
+
+    def test_a_body_that_never_ends_is_408_although_bytes_keep_coming(self, broken: Web) -> None:
+        with broken.connect() as connection:
+            started = time.monotonic()
+            connection.sendall(post(b"{", "content-length: 1000"))
+            connection.settimeout(0.02)
+            answer = b""
+            while not answer:
+                connection.sendall(b" ")
+                with suppress(TimeoutError):
+                    answer = connection.recv(65536)
+                assert time.monotonic() - started < 5
+
+        assert answer.startswith(b"HTTP/1.1 408 ")
 
     def test_a_sender_that_disconnects_leaves_one_line_and_no_traceback(self, web: Web) -> None:
         before = len(web.lines())

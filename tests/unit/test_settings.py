@@ -180,6 +180,7 @@ def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events()
     assert problems({"DEDUP_DAYS": "8", "EVENT_DAYS": "7"}) == ["EVENT_DAYS: must not be below DEDUP_DAYS"]
     assert problems({"DEDUP_DAYS": "91"}) == ["EVENT_DAYS: must not be below DEDUP_DAYS"]
     assert problems({"EVENT_DAYS": "90", "ORDER_DAYS": "89"}) == ["ORDER_DAYS: must not be below EVENT_DAYS"]
+    assert load(dict.fromkeys(("DEDUP_DAYS", "EVENT_DAYS", "ORDER_DAYS"), "30")).order_days == 30
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
