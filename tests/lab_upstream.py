@@ -20,7 +20,7 @@ from redis import Redis
 from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Backlog
+from app.ledger.orders import Archive
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import for_worker
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
@@ -174,7 +174,7 @@ class ReconcileLab(Lab):
                 page_size=self.page_size,
             ),
             ledger or self.ledger,
-            Backlog(self.redis),
+            Archive(self.redis),
             per_minute=self.per_minute,
             company_ids=frozenset({self.company_id}),
             queue="backfill",

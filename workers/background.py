@@ -20,7 +20,7 @@ from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
 from app.errors import StoreUnavailable
 from app.ledger import policy
-from app.ledger.orders import Backlog
+from app.ledger.orders import Archive
 from app.ledger.redis import server_time
 from app.metrics import add, record_whole_list
 from app.reconcile.run import BUSY, LONGEST, Reconcile, Report
@@ -175,7 +175,7 @@ def _reconcile(settings: Settings, company: Company, redis: Redis, http: Deadlin
         company.slug,
         bootstrap.order_list(settings, company, redis, http),
         bootstrap.ledger(settings, redis),
-        Backlog(redis),
+        Archive(redis),
         per_minute=settings.upstream_requests_per_5_min / 5,
         company_ids=frozenset(one.np_company_id for one in same_key),
         # Without backfill workers, the missing orders would wait in that queue for ever.

@@ -35,22 +35,8 @@ DISPATCH_LIMIT: Final = 500
 _ORDERS_A_CALL: Final = 200
 """Orders of one call of request_fetch.lua: Redis serves others in between."""
 
-LATENCY_BOUNDS: Final = (
-    250,
-    500,
-    1000,
-    2500,
-    5000,
-    10_000,
-    30_000,
-    60_000,
-    120_000,
-    300_000,
-    900_000,
-    3_600_000,
-    14_400_000,
-    86_400_000,
-)
+_BOUNDS_IN_SECONDS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14_400, 86_400)
+LATENCY_BOUNDS: Final = tuple(round(seconds * 1000) for seconds in _BOUNDS_IN_SECONDS)
 """Upper bounds in ms of the histogram from event to fetched."""
 
 

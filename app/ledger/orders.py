@@ -187,6 +187,20 @@ class Archive:
         changed.sort(key=lambda one: one[1], reverse=True)
         return (changed[at : at + PAGE] for at in range(0, len(changed), PAGE))
 
+    def backfill(self) -> int:
+        """Return how many jobs wait in backfill."""
+        waiting: Any = self._redis.llen(queue_key(BACKFILL))
+        return int(waiting)
+
+    def has_live_pending(self, company_ids: Collection[str]) -> bool:
+        """Return whether an order of these companies is pending in the queue live."""
+        due = chain.from_iterable(oldest_first(self._redis, keys.DUE))
+        orders = (order for member, _ in due if (order := OrderKey.of(member)).company_id in company_ids)
+        fields = read_fields(self._redis, orders, "generation", "fetched_generation", "queue")
+        return any(
+            int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in fields
+        )
+
 
 def is_wrong_type(answer: object) -> bool:
     """Return whether a key has another type: the fault of that one order, not of Redis."""
@@ -242,27 +256,6 @@ def _summary(packed: Any) -> Summary | None:
         return build(Summary, decode(zlib.decompress(packed)))
     except (UnreadableAnswer, zlib.error):  # another fetch replaces it
         return None
-
-
-class Backlog:
-    """Reads; writes nothing."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-
-    def backfill(self) -> int:
-        """Return how many jobs wait in backfill."""
-        waiting: Any = self._redis.llen(queue_key(BACKFILL))
-        return int(waiting)
-
-    def has_live_pending(self, company_ids: Collection[str]) -> bool:
-        """Return whether an order of these companies is pending in the queue live."""
-        due = chain.from_iterable(oldest_first(self._redis, keys.DUE))
-        orders = (order for member, _ in due if (order := OrderKey.of(member)).company_id in company_ids)
-        fields = read_fields(self._redis, orders, "generation", "fetched_generation", "queue")
-        return any(
-            int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in fields
-        )
 
 
 class References:

@@ -20,7 +20,7 @@ from app.errors import Denied, Unavailable, UpstreamError
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.orders import Archive, Backlog, LocalCopy
+from app.ledger.orders import Archive, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
 from app.ledger.redis import server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
@@ -171,7 +171,7 @@ class Reconcile:
     slug: str
     order_list: OrderList
     ledger: Ledger
-    backlog: Backlog
+    archive: Archive
     per_minute: float
     company_ids: frozenset[str]
     queue: Literal["live", "backfill"]
@@ -210,10 +210,10 @@ class Reconcile:
 
     def _budget(self) -> int:
         """Return how many calls this run may cause; jobs that wait in backfill use the same share."""
-        has_live = self.backlog.has_live_pending(self.company_ids)
+        has_live = self.archive.has_live_pending(self.company_ids)
         share = self.per_minute * (LIVE_SHARE if has_live else IDLE_SHARE) / len(self.company_ids)
         # At least one page and one order: with less, nothing would ever move.
-        return max(2, int(share)) - self.backlog.backfill()
+        return max(2, int(share)) - self.archive.backfill()
 
     def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
         for one in found[: max(LOGGED - report.queued, 0)]:
