@@ -80,17 +80,13 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def is_closed(connection: socket.socket, sent: bytes) -> Callable[[], bool]:
-    """Return a question: does the other side refuse these bytes?"""
-
-    def asked() -> bool:
-        try:
-            connection.sendall(sent)
-        except (ConnectionError, TimeoutError):
-            return True
-        return False
-
-    return asked
+def refuses(connection: socket.socket, sent: bytes) -> bool:
+    """Return whether the other side refuses these bytes."""
+    try:
+        connection.sendall(sent)
+    except (ConnectionError, TimeoutError):
+        return True
+    return False
 
 
 def test_uvicorn_has_the_internals_that_the_server_uses() -> None:
@@ -150,7 +146,7 @@ class TestHeads:
     def test_a_head_or_framing_out_of_bounds_is_refused(self, web: Web, lab: Lab, sent: bytes, status: int) -> None:
         """A reset may destroy the answer to a head that is larger than the buffers: only a proxy reads on."""
         with web.connect() as connection:
-            is_closed(connection, sent)()
+            refuses(connection, sent)
             answer = read_answer(connection)
 
         assert statuses(answer) == [status] or (not answer and len(sent) > 65_536)
@@ -186,7 +182,7 @@ class TestHeads:
             connection.sendall(post(b"", "content-length: 100000000", path="/nowhere"))
             assert statuses(read_answer(connection)) == [404]
 
-            eventually(is_closed(connection, b"x" * 1000), what="the connection is closed")
+            eventually(lambda: refuses(connection, b"x" * 1000), what="the connection is closed")
 
 
 class TestOrderOfAnswers:
@@ -219,7 +215,7 @@ class TestOrderOfAnswers:
             connection.settimeout(5)
             request = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: test\r\n\r\n"
 
-            eventually(is_closed(connection, request * 10), 20, what="the connection is closed")
+            eventually(lambda: refuses(connection, request * 10), 20, what="the connection is closed")
 
 
 class TestManyConnections:
@@ -245,7 +241,7 @@ class TestManyConnections:
                 warm[-1].sendall(post(good()))
                 assert statuses(read_answer(warm[-1])) == [200]
 
-            eventually(is_closed(warm[0], post(good())), what="the connection that waited longest is closed")
+            eventually(lambda: refuses(warm[0], post(good())), what="the connection that waited longest is closed")
 
     @pytest.mark.usefixtures("many_files")
     def test_two_thousand_idle_connections_do_not_keep_out_a_sender(self, tmp_path: Path, valkey: Valkey) -> None:
