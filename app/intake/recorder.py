@@ -44,15 +44,8 @@ ACCEPT_SECONDS: Final = 1.5
 QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 
 _PROBE_KEYS: Final = (
-    "schema",
-    "due",
-    "orders",
-    "events",
-    "counters",
-    "seen:probe",
-    "order:probe:probe",
-    "history:probe:probe",
-    "event-rate:probe",
+    *("schema", "due", "orders", "events", "counters", "seen:probe"),
+    *("order:probe:probe", "history:probe:probe", "event-rate:probe"),
 )
 """What accept.lua writes, without the prefix of all keys."""
 
