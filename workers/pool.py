@@ -25,7 +25,7 @@ from app.ledger import keys, policy, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
-from app.ledger.redis import VERSION, refuse_old_server, refuse_other_schema, server_time
+from app.ledger.redis import VERSION, load_scripts, refuse_old_server, refuse_other_schema, server_time
 from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
@@ -163,6 +163,7 @@ class Pool:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
         jobs.prepare(self._settings)
         warm_up(self._settings.companies[0])
+        load_scripts()
         import_module("_strptime")  # RQ imports it with its first job
         # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
         gc.collect()
