@@ -182,8 +182,10 @@ class Pool:
         """Release what ended workers held, and plan their successors."""
         for name, child in [one for one in self._children.items() if not one[1].process.is_alive()]:
             exit_code = child.process.exitcode
-            # A worker that ended by itself lost Redis: that is no crash of its order.
-            order = self._recovery.release(name, "killed" if (exit_code or 0) < 0 else "ended")
+            # A worker that ended by itself lost Redis, which is no crash of its order. If its job has not ended, a sink
+            # called os._exit.
+            is_crash = (exit_code or 0) < 0 or child.busy_seconds() > 0
+            order = self._recovery.release(name, "killed" if is_crash else "ended")
             del self._children[name]
             child.process.close()
             _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=order.order_id if order else None)
