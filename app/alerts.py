@@ -167,7 +167,7 @@ def evaluate(
     after: dict[Key, AlertState] = {}
     changes: list[Change] = []
     for condition in found:
-        state = states.get(condition.key, AlertState())
+        state = _not_ahead(states.get(condition.key, AlertState()), now)
         after[condition.key], action = _next_state(condition, RULES[condition.name], state, now)
         if action is not None:
             changes.append(Change(action, condition, state.since or now))
@@ -239,6 +239,12 @@ def _of_company(snapshot: Snapshot, company: Company, hours: Hours) -> Iterator[
     yield missed_events
     missed_at = snapshot.alert_states().get(missed_events.key, AlertState()).last_true_at
     yield silence(slug, found, now, missed_at, hours)
+
+
+def _not_ahead(state: AlertState, now: int) -> AlertState:
+    """Return the state with no time after `now`: the clock of Redis was ahead, and is right again."""
+    times = ("since", "last_true_at", "firing_at", "logged_at")
+    return msgspec.structs.replace(state, **{name: min(getattr(state, name), now) for name in times})
 
 
 def _next_state(condition: Condition, rule: Rule, state: AlertState, now: int) -> tuple[AlertState, Action | None]:

@@ -63,7 +63,7 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.web.app import Probes, Webhook, application
 
     redis = for_web(settings.redis_url.get_secret_value())
-    inbox = _inbox(settings, redis)
+    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
     failover = Failover(inbox, spool, counters.count) if spool else None
@@ -95,10 +95,6 @@ def web_app(settings: Settings) -> ASGIApp:
     )
 
 
-def _inbox(settings: Settings, redis: AsyncRedis) -> Inbox:
-    return Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
-
-
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:
     """Send log lines to `out` (stdout) as the settings say."""
     log.configure(settings.log_level, settings.log_format, out)
@@ -114,7 +110,8 @@ async def redis_checks(settings: Settings) -> list[Check]:
     with readable_url():
         redis = for_web(settings.redis_url.get_secret_value())
     async with redis:
-        return await Health(_inbox(settings, redis).probe, redis).checks()
+        inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
+        return await Health(inbox.probe, redis).checks()
 
 
 def worker_redis(settings: Settings) -> Redis:

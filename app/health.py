@@ -47,7 +47,7 @@ class Health:
 
     def __init__(self, probe: Callable[[], Awaitable[None]], redis: Redis, spool: Spool | None = None) -> None:
         self._probe = probe
-        self._redis = redis
+        self._redis: Any = redis  # not all of redis-py is typed
         self._spool = spool
         self._lock = asyncio.Lock()
         self._found: list[Check] = []
@@ -63,7 +63,7 @@ class Health:
         return self._found
 
     async def _of_redis(self) -> list[Check]:
-        answers, schema = Check("redis", ok=True, detail="answers", fatal=True), f"version {VERSION}"
+        answers = Check("redis", ok=True, detail="answers", fatal=True)
         try:
             async with asyncio.timeout(SECONDS):
                 await self._probe()
@@ -78,15 +78,14 @@ class Health:
         return [
             answers,
             Check("writable", ok=True, detail="records events", fatal=True),
-            Check("schema", ok=True, detail=schema, fatal=True),
+            Check("schema", ok=True, detail=f"version {VERSION}", fatal=True),
             *await self._durable(),
         ]
 
     async def _old_server(self) -> OldServer | None:
-        client: Any = self._redis
         try:
             async with asyncio.timeout(SECONDS):
-                return old_server(await client.execute_command("HELLO"))
+                return old_server(await self._redis.execute_command("HELLO"))
         except (RedisError, OSError, TimeoutError):
             return None
 

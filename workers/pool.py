@@ -25,7 +25,7 @@ from app.ledger import keys, policy, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
-from app.ledger.redis import VERSION, refuse_old_server, refuse_other_schema, server_time
+from app.ledger.redis import VERSION, load_scripts, refuse_old_server, refuse_other_schema, server_time
 from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
@@ -163,6 +163,7 @@ class Pool:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
         jobs.prepare(self._settings)
         warm_up(self._settings.companies[0])
+        load_scripts()
         import_module("_strptime")  # RQ imports it with its first job
         # A collection in a worker would write to each object's header, and so copy every page it shares with the pool.
         gc.collect()
@@ -181,8 +182,10 @@ class Pool:
         """Release what ended workers held, and plan their successors."""
         for name, child in [one for one in self._children.items() if not one[1].process.is_alive()]:
             exit_code = child.process.exitcode
-            # A worker that ended by itself lost Redis: that is no crash of its order.
-            order = self._recovery.release(name, "killed" if (exit_code or 0) < 0 else "ended")
+            # A worker that ended by itself lost Redis, which is no crash of its order. If its job has not ended, a sink
+            # called os._exit.
+            is_crash = (exit_code or 0) < 0 or child.busy_seconds() > 0
+            order = self._recovery.release(name, "killed" if is_crash else "ended")
             del self._children[name]
             child.process.close()
             _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=order.order_id if order else None)

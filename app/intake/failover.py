@@ -89,7 +89,9 @@ class Failover:
                 await asyncio.wait_for(self._unavailable.wait(), CHECK_EVERY)
 
     async def _probe(self) -> None:
-        if not await self._inbox.works():
+        try:
+            await self._inbox.probe()
+        except Exception:  # whatever it is, events stay on the disk
             return
         self._unavailable.clear()
         self._recovered_at = time.monotonic()

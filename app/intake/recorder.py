@@ -44,15 +44,8 @@ ACCEPT_SECONDS: Final = 1.5
 QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 
 _PROBE_KEYS: Final = (
-    "schema",
-    "due",
-    "orders",
-    "events",
-    "counters",
-    "seen:probe",
-    "order:probe:probe",
-    "history:probe:probe",
-    "event-rate:probe",
+    *("schema", "due", "orders", "events", "counters", "seen:probe"),
+    *("order:probe:probe", "history:probe:probe", "event-rate:probe"),
 )
 """What accept.lua writes, without the prefix of all keys."""
 
@@ -189,26 +182,16 @@ class Inbox:
         """
         await self._try_twice(self._probe)
 
-    async def works(self) -> bool:
-        """Return whether Redis records events."""
-        try:
-            await self.probe()
-        except (RedisError, OSError, TimeoutError, OtherSchema):
-            return False
-        return True
-
     async def _probe(self) -> None:
         job = self._template.fields() | {"queue_prefix": queue_key("probe-")}
-        digest, company, order = "probe", "probe", "probe"
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.get(keys.SCHEMA)
             header = self._header(prefix=keys.PROBE, job=job)
-            await self._accept(args=[header, digest, company, order, "Issued", "", "current", "", "", 0], client=pipe)
-            pipe.unlink(
-                *(keys.PROBE + name for name in _PROBE_KEYS),
-                f"{job['prefix']}f-{company}-{order}-1",
-                queue_key(f"probe-{LIVE}"),
+            await self._accept(
+                args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0], client=pipe
             )
+            pipe.unlink(*(keys.PROBE + name for name in _PROBE_KEYS), queue_key(f"probe-{LIVE}"))
+            pipe.unlink(f"{job['prefix']}f-probe-probe-1")
             pipe.srem(QUEUES_KEY, queue_key(f"probe-{LIVE}"))
             held, outcomes, *_ = await pipe.execute()
         if is_other_schema(held):

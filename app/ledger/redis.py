@@ -45,6 +45,12 @@ def source(name: str) -> str:
     return "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
 
 
+def load_scripts() -> None:
+    """Read every script, so that processes forked later share the texts."""
+    for file in files("app.ledger").joinpath("lua").iterdir():
+        source(file.name.removesuffix(".lua"))
+
+
 def packed(**named: Any) -> bytes:
     """Return ARGV[1] of every script: the named arguments, the prefix of all keys and the version of the schema.
 

@@ -26,7 +26,9 @@ def on_order(order, context):
     with open("delivered", "a") as file:
         file.write(f"{order.order_id} {context.revision}\\n")
     poison = pathlib.Path("poison")
-    if poison.exists() and poison.read_text() == order.order_id:
+    if poison.exists() and order.order_id in poison.read_text():
+        if "exits" in poison.read_text():
+            os._exit(0)
         while True:
             try:
                 time.sleep(60)
@@ -237,3 +239,16 @@ def test_a_sink_that_hangs_is_killed_with_its_worker_and_becomes_a_dead_letter(k
     assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
     assert killing.gets(poison) == 1
     assert len(killing.service.log("worker", "worker.timed_out")) == policy.CRASHES_ALLOWED
+
+
+def test_a_sink_that_ends_its_worker_becomes_a_dead_letter_after_three_attempts(killing: Killing) -> None:
+    """With exit code 0 too: an attempt a second would use up those of a day."""
+    killing.start(WORKERS="1", BACKFILL_WORKERS="0")
+    (poison,) = killing.service.issue()
+    (killing.service.folder / "poison").write_text(f"{poison} exits")
+
+    killing.post(poison)
+
+    eventually(lambda: killing.redis.zcard(keys.DEAD_DELIVERIES) == 1, 20, what="the delivery is a dead letter")
+    assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
+    assert killing.deliveries(poison) == policy.CRASHES_ALLOWED

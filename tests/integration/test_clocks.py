@@ -168,6 +168,14 @@ class TestARedisWhoseClockWasAhead:
         assert shop.accept_and_fetch(answer=2) == "deliver"
         assert shop.deliver().revision == 2
 
+    def test_an_event_replaces_what_one_from_the_future_wrote(self, shop: Lab) -> None:
+        shop.later(DAY)
+        shop.accept(status="Draft")
+        shop.later(-DAY)
+        shop.accept(status="Issued")
+
+        assert shop.fields("last_event_status", "last_event_at") == ["Issued", str(shop.now)]
+
     def test_no_wait_of_ours_counts_as_a_wrong_clock(self, shop: Lab) -> None:
         longest = [policy.RETRY_WAITS[-1] * 1.2, policy.RECHECK_WAITS[-1] * 60 * 1.2, policy.LONGEST_WAIT / 1000]
         assert max(*longest, (policy.LONGEST_RETRY + policy.BREAKER_LONGEST) / 1000) * 1000 < policy.FARTHEST

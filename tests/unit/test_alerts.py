@@ -57,6 +57,15 @@ def test_an_alert_is_logged_once_when_it_fires_and_once_when_it_is_resolved() ->
     assert actions == [[], ["firing"], [], [], ["resolved"], [], ["firing"]]
 
 
+def test_a_clock_that_was_ahead_does_not_hold_an_alert_back() -> None:
+    """Once it is right again, the times that it wrote lie in the future."""
+    minutes = Minutes()
+    minutes.evaluate(on("silence"), after=10 * DAY)
+    minutes.now = NOW
+
+    assert [minutes.evaluate(on("silence"), after=30 * MINUTE) for _ in range(3)] == [[], [], ["repeated"]]
+
+
 def test_a_condition_must_last_before_the_alert_fires() -> None:
     minutes = Minutes()
 

@@ -44,9 +44,9 @@ local function record_event(at)
     local id = add_event(company, order, status, '', names[3], secret, request, sent)
     append_history(o, 'event', id, status, names[3], secret, request)
   else
-    -- An event that waited in a spool must not replace what a later event wrote.
+    -- An event that waited in a spool must not replace what a later event wrote, unless the clock was ahead then.
     local received_at, fields = received == '0' and now or math.min(tonumber(received), now), nil
-    if received_at >= o.last_event_at then
+    if received_at >= o.last_event_at or o.last_event_at > now then
       fields = {'last_event_at', received_at, 'last_event_status', status, 'reference', reference,
         'request_id', request}
       if o.first_at == 0 then

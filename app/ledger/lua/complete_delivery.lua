@@ -14,7 +14,7 @@ local is_mine = o.delivery_worker == a.worker
 if is_mine then
   redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker', a.sink .. ':crashes')
 end
-if is_first_call then
+if is_first_call or o.revision < a.revision then
   append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.reason, a.duration_ms)
 end
 if o.revision < a.revision then
