@@ -252,6 +252,14 @@ class Lab:
         """Return how many jobs were enqueued."""
         return self.ledger.dispatch_due().enqueued
 
+    def overwrite(self, key: str, value: bytes | None) -> None:
+        """Replace a key by a string, with None by a set: no key of the receiver is one."""
+        self.redis.delete(key)
+        if value is None:
+            self.redis.sadd(key, "another program")
+        else:
+            self.redis.set(key, value)
+
     def clear_queues(self) -> None:
         """Remove all jobs: workers have taken them, or they are lost."""
         self.redis.delete(queue_key(LIVE), queue_key(BACKFILL))

@@ -44,6 +44,13 @@ OPS_TOKEN: Final = "canary-ops-token"
 HOOK: Final = "/webhooks/ota-channel-manager"
 
 SERVE: Final = (sys.executable, "-m", "app.cli", "serve")
+_SERVE_CHANGED: Final = """
+import sys
+from app.cli.main import main
+{change}
+sys.argv = ["ota-receiver", "serve"]
+main()
+"""
 
 _READY: Final = {"web": "Application startup complete", "worker": "pool.worker_started"}
 _READY_WITHIN: Final = 20.0
@@ -299,15 +306,13 @@ def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = 
         Process.start(program, env=env, cwd=folder, log=folder / "web.log") as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as http,
     ):
-
-        def lives() -> bool:
-            try:
-                return http.get("/healthz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        process.wait_until(lives, 20, "/healthz says 200")
+        process.wait_until(lambda: is_up(http), 20, "/healthz says 200")
         yield Web(process, port, http)
+
+
+def serve_changed(change: str) -> list[str]:
+    """Return the program of a web process that runs the Python text `change` before it serves."""
+    return [sys.executable, "-c", _SERVE_CHANGED.format(change=change)]
 
 
 def settings_of_one_company(redis_url: str) -> dict[str, str]:
@@ -346,6 +351,14 @@ def item(order_id: object = None, **changes: Any) -> dict[str, Any]:
         "timestamp": "2026-05-15T09:30:05Z",
     }
     return whole | changes
+
+
+def is_up(http: httpx.Client, path: str = "/healthz") -> bool:
+    """Return whether the path answers 200."""
+    try:
+        return http.get(path).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def key_of(one: dict[str, Any]) -> OrderKey:
@@ -411,6 +424,21 @@ def talk(web: Web, sent: bytes) -> bytes:
     with web.connect() as connection:
         connection.sendall(sent)
         return read_all(connection)
+
+
+def trickle(web: Web, begin: bytes, piece: bytes) -> bytes:
+    """Send `begin` and then `piece` again and again, until an answer comes; return it. It must come within 5 s."""
+    answer = b""
+    with web.connect() as connection:
+        started = time.monotonic()
+        connection.sendall(begin)
+        connection.settimeout(0.02)
+        while not answer:
+            connection.sendall(piece)
+            with suppress(TimeoutError):
+                answer = connection.recv(65536)
+            assert time.monotonic() - started < 5
+    return answer
 
 
 def rss_kb(web: Web) -> int:

@@ -9,10 +9,9 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -31,36 +30,29 @@ from tests.service import (
     HOOK,
     Web,
     good,
+    is_up,
     item,
     post,
     read_all,
     read_answer,
     rss_kb,
+    serve_changed,
     serving,
     settings_of_one_company,
     statuses,
     talk,
+    trickle,
 )
 
 pytestmark = pytest.mark.usefixtures("redis_client")
 
-# `serve` with short time-outs and few connections.
-HASTY = """
-import sys
-from app.cli.main import main
-from app.web import server
-server.CONNECTIONS, server.STALL_SECONDS = 20, 0.3
-sys.argv = ["ota-receiver", "serve"]
-main()
-"""
+# Short time-outs and few connections.
+HASTY = "from app.web import server; server.CONNECTIONS, server.STALL_SECONDS = 20, 0.3"
 
-# `serve` as a login shell on Linux starts it: no more than 1024 open files, unless the process asks for more.
+# As a login shell on Linux starts it: no more than 1024 open files, unless the process asks for more.
 FEW_FILES = """
-import resource, sys
+import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-sys.argv = ["ota-receiver", "serve"]
-from app.cli.main import main
-main()
 """
 
 
@@ -73,7 +65,7 @@ def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[We
 @pytest.fixture(scope="module")
 def hasty(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     settings = settings_of_one_company(valkey.url)
-    with serving(tmp_path_factory.mktemp("hasty"), settings, [sys.executable, "-c", HASTY]) as running:
+    with serving(tmp_path_factory.mktemp("hasty"), settings, serve_changed(HASTY)) as running:
         yield running
 
 
@@ -88,17 +80,13 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def is_closed(connection: socket.socket, sent: bytes) -> Callable[[], bool]:
-    """Return a question: does the other side refuse these bytes?"""
-
-    def asked() -> bool:
-        try:
-            connection.sendall(sent)
-        except (ConnectionError, TimeoutError):
-            return True
-        return False
-
-    return asked
+def refuses(connection: socket.socket, sent: bytes) -> bool:
+    """Return whether the other side refuses these bytes."""
+    try:
+        connection.sendall(sent)
+    except (ConnectionError, TimeoutError):
+        return True
+    return False
 
 
 def test_uvicorn_has_the_internals_that_the_server_uses() -> None:
@@ -158,7 +146,7 @@ class TestHeads:
     def test_a_head_or_framing_out_of_bounds_is_refused(self, web: Web, lab: Lab, sent: bytes, status: int) -> None:
         """A reset may destroy the answer to a head that is larger than the buffers: only a proxy reads on."""
         with web.connect() as connection:
-            is_closed(connection, sent)()
+            refuses(connection, sent)
             answer = read_answer(connection)
 
         assert statuses(answer) == [status] or (not answer and len(sent) > 65_536)
@@ -171,18 +159,7 @@ class TestHeads:
         assert statuses(talk(web, post(good(), *fields, "connection: close"))) == [200]
 
     def test_a_head_that_never_ends_is_408_although_bytes_keep_coming(self, hasty: Web) -> None:
-        with hasty.connect() as connection:
-            started = time.monotonic()
-            connection.sendall(b"POST / HTTP/1.1\r\n")
-            connection.settimeout(0.02)
-            answer = b""
-            while not answer:
-                connection.sendall(b"x: y\r\n")
-                with suppress(TimeoutError):
-                    answer = connection.recv(65536)
-                assert time.monotonic() - started < 3
-
-        assert statuses(answer) == [408]
+        assert statuses(trickle(hasty, b"POST / HTTP/1.1\r\n", b"x: y\r\n")) == [408]
 
     @pytest.mark.parametrize("sent", [b"", b"\r\n\r\n"], ids=repr)
     def test_a_connection_without_a_request_is_closed_without_an_answer(self, hasty: Web, sent: bytes) -> None:
@@ -205,7 +182,7 @@ class TestHeads:
             connection.sendall(post(b"", "content-length: 100000000", path="/nowhere"))
             assert statuses(read_answer(connection)) == [404]
 
-            eventually(is_closed(connection, b"x" * 1000), what="the connection is closed")
+            eventually(lambda: refuses(connection, b"x" * 1000), what="the connection is closed")
 
 
 class TestOrderOfAnswers:
@@ -238,7 +215,7 @@ class TestOrderOfAnswers:
             connection.settimeout(5)
             request = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nhost: test\r\n\r\n"
 
-            eventually(is_closed(connection, request * 10), 20, what="the connection is closed")
+            eventually(lambda: refuses(connection, request * 10), 20, what="the connection is closed")
 
 
 class TestManyConnections:
@@ -264,13 +241,13 @@ class TestManyConnections:
                 warm[-1].sendall(post(good()))
                 assert statuses(read_answer(warm[-1])) == [200]
 
-            eventually(is_closed(warm[0], post(good())), what="the connection that waited longest is closed")
+            eventually(lambda: refuses(warm[0], post(good())), what="the connection that waited longest is closed")
 
     @pytest.mark.usefixtures("many_files")
     def test_two_thousand_idle_connections_do_not_keep_out_a_sender(self, tmp_path: Path, valkey: Valkey) -> None:
         """Also where the process was started with 1024 open files."""
         settings = settings_of_one_company(valkey.url)
-        with serving(tmp_path, settings, [sys.executable, "-c", FEW_FILES]) as web, ExitStack() as crowd:
+        with serving(tmp_path, settings, serve_changed(FEW_FILES)) as web, ExitStack() as crowd:
             assert web.deliver(item())["queued"] == 1
             before = rss_kb(web)
             for number in range(2000):
@@ -348,14 +325,7 @@ def proxied(web: Web, folder: Path) -> Iterator[httpx.Client]:
         Process.start(command, log=folder / "nginx.log") as process,
         httpx.Client(base_url=url, verify=trust, trust_env=False, timeout=10) as client,
     ):
-
-        def answers() -> bool:
-            try:
-                return client.get("/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        process.wait_until(answers, 20, "nginx answers")
+        process.wait_until(lambda: is_up(client, "/readyz"), 20, "nginx answers")
         yield client
 
 

@@ -116,8 +116,7 @@ class TestTheNextStep:
 
     def test_its_dead_letters_are_deleted(self, shop: Lab) -> None:
         shop.accept_and_fetch()
-        delivery = shop.start_delivery()
-        shop.complete_delivery(delivery, "dead")
+        shop.dead_letter_delivery()
         shop.accept()
         shop.fail_fetch("dead")
         erase(shop)
@@ -183,8 +182,7 @@ class TestErasing:
 
     def test_the_history_keeps_only_deliveries(self, shop: Lab) -> None:
         shop.accept_and_fetch()
-        delivery = shop.start_delivery()
-        shop.complete_delivery(delivery)
+        shop.deliver()
         erase(shop)
 
         assert [type(entry).__name__ for entry in shop.history()] == ["DeliveryEnded", "Erased"]
@@ -256,16 +254,12 @@ class TestGuests:
     def found(self, shop: Lab, address: str, company_id: str | None = None) -> list[OrderKey]:
         return erasure_of(shop.redis).orders_of(address, company_id, lambda _: None)
 
-    def test_an_order_is_found_by_its_address_in_any_case(self, shop: Lab) -> None:
+    def test_an_order_is_found_by_its_address_in_any_case_or_one_of_a_ticket(self, shop: Lab) -> None:
         shop.accept_and_fetch(sellToEmail="Anna@Example.com")
 
-        assert [self.found(shop, one) for one in (" anna@EXAMPLE.com", "c@d.e", "")] == [[ONE], [], []]
+        addresses = (" anna@EXAMPLE.com", "guest@example.com", "c@d.e", "")
+        assert [self.found(shop, one) for one in addresses] == [[ONE], [ONE], [], []]
         assert self.found(shop, "anna@example.com", SAME_ID.company_id) == []
-
-    def test_an_order_is_found_by_the_address_of_one_of_its_tickets(self, shop: Lab) -> None:
-        shop.accept_and_fetch(sellToEmail="anna@example.com")
-
-        assert self.found(shop, "guest@example.com") == [ONE]
 
     def test_an_order_is_not_found_by_an_address_that_left_it(self, shop: Lab) -> None:
         shop.accept_and_fetch(sellToEmail="anna@example.com")
@@ -277,11 +271,7 @@ class TestGuests:
     def test_unreadable_content_does_not_end_the_search(self, shop: Lab, content: bytes | None) -> None:
         shop.accept_and_fetch(sellToEmail="anna@example.com")
         shop.accept(SAME_ID)
-        shop.redis.delete(keys.content(SAME_ID))
-        if content is None:
-            shop.redis.hset(keys.content(SAME_ID), "another", "program")
-        else:
-            shop.redis.set(keys.content(SAME_ID), content)
+        shop.overwrite(keys.content(SAME_ID), content)
 
         assert self.found(shop, "anna@example.com") == [ONE]
 
@@ -339,7 +329,6 @@ class TestCommand:
         assert everything_but(lab, 3) == []
         assert not [one for one in CANARIES if one in ended.out]
         assert lab.redis.exists(keys.content(order(3)))
-        assert lab.redis.zcard(keys.ERASING) == 0
 
     def test_a_dry_run_and_a_missing_yes_change_nothing(self, lab: Lab) -> None:
         fill(lab, 1, ADDRESS)
@@ -372,7 +361,6 @@ class TestCommand:
         assert (ended.code, ended.err) == (0, "")
         assert "2 orders erased" in ended.out
         assert everything_but(lab, 3) == []
-        assert lab.redis.zcard(keys.ERASING) == 0
 
     def test_a_run_that_died_is_finished_by_the_same_reference(self, lab: Lab) -> None:
         """The reference names no order any more."""
@@ -386,7 +374,6 @@ class TestCommand:
         assert "1 order erased" in again.out
         assert "erased" not in later.out
         assert everything_but(lab, 3) == []
-        assert lab.redis.zcard(keys.ERASING) == 0
 
     def test_every_command_shows_an_erased_order_as_erased(self, lab: Lab) -> None:
         """None brings it back."""
@@ -456,12 +443,14 @@ def fill(lab: Lab, number: int, address: str) -> None:
 
 
 def everything_but(lab: Lab, number: int) -> list[str]:
-    """Return the keys that still have a canary or a reference, except those of one order."""
+    """Return the keys with a canary, a reference or unfinished erasures, except those of one order."""
     other, erased = order(number).order_id.encode(), order(1).order_id.encode()
     texts = [*map(str.encode, CANARIES), b"CM-" + erased[:8]]
     found = {name: value for name, value in lab.dump().items() if other not in name + value}
     return [
         name.decode()
         for name, value in found.items()
-        if any(text in value for text in texts) or (name.startswith(b"ota:reference") and erased in value)
+        if any(text in value for text in texts)
+        or name == keys.ERASING.encode()
+        or (name.startswith(b"ota:reference") and erased in value)
     ]

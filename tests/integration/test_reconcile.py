@@ -41,10 +41,6 @@ class Venue(ReconcileLab):
     def settle(self, order_id: str, status: str) -> None:
         self.sandbox.admin("POST", "settle", {"order_id": order_id, "status": status})
 
-    def fault(self, kind: str, **rule: Any) -> None:
-        rule = {"kind": kind, "company_id": self.company_id, "operation": "listOrdersByPartner"} | rule
-        self.sandbox.admin("POST", "faults", rule)
-
     def fetched(self, count: int, **wish: Any) -> list[str]:
         """Make orders that are fetched already."""
         made = self.orders(count, **wish)
@@ -151,7 +147,8 @@ def test_a_list_that_breaks_off_is_continued_by_the_next_run(venue: Venue, kind:
     """The pages before are queued and behind the checkpoint."""
     venue.page_size = 2
     venue.orders(6)
-    run = interrupted(venue, before=lambda: venue.fault(kind, status=401)).run()
+    fault = {"kind": kind, "company_id": venue.company_id, "operation": "listOrdersByPartner", "status": 401}
+    run = interrupted(venue, before=lambda: venue.sandbox.admin("POST", "faults", fault)).run()
     assert (run.outcome, run.pages, run.queued) == ("failed", 1, 2)
     assert run.error is not None
     if kind == "status":
