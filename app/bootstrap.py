@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 
 from app import log
 from app.health import Check, Health
 from app.intake.auth import Authenticator
-from app.intake.failover import Failover
 from app.intake.recorder import Inbox
-from app.intake.service import Intake
-from app.intake.spool import Spool
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
@@ -35,18 +30,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 WEB_TIMEOUT = 1.0
-"""Seconds. A sender waits for the answer; redis-py 8 alone would retry for 15 s."""
+"""Seconds; a sender waits for the answer."""
 
 
 def for_web(url: str) -> AsyncRedis:
     """Return the client of the web process; one try, then the caller decides."""
-    return AsyncRedis.from_url(
-        url,
-        socket_timeout=WEB_TIMEOUT,
-        socket_connect_timeout=WEB_TIMEOUT,
-        retry=AsyncRetry(NoBackoff(), 0),
-        health_check_interval=0,
-    )
+    return AsyncRedis.from_url(url, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT)
 
 
 def for_rq(url: str) -> Redis:
@@ -59,7 +48,10 @@ def web_app(settings: Settings) -> ASGIApp:
 
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """
-    # Here, not above: the pool of workers does without a web framework.
+    # Here, not above: the pool of workers does without a web framework and SQLite.
+    from app.intake.failover import Failover
+    from app.intake.service import Intake
+    from app.intake.spool import Spool
     from app.web.app import Probes, Webhook, application
 
     redis = for_web(settings.redis_url.get_secret_value())

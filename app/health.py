@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from redis.asyncio import Redis
@@ -18,8 +18,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import OldServer, OtherSchema
-from app.intake.spool import Spool
 from app.ledger.redis import VERSION, code, old_server
+
+if TYPE_CHECKING:
+    from app.intake.spool import Spool
 
 State = Literal["ready", "degraded", "not ready"]
 

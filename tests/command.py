@@ -23,6 +23,7 @@ from unittest.mock import patch
 import structlog
 
 from app.cli.main import main
+from app.settings import NAMES
 
 _one_at_a_time: Final = threading.Lock()
 
@@ -110,3 +111,10 @@ def _log_state_restored() -> Iterator[None]:
         for logger in filter(None, (vars(module).get("_log") for module in ours)):
             # It keeps the stream of its first use.
             vars(logger).pop("bind", None)
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` without any variable, or NAME_FILE, that app.settings reads."""
+    names = {name.upper() for name in NAMES}
+    ours = names | {f"{name}_FILE" for name in names}
+    return {name: value for name, value in environment.items() if name.upper() not in ours}

@@ -12,7 +12,7 @@ from redis import Redis
 
 from app.dev import processes
 from app.dev.valkey import Valkey, start
-from tests.environment import without_settings
+from tests.command import without_settings
 
 
 def pytest_configure() -> None:

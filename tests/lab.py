@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import count
@@ -62,6 +63,11 @@ SAME_ID: Final = order(1, MUSEUM)
 """An order of another company with the same order id."""
 
 _timestamps = count(1)
+
+
+def now_ms() -> int:
+    """Return the time in ms since 1970 of this machine, which is that of the Valkey that a test starts."""
+    return time.time_ns() // 1_000_000
 
 
 class Lab:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.environment import without_settings
+from tests.command import without_settings
 
 ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 500

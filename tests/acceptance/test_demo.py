@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from app.dev.processes import Process, free_port
-from tests.pids import children, is_running
-from tests.service import ask
+from tests.service import ask, children, is_running
 
 PROGRAM = str(Path(sys.executable).parent / "ota-receiver")
 

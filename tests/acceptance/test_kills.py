@@ -11,8 +11,7 @@ from redis import Redis
 from app.dev.processes import Process
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.pids import children, is_running
-from tests.service import Service
+from tests.service import Service, children, is_running
 
 ONE_WORKER = {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
 THREE_WORKERS = {"WORKERS": "2", "BACKFILL_WORKERS": "1"}

@@ -8,8 +8,7 @@ import secrets
 import signal
 
 from tests.eventually import eventually
-from tests.pids import children
-from tests.service import Service, ask
+from tests.service import Service, ask, children
 
 
 def test_a_wrong_client_state_in_the_settings_costs_no_order(bare: Service) -> None:

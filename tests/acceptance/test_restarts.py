@@ -11,8 +11,7 @@ from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.redis import VERSION
 from tests.eventually import eventually
-from tests.pids import children
-from tests.service import Service
+from tests.service import Service, children
 
 
 def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: Service) -> None:

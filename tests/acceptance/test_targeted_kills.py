@@ -16,8 +16,7 @@ from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.history import FetchStored, parse_entry
 from tests.eventually import eventually
-from tests.pids import children, is_running
-from tests.service import Service, service
+from tests.service import Service, children, is_running, service
 
 SINK = """
 import os, pathlib, time

@@ -11,8 +11,7 @@ from typing import Final
 
 from app.dev.processes import Process
 from tests.chaos.plan import Kill, Kind, outage
-from tests.pids import children
-from tests.service import Service
+from tests.service import Service, children
 
 _PAUSE: Final = 0.5
 """Seconds before a part that ended by itself is started again."""

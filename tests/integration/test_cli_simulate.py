@@ -25,8 +25,7 @@ from app.dev.processes import Process, free_port
 from app.dev.stack import receiver_settings
 from app.dev.valkey import Valkey
 from tests.eventually import eventually
-from tests.pids import children, is_running
-from tests.service import SERVE
+from tests.service import SERVE, children, is_running
 
 ROOT: Final = Path(__file__).parents[2]
 MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5%", "--batch", "8", "--seed", "11")

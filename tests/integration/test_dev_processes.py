@@ -19,7 +19,7 @@ from redis.retry import Retry
 from app.dev.processes import Process, ProcessEnded
 from app.dev.valkey import Valkey, ValkeyUnavailable, start
 from tests.eventually import eventually
-from tests.pids import is_running
+from tests.service import is_running
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a child's life to its parent's")
 PARENT = """

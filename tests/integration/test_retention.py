@@ -16,9 +16,8 @@ from app.ledger import keys, policy
 from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
 from app.replay import Plans
-from tests.clock import now_ms
 from tests.eventually import eventually
-from tests.lab import DUPLICATE, ONE, Lab, order
+from tests.lab import DUPLICATE, ONE, Lab, now_ms, order
 
 EVENT_DAYS: Final = 90
 SENT: Final = "2026-11-22T10:00:00Z"

@@ -26,8 +26,7 @@ from rq.worker import WorkerStatus
 from app.dev.processes import Process
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
-from tests.clock import now_ms
-from tests.lab import ONE, Lab
+from tests.lab import ONE, Lab, now_ms
 from tests.service import settings_of_one_company
 from workers.pool import WorkerRecovery
 from workers.worker import FetchWorker
