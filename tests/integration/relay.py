@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import socket
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -20,10 +21,12 @@ class Relay:
         self.cut_at = b""
         self._known = 0
         self._forgotten, self._answer = 0, b""
-        self.port = 0
-        self._loop = asyncio.new_event_loop()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
 
     def forget(self, answer: bytes = b"") -> None:
         """Pass on nothing of the connections that are open now, and close none: so do routers after a quiet hour.
@@ -36,57 +39,64 @@ class Relay:
         """Return the address of a Redis as it is seen through the relay."""
         return url.replace(f":{self.target}", f":{self.port}")
 
-    async def _serve(self) -> None:
-        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+    def end(self) -> None:
+        """Close the door, then every connection, and return when nothing of them is left."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+        for end in self._open:
+            _hang_up(end)
+        for thread in self._threads:
+            thread.join()
+        for end in self._open:
+            end.close()
 
-    async def _forward(self, near: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                self._open.append(near)
+                self._forward(near)
+
+    def _forward(self, near: socket.socket) -> None:
         try:
-            far, far_out = await asyncio.open_connection("127.0.0.1", self.target)
+            far = socket.create_connection(("127.0.0.1", self.target), timeout=5)
         except OSError:
-            near_out.close()
+            _hang_up(near)
             return
+        far.settimeout(None)
+        self._open.append(far)
         self._known += 1
-        for one, other, back in ((near, far_out, near_out), (far, near_out, far_out)):
-            task = asyncio.create_task(self._copy(one, other, back, self._known))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        for source, target in ((near, far), (far, near)):
+            thread = threading.Thread(target=self._copy, args=(source, target, self._known))
+            self._threads.append(thread)
+            thread.start()
 
-    async def _copy(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, back: asyncio.StreamWriter, number: int
-    ) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            while part := await source.read(65536):
+    def _copy(self, source: socket.socket, target: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):
+            while part := source.recv(65536):
                 if number <= self._forgotten:
-                    back.write(self._answer)
+                    source.sendall(self._answer)
                     continue
                 if self.cut_at and self.cut_at in part:
                     self.cut_at = b""
                     break
-                await asyncio.sleep(self.delay)
-                target.write(part)
-                await target.drain()
-        target.close()
+                time.sleep(self.delay)
+                target.sendall(part)
+        _hang_up(target)
 
-    async def _end(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks)
+
+def _hang_up(end: socket.socket) -> None:
+    """Tell the other side and wake the thread that reads here; the number stays taken until the relay ends."""
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
 def relay(target: int) -> Iterator[Relay]:
     """Run a relay to the port `target` until the block ends."""
     one = Relay(target)
-    one._loop.run_until_complete(one._serve())
-    thread = threading.Thread(target=one._loop.run_forever, daemon=True)
-    thread.start()
     try:
         yield one
     finally:
-        asyncio.run_coroutine_threadsafe(one._end(), one._loop).result(5)
-        one._loop.call_soon_threadsafe(one._loop.stop)
-        thread.join(5)
-        one._loop.close()
+        one.end()
