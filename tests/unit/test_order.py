@@ -239,11 +239,11 @@ def test_one_odd_value_costs_no_order_no_row_and_no_subscription(odd: str) -> No
     assert len(parse(b'{"values": [{"x": ' + odd.encode() + b'}, {"y": 1}]}').items) == 2
 
 
-def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
+def test_a_page_is_read_with_its_rows_and_their_row_versions() -> None:
     page = parse_page(sample("list-page"))
 
     assert [(row.order_id, row.status, row.manifest_url) for row in page.rows] == [(ORDER_ID, "Issued", None)]
-    assert (page.next_key, page.row_version, page.unreadable) == (None, 123456, 0)
+    assert (page.next_key, page.row_versions, page.unreadable) == (None, {ORDER_ID: 123456}, 0)
 
 
 def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> None:
@@ -251,7 +251,7 @@ def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> 
     page = parse_page(json.dumps(rows).encode())
 
     assert [row.status for row in page.rows] == ["Draft"] * 3
-    assert (page.next_key, page.row_version) == (None, 100)
+    assert (page.next_key, page.row_versions) == (None, {ORDER_ID: 100})
 
 
 def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
