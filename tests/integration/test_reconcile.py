@@ -162,7 +162,7 @@ def test_a_pending_order_that_no_dispatcher_sees_is_due_at_once(venue: Venue, ho
 
     assert (dict(report.discrepancies), again.queued) == ({"unscheduled": 1}, 0)
     assert venue.due().keys() == {lost, waiting}
-    assert venue.due_in(lost) == 120
+    assert (venue.due_in(lost), venue.queued("live")) == (120, [lost.order_id] if hours is None else [])
 
 
 def test_an_order_in_due_without_a_record_is_fetched(venue: Venue) -> None:

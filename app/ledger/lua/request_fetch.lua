@@ -4,8 +4,10 @@
 --    list, '' = none)
 -- Returns per order 0 queued, 1 a job of it waits already, in this queue or in live, 2 it was erased: no fetch, 3 a key
 --   of it is broken: no fetch.
-local function request(member, listed_row)
+local function request(member, listed_row, due_at)
   local o = load(member, {'generation', 'job', 'first_at', 'erased_at', 'queue', 'fetched_generation', 'dead'})
+  -- What was lost from `due` may have lost its job as well.
+  o.job = due_at and o.job
   if o.erased_at > 0 then
     redis.call('ZREM', due, member)
     return 2
@@ -15,10 +17,14 @@ local function request(member, listed_row)
   return outcome == 'queued' and 0 or 1
 end
 
+local due_at = {}
+for i, member in ipairs(a.orders) do
+  due_at[i] = redis.call('ZSCORE', due, member)
+end
 schedule(a.orders)
 local outcomes = {}
 for i, member in ipairs(a.orders) do
-  local requested, outcome = isolate(request, member, a.listed_rows[i])
+  local requested, outcome = isolate(request, member, a.listed_rows[i], due_at[i])
   table.insert(outcomes, requested and outcome or 3)
 end
 flush_jobs()
