@@ -256,7 +256,7 @@ class Lab:
         """End the delivery of the order as a dead letter."""
         self.deliver("dead", order, reason=reason)
 
-    def beat(self) -> object:
+    def heartbeat(self) -> object:
         """Write the heartbeat of a pool, which each pool writes each second."""
         return self.redis.hset(keys.POOLS, "pool", msgspec.json.encode(Heartbeat.of_this_process((), self.now)))
 

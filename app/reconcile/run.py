@@ -254,27 +254,24 @@ class Reconcile:
 
     def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
         for one in found[: max(LOGGED - report.queued, 0)]:
-            self._log_found("reconcile.discrepancy_found", one)
+            _log.warning("reconcile.discrepancy_found", company=self.slug, **_logged(one))
         rows = {one.key: one.row for one in found}
         self.ledger.request_fetch(rows, queue=self.queue, reason="reconcile", listed_rows=rows)
         report.discrepancies.update(one.kind for one in found)
 
     def _report_others(self, found: Sequence[Discrepancy], report: Report) -> None:
         """Log what is not fetched: dead letters in each run, orders that differ for good once for each row."""
-        rows = {one.order_id: one.row for one in found if one.for_good}
+        for_good = [one for one in found if one.for_good]
+        dead = [one for one in found if not one.for_good]
+        rows = {one.order_id: one.row for one in for_good}
         new = self.order_list.checkpoint.report_for_good(rows, self.order_list.order_days * policy.DAY)
-        told = [one for one in found if not one.for_good or one.order_id in new]
-        for one in told[: max(LOGGED - report.dead - report.for_good, 0)]:
-            self._log_found("reconcile.differs_for_good" if one.for_good else "reconcile.discrepancy_found", one)
-        report.for_good += len(rows)
-        report.dead += len(found) - len(rows)
+        for one in [one for one in for_good if one.order_id in new][: max(LOGGED - report.for_good, 0)]:
+            _log.warning("reconcile.differs_for_good", company=self.slug, **_logged(one))
+        for one in dead[: max(LOGGED - report.dead, 0)]:
+            _log.warning("reconcile.discrepancy_found", company=self.slug, **_logged(one))
+        report.for_good += len(for_good)
+        report.dead += len(dead)
 
-    def _log_found(self, event: str, one: Discrepancy) -> None:
-        _log.warning(
-            event,
-            company=self.slug,
-            order_id=one.order_id,
-            kind=one.kind,
-            status=one.status,
-            stored_status=one.stored_status,
-        )
+
+def _logged(one: Discrepancy) -> dict[str, str]:
+    return {"order_id": one.order_id, "kind": one.kind, "status": one.status, "stored_status": one.stored_status}

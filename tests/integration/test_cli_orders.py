@@ -261,7 +261,7 @@ def test_a_fetched_and_delivered_order_is_complete(lab: Lab) -> None:
 
 INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
     "not delivered": (
-        lambda lab: (lab.beat(), lab.accept_and_fetch(order(1))),
+        lambda lab: (lab.heartbeat(), lab.accept_and_fetch(order(1))),
         (
             "NOT COMPLETE: fetched, Issued",
             f"{SINK}: revision 1 not delivered yet",
@@ -328,7 +328,7 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
 def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) -> None:
     """What counts is what will happen, not what the record says is outstanding."""
     make, text = NOT_BY_ITSELF[case]
-    lab.beat()
+    lab.heartbeat()
     make(lab)
 
     page, (found,) = explain(lab, order(1)), explain(lab, order(1), "--json").objects
@@ -338,13 +338,13 @@ def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) ->
     if text == UNSCHEDULED:
         assert "next attempt" not in flat(page)
         assert lab.run_command("orders", "refetch", order(1).order_id).code == 0
-        lab.beat()
+        lab.heartbeat()
         assert lab.due_in(order(1)) is not None
         assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
 
 
 def test_an_order_that_is_fetched_now_or_needs_nothing_needs_no_due_time(lab: Lab) -> None:
-    lab.beat()
+    lab.heartbeat()
     lab.accept(order(1))
     lab.start_fetch(order(1))
     lab.accept_and_fetch(order(2))
