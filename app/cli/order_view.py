@@ -155,7 +155,9 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     state, history = record.state(here.now()), here.orders.history(key)
     is_unscheduled = bool(here.orders.unscheduled([key]))
     due = None if is_unscheduled else here.orders.due(key)
-    outstanding = tuple(_outstanding(record, state, due, here.settings.sinks, is_unscheduled=is_unscheduled))
+    outstanding = tuple(_outstanding(record, state, due, here.settings.sinks))
+    if is_unscheduled:
+        outstanding = tuple(msgspec.structs.replace(one, next=None) for one in outstanding)
     try:
         order = here.orders.order(key)
     except UnreadableAnswer:
@@ -176,9 +178,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         content=_content(record, UNREADABLE in outstanding),
         due=due,
         outstanding=outstanding,
-        next=_UNSCHEDULED.format(id=here.name(key))
-        if outstanding and is_unscheduled
-        else _next(here, record, state, outstanding),
+        next=_next(here, record, state, outstanding, is_unscheduled=is_unscheduled),
         durations=durations(history),
         steps=steps(history),
         older_steps_lost=len(history) >= LONGEST,
@@ -228,9 +228,19 @@ def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
                 yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
 
 
-def _next(here: CommandContext, record: OrderRecord, state: State, outstanding: tuple[Outstanding, ...]) -> str:
+def _next(
+    here: CommandContext,
+    record: OrderRecord,
+    state: State,
+    outstanding: tuple[Outstanding, ...],
+    *,
+    is_unscheduled: bool,
+) -> str:
     """Return what a person should do: what `next_step` returns, unless nothing happens by itself."""
-    text = next_step(record, state, here.name(record.key), outstanding)
+    name = here.name(record.key)
+    if outstanding and is_unscheduled:
+        return _UNSCHEDULED.format(id=name)
+    text = next_step(record, state, name, outstanding)
     if state == "fetching" or not text.startswith("Nothing") or all(one.next is None for one in outstanding):
         return text
     if is_suspended(here.redis):
@@ -243,12 +253,7 @@ def _next(here: CommandContext, record: OrderRecord, state: State, outstanding: 
 
 
 def _outstanding(
-    record: OrderRecord,
-    state: State,
-    due: datetime | None,
-    configured: tuple[str, ...],
-    *,
-    is_unscheduled: bool,
+    record: OrderRecord, state: State, due: datetime | None, configured: tuple[str, ...]
 ) -> Iterator[Outstanding]:
     is_pending = state in {"pending", "fetching", "deferred"}
     if text := _OUTSTANDING.get(state):
@@ -259,7 +264,7 @@ def _outstanding(
         if sink.dead or 0 < record.revision <= sink.discarded:
             yield Outstanding(what, None)
         elif sink.revision < record.revision:
-            yield Outstanding(what, None if is_unscheduled else sink.next_at or due)
+            yield Outstanding(what, sink.next_at or due)
 
 
 def _sinks(record: OrderRecord, configured: tuple[str, ...]) -> Iterator[SinkRecord]:

@@ -75,7 +75,7 @@ class Report(msgspec.Struct):
         return self.discrepancies.total()
 
 
-class Compared(msgspec.Struct):
+class Compared(msgspec.Struct, frozen=True):
     """What a page shows, which was requested at `listed_at` (ms); without a page: what the list does not show.
 
     The order ids in `unsettled` are to be watched, those in `settled` not any more. `highest` is what the checkpoint is
@@ -130,15 +130,16 @@ class OrderList:
         listed: set[str] = set()
         for first in dict.fromkeys((start, 0)):
             highest: dict[str, int] = {}
-            is_continued, starts_over = first == 0, first != start
-            for page, listed_at in self._pages(first):
+            is_continued = first == 0
+            for number, (page, listed_at) in enumerate(self._pages(first)):
                 listed |= (watched.keys() | anchors).intersection(row.order_id for row in page.rows)
                 is_continued = is_continued or len(listed & anchors) >= ANCHORS_SEEN
                 highest = dict(nlargest(OVERLAP, (highest | page.row_versions).items(), key=itemgetter(1)))
-                found = self._of_page(page, watched, listed_at)
-                found.highest = highest if is_continued and len(highest) == OVERLAP else {}
-                found.starts_over, starts_over = starts_over, False
-                yield found
+                yield msgspec.structs.replace(
+                    self._of_page(page, watched, listed_at),
+                    highest=highest if is_continued and len(highest) == OVERLAP else {},
+                    starts_over=first != start and number == 0,
+                )
             if is_continued:
                 break
         yield self._of_unseen({order_id: since for order_id, since in watched.items() if order_id not in listed})

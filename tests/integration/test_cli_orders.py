@@ -343,6 +343,15 @@ def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) ->
         assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
 
 
+def test_an_order_in_due_without_a_record_is_not_found(lab: Lab) -> None:
+    lab.accept(order(1))
+    lab.redis.delete(keys.record(order(1)))
+
+    ended = explain(lab, order(1))
+
+    assert (ended.code, ended.out, "reconcile --from-zero --apply" in ended.err) == (1, "", True)
+
+
 def test_an_order_that_is_fetched_now_or_needs_nothing_needs_no_due_time(lab: Lab) -> None:
     lab.heartbeat()
     lab.accept(order(1))

@@ -254,6 +254,19 @@ def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> 
     assert (page.next_key, page.row_versions) == (None, {ORDER_ID: 100})
 
 
+def test_a_row_version_that_no_database_gives_counts_as_none() -> None:
+    """`lastRowVersion` must be one that upstream reads."""
+    versions = [str(2**63 - 1), str(2**63), "-7", "0", "1.5", "NaN", "rubbish", None, True, "1e400"]
+    rows = [
+        {"orderId": f"00000000-0000-4000-8000-{number:012}", "status": "Draft", "rowVersion": version}
+        for number, version in enumerate(versions)
+    ]
+
+    page = parse_page(json.dumps(rows).encode())
+
+    assert (list(page.row_versions.values()), len(page.rows)) == ([2**63 - 1], len(versions))
+
+
 def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:
     rows: list[object] = [{"orderId": "no"}, 7, {"orderId": ORDER_ID, "status": "Draft"}]
     page = parse_page(json.dumps({"data": rows, "morePages": True, "nextPageKey": "K"}).encode())
