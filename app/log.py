@@ -23,11 +23,11 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 _FIELDS: Final = """
     event level timestamp logger request_id order_id job_id worker
 
-    advice attempts away_s busy_s bytes cause changed coalesced company coupons due due_in_s duplicates duration_ms
-    enqueued erased error events exit_code figure function held http_status ignored invalid_items items kind lasted_s
-    lines manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue queued
-    quiet_s reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable usual
-    waiting wallets what workers
+    advice attempts away_s busy_s bytes cause changed coalesced company coupons dead due due_in_s duplicates duration_ms
+    enqueued erased error events exit_code figure for_good function held http_status ignored invalid_items items kind
+    lasted_s lines manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue
+    queued quiet_s reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable
+    unscheduled usual waiting wallets what workers
 """
 
 WAIT: Final = 0.05

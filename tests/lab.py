@@ -15,10 +15,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+import msgspec
 from pydantic import SecretStr
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from app.heartbeat import Heartbeat
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox, Recorded
@@ -253,6 +255,10 @@ class Lab:
     def dead_letter_delivery(self, order: OrderKey = ONE, reason: str = "ValueError") -> None:
         """End the delivery of the order as a dead letter."""
         self.deliver("dead", order, reason=reason)
+
+    def heartbeat(self) -> object:
+        """Write the heartbeat of a pool, which each pool writes each second."""
+        return self.redis.hset(keys.POOLS, "pool", msgspec.json.encode(Heartbeat.of_this_process((), self.now)))
 
     def dispatch(self) -> int:
         """Return how many jobs were enqueued."""

@@ -16,11 +16,22 @@ from urllib.parse import urlsplit
 import msgspec
 import typer
 
-from app import bootstrap, settings, subscriptions
+from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
-from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
+from app.errors import (
+    OrderNotFound,
+    OtherSchema,
+    RequestRejected,
+    SettingsError,
+    StoreUnavailable,
+    UnreadableAnswer,
+    UpstreamError,
+)
+from app.ids import guid
+from app.ledger.orders import Archive, OrderQuery
+from app.ledger.redis import for_command
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
 
@@ -30,6 +41,9 @@ without which the service does not start."""
 
 NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 """A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that the key may call getOrder."""
+
+_LATEST: Final = 50
+"""Orders whose partner is compared with NP_PARTNER_ID when its list is empty."""
 
 _REDIS_ADVICE: Final = {
     "redis": "Start it, or correct REDIS_URL.",
@@ -120,12 +134,13 @@ def _of_companies(loaded: Settings) -> Iterator[Finding]:
 def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) -> Iterator[Finding]:
     """Return what its API answers, and if it does, how its subscription is."""
     started, slug = monotonic(), company.slug
+    has_orders = True
     try:
         if company.np_partner_id is None:
             with contextlib.suppress(OrderNotFound):
                 upstream.get_order(NO_ORDER)
         else:
-            list(islice(upstream.list_orders(page_size=1), 1))
+            has_orders = any(page.rows or page.unreadable for page in islice(upstream.list_orders(page_size=1), 1))
     except UpstreamError as error:
         hint = advice(error.reason, API_PERMISSIONS)
         if isinstance(error, RequestRejected):
@@ -135,6 +150,8 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     milliseconds = round((monotonic() - started) * 1000)
     allowed = "call getOrder" if company.np_partner_id is None else "list orders"
     yield Finding(slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
+    if not has_orders:
+        yield _of_empty_list(loaded, company)
     try:
         ours = subscriptions.for_settled_orders(upstream.subscriptions())
     except UpstreamError as error:
@@ -143,3 +160,20 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     found = subscriptions.status_of(company, loaded.webhook_path, ours)
     level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
     yield Finding(slug, "subscription", level, found.detail, found.advice)
+
+
+def _of_empty_list(loaded: Settings, company: Company) -> Finding:
+    """Return whether NP_PARTNER_ID is wrong: the list of an unknown partner is empty (upstream.md 6)."""
+    partners: set[str | None] = set()
+    with contextlib.suppress(StoreUnavailable, OtherSchema), for_command(loaded.redis_url.get_secret_value()) as redis:
+        orders, query = Archive(redis), OrderQuery(company_id=company.np_company_id)
+        for record in islice(orders.newest_first(query, times.now()), _LATEST):
+            with contextlib.suppress(UnreadableAnswer):
+                order = orders.order(record.key)
+                partners.add(guid(order.partner_id) if order is not None else None)
+    others = sorted(filter(None, partners))
+    if others and company.np_partner_id not in others:
+        detail = f"the order list is empty, and the orders fetched last have the partner id {', '.join(others)}"
+        return Finding(company.slug, "partner id", "todo", detail, "Correct NP_PARTNER_ID.")
+    hint = "Right for a new partner. Otherwise correct NP_PARTNER_ID: an unknown partner has an empty list."
+    return Finding(company.slug, "partner id", "note", "the order list is empty", hint)

@@ -13,7 +13,6 @@ from redis import Redis
 from app.ids import OrderKey
 from app.ledger import keys
 from app.ledger.orders import Archive
-from app.ledger.record import OrderRecord
 from app.ledger.redis import server_time
 
 STEPS: Final = 1800
@@ -41,30 +40,10 @@ class DueCheck:
         # Another program may have such a key too.
         members = (key.decode(errors="replace").removeprefix(keys.RECORDS) for key in found)
         orders = [OrderKey.of(member) for member in members if member.count(":") == 1]
-        lost = [
-            record.key for record in self._archive.records(self._without_end(orders)) if record and _is_lost(record)
-        ]
+        lost = self._archive.unscheduled(orders)
         if not lost:
             return 0
         now = server_time(self._redis)
         # NX: what a step has scheduled since it was read was not lost.
         added: Any = self._redis.zadd(keys.DUE, {order.member: now for order in lost}, nx=True)
         return int(added)
-
-    def _without_end(self, orders: list[OrderKey]) -> list[OrderKey]:
-        """Return those that do not expire, so have work or a dead letter, and are not in `due`."""
-        with self._redis.pipeline(transaction=True) as pipe:
-            for order in orders:
-                pipe.ttl(keys.record(order))
-                pipe.zscore(keys.DUE, order.member)
-            answers = pipe.execute()
-        found = zip(orders, answers[::2], answers[1::2], strict=True)
-        return [order for order, ttl, score in found if ttl == -1 and score is None]
-
-
-def _is_lost(record: OrderRecord) -> bool:
-    """Return whether it waits for more than an operator; what exactly, start_fetch.lua decides."""
-    if record.is_pending:
-        return not record.dead
-    behind = [sink for sink in record.sinks if sink.revision < record.revision and not sink.dead]
-    return bool(behind) or not (record.dead or record.dead_sinks)

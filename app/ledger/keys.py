@@ -22,7 +22,9 @@
 | `ota:pools` | hash: pool -> JSON heartbeat: machine, pid, workers | until the pool ends | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
-| `ota:reconcile-checkpoints:<company>` | zset: highest row version of a page -> ms of the call | 10 min | reconcile |
+| `ota:reconcile-checkpoints:<company>` | zset: row version to read from -> ms of the call | 10 min | reconcile |
+| `ota:reconcile-anchors:<company>` | set: orders of its last rows, to be seen again | until the next page | reconcile |
+| `ota:reconcile-differing:<company>` | hash: order that differs for good -> row | ORDER_DAYS | reconcile |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |
 | `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, some min | reconcile |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
@@ -52,7 +54,8 @@ counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id
 order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
 both. Sinks: `<sink>:revision` delivered, `<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes`
 deliveries that started and never ended, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get;
-`delivery_lease` ms until the delivery in progress must be done, `delivery_worker`.
+`delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of
+the row in the order list for which it requested the last fetch.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -105,6 +108,8 @@ breaker: Final = "ota:breaker:{}".format
 window: Final = "ota:window:{}".format
 reconcile: Final = "ota:reconcile:{}".format
 reconcile_checkpoints: Final = "ota:reconcile-checkpoints:{}".format
+reconcile_anchors: Final = "ota:reconcile-anchors:{}".format
+reconcile_differing: Final = "ota:reconcile-differing:{}".format
 reconcile_watch: Final = "ota:reconcile-watch:{}".format
 reconcile_lease: Final = "ota:reconcile-lease:{}".format
 event_rate: Final = "ota:event-rate:{}".format

@@ -12,6 +12,7 @@ from redis import Redis
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended as _is_suspended
 from rq.utils import now, utcformat
 
 from app.ledger import policy
@@ -38,6 +39,11 @@ def queue_key(name: str) -> str:
 
 
 QUEUES_KEY: Final = Queue.redis_queues_keys
+
+
+def is_suspended(redis: Redis) -> bool:
+    """Return whether `rq suspend` was given: the workers run and take no job until `rq resume`."""
+    return bool(_is_suspended(redis))
 
 
 class JobTemplate:
