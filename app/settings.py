@@ -66,6 +66,12 @@ def _https_unless_loopback(value: str) -> str:
     return value.rstrip("/")
 
 
+def _not_a_probe(value: str) -> str:
+    if value.rstrip("/") in {"/healthz", "/readyz", "/metrics"}:
+        raise ValueError("is the path of a probe")
+    return value
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     parts = _parts(value.get_secret_value())
     if parts is None or parts[0] not in {"redis", "rediss", "unix"}:
@@ -165,8 +171,11 @@ class Settings(BaseModel):
     np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
         default="2026-08-21", description="Version of the API that every call names."
     )
-    webhook_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.~-]+$")] = Field(
-        default="/webhooks/ota-channel-manager", description="Path that events are posted to."
+    webhook_path: Annotated[
+        str, Field(pattern=r"^/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*$"), AfterValidator(_not_a_probe)
+    ] = Field(
+        default="/webhooks/ota-channel-manager",
+        description="Path that events are posted to, with or without a slash at its end.",
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")

@@ -27,7 +27,7 @@ cli = commands()
 @cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))
 def serve() -> None:
     """Receive events: run the HTTP endpoint (the `web` process)."""
-    from app.web.server import Server  # the pool imports no web server
+    from app.web.server import Server, listen  # the pool imports no web server
 
     found = settings.load()
     bootstrap.configure_log(found)
@@ -39,8 +39,12 @@ def serve() -> None:
     # Imported objects never become garbage: scanning them again and again took 6 % of the time under load.
     gc.collect()
     gc.freeze()
-    # Ends with 1 if the port is taken; uvicorn.run would end with 3, which here means that Redis is unavailable.
-    server.run()
+    try:
+        listeners = listen(found.host, found.port)
+    except OSError as error:
+        _log.error("service.cannot_listen", reason=f"HOST {found.host}, PORT {found.port}: {error.strerror}")
+        raise typer.Exit(FOUND) from None
+    server.run(listeners)
     _log.info("service.stopped", role="web")
     raise typer.Exit(DONE if server.started else FOUND)
 

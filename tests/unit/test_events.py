@@ -102,7 +102,7 @@ def test_items_may_have_fields_of_any_type() -> None:
         b"values",
         b'{"values":[',
         b'{"values":[]} trailing',
-        b"\xff\xfe{\x00}\x00",
+        b"\xff\xfe{\x00}",
         b'{"values":[{"clientState":"\xff"}]}',
         b'{"a":' * 100_000,
         b'{"values":' + b"[" * 100_000,

@@ -157,6 +157,7 @@ WRONG = {
         "https://host:99999",
     ),
     "REDIS_URL": ("127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999"),
+    "WEBHOOK_PATH": ("/", "//host/path", "hook", "/a?b", "/healthz", "/readyz/", "/metrics"),
     "RECONCILE_EVERY": ("15 minutes", "-1", "1.5h", "h", "59"),
 }
 
