@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from operator import gt, lt
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -48,6 +48,11 @@ def _client_state(value: SecretStr) -> SecretStr:
     if not 1 <= len(value.get_secret_value()) <= 50:
         raise ValueError("must have 1 to 50 characters")
     return value
+
+
+def _company_name(value: str) -> str:
+    """Decode a name that was copied from an address: it has no blank, and holds what stands for one there."""
+    return unquote_plus(value) if re.fullmatch(r"\S*(?:%[0-9A-Fa-f]{2}|\+)\S*", value) else value
 
 
 def _seconds(value: object) -> int:
@@ -130,7 +135,11 @@ class Company(BaseModel):
         examples=["5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"],
     )
     np_environment: Text = Field(description="Environment, from the same page.", examples=["Production"])
-    np_company: Text = Field(description="Company name, from the same page.", examples=["CRONUS International Ltd."])
+    np_company: Annotated[Text, AfterValidator(_company_name)] = Field(
+        description="Company name, from the same page, plain or as the address there shows it. Write a plus in a name"
+        " without blanks as `%2B`.",
+        examples=["CRONUS International Ltd."],
+    )
     np_company_id: Guid = Field(
         description="GUID of the company. Only its events are accepted.",
         examples=["b56a418d-8205-4d3a-bdbb-25d94e42abbd"],

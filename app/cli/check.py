@@ -95,6 +95,8 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
     for company in loaded.companies:
+        where = f"{company.np_company!r} in {company.np_environment!r}, tenant {company.np_tenant!r}"
+        yield Finding(company.slug, "company", "good", where)
         if company.np_partner_id is None:
             detail = "not set: orders without an event cannot be found"
             yield Finding(company.slug, "partner id", "note", detail, "Set NP_PARTNER_ID if you know it.")

@@ -176,6 +176,22 @@ def test_plain_http_is_allowed_to_this_machine(address: str) -> None:
     assert load({"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("CRONUS%20International%20Ltd.", "CRONUS International Ltd."),
+        ("CRONUS+International+Ltd.", "CRONUS International Ltd."),
+        ("Z%C3%BCri%2BZoo", "Züri+Zoo"),
+        ("100 % Zoo + Co", "100 % Zoo + Co"),
+        ("100%Zoo", "100%Zoo"),
+    ],
+)
+def test_a_company_name_may_be_copied_from_an_address(given: str, name: str) -> None:
+    (company,) = load({"NP_COMPANY": given}).companies
+
+    assert company.np_company == name
+
+
 def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events() -> None:
     """A forgotten event would be fetched again. An order forgotten before its events could not be replayed."""
     assert problems({"DEDUP_DAYS": "8", "EVENT_DAYS": "7"}) == ["EVENT_DAYS: must not be below DEDUP_DAYS"]
