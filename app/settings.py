@@ -260,8 +260,10 @@ class Settings(Declared):
     ops_token: Annotated[SecretStr, AfterValidator(_header)] | None = Field(
         default=None, description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`."
     )
-    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(str.lower)] = Field(
-        default="auto", description="`json`, `console`, or `auto`: JSON unless stdout is a terminal."
+    log_format: Annotated[Literal["auto", "json", "ecs", "console"], BeforeValidator(str.lower)] = Field(
+        default="auto",
+        description="`json`, `ecs` (JSON with the field names of Elastic), `console`, or `auto`: JSON unless stdout is"
+        " a terminal.",
     )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = Field(
         default="INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."

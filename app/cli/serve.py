@@ -72,8 +72,9 @@ def _settings(role: Literal["web", "worker"]) -> Iterator[settings.Settings]:
             _log.warning("settings.unknown_name", reason=sentence)
         yield found
     except SettingsError as error:
-        if os.environ.get("LOG_FORMAT", "").lower() != "json":
+        form = os.environ.get("LOG_FORMAT", "").lower()
+        if form not in {"json", "ecs"}:
             raise
-        log.configure(form="json")
+        log.configure(form="ecs" if form == "ecs" else "json")
         _log.error("service.bad_settings", role=role, problems=str(error).splitlines())
         raise typer.Exit(USAGE) from None

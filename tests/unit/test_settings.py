@@ -110,7 +110,7 @@ def test_every_problem_is_in_one_message_and_no_value_is() -> None:
     assert "NP_TENANT: missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11" in found
     assert "PORT: is not a whole number, for example 8080" in found
     assert "MAX_BODY_BYTES: must be at least 1024, for example 1048576" in found
-    assert "LOG_FORMAT: must be 'auto', 'json' or 'console', for example auto" in found
+    assert "LOG_FORMAT: must be 'auto', 'json', 'ecs' or 'console', for example auto" in found
     assert "EVENT_DAYS: must not be below DEDUP_DAYS" in found
     assert "NP_API_KEY: given twice, also as NP_API_KEY_FILE" in found
     assert "canary" not in "\n".join(found).lower()
