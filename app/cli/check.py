@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import islice
 from time import monotonic
 from typing import Final, Literal
@@ -32,7 +33,7 @@ from app.errors import (
 from app.ids import guid
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command
-from app.settings import Company, Settings
+from app.settings import Company, Declared, Settings
 from app.upstream.client import ChannelManager
 
 Level = Literal["good", "note", "todo", "wrong"]
@@ -94,13 +95,27 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
+    for sentence in loaded.unknown:
+        yield Finding("settings", "unknown name", "note", sentence, "Correct it, or remove it.")
+    yield from _of_secrets("settings", loaded)
     for company in loaded.companies:
+        yield from _of_secrets(company.slug, company)
+        where = f"{company.np_company!r} in {company.np_environment!r}, tenant {company.np_tenant!r}"
+        yield Finding(company.slug, "company", "good", where)
         if company.np_partner_id is None:
             detail = "not set: orders without an event cannot be found"
             yield Finding(company.slug, "partner id", "note", detail, "Set NP_PARTNER_ID if you know it.")
         if company.client_state_previous is not None:
             hint = "Remove CLIENT_STATE_PREVIOUS when events no longer use it."
             yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", hint)
+
+
+def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:
+    """Return by what each secret can be compared with the one in another place without being shown."""
+    for name, value, origin in declared.secrets():
+        fingerprint = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        detail = f"{console.many(len(value), 'character')} from {origin}, fingerprint {fingerprint}"
+        yield Finding(about, name, "good", detail)
 
 
 def _of_redis(loaded: Settings) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def test_a_complete_setup_is_exit_code_0(lab: Lab) -> None:
     assert good >= {("settings", "settings"), ("redis", "redis"), ("redis", "durable")}
     assert good >= {(slug, what) for slug in ("venue", "museum") for what in ("api", "subscription")}
     assert "canary" not in table.out
+
+
+def test_secrets_of_two_places_can_be_compared_without_being_shown(lab: Lab) -> None:
+    found = {(one["about"], one["what"]): one["detail"] for one in lab.run_command("check", "--json").objects}
+
+    fingerprint = sha256(CLIENT_STATES["museum"].encode()).hexdigest()[:8]
+    size = len(CLIENT_STATES["museum"])
+    where = "COMPANIES_FILE [companies.museum]"
+    assert found["museum", "CLIENT_STATE"] == f"{size} characters from {where}, fingerprint {fingerprint}"
+    assert found["settings", "REDIS_URL"].endswith(" characters from the environment, fingerprint ", 0, -8)
 
 
 def test_with_a_partner_id_the_order_list_is_read(lab: Lab, sandbox: Sandbox) -> None:
