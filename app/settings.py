@@ -257,7 +257,7 @@ class Settings(Declared):
         default=900,
         description="Time between two comparisons of the order list with the orders here. Needs `NP_PARTNER_ID`.",
     )
-    ops_token: Annotated[SecretStr, AfterValidator(_header)] | None = Field(
+    ops_token: SecretStr | None = Field(
         default=None, description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`."
     )
     log_format: Annotated[Literal["auto", "json", "ecs", "console"], BeforeValidator(str.lower)] = Field(

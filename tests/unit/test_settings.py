@@ -190,9 +190,8 @@ def test_an_invisible_character_inside_a_value_is_refused_by_name(name: str, ins
 
 
 @pytest.mark.parametrize("key", ["canary-schlüssel", "canary\N{BLACK STAR}"])
-@pytest.mark.parametrize("name", ["NP_API_KEY", "OPS_TOKEN"])
-def test_what_no_header_can_carry_is_refused(name: str, key: str) -> None:
-    assert problems({name: key}) == [f"{name}: must be of printable ASCII characters"]
+def test_an_api_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    assert problems({"NP_API_KEY": key}) == ["NP_API_KEY: must be of printable ASCII characters"]
 
 
 def test_dotenv_is_read_as_it_stands_and_its_faults_have_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
