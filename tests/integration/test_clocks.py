@@ -201,7 +201,7 @@ class TestARedisWhoseClockWasAhead:
 
     @pytest.mark.parametrize("limit", ["retry_after", "breaker", "probe", "permits", "window"])
     def test_an_api_key_works_again_at_once(self, shop: Lab, limit: str) -> None:
-        limits = Limits(concurrency=2, backfill_concurrency=1, requests_per_window=3, permit_lease=60_000)
+        limits = Limits(concurrency=2, backfill_concurrency=1, requests_per_window=9, permit_lease=60_000)
         limiter = RateLimiter(shop.redis, "a key", "/a/company", limits, clock=shop.clock)
         shop.later(DAY)
         if limit == "retry_after":
@@ -214,7 +214,8 @@ class TestARedisWhoseClockWasAhead:
             for _ in range(limits.concurrency):
                 limiter.permit("live")
         else:
-            limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
+            for _ in range(policy.BREAKER_FAILURES):
+                limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
         if limit == "probe":
             shop.later(policy.BREAKER_FIRST / 1000 + 1)
             limiter.permit("live")

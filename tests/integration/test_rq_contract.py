@@ -113,7 +113,7 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
 
 def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
     """Return a worker as the pool's children make it, in this process."""
-    return kind(WORKER, LIVE, bare.redis, memoryview(bytearray(8)).cast("d"))
+    return kind(WORKER, [LIVE], bare.redis, memoryview(bytearray(8)).cast("d"))
 
 
 @pytest.fixture
