@@ -82,7 +82,7 @@ class FetchQueue(Queue):
             # One queue a call: from several at once RQ takes a job without noting it in the intermediate queue.
             first, *later = queues
             if later:
-                timeout = LATER_QUEUES_EVERY
+                timeout = timeout and LATER_QUEUES_EVERY  # None: RQ does not want to wait
                 for queue in (first, *later):
                     if found := super().dequeue_any([queue], None, *arguments, **named):
                         return found

@@ -254,7 +254,7 @@ def test_a_machine_whose_clock_is_off_harms_nothing(lab: Lab, redis_client: Redi
     env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     log = tmp_path / "log"
     with Process.start([sys.executable, "-c", OFF.format(hours=hours)], env=env, cwd=tmp_path, log=log) as pool:
-        pool.wait_for_line("fetch.retry_scheduled", within=15)
+        pool.wait_for_line("fetch.deferred", within=15)
         record = eventually(lambda: redis_client.hgetall(keys.record(order(1))), what="the record")
         (heartbeat,) = redis_client.hvals(keys.POOLS)
         now = redis_client.time()[0] * 1000

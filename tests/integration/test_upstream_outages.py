@@ -116,7 +116,7 @@ def test_an_outage_costs_no_order_an_attempt_whatever_it_says(
 def test_what_a_day_without_any_answer_ends_is_requeued_once_when_upstream_answers(
     lab: WorkerLab, shop: Shop, outage: str
 ) -> None:
-    """Of a company with few orders nobody else is answered, so none knows whose fault it is."""
+    """Of a company with few orders no other is answered, so no one knows whose fault it is."""
     orders = lab.issue(3)
     lab.fault(**OUTAGES[outage])
     lab.run_for(policy.UNCOUNTED_FOR / 1000 + 3600)

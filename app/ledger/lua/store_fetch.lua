@@ -62,7 +62,7 @@ if is_latest then
   redis.call('HDEL', o.record, 'lease', 'worker')
 end
 
--- Upstream answers again: requeue the oldest orders that were given up while it answered none, two at a time, as the
+-- Upstream answers again: requeue the oldest orders that failed for good while it answered none, two at a time, as the
 -- answers to these requeue the next. `failing_since` stays: it lies before this answer, so a second end is for good.
 local function requeue(member)
   local other = load(member, {'dead', 'unanswered', 'failing_since'})
