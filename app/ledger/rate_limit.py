@@ -144,13 +144,13 @@ class RateLimiter:
             failures = 1 if self._route and isinstance(error, ConnectionFault) else failures
         call = partial(
             self._call_release,
-            token,
-            outcome,
+            permit=token,
             order=order,
-            retry_ms=retry_ms,
+            outcome=outcome,
+            retry_after=retry_ms,
+            failures=failures,
             reason=reason,
             http=status or 0,
-            failures=failures,
         )
         released = retry_until(self._redis, deadline, call)
         if released.opened:
@@ -168,34 +168,18 @@ class RateLimiter:
 
     def release_worker(self, worker: str) -> None:
         """Release the permits that an ended worker held."""
-        self._call_release("", "unknown", worker=worker)
+        self._call_release(worker=worker)
 
-    def _call_release(
-        self,
-        token: str,
-        outcome: PermitOutcome,
-        *,
-        order: str = "",
-        retry_ms: int = 0,
-        worker: str = "",
-        reason: str = "",
-        http: int = 0,
-        failures: int = 0,
-    ) -> Released:
+    def _call_release(self, **known: Any) -> Released:
+        """Call the script with what is known; by default nothing is."""
+        nothing = {"permit": "", "worker": "", "order": "", "outcome": "unknown", "reason": "", "http": 0}
         closed_ms, opened, answered_at = self._release(
             key=self._key,
             breaker=self._breaker,
-            permit=token,
-            worker=worker,
             concurrency=self._limits.concurrency,
-            order=order,
-            outcome=outcome,
-            reason=reason,
-            http=http,
-            retry_after=retry_ms,
-            failures=failures,
             first_open=policy.BREAKER_FIRST,
             longest_open=policy.BREAKER_LONGEST,
+            **(nothing | {"retry_after": 0, "failures": 0} | known),
         )
         return Released(int(closed_ms), bool(opened), int(answered_at))
 
