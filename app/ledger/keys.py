@@ -49,9 +49,9 @@ generation that the latest fetch saw when it started, `fetched_generation` the h
 dispatcher ever (no job id comes twice), `lease` ms until the worker must be done, `worker` that fetches, `fetch_at` ms
 before which no fetch starts. Since the last stored fetch: `attempts`, `client_errors`, `rechecks` of an unsettled
 answer, `deferrals`, `crashes`, `first_404_at` ms, `failing_since` ms of the first failure, `error` reason code, `http`
-status, `dead` reason code, `dead_at` ms, `unanswered` 1 for a dead order that is requeued when another is answered,
-`discarded_at` ms when it was last discarded by hand (then `fetched_generation` is `generation`). Content: `status`,
-`digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`, `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
+status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last discarded by hand (then
+`fetched_generation` is `generation`). Content: `status`, `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`,
+`coupons`, `manifest` (0 or 1). Events: `first_at` ms,
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id`, `duplicates`. `erased_at` ms when the
 order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end

@@ -109,6 +109,7 @@ def unanswered(lab: Lab) -> Any:
     lab.accept(ONE, TWO)
     lab.fail_fetch("uncounted", wait=0)
     lab.fail_fetch("dead", unanswered=True)
+    lab.clear_queues()
     return lab.start_fetch(TWO)
 
 

@@ -237,6 +237,18 @@ def test_what_is_no_order_is_no_proof_that_orders_are_answered(key: Key, answer:
     assert (released.opened, released.answered_at) == (answer == "429", answered_at)
 
 
+def test_an_answer_that_was_under_way_is_no_proof_about_a_failure_before_it_ended(key: Key) -> None:
+    """An outage begins while the last good answers arrive."""
+    under_way, began = key.acquire(), key.now
+    key.now += 1000
+    key.fail(FAILURE)
+    with under_way:
+        key.now += 1000
+
+    with key.acquire() as permit:
+        assert permit.failed(FAILURE).answered_at == began
+
+
 def test_a_probe_that_is_throttled_leaves_the_breaker_to_the_next_probe(key: Key) -> None:
     key.now += key.open()
     key.fail(Throttled("throttled", http_status=429, retry_after=1))

@@ -158,6 +158,20 @@ def test_each_answer_requeues_two_orders_and_an_order_that_stays_missing_ends_fo
     assert len(lab.calls) - before < len(orders) + 10
 
 
+def test_an_order_that_is_really_missing_is_requeued_once_in_a_company_with_few_orders(lab: WorkerLab) -> None:
+    (missing,) = lab.issue(1)
+    lab.fault(order_id=missing.order_id, kind="status", status=404, code="resource_not_found")
+    lab.run_for(600)
+    assert lab.field("dead", missing) == "order_missing"
+
+    for _ in range(4):
+        lab.issue(1)
+        lab.run_for(600)
+
+    assert lab.field("dead", missing) == "order_missing"
+    assert len([entry for entry in lab.history(missing) if isinstance(entry, FetchRequested)]) == 1
+
+
 @pytest.mark.parametrize("way", ["requeued", "discarded"])
 def test_what_a_person_has_done_with_a_dead_letter_stands(lab: WorkerLab, way: str) -> None:
     (poison,) = lab.issue(1)

@@ -39,7 +39,7 @@ end
 redis.call('HDEL', o.record, 'lease', 'worker', 'crashes')
 if deleted and o.fetched_generation >= o.generation then
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'dead', 'dead_at',
-    'failing_since', 'unanswered')
+    'failing_since')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
   schedule_delivery(o, now)
@@ -57,7 +57,6 @@ elseif not uses_none and o.generation > a.generation then
 elseif a.outcome == 'dead' then
   if a.unanswered == 1 then
     redis.call('ZADD', prefix .. 'unanswered:' .. o.company, now, o.member)
-    redis.call('HSET', o.record, 'unanswered', 1)
   end
   dead_letter_fetch(o, a.reason)
   return 'dead'

@@ -65,8 +65,8 @@ end
 -- Upstream answers again: requeue the oldest orders that failed for good while it answered none, two at a time, as the
 -- answers to these requeue the next. `failing_since` stays: it lies before this answer, so a second end is for good.
 local function requeue(member)
-  local other = load(member, {'dead', 'unanswered', 'failing_since'})
-  if other.dead and other.unanswered > 0 then
+  local other = load(member, {'dead', 'failing_since'})
+  if other.dead then
     redis.call('ZADD', due, now, member)
     redis.call('HSET', other.record, 'queue', 'backfill')
     reset_fetch(other)
@@ -100,7 +100,7 @@ if o.fetched_generation >= o.generation then
     redis.call('HSET', o.record, 'latency_recorded_for', o.last_event_at)
   end
   -- A worker that counted as dead may still store an order that is a dead letter by now.
-  redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at', 'unanswered')
+  redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
   return finish(schedule_delivery(o, now + a.delivery_lease) and 'deliver' or 'fetched')
