@@ -18,6 +18,7 @@ from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ledger import keys
+from app.ledger.policy import BREAKER_FAILURES
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
 from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
@@ -174,8 +175,11 @@ def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=MINUTE)
     limiter = RateLimiter(lab.redis, API_KEY, COMPANIES[0].path, limits)
     now = lab.now
-    closed_ms, _ = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
+    for _ in range(BREAKER_FAILURES):
+        closed_ms = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401)).closed_ms
     until = venue(lab).breaker_open_until
+    assert (venue(lab).breaker_reason, venue(lab).breaker_http) == ("unauthorized", 401)
+    assert now <= venue(lab).breaker_opened_at <= lab.now
 
     assert now < until <= lab.now + closed_ms
     assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import ssl
 import time
 import traceback
@@ -333,6 +334,36 @@ def test_an_answer_that_unpacks_beyond_the_limit_is_cut_off_before_it_fills_memo
 
     assert (type(error), error.reason) == (UnreadableAnswer, "answer_too_large")
     assert peak < 4 * MAX_ANSWER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("one", "count"),
+    [(b"{}", 5_500_000), (b'{"assets":[{}]}', 70_000), (b"[]", 200_000), (b"1.5", 1_000_002), (b'""', 5_500_000)],
+)
+def test_an_order_that_holds_too_much_is_refused_before_it_is_read(
+    upstream: Upstream, channel: ChannelManager, one: bytes, count: int
+) -> None:
+    """16 MiB of empty wallets cost half a minute and 1.5 GiB: here a tenth of a second, and nothing but the body."""
+    body = b'{"orderId":"%s","status":"Issued","items":[{"wallets":[%s]}]}' % (
+        ORDER_ID.encode(),
+        b",".join([one] * count),
+    )
+    upstream.will(says(200, body))
+    started = time.process_time()
+
+    error = failure(lambda: channel.get_order(ORDER_ID))
+
+    assert (type(error), error.reason, error.http_status) == (UnreadableAnswer, "too_many_values", 200)
+    assert time.process_time() - started < 1
+
+
+def test_an_order_of_ten_thousand_wallets_is_read(upstream: Upstream, channel: ChannelManager) -> None:
+    """It is far below the limit, whatever is in them."""
+    tree = json.loads(ISSUED)
+    tree["items"][0]["wallets"] = tree["items"][0]["wallets"][:1] * 10_000
+    upstream.will(says_json(tree))
+
+    assert len(channel.get_order(ORDER_ID).order.wallets) >= 10_000
 
 
 FOREIGN_ERRORS: list[type[BaseException]] = [
