@@ -41,15 +41,16 @@ OPTIONAL: Final = ("info", "config|get", "client|info", "client|setinfo", "clien
 """Sent too, and done without: INFO and CONFIG tell how durable the data is, CLIENT names a connection."""
 
 _OF_RQ: Final = """
-    queue job worker wip execution ready finished failed groups clean_registries clean_groups suspended results rl-keys
+    queues queue:* job:* workers* worker:* wip:* execution* ready:* finished:* failed:* results:* suspended
+    groups clean_registries:* clean_groups rl-keys
 """
-RQ_KEYS: Final = tuple(f"rq:{name}" for name in _OF_RQ.split())
-"""How the keys of RQ begin; all others begin with keys.PREFIX."""
+RQ_KEYS: Final = tuple(f"rq:{pattern}" for pattern in _OF_RQ.split())
+"""Patterns of the keys of RQ; all others begin with keys.PREFIX."""
 
 _FIRST: Final = ("multi", "exec", "watch")
 
 
-def name(command: Sequence[str]) -> str:
+def acl_name(command: Sequence[str]) -> str:
     """Return the name of a command as the rules of an ACL write it, such as `script|load`."""
     return "|".join(command[: 2 if command[0] == "script" else 1])
 
@@ -60,9 +61,9 @@ def missing(redis: Redis, *needs: str) -> str:
     The commands are queued in a transaction that never runs: the server checks the rights when it queues a command.
     Raises what redis-py raises.
     """
-    who = {name(command): need for need in needs for command in NEEDED[need]}
+    who = {acl_name(command): need for need in needs for command in NEEDED[need]}
     commands = [command for need in needs for command in NEEDED[need]]
-    of_rq = [[command, f"{key}:probe"] for key in RQ_KEYS for command in ("exists", "unlink")]
+    of_rq = [[command, pattern.replace("*", "probe")] for pattern in RQ_KEYS for command in ("exists", "unlink")]
     connection: Any = redis.connection_pool.get_connection()
     try:
         refused = _refused(connection, [command for command in commands if command[0] in _FIRST])
@@ -72,6 +73,8 @@ def missing(redis: Redis, *needs: str) -> str:
     finally:
         connection.disconnect()  # which ends the transaction
         redis.connection_pool.release(connection)
+    if len({one for one in refused if one.startswith("keys rq:")}) == len(RQ_KEYS):
+        refused = ["keys rq:*", *(one for one in refused if not one.startswith("keys rq:"))]
     found: dict[str, list[str]] = {}
     for one in dict.fromkeys(refused):
         found.setdefault(who.get(one, needs[0]), []).append(one)
@@ -80,8 +83,7 @@ def missing(redis: Redis, *needs: str) -> str:
 
 def _refused(connection: Any, commands: Sequence[Sequence[str]]) -> list[str]:
     """Return the names of the commands that are refused, and the patterns of keys."""
-    probe = f"{keys.PREFIX}probe"
-    sent = [[probe if word == "k" else word for word in command] for command in commands]
+    sent = [[f"{keys.PREFIX}probe" if word == "k" else word for word in command] for command in commands]
     connection.send_packed_command(connection.pack_commands(sent))
     found = []
     for command in sent:
@@ -89,6 +91,8 @@ def _refused(connection: Any, commands: Sequence[Sequence[str]]) -> list[str]:
             connection.read_response()
         except ResponseError as error:
             denied, _, what = code(error).partition(" ")
+            if what == "key":
+                what = "keys " + next(word for word in command if ":" in word).replace("probe", "*")
             if denied == "NOPERM":
-                found.append(f"keys {command[1].removesuffix('probe')}*" if what == "key" else name(command))
+                found.append(what)
     return found

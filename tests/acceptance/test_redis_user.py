@@ -1,22 +1,19 @@
-"""The rights that a Redis user needs: those of the list suffice, all of them are used, and the docs give them."""
+"""The rights that a Redis user needs: those of the list suffice, and all of them are used."""
 
 from __future__ import annotations
 
 import re
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from redis import Redis
 
-from app.ledger.rights import NEEDED, OPTIONAL, RQ_KEYS, missing, name
+from app.ledger.rights import NEEDED, OPTIONAL, RQ_KEYS, acl_name
 from tests.eventually import eventually
-from tests.service import Service, children
+from tests.service import Service
 
-PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
-LISTED: Final = {name(command): who for who, commands in NEEDED.items() for command in commands}
+LISTED: Final = {acl_name(command): who for who, commands in NEEDED.items() for command in commands}
 
 
 def become(bare: Service, admin: Any, *rules: str) -> None:
@@ -39,7 +36,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         redis.execute_command("ACL", "LOG", "RESET")
         redis.config_resetstat()
         commands = (f"+{one}" for one in (*LISTED, *OPTIONAL))
-        become(bare, redis, "~ota:*", *(f"~{key}*" for key in RQ_KEYS), "-@all", *commands)
+        become(bare, redis, "~ota:*", *(f"~{pattern}" for pattern in RQ_KEYS), "-@all", *commands)
         bare.start("web")
         pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
         bare.run([sys.executable, "-m", "app.cli", "events", "tail"], "tail.log")
