@@ -214,7 +214,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 WRONG: Final = {
     "wrong password": ("redis://:canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
     "an @ in it": ("redis://:12@canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
-    "no such user": ("redis://nobody:canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
+    "no such user": ("redis://missing:canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
     "no password": ("redis://127.0.0.1:{port}/0", "needs a password"),
     "host": ("redis://:canary@no-such-host.invalid:6379/0", "no-such-host.invalid:6379 is unknown"),
     "port": ("redis://:canary@127.0.0.1:1/0", "Redis at 127.0.0.1:1 refuses connections"),
@@ -237,22 +237,22 @@ def wrong_url(request: pytest.FixtureRequest, server: Valkey, tls: int, upstream
 
 
 @pytest.mark.parametrize(
-    ("wrong_url", "said"), [(one, said) for one, (_, said) in WRONG.items()], indirect=["wrong_url"]
+    ("wrong_url", "sentence"), [(one, text) for one, (_, text) in WRONG.items()], indirect=["wrong_url"]
 )
-def test_what_is_wrong_with_the_address_is_one_sentence_everywhere(wrong_url: str, said: str) -> None:
+def test_what_is_wrong_with_the_address_is_one_sentence_everywhere(wrong_url: str, sentence: str) -> None:
     """Readiness, `check` and the other commands say the same, without the password."""
     state, found = checks(wrong_url)
     with pytest.raises(StoreUnavailable) as refused, for_command(wrong_url):
         pass
 
     assert (state, set(found), found["redis"].detail) == ("not ready", {"redis"}, str(refused.value))
-    assert said in found["redis"].detail
+    assert sentence in found["redis"].detail
     assert "canary" not in found["redis"].detail
 
 
 @pytest.mark.parametrize("wrong_url", ["wrong password", "port", "CA"], indirect=True)
 def test_web_and_the_pool_start_and_log_the_cause_once(wrong_url: str, request: Any, tmp_path: Path) -> None:
-    said = WRONG[request.node.callspec.params["wrong_url"]][1]
+    sentence = WRONG[request.node.callspec.params["wrong_url"]][1]
     env = settings_of_one_company(wrong_url)
 
     def lines(text: str) -> list[dict[str, Any]]:
@@ -264,10 +264,10 @@ def test_web_and_the_pool_start_and_log_the_cause_once(wrong_url: str, request: 
         for spool in ({}, {"SPOOL_DIR": str(tmp_path / "spool")}):
             with serving(tmp_path, env | spool) as web:
                 (line,) = eventually(lambda: lines(web.process.output), what="web says it")
-                assert (said in line["cause"], line["role"]) == (True, "web")
+                assert (sentence in line["cause"], line["role"]) == (True, "web")
         pool.wait_for_line('"cause"', 10)
     (line,) = lines(pool.output)
-    assert (said in line["cause"], line["role"]) == (True, "worker")
+    assert (sentence in line["cause"], line["role"]) == (True, "worker")
     assert "canary" not in pool.output + (tmp_path / "web.log").read_text()
 
 
