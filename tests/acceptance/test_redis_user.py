@@ -40,6 +40,8 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         bare.start("web")
         pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
         bare.run([sys.executable, "-m", "app.cli", "events", "tail"], "tail.log")
+        # One permit and two workers: one of them waits for it.
+        bare.admin("POST", "faults", {"kind": "latency", "operation": "getOrder", "calls": 6, "seconds": 0.1})
         order_ids = bare.issue(6)
         assert bare.post(*map(bare.event, order_ids))[1]["queued"] == 6
         delivered = partial(bare.log, "worker", "delivery.succeeded")
