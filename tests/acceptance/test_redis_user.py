@@ -67,11 +67,12 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
             assert code in (0, 1), (arguments, code, out)
             assert not re.search("NOPERM|may not:", str(out))
         pool.kill()
-        pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
+        pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
         eventually(lambda: bare.log("worker", "pool.recovered"), 10, what="the dead pool is found")
+        late = {"cmdstat_lmove", "cmdstat_xread"}
+        eventually(lambda: late <= redis.info("commandstats").keys(), 10, what="both queues and the events are read")
         assert pool.stop(20) == 0
 
         assert denied(redis) == set()
-        eventually(lambda: "cmdstat_xread" in redis.info("commandstats"), 10, what="`events tail` reads")
         used = {one.removeprefix("cmdstat_") for one in redis.info("commandstats")}
         assert {*LISTED} - used == set(), "listed, but never used"
