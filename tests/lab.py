@@ -382,10 +382,11 @@ class Lab:
 
 
 class _AsyncScripts:
-    """What Inbox uses of its async client, over a synchronous one."""
+    """What Inbox uses of its async client, over a synchronous one; what fails is not tried twice."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self.connection_pool = redis.connection_pool
 
     def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
         script = self._redis.register_script(text)
