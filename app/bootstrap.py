@@ -75,7 +75,7 @@ def web_app(settings: Settings) -> ASGIApp:
             await redis.aclose()
 
     reader = SnapshotReader(settings.companies, settings.sinks)
-    metrics = Metrics(redis, reader, spool.waiting if spool else None, settings.reconcile_every)
+    metrics = Metrics(redis, reader, spool.state if spool else None, settings.reconcile_every)
     ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
     intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count)
     return application(

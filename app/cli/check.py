@@ -31,6 +31,7 @@ from app.errors import (
     UpstreamError,
 )
 from app.ids import guid
+from app.intake.spool import waiting
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command
 from app.settings import Company, Declared, Settings
@@ -92,6 +93,10 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     if loaded.spool_dir is None:
         hint = "Set SPOOL_DIR to a folder on a disk that outlives the process."
         yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", hint)
+    elif loaded.spool_dir.is_dir() and (events := waiting(loaded.spool_dir)) != 0:
+        hint = "See docs/operations.md#spool-filling."
+        detail = "the file is broken, not ours, or was deleted" if events is None else f"{events} events wait for Redis"
+        yield Finding("settings", "spool", "todo", detail, hint)
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")

@@ -59,11 +59,15 @@ class OrderProcessed(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Return what two deliveries of the same event share (invariant 2), "" when it has no timestamp."""
-        if not self.timestamp:
+        """Return what two deliveries of the same event share (invariant 2).
+
+        "" for an event without a timestamp, unless it waits in the spool: it may be drained twice, and is one event.
+        """
+        if not self.timestamp and not self.received:
             return ""
+        at = canonical_time(self.timestamp) if self.timestamp else f"{self.received} {self.request_id}"
         # Ids have one length; with that of the status no character moves between the two texts unseen.
-        whole = f"{self.company_id}{self.order_id}{len(self.status)}:{self.status}{canonical_time(self.timestamp)}"
+        whole = f"{self.company_id}{self.order_id}{len(self.status)}:{self.status}{at}"
         return blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     @property

@@ -217,6 +217,15 @@ def test_a_redis_without_durability_is_found(lab: Lab) -> None:
     assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
 
 
+def test_a_spool_whose_file_was_deleted_is_found(lab: Lab) -> None:
+    folder = lab.folder / "spool"
+    folder.mkdir(mode=0o700)
+    assert lab.run_command("check", SPOOL_DIR=str(folder)).code == 0
+    (folder / "spool.sqlite-journal").touch()
+
+    assert problems(lab.run_command("check", "--json", SPOOL_DIR=str(folder))) == [("settings", "spool")]
+
+
 def test_wrong_settings_are_findings_with_exit_code_2(lab: Lab) -> None:
     wrong = {"REDIS_URL": "http://nonsense", "PORT": "x"}
     lines, table = lab.run_command("check", "--json", **wrong), lab.run_command("check", **wrong)
