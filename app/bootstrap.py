@@ -77,7 +77,7 @@ def web_app(settings: Settings) -> ASGIApp:
     reader = SnapshotReader(settings.companies, settings.sinks)
     metrics = Metrics(redis, reader, spool.state if spool else None, settings.reconcile_every)
     ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
-    intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count)
+    intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count, settings.max_items)
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(intake, settings.max_body_bytes),

@@ -214,6 +214,12 @@ class Settings(Declared):
     max_body_bytes: int = Field(
         ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
     )
+    max_items: int = Field(
+        ge=100,
+        le=10_000,
+        default=5000,
+        description="Most items of a POST; one with more is answered 413, and nothing of it is recorded.",
+    )
     dedup_days: int = Field(
         ge=1,
         default=7,
