@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from app.errors import OldServer, OtherSchema, SettingsError, StoreUnavailable
+from app.errors import OldServer, OtherSchema, StoreUnavailable
 from app.ledger import keys
 
 WORKER_TIMEOUT: Final = 10.0
@@ -107,12 +107,9 @@ def for_worker(url: str) -> Redis:
 def for_command(url: str) -> Iterator[Redis]:
     """Open Redis for a command.
 
-    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
-    StoreUnavailable when Redis fails, here or in the block.
+    Raises OtherSchema for data of another version, and StoreUnavailable when Redis fails, here or in the block.
     """
-    with readable_url():
-        redis = for_worker(url)
-    with translated_errors(url), redis:
+    with translated_errors(url), for_worker(url) as redis:
         refuse_other_schema(redis)
         yield redis
 
@@ -129,6 +126,8 @@ def translated_errors(url: str) -> Iterator[None]:
         name = type(error).__name__
         if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
             what = f"refuses us ({name}): correct user and password in REDIS_URL"
+        elif "DB index" in str(error):
+            what = "has no database of this number: correct REDIS_URL"
         elif isinstance(error, ResponseError):
             what = f"refuses this ({code(error)}): see `ota-receiver check`"
         else:
@@ -145,15 +144,6 @@ def code(error: RedisError) -> str:
         return f"NOPERM {denied[1] or 'key'}"
     found = getattr(error, "status_code", None) or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
     return found if _CODE.fullmatch(found) else type(error).__name__
-
-
-@contextmanager
-def readable_url() -> Iterator[None]:
-    """Turn the ValueError that redis-py raises for an address it cannot read into SettingsError."""
-    try:
-        yield
-    except ValueError:
-        raise SettingsError("REDIS_URL: is not an address of the form redis://, rediss:// or unix://") from None
 
 
 def address(url: str) -> str:
