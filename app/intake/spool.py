@@ -353,13 +353,13 @@ def waiting(folder: Path) -> int | None:
 
     None if the file cannot be read or was deleted (its journal is left then), or if there is no such folder.
     """
-    if not folder.is_dir():
-        return None
     try:
         with closing(_existing(folder / NAME, BUSY_SECONDS)) as file:
             return int(file.execute(_COUNT).fetchone()[0])
-    except sqlite3.Error:
-        return None if any(folder.iterdir()) else 0
+    except DISK_ERRORS:
+        with suppress(OSError):
+            return None if any(folder.iterdir()) else 0
+    return None
 
 
 class Swept(NamedTuple):
@@ -385,8 +385,9 @@ def erase_rows(folder: Path, orders: Sequence[OrderKey]) -> Swept:
             rows = sum(file.execute(of_order, order).rowcount for order in orders)
             file.execute("COMMIT")
             return Swept(rows, ())
-    except sqlite3.Error as error:
-        return Swept(0, (f"{path} ({type(error).__name__})",) if path.exists() else ())
+    except DISK_ERRORS as error:
+        is_empty = not folder.is_dir() or waiting(folder) == 0
+        return Swept(0, () if is_empty else (f"{path} ({type(error).__name__})",))
 
 
 def _existing(path: Path, busy: float) -> sqlite3.Connection:
