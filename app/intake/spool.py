@@ -267,9 +267,11 @@ class Spool:
         path = self._folder / NAME
         _refuse_log(path)
         if self._file is None:
-            if not path.exists() and any(self._folder.iterdir()):
-                _log.error("spool.file_gone", events=0)
+            # Its journal stays when only the file is deleted.
+            is_gone = not path.exists() and any(self._folder.iterdir())
             self._file = SpoolFile(path)
+            if is_gone:
+                _log.error("spool.file_gone", events=0)
         elif not self._file.is_there():
             self._folder.mkdir(mode=0o700, exist_ok=True)
             self._replace(self._file, SpoolFile(path))
