@@ -66,7 +66,8 @@ _PROBE = OrderProcessed("probe", "probe", "", "", "", "")
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY AUTOINCREMENT, {_COLUMNS});
 CREATE TABLE IF NOT EXISTS waiting (id INTEGER PRIMARY KEY, events INTEGER);
-INSERT OR REPLACE INTO waiting SELECT 1, count(*) FROM events;
+INSERT OR REPLACE INTO waiting SELECT 1, found FROM (SELECT count(*) AS found FROM events)
+WHERE found IS NOT (SELECT events FROM waiting);
 CREATE TRIGGER IF NOT EXISTS put AFTER INSERT ON events BEGIN UPDATE waiting SET events = events + 1; END;
 CREATE TRIGGER IF NOT EXISTS dropped AFTER DELETE ON events BEGIN UPDATE waiting SET events = events - 1; END;
 """  # noqa: S608  # the same
