@@ -18,7 +18,7 @@ from app.intake.recorder import Inbox
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
-from app.ledger.redis import WORKER_TIMEOUT, for_worker, log_outage, readable_url
+from app.ledger.redis import WORKER_TIMEOUT, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
 from app.settings import Company, Settings
@@ -76,9 +76,9 @@ def web_app(settings: Settings) -> ASGIApp:
             await redis.aclose()
 
     reader = SnapshotReader(settings.companies, settings.sinks)
-    metrics = Metrics(redis, reader, spool.waiting if spool else None, settings.reconcile_every)
+    metrics = Metrics(redis, reader, spool.state if spool else None, settings.reconcile_every)
     ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
-    intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count)
+    intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count, settings.max_items)
     return application(
         webhook_path=settings.webhook_path,
         webhook=Webhook(intake, settings.max_body_bytes),
@@ -108,10 +108,8 @@ def configure_cli_log() -> None:
 
 
 async def redis_checks(settings: Settings) -> list[Check]:
-    """Return what the web process would find of its Redis; raises SettingsError for an address it cannot read."""
-    with readable_url():
-        redis = for_web(settings.redis_url.get_secret_value())
-    async with redis:
+    """Return what the web process would find of its Redis."""
+    async with for_web(settings.redis_url.get_secret_value()) as redis:
         inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
         return await Health(inbox.probe, redis).checks()
 

@@ -114,15 +114,7 @@ class Health:
     async def _of_spool(self) -> Iterable[Check]:
         if self._spool is None:
             return []
-        try:
-            async with asyncio.timeout(SECONDS):
-                problem = await self._spool.problem()
-                waiting = await self._spool.waiting()
-        except Exception as error:
-            # Whatever it is, the prober must get an answer.
-            slow = isinstance(error, TimeoutError)
-            detail = "the disk does not answer" if slow else f"fails ({type(error).__name__})"
-            return [Check("spool", ok=False, detail=detail)]
+        problem, waiting = await self._spool.state()
         count = "an unknown number of" if waiting is None else waiting
         return [
             Check("spool", ok=not problem, detail=problem or "takes events"),

@@ -12,7 +12,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -29,6 +29,9 @@ from app.ledger.redis import is_other_schema
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Company
 from app.snapshot import Snapshot, SnapshotReader
+
+if TYPE_CHECKING:
+    from app.intake.spool import SpoolState
 
 METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "events": ("ota_events", ("company", "outcome"), "Authenticated events by outcome."),
@@ -49,6 +52,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_reconcile_interval_seconds": (("company",), "RECONCILE_EVERY, for companies whose orders can be listed."),
     "ota_redis_up": ((), "1 if Redis answered this scrape; otherwise only this and the spool are shown."),
     "ota_other_schema": ((), "1 if Redis holds data of another version of this service."),
+    "ota_spool_up": ((), "1 if the spool of this machine could take an event at this scrape."),
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),
     "ota_orders_due": ((), "Unfinished orders: fetches, retries and deliveries."),
     "ota_orders_dead": ((), "Orders in dead letters."),
@@ -143,12 +147,12 @@ class CounterBuffer:
 class Metrics:
     """The answer of one web process to /metrics.
 
-    `spooled` returns the number of events on its disk, None if it is unknown. `reconcile_every`: RECONCILE_EVERY.
+    `spool` returns the state of the spool of its machine. `reconcile_every`: RECONCILE_EVERY.
     """
 
     redis: Redis
     reader: SnapshotReader
-    spooled: Callable[[], Awaitable[int | None]] | None
+    spool: Callable[[], Awaitable[SpoolState]] | None
     reconcile_every: int
 
     async def text(self) -> bytes:
@@ -159,8 +163,11 @@ class Metrics:
         samples: dict[tuple[str, ...], float] = {
             ("ota_reconcile_interval_seconds", slug): self.reconcile_every for slug in listed
         }
-        if self.spooled is not None and (waiting := await self.spooled()) is not None:
-            samples["ota_spool_waiting_events",] = waiting
+        if self.spool is not None:
+            problem, waiting = await self.spool()
+            samples["ota_spool_up",] = not problem
+            if waiting is not None:
+                samples["ota_spool_waiting_events",] = waiting
         try:
             snapshot = await self.reader.read_async(self.redis)
         except (RedisError, OSError):

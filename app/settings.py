@@ -17,7 +17,7 @@ from operator import gt, lt
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import quote, unquote_plus, urlsplit
+from urllib.parse import parse_qsl, quote, unquote_plus, urlsplit
 
 from dotenv.parser import parse_stream
 from pydantic import (
@@ -37,8 +37,18 @@ from pydantic_core import ErrorDetails
 from app.errors import SettingsError
 from app.ids import guid
 
-_DURATION: Final = re.compile(r"(\d+)(s|m|h|d)?")
+_DURATION: Final = re.compile(r"(\d{1,9})(s|m|h|d)?")
 _UNITS: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DATABASE: Final = re.compile(r"/?|/[0-9]{1,5}")
+_REDIS_OPTIONS: Final = {
+    "db": "[0-9]{1,5}",
+    "ssl_cert_reqs": "none|optional|required",
+    "ssl_check_hostname": "(?i:true|false)",
+    "ssl_ca_certs": ".+",
+    "ssl_certfile": ".+",
+    "ssl_keyfile": ".+",
+}
+"""Options of REDIS_URL, those of TLS only for rediss://. Time-outs, protocol and the rest are ours."""
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -91,14 +101,19 @@ def _not_a_probe(value: str) -> str:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    parts = _parts(value.get_secret_value())
-    if parts is None or parts[0] not in {"redis", "rediss", "unix"}:
+    """Refuse what redis-py would ignore, or would raise only when it connects, with a text that quotes it."""
+    url = value.get_secret_value()
+    if _parts(url) is None or not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("is not an address redis://, rediss:// or unix:// (percent-encode the password)")
-    rest = urlsplit(value.get_secret_value())
-    is_database = parts[0] == "unix" or re.fullmatch(r"/?\d*/?", rest.path)
+    parts = urlsplit(url)
+    is_database = parts.scheme == "unix" or _DATABASE.fullmatch(parts.path)
     # With an @ after host and port, these are a part of the password, and would be shown.
-    if "@" in rest.path + rest.query + rest.fragment or not is_database:
+    if "@" in parts.path or parts.fragment or not is_database:
         raise ValueError("must end with the number of a database, such as /0 (percent-encode the password)")
+    allowed = _REDIS_OPTIONS if parts.scheme == "rediss" else {"db": _REDIS_OPTIONS["db"]}
+    for name, option in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in allowed or not re.fullmatch(allowed[name], option):
+            raise ValueError(f"has an option that is not one of {', '.join(allowed)}, or is not valid")
     return value
 
 
@@ -219,15 +234,22 @@ class Settings(Declared):
     max_body_bytes: int = Field(
         ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
     )
+    max_items: int = Field(
+        ge=100,
+        le=10_000,
+        default=5000,
+        description="Most items of a POST; one with more is answered 413, and nothing of it is recorded.",
+    )
     dedup_days: int = Field(
         ge=1,
+        le=3650,
         default=7,
         description="Days in which a repeated event is recognised as a duplicate and not fetched again.",
     )
-    event_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "dedup_days", lt)] = Field(
+    event_days: Annotated[int, Field(ge=1, le=3650, validate_default=True), _not("below", "dedup_days", lt)] = Field(
         default=90, description="Days for which events, replays and the audit are kept; at least `DEDUP_DAYS`."
     )
-    order_days: Annotated[int, Field(ge=1, validate_default=True), _not("below", "event_days", lt)] = Field(
+    order_days: Annotated[int, Field(ge=1, le=3650, validate_default=True), _not("below", "event_days", lt)] = Field(
         default=400,
         description="Days for which orders are kept; at least `EVENT_DAYS`. Pending and dead orders never expire.",
     )
@@ -246,7 +268,10 @@ class Settings(Declared):
         int, Field(ge=1, le=100, validate_default=True), _not("above", "upstream_concurrency", gt)
     ] = Field(default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`.")
     upstream_requests_per_5_min: int = Field(
-        ge=1, default=6000, description="Calls in any 5 minutes with one API key, on all machines together."
+        ge=1,
+        le=1_000_000,
+        default=6000,
+        description="Calls in any 5 minutes with one API key, on all machines together.",
     )
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
     sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
@@ -260,9 +285,10 @@ class Settings(Declared):
         " that outlives the process. Without it, senders get 503.",
         examples=["/var/lib/ota-receiver/spool"],
     )
-    spool_max_mb: int = Field(ge=1, default=512, description="Largest size of `SPOOL_DIR` in MB.")
+    spool_max_mb: int = Field(ge=1, le=1_000_000, default=512, description="Largest size of `SPOOL_DIR` in MB.")
     reconcile_every: Seconds = Field(
         ge=60,
+        le=7 * 86400,
         default=900,
         description="Time between two comparisons of the order list with the orders here. Needs `NP_PARTNER_ID`.",
     )

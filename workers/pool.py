@@ -43,7 +43,7 @@ from app.settings import Settings
 from app.upstream.client import warm_up
 from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
-from workers.worker import BAD_SETTINGS, WorkerProcess
+from workers.worker import BAD_SETTINGS, WorkerProcess, adopt_descendants, kill_leftovers, reap_leftovers
 
 DISPATCH_EVERY: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -96,6 +96,7 @@ class Pool:
 
     def run(self) -> int:
         """Work until SIGTERM or SIGINT, then let every worker finish its fetch. Return the exit code."""
+        adopt_descendants()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
         try:
@@ -214,7 +215,8 @@ class Pool:
 
     def _release_ended(self) -> None:
         """Release what ended workers held, and plan their successors."""
-        for name, child in [one for one in self._children.items() if not one[1].process.is_alive()]:
+        ended = [one for one in self._children.items() if not one[1].process.is_alive()]
+        for name, child in ended:
             exit_code = child.process.exitcode
             # A worker that ended by itself lost Redis, which is no crash of its order. If its job has not ended, a sink
             # called os._exit.
@@ -233,6 +235,8 @@ class Pool:
                 self._exit_code = exit_code
                 self._request_stop()
             self._starts.append((child.started + RESTART_PAUSE, child.queue))
+        if ended:
+            _kill_leftovers()
 
     def _heartbeat(self) -> None:
         with self._isolated("heartbeat"):
@@ -240,6 +244,7 @@ class Pool:
 
     def _dispatch(self) -> None:
         """Do what a pool does each second; every pool does it, and none waits for another."""
+        reap_leftovers()
         self._heartbeat()
         with self._isolated("recover_dead_pools"):
             self._recovery.recover_dead_pools()
@@ -267,6 +272,7 @@ class Pool:
             if child.process.is_alive():
                 child.process.kill()
                 child.process.join()
+        _kill_leftovers()
         try:
             for name in self._children:
                 # Also one that we killed: that was the stop's doing, not the order's.
@@ -332,6 +338,11 @@ class WorkerRecovery:
                     self.release(worker, "killed")
                 self._redis.hdel(keys.POOLS, name)
                 _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
+
+
+def _kill_leftovers() -> None:
+    if killed := kill_leftovers():
+        _log.warning("pool.leftovers_killed", processes=killed)
 
 
 def _order(job_id: str) -> OrderKey | None:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from mmap import mmap
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.context import ForkProcess
-from time import monotonic
+from pathlib import Path
+from time import monotonic, sleep
 from types import FrameType
 from typing import Any, Final
 
@@ -166,6 +167,39 @@ def fork(name: str, work: Callable[[], None]) -> ForkProcess:
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     return child
+
+
+def adopt_descendants() -> None:
+    """Become the parent of the processes that ended workers leave behind, instead of init (Linux).
+
+    Also of those that detach themselves from a worker by a second fork.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def reap_leftovers() -> list[int]:
+    """Let adopted processes that have ended go; return the pids of those that run (Linux)."""
+    ours = {child.pid for child in active_children()}
+    listed = ""
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread has just ended
+            listed += path.read_text()
+    # Those that run are (0, 0).
+    return [pid for pid in map(int, listed.split()) if pid not in ours and os.waitpid(pid, os.WNOHANG) == (0, 0)]
+
+
+def kill_leftovers() -> int:
+    """Kill all adopted processes, also those that appear when their parents end; return how many, within a second."""
+    killed: set[int] = set()
+    deadline = monotonic() + 1.0
+    while (pids := reap_leftovers()) and monotonic() < deadline:
+        for pid in pids:
+            with suppress(PermissionError):  # it has become another user
+                os.kill(pid, signal.SIGKILL)
+        killed.update(pids)
+        sleep(0.01)
+    return len(killed)
 
 
 def _run(parent: int, name: str, work: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from time import monotonic
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -91,9 +92,7 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     from workers.sinks import build  # here: of app only the CLI may import workers
 
     build(loaded.sinks)
-    if loaded.spool_dir is None:
-        hint = "Set SPOOL_DIR to a folder on a disk that outlives the process."
-        yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", hint)
+    yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
@@ -112,6 +111,21 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
             yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", hint)
 
 
+def _of_spool(folder: Path | None) -> Iterator[Finding]:
+    if folder is None:
+        hint = "Set SPOOL_DIR to a folder on a disk that outlives the process."
+        yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", hint)
+        return
+    events = waiting(folder) if folder.is_dir() else 0
+    if events is None:
+        detail = "the file is broken, not ours, or was deleted"
+        yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
+    elif events:
+        detail = f"{console.many(events, 'event')} wait on this machine for Redis"
+        hint = "A running `ota-receiver serve` records them when Redis is back."
+        yield Finding("settings", "spool", "todo", detail, hint)
+
+
 def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:
     """Return by what each secret can be compared with the one in another place without being shown."""
     for name, value, origin in declared.secrets():
@@ -127,11 +141,6 @@ def _of_redis(loaded: Settings) -> Iterator[Finding]:
         yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, hint)
     if all(check.ok for check in checks if check.name == "redis"):
         yield from _of_rights(loaded)
-    if loaded.spool_dir is not None and (events := waiting(loaded.spool_dir)):
-        detail = f"{console.many(events, 'event')} wait on this machine for Redis"
-        yield Finding(
-            "redis", "backlog", "todo", detail, "A running `ota-receiver serve` records them when Redis is back."
-        )
     yield from of_address(loaded.redis_url.get_secret_value())
 
 

@@ -159,7 +159,7 @@ ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
 Status = Annotated[str | None, typer.Option("--status", help="Status of the order: Issued, Draft, Error, ...")]
-Limit = Annotated[int, typer.Option("--limit", "-l", min=1, help="Show at most this many.")]
+Limit = Annotated[int, typer.Option("--limit", "-l", min=1, max=1_000_000, help="Show at most this many.")]
 Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=times.HINT)]
 Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar="TIME", help=times.HINT)]
 OutcomeOption = Annotated[

@@ -63,7 +63,7 @@ def demo() -> None:
 
 @cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES))
 def dev(
-    port: Annotated[int, typer.Option(help="Port of the webhook on 127.0.0.1.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the webhook on 127.0.0.1.")] = 8080,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
     sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
 ) -> None:
@@ -137,7 +137,8 @@ def simulate(
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="Send all at once, over 32 connections.")] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed that repeats a run; without it a new one is used and shown.")
+        int | None,
+        typer.Option(min=0, max=10**9, help="Seed that repeats a run; without it a new one is used and shown."),
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="Webhook of a running receiver with the settings that --settings prints.")
@@ -149,7 +150,9 @@ def simulate(
     beyond_loopback: Annotated[
         bool, typer.Option("--beyond-loopback", help="Allow --url on another machine. Never use production.")
     ] = False,
-    patience: Annotated[int, typer.Option(min=1, help="Stop waiting after this many seconds without a getOrder.")] = 15,
+    patience: Annotated[
+        int, typer.Option(min=1, max=3600, help="Stop waiting after this many seconds without a getOrder.")
+    ] = 15,
 ) -> None:
     """Send late, duplicate, batched and forged events, and check the outcome of every order.
 

@@ -60,6 +60,7 @@ _TEXTS: Final[dict[type[kinds.Entry], str]] = {
     kinds.FetchRefused: "fetch {0.token} came too late: a later fetch replaced it",
     kinds.FetchFailed: "fetch {0.token} failed: {0.reason}{call}, {outcome}",
     kinds.DeadLettered: "now a dead letter: {0.reason}",
+    kinds.WorkerCrashed: "{0.worker} ended or froze during the delivery to {0.sink}",
     kinds.DeliveryEnded: (
         "delivery of revision {0.revision} to {0.sink} failed: {0.reason} after {0.duration_ms} ms, {outcome}"
     ),
@@ -93,6 +94,8 @@ def describe(entry: kinds.Entry) -> str:
             text = "revision {0.revision} delivered to {0.sink} in {0.duration_ms} ms"
         case kinds.DeliveryEnded():
             outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
+        case kinds.WorkerCrashed(sink=""):
+            text = "{0.worker} ended or froze during its fetch"
         case kinds.Discarded(sink=""):
             text = "the fetch was discarded by hand ({0.reason})"
     return text.format(entry, call=call, outcome=outcome)

@@ -83,7 +83,8 @@ def status() -> None:
     alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
     pools = len(snapshot.running_pools())
     oldest = {one.slug: snapshot.companies[one.np_company_id].oldest_pending_ms // 1000 for one in companies}
-    spooled = waiting(spool) if spool else None  # None too if it cannot be read
+    spooled = waiting(spool) if spool else None
+    unknown = "unknown: see `ota-receiver check`" if spool else None
     found = {
         "alerts": alerts,
         "pools": pools,
@@ -110,7 +111,7 @@ def status() -> None:
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
         "breakers open": tuple(map(_breaker, breakers)) or "none",
-        "spooled here": None if spooled is None else console.many(spooled, "event"),
+        "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
     if alerts or not pools or suspended or unscheduled:

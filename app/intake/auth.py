@@ -27,7 +27,8 @@ class Batch(msgspec.Struct, frozen=True):
     """What may be recorded of one POST; only `authenticate` makes one.
 
     `proven` items carried a good secret, `ignored` of them another event's name. `invalid_items`: reason code -> items;
-    `rejected`: company id, or `unknown` -> items with a wrong secret.
+    `rejected`: company id, or `unknown` -> items with a wrong secret. `first_unreadable`: place of the first proven
+    item that could not be read.
     """
 
     events: tuple[OrderProcessed, ...]
@@ -35,6 +36,7 @@ class Batch(msgspec.Struct, frozen=True):
     ignored: int = 0
     invalid_items: dict[str, int] = {}
     rejected: dict[str, int] = {}
+    first_unreadable: int | None = None
 
 
 class Authenticator:
@@ -65,7 +67,8 @@ class Authenticator:
         invalid: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
         proven = ignored = 0
-        for item in envelope.items:
+        first_unreadable: int | None = None
+        for place, item in enumerate(envelope.items):
             company_id = guid(item.company_id) if item.company_id not in (None, "") else self._owner(item.client_state)
             secret = self._which(company_id, item.client_state)
             if secret is None:
@@ -80,11 +83,12 @@ class Authenticator:
             event = _event(item, company_id, secret, request_id)
             if event is None:
                 invalid["bad_order_id"] += 1
+                first_unreadable = place if first_unreadable is None else first_unreadable
             else:
                 events.append(event)
         if envelope.broken:
             invalid["bad_item"] = envelope.broken
-        return Batch(tuple(events), proven, ignored, dict(invalid), dict(rejected))
+        return Batch(tuple(events), proven, ignored, dict(invalid), dict(rejected), first_unreadable)
 
     def _owner(self, given: object) -> str | None:
         """Return the only company that has this secret: the vendor's guide shows an item without a companyId."""
@@ -94,7 +98,7 @@ class Authenticator:
     def _which(self, company_id: str | None, given: object) -> str | None:
         """Return the name of the matching secret. Every candidate is compared, also for an unknown company.
 
-        An item without a text costs nothing: a body can hold 350,000 of them.
+        An item without a text costs nothing.
         """
         if not isinstance(given, str):
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -19,9 +20,15 @@ from app.errors import RequestRefused
 
 ORDER_PROCESSED: Final = "ota_cm_order_processed"
 
+CONTAINERS: Final = 8
+"""Objects and lists of a body per item at most; an item as documented has two. Counting them costs no parsing."""
+
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,50}")
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d*))?(|[Zz]|[+-]\d\d:\d\d)")
 _LONGEST_TEXT: Final = 250
+_NAME: Final = re.compile(r"[A-Za-z_]{1,40}")
+_LONGEST_SHAPE: Final = 1000
+_MOST_NAMES: Final = 30
 
 
 class Item(msgspec.Struct, rename="camel"):
@@ -59,11 +66,15 @@ class OrderProcessed(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Return what two deliveries of the same event share (invariant 2), "" when it has no timestamp."""
-        if not self.timestamp:
+        """Return what two deliveries of the same event share (invariant 2).
+
+        "" for an event without a timestamp, unless it waits in the spool: it may be drained twice, and is one event.
+        """
+        if not self.timestamp and not self.received:
             return ""
+        at = canonical_time(self.timestamp) if self.timestamp else f"{self.received} {self.request_id}"
         # Ids have one length; with that of the status no character moves between the two texts unseen.
-        whole = f"{self.company_id}{self.order_id}{len(self.status)}:{self.status}{canonical_time(self.timestamp)}"
+        whole = f"{self.company_id}{self.order_id}{len(self.status)}:{self.status}{at}"
         return blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     @property
@@ -104,11 +115,34 @@ _usual = msgspec.json.Decoder(_Values)
 _any_shape = msgspec.json.Decoder(_Wire)
 
 
-def parse(body: bytes) -> Envelope:
+def parse(body: bytes, max_items: int) -> Envelope:
     """Return the items of a body in any of the three shapes.
 
-    Raises RequestRefused (400): `not_json`, `no_envelope`.
+    Raises RequestRefused: 400 `not_json`, `no_envelope`; 413 `too_many_items`.
     """
+    if body.count(b"{") + body.count(b"[") > CONTAINERS * max_items:
+        raise RequestRefused(413, "too_many_items")
+    found = _parsed(body)
+    if len(found.items) + found.broken > max_items:
+        raise RequestRefused(413, "too_many_items")
+    return found
+
+
+def shape(body: bytes, place: int) -> str:
+    """Return the names, types and lengths of what stands in the item at this place of a parsed body, and no value.
+
+    The clientState is left out: it was right. "" where the body cannot be read with all that the items do not need.
+    """
+    try:
+        whole = decoded(msgspec.json.decode, body)
+        elements = [*_elements(whole.get("values")), *_elements(whole.get("value"))]
+        item = [*(one for one in elements if isinstance(one, dict)), whole][place]
+    except (ValueError, RecursionError, IndexError):
+        return ""
+    return _shape({name: value for name, value in item.items() if name != "clientState"}, 3)[:_LONGEST_SHAPE]
+
+
+def _parsed(body: bytes) -> Envelope:
     try:
         return Envelope(_usual.decode(body).values)
     except (ValueError, RecursionError):
@@ -120,11 +154,10 @@ def parse(body: bytes) -> Envelope:
     # A body of brackets only raises RecursionError; bad UTF-8 a UnicodeDecodeError, which is a ValueError.
     except (ValueError, RecursionError):
         raise RequestRefused(400, "not_json") from None
-    lists = [one for one in (wire.values, wire.value) if isinstance(one, list)]
     is_item = wire.event_name is not None or wire.payload is not None
-    if not lists and not is_item:
+    if not is_item and not any(isinstance(one, list) or _elements(one) for one in (wire.values, wire.value)):
         raise RequestRefused(400, "no_envelope")
-    found = _each([element for one in lists for element in one])
+    found = _each([*_elements(wire.values), *_elements(wire.value)])
     return Envelope([*found.items, wire], found.broken) if is_item else found
 
 
@@ -149,6 +182,25 @@ def canonical_time(sent: str) -> str:
     return f"{at:.0f}.{(fraction or '').rstrip('0')}"
 
 
+def _elements(sent: object) -> list[Any]:
+    """Return the elements of a list; an object instead of the list is its only element."""
+    return sent if isinstance(sent, list) else [sent] if sent and isinstance(sent, dict) else []
+
+
 def _each(elements: list[Any]) -> Envelope:
     objects = [element for element in elements if isinstance(element, dict)]
     return Envelope([msgspec.convert(one, Item) for one in objects], len(elements) - len(objects))
+
+
+def _shape(value: object, depth: int) -> str:
+    if isinstance(value, str):
+        return f"text {len(value)}"
+    if not isinstance(value, dict | list):
+        return "null" if value is None else type(value).__name__
+    if not depth:
+        return f"{type(value).__name__} {len(value)}"
+    if isinstance(value, list):
+        return f"list {len(value)} [{_shape(value[0], depth - 1)}]" if value else "list 0"
+    # A name may be a person's, or a number of theirs, where the sender made a mistake.
+    names = ((name if _NAME.fullmatch(name) else "?", one) for name, one in islice(value.items(), _MOST_NAMES))
+    return "{" + ", ".join(f"{name}: {_shape(one, depth - 1)}" for name, one in names) + "}"

@@ -78,16 +78,17 @@ class Failover:
             try:
                 if self._unavailable.is_set():
                     await asyncio.sleep(self._pause)
+                    # A spool file that was deleted is replaced while its events can still be read.
+                    await self._spool.state()
                     await self._probe()
                     continue
                 if time.monotonic() - retried >= RETRY_REFUSED_EVERY:
                     retried = time.monotonic()
                     self._spool.retry_refused()
-                backlog = await self._spool.backlog(GROUP)
-                self._error = ""
-                if backlog:
+                if backlog := await self._spool.backlog(GROUP):
                     await self._drain(backlog)
                     continue
+                self._error = ""
             except Exception as error:
                 # This task must not end: nothing would be drained. One line an error: the next attempt follows at once.
                 if self._error != type(error).__name__:
@@ -104,7 +105,7 @@ class Failover:
         self._unavailable.clear()
         self._recovered_at = time.monotonic()
         self._spool.retry_refused()
-        _log.warning("redis.recovered", role="web", waiting=await self._spool.waiting())
+        _log.warning("redis.recovered", role="web", waiting=(await self._spool.state()).waiting)
 
     async def _drain(self, backlog: Backlog) -> None:
         started = time.monotonic()

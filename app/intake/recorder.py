@@ -24,7 +24,10 @@ from app.ledger.redis import VERSION, cause, code, is_other_schema, other_schema
 from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
 
 GROUP: Final = 256
-"""Events per write, so that Redis serves others in between. A POST is never split; a larger one is a larger write."""
+"""Events per write, so that Redis serves others in between. Only a larger POST is a larger write."""
+
+LARGEST: Final = 4 * GROUP
+"""Events of one POST per write. A script takes 40 ms for them, and can unpack no more than about 8,000."""
 
 CALLS: Final = 2
 """Calls of Redis under way at once. With one, web and Redis take turns: each idles while the other works."""
@@ -152,15 +155,17 @@ class Inbox:
         self._group = GroupCommit(self._write, CALLS)
 
     async def accept(self, events: Sequence[OrderProcessed]) -> Recorded:
-        """Record the events of one POST in one step, within ACCEPT_SECONDS.
+        """Record the events of one POST within ACCEPT_SECONDS: in one step, or one for each LARGEST of them.
 
-        Raises NotRecorded: `redis_unavailable` (none of them is recorded, or all without an answer), `other_schema`
-        (none is recorded: Redis holds data of another version), `record_refused` (all are recorded but those of
-        orders whose keys are broken).
+        Raises NotRecorded: `redis_unavailable` (a step did not happen, or it had no answer; sent again, what was
+        recorded is a duplicate), `other_schema` (Redis holds data of another version), `record_refused` (all are
+        recorded but those of orders whose keys are broken).
         """
+        outcomes: list[int] = []
         try:
             async with asyncio.timeout(ACCEPT_SECONDS):
-                outcomes = await self._group.put(events)
+                for start in range(0, len(events), LARGEST):
+                    outcomes += await self._group.put(events[start : start + LARGEST])
         except Exception as error:
             raise self.refusal(error) from None
         if REFUSED in outcomes:

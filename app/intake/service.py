@@ -35,26 +35,32 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Intake:
-    """Records the events in the body of a POST; `count` adds to a metric with one label."""
+    """Records the events in the body of a POST, of `max_items` items; `count` adds to a metric with one label."""
 
     def __init__(
         self,
         authenticator: Authenticator,
         recorder: Inbox | Failover,
         count: Callable[[str, str, int], None],
+        max_items: int,
     ) -> None:
+        self._max_items = max_items
         self._authenticator = authenticator
         self._recorder = recorder
         self._count = count
 
     async def receive(self, body: bytes, request_id: str) -> Receipt:
-        """Record every valid item of the body in one step.
+        """Record every valid item of the body.
 
-        Raises RequestRefused (400: no envelope; 401: there are items and none is authentic), NotRecorded.
+        Raises RequestRefused (400: no envelope; 401: there are items and none is authentic; 413: too many items),
+        NotRecorded.
         """
-        sent = envelope.parse(body)
+        sent = envelope.parse(body, self._max_items)
         batch = self._authenticator.authenticate(sent, request_id)
         self._report(batch)
+        if batch.first_unreadable is not None:
+            shape = envelope.shape(body, batch.first_unreadable)
+            _log.warning("item.unreadable", field="payload.orderId", place=batch.first_unreadable + 1, shape=shape)
         total = len(sent.items) + sent.broken
         if total and not batch.proven:
             raise RequestRefused(401, "unauthenticated")

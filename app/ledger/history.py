@@ -89,6 +89,16 @@ class DeadLettered(_Entry, frozen=True, tag="dead"):
     reason: str
 
 
+class WorkerCrashed(_Entry, frozen=True, tag="crashed"):
+    """A worker ended or froze during a fetch (`sink` is "") or a delivery.
+
+    Recorded by its pool (release_worker), or else when the next one starts (start_fetch, acquire_delivery).
+    """
+
+    worker: str
+    sink: str
+
+
 class DeliveryEnded(_Entry, frozen=True, tag="delivery"):
     """A delivery of a revision ended; `outcome`: succeeded, retry, dead (complete_delivery)."""
 
@@ -138,6 +148,7 @@ Entry = (
     | FetchRefused
     | FetchFailed
     | DeadLettered
+    | WorkerCrashed
     | DeliveryEnded
     | DeliveryRetried
     | Discarded

@@ -30,7 +30,7 @@ from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 
 from app import log
-from app.errors import OldServer, OtherSchema, SettingsError, StoreUnavailable
+from app.errors import OldServer, OtherSchema, StoreUnavailable
 from app.ledger import keys
 
 WORKER_TIMEOUT: Final = 10.0
@@ -119,11 +119,9 @@ def for_worker(url: str) -> Redis:
 def for_command(url: str) -> Iterator[Redis]:
     """Open Redis for a command.
 
-    Raises SettingsError for an address that cannot be read, OtherSchema for data of another version, and
-    StoreUnavailable when Redis fails, here or in the block.
+    Raises OtherSchema for data of another version, and StoreUnavailable when Redis fails, here or in the block.
     """
-    with readable_url():
-        redis = for_worker(url)
+    redis = for_worker(url)
     with translated_errors(redis), redis:
         refuse_other_schema(redis)
         yield redis
@@ -226,15 +224,6 @@ def log_outage(role: str, code: str, cause: str) -> None:
         _log.error("redis.refused", role=role, error=code, cause=cause)
     else:
         _log.warning("redis.unavailable", role=role, error=code, cause=cause)
-
-
-@contextmanager
-def readable_url() -> Iterator[None]:
-    """Turn the ValueError that redis-py raises for an address it cannot read into SettingsError."""
-    try:
-        yield
-    except ValueError:
-        raise SettingsError("REDIS_URL: is not an address of the form redis://, rediss:// or unix://") from None
 
 
 VERSION: Final = 2

@@ -6,8 +6,10 @@ import asyncio
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from hmac import compare_digest
 from time import perf_counter
 from typing import Any, Final
@@ -35,6 +37,9 @@ AT_ONCE: Final = 1000
 
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait after a 503."""
+
+SAMPLE_SECONDS: Final = 1.0
+"""In which one request of a kind that anybody can send has a line."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -76,13 +81,15 @@ def application(
 class RequestLog:
     """The outermost layer: gives each request an id, one log line, and a count if it is for the webhook.
 
-    Probes are logged only when they fail.
+    Probes are logged only when they fail. Of other paths, other methods and probes that fail, one a second and status
+    has a line: anybody can send them.
     """
 
     def __init__(self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[str, str, int], None]) -> None:
         self._app = app
         self._webhook_paths = webhook_paths
         self._count = count
+        self._unlogged: Counter[int] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,11 +119,25 @@ class RequestLog:
         finally:
             if path in self._webhook_paths:
                 self._count("requests", str(status), 1)
-            if path not in _PROBES or status >= 400:
+            is_ours = path in self._webhook_paths and status != 405
+            if is_ours or ((path not in _PROBES or status >= 400) and self._is_first(status)):
                 duration_ms = round((perf_counter() - started) * 1000, 2)
                 _log.info(
                     "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
                 )
+
+    def _is_first(self, status: int) -> bool:
+        """Return whether this is the first request with the status in a second, which ends with a line of the rest."""
+        is_first = status not in self._unlogged
+        if is_first:
+            # In a context of its own: the line must not get the id of this request.
+            asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self._end_second, status, context=Context())
+        self._unlogged[status] += not is_first
+        return is_first
+
+    def _end_second(self, status: int) -> None:
+        if unlogged := self._unlogged.pop(status):
+            _log.info("requests.unlogged", status=status, requests=unlogged)
 
 
 class Webhook:

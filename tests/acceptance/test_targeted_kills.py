@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +21,20 @@ from tests.eventually import eventually
 from tests.service import Service, children, is_running, service
 
 SINK = """
-import os, pathlib, time
+import os, pathlib, subprocess, time
+
+def forks(order, context):
+    if os.path.exists("children"):
+        return
+    # A child, one in a session of its own, and one that has detached itself from its parent.
+    children = [subprocess.Popen(["sleep", "600"], start_new_session=own) for own in (False, True)]
+    if os.fork() == 0:
+        os.setsid()
+        children = [subprocess.Popen(["sh", "-c", "sleep 600; true"])]
+        pathlib.Path("detached").write_text(str(children[0].pid))
+        os._exit(0)
+    pathlib.Path("children").write_text(" ".join(str(pid) for pid in [os.getpid(), *(child.pid for child in children)]))
+    time.sleep(600)
 
 def on_order(order, context):
     with open("delivered", "a") as file:
@@ -251,3 +266,24 @@ def test_a_sink_that_ends_its_worker_becomes_a_dead_letter_after_three_attempts(
     eventually(lambda: killing.redis.zcard(keys.DEAD_DELIVERIES) == 1, 20, what="the delivery is a dead letter")
     assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
     assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
+
+
+@pytest.mark.parametrize("who", ["worker", "pool"])
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose processes are left behind")
+def test_processes_that_a_sink_leaves_behind_end_with(killing: Killing, who: str) -> None:
+    pool = killing.start(WORKERS="1", BACKFILL_WORKERS="0", SINKS="python:kill_sink:forks", OVERDUE="600")
+    files = [killing.service.folder / name for name in ("children", "detached")]
+    for file in files:
+        file.unlink(missing_ok=True)
+    killing.post(*killing.service.issue())
+    eventually(lambda: all(file.exists() and file.read_text() for file in files), 10, what="the sink has forked")
+    worker, *left = [int(pid) for file in files for pid in file.read_text().split()]
+    left += eventually(lambda: children(left[-1]), what="the last one has forked too")
+    assert len(left) == 4
+    assert all(map(is_running, left))
+
+    os.kill(worker, signal.SIGKILL)
+    if who == "pool":
+        os.kill(pool.pid, signal.SIGTERM)
+
+    eventually(lambda: not any(map(is_running, left)), 5, what="they have ended")

@@ -242,7 +242,7 @@ def test_events_that_wait_on_this_machine_are_shown_without_redis(lab: Lab) -> N
 
     ended = lab.run_command("check", "--json", **away)
 
-    assert problems(ended) == [("redis", "redis"), ("redis", "backlog")]
+    assert problems(ended) == [("settings", "spool"), ("redis", "redis")]
     assert "3 events wait on this machine" in ended.out
 
 
@@ -254,6 +254,15 @@ def test_a_redis_without_durability_is_found(lab: Lab) -> None:
         lab.redis.config_set("appendonly", "yes")
 
     assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
+
+
+def test_a_spool_whose_file_was_deleted_is_found(lab: Lab) -> None:
+    folder = lab.folder / "spool"
+    folder.mkdir(mode=0o700)
+    assert lab.run_command("check", SPOOL_DIR=str(folder)).code == 0
+    (folder / "spool.sqlite-journal").touch()
+
+    assert problems(lab.run_command("check", "--json", SPOOL_DIR=str(folder))) == [("settings", "spool")]
 
 
 def test_wrong_settings_are_findings_with_exit_code_2(lab: Lab) -> None:

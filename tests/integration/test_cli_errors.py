@@ -157,8 +157,12 @@ def test_an_unavailable_redis_is_one_line_and_exit_code_3(lab: Lab, arguments: t
 def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str) -> None:
     refused = lab.run_command("orders", "list", REDIS_URL=f"redis://:wrong@{redis_url.rpartition('@')[2]}")
     wrong = lab.run_command("orders", "list", REDIS_URL="", COMPANIES_FILE="/nowhere")
+    database = lab.run_command("events", "tail", REDIS_URL=f"{redis_url.rpartition('/')[0]}/9999")
+    protocol = lab.run_command("events", "tail", REDIS_URL=f"{redis_url}?protocol=3")
 
     assert (refused.code, len(refused.err.splitlines()), "password" in refused.err) == (3, 1, True)
+    assert (database.code, len(database.err.splitlines()), "no database" in database.err) == (3, 1, True)
+    assert (protocol.code, "REDIS_URL: has an option" in protocol.err) == (2, True)
     assert (wrong.code, "REDIS_URL" in wrong.err, "COMPANIES_FILE" in wrong.err) == (2, True, True)
 
 
@@ -168,6 +172,11 @@ def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str)
         ("orders", "list", "--since", "yesterday"),
         ("orders", "list", "--state", "lost"),
         ("orders", "list", "--limit", "0"),
+        ("events", "list", "--limit", "9" * 20),
+        ("orders", "list", "--since", f"{'9' * 20}d"),
+        ("events", "replay", "--since", "1h", "--rate", "1e400"),
+        ("dev", "--port", "65536"),
+        ("simulate", "--patience", "9" * 400),
         ("orders", "list", "--company", "unknown"),
         ("orders", "show"),
         ("no-such-command",),

@@ -6,6 +6,7 @@ import pytest
 from redis import Redis
 
 from app.ledger import keys, policy
+from app.ledger.history import WorkerCrashed
 from app.ledger.work import DeliveryOutcome, Failure, WorkerEnd
 from tests.lab import ONE, START, Lab
 
@@ -15,6 +16,11 @@ def store(bare: Lab, *versions: int) -> Lab:
     for version in versions:
         bare.accept_and_fetch(answer=version)
     return bare
+
+
+def crashed(lab: Lab) -> list[str]:
+    """Return the workers that the history shows to have died in a delivery to the sink."""
+    return [one.worker for one in lab.history() if isinstance(one, WorkerCrashed) and one.sink == "shop"]
 
 
 @pytest.fixture
@@ -168,12 +174,15 @@ class TestCrashes:
             crashes = number if end == "killed" else 0
             assert (delivery.revision, delivery.attempts, delivery.crashes) == (1, number + 1, crashes)
             assert (fetched.ledger.release_worker(f"w{number}", end), fetched.due_in()) == (ONE, 0)
+        lost = [f"w{number}" for number in range(policy.CRASHES_ALLOWED + 1)] if end == "killed" else []
+        assert crashed(fetched) == lost
 
     def test_the_end_of_a_lease_counts_as_a_crash(self, fetched: Lab) -> None:
         fetched.acquire_delivery(worker="a")
         fetched.later(policy.DELIVERY_LEASE / 1000)
 
         assert fetched.start_delivery(worker="b").crashes == 1
+        assert crashed(fetched) == ["a"]
 
     @pytest.mark.parametrize("reset", ["a failure", "new content", "retry_delivery"])
     def test_crashes_are_reset_by(self, fetched: Lab, reset: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from app.intake.envelope import OrderProcessed
 from app.ledger import policy
+from app.ledger.history import FetchStarted, WorkerCrashed
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.ledger.work import Failure
 from tests.lab import COALESCED, DUPLICATE, LEASE, ONE, QUEUED, SAME_ID, Lab
@@ -206,6 +207,8 @@ class TestCrashes:
         assert settled.try_start() == "dead"
 
         assert (settled.field("dead"), settled.is_dead(), settled.due_in()) == ("kills_worker", True, None)
+        crashes = [entry.worker for entry in settled.history() if isinstance(entry, WorkerCrashed)]
+        assert crashes == [*(["w0"] if older_crash else []), "w1", "w2", "w3"]
 
     def test_the_end_of_a_lease_counts_as_a_crash(self, settled: Lab) -> None:
         settled.start_fetch()
@@ -216,6 +219,7 @@ class TestCrashes:
         settled.start_fetch()
 
         assert settled.field("crashes") == "1"
+        assert [type(entry) for entry in settled.history()][-2:] == [WorkerCrashed, FetchStarted]
 
     def test_a_fetch_that_ends_resets_the_crashes(self, settled: Lab) -> None:
         settled.start_fetch(worker="a")
@@ -249,6 +253,7 @@ class TestCrashes:
             assert (settled.due_in(), settled.dispatch()) == (0, 1)
 
         assert settled.fetch_and_store() == "fetched"
+        assert WorkerCrashed not in {type(entry) for entry in settled.history()}
 
     def test_an_order_that_another_worker_fetches_now_is_not_released(self, settled: Lab) -> None:
         settled.start_fetch(worker="a")

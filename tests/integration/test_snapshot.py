@@ -17,6 +17,7 @@ from app.alerts import AlertStore
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
+from app.intake.spool import SpoolState
 from app.ledger import keys
 from app.ledger.policy import BREAKER_FAILURES
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
@@ -53,13 +54,13 @@ def evaluated(lab: Lab, later: int = 0) -> list[tuple[str, str]]:
 def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
     """Return what a web process answers, by name and label values."""
 
-    async def count() -> int:
-        return spooled or 0
+    async def state() -> SpoolState:
+        return SpoolState("", spooled)
 
     async def ask() -> bytes:
         redis = bootstrap.for_web(url)
         try:
-            return await Metrics(redis, READER, None if spooled is None else count, 900).text()
+            return await Metrics(redis, READER, None if spooled is None else state, 900).text()
         finally:
             await redis.aclose()
 
@@ -229,7 +230,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     found = metrics(redis_url, spooled=3)
 
     assert found["ota_redis_up"] == 1
-    assert found["ota_spool_waiting_events"] == 3
+    assert (found["ota_spool_up"], found["ota_spool_waiting_events"]) == (1, 3)
     assert found["ota_oldest_pending_fetch_seconds venue"] >= 600
     assert found["ota_events_total museum queued"] == 1
     assert found["ota_event_to_fetch_seconds_count museum"] == 1
@@ -246,7 +247,7 @@ def test_without_redis_metrics_show_only_the_process_itself(own_valkey: Valkey) 
     own_valkey.stop()
 
     known = {"ota_redis_up": 0, "ota_reconcile_interval_seconds venue": 900}
-    assert metrics(own_valkey.url, spooled=7) == known | {"ota_spool_waiting_events": 7}
+    assert metrics(own_valkey.url, spooled=7) == known | {"ota_spool_up": 1, "ota_spool_waiting_events": 7}
     assert metrics(own_valkey.url) == known
 
 

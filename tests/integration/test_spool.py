@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,12 +23,13 @@ from redis import Redis
 
 from app.dev.valkey import Valkey, start
 from app.errors import SettingsError
-from app.intake.spool import NAME, Spool, waiting
+from app.intake.envelope import OrderProcessed
+from app.intake.spool import NAME, Spool, SpoolFile, waiting
 from app.ledger.keys import record
 from tests.eventually import eventually
 from tests.integration.relay import relay
 from tests.lab import Lab
-from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, post, serving, settings_of_one_company
+from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, post, samples, serving, settings_of_one_company
 
 LONGEST = 2.5
 """Seconds within which a POST is answered whatever Redis does."""
@@ -57,6 +59,28 @@ def last_step(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(SpoolFile, name, last_step)
+main()
+"""
+
+
+# Deletes no event from its spool until there is a file `room`.
+NOTHING_IS_DELETED = """
+import sqlite3
+from pathlib import Path
+from app.cli.main import main
+from app.intake import failover
+from app.intake.spool import SpoolFile
+
+drop = SpoolFile.drop
+
+def drop_with_room(*arguments):
+    if Path("room").exists():
+        return drop(*arguments)
+    with open("tries", "a") as tries:
+        tries.write(".")
+    raise sqlite3.OperationalError("database or disk is full")
+
+SpoolFile.drop, failover.CHECK_EVERY, failover.RETRY_REFUSED_EVERY = drop_with_room, 0.05, 0.3
 main()
 """
 
@@ -114,6 +138,27 @@ def timed(web: Web, *items: object) -> tuple[int, float]:
     return spooled, time.monotonic() - started
 
 
+def put_in_place(path: Path, how: str) -> None:
+    """Put a file where the spool is expected that is not one, or not a whole one."""
+    if how == "no database":
+        path.write_bytes(b"this is no database, and longer than the header of one" * 20)
+    elif how == "another program's":
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, what TEXT)")
+    else:
+        file = SpoolFile(path)
+        file.put([OrderProcessed("c" * 36, "o" * 36, "Issued", "r" * 100, "", "current")] * 500)
+        file.close()
+    if how == "damaged":
+        with path.open("r+b") as whole:
+            whole.seek(5 * 4096)
+            whole.write(b"\xff" * 20 * 4096)
+    if how == "beside a foreign log":
+        path.with_name(f"{NAME}-wal").touch()
+    for one in path.parent.iterdir():
+        one.chmod(0o600)
+
+
 def wait_until_ready(web: Web, answer: str) -> None:
     eventually(lambda: web.http.get("/readyz").text == f"{answer}\n", 10, what=f"/readyz answers {answer}")
 
@@ -152,7 +197,7 @@ class TestRedisUnavailable:
             assert web.deliver(after)["queued"] == 1
 
     def test_a_start_without_redis_writes_private_files_and_drains_them(self, machine: Machine) -> None:
-        """What is answered 200 is in a file that was synced."""
+        """What is answered 200 is in the file itself, which was synced."""
         machine.valkey.stop()
         with machine.serve() as web:
             one = item()
@@ -161,8 +206,8 @@ class TestRedisUnavailable:
             assert machine.spool.stat().st_mode & 0o777 == 0o700
             assert {path.stat().st_mode & 0o777 for path in machine.spool.iterdir()} == {0o600}
             assert SECRET.encode() not in b"".join(path.read_bytes() for path in machine.spool.iterdir())
-            with closing(sqlite3.connect(machine.spool / NAME)) as file:
-                assert file.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            shutil.copy(machine.spool / NAME, machine.folder / "alone")
+            with closing(sqlite3.connect(machine.folder / "alone")) as file:
                 assert file.execute("SELECT order_id FROM events").fetchall() == [(one["payload"]["orderId"],)]
 
             machine.valkey.restart()
@@ -226,10 +271,7 @@ class TestSeveralProcesses:
             machine.wait_until_empty()
 
     def test_processes_that_open_one_new_file_do_not_stop_each_other(self, spool: Path) -> None:
-        """A rolling restart: the last one to close removes `-wal` while another reads the folder.
-
-        A lock that is held for longer than BUSY_SECONDS is a 503 for one sender, and nothing else may fail.
-        """
+        """A lock that is held for longer than BUSY_SECONDS is a 503 for one sender, and nothing else may fail."""
         program = (
             "import sqlite3, sys, time; from pathlib import Path; from app.intake.spool import NAME, Spool, SpoolFile\n"
             "until, opened = time.monotonic() + 1.5, 0\n"
@@ -251,9 +293,9 @@ class TestSeveralProcesses:
 
     @pytest.mark.parametrize("step", ["before:put", "after:put", "before:drop", "after:drop"])
     def test_a_process_killed_at_a_step_of_its_spool_loses_nothing(self, machine: Machine, step: str) -> None:
-        """Events that it drained but did not delete are drained again, and dropped as duplicates."""
+        """Events that it drained but did not delete are drained again, and are duplicates also without a timestamp."""
         machine.valkey.stop()
-        one = item()
+        one = item(timestamp=None)
         acknowledged = False
         command = [sys.executable, "-c", KILLED_AT, step, "serve"]
         with machine.serve(command) as web:
@@ -297,41 +339,96 @@ class TestDisk:
             if limit == "SPOOL_MAX_MB":
                 wait_until_ready(web, "ready")
 
-    def test_a_broken_file_is_reported_and_a_new_one_is_written_when_it_is_moved_away(self, machine: Machine) -> None:
+    @pytest.mark.parametrize("how", ["no database", "another program's", "damaged", "beside a foreign log"])
+    def test_a_file_that_is_not_ours_is_reported_until_it_is_moved_away(self, machine: Machine, how: str) -> None:
         machine.spool.mkdir(mode=0o700)
-        (machine.spool / NAME).write_bytes(b"this is no database, and longer than the header of one" * 20)
-        (machine.spool / NAME).chmod(0o600)
+        put_in_place(machine.spool / NAME, how)
         with machine.serve() as web:
             eventually(lambda: any(line["event"] == "spool.failed" for line in web.lines()), what="it is logged")
             bearer = {"authorization": f"Bearer {OPS_TOKEN}"}
-            assert "spool.sqlite is broken" in web.http.get("/readyz", headers=bearer).text
-            assert "ota_spool_waiting_events 0" not in web.http.get("/metrics", headers=bearer).text
-            assert waiting(machine.spool) is None
+            assert "spool.sqlite is broken or not ours" in web.http.get("/readyz", headers=bearer).text
+            shown = samples(web.http.get("/metrics", headers=bearer).text)
+            assert (shown["ota_spool_up"], shown.get("ota_spool_waiting_events")) == (0, None)
             machine.valkey.stop()
             one = item()
             assert web.post({"values": [one]}).json()["reason"] == "spool_failed"
-            (machine.spool / NAME).rename(machine.spool / "broken")
+            for path in machine.spool.iterdir():
+                path.rename(machine.folder / path.name)
             assert web.deliver(one)["spooled"] == 1
             assert len([line for line in web.lines() if line["event"] == "spool.failed"]) == 1
             machine.valkey.restart()
             machine.wait_until_drained(one)
 
-    def test_a_deleted_file_is_written_anew_with_all_its_events(self, machine: Machine) -> None:
-        """Otherwise events would go to a file that ends with the process."""
+    @pytest.mark.parametrize("how", ["deleted", "overwritten", "deleted after the kill"])
+    def test_companions_of_the_file_may_go_at_any_time(self, machine: Machine, how: str) -> None:
+        """A clean-up job finds files that are not written for days."""
         machine.valkey.stop()
+        with machine.serve() as web:
+            items = [item() for _ in range(5)]
+            assert web.deliver(*items)["spooled"] == 5
+            if how == "deleted after the kill":
+                web.process.kill()
+            for path in machine.spool.glob(f"{NAME}-*"):
+                path.write_bytes(b"x" * 5000) if how == "overwritten" else path.unlink()
+            web.process.kill()
+        assert waiting(machine.spool) == 5
+        machine.valkey.restart()
+        with machine.serve():
+            machine.wait_until_drained(*items)
+            machine.wait_until_empty()
+
+    @pytest.mark.parametrize("how", ["deleted", "deleted with the folder", "replaced", "emptied"])
+    def test_a_file_that_is_gone_is_written_anew_before_the_next_event(self, machine: Machine, how: str) -> None:
+        """Otherwise events would go to a file that ends with the process; of an emptied one nothing can be read."""
+        machine.valkey.stop()
+        kept = 0 if how == "emptied" else 1
         with machine.serve() as web:
             before, after = item(), item()
             assert web.deliver(before)["spooled"] == 1
-            for path in machine.spool.iterdir():
-                path.unlink()
+            if how == "emptied":
+                os.truncate(machine.spool / NAME, 0)
+            elif how == "replaced":
+                (machine.folder / "other").touch(0o600)
+                (machine.folder / "other").rename(machine.spool / NAME)
+            elif how == "deleted":
+                (machine.spool / NAME).unlink()
+            else:
+                shutil.rmtree(machine.spool)
+            eventually(lambda: waiting(machine.spool) == kept, 10, what="it is written anew")
+            assert any(line["event"] == "spool.file_gone" and line["events"] == kept for line in web.lines())
             assert web.deliver(after)["spooled"] == 1
-            assert any(line["event"] == "spool.file_gone" and line["events"] == 1 for line in web.lines())
-            assert web.process.stop() == 0
-        assert waiting(machine.spool) == 2
+            web.process.kill()
         machine.valkey.restart()
         with machine.serve():
-            machine.wait_until_drained(before, after)
+            machine.wait_until_drained(*[before, after][1 - kept :])
             machine.wait_until_empty()
+
+    def test_a_file_that_was_deleted_while_nothing_ran_is_not_taken_for_an_empty_one(self, machine: Machine) -> None:
+        machine.valkey.stop()
+        with machine.serve() as web:
+            web.deliver(item())
+            web.process.kill()
+        (machine.spool / NAME).unlink()
+        assert waiting(machine.spool) is None
+        with machine.serve() as web:
+            eventually(lambda: any(line["event"] == "spool.file_gone" for line in web.lines()), what="it is logged")
+
+    def test_a_disk_without_room_to_delete_makes_no_second_fetch(self, machine: Machine) -> None:
+        """Not of an event without a timestamp either; those behind them are drained, and deleted later."""
+        machine.valkey.stop()
+        with machine.serve([sys.executable, "-c", NOTHING_IS_DELETED, "serve"]) as web:
+            items = [item(), item(timestamp=None), *(item() for _ in range(300))]
+            assert web.deliver(*items[:250], items[1])["spooled"] == 251
+            assert web.deliver(*items[250:])["spooled"] == 52
+            machine.valkey.restart()
+            machine.wait_until_drained(*items)
+            tries = machine.folder / "tries"
+            eventually(lambda: tries.stat().st_size > 8, what="it is tried again")
+            assert any(line["event"] == "spool.failed" for line in web.lines())
+            assert waiting(machine.spool) == 303
+            (machine.folder / "room").touch()
+            machine.wait_until_empty()
+            machine.wait_until_drained(*items)
 
     def test_many_readiness_requests_do_not_keep_events_from_the_disk(self, machine: Machine) -> None:
         with machine.serve(url=NO_REDIS) as web, ThreadPoolExecutor(20) as many:

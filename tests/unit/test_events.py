@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from app.errors import RequestRefused
 from app.ids import guid
-from app.intake.envelope import Envelope, OrderProcessed, parse
+from app.intake.envelope import Envelope, OrderProcessed, parse, shape
 from tests.samples import COMPANY_ID, sample
 from tests.samples import ORDER_ID as ORDER
 
@@ -28,15 +29,15 @@ def event(**changes: str) -> OrderProcessed:
     return OrderProcessed(**(whole | changes))
 
 
-def refusal(body: bytes) -> str:
+def refusal(body: bytes, max_items: int = 100_000) -> str:
     with pytest.raises(RequestRefused) as refused:
-        parse(body)
+        parse(body, max_items)
     return refused.value.reason
 
 
 @pytest.mark.parametrize(("shape", "orders"), [("values", 1), ("value", 2), ("bare", 1)])
 def test_all_three_documented_shapes_are_accepted(shape: str, orders: int) -> None:
-    envelope = parse(sample(f"webhook-{shape}"))
+    envelope = parse(sample(f"webhook-{shape}"), 100)
 
     assert (len(envelope.items), envelope.broken) == (orders, 0)
     for item in envelope.items:
@@ -51,15 +52,57 @@ def test_all_three_documented_shapes_are_accepted(shape: str, orders: int) -> No
 def test_elements_that_are_not_objects_are_counted_and_the_others_kept(wrapper: str) -> None:
     elements: list[object] = [5, None, "text", [], True, {"companyId": COMPANY_ID}, {}, {"payload": [1]}]
 
-    envelope = parse(json.dumps({wrapper: elements}).encode())
+    envelope = parse(json.dumps({wrapper: elements}).encode(), 100)
 
     assert (len(envelope.items), envelope.broken) == (3, 5)
     assert envelope.items[0].company_id == COMPANY_ID
 
 
+@pytest.mark.parametrize("element", [b"{}", b"1", b"[]", b"[[]]", b'{"a":[{}]}'])
+@pytest.mark.parametrize("wrapper", [b"values", b"value"])
+def test_more_items_than_the_limit_are_refused_before_their_time_is_spent(wrapper: bytes, element: bytes) -> None:
+    def body(count: int) -> bytes:
+        return b'{"%b":[%b]}' % (wrapper, b",".join([element] * count))
+
+    envelope = parse(body(100), 100)
+    assert len(envelope.items) + envelope.broken == 100
+    assert refusal(body(101), 100) == "too_many_items"
+    started = time.process_time()
+    assert refusal(body(350_000), 100) == "too_many_items"
+    assert time.process_time() - started < (0.2 if element == b"1" else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "expected"),
+    [
+        (
+            {"values": [{"clientState": "canary", "payload": {"orderNo": "canary-1", "jane@canary": None, "x1": 5}}]},
+            0,
+            "{payload: {orderNo: text 8, ?: null, ?: int}}",
+        ),
+        ({"values": [5, {"companyId": "canary"}, {"data": [{"a": "canary"}, 1]}]}, 1, "{data: list 2 [{a: text 6}]}"),
+        ({"values": [], "value": {"payload": {"a": {"b": {"c": "canary"}}}}}, 0, "{payload: {a: {b: dict 1}}}"),
+        (
+            {"values": [], "payload": "canary", "timestamp": 1.5},
+            0,
+            "{values: list 0, payload: text 6, timestamp: float}",
+        ),
+        ({"values": [{"payload": {f"{n * 'a'}": "canary" for n in range(1000)}}]}, 0, None),
+    ],
+)
+def test_the_shape_of_an_item_holds_names_types_and_lengths_and_no_value(
+    body: object, place: int, expected: str | None
+) -> None:
+    found = shape(json.dumps(body).encode(), place)
+
+    assert found == expected if expected else len(found) <= 1000
+    assert found
+    assert "canary" not in found
+
+
 @pytest.mark.parametrize("body", [b'{"values":[]}', b'{"value":[]}', b'\xef\xbb\xbf{"values":[]}', b' {"values":[]}\n'])
 def test_an_empty_envelope_is_an_envelope(body: bytes) -> None:
-    assert parse(body) == Envelope([], 0)
+    assert parse(body, 100) == Envelope([], 0)
 
 
 @pytest.mark.parametrize(
@@ -70,17 +113,19 @@ def test_an_empty_envelope_is_an_envelope(body: bytes) -> None:
         (b'{"values":[],"eventName":"a","payload":{}}', ["a"]),
         (b'{"value":[{"eventName":"b"}],"payload":{}}', ["b", None]),
         (b'{"values":null,"value":[{"eventName":"b"}]}', ["b"]),
+        (b'{"values":[],"value":{"eventName":"b"}}', ["b"]),
+        (b'{"values":{"eventName":"a"}}', ["a"]),
     ],
 )
 def test_all_shapes_of_a_body_count_together(body: bytes, events: list[str | None]) -> None:
     """Else a POST is answered 200 and what is in its other half is lost."""
-    assert [item.event_name for item in parse(body).items] == events
+    assert [item.event_name for item in parse(body, 100).items] == events
 
 
 def test_unknown_fields_are_ignored_at_every_level() -> None:
     body = {"@odata.context": "x", "values": [{"companyId": COMPANY_ID, "new": {"deep": [1]}, "payload": {"new": 1}}]}
 
-    (item,) = parse(json.dumps(body).encode()).items
+    (item,) = parse(json.dumps(body).encode(), 100).items
 
     assert item.company_id == COMPANY_ID
 
@@ -91,7 +136,7 @@ def test_items_may_have_fields_of_any_type() -> None:
     values: tuple[Any, ...] = (None, True, 5, 10**400, -1.5, "x" * 100_000, [], [[]], {}, {"a": None})
     items = [dict.fromkeys(names, value) for value in values]
 
-    assert len(parse(json.dumps({"values": items}).encode()).items) == len(values)
+    assert len(parse(json.dumps({"values": items}).encode(), 100).items) == len(values)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +168,7 @@ def test_json_that_is_not_an_envelope_is_refused(body: bytes) -> None:
 
 
 def test_of_duplicate_names_the_last_one_counts() -> None:
-    assert len(parse(b'{"values":[{}],"values":[{},{}]}').items) == 2
+    assert len(parse(b'{"values":[{}],"values":[{},{}]}', 100).items) == 2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from app.ledger.history import (
     FetchStored,
     Redelivered,
     Unread,
+    WorkerCrashed,
     parse_entry,
 )
 
@@ -41,6 +42,8 @@ ENTRIES: list[Entry] = [
     FetchFailed(MS, "deferred", 3, "throttled", 429, 12),
     FetchFailed(MS, "not_found", 3, "order_not_found", 404, 12),
     DeadLettered(MS, "unsettled"),
+    WorkerCrashed(MS, "pool-live-1", ""),
+    WorkerCrashed(MS, "pool-live-1", SINK),
     DeliveryEnded(MS, SINK, 2, "succeeded", "", 7),
     DeliveryEnded(MS, SINK, 2, "retry", "ValueError", 7),
     DeliveryRetried(MS, SINK),

@@ -236,7 +236,7 @@ def test_one_odd_value_costs_no_order_no_row_and_no_subscription(odd: str) -> No
     assert len(digest(order)) == 64
     assert [one.status for one in parse_page(b"\xef\xbb\xbf[" + row + b"]").rows] == ["Draft"]
     assert len(parse_subscriptions(b'\xef\xbb\xbf{"value": [{"id": "s", "x": ' + odd.encode() + b"}]}")) == 1
-    assert len(parse(b'{"values": [{"x": ' + odd.encode() + b'}, {"y": 1}]}').items) == 2
+    assert len(parse(b'{"values": [{"x": ' + odd.encode() + b'}, {"y": 1}]}', 100).items) == 2
 
 
 def test_a_page_is_read_with_its_rows_and_their_row_versions() -> None:

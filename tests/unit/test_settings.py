@@ -241,11 +241,18 @@ WRONG = {
         *("ftp://127.0.0.1", "api.npretail.app", "https://", "https://host/?key=1", "https://[canary]"),
         "https://host:99999",
     ),
+    "WEBHOOK_PATH": ("/", "//host/path", "hook", "/a?b", "/healthz", "/readyz/", "/metrics"),
     "REDIS_URL": (
-        *("127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999", "redis://h/canary"),
+        *("127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999", "redis://h:canary"),
+        *("REDIS://h", "redis://h/abc", "redis://h/1/2", "redis://h/-1", "redis://h/0/", "redis://h/99e9"),
+        *("redis://h?canary=1", "redis://h?canary=", "redis://h?protocol=3", "redis://h?decode_responses=1"),
+        *("redis://h?socket_timeout=canary", "redis://h?db=canary", "redis://:can?ary=1@h", "redis://h?ssl_certfile=c"),
+        *("rediss://h?ssl_cert_reqs=canary", "unix:///socket?protocol=3", "redis://:can/ary@host", "redis://h/canary"),
         *("redis://canary:12/3@host", "redis://:12?canary@host", "redis://:1#canary@host", "unix://:can/ary@/socket"),
     ),
-    "WEBHOOK_PATH": ("/", "//host/path", "hook", "/a?b", "/healthz", "/readyz/", "/metrics"),
+    "DEDUP_DAYS": ("9" * 20,),
+    "SPOOL_MAX_MB": ("9" * 20, "1e3"),
+    "UPSTREAM_TIMEOUT": ("9" * 5000, "101"),
     "RECONCILE_EVERY": ("15 minutes", "-1", "1.5h", "h", "59"),
 }
 
@@ -257,6 +264,13 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
 
     assert line.startswith(f"{name}: ")
     assert "canary" not in line
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://u:p@h:1/15", "unix:///s?db=1", "rediss://h/?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca"]
+)
+def test_an_address_of_redis_may_name_a_database_and_files_of_tls(url: str) -> None:
+    assert load({"REDIS_URL": url}).redis_url.get_secret_value() == url
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])

@@ -44,6 +44,9 @@ redis.call('HSET', o.record, 'delivery_lease', now + a.lease, 'delivery_worker',
 local attempts = redis.call('HINCRBY', o.record, sink .. ':attempts', one_more)
 local crashes = redis.call('HINCRBY', o.record, sink .. ':crashes', one_more)
 redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' 0 ' .. sink, 'PX', 3600000)
+if o.delivery_worker and one_more == 1 and crashes > 1 then
+  append_history(o, 'crashed', o.delivery_worker, sink)
+end
 local delivery = {
   sink = sink,
   revision = o.revision,

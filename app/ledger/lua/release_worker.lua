@@ -19,13 +19,17 @@ if token == 0 and o.delivery_worker == a.worker then
   redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker')
   if a.how == 'ended' then
     redis.call('HDEL', o.record, sink .. ':crashes')
+  else
+    append_history(o, 'crashed', a.worker, sink)
   end
 elseif token > 0 and o.fencing_token == token and o.worker == a.worker then
   redis.call('ZADD', due, now, member)
+  redis.call('HDEL', o.record, 'worker')
   if a.how == 'ended' then
-    redis.call('HDEL', o.record, 'lease', 'worker')
+    redis.call('HDEL', o.record, 'lease')
   else
     redis.call('HSET', o.record, 'lease', now)
+    append_history(o, 'crashed', a.worker, '')
   end
 else
   return false

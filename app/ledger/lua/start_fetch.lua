@@ -36,8 +36,12 @@ if o.lease > now and o.lease <= now + a.longest_lease and not is_new and o.worke
   return {'held'}
 end
 -- A lease that has expired belongs to a crash: of this settlement, or of an older one, which does not count.
-if not is_new and o.lease > 0 and o.lease <= now
-  and redis.call('HINCRBY', o.record, 'crashes', 1) >= a.crashes_allowed then
+local crashed = o.lease > 0 and o.lease <= now
+if crashed and o.worker then
+  -- Else its pool has noticed (release_worker).
+  append_history(o, 'crashed', o.worker, '')
+end
+if crashed and not is_new and redis.call('HINCRBY', o.record, 'crashes', 1) >= a.crashes_allowed then
   redis.call('HDEL', o.record, 'lease', 'worker')
   dead_letter_fetch(o, 'kills_worker')
   append_history(o, 'dead', 'kills_worker')
