@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
 
 from app import log
+from app.deployment import Deployment, refuse_other
 from app.health import Check, Health
+from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
 from app.intake.recorder import Inbox
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
 from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
@@ -74,8 +77,8 @@ def web_app(settings: Settings) -> ASGIApp:
                 await spool.close()
             await redis.aclose()
 
-    reader = SnapshotReader(settings.companies, settings.sinks)
-    metrics = Metrics(redis, reader, spool.waiting if spool else None, settings.reconcile_every)
+    reader = SnapshotReader(settings.companies)
+    metrics = Metrics(redis, reader, settings.companies, spool.waiting if spool else None, settings.reconcile_every)
     ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
     intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count)
     return application(
@@ -110,9 +113,28 @@ def worker_redis(settings: Settings) -> Redis:
     return for_worker(settings.redis_url.get_secret_value())
 
 
-def ledger(settings: Settings, redis: Redis) -> Ledger:
-    lease = _fetch_lease(settings)
-    return Ledger(redis, order_days=settings.order_days, fetch_lease=lease, sinks=settings.sinks)
+def configuration(settings: Settings) -> Configuration:
+    """Return what a pool with these settings declares."""
+    companies = {
+        one.np_company_id: DeclaredCompany(one.slug, one.path, breaker_id(one.np_api_key.get_secret_value(), one.path))
+        for one in settings.companies
+    }
+    return Configuration(companies, settings.sinks, f"{settings.np_base_url} {settings.np_api_version}")
+
+
+def refuse_other_deployment(settings: Settings) -> None:
+    """Raise OtherDeployment if a pool of another deployment uses this Redis; web starts without an answer of Redis."""
+    url = settings.redis_url.get_secret_value()
+    with (
+        suppress(RedisError),
+        Redis.from_url(url, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT) as redis,
+    ):
+        refuse_other(configuration(settings), Deployment(redis).running())
+
+
+def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledger:
+    """Return the ledger; `sinks`: those that a process of the pool declares."""
+    return Ledger(redis, order_days=settings.order_days, fetch_lease=_fetch_lease(settings), sinks=sinks)
 
 
 def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimiter:

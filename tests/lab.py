@@ -15,10 +15,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+import msgspec
 from pydantic import SecretStr
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from app.deployment import Deployment
+from app.heartbeat import Configuration, DeclaredCompany, Heartbeat
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox, Recorded
@@ -27,7 +30,17 @@ from app.ledger.history import Entry
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
-from app.ledger.work import Content, Delivery, DeliveryOutcome, FailOutcome, Failure, Fetch, StartOutcome, StoreOutcome
+from app.ledger.work import (
+    Content,
+    Delivery,
+    DeliveryOutcome,
+    Elsewhere,
+    FailOutcome,
+    Failure,
+    Fetch,
+    StartOutcome,
+    StoreOutcome,
+)
 from app.settings import Company
 from app.upstream.decode import digest
 from app.upstream.models import parse_order
@@ -213,7 +226,9 @@ class Lab:
         assert self.fail_fetch("dead", order, reason=reason, http_status=http_status) == "dead"
 
     def acquire_delivery(self, order: OrderKey = ONE, worker: str = WORKER) -> Delivery | None:
-        return self.ledger.acquire_delivery(order, worker)
+        found = self.ledger.acquire_delivery(order, worker)
+        assert not isinstance(found, Elsewhere), found
+        return found
 
     def start_delivery(self, order: OrderKey = ONE, worker: str = WORKER) -> Delivery:
         """Acquire a delivery; raises AssertionError unless one is due."""
@@ -273,6 +288,15 @@ class Lab:
     @property
     def archive(self) -> Archive:
         return Archive(self.redis)
+
+    def declare(self, pool: str = "pool", *, ago: float = 0, since: float = 60, **changed: Any) -> None:
+        """Write what a running pool does: its heartbeat of `ago` seconds ago; it began `since` seconds ago.
+
+        `changed`: fields of its `configuration` that are not those of the lab.
+        """
+        beat = Heartbeat("machine", 1, "", [], self.now - round(ago * 1000), self.now - round(since * 1000))
+        mine = msgspec.structs.replace(configuration(self.sinks), **changed)
+        Deployment(self.redis).declare(pool, msgspec.structs.replace(beat, configuration=mine))
 
     def record(self, order: OrderKey = ONE) -> dict[str, str]:
         """Return the fields of an order's record, none if there is no record."""
@@ -386,6 +410,13 @@ class _AsyncScripts:
             return script(args=args)
 
         return call
+
+
+def configuration(sinks: Sequence[str] = (SINK,), *companies: str) -> Configuration:
+    """Return what a pool declares that has these sinks, and all companies of a lab or those named."""
+    names = companies or tuple(COMPANIES)
+    known = {COMPANIES[name]: DeclaredCompany(name, f"/tenant/Sandbox/{name.title()}", "breaker") for name in names}
+    return Configuration(known, tuple(sinks), "https://api.example.com 2026-08-21")
 
 
 def company(

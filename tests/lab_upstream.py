@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from redis import Redis
 
+from app.deployment import Deployment
 from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
 from app.ledger.ledger import Ledger
@@ -64,7 +65,7 @@ class WorkerLab(Lab):
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
         connection = Connection("venue", client, self.limiter)
-        self.processor = Processor(self.ledger, {self.company_id: connection}, self._sinks)
+        self.processor = Processor(self.ledger, Deployment(self.redis), {self.company_id: connection}, self._sinks)
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""

@@ -20,7 +20,16 @@ from app import bootstrap, settings, subscriptions
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
-from app.errors import OrderNotFound, RequestRejected, SettingsError, UpstreamError
+from app.deployment import Deployment, differences, refuse_other
+from app.errors import (
+    OrderNotFound,
+    OtherDeployment,
+    RequestRejected,
+    SettingsError,
+    StoreUnavailable,
+    UpstreamError,
+)
+from app.ledger.redis import for_command
 from app.settings import Company, Settings
 from app.upstream.client import ChannelManager
 
@@ -93,7 +102,21 @@ def _of_redis(loaded: Settings) -> Iterator[Finding]:
     for check in asyncio.run(bootstrap.redis_checks(loaded)):
         hint = "" if check.ok else _REDIS_ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
         yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, hint)
+    yield from _of_pools(loaded)
     yield from of_address(loaded.redis_url.get_secret_value())
+
+
+def _of_pools(loaded: Settings) -> Iterator[Finding]:
+    """Return whether these settings fit the running pools, and whether the pools agree."""
+    with contextlib.suppress(StoreUnavailable), for_command(loaded.redis_url.get_secret_value()) as redis:
+        pools = Deployment(redis).running()
+        try:
+            refuse_other(bootstrap.configuration(loaded), pools)
+        except OtherDeployment as refusal:
+            yield Finding("redis", "deployment", "todo", str(refusal), "Until then web and workers refuse to start.")
+        for name, words in differences(pools).items():
+            hint = "After a change of settings restart every pool. A rolling change ends by itself."
+            yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
 
 
 def of_address(url: str) -> Iterator[Finding]:

@@ -85,8 +85,9 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about one order.
 
     `order` is its latest content, masked unless --reveal is given; None if it was never fetched or cannot be read.
-    `sinks` includes configured sinks without any attempt. `history` is oldest first. `due` is the next automatic
-    attempt. The order is `complete` when it is fetched and every sink has it. `next` is what a person should do.
+    `sinks` are those that are to get it, also without any attempt. `history` is oldest first. `due` is the next
+    automatic attempt. The order is `complete` when it is fetched and every sink has it. `next` is what a person
+    should do.
     """
 
     record: OrderRecord
@@ -144,7 +145,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     if record is None:
         raise Stop(f"Order {key.order_id} has no record.", FOUND)
     state, due, history = record.state(here.now()), here.orders.due(key), here.orders.history(key)
-    outstanding = tuple(_outstanding(record, state, due, here.settings.sinks))
+    outstanding = tuple(_outstanding(record, state, due, here.sinks))
     try:
         order = here.orders.order(key)
     except UnreadableAnswer:
@@ -154,7 +155,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     return OrderView(
         record=record,
         order=order,
-        sinks=tuple(_sinks(record, here.settings.sinks)) if record.revision else record.sinks,
+        sinks=tuple(_sinks(record, here.sinks)) if record.revision else record.sinks,
         history=history,
         company=here.companies.slug(key.company_id),
         state=state,
@@ -216,13 +217,13 @@ def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
 
 
 def _outstanding(
-    record: OrderRecord, state: State, due: datetime | None, configured: tuple[str, ...]
+    record: OrderRecord, state: State, due: datetime | None, declared: tuple[str, ...]
 ) -> Iterator[Outstanding]:
     is_pending = state in {"pending", "fetching", "deferred"}
     if text := _OUTSTANDING.get(state):
         error = f" ({record.error})" if is_pending and record.error else ""
         yield Outstanding(f"{text.format(record)}{error}", due if is_pending else None)
-    for sink in _sinks(record, configured) if state != "erased" else ():
+    for sink in _sinks(record, declared) if state != "erased" else ():
         what = f"{sink.name}: {_delivery(sink, record.revision)}"
         if sink.dead or 0 < record.revision <= sink.discarded:
             yield Outstanding(what, None)
@@ -230,13 +231,9 @@ def _outstanding(
             yield Outstanding(what, sink.next_at or due)
 
 
-def _sinks(record: OrderRecord, configured: tuple[str, ...]) -> Iterator[SinkRecord]:
-    """Return the state of each configured sink, and of others that have a dead letter."""
-    known = {sink.name: sink for sink in record.sinks}
-    for name in dict.fromkeys([*configured, *known]):
-        sink = known.get(name) or SinkRecord(name=name, revision=0, attempts=0, next_at=None, dead="")
-        if name in configured or sink.dead:
-            yield sink
+def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:
+    """Return the state of each declared sink that is to get the order, and of others that have a dead letter."""
+    return [sink for sink in record.sinks if sink.name in declared or sink.dead]
 
 
 def _delivery(sink: SinkRecord, revision: int) -> str:

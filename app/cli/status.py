@@ -16,6 +16,7 @@ from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
+from app.deployment import differences
 from app.intake.spool import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
@@ -23,7 +24,10 @@ from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.snapshot import Snapshot, SnapshotReader
 
-_CODES: Final = {DONE: "no alert is active", FOUND: "an alert is active, or no worker pool runs"}
+_CODES: Final = {
+    DONE: "no alert is active",
+    FOUND: "an alert is active, no worker pool runs, or orders wait for what none declares",
+}
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
 """Orders whose getOrders give the average duration."""
@@ -54,19 +58,24 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
-        snapshot = SnapshotReader(here.settings.companies, here.settings.sinks).read(here.redis)
-        companies, spool = here.settings.companies, here.settings.spool_dir
-        breakers = tuple(one.slug for one in companies if snapshot.breaker_is_open(one.np_company_id))
+        snapshot = SnapshotReader(here.settings.companies).read(here.redis)
+        companies, spool = snapshot.companies, here.settings.spool_dir
+        breakers = tuple(one.slug for company_id, one in companies.items() if snapshot.breaker_is_open(company_id))
         get_order = _get_order_seconds(here)
         queues = _queues(here, snapshot, get_order, is_paused=len(breakers) == len(companies))
     firing = [labels for labels, state in snapshot.alert_states().items() if state.firing_at]
     alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
     pools = len(snapshot.running_pools())
-    oldest = {one.slug: snapshot.companies[one.np_company_id].oldest_pending_ms // 1000 for one in companies}
+    differing = differences(snapshot.running_pools())
+    undeclared = tuple(company or sink for company, sink in snapshot.undeclared())
+    oldest = {one.slug: one.oldest_pending_ms // 1000 for one in companies.values()}
+    oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
     spooled = waiting(spool) if spool else None  # None too if it cannot be read
     found = {
         "alerts": alerts,
         "pools": pools,
+        "pools_differ": differing,
+        "undeclared": undeclared,
         "queues": queues,
         "due": snapshot.due,
         "oldest_pending_s": oldest,
@@ -79,6 +88,9 @@ def status() -> None:
     facts = {
         "alerts": alerts or "none",
         "worker pools running": pools or "0: nothing is fetched; start `ota-receiver worker`",
+        "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
+        + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
+        "no pool declares": undeclared,
         **{f"{one.queue} jobs": _backlog(one) for one in queues},
         "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
@@ -88,7 +100,7 @@ def status() -> None:
         "spooled here": None if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    if alerts or not pools:
+    if alerts or undeclared or not pools:
         raise typer.Exit(FOUND)
 
 

@@ -41,9 +41,11 @@ class DueCheck:
         # Another program may have such a key too.
         members = (key.decode(errors="replace").removeprefix(keys.RECORDS) for key in found)
         orders = [OrderKey.of(member) for member in members if member.count(":") == 1]
-        lost = [
-            record.key for record in self._archive.records(self._without_end(orders)) if record and _is_lost(record)
-        ]
+        if not (orders := self._without_end(orders)):
+            return 0
+        sinks: Any = self._redis.hkeys(keys.SINKS)
+        declared = {sink.decode() for sink in sinks}
+        lost = [record.key for record in self._archive.records(orders) if record and _is_lost(record, declared)]
         if not lost:
             return 0
         now = server_time(self._redis)
@@ -62,9 +64,9 @@ class DueCheck:
         return [order for order, ttl, score in found if ttl == -1 and score is None]
 
 
-def _is_lost(record: OrderRecord) -> bool:
+def _is_lost(record: OrderRecord, sinks: set[str]) -> bool:
     """Return whether it waits for more than an operator; what exactly, start_fetch.lua decides."""
     if record.is_pending:
         return not record.dead
-    behind = [sink for sink in record.sinks if sink.revision < record.revision and not sink.dead]
+    behind = [one for one in record.sinks if one.revision < record.revision and not one.dead and one.name in sinks]
     return bool(behind) or not (record.dead or record.dead_sinks)

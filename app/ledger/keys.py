@@ -19,7 +19,10 @@
 | `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | store_fetch |
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
-| `ota:pools` | hash: pool -> JSON heartbeat: machine, pid, workers | until the pool ends | pool |
+| `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
+| `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
+| `ota:companies` | hash: company -> its slug and the id of its breaker | until retired | pool |
+| `ota:undeclared` | hash: sink or company -> minutes in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
 | `ota:reconcile-checkpoints:<company>` | zset: highest row version of a page -> ms of the call | 10 min | reconcile |
@@ -50,9 +53,10 @@ answer, `deferrals`, `crashes`, `first_404_at` ms, `error` reason code, `http` s
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id`, `duplicates`. `erased_at` ms when the
 order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
-both. Sinks: `<sink>:revision` delivered, `<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes`
-deliveries that started and never ended, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get;
-`delivery_lease` ms until the delivery in progress must be done, `delivery_worker`.
+both. Sinks: `<sink>:revision` delivered (0: none yet; absent: the sink was declared after the latest fetch),
+`<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes` deliveries that started and never ended,
+`<sink>:dead` reason, `<sink>:discarded` revision that it is never to get; `delivery_lease` ms until the delivery in
+progress must be done, `delivery_worker`.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -80,6 +84,9 @@ EVENTS: Final = "ota:events"
 ORDERS: Final = "ota:orders"
 COUNTERS: Final = "ota:counters"
 POOLS: Final = "ota:pools"
+SINKS: Final = "ota:sinks"
+COMPANIES: Final = "ota:companies"
+UNDECLARED: Final = "ota:undeclared"
 ALERTS: Final = "ota:alerts"
 ALERTS_TURN: Final = "ota:alerts-turn"
 ERASING: Final = "ota:erasing"

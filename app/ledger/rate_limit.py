@@ -96,7 +96,7 @@ class RateLimiter:
         self._slug = slug
         self._limits = limits
         self._key = _digest(api_key)
-        self._breaker = _breaker_id(api_key, company)
+        self._breaker = breaker_id(api_key, company)
         self._acquire = Script(redis, "acquire_permit", clock)
         self._release = Script(redis, "release_permit", clock)
 
@@ -174,12 +174,8 @@ def spent(redis: Redis, api_key: str, now: int) -> int:
     return int(made)
 
 
-def breaker_key(api_key: str, company: str) -> str:
-    """Return the key of the breaker of one company's calls (its path) with one API key."""
-    return keys.breaker(_breaker_id(api_key, company))
-
-
-def _breaker_id(api_key: str, company: str) -> str:
+def breaker_id(api_key: str, company: str) -> str:
+    """Return the id of the breaker of one company's calls (its path) with one API key; it reveals neither."""
     return _digest(f"{api_key}\0{company}")
 
 

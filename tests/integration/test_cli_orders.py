@@ -12,6 +12,7 @@ import pytest
 from app import times
 from app.ids import OrderKey
 from app.ledger import keys
+from app.ledger.work import Elsewhere
 from tests.command import Ended
 from tests.lab import MUSEUM, SINK, VENUE, WORKER, Lab, order
 
@@ -294,20 +295,46 @@ def test_an_order_that_is_not_complete_is_explained_with_its_next_step(lab: Lab,
     assert "tickets are here" not in ended.out
 
 
-def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
-    """A sink that was added to the settings after the order was complete."""
+def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_replay(lab: Lab) -> None:
     lab.accept_and_fetch(order(1))
     lab.deliver(order=order(1))
-    assert lab.acquire_delivery(order(1)) is None
-    sinks = {"SINKS": f"{SINK},python:json:loads"}
+    lab.declare(sinks=("python:json:loads",))
+    assert (explain(lab, order(1)).code, lab.acquire_delivery(order(1))) == (0, None)
+
+    replayed = lab.run_command("events", "replay", "--order", order(1).order_id, "--sink", "python:json:loads", "--yes")
+
+    assert replayed.code == 0, replayed.err
+    ended = explain(lab, order(1))
+    assert (ended.code, "pending python:json:loads: revision 1 not delivered yet" in flat(ended)) == (1, True)
+    assert lab.ledger.acquire_delivery(order(1), WORKER) == Elsewhere("python:json:loads")
+
+
+def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
+    """A sink that was retired before the latest revision was fetched, and was declared again after it."""
+    lab.accept_and_fetch(order(1))
+    lab.deliver(order=order(1))
+    lab.redis.delete(keys.SINKS)
+    Lab(lab.redis, sinks=()).accept_and_fetch(order(1), sellToName="changed")
+    lab.declare()
     replay = ("events", "replay", "--order", order(1).order_id, "--to-sinks")
 
-    ended, advised = explain(lab, order(1), **sinks), lab.run_command(*replay, "--yes", "--dry-run", **sinks)
+    ended, advised = explain(lab, order(1)), lab.run_command(*replay, "--yes", "--dry-run")
 
     assert ended.code == 1
-    assert "pending python:json:loads: revision 1 not delivered yet next No attempt is planned." in flat(ended)
+    assert f"pending {SINK}: revision 2 not delivered yet next No attempt is planned." in flat(ended)
     assert f"ota-receiver {' '.join(replay)}" in flat(ended)
     assert advised.code == 0, advised.err
+
+
+@pytest.mark.parametrize("sinks", ["", SINK, "python:json:loads"])
+def test_the_verdict_is_the_same_in_every_shell(lab: Lab, sinks: str) -> None:
+    """SINKS of a shell says nothing of the workers'."""
+    lab.accept_and_fetch(order(1))
+    lab.accept_and_fetch(order(2))
+    lab.deliver(order=order(2))
+
+    assert [explain(lab, one, SINKS=sinks).code for one in (order(1), order(2))] == [1, 0]
+    assert f"{SINK}: revision 1 not delivered yet" in flat(explain(lab, order(1), SINKS=sinks))
 
 
 def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) -> None:

@@ -24,6 +24,7 @@ from rq.utils import as_text, utcparse
 from rq.worker import WorkerStatus
 
 from app.dev.processes import Process
+from app.heartbeat import Configuration
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.lab import ONE, Lab, now_ms
@@ -167,7 +168,7 @@ def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
         worker(bare, kind).work(burst=True, logging_level="CRITICAL")
     assert bare.due_in() == policy.GRACE / 1000
 
-    WorkerRecovery(bare.redis, bare.ledger, []).release(WORKER, "killed")
+    WorkerRecovery(bare.redis, bare.ledger, [], Configuration()).release(WORKER, "killed")
 
     assert bare.due_in() == 0
 

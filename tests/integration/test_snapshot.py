@@ -18,7 +18,7 @@ from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ledger import keys
-from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
 from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
@@ -32,7 +32,7 @@ COMPANIES = (
     company("venue", VENUE, "Venue"),
     company("museum", MUSEUM, "Museum").model_copy(update={"np_partner_id": None}),
 )
-READER = SnapshotReader(COMPANIES, (SINK,))
+READER = SnapshotReader(COMPANIES)
 
 
 def snapshot(lab: Lab, later: int = 0) -> Snapshot:
@@ -45,7 +45,7 @@ def venue(lab: Lab) -> CompanySnapshot:
 
 def evaluated(lab: Lab, later: int = 0) -> list[tuple[str, str]]:
     """Evaluate the alerts as a pool does; return what was logged."""
-    changes = log_alerts(AlertStore(lab.redis), READER, snapshot(lab, later))
+    changes = log_alerts(AlertStore(lab.redis), snapshot(lab, later))
     return [(change.action, change.condition.name) for change in changes]
 
 
@@ -58,7 +58,7 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
     async def ask() -> bytes:
         redis = bootstrap.for_web(url)
         try:
-            return await Metrics(redis, READER, None if spooled is None else count, 900).text()
+            return await Metrics(redis, READER, COMPANIES, None if spooled is None else count, 900).text()
         finally:
             await redis.aclose()
 
@@ -71,7 +71,7 @@ def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(lab: La
     lab.accept(order(3, MUSEUM))
     lab.accept(order(4, "99999999-9999-4999-8999-999999999999"), at=lab.now - HOUR)
 
-    assert snapshot(lab).elsewhere_oldest_pending_ms >= HOUR
+    assert max(snapshot(lab).elsewhere.values()) >= HOUR
     assert 5 * MINUTE <= venue(lab).oldest_pending_ms < 6 * MINUTE
     assert snapshot(lab).companies[MUSEUM].oldest_pending_ms < MINUTE
 
@@ -136,6 +136,7 @@ def test_an_event_during_a_fetch_is_measured_with_its_own_fetch(lab: Lab) -> Non
 
 def test_dead_letters_are_counted_by_reason_and_sink_and_fire(lab: Lab) -> None:
     other = order(2, MUSEUM)
+    lab.redis.hset(keys.SINKS, SINK, 1)
     lab.accept(order(1), other, order(3))
     assert evaluated(lab) == []
     lab.dead_letter(order(1))
@@ -181,7 +182,7 @@ def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0
     logged = [evaluated(lab, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert logged == [[], [], []]
-    lab.redis.hset(breaker_key(API_KEY, COMPANIES[0].path), "open_until", now + 9 * MINUTE)
+    lab.redis.hset(keys.breaker(breaker_id(API_KEY, COMPANIES[0].path)), "open_until", now + 9 * MINUTE)
     logged = [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)]
     assert logged == [[], [], [("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
 
@@ -258,7 +259,7 @@ def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> Non
 
     assert evaluated(lab, 1 * MINUTE) == []
     with pytest.raises(KeyboardInterrupt):
-        log_alerts(Killed(lab.redis), READER, snapshot(lab, 6 * MINUTE))
+        log_alerts(Killed(lab.redis), snapshot(lab, 6 * MINUTE))
     assert [evaluated(lab, later * MINUTE) for later in (6, 7)] == [[("firing", "fetch_late")], []]
     lab.fetch_and_store(order(1))
     assert evaluated(lab, 8 * MINUTE) == [("resolved", "fetch_late")]

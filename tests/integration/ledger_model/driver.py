@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from app.ids import OrderKey
 from app.ledger import keys, policy
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
-from app.ledger.work import Failure
+from app.ledger.work import Delivery, Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
 from tests.lab import LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
@@ -170,6 +170,7 @@ class Worker:
         if delivery is None:
             self.delivering = None
             return
+        assert isinstance(delivery, Delivery)
         assert model.delivery is None or model.delivery.lease_ends <= now, "two deliveries of one order at once"
         assert delivery.revision > model.delivered, "the sink received this revision before"
         assert delivery.raw == b"%d" % (model.stored_version or 0), "not the content that is stored"
