@@ -201,7 +201,7 @@ class Settings(BaseModel):
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
     sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
         default=(),
-        description="Functions that get each order, separated by commas. All worker pools on one Redis need the same.",
+        description="Functions that get each order, separated by commas. All worker pools need the same.",
         examples=["python:mypackage.orders:on_order"],
     )
     spool_dir: Path | None = Field(

@@ -96,7 +96,9 @@ class Processor:
 
     def _is_declared(self, kind: Literal["companies", "sinks"], name: str) -> bool:
         """Return whether a running pool has this company or sink."""
-        return any(name in getattr(pool.configuration, kind) for pool in self._deployment.running().values())
+        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
+        pools = retry_until(self._ledger.redis, deadline, self._deployment.running).values()
+        return any(name in getattr(pool.configuration, kind) for pool in pools)
 
     def _return_job(self, order: OrderKey, sink: str = "") -> None:
         """Put the job back for the pools that know its company or sink, and step aside so that they get it.

@@ -14,6 +14,7 @@ from redis import Redis
 
 from app import bootstrap
 from app.alerts import AlertStore
+from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
@@ -22,7 +23,7 @@ from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
 from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
-from tests.lab import API_KEY, MUSEUM, SINK, VENUE, Lab, company, order
+from tests.lab import API_KEY, MUSEUM, SINK, VENUE, Lab, company, configuration, order
 from tests.service import samples
 from workers.background import log_alerts
 
@@ -348,3 +349,64 @@ def test_an_internal_error_in_the_alerts_is_logged_and_stops_no_pool(lab: Lab, t
 
     assert (line["event"], line["error"]) == ("alert.failed", "ValueError")
     assert "canary" not in (tmp_path / "log").read_text()
+
+
+def test_pools_that_differ_longer_than_a_rolling_change_takes_fire(lab: Lab) -> None:
+    def minute(later: int, **changed: Any) -> list[tuple[str, str]]:
+        lab.declare("first", ago=-60 * later)
+        lab.declare("second", ago=-60 * later, **changed)
+        return evaluated(lab, later * MINUTE)
+
+    assert [minute(later, sinks=()) for later in range(12)] == [[]] * 10 + [[("firing", "pools_differ")], []]
+    assert minute(12) == [("resolved", "pools_differ")]
+    assert [minute(later, upstream="https://other.example.com") for later in (13, 14)] == [[], []]
+
+
+def test_what_orders_wait_for_and_no_running_pool_has_fires_after_a_minute(lab: Lab) -> None:
+    """A company that a pool once knew, one that none ever knew, and a sink."""
+    stranger = "99999999-9999-4999-8999-999999999999"
+    lab.accept_and_fetch(order(3))
+    lab.declare("stopped", ago=HOUR / 1000)
+    lab.redis.hdel(keys.POOLS, "stopped")
+    lab.declare(sinks=(), companies=configuration((), "museum").companies)
+    lab.accept(order(1), order(2, stranger))
+
+    assert evaluated(lab) == []
+    lab.declare(ago=-60, sinks=(), companies=configuration((), "museum").companies)
+    assert evaluated(lab, MINUTE) == [("firing", "undeclared")] * 3
+    assert set(snapshot(lab, MINUTE).undeclared()) == {("venue", ""), (stranger, ""), ("", SINK)}
+    lab.declare(ago=-120)
+    assert evaluated(lab, 2 * MINUTE) == [("resolved", "undeclared")] * 2, "all but the stranger"
+
+
+def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: Lab) -> None:
+    """Its deliveries are no longer waited for: an order that lacks only these is complete, and expires."""
+    deployment = Deployment(lab.redis)
+    lab.accept_and_fetch(order(1))
+    lab.declare("former")
+    lab.redis.hdel(keys.POOLS, "former")
+    lab.declare(sinks=(), companies=configuration((), "museum").companies)
+
+    assert [deployment.retire(deployment.running()) for _ in range(RETIRED_AFTER - 1)] == [[]] * (RETIRED_AFTER - 1)
+    assert lab.run_command("orders", "explain", order(1).order_id).code == 1
+    assert deployment.retire(deployment.running()) == [SINK, VENUE]
+
+    assert lab.run_command("orders", "explain", order(1).order_id).code == 0
+    assert deployment.slugs() == {MUSEUM: "museum"}
+    plain = Lab(lab.redis, sinks=(), now=lab.now + HOUR)
+    assert (plain.dispatch(), plain.try_start(), plain.days_kept()) == (1, "nothing", {400})
+
+
+def test_a_sink_that_returns_within_the_day_gets_what_it_missed(lab: Lab) -> None:
+    deployment = Deployment(lab.redis)
+    lab.declare("former")
+    lab.redis.hdel(keys.POOLS, "former")
+    lab.declare("plain", sinks=())
+    Lab(lab.redis, sinks=()).accept_and_fetch(order(1))
+    for _ in range(RETIRED_AFTER - 1):
+        deployment.retire(deployment.running())
+    lab.declare("again")
+    deployment.retire(deployment.running())
+
+    assert (deployment.sinks(), lab.redis.exists(keys.UNDECLARED)) == ((SINK,), 0)
+    assert lab.start_delivery(order(1)).sink == SINK
