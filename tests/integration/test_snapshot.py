@@ -369,7 +369,7 @@ def test_what_orders_wait_for_and_no_running_pool_has_fires_after_a_minute(lab: 
     lab.declare("stopped", ago=HOUR / 1000)
     lab.redis.hdel(keys.POOLS, "stopped")
     lab.declare(sinks=(), companies=configuration((), "museum").companies)
-    lab.accept(order(1), order(2, stranger))
+    lab.accept(order(1), order(2, stranger), at=lab.now - 1000)
 
     assert evaluated(lab) == []
     lab.declare(ago=-60, sinks=(), companies=configuration((), "museum").companies)
