@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 
 from app.deployment import differences
-from app.ledger import keys
 from app.ledger.policy import DAY, MINUTE, SECOND
+from app.ledger.redis import Redis
 from app.snapshot import AlertState, CompanySnapshot, Snapshot
 
 EVERY: Final = MINUTE
@@ -126,23 +125,26 @@ class AlertStore:
 
     def acquire_turn(self) -> bool:
         """Return whether this pool evaluates now; if it dies meanwhile, another one does a minute later."""
-        return bool(self._redis.set(keys.ALERTS_TURN, 1, nx=True, px=EVERY - SECOND))
+        return bool(self._redis.set(self._redis.names.alerts_turn, 1, nx=True, px=EVERY - SECOND))
 
     def hours(self, company_id: str, now: int) -> Hours:
         """Return the new events of each hour; deletes hours older than HOURS_KEPT."""
-        saved: Any = self._redis.hgetall(keys.event_rate(company_id))
+        saved: Any = self._redis.hgetall(self._redis.names.event_rate(company_id))
         counts = ((field.partition(b":"), int(value)) for field, value in saved.items())
         found = {int(hour): count for (kind, _, hour), count in counts if kind == b"hour"}
         if old := [hour for hour in found if hour < now // HOUR - HOURS_KEPT]:
-            self._redis.hdel(keys.event_rate(company_id), *(f"hour:{hour}" for hour in old))
+            self._redis.hdel(self._redis.names.event_rate(company_id), *(f"hour:{hour}" for hour in old))
         return {hour: count for hour, count in found.items() if hour not in old}
 
     def save(self, states: Mapping[Key, AlertState]) -> None:
         """Replace all saved states by these."""
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.ALERTS)
+            pipe.delete(self._redis.names.alerts)
             if states:
-                pipe.hset(keys.ALERTS, mapping={"|".join(key): msgspec.json.encode(one) for key, one in states.items()})
+                pipe.hset(
+                    self._redis.names.alerts,
+                    mapping={"|".join(key): msgspec.json.encode(one) for key, one in states.items()},
+                )
             pipe.execute()
 
 

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 
 from app import log
@@ -21,7 +19,7 @@ from app.intake.recorder import Inbox
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
-from app.ledger.redis import WORKER_TIMEOUT, for_worker, readable_url
+from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, readable_url
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
 from app.settings import Company, Settings
@@ -36,14 +34,15 @@ WEB_TIMEOUT = 1.0
 """Seconds; a sender waits for the answer."""
 
 
-def for_web(url: str) -> AsyncRedis:
+def for_web(url: str, prefix: str) -> AsyncRedis:
     """Return the client of the web process; one try, then the caller decides."""
-    return AsyncRedis.from_url(url, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT)
+    return client_of(AsyncRedis, url, prefix, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT)
 
 
-def for_rq(url: str) -> Redis:
+def for_rq(settings: Settings) -> Redis:
     """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
-    return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
+    url = settings.redis_url.get_secret_value()
+    return client_of(Redis, url, settings.key_prefix, socket_connect_timeout=WORKER_TIMEOUT)
 
 
 def web_app(settings: Settings) -> ASGIApp:
@@ -57,7 +56,7 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.intake.spool import Spool
     from app.web.app import Probes, Webhook, application
 
-    redis = for_web(settings.redis_url.get_secret_value())
+    redis = for_web(settings.redis_url.get_secret_value(), settings.key_prefix)
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
@@ -103,14 +102,14 @@ def configure_cli_log() -> None:
 async def redis_checks(settings: Settings) -> list[Check]:
     """Return what the web process would find of its Redis; raises SettingsError for an address it cannot read."""
     with readable_url():
-        redis = for_web(settings.redis_url.get_secret_value())
+        redis = for_web(settings.redis_url.get_secret_value(), settings.key_prefix)
     async with redis:
         inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
         return await Health(inbox.probe, redis).checks()
 
 
 def worker_redis(settings: Settings) -> Redis:
-    return for_worker(settings.redis_url.get_secret_value())
+    return for_worker(settings.redis_url.get_secret_value(), settings.key_prefix)
 
 
 def configuration(settings: Settings) -> Configuration:
@@ -125,10 +124,8 @@ def configuration(settings: Settings) -> Configuration:
 def refuse_other_deployment(settings: Settings) -> None:
     """Raise OtherDeployment if a pool of another deployment uses this Redis; web starts without an answer of Redis."""
     url = settings.redis_url.get_secret_value()
-    with (
-        suppress(RedisError),
-        Redis.from_url(url, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT) as redis,
-    ):
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT}
+    with suppress(RedisError), client_of(Redis, url, settings.key_prefix, **timeouts) as redis:
         refuse_other(configuration(settings), Deployment(redis).running())
 
 

@@ -11,12 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
 
 from app.errors import OtherDeployment
 from app.heartbeat import HEARTBEAT_WITHIN, Configuration, Heartbeat, decoded
-from app.ledger import keys
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 
 RETIRED_AFTER: Final = 1440
 """Minutes in which pools run and none declares it. A stopped deployment forgets nothing, however long it is stopped."""
@@ -30,16 +28,18 @@ class Deployment:
 
     def running(self) -> dict[str, Heartbeat]:
         """Return the last heartbeat of each running pool, by the pool's name."""
-        texts = {name.decode(errors="replace"): text for name, text in self._redis.hgetall(keys.POOLS).items()}
+        texts = {
+            name.decode(errors="replace"): text for name, text in self._redis.hgetall(self._redis.names.pools).items()
+        }
         return running(texts, server_time(self._redis))
 
     def sinks(self) -> tuple[str, ...]:
         """Return the sinks that orders are delivered to."""
-        return tuple(name.decode() for name in self._redis.hkeys(keys.SINKS))
+        return tuple(name.decode() for name in self._redis.hkeys(self._redis.names.sinks))
 
     def slugs(self) -> dict[str, str]:
         """Return the slug of each company by its id."""
-        found = self._redis.hgetall(keys.COMPANIES)
+        found = self._redis.hgetall(self._redis.names.companies)
         return {company_id.decode(): text.decode().partition(" ")[0] for company_id, text in found.items()}
 
     def declare(self, pool: str, beat: Heartbeat) -> None:
@@ -49,24 +49,24 @@ class Deployment:
         """
         with self._redis.pipeline(transaction=True) as pipe:
             for sink in beat.configuration.sinks:
-                pipe.hsetnx(keys.SINKS, sink, beat.at)
+                pipe.hsetnx(self._redis.names.sinks, sink, beat.at)
             write = pipe.hset if beat.at == beat.since else pipe.hsetnx
             for company_id, company in beat.configuration.companies.items():
-                write(keys.COMPANIES, company_id, f"{company.slug} {company.breaker}")
-            pipe.hset(keys.POOLS, pool, msgspec.json.encode(beat))
+                write(self._redis.names.companies, company_id, f"{company.slug} {company.breaker}")
+            pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
             pipe.execute()
 
     def retire(self, pools: Mapping[str, Heartbeat]) -> list[str]:
         """Remove what no pool has declared for RETIRED_AFTER, and return it; one pool calls this, each minute."""
         retired = []
-        for key, kind in ((keys.SINKS, "sinks"), (keys.COMPANIES, "companies")):
+        for key, kind in ((self._redis.names.sinks, "sinks"), (self._redis.names.companies, "companies")):
             declared = {name for pool in pools.values() for name in getattr(pool.configuration, kind)}
             for name in (one.decode() for one in self._redis.hkeys(key)):
                 if name in declared:
-                    self._redis.hdel(keys.UNDECLARED, name)
-                elif self._redis.hincrby(keys.UNDECLARED, name, 1) >= RETIRED_AFTER:
+                    self._redis.hdel(self._redis.names.undeclared, name)
+                elif self._redis.hincrby(self._redis.names.undeclared, name, 1) >= RETIRED_AFTER:
                     self._redis.hdel(key, name)
-                    self._redis.hdel(keys.UNDECLARED, name)
+                    self._redis.hdel(self._redis.names.undeclared, name)
                     retired.append(name)
         return retired
 

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import OldServer, OtherSchema
 from app.ledger.redis import VERSION, code, old_server
+from app.ledger.redis import AsyncRedis as Redis
 
 if TYPE_CHECKING:
     from app.intake.spool import Spool

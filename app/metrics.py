@@ -17,14 +17,14 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from redis import Redis as SyncRedis
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import log
 from app.intake.auth import UNKNOWN
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.ledger import LATENCY_BOUNDS
+from app.ledger.redis import AsyncRedis as Redis
+from app.ledger.redis import Redis as SyncRedis
 from app.ledger.redis import is_other_schema
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Company
@@ -125,11 +125,11 @@ class CounterBuffer:
             async with self._redis.pipeline(transaction=True) as pipe:
                 # These come first, so that the answers begin with theirs.
                 for company_id in rejected:
-                    pipe.set(keys.alert(company_id), 1, nx=True, px=ALERT_EVERY)
+                    pipe.set(self._redis.names.alert(company_id), 1, nx=True, px=ALERT_EVERY)
                 for company_id in rejected:
-                    pipe.hincrby(keys.reconcile(company_id), "triggers", 1)
+                    pipe.hincrby(self._redis.names.reconcile(company_id), "triggers", 1)
                 for name, times in counts.items():
-                    pipe.hincrby(keys.COUNTERS, "|".join(name), times)
+                    pipe.hincrby(self._redis.names.counters, "|".join(name), times)
                 answers = await pipe.execute()
         except (RedisError, OSError):
             self._counts.update(counts)
@@ -196,13 +196,13 @@ def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
     """Add to counters of METRICS; a name is the field prefix and the label values."""
     with redis.pipeline(transaction=False) as pipe:
         for name, times in counts.items():
-            pipe.hincrby(keys.COUNTERS, "|".join(name), times)
+            pipe.hincrby(redis.names.counters, "|".join(name), times)
         pipe.execute()
 
 
 def record_whole_list(redis: SyncRedis, company_id: str, now: int) -> None:
     """Record that the order list of a company was read to its end at `now` (ms)."""
-    redis.hset(keys.COUNTERS, f"reconciled|{company_id}", str(now))
+    redis.hset(redis.names.counters, f"reconciled|{company_id}", str(now))
 
 
 class _Families(Collector):

@@ -154,6 +154,11 @@ class Settings(BaseModel):
         description="Address of Redis: `redis://`, `rediss://` for TLS, or `unix://`.",
         examples=["redis://:password@redis:6379/0"],
     )
+    key_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,19}$")] = Field(
+        default="ota",
+        description="Before all keys in Redis, and RQ's names of queues and jobs. Each deployment on one"
+        " Redis needs its own.",
+    )
     companies_file: Path | None = Field(
         default=None,
         description="TOML file of several companies, instead of the settings of one company below.",

@@ -12,15 +12,14 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job
 
 from app.deployment import running
 from app.heartbeat import Heartbeat, decoded, readable
 from app.ledger import policy
+from app.ledger.keys import Keys
 from app.ledger.rate_limit import breaker_id
-from app.ledger.redis import packed, source
+from app.ledger.redis import AsyncRedis, Redis, packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.settings import Company
 from app.times import to_ms
@@ -169,16 +168,19 @@ class SnapshotReader:
                 for one in companies
             ],
             "job_prefix": Job.redis_job_namespace_prefix,
-            "queues": {name: queue_key(name) for name in (LIVE, BACKFILL)},
         }
 
     def read(self, redis: Redis, now: int | None = None) -> Snapshot:
         """Return the snapshot at the time of the Redis server, or at `now` (ms); raises what redis-py raises."""
-        return _snapshot(redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
+        return _snapshot(redis.register_script(self._script)(args=[self._packed(redis.names, now)]))
 
     async def read_async(self, redis: AsyncRedis) -> Snapshot:
         """Return the same as `read`."""
-        return _snapshot(await redis.register_script(self._script)(args=[packed(**self._arguments)]))
+        return _snapshot(await redis.register_script(self._script)(args=[self._packed(redis.names)]))
+
+    def _packed(self, names: Keys, now: int | None = None) -> bytes:
+        queues = {name: queue_key(name, names) for name in (LIVE, BACKFILL)}
+        return packed(names, **self._arguments, queues=queues, now=now)
 
 
 def _snapshot(answer: bytes) -> Snapshot:

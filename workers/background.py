@@ -13,7 +13,6 @@ from functools import partial
 from multiprocessing.context import ForkProcess
 from typing import Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
@@ -22,7 +21,7 @@ from app.deployment import Deployment
 from app.errors import StoreUnavailable
 from app.ledger import policy
 from app.ledger.orders import Archive
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 from app.metrics import add, record_whole_list
 from app.reconcile.run import BUSY, LONGEST, Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, DueRun, Schedule

@@ -11,7 +11,6 @@ from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
@@ -21,11 +20,11 @@ from app.deployment import Deployment, refuse_other
 from app.errors import OldServer, OtherDeployment, OtherSchema
 from app.heartbeat import Configuration, Heartbeat, decoded
 from app.ids import OrderKey
-from app.ledger import keys, policy, rq_jobs
+from app.ledger import policy, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
-from app.ledger.redis import VERSION, load_scripts, refuse_old_server, refuse_other_schema, server_time
+from app.ledger.redis import VERSION, Redis, load_scripts, refuse_old_server, refuse_other_schema, server_time
 from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
@@ -273,7 +272,9 @@ class WorkerRecovery:
         queue_name = worker.rsplit("-", 2)[1]
         given = self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
         given += self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))
-        return self._ledger.release_worker(worker, how, [order for one in given if (order := _order(as_text(one)))])
+        return self._ledger.release_worker(
+            worker, how, [order for one in given if (order := rq_jobs.order_of(as_text(one)))]
+        )
 
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive, which workers it has, and its configuration."""
@@ -293,26 +294,21 @@ class WorkerRecovery:
 
     def remove_heartbeat(self) -> None:
         """Remove this pool from the list: its workers have ended and hold nothing."""
-        self._redis.hdel(keys.POOLS, self._pool)
+        self._redis.hdel(self._redis.names.pools, self._pool)
 
     def recover_dead_pools(self) -> None:
         """Release what the workers of killed pools held, where this machine can tell that the pool is dead."""
-        for name, text in self._redis.hgetall(keys.POOLS).items():
+        for name, text in self._redis.hgetall(self._redis.names.pools).items():
             beat = decoded(text, Heartbeat)
             if beat is None:
                 continue
             if server_time(self._redis) - beat.at > HEARTBEAT_KEPT:
-                self._redis.hdel(keys.POOLS, name)
+                self._redis.hdel(self._redis.names.pools, name)
             elif beat.is_of_dead_process():
                 for worker in beat.workers:
                     self.release(worker, "killed")
-                self._redis.hdel(keys.POOLS, name)
+                self._redis.hdel(self._redis.names.pools, name)
                 _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
-
-
-def _order(job_id: str) -> OrderKey | None:
-    """Return the order that a job id of ours names: `f-<company>-<order>-<generation>...`."""
-    return OrderKey(job_id[2:38], job_id[39:75]) if job_id.startswith("f-") and len(job_id) > 76 else None
 
 
 def run(settings: Settings) -> int:

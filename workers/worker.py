@@ -19,7 +19,6 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
-from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as NoAnswer
@@ -30,6 +29,7 @@ from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
+from app.ledger.redis import Redis
 from app.ledger.rq_jobs import FETCH_ORDER
 from app.settings import Settings
 from workers import jobs
@@ -86,7 +86,13 @@ class FetchWorker(SimpleWorker):
     job_class = FetchJob
 
     def __init__(self, name: str, queue_name: str, redis: Redis, busy_since: memoryview[float]) -> None:
-        super().__init__(queue_name, name=name, connection=redis, serializer=JSONSerializer, worker_ttl=WORKER_TTL)
+        super().__init__(
+            redis.names.rq_prefix + queue_name,
+            name=name,
+            connection=redis,
+            serializer=JSONSerializer,
+            worker_ttl=WORKER_TTL,
+        )
         self._busy_since = busy_since
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -135,7 +141,7 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
     # Before the first job: the connections are warm, and a bad sink stops the start. After the fork: a user's module
     # may open what must not be shared.
     jobs.import_sinks(settings)
-    redis = bootstrap.for_rq(settings.redis_url.get_secret_value())
+    redis = bootstrap.for_rq(settings)
     with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
         FetchWorker(name, queue_name, redis, busy_since).work(logging_level=None)
 

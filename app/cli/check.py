@@ -108,7 +108,10 @@ def _of_redis(loaded: Settings) -> Iterator[Finding]:
 
 def _of_pools(loaded: Settings) -> Iterator[Finding]:
     """Return whether these settings fit the running pools, and whether the pools agree."""
-    with contextlib.suppress(StoreUnavailable), for_command(loaded.redis_url.get_secret_value()) as redis:
+    with (
+        contextlib.suppress(StoreUnavailable),
+        for_command(loaded.redis_url.get_secret_value(), loaded.key_prefix) as redis,
+    ):
         pools = Deployment(redis).running()
         try:
             refuse_other(bootstrap.configuration(loaded), pools)

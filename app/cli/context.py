@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import typer
-from redis import Redis
 
 from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
@@ -27,7 +26,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.redis import for_command, server_time
+from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
 
@@ -116,7 +115,7 @@ class CommandContext:
     def note(self, what: str, selected: str, orders: int) -> None:
         """Write a change to the audit before it is made, so that an interrupted one is there too."""
         words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
-        append(self.redis, AuditEntry(what=what, orders=orders, **words))
+        append(self.redis, self.redis.names, AuditEntry(what=what, orders=orders, **words))
 
     def view(self, found: Any, **derived: object) -> dict[str, Any]:
         """Return an order, an event or a difference for machines: its fields, and its company's slug."""
@@ -141,7 +140,7 @@ def open_context() -> Iterator[CommandContext]:
     """Open settings and Redis for a command; raises SettingsError, Stop, and StoreUnavailable when Redis fails."""
     bootstrap.configure_cli_log()
     found = settings.load()
-    with for_command(found.redis_url.get_secret_value()) as redis:
+    with for_command(found.redis_url.get_secret_value(), found.key_prefix) as redis:
         yield CommandContext(found, redis)
 
 

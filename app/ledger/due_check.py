@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from redis import Redis
-
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 
 STEPS: Final = 1800
 """Calls of `step` in which all keys are read: half an hour, with a call each second."""
@@ -36,29 +33,29 @@ class DueCheck:
         Raises what redis-py raises.
         """
         count = max(LEAST_KEYS, -(-self._redis.dbsize() // STEPS))
-        answer: Any = self._redis.scan(self._cursor, match=f"{keys.RECORDS}*", count=count, _type="HASH")
+        answer: Any = self._redis.scan(self._cursor, match=f"{self._redis.names.records}*", count=count, _type="HASH")
         self._cursor, found = answer
         # Another program may have such a key too.
-        members = (key.decode(errors="replace").removeprefix(keys.RECORDS) for key in found)
+        members = (key.decode(errors="replace").removeprefix(self._redis.names.records) for key in found)
         orders = [OrderKey.of(member) for member in members if member.count(":") == 1]
         if not (orders := self._without_end(orders)):
             return 0
-        sinks: Any = self._redis.hkeys(keys.SINKS)
+        sinks: Any = self._redis.hkeys(self._redis.names.sinks)
         declared = {sink.decode() for sink in sinks}
         lost = [record.key for record in self._archive.records(orders) if record and _is_lost(record, declared)]
         if not lost:
             return 0
         now = server_time(self._redis)
         # NX: what a step has scheduled since it was read was not lost.
-        added: Any = self._redis.zadd(keys.DUE, {order.member: now for order in lost}, nx=True)
+        added: Any = self._redis.zadd(self._redis.names.due, {order.member: now for order in lost}, nx=True)
         return int(added)
 
     def _without_end(self, orders: list[OrderKey]) -> list[OrderKey]:
         """Return those that do not expire, so have work or a dead letter, and are not in `due`."""
         with self._redis.pipeline(transaction=True) as pipe:
             for order in orders:
-                pipe.ttl(keys.record(order))
-                pipe.zscore(keys.DUE, order.member)
+                pipe.ttl(self._redis.names.record(order))
+                pipe.zscore(self._redis.names.due, order.member)
             answers = pipe.execute()
         found = zip(orders, answers[::2], answers[1::2], strict=True)
         return [order for order, ttl, score in found if ttl == -1 and score is None]

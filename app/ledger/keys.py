@@ -1,4 +1,4 @@
-"""Every key in Redis: its name, type, lifetime, and who writes it.
+"""Every key in Redis: its name, type, lifetime, and who writes it. `ota` stands for KEY_PREFIX.
 
 | key | type | lifetime | written by |
 |---|---|---|---|
@@ -39,7 +39,7 @@
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
 | `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
 
-RQ's own keys (`rq:queue:live`, `rq:queue:backfill`, `rq:job:<id>`) are written as RQ writes them.
+RQ's own keys (`rq:queue:ota-live`, `rq:queue:ota-backfill`, `rq:job:ota-<id>`) are written as RQ writes them.
 
 Fields of a record. Counters: `generation` settlements accepted and fetches requested, `started_generation` the
 generation that the latest fetch saw when it started, `fetched_generation` the highest one whose fetch was stored,
@@ -74,46 +74,53 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
-PREFIX: Final = "ota:"
-DUE: Final = "ota:due"
-DEAD: Final = "ota:dead"
-DEAD_DELIVERIES: Final = "ota:dead-deliveries"
-AUDIT: Final = "ota:audit"
-REPLAYS: Final = "ota:replays"
-EVENTS: Final = "ota:events"
-ORDERS: Final = "ota:orders"
-COUNTERS: Final = "ota:counters"
-POOLS: Final = "ota:pools"
-SINKS: Final = "ota:sinks"
-COMPANIES: Final = "ota:companies"
-UNDECLARED: Final = "ota:undeclared"
-ALERTS: Final = "ota:alerts"
-ALERTS_TURN: Final = "ota:alerts-turn"
-ERASING: Final = "ota:erasing"
-SCHEMA: Final = "ota:schema"
-PROBE: Final = "ota:probe:"
-"""Before the keys of the event that readiness records."""
-RECORDS: Final = "ota:order:"
-"""Before company and order in the key of a record."""
+DEFAULT_PREFIX: Final = "ota"
 
 
-def reference(text: str) -> str:
-    """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner puts there."""
-    return f"ota:reference:{sha256(text.strip().casefold().encode(errors='replace')).hexdigest()[:20]}"
+class Keys:
+    """The names of all keys of one deployment, which begin with its prefix (KEY_PREFIX)."""
 
+    def __init__(self, prefix: str) -> None:
+        key = f"{prefix}:{{}}".format
+        self.prefix: Final = key("")
+        self.rq_prefix: Final = f"{prefix}-"
+        """Before RQ's names of our queues and jobs."""
+        self.due: Final = key("due")
+        self.dead: Final = key("dead")
+        self.dead_deliveries: Final = key("dead-deliveries")
+        self.audit: Final = key("audit")
+        self.replays: Final = key("replays")
+        self.events: Final = key("events")
+        self.orders: Final = key("orders")
+        self.counters: Final = key("counters")
+        self.pools: Final = key("pools")
+        self.sinks: Final = key("sinks")
+        self.companies: Final = key("companies")
+        self.undeclared: Final = key("undeclared")
+        self.alerts: Final = key("alerts")
+        self.alerts_turn: Final = key("alerts-turn")
+        self.erasing: Final = key("erasing")
+        self.schema: Final = key("schema")
+        self.probe: Final = key("probe:")
+        """Before the keys of the event that readiness records."""
+        self.records: Final = key("order:")
+        """Before company and order in the key of a record."""
+        # Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
+        self.record: Final = key("order:{0.member}").format
+        self.content: Final = key("content:{0.member}").format
+        self.history: Final = key("history:{0.member}").format
+        self.replay: Final = key("replay:{}").format
+        self.replay_todo: Final = key("replay-todo:{}").format
+        self.window: Final = key("window:{}").format
+        self.reconcile: Final = key("reconcile:{}").format
+        self.reconcile_checkpoints: Final = key("reconcile-checkpoints:{}").format
+        self.reconcile_watch: Final = key("reconcile-watch:{}").format
+        self.reconcile_lease: Final = key("reconcile-lease:{}").format
+        self.event_rate: Final = key("event-rate:{}").format
+        self.alert: Final = key("alert:{}").format
+        self.wakeups: Final = key("wakeups:{}").format
 
-# Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
-record: Final = "ota:order:{0.member}".format
-content: Final = "ota:content:{0.member}".format
-history: Final = "ota:history:{0.member}".format
-replay: Final = "ota:replay:{}".format
-replay_todo: Final = "ota:replay-todo:{}".format
-breaker: Final = "ota:breaker:{}".format
-window: Final = "ota:window:{}".format
-reconcile: Final = "ota:reconcile:{}".format
-reconcile_checkpoints: Final = "ota:reconcile-checkpoints:{}".format
-reconcile_watch: Final = "ota:reconcile-watch:{}".format
-reconcile_lease: Final = "ota:reconcile-lease:{}".format
-event_rate: Final = "ota:event-rate:{}".format
-alert: Final = "ota:alert:{}".format
-wakeups: Final = "ota:wakeups:{}".format
+    def reference(self, text: str) -> str:
+        """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner writes."""
+        digest = sha256(text.strip().casefold().encode(errors="replace")).hexdigest()
+        return f"{self.prefix}reference:{digest[:20]}"

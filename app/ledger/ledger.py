@@ -10,11 +10,10 @@ from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 
 from app.ids import OrderKey
-from app.ledger import keys, policy
-from app.ledger.redis import Script
+from app.ledger import policy
+from app.ledger.redis import Redis, Script
 from app.ledger.rq_jobs import JobTemplate
 from app.ledger.work import (
     Content,
@@ -62,7 +61,7 @@ class Ledger:
         self._keep = order_days * policy.DAY
         self._fetch_lease = fetch_lease
         self._sinks = list(sinks)
-        self._template = JobTemplate()
+        self._template = JobTemplate(redis.names)
         self._script = cache(partial(Script, redis, clock=clock))
 
     def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
@@ -114,7 +113,7 @@ class Ledger:
             manifest=int(content.manifest),
             http=content.http_status,
             duration_ms=content.duration_ms,
-            references=[keys.reference(one) for one in content.references],
+            references=[self.redis.names.reference(one) for one in content.references],
             bounds=LATENCY_BOUNDS,
         )
         return msgspec.msgpack.decode(answer, type=Stored)

@@ -15,13 +15,12 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app import log
 from app.errors import Denied, UpstreamError
-from app.ledger import keys, policy
-from app.ledger.redis import Script, retry_until
+from app.ledger import policy
+from app.ledger.redis import Redis, Script, retry_until
 from app.ledger.work import PermitOutcome
 
 _log = log.get()
@@ -129,7 +128,7 @@ class RateLimiter:
             waited = (time.monotonic() - started) * 1000
             if waited >= policy.PERMIT_WAIT or values[0] > policy.PERMIT_WAIT:
                 raise Denied(policy.SECOND, "permits_full")
-            self._redis.blpop([keys.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
+            self._redis.blpop([self._redis.names.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
 
         return Permit(partial(self._release_permit, token, deadline))
 
@@ -170,7 +169,7 @@ class RateLimiter:
 
 def spent(redis: Redis, api_key: str, now: int) -> int:
     """Return how many requests of the window that ends `now` (ms) were made with an API key."""
-    made: Any = redis.zcount(keys.window(_digest(api_key)), now - WINDOW, "+inf")
+    made: Any = redis.zcount(redis.names.window(_digest(api_key)), now - WINDOW, "+inf")
     return int(made)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
-from redis import Redis
 
 from app import log
 from app.errors import Denied, Unavailable, UpstreamError
@@ -22,7 +21,7 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager

@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 from redis.exceptions import LockError
 
-from app.ledger import keys, policy
+from app.ledger import policy
+from app.ledger.redis import Redis
 
 LAG: Final = 10 * policy.MINUTE
 """Longer than any transaction of upstream: the gateway ends an operation after 8 minutes (upstream.md 5)."""
@@ -44,8 +44,8 @@ class Checkpoint:
 
     def __init__(self, redis: Redis, company_id: str) -> None:
         self._redis = redis
-        self._versions = keys.reconcile_checkpoints(company_id)
-        self._watch = keys.reconcile_watch(company_id)
+        self._versions = self._redis.names.reconcile_checkpoints(company_id)
+        self._watch = self._redis.names.reconcile_watch(company_id)
 
     def start(self, now: int) -> int:
         """Return the row version to read from, 0 for the whole list."""
@@ -89,8 +89,8 @@ class Schedule:
 
     def __init__(self, redis: Redis, company_id: str, lease: int) -> None:
         self._redis = redis
-        self._key = keys.reconcile(company_id)
-        self._lease_key = keys.reconcile_lease(company_id)
+        self._key = self._redis.names.reconcile(company_id)
+        self._lease_key = self._redis.names.reconcile_lease(company_id)
         self._lease = lease
 
     def due(self, now: int) -> DueRun | None:

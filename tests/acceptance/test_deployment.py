@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from redis import Redis
 
 from app.dev.processes import Process
 from app.dev.stack import ENVIRONMENT, TENANT
-from app.ledger import keys
+from app.ledger.redis import Redis
 from tests.eventually import eventually
+from tests.lab import KEYS
 from tests.service import Service
 
 SINK = "python:shop:on_order"
@@ -121,7 +121,7 @@ def test_orders_fetched_by_a_pool_without_the_sink_are_delivered_by_the_other(sh
             wait_delivered(shop, orders)
             assert [shop.cli("orders", "explain", one)[0] for one in orders[:2]] == [0, 0]
             redis.flushall()
-            eventually(lambda: redis.hlen(keys.POOLS) == 2 and redis.hkeys(keys.SINKS), 10, what="the state is back")
+            eventually(lambda: redis.hlen(KEYS.pools) == 2 and redis.hkeys(KEYS.sinks), 10, what="the state is back")
     returned = {line["worker"] for line in shop.log("worker", "job.returned")}
     assert returned
     assert not returned & {line["worker"] for line in shop.log("worker", "delivery.succeeded")}

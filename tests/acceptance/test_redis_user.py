@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from redis import Redis
-
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.service import Service
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 
-from redis import Redis
-
 from app.dev.valkey import server_program
 from app.ids import OrderKey
-from app.ledger import keys
-from app.ledger.redis import VERSION
+from app.ledger.redis import VERSION, Redis
 from tests.eventually import eventually
+from tests.lab import KEYS
 from tests.service import Service, children
 
 
@@ -41,17 +39,17 @@ def test_newer_data_stops_the_pool_and_not_the_web_process(bare: Service) -> Non
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     order_id = bare.issue()[0]
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
-        redis.set(keys.SCHEMA, VERSION + 1)
+        redis.set(KEYS.schema, VERSION + 1)
 
         assert pool.wait(10) == 4
         status, answer = bare.post(bare.event(order_id))
         assert (status, answer["reason"]) == (503, "other_schema")
         assert bare.launch("worker").wait(20) == 4
-        assert not redis.exists(keys.record(OrderKey(bare.company_id, order_id)))
+        assert not redis.exists(KEYS.record(OrderKey(bare.company_id, order_id)))
 
         lines = bare.log("worker", "service.other_schema")
         assert [(line["held"], line["ours"]) for line in lines] == [(str(VERSION + 1), VERSION)] * 2
-        redis.set(keys.SCHEMA, VERSION)
+        redis.set(KEYS.schema, VERSION)
     assert bare.post(bare.event(order_id))[0] == 200
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     bare.wait_fetched(order_id)

@@ -11,10 +11,9 @@ import pytest
 
 from app import times
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import MUSEUM, SINK, VENUE, WORKER, Lab, order
+from tests.lab import KEYS, MUSEUM, SINK, VENUE, WORKER, Lab, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -147,8 +146,8 @@ def test_attempts_of_a_pending_fetch_and_delivery_are_shown(fetched: Lab) -> Non
 @pytest.mark.parametrize("text", ["", " "])
 def test_an_empty_name_is_refused(lab: Lab, text: str) -> None:
     """It does not name the order without a reference."""
-    lab.redis.hset(keys.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
-    lab.redis.zadd(keys.ORDERS, {order(1).member: 1})
+    lab.redis.hset(KEYS.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
+    lab.redis.zadd(KEYS.orders, {order(1).member: 1})
 
     for ended in lab.run_commands([("orders", word, text) for word in ("show", "explain", "refetch")]):
         assert (ended.code, ended.out, "empty" in ended.err) == (2, "", True)
@@ -170,9 +169,9 @@ def test_one_broken_record_hides_no_other_order(lab: Lab, broken: str) -> None:
     lab.accept(order(1), order(2), order(3))
     lab.fetch_and_store(order(3))
     if broken == "wrong type":
-        lab.overwrite(keys.record(order(2)), None)
+        lab.overwrite(KEYS.record(order(2)), None)
     else:
-        lab.redis.hset(keys.record(order(2)), "generation", "rubbish")
+        lab.redis.hset(KEYS.record(order(2)), "generation", "rubbish")
 
     listed, found, searched, status, itself = lab.run_commands(
         [
@@ -185,16 +184,16 @@ def test_one_broken_record_hides_no_other_order(lab: Lab, broken: str) -> None:
     )
 
     assert (listed.code, sorted(one["order_id"][-1] for one in listed.objects)) == (0, ["1", "3"])
-    assert (len(listed.err.splitlines()), keys.record(order(2)) in listed.err) == (1, True)
+    assert (len(listed.err.splitlines()), KEYS.record(order(2)) in listed.err) == (1, True)
     assert found.objects[0]["order_id"] == order(3).order_id
     assert (searched.code, "'CM-NOWHERE'" in searched.err) == (1, True)
     assert (status.err, status.objects[0]["due"]) == ("", 3)
-    assert (itself.code, itself.out, keys.record(order(2)) in itself.err) == (1, "", True)
+    assert (itself.code, itself.out, KEYS.record(order(2)) in itself.err) == (1, "", True)
 
 
 @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), None])
 def test_unreadable_content_is_reported_with_an_advice(fetched: Lab, content: bytes | None) -> None:
-    fetched.overwrite(keys.content(order(1)), content)
+    fetched.overwrite(KEYS.content(order(1)), content)
     name = order(1).order_id
 
     shown, line, explained = fetched.run_commands(
@@ -212,9 +211,9 @@ def test_unreadable_content_is_reported_with_an_advice(fetched: Lab, content: by
 def test_an_unreadable_history_hides_nothing_else(lab: Lab, kind: str) -> None:
     lab.accept(order(1))
     if kind == "a byte":
-        lab.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
+        lab.redis.rpush(KEYS.history(order(1)), b"1780000000000 \xff\xfe")
     else:
-        lab.redis.set(keys.history(order(1)), "rubbish")
+        lab.redis.set(KEYS.history(order(1)), "rubbish")
 
     shown = lab.run_commands([("orders", word, order(1).order_id) for word in ("show", "explain")])
 
@@ -269,7 +268,7 @@ INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
         ),
     ),
     "unknown status": (
-        lambda lab: lab.redis.hset(keys.record(order(1)), mapping={"generation": 1}),
+        lambda lab: lab.redis.hset(KEYS.record(order(1)), mapping={"generation": 1}),
         ("NOT COMPLETE: pending\n",),
     ),
     "dead": (
@@ -313,7 +312,7 @@ def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> Non
     """A sink that was retired before the latest revision was fetched, and was declared again after it."""
     lab.accept_and_fetch(order(1))
     lab.deliver(order=order(1))
-    lab.redis.delete(keys.SINKS)
+    lab.redis.delete(KEYS.sinks)
     Lab(lab.redis, sinks=()).accept_and_fetch(order(1), sellToName="changed")
     lab.declare()
     replay = ("events", "replay", "--order", order(1).order_id, "--to-sinks")

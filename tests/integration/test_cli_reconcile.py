@@ -161,5 +161,5 @@ def test_a_closed_output_pipe_does_not_stop_the_requests(lab: Lab, sandbox: Sand
         running.stdout.close()
         running.wait(30)
 
-    assert lab.redis.llen("rq:queue:backfill") >= (3000 if of_file else 5)
+    assert lab.redis.llen("rq:queue:ota-backfill") >= (3000 if of_file else 5)
     assert lab.run_command("audit", "--what", "reconcile", "--json").objects

@@ -14,9 +14,8 @@ import pytest
 from app.heartbeat import Heartbeat
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
-from app.ledger import keys
 from app.ledger.rate_limit import breaker_id
-from tests.lab import API_KEY, MUSEUM, VENUE, Lab, configuration, order
+from tests.lab import API_KEY, KEYS, MUSEUM, VENUE, Lab, configuration, order
 from tests.lab_upstream import Upstream, says
 
 
@@ -26,7 +25,7 @@ def beat(lab: Lab, *, ago_ms: int = 0, machine: str = "") -> None:
     heartbeat = Heartbeat.of_this_process(workers, at, at, configuration())
     if machine:
         heartbeat = msgspec.structs.replace(heartbeat, machine=machine)
-    lab.redis.hset(keys.POOLS, "pool", msgspec.json.encode(heartbeat))
+    lab.redis.hset(KEYS.pools, "pool", msgspec.json.encode(heartbeat))
 
 
 def status(lab: Lab, code: int) -> Any:
@@ -71,7 +70,7 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     lab.dead_letter(order(1))
     lab.accept_and_fetch(order(2, MUSEUM))
     lab.dead_letter_delivery(order(2, MUSEUM))
-    breakers = [keys.breaker(breaker_id(API_KEY, f"/tenant/Sandbox/{name}")) for name in ("Venue", "Museum")]
+    breakers = ["ota:breaker:" + (breaker_id(API_KEY, f"/tenant/Sandbox/{name}")) for name in ("Venue", "Museum")]
     lab.redis.hset(breakers[0], "open_until", lab.now + 60_000)
 
     found = status(lab, 0)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.exceptions import ResponseError
 
 from app import bootstrap
@@ -20,7 +19,8 @@ from app.dev.valkey import Valkey, start
 from app.health import Check, Health
 from app.intake.recorder import Inbox
 from app.ledger import redis as redis_module
-from app.ledger.redis import old_server
+from app.ledger.keys import DEFAULT_PREFIX
+from app.ledger.redis import Redis, old_server
 from tests.eventually import eventually
 from tests.service import settings_of_one_company
 
@@ -53,7 +53,7 @@ def checks(url: str) -> tuple[str, dict[str, Check]]:
     """Return the state and each check of a Redis."""
 
     async def ask() -> list[Check]:
-        async with bootstrap.for_web(url) as redis:
+        async with bootstrap.for_web(url, DEFAULT_PREFIX) as redis:
             return await Health(Inbox(redis, dedup_days=7, event_days=90).probe, redis).checks()
 
     found = asyncio.run(ask())

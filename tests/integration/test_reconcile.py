@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
-from app.ledger import keys
 from app.ledger.ledger import Ledger
+from app.ledger.redis import Redis
 from app.reconcile.run import Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, FIRST_AFTER, TRIGGER_EVERY, Schedule
 from app.upstream.transport import DeadlineTransport
-from tests.lab import LEASE, PARTNER, VENUE
+from tests.lab import KEYS, LEASE, PARTNER, VENUE
 from tests.lab_upstream import MINUTE, ReconcileLab, exit_code, forked
 
 
@@ -271,7 +270,7 @@ def schedule(redis_client: Redis) -> Schedule:
 
 def trigger(redis: Redis) -> None:
     """Count a rejected event, as the web process does."""
-    redis.hincrby(keys.reconcile(VENUE), "triggers", 1)
+    redis.hincrby(KEYS.reconcile(VENUE), "triggers", 1)
 
 
 def run(schedule: Schedule, now: int) -> str | None:
@@ -313,7 +312,7 @@ def test_one_machine_runs_at_a_time_and_then_nothing_is_due(schedule: Schedule, 
     later = NOW + FIRST_AFTER
     with schedule.acquire(later) as due:
         assert due is not None
-        assert 0 < int(redis_client.pttl(keys.reconcile_lease(VENUE))) <= 60_000
+        assert 0 < int(redis_client.pttl(KEYS.reconcile_lease(VENUE))) <= 60_000
         assert run(other, later) is None
         schedule.complete(due, later + EVERY)
 
@@ -334,9 +333,9 @@ def test_a_run_that_died_is_due_again_after_a_minute(schedule: Schedule) -> None
 def test_a_run_that_outlasts_its_lease_ends_without_an_error(schedule: Schedule, redis_client: Redis) -> None:
     trigger(redis_client)
     with schedule.acquire(NOW):
-        redis_client.delete(keys.reconcile_lease(VENUE))
+        redis_client.delete(KEYS.reconcile_lease(VENUE))
 
-    assert redis_client.exists(keys.reconcile_lease(VENUE)) == 0
+    assert redis_client.exists(KEYS.reconcile_lease(VENUE)) == 0
 
 
 def test_a_postponed_run_continues_a_minute_later_whatever_the_cause(schedule: Schedule, redis_client: Redis) -> None:

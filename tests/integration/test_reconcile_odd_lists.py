@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 
+from app.ledger.redis import Redis
 from app.reconcile.compare import STUCK_AFTER
 from app.upstream.transport import DeadlineTransport
 from tests.lab import VENUE, order

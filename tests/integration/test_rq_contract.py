@@ -38,7 +38,7 @@ WORKER = "pool-live-1"
 
 def dispatched(bare: Lab) -> None:
     bare.accept()
-    bare.redis.delete("rq:queue:live", "rq:queues", *bare.redis.keys("rq:job:*"))
+    bare.redis.delete("rq:queue:ota-live", "rq:queues", *bare.redis.keys("rq:job:*"))
     bare.later(policy.GRACE / 1000)
     assert bare.dispatch() == 1
 
@@ -106,7 +106,7 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
         bare.later(bare.due_in() or 0)
         push()
         ids += queue(LIVE, bare.redis).job_ids
-        bare.redis.delete("rq:queue:live")
+        bare.redis.delete("rq:queue:ota-live")
         bare.try_start(worker=f"w{len(ids)}")
 
     assert len(ids) == len(set(ids)) == 5

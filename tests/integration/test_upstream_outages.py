@@ -11,9 +11,10 @@ import pytest
 import structlog
 
 from app.dev.sandbox.process import Sandbox
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import FetchFailed
 from app.ledger.rate_limit import WINDOW
+from tests.lab import KEYS
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 DAY = 86_400
@@ -99,7 +100,7 @@ def test_a_delivery_always_refused_is_a_dead_letter(lab: WorkerLab, shop: Shop, 
     assert lab.field("shop:dead", poison) == error.__name__
     assert shop.called.count(poison.order_id) == len(policy.RETRY_WAITS) + 1
     assert len(lab.calls) == 4
-    assert (lab.pending(), lab.redis.zcard(keys.DEAD_DELIVERIES), lab.dead()) == (0, 1, 0)
+    assert (lab.pending(), lab.redis.zcard(KEYS.dead_deliveries), lab.dead()) == (0, 1, 0)
     assert "canary" not in repr(lab.history(poison))
 
 

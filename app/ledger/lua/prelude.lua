@@ -164,18 +164,19 @@ end
 local pushed = {}
 local function push_job(o, queue, generation, suffix)
   local job = a.job
-  local id = 'f-' .. o.company .. '-' .. o.id .. '-' .. generation .. (suffix or '')
+  local id = job.names .. 'f-' .. o.company .. '-' .. o.id .. '-' .. generation .. (suffix or '')
   redis.call('HSET', job.prefix .. id, 'data', job.data[1] .. o.company .. job.data[2] .. o.id .. job.data[3],
-    'origin', queue, unpack(job.fields))
+    'origin', job.names .. queue, unpack(job.fields))
   pushed[queue] = pushed[queue] or {}
   pushed[queue][#pushed[queue] + 1] = id
 end
 
 local function flush_jobs()
   for queue, ids in pairs(pushed) do
-    redis.call('SADD', a.job.queues, a.job.queue_prefix .. queue)
+    local key = a.job.queue_prefix .. a.job.names .. queue
+    redis.call('SADD', a.job.queues, key)
     for from = 1, #ids, 1000 do
-      redis.call('RPUSH', a.job.queue_prefix .. queue, unpack(ids, from, math.min(from + 999, #ids)))
+      redis.call('RPUSH', key, unpack(ids, from, math.min(from + 999, #ids)))
     end
   end
   pushed = {}
