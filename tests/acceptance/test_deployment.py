@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from app.dev.processes import Process
+from app.deployment import Deployment
+from app.dev.processes import Process, free_port
 from app.dev.stack import ENVIRONMENT, TENANT
-from app.ledger.redis import Redis
+from app.heartbeat import Configuration, DeclaredCompany, Heartbeat
+from app.ledger.redis import Redis, server_time
 from tests.eventually import eventually
 from tests.lab import KEYS
 from tests.service import Service
@@ -83,14 +86,17 @@ def test_orders_of_a_company_that_one_pool_does_not_know_are_fetched_by_the_othe
 
 
 def test_workers_that_do_not_know_a_company_pass_its_job_around_without_haste(museum_and_zoo: Service) -> None:
-    """The only pool that knows it is stopped by the system for some seconds, so that it takes no job."""
-    knows = pool(museum_and_zoo)
+    """A pool that knows it seems to run, and takes no job."""
     pool(museum_and_zoo, COMPANIES_FILE="museum.toml")
-    knows.pause()
+    zoo = DeclaredCompany("zoo", f"/{TENANT}/{ENVIRONMENT}/Zoo", "breaker")
+    known = Configuration({museum_and_zoo.company_id_of("Zoo"): zoo})
+    with Redis.from_url(museum_and_zoo.valkey.url) as redis:
+        now = server_time(redis)
+        Deployment(redis).declare("hangs", Heartbeat("elsewhere", 1, "", [], now + 3000, now + 3000, known))
     (order,) = post(museum_and_zoo, "Zoo", 1)
     eventually(lambda: len(museum_and_zoo.log("worker", "job.returned")) > 8, 10, what="each has returned it")
-    knows.resume()
 
+    pool(museum_and_zoo)
     museum_and_zoo.wait_fetched(order)
 
     assert len(museum_and_zoo.log("worker", "job.returned")) < 60
@@ -185,3 +191,48 @@ def test_a_rolling_change_is_not_refused(museum_and_zoo: Service) -> None:
     wait_delivered(museum_and_zoo, orders)
     assert second.exit_code is None
     assert museum_and_zoo.cli("status")[1][0]["pools_differ"] == {}
+
+
+def test_two_deployments_with_two_prefixes_share_one_redis(bare: Service) -> None:
+    """They have the same company, and so the same orders."""
+    orders = bare.issue(5)
+    contents: dict[str, dict[bytes, bytes]] = {}
+    with Redis.from_url(bare.valkey.url) as client:
+        redis: Any = client
+        for prefix in ("first", "second"):
+            bare.variables["KEY_PREFIX"] = prefix
+            web, worker = bare.start("web"), pool(bare)
+            assert bare.post(*map(bare.event, orders))[1]["queued"] == 5
+            eventually(lambda: bare.cli("status")[1][0]["due"] == 0, 20, what="all are fetched")
+            assert [bare.cli("orders", "explain", order)[0] for order in orders] == [0] * 5
+            assert bare.cli("check")[1][0]["level"] != "wrong"
+            assert (web.stop(), worker.stop()) == (0, 0)
+            contents[prefix] = {name: redis.dump(name) for name in redis.keys(f"{prefix}:*")}
+
+        assert {name: redis.dump(name) for name in redis.keys("first:*")} == contents["first"]
+        assert {name.split(b":")[0] for name in redis.scan_iter()} == {b"first", b"second", b"rq"}
+        queues = {f"rq:queue:{prefix}-live".encode() for prefix in contents}
+        assert queues <= redis.smembers("rq:queues")
+    assert [bare.row(order)["gets"] for order in orders] == [2] * 5
+
+
+def test_two_deployments_with_two_prefixes_run_at_once(bare: Service) -> None:
+    """One has a company that the other does not know: neither takes a job of the other."""
+    ours = pool(bare)
+    other = {"KEY_PREFIX": "other", "NP_COMPANY": "Other", "NP_COMPANY_ID": bare.company_id_of("Other")}
+    theirs = pool(bare, **other)
+    mine, yours = bare.issue(20), bare.issue(20, other["NP_COMPANY_ID"])
+    bare.start("web")
+    assert bare.post(*map(bare.event, mine))[1]["queued"] == 20
+    bare.variables |= other | {"PORT": str(free_port())}
+    bare.start("web")
+    events = (bare.event(order, companyId=other["NP_COMPANY_ID"]) for order in yours)
+    assert bare.post(*events)[1]["queued"] == 20
+
+    def fetched() -> set[str]:
+        return {line["order_id"] for line in bare.log("worker", "order.fetched")}
+
+    eventually(lambda: fetched() == {*mine, *yours}, 10, what="every order is fetched by its own deployment")
+
+    assert bare.log("worker", "job.returned") == bare.log("worker", "fetch.deferred") == []
+    assert (ours.exit_code, theirs.exit_code) == (None, None)

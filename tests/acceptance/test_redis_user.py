@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.service import Service
@@ -13,11 +15,16 @@ from tests.service import Service
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
-def test_the_user_of_the_docs_suffices_for_everything(bare: Service) -> None:
+@pytest.mark.parametrize("prefix", ["ota", "shop-2"])
+def test_the_user_of_the_docs_suffices_for_everything(bare: Service, prefix: str) -> None:
+    """With another KEY_PREFIX, the same user for these keys: no key has the default prefix."""
+    bare.variables["KEY_PREFIX"] = prefix
     with Redis.from_url(bare.variables["REDIS_URL"]) as admin:
         (rules,) = re.findall(r"^ACL SETUSER ota on >PASSWORD (.+)$", PAGE.read_text(), re.MULTILINE)
         redis: Any = admin
-        redis.execute_command("ACL", "SETUSER", "ota", "reset", "on", ">secret", *rules.split())
+        redis.execute_command(
+            "ACL", "SETUSER", "ota", "reset", "on", ">secret", *rules.replace("ota:", f"{prefix}:").split()
+        )
         redis.execute_command("ACL", "LOG", "RESET")
         bare.variables["REDIS_URL"] = f"redis://ota:secret@127.0.0.1:{bare.valkey.port}/0"
         bare.start("web")
@@ -48,3 +55,4 @@ def test_the_user_of_the_docs_suffices_for_everything(bare: Service) -> None:
         eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, what="the pool works")
         denied = [(one["object"], one["context"], one["reason"]) for one in redis.acl_log()]
         assert denied == [], "refused"
+        assert {name.split(b":")[0] for name in redis.scan_iter()} == {prefix.encode(), b"rq"}

@@ -67,7 +67,7 @@ class TestRecording:
         assert expected.items() <= lab.record(order).items()
         assert lab.due() == {order: NOW + policy.GRACE}
         assert lab.jobs() == [f"ota-f-{A}-{one.order_id}-1"]
-        assert lab.job(lab.jobs()[0])["origin"] == "live"
+        assert lab.job(lab.jobs()[0])["origin"] == "ota-live"
 
     def test_a_duplicate_changes_nothing_but_its_count(self, redis_url: str, lab: Lab) -> None:
         one = event(order=ORDER)

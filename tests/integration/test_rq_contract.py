@@ -206,7 +206,7 @@ def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: in
         "NP_COMPANY_ID": ONE.company_id,
     }
     program = [str(Path(sys.executable).with_name("rq")), "worker", "--burst"]
-    program += ["--serializer", "rq.serializers.JSONSerializer", LIVE]
+    program += ["--serializer", "rq.serializers.JSONSerializer", f"ota-{LIVE}"]
     bare.now = now_ms()
     bare.accept()
     job = enqueued(bare)
