@@ -88,6 +88,15 @@ def stored(lab: Lab) -> None:
     lab.accept_and_fetch(ONE, 1)
 
 
+def taken(lab: Lab) -> None:
+    lab.accept(ONE)
+    lab.clear_queues()
+
+
+def deliver_elsewhere(lab: Lab, _: Any) -> None:
+    Lab(lab.redis, sinks=(), now=lab.now).ledger.acquire_delivery(ONE, "w-2")
+
+
 def delivering(lab: Lab) -> Any:
     lab.accept_and_fetch(ONE, 1)
     return lab.start_delivery()
@@ -164,6 +173,8 @@ STEPS: Final = {
         for outcome in ("retry", "client_error", "deferred", "not_found", "dead", "deleted_upstream")
     },
     "acquire_delivery": Step(stored, lambda lab, _: lab.acquire_delivery()),
+    "acquire_delivery_elsewhere": Step(stored, deliver_elsewhere),
+    "return_job": Step(taken, lambda lab, _: lab.ledger.return_job(ONE)),
     **{
         f"complete_delivery_{outcome}": Step(delivering, partial(complete, outcome))
         for outcome in ("succeeded", "retry", "dead")
