@@ -46,7 +46,13 @@ def shop(bare: Service) -> Service:
 
 
 def pool(one: Service, **variables: str) -> Process:
-    return one.start("worker", WORKERS="3", BACKFILL_WORKERS="1", **variables)
+    """Start a pool; its three live workers wait for jobs."""
+    queue = f"rq:workers:{variables.get('KEY_PREFIX') or one.variables.get('KEY_PREFIX', 'ota')}-live"
+    with Redis.from_url(one.valkey.url) as redis:
+        before = redis.scard(queue)
+        started = one.start("worker", WORKERS="3", BACKFILL_WORKERS="1", **variables)
+        eventually(lambda: redis.scard(queue) >= before + 3, 20, what="the workers wait for jobs")
+    return started
 
 
 def post(one: Service, company: str, count: int) -> list[str]:
@@ -76,6 +82,7 @@ def test_orders_of_a_company_that_one_pool_does_not_know_are_fetched_by_the_othe
         return {line["order_id"] for line in museum_and_zoo.log("worker", "order.fetched")}
 
     eventually(lambda: fetched() == set(orders), 10, what="every order is fetched within seconds")
+    assert museum_and_zoo.log("worker", "job.returned") != []
     assert museum_and_zoo.log("worker", "fetch.deferred") == []
     assert {row["gets"] for row in museum_and_zoo.admin("GET", "orders") if row["order_id"] in orders} == {1}
     code, (status,) = museum_and_zoo.cli("status")
