@@ -74,6 +74,7 @@ class Processor:
             return
         deliveries = True
         if fetch is not None:
+            self._returned = 0
             bind_contextvars(request_id=fetch.request_id)
             try:
                 deliveries = self._fetch(order, fetch, worker)
