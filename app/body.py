@@ -17,15 +17,19 @@ T = TypeVar("T")
 def decoded(decode: Callable[[bytes], T], body: bytes) -> T:
     """Return what `decode` makes of the body, or else of the body with its odd values repaired.
 
-    A byte order mark is ignored: .NET writers may put one. Business Central cuts texts by UTF-16 length, so a name may
-    end in half an emoji: it becomes a question mark. NaN and Infinity become null, too large a number a text.
+    A byte order mark is ignored: .NET writers may put one. UTF-16 and UTF-32 become UTF-8. Business Central cuts texts
+    by UTF-16 length, so a name may end in half an emoji: it becomes a question mark. NaN and Infinity become null, too
+    large a number a text.
     Raises ValueError, RecursionError.
     """
     body = body.removeprefix(BOM_UTF8)
     try:
         return decode(body)
     except (ValueError, RecursionError):
-        if not _ODD.search(body):
+        encoding = json.detect_encoding(body)
+        if encoding != "utf-8":
+            body = body.decode(encoding, "surrogatepass").encode("utf-8", "replace")
+        elif not _ODD.search(body):
             raise
     return decode(_repaired(body))
 

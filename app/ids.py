@@ -8,13 +8,26 @@ from typing import Final, NamedTuple
 EMPTY_GUID: Final = "00000000-0000-0000-0000-000000000000"
 """What Business Central writes for "none" (upstream.md 1)."""
 
-_GUID: Final = re.compile(r"\{?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})\}?")
+_CANONICAL: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_GUID: Final = re.compile(
+    r"\s*\{?\s*([0-9a-fA-F]{8})-?([0-9a-fA-F]{4})-?([0-9a-fA-F]{4})-?([0-9a-fA-F]{4})-?([0-9a-fA-F]{12})\s*\}?\s*",
+    re.ASCII,
+)
 
 
 def guid(value: object) -> str | None:
-    """Return a GUID in its canonical form (lower case, no braces); None for anything else and for the empty GUID."""
-    match = _GUID.fullmatch(value) if isinstance(value, str) else None
-    found = match[1].lower() if match else None
+    """Return a GUID in its canonical form (lower case, no braces); None for anything else and for the empty GUID.
+
+    Braces, hyphens and blanks around it may be there or not: Microsoft's tools write all these forms.
+    """
+    if not isinstance(value, str):
+        return None
+    if _CANONICAL.fullmatch(value):
+        found = value
+    elif match := _GUID.fullmatch(value):
+        found = "-".join(match.groups()).lower()
+    else:
+        return None
     return None if found == EMPTY_GUID else found
 
 

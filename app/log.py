@@ -14,20 +14,23 @@ import stat
 import sys
 import traceback
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Any, BinaryIO, Final, Literal, TextIO, cast
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-_FIELDS: Final = """
-    event level timestamp logger request_id order_id job_id worker
+Form = Literal["auto", "json", "ecs", "console"]
 
-    advice attempts away_s busy_s bytes cause changed coalesced company coupons due due_in_s duplicates duration_ms
-    enqueued erased error events exit_code figure function held http_status ignored invalid_items items kind lasted_s
-    lines manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue queued
-    quiet_s reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable usual
-    waiting wallets what workers
+_FIELDS: Final = """
+    timestamp level event service version host logger request_id order_id job_id worker
+
+    advice attempts away_s busy_s bytes cause changed coalesced company coupons dead due due_in_s duplicates duration_ms
+    enqueued erased error events exit_code figure for_good function held http_status ignored invalid_items items kind
+    lasted_s lines manifest method name next_in_s no_event open_s orders ours outcome pages path pid pool problems queue
+    queued quiet_s reason revision role rows runbook sink spooled status stored_status stuck tickets trace unreadable
+    unscheduled usual waiting wallets what workers
 """
 
 WAIT: Final = 0.05
@@ -35,6 +38,25 @@ WAIT: Final = 0.05
 
 FIELDS: Final = frozenset(_FIELDS.split())
 """Every field that a line may have; docs/logs.md has the fields of each event."""
+
+_ECS: Final = {
+    "timestamp": "@timestamp",
+    "level": "log.level",
+    "event": "message",
+    "service": "service.name",
+    "version": "service.version",
+    "host": "host.name",
+    "logger": "log.logger",
+    "pid": "process.pid",
+    "request_id": "http.request.id",
+    "method": "http.request.method",
+    "status": "http.response.status_code",
+    "bytes": "http.request.body.bytes",
+    "path": "url.path",
+    "error": "error.type",
+    "trace": "error.stack_trace",
+}
+"""The names of Elastic's common schema; the other fields get `ota.` before their names."""
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
@@ -46,12 +68,10 @@ def get() -> structlog.typing.FilteringBoundLogger:
 _log = get()
 
 
-def configure(
-    level: str = "INFO", form: Literal["auto", "json", "console"] = "auto", out: TextIO | None = None
-) -> None:
+def configure(level: str = "INFO", form: Form = "auto", out: TextIO | None = None) -> None:
     """Send all log lines of this process to `out` (stdout), as JSON or, on a terminal, as readable text."""
     out = out or sys.stdout
-    json_lines = form == "json" or (form == "auto" and not out.isatty())
+    json_lines = form in {"json", "ecs"} or (form == "auto" and not out.isatty())
     render: Processor
     factory: structlog.BytesLoggerFactory | structlog.WriteLoggerFactory
     output = Output(out)
@@ -63,13 +83,14 @@ def configure(
         factory = structlog.WriteLoggerFactory(cast("TextIO", output))
     time = structlog.processors.TimeStamper(fmt="iso", utc=True)
     shared: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, time]
+    shape = _shaped_as_json(form) if json_lines else _drop_unknown_fields
     structlog.configure(
-        processors=[output.report_lost, *shared, _drop_unknown_fields, render],
+        processors=[output.report_lost, *shared, shape, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    _configure_foreign(level, shared, json_lines, cast("TextIO", output))
+    _configure_foreign(level, shared, shape if json_lines else None, cast("TextIO", output))
 
 
 class Output:
@@ -182,18 +203,18 @@ def trace_of(error: BaseException) -> str:
     return f"{type(error).__name__} at {' < '.join(places)}"
 
 
-def _configure_foreign(level: str, shared: list[Processor], json_lines: bool, out: TextIO) -> None:
+def _configure_foreign(level: str, shared: list[Processor], as_json: Processor | None, out: TextIO) -> None:
     """Give the lines of the standard library's loggers the same form and the same output."""
-    render: Processor = (
-        structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())
-        if json_lines
-        else structlog.dev.ConsoleRenderer()
+    render: list[Processor] = (
+        [as_json, structlog.processors.JSONRenderer(serializer=lambda value, **_: _encode(value).decode())]
+        if as_json
+        else [structlog.dev.ConsoleRenderer()]
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared, _without_values],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -224,6 +245,19 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
 
 def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
     return {field: value for field, value in line.items() if field in FIELDS}
+
+
+def _shaped_as_json(form: Form) -> Processor:
+    """Return what puts time, level and event first, adds what is the same in each line, and drops unknown fields."""
+    same = {"service": "ota-receiver", "version": version("ota-receiver"), "host": os.uname().nodename}
+    names = {field: _ECS.get(field, f"ota.{field}") if form == "ecs" else field for field in FIELDS}
+    schema = {"ecs.version": "8.11.0"} if form == "ecs" else {}
+
+    def shape(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+        whole = {"timestamp": line["timestamp"], "level": line["level"], "event": line["event"], **same, **line}
+        return {names[field]: value for field, value in whole.items() if field in names} | schema
+
+    return shape
 
 
 def _encode(value: Any, **_: Any) -> bytes:

@@ -6,16 +6,20 @@ problem in one message without any value, since a value may be a secret. Secrets
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from io import StringIO
 from operator import gt, lt
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,6 +31,8 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from app.errors import SettingsError
 from app.ids import guid
@@ -50,6 +56,18 @@ def _client_state(value: SecretStr) -> SecretStr:
     return value
 
 
+def _header(value: SecretStr) -> SecretStr:
+    """Refuse what no header of HTTP can carry."""
+    if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", value.get_secret_value()):
+        raise ValueError("must be of printable ASCII characters")
+    return value
+
+
+def _company_name(value: str) -> str:
+    """Decode a name that was copied from an address: it has no blank, and holds what stands for one there."""
+    return unquote_plus(value) if re.fullmatch(r"\S*(?:%[0-9A-Fa-f]{2}|\+)\S*", value) else value
+
+
 def _seconds(value: object) -> int:
     match = _DURATION.fullmatch(str(value).strip())
     if match is None:
@@ -64,6 +82,12 @@ def _https_unless_loopback(value: str) -> str:
     if parts[0] == "http" and parts[1] not in _LOOPBACK:
         raise ValueError("must be https, because each call carries the API key")
     return value.rstrip("/")
+
+
+def _not_a_probe(value: str) -> str:
+    if value.rstrip("/") in {"/healthz", "/readyz", "/metrics"}:
+        raise ValueError("is the path of a probe")
+    return value
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
@@ -106,10 +130,22 @@ Text = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[int, _AS_SECONDS]
 
 
-class Company(BaseModel):
-    """One company of upstream that the partner sells for, and its secrets."""
+class Declared(BaseModel):
+    """Settings, and where each came from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def secrets(self) -> Iterator[tuple[str, str, str]]:
+        """Yield name, value and origin of each secret that is set."""
+        for name in type(self).model_fields:
+            if isinstance(value := getattr(self, name), SecretStr):
+                yield name.upper(), value.get_secret_value(), self._origins[name]
+
+
+class Company(Declared):
+    """One company of upstream that the partner sells for, and its secrets."""
 
     slug: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
     """Its name in logs, metrics and commands: `default`, or the name of its table in COMPANIES_FILE."""
@@ -124,12 +160,16 @@ class Company(BaseModel):
         examples=["5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"],
     )
     np_environment: Text = Field(description="Environment, from the same page.", examples=["Production"])
-    np_company: Text = Field(description="Company name, from the same page.", examples=["CRONUS International Ltd."])
+    np_company: Annotated[Text, AfterValidator(_company_name)] = Field(
+        description="Company name, from the same page, plain or as the address there shows it. Write a plus in a name"
+        " without blanks as `%2B`.",
+        examples=["CRONUS International Ltd."],
+    )
     np_company_id: Guid = Field(
         description="GUID of the company. Only its events are accepted.",
         examples=["b56a418d-8205-4d3a-bdbb-25d94e42abbd"],
     )
-    np_api_key: Annotated[SecretStr, Field(min_length=1)] = Field(
+    np_api_key: Annotated[SecretStr, AfterValidator(_header)] = Field(
         description="API key, from the page *NaviPartner API Keys*; permission set `NPR API Channel Mgr`."
     )
     np_partner_id: Guid | None = Field(
@@ -145,10 +185,8 @@ class Company(BaseModel):
         return "".join("/" + quote(part, safe="") for part in parts)
 
 
-class Settings(BaseModel):
+class Settings(Declared):
     """The settings of a process; `load` reads them."""
-
-    model_config = ConfigDict(frozen=True)
 
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         description="Address of Redis: `redis://`, `rediss://` for TLS, or `unix://`.",
@@ -170,8 +208,11 @@ class Settings(BaseModel):
     np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
         default="2026-08-21", description="Version of the API that every call names."
     )
-    webhook_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9/_.~-]+$")] = Field(
-        default="/webhooks/ota-channel-manager", description="Path that events are posted to."
+    webhook_path: Annotated[
+        str, Field(pattern=r"^/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*$"), AfterValidator(_not_a_probe)
+    ] = Field(
+        default="/webhooks/ota-channel-manager",
+        description="Path that events are posted to, with or without a slash at its end.",
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
@@ -224,19 +265,27 @@ class Settings(BaseModel):
     ops_token: SecretStr | None = Field(
         default=None, description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`."
     )
-    log_format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="`json`, `console`, or `auto`: JSON unless stdout is a terminal."
+    log_format: Annotated[Literal["auto", "json", "ecs", "console"], BeforeValidator(str.lower)] = Field(
+        default="auto",
+        description="`json`, `ecs` (JSON with the field names of Elastic), `console`, or `auto`: JSON unless stdout is"
+        " a terminal.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = Field(
         default="INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
 
     _companies: tuple[Company, ...] = PrivateAttr(default=())
+    _unknown: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def companies(self) -> tuple[Company, ...]:
         """Return every company whose events are accepted; at least one."""
         return self._companies
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Return a sentence for each name in `.env` that is no setting, or that is nearly one."""
+        return self._unknown
 
 
 _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "slug")
@@ -244,45 +293,106 @@ _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "sl
 NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
 """Every setting in lower case."""
 
-_Model = TypeVar("_Model", bound=BaseModel)
+_ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
+
+_SENTENCES: Final = {
+    "missing": "missing",
+    "int_parsing": "is not a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "is empty",
+    "too_short": "is empty",
+    "string_pattern_mismatch": "has not the right form",
+    "literal_error": "must be {expected}",
+}
+"""pydantic's kind of error -> what is wrong, in plain words; other kinds keep pydantic's text."""
+
+_Model = TypeVar("_Model", bound="Declared")
 
 
 def load() -> Settings:
     """Return the settings of this process, from its environment and `.env`; raises SettingsError."""
-    return parse({**_filled(dotenv_values(".env")), **_filled(os.environ)})
+    found, places = _of_dotenv(Path(".env"))
+    return parse({**found, **os.environ}, {name: place for name, place in places.items() if name not in os.environ})
 
 
-def parse(variables: Mapping[str, str]) -> Settings:
-    """Return the settings that these variables give.
+def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxyType({})) -> Settings:
+    """Return the settings that these variables give; `places`: where each stands that is not in the environment.
 
     Raises SettingsError with every problem on its own line, so that one restart is enough to correct them all.
     """
-    given = _filled(variables)
+    given = {name.lower(): value for name, value in variables.items() if _clean(value)}
+    where = {name.lower(): place for name, place in places.items()}
     problems: list[str] = []
-    settings = _validated(Settings, given, problems)
+    settings = _validated(Settings, given, problems, where)
     if path := given.get("companies_file"):
-        companies = _from_file(Path(path), problems)
+        companies = _from_file(Path(_clean(path)), problems)
     else:
         of_company: list[str] = []
-        company = _validated(Company, {**given, "slug": "default"}, of_company)
+        company = _validated(Company, {**given, "slug": "default"}, of_company, where)
         companies = [company] if company else []
         problems += of_company
-        if any(line.endswith(": missing") for line in of_company):
+        if any(": missing" in line for line in of_company):
             problems.append("(or name several companies in COMPANIES_FILE)")
     if settings is None or problems:
         raise SettingsError("\n".join(problems))
     settings._companies = tuple(companies)
+    settings._unknown = tuple(
+        f"{name}{_at(places.get(name))}: unknown name" + (f", perhaps {meant}" if meant else "")
+        for name in variables
+        if name.lower() not in _ALL_NAMES
+        if (meant := _meant(name)) or name in places
+    )
     return settings
 
 
-def _filled(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the variables that are not empty, by their names in lower case."""
-    return {name.lower(): value for name, value in variables.items() if value}
+def _of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables of the file and where each stands; no value is expanded. Raises SettingsError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: cannot be read ({type(error).__name__})") from None
+    lines = [*parse_stream(StringIO(text))]
+    if wrong := [f"{path} line {one.original.line}: is not NAME=value" for one in lines if one.error]:
+        raise SettingsError("\n".join(wrong))
+    named = [(one.key, one.value or "", f"{path} line {one.original.line}") for one in lines if one.key is not None]
+    return {name: value for name, value, _ in named}, {name: place for name, _, place in named}
 
 
-def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str], where: str = "") -> _Model | None:
-    """Return the model of what is given, by name or as `name_file`; None after a problem, which gets its line."""
+def _clean(value: str) -> str:
+    """Return a value without the blanks and the pair of quotes that editors and `docker --env-file` leave around it."""
+    text = value.strip().strip("\ufeff").strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _invisible(value: str) -> str | None:
+    """Return the name of the first character that no one sees in an editor, None if there is none."""
+    found = (one for one in value if one != " " and unicodedata.category(one) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
+    return next((f"U+{ord(one):04X}" for one in found), None)
+
+
+def _meant(name: str) -> str | None:
+    """Return the setting that a wrong name nearly is (`SPOOLDIR`, `CLIENT_STATES`); None for names of others."""
+    squashed = {known.replace("_", ""): known for known in _ALL_NAMES}
+    near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), squashed, 1, 0.93)
+    return squashed[near[0]].upper() if near else None
+
+
+def _at(place: str | None) -> str:
+    return f" ({place})" if place else ""
+
+
+def _validated(
+    model: type[_Model], given: Mapping[str, Any], problems: list[str], where: Mapping[str, str]
+) -> _Model | None:
+    """Return the model of what is given, by name or as `name_file`; None after a problem, which gets its line.
+
+    `where`: name -> the place that messages name.
+    """
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     found: dict[str, str] = {}
     for name in model.model_fields:
         path = given.get(f"{name}_file")
@@ -290,21 +400,38 @@ def _validated(model: type[_Model], given: Mapping[str, Any], problems: list[str
             found[name] = f"given twice, also as {name.upper()}_FILE"
         elif path:
             try:
-                values[name] = Path(path).read_text(encoding="utf-8").strip()
-            except (OSError, ValueError, TypeError) as error:
+                values[name] = Path(_clean(str(path))).read_text(encoding="utf-8")
+                origins[name] = f"the file of {name.upper()}_FILE"
+            except (OSError, ValueError) as error:
                 found[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
         elif name in given:
             values[name] = given[name]
+            origins[name] = where.get(name, "the environment")
+        if isinstance(value := values.get(name), str):
+            values[name] = _clean(value)
+            if invisible := _invisible(values[name]):
+                found[name] = f"holds an invisible character ({invisible}); write it anew"
     result = None
     try:
         result = model(**values)
     except ValidationError as error:
         # The value itself is left out: it may be a secret.
-        for problem in error.errors(include_url=False, include_input=False, include_context=False):
-            text = "missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
-            found.setdefault(".".join(str(part) for part in problem["loc"]), text)
-    problems += [f"{where}{name.upper()}: {text}" for name, text in found.items()]
-    return None if found else result
+        for problem in error.errors(include_url=False, include_input=False):
+            name = ".".join(str(part) for part in problem["loc"])
+            found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
+    problems += [f"{name.upper()}{_at(where.get(name))}: {text}" for name, text in found.items()]
+    if found or result is None:
+        return None
+    result._origins = origins
+    return result
+
+
+def _sentence(problem: ErrorDetails, field: FieldInfo | None) -> str:
+    """Return what is wrong with a value and an example of a right one."""
+    kind = problem["type"]
+    text = _SENTENCES.get(kind, problem["msg"].removeprefix("Value error, ")).format(**problem.get("ctx", {}))
+    examples = [*(field.examples or ()), *([field.default] if kind in _SENTENCES else [])] if field else []
+    return f"{text}, for example {examples[0]}" if examples and isinstance(examples[0], str | int) else text
 
 
 def _from_file(path: Path, problems: list[str]) -> list[Company]:
@@ -320,14 +447,14 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
     names = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
     companies: dict[str, Company] = {}
     for slug, table in tables.items():
-        where = f"COMPANIES_FILE [companies.{slug}] "
+        where = f"COMPANIES_FILE [companies.{slug}]"
         if not isinstance(table, dict):
-            problems.append(f"{where}is not a table")
+            problems.append(f"{where}: is not a table")
             continue
-        problems += [f"{where}{name}: unknown name" for name in table if name not in names]
-        company = _validated(Company, {**table, "slug": slug}, problems, where)
+        problems += [f"{name} ({where}): unknown name" for name in table if name not in names]
+        company = _validated(Company, {**table, "slug": slug}, problems, dict.fromkeys(("slug", *_PER_COMPANY), where))
         if company is not None:
             first = companies.setdefault(company.np_company_id, company)
             if first is not company:
-                problems.append(f"{where}NP_COMPANY_ID: same as in [companies.{first.slug}]")
+                problems.append(f"NP_COMPANY_ID ({where}): same as in [companies.{first.slug}]")
     return [*companies.values()]

@@ -216,6 +216,8 @@ def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int
         rows=report.rows,
         unreadable=report.unreadable,
         duration_ms=duration_ms,
-        **{kind: report.discrepancies[kind] for kind in ("no_event", "changed", "stuck")},
+        **{kind: report.discrepancies[kind] for kind in ("no_event", "changed", "stuck", "unscheduled")},
+        dead=report.discrepancies["dead"] + report.dead,
+        for_good=report.for_good,
         **common,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import islice
 from time import monotonic
 from typing import Final, Literal
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import typer
 
-from app import bootstrap, settings, subscriptions
+from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
@@ -24,13 +25,17 @@ from app.deployment import Deployment, differences, refuse_other
 from app.errors import (
     OrderNotFound,
     OtherDeployment,
+    OtherSchema,
     RequestRejected,
     SettingsError,
     StoreUnavailable,
+    UnreadableAnswer,
     UpstreamError,
 )
+from app.ids import guid
+from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command
-from app.settings import Company, Settings
+from app.settings import Company, Declared, Settings
 from app.upstream.client import ChannelManager
 
 Level = Literal["good", "note", "todo", "wrong"]
@@ -39,6 +44,9 @@ without which the service does not start."""
 
 NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 """A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that the key may call getOrder."""
+
+_LATEST: Final = 50
+"""Orders whose partner is compared with NP_PARTNER_ID when its list is empty."""
 
 _REDIS_ADVICE: Final = {
     "redis": "Start it, or correct REDIS_URL.",
@@ -89,13 +97,27 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
+    for sentence in loaded.unknown:
+        yield Finding("settings", "unknown name", "note", sentence, "Correct it, or remove it.")
+    yield from _of_secrets("settings", loaded)
     for company in loaded.companies:
+        yield from _of_secrets(company.slug, company)
+        where = f"{company.np_company!r} in {company.np_environment!r}, tenant {company.np_tenant!r}"
+        yield Finding(company.slug, "company", "good", where)
         if company.np_partner_id is None:
             detail = "not set: orders without an event cannot be found"
             yield Finding(company.slug, "partner id", "note", detail, "Set NP_PARTNER_ID if you know it.")
         if company.client_state_previous is not None:
             hint = "Remove CLIENT_STATE_PREVIOUS when events no longer use it."
             yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", hint)
+
+
+def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:
+    """Return by what each secret can be compared with the one in another place without being shown."""
+    for name, value, origin in declared.secrets():
+        fingerprint = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        detail = f"{console.many(len(value), 'character')} from {origin}, fingerprint {fingerprint}"
+        yield Finding(about, name, "good", detail)
 
 
 def _of_redis(loaded: Settings) -> Iterator[Finding]:
@@ -146,12 +168,13 @@ def _of_companies(loaded: Settings) -> Iterator[Finding]:
 def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) -> Iterator[Finding]:
     """Return what its API answers, and if it does, how its subscription is."""
     started, slug = monotonic(), company.slug
+    has_orders = True
     try:
         if company.np_partner_id is None:
             with contextlib.suppress(OrderNotFound):
                 upstream.get_order(NO_ORDER)
         else:
-            list(islice(upstream.list_orders(page_size=1), 1))
+            has_orders = any(page.rows or page.unreadable for page in islice(upstream.list_orders(page_size=1), 1))
     except UpstreamError as error:
         hint = advice(error.reason, API_PERMISSIONS)
         if isinstance(error, RequestRejected):
@@ -161,6 +184,8 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     milliseconds = round((monotonic() - started) * 1000)
     allowed = "call getOrder" if company.np_partner_id is None else "list orders"
     yield Finding(slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
+    if not has_orders:
+        yield _of_empty_list(loaded, company)
     try:
         ours = subscriptions.for_settled_orders(upstream.subscriptions())
     except UpstreamError as error:
@@ -169,3 +194,21 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     found = subscriptions.status_of(company, loaded.webhook_path, ours)
     level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
     yield Finding(slug, "subscription", level, found.detail, found.advice)
+
+
+def _of_empty_list(loaded: Settings, company: Company) -> Finding:
+    """Return whether NP_PARTNER_ID is wrong: the list of an unknown partner is empty (upstream.md 6)."""
+    partners: set[str | None] = set()
+    url, prefix = loaded.redis_url.get_secret_value(), loaded.key_prefix
+    with contextlib.suppress(StoreUnavailable, OtherSchema), for_command(url, prefix) as redis:
+        orders, query = Archive(redis), OrderQuery(company_id=company.np_company_id)
+        for record in islice(orders.newest_first(query, times.now()), _LATEST):
+            with contextlib.suppress(UnreadableAnswer):
+                order = orders.order(record.key)
+                partners.add(guid(order.partner_id) if order is not None else None)
+    others = sorted(filter(None, partners))
+    if others and company.np_partner_id not in others:
+        detail = f"the order list is empty, and the orders fetched last have the partner id {', '.join(others)}"
+        return Finding(company.slug, "partner id", "todo", detail, "Correct NP_PARTNER_ID.")
+    hint = "Right for a new partner. Otherwise correct NP_PARTNER_ID: an unknown partner has an empty list."
+    return Finding(company.slug, "partner id", "note", "the order list is empty", hint)

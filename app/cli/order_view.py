@@ -18,9 +18,12 @@ from app.cli.context import CommandContext
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, Step, durations, step_lines, steps
 from app.errors import UnreadableAnswer
+from app.heartbeat import HEARTBEAT_WITHIN, readable
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
 from app.ledger.record import OrderRecord, SinkRecord, State
+from app.ledger.rq_jobs import is_suspended
+from app.times import to_ms
 from app.upstream.models import UNSETTLED, Item, Order
 
 _INDENT: Final = 10
@@ -37,6 +40,11 @@ _OUTSTANDING: Final = {
 
 _REFETCH: Final = "Then: ota-receiver orders refetch {id}"
 _REQUEUE: Final = "Then: ota-receiver dead requeue {id}"
+
+_UNSCHEDULED: Final = (
+    "It has no time in ota:due, or one days ahead, so no dispatcher sees it. A worker pool that runs finds it within"
+    " the hour. At once: ota-receiver orders refetch {id}"
+)
 
 _BY_STATE: Final = {
     "erased": "Nothing: it was erased on request, and is no longer fetched or delivered.",
@@ -144,8 +152,12 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     record = here.orders.record(key)
     if record is None:
         raise Stop(f"Order {key.order_id} has no record.", FOUND)
-    state, due, history = record.state(here.now()), here.orders.due(key), here.orders.history(key)
+    state, history = record.state(here.now()), here.orders.history(key)
+    is_unscheduled = bool(here.orders.unscheduled([key]))
+    due = None if is_unscheduled else here.orders.due(key)
     outstanding = tuple(_outstanding(record, state, due, here.sinks))
+    if is_unscheduled:
+        outstanding = tuple(msgspec.structs.replace(one, next=None) for one in outstanding)
     try:
         order = here.orders.order(key)
     except UnreadableAnswer:
@@ -166,7 +178,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         content=_content(record, UNREADABLE in outstanding),
         due=due,
         outstanding=outstanding,
-        next=next_step(record, state, here.name(key), outstanding),
+        next=_next(here, record, state, outstanding, is_unscheduled=is_unscheduled),
         durations=durations(history),
         steps=steps(history),
         older_steps_lost=len(history) >= LONGEST,
@@ -214,6 +226,30 @@ def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
             yield (item.line_no, visit, wallet.external_reference_number, wallet.name, "wallet", number, "", link)
             for one in wallet.assets:
                 yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
+
+
+def _next(
+    here: CommandContext,
+    record: OrderRecord,
+    state: State,
+    outstanding: tuple[Outstanding, ...],
+    *,
+    is_unscheduled: bool,
+) -> str:
+    """Return what a person should do: what `next_step` returns, unless nothing happens by itself."""
+    name = here.name(record.key)
+    if outstanding and is_unscheduled:
+        return _UNSCHEDULED.format(id=name)
+    text = next_step(record, state, name, outstanding)
+    if state == "fetching" or not text.startswith("Nothing") or all(one.next is None for one in outstanding):
+        return text
+    if is_suspended(here.redis):
+        return "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
+    pools = readable(here.redis.hvals(here.redis.names.pools))
+    runs = any(to_ms(here.now()) - pool.at < HEARTBEAT_WITHIN for pool in pools)
+    if text.startswith("Nothing:") and not runs:
+        return "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
+    return text
 
 
 def _outstanding(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,6 +18,7 @@ from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
+from app.ledger.ledger import NO_ROWS
 from app.ledger.orders import read_fields
 from app.ledger.redis import server_time
 from app.reconcile.compare import Discrepancy
@@ -30,9 +31,17 @@ _FROM_FILE: Final = (
     "Compare this file of orders that you expect instead. It has at least one of the columns orderId, reference,"
     " buyFromOrderReference, sellToOrderReference."
 )
+_STARTED_OVER: Final = (
+    "{0}: the row versions of the list start lower again (a restored or copied database, or another NP_PARTNER_ID)."
+    " The whole list is read."
+)
+_FOR_GOOD: Final = (
+    "{0} for good: fetched for this row of the list already, and the list still shows something else. Ask NaviPartner,"
+    " or fetch again with: ota-receiver orders refetch ORDER"
+)
 _CODES: Final = {
-    DONE: "no differences, or all queued",
-    FOUND: "differences that are not all queued",
+    DONE: "no differences, or all queued, or such as remain after a fetch",
+    FOUND: "differences that are not all queued, such as dead letters",
     NO_LIST: "the Channel Manager did not return the whole list",
 }
 
@@ -52,8 +61,9 @@ def reconcile(
     """Compare the Channel Manager's order list with ours, and show the differences. --apply fetches these orders.
 
     no_event: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
-    which sends no event. stuck: not settled for more than 10 minutes. The workers do the same every RECONCILE_EVERY;
-    an interrupted run loses nothing.
+    which sends no event. stuck: not settled for more than 10 minutes. unscheduled: its fetch or delivery is outstanding
+    here, and no time is set for it. dead: settled, and its fetch is a dead letter. An order is fetched once for each
+    change of its row. The workers do the same every RECONCILE_EVERY; an interrupted run loses nothing.
     """
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")
@@ -61,7 +71,12 @@ def reconcile(
         raise typer.Exit(_compare_file(here, from_file, apply) if from_file else _compare_list(here, from_zero, apply))
 
 
-def _show_and_request(here: CommandContext, orders: list[OrderKey], show: Callable[[], None]) -> None:
+def _show_and_request(
+    here: CommandContext,
+    orders: list[OrderKey],
+    show: Callable[[], None],
+    listed_rows: Mapping[OrderKey, str] = NO_ROWS,
+) -> None:
     """Show the differences; if there are `orders`, ask, and request their fetches."""
     if not orders:
         show()
@@ -70,7 +85,7 @@ def _show_and_request(here: CommandContext, orders: list[OrderKey], show: Callab
     if not flags().yes:
         show()
     console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?")
-    requested = request_fetches(here, orders, "backfill", "reconcile")
+    requested = request_fetches(here, orders, "backfill", "reconcile", listed_rows)
     if flags().yes:
         show()
     console.result(*requested)
@@ -90,11 +105,16 @@ def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
                     step(rows)
             except UpstreamError as error:
                 troubles.append(f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check")
-    _show_and_request(here, [one.key for one in differences] if apply else [], partial(_show, here, differences))
+    wanted = {one.key: one.row for one in differences if one.fetchable and apply}
+    _show_and_request(here, list(wanted), partial(_show, here, differences), wanted)
+    for_good = sum(one.for_good for one in differences)
     console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
+    if for_good:
+        differ = "order differs" if for_good == 1 else "orders differ"
+        console.remark(_FOR_GOOD.format(f"{for_good:,} {differ}"))
     for trouble in troubles:
         console.remark(trouble)
-    return NO_LIST if troubles else FOUND if differences and not apply else DONE
+    return NO_LIST if troubles else FOUND if len(differences) > for_good + len(wanted) else DONE
 
 
 def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -> str:
@@ -102,7 +122,10 @@ def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -
         return f"No differences: {listed}."
     kinds = Counter(one.kind for one in differences)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-    hint = "" if requested else " Fetch them with --apply."
+    hint = " Fetch them with --apply." if any(one.fetchable for one in differences) and not requested else ""
+    dead = sum(one.kind == "dead" and not one.fetchable for one in differences)
+    if dead:
+        hint += f" {console.many(dead, 'dead letter')} must be requeued by hand: ota-receiver dead list"
     return f"{console.many(len(differences), 'difference')}: {counts}; {listed}.{hint}"
 
 
@@ -130,6 +153,8 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
     with bootstrap.http(here.settings) as http:
         orders = bootstrap.order_list(here.settings, company, here.redis, http)
         for found in orders.compared(0 if from_zero else orders.checkpoint.start(server_time(here.redis))):
+            if found.starts_over:
+                console.remark(_STARTED_OVER.format(company.slug))
             yield len(found.page.rows) if found.page else 0, found.discrepancies
 
 
@@ -137,7 +162,7 @@ def _show(here: CommandContext, differences: Sequence[Discrepancy]) -> None:
     columns = (
         "company",
         ("=order", "order_id"),
-        ("difference", "kind"),
+        ("difference", lambda one: f"{one.kind} (for good)" if one.for_good else one.kind),
         ("listed as", "status"),
         ("here", "stored_status"),
         "differs",

@@ -21,16 +21,19 @@ from app.intake.spool import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
-from app.ledger.rq_jobs import BACKFILL, LIVE
+from app.ledger.rq_jobs import BACKFILL, LIVE, is_suspended
 from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {
     DONE: "no alert is active",
-    FOUND: "an alert is active, no worker pool runs, or orders wait for what none declares",
+    FOUND: "an alert is active, no worker pool runs, RQ is suspended, or orders have no due time or no pool",
 }
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
 """Orders whose getOrders give the average duration."""
+
+_LOOKED_AT: Final = 200
+"""Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
 
 Action = Literal[
     "replay", "resume", "cancel", "refetch", "requeue", "drop", "reconcile", "order-confirm", "order-cancel", "erase"
@@ -62,7 +65,10 @@ def status() -> None:
         companies, spool = snapshot.companies, here.settings.spool_dir
         breakers = tuple(one.slug for company_id, one in companies.items() if snapshot.breaker_is_open(company_id))
         get_order = _get_order_seconds(here)
-        queues = _queues(here, snapshot, get_order, is_paused=len(breakers) == len(companies))
+        suspended = is_suspended(here.redis)
+        queues = _queues(here, snapshot, get_order, is_paused=suspended or len(breakers) == len(companies))
+        latest = islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)
+        unscheduled = len(here.orders.unscheduled([record.key for record in latest]))
     firing = [labels for labels, state in snapshot.alert_states().items() if state.firing_at]
     alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
     pools = len(snapshot.running_pools())
@@ -77,7 +83,9 @@ def status() -> None:
         "pools_differ": differing,
         "undeclared": undeclared,
         "queues": queues,
+        "suspended": suspended,
         "due": snapshot.due,
+        "unscheduled": unscheduled,
         "oldest_pending_s": oldest,
         "get_order_s": round(get_order, 3),
         "dead_letters": snapshot.dead,
@@ -91,8 +99,10 @@ def status() -> None:
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
         "no pool declares": undeclared,
+        "RQ": "suspended: nothing is fetched or delivered until `rq resume`" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one) for one in queues},
         "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
+        "without a due time": _without_due_time(unscheduled) if unscheduled else None,
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
@@ -100,7 +110,7 @@ def status() -> None:
         "spooled here": None if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    if alerts or undeclared or not pools:
+    if alerts or undeclared or not pools or suspended or unscheduled:
         raise typer.Exit(FOUND)
 
 
@@ -149,6 +159,11 @@ def _get_order_seconds(here: CommandContext) -> float:
     histories = [here.orders.history(record.key) for record in latest]
     took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
+
+
+def _without_due_time(unscheduled: int) -> str:
+    orders = f"{console.many(unscheduled, 'order')} of the {_LOOKED_AT} changed last"
+    return f"{orders}; a pool finds these and others within the hour. At once: ota-receiver orders refetch ORDER"
 
 
 def _backlog(one: QueueStatus) -> str:

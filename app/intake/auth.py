@@ -51,6 +51,10 @@ class Authenticator:
             for company in companies
         }
         self._unknown = (secrets.token_bytes(32), secrets.token_bytes(32))
+        self._owners: dict[bytes, list[str]] = {}
+        for company_id, digests in self._secrets.items():
+            for digest in set(digests):
+                self._owners.setdefault(digest, []).append(company_id)
 
     def authenticate(self, envelope: Envelope, request_id: str = "") -> Batch:
         """Return the events of the items that carry a valid clientState of their own company.
@@ -62,7 +66,7 @@ class Authenticator:
         rejected: Counter[str] = Counter()
         proven = ignored = 0
         for item in envelope.items:
-            company_id = guid(item.company_id)
+            company_id = guid(item.company_id) if item.company_id not in (None, "") else self._owner(item.client_state)
             secret = self._which(company_id, item.client_state)
             if secret is None:
                 invalid["unauthenticated"] += 1
@@ -81,6 +85,11 @@ class Authenticator:
         if envelope.broken:
             invalid["bad_item"] = envelope.broken
         return Batch(tuple(events), proven, ignored, dict(invalid), dict(rejected))
+
+    def _owner(self, given: object) -> str | None:
+        """Return the only company that has this secret: the vendor's guide shows an item without a companyId."""
+        owners = self._owners.get(_digest(given[:_LONGEST_SECRET]), []) if isinstance(given, str) else []
+        return owners[0] if len(owners) == 1 else None
 
     def _which(self, company_id: str | None, given: object) -> str | None:
         """Return the name of the matching secret. Every candidate is compared, also for an unknown company.

@@ -25,7 +25,9 @@
 | `ota:undeclared` | hash: sink or company -> minutes in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
-| `ota:reconcile-checkpoints:<company>` | zset: highest row version of a page -> ms of the call | 10 min | reconcile |
+| `ota:reconcile-checkpoints:<company>` | zset: row version to read from -> ms of the call | 10 min | reconcile |
+| `ota:reconcile-anchors:<company>` | set: orders of its last rows, to be seen again | until the next page | reconcile |
+| `ota:reconcile-differing:<company>` | hash: order that differs for good -> row | ORDER_DAYS | reconcile |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |
 | `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, some min | reconcile |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
@@ -56,7 +58,8 @@ order was erased: only counters and `<sink>:revision` are left then, of the hist
 both. Sinks: `<sink>:revision` delivered (0: none yet; absent: the sink was declared after the latest fetch),
 `<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes` deliveries that started and never ended,
 `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get; `delivery_lease` ms until the delivery in
-progress must be done, `delivery_worker`.
+progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of the row in the order list for which it
+requested the last fetch.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -114,6 +117,8 @@ class Keys:
         self.window: Final = key("window:{}").format
         self.reconcile: Final = key("reconcile:{}").format
         self.reconcile_checkpoints: Final = key("reconcile-checkpoints:{}").format
+        self.reconcile_anchors: Final = key("reconcile-anchors:{}").format
+        self.reconcile_differing: Final = key("reconcile-differing:{}").format
         self.reconcile_watch: Final = key("reconcile-watch:{}").format
         self.reconcile_lease: Final = key("reconcile-lease:{}").format
         self.event_rate: Final = key("event-rate:{}").format

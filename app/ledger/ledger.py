@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
@@ -34,6 +35,9 @@ DISPATCH_LIMIT: Final = 500
 
 _ORDERS_A_CALL: Final = 200
 """Orders of one call of request_fetch.lua: Redis serves others in between."""
+
+NO_ROWS: Final[Mapping[OrderKey, str]] = MappingProxyType({})
+"""For a request that no row of the order list caused."""
 
 _BOUNDS_IN_SECONDS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14_400, 86_400)
 LATENCY_BOUNDS: Final = tuple(round(seconds * 1000) for seconds in _BOUNDS_IN_SECONDS)
@@ -204,13 +208,28 @@ class Ledger:
             if seen < DISPATCH_LIMIT:
                 return Dispatched(looked, enqueued, broken)
 
-    def request_fetch(self, orders: Iterable[OrderKey], *, queue: Literal["live", "backfill"], reason: str) -> int:
-        """Request fetches without an event; return how many jobs were enqueued: the other orders have one already."""
+    def request_fetch(
+        self,
+        orders: Iterable[OrderKey],
+        *,
+        queue: Literal["live", "backfill"],
+        reason: str,
+        listed_rows: Mapping[OrderKey, str] = NO_ROWS,
+    ) -> int:
+        """Request fetches without an event; return how many jobs were enqueued: the other orders have one already.
+
+        `listed_rows`: digests of the rows in the order list that cause the requests; the records keep them.
+        """
         left = iter(orders)
         enqueued = 0
-        while members := [order.member for order in islice(left, _ORDERS_A_CALL)]:
+        while chunk := list(islice(left, _ORDERS_A_CALL)):
             outcomes = self._script("request_fetch")(
-                orders=members, queue=queue, reason=reason, grace=policy.GRACE, job=self._template.fields()
+                orders=[order.member for order in chunk],
+                listed_rows=[listed_rows.get(order, "") for order in chunk],
+                queue=queue,
+                reason=reason,
+                grace=policy.GRACE,
+                job=self._template.fields(),
             )
             enqueued += outcomes.count(0)
         return enqueued

@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 
 from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
+from app.ledger import policy
 from app.ledger.history import Entry, Unread, parse_entry
 from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
@@ -99,11 +100,45 @@ class Archive:
     def copies(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
         """Return what reconciling compares with the list, of each order; None where the ledger has no record."""
         names = self._redis.names
-        found = read_each(self._redis, orders, _get_record(names), get_content(names), at_once=CONTENTS_A_CALL)
-        return [
-            _local_copy(_parsed(order, fields, names), packed)
-            for order, (fields, packed) in zip(orders, found, strict=True)
+        answers = read_each(self._redis, orders, _get_record(names), get_content(names), at_once=CONTENTS_A_CALL)
+        found = [
+            (_parsed(order, fields, names), packed) for order, (fields, packed) in zip(orders, answers, strict=True)
         ]
+        lost = self.unscheduled([record.key for record, _ in found if isinstance(record, OrderRecord)])
+        return [
+            _local_copy(record, packed, is_unscheduled=order in lost)
+            for order, (record, packed) in zip(orders, found, strict=True)
+        ]
+
+    def unscheduled(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
+        """Return those whose outstanding fetch or delivery no dispatcher starts.
+
+        They are not in `due`, or stand there at a time that no wait reaches. An order that a worker fetches now is none
+        of them, nor is one that waits for an operator only.
+        """
+        names = self._redis.names
+        sinks: Any = self._redis.hkeys(names.sinks) if orders else []
+        declared = {sink.decode() for sink in sinks}
+        found: set[OrderKey] = set()
+        for at in range(0, len(orders), _RECORDS_A_CALL):
+            chunk = orders[at : at + _RECORDS_A_CALL]
+            # One moment for all: a record that a step ends between two questions would look like one without a time.
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.time()
+                for order in chunk:
+                    pipe.ttl(names.record(order))
+                    pipe.zscore(names.due, order.member)
+                (seconds, _), *answers = pipe.execute()
+            farthest = seconds * policy.SECOND + policy.FARTHEST
+            # What has neither outstanding work nor a dead letter expires.
+            endless = [
+                order
+                for order, ttl, score in zip(chunk, answers[::2], answers[1::2], strict=True)
+                if ttl == -1 and (score is None or score > farthest)
+            ]
+            now = from_ms(seconds * policy.SECOND)
+            found |= {one.key for one in self.records(endless) if one is not None and one.is_unattended(now, declared)}
+        return found
 
     def order(self, order: OrderKey) -> Order | None:
         """Return the order as it was last fetched, None if it never was.
@@ -226,8 +261,10 @@ def _parsed(order: OrderKey, answer: Any, names: Keys) -> OrderRecord | BrokenRe
 class LocalCopy(msgspec.Struct, frozen=True):
     """One order as stored here. `status` is that of the latest fetch, or DeletedUpstream; "" without a fetch.
 
-    `dead` is the reason code of a dead letter, `discarded`, `erased`, or "" for none of them; `fetched_ms` since 1970,
-    0 for never; `content` the fields of the stored content that a list has too, None where nothing is stored.
+    `unscheduled`: no dispatcher starts its outstanding fetch or delivery. `dead` is the reason code of a dead letter,
+    `discarded`, `erased`, or "" for none of them; `fetched_ms` since 1970, 0 for never; `content` the fields of the
+    stored content that a list has too, None where nothing is stored. `listed_row`: digest of the row for which
+    reconciling requested the last fetch, "" for none.
     """
 
     pending: bool
@@ -235,9 +272,11 @@ class LocalCopy(msgspec.Struct, frozen=True):
     status: str
     fetched_ms: int
     content: Summary | None
+    unscheduled: bool = False
+    listed_row: str = ""
 
 
-def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any) -> LocalCopy | None:
+def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any, *, is_unscheduled: bool) -> LocalCopy | None:
     if isinstance(record, BrokenRecord):
         # A request would not help: an operator must look at its keys.
         return LocalCopy(pending=True, dead="", status="", fetched_ms=0, content=None)
@@ -249,6 +288,8 @@ def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any) -> Local
         status=record.status,
         fetched_ms=0 if record.fetched_at is None else to_ms(record.fetched_at),
         content=_summary(packed),
+        unscheduled=is_unscheduled,
+        listed_row=record.listed_row,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 import msgspec
 
 from app.ids import OrderKey
+from app.ledger import policy
 from app.times import from_ms
 
 State = Literal["pending", "fetching", "deferred", "fetched", "deleted_upstream", "dead", "discarded", "erased"]
@@ -22,6 +23,9 @@ settlement has been fetched. Deliveries are not part of it: an order may be fetc
 
 DELETED_UPSTREAM: Final = "DeletedUpstream"
 """Status of an order that upstream has deleted (fail_fetch.lua); upstream has no such status."""
+
+
+_LONGEST_LEASE: Final = timedelta(milliseconds=policy.LONGEST_LEASE)
 
 
 class SinkRecord(msgspec.Struct, frozen=True):
@@ -76,6 +80,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     reference: str = ""
     request_id: str = ""
     duplicates: int = 0
+    listed_row: str = ""
     sinks: tuple[SinkRecord, ...] = ()
 
     @property
@@ -103,6 +108,19 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     def dead_sinks(self) -> tuple[SinkRecord, ...]:
         """Return the sinks whose delivery is dead."""
         return tuple(sink for sink in self.sinks if sink.dead)
+
+    def is_unattended(self, now: datetime, declared: Collection[str]) -> bool:
+        """Return whether an order that does not expire waits at `now` for more than an operator or a running fetch.
+
+        `declared`: the sinks of the deployment. What exactly it waits for, start_fetch.lua decides.
+        """
+        if self.is_pending:
+            is_held = self.lease is not None and now < self.lease <= now + _LONGEST_LEASE
+            return not (self.dead or is_held)
+        behind = [
+            sink for sink in self.sinks if sink.name in declared and sink.revision < self.revision and not sink.dead
+        ]
+        return bool(behind) or not (self.dead or self.dead_sinks)
 
     @property
     def is_discarded(self) -> bool:

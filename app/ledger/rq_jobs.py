@@ -12,6 +12,7 @@ from typing import Any, Final
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended as _is_suspended
 from rq.utils import now, utcformat
 
 from app.ids import OrderKey
@@ -48,6 +49,11 @@ def order_of(job_id: str) -> OrderKey | None:
 
 _JOB_ID: Final = re.compile("-f-([0-9a-f-]{36})-([0-9a-f-]{36})-")
 QUEUES_KEY: Final = Queue.redis_queues_keys
+
+
+def is_suspended(redis: Redis) -> bool:
+    """Return whether `rq suspend` was given: the workers run and take no job until `rq resume`."""
+    return bool(_is_suspended(redis))
 
 
 class JobTemplate:

@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
@@ -23,7 +25,7 @@ from app.ledger.orders import Archive, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
 from app.ledger.redis import Redis, server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
-from app.reconcile.state import Checkpoint
+from app.reconcile.state import ANCHORS_SEEN, OVERLAP, Checkpoint
 from app.upstream.client import ChannelManager
 from app.upstream.models import Page
 
@@ -51,12 +53,19 @@ _log = log.get()
 
 
 class Report(msgspec.Struct):
-    """What a run has done so far; `discrepancies` are those queued, by kind."""
+    """What a run has done so far; `discrepancies` are those queued, by kind.
+
+    Not queued are `dead` letters that need a person or were fetched for this row already, and orders that differ
+    `for_good`.
+    """
 
     pages: int = 0
     rows: int = 0
     unreadable: int = 0
     discrepancies: Counter[str] = msgspec.field(default_factory=Counter)
+    dead: int = 0
+    for_good: int = 0
+    started_over: bool = False
     outcome: Outcome = "paced"
     error: UpstreamError | None = None
 
@@ -68,7 +77,9 @@ class Report(msgspec.Struct):
 class Compared(msgspec.Struct, frozen=True):
     """What a page shows, which was requested at `listed_at` (ms); without a page: what the list does not show.
 
-    The order ids in `unsettled` are to be watched, those in `settled` not any more.
+    The order ids in `unsettled` are to be watched, those in `settled` not any more. `highest` is what the checkpoint is
+    to be made of, empty if it must stay. `starts_over`: row versions start lower again, and this is the first page of
+    the whole list.
     """
 
     page: Page | None
@@ -76,6 +87,12 @@ class Compared(msgspec.Struct, frozen=True):
     discrepancies: list[Discrepancy]
     unsettled: list[str]
     settled: list[str]
+    highest: Mapping[str, int] = msgspec.field(default_factory=dict)
+    starts_over: bool = False
+
+    @property
+    def fetchable(self) -> list[Discrepancy]:
+        return [one for one in self.discrepancies if one.fetchable]
 
 
 @dataclass(frozen=True)
@@ -105,20 +122,36 @@ class OrderList:
     def compared(self, start: int) -> Iterator[Compared]:
         """Compare the orders changed after the row version `start`, a page at a time, then the others that are watched.
 
-        Raises UpstreamError; where the limits deny a permit, Unavailable with their reason.
+        Starts over, with the whole list, where the row versions do. Raises UpstreamError; where the limits deny a
+        permit, Unavailable with their reason.
         """
-        watched = self.checkpoint.watched()
-        unseen = dict(watched)
+        watched, anchors = self.checkpoint.watched(), self.checkpoint.anchors()
+        listed: set[str] = set()
+        for first in dict.fromkeys((start, 0)):
+            highest: dict[str, int] = {}
+            is_continued = first == 0
+            for number, (page, listed_at) in enumerate(self._pages(first)):
+                listed |= (watched.keys() | anchors).intersection(row.order_id for row in page.rows)
+                is_continued = is_continued or len(listed & anchors) >= ANCHORS_SEEN
+                highest = dict(nlargest(OVERLAP, (highest | page.row_versions).items(), key=itemgetter(1)))
+                yield msgspec.structs.replace(
+                    self._of_page(page, watched, listed_at),
+                    highest=highest if is_continued and len(highest) == OVERLAP else {},
+                    starts_over=first != start and number == 0,
+                )
+            if is_continued:
+                break
+        yield self._of_unseen({order_id: since for order_id, since in watched.items() if order_id not in listed})
+
+    def _pages(self, start: int) -> Iterator[tuple[Page, int]]:
+        """Yield each page and when it was requested (ms)."""
         pages = self.client.list_orders(start, self.page_size)
         page = None
         while page is None or page.next_key is not None:
             with self._permit():
                 listed_at = self.now()
                 page = next(pages)
-            for row in page.rows:
-                unseen.pop(row.order_id, None)
-            yield self._of_page(page, watched, listed_at)
-        yield self._of_unseen(unseen)
+            yield page, listed_at
 
     def _of_page(self, page: Page, watched: Mapping[str, int], listed_at: int) -> Compared:
         rows = {row.order_id: row for row in page.rows}
@@ -189,17 +222,22 @@ class Reconcile:
                     report.pages += 1
                     report.rows += len(found.page.rows)
                     report.unreadable += found.page.unreadable
+                if found.starts_over:
+                    checkpoint.forget()
+                    report.started_over = True
+                    _log.warning("reconcile.started_over", company=self.slug)
                 left = max(budget - report.pages - report.queued, 0)
-                self._request_fetches(found.discrepancies[:left], report)
-                if len(found.discrepancies) > left:
+                self._request_fetches(found.fetchable[:left], report)
+                if len(found.fetchable) > left:
                     return report
+                self._report_others([one for one in found.discrepancies if not one.fetchable], report)
                 checkpoint.watch(found.unsettled, now())
                 checkpoint.unwatch(found.settled)
                 if found.page is None:
                     report.outcome = "complete"
                     return report
-                if found.page.row_version is not None:
-                    checkpoint.save(found.page.row_version, found.listed_at, now())
+                if found.highest:
+                    checkpoint.save(found.highest, found.listed_at, now())
                 used_up = report.pages + report.queued >= budget or now() >= deadline
                 if used_up and found.page.next_key is not None:
                     return report
@@ -216,13 +254,24 @@ class Reconcile:
 
     def _request_fetches(self, found: Sequence[Discrepancy], report: Report) -> None:
         for one in found[: max(LOGGED - report.queued, 0)]:
-            _log.warning(
-                "reconcile.discrepancy_found",
-                company=self.slug,
-                order_id=one.order_id,
-                kind=one.kind,
-                status=one.status,
-                stored_status=one.stored_status,
-            )
-        self.ledger.request_fetch([one.key for one in found], queue=self.queue, reason="reconcile")
+            _log.warning("reconcile.discrepancy_found", company=self.slug, **_logged(one))
+        rows = {one.key: one.row for one in found}
+        self.ledger.request_fetch(rows, queue=self.queue, reason="reconcile", listed_rows=rows)
         report.discrepancies.update(one.kind for one in found)
+
+    def _report_others(self, found: Sequence[Discrepancy], report: Report) -> None:
+        """Log what is not fetched: dead letters in each run, orders that differ for good once for each row."""
+        for_good = [one for one in found if one.for_good]
+        dead = [one for one in found if not one.for_good]
+        rows = {one.order_id: one.row for one in for_good}
+        new = self.order_list.checkpoint.report_for_good(rows, self.order_list.order_days * policy.DAY)
+        for one in [one for one in for_good if one.order_id in new][: max(LOGGED - report.for_good, 0)]:
+            _log.warning("reconcile.differs_for_good", company=self.slug, **_logged(one))
+        for one in dead[: max(LOGGED - report.dead, 0)]:
+            _log.warning("reconcile.discrepancy_found", company=self.slug, **_logged(one))
+        report.for_good += len(for_good)
+        report.dead += len(dead)
+
+
+def _logged(one: Discrepancy) -> dict[str, str]:
+    return {"order_id": one.order_id, "kind": one.kind, "status": one.status, "stored_status": one.stored_status}

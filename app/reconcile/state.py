@@ -1,13 +1,17 @@
 """What reconciling one company remembers in Redis: how far its list was read, and when the next run is due.
 
-Row versions may commit out of order, so a run never starts from the highest one seen. It starts from a checkpoint: the
-highest that was on a page at least LAG ago. Rows that committed since with a lower version are read again, which costs
-nothing, since pending and fetched orders are not discrepancies.
+Row versions may commit out of order, so a run never starts from the highest one seen. It starts from a checkpoint that
+is at least LAG old. Rows that committed since with a lower version are read again, which costs nothing, since pending
+and fetched orders are not discrepancies.
+
+Row versions are numbers of a foreign database, which may be restored or copied: then they start lower again, and
+nothing is listed after the old checkpoint. So a checkpoint lies before the last OVERLAP rows, and the next run must see
+some of their orders again, the anchors. One row with an absurd version is one anchor of many, and moves nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
@@ -19,6 +23,12 @@ from app.ledger.redis import Redis
 
 LAG: Final = 10 * policy.MINUTE
 """Longer than any transaction of upstream: the gateway ends an operation after 8 minutes (upstream.md 5)."""
+
+OVERLAP: Final = 20
+"""Rows with the highest versions, which the next run reads again; a shorter list is always read from the start."""
+
+ANCHORS_SEEN: Final = 2
+"""So many must be listed again: one may carry an absurd version, others may be of Draft orders deleted since."""
 
 FIRST_AFTER: Final = 60 * policy.SECOND
 """From the first look at a company (or after a flush of Redis) to its first run: the settings may still be wrong."""
@@ -40,26 +50,57 @@ class DueRun(msgspec.Struct, frozen=True):
 
 
 class Checkpoint:
-    """The checkpoints and the watched orders of one company; `now` is ms since 1970."""
+    """The checkpoints, the watched orders and those that differ for good of one company; `now` is ms since 1970."""
 
     def __init__(self, redis: Redis, company_id: str) -> None:
         self._redis = redis
-        self._versions = self._redis.names.reconcile_checkpoints(company_id)
-        self._watch = self._redis.names.reconcile_watch(company_id)
+        names = redis.names
+        self._versions = names.reconcile_checkpoints(company_id)
+        self._anchors = names.reconcile_anchors(company_id)
+        self._watch = names.reconcile_watch(company_id)
+        self._differing = names.reconcile_differing(company_id)
 
     def start(self, now: int) -> int:
         """Return the row version to read from, 0 for the whole list."""
         return max(self._old(now), default=0)
 
-    def save(self, row_version: int, listed_at: int, now: int) -> None:
-        """Record that every order up to `row_version`, as listed at `listed_at`, is pending or fetched.
+    def anchors(self) -> set[str]:
+        """Return the ids of the orders of which a run that reads from `start` on must see some again."""
+        found: Any = self._redis.smembers(self._anchors)
+        return {order_id.decode() for order_id in found}
 
-        Call it after the discrepancies of the page were queued: then a run that dies is only repeated.
+    def save(self, highest: Mapping[str, int], listed_at: int, now: int) -> None:
+        """Record that every order up to these rows, order id -> version, as listed at `listed_at`, is as upstream's.
+
+        They are the OVERLAP highest so far. Call it after the discrepancies of the page were queued: then a run that
+        dies is only repeated.
         """
-        # The earlier time of a version counts: it makes the checkpoint old enough.
-        self._redis.zadd(self._versions, {str(row_version): listed_at}, lt=True)
+        with self._redis.pipeline(transaction=True) as pipe:
+            # The earlier time of a version counts: it makes the checkpoint old enough.
+            pipe.zadd(self._versions, {str(min(highest.values()) - 1): listed_at}, lt=True)
+            pipe.delete(self._anchors)
+            pipe.sadd(self._anchors, *highest)
+            pipe.execute()
         if superseded := sorted(self._old(now))[:-1]:
             self._redis.zrem(self._versions, *(str(one) for one in superseded))
+
+    def forget(self) -> None:
+        """Delete the checkpoints: the row versions have started lower again."""
+        self._redis.delete(self._versions, self._anchors)
+
+    def report_for_good(self, rows: Mapping[str, str], keep: int) -> set[str]:
+        """Note orders that differ for good, order id -> digest of the row; return those new since the last report.
+
+        They are remembered for `keep` ms after the last new one.
+        """
+        if not rows:
+            return set()
+        known: Any = self._redis.hmget(self._differing, list(rows))
+        new = {order_id for order_id, old in zip(rows, known, strict=True) if old != rows[order_id].encode()}
+        if new:
+            self._redis.hset(self._differing, mapping={order_id: rows[order_id] for order_id in new})
+            self._redis.pexpire(self._differing, keep)
+        return new
 
     def watched(self) -> dict[str, int]:
         """Return order id -> ms when it was first seen unsettled."""

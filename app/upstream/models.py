@@ -163,9 +163,9 @@ class Page(Struct, frozen=True, kw_only=True):
     unreadable: int
 
     @property
-    def row_version(self) -> int | None:
-        """Return the highest row version on this page, None if the rows have none."""
-        return max((row.row_version for row in self.rows if row.row_version is not None), default=None)
+    def row_versions(self) -> dict[str, int]:
+        """Return order id -> row version of the rows that have one; it is a 64-bit number (upstream.md 6)."""
+        return {row.order_id: version for row in self.rows if 0 < (version := row.row_version or 0) < 2**63}
 
 
 class Subscription(Part, frozen=True):

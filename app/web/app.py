@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager
 from hmac import compare_digest
 from time import perf_counter
@@ -35,7 +36,7 @@ AT_ONCE: Final = 1000
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait after a 503."""
 
-_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=%:-]{1,1024}")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _log = log.get()
 _encode = msgspec.json.Encoder().encode
@@ -53,10 +54,13 @@ def application(
 
     `count` adds to a metric with one label; `resources` are opened at start-up and closed at shutdown.
     """
+    # A subscription whose URL ends with a slash is as good as one without.
+    path = webhook_path.rstrip("/")
+    paths = {path, f"{path}/"}
     app = Starlette(
         routes=[
-            Route(webhook_path, webhook, methods=["POST"]),
-            Route(webhook_path, webhook.handshake, methods=["GET"]),
+            *[Route(path, webhook, methods=["POST"]) for path in paths],
+            *[Route(path, webhook.handshake, methods=["GET"]) for path in paths],
             Route("/healthz", probes.live),
             Route("/readyz", probes.ready),
             Route("/metrics", probes.metrics),
@@ -66,7 +70,7 @@ def application(
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False
-    return RequestLog(app, webhook_path, count)
+    return RequestLog(app, paths, count)
 
 
 class RequestLog:
@@ -75,9 +79,9 @@ class RequestLog:
     Probes are logged only when they fail.
     """
 
-    def __init__(self, app: ASGIApp, webhook_path: str, count: Callable[[str, str, int], None]) -> None:
+    def __init__(self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[str, str, int], None]) -> None:
         self._app = app
-        self._webhook_path = webhook_path
+        self._webhook_paths = webhook_paths
         self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +110,7 @@ class RequestLog:
             # Starlette has answered 500.
             _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
         finally:
-            if path == self._webhook_path:
+            if path in self._webhook_paths:
                 self._count("requests", str(status), 1)
             if path not in _PROBES or status >= 400:
                 duration_ms = round((perf_counter() - started) * 1000, 2)
@@ -186,6 +190,11 @@ class Webhook:
                         raise RequestRefused(413, "body_too_large")
         except TimeoutError:
             raise RequestRefused(408, "body_too_slow") from None
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding in {"gzip", "x-gzip"}:
+            return _inflated(bytes(body), self._max_body_bytes)
+        if encoding != "identity":
+            raise RequestRefused(415, "unknown_encoding")
         return bytes(body)
 
 
@@ -202,6 +211,8 @@ async def _refused(request: Request, error: Exception) -> Response:
         response.headers["retry-after"] = str(RETRY_AFTER)
     if isinstance(error, NotRecorded):
         _log.error("intake.unavailable", error=error.cause)
+    elif error.status == 415:
+        response.headers["accept-encoding"] = "gzip"
     elif error.status in {408, 413, 503}:
         response.headers["connection"] = "close"
     return response
@@ -213,8 +224,22 @@ async def _disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
+def _inflated(body: bytes, at_most: int) -> bytes:
+    """Return what a gzip body holds; raises RequestRefused: 413 above `at_most` bytes, 400 if it is damaged."""
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        whole = inflate.decompress(body, at_most + 1)
+    except zlib.error:
+        raise RequestRefused(400, "not_gzip") from None
+    if len(whole) > at_most:
+        raise RequestRefused(413, "body_too_large")
+    if not inflate.eof or inflate.unused_data:
+        raise RequestRefused(400, "not_gzip")
+    return whole
+
+
 def _echo(token: str) -> Response:
-    if not _TOKEN.fullmatch(token):
+    if not token or _CONTROL.search(token):
         raise RequestRefused(400, "bad_validation_token")
     return PlainTextResponse(token, headers={"x-content-type-options": "nosniff"})
 

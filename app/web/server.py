@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import sys
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from httptools import HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -92,6 +94,7 @@ class Connection(HttpToolsProtocol):
     _in_head = False
     _in_body = False
     _refused = False
+    _received = b""
     _head_bytes = 0
     _fault = HTTPStatus.BAD_REQUEST
 
@@ -107,6 +110,7 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             return
         was_in_body = self._in_body
+        self._received = data
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -145,6 +149,8 @@ class Connection(HttpToolsProtocol):
         if size > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise ValueError
+        if self._is_upgrade():
+            return
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
         if not self.flow.write_paused:
@@ -153,8 +159,9 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._in_body = False
+        if self._in_body:  # the head of an upgrade is read a second time
+            super().on_message_complete()
+            self._in_body = False
 
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
@@ -168,9 +175,30 @@ class Connection(HttpToolsProtocol):
         self._refuse(self._fault)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Answer as plain HTTP, then close: httptools stops at an upgrade. uvicorn calls this."""
-        self._refused = True
-        self.cycle.keep_alive = False
+        """Read the request as one that asks for no other protocol (RFC 9110 7.8); uvicorn calls this.
+
+        httptools leaves out the body of a request that asks for one, and stops after its head.
+        """
+        stopped = sys.exception()
+        assert isinstance(stopped, HttpParserUpgrade)
+        if not self._is_upgrade():
+            # CONNECT: what follows is no HTTP.
+            self._refused = True
+            self.cycle.keep_alive = False
+            return
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join([one for one in value.split(b",") if one.strip().lower() != b"upgrade"])
+            if name != b"upgrade":
+                head.append(name + b": " + value)
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._received = b"\r\n".join([*head, b"", self._received[stopped.args[0] :]])
+        super().data_received(self._received)
+
+    def _is_upgrade(self) -> bool:
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def stalled_too_long(self) -> None:
         self.server_state.stalled.pop(self, None)
@@ -257,6 +285,17 @@ class Server(uvicorn.Server):
         while self.server_state.connections and loop.time() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return a socket for each address of the host; one on `::` takes IPv4 too, which asyncio's own would refuse.
+
+    Raises OSError: the port is taken, the address is no address of this machine.
+    """
+    if host == "::" and socket.has_dualstack_ipv6():
+        return [socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [socket.create_server(address[:2], family=family) for family, _, _, _, address in found]
 
 
 def _connection_limit() -> int:

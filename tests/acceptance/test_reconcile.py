@@ -7,7 +7,11 @@ import re
 import secrets
 import signal
 
+from redis import Redis
+from rq.suspension import resume, suspend
+
 from tests.eventually import eventually
+from tests.lab import KEYS
 from tests.service import Service, ask, children
 
 
@@ -66,6 +70,33 @@ def test_a_hanging_order_list_delays_neither_fetches_nor_the_stop_of_the_pool(ba
 
     assert pool.wait(5) == 0
     assert bare.log("worker", "reconcile.failed") == []
+
+
+def test_an_order_that_no_dispatcher_sees_is_told_and_fetched(bare: Service) -> None:
+    """Its record says that it is pending; in `due` it is not, and its job is lost."""
+    bare.start("web")
+    bare.subscribe()
+    order_id = bare.create("LOST-1", "31001")
+    with Redis.from_url(bare.valkey.url) as redis:
+        eventually(lambda: redis.zcard(KEYS.due) == 1, 10, what="the event is recorded")
+        code, (found,) = bare.cli("orders", "explain", order_id)
+        assert (code, "no worker pool runs" in found["next"]) == (1, True)
+        redis.delete(KEYS.due, "rq:queue:ota-live")
+
+        code, (found,) = bare.cli("orders", "explain", order_id)
+        listed = bare.cli("reconcile")
+        applied = bare.cli("reconcile", "--apply", "--yes")[0]
+
+        assert (code, found["complete"], "no dispatcher sees it" in found["next"]) == (1, False, True)
+        assert (listed[0], [one["kind"] for one in listed[1]], applied) == (1, ["unscheduled"], 0)
+        suspend(redis)
+        bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
+        assert "RQ is suspended" in bare.cli("orders", "explain", order_id)[1][0]["next"]
+        assert (bare.cli("status")[0], bare.fetched(order_id)) == (1, [])
+        resume(redis)
+    bare.wait_fetched(order_id, within=10)
+    assert bare.log("worker", "dispatcher.orders_found") == []
+    assert bare.cli("orders", "explain", order_id)[0] == 0
 
 
 def _rejected(bare: Service) -> int:

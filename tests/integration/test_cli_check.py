@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from app.cli.check import of_address
 from app.dev.sandbox.process import Sandbox
 from tests.command import Ended
-from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, PARTNER, VENUE, Lab
+from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, PARTNER, VENUE, Lab, order
 
 PATH = "/webhooks/ota-channel-manager"
 
@@ -75,7 +76,18 @@ def test_a_complete_setup_is_exit_code_0(lab: Lab) -> None:
     assert "canary" not in table.out
 
 
-def test_with_a_partner_id_the_order_list_is_read(lab: Lab) -> None:
+def test_secrets_of_two_places_can_be_compared_without_being_shown(lab: Lab) -> None:
+    found = {(one["about"], one["what"]): one["detail"] for one in lab.run_command("check", "--json").objects}
+
+    fingerprint = sha256(CLIENT_STATES["museum"].encode()).hexdigest()[:8]
+    size = len(CLIENT_STATES["museum"])
+    where = "COMPANIES_FILE [companies.museum]"
+    assert found["museum", "CLIENT_STATE"] == f"{size} characters from {where}, fingerprint {fingerprint}"
+    assert found["settings", "REDIS_URL"].endswith(" characters from the environment, fingerprint ", 0, -8)
+
+
+def test_with_a_partner_id_the_order_list_is_read(lab: Lab, sandbox: Sandbox) -> None:
+    sandbox.admin("POST", "orders", {"company_id": VENUE, "partner_id": PARTNER})
     lab.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
 
     found = lab.run_command("check", "--json").objects
@@ -84,6 +96,38 @@ def test_with_a_partner_id_the_order_list_is_read(lab: Lab) -> None:
     assert details["venue"].startswith("the API key may list orders")
     assert details["museum"].startswith("the API key may call getOrder")
     assert [one["about"] for one in found if one["what"] == "partner id"] == ["museum"]
+
+
+OTHER_PARTNER = "33333333-3333-4333-8333-333333333333"
+
+
+@pytest.mark.parametrize(
+    ("fetched_partner", "level", "detail"),
+    [
+        (None, "note", "the order list is empty"),
+        (OTHER_PARTNER, "note", "the order list is empty"),
+        (
+            PARTNER.upper(),
+            "todo",
+            f"the order list is empty, and the orders fetched last have the partner id {PARTNER}",
+        ),
+    ],
+    ids=["nothing fetched", "the same partner", "another partner"],
+)
+def test_an_empty_list_is_compared_with_the_partner_of_fetched_orders(
+    lab: Lab, fetched_partner: str | None, level: str, detail: str
+) -> None:
+    """The list of an unknown partner is empty, and not refused (upstream.md 6)."""
+    lab.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{OTHER_PARTNER}"')
+    lab.accept(order(1))
+    if fetched_partner is not None:
+        lab.accept_and_fetch(order(2), partnerId=fetched_partner)
+
+    ended = lab.run_command("check", "--json")
+
+    (found,) = [one for one in ended.objects if (one["about"], one["what"]) == ("venue", "partner id")]
+    assert (found["level"], found["detail"], ended.code) == (level, detail, int(level == "todo"))
+    assert "NP_PARTNER_ID" in found["advice"]
 
 
 @pytest.mark.parametrize(

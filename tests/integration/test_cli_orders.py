@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import pytest
+from rq.suspension import suspend
 
 from app import times
 from app.ids import OrderKey
+from app.ledger import policy
+from app.ledger.ledger import Ledger
 from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import KEYS, MUSEUM, SINK, VENUE, WORKER, Lab, order
+from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -257,9 +260,14 @@ def test_a_fetched_and_delivered_order_is_complete(lab: Lab) -> None:
         assert explain(lab, name).code == 0
 
 
+def _fetch_while_a_pool_runs(lab: Lab) -> None:
+    lab.declare()
+    lab.accept_and_fetch(order(1))
+
+
 INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
     "not delivered": (
-        lambda lab: lab.accept_and_fetch(order(1)),
+        _fetch_while_a_pool_runs,
         (
             "NOT COMPLETE: fetched, Issued",
             f"{SINK}: revision 1 not delivered yet",
@@ -280,6 +288,86 @@ INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
         (f"next The workers' settings have no company {VENUE}. Add it there, and restart the workers.",),
     ),
 }
+
+
+UNSCHEDULED = "It has no time in ota:due, or one days ahead, so no dispatcher sees it. A worker pool that runs finds it"
+NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
+    "a fetch in no due": (lambda lab: (lab.accept(order(1)), lab.redis.delete(KEYS.due)), UNSCHEDULED),
+    "a fetch days ahead": (
+        lambda lab: (lab.accept(order(1)), lab.redis.zadd(KEYS.due, {order(1).member: lab.now + 3 * policy.DAY})),
+        UNSCHEDULED,
+    ),
+    "a delivery in no due": (
+        lambda lab: (lab.accept_and_fetch(order(1)), lab.deliver("retry", order(1)), lab.redis.delete(KEYS.due)),
+        UNSCHEDULED,
+    ),
+    "a fetch in no due whose worker died": (
+        lambda lab: (
+            lab.accept(order(1), at=lab.now - policy.DAY),
+            Ledger(lab.redis, order_days=400, fetch_lease=LEASE, clock=lambda: lab.now - policy.DAY).start_fetch(
+                order(1), WORKER
+            ),
+            lab.redis.delete(KEYS.due),
+        ),
+        UNSCHEDULED,
+    ),
+    "RQ is suspended": (
+        lambda lab: (lab.accept(order(1)), suspend(lab.redis)),
+        "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume",
+    ),
+    "RQ is suspended, deferred": (
+        lambda lab: (lab.accept(order(1)), lab.fail_fetch("deferred", order(1)), suspend(lab.redis)),
+        "RQ is suspended",
+    ),
+    "RQ is suspended, to be delivered": (
+        lambda lab: (lab.accept_and_fetch(order(1)), suspend(lab.redis)),
+        "RQ is suspended",
+    ),
+    "no pool runs": (
+        lambda lab: (lab.accept(order(1)), lab.redis.delete(KEYS.pools)),
+        "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_BY_ITSELF)
+def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) -> None:
+    """What counts is what will happen, not what the record says is outstanding."""
+    make, text = NOT_BY_ITSELF[case]
+    lab.declare()
+    make(lab)
+
+    page, (found,) = explain(lab, order(1)), explain(lab, order(1), "--json").objects
+
+    assert (page.code, found["complete"], text in flat(page)) == (1, False, True)
+    assert "next Nothing" not in flat(page)
+    if text == UNSCHEDULED:
+        assert "next attempt" not in flat(page)
+        assert lab.run_command("orders", "refetch", order(1).order_id).code == 0
+        lab.declare()
+        assert lab.due_in(order(1)) is not None
+        assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
+
+
+def test_an_order_in_due_without_a_record_is_not_found(lab: Lab) -> None:
+    lab.accept(order(1))
+    lab.redis.delete(KEYS.record(order(1)))
+
+    ended = explain(lab, order(1))
+
+    assert (ended.code, ended.out, "reconcile --from-zero --apply" in ended.err) == (1, "", True)
+
+
+def test_an_order_that_is_fetched_now_or_needs_nothing_needs_no_due_time(lab: Lab) -> None:
+    lab.declare()
+    lab.accept(order(1))
+    lab.start_fetch(order(1))
+    lab.accept_and_fetch(order(2))
+    lab.deliver(order=order(2))
+    lab.redis.delete(KEYS.due)
+
+    assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
+    assert explain(lab, order(2)).code == 0
 
 
 @pytest.mark.parametrize("state", INCOMPLETE)

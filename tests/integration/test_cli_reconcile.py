@@ -13,7 +13,7 @@ from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
 from app.reconcile.state import Checkpoint
 from tests.eventually import eventually
-from tests.lab import MUSEUM, PARTNER, VENUE, Lab, order
+from tests.lab import API_KEY, KEYS, MUSEUM, PARTNER, VENUE, Lab, order
 
 
 @pytest.fixture
@@ -64,13 +64,66 @@ def test_apply_queues_exactly_these_in_the_backfill_queue(lab: Lab, sandbox: San
 
 def test_it_reads_from_the_checkpoint_without_moving_it_and_from_zero_everything(lab: Lab, sandbox: Sandbox) -> None:
     """Moving it is the workers' business."""
-    make(sandbox, 1)
+    make(sandbox, 25)
+    versions = row_versions(sandbox)
     checkpoint = Checkpoint(lab.redis, VENUE)
-    checkpoint.save(10**9, listed_at=1, now=1)
+    checkpoint.save(dict(versions[-20:]), listed_at=1, now=1)
 
+    assert len(lab.run_command("reconcile", "--json").objects) == 20
+    assert len(lab.run_command("reconcile", "--from-zero", "--json").objects) == len(versions) >= 25
+    assert checkpoint.start(10**13) == versions[-20][1] - 1
+
+
+def row_versions(sandbox: Sandbox) -> list[tuple[str, int]]:
+    """Return order id and row version of each row of the list."""
+    url = f"{sandbox.base_url('tenant', 'Sandbox', 'Venue')}/channelManager/orders/{PARTNER}?sync=true&lastRowVersion=0"
+    rows = sandbox.client.get(url, headers={"x-np-api-key": API_KEY}).json()["data"]
+    return [(row["orderId"], int(row["rowVersion"])) for row in rows]
+
+
+def test_where_row_versions_start_lower_again_it_says_so_and_reads_everything(lab: Lab, sandbox: Sandbox) -> None:
+    make(sandbox, 1)
+    versions = row_versions(sandbox)
+    former = {order(number).order_id: 10**9 + number for number in range(20)}
+    Checkpoint(lab.redis, VENUE).save(former, listed_at=1, now=1)
+
+    ended = lab.run_command("reconcile", "--json")
+
+    assert (ended.code, len(ended.objects)) == (1, len(versions))
+    assert "venue: the row versions of the list start lower again" in ended.err
+
+
+def test_a_pending_order_without_a_due_time_is_a_difference_and_apply_repairs_it(lab: Lab, sandbox: Sandbox) -> None:
+    (order_id,) = make(sandbox, 1)
+    lab.run_command("reconcile", "--apply", "--yes")
+    lab.redis.zrem(KEYS.due, OrderKey(VENUE, order_id).member)
+
+    shown, applied, after = lab.run_commands(
+        [("reconcile", "--json"), ("reconcile", "--apply", "--yes"), ("reconcile", "--json")]
+    )
+
+    assert [(one["order_id"], one["kind"]) for one in shown.objects] == [(order_id, "unscheduled")]
+    assert (shown.code, applied.code, after.code, after.objects) == (1, 0, 0, [])
+    assert lab.due_in(OrderKey(VENUE, order_id)) is not None
+
+
+def test_what_a_fetch_did_not_bring_in_line_is_counted_and_not_fetched_again(lab: Lab, sandbox: Sandbox) -> None:
+    """A dead letter that was fetched for this row stays a difference: exit code 1."""
+    lab.run_command("reconcile", "--apply", "--yes")
+    odd, dead = (OrderKey(VENUE, one) for one in make(sandbox, 2))
+    assert lab.run_command("reconcile", "--apply", "--yes").code == 0
+    lab.fetch_and_store(odd, manifestUrl="https://x.example/other")
+    lab.dead_letter(dead, "bad_request")
+    lab.clear_queues()
+
+    applied, page = lab.run_command("reconcile", "--apply", "--yes"), lab.run_command("reconcile")
+
+    assert (applied.code, page.code, lab.queued("backfill")) == (1, 1, [])
+    assert "1 order differs for good: fetched for this row" in applied.err
+    assert "1 dead letter must be requeued by hand: ota-receiver dead list" in applied.out
+    assert ("no_event (for good)" in page.out, "Fetch them with --apply" in page.out) == (True, False)
+    lab.run_command("dead", "requeue", dead.order_id, "--yes")
     assert lab.run_command("reconcile").code == 0
-    assert lab.run_command("reconcile", "--from-zero").code == 1
-    assert checkpoint.start(10**13) == 10**9
 
 
 def test_wrong_options_are_refused_with_an_advice(lab: Lab) -> None:

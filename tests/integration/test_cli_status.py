@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rq.suspension import resume, suspend
 
 from app.heartbeat import Heartbeat
 from app.intake.envelope import OrderProcessed
@@ -62,6 +63,37 @@ def test_without_a_pool_nothing_is_fetched_and_the_exit_code_is_1(lab: Lab) -> N
 
     assert (found["pools"], found["queues"][0]["done_s"]) == (0, None)
     assert ("0: nothing is fetched" in page.out, "fetching is paused" in page.out) == (True, True)
+
+
+def test_orders_without_a_due_time_are_counted(lab: Lab) -> None:
+    """Also where `due` is gone as a whole, and its length says that nothing is pending."""
+    beat(lab)
+    lab.accept(order(1), order(2))
+    lab.accept_and_fetch(order(3))
+    lab.deliver(order=order(3))
+    assert lab.acquire_delivery(order(3)) is None
+    assert status(lab, 0)["unscheduled"] == 0
+    lab.redis.zadd(KEYS.due, {order(1).member: lab.now + 10**9})
+    assert status(lab, 1)["unscheduled"] == 1
+    lab.redis.delete(KEYS.due)
+
+    found, page = status(lab, 1), lab.run_command("status")
+
+    assert (found["due"], found["unscheduled"]) == (0, 2)
+    assert "2 orders of the 200 changed last" in page.out
+
+
+def test_a_suspended_rq_is_shown_and_its_backlog_has_no_end(lab: Lab) -> None:
+    beat(lab)
+    lab.accept(order(1))
+    suspend(lab.redis)
+
+    found, page = status(lab, 1), lab.run_command("status")
+
+    assert (found["suspended"], found["queues"][0]["done_s"]) == (True, None)
+    assert "suspended: nothing is fetched or delivered until `rq resume`" in page.out
+    resume(lab.redis)
+    assert (status(lab, 0)["suspended"], status(lab, 0)["queues"][0]["done_s"] is None) == (False, False)
 
 
 def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:

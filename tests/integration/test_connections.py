@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import resource
 import shutil
 import socket
@@ -28,6 +29,7 @@ from tests.eventually import eventually
 from tests.lab import Lab
 from tests.service import (
     HOOK,
+    SERVE,
     Web,
     good,
     is_up,
@@ -99,9 +101,11 @@ def test_uvicorn_has_the_internals_that_the_server_uses() -> None:
         uvicorn.Server: "handle_exit on_tick shutdown",
     }
     used: dict[Callable[..., object], str] = {
-        protocol.__init__: "loop server_state connections transport flow pipeline cycle headers",
+        protocol.__init__: "HttpRequestParser(self) lenient_data_after_close=True"
+        " loop server_state connections transport flow pipeline cycle headers",
         protocol.on_message_begin: "self.url self.headers",
         protocol.connection_made: "self.connections.add(self) self.flow",
+        protocol.on_url: "self.url+=url",
         protocol.data_received: "self._unset_keepalive_if_required() self.send_400_response"
         " self._unsupported_upgrade_warning",
         protocol.on_headers_complete: "self.cycle=RequestResponseCycle( self.pipeline.appendleft",
@@ -120,6 +124,31 @@ def test_uvicorn_has_the_internals_that_the_server_uses() -> None:
         assert not [text for text in texts.split() if text not in source], function
     assert httptools_impl.STATUS_LINE[431].startswith(b"HTTP/1.1 431 ")
     assert issubclass(server.Connection, protocol)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "::"])
+def test_every_address_of_the_host_is_listened_on(host: str) -> None:
+    """An address of IPv6 only would refuse IPv4 while `health` asks on IPv6 and is content."""
+    port = free_port()
+    listeners = server.listen(host, port)
+    try:
+        for address in {"localhost": ["127.0.0.1"], "::": ["127.0.0.1", "::1"]}.get(host, [host]):
+            socket.create_connection((address, port), timeout=5).close()
+        with pytest.raises(OSError, match="in use"):
+            server.listen(host, port)
+    finally:
+        for one in listeners:
+            one.close()
+
+
+def test_a_port_that_is_taken_is_named_and_ends_serve_with_1(web: Web, valkey: Valkey, tmp_path: Path) -> None:
+    env = {**os.environ, **settings_of_one_company(valkey.url), "PORT": str(web.port)}
+    ended = subprocess.run(SERVE, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
+
+    (line,) = [one for one in map(json.loads, ended.stdout.splitlines()) if one["event"] == "service.cannot_listen"]
+    assert ended.returncode == 1
+    assert line["reason"].startswith(f"HOST 127.0.0.1, PORT {web.port}: Address already in use")
+    assert "Traceback" not in ended.stdout + ended.stderr
 
 
 class TestHeads:
@@ -203,10 +232,25 @@ class TestOrderOfAnswers:
 
             assert statuses(read_all(connection)) == [200] * 3
 
-    def test_an_upgrade_is_answered_as_plain_http(self, web: Web) -> None:
-        asked = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    @pytest.mark.parametrize("cut", [0, 40, 120, 200, 10_000], ids=lambda cut: f"at {cut}")
+    @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+    def test_a_request_that_asks_for_another_protocol_is_answered_as_plain_http(
+        self, web: Web, lab: Lab, protocol: str, cut: int
+    ) -> None:
+        """`curl --http2` asks so with each request (RFC 9110 7.8)."""
+        asked = post(good(), f"Upgrade: {protocol}", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAM")
+        with web.connect() as connection:
+            for part in (asked[:cut], asked[cut:] + post(good(), "connection: upgrade, close", "upgrade: x")):
+                connection.sendall(part)
 
-        assert statuses(talk(web, asked + b"\x81\x05hello")) == [404]
+            assert statuses(read_all(connection)) == [200, 200]
+        assert len(lab.events()) == 2
+
+    def test_a_tunnel_is_refused_and_what_follows_is_not_read(self, web: Web, lab: Lab) -> None:
+        asked = b"CONNECT /x HTTP/1.1\r\nhost: test\r\n\r\n"
+
+        assert statuses(talk(web, asked + post(good()))) in ([400], [404])
+        assert not lab.events()
 
     def test_a_client_that_does_not_read_its_answers_is_disconnected(self, hasty: Web) -> None:
         with socket.socket() as connection:

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
 from app.ledger.ledger import Ledger
@@ -52,11 +53,18 @@ class Venue(ReconcileLab):
 
 
 @pytest.fixture
-def venue(sandbox: Sandbox, redis_client: Redis, request: pytest.FixtureRequest) -> Iterator[Venue]:
+def http() -> Iterator[DeadlineTransport]:
+    with DeadlineTransport(5) as one:
+        yield one
+
+
+@pytest.fixture
+def venue(
+    sandbox: Sandbox, redis_client: Redis, http: DeadlineTransport, request: pytest.FixtureRequest
+) -> Iterator[Venue]:
     """A company that no other test uses, and an empty Redis."""
     tenant = request.node.name.replace("[", "-").replace("]", "")
-    with DeadlineTransport(5) as http:
-        yield Venue(redis_client, http, sandbox, tenant)
+    yield Venue(redis_client, http, sandbox, tenant)
     sandbox.admin("PUT", "faults", [])
 
 
@@ -116,39 +124,101 @@ def test_an_order_that_is_unsettled_for_ten_minutes_is_fetched(venue: Venue) -> 
     assert venue.checkpoint.watched() == {}
 
 
-def test_a_dead_letter_for_a_missing_order_is_fetched_when_the_list_shows_it(venue: Venue) -> None:
-    """Other dead letters need a person: the list does not show whether their cause is fixed."""
-    there, killer = venue.orders(2)
-    for order_id, reason in ((there, "order_missing"), (killer, "kills_worker")):
-        venue.request_fetch(venue.key(order_id), queue="backfill")
-        venue.dead_letter(venue.key(order_id), reason)
+def test_a_dead_letter_that_the_list_shows_settled_is_fetched_once_for_each_row(venue: Venue) -> None:
+    """Its reason may have passed, except that an order killed its workers. It counts until it is fetched."""
+    missing, refused, killer = map(venue.key, venue.orders(3))
+    for order, reason in ((missing, "order_missing"), (refused, "bad_request"), (killer, "kills_worker")):
+        venue.request_fetch(order, queue="backfill")
+        venue.dead_letter(order, reason)
 
-    report = venue.run()
+    first = venue.run()
 
-    assert dict(report.discrepancies) == {"no_event": 1}
-    assert [venue.field("dead", venue.key(one)) for one in (there, killer)] == [None, "kills_worker"]
+    assert (dict(first.discrepancies), first.dead) == ({"dead": 2}, 1)
+    assert [venue.field("dead", one) for one in (missing, refused, killer)] == [None, None, "kills_worker"]
+    venue.dead_letter(refused, "bad_request")
+    venue.fetch_backfill()
+    second = venue.run()
+    assert (second.queued, second.dead) == (0, 2)
+    venue.settle(refused.order_id, "Cancelled")
+    assert dict(venue.run().discrepancies) == {"dead": 1}
+    venue.fetch_backfill()
+    last = venue.run()
+    assert (last.queued, last.dead, venue.statuses(refused.order_id)) == (0, 1, ["Cancelled"])
+
+
+@pytest.mark.parametrize("hours", [None, 4, 72])
+def test_a_pending_order_that_no_dispatcher_sees_is_due_at_once(venue: Venue, hours: int | None) -> None:
+    """It is not in `due`, or stands there at a time that no wait reaches; one under a lease is being fetched."""
+    lost, waiting, running = map(venue.key, venue.orders(3))
+    venue.accept(lost, waiting, running)
+    venue.start_fetch(running)
+    venue.clear_queues()
+    venue.redis.zrem(KEYS.due, lost.member, running.member)
+    if hours is not None:
+        venue.redis.zadd(KEYS.due, {lost.member: venue.now + hours * 60 * MINUTE})
+
+    report, again = venue.run(), venue.run()
+
+    assert (dict(report.discrepancies), again.queued) == ({"unscheduled": 1}, 0)
+    assert venue.due().keys() == {lost, waiting}
+    assert (venue.due_in(lost), venue.queued("live")) == (120, [lost.order_id] if hours is None else [])
+
+
+def test_an_order_in_due_without_a_record_is_fetched(venue: Venue) -> None:
+    """The dispatcher removes what has no record from `due`; the list has the order."""
+    (order_id,) = venue.orders(1)
+    venue.accept(venue.key(order_id))
+    venue.redis.delete(KEYS.record(venue.key(order_id)))
+
+    assert dict(venue.run().discrepancies) == {"no_event": 1}
+    assert venue.try_start(venue.key(order_id)) == "fetch"
+
+
+@pytest.mark.parametrize("others", [0, 25, 60], ids=["empty", "behind", "overtaken"])
+def test_where_row_versions_start_lower_again_the_whole_list_is_read(
+    redis_client: Redis, http: DeadlineTransport, others: int
+) -> None:
+    """A restored database or another environment: nothing would be listed after the old checkpoint for ever.
+
+    Or the row versions have passed it since, and the orders before would never be read.
+    """
+    with process.start() as first, process.start() as second:
+        before = Venue(redis_client, http, first, "restored")
+        before.fetched(50)
+        assert before.run().rows == 50
+        after = Venue(redis_client, http, second, "restored")
+        made = after.orders(others, reference="AFTER") if others else []
+        after.now += 11 * MINUTE
+
+        report = after.run()
+        after.now += 11 * MINUTE
+        again = after.run()
+
+    assert (report.started_over, report.outcome, again.started_over) == (True, "complete", False)
+    assert sorted(after.queued("backfill")) == sorted(made)
+    assert again.rows == min(others, 20)
 
 
 def test_only_changes_since_the_checkpoint_are_read_again(venue: Venue) -> None:
-    """For ten minutes the last page is read again, since row versions may commit out of order."""
-    venue.fetched(5)
-    assert venue.run().rows == 5
+    """The last 20 rows too, and for ten minutes the last page, since row versions may commit out of order."""
+    venue.fetched(25)
+    assert venue.run().rows == 25
     venue.now += 5 * MINUTE
-    assert venue.run().rows == 5
+    assert venue.run().rows == 25
     venue.now += 6 * MINUTE
     venue.orders(1)
 
-    assert (venue.run().rows, venue.run().rows) == (1, 1)
+    assert (venue.run().rows, venue.run().rows) == (21, 21)
 
 
 @pytest.mark.parametrize("kind", ["status", "rubbish", "truncated", "cut"])
 def test_a_list_that_breaks_off_is_continued_by_the_next_run(venue: Venue, kind: str) -> None:
-    """The pages before are queued and behind the checkpoint."""
-    venue.page_size = 2
-    venue.orders(6)
+    """The pages before are queued and behind the checkpoint, except for the last 20 rows."""
+    venue.page_size = 25
+    venue.orders(75)
     fault = {"kind": kind, "company_id": venue.company_id, "operation": "listOrdersByPartner", "status": 401}
     run = interrupted(venue, before=lambda: venue.sandbox.admin("POST", "faults", fault)).run()
-    assert (run.outcome, run.pages, run.queued) == ("failed", 1, 2)
+    assert (run.outcome, run.pages, run.queued) == ("failed", 1, 25)
     assert run.error is not None
     if kind == "status":
         run = venue.run()
@@ -159,7 +229,7 @@ def test_a_list_that_breaks_off_is_continued_by_the_next_run(venue: Venue, kind:
 
     run = venue.run()
 
-    assert (run.outcome, run.rows, run.queued) == ("complete", 4, 4)
+    assert (run.outcome, run.rows, run.queued) == ("complete", 70, 50)
 
 
 def interrupted(

@@ -390,7 +390,7 @@ def test_each_page_is_requested_when_it_is_read(channel: ChannelManager, upstrea
 
     pages = channel.list_orders(since_row_version=7, page_size=1)
 
-    assert [(page.row_version, len(upstream.asked)) for page in pages] == [(8, 1), (9, 2), (10, 3)]
+    assert [(page.row_versions[ORDER_ID], len(upstream.asked)) for page in pages] == [(8, 1), (9, 2), (10, 3)]
     conditions = "sync=true&lastRowVersion=7&pageSize=1"
     assert [asked.target.removeprefix(f"{ROOT}/channelManager/orders/{PARTNER}?") for asked in upstream.asked] == [
         conditions + key for key in ("", "&pageKey=K_-%20%26", "&pageKey=K-2")

@@ -41,13 +41,17 @@ def authenticate(*items: Item, broken: int = 0) -> Batch:
         (A, "former of A", "previous"),
         (B, "stäte of B ☃", "current"),
         (f"{{{A.upper()}}}", "state of A", "current"),
+        (f" {A}\t", "state of A", "current"),
+        (A.replace("-", ""), "state of A", "current"),
+        (f"{{ {A.replace('-', '').upper()} }}", "state of A", "current"),
     ],
 )
 def test_a_secret_of_its_own_company_proves_an_item(company_id: str, client_state: str, name: str) -> None:
     batch = authenticate(item(company_id, client_state))
 
     (event,) = batch.events
-    assert (event.company_id, event.order_id, event.secret) == (company_id.strip("{}").lower(), ORDER, name)
+    assert (event.order_id, event.secret) == (ORDER, name)
+    assert event.company_id == (B if company_id == B else A)
     assert (batch.proven, batch.invalid_items, batch.rejected) == (1, {}, {})
 
 
@@ -72,6 +76,17 @@ def test_any_other_secret_proves_nothing(company_id: str, client_state: str) -> 
     assert (batch.events, batch.proven, batch.invalid_items) == ((), 0, {"unauthenticated": 1})
 
 
+@pytest.mark.parametrize("company_id", [None, ""])
+def test_an_item_without_company_is_of_the_only_company_with_its_secret(company_id: object) -> None:
+    assert [one.company_id for one in authenticate(item(company_id, "former of A")).events] == [A]
+    assert [one.company_id for one in authenticate(item(company_id, "stäte of B ☃")).events] == [B]
+    assert authenticate(item(company_id, "state of C")).rejected == {"unknown": 1}
+
+    shared = Authenticator([company(A, "same"), company(B, "same")])
+    batch = shared.authenticate(Envelope([item(company_id, "same"), item(A, "same"), item([], "same")]))
+    assert ([one.company_id for one in batch.events], batch.invalid_items) == ([A], {"unauthenticated": 2})
+
+
 @pytest.mark.parametrize(
     "client_state",
     [None, True, 5, 10**400, 1.5, [], ["state of A"], {}, {"state of A": 1}, "x" * 1_000_000, "\ud800", "\0", "☃" * 50],
@@ -92,7 +107,7 @@ NO_GUIDS: list[Any] = [None, 5, [], "CM-1", ORDER + "/../x", A[:-1]]
 NO_IDS: list[tuple[dict[str, Any], int]] = [
     *(({"payload": {"orderId": value}}, 1) for value in NO_GUIDS),
     *(({"payload": value}, 1) for value in NO_GUIDS),
-    *(({"company_id": value}, 0) for value in NO_GUIDS),
+    *(({"company_id": value}, 0) for value in NO_GUIDS if value is not None),
 ]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.ledger.orders import LocalCopy
-from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
+from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched, row_digest
 from app.times import to_ms
 from app.upstream.decode import build
 from app.upstream.models import Summary
@@ -31,6 +32,11 @@ def copy(status: str = "Issued", **changes: Any) -> LocalCopy:
     """Return a fetched order as `row()` lists it."""
     values: dict[str, Any] = {"pending": False, "dead": "", "status": status, "fetched_ms": NOW - 1000}
     return LocalCopy(**(values | {"content": row(status or "Issued")} | changes))
+
+
+def fetched_for(listed: Summary, **changes: Any) -> LocalCopy:
+    """Return what a fetch that this very row caused has stored."""
+    return copy(**changes, listed_row=row_digest(listed))
 
 
 def without_content(**changes: Any) -> LocalCopy:
@@ -82,15 +88,13 @@ def test_a_change_without_an_event_names_the_fields_and_not_their_values(listed:
         (row(), without_content(pending=True), None),
         # An order that was deleted and is listed again; its content shows the last status.
         (row(), copy("DeletedUpstream"), "changed"),
-        # A dead letter that the list contradicts. The others, and discarded orders, need a person: otherwise each run
-        # would fetch an order that kills three workers.
-        *((row(), copy("Processing", pending=True, dead=one), "changed") for one in ("order_missing", "unsettled")),
-        *((row(), without_content(pending=True, dead=one), "no_event") for one in ("order_missing", "unsettled")),
-        *(
-            (row(status), without_content(pending=one != "discarded", dead=one), None)
-            for one in ("kills_worker", "bad_request", "unreadable_answer", "internal_error", "discarded")
-            for status in ("Issued", "Processing")
-        ),
+        # What a person discarded or erased stays so, and an unsettled order proves no dead letter wrong.
+        *((row(), without_content(dead=one), None) for one in ("discarded", "erased")),
+        *((row("Processing"), without_content(pending=True, dead=one), None) for one in ("bad_request", "unsettled")),
+        # Work that no dispatcher starts, be it a fetch or a delivery.
+        (row(), without_content(pending=True, unscheduled=True), "unscheduled"),
+        (row("Processing"), copy("Draft", pending=True, unscheduled=True), "unscheduled"),
+        (row(), copy(unscheduled=True), "unscheduled"),
         # An order older than ORDER_DAYS counts only with a copy, which is kept so long after its last change.
         (row("Cancelled", receivedAt=OLD), None, None),
         (row("Cancelled", receivedAt=OLD), copy(), "changed"),
@@ -98,10 +102,54 @@ def test_a_change_without_an_event_names_the_fields_and_not_their_values(listed:
         (row(receivedAt=""), None, "no_event"),
     ],
 )
-def test_pending_orders_most_dead_letters_and_old_orders_are_no_discrepancy(
+def test_pending_discarded_and_old_orders_are_no_discrepancy(
     listed: Summary, stored: LocalCopy | None, expected: str | None
 ) -> None:
     assert kind(listed, stored) == expected
+
+
+@pytest.mark.parametrize("listed", [row(), row("Draft"), row("AStatusOfTomorrow")])
+@pytest.mark.parametrize(
+    ("reason", "is_fetched"),
+    [
+        *((one, True) for one in ("order_missing", "unsettled", "bad_request", "unreadable_answer", "http_503")),
+        # Each run would kill three workers.
+        ("kills_worker", False),
+    ],
+)
+def test_a_dead_letter_of_a_settled_order_is_fetched_once_for_each_row(
+    listed: Summary, reason: str, is_fetched: bool
+) -> None:
+    """Its reason may have passed. What is not fetched is a discrepancy all the same."""
+    dead = without_content(pending=True, dead=reason)
+    again = msgspec.structs.replace(dead, listed_row=row_digest(listed))
+
+    for stored, fetchable in ((dead, is_fetched), (again, False)):
+        found = compare(VENUE, listed, stored, unsettled_since=None, now=NOW, oldest=OLDEST)
+        assert isinstance(found, Discrepancy)
+        assert (found.kind, found.fetchable, found.for_good) == ("dead", fetchable, False)
+
+
+@pytest.mark.parametrize(
+    ("listed", "stored"),
+    [
+        (row(manifestUrl=""), {}),
+        (row("Draft"), {"status": "Issued"}),
+        (row(), {"status": "DeletedUpstream"}),
+        (row("Processing"), {"status": "Issued"}),
+    ],
+    ids=["a field left out", "another status", "deleted, and listed", "stuck in the list alone"],
+)
+def test_what_a_fetch_does_not_bring_in_line_differs_for_good_until_its_row_changes(
+    listed: Summary, stored: dict[str, Any]
+) -> None:
+    changed = msgspec.structs.replace(listed, row_version=8)
+    kept = fetched_for(listed, **stored)
+
+    found = [compare(VENUE, one, kept, unsettled_since=0, now=NOW, oldest=OLDEST) for one in (listed, changed)]
+
+    assert [isinstance(one, Discrepancy) and one.for_good for one in found] == [True, False]
+    assert [isinstance(one, Discrepancy) and one.fetchable for one in found] == [False, True]
 
 
 @pytest.mark.parametrize("status", ["Submitted", "Scheduled", "Processing"])
@@ -130,6 +178,7 @@ def test_the_time_of_a_replaced_order_counts_from_when_it_was_first_seen_unsettl
         (copy("Draft", fetched_ms=NOW - 1, pending=True), False),
         (copy("Draft", fetched_ms=NOW - 1, pending=True, dead="unsettled"), False),
         (copy("Draft", fetched_ms=NOW - 1, dead="discarded"), False),
+        (copy("Draft", fetched_ms=NOW + 1, pending=True, unscheduled=True), True),
     ],
 )
 def test_a_watched_order_that_is_not_listed_is_stuck_unless_it_is_pending_dead_or_fetched_since(
@@ -138,4 +187,4 @@ def test_a_watched_order_that_is_not_listed_is_stuck_unless_it_is_pending_dead_o
     """It was first seen unsettled at NOW."""
     found = compare_watched(VENUE, ORDER, stored, NOW)
 
-    assert (found is not None and found.kind == "stuck") is is_stuck
+    assert (found is not None) is is_stuck

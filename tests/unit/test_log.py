@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,19 @@ import pytest
 from app import log
 
 ROOT = Path(__file__).parents[2]
-COMMON = {"event", "level", "timestamp", "logger", "request_id", "order_id", "job_id", "worker"}
+COMMON = {
+    "timestamp",
+    "level",
+    "event",
+    "service",
+    "version",
+    "host",
+    "logger",
+    "request_id",
+    "order_id",
+    "job_id",
+    "worker",
+}
 
 
 class Call(NamedTuple):
@@ -117,9 +131,12 @@ def test_without_a_terminal_a_line_is_json_with_level_time_and_declared_fields()
         "company=Path('x'), secret='canary')"
     )
 
-    time = line.pop("timestamp")
-    assert time.endswith("Z")
+    assert [*line][:6] == ["timestamp", "level", "event", "service", "version", "host"]
+    assert line.pop("timestamp").endswith("Z")
+    assert line.pop("version") == version("ota-receiver")
+    assert line.pop("host") == os.uname().nodename
     assert line == {
+        "service": "ota-receiver",
         "event": "order.dead_lettered",
         "level": "info",
         "order_id": "1",
@@ -128,6 +145,20 @@ def test_without_a_terminal_a_line_is_json_with_level_time_and_declared_fields()
         "http_status": None,
         "company": "x",
     }
+
+
+def test_ecs_has_the_field_names_of_elastic() -> None:
+    ours, foreign = run(
+        "log.configure(form='ecs')\n"
+        "_log.info('request', request_id='abc', status=200, duration_ms=1.5, secret='canary')\n"
+        "logging.getLogger('uvicorn.error').warning('shown')\n"
+    )
+
+    assert [*ours][:3] == ["@timestamp", "log.level", "message"]
+    assert ours | {"service.name": "ota-receiver", "ecs.version": "8.11.0", "ota.duration_ms": 1.5} == ours
+    assert (ours["http.request.id"], ours["http.response.status_code"]) == ("abc", 200)
+    assert (foreign["log.logger"], foreign["message"], foreign["log.level"]) == ("uvicorn.error", "shown", "warning")
+    assert "canary" not in json.dumps(ours)
 
 
 def test_the_level_applies_to_our_lines_and_foreign_ones() -> None:

@@ -239,11 +239,11 @@ def test_one_odd_value_costs_no_order_no_row_and_no_subscription(odd: str) -> No
     assert len(parse(b'{"values": [{"x": ' + odd.encode() + b'}, {"y": 1}]}').items) == 2
 
 
-def test_a_page_is_read_with_its_rows_and_the_highest_row_version() -> None:
+def test_a_page_is_read_with_its_rows_and_their_row_versions() -> None:
     page = parse_page(sample("list-page"))
 
     assert [(row.order_id, row.status, row.manifest_url) for row in page.rows] == [(ORDER_ID, "Issued", None)]
-    assert (page.next_key, page.row_version, page.unreadable) == (None, 123456, 0)
+    assert (page.next_key, page.row_versions, page.unreadable) == (None, {ORDER_ID: 123456}, 0)
 
 
 def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> None:
@@ -251,7 +251,20 @@ def test_a_plain_list_is_one_page_and_row_versions_are_compared_as_numbers() -> 
     page = parse_page(json.dumps(rows).encode())
 
     assert [row.status for row in page.rows] == ["Draft"] * 3
-    assert (page.next_key, page.row_version) == (None, 100)
+    assert (page.next_key, page.row_versions) == (None, {ORDER_ID: 100})
+
+
+def test_a_row_version_that_no_database_gives_counts_as_none() -> None:
+    """`lastRowVersion` must be one that upstream reads."""
+    versions = [str(2**63 - 1), str(2**63), "-7", "0", "1.5", "NaN", "rubbish", None, True, "1e400"]
+    rows = [
+        {"orderId": f"00000000-0000-4000-8000-{number:012}", "status": "Draft", "rowVersion": version}
+        for number, version in enumerate(versions)
+    ]
+
+    page = parse_page(json.dumps(rows).encode())
+
+    assert (list(page.row_versions.values()), len(page.rows)) == ([2**63 - 1], len(versions))
 
 
 def test_an_unreadable_row_is_counted_and_hides_no_other() -> None:

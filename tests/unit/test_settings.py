@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +74,12 @@ def test_the_page_of_settings_is_rendered_from_their_declarations() -> None:
     assert {line for line in page.splitlines() if "| – | – |" in line or "None" in line} == set()
 
 
+def test_the_example_of_dotenv_names_every_setting() -> None:
+    text = (settings_page.PAGE.parents[1] / ".env.example").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"^(?:# )?([A-Z_0-9]+)=", text, re.M)) == {name.upper() for name in settings.NAMES}
+
+
 def test_every_problem_is_in_one_message_and_no_value_is() -> None:
     """Whatever its kind: missing, malformed, out of range, out of order, an unreadable file, given twice."""
     given = {
@@ -99,7 +107,10 @@ def test_every_problem_is_in_one_message_and_no_value_is() -> None:
     assert advice == "(or name several companies in COMPANIES_FILE)"
     # EVENT_DAYS, by default 90, is below DEDUP_DAYS.
     assert sorted(names) == sorted(({name.removesuffix("_FILE") for name in given} | {"EVENT_DAYS"}) - {"DEDUP_DAYS"})
-    assert "NP_TENANT: missing" in found
+    assert "NP_TENANT: missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11" in found
+    assert "PORT: is not a whole number, for example 8080" in found
+    assert "MAX_BODY_BYTES: must be at least 1024, for example 1048576" in found
+    assert "LOG_FORMAT: must be 'auto', 'json', 'ecs' or 'console', for example auto" in found
     assert "EVENT_DAYS: must not be below DEDUP_DAYS" in found
     assert "NP_API_KEY: given twice, also as NP_API_KEY_FILE" in found
     assert "canary" not in "\n".join(found).lower()
@@ -144,6 +155,80 @@ def test_the_environment_overrides_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert found.workers == 4
 
 
+@pytest.mark.parametrize(
+    "around", ["{}\n", "{}\r\n", " {}\t", "\ufeff{}", '"{}"', "'{}'", ' "{}"\n'], ids=lambda text: repr(text)
+)
+@pytest.mark.parametrize("name", ["CLIENT_STATE", "OPS_TOKEN", "NP_TENANT", "NP_API_KEY"])
+@pytest.mark.parametrize("source", ["environment", "file", "table"])
+def test_what_stands_around_a_value_is_no_part_of_it(name: str, around: str, source: str, tmp_path: Path) -> None:
+    """`echo` adds a newline, `docker --env-file` keeps quotes, editors add a byte order mark."""
+    text = around.format("the-value")
+    if source == "environment":
+        found = load({name: text})
+    elif source == "file":
+        (tmp_path / "value").write_text(text, encoding="utf-8", newline="")
+        found = load({name: None, f"{name}_FILE": str(tmp_path / "value")})
+    elif name == "OPS_TOKEN":
+        return
+    else:
+        table = re.sub(rf"{name.lower()} = .*", lambda _: f"{name.lower()} = {json.dumps(text)}", TABLE)
+        found = load(companies_file(tmp_path / "companies.toml", table))
+
+    held = getattr(found if name == "OPS_TOKEN" else found.companies[0], name.lower())
+    assert (held if isinstance(held, str) else held.get_secret_value()) == "the-value"
+
+
+@pytest.mark.parametrize(
+    ("inside", "character"),
+    [("\u200b", "U+200B"), ("\u00a0", "U+00A0"), ("\n", "U+000A"), ("\udcff", "U+DCFF"), ("\x1b", "U+001B")],
+)
+@pytest.mark.parametrize("name", ["CLIENT_STATE", "NP_COMPANY", "REDIS_URL", "SPOOL_DIR"])
+def test_an_invisible_character_inside_a_value_is_refused_by_name(name: str, inside: str, character: str) -> None:
+    assert problems({name: f"canary{inside}canary"}) == [
+        f"{name}: holds an invisible character ({character}); write it anew"
+    ]
+
+
+@pytest.mark.parametrize("key", ["canary-schlüssel", "canary\N{BLACK STAR}"])
+def test_an_api_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    assert problems({"NP_API_KEY": key}) == ["NP_API_KEY: must be of printable ASCII characters"]
+
+
+def test_dotenv_is_read_as_it_stands_and_its_faults_have_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in GOOD:
+        monkeypatch.delenv(name, raising=False)
+    dotenv = tmp_path / ".env"
+    good = "\ufeff" + "".join(f'{name}="{value}"\n' for name, value in GOOD.items())
+    dotenv.write_text(f"{good}SPOOLDIR=/spool\nMY_OWN=1\nNP_ENVIRONMENT='${{HOME}}'\n", encoding="utf-8")
+    monkeypatch.setenv("CLIENTSTATE", "canary")
+
+    found = settings.load()
+
+    assert found.companies[0].np_environment == "${HOME}"
+    assert found.unknown == (
+        "SPOOLDIR (.env line 8): unknown name, perhaps SPOOL_DIR",
+        "MY_OWN (.env line 9): unknown name",
+        "CLIENTSTATE: unknown name, perhaps CLIENT_STATE",
+    )
+    wrong = {
+        f"{good}WORKERS=0\n": "WORKERS (.env line 8): must be at least 1, for example 8",
+        f"{good}no setting\n": ".env line 8: is not NAME=value",
+        b"\xff\xfeX": ".env: cannot be read (UnicodeDecodeError)",
+    }
+    for text, sentence in wrong.items():
+        dotenv.write_bytes(text if isinstance(text, bytes) else str(text).encode())
+        with pytest.raises(SettingsError) as refused:
+            settings.load()
+        assert str(refused.value) == sentence
+
+
+def test_levels_and_formats_are_read_in_any_case() -> None:
+    found = load({"LOG_LEVEL": "debug", "LOG_FORMAT": "JSON"})
+
+    assert (found.log_level, found.log_format) == ("DEBUG", "json")
+
+
 def test_printing_settings_shows_no_secret() -> None:
     found = load({"OPS_TOKEN": "canary-ops-token", "CLIENT_STATE_PREVIOUS": "canary-former"})
 
@@ -157,6 +242,7 @@ WRONG = {
         "https://host:99999",
     ),
     "REDIS_URL": ("127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999"),
+    "WEBHOOK_PATH": ("/", "//host/path", "hook", "/a?b", "/healthz", "/readyz/", "/metrics"),
     "RECONCILE_EVERY": ("15 minutes", "-1", "1.5h", "h", "59"),
 }
 
@@ -173,6 +259,22 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])
 def test_plain_http_is_allowed_to_this_machine(address: str) -> None:
     assert load({"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("CRONUS%20International%20Ltd.", "CRONUS International Ltd."),
+        ("CRONUS+International+Ltd.", "CRONUS International Ltd."),
+        ("Z%C3%BCri%2BZoo", "Züri+Zoo"),
+        ("100 % Zoo + Co", "100 % Zoo + Co"),
+        ("100%Zoo", "100%Zoo"),
+    ],
+)
+def test_a_company_name_may_be_copied_from_an_address(given: str, name: str) -> None:
+    (company,) = load({"NP_COMPANY": given}).companies
+
+    assert company.np_company == name
 
 
 def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events() -> None:
@@ -232,8 +334,8 @@ def test_problems_of_companies_name_the_table_and_come_with_all_others(tmp_path:
     assert sorted(line.rpartition(": ")[0] for line in found) == sorted(
         [
             "PORT",
-            *(f"COMPANIES_FILE [companies.museum] {name}" for name in museum),
-            *(f"COMPANIES_FILE [companies.Zoo] {name}" for name in zoo),
+            *(f"{name} (COMPANIES_FILE [companies.museum])" for name in museum),
+            *(f"{name} (COMPANIES_FILE [companies.Zoo])" for name in zoo),
         ]
     )
     assert "canary" not in "\n".join(found)
@@ -244,7 +346,7 @@ def test_two_tables_cannot_name_the_same_company(tmp_path: Path) -> None:
 
     found = problems(companies_file(tmp_path / "companies.toml", TABLE + again))
 
-    assert found == ["COMPANIES_FILE [companies.zoo] NP_COMPANY_ID: same as in [companies.museum]"]
+    assert found == ["NP_COMPANY_ID (COMPANIES_FILE [companies.zoo]): same as in [companies.museum]"]
 
 
 @pytest.mark.parametrize("text", ["", "companies = 5", "[companies]", "not toml", "[companies]\nzoo = 5"])
@@ -268,5 +370,23 @@ def test_serve_without_settings_names_what_is_missing_and_exits_2(tmp_path: Path
     )
 
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert [name for name in GOOD if f"  {name}: missing\n" not in ended.stderr] == []
+    assert [name for name in GOOD if f"  {name}: missing" not in ended.stderr] == []
     assert "Traceback" not in ended.stderr
+
+
+def test_with_json_logs_a_failed_start_is_a_json_line(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
+    for command in ("serve", "worker"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "app.cli", command],
+            cwd=tmp_path,
+            env={**environment, **GOOD, "LOG_FORMAT": "json", "WORKERS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        line = json.loads(ended.stdout)
+
+        assert (ended.returncode, ended.stderr, line["event"]) == (2, "", "service.bad_settings")
+        assert line["problems"] == ["WORKERS: must be at least 1, for example 8"]

@@ -1,0 +1,67 @@
+"""The files of deploy/ are what their programs accept, and name settings and commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from app import settings
+from app.cli.main import COMMANDS
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").iterdir())
+NAMES = {name.upper() for name in settings.NAMES} | {f"{name.upper()}_FILE" for name in settings.NAMES}
+
+
+def compose() -> dict[str, Any]:
+    whole: dict[str, Any] = YAML(typ="safe").load(DEPLOY / "compose.yaml")
+    return whole
+
+
+def test_compose_holds_to_its_schema() -> None:
+    program = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+
+    done = subprocess.run([*program, DEPLOY / "compose.yaml"], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_gives_each_secret_once_as_a_file_that_is_mounted() -> None:
+    services = compose()["services"]
+    for role in ("web", "worker"):
+        environment, mounted = services[role]["environment"], services[role]["secrets"]
+
+        assert environment.keys() <= NAMES
+        files = {name.removesuffix("_FILE") for name in environment if name.endswith("_FILE")}
+        assert {name.lower() for name in files} == set(mounted)
+        assert all(environment[name] == "" for name in files)
+        assert all(environment[f"{name}_FILE"] == f"/run/secrets/{name.lower()}" for name in files)
+    assert compose()["secrets"].keys() == {*mounted, "redis_password"}
+
+
+def test_the_commands_of_deploy_exist() -> None:
+    services = compose()["services"]
+    named = [services["worker"]["command"][1], services["worker"]["healthcheck"]["test"][2]]
+    named += [match for path in UNITS for match in re.findall(r"ExecStart=\S*/ota-receiver (\w+)", path.read_text())]
+
+    assert sorted(named) == ["health", "serve", "worker", "worker"]
+    assert set(named) <= COMMANDS.keys()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    for path in UNITS:
+        # It looks whether the program exists.
+        (tmp_path / path.name).write_text(path.read_text().replace("/opt/ota-receiver/bin/ota-receiver", "/bin/true"))
+    command = ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / path.name) for path in UNITS)]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
