@@ -134,14 +134,15 @@ def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledge
     return Ledger(redis, order_days=settings.order_days, fetch_lease=_fetch_lease(settings), sinks=sinks)
 
 
-def rate_limiter(settings: Settings, company: Company, redis: Redis) -> RateLimiter:
+def rate_limiter(settings: Settings, company: Company, redis: Redis, route: str = "") -> RateLimiter:
     limits = Limits(
         concurrency=settings.upstream_concurrency,
         backfill_concurrency=settings.backfill_concurrency,
         requests_per_window=settings.upstream_requests_per_5_min,
         permit_lease=_fetch_lease(settings),
     )
-    return RateLimiter(redis, company.np_api_key.get_secret_value(), company.path, limits, slug=company.slug)
+    api_key = company.np_api_key.get_secret_value()
+    return RateLimiter(redis, api_key, company.path, limits, slug=company.slug, route=route)
 
 
 def http(settings: Settings) -> DeadlineTransport:
@@ -155,7 +156,7 @@ def channel_manager(settings: Settings, company: Company, http: DeadlineTranspor
 def order_list(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> OrderList:
     """Return the order list of a company, read within the limits of its API key."""
     client = channel_manager(settings, company, http)
-    limiter = rate_limiter(settings, company, redis)
+    limiter = rate_limiter(settings, company, redis, "list_orders")
     return OrderList(redis, company.np_company_id, client, limiter, order_days=settings.order_days)
 
 

@@ -233,7 +233,11 @@ class Settings(Declared):
     )
     workers: int = Field(ge=1, le=256, default=8, description="Worker processes of a pool for live events.")
     backfill_workers: int = Field(
-        ge=0, le=64, default=1, description="Worker processes of a pool for replays and reconciling."
+        ge=0,
+        le=64,
+        default=1,
+        description="Worker processes of a pool for replays and reconciling. With 0 its live workers do these jobs"
+        " while no live job waits.",
     )
     upstream_concurrency: int = Field(
         ge=1, le=100, default=5, description="Calls at once with one API key, on all machines together."

@@ -51,12 +51,16 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     event. It covers every queue. Left out: fetches that people or reconciling requested of a fetched event, dead
     letters, and unsettled orders, which are rechecked at times of their own. `unsettled` counts orders that the list
     showed unsettled, `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while
-    a probe is to come, and is 0 while no breaker is open.
+    a probe is to come, and is 0 while no breaker is open; since `breaker_opened_at`, last for `breaker_reason` and
+    `breaker_http` (0 without an answer).
     """
 
     slug: str
     oldest_pending_ms: int
     breaker_open_until: int
+    breaker_opened_at: int
+    breaker_reason: str
+    breaker_http: int
     current_secret_at: int
     previous_secret_at: int
     unsettled: int

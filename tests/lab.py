@@ -209,6 +209,7 @@ class Lab:
         wait: float = 5,
         http_status: int | None = None,
         duration_ms: int = 0,
+        unanswered: bool = False,
     ) -> FailOutcome:
         """End a fetch without an order; it is started unless `fetch` runs already. `wait`: seconds."""
         return self.ledger.fail_fetch(
@@ -220,6 +221,7 @@ class Lab:
             wait_ms=round(wait * 1000),
             http_status=http_status,
             duration_ms=duration_ms,
+            unanswered=unanswered,
         )
 
     def dead_letter(self, order: OrderKey = ONE, reason: str = "order_missing", http_status: int = 404) -> None:

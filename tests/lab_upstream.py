@@ -59,6 +59,7 @@ class WorkerLab(Lab):
 
         def noted(order_id: str) -> Fetched:
             self.calls.append(self.now)
+            self.now += 1
             return get_order(order_id)
 
         client.get_order = noted  # type: ignore[method-assign]
@@ -82,10 +83,13 @@ class WorkerLab(Lab):
 
     def work(self) -> None:
         """Do every job that waits."""
-        while jobs := cast("list[bytes] | None", self.redis.lpop(queue_key(LIVE, KEYS), 500)):
+        while jobs := [job for queue in (LIVE, BACKFILL) for job in self._pop(queue)]:
             for order in filter(None, (order_of(job.decode()) for job in jobs)):
                 self.runs += 1
                 self.processor.process(order, WORKER)
+
+    def _pop(self, queue: str) -> list[bytes]:
+        return cast("list[bytes] | None", self.redis.lpop(queue_key(queue, KEYS), 500)) or []
 
     def run_for(self, seconds: float) -> None:
         """Let time pass; whenever something is due, dispatch and work."""
@@ -154,7 +158,7 @@ class ReconcileLab(Lab):
     @property
     def limiter(self) -> RateLimiter:
         limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=LEASE)
-        return RateLimiter(self.redis, API_KEY, self._settings.path, limits, clock=self.clock)
+        return RateLimiter(self.redis, API_KEY, self._settings.path, limits, route="list_orders", clock=self.clock)
 
     def key(self, order_id: str) -> OrderKey:
         return OrderKey(self.company_id, order_id)

@@ -182,8 +182,7 @@ def _reconcile(settings: Settings, company: Company, redis: Redis, http: Deadlin
         Archive(redis),
         per_minute=settings.upstream_requests_per_5_min / 5,
         company_ids=frozenset(one.np_company_id for one in same_key),
-        # Without backfill workers, the missing orders would wait in that queue for ever.
-        queue="backfill" if settings.backfill_workers else "live",
+        queue="backfill",
     ).run()
 
 

@@ -269,9 +269,9 @@ class WorkerRecovery:
         """
         for limiter in self._limiters:
             limiter.release_worker(worker)
-        queue_name = worker.rsplit("-", 2)[1]
-        given = self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
-        given += self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker))
+        given = list(self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)))
+        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL):
+            given += self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
         return self._ledger.release_worker(
             worker, how, [order for one in given if (order := rq_jobs.order_of(as_text(one)))]
         )

@@ -121,13 +121,13 @@ class Processor:
             return True
         queue: Literal["live", "backfill"] = "backfill" if fetch.queue == BACKFILL else "live"
         try:
-            with connection.limiter.permit(queue, worker, deadline=fetch.deadline) as permit:
+            with connection.limiter.permit(queue, worker, order=order.member, deadline=fetch.deadline) as permit:
                 started = time.perf_counter()
                 try:
                     fetched = connection.client.get_order(order.order_id)
                 except UpstreamError as error:
                     duration = round((time.perf_counter() - started) * 1000)
-                    decision = policy.of_order(error, fetch, permit.failed(error).closed_ms)
+                    decision = policy.of_order(error, fetch, permit.failed(error))
                     self._fail(order, fetch, worker, decision, error.http_status, duration)
                     return True
         except Denied as denied:
@@ -174,6 +174,8 @@ class Processor:
         )
         if stored.what == "dead":
             _log.error("order.dead_lettered", reason=give_up, **common)
+        for member in stored.requeued:
+            _log.info("order.requeued", reason="upstream_answers", **self._names(OrderKey.of(member)))
         return stored.what != "fetched"
 
     def _fail(
@@ -195,6 +197,7 @@ class Processor:
             wait_ms=decision.wait_ms,
             http_status=http_status,
             duration_ms=duration_ms,
+            unanswered=decision.unanswered,
         )
         became = retry_until(self._ledger.redis, fetch.deadline, fail)
         common = {"http_status": http_status, **self._names(order)}

@@ -1,4 +1,4 @@
-"""One worker process: a forked child of the pool in which RQ's SimpleWorker serves one queue and runs our job only.
+"""One worker process: a forked child of the pool in which RQ's SimpleWorker serves its queues and runs our job only.
 
 What RQ does by itself and we rely on is in tests/integration/test_rq_contract.py.
 """
@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from mmap import mmap
@@ -30,7 +30,7 @@ from rq.serializers import JSONSerializer
 from app import bootstrap, log
 from app.errors import SettingsError
 from app.ledger.redis import Redis
-from app.ledger.rq_jobs import FETCH_ORDER
+from app.ledger.rq_jobs import BACKFILL, FETCH_ORDER, LIVE
 from app.settings import Settings
 from workers import jobs
 
@@ -39,6 +39,9 @@ BAD_SETTINGS: Final = 2
 
 WORKER_TTL: Final = 30
 """Seconds between the heartbeats that RQ writes for an idle worker; its default of 420 hides a dead one."""
+
+LATER_QUEUES_EVERY: Final = 1
+"""Seconds between two looks at the later queues of an idle worker that has several."""
 
 _log = log.get()
 
@@ -67,14 +70,23 @@ class FetchQueue(Queue):
     """RQ's queue; a worker that loses its connection while it takes a job ends."""
 
     @classmethod
-    def dequeue_any(cls, *arguments: Any, **named: Any) -> Any:
-        """Return the next job and its queue; raises StopRequested without Redis.
+    def dequeue_any(cls, queues: Iterable[Queue], timeout: int | None, *arguments: Any, **named: Any) -> Any:
+        """Return the next job and its queue, from a later queue while the first is empty.
+
+        Raises StopRequested without Redis.
 
         RQ would ask again. But Redis may have moved a job to the intermediate queue before the connection broke, and
         its order would wait for GRACE. The pool makes the orders there due when a worker ends.
         """
         try:
-            return super().dequeue_any(*arguments, **named)
+            # One queue a call: from several at once RQ takes a job without noting it in the intermediate queue.
+            first, *later = queues
+            if later:
+                timeout = timeout and LATER_QUEUES_EVERY  # None: RQ does not want to wait
+                for queue in (first, *later):
+                    if found := super().dequeue_any([queue], None, *arguments, **named):
+                        return found
+            return super().dequeue_any([first], timeout, *arguments, **named)
         except (LostConnection, NoAnswer) as error:
             raise StopRequested from error
 
@@ -85,9 +97,9 @@ class FetchWorker(SimpleWorker):
     queue_class = FetchQueue
     job_class = FetchJob
 
-    def __init__(self, name: str, queue_name: str, redis: Redis, busy_since: memoryview[float]) -> None:
+    def __init__(self, name: str, queues: Sequence[str], redis: Redis, busy_since: memoryview[float]) -> None:
         super().__init__(
-            redis.names.rq_prefix + queue_name,
+            [redis.names.rq_prefix + queue for queue in queues],
             name=name,
             connection=redis,
             serializer=JSONSerializer,
@@ -143,7 +155,10 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
     jobs.import_sinks(settings)
     redis = bootstrap.for_rq(settings)
     with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
-        FetchWorker(name, queue_name, redis, busy_since).work(logging_level=None)
+        # No queue is without workers: its jobs would wait for ever.
+        helps = queue_name == LIVE and not settings.backfill_workers
+        queues = [LIVE, BACKFILL] if helps else [queue_name]
+        FetchWorker(name, queues, redis, busy_since).work(logging_level=None)
 
 
 def fork(name: str, work: Callable[[], None]) -> ForkProcess:

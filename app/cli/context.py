@@ -26,6 +26,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
+from app.ledger.rate_limit import Breaker, open_breaker
 from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
@@ -117,14 +118,16 @@ class CommandContext:
         words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
         append(self.redis, self.redis.names, AuditEntry(what=what, orders=orders, **words))
 
+    def open_breaker(self, company_id: str) -> Breaker | None:
+        """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown."""
+        for one in self.settings.companies:
+            if one.np_company_id == company_id:
+                return open_breaker(self.redis, one.np_api_key.get_secret_value(), one.path)
+        return None
+
     def view(self, found: Any, **derived: object) -> dict[str, Any]:
         """Return an order, an event or a difference for machines: its fields, and its company's slug."""
         return {"company": self.companies.slug(found.company_id)} | derived | msgspec.structs.asdict(found)
-
-    def warn_without_backfill(self) -> None:
-        """Print a remark if no worker of these settings takes jobs of the backfill queue."""
-        if self.settings.backfill_workers == 0:
-            console.remark("BACKFILL_WORKERS is 0 here: these orders wait until another machine has backfill workers.")
 
     def _orders(self, text: str, company_id: str | None) -> list[OrderKey]:
         order_id = guid(text)

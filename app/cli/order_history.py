@@ -73,6 +73,7 @@ _OUTCOMES: Final = {
     "retry": "will retry",
     "client_error": "will retry",
     "deferred": "deferred, does not count as an attempt",
+    "uncounted": "perhaps all orders fail: does not count as an attempt",
     "not_found": "not there yet, will retry",
     "dead": "now a dead letter",
     "deleted_upstream": "deleted upstream",
@@ -129,7 +130,7 @@ def _likeness(numbered: tuple[int, kinds.Entry]) -> tuple[object, ...]:
             return (kinds.DuplicateReceived, entry.status, entry.secret)
         case kinds.EventReceived(outcome="coalesced"):
             return (kinds.EventReceived, entry.status, entry.secret)
-        case kinds.FetchFailed(outcome="deferred" | "not_found"):
+        case kinds.FetchFailed(outcome="deferred" | "uncounted" | "not_found"):
             return (kinds.FetchFailed, entry.reason, entry.http)
         case kinds.DeliveryEnded(outcome="retry"):
             return (kinds.DeliveryEnded, entry.sink, entry.revision, entry.reason)

@@ -21,6 +21,8 @@ from app.errors import UnreadableAnswer
 from app.heartbeat import HEARTBEAT_WITHIN, readable
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
+from app.ledger.policy import NO_ORDER_ANSWERED
+from app.ledger.rate_limit import Breaker
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import is_suspended
 from app.times import to_ms
@@ -71,10 +73,15 @@ _BY_STATUS: Final = dict.fromkeys(UNSETTLED, f"It is not settled. {_REFETCH}") |
 }
 
 _BY_REASON: Final = {
+    NO_ORDER_ANSWERED: (
+        "Upstream has answered no order of this company for a day: see ota-receiver check."
+        " It is requeued by itself when upstream answers one. Sooner: fix the cause"
+    ),
     "order_missing": "Upstream does not have this order. If it should, ask NaviPartner",
     "kills_worker": "Fetching it crashed several workers: see pool.worker_died in the logs",
     "unsettled": "Upstream never finished it: check its job there",
     "bad_request": "Upstream answers 400: ask NaviPartner, with the order's id",
+    "too_many_values": "Upstream's answer holds more than any order: ask NaviPartner, with the order's id",
     "unreadable_answer": "Upstream's answer is not an order: ask NaviPartner, with the order's id",
 }
 
@@ -94,13 +101,14 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
 
     `order` is its latest content, masked unless --reveal is given; None if it was never fetched or cannot be read.
     `sinks` are those that are to get it, also without any attempt. `history` is oldest first. `due` is the next
-    automatic attempt. The order is `complete` when it is fetched and every sink has it. `next` is what a person
-    should do.
+    automatic attempt. `breaker` is the open breaker that a deferred order waits for. The order is `complete` when it is
+    fetched and every sink has it. `next` is what a person should do.
     """
 
     record: OrderRecord
     order: Order | None
     sinks: tuple[SinkRecord, ...]
+    breaker: Breaker | None
     history: tuple[Entry, ...]
     company: str
     state: State
@@ -132,6 +140,9 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         yield from _fact("content", self.content)
         yield from _fact("message", self.status_message)
         yield from _fact("error", _error(self.record))
+        if self.breaker is not None:
+            http = f" (HTTP {self.breaker.http_status})" if self.breaker.http_status else ""
+            yield from _fact("breaker", f"open since {times.short(self.breaker.since)}: {self.breaker.reason}{http}")
         for sink in self.sinks:
             yield from _fact("sink", f"{sink.name}: {_delivery(sink, self.record.revision)}")
         yield ""
@@ -168,6 +179,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         record=record,
         order=order,
         sinks=tuple(_sinks(record, here.sinks)) if record.revision else record.sinks,
+        breaker=here.open_breaker(key.company_id) if state == "deferred" else None,
         history=history,
         company=here.companies.slug(key.company_id),
         state=state,

@@ -69,8 +69,6 @@ def request_fetches(
     `listed_rows`: see Ledger.request_fetch.
     """
     here.note(what, context.about(orders), len(orders))
-    if queue == "backfill":
-        here.warn_without_backfill()
     erased = here.erasure.erased_among(orders)
     left = iter([order for order in orders if order not in erased])
     count, queued = len(orders) - len(erased), 0

@@ -227,7 +227,6 @@ def _finish(here: CommandContext, plan: Plan) -> None:
 
     However this process ends earlier, the plan stays as it is, and a line says how to resume it.
     """
-    here.warn_without_backfill()
     if unknown := [sink for sink in plan.sinks if sink not in here.sinks]:
         console.remark(f"No worker pool declares {', '.join(unknown)} any more: nothing is delivered to it.")
     left = plan.left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 from statistics import mean
@@ -57,13 +58,22 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     done_s: int | None
 
 
+class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Since when the getOrder calls of a company are paused, and the failure that opened the breaker last."""
+
+    company: str
+    reason: str
+    http_status: int | None
+    open_s: int
+
+
 @command(cli, "ota-receiver status", codes=_CODES)
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
         snapshot = SnapshotReader(here.settings.companies).read(here.redis)
         companies, spool = snapshot.companies, here.settings.spool_dir
-        breakers = tuple(one.slug for company_id, one in companies.items() if snapshot.breaker_is_open(company_id))
+        breakers = tuple(_breakers(snapshot))
         get_order = _get_order_seconds(here)
         suspended = is_suspended(here.redis)
         queues = _queues(here, snapshot, get_order, is_paused=suspended or len(breakers) == len(companies))
@@ -90,7 +100,8 @@ def status() -> None:
         "get_order_s": round(get_order, 3),
         "dead_letters": snapshot.dead,
         "dead_deliveries": snapshot.dead_deliveries,
-        "breakers_open": breakers,
+        "breakers_open": tuple(one.company for one in breakers),
+        "breakers": breakers,
         "spooled": spooled,
     }
     facts = {
@@ -106,7 +117,7 @@ def status() -> None:
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "breakers open": breakers or "none",
+        "breakers open": tuple(map(_breaker, breakers)) or "none",
         "spooled here": None if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
@@ -140,7 +151,8 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_pa
     permits = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
     found = []
     for queue, at_once in permits.items():
-        workers, jobs = snapshot.workers(queue), snapshot.queues[queue].jobs
+        # Without backfill workers the live workers take these jobs too.
+        workers, jobs = snapshot.workers(queue) or snapshot.workers(LIVE), snapshot.queues[queue].jobs
         speed = 0 if is_paused else min(workers, len(api_keys) * at_once) / get_order
         # A burst goes as fast as the permits allow; what the window has no room for goes at the rate of the window.
         by_window = most / _FIVE_MINUTES
@@ -151,6 +163,22 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_pa
             QueueStatus(queue=queue, jobs=jobs, waited_s=waited, workers=workers, rate=round(rate, 2), done_s=done)
         )
     return found
+
+
+def _breakers(snapshot: Snapshot) -> Iterator[BreakerStatus]:
+    for company_id, found in snapshot.companies.items():
+        if snapshot.breaker_is_open(company_id):
+            yield BreakerStatus(
+                company=found.slug,
+                reason=found.breaker_reason,
+                http_status=found.breaker_http or None,
+                open_s=(snapshot.now - found.breaker_opened_at) // 1000,
+            )
+
+
+def _breaker(one: BreakerStatus) -> str:
+    http = f" (HTTP {one.http_status})" if one.http_status else ""
+    return f"{one.company} for {_age(one.open_s)}: {one.reason}{http}"
 
 
 def _get_order_seconds(here: CommandContext) -> float:

@@ -36,7 +36,9 @@
 | `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next evaluation | alerts |
 | `ota:alerts-turn` | string: a pool evaluates the alerts in this minute | a minute | alerts |
 | `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
-| `ota:breaker:<key and company>` | hash: breaker of one company's calls with one key | one day | permit scripts |
+| `ota:breaker:<key and company>` | hash: breaker of a company's calls with a key (below) | two days | permit scripts |
+| `ota:failing:<key and company>` | set: orders that failed since one was answered | one day | permit scripts |
+| `ota:unanswered:<company>` | zset: dead order -> ms, while no other is answered | until one is | scripts of a fetch |
 | `ota:permits:<key id>` | zset: permit -> ms when its lease ends | as its leases | permit scripts |
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
 | `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
@@ -49,9 +51,10 @@ generation that the latest fetch saw when it started, `fetched_generation` the h
 `queue` queue of this order's jobs, `enqueues` by the dispatcher since the last start, `enqueues_total` by the
 dispatcher ever (no job id comes twice), `lease` ms until the worker must be done, `worker` that fetches, `fetch_at` ms
 before which no fetch starts. Since the last stored fetch: `attempts`, `client_errors`, `rechecks` of an unsettled
-answer, `deferrals`, `crashes`, `first_404_at` ms, `error` reason code, `http` status, `dead` reason code, `dead_at` ms,
-`discarded_at` ms when it was last discarded by hand (then `fetched_generation` is `generation`). Content: `status`,
-`digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`, `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
+answer, `deferrals`, `crashes`, `first_404_at` ms, `failing_since` ms of the first failure, `error` reason code, `http`
+status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last discarded by hand (then
+`fetched_generation` is `generation`). Content: `status`, `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`,
+`coupons`, `manifest` (0 or 1). Events: `first_at` ms,
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id`, `duplicates`. `erased_at` ms when the
 order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
@@ -67,6 +70,10 @@ rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, 
 
 Fields of `ota:reconcile:<company>`: `next_run_at` ms, `not_before` ms before which no run starts, `triggers` counted by
 rejected events, `triggers_handled` those that a run has handled, `next_trigger_at` ms before which they start no run.
+
+Fields of `ota:breaker:<key and company>`: `answered_at` ms when the latest good call began. While it is open:
+`open_until` ms, `open_ms` for how long it opened, `opened_at` ms when it did so first, `reason` and `http` of the
+failure that opened it last, `probe` permit of the probe, `probe_until` ms.
 
 Fields of `ota:event-rate:<company>`: `secret:<name>` ms when an event that carried it last came,
 `hour:<hours since 1970>` events that were new in that hour.
@@ -114,6 +121,7 @@ class Keys:
         self.history: Final = key("history:{0.member}").format
         self.replay: Final = key("replay:{}").format
         self.replay_todo: Final = key("replay-todo:{}").format
+        self.breaker: Final = key("breaker:{}").format
         self.window: Final = key("window:{}").format
         self.reconcile: Final = key("reconcile:{}").format
         self.reconcile_checkpoints: Final = key("reconcile-checkpoints:{}").format

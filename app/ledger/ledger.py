@@ -133,8 +133,12 @@ class Ledger:
         wait_ms: int = 0,
         http_status: int | None = None,
         duration_ms: int = 0,
+        unanswered: bool = False,
     ) -> FailOutcome:
-        """Record that a fetch ended without an order; return what follows, which starts after `wait_ms`."""
+        """Record that a fetch ended without an order; return what follows, which starts after `wait_ms`.
+
+        `unanswered`: it is dead although perhaps every order failed; it is requeued when upstream answers another one.
+        """
         follows: bytes = self._call(
             "fail_fetch",
             order,
@@ -146,6 +150,7 @@ class Ledger:
             reason=reason,
             http=http_status or 0,
             duration_ms=duration_ms,
+            unanswered=int(unanswered),
         )
         return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from app.errors import ConnectionFault, OrderNotFound, RequestRejected, Throttled, UnreadableAnswer, UpstreamError
-from app.ledger.work import Failure, Fetch, PermitOutcome
+from app.errors import OrderNotFound, Throttled, Unavailable, UpstreamError
+from app.ledger.work import Failure, Fetch, PermitOutcome, Released
 
 SECOND: Final = 1000
 MINUTE: Final = 60 * SECOND
@@ -59,7 +59,16 @@ RETRY_WAITS: Final = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600) + (7200,) 
 """Seconds before each further attempt, 22 over about 26 h: an upstream outage of a day is survived."""
 
 CLIENT_ERROR_ATTEMPTS: Final = 4
-"""Further attempts for an answer that another attempt seldom changes (400, an unreadable body)."""
+"""Further attempts for an answer that another attempt seldom changes (400, 401, 403, an unreadable body)."""
+
+UNCOUNTED_LONGEST: Final = 30 * MINUTE
+"""The longest wait while an order fails and no other is answered. Fewer than BREAKER_FAILURES orders do so."""
+
+UNCOUNTED_FOR: Final = sum(RETRY_WAITS) * SECOND
+"""How long such an order is attempted. Then somebody must look, and it is requeued when upstream answers another."""
+
+NO_ORDER_ANSWERED: Final = "no_order_answered"
+"""Reason code of its dead letter."""
 
 PERMIT_WAIT: Final = 250
 """How long a job waits for a permit before it ends and its order waits instead: no company blocks another."""
@@ -82,15 +91,20 @@ LONGEST_RETRY: Final = 60 * MINUTE
 BREAKER_FIRST: Final = 15 * SECOND
 BREAKER_LONGEST: Final = 5 * MINUTE
 BREAKER_FAILURES: Final = 5
-"""Failures in a row, over all workers of a key, that open its breaker; a connection fault opens it at once."""
+"""Orders of a company that fail with no other answered in between, whatever the failure: its breaker opens. One order
+or two that always fail must not close the way for the others."""
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """How a fetch failed, and the wait in ms until the next one."""
+    """How a fetch failed, and the wait in ms until the next one.
+
+    `unanswered`: no other order was answered since this one failed first, so it is not known to be its own fault.
+    """
 
     outcome: Failure
     reason: str
     wait_ms: int = 0
+    unanswered: bool = False
 
 
 def jittered(milliseconds: float) -> int:
@@ -124,30 +138,46 @@ def step_aside(returned: int) -> int:
 
 
 def of_key(error: UpstreamError) -> PermitOutcome:
-    """Return what the error means for the API key: answered (it works), failed, fault (it does not work)."""
-    if isinstance(error, ConnectionFault):
-        return "fault"
-    works = isinstance(error, OrderNotFound | RequestRejected | UnreadableAnswer | Throttled)
-    return "answered" if works else "failed"
+    """Return what the error means for the calls of its company."""
+    if isinstance(error, Throttled):
+        return "unknown"
+    return "answered" if isinstance(error, OrderNotFound) else "failed"
 
 
-def of_order(error: UpstreamError, fetch: Fetch, closed_ms: int) -> Decision:
-    """Return what to do with the order; the key or its breaker is closed for `closed_ms`."""
-    if isinstance(error, ConnectionFault | Throttled):
-        return Decision("deferred", error.reason, closed_ms + jittered(2 * SECOND))
+def of_order(error: UpstreamError, fetch: Fetch, released: Released) -> Decision:
+    """Return what to do with the order after the release of its permit.
+
+    Each failure may be the fault of the order or of everything: a gateway speaks 400, 403, or 200 with a page. It uses
+    an attempt only if a call for another order was answered that began after this order failed first.
+    """
+    if isinstance(error, Throttled):
+        return Decision("deferred", error.reason, released.closed_ms + deferral_wait(fetch.deferrals))
+    is_own = 0 < fetch.failing_since < released.answered_at
     if isinstance(error, OrderNotFound):
-        return _not_found(fetch)
-    if isinstance(error, RequestRejected | UnreadableAnswer):
-        if fetch.client_errors >= CLIENT_ERROR_ATTEMPTS:
-            return Decision("dead", error.reason)
-        wait = jittered(RETRY_WAITS[fetch.client_errors] * SECOND)
-        return Decision("client_error", error.reason, max(wait, closed_ms))
-    return _retry(fetch, error.reason, closed_ms)
+        return _not_found(fetch, is_own)
+    if released.closed_ms:
+        # Later than the others, so that the probe is made for another order, if there is one.
+        return Decision("uncounted", error.reason, released.closed_ms + jittered(LONGEST_DEFERRAL))
+    retry_after = round((error.retry_after or 0) * SECOND)
+    if not is_own:
+        if fetch.failing_ms >= UNCOUNTED_FOR:
+            return Decision("dead", NO_ORDER_ANSWERED, unanswered=True)
+        wait = min(max(fetch.failing_ms, RETRY_WAITS[0] * SECOND), UNCOUNTED_LONGEST)
+        return Decision("uncounted", error.reason, max(jittered(wait), retry_after))
+    outcome: Failure = "retry"
+    made, most = fetch.attempts, len(RETRY_WAITS)
+    if not isinstance(error, Unavailable):
+        outcome, made, most = "client_error", fetch.client_errors, CLIENT_ERROR_ATTEMPTS
+    # The first failure, which is never counted, was followed by the first wait.
+    if made + 1 >= most:
+        return Decision("dead", error.reason)
+    return Decision(outcome, error.reason, max(jittered(RETRY_WAITS[made + 1] * SECOND), retry_after))
 
 
 def of_internal_error(fetch: Fetch) -> Decision:
     """Return what to do with the order when this service failed, not upstream."""
-    return _retry(fetch, "internal_error", 0)
+    wait = retry_wait(fetch.attempts)
+    return Decision("dead", "internal_error") if wait is None else Decision("retry", "internal_error", wait)
 
 
 def of_redis_unavailable() -> Decision:
@@ -162,16 +192,11 @@ def of_unsettled(fetch: Fetch) -> tuple[int, str]:
     return jittered(RECHECK_WAITS[fetch.rechecks] * MINUTE), ""
 
 
-def _retry(fetch: Fetch, reason: str, closed_ms: int) -> Decision:
-    wait = retry_wait(fetch.attempts)
-    return Decision("dead", reason) if wait is None else Decision("retry", reason, max(wait, closed_ms))
-
-
-def _not_found(fetch: Fetch) -> Decision:
+def _not_found(fetch: Fetch, is_own: bool) -> Decision:
     if fetch.missing_ms < NOT_FOUND_GRACE:
         wait = NOT_FOUND_WAITS[min(fetch.attempts, len(NOT_FOUND_WAITS) - 1)]
         return Decision("not_found", "order_not_found", jittered(wait * SECOND))
     # deleteOrder removes a Draft or Error order (upstream.md 1); every other status keeps a row.
     if fetch.known_status in {"Draft", "Error"}:
         return Decision("deleted_upstream", "order_not_found")
-    return Decision("dead", "order_missing")
+    return Decision("dead", "order_missing", unanswered=not is_own)

@@ -9,31 +9,26 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from datetime import datetime
 from functools import partial
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 from redis.exceptions import RedisError
 
 from app import log
-from app.errors import Denied, UpstreamError
+from app.errors import ConnectionFault, Denied, UpstreamError
 from app.ledger import policy
 from app.ledger.redis import Redis, Script, retry_until
-from app.ledger.work import PermitOutcome
+from app.ledger.work import PermitOutcome, Released
+from app.times import from_ms
 
 _log = log.get()
 
 WINDOW: Final = 301 * policy.SECOND
 """One second more than upstream's window: a request is counted there a little later than here."""
-
-
-class Released(NamedTuple):
-    """For how many ms the key or the breaker is closed, and whether this request opened the breaker."""
-
-    closed_ms: int
-    opened: bool
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -77,8 +72,9 @@ class RateLimiter:
     """The limits of one API key. The key itself is not stored: its id is a digest.
 
     Permits, window and Retry-After belong to the key; the breaker to the key and one `company` (its path), since a
-    company whose name is wrong must not close the way for the others of the same key. `slug` names it in the log;
-    `clock` (ms since 1970) replaces the time of the Redis server in tests.
+    company whose name is wrong must not close the way for the others of the same key. Calls of a `route`, which are not
+    about one order, have a breaker of their own, which a connection fault opens at once. `slug` names the company in
+    the log; `clock` (ms since 1970) replaces the time of the Redis server in tests.
     """
 
     def __init__(
@@ -89,21 +85,25 @@ class RateLimiter:
         limits: Limits,
         *,
         slug: str = "",
+        route: str = "",
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._redis = redis
         self._slug = slug
+        self._route = route
         self._limits = limits
         self._key = _digest(api_key)
-        self._breaker = breaker_id(api_key, company)
+        self._breaker = breaker_id(api_key, company, route)
         self._acquire = Script(redis, "acquire_permit", clock)
         self._release = Script(redis, "release_permit", clock)
 
-    def permit(self, queue: Literal["live", "backfill"], worker: str = "", *, deadline: float = 0.0) -> Permit:
-        """Return a permit, waiting for one at most PERMIT_WAIT while permits change hands; `worker` is its holder.
+    def permit(
+        self, queue: Literal["live", "backfill"], worker: str = "", *, order: str = "", deadline: float = 0.0
+    ) -> Permit:
+        """Return a permit for a call about `order`, waiting for one at most PERMIT_WAIT while permits change hands.
 
-        While all permits hang, no call waits: a job of a hanging company takes milliseconds. Its release is retried
-        until `deadline` (time.monotonic) while Redis is unavailable. Raises Denied.
+        `worker` is its holder. While all permits hang, no call waits: a job of a hanging company takes milliseconds.
+        Its release is retried until `deadline` (time.monotonic) while Redis is unavailable. Raises Denied.
         """
         token = f"{'b' if queue == 'backfill' else 'l'}-{worker}-{os.urandom(8).hex()}"
         limits = self._limits
@@ -130,41 +130,57 @@ class RateLimiter:
                 raise Denied(policy.SECOND, "permits_full")
             self._redis.blpop([self._redis.names.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
 
-        return Permit(partial(self._release_permit, token, deadline))
+        return Permit(partial(self._release_permit, token, order, deadline))
 
-    def _release_permit(self, token: str, deadline: float, error: BaseException | None) -> Released:
-        """Release a permit as answered, or as failed after an error; a Retry-After holds for all workers of the key."""
-        outcome: PermitOutcome = "failed" if error else "answered"
-        reason, status, retry_ms = "internal_error", None, 0
+    def _release_permit(self, token: str, order: str, deadline: float, error: BaseException | None) -> Released:
+        """Release a permit as good, or with what an error means; a 429's wait holds for all workers of the key."""
+        outcome: PermitOutcome = "failed" if error else "good"
+        reason, status, retry_ms, failures = "internal_error", None, 0, policy.BREAKER_FAILURES
         if isinstance(error, UpstreamError):
             outcome, reason, status = policy.of_key(error), error.reason, error.http_status
             wait = policy.THROTTLED_WAIT if status == 429 else 0
             retry_ms = wait if error.retry_after is None else round(error.retry_after * 1000)
-        call = partial(self._call_release, token, outcome, retry_ms=retry_ms)
+            failures = 1 if self._route and isinstance(error, ConnectionFault) else failures
+        call = partial(
+            self._call_release,
+            permit=token,
+            order=order,
+            outcome=outcome,
+            retry_after=retry_ms,
+            failures=failures,
+            reason=reason,
+            http=status or 0,
+        )
         released = retry_until(self._redis, deadline, call)
         if released.opened:
             open_s = round(released.closed_ms / 1000)
-            _log.error("upstream.breaker_opened", company=self._slug, reason=reason, http_status=status, open_s=open_s)
+            what = self._route or "get_order"
+            _log.error(
+                "upstream.breaker_opened",
+                company=self._slug,
+                what=what,
+                reason=reason,
+                http_status=status,
+                open_s=open_s,
+            )
         return released
 
     def release_worker(self, worker: str) -> None:
         """Release the permits that an ended worker held."""
-        self._call_release("", "released", worker=worker)
+        self._call_release(worker=worker)
 
-    def _call_release(self, token: str, outcome: str, *, retry_ms: int = 0, worker: str = "") -> Released:
-        closed_ms, opened = self._release(
+    def _call_release(self, **known: Any) -> Released:
+        """Call the script with what is known; by default nothing is."""
+        nothing = {"permit": "", "worker": "", "order": "", "outcome": "unknown", "reason": "", "http": 0}
+        closed_ms, opened, answered_at = self._release(
             key=self._key,
             breaker=self._breaker,
-            permit=token,
-            worker=worker,
             concurrency=self._limits.concurrency,
-            outcome=outcome,
-            retry_after=retry_ms,
-            failures=policy.BREAKER_FAILURES,
             first_open=policy.BREAKER_FIRST,
             longest_open=policy.BREAKER_LONGEST,
+            **(nothing | {"retry_after": 0, "failures": 0} | known),
         )
-        return Released(int(closed_ms), bool(opened))
+        return Released(int(closed_ms), bool(opened), int(answered_at))
 
 
 def spent(redis: Redis, api_key: str, now: int) -> int:
@@ -173,9 +189,25 @@ def spent(redis: Redis, api_key: str, now: int) -> int:
     return int(made)
 
 
-def breaker_id(api_key: str, company: str) -> str:
+class Breaker(msgspec.Struct, frozen=True):
+    """An open breaker: the reason code and the HTTP status of the failure that opened it last, and since when."""
+
+    reason: str
+    http_status: int | None
+    since: datetime
+
+
+def open_breaker(redis: Redis, api_key: str, company: str) -> Breaker | None:
+    """Return the breaker of a company's getOrder calls, None if it is closed."""
+    client: Any = redis
+    key = redis.names.breaker(breaker_id(api_key, company))
+    reason, http, opened_at = client.hmget(key, "reason", "http", "opened_at")
+    return Breaker(reason.decode(), int(http) or None, from_ms(int(opened_at))) if opened_at else None
+
+
+def breaker_id(api_key: str, company: str, route: str = "") -> str:
     """Return the id of the breaker of one company's calls (its path) with one API key; it reveals neither."""
-    return _digest(f"{api_key}\0{company}")
+    return _digest("\0".join((api_key, company, route)))
 
 
 def _digest(secret: str) -> str:

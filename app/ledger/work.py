@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -14,14 +14,27 @@ StoreOutcome = Literal["refused", "erased", "fetched", "deliver", "pending", "de
 """What follows a call of store_fetch.lua; with the first two the answer is not stored."""
 FailOutcome = Literal["refused", "retry", "deferred", "dead", "deleted_upstream"]
 """What follows a failed fetch (fail_fetch.lua)."""
-Failure = Literal["retry", "client_error", "deferred", "not_found", "dead", "deleted_upstream"]
-"""How a fetch failed: `retry` uses an attempt, `client_error` one of its own few, `deferred` none (the order is not at
-fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt; `deleted_upstream`."""
+Failure = Literal["retry", "client_error", "uncounted", "deferred", "not_found", "dead", "deleted_upstream"]
+"""How a fetch failed: `retry` uses an attempt, `client_error` one of its own few, `uncounted` none (perhaps all orders
+fail), `deferred` none (the order is not at fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt;
+`deleted_upstream`."""
 DeliveryOutcome = Literal["succeeded", "retry", "dead"]
-PermitOutcome = Literal["answered", "failed", "fault"]
-"""What a request shows of its API key: it works, it may not work, or it does not."""
+PermitOutcome = Literal["good", "answered", "failed", "unknown"]
+"""What a request shows of the calls of its company: the order came; upstream works and has no such order; the call
+failed, for this order or for all; or nothing (release_permit.lua)."""
 WorkerEnd = Literal["killed", "ended"]
 """How a worker ended: `killed` counts as a crash of the order it had claimed, `ended` does not."""
+
+
+class Released(NamedTuple):
+    """For how many ms the key or the breaker is closed, and whether this request opened the breaker.
+
+    `answered_at`: when the latest good request began (ms since 1970), 0 if that is not known.
+    """
+
+    closed_ms: int
+    opened: bool
+    answered_at: int
 
 
 class Dispatched(msgspec.Struct, frozen=True):
@@ -36,8 +49,8 @@ class Fetch(msgspec.Struct, frozen=True):
     """A fetch that start_fetch.lua has started.
 
     `generation` is what it fetches, `token` its fencing token. `missing_ms`: ms since the first 404, 0 without one.
-    `known_status`: of the latest event or fetch. `queue`: of this order's jobs. `deadline`: end of the lease
-    (time.monotonic).
+    `failing_since`: the first failure in ms since 1970, `failing_ms`: since then, 0 without one. `known_status`: of the
+    latest event or fetch. `queue`: of this order's jobs. `deadline`: end of the lease (time.monotonic).
     """
 
     generation: int
@@ -47,6 +60,8 @@ class Fetch(msgspec.Struct, frozen=True):
     deferrals: int
     client_errors: int
     missing_ms: int
+    failing_since: int
+    failing_ms: int
     known_status: str
     request_id: str
     queue: str
@@ -54,11 +69,15 @@ class Fetch(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """The result of store_fetch: what follows, the order's revision, and whether its content is new."""
+    """The result of store_fetch: what follows, the order's revision, and whether its content is new.
+
+    `requeued`: dead letters (OrderKey.member) that are fetched again, since upstream answers again.
+    """
 
     what: StoreOutcome
     revision: int
     changed: bool
+    requeued: tuple[str, ...] = ()
 
 
 class Content(msgspec.Struct, frozen=True):

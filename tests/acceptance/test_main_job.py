@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from functools import partial
+from typing import Any
 
 from app.dev.sandbox.submission import order_body
 from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
@@ -134,6 +136,69 @@ def test_eight_workers_share_the_five_slots_of_a_key_without_a_429(bare: Service
     assert sum(stats["throttled"].values()) == 0
     assert stats["most_active"] == 5
     assert [row["gets"] for row in bare.admin("GET", "orders")] == [1] * 60
+
+
+def test_what_is_replayed_is_fetched_without_backfill_workers(bare: Service) -> None:
+    """Else its jobs would wait for ever: the live workers take them."""
+    bare.start("web")
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
+    orders = bare.issue(3)
+    assert bare.post(*map(bare.event, orders))[0] == 200
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 3, 20, what="three orders are fetched")
+
+    code, (sent,) = bare.cli("events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes")
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, what="they are fetched again")
+
+    assert (code, sent["queued"]) == (0, 3)
+    assert [line["queue"] for line in bare.log("worker", "order.fetched")[3:]] == ["backfill"] * 3
+
+
+def test_one_order_that_is_always_refused_delays_no_other(bare: Service) -> None:
+    """Half of the 120 others once waited 8 s for a breaker that the one order had opened."""
+    orders = bare.issue(121)
+    bare.admin("POST", "faults", {"kind": "status", "status": 403, "operation": "getOrder", "order_id": orders[0]})
+    bare.start("web")
+    bare.start("worker", WORKERS="8", BACKFILL_WORKERS="1")
+    for first in range(0, len(orders), 11):
+        assert bare.post(*map(bare.event, orders[first : first + 11]))[0] == 200
+
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 120, 20, what="120 orders are fetched")
+    eventually(lambda: bare.row(orders[0])["gets"] >= 2, 20, what="the bad order is attempted again")
+
+    assert bare.log("worker", "upstream.breaker_opened") == []
+    posted = {line["request_id"]: _seconds(line) for line in bare.log("web", "request")}
+    waited = sorted(_seconds(line) - posted[line["request_id"]] for line in bare.log("worker", "order.fetched"))
+    assert waited[60] < 3
+    _, (shown,) = bare.cli("orders", "show", orders[0])
+    assert (shown["error"], shown["http"], shown["dead"]) == ("forbidden", 403, "")
+
+
+def test_an_outage_that_speaks_400_and_pages_makes_no_dead_letter(bare: Service) -> None:
+    """It lasts until the breaker has opened; then all orders are fetched, none with an attempt less."""
+    bare.admin(
+        "PUT",
+        "faults",
+        [
+            {"kind": "status", "status": 400, "code": "generic_error", "operation": "getOrder", "rate": 0.5},
+            {"kind": "rubbish", "operation": "getOrder"},
+        ],
+    )
+    bare.start("web")
+    bare.start("worker", WORKERS="8", BACKFILL_WORKERS="1")
+    orders = bare.issue(40)
+    assert bare.post(*map(bare.event, orders))[0] == 200
+    (opened,) = eventually(lambda: bare.log("worker", "upstream.breaker_opened"), 20, what="the breaker opens")
+    assert opened["reason"] in {"bad_request", "unreadable_answer"}
+    assert bare.cli("status")[1][0]["breakers"][0]["reason"] == opened["reason"]
+    bare.admin("DELETE", "faults")
+
+    eventually(lambda: len(bare.log("worker", "order.fetched")) == 40, 90, what="40 orders are fetched")
+
+    assert bare.log("worker", "order.dead_lettered") == bare.log("worker", "fetch.retry_scheduled") == []
+
+
+def _seconds(line: dict[str, Any]) -> float:
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
 def test_a_sink_that_cannot_be_imported_ends_the_pool_with_the_code_of_wrong_settings(bare: Service) -> None:

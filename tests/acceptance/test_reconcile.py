@@ -7,9 +7,9 @@ import re
 import secrets
 import signal
 
-from redis import Redis
 from rq.suspension import resume, suspend
 
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab import KEYS
 from tests.service import Service, ask, children

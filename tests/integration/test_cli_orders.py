@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from rq.suspension import suspend
@@ -14,9 +15,10 @@ from app import times
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
+from app.ledger.rate_limit import breaker_id
 from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, order
+from tests.lab import API_KEY, KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -435,10 +437,15 @@ def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) 
         lab.later(60)
         lab.fail_fetch("deferred", order(1), reason="breaker_open", wait=60)
 
+    redis: Any = lab.redis
+    breaker = {"open_until": lab.now + 60_000, "opened_at": lab.now, "reason": "timeout", "http": 0}
+    redis.hset(KEYS.breaker(breaker_id(API_KEY, "/tenant/Sandbox/Venue")), mapping=breaker)
     ended = explain(lab, order(1))
     assert ended.code == 1
     for text in (
         "NOT COMPLETE: deferred",
+        "breaker open since",
+        ": timeout",
         "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will retry",
         "fetch 3 failed: breaker_open, deferred, does not count as an attempt; 2 times until",
         "fetch deferred (breaker_open); next attempt",

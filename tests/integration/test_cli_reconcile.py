@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -140,16 +141,20 @@ def test_wrong_options_are_refused_with_an_advice(lab: Lab) -> None:
         assert (ended.code, advice in ended.err) == (2, True)
 
 
-def test_an_incomplete_list_is_exit_code_5(lab: Lab, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize(("status", "reason"), [(401, "unauthorized"), (403, "forbidden"), (302, "redirected")])
+def test_an_incomplete_list_is_exit_code_5_and_pauses_no_getorder(
+    lab: Lab, sandbox: Sandbox, status: int, reason: str
+) -> None:
+    """A key may be allowed to fetch orders and not to list them: the list has a breaker of its own."""
     make(sandbox, 1)
-    sandbox.admin("POST", "faults", {"kind": "status", "operation": "listOrdersByPartner", "status": 401})
+    sandbox.admin("POST", "faults", {"kind": "status", "operation": "listOrdersByPartner", "status": status})
 
-    ended, again = lab.run_commands([("reconcile",)] * 2)
+    ended, again, shown = lab.run_commands([("reconcile",), ("reconcile",), ("status", "--json")])
 
     assert (ended.code, again.code) == (5, 5)
-    assert "venue: the list ended early: unauthorized (HTTP 401). See: ota-receiver check" in ended.err
-    # A page is a call of the key like any other: its breaker is open now.
+    assert f"venue: the list ended early: {reason} (HTTP {status}). See: ota-receiver check" in ended.err
     assert "breaker_open" in again.err
+    assert json.loads(shown.out)["breakers_open"] == []
 
 
 def test_orders_of_a_file_are_found_by_id_and_by_either_reference(lab: Lab) -> None:

@@ -102,8 +102,14 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     lab.dead_letter(order(1))
     lab.accept_and_fetch(order(2, MUSEUM))
     lab.dead_letter_delivery(order(2, MUSEUM))
-    breakers = ["ota:breaker:" + (breaker_id(API_KEY, f"/tenant/Sandbox/{name}")) for name in ("Venue", "Museum")]
+    breakers = [KEYS.breaker(breaker_id(API_KEY, f"/tenant/Sandbox/{name}")) for name in ("Venue", "Museum")]
     lab.redis.hset(breakers[0], "open_until", lab.now + 60_000)
+    lab.redis.hset(breakers[0], mapping={"opened_at": lab.now - 180_000, "reason": "bad_request", "http": 400})
+
+    page, found = lab.run_command("status"), status(lab, 0)
+    assert "venue for 3 min: bad_request (HTTP 400)" in page.out
+    (breaker,) = found["breakers"]
+    assert (breaker["reason"], breaker["http_status"], breaker["open_s"] // 10) == ("bad_request", 400, 18)
 
     found = status(lab, 0)
     lab.redis.hset(breakers[1], "open_until", lab.now + 60_000)

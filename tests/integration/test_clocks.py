@@ -201,7 +201,7 @@ class TestARedisWhoseClockWasAhead:
 
     @pytest.mark.parametrize("limit", ["retry_after", "breaker", "probe", "permits", "window"])
     def test_an_api_key_works_again_at_once(self, shop: Lab, limit: str) -> None:
-        limits = Limits(concurrency=2, backfill_concurrency=1, requests_per_window=3, permit_lease=60_000)
+        limits = Limits(concurrency=2, backfill_concurrency=1, requests_per_window=9, permit_lease=60_000)
         limiter = RateLimiter(shop.redis, "a key", "/a/company", limits, clock=shop.clock)
         shop.later(DAY)
         if limit == "retry_after":
@@ -214,7 +214,8 @@ class TestARedisWhoseClockWasAhead:
             for _ in range(limits.concurrency):
                 limiter.permit("live")
         else:
-            limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
+            for _ in range(policy.BREAKER_FAILURES):
+                limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
         if limit == "probe":
             shop.later(policy.BREAKER_FIRST / 1000 + 1)
             limiter.permit("live")
@@ -253,7 +254,7 @@ def test_a_machine_whose_clock_is_off_harms_nothing(lab: Lab, redis_client: Redi
     env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0", "LOG_FORMAT": "json"}
     log = tmp_path / "log"
     with Process.start([sys.executable, "-c", OFF.format(hours=hours)], env=env, cwd=tmp_path, log=log) as pool:
-        pool.wait_for_line("fetch.retry_scheduled", within=15)
+        pool.wait_for_line("fetch.deferred", within=15)
         record = eventually(lambda: redis_client.hgetall(KEYS.record(order(1))), what="the record")
         (heartbeat,) = redis_client.hvals(KEYS.pools)
         now = redis_client.time()[0] * 1000

@@ -113,6 +113,15 @@ def dead(lab: Lab) -> None:
     lab.dead_letter()
 
 
+def unanswered(lab: Lab) -> Any:
+    """One order is dead as upstream answered none, and now it answers another."""
+    lab.accept(ONE, TWO)
+    lab.fail_fetch("uncounted", wait=0)
+    lab.fail_fetch("dead", unanswered=True)
+    lab.clear_queues()
+    return lab.start_fetch(TWO)
+
+
 def delivery_dead(lab: Lab) -> None:
     lab.accept_and_fetch(ONE, 1)
     lab.dead_letter_delivery()
@@ -170,8 +179,10 @@ STEPS: Final = {
     "store_fetch_overtaken": Step(overtaken, lambda lab, fetch: lab.store_fetch(fetch, 1)),
     **{
         f"fail_fetch_{outcome}": Step(started, partial(fail, outcome))
-        for outcome in ("retry", "client_error", "deferred", "not_found", "dead", "deleted_upstream")
+        for outcome in ("retry", "client_error", "uncounted", "deferred", "not_found", "dead", "deleted_upstream")
     },
+    "fail_fetch_unanswered": Step(started, lambda lab, fetch: lab.fail_fetch("dead", fetch=fetch, unanswered=True)),
+    "store_fetch_that_requeues": Step(unanswered, lambda lab, fetch: lab.store_fetch(fetch, 2, order=TWO)),
     "acquire_delivery": Step(stored, lambda lab, _: lab.acquire_delivery()),
     "acquire_delivery_elsewhere": Step(stored, deliver_elsewhere),
     "return_job": Step(taken, lambda lab, _: lab.ledger.return_job(ONE)),

@@ -55,7 +55,7 @@ _SOMETIMES: Final = [
     _each_worker("unsettled", ""),
     _each_worker("unsettled", "unsettled"),
     [*_each_worker("fail", "retry"), Step("fail", (0, "client_error"))],
-    [*_each_worker("fail", "deferred"), *_each_worker("fail", "not_found")],
+    [*_each_worker("fail", "deferred"), Step("fail", (0, "uncounted")), *_each_worker("fail", "not_found")],
     _each_worker("fail", "dead"),
     _each_worker("fail", "deleted_upstream"),
     [Step("wake", (ONE,))] * 4,

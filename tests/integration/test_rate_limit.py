@@ -7,7 +7,16 @@ import time
 
 import pytest
 
-from app.errors import ConnectionFault, Denied, Throttled, Unavailable, UpstreamError
+from app.errors import (
+    ConnectionFault,
+    Denied,
+    OrderNotFound,
+    RequestRejected,
+    Throttled,
+    Unavailable,
+    UnreadableAnswer,
+    UpstreamError,
+)
 from app.ledger import policy
 from app.ledger.rate_limit import WINDOW, Limits, Permit, RateLimiter
 from app.ledger.redis import Redis
@@ -20,9 +29,9 @@ FAILURE = Unavailable("timeout")
 class Key:
     """One limiter, under a clock that the test moves."""
 
-    def __init__(self, redis: Redis, api_key: str = "a key", company: str = "/a/company") -> None:
+    def __init__(self, redis: Redis, api_key: str = "a key", company: str = "/a/company", route: str = "") -> None:
         self.now = 1_800_000_000_000
-        self.limiter = RateLimiter(redis, api_key, company, LIMITS, clock=lambda: self.now)
+        self.limiter = RateLimiter(redis, api_key, company, LIMITS, route=route, clock=lambda: self.now)
 
     def acquire(self, queue: str = "live", worker: str = "") -> Permit:
         return self.limiter.permit("backfill" if queue == "backfill" else "live", worker)
@@ -36,9 +45,18 @@ class Key:
         with self.acquire():
             pass
 
-    def fail(self, error: UpstreamError) -> tuple[int, bool]:
-        with self.acquire() as permit:
-            return permit.failed(error)
+    def fail(self, error: UpstreamError, order: str = "") -> tuple[int, bool]:
+        """Make a call that fails, about another order each time unless one is named."""
+        with self.limiter.permit("live", order=order) as permit:
+            return permit.failed(error)[:2]
+
+    def open(self) -> int:
+        """Let orders fail until the breaker opens; return for how many ms."""
+        for _ in range(policy.BREAKER_FAILURES - 1):
+            assert not self.fail(FAULT)[1]
+        closed_ms, opened = self.fail(FAULT)
+        assert opened
+        return closed_ms
 
 
 @pytest.fixture
@@ -63,7 +81,7 @@ def test_two_limiters_of_the_same_key_share_its_permits_and_two_keys_do_not(redi
 def test_what_a_killed_worker_held_is_free_after_its_lease_or_its_release(key: Key, held: str, end: str) -> None:
     """The probe of a breaker has a lease like every permit."""
     if held == "probe":
-        key.now += key.fail(FAULT)[0]
+        key.now += key.open()
     number = 1 if held == "probe" else 3
     for _ in range(number):
         key.acquire(worker="pool-live-1")
@@ -147,10 +165,10 @@ def test_retry_after_holds_for_every_worker_of_the_key(redis_client: Redis, key:
     assert other.fail(Throttled("throttled", http_status=429)) == (policy.THROTTLED_WAIT, False)
 
 
-def test_a_fault_opens_the_breaker_of_its_company_and_one_probe_closes_it(redis_client: Redis, key: Key) -> None:
-    """After 401 and 403 no call of the company can succeed. The permits are the key's, the breaker is the company's."""
+def test_faults_open_the_breaker_of_their_company_and_one_probe_closes_it(redis_client: Redis, key: Key) -> None:
+    """The permits are the key's, the breaker is the company's."""
     other = Key(redis_client, company="/another/company")
-    assert key.fail(FAULT) == (policy.BREAKER_FIRST, True)
+    assert key.open() == policy.BREAKER_FIRST
 
     key.now += policy.BREAKER_FIRST - 1
     assert key.denied().reason == "breaker_open"
@@ -166,16 +184,87 @@ def test_a_fault_opens_the_breaker_of_its_company_and_one_probe_closes_it(redis_
     assert other.denied().reason == "permits_full"
 
 
-def test_the_breaker_opens_after_five_failures_in_a_row(key: Key) -> None:
-    """Four failures, an answer, four failures: closed. A fifth in a row: open."""
+FAILURES = {
+    "400": RequestRejected("bad_request", http_status=400),
+    "a page instead of JSON": UnreadableAnswer("unreadable_answer", http_status=200),
+    "403": ConnectionFault("forbidden", http_status=403),
+    "404 without its code": ConnectionFault("not_found", http_status=404),
+    "time-out": FAILURE,
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_the_breaker_opens_after_five_orders_that_fail_in_a_row(key: Key, failure: str) -> None:
+    """Four failures, an answer, four failures: closed. A fifth in a row: open. An order that fails again adds none."""
+    error = FAILURES[failure]
     for _ in range(2):
         for _ in range(4):
-            assert not key.fail(FAILURE)[1]
+            assert not key.fail(error)[1]
         key.answer()
-    for _ in range(4):
-        assert not key.fail(FAILURE)[1]
+    for number in (*range(4), *range(4)):
+        assert not key.fail(error, f"order-{number}")[1]
 
-    assert key.fail(FAILURE)[1]
+    assert key.fail(error, "order-4")[1]
+
+
+def test_a_route_without_orders_has_a_breaker_of_its_own(redis_client: Redis, key: Key) -> None:
+    """A key that may fetch but not list: one fault pauses the lists, and no getOrder."""
+    lists = Key(redis_client, route="list_orders")
+
+    assert lists.fail(FAILURE) == (0, False)
+    assert lists.fail(FAULT) == (policy.BREAKER_FIRST, True)
+
+    assert lists.denied().reason == "breaker_open"
+    key.answer()
+    assert lists.denied().reason == "breaker_open"
+
+
+@pytest.mark.parametrize("answer", ["429", "404"])
+def test_what_is_no_order_is_no_proof_that_orders_are_answered(key: Key, answer: str) -> None:
+    """A 404 with its code shows that upstream works, a 429 nothing: neither makes a failure the fault of one order."""
+    throttled = Throttled("throttled", http_status=429, retry_after=0.001)
+    key.answer()
+    answered_at = key.now
+    key.now += 1000
+    for _ in range(4):
+        key.fail(FAILURE)
+    key.fail(throttled if answer == "429" else OrderNotFound("order_not_found", http_status=404))
+    key.now += 1000
+
+    with key.acquire() as permit:
+        released = permit.failed(FAILURE)
+
+    assert (released.opened, released.answered_at) == (answer == "429", answered_at)
+
+
+def test_an_answer_that_was_under_way_is_no_proof_about_a_failure_before_it_ended(key: Key) -> None:
+    """An outage begins while the last good answers arrive."""
+    under_way, began = key.acquire(), key.now
+    key.now += 1000
+    key.fail(FAILURE)
+    with under_way:
+        key.now += 1000
+
+    with key.acquire() as permit:
+        assert permit.failed(FAILURE).answered_at == began
+
+
+def test_a_probe_that_is_throttled_leaves_the_breaker_to_the_next_probe(key: Key) -> None:
+    key.now += key.open()
+    key.fail(Throttled("throttled", http_status=429, retry_after=1))
+    assert key.denied().reason == "throttled"
+    key.now += 1000
+
+    assert key.fail(FAULT) == (2 * policy.BREAKER_FIRST, True)
+
+
+def test_a_retry_after_of_one_failure_holds_for_no_other_order_and_for_the_breaker_once_it_opens(key: Key) -> None:
+    busy = Unavailable("http_503", http_status=503, retry_after=900)
+
+    assert [key.fail(busy) for _ in range(5)] == [*[(0, False)] * 4, (900_000, True)]
+
+    key.now += 899_999
+    assert (key.denied().wait_ms, key.denied().reason) == (1, "breaker_open")
 
 
 def test_an_exception_in_the_block_counts_as_a_failure_and_releases_the_permit(key: Key) -> None:
@@ -196,8 +285,9 @@ def test_a_release_that_is_repeated_counts_one_failure(key: Key) -> None:
 
 
 def test_each_probe_that_fails_doubles_the_wait_up_to_five_minutes(key: Key) -> None:
-    waits = []
-    for _ in range(7):
+    waits = [key.open() // 1000]
+    key.now += policy.BREAKER_FIRST
+    for _ in range(6):
         closed_ms, opened = key.fail(FAULT)
         assert opened
         waits.append(closed_ms // 1000)
@@ -208,9 +298,11 @@ def test_each_probe_that_fails_doubles_the_wait_up_to_five_minutes(key: Key) -> 
 
 def test_requests_that_fail_while_the_breaker_is_open_do_not_lengthen_it(key: Key) -> None:
     """Three calls were running when the key broke: the breaker opens once."""
+    for _ in range(policy.BREAKER_FAILURES - 1):
+        key.fail(FAULT)
     permits = [key.acquire() for _ in range(3)]
 
-    answers = [permit.failed(FAULT) for permit in permits]
+    answers = [permit.failed(FAULT)[:2] for permit in permits]
 
     assert answers == [(policy.BREAKER_FIRST, True), (policy.BREAKER_FIRST, False), (policy.BREAKER_FIRST, False)]
 

@@ -299,7 +299,7 @@ def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sand
 
         lab.work()
 
-        assert (lab.field("attempts", order), lab.field("lease", order), lab.pending()) == ("1", None, 1)
+        assert (lab.field("deferrals", order), lab.field("lease", order), lab.pending()) == ("1", None, 1)
 
 
 def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:

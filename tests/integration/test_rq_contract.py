@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from app.dev.processes import Process
 from app.heartbeat import Configuration
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
-from tests.lab import ONE, Lab, now_ms
+from tests.lab import ONE, Lab, now_ms, order
 from tests.service import settings_of_one_company
 from workers.pool import WorkerRecovery
 from workers.worker import FetchWorker
@@ -112,9 +112,9 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
     assert len(ids) == len(set(ids)) == 5
 
 
-def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker) -> FetchWorker:
+def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker, queues: Sequence[str] = (LIVE,)) -> FetchWorker:
     """Return a worker as the pool's children make it, in this process."""
-    return kind(WORKER, LIVE, bare.redis, memoryview(bytearray(8)).cast("d"))
+    return kind(WORKER, queues, bare.redis, memoryview(bytearray(8)).cast("d"))
 
 
 @pytest.fixture
@@ -155,17 +155,38 @@ class KilledWhenStarted(FetchWorker):
         raise Killed
 
 
+class Noting(FetchWorker):
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        self.connection.rpush("test:queues", queue.name)
+        super().execute_job(job, queue)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_worker_of_two_queues_takes_the_first_one_first(bare: Lab) -> None:
+    """The live workers of a pool without backfill workers serve both, and a replay delays no event."""
+    bare.request_fetch(order(2), order(3), queue="backfill")
+    bare.accept(order(1), order(4))
+
+    worker(bare, Noting, (LIVE, BACKFILL)).work(burst=True, logging_level="CRITICAL")
+
+    assert bare.redis.lrange("test:queues", 0, -1) == [b"ota-live"] * 2 + [b"ota-backfill"] * 2
+
+
+@pytest.mark.parametrize("queues", [(LIVE,), (LIVE, BACKFILL)], ids=["one queue", "two queues"])
 @pytest.mark.parametrize("kind", [KilledWhenTaken, KilledWhenStarted])
 @pytest.mark.usefixtures("signals")
 def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
-    bare: Lab, kind: type[FetchWorker], monkeypatch: pytest.MonkeyPatch
+    bare: Lab, kind: type[FetchWorker], queues: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RQ lists it in the intermediate queue, then in the worker's executions; RQ's own recovery takes minutes."""
     # A killed worker does not unregister, which removes its executions.
     monkeypatch.setattr(kind, "teardown", lambda self: None)
-    bare.accept()
+    if BACKFILL in queues:
+        bare.request_fetch(queue="backfill")
+    else:
+        bare.accept()
     with pytest.raises(Killed):
-        worker(bare, kind).work(burst=True, logging_level="CRITICAL")
+        worker(bare, kind, queues).work(burst=True, logging_level="CRITICAL")
     assert bare.due_in() == policy.GRACE / 1000
 
     WorkerRecovery(bare.redis, bare.ledger, [], Configuration()).release(WORKER, "killed")
@@ -216,5 +237,5 @@ def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: in
 
     assert (len(bare.queued()), bare.redis.exists(job.key)) == (0, 0)
     assert len(FailedJobRegistry(LIVE, connection=bare.redis, serializer=JSONSerializer)) == 0
-    assert bare.fields("generation", "fetched_generation", "attempts") == ["1", None, "1"]
+    assert bare.fields("generation", "fetched_generation", "deferrals") == ["1", None, "1"]
     assert (bare.due_in() or 0) > 0

@@ -18,6 +18,7 @@ from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.ledger.keys import DEFAULT_PREFIX
+from app.ledger.policy import BREAKER_FAILURES
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
 from app.ledger.redis import Redis
 from app.metrics import GAUGES, Metrics, add, record_whole_list
@@ -176,14 +177,17 @@ def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=6000, permit_lease=MINUTE)
     limiter = RateLimiter(lab.redis, API_KEY, COMPANIES[0].path, limits)
     now = lab.now
-    closed_ms, _ = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401))
+    for _ in range(BREAKER_FAILURES):
+        closed_ms = limiter.permit("live").failed(ConnectionFault("unauthorized", http_status=401)).closed_ms
     until = venue(lab).breaker_open_until
+    assert (venue(lab).breaker_reason, venue(lab).breaker_http) == ("unauthorized", 401)
+    assert now <= venue(lab).breaker_opened_at <= lab.now
 
     assert now < until <= lab.now + closed_ms
     assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0
     logged = [evaluated(lab, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert logged == [[], [], []]
-    lab.redis.hset("ota:breaker:" + (breaker_id(API_KEY, COMPANIES[0].path)), "open_until", now + 9 * MINUTE)
+    lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, COMPANIES[0].path)), "open_until", now + 9 * MINUTE)
     logged = [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)]
     assert logged == [[], [], [("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
 

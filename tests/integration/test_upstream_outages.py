@@ -6,14 +6,14 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import structlog
 
 from app.dev.sandbox.process import Sandbox
 from app.ledger import policy
-from app.ledger.history import FetchFailed
+from app.ledger.history import FetchFailed, FetchRequested
 from app.ledger.rate_limit import WINDOW
 from tests.lab import KEYS, WORKER, now_ms
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
@@ -42,9 +42,13 @@ def lab(redis_url: str, sandbox: Sandbox, shop: Shop) -> Iterator[WorkerLab]:
         ({"kind": "rubbish"}, "unreadable_answer", 5),
         ({"kind": "truncated"}, "unreadable_answer", 5),
         ({"kind": "wrong_order"}, "wrong_order", 5),
+        ({"kind": "status", "status": 401}, "unauthorized", 5),
+        ({"kind": "status", "status": 403}, "forbidden", 5),
+        ({"kind": "status", "status": 302}, "redirected", 5),
+        ({"kind": "status", "status": 404, "code": "generic_error"}, "not_found", 5),
         ({"kind": "status", "status": 404, "code": "resource_not_found"}, "order_missing", None),
     ],
-    ids=["400", "rubbish", "truncated", "another order", "404"],
+    ids=["400", "rubbish", "truncated", "another order", "401", "403", "302", "uncoded 404", "404"],
 )
 def test_an_order_with_a_permanently_bad_answer_becomes_a_dead_letter(
     lab: WorkerLab, shop: Shop, fault: dict[str, Any], reason: str, calls: int | None
@@ -63,7 +67,7 @@ def test_an_order_with_a_permanently_bad_answer_becomes_a_dead_letter(
 
 
 def test_an_order_with_a_permanent_500_becomes_a_dead_letter_and_others_do_not(lab: WorkerLab, shop: Shop) -> None:
-    """Answers for other orders keep the breaker closed: it opens after five failures in a row."""
+    """Other orders are answered, so it is this order's fault."""
     poison, *others = lab.issue(4)
     lab.fault(order_id=poison.order_id, kind="status", status=500)
 
@@ -75,6 +79,176 @@ def test_an_order_with_a_permanent_500_becomes_a_dead_letter_and_others_do_not(l
     assert len(lab.calls) - len(others) <= len(policy.RETRY_WAITS) + 1
     lab.run_for(600)
     assert sorted(shop.received) == sorted(order.order_id for order in others)
+
+
+OUTAGES: Final[dict[str, dict[str, Any]]] = {
+    "400": {"kind": "status", "status": 400, "code": "generic_error"},
+    "200 with a page": {"kind": "rubbish"},
+    "200 with half an order": {"kind": "truncated"},
+    "403": {"kind": "status", "status": 403},
+    "uncoded 404": {"kind": "status", "status": 404, "code": "generic_error"},
+    "302": {"kind": "status", "status": 302},
+    "500": {"kind": "status", "status": 500},
+}
+"""An outage may speak like a fault of one order."""
+
+
+@pytest.mark.parametrize("number", [40, 3])
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_an_outage_costs_no_order_an_attempt_whatever_it_says(
+    lab: WorkerLab, shop: Shop, outage: str, number: int
+) -> None:
+    """With many orders the breaker opens; with few, no other order is answered meanwhile."""
+    shop_works = lab.issue(3)
+    lab.run_for(1)
+    orders = lab.issue(number)
+    lab.fault(**OUTAGES[outage])
+
+    lab.run_for(120)
+
+    assert (lab.pending(), lab.dead()) == (number, 0)
+    assert {lab.field(name, order) for order in orders for name in ("attempts", "client_errors")} == {None}
+    assert len(lab.calls) < 30
+    lab.clear_faults()
+    lab.run_for(300)
+    assert (lab.pending(), lab.dead(), len(shop.received)) == (0, 0, number + len(shop_works))
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_what_a_day_without_any_answer_ends_is_requeued_once_when_upstream_answers(
+    lab: WorkerLab, shop: Shop, outage: str
+) -> None:
+    """Of a company with few orders no other is answered, so no one knows whose fault it is."""
+    orders = lab.issue(3)
+    lab.fault(**OUTAGES[outage])
+    lab.run_for(policy.UNCOUNTED_FOR / 1000 + 3600)
+    assert {lab.field("dead", order) for order in orders} == {"no_order_answered"}
+    assert (lab.pending(), shop.received) == (0, [])
+    lab.clear_faults()
+    before = len(lab.calls)
+
+    orders += lab.issue(1)
+    lab.run_for(10)
+
+    assert (lab.pending(), lab.dead()) == (0, 0)
+    assert sorted(shop.received) == sorted(order.order_id for order in orders)
+    assert len(lab.calls) - before == len(orders)
+    requested = [entry.reason for entry in lab.history(orders[0]) if isinstance(entry, FetchRequested)]
+    assert requested == ["upstream_answers"]
+
+
+def test_each_answer_requeues_two_orders_and_an_order_that_stays_missing_ends_for_good(lab: WorkerLab) -> None:
+    """For ten minutes no order is found: a database was restored, or the route is gone."""
+    missing, *orders = lab.issue(41)
+    lab.fault(kind="status", status=404, code="resource_not_found")
+    lab.run_for(600)
+    assert lab.dead() == len(orders) + 1
+    lab.fault(order_id=missing.order_id, kind="status", status=404, code="resource_not_found")
+    lab.now += 1000
+    before = len(lab.calls)
+
+    orders += lab.issue(1)
+    lab.run_for(0)
+    assert (lab.dead(), lab.pending()) == (len(orders) - 2, 2)
+    lab.run_for(1000)
+
+    assert (lab.dead(), lab.field("dead", missing)) == (1, "order_missing")
+    for _ in range(3):
+        orders += lab.issue(1)
+        lab.run_for(1000)
+    assert (lab.dead(), lab.pending()) == (1, 0)
+    assert len(lab.calls) - before < len(orders) + 10
+
+
+def test_an_order_that_is_really_missing_is_requeued_once_in_a_company_with_few_orders(lab: WorkerLab) -> None:
+    (missing,) = lab.issue(1)
+    lab.fault(order_id=missing.order_id, kind="status", status=404, code="resource_not_found")
+    lab.run_for(600)
+    assert lab.field("dead", missing) == "order_missing"
+
+    for _ in range(4):
+        lab.issue(1)
+        lab.run_for(600)
+
+    assert lab.field("dead", missing) == "order_missing"
+    assert len([entry for entry in lab.history(missing) if isinstance(entry, FetchRequested)]) == 1
+
+
+@pytest.mark.parametrize("way", ["requeued", "discarded"])
+def test_what_a_person_has_done_with_a_dead_letter_stands(lab: WorkerLab, way: str) -> None:
+    (poison,) = lab.issue(1)
+    lab.fault(order_id=poison.order_id, **OUTAGES["400"])
+    lab.run_for(policy.UNCOUNTED_FOR / 1000 + 3600)
+    assert lab.field("dead", poison) == "no_order_answered"
+    if way == "requeued":
+        lab.request_fetch(poison)
+        lab.work()
+    else:
+        lab.ledger.discard(poison)
+
+    for _ in range(4):
+        lab.issue(1)
+        lab.run_for(120)
+
+    assert (lab.field("dead", poison), lab.pending()) == ("bad_request" if way == "requeued" else None, 0)
+    requested = [entry.reason for entry in lab.history(poison) if isinstance(entry, FetchRequested)]
+    assert requested == (["refetch"] if way == "requeued" else [])
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_one_bad_order_delays_no_other(lab: WorkerLab, shop: Shop, outage: str) -> None:
+    """Neither 120 others at once, nor the next one of a company with an order an hour."""
+    lab.issue(60)
+    (poison,) = lab.issue(1)
+    lab.issue(60)
+    lab.fault(order_id=poison.order_id, **OUTAGES[outage])
+
+    lab.run_for(0)
+
+    assert len(shop.received) == 120
+    lab.run_for(600)
+    if outage != "500":
+        assert lab.is_dead(poison)
+    for _ in range(4):
+        (lonely,) = lab.issue(1)
+        lab.fault(order_id=lonely.order_id, **OUTAGES[outage])
+        lab.run_for(600)
+        (good,) = lab.issue(1)
+        lab.run_for(0)
+        assert good.order_id in shop.received
+
+
+def test_the_probe_is_made_for_an_order_that_did_not_open_the_breaker(lab: WorkerLab, shop: Shop) -> None:
+    bad = lab.issue(5)
+    lab.sandbox.admin(
+        "PUT", "faults", [{"operation": "getOrder", "order_id": one.order_id, **OUTAGES["403"]} for one in bad]
+    )
+    lab.run_for(1)
+    good = lab.issue(20)
+    lab.run_for(1)
+    assert shop.received == []
+
+    lab.run_for((policy.BREAKER_FIRST + policy.LONGEST_DEFERRAL) / 1000)
+
+    assert len(shop.received) == len(good)
+    for _ in range(10):
+        lab.issue(1)
+        lab.run_for(600)
+    assert {lab.field("dead", one) for one in bad} == {"forbidden"}
+
+
+def test_requests_of_the_dead_are_logged(lab: WorkerLab, capsys: pytest.CaptureFixture[str]) -> None:
+    (order,) = lab.issue(1)
+    lab.fault(**OUTAGES["400"])
+    lab.run_for(policy.UNCOUNTED_FOR / 1000 + 3600)
+    lab.clear_faults()
+    structlog.reset_defaults()
+
+    lab.issue(1)
+    lab.work()
+
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "order.requeued" in line]
+    assert order.order_id in line
 
 
 class Refused(Exception):
@@ -143,7 +317,7 @@ def test_after_an_expired_key_is_replaced_all_orders_are_fetched(lab: WorkerLab)
     lab.fault(kind="status", status=401)
     lab.run_for(3600)
     assert (lab.pending(), lab.dead()) == (len(orders), 0)
-    assert {lab.field("attempts", order) for order in orders} == {None}
+    assert {lab.field(name, order) for order in orders for name in ("attempts", "client_errors")} == {None}
     refused = len(lab.calls)
     assert refused < 100
 

@@ -42,7 +42,7 @@ def silent(
     hours: dict[int, int] | None = None, *, last: int = 0, missed: int = 0, unsettled: int = 0, now: int = NOW
 ) -> Condition:
     found = CompanySnapshot(
-        "museum", 0, 0, current_secret_at=last, previous_secret_at=0, unsettled=1, unsettled_since=unsettled
+        "museum", 0, 0, 0, "", 0, last, previous_secret_at=0, unsettled=1, unsettled_since=unsettled
     )
     return silence("museum", found, now, missed, hours or {})
 

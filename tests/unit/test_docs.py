@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 import typer.main
 import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
@@ -20,7 +21,9 @@ from app.dev import demo
 from app.ledger.record import State
 from app.metrics import GAUGES, HISTOGRAM, METRICS
 from app.settings import Company
+from app.upstream.models import Asset, ComponentSchedule, Item, Order, Wallet
 from tests import demo_picture
+from workers.sinks import Context
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -220,3 +223,14 @@ def test_help_imports_no_command_and_no_heavy_library() -> None:
     assert heavy & set(ended.stderr.split()) == set()
     assert "Commands:" in ended.stdout
     assert "--install-completion" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "model", [Context, Order, Item, ComponentSchedule, Wallet, Asset], ids=lambda one: one.__name__
+)
+def test_the_page_of_sinks_names_every_field(model: type[msgspec.Struct]) -> None:
+    page = PAGES["docs/sinks.md"]
+    properties = [name for name, value in vars(model).items() if isinstance(value, property)]
+
+    listed = {*model.__struct_fields__, *properties} - {"row_version"}
+    assert [name for name in sorted(listed) if f"`{name}`" not in page] == []

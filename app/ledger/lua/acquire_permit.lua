@@ -15,7 +15,7 @@ redis.call('ZREMRANGEBYSCORE', window, '(' .. now, '+inf')
 if retry_until > now + a.longest_retry then
   retry_until = 0
 end
-if math.max(open_until, probe_until) > now + math.max(a.longest_open, a.lease) then
+if math.max(open_until, probe_until) > now + math.max(a.longest_open, a.longest_retry, a.lease) then
   open_until, probe_until = 0, 0
   redis.call('DEL', breaker)
 end

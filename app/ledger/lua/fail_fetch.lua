@@ -1,14 +1,16 @@
 -- fail_fetch: a fetch ended without an order.
 --
 -- a  order (member), worker, generation and token of the fetch, outcome, wait ms (until the next fetch), reason,
---    http (0 = no answer), duration_ms, keep ms, sinks
---    outcome: retry (uses an attempt), client_error (uses one of its own few), deferred (uses none: not the order's
---    fault), not_found (404, perhaps not yet), dead, deleted_upstream
+--    http (0 = no answer), duration_ms, keep ms, sinks, unanswered (1 = dead although perhaps all failed: requeued when
+--    upstream answers another order of the company)
+--    outcome: retry (uses an attempt), client_error (uses one of its own few), uncounted (uses none: perhaps all fail),
+--    deferred (uses none: not the order's fault), not_found (404, perhaps not yet), dead, deleted_upstream
 -- Returns what follows: refused (a later fetch started, or the order is dead), retry, deferred, dead,
 --   deleted_upstream. Repeated by a worker that did not get the answer, the call changes nothing.
 local o = load(a.order, {'generation', 'fetched_generation', 'fencing_token', 'job', 'revision', 'dead',
   'stored_token', 'lease'})
 local deleted = a.outcome == 'deleted_upstream'
+local uses_none = a.outcome == 'deferred' or a.outcome == 'uncounted'
 redis.call('DEL', prefix .. 'claim:' .. a.worker)
 if o.generation == 0 then
   return 'refused'
@@ -19,7 +21,7 @@ elseif o.fencing_token == a.token and o.lease == 0 then
   elseif o.fetched_generation >= o.generation then
     return deleted and 'deleted_upstream' or 'refused'
   end
-  return a.outcome == 'deferred' and 'deferred' or 'retry'
+  return uses_none and 'deferred' or 'retry'
 elseif o.fencing_token ~= a.token or o.stored_token >= a.token or (o.dead and not deleted) then
   -- A later fetch has started, or this one started before Redis was flushed or restored from an older copy.
   append_history(o, 'refused', a.token)
@@ -36,7 +38,8 @@ if deleted then
 end
 redis.call('HDEL', o.record, 'lease', 'worker', 'crashes')
 if deleted and o.fetched_generation >= o.generation then
-  redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'dead', 'dead_at')
+  redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'dead', 'dead_at',
+    'failing_since')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
   schedule_delivery(o, now)
@@ -45,19 +48,25 @@ elseif o.fetched_generation >= o.generation then
   -- An older fetch, which counted as lost, has stored everything meanwhile: this failure changes nothing.
   schedule_delivery(o, now)
   return 'refused'
-elseif a.outcome ~= 'deferred' and o.generation > a.generation then
+elseif not uses_none and o.generation > a.generation then
   -- A new settlement was accepted meanwhile, and has all its attempts.
   if not o.job then
     redis.call('ZADD', due, now, o.member)
   end
   return 'retry'
 elseif a.outcome == 'dead' then
+  if a.unanswered == 1 then
+    redis.call('ZADD', prefix .. 'unanswered:' .. o.company, now, o.member)
+  end
   dead_letter_fetch(o, a.reason)
   return 'dead'
 end
 redis.call('ZADD', due, now + a.wait, o.member)
 redis.call('HSET', o.record, 'fetch_at', now + a.wait)
-if a.outcome == 'deferred' then
+if a.outcome == 'uncounted' or a.outcome == 'not_found' then
+  redis.call('HSETNX', o.record, 'failing_since', now)
+end
+if uses_none then
   redis.call('HINCRBY', o.record, 'deferrals', 1)
   return 'deferred'
 elseif a.outcome == 'not_found' then

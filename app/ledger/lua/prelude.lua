@@ -81,7 +81,7 @@ end
 -- Clear what earlier fetches counted: a new settlement, or a request, has all its attempts.
 local function reset_fetch(o)
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'crashes',
-    'fetch_at', 'error', 'http', 'dead', 'dead_at')
+    'fetch_at', 'error', 'http', 'dead', 'dead_at', 'failing_since')
   redis.call('ZREM', dead, o.member)
 end
 

@@ -11,13 +11,16 @@ for i = 1, #declared, 2 do
 end
 for _, one in ipairs(a.companies) do
   local id = one[1]
-  local breaker = redis.call('HGET', prefix .. 'breaker:' .. one[3], 'open_until')
+  local breaker = redis.call('HMGET', prefix .. 'breaker:' .. one[3], 'open_until', 'opened_at', 'reason', 'http')
   local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
   local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
   companies[id] = companies[id] or {
     slug = one[2],
     oldest_pending_ms = 0,
-    breaker_open_until = tonumber(breaker or '0'),
+    breaker_open_until = tonumber(breaker[1] or '0'),
+    breaker_opened_at = tonumber(breaker[2] or '0'),
+    breaker_reason = breaker[3] or '',
+    breaker_http = tonumber(breaker[4] or '0'),
     current_secret_at = tonumber(secrets[1] or '0'),
     previous_secret_at = tonumber(secrets[2] or '0'),
     unsettled = redis.call('ZCARD', prefix .. 'reconcile-watch:' .. id),

@@ -9,7 +9,7 @@
 --   fetch     this fetch has started
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'lease', 'crashes',
   'dead', 'revision', 'attempts', 'rechecks', 'deferrals', 'first_404_at', 'status', 'last_event_status', 'request_id',
-  'queue', 'fetched_at', 'last_event_at', 'fetch_at', 'client_errors', 'worker', 'erased_at'})
+  'queue', 'fetched_at', 'last_event_at', 'fetch_at', 'client_errors', 'worker', 'erased_at', 'failing_since'})
 if o.generation == 0 or o.erased_at > 0 then
   redis.call('ZREM', due, o.member)
   return {'nothing'}
@@ -58,6 +58,8 @@ return {'fetch', cmsgpack.pack({
   deferrals = o.deferrals,
   client_errors = o.client_errors,
   missing_ms = o.first_404_at > 0 and math.max(now - o.first_404_at, 0) or 0,
+  failing_since = o.failing_since,
+  failing_ms = o.failing_since > 0 and math.max(now - o.failing_since, 0) or 0,
   -- The event and the fetch both name a status; the later of the two is the last one known.
   known_status = (o.fetched_at > o.last_event_at and o.status or o.last_event_status) or '',
   request_id = o.request_id or '',

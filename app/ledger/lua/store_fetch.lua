@@ -5,14 +5,14 @@
 --    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
 --    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
 --    bounds (upper bounds of the latency histogram)
--- Returns a MessagePack map: what, revision, changed; what: refused, erased (nothing is stored), fetched,
---   deliver (a delivery is due), pending (the order needs another fetch), dead.
+-- Returns a MessagePack map: what, revision, changed, requeued (orders); what: refused, erased (nothing is stored),
+--   fetched, deliver (a delivery is due), pending (the order needs another fetch), dead.
 -- Called again by a worker that did not get the answer, it changes nothing.
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
   'digest', 'revision', 'job', 'dead', 'last_event_at', 'latency_recorded_for', 'erased_at'})
-local changed = false
+local changed, requeued = false, {}
 local function answer(what)
-  return cmsgpack.pack({what = what, revision = o.revision, changed = changed})
+  return cmsgpack.pack({what = what, revision = o.revision, changed = changed, requeued = requeued})
 end
 redis.call('DEL', prefix .. 'claim:' .. a.worker)
 if o.generation == 0 then
@@ -52,7 +52,8 @@ end
 redis.call('HSET', o.record, 'fetched_generation', o.fetched_generation, 'stored_token', a.token, 'digest', a.digest,
   'revision', o.revision, 'fetched_at', now, 'status', a.status, 'wallets', a.wallets, 'tickets', a.tickets,
   'coupons', a.coupons, 'manifest', a.manifest, 'http', a.http)
-redis.call('HDEL', o.record, 'attempts', 'deferrals', 'client_errors', 'crashes', 'first_404_at', 'error')
+redis.call('HDEL', o.record, 'attempts', 'deferrals', 'client_errors', 'crashes', 'first_404_at', 'error',
+  'failing_since')
 redis.call('ZADD', orders, now, o.member)
 -- The record ends `keep` ms after its last delivery, whose attempts take a day or two.
 for _, reference in ipairs(a.references) do
@@ -63,6 +64,29 @@ append_history(o, 'stored', a.token, a.status, o.revision, a.http, a.duration_ms
 local is_latest = o.fencing_token == a.token
 if is_latest then
   redis.call('HDEL', o.record, 'lease', 'worker')
+end
+
+-- Upstream answers again: requeue the oldest orders that failed for good while it answered none, two at a time, as the
+-- answers to these requeue the next. `failing_since` stays: it lies before this answer, so a second end is for good.
+local function requeue(member)
+  local other = load(member, {'dead', 'failing_since'})
+  if other.dead then
+    redis.call('ZADD', due, now, member)
+    redis.call('HSET', other.record, 'queue', 'backfill')
+    reset_fetch(other)
+    redis.call('HSET', other.record, 'failing_since', other.failing_since)
+    append_history(other, 'requested', 'upstream_answers', 'backfill')
+    table.insert(requeued, member)
+  end
+end
+
+local function finish(what)
+  local unanswered = prefix .. 'unanswered:' .. o.company
+  for _, member in ipairs(redis.call('ZRANGE', unanswered, 0, 1)) do
+    isolate(requeue, member)
+    redis.call('ZREM', unanswered, member)
+  end
+  return answer(what)
 end
 
 if o.fetched_generation >= o.generation then
@@ -83,7 +107,7 @@ if o.fetched_generation >= o.generation then
   redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
-  return answer(schedule_delivery(o, now + a.delivery_lease) and 'deliver' or 'fetched')
+  return finish(schedule_delivery(o, now + a.delivery_lease) and 'deliver' or 'fetched')
 elseif o.dead then
   -- The order stays a dead letter, but this content is to be delivered.
   if next_delivery(o) then
@@ -96,10 +120,10 @@ elseif is_latest and o.generation > a.generation then
 elseif is_latest and a.give_up ~= '' then
   dead_letter_fetch(o, a.give_up)
   append_history(o, 'dead', a.give_up)
-  return answer('dead')
+  return finish('dead')
 elseif is_latest then
   redis.call('ZADD', due, now + a.recheck_ms, o.member)
   redis.call('HINCRBY', o.record, 'rechecks', 1)
   redis.call('HSET', o.record, 'fetch_at', now + a.recheck_ms)
 end
-return answer('pending')
+return finish('pending')
