@@ -19,7 +19,7 @@ from app.intake.recorder import Inbox
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
-from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, readable_url
+from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage, readable_url
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
 from app.settings import Company, Settings
@@ -64,7 +64,8 @@ def web_app(settings: Settings) -> ASGIApp:
 
     @asynccontextmanager
     async def resources() -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(counters.run()), *([asyncio.create_task(failover.run())] if failover else [])]
+        first = failover.run() if failover else _report_outage(inbox)
+        tasks = [asyncio.create_task(counters.run()), asyncio.create_task(first)]
         try:
             yield
         finally:
@@ -87,6 +88,15 @@ def web_app(settings: Settings) -> ASGIApp:
         count=counters.count,
         resources=resources,
     )
+
+
+async def _report_outage(inbox: Inbox) -> None:
+    """Log once if Redis takes no events at the start: web starts all the same, and waits for it."""
+    try:
+        await inbox.probe()
+    except Exception as error:
+        refusal = inbox.refusal(error)
+        log_outage("web", refusal.error, refusal.cause)
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:

@@ -78,10 +78,11 @@ class RequestRefused(ReceiverError):
 
 
 class NotRecorded(RequestRefused):
-    """Neither Redis nor the spool took the events. `cause` names the underlying error."""
+    """Neither Redis nor the spool took the events. `error` names the underlying error; `cause`: a sentence on Redis."""
 
-    def __init__(self, reason: str, cause: str) -> None:
+    def __init__(self, reason: str, error: str, cause: str = "") -> None:
         super().__init__(503, reason)
+        self.error = error
         self.cause = cause
 
 

@@ -12,12 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError, ResponseError
 
 from app.errors import OldServer, OtherSchema
-from app.ledger.redis import VERSION, code, old_server
+from app.ledger.redis import VERSION, cause, code, is_refusal, old_server
 from app.ledger.redis import AsyncRedis as Redis
 
 if TYPE_CHECKING:
@@ -71,9 +69,9 @@ class Health:
                 await self._probe()
         except OtherSchema as error:
             return [answers, Check("schema", ok=False, detail=str(error), fatal=True)]
-        except (AuthenticationError, RedisConnectionError, OSError, TimeoutError, RedisTimeoutError) as error:
-            return [Check("redis", ok=False, detail=f"no answer ({type(error).__name__})", fatal=True)]
-        except RedisError as error:
+        except (RedisError, OSError, TimeoutError) as error:
+            if not is_refusal(error):
+                return [Check("redis", ok=False, detail=cause(error, self._redis), fatal=True)]
             old = await self._old_server()
             refused = f"records no events ({code(error)})" if old is None else str(old)
             return [answers, Check("writable", ok=False, detail=refused, fatal=True), *await self._durable()]

@@ -94,6 +94,11 @@ def _redis_url(value: SecretStr) -> SecretStr:
     parts = _parts(value.get_secret_value())
     if parts is None or parts[0] not in {"redis", "rediss", "unix"}:
         raise ValueError("is not an address redis://, rediss:// or unix:// (percent-encode the password)")
+    rest = urlsplit(value.get_secret_value())
+    is_database = parts[0] == "unix" or re.fullmatch(r"/?\d*/?", rest.path)
+    # With an @ after host and port, these are a part of the password, and would be shown.
+    if "@" in rest.path + rest.query + rest.fragment or not is_database:
+        raise ValueError("must end with the number of a database, such as /0 (percent-encode the password)")
     return value
 
 

@@ -401,11 +401,12 @@ class Lab:
 
 
 class _AsyncScripts:
-    """What Inbox uses of its async client, over a synchronous one."""
+    """What Inbox uses of its async client, over a synchronous one; what fails is not tried twice."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.names = redis.names
+        self.connection_pool = redis.connection_pool
 
     def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
         script = self._redis.register_script(text)

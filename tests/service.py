@@ -43,6 +43,10 @@ API_KEY: Final = "canary-api-key"
 OPS_TOKEN: Final = "canary-ops-token"
 HOOK: Final = "/webhooks/ota-channel-manager"
 
+SELF_SIGNED: Final = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out all.pem"
+)
 SERVE: Final = (sys.executable, "-m", "app.cli", "serve")
 _SERVE_CHANGED: Final = """
 import sys

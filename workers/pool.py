@@ -6,7 +6,8 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Final
@@ -20,11 +21,22 @@ from app.deployment import Deployment, refuse_other
 from app.errors import OldServer, OtherDeployment, OtherSchema
 from app.heartbeat import Configuration, Heartbeat, decoded
 from app.ids import OrderKey
-from app.ledger import policy, rq_jobs
+from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
-from app.ledger.redis import VERSION, Redis, load_scripts, refuse_old_server, refuse_other_schema, server_time
+from app.ledger.redis import (
+    VERSION,
+    Redis,
+    cause,
+    code,
+    is_unavailable,
+    load_scripts,
+    log_outage,
+    refuse_old_server,
+    refuse_other_schema,
+    server_time,
+)
 from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
@@ -79,6 +91,8 @@ class Pool:
         self._number = 0
         self._next_dispatch = 0.0
         self._redis_lost_at: float | None = None
+        self._failing: set[str] = set()
+        self._missing_rights = ""
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
@@ -92,7 +106,7 @@ class Pool:
                 self._kill_overdue()
                 try:
                     self._work_on()
-                except (RedisError, OSError) as error:
+                except RedisError as error:
                     self._lost_redis(error)
                     # Not for the children: one that has ended stays in the list until Redis is back.
                     wait([self._wake], DISPATCH_EVERY)
@@ -124,13 +138,30 @@ class Pool:
         self._stopping = True
         os.write(self._waker, b".")
 
-    def _lost_redis(self, error: Exception) -> None:
+    def _lost_redis(self, error: RedisError) -> None:
         """Log the begin of an outage once; the next call uses a fresh connection."""
         # After a failover an old connection may lead to what is now a replica.
         self._redis.connection_pool.disconnect()
         if self._redis_lost_at is None:
             self._redis_lost_at = time.monotonic()
-            _log.warning("redis.unavailable", role="worker", error=type(error).__name__)
+            log_outage("worker", code(error), cause(error, self._redis))
+
+    @contextmanager
+    def _isolated(self, step: str) -> Iterator[None]:
+        """Let no error of this step stop the others, and log it once until the step works again.
+
+        Raises RedisError when Redis is unavailable or refuses everybody.
+        """
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            if is_unavailable(error):
+                raise
+            if step not in self._failing:
+                self._failing.add(step)
+                _log.error("pool.step_failed", what=step, error=code(error), trace=log.trace_of(error))
+        else:
+            self._failing.discard(step)
 
     def _work_on(self) -> None:
         """Do all that is due now; raises OtherSchema, and what Redis raises."""
@@ -148,6 +179,10 @@ class Pool:
         if self._number == 0:
             refuse_old_server(self._redis)
             self._warm_up()
+        missing = rights.missing(self._redis, rights.ALL, rights.WORKERS)
+        if missing and missing != self._missing_rights:
+            _log.error("redis.refused", role="worker", error="NOPERM", cause=f"the Redis user may not: {missing}")
+        self._missing_rights = missing
         # A worker must not share our connection.
         self._redis.connection_pool.disconnect()
         for start in due:
@@ -162,7 +197,7 @@ class Pool:
                 continue
             self._starts.remove(start)
             _log.info("pool.worker_started", worker=name, queue=queue)
-        self._recovery.heartbeat(self._children)
+        self._heartbeat()
 
     def _warm_up(self) -> None:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
@@ -190,30 +225,44 @@ class Pool:
             # A worker that ended by itself lost Redis, which is no crash of its order. If its job has not ended, a sink
             # called os._exit.
             is_crash = (exit_code or 0) < 0 or child.busy_seconds() > 0
-            order = self._recovery.release(name, "killed" if is_crash else "ended")
+            order = None
+            with self._isolated("release"):  # else its lease ends
+                order = self._recovery.release(name, "killed" if is_crash else "ended")
             del self._children[name]
             child.process.close()
-            _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=order.order_id if order else None)
+            order_id = order.order_id if order else None
+            if exit_code == 0 and not is_crash:
+                _log.info("pool.worker_ended", worker=name, order_id=order_id)
+            else:
+                _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=order_id)
             if exit_code == BAD_SETTINGS:
                 self._exit_code = exit_code
                 self._request_stop()
             self._starts.append((child.started + RESTART_PAUSE, child.queue))
 
+    def _heartbeat(self) -> None:
+        with self._isolated("heartbeat"):
+            self._recovery.heartbeat(self._children)
+
     def _dispatch(self) -> None:
         """Do what a pool does each second; every pool does it, and none waits for another."""
-        self._recovery.refuse_other_deployment()
-        self._recovery.heartbeat(self._children)
-        self._recovery.recover_dead_pools()
-        dispatched = self._ledger.dispatch_due()
-        if dispatched.due:
-            _log.info("dispatcher.enqueued", due=dispatched.due, enqueued=dispatched.enqueued)
-        if dispatched.broken:
-            _log.error("dispatcher.orders_broken", orders=dispatched.broken)
-        if found := self._due_check.step():
-            _log.error("dispatcher.orders_found", orders=found)
-        self._retention.trim_each_minute()
-        self._reconcile.tick()
-        self._alerts.tick()
+        with self._isolated("refuse_other_deployment"):
+            self._recovery.refuse_other_deployment()
+        self._heartbeat()
+        with self._isolated("recover_dead_pools"):
+            self._recovery.recover_dead_pools()
+        with self._isolated("dispatch"):
+            dispatched = self._ledger.dispatch_due()
+            if dispatched.due:
+                _log.info("dispatcher.enqueued", due=dispatched.due, enqueued=dispatched.enqueued)
+            if dispatched.broken:
+                _log.error("dispatcher.orders_broken", orders=dispatched.broken)
+        with self._isolated("due_check"):
+            if found := self._due_check.step():
+                _log.error("dispatcher.orders_found", orders=found)
+        for part in (self._retention.trim_each_minute, self._reconcile.tick, self._alerts.tick):
+            with self._isolated(part.__qualname__):
+                part()
 
     def _stop(self) -> None:
         """Let the workers finish, kill those that do not, and release what they held."""
@@ -234,7 +283,7 @@ class Pool:
         except OtherSchema:
             # Our heartbeat stays: the pool of the newer version finds it, and releases what our workers held.
             pass
-        except (RedisError, OSError) as error:
+        except RedisError as error:
             self._lost_redis(error)
         _log.info("service.stopped", role="worker")
 

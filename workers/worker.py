@@ -19,9 +19,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
-from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as NoAnswer
 from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
 from rq.job import Job
@@ -29,7 +27,7 @@ from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
-from app.ledger.redis import Redis
+from app.ledger.redis import Redis, is_unavailable
 from app.ledger.rq_jobs import BACKFILL, FETCH_ORDER, LIVE
 from app.settings import Settings
 from workers import jobs
@@ -73,7 +71,7 @@ class FetchQueue(Queue):
     def dequeue_any(cls, queues: Iterable[Queue], timeout: int | None, *arguments: Any, **named: Any) -> Any:
         """Return the next job and its queue, from a later queue while the first is empty.
 
-        Raises StopRequested without Redis.
+        Raises StopRequested when Redis is away or refuses, which the pool logs.
 
         RQ would ask again. But Redis may have moved a job to the intermediate queue before the connection broke, and
         its order would wait for GRACE. The pool makes the orders there due when a worker ends.
@@ -87,8 +85,10 @@ class FetchQueue(Queue):
                     if found := super().dequeue_any([queue], None, *arguments, **named):
                         return found
             return super().dequeue_any([first], timeout, *arguments, **named)
-        except (LostConnection, NoAnswer) as error:
-            raise StopRequested from error
+        except RedisError as error:
+            if is_unavailable(error):
+                raise StopRequested from error
+            raise
 
 
 class FetchWorker(SimpleWorker):

@@ -33,8 +33,10 @@ from app.errors import (
     UpstreamError,
 )
 from app.ids import guid
+from app.intake.spool import waiting
+from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
-from app.ledger.redis import for_command
+from app.ledger.redis import for_command, translated_errors
 from app.settings import Company, Declared, Settings
 from app.upstream.client import ChannelManager
 
@@ -49,7 +51,7 @@ _LATEST: Final = 50
 """Orders whose partner is compared with NP_PARTNER_ID when its list is empty."""
 
 _REDIS_ADVICE: Final = {
-    "redis": "Start it, or correct REDIS_URL.",
+    "redis": "Then run this again.",
     "writable": "Use a primary and a user with the rights in docs/operations.md. If the AOF fails, look at its disk.",
     "durable": "Set appendonly yes and appendfsync everysec (or always) in its configuration.",
     "schema": "If an upgrade is under way, finish it. If the data is older, use an empty Redis. Nothing was changed.",
@@ -121,11 +123,34 @@ def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:
 
 
 def _of_redis(loaded: Settings) -> Iterator[Finding]:
-    for check in asyncio.run(bootstrap.redis_checks(loaded)):
+    checks = asyncio.run(bootstrap.redis_checks(loaded))
+    for check in checks:
         hint = "" if check.ok else _REDIS_ADVICE.get(check.name, "Fix it: until then /readyz reports the same.")
         yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, hint)
+    if all(check.ok for check in checks if check.name == "redis"):
+        yield from _of_rights(loaded)
+    if loaded.spool_dir is not None and (events := waiting(loaded.spool_dir)):
+        detail = f"{console.many(events, 'event')} wait on this machine for Redis"
+        yield Finding(
+            "redis", "backlog", "todo", detail, "A running `ota-receiver serve` records them when Redis is back."
+        )
     yield from _of_pools(loaded)
     yield from of_address(loaded.redis_url.get_secret_value())
+
+
+def _of_rights(loaded: Settings) -> Iterator[Finding]:
+    """Return whether the Redis user may do what each process does; `writable` is only what web does."""
+    try:
+        with bootstrap.worker_redis(loaded) as redis, translated_errors(redis):
+            missing = rights.missing(redis, *rights.NEEDED)
+    except StoreUnavailable as error:
+        yield Finding("redis", "rights", "todo", str(error), _REDIS_ADVICE["redis"])
+        return
+    if missing:
+        hint = "Give it these rights with ACL SETUSER: docs/operations.md has all that are needed."
+        yield Finding("redis", "rights", "todo", f"the user may not: {missing}", hint)
+    else:
+        yield Finding("redis", "rights", "good", "the user may run every command")
 
 
 def _of_pools(loaded: Settings) -> Iterator[Finding]:

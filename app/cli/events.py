@@ -138,7 +138,7 @@ class Tail:
 
     def _read(self) -> tuple[list[StoredEvent], dict[OrderKey, OrderRecord | None]]:
         """Return new events, and at most each POLL_S the records of the orders that are waited for."""
-        with translated_errors(self.here.settings.redis_url.get_secret_value()):
+        with translated_errors(self.here.redis):
             found = self.here.events.behind(self.last_id, round(POLL_S * 1000))
             if not self.waiting or time.monotonic() < self.next_look:
                 return found, {}

@@ -70,8 +70,11 @@ def _worker(loaded: Settings) -> tuple[bool, str]:
             values: Any = redis.hvals(redis.names.pools)
     except StoreUnavailable as error:
         return False, str(error)
-    ages = [now - pool.at for pool in readable(values) if pool.machine == this_machine()]
-    if not ages:
+    ours = [pool for pool in readable(values) if pool.machine == this_machine()]
+    if not ours:
         return False, "no heartbeat from a worker pool of this machine"
+    ages = [now - pool.at for pool in ours if not pool.is_of_dead_process()]
+    if not ages:
+        return False, "the worker pool of this machine has ended"
     age = max(0, min(ages))
     return age < HEARTBEAT_WITHIN, f"last heartbeat {age / 1000:.0f} s ago"

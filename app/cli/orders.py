@@ -245,7 +245,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
 def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> bool:
     """Return whether the fetch has a new job; raises Stop, which begins with `what`, where Redis cannot take it."""
     try:
-        with translated_errors(here.settings.redis_url.get_secret_value()):
+        with translated_errors(here.redis):
             return here.ledger.request_fetch([key], queue="live", reason=why) == 1
     except StoreUnavailable as error:
         again = f"ota-receiver orders refetch {key.order_id}"

@@ -15,6 +15,7 @@ from app.errors import NotRecorded
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import GROUP, Inbox, Recorded
 from app.intake.spool import Backlog, Spool
+from app.ledger.redis import log_outage
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 8.0
@@ -64,7 +65,14 @@ class Failover:
         return Recorded(0, 0, 0, spooled=len(events))
 
     async def run(self) -> None:
-        """Probe Redis while it is unavailable, and drain the spool while it is there, until cancelled."""
+        """Probe Redis while it is unavailable, and drain the spool while it is there, until cancelled.
+
+        The first probe is at once: a wrong REDIS_URL must not stay unnoticed until the first event.
+        """
+        try:
+            await self._inbox.probe()
+        except Exception as error:
+            self._lost(self._inbox.refusal(error))
         retried = time.monotonic()
         while True:
             try:
@@ -140,4 +148,4 @@ class Failover:
         self._unavailable.set()
         again = time.monotonic() - self._recovered_at < SOON
         self._pause = min(self._pause * 2, LONGEST_PAUSE) if again else FIRST_PAUSE
-        _log.error("redis.unavailable", role="web", error=refusal.cause)
+        log_outage("web", refusal.error, refusal.cause)

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from app.errors import NotRecorded, OtherSchema
 from app.intake.envelope import OrderProcessed
 from app.ledger import policy
-from app.ledger.redis import VERSION, is_other_schema, other_schema, packed, source
+from app.ledger.redis import VERSION, cause, code, is_other_schema, other_schema, packed, source
 from app.ledger.redis import AsyncRedis as Redis
 from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
 
@@ -162,9 +162,7 @@ class Inbox:
             async with asyncio.timeout(ACCEPT_SECONDS):
                 outcomes = await self._group.put(events)
         except Exception as error:
-            other = other_schema(error)
-            reason, cause = ("other_schema", other) if other else ("redis_unavailable", error)
-            raise NotRecorded(reason, type(cause).__name__) from None
+            raise self.refusal(error) from None
         if REFUSED in outcomes:
             # The whole POST is refused, since it has one answer: when it is sent again the others are duplicates.
             raise NotRecorded("record_refused", "ResponseError")
@@ -174,6 +172,12 @@ class Inbox:
             outcomes.count(DUPLICATE),
             erased=outcomes.count(ERASED),
         )
+
+    def refusal(self, error: Exception) -> NotRecorded:
+        """Return why Redis recorded nothing, from an error of the script or of `probe`."""
+        if other := other_schema(error):
+            return NotRecorded("other_schema", type(other).__name__, str(other))
+        return NotRecorded("redis_unavailable", code(error), cause(error, self._redis))
 
     async def probe(self) -> None:
         """Record an event as `accept` does, under keys of its own, and delete it again in the same transaction.

@@ -6,13 +6,15 @@ Only this package, and what opens the clients, knows the exceptions of redis-py.
 from __future__ import annotations
 
 import re
+import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from errno import ECONNRESET, EPIPE, errorcode
 from functools import cache, partial
 from importlib.resources import files
+from socket import gaierror
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import urlsplit
 
 import msgspec
 from redis import Redis as PlainRedis
@@ -20,16 +22,15 @@ from redis.asyncio import Redis as PlainAsyncRedis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    AuthorizationError,
-    ClusterDownError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
+    BusyLoadingError,
+    InvalidResponse,
     RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 
+from app import log
 from app.errors import OldServer, OtherSchema, SettingsError, StoreUnavailable
 from app.ledger.keys import DEFAULT_PREFIX, Keys
 
@@ -37,6 +38,8 @@ WORKER_TIMEOUT: Final = 10.0
 """Seconds. No sender waits for a worker, but a hanging Redis must not hold one for ever."""
 
 _CONNECT_TIMEOUT: Final = 1.0
+
+_log = log.get()
 
 
 @cache
@@ -110,7 +113,16 @@ class Script:
             raise other_schema(error) or error from None
 
 
-_CODE: Final = re.compile("[A-Z]{2,20}")
+SERVER_STATES: Final = frozenset(
+    "OOM READONLY MISCONF NOREPLICAS NOPERM BUSY LOADING MASTERDOWN CLUSTERDOWN".split()  # noqa: SIM905  # as in Lua
+)
+"""Codes of errors that concern all orders: the server refuses, whichever order it is. prelude.lua has the same."""
+
+_STATE: Final = re.compile(rf"\b(?:{'|'.join(sorted(SERVER_STATES))})\b")
+"""Redis 6.2 puts the error of a command into the text of the script's error."""
+
+_NO_DATABASE: Final = "DB index is out of range"
+_CODE: Final = re.compile(r"[A-Z]{3,20}\b")
 _IN_PIPELINE: Final = "of pipeline caused error: "
 """What redis-py puts before the text of the server, after the command with all its arguments."""
 _DENIED: Final = re.compile(r"(?i)no permissions to (?:run the '([\w|-]+)' command|access)")
@@ -138,39 +150,108 @@ def for_command(url: str, prefix: str) -> Iterator[Redis]:
     """
     with readable_url():
         redis = for_worker(url, prefix)
-    with translated_errors(url), redis:
+    with translated_errors(redis), redis:
         refuse_other_schema(redis)
         yield redis
 
 
 @contextmanager
-def translated_errors(url: str) -> Iterator[None]:
-    """Turn redis-py's errors into StoreUnavailable; `url` gives the address that the text names.
+def translated_errors(redis: Redis) -> Iterator[None]:
+    """Turn redis-py's errors into StoreUnavailable.
 
     An OSError is none of them, as redis-py has its own for those of its sockets: it may come from stdout.
     """
     try:
         yield
     except RedisError as error:
-        name = type(error).__name__
-        if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
-            what = f"refuses us ({name}): correct user and password in REDIS_URL"
-        elif isinstance(error, ResponseError):
-            what = f"refuses this ({code(error)}): see `ota-receiver check`"
-        else:
-            what = f"does not answer ({name}): start it, or correct REDIS_URL"
-        raise StoreUnavailable(f"Redis at {address(url)} {what}") from None
+        raise StoreUnavailable(cause(error, redis)) from None
 
 
-def code(error: RedisError) -> str:
+def code(error: BaseException) -> str:
     """Return the error code of the server, such as OOM or NOREPLICAS, else the type; the text may hold data.
 
     NOPERM is followed by the command that the user may not run.
     """
-    if denied := _DENIED.search(str(error)):
-        return f"NOPERM {denied[1] or 'key'}"
-    found = getattr(error, "status_code", None) or str(error).rpartition(_IN_PIPELINE)[2].partition(" ")[0]
+    text = str(error).rpartition(_IN_PIPELINE)[2]
+    if isinstance(error, ResponseError):
+        if denied := _DENIED.search(text):
+            return f"NOPERM {denied[1] or 'key'}"
+        if "EXEC without MULTI" in text:  # redis-py goes on after a refused MULTI
+            return "NOPERM multi"
+        if state := _STATE.search(text):
+            return state[0]
+    found = getattr(error, "status_code", None) or text.partition(" ")[0]
     return found if _CODE.fullmatch(found) else type(error).__name__
+
+
+def cause(error: BaseException, redis: Any) -> str:
+    """Return in one sentence why the Redis of this client failed, and what to do.
+
+    It names host and port, or the path of a socket, and no other part of REDIS_URL; no text of the server.
+    """
+    pool = redis.connection_pool
+    given, is_tls = pool.connection_kwargs, "ssl" in pool.connection_class.__name__.lower()
+    at = given.get("path") or f"{given.get('host', 'localhost')}:{given.get('port', 6379)}"
+    return f"Redis at {at} {_what_failed(error, given, is_tls=is_tls)}"
+
+
+def _what_failed(error: BaseException, given: Mapping[str, Any], *, is_tls: bool) -> str:
+    text, below = str(error), _below(error)
+    if isinstance(error, AuthenticationError):
+        if "must be called with the client already" in text or "Authentication required" in text:
+            return "needs a password: put user and password into REDIS_URL"
+        return "refuses user and password of REDIS_URL: wrong password, or the user is missing or off"
+    if isinstance(error, BusyLoadingError):
+        return "loads its data: wait"
+    if isinstance(error, ResponseError):
+        if _NO_DATABASE in text:
+            return f"has no database {given.get('db')}: correct the number at the end of REDIS_URL"
+        return f"refuses this ({code(error)}): see `ota-receiver check`"
+    if isinstance(error, InvalidResponse):
+        if '"\\x15"' in text:  # the first byte of a TLS alert
+            return "speaks TLS on this port: use rediss:// in REDIS_URL"
+        return "is no Redis: another program answers on this port; correct REDIS_URL"
+    if isinstance(below, ssl.SSLCertVerificationError):
+        verify = "name its CA with ?ssl_ca_certs=FILE at the end of REDIS_URL, or correct the certificate"
+        return f"has a certificate that is not trusted ({below.verify_message}): {verify}"
+    if isinstance(below, ssl.SSLError):
+        return f"fails to speak TLS on this port ({below.reason}): if it has no TLS, use redis:// in REDIS_URL"
+    if isinstance(below, gaierror):
+        return "is unknown: there is no such host name; correct REDIS_URL, or the name server"
+    if isinstance(below, ConnectionRefusedError):
+        return "refuses connections: start it, or correct REDIS_URL"
+    if isinstance(below, FileNotFoundError):
+        missing = "that socket" if "path" in given else "a file that REDIS_URL names"
+        return f"cannot be reached: {missing} is missing"
+    if "max number of clients" in text:
+        return "has no room for another connection: raise maxclients"
+    if isinstance(error, NoAnswer | TimeoutError):
+        no_tls = "; if this port has no TLS, use redis:// in REDIS_URL" if is_tls else ""
+        return f"does not answer in time: it hangs, or a firewall drops the packets{no_tls}"
+    if isinstance(below, OSError) and below.errno not in {None, ECONNRESET, EPIPE}:
+        return f"cannot be reached ({errorcode.get(below.errno, 'unknown error')}): look at the network between us"
+    tls = "" if is_tls else "; if this port needs TLS, use rediss:// in REDIS_URL"
+    return f"closes the connection: it stops or restarts{tls}"
+
+
+def _below(error: BaseException) -> BaseException:
+    """Return the error that redis-py has translated."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # one of them is there
+    return error
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether the server answered and refused; an error of the connection, user or database is none."""
+    return isinstance(error, ResponseError) and _NO_DATABASE not in str(error)
+
+
+def log_outage(role: str, code: str, cause: str) -> None:
+    """Log that this process cannot use Redis: it refuses with a code of the server, or cannot be reached."""
+    if _CODE.match(code):
+        _log.error("redis.refused", role=role, error=code, cause=cause)
+    else:
+        _log.warning("redis.unavailable", role=role, error=code, cause=cause)
 
 
 @contextmanager
@@ -180,15 +261,6 @@ def readable_url() -> Iterator[None]:
         yield
     except ValueError:
         raise SettingsError("REDIS_URL: is not an address of the form redis://, rediss:// or unix://") from None
-
-
-def address(url: str) -> str:
-    """Return host and port, or the path of a socket: what of REDIS_URL may be shown."""
-    try:
-        parts = urlsplit(url)
-        return f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path or "an unknown address"
-    except ValueError:
-        return "an unknown address"
 
 
 VERSION: Final = 2
@@ -221,6 +293,8 @@ _REFUSED: Final = "OTHERSCHEMA "
 
 def other_schema(error: Exception) -> OtherSchema | None:
     """Return the OtherSchema that a script answered with, None for another error."""
+    if isinstance(error, OtherSchema):
+        return error
     text = str(error)
     return OtherSchema(text.removeprefix(_REFUSED), VERSION) if text.startswith(_REFUSED) else None
 
@@ -239,9 +313,6 @@ def is_other_schema(held: bytes | None) -> bool:
 
 PAUSE: Final = 0.5
 """Seconds between two attempts: a failover takes seconds, and a worker has nothing else to do."""
-
-_NOT_NOW: Final = ("READONLY", "MISCONF", "NOREPLICAS", "OOM", "BUSY")
-"""Errors that pass with time, or on another server behind the same address."""
 
 T = TypeVar("T")
 
@@ -266,10 +337,9 @@ def retry_until(redis: Redis, deadline: float, step: Callable[[], T]) -> T:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Return whether Redis is at fault, and not the command."""
+    """Return whether Redis is at fault, which concerns all orders, and not the command, which concerns one."""
     if isinstance(error, ResponseError):
-        known = isinstance(error, ReadOnlyError | OutOfMemoryError | ClusterDownError)
-        return known or any(one in str(error) for one in _NOT_NOW)
+        return code(error).partition(" ")[0] in SERVER_STATES
     return isinstance(error, RedisError)
 
 

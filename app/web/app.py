@@ -210,7 +210,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     if error.status == 503:
         response.headers["retry-after"] = str(RETRY_AFTER)
     if isinstance(error, NotRecorded):
-        _log.error("intake.unavailable", error=error.cause)
+        _log.error("intake.unavailable", error=error.error, cause=error.cause or None)
     elif error.status == 415:
         response.headers["accept-encoding"] = "gzip"
     elif error.status in {408, 413, 503}:

@@ -11,6 +11,8 @@ import pytest
 
 from app.cli.check import of_address
 from app.dev.sandbox.process import Sandbox
+from app.intake.envelope import OrderProcessed
+from app.intake.spool import NAME, SpoolFile
 from tests.command import Ended
 from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, PARTNER, VENUE, Lab, order
 
@@ -205,6 +207,43 @@ def test_what_does_not_answer_is_one_finding(lab: Lab, changed: dict[str, str], 
 
     assert (ended.code, problems(ended)) == (1, found)
     assert "good" in {one["level"] for one in ended.objects if (one["about"], one["what"]) not in found}
+
+
+@pytest.mark.parametrize(
+    ("denied", "detail"),
+    [
+        ("-blmove -lrange -xread", "lrange (web and workers); blmove (workers); xread (commands)"),
+        ("-expire", "expire (workers)"),
+        ("-multi", "multi (web and workers)"),
+    ],
+)
+def test_what_the_redis_user_may_not_do_is_one_finding(lab: Lab, denied: str, detail: str) -> None:
+    """Web needs few commands; workers die without the others."""
+    client: Any = lab.redis
+    client.execute_command("ACL", "SETUSER", "few", "reset", "on", ">x", "~*", "+@all", *denied.split())
+    try:
+        ended = lab.run_command("check", "--json", REDIS_URL=f"redis://few:x@{lab.url.partition('@')[2]}")
+    finally:
+        lab.redis.acl_deluser("few")
+
+    (found,) = [one for one in ended.objects if one["what"] == "rights"]
+    assert (ended.code, found["level"], found["detail"]) == (1, "todo", f"the user may not: {detail}")
+    assert (("redis", "writable") in problems(ended)) == (denied == "-multi")
+
+
+def test_events_that_wait_on_this_machine_are_shown_without_redis(lab: Lab) -> None:
+    folder = lab.folder / "spool"
+    folder.mkdir(mode=0o700)
+    file = SpoolFile(folder / NAME)
+    away = {"REDIS_URL": "redis://127.0.0.1:1/0", "SPOOL_DIR": str(folder)}
+    assert problems(lab.run_command("check", "--json", **away)) == [("redis", "redis")]
+    file.put([OrderProcessed(VENUE, order(1).order_id, "Issued", "", "", "current")] * 3)
+    file.close()
+
+    ended = lab.run_command("check", "--json", **away)
+
+    assert problems(ended) == [("redis", "redis"), ("redis", "backlog")]
+    assert "3 events wait on this machine" in ended.out
 
 
 def test_a_redis_without_durability_is_found(lab: Lab) -> None:

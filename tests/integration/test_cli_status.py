@@ -20,13 +20,11 @@ from tests.lab import API_KEY, KEYS, MUSEUM, VENUE, Lab, configuration, order
 from tests.lab_upstream import Upstream, says
 
 
-def beat(lab: Lab, *, ago_ms: int = 0, machine: str = "") -> None:
-    """Write what a pool of this machine, or of another, writes each second."""
+def beat(lab: Lab, name: str = "pool", *, ago_ms: int = 0, **changed: Any) -> None:
+    """Write what a pool of this machine writes each second, or with `changed` fields another pool."""
     workers, at = ("h-1-live-0", "h-1-live-1", "h-1-backfill-0"), lab.now - ago_ms
     heartbeat = Heartbeat.of_this_process(workers, at, at, configuration())
-    if machine:
-        heartbeat = msgspec.structs.replace(heartbeat, machine=machine)
-    lab.redis.hset(KEYS.pools, "pool", msgspec.json.encode(heartbeat))
+    lab.redis.hset(KEYS.pools, name, msgspec.json.encode(msgspec.structs.replace(heartbeat, **changed)))
 
 
 def status(lab: Lab, code: int) -> Any:
@@ -167,6 +165,17 @@ def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(lab: Lab, free_port: int
 
     beat(lab, ago_ms=age * 1000, machine="another-boot-another-namespace")
     assert lab.run_command("health", "--role", "worker").code == 1
+
+
+@pytest.mark.parametrize("changed", [{"pid": 2**22 + 1}, {"started": "12"}], ids=["ended", "its pid is used again"])
+def test_a_pool_that_was_killed_is_not_healthy_though_its_heartbeat_is_fresh(lab: Lab, changed: dict[str, Any]) -> None:
+    """Its successor is."""
+    beat(lab, "killed", **changed)
+    ended = lab.run_command("health", "--role", "worker")
+    assert (ended.code, "has ended" in ended.out) == (1, True)
+
+    beat(lab, "successor")
+    assert lab.run_command("health", "--role", "worker").code == 0
 
 
 def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab, upstream: Upstream) -> None:

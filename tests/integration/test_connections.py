@@ -29,6 +29,7 @@ from tests.eventually import eventually
 from tests.lab import Lab
 from tests.service import (
     HOOK,
+    SELF_SIGNED,
     SERVE,
     Web,
     good,
@@ -335,10 +336,6 @@ error_log {folder}/errors;
 events {{}}
 http {{ {temporary} {server} }}
 """
-SELF_SIGNED = (
-    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out all.pem"
-)
 
 
 @contextmanager

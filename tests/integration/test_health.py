@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
+import socket
+import ssl
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app import bootstrap
 from app.dev.processes import Process
 from app.dev.valkey import Valkey, start
+from app.errors import StoreUnavailable
 from app.health import Check, Health
 from app.intake.recorder import Inbox
 from app.ledger import redis as redis_module
 from app.ledger.keys import DEFAULT_PREFIX
-from app.ledger.redis import Redis, old_server
+from app.ledger.redis import SERVER_STATES, Redis, code, for_command, is_unavailable, old_server, source
+from app.ledger.rights import NEEDED, acl_name, missing
 from tests.eventually import eventually
-from tests.service import settings_of_one_company
+from tests.lab_upstream import Upstream
+from tests.service import SELF_SIGNED, serving, settings_of_one_company
 
+PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 OF_THE_FUTURE = """
 from app.cli.main import main
 from app.ledger import redis
@@ -105,6 +117,8 @@ def test_a_replica_is_not_ready(server: Valkey, client: Redis) -> None:
         (["+@all", "-@stream"], ["*"], ("not ready", False, "NOPERM xadd")),
         (["+@all", "-hset"], ["*"], ("not ready", False, "NOPERM hset")),
         (["+@all", "-evalsha"], ["*"], ("not ready", False, "NOPERM evalsha")),
+        (["+@all", "-multi"], ["*"], ("not ready", False, "NOPERM multi")),
+        (["+@all", "-exec"], ["*"], ("not ready", False, "NOPERM exec")),
         (["+@all"], ["ota:*"], ("not ready", False, "NOPERM key")),
         (["+@all"], ["ota:*", "rq:queue*"], ("not ready", False, "NOPERM")),
         (["+@all"], ["ota:*", "rq:*"], ("ready", True, "appendonly")),
@@ -128,22 +142,138 @@ def test_a_user_is_judged_by_what_it_may_record(
     assert expected[2] in details
 
 
-def test_readiness_leaves_nothing_behind(server: Valkey, client: Redis) -> None:
+def missing_rights(server: Valkey, client: Any, *rules: str, needs: Sequence[str] = tuple(NEEDED)) -> str:
+    """Return what a user with these rules lacks."""
+    client.execute_command("ACL", "SETUSER", "other", "reset", "on", ">x", *rules)
+    with Redis.from_url(f"redis://other:x@127.0.0.1:{server.port}/0") as other:
+        return missing(other, *needs)
+
+
+def test_each_command_that_a_user_may_not_run_is_named_with_who_needs_it(server: Valkey, client: Redis) -> None:
+    for who, commands in NEEDED.items():
+        for one in map(acl_name, commands):
+            assert missing_rights(server, client, "~*", "+@all", f"-{one}") == f"{one} ({who})"
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("~* +@all", ""),
+        ("~* +@all -info -config -client", ""),
+        (re.findall(r"^ACL SETUSER ota on >PASSWORD (.+)$", PAGE.read_text(), re.MULTILINE)[0], ""),
+        (
+            "~* +@all -blmove -hgetall -lrange -xread",
+            "lrange, hgetall (web and workers); blmove (workers); xread (comm",
+        ),
+        ("~ota:* +@all", "keys rq:* (web and workers)"),
+        ("~ota:* ~rq:* -@all", "multi, exec (web and workers); watch (workers)"),
+        ("~rq:* +@all", "keys ota:* (web and workers)"),
+        ("~ota:* ~rq:queue* ~rq:job:* +@all", "keys rq:workers*, keys rq:worker:*, keys rq:wip:*"),
+        ("~ota:* %R~rq:* +@all", "keys rq:* (web and workers)"),
+    ],
+)
+def test_the_rights_that_a_user_lacks_are_one_phrase(server: Valkey, client: Redis, rules: str, expected: str) -> None:
+    """Where MULTI itself is refused, the others cannot be tried without doing them."""
+    found = missing_rights(server, client, *rules.split())
+
+    assert found.startswith(expected) if expected else not found
+
+
+def test_readiness_and_the_check_of_the_rights_leave_nothing_behind(server: Valkey, client: Redis) -> None:
     client.flushdb()
 
-    assert (checks(server.url)[0], client.keys("*")) == ("ready", [])
+    assert (checks(server.url)[0], missing_rights(server, client, "~*", "+@all")) == ("ready", "")
+    assert client.keys("*") == []
 
 
-def test_a_wrong_password_is_not_ready_and_not_shown(server: Valkey, client: Redis) -> None:
-    state, found = checks(f"redis://:canary@127.0.0.1:{server.port}/0")
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A port that speaks TLS only."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(SELF_SIGNED.split(), cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "all.pem", folder / "key.pem")
 
-    assert (state, set(found)) == ("not ready", {"redis"})
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as shown:
+                shown.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+WRONG: Final = {
+    "wrong password": ("redis://:canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
+    "an @ in it": ("redis://:12@canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
+    "no such user": ("redis://missing:canary@127.0.0.1:{port}/0", "wrong password, or the user is missing or off"),
+    "no password": ("redis://127.0.0.1:{port}/0", "needs a password"),
+    "host": ("redis://:canary@no-such-host.invalid:6379/0", "no-such-host.invalid:6379 is unknown"),
+    "port": ("redis://:canary@127.0.0.1:1/0", "Redis at 127.0.0.1:1 refuses connections"),
+    "TLS on a plain port": ("rediss://:canary@127.0.0.1:{port}/0", "if this port has no TLS, use redis://"),
+    "no TLS on its port": ("redis://:canary@127.0.0.1:{tls}/0", "if this port needs TLS, use rediss://"),
+    "CA": ("rediss://:canary@127.0.0.1:{tls}/0", "not trusted (self-signed certificate): name its CA"),
+    "no CA file": ("rediss://:canary@127.0.0.1:{tls}/0?ssl_ca_certs=/none", "a file that REDIS_URL names is missing"),
+    "database": ("redis://:{password}@127.0.0.1:{port}/99", "has no database 99"),
+    "socket": ("unix://:canary@/none.sock", "Redis at /none.sock cannot be reached: that socket is missing"),
+    "no Redis": ("redis://:canary@127.0.0.1:{http}/0", "is no Redis: another program answers"),
+}
+"""What is wrong with REDIS_URL -> the address, and what every process says."""
+
+
+@pytest.fixture
+def wrong_url(request: pytest.FixtureRequest, server: Valkey, tls: int, upstream: Upstream) -> str:
+    password = server.url.split(":")[2].partition("@")[0]
+    url = WRONG[request.param][0]
+    return url.format(port=server.port, tls=tls, password=password, http=upstream.port)
+
+
+@pytest.mark.parametrize(
+    ("wrong_url", "sentence"), [(one, text) for one, (_, text) in WRONG.items()], indirect=["wrong_url"]
+)
+def test_what_is_wrong_with_the_address_is_one_sentence_everywhere(wrong_url: str, sentence: str) -> None:
+    """Readiness, `check` and the other commands say the same, without the password."""
+    state, found = checks(wrong_url)
+    with pytest.raises(StoreUnavailable) as refused, for_command(wrong_url, DEFAULT_PREFIX):
+        pass
+
+    assert (state, set(found), found["redis"].detail) == ("not ready", {"redis"}, str(refused.value))
+    assert sentence in found["redis"].detail
     assert "canary" not in found["redis"].detail
+
+
+@pytest.mark.parametrize("wrong_url", ["wrong password", "port", "CA"], indirect=True)
+def test_web_and_the_pool_start_and_log_the_cause_once(wrong_url: str, request: Any, tmp_path: Path) -> None:
+    sentence = WRONG[request.node.callspec.params["wrong_url"]][1]
+    env = settings_of_one_company(wrong_url)
+
+    def lines(text: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, text.splitlines()) if "cause" in line]
+
+    with Process.start(
+        [sys.executable, "-m", "app.cli", "worker"], env=os.environ | env, log=tmp_path / "pool.log"
+    ) as pool:
+        for spool in ({}, {"SPOOL_DIR": str(tmp_path / "spool")}):
+            with serving(tmp_path, env | spool) as web:
+                (line,) = eventually(lambda: lines(web.process.output), what="web says it")
+                assert (sentence in line["cause"], line["role"]) == (True, "web")
+        pool.wait_for_line('"cause"', 10)
+    (line,) = lines(pool.output)
+    assert (sentence in line["cause"], line["role"]) == (True, "worker")
+    assert "canary" not in pool.output + (tmp_path / "web.log").read_text()
 
 
 @pytest.mark.parametrize(
     ("fault", "detail"),
-    [(Valkey.pause, "no answer (TimeoutError)"), (Valkey.kill, "no answer (ConnectionError)")],
+    [(Valkey.pause, "does not answer in time"), (Valkey.kill, "refuses connections")],
     ids=["frozen", "killed"],
 )
 def test_a_server_that_does_not_answer_is_not_ready_in_time(own_valkey: Valkey, fault: Any, detail: str) -> None:
@@ -152,7 +282,7 @@ def test_a_server_that_does_not_answer_is_not_ready_in_time(own_valkey: Valkey, 
 
     state, found = checks(own_valkey.url)
 
-    assert (state, set(found), found["redis"].detail) == ("not ready", {"redis"}, detail)
+    assert (state, set(found), detail in found["redis"].detail) == ("not ready", {"redis"}, True)
     assert time.monotonic() - started < 2.5
 
 
@@ -170,6 +300,32 @@ def test_a_server_with_a_full_disk_is_not_ready(own_valkey: Valkey) -> None:
         state, found = checks(own_valkey.url)
 
     assert (state, failed(found)) == ("not ready", {"writable"})
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "is_everybodys"),
+    [
+        # As Redis 6.2 has it, which puts the error of a command into that of the script.
+        (ResponseError("Error running script (call to f_1): @user_script:9: -OOM command not allowed"), "OOM", True),
+        (ResponseError("@user_script: 9: Write when NOREPLICAS Not enough good replicas"), "NOREPLICAS", True),
+        (NoPermissionError("this user has no permissions to access one of the keys used"), "NOPERM key", True),
+        (ResponseError("EXEC without MULTI"), "NOPERM multi", True),
+        (BusyLoadingError("Redis is loading the dataset", status_code="LOADING"), "LOADING", True),
+        (RedisConnectionError("Connection refused"), "ConnectionError", True),
+        (ResponseError("WRONGTYPE Operation against a key"), "WRONGTYPE", False),
+        (ResponseError("Command # 1 (SET OOM READONLY) of pipeline caused error: WRONGTYPE of"), "WRONGTYPE", False),
+        (ResponseError("BUSYGROUP name already exists"), "BUSYGROUP", False),
+    ],
+)
+def test_an_error_is_everybodys_by_its_code_and_else_that_of_one_step(
+    error: RedisError, found: str, is_everybodys: bool
+) -> None:
+    assert (code(error), is_unavailable(error)) == (found, is_everybodys)
+
+
+def test_scripts_and_python_know_the_same_codes() -> None:
+    (listed,) = re.findall(r"server_errors = {(.*?)}", source("accept"), re.DOTALL)
+    assert set(re.findall("[A-Z]+", listed)) == SERVER_STATES
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -223,28 +224,31 @@ def interrupt(part: object, step: str, fault: Fault) -> None:
 
 
 @pytest.fixture
-def read_only(own_valkey: Valkey) -> Iterator[Fault]:
-    """Redis refuses writes for a while."""
+def refusing(own_valkey: Valkey) -> Iterator[Callable[[str, str], Fault]]:
+    """Makes a fault that begins with one command and ends a while later with another."""
     timers: list[threading.Timer] = []
 
-    def replicate(*master: str) -> None:
+    def run(command: str) -> None:
         with Redis.from_url(own_valkey.url) as client:
-            client.execute_command("REPLICAOF", *master)
+            client.execute_command(*command.split())
 
-    def refuse_writes() -> None:
-        replicate("127.0.0.1", "1")
-        timers.append(threading.Timer(UNAVAILABLE, replicate, ("NO", "ONE")))
+    def refuse(begin: str, end: str) -> None:
+        run(begin)
+        timers.append(threading.Timer(UNAVAILABLE, run, (end,)))
         timers[0].start()
 
-    yield Fault(own_valkey.url, refuse_writes)
+    yield lambda begin, end: Fault(own_valkey.url, partial(refuse, begin, end))
     for timer in timers:
         timer.join()
+
+
+READ_ONLY: Final = ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE")
 
 
 @pytest.fixture(params=["killed", "read-only", "answer lost"])
 def fault(request: pytest.FixtureRequest) -> Fault:
     if request.param == "read-only":
-        found: Fault = request.getfixturevalue("read_only")
+        found: Fault = request.getfixturevalue("refusing")(*READ_ONLY)
         return found
     if request.param == "answer lost":
         return Fault(request.getfixturevalue("redis_url"), error=AnswerLost())
@@ -302,9 +306,20 @@ def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sand
         assert (lab.field("deferrals", order), lab.field("lease", order), lab.pending()) == ("1", None, 1)
 
 
-def test_redis_unavailable_before_the_getorder_uses_no_attempt(sandbox: Sandbox, read_only: Fault) -> None:
-    with worker_lab(read_only.url, sandbox) as lab:
-        interrupt(lab.limiter, "permit", read_only)
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        READ_ONLY,
+        ("ACL SETUSER default -zadd", "ACL SETUSER default +zadd"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    ],
+)
+def test_redis_unavailable_before_the_getorder_uses_no_attempt(
+    sandbox: Sandbox, refusing: Callable[[str, str], Fault], begin: str, end: str
+) -> None:
+    fault = refusing(begin, end)
+    with worker_lab(fault.url, sandbox) as lab:
+        interrupt(lab.limiter, "permit", fault)
         (order,) = lab.issue()
 
         lab.work()

@@ -112,7 +112,7 @@ def test_every_test_that_faults_names_exists() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
-def test_every_link_leads_to_a_file_and_section(page: str) -> None:
+def test_every_link_leads_to_a_file_and_section_and_every_test_exists(page: str) -> None:
     here = ROOT / page
     dead = []
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
@@ -122,6 +122,8 @@ def test_every_link_leads_to_a_file_and_section(page: str) -> None:
             continue
         if not path.exists() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
             dead.append(target)
+    tests = re.findall(r"(?:unit|integration|acceptance)/test_\w+\.py", PAGES[page])
+    dead += [name for name in tests if not (ROOT / "tests" / name).exists()]
 
     assert dead == []
 

@@ -241,7 +241,10 @@ WRONG = {
         *("ftp://127.0.0.1", "api.npretail.app", "https://", "https://host/?key=1", "https://[canary]"),
         "https://host:99999",
     ),
-    "REDIS_URL": ("127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999"),
+    "REDIS_URL": (
+        *("127.0.0.1:6379", "http://127.0.0.1", "redis://:can/ary@host", "redis://h:99999", "redis://h/canary"),
+        *("redis://canary:12/3@host", "redis://:12?canary@host", "redis://:1#canary@host", "unix://:can/ary@/socket"),
+    ),
     "WEBHOOK_PATH": ("/", "//host/path", "hook", "/a?b", "/healthz", "/readyz/", "/metrics"),
     "RECONCILE_EVERY": ("15 minutes", "-1", "1.5h", "h", "59"),
 }

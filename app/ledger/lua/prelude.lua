@@ -27,7 +27,8 @@ end
 
 -- One broken key must not stop the work on all other orders: what fails in `work` belongs to its order. An error of
 -- the server's state concerns all orders, and ends the script. Returns whether it worked, and what it returned.
-local server_errors = {OOM = 1, READONLY = 1, MISCONF = 1, NOREPLICAS = 1, NOPERM = 1, BUSY = 1, LOADING = 1, MASTERDOWN = 1}
+local server_errors = {OOM = 1, READONLY = 1, MISCONF = 1, NOREPLICAS = 1, NOPERM = 1, BUSY = 1, LOADING = 1, MASTERDOWN = 1,
+  CLUSTERDOWN = 1}
 local function isolate(work, ...)
   local worked, result = pcall(work, ...)
   if not worked then
