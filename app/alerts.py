@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 
-from app.ledger import keys
+from app.deployment import differences
 from app.ledger.policy import DAY, MINUTE, SECOND
-from app.settings import Company
+from app.ledger.redis import Redis
 from app.snapshot import AlertState, CompanySnapshot, Snapshot
 
 EVERY: Final = MINUTE
@@ -81,6 +80,9 @@ RULES: Final[dict[str, Rule]] = {
     "missed_events": Rule(keep_firing=60 * MINUTE),
     "sink_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
     "pool_silent": Rule(),
+    # Longer than the restart of all pools, one after the other, with a new configuration.
+    "pools_differ": Rule(hold=10 * MINUTE),
+    "undeclared": Rule(hold=MINUTE),
     "silence": Rule(repeat=60 * MINUTE),
 }
 """Every alert of the log; docs/operations.md has a section on each."""
@@ -123,37 +125,46 @@ class AlertStore:
 
     def acquire_turn(self) -> bool:
         """Return whether this pool evaluates now; if it dies meanwhile, another one does a minute later."""
-        return bool(self._redis.set(keys.ALERTS_TURN, 1, nx=True, px=EVERY - SECOND))
+        return bool(self._redis.set(self._redis.names.alerts_turn, 1, nx=True, px=EVERY - SECOND))
 
     def hours(self, company_id: str, now: int) -> Hours:
         """Return the new events of each hour; deletes hours older than HOURS_KEPT."""
-        saved: Any = self._redis.hgetall(keys.event_rate(company_id))
+        saved: Any = self._redis.hgetall(self._redis.names.event_rate(company_id))
         counts = ((field.partition(b":"), int(value)) for field, value in saved.items())
         found = {int(hour): count for (kind, _, hour), count in counts if kind == b"hour"}
         if old := [hour for hour in found if hour < now // HOUR - HOURS_KEPT]:
-            self._redis.hdel(keys.event_rate(company_id), *(f"hour:{hour}" for hour in old))
+            self._redis.hdel(self._redis.names.event_rate(company_id), *(f"hour:{hour}" for hour in old))
         return {hour: count for hour, count in found.items() if hour not in old}
 
     def save(self, states: Mapping[Key, AlertState]) -> None:
         """Replace all saved states by these."""
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.ALERTS)
+            pipe.delete(self._redis.names.alerts)
             if states:
-                pipe.hset(keys.ALERTS, mapping={"|".join(key): msgspec.json.encode(one) for key, one in states.items()})
+                pipe.hset(
+                    self._redis.names.alerts,
+                    mapping={"|".join(key): msgspec.json.encode(one) for key, one in states.items()},
+                )
             pipe.execute()
 
 
-def conditions(snapshot: Snapshot, companies: Iterable[Company], hours: Mapping[str, Hours]) -> list[Condition]:
+def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition]:
     """Return every condition, true or not: an alert resolves when its condition is false. `hours`: by company id."""
-    found = [one for company in companies for one in _of_company(snapshot, company, hours[company.np_company_id])]
-    for name, sink in snapshot.sinks.items():
+    found = [one for company_id in snapshot.companies for one in _of_company(snapshot, company_id, hours[company_id])]
+    for name, of_sink in snapshot.sinks.items():
         total = snapshot.total("deliveries_dead_lettered", name)
-        found.append(Condition(name="sink_failing", sink=name, is_true=sink.failing > 0, figure=sink.failing))
+        failing = of_sink.failing
+        found.append(Condition(name="sink_failing", sink=name, is_true=failing > 0, figure=failing))
         found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
     invalid = snapshot.total("invalid", "bad_order_id")
     found.append(Condition(name="invalid_items", count=invalid, figure=invalid))
     oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
     found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=oldest // 1000))
+    differing = len(differences(snapshot.running_pools()))
+    found.append(Condition(name="pools_differ", is_true=differing > 0, figure=differing))
+    for (company, name), waiting in snapshot.undeclared().items():
+        figure = waiting // 1000 if company else waiting
+        found.append(Condition(name="undeclared", company=company, sink=name, is_true=True, figure=figure))
     return found
 
 
@@ -162,7 +173,7 @@ def evaluate(
 ) -> tuple[dict[Key, AlertState], list[Change]]:
     """Return the new states and what is to be logged.
 
-    An alert without a condition is resolved: the settings no longer name its company or sink.
+    An alert without a condition is resolved: its company or sink no longer belongs to the deployment.
     """
     after: dict[Key, AlertState] = {}
     changes: list[Change] = []
@@ -222,9 +233,9 @@ def _between(hours: Hours, start: int, end: int) -> float:
     return total
 
 
-def _of_company(snapshot: Snapshot, company: Company, hours: Hours) -> Iterator[Condition]:
-    company_id, slug, now = company.np_company_id, company.slug, snapshot.now
-    found = snapshot.companies[company_id]
+def _of_company(snapshot: Snapshot, company_id: str, hours: Hours) -> Iterator[Condition]:
+    found, now = snapshot.companies[company_id], snapshot.now
+    slug = found.slug
     age = found.oldest_pending_ms
     yield Condition(name="fetch_late", company=slug, is_true=age > LATE, figure=age // 1000)
     yield Condition(name="breaker_open", company=slug, is_true=snapshot.breaker_is_open(company_id))

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
+from redis.client import Pipeline
 
-from app.ledger import keys
-from app.ledger.redis import stream_pages
+from app.ledger.keys import Keys
+from app.ledger.redis import Redis, stream_pages
 from app.times import from_ms
 
 LONGEST_TEXT: Final = 200
@@ -32,16 +32,16 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     orders: int
 
 
-def append(redis: Redis, *entries: AuditEntry) -> None:
+def append(redis: Redis | Pipeline, names: Keys, *entries: AuditEntry) -> None:
     """Add entries; before the action, since it may be interrupted. `redis` may be the pipeline of a transaction."""
     for entry in entries:
         fields: Any = msgspec.to_builtins(entry)
-        redis.xadd(keys.AUDIT, fields)
+        redis.xadd(names.audit, fields)
 
 
 def newest_first(redis: Redis) -> Iterator[tuple[datetime, AuditEntry]]:
     """Return the entries of the last EVENT_DAYS, each with its time."""
-    for page in stream_pages(redis, keys.AUDIT, newest_first=True):
+    for page in stream_pages(redis, redis.names.audit, newest_first=True):
         for entry_id, fields in page:
             texts = {name.decode(): value.decode() for name, value in fields.items()}
             at = from_ms(int(entry_id.partition(b"-")[0]))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
 
 from app import log
+from app.deployment import Deployment, refuse_other
 from app.health import Check, Health
+from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
 from app.intake.recorder import Inbox
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Limits, RateLimiter
-from app.ledger.redis import WORKER_TIMEOUT, for_worker, log_outage
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
+from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
 from app.settings import Company, Settings
@@ -33,14 +34,15 @@ WEB_TIMEOUT = 1.0
 """Seconds; a sender waits for the answer."""
 
 
-def for_web(url: str) -> AsyncRedis:
+def for_web(url: str, prefix: str) -> AsyncRedis:
     """Return the client of the web process; one try, then the caller decides."""
-    return AsyncRedis.from_url(url, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT)
+    return client_of(AsyncRedis, url, prefix, socket_timeout=WEB_TIMEOUT, socket_connect_timeout=WEB_TIMEOUT)
 
 
-def for_rq(url: str) -> Redis:
+def for_rq(settings: Settings) -> Redis:
     """Return the client that RQ's worker blocks on. RQ sets its socket_timeout, so it is not shared."""
-    return Redis.from_url(url, socket_connect_timeout=WORKER_TIMEOUT)
+    url = settings.redis_url.get_secret_value()
+    return client_of(Redis, url, settings.key_prefix, socket_connect_timeout=WORKER_TIMEOUT)
 
 
 def web_app(settings: Settings) -> ASGIApp:
@@ -54,7 +56,7 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.intake.spool import Spool
     from app.web.app import Probes, Webhook, application
 
-    redis = for_web(settings.redis_url.get_secret_value())
+    redis = for_web(settings.redis_url.get_secret_value(), settings.key_prefix)
     inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
@@ -75,8 +77,8 @@ def web_app(settings: Settings) -> ASGIApp:
                 await spool.close()
             await redis.aclose()
 
-    reader = SnapshotReader(settings.companies, settings.sinks)
-    metrics = Metrics(redis, reader, spool.state if spool else None, settings.reconcile_every)
+    reader = SnapshotReader(settings.companies)
+    metrics = Metrics(redis, reader, settings.companies, spool.state if spool else None, settings.reconcile_every)
     ops_token = settings.ops_token.get_secret_value() if settings.ops_token else None
     intake = Intake(Authenticator(settings.companies), failover or inbox, counters.count, settings.max_items)
     return application(
@@ -109,18 +111,35 @@ def configure_cli_log() -> None:
 
 async def redis_checks(settings: Settings) -> list[Check]:
     """Return what the web process would find of its Redis."""
-    async with for_web(settings.redis_url.get_secret_value()) as redis:
+    async with for_web(settings.redis_url.get_secret_value(), settings.key_prefix) as redis:
         inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
         return await Health(inbox.probe, redis).checks()
 
 
 def worker_redis(settings: Settings) -> Redis:
-    return for_worker(settings.redis_url.get_secret_value())
+    return for_worker(settings.redis_url.get_secret_value(), settings.key_prefix)
 
 
-def ledger(settings: Settings, redis: Redis) -> Ledger:
-    lease = _fetch_lease(settings)
-    return Ledger(redis, order_days=settings.order_days, fetch_lease=lease, sinks=settings.sinks)
+def configuration(settings: Settings) -> Configuration:
+    """Return what a pool with these settings declares."""
+    companies = {
+        one.np_company_id: DeclaredCompany(one.slug, one.path, breaker_id(one.np_api_key.get_secret_value(), one.path))
+        for one in settings.companies
+    }
+    return Configuration(companies, settings.sinks, f"{settings.np_base_url} {settings.np_api_version}")
+
+
+def refuse_other_deployment(settings: Settings) -> None:
+    """Raise OtherDeployment if a pool of another deployment uses this Redis; web starts without an answer of Redis."""
+    url = settings.redis_url.get_secret_value()
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT}
+    with suppress(RedisError), client_of(Redis, url, settings.key_prefix, **timeouts) as redis:
+        refuse_other(configuration(settings), Deployment(redis).running())
+
+
+def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledger:
+    """Return the ledger; `sinks`: those that a process of the pool declares."""
+    return Ledger(redis, order_days=settings.order_days, fetch_lease=_fetch_lease(settings), sinks=sinks)
 
 
 def rate_limiter(settings: Settings, company: Company, redis: Redis, route: str = "") -> RateLimiter:

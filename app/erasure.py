@@ -15,17 +15,16 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
 
 from app import audit
 from app.audit import AuditEntry
 from app.errors import UnreadableAnswer
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import DeliveryEnded
 from app.ledger.orders import CONTENTS_A_CALL, Archive, get_content, read_each, read_fields
 from app.ledger.record import OrderRecord
-from app.ledger.redis import Script, oldest_first, stream_pages
+from app.ledger.redis import Redis, Script, oldest_first, stream_pages
 from app.times import from_ms, to_ms
 from app.upstream.models import parse_order
 
@@ -84,7 +83,7 @@ class Erasure:
 
     def traces(self, order: OrderKey) -> Traces | None:
         """Return what is stored of an order, None without a record."""
-        stored: Any = self._redis.hget(keys.record(order), "stored_token")
+        stored: Any = self._redis.hget(self._redis.names.record(order), "stored_token")
         record = self._archive.record(order)
         if record is None:
             return None
@@ -113,23 +112,23 @@ class Erasure:
         """
         wanted = _normal(address)
         found: dict[OrderKey, None] = {}
-        for page in oldest_first(self._redis, keys.ORDERS) if wanted else ():
+        for page in oldest_first(self._redis, self._redis.names.orders) if wanted else ():
             orders = [OrderKey.of(member) for member, _ in page]
             asked = [one for one in orders if company_id in (None, one.company_id)]
-            held = read_each(self._redis, asked, get_content, at_once=CONTENTS_A_CALL)
+            held = read_each(self._redis, asked, get_content(self._redis.names), at_once=CONTENTS_A_CALL)
             found |= {order: None for order, (packed,) in zip(asked, held, strict=True) if wanted in _addresses(packed)}
             step(len(page))
         return list(found)
 
     def unfinished(self) -> list[OrderKey]:
         """Return the orders of a run that died before it was finished."""
-        found: Any = self._redis.zrange(keys.ERASING, 0, -1)
+        found: Any = self._redis.zrange(self._redis.names.erasing, 0, -1)
         return [OrderKey.of(member.decode()) for member in found]
 
     def note(self, orders: Sequence[OrderKey], who: str, why: str) -> None:
         """Write to the audit who erases these orders, and why."""
         entries = (AuditEntry(what=ACTION, who=who, why=why, selected=order.member, orders=1) for order in orders)
-        audit.append(self._redis, *entries)
+        audit.append(self._redis, self._redis.names, *entries)
 
     def forget_texts(self, words: Collection[str]) -> int:
         """Delete audit entries that have one of the words, and who and why of such replays; return how many.
@@ -143,17 +142,17 @@ class Erasure:
 
         entries = [
             entry_id
-            for page in stream_pages(self._redis, keys.AUDIT)
+            for page in stream_pages(self._redis, self._redis.names.audit)
             for entry_id, fields in page
             if fields.get(b"what") != ACTION.encode()
             if has_word(fields.get(b"who"), fields.get(b"why"), fields.get(b"selected"))
         ]
         redis: Any = self._redis
-        plans = [keys.replay(plan.decode()) for plan in redis.zrange(keys.REPLAYS, 0, -1)]
+        plans = [self._redis.names.replay(plan.decode()) for plan in redis.zrange(self._redis.names.replays, 0, -1)]
         plans = [plan for plan in plans if has_word(*redis.hmget(plan, "who", "why"))]
         with self._redis.pipeline(transaction=False) as pipe:
             for entry in entries:
-                pipe.xdel(keys.AUDIT, entry)
+                pipe.xdel(self._redis.names.audit, entry)
             for plan in plans:
                 pipe.hset(plan, mapping={"who": "", "why": ""})
             pipe.execute()
@@ -162,7 +161,7 @@ class Erasure:
     def finish(self, orders: Sequence[OrderKey]) -> None:
         """Record that nothing of these orders is left."""
         if orders:
-            self._redis.zrem(keys.ERASING, *(order.member for order in orders))
+            self._redis.zrem(self._redis.names.erasing, *(order.member for order in orders))
 
     def erase(self, traces: Traces) -> datetime | None:
         """Replace the order by a tombstone; return when it was first erased.
@@ -174,7 +173,7 @@ class Erasure:
         outcome, at = self._erase(
             order=order.member,
             stored_token=traces.stored_token,
-            references=[keys.reference(one) for one in traces.references],
+            references=[self._redis.names.reference(one) for one in traces.references],
             keep=self._keep,
         )
         if outcome == b"unknown":
@@ -184,7 +183,7 @@ class Erasure:
     def forget_events(self, found: Iterable[Traces], step: Step) -> int:
         """Delete the events of these orders; return how many. `step` gets the size of each page."""
         traces = [one for one in found if one.first is not None]
-        newest: Any = self._redis.xrevrange(keys.EVENTS, count=1)
+        newest: Any = self._redis.xrevrange(self._redis.names.events, count=1)
         if not traces or not newest:
             return 0
         # No event of an order is older than its record: both times are of Redis.

@@ -30,6 +30,14 @@ class OtherSchema(StoreUnavailable):
         super().__init__(text)
 
 
+class OtherDeployment(ReceiverError):
+    """The running pool `pool` of another deployment uses this Redis under the same prefix."""
+
+    def __init__(self, pool: str, reason: str) -> None:
+        advice = "set another REDIS_URL or KEY_PREFIX here, or stop that pool first"
+        super().__init__(f"Redis is used by another deployment: pool {pool} {reason}: {advice}")
+
+
 class OldServer(StoreUnavailable):
     """The server lacks commands that the scripts need."""
 

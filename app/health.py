@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from app.errors import OldServer, OtherSchema
 from app.ledger.redis import VERSION, cause, code, is_refusal, old_server
+from app.ledger.redis import AsyncRedis as Redis
 
 if TYPE_CHECKING:
     from app.intake.spool import Spool

@@ -18,8 +18,27 @@ HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
 T = TypeVar("T")
 
 
+class DeclaredCompany(msgspec.Struct, frozen=True):
+    """A company as a pool knows it: slug, path upstream, and the id of its breaker, which tells API keys apart."""
+
+    slug: str
+    path: str
+    breaker: str
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """The settings of a pool that all pools of a deployment should share.
+
+    `companies` by id; `upstream` is the address and the version of the API.
+    """
+
+    companies: dict[str, DeclaredCompany] = {}
+    sinks: tuple[str, ...] = ()
+    upstream: str = ""
+
+
 class Heartbeat(msgspec.Struct, frozen=True):
-    """What a pool writes each second: its process, its workers, and `at` in ms since 1970.
+    """What a pool writes each second: its process, its workers, `at`, and `since` when it does so, in ms since 1970.
 
     `started` distinguishes it from a later process with the same pid. `machine` is the boot and the pid namespace: a
     container cannot judge the processes of another.
@@ -30,10 +49,12 @@ class Heartbeat(msgspec.Struct, frozen=True):
     started: str
     workers: list[str]
     at: int
+    since: int = 0
+    configuration: Configuration = Configuration()
 
     @classmethod
-    def of_this_process(cls, workers: Iterable[str], at: int) -> Heartbeat:
-        return cls(this_machine(), os.getpid(), _started(os.getpid()), list(workers), at)
+    def of_this_process(cls, workers: Iterable[str], at: int, since: int, configuration: Configuration) -> Heartbeat:
+        return cls(this_machine(), os.getpid(), _started(os.getpid()), list(workers), at, since, configuration)
 
     def is_of_dead_process(self) -> bool:
         """Return whether the process has ended; False if it ran on another machine."""

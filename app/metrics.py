@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from redis import Redis as SyncRedis
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app import log
 from app.intake.auth import UNKNOWN
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.ledger import LATENCY_BOUNDS
+from app.ledger.redis import AsyncRedis as Redis
+from app.ledger.redis import Redis as SyncRedis
 from app.ledger.redis import is_other_schema
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Company
@@ -129,11 +129,11 @@ class CounterBuffer:
             async with self._redis.pipeline(transaction=True) as pipe:
                 # These come first, so that the answers begin with theirs.
                 for company_id in rejected:
-                    pipe.set(keys.alert(company_id), 1, nx=True, px=ALERT_EVERY)
+                    pipe.set(self._redis.names.alert(company_id), 1, nx=True, px=ALERT_EVERY)
                 for company_id in rejected:
-                    pipe.hincrby(keys.reconcile(company_id), "triggers", 1)
+                    pipe.hincrby(self._redis.names.reconcile(company_id), "triggers", 1)
                 for name, times in counts.items():
-                    pipe.hincrby(keys.COUNTERS, "|".join(name), times)
+                    pipe.hincrby(self._redis.names.counters, "|".join(name), times)
                 answers = await pipe.execute()
         except (RedisError, OSError):
             self._counts.update(counts)
@@ -152,14 +152,14 @@ class Metrics:
 
     redis: Redis
     reader: SnapshotReader
+    companies: Sequence[Company]
     spool: Callable[[], Awaitable[SpoolState]] | None
     reconcile_every: int
 
     async def text(self) -> bytes:
         """Return the Prometheus text; during a Redis outage only what this process knows itself."""
-        companies = self.reader.companies
-        slugs = {one.np_company_id: one.slug for one in companies}
-        listed = (one.slug for one in companies if one.np_partner_id is not None)
+        slugs = {one.np_company_id: one.slug for one in self.companies}
+        listed = (one.slug for one in self.companies if one.np_partner_id is not None)
         samples: dict[tuple[str, ...], float] = {
             ("ota_reconcile_interval_seconds", slug): self.reconcile_every for slug in listed
         }
@@ -172,7 +172,8 @@ class Metrics:
             snapshot = await self.reader.read_async(self.redis)
         except (RedisError, OSError):
             return render({}, {**samples, ("ota_redis_up",): 0}, slugs)
-        return render(snapshot.counters, {**samples, **_samples(snapshot, companies)}, slugs)
+        slugs = {company_id: one.slug for company_id, one in snapshot.companies.items()}
+        return render(snapshot.counters, {**samples, **_samples(snapshot)}, slugs)
 
 
 def render(counters: Mapping[str, str], samples: Samples, slugs: Mapping[str, str]) -> bytes:
@@ -202,13 +203,13 @@ def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
     """Add to counters of METRICS; a name is the field prefix and the label values."""
     with redis.pipeline(transaction=False) as pipe:
         for name, times in counts.items():
-            pipe.hincrby(keys.COUNTERS, "|".join(name), times)
+            pipe.hincrby(redis.names.counters, "|".join(name), times)
         pipe.execute()
 
 
 def record_whole_list(redis: SyncRedis, company_id: str, now: int) -> None:
     """Record that the order list of a company was read to its end at `now` (ms)."""
-    redis.hset(keys.COUNTERS, f"reconciled|{company_id}", str(now))
+    redis.hset(redis.names.counters, f"reconciled|{company_id}", str(now))
 
 
 class _Families(Collector):
@@ -232,7 +233,7 @@ def _histogram(saved: Counter[tuple[str, ...]]) -> Metric:
     return family
 
 
-def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Samples:
+def _samples(snapshot: Snapshot) -> Samples:
     """Return every gauge but those of the process itself."""
     found: dict[tuple[str, ...], float] = {
         ("ota_redis_up",): 1,
@@ -241,19 +242,19 @@ def _samples(snapshot: Snapshot, companies: Iterable[Company]) -> Samples:
         ("ota_orders_dead",): snapshot.dead,
         ("ota_deliveries_dead",): snapshot.dead_deliveries,
         ("ota_dispatcher_lag_seconds",): snapshot.dispatcher_lag_ms / 1000,
-        ("ota_oldest_pending_fetch_seconds", OTHER): snapshot.elsewhere_oldest_pending_ms / 1000,
+        ("ota_oldest_pending_fetch_seconds", OTHER): max(snapshot.elsewhere.values(), default=0) / 1000,
         ("ota_pools",): len(snapshot.running_pools()),
     }
     for queue in (LIVE, BACKFILL):
         found["ota_queue_jobs", queue] = snapshot.queues[queue].jobs
         found["ota_queue_oldest_seconds", queue] = snapshot.queue_age_ms(queue) / 1000
         found["ota_workers", queue] = snapshot.workers(queue)
-    for company in companies:
-        slug, of_company = company.slug, snapshot.companies[company.np_company_id]
+    for company_id, of_company in snapshot.companies.items():
+        slug = of_company.slug
         found["ota_oldest_pending_fetch_seconds", slug] = of_company.oldest_pending_ms / 1000
         found["ota_orders_unsettled", slug] = of_company.unsettled
-        found["ota_breaker_open", slug] = snapshot.breaker_is_open(company.np_company_id)
-        if read_at := snapshot.total("reconciled", company.np_company_id):
+        found["ota_breaker_open", slug] = snapshot.breaker_is_open(company_id)
+        if read_at := snapshot.total("reconciled", company_id):
             found["ota_reconcile_last_success_timestamp_seconds", slug] = read_at / 1000
         for secret, at in (("current", of_company.current_secret_at), ("previous", of_company.previous_secret_at)):
             if at:

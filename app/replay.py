@@ -13,16 +13,15 @@ from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 from redis.client import Pipeline
 
 from app import audit
 from app.audit import AuditEntry
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.events import EventLog, EventQuery, StoredEvent
 from app.ledger.orders import read_fields
-from app.ledger.redis import Script, oldest_first, server_time
+from app.ledger.redis import Redis, Script, oldest_first, server_time
 from app.ledger.rq_jobs import JobTemplate
 from app.times import from_ms, to_ms
 
@@ -111,7 +110,7 @@ class Plans:
     def __init__(self, redis: Redis, *, event_days: int, clock: Callable[[], int] | None = None) -> None:
         self._redis = redis
         self._keep = event_days * policy.DAY
-        self._template = JobTemplate()
+        self._template = JobTemplate(redis.names)
         self._step = Script(redis, "replay_step", clock)
         self._now = clock or (lambda: server_time(redis))
 
@@ -131,9 +130,11 @@ class Plans:
         only a list that expires after a day.
         """
         plan_id = ""
-        while not plan_id or self._redis.exists(keys.replay(plan_id), keys.replay_todo(plan_id)):
+        while not plan_id or self._redis.exists(
+            self._redis.names.replay(plan_id), self._redis.names.replay_todo(plan_id)
+        ):
             plan_id = secrets.token_hex(3)
-        todo = keys.replay_todo(plan_id)
+        todo = self._redis.names.replay_todo(plan_id)
         left = iter(orders)
         count = 0
         while chunk := list(islice(left, _WRITTEN_AT_ONCE)):
@@ -147,11 +148,11 @@ class Plans:
         fields: dict[Any, Any] = {"at": now, "paced": now, "rate": rate, "sinks": ",".join(sinks), "orders": count}
         entry = AuditEntry(what="replay", plan=plan_id, orders=count, **texts)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.replay(plan_id), mapping={"state": "open"} | texts | fields)
-            pipe.pexpire(keys.replay(plan_id), self._keep)
+            pipe.hset(self._redis.names.replay(plan_id), mapping={"state": "open"} | texts | fields)
+            pipe.pexpire(self._redis.names.replay(plan_id), self._keep)
             pipe.pexpire(todo, self._keep)
-            pipe.zadd(keys.REPLAYS, {plan_id: now})
-            audit.append(pipe, entry)
+            pipe.zadd(self._redis.names.replays, {plan_id: now})
+            audit.append(pipe, self._redis.names, entry)
             pipe.execute()
         (stored,) = self._read([plan_id])
         return stored
@@ -162,7 +163,7 @@ class Plans:
 
     def newest_first(self) -> Iterator[Plan]:
         """Return the plans of the last EVENT_DAYS."""
-        found: Any = self._redis.zrevrange(keys.REPLAYS, 0, -1)
+        found: Any = self._redis.zrevrange(self._redis.names.replays, 0, -1)
         return self._read([plan_id.decode() for plan_id in found])
 
     def feed(self, plan: Plan) -> Step:
@@ -185,7 +186,7 @@ class Plans:
         return self._change(plan, {"state": "cancelled", "ended": self._now()}, "cancel", who, why)
 
     def _change(self, plan: Plan, fields: dict[Any, Any], what: str, who: str, why: str) -> Plan:
-        plan_key, todo = keys.replay(plan.id), keys.replay_todo(plan.id)
+        plan_key, todo = self._redis.names.replay(plan.id), self._redis.names.replay_todo(plan.id)
 
         def change(pipe: Pipeline) -> None:
             # Watched: a feeder may end the plan between this read and the transaction.
@@ -200,7 +201,7 @@ class Plans:
             if fields:
                 pipe.hset(plan_key, mapping=fields)
             entry = AuditEntry(what=what, plan=plan.id, who=who, why=why, selected=plan.selected, orders=left)
-            audit.append(pipe, entry)
+            audit.append(pipe, self._redis.names, entry)
 
         self._redis.transaction(change, plan_key, todo)
         (changed,) = self._read([plan.id])
@@ -209,8 +210,8 @@ class Plans:
     def _read(self, plan_ids: list[str]) -> Iterator[Plan]:
         with self._redis.pipeline(transaction=False) as pipe:
             for plan_id in plan_ids:
-                pipe.hgetall(keys.replay(plan_id))
-                pipe.llen(keys.replay_todo(plan_id))
+                pipe.hgetall(self._redis.names.replay(plan_id))
+                pipe.llen(self._redis.names.replay_todo(plan_id))
             answers = pipe.execute()
         for plan_id, fields, left in zip(plan_ids, answers[::2], answers[1::2], strict=True):
             if fields:
@@ -273,7 +274,7 @@ def _dead(redis: Redis, company_id: str | None, step: Callable[[int], None]) -> 
     """Return the members with a dead letter, oldest first."""
     found: dict[str, int] = {}
     # New dead letters come at the end of the zset, and the walk ends all the same.
-    for page in oldest_first(redis, keys.DEAD):
+    for page in oldest_first(redis, redis.names.dead):
         found |= {member: at for member, at in page if company_id is None or member.startswith(f"{company_id}:")}
         step(len(page))
     return found

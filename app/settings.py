@@ -212,6 +212,11 @@ class Settings(Declared):
         description="Address of Redis: `redis://`, `rediss://` for TLS, or `unix://`.",
         examples=["redis://:password@redis:6379/0"],
     )
+    key_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,19}$")] = Field(
+        default="ota",
+        description="Before all keys in Redis, and RQ's names of queues and jobs. Each deployment on one"
+        " Redis needs its own.",
+    )
     companies_file: Path | None = Field(
         default=None,
         description="TOML file of several companies, instead of the settings of one company below.",
@@ -276,7 +281,7 @@ class Settings(Declared):
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
     sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
         default=(),
-        description="Functions that get each order, separated by commas. All worker pools on one Redis need the same.",
+        description="Functions that get each order, separated by commas. All worker pools need the same.",
         examples=["python:mypackage.orders:on_order"],
     )
     spool_dir: Path | None = Field(

@@ -12,14 +12,14 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job
 
-from app.heartbeat import HEARTBEAT_WITHIN, Heartbeat, decoded, readable
+from app.deployment import running
+from app.heartbeat import Heartbeat, decoded, readable
 from app.ledger import policy
-from app.ledger.rate_limit import breaker_key
-from app.ledger.redis import packed, source
+from app.ledger.keys import Keys
+from app.ledger.rate_limit import breaker_id
+from app.ledger.redis import AsyncRedis, Redis, packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.settings import Company
 from app.times import to_ms
@@ -45,7 +45,7 @@ class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CompanySnapshot(msgspec.Struct, frozen=True):
-    """One company; times in ms since 1970, 0 for never.
+    """One company, by its `slug`; times in ms since 1970, 0 for never.
 
     `oldest_pending_ms` is the age of the latest event of the order that has waited longest for the fetch of this
     event. It covers every queue. Left out: fetches that people or reconciling requested of a fetched event, dead
@@ -55,6 +55,7 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     `breaker_http` (0 without an answer).
     """
 
+    slug: str
     oldest_pending_ms: int
     breaker_open_until: int
     breaker_opened_at: int
@@ -85,11 +86,11 @@ class QueueSnapshot(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole; `companies` by id.
+    """The whole; `companies` by id: those of the settings, and those that pools have declared, as the `sinks`.
 
     `counters`: field prefix and label values, with a `|` between them -> count (app.metrics). `next_due_at` is the
-    lowest score of `due` in ms since 1970, 0 if it is empty. `elsewhere_oldest_pending_ms` is for companies that the
-    settings do not name.
+    lowest score of `due` in ms since 1970, 0 if it is empty. `elsewhere`: id of a company that is not in `companies` ->
+    age of its oldest pending fetch in ms.
     """
 
     now: int
@@ -103,7 +104,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, str]
     queues: dict[str, QueueSnapshot]
     companies: dict[str, CompanySnapshot]
-    elsewhere_oldest_pending_ms: int
+    elsewhere: dict[str, int]
     sinks: dict[str, SinkSnapshot]
 
     @property
@@ -134,39 +135,56 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         """Return the last heartbeat of each pool; unreadable entries are left out."""
         return readable(self.pools.values())
 
-    def running_pools(self) -> list[Heartbeat]:
-        """Return the heartbeats younger than HEARTBEAT_WITHIN."""
-        return [pool for pool in self.heartbeats() if self.now - pool.at < HEARTBEAT_WITHIN]
+    def running_pools(self) -> dict[str, Heartbeat]:
+        """Return the last heartbeat of each running pool, by its name."""
+        return running(self.pools, self.now)
+
+    def undeclared(self) -> dict[tuple[str, str], int]:
+        """Return what orders wait for and no running pool declares, as (slug or id of a company, sink): one is "".
+
+        The value is the age of the oldest fetch in ms, or the number of deliveries. {} while no pool runs.
+        """
+        pools = [pool.configuration for pool in self.running_pools().values()]
+        if not pools:
+            return {}
+        companies = {id_ for pool in pools for id_ in pool.companies}
+        sinks = {sink for pool in pools for sink in pool.sinks}
+        waiting = {(one.slug, ""): one.oldest_pending_ms for id_, one in self.companies.items() if id_ not in companies}
+        waiting |= {(id_, ""): age for id_, age in self.elsewhere.items()}
+        waiting |= {("", name): one.behind for name, one in self.sinks.items() if name not in sinks}
+        return {name: figure for name, figure in waiting.items() if figure}
 
     def workers(self, queue: str) -> int:
         """Return the number of worker processes of the running pools."""
-        return sum(f"-{queue}-" in name for pool in self.running_pools() for name in pool.workers)
+        return sum(f"-{queue}-" in name for pool in self.running_pools().values() for name in pool.workers)
 
 
 class SnapshotReader:
-    """Reads a snapshot, with either kind of client. `sinks`: SINKS."""
+    """Reads a snapshot, with either kind of client; `companies` are in it even if no pool has declared them."""
 
-    def __init__(self, companies: Sequence[Company], sinks: Sequence[str]) -> None:
-        self.companies = tuple(companies)
+    def __init__(self, companies: Sequence[Company]) -> None:
         self._script = source("snapshot")
         self._arguments = {
             "schema": None,
             "sample": SAMPLE,
             "companies": [
-                (one.np_company_id, breaker_key(one.np_api_key.get_secret_value(), one.path)) for one in companies
+                (one.np_company_id, one.slug, breaker_id(one.np_api_key.get_secret_value(), one.path))
+                for one in companies
             ],
-            "sinks": list(sinks),
             "job_prefix": Job.redis_job_namespace_prefix,
-            "queues": {name: queue_key(name) for name in (LIVE, BACKFILL)},
         }
 
     def read(self, redis: Redis, now: int | None = None) -> Snapshot:
         """Return the snapshot at the time of the Redis server, or at `now` (ms); raises what redis-py raises."""
-        return _snapshot(redis.register_script(self._script)(args=[packed(**self._arguments, now=now)]))
+        return _snapshot(redis.register_script(self._script)(args=[self._packed(redis.names, now)]))
 
     async def read_async(self, redis: AsyncRedis) -> Snapshot:
         """Return the same as `read`."""
-        return _snapshot(await redis.register_script(self._script)(args=[packed(**self._arguments)]))
+        return _snapshot(await redis.register_script(self._script)(args=[self._packed(redis.names)]))
+
+    def _packed(self, names: Keys, now: int | None = None) -> bytes:
+        queues = {name: queue_key(name, names) for name in (LIVE, BACKFILL)}
+        return packed(names, **self._arguments, queues=queues, now=now)
 
 
 def _snapshot(answer: bytes) -> Snapshot:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app.dev import processes
 from app.dev.valkey import Valkey, start
+from app.ledger.redis import Redis
 from tests.command import without_settings
 
 

@@ -17,19 +17,30 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 from pydantic import SecretStr
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
-from app.heartbeat import Heartbeat
+from app.deployment import Deployment
+from app.heartbeat import Configuration, DeclaredCompany, Heartbeat
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox, Recorded
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import Entry
+from app.ledger.keys import DEFAULT_PREFIX, Keys
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
-from app.ledger.work import Content, Delivery, DeliveryOutcome, FailOutcome, Failure, Fetch, StartOutcome, StoreOutcome
+from app.ledger.redis import AsyncRedis, Redis
+from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
+from app.ledger.work import (
+    Content,
+    Delivery,
+    DeliveryOutcome,
+    Elsewhere,
+    FailOutcome,
+    Failure,
+    Fetch,
+    StartOutcome,
+    StoreOutcome,
+)
 from app.settings import Company
 from app.upstream.decode import digest
 from app.upstream.models import parse_order
@@ -37,6 +48,7 @@ from tests import command
 from tests.command import Ended
 from tests.samples import sample
 
+KEYS: Final = Keys(DEFAULT_PREFIX)
 VENUE: Final = "11111111-1111-4111-8111-111111111111"
 MUSEUM: Final = "22222222-2222-4222-8222-222222222222"
 COMPANIES: Final = {"venue": VENUE, "museum": MUSEUM}
@@ -217,7 +229,9 @@ class Lab:
         assert self.fail_fetch("dead", order, reason=reason, http_status=http_status) == "dead"
 
     def acquire_delivery(self, order: OrderKey = ONE, worker: str = WORKER) -> Delivery | None:
-        return self.ledger.acquire_delivery(order, worker)
+        found = self.ledger.acquire_delivery(order, worker)
+        assert not isinstance(found, Elsewhere), found
+        return found
 
     def start_delivery(self, order: OrderKey = ONE, worker: str = WORKER) -> Delivery:
         """Acquire a delivery; raises AssertionError unless one is due."""
@@ -258,10 +272,6 @@ class Lab:
         """End the delivery of the order as a dead letter."""
         self.deliver("dead", order, reason=reason)
 
-    def heartbeat(self) -> object:
-        """Write the heartbeat of a pool, which each pool writes each second."""
-        return self.redis.hset(keys.POOLS, "pool", msgspec.json.encode(Heartbeat.of_this_process((), self.now)))
-
     def dispatch(self) -> int:
         """Return how many jobs were enqueued."""
         return self.ledger.dispatch_due().enqueued
@@ -276,15 +286,24 @@ class Lab:
 
     def clear_queues(self) -> None:
         """Remove all jobs: workers have taken them, or they are lost."""
-        self.redis.delete(queue_key(LIVE), queue_key(BACKFILL))
+        self.redis.delete(queue_key(LIVE, KEYS), queue_key(BACKFILL, KEYS))
 
     @property
     def archive(self) -> Archive:
         return Archive(self.redis)
 
+    def declare(self, pool: str = "pool", *, ago: float = 0, since: float = 60, **changed: Any) -> None:
+        """Write what a running pool does: its heartbeat of `ago` seconds ago; it began `since` seconds ago.
+
+        `changed`: fields of its `configuration` that are not those of the lab.
+        """
+        beat = Heartbeat("machine", 1, "", [], self.now - round(ago * 1000), self.now - round(since * 1000))
+        mine = msgspec.structs.replace(configuration(self.sinks), **changed)
+        Deployment(self.redis).declare(pool, msgspec.structs.replace(beat, configuration=mine))
+
     def record(self, order: OrderKey = ONE) -> dict[str, str]:
         """Return the fields of an order's record, none if there is no record."""
-        return _texts(self._read.hgetall(keys.record(order)))
+        return _texts(self._read.hgetall(KEYS.record(order)))
 
     def field(self, name: str, order: OrderKey = ONE) -> str | None:
         return self.record(order).get(name)
@@ -297,37 +316,37 @@ class Lab:
 
     def days_kept(self, order: OrderKey = ONE) -> set[float | None]:
         """Return the days until each key of the order expires, None for one that does not expire."""
-        names = (keys.record(order), keys.history(order), keys.content(order))
+        names = (KEYS.record(order), KEYS.history(order), KEYS.content(order))
         left = [self._read.pttl(name) for name in names if self.redis.exists(name)]
         return {None if ms == -1 else round(ms / policy.DAY, 2) for ms in left}
 
     def due(self) -> dict[OrderKey, int]:
         """Return the due time of every pending order."""
-        return {OrderKey.of(one.decode()): int(at) for one, at in self._read.zrange(keys.DUE, 0, -1, withscores=True)}
+        return {OrderKey.of(one.decode()): int(at) for one, at in self._read.zrange(KEYS.due, 0, -1, withscores=True)}
 
     def due_in(self, order: OrderKey = ONE) -> float | None:
         """Return the seconds until the order is due, None if it is not in `due`."""
-        score = self._read.zscore(keys.DUE, order.member)
+        score = self._read.zscore(KEYS.due, order.member)
         return None if score is None else (score - self.now) / 1000
 
     def pending(self) -> int:
         """Return how many orders are in `due`."""
-        return int(self._read.zcard(keys.DUE))
+        return int(self._read.zcard(KEYS.due))
 
     def dead(self) -> int:
         """Return how many orders are dead letters."""
-        return int(self._read.zcard(keys.DEAD))
+        return int(self._read.zcard(KEYS.dead))
 
     def is_dead(self, order: OrderKey = ONE) -> bool:
-        return self._read.zscore(keys.DEAD, order.member) is not None
+        return self._read.zscore(KEYS.dead, order.member) is not None
 
     def jobs(self, queue: str = LIVE) -> list[str]:
         """Return the ids of the jobs that wait, first one first."""
-        return [one.decode() for one in self._read.lrange(queue_key(queue), 0, -1)]
+        return [one.decode() for one in self._read.lrange(queue_key(queue, KEYS), 0, -1)]
 
     def queued(self, queue: str = LIVE) -> list[str]:
         """Return the order ids of the jobs that wait, first one first."""
-        return [job[39:75] for job in self.jobs(queue)]
+        return [found.order_id for job in self.jobs(queue) if (found := order_of(job))]
 
     def job(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job's hash."""
@@ -335,11 +354,11 @@ class Lab:
 
     def events(self) -> list[dict[str, str]]:
         """Return the fields of every stored event, oldest first."""
-        return [_texts(fields) for _, fields in self._read.xrange(keys.EVENTS)]
+        return [_texts(fields) for _, fields in self._read.xrange(KEYS.events)]
 
     def counters(self, prefix: str = "") -> dict[str, int]:
         """Return the counters whose name begins with `prefix`."""
-        found = _texts(self._read.hgetall(keys.COUNTERS))
+        found = _texts(self._read.hgetall(KEYS.counters))
         return {name: int(value) for name, value in found.items() if name.startswith(prefix)}
 
     def dump(self) -> dict[bytes, bytes]:
@@ -386,6 +405,7 @@ class _AsyncScripts:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self.names = redis.names
         self.connection_pool = redis.connection_pool
 
     def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
@@ -395,6 +415,13 @@ class _AsyncScripts:
             return script(args=args)
 
         return call
+
+
+def configuration(sinks: Sequence[str] = (SINK,), *companies: str) -> Configuration:
+    """Return what a pool declares that has these sinks, and all companies of a lab or those named."""
+    names = companies or tuple(COMPANIES)
+    known = {COMPANIES[name]: DeclaredCompany(name, f"/tenant/Sandbox/{name.title()}", "breaker") for name in names}
+    return Configuration(known, tuple(sinks), "https://api.example.com 2026-08-21")
 
 
 def company(

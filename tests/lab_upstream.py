@@ -15,21 +15,21 @@ from threading import Event, Thread
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
-from redis import Redis
-
+from app.deployment import Deployment
 from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
+from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.rate_limit import Limits, RateLimiter
-from app.ledger.redis import for_worker
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.ledger.redis import Redis, for_worker
+from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
 from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import Order
 from app.upstream.transport import DeadlineTransport
-from tests.lab import API_KEY, LEASE, START, WORKER, Lab, company, content_of_answer
+from tests.lab import API_KEY, KEYS, LEASE, START, WORKER, Lab, company, content_of_answer
 from workers.processor import Connection, Processor
 from workers.sinks import Context, Sink
 
@@ -41,7 +41,7 @@ class WorkerLab(Lab):
     """One worker, one dispatcher and one company of the sandbox, under a clock of the test."""
 
     def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
-        super().__init__(for_worker(url), sinks=tuple(sinks), now=START)
+        super().__init__(for_worker(url, DEFAULT_PREFIX), sinks=tuple(sinks), now=START)
         self.sandbox = sandbox
         self.company_id = sandbox.company_id()
         self.calls: list[int] = []
@@ -65,7 +65,7 @@ class WorkerLab(Lab):
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
         connection = Connection("venue", client, self.limiter)
-        self.processor = Processor(self.ledger, {self.company_id: connection}, self._sinks)
+        self.processor = Processor(self.ledger, Deployment(self.redis), {self.company_id: connection}, self._sinks)
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -84,12 +84,12 @@ class WorkerLab(Lab):
     def work(self) -> None:
         """Do every job that waits."""
         while jobs := [job for queue in (LIVE, BACKFILL) for job in self._pop(queue)]:
-            for job in jobs:
+            for order in filter(None, (order_of(job.decode()) for job in jobs)):
                 self.runs += 1
-                self.processor.process(OrderKey(job[2:38].decode(), job[39:75].decode()), WORKER)
+                self.processor.process(order, WORKER)
 
     def _pop(self, queue: str) -> list[bytes]:
-        return cast("list[bytes] | None", self.redis.lpop(queue_key(queue), 500)) or []
+        return cast("list[bytes] | None", self.redis.lpop(queue_key(queue, KEYS), 500)) or []
 
     def run_for(self, seconds: float) -> None:
         """Let time pass; whenever something is due, dispatch and work."""

@@ -13,15 +13,15 @@ from functools import partial
 from multiprocessing.context import ForkProcess
 from typing import Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
+from app.deployment import Deployment
 from app.errors import StoreUnavailable
 from app.ledger import policy
 from app.ledger.orders import Archive
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 from app.metrics import add, record_whole_list
 from app.reconcile.run import BUSY, LONGEST, Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, DueRun, Schedule
@@ -71,7 +71,8 @@ class AlertEvaluator:
     """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
-        self._reader = SnapshotReader(settings.companies, settings.sinks)
+        self._reader = SnapshotReader(settings.companies)
+        self._deployment = Deployment(redis)
         self._store = AlertStore(redis)
         self._redis = redis
 
@@ -80,7 +81,10 @@ class AlertEvaluator:
         if not self._store.acquire_turn():
             return
         try:
-            log_alerts(self._store, self._reader, self._reader.read(self._redis))
+            snapshot = self._reader.read(self._redis)
+            log_alerts(self._store, snapshot)
+            if retired := self._deployment.retire(snapshot.running_pools()):
+                _log.warning("deployment.retired", what=retired)
         except (RedisError, OSError):
             raise
         except Exception as error:
@@ -88,13 +92,13 @@ class AlertEvaluator:
             _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
-def log_alerts(store: AlertStore, reader: SnapshotReader, snapshot: Snapshot) -> list[Change]:
+def log_alerts(store: AlertStore, snapshot: Snapshot) -> list[Change]:
     """Log what has changed since the last evaluation, then save the new states; return the changes.
 
     A pool that is killed in between repeats an alert and swallows none.
     """
-    hours = {one.np_company_id: store.hours(one.np_company_id, snapshot.now) for one in reader.companies}
-    found = conditions(snapshot, reader.companies, hours)
+    hours = {company_id: store.hours(company_id, snapshot.now) for company_id in snapshot.companies}
+    found = conditions(snapshot, hours)
     states, changes = evaluate(found, snapshot.alert_states(), snapshot.now)
     for change in changes:
         _log_change(change, snapshot.now)

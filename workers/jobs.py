@@ -6,6 +6,7 @@ from rq import get_current_job
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import bootstrap, log, settings
+from app.deployment import Deployment
 from app.ids import OrderKey
 from app.settings import Settings
 from workers.processor import Connection, Processor
@@ -45,7 +46,7 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    _processor = Processor(bootstrap.ledger(found, redis), connections, {})
+    _processor = Processor(bootstrap.ledger(found, redis, found.sinks), Deployment(redis), connections, {})
     return _processor
 
 

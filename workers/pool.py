@@ -12,22 +12,22 @@ from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Final
 
-import msgspec
-from redis import Redis
 from redis.exceptions import RedisError
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import bootstrap, log
-from app.errors import OldServer, OtherSchema
-from app.heartbeat import Heartbeat, decoded
+from app.deployment import Deployment, refuse_other
+from app.errors import OldServer, OtherDeployment, OtherSchema
+from app.heartbeat import Configuration, Heartbeat, decoded
 from app.ids import OrderKey
-from app.ledger import keys, policy, rights, rq_jobs
+from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import (
     VERSION,
+    Redis,
     cause,
     code,
     is_unavailable,
@@ -60,6 +60,9 @@ FAILED: Final = 1
 OTHER_SCHEMA: Final = 4
 """Exit code when Redis holds data of another version: this one would misread it."""
 
+OTHER_DEPLOYMENT: Final = 5
+"""Exit code when a pool of another deployment uses this Redis under the same prefix."""
+
 OLD_SERVER: Final = 3
 """Exit code when the server is older than Redis 6.2 or Valkey 7.2."""
 
@@ -75,9 +78,9 @@ class Pool:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._ledger = bootstrap.ledger(settings, redis)
+        self._ledger = bootstrap.ledger(settings, redis, settings.sinks)
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
-        self._recovery = WorkerRecovery(redis, self._ledger, limiters)
+        self._recovery = WorkerRecovery(redis, self._ledger, limiters, bootstrap.configuration(settings))
         self._reconcile = ReconcileRunner(settings, redis)
         self._alerts = AlertEvaluator(settings, redis)
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
@@ -121,6 +124,9 @@ class Pool:
         except OldServer as refusal:
             _log.error("service.old_server", reason=str(refusal))
             self._exit_code = OLD_SERVER
+        except OtherDeployment as refusal:
+            _log.error("service.other_deployment", reason=str(refusal))
+            self._exit_code = OTHER_DEPLOYMENT
         except Exception as error:
             # End as a whole: workers without a dispatcher, and a parent that waits for them, are of no use.
             _log.error("pool.failed", error=type(error).__name__, trace=log.trace_of(error))
@@ -245,6 +251,8 @@ class Pool:
     def _dispatch(self) -> None:
         """Do what a pool does each second; every pool does it, and none waits for another."""
         reap_leftovers()
+        with self._isolated("refuse_other_deployment"):
+            self._recovery.refuse_other_deployment()
         self._heartbeat()
         with self._isolated("recover_dead_pools"):
             self._recovery.recover_dead_pools()
@@ -293,11 +301,16 @@ class WorkerRecovery:
     the heartbeat of a killed one, and releases what its workers held. Every method raises what Redis raises.
     """
 
-    def __init__(self, redis: Redis, ledger: Ledger, limiters: Sequence[RateLimiter]) -> None:
+    def __init__(
+        self, redis: Redis, ledger: Ledger, limiters: Sequence[RateLimiter], configuration: Configuration
+    ) -> None:
         self._redis = redis
         self._ledger = ledger
         self._limiters = limiters
-        me = Heartbeat.of_this_process((), 0)
+        self._deployment = Deployment(redis)
+        self._configuration = configuration
+        self._since = 0
+        me = Heartbeat.of_this_process((), 0, 0, configuration)
         self._pool = f"{me.machine[:8]}-{me.pid}-{me.started}"
 
     def worker_name(self, queue_name: str, number: int) -> str:
@@ -314,40 +327,48 @@ class WorkerRecovery:
         given = list(self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)))
         for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL):
             given += self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
-        return self._ledger.release_worker(worker, how, [order for one in given if (order := _order(as_text(one)))])
+        return self._ledger.release_worker(
+            worker, how, [order for one in given if (order := rq_jobs.order_of(as_text(one)))]
+        )
 
     def heartbeat(self, workers: Iterable[str]) -> None:
-        """Write that this pool is alive and which workers it has."""
-        beat = Heartbeat.of_this_process(workers, server_time(self._redis))
-        self._redis.hset(keys.POOLS, self._pool, msgspec.json.encode(beat))
+        """Write that this pool is alive, which workers it has, and its configuration."""
+        now = server_time(self._redis)
+        self._since = self._since or now
+        self._deployment.declare(self._pool, Heartbeat.of_this_process(workers, now, self._since, self._configuration))
+
+    def refuse_other_deployment(self) -> None:
+        """Raise OtherDeployment if a pool of another deployment runs here, and began before this one."""
+        me = (self._since, self._pool)
+        others = {
+            name: beat
+            for name, beat in self._deployment.running().items()
+            if name != self._pool and (not self._since or (beat.since, name) < me) and not beat.is_of_dead_process()
+        }
+        refuse_other(self._configuration, others)
 
     def remove_heartbeat(self) -> None:
         """Remove this pool from the list: its workers have ended and hold nothing."""
-        self._redis.hdel(keys.POOLS, self._pool)
+        self._redis.hdel(self._redis.names.pools, self._pool)
 
     def recover_dead_pools(self) -> None:
         """Release what the workers of killed pools held, where this machine can tell that the pool is dead."""
-        for name, text in self._redis.hgetall(keys.POOLS).items():
+        for name, text in self._redis.hgetall(self._redis.names.pools).items():
             beat = decoded(text, Heartbeat)
             if beat is None:
                 continue
             if server_time(self._redis) - beat.at > HEARTBEAT_KEPT:
-                self._redis.hdel(keys.POOLS, name)
+                self._redis.hdel(self._redis.names.pools, name)
             elif beat.is_of_dead_process():
                 for worker in beat.workers:
                     self.release(worker, "killed")
-                self._redis.hdel(keys.POOLS, name)
+                self._redis.hdel(self._redis.names.pools, name)
                 _log.warning("pool.recovered", pool=as_text(name), workers=len(beat.workers))
 
 
 def _kill_leftovers() -> None:
     if killed := kill_leftovers():
         _log.warning("pool.leftovers_killed", processes=killed)
-
-
-def _order(job_id: str) -> OrderKey | None:
-    """Return the order that a job id of ours names: `f-<company>-<order>-<generation>...`."""
-    return OrderKey(job_id[2:38], job_id[39:75]) if job_id.startswith("f-") and len(job_id) > 76 else None
 
 
 def run(settings: Settings) -> int:

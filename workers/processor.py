@@ -15,6 +15,7 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from app import log
+from app.deployment import Deployment
 from app.errors import Denied, ReceiverError, UpstreamError
 from app.ids import OrderKey
 from app.ledger import policy
@@ -22,7 +23,7 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
-from app.ledger.work import Content, DeliveryOutcome, Fetch
+from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
 from workers.sinks import Context, Sink
@@ -41,13 +42,28 @@ class Connection(msgspec.Struct, frozen=True):
 class Processor:
     """Fetches and delivers one order at a time; a kill between any two steps loses nothing."""
 
-    def __init__(self, ledger: Ledger, connections: Mapping[str, Connection], sinks: Mapping[str, Sink]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        deployment: Deployment,
+        connections: Mapping[str, Connection],
+        sinks: Mapping[str, Sink],
+    ) -> None:
         self._ledger = ledger
+        self._deployment = deployment
         self._connections = connections
         self.sinks = sinks
+        self._returned = 0
+        """Jobs in a row that were for other pools."""
 
     def process(self, order: OrderKey, worker: str) -> None:
-        """Fetch the order if a fetch is due, then deliver the revisions that its sinks do not have yet."""
+        """Fetch the order if a fetch is due, then deliver the revisions that its sinks do not have yet.
+
+        Where another running pool has what this one lacks, the company or a sink, the job goes back for that pool.
+        """
+        if order.company_id not in self._connections and self._is_declared("companies", order.company_id):
+            self._return_job(order)
+            return
         deadline = time.monotonic() + policy.REDIS_WAIT / 1000
         what, fetch = retry_until(self._ledger.redis, deadline, partial(self._ledger.start_fetch, order, worker))
         if what in {"nothing", "held"}:
@@ -56,10 +72,12 @@ class Processor:
         if what == "dead":
             _log.error("order.dead_lettered", reason="kills_worker", **self._names(order))
             return
+        deliveries = True
         if fetch is not None:
+            self._returned = 0
             bind_contextvars(request_id=fetch.request_id)
             try:
-                self._fetch(order, fetch, worker)
+                deliveries = self._fetch(order, fetch, worker)
             except Exception as error:
                 # An internal error is a failed attempt, not a crash: three crashes make the dead letter `kills_worker`.
                 is_redis = is_unavailable(error)
@@ -67,15 +85,40 @@ class Processor:
                 self._fail(order, fetch, worker, decision)
                 _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
         # Also after a failed fetch: an earlier revision may still wait for delivery.
-        while self.sinks and self._deliver_next(order, worker):
-            pass
+        while deliveries:
+            delivery = self._acquire_delivery(order, worker)
+            if isinstance(delivery, Elsewhere):
+                if self._is_declared("sinks", delivery.sink):
+                    self._return_job(order, delivery.sink)
+                    return
+                break
+            deliveries = delivery is not None and self._deliver(order, delivery, worker)
+        self._returned = 0
 
-    def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
+    def _is_declared(self, kind: Literal["companies", "sinks"], name: str) -> bool:
+        """Return whether a running pool has this company or sink."""
+        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
+        pools = retry_until(self._ledger.redis, deadline, self._deployment.running).values()
+        return any(name in getattr(pool.configuration, kind) for pool in pools)
+
+    def _return_job(self, order: OrderKey, sink: str = "") -> None:
+        """Put the job back for the pools that know its company or sink, and step aside so that they get it.
+
+        The pause grows while this worker gets nothing else, so that it does not take the same jobs again and again.
+        """
+        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
+        retry_until(self._ledger.redis, deadline, partial(self._ledger.return_job, order))
+        _log.info("job.returned", reason="no_sink" if sink else "unknown_company", sink=sink, **self._names(order))
+        time.sleep(policy.step_aside(self._returned) / 1000)
+        self._returned += 1
+
+    def _fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> bool:
+        """Fetch and store the order; return whether a delivery may be due."""
         connection = self._connections.get(order.company_id)
         if connection is None:
-            wait = policy.jittered(policy.NO_COMPANY_WAIT)
+            wait = policy.jittered(policy.no_company_wait(fetch.deferrals))
             self._fail(order, fetch, worker, policy.Decision("deferred", "unknown_company", wait))
-            return
+            return True
         queue: Literal["live", "backfill"] = "backfill" if fetch.queue == BACKFILL else "live"
         try:
             with connection.limiter.permit(queue, worker, order=order.member, deadline=fetch.deadline) as permit:
@@ -86,14 +129,15 @@ class Processor:
                     duration = round((time.perf_counter() - started) * 1000)
                     decision = policy.of_order(error, fetch, permit.failed(error))
                     self._fail(order, fetch, worker, decision, error.http_status, duration)
-                    return
+                    return True
         except Denied as denied:
             wait = denied.wait_ms + policy.deferral_wait(fetch.deferrals)
             self._fail(order, fetch, worker, policy.Decision("deferred", denied.reason, wait))
-        else:
-            self._store(order, fetch, fetched, worker)
+            return True
+        return self._store(order, fetch, fetched, worker)
 
-    def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> None:
+    def _store(self, order: OrderKey, fetch: Fetch, fetched: Fetched, worker: str) -> bool:
+        """Store the answer; return whether a delivery may be due."""
         found = fetched.order
         content = Content(
             raw=fetched.raw,
@@ -113,7 +157,7 @@ class Processor:
         common = self._names(order)
         if stored.what in {"refused", "erased"}:
             _log.info("fetch.skipped", reason="superseded" if stored.what == "refused" else "erased", **common)
-            return
+            return True
         _log.info(
             "order.fetched",
             status=content.status,
@@ -132,6 +176,7 @@ class Processor:
             _log.error("order.dead_lettered", reason=give_up, **common)
         for member in stored.requeued:
             _log.info("order.requeued", reason="upstream_answers", **self._names(OrderKey.of(member)))
+        return stored.what != "fetched"
 
     def _fail(
         self,
@@ -166,15 +211,15 @@ class Processor:
         elif became == "retry":
             _log.warning("fetch.retry_scheduled", attempts=fetch.attempts + 1, **wait, **common)
 
-    def _deliver_next(self, order: OrderKey, worker: str) -> bool:
-        """Make the delivery that is due next; return whether there was one and its sink took the revision.
+    def _acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | Elsewhere | None:
+        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
+        return retry_until(self._ledger.redis, deadline, partial(self._ledger.acquire_delivery, order, worker))
+
+    def _deliver(self, order: OrderKey, delivery: Delivery, worker: str) -> bool:
+        """Call the sink; return whether it took the revision.
 
         A failure ends the deliveries of this job, since its time limit may be used up.
         """
-        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        delivery = retry_until(self._ledger.redis, deadline, partial(self._ledger.acquire_delivery, order, worker))
-        if delivery is None:
-            return False
         attempts = delivery.attempts
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"

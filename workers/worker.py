@@ -20,7 +20,6 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import Any, Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.exceptions import StopRequested
@@ -29,7 +28,7 @@ from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
-from app.ledger.redis import is_unavailable
+from app.ledger.redis import Redis, is_unavailable
 from app.ledger.rq_jobs import BACKFILL, FETCH_ORDER, LIVE
 from app.settings import Settings
 from workers import jobs
@@ -100,7 +99,13 @@ class FetchWorker(SimpleWorker):
     job_class = FetchJob
 
     def __init__(self, name: str, queues: Sequence[str], redis: Redis, busy_since: memoryview[float]) -> None:
-        super().__init__(queues, name=name, connection=redis, serializer=JSONSerializer, worker_ttl=WORKER_TTL)
+        super().__init__(
+            [redis.names.rq_prefix + queue for queue in queues],
+            name=name,
+            connection=redis,
+            serializer=JSONSerializer,
+            worker_ttl=WORKER_TTL,
+        )
         self._busy_since = busy_since
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -149,7 +154,7 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
     # Before the first job: the connections are warm, and a bad sink stops the start. After the fork: a user's module
     # may open what must not be shared.
     jobs.import_sinks(settings)
-    redis = bootstrap.for_rq(settings.redis_url.get_secret_value())
+    redis = bootstrap.for_rq(settings)
     with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
         # No queue is without workers: its jobs would wait for ever.
         helps = queue_name == LIVE and not settings.backfill_workers

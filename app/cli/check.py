@@ -22,8 +22,10 @@ from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
+from app.deployment import Deployment, differences, refuse_other
 from app.errors import (
     OrderNotFound,
+    OtherDeployment,
     OtherSchema,
     RequestRejected,
     SettingsError,
@@ -141,6 +143,7 @@ def _of_redis(loaded: Settings) -> Iterator[Finding]:
         yield Finding("redis", check.name, "good" if check.ok else "todo", check.detail, hint)
     if all(check.ok for check in checks if check.name == "redis"):
         yield from _of_rights(loaded)
+    yield from _of_pools(loaded)
     yield from of_address(loaded.redis_url.get_secret_value())
 
 
@@ -157,6 +160,22 @@ def _of_rights(loaded: Settings) -> Iterator[Finding]:
         yield Finding("redis", "rights", "todo", f"the user may not: {missing}", hint)
     else:
         yield Finding("redis", "rights", "good", "the user may run every command")
+
+
+def _of_pools(loaded: Settings) -> Iterator[Finding]:
+    """Return whether these settings fit the running pools, and whether the pools agree."""
+    with (
+        contextlib.suppress(StoreUnavailable),
+        for_command(loaded.redis_url.get_secret_value(), loaded.key_prefix) as redis,
+    ):
+        pools = Deployment(redis).running()
+        try:
+            refuse_other(bootstrap.configuration(loaded), pools)
+        except OtherDeployment as refusal:
+            yield Finding("redis", "deployment", "todo", str(refusal), "Until then web and workers refuse to start.")
+        for name, words in differences(pools).items():
+            hint = "After a change of settings restart every pool. A rolling change ends by itself."
+            yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
 
 
 def of_address(url: str) -> Iterator[Finding]:
@@ -214,7 +233,8 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
 def _of_empty_list(loaded: Settings, company: Company) -> Finding:
     """Return whether NP_PARTNER_ID is wrong: the list of an unknown partner is empty (upstream.md 6)."""
     partners: set[str | None] = set()
-    with contextlib.suppress(StoreUnavailable, OtherSchema), for_command(loaded.redis_url.get_secret_value()) as redis:
+    url, prefix = loaded.redis_url.get_secret_value(), loaded.key_prefix
+    with contextlib.suppress(StoreUnavailable, OtherSchema), for_command(url, prefix) as redis:
         orders, query = Archive(redis), OrderQuery(company_id=company.np_company_id)
         for record in islice(orders.newest_first(query, times.now()), _LATEST):
             with contextlib.suppress(UnreadableAnswer):

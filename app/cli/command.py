@@ -23,6 +23,7 @@ FOUND: Final = 1
 USAGE: Final = 2
 AWAY: Final = 3
 OTHER_SCHEMA: Final = 4
+OTHER_DEPLOYMENT: Final = 5
 INTERRUPTED: Final = 130
 UNREAD: Final = 141
 """As shells report a program that SIGPIPE ended."""

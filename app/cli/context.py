@@ -5,7 +5,7 @@ Also the options that several commands share, and the advice on upstream's error
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -13,12 +13,12 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import typer
-from redis import Redis
 
 from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.command import FOUND, Stop, flags
+from app.deployment import Deployment
 from app.erasure import Erasure
 from app.errors import UpstreamError
 from app.ids import OrderKey, guid
@@ -27,29 +27,29 @@ from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
 from app.ledger.rate_limit import Breaker, open_breaker
-from app.ledger.redis import for_command, server_time
+from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
 
 
 class Companies:
-    """The companies of the settings, and those of --company: `chosen`, and `chosen_id`, None for all.
+    """The companies of the settings and of the deployment (`declared`: id -> slug), and those of --company.
 
-    A GUID need not be in the settings: orders of a removed company can still be looked up. Raises Stop for a slug that
-    is not in the settings.
+    `chosen` are the chosen ones of the settings; `chosen_id` is None for all. A GUID need not be among them: orders of
+    a removed company can still be looked up. Raises Stop for a slug that is neither in the settings nor declared.
     """
 
-    def __init__(self, companies: Sequence[Company]) -> None:
-        self._slugs = {company.np_company_id: company.slug for company in companies}
+    def __init__(self, companies: Sequence[Company], declared: Mapping[str, str]) -> None:
+        self._slugs = {**declared, **{company.np_company_id: company.slug for company in companies}}
         self.ids = tuple(self._slugs)
         name, ids = flags().company, {slug: company_id for company_id, slug in self._slugs.items()}
         self.chosen_id = ids.get(name or "") or guid(name)
         if name is not None and self.chosen_id is None:
-            raise Stop(f"No company {name!r} in the settings. There are: {', '.join(sorted(ids))}.")
+            raise Stop(f"No company {name!r} is known. There are: {', '.join(sorted(ids))}.")
         self.chosen = [one for one in companies if self.chosen_id in (None, one.np_company_id)]
 
     def slug(self, company_id: str) -> str:
-        """Return the slug, or the GUID of a company that is not in the settings (any more)."""
+        """Return the slug, or the GUID of a company that is not known (any more)."""
         return self._slugs.get(company_id, company_id)
 
 
@@ -59,7 +59,8 @@ class CommandContext:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.settings = settings
         self.redis = redis
-        self.companies = Companies(settings.companies)
+        self.deployment = Deployment(redis)
+        self.companies = Companies(settings.companies, self.deployment.slugs())
         self.company_id = self.companies.chosen_id
         self.orders = Archive(redis)
         self.references = References(redis)
@@ -71,6 +72,11 @@ class CommandContext:
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
+
+    @cached_property
+    def sinks(self) -> tuple[str, ...]:
+        """Return the sinks of the deployment, whatever SINKS is here."""
+        return self.deployment.sinks()
 
     def now(self) -> datetime:
         """Return the time of the Redis server, which set the leases and due times."""
@@ -110,7 +116,7 @@ class CommandContext:
     def note(self, what: str, selected: str, orders: int) -> None:
         """Write a change to the audit before it is made, so that an interrupted one is there too."""
         words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
-        append(self.redis, AuditEntry(what=what, orders=orders, **words))
+        append(self.redis, self.redis.names, AuditEntry(what=what, orders=orders, **words))
 
     def open_breaker(self, company_id: str) -> Breaker | None:
         """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown."""
@@ -137,7 +143,7 @@ def open_context() -> Iterator[CommandContext]:
     """Open settings and Redis for a command; raises SettingsError, Stop, and StoreUnavailable when Redis fails."""
     bootstrap.configure_cli_log()
     found = settings.load()
-    with for_command(found.redis_url.get_secret_value()) as redis:
+    with for_command(found.redis_url.get_secret_value(), found.key_prefix) as redis:
         yield CommandContext(found, redis)
 
 

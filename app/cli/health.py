@@ -62,13 +62,12 @@ def _web(loaded: Settings) -> tuple[bool, str]:
 def _worker(loaded: Settings) -> tuple[bool, str]:
     """Return whether a pool of this machine has written a heartbeat lately, and the detail."""
     from app.heartbeat import HEARTBEAT_WITHIN, readable, this_machine
-    from app.ledger import keys
     from app.ledger.redis import for_command, server_time
 
     try:
-        with for_command(loaded.redis_url.get_secret_value()) as redis:
+        with for_command(loaded.redis_url.get_secret_value(), loaded.key_prefix) as redis:
             now = server_time(redis)
-            values: Any = redis.hvals(keys.POOLS)
+            values: Any = redis.hvals(redis.names.pools)
     except StoreUnavailable as error:
         return False, str(error)
     ours = [pool for pool in readable(values) if pool.machine == this_machine()]

@@ -20,7 +20,6 @@ from app.cli.order_history import Durations, Requested, Step, durations, step_li
 from app.errors import UnreadableAnswer
 from app.heartbeat import HEARTBEAT_WITHIN, readable
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.history import LONGEST, Entry
 from app.ledger.policy import NO_ORDER_ANSWERED
 from app.ledger.rate_limit import Breaker
@@ -101,9 +100,9 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything known about one order.
 
     `order` is its latest content, masked unless --reveal is given; None if it was never fetched or cannot be read.
-    `sinks` includes configured sinks without any attempt. `history` is oldest first. `due` is the next automatic
-    attempt. `breaker` is the open breaker that a deferred order waits for. The order is `complete` when it is fetched
-    and every sink has it. `next` is what a person should do.
+    `sinks` are those that are to get it, also without any attempt. `history` is oldest first. `due` is the next
+    automatic attempt. `breaker` is the open breaker that a deferred order waits for. The order is `complete` when it is
+    fetched and every sink has it. `next` is what a person should do.
     """
 
     record: OrderRecord
@@ -167,7 +166,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     state, history = record.state(here.now()), here.orders.history(key)
     is_unscheduled = bool(here.orders.unscheduled([key]))
     due = None if is_unscheduled else here.orders.due(key)
-    outstanding = tuple(_outstanding(record, state, due, here.settings.sinks))
+    outstanding = tuple(_outstanding(record, state, due, here.sinks))
     if is_unscheduled:
         outstanding = tuple(msgspec.structs.replace(one, next=None) for one in outstanding)
     try:
@@ -179,7 +178,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     return OrderView(
         record=record,
         order=order,
-        sinks=tuple(_sinks(record, here.settings.sinks)) if record.revision else record.sinks,
+        sinks=tuple(_sinks(record, here.sinks)) if record.revision else record.sinks,
         breaker=here.open_breaker(key.company_id) if state == "deferred" else None,
         history=history,
         company=here.companies.slug(key.company_id),
@@ -258,7 +257,7 @@ def _next(
         return text
     if is_suspended(here.redis):
         return "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
-    pools = readable(here.redis.hvals(keys.POOLS))
+    pools = readable(here.redis.hvals(here.redis.names.pools))
     runs = any(to_ms(here.now()) - pool.at < HEARTBEAT_WITHIN for pool in pools)
     if text.startswith("Nothing:") and not runs:
         return "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
@@ -266,13 +265,13 @@ def _next(
 
 
 def _outstanding(
-    record: OrderRecord, state: State, due: datetime | None, configured: tuple[str, ...]
+    record: OrderRecord, state: State, due: datetime | None, declared: tuple[str, ...]
 ) -> Iterator[Outstanding]:
     is_pending = state in {"pending", "fetching", "deferred"}
     if text := _OUTSTANDING.get(state):
         error = f" ({record.error})" if is_pending and record.error else ""
         yield Outstanding(f"{text.format(record)}{error}", due if is_pending else None)
-    for sink in _sinks(record, configured) if state != "erased" else ():
+    for sink in _sinks(record, declared) if state != "erased" else ():
         what = f"{sink.name}: {_delivery(sink, record.revision)}"
         if sink.dead or 0 < record.revision <= sink.discarded:
             yield Outstanding(what, None)
@@ -280,13 +279,9 @@ def _outstanding(
             yield Outstanding(what, sink.next_at or due)
 
 
-def _sinks(record: OrderRecord, configured: tuple[str, ...]) -> Iterator[SinkRecord]:
-    """Return the state of each configured sink, and of others that have a dead letter."""
-    known = {sink.name: sink for sink in record.sinks}
-    for name in dict.fromkeys([*configured, *known]):
-        sink = known.get(name) or SinkRecord(name=name, revision=0, attempts=0, next_at=None, dead="")
-        if name in configured or sink.dead:
-            yield sink
+def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:
+    """Return the state of each declared sink that is to get the order, and of others that have a dead letter."""
+    return [sink for sink in record.sinks if sink.name in declared or sink.dead]
 
 
 def _delivery(sink: SinkRecord, revision: int) -> str:

@@ -74,7 +74,7 @@ def replay(
         bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")
     ] = False,
     to_sinks: Annotated[
-        bool, typer.Option("--to-sinks", help="Deliver the stored revision to all SINKS again, without a fetch.")
+        bool, typer.Option("--to-sinks", help="Deliver the stored revision to all sinks again, without a fetch.")
     ] = False,
     sink: Annotated[
         list[str] | None, typer.Option("--sink", help="Like --to-sinks, for this sink only; repeatable.")
@@ -96,7 +96,7 @@ def replay(
     if wrong is not None:
         raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
     with open_context() as here:
-        sinks = _sinks(here.settings.sinks, to_sinks, sink or [])
+        sinks = _sinks(here.sinks, to_sinks, sink or [])
         selection = Selection(
             event_ids=tuple(dict.fromkeys(ids or [])),
             orders=tuple(dict.fromkeys(here.order(text) for text in order or [])),
@@ -205,10 +205,10 @@ def cancel(plan_id: PlanId) -> None:
 def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[str, ...]:
     """Return the sinks that the stored revision goes to, () for a replay that fetches."""
     if (names or everyone) and not known:
-        raise Stop("SINKS is empty: there is no sink to deliver to.")
+        raise Stop("No worker pool has declared a sink: there is none to deliver to.")
     wrong = next((name for name in names if name not in known), None)
     if wrong is not None:
-        raise Stop(f"No sink {wrong!r} in the settings. There are: {', '.join(known)}.")
+        raise Stop(f"No worker pool has declared a sink {wrong!r}. There are: {', '.join(known)}.")
     return tuple(dict.fromkeys(names)) or (known if everyone else ())
 
 
@@ -227,9 +227,8 @@ def _finish(here: CommandContext, plan: Plan) -> None:
 
     However this process ends earlier, the plan stays as it is, and a line says how to resume it.
     """
-    if unknown := [sink for sink in plan.sinks if sink not in here.settings.sinks]:
-        names = ", ".join(unknown)
-        console.remark(f"{names} is not in SINKS here: nothing is delivered unless the workers' SINKS have it.")
+    if unknown := [sink for sink in plan.sinks if sink not in here.sinks]:
+        console.remark(f"No worker pool declares {', '.join(unknown)} any more: nothing is delivered to it.")
     left = plan.left
     try:
         with console.progress(f"replay {plan.id}", plan.left) as step:

@@ -12,14 +12,17 @@ from typing import Literal
 import typer
 
 from app import bootstrap, log, settings
-from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, NO_REDIS, USAGE, commands, epilog
-from app.errors import SettingsError
+from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, NO_REDIS, OTHER_DEPLOYMENT, USAGE, commands, epilog
+from app.errors import OtherDeployment, SettingsError
 
 _log = log.get()
 
 _ENDS = {DONE: "stopped on request", USAGE: "wrong settings"}
-_SERVE_CODES = NO_REDIS | _ENDS | {FOUND: "cannot listen on HOST and PORT"}
-_WORKER_CODES = _ENDS | {
+_OTHER = {OTHER_DEPLOYMENT: "another deployment uses this Redis under the same KEY_PREFIX"}
+_SERVE_CODES = NO_REDIS | _ENDS | _OTHER | {FOUND: "cannot listen on HOST and PORT"}
+_WORKER_CODES = {
+    **_ENDS,
+    **_OTHER,
     FOUND: "internal error: restart it",
     AWAY: "the server is older than Redis 6.2 or Valkey 7.2",
     INTERRUPTED: "",
@@ -34,6 +37,11 @@ def serve() -> None:
     from app.web.server import Server, listen  # the pool imports no web server
 
     with _settings("web") as found:
+        try:
+            bootstrap.refuse_other_deployment(found)
+        except OtherDeployment as refusal:
+            _log.error("service.other_deployment", reason=str(refusal))
+            raise typer.Exit(OTHER_DEPLOYMENT) from None
         server = Server(bootstrap.web_app(found), found.host, found.port)
     # Also before and after the run: a signal must neither be lost then nor end the process with its number.
     signal.signal(signal.SIGTERM, server.handle_exit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 from statistics import mean
@@ -17,17 +17,17 @@ from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
+from app.deployment import differences
 from app.intake.spool import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE, is_suspended
-from app.settings import Company
 from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {
     DONE: "no alert is active",
-    FOUND: "an alert is active, no worker pool runs, RQ is suspended, or orders have no due time",
+    FOUND: "an alert is active, no worker pool runs, RQ is suspended, or orders have no due time or no pool",
 }
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
@@ -71,9 +71,9 @@ class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
-        snapshot = SnapshotReader(here.settings.companies, here.settings.sinks).read(here.redis)
-        companies, spool = here.settings.companies, here.settings.spool_dir
-        breakers = tuple(_breakers(snapshot, companies))
+        snapshot = SnapshotReader(here.settings.companies).read(here.redis)
+        companies, spool = snapshot.companies, here.settings.spool_dir
+        breakers = tuple(_breakers(snapshot))
         get_order = _get_order_seconds(here)
         suspended = is_suspended(here.redis)
         queues = _queues(here, snapshot, get_order, is_paused=suspended or len(breakers) == len(companies))
@@ -82,12 +82,17 @@ def status() -> None:
     firing = [labels for labels, state in snapshot.alert_states().items() if state.firing_at]
     alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
     pools = len(snapshot.running_pools())
-    oldest = {one.slug: snapshot.companies[one.np_company_id].oldest_pending_ms // 1000 for one in companies}
+    differing = differences(snapshot.running_pools())
+    undeclared = tuple(company or sink for company, sink in snapshot.undeclared())
+    oldest = {one.slug: one.oldest_pending_ms // 1000 for one in companies.values()}
+    oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
     spooled = waiting(spool) if spool else None
     unknown = "unknown: see `ota-receiver check`" if spool else None
     found = {
         "alerts": alerts,
         "pools": pools,
+        "pools_differ": differing,
+        "undeclared": undeclared,
         "queues": queues,
         "suspended": suspended,
         "due": snapshot.due,
@@ -103,6 +108,9 @@ def status() -> None:
     facts = {
         "alerts": alerts or "none",
         "worker pools running": pools or "0: nothing is fetched; start `ota-receiver worker`",
+        "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
+        + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
+        "no pool declares": undeclared,
         "RQ": "suspended: nothing is fetched or delivered until `rq resume`" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one) for one in queues},
         "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
@@ -114,7 +122,7 @@ def status() -> None:
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    if alerts or not pools or suspended or unscheduled:
+    if alerts or undeclared or not pools or suspended or unscheduled:
         raise typer.Exit(FOUND)
 
 
@@ -158,12 +166,11 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_pa
     return found
 
 
-def _breakers(snapshot: Snapshot, companies: Iterable[Company]) -> Iterator[BreakerStatus]:
-    for one in companies:
-        if snapshot.breaker_is_open(one.np_company_id):
-            found = snapshot.companies[one.np_company_id]
+def _breakers(snapshot: Snapshot) -> Iterator[BreakerStatus]:
+    for company_id, found in snapshot.companies.items():
+        if snapshot.breaker_is_open(company_id):
             yield BreakerStatus(
-                company=one.slug,
+                company=found.slug,
                 reason=found.breaker_reason,
                 http_status=found.breaker_http or None,
                 open_s=(snapshot.now - found.breaker_opened_at) // 1000,

@@ -56,7 +56,7 @@ def _open_clients() -> Iterator[tuple[Settings, list[Client]]]:
     """Open the client of the company that was chosen, else those of all; raises SettingsError, Stop."""
     bootstrap.configure_cli_log()
     found = settings.load()
-    chosen = Companies(found.companies).chosen
+    chosen = Companies(found.companies, {}).chosen
     if not chosen:
         raise Stop(f"No company {flags().company!r} in the settings.")
     with bootstrap.http(found) as http:

@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from app.errors import NotRecorded, OtherSchema
 from app.intake.envelope import OrderProcessed
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.redis import VERSION, cause, code, is_other_schema, other_schema, packed, source
+from app.ledger.redis import AsyncRedis as Redis
 from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
 
 GROUP: Final = 256
@@ -148,7 +148,7 @@ class Inbox:
     ) -> None:
         self._redis = redis
         self._accept = redis.register_script(source("accept"))
-        self._template = JobTemplate()
+        self._template = JobTemplate(redis.names)
         self._dedup = dedup_days * policy.DAY
         self._kept = event_days * policy.DAY
         self._clock = clock
@@ -192,16 +192,18 @@ class Inbox:
         await self._try_twice(self._probe)
 
     async def _probe(self) -> None:
-        job = self._template.fields() | {"queue_prefix": queue_key("probe-")}
+        names = self._redis.names
+        job = self._template.fields() | {"names": f"{names.rq_prefix}probe-"}
+        queue = queue_key(f"probe-{LIVE}", names)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(keys.SCHEMA)
-            header = self._header(prefix=keys.PROBE, job=job)
+            pipe.get(names.schema)
+            header = self._header(prefix=names.probe, job=job)
             await self._accept(
                 args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0], client=pipe
             )
-            pipe.unlink(*(keys.PROBE + name for name in _PROBE_KEYS), queue_key(f"probe-{LIVE}"))
-            pipe.unlink(f"{job['prefix']}f-probe-probe-1")
-            pipe.srem(QUEUES_KEY, queue_key(f"probe-{LIVE}"))
+            pipe.unlink(*(names.probe + name for name in _PROBE_KEYS), queue)
+            pipe.unlink(f"{job['prefix']}{job['names']}f-probe-probe-1")
+            pipe.srem(QUEUES_KEY, queue)
             held, outcomes, *_ = await pipe.execute()
         if is_other_schema(held):
             raise OtherSchema(held.decode(errors="replace"), VERSION)
@@ -217,7 +219,7 @@ class Inbox:
     def _header(self, **named: Any) -> bytes:
         now = None if self._clock is None else self._clock()
         given = {"job": self._template.fields()} | named
-        return packed(now=now, grace=policy.GRACE, dedup=self._dedup, kept=self._kept, **given)
+        return packed(self._redis.names, now=now, grace=policy.GRACE, dedup=self._dedup, kept=self._kept, **given)
 
     async def _try_twice(self, call: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -7,13 +7,11 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from redis import Redis
 
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord
-from app.ledger.redis import Scored, oldest_first
+from app.ledger.redis import Redis, Scored, oldest_first
 from app.times import from_ms, to_ms
 
 RECORD_GONE = "record_gone"
@@ -66,7 +64,7 @@ class DeadLetters:
         since = None if query.since is None else to_ms(query.since)
         # With an end: what is requeued and dies again meanwhile must not come again and again.
         until = to_ms(query.until)
-        for zset in (keys.DEAD, keys.DEAD_DELIVERIES):
+        for zset in (self._redis.names.dead, self._redis.names.dead_deliveries):
             for page in oldest_first(self._redis, zset, since, until):
                 yield from filter(query.matches, self._letters(page))
 
@@ -77,7 +75,7 @@ class DeadLetters:
             return []
         own = [_letter(order, "", record.dead_at, record)] if record.dead and record.dead_at else []
         for sink in record.dead_sinks:
-            score: Any = self._redis.zscore(keys.DEAD_DELIVERIES, f"{order.member} {sink.name}")
+            score: Any = self._redis.zscore(self._redis.names.dead_deliveries, f"{order.member} {sink.name}")
             own.append(_letter(order, sink.name, from_ms(int(score or 0)), record))
         return own
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from redis import Redis
-
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.orders import Archive
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 
 STEPS: Final = 1800
 """Calls of `step` in which all keys are read: half an hour, with a call each second."""
@@ -35,15 +32,15 @@ class DueCheck:
         Raises what redis-py raises.
         """
         count = max(LEAST_KEYS, -(-self._redis.dbsize() // STEPS))
-        answer: Any = self._redis.scan(self._cursor, match=f"{keys.RECORDS}*", count=count, _type="HASH")
+        answer: Any = self._redis.scan(self._cursor, match=f"{self._redis.names.records}*", count=count, _type="HASH")
         self._cursor, found = answer
         # Another program may have such a key too.
-        members = (key.decode(errors="replace").removeprefix(keys.RECORDS) for key in found)
+        members = (key.decode(errors="replace").removeprefix(self._redis.names.records) for key in found)
         orders = [OrderKey.of(member) for member in members if member.count(":") == 1]
         lost = self._archive.unscheduled(orders)
         if not lost:
             return 0
         now = server_time(self._redis)
         # NX: what a step has scheduled since it was read was not lost.
-        added: Any = self._redis.zadd(keys.DUE, {order.member: now for order in lost}, nx=True)
+        added: Any = self._redis.zadd(self._redis.names.due, {order.member: now for order in lost}, nx=True)
         return int(added)

@@ -8,13 +8,11 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
 
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.history import EventReceived
 from app.ledger.orders import Archive
-from app.ledger.redis import PAGE, stream_pages
+from app.ledger.redis import PAGE, Redis, stream_pages
 from app.times import from_ms, to_ms
 
 _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
@@ -78,7 +76,7 @@ class EventLog:
         ids = sorted({one for one in event_ids if is_event_id(one)}, key=_order_of)
         with self._redis.pipeline(transaction=False) as pipe:
             for one in ids:
-                pipe.xrange(keys.EVENTS, one, one)
+                pipe.xrange(self._redis.names.events, one, one)
             return [event for entries in pipe.execute() for event in _page(entries)]
 
     def of_order(self, order: OrderKey) -> list[StoredEvent]:
@@ -88,23 +86,23 @@ class EventLog:
 
     def oldest_first(self, query: EventQuery, step: Callable[[int], object] = lambda _: None) -> Iterator[StoredEvent]:
         """Return the events that match; `step` gets the number of events of each page."""
-        for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query)):
+        for entries in stream_pages(self._redis, self._redis.names.events, *_bounds(query)):
             step(len(entries))
             yield from filter(query.matches, _page(entries))
 
     def newest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
         """Return the events that match."""
-        for entries in stream_pages(self._redis, keys.EVENTS, *_bounds(query), newest_first=True):
+        for entries in stream_pages(self._redis, self._redis.names.events, *_bounds(query), newest_first=True):
             yield from filter(query.matches, _page(entries))
 
     def last_id(self) -> str:
         """Return the id behind which the next event will stand."""
-        newest: Any = self._redis.xrevrange(keys.EVENTS, count=1)
+        newest: Any = self._redis.xrevrange(self._redis.names.events, count=1)
         return newest[0][0].decode() if newest else "0-0"
 
     def behind(self, event_id: str, wait_ms: int) -> list[StoredEvent]:
         """Return the next events behind this id, at most a page; waits up to `wait_ms` for the first."""
-        answer: Any = self._redis.xread({keys.EVENTS: event_id}, count=PAGE, block=wait_ms)
+        answer: Any = self._redis.xread({self._redis.names.events: event_id}, count=PAGE, block=wait_ms)
         return [event for _, entries in answer for event in _page(entries)]
 
 

@@ -1,4 +1,4 @@
-"""Every key in Redis: its name, type, lifetime, and who writes it.
+"""Every key in Redis: its name, type, lifetime, and who writes it. `ota` stands for KEY_PREFIX.
 
 | key | type | lifetime | written by |
 |---|---|---|---|
@@ -19,7 +19,10 @@
 | `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | store_fetch |
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
-| `ota:pools` | hash: pool -> JSON heartbeat: machine, pid, workers | until the pool ends | pool |
+| `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
+| `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
+| `ota:companies` | hash: company -> its slug and the id of its breaker | until retired | pool |
+| `ota:undeclared` | hash: sink or company -> minutes in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
 | `ota:reconcile-checkpoints:<company>` | zset: row version to read from -> ms of the call | 10 min | reconcile |
@@ -40,7 +43,7 @@
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
 | `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
 
-RQ's own keys (`rq:queue:live`, `rq:queue:backfill`, `rq:job:<id>`) are written as RQ writes them.
+RQ's own keys (`rq:queue:ota-live`, `rq:queue:ota-backfill`, `rq:job:ota-<id>`) are written as RQ writes them.
 
 Fields of a record. Counters: `generation` settlements accepted and fetches requested, `started_generation` the
 generation that the latest fetch saw when it started, `fetched_generation` the highest one whose fetch was stored,
@@ -55,10 +58,11 @@ status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last dis
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id`, `duplicates`. `erased_at` ms when the
 order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
-both. Sinks: `<sink>:revision` delivered, `<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes`
-deliveries that started and never ended, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get;
-`delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of
-the row in the order list for which it requested the last fetch.
+both. Sinks: `<sink>:revision` delivered (0: none yet; absent: the sink was declared after the latest fetch),
+`<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes` deliveries that started and never ended,
+`<sink>:dead` reason, `<sink>:discarded` revision that it is never to get; `delivery_lease` ms until the delivery in
+progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of the row in the order list for which it
+requested the last fetch.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -80,45 +84,56 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final
 
-PREFIX: Final = "ota:"
-DUE: Final = "ota:due"
-DEAD: Final = "ota:dead"
-DEAD_DELIVERIES: Final = "ota:dead-deliveries"
-AUDIT: Final = "ota:audit"
-REPLAYS: Final = "ota:replays"
-EVENTS: Final = "ota:events"
-ORDERS: Final = "ota:orders"
-COUNTERS: Final = "ota:counters"
-POOLS: Final = "ota:pools"
-ALERTS: Final = "ota:alerts"
-ALERTS_TURN: Final = "ota:alerts-turn"
-ERASING: Final = "ota:erasing"
-SCHEMA: Final = "ota:schema"
-PROBE: Final = "ota:probe:"
-"""Before the keys of the event that readiness records."""
-RECORDS: Final = "ota:order:"
-"""Before company and order in the key of a record."""
+DEFAULT_PREFIX: Final = "ota"
 
 
-def reference(text: str) -> str:
-    """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner puts there."""
-    return f"ota:reference:{sha256(text.strip().casefold().encode(errors='replace')).hexdigest()[:20]}"
+class Keys:
+    """The names of all keys of one deployment, which begin with its prefix (KEY_PREFIX)."""
 
+    def __init__(self, prefix: str) -> None:
+        key = f"{prefix}:{{}}".format
+        self.prefix: Final = key("")
+        self.rq_prefix: Final = f"{prefix}-"
+        """Before RQ's names of our queues and jobs."""
+        self.due: Final = key("due")
+        self.dead: Final = key("dead")
+        self.dead_deliveries: Final = key("dead-deliveries")
+        self.audit: Final = key("audit")
+        self.replays: Final = key("replays")
+        self.events: Final = key("events")
+        self.orders: Final = key("orders")
+        self.counters: Final = key("counters")
+        self.pools: Final = key("pools")
+        self.sinks: Final = key("sinks")
+        self.companies: Final = key("companies")
+        self.undeclared: Final = key("undeclared")
+        self.alerts: Final = key("alerts")
+        self.alerts_turn: Final = key("alerts-turn")
+        self.erasing: Final = key("erasing")
+        self.schema: Final = key("schema")
+        self.probe: Final = key("probe:")
+        """Before the keys of the event that readiness records."""
+        self.records: Final = key("order:")
+        """Before company and order in the key of a record."""
+        # Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
+        self.record: Final = key("order:{0.member}").format
+        self.content: Final = key("content:{0.member}").format
+        self.history: Final = key("history:{0.member}").format
+        self.replay: Final = key("replay:{}").format
+        self.replay_todo: Final = key("replay-todo:{}").format
+        self.breaker: Final = key("breaker:{}").format
+        self.window: Final = key("window:{}").format
+        self.reconcile: Final = key("reconcile:{}").format
+        self.reconcile_checkpoints: Final = key("reconcile-checkpoints:{}").format
+        self.reconcile_anchors: Final = key("reconcile-anchors:{}").format
+        self.reconcile_differing: Final = key("reconcile-differing:{}").format
+        self.reconcile_watch: Final = key("reconcile-watch:{}").format
+        self.reconcile_lease: Final = key("reconcile-lease:{}").format
+        self.event_rate: Final = key("event-rate:{}").format
+        self.alert: Final = key("alert:{}").format
+        self.wakeups: Final = key("wakeups:{}").format
 
-# Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
-record: Final = "ota:order:{0.member}".format
-content: Final = "ota:content:{0.member}".format
-history: Final = "ota:history:{0.member}".format
-replay: Final = "ota:replay:{}".format
-replay_todo: Final = "ota:replay-todo:{}".format
-breaker: Final = "ota:breaker:{}".format
-window: Final = "ota:window:{}".format
-reconcile: Final = "ota:reconcile:{}".format
-reconcile_checkpoints: Final = "ota:reconcile-checkpoints:{}".format
-reconcile_anchors: Final = "ota:reconcile-anchors:{}".format
-reconcile_differing: Final = "ota:reconcile-differing:{}".format
-reconcile_watch: Final = "ota:reconcile-watch:{}".format
-reconcile_lease: Final = "ota:reconcile-lease:{}".format
-event_rate: Final = "ota:event-rate:{}".format
-alert: Final = "ota:alert:{}".format
-wakeups: Final = "ota:wakeups:{}".format
+    def reference(self, text: str) -> str:
+        """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner writes."""
+        digest = sha256(text.strip().casefold().encode(errors="replace")).hexdigest()
+        return f"{self.prefix}reference:{digest[:20]}"

@@ -11,17 +11,17 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 
 from app.ids import OrderKey
-from app.ledger import keys, policy
-from app.ledger.redis import Script
+from app.ledger import policy
+from app.ledger.redis import Redis, Script
 from app.ledger.rq_jobs import JobTemplate
 from app.ledger.work import (
     Content,
     Delivery,
     DeliveryOutcome,
     Dispatched,
+    Elsewhere,
     FailOutcome,
     Failure,
     Fetch,
@@ -47,8 +47,9 @@ LATENCY_BOUNDS: Final = tuple(round(seconds * 1000) for seconds in _BOUNDS_IN_SE
 class Ledger:
     """The record of every order, its counters and its clock.
 
-    `order_days`: how long an order is kept after its last change; `fetch_lease`: ms; `clock` (ms since 1970)
-    replaces the time of the Redis server in tests. Every method raises OtherSchema, and what redis-py raises.
+    `order_days`: how long an order is kept after its last change; `fetch_lease`: ms; `sinks`: those that this process
+    delivers to, or its pool; `clock` (ms since 1970) replaces the time of the Redis server in tests. Every method
+    raises OtherSchema, and what redis-py raises.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Ledger:
         self._keep = order_days * policy.DAY
         self._fetch_lease = fetch_lease
         self._sinks = list(sinks)
-        self._template = JobTemplate()
+        self._template = JobTemplate(redis.names)
         self._script = cache(partial(Script, redis, clock=clock))
 
     def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
@@ -116,7 +117,7 @@ class Ledger:
             manifest=int(content.manifest),
             http=content.http_status,
             duration_ms=content.duration_ms,
-            references=[keys.reference(one) for one in content.references],
+            references=[self.redis.names.reference(one) for one in content.references],
             bounds=LATENCY_BOUNDS,
         )
         return msgspec.msgpack.decode(answer, type=Stored)
@@ -153,12 +154,14 @@ class Ledger:
         )
         return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 
-    def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | None:
+    def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | Elsewhere | None:
         """Acquire the delivery that is due next, None if none is due or another worker delivers this order."""
         called = time.monotonic()
-        answer = self._call("acquire_delivery", order, worker=worker, lease=policy.DELIVERY_LEASE)
+        answer = self._call("acquire_delivery", order, worker=worker, lease=policy.DELIVERY_LEASE, grace=policy.GRACE)
         if answer is None:
             return None
+        if len(answer) == 1:
+            return Elsewhere(answer[0].decode())
         delivery = msgspec.msgpack.decode(answer[0], type=Delivery)
         return msgspec.structs.replace(
             delivery, raw=zlib.decompress(answer[1]), deadline=called + policy.DELIVERY_LEASE / 1000
@@ -187,6 +190,10 @@ class Ledger:
             reason=reason,
             duration_ms=duration_ms,
         )
+
+    def return_job(self, order: OrderKey) -> None:
+        """Put the job of an order, which this process has taken, back at the end of its queue."""
+        self._script("return_job")(order=order.member, job=self._template.fields())
 
     def dispatch_due(self) -> Dispatched:
         """Enqueue a job for every order that is due."""

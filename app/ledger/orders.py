@@ -13,15 +13,15 @@ from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import Entry, Unread, parse_entry
+from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
-from app.ledger.redis import PAGE, Scored, newest_first, oldest_first
+from app.ledger.redis import PAGE, Redis, Scored, newest_first, oldest_first
 from app.ledger.rq_jobs import BACKFILL, queue_key
 from app.times import from_ms, to_ms
 from app.upstream.decode import build, decode
@@ -93,13 +93,17 @@ class Archive:
         return found
 
     def _read(self, orders: Sequence[OrderKey]) -> list[OrderRecord | BrokenRecord | None]:
-        found = read_each(self._redis, orders, _hgetall)
-        return [_parsed(order, answer) for order, (answer,) in zip(orders, found, strict=True)]
+        names = self._redis.names
+        found = read_each(self._redis, orders, _get_record(names))
+        return [_parsed(order, answer, names) for order, (answer,) in zip(orders, found, strict=True)]
 
     def copies(self, orders: Sequence[OrderKey]) -> list[LocalCopy | None]:
         """Return what reconciling compares with the list, of each order; None where the ledger has no record."""
-        answers = read_each(self._redis, orders, _hgetall, get_content, at_once=CONTENTS_A_CALL)
-        found = [(_parsed(order, fields), packed) for order, (fields, packed) in zip(orders, answers, strict=True)]
+        names = self._redis.names
+        answers = read_each(self._redis, orders, _get_record(names), get_content(names), at_once=CONTENTS_A_CALL)
+        found = [
+            (_parsed(order, fields, names), packed) for order, (fields, packed) in zip(orders, answers, strict=True)
+        ]
         lost = self.unscheduled([record.key for record, _ in found if isinstance(record, OrderRecord)])
         return [
             _local_copy(record, packed, is_unscheduled=order in lost)
@@ -112,6 +116,9 @@ class Archive:
         They are not in `due`, or stand there at a time that no wait reaches. An order that a worker fetches now is none
         of them, nor is one that waits for an operator only.
         """
+        names = self._redis.names
+        sinks: Any = self._redis.hkeys(names.sinks) if orders else []
+        declared = {sink.decode() for sink in sinks}
         found: set[OrderKey] = set()
         for at in range(0, len(orders), _RECORDS_A_CALL):
             chunk = orders[at : at + _RECORDS_A_CALL]
@@ -119,8 +126,8 @@ class Archive:
             with self._redis.pipeline(transaction=True) as pipe:
                 pipe.time()
                 for order in chunk:
-                    pipe.ttl(keys.record(order))
-                    pipe.zscore(keys.DUE, order.member)
+                    pipe.ttl(names.record(order))
+                    pipe.zscore(names.due, order.member)
                 (seconds, _), *answers = pipe.execute()
             farthest = seconds * policy.SECOND + policy.FARTHEST
             # What has neither outstanding work nor a dead letter expires.
@@ -130,7 +137,7 @@ class Archive:
                 if ttl == -1 and (score is None or score > farthest)
             ]
             now = from_ms(seconds * policy.SECOND)
-            found |= {one.key for one in self.records(endless) if one is not None and one.is_unattended(now)}
+            found |= {one.key for one in self.records(endless) if one is not None and one.is_unattended(now, declared)}
         return found
 
     def order(self, order: OrderKey) -> Order | None:
@@ -139,7 +146,7 @@ class Archive:
         Raises UnreadableAnswer if what is stored is no order.
         """
         try:
-            packed: Any = self._redis.get(keys.content(order))
+            packed: Any = self._redis.get(self._redis.names.content(order))
             return None if packed is None else parse_order(zlib.decompress(packed))
         except ResponseError as error:
             if not is_wrong_type(error):
@@ -154,16 +161,16 @@ class Archive:
         What is not readable is an Unread.
         """
         try:
-            entries: list[Any] = self._redis.lrange(keys.history(order), 0, -1)
+            entries: list[Any] = self._redis.lrange(self._redis.names.history(order), 0, -1)
         except ResponseError as error:
             if is_wrong_type(error):
-                return (Unread(0, f"the history is unreadable: look at {keys.history(order)} in Redis"),)
+                return (Unread(0, f"the history is unreadable: look at {self._redis.names.history(order)} in Redis"),)
             raise
         return tuple(parse_entry(entry) for entry in entries)
 
     def due(self, order: OrderKey) -> datetime | None:
         """Return when the order is due, None if nothing is outstanding or it is dead."""
-        score = self._redis.zscore(keys.DUE, order.member)
+        score = self._redis.zscore(self._redis.names.due, order.member)
         return None if score is None else from_ms(int(score))
 
     def newest_first(
@@ -172,11 +179,11 @@ class Archive:
         """Return the orders that match, the one that changed last first; broken ones are passed to `broken`."""
         since = None if query.since is None else to_ms(query.since)
         until = None if query.until is None else to_ms(query.until)
-        if query.state in _ON_THE_CLOCK and self._redis.zcard(keys.DUE) <= MOST_SORTED:
+        if query.state in _ON_THE_CLOCK and self._redis.zcard(self._redis.names.due) <= MOST_SORTED:
             found = self._on_the_clock(since, until)
         else:
             # Becoming a dead letter is a change like another: the few dead letters need no walk through all orders.
-            zset = keys.DEAD if query.state == "dead" else keys.ORDERS
+            zset = self._redis.names.dead if query.state == "dead" else self._redis.names.orders
             found = newest_first(self._redis, zset, since, until)
         for page in found:
             orders = [OrderKey.of(member) for member, _ in page]
@@ -189,7 +196,7 @@ class Archive:
     def of_companies(self, order_id: str, company_ids: Iterable[str]) -> list[OrderKey]:
         """Return the orders with this id that these companies have."""
         orders = [OrderKey(company_id, order_id) for company_id in company_ids]
-        found = read_each(self._redis, orders, lambda pipe, order: pipe.exists(keys.record(order)))
+        found = read_each(self._redis, orders, lambda pipe, order: pipe.exists(self._redis.names.record(order)))
         return [order for order, (exists,) in zip(orders, found, strict=True) if exists]
 
     def of_any_company(self, order_id: str) -> list[OrderKey]:
@@ -197,7 +204,7 @@ class Archive:
 
         Such a company is known by its counters: of each, events were counted, or gaps of its list.
         """
-        fields: Any = self._redis.hkeys(keys.COUNTERS)
+        fields: Any = self._redis.hkeys(self._redis.names.counters)
         counted = (field.decode(errors="replace").split("|") for field in fields)
         companies = {labels[0] for metric, *labels in counted if metric in {"events", "discrepancies"} and labels}
         return self.of_companies(order_id, sorted(companies))
@@ -205,9 +212,11 @@ class Archive:
     def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[Scored]]:
         """Return the orders of `due` in pages, the one that changed last first."""
         # An order whose due time moves meanwhile is read again at the end of the walk: a dict holds it once.
-        members = dict(chain.from_iterable(oldest_first(self._redis, keys.DUE)))
+        members = dict(chain.from_iterable(oldest_first(self._redis, self._redis.names.due)))
         scores = read_each(
-            self._redis, map(OrderKey.of, members), lambda pipe, order: pipe.zscore(keys.ORDERS, order.member)
+            self._redis,
+            map(OrderKey.of, members),
+            lambda pipe, order: pipe.zscore(self._redis.names.orders, order.member),
         )
         changed = [
             (member, int(score))
@@ -219,12 +228,12 @@ class Archive:
 
     def backfill(self) -> int:
         """Return how many jobs wait in backfill."""
-        waiting: Any = self._redis.llen(queue_key(BACKFILL))
+        waiting: Any = self._redis.llen(queue_key(BACKFILL, self._redis.names))
         return int(waiting)
 
     def has_live_pending(self, company_ids: Collection[str]) -> bool:
         """Return whether an order of these companies is pending in the queue live."""
-        due = chain.from_iterable(oldest_first(self._redis, keys.DUE))
+        due = chain.from_iterable(oldest_first(self._redis, self._redis.names.due))
         orders = (order for member, _ in due if (order := OrderKey.of(member)).company_id in company_ids)
         fields = read_fields(self._redis, orders, "generation", "fetched_generation", "queue")
         return any(
@@ -237,16 +246,16 @@ def is_wrong_type(answer: object) -> bool:
     return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
-def _parsed(order: OrderKey, answer: Any) -> OrderRecord | BrokenRecord | None:
+def _parsed(order: OrderKey, answer: Any, names: Keys) -> OrderRecord | BrokenRecord | None:
     if isinstance(answer, Exception):
-        return BrokenRecord(order.order_id, keys.record(order))
+        return BrokenRecord(order.order_id, names.record(order))
     # Every event and every request raises `generation`: without it the hash is what a late command left.
     if b"generation" not in answer:
         return None
     try:
         return parse_record(order, answer)
     except (ValueError, OverflowError):
-        return BrokenRecord(order.order_id, keys.record(order))
+        return BrokenRecord(order.order_id, names.record(order))
 
 
 class LocalCopy(msgspec.Struct, frozen=True):
@@ -323,14 +332,14 @@ class References:
 
     def of_events(self, company_ids: Collection[str]) -> Iterator[set[str]]:
         """Yield, page by page, the case-folded references of events, also of orders that were never fetched."""
-        for page in newest_first(self._redis, keys.ORDERS):
+        for page in newest_first(self._redis, self._redis.names.orders):
             orders = [order for member, _ in page if (order := OrderKey.of(member)).company_id in company_ids]
             yield set(self._event_references(orders)) - {""}
 
     def _indexed(self, references: Sequence[str]) -> list[tuple[str, list[OrderKey]]]:
         with self._redis.pipeline(transaction=False) as pipe:
             for one in references:
-                pipe.smembers(keys.reference(one))
+                pipe.smembers(self._redis.names.reference(one))
             found = [[OrderKey.of(member.decode()) for member in members] for members in pipe.execute()]
         # An entry of the index may outlive its record by some days.
         every = list(dict.fromkeys(chain.from_iterable(found)))
@@ -340,7 +349,7 @@ class References:
 
     def _searched(self, reference: str, company_id: str | None) -> set[OrderKey]:
         # The outstanding and the dead first: after a long outage they are not among the newest.
-        for zset in (keys.DUE, keys.DEAD, keys.ORDERS):
+        for zset in (self._redis.names.due, self._redis.names.dead, self._redis.names.orders):
             members = islice(chain.from_iterable(newest_first(self._redis, zset)), MOST_SEARCHED)
             orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
             texts = self._event_references(orders)
@@ -355,7 +364,7 @@ class References:
 
 def read_fields(redis: Redis, orders: Iterable[OrderKey], *names: str) -> Iterator[list[bytes | None]]:
     """Yield for each order these fields of its record; None for a field that is not there, and for a broken record."""
-    for (answer,) in read_each(redis, orders, lambda pipe, order: pipe.hmget(keys.record(order), names)):
+    for (answer,) in read_each(redis, orders, lambda pipe, order: pipe.hmget(redis.names.record(order), names)):
         yield [None] * len(names) if isinstance(answer, Exception) else answer
 
 
@@ -382,9 +391,10 @@ def read_each(
         yield from (answers[at : at + len(commands)] for at in range(0, len(answers), len(commands)))
 
 
-def _hgetall(pipe: Any, order: OrderKey) -> None:
-    pipe.hgetall(keys.record(order))
+def _get_record(names: Keys) -> Callable[[Any, OrderKey], object]:
+    return lambda pipe, order: pipe.hgetall(names.record(order))
 
 
-def get_content(pipe: Any, order: OrderKey) -> None:
-    pipe.get(keys.content(order))
+def get_content(names: Keys) -> Callable[[Any, OrderKey], object]:
+    """Return the command for `read_each` that gets the content of an order."""
+    return lambda pipe, order: pipe.get(names.content(order))

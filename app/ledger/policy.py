@@ -76,8 +76,11 @@ PERMIT_WAIT: Final = 250
 LONGEST_DEFERRAL: Final = 30 * SECOND
 """The longest an order waits beyond the moment at which its key may be used again, however often it was full."""
 
-NO_COMPANY_WAIT: Final = 15 * MINUTE
-"""Until the next attempt for an order of a company that the settings no longer name."""
+NO_COMPANY_WAIT: Final = 5 * MINUTE
+"""The longest until the next attempt for an order of a company that no running pool knows."""
+
+LONGEST_STEP_ASIDE: Final = 2 * SECOND
+"""The longest that a worker rests after a job for other pools: their workers need milliseconds to take it."""
 
 THROTTLED_WAIT: Final = 5 * SECOND
 """For all workers of a key after a 429 without Retry-After (neither side documents one)."""
@@ -122,6 +125,16 @@ def deferral_wait(deferrals: int) -> int:
     """
     longest = min(2**deferrals * SECOND, LONGEST_DEFERRAL)
     return round(random.uniform(0.1 * SECOND, longest))  # noqa: S311  # jitter, no secret
+
+
+def no_company_wait(deferrals: int) -> int:
+    """Return a wait in ms for an order whose company no running pool knows, after `deferrals` earlier ones."""
+    return min(10 * SECOND << min(deferrals, 20), NO_COMPANY_WAIT)
+
+
+def step_aside(returned: int) -> int:
+    """Return how long in ms a worker rests after a job for other pools, when the `returned` before it were such too."""
+    return min(50 << min(returned, 20), LONGEST_STEP_ASIDE)
 
 
 def of_key(error: UpstreamError) -> PermitOutcome:

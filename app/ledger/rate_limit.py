@@ -16,13 +16,12 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app import log
 from app.errors import ConnectionFault, Denied, UpstreamError
-from app.ledger import keys, policy
-from app.ledger.redis import Script, retry_until
+from app.ledger import policy
+from app.ledger.redis import Redis, Script, retry_until
 from app.ledger.work import PermitOutcome, Released
 from app.times import from_ms
 
@@ -94,7 +93,7 @@ class RateLimiter:
         self._route = route
         self._limits = limits
         self._key = _digest(api_key)
-        self._breaker = _breaker_id(api_key, company, route)
+        self._breaker = breaker_id(api_key, company, route)
         self._acquire = Script(redis, "acquire_permit", clock)
         self._release = Script(redis, "release_permit", clock)
 
@@ -129,7 +128,7 @@ class RateLimiter:
             waited = (time.monotonic() - started) * 1000
             if waited >= policy.PERMIT_WAIT or values[0] > policy.PERMIT_WAIT:
                 raise Denied(policy.SECOND, "permits_full")
-            self._redis.blpop([keys.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
+            self._redis.blpop([self._redis.names.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
 
         return Permit(partial(self._release_permit, token, order, deadline))
 
@@ -186,7 +185,7 @@ class RateLimiter:
 
 def spent(redis: Redis, api_key: str, now: int) -> int:
     """Return how many requests of the window that ends `now` (ms) were made with an API key."""
-    made: Any = redis.zcount(keys.window(_digest(api_key)), now - WINDOW, "+inf")
+    made: Any = redis.zcount(redis.names.window(_digest(api_key)), now - WINDOW, "+inf")
     return int(made)
 
 
@@ -201,16 +200,13 @@ class Breaker(msgspec.Struct, frozen=True):
 def open_breaker(redis: Redis, api_key: str, company: str) -> Breaker | None:
     """Return the breaker of a company's getOrder calls, None if it is closed."""
     client: Any = redis
-    reason, http, opened_at = client.hmget(breaker_key(api_key, company), "reason", "http", "opened_at")
+    key = redis.names.breaker(breaker_id(api_key, company))
+    reason, http, opened_at = client.hmget(key, "reason", "http", "opened_at")
     return Breaker(reason.decode(), int(http) or None, from_ms(int(opened_at))) if opened_at else None
 
 
-def breaker_key(api_key: str, company: str) -> str:
-    """Return the key of the breaker of one company's getOrder calls (its path) with one API key."""
-    return keys.breaker(_breaker_id(api_key, company))
-
-
-def _breaker_id(api_key: str, company: str, route: str = "") -> str:
+def breaker_id(api_key: str, company: str, route: str = "") -> str:
+    """Return the id of the breaker of one company's calls (its path) with one API key; it reveals neither."""
     return _digest("\0".join((api_key, company, route)))
 
 

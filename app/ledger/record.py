@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
@@ -109,15 +109,17 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Return the sinks whose delivery is dead."""
         return tuple(sink for sink in self.sinks if sink.dead)
 
-    def is_unattended(self, now: datetime) -> bool:
+    def is_unattended(self, now: datetime, declared: Collection[str]) -> bool:
         """Return whether an order that does not expire waits at `now` for more than an operator or a running fetch.
 
-        What exactly it waits for, start_fetch.lua decides.
+        `declared`: the sinks of the deployment. What exactly it waits for, start_fetch.lua decides.
         """
         if self.is_pending:
             is_held = self.lease is not None and now < self.lease <= now + _LONGEST_LEASE
             return not (self.dead or is_held)
-        behind = [sink for sink in self.sinks if sink.revision < self.revision and not sink.dead]
+        behind = [
+            sink for sink in self.sinks if sink.name in declared and sink.revision < self.revision and not sink.dead
+        ]
         return bool(behind) or not (self.dead or self.dead_sinks)
 
     @property

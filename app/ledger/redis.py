@@ -14,10 +14,11 @@ from errno import ECONNRESET, EPIPE, errorcode
 from functools import cache, partial
 from importlib.resources import files
 from socket import gaierror
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
-from redis import Redis
+from redis import Redis as PlainRedis
+from redis.asyncio import Redis as PlainAsyncRedis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -31,7 +32,7 @@ from redis.retry import Retry
 
 from app import log
 from app.errors import OldServer, OtherSchema, StoreUnavailable
-from app.ledger import keys
+from app.ledger.keys import DEFAULT_PREFIX, Keys
 
 WORKER_TIMEOUT: Final = 10.0
 """Seconds. No sender waits for a worker, but a hanging Redis must not hold one for ever."""
@@ -54,13 +55,35 @@ def load_scripts() -> None:
         source(file.name.removesuffix(".lua"))
 
 
-def packed(**named: Any) -> bytes:
+class Redis(PlainRedis):
+    """A client, with the names of its deployment's keys: those of the default prefix, unless `client_of` made it."""
+
+    names = Keys(DEFAULT_PREFIX)
+
+
+class AsyncRedis(PlainAsyncRedis):
+    """The same for the web process."""
+
+    names = Keys(DEFAULT_PREFIX)
+
+
+C = TypeVar("C", Redis, AsyncRedis)
+
+
+def client_of(kind: type[C], url: str, prefix: str, **options: Any) -> C:
+    """Return a client for the deployment with this KEY_PREFIX; `options` as of `from_url`."""
+    client = cast("C", kind.from_url(url, **options))
+    client.names = Keys(prefix)
+    return client
+
+
+def packed(names: Keys, **named: Any) -> bytes:
     """Return ARGV[1] of every script: the named arguments, the prefix of all keys and the version of the schema.
 
     Scripts take None for absent: `now` (ms since 1970) replaces the time of the Redis server, and `schema` is None for
     scripts that only read.
     """
-    return msgspec.msgpack.encode({"prefix": keys.PREFIX, "schema": VERSION, **named})
+    return msgspec.msgpack.encode({"prefix": names.prefix, "schema": VERSION, **named})
 
 
 def server_time(redis: Redis) -> int:
@@ -74,6 +97,7 @@ class Script:
 
     def __init__(self, redis: Redis, name: str, clock: Callable[[], int] | None = None) -> None:
         self._run = redis.register_script(source(name))
+        self._names = redis.names
         self._clock = clock
 
     def __call__(self, *blobs: bytes, **named: Any) -> Any:
@@ -84,7 +108,7 @@ class Script:
         if self._clock is not None:
             named.setdefault("now", self._clock())
         try:
-            return self._run(args=[packed(**named), *blobs])
+            return self._run(args=[packed(self._names, **named), *blobs])
         except ResponseError as error:
             raise other_schema(error) or error from None
 
@@ -105,10 +129,12 @@ _DENIED: Final = re.compile(r"(?i)no permissions to (?:run the '([\w|-]+)' comma
 """In a script the server puts this text into an error with another code."""
 
 
-def for_worker(url: str) -> Redis:
+def for_worker(url: str, prefix: str) -> Redis:
     """Return the client of the workers, the pool and the commands; one try, then the caller decides."""
-    return Redis.from_url(
+    return client_of(
+        Redis,
         url,
+        prefix,
         socket_timeout=WORKER_TIMEOUT,
         socket_connect_timeout=_CONNECT_TIMEOUT,
         retry=Retry(NoBackoff(), 0),
@@ -116,12 +142,12 @@ def for_worker(url: str) -> Redis:
 
 
 @contextmanager
-def for_command(url: str) -> Iterator[Redis]:
+def for_command(url: str, prefix: str) -> Iterator[Redis]:
     """Open Redis for a command.
 
     Raises OtherSchema for data of another version, and StoreUnavailable when Redis fails, here or in the block.
     """
-    redis = for_worker(url)
+    redis = for_worker(url, prefix)
     with translated_errors(redis), redis:
         refuse_other_schema(redis)
         yield redis
@@ -264,7 +290,7 @@ def other_schema(error: Exception) -> OtherSchema | None:
 
 def refuse_other_schema(redis: Redis) -> None:
     """Raise OtherSchema if Redis holds data of another version; for readers, and before a start."""
-    held: Any = redis.get(keys.SCHEMA)
+    held: Any = redis.get(redis.names.schema)
     if is_other_schema(held):
         raise OtherSchema(held.decode(errors="replace"), VERSION)
 

@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from redis import Redis
-
-from app.ledger import keys, policy
-from app.ledger.redis import Script
+from app.ledger import policy
+from app.ledger.redis import Redis, Script
 
 EVERY_SECONDS: Final = 60.0
 
@@ -29,6 +27,7 @@ class Retention:
     def __init__(
         self, redis: Redis, *, event_days: int, order_days: int, clock: Callable[[], int] | None = None
     ) -> None:
+        self._names = redis.names
         self._events_keep = event_days * policy.DAY
         self._orders_keep = order_days * policy.DAY
         self._expire = Script(redis, "expire", clock)
@@ -46,7 +45,7 @@ class Retention:
         removed, looked, ended = self._expire(
             events_keep=self._events_keep,
             orders_keep=self._orders_keep,
-            streams=[keys.EVENTS, keys.AUDIT],
+            streams=[self._names.events, self._names.audit],
             limit=MOST_ENTRIES,
             passed=self._passed,
             orders_limit=MOST_ORDERS,

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from redis import Redis
 from redis.exceptions import ResponseError
 
-from app.ledger import keys
-from app.ledger.redis import code
+from app.ledger.keys import Keys
+from app.ledger.redis import Redis, code
 
 ALL, WORKERS, COMMANDS = "web and workers", "workers", "commands"
 
@@ -20,7 +19,7 @@ _EXAMPLES: Final = {
     ALL: """
         multi | exec | evalsha none 0 | script load none | script exists none | time
         get k | set k 1 | mget k | unlink k | llen k | lrange k 0 0 | rpush k 1
-        hget k f | hgetall k | hincrby k f 1 | hmget k f | hset k f 1
+        hget k f | hgetall k | hkeys k | hincrby k f 1 | hmget k f | hset k f 1
         sadd k 1 | srem k 1 | zadd k 1 m | zcard k | zrange k 0 0 | zrevrange k 0 0 | xadd k * f 1 | xtrim k maxlen 0
     """,
     WORKERS: """
@@ -45,7 +44,7 @@ _OF_RQ: Final = """
     groups clean_registries:* clean_groups rl-keys
 """
 RQ_KEYS: Final = tuple(f"rq:{pattern}" for pattern in _OF_RQ.split())
-"""Patterns of the keys of RQ; all others begin with keys.PREFIX."""
+"""Patterns of the keys of RQ; all others begin with KEY_PREFIX."""
 
 _FIRST: Final = ("multi", "exec", "watch")
 
@@ -66,10 +65,10 @@ def missing(redis: Redis, *needs: str) -> str:
     of_rq = [[command, pattern.replace("*", "probe")] for pattern in RQ_KEYS for command in ("exists", "unlink")]
     connection: Any = redis.connection_pool.get_connection()
     try:
-        refused = _refused(connection, [command for command in commands if command[0] in _FIRST])
+        refused = _refused(connection, redis.names, [command for command in commands if command[0] in _FIRST])
         if "multi" not in refused:
             rest = [command for command in commands if command[0] not in _FIRST]
-            refused += _refused(connection, [["multi"], *rest, *of_rq])
+            refused += _refused(connection, redis.names, [["multi"], *rest, *of_rq])
     finally:
         connection.disconnect()  # which ends the transaction
         redis.connection_pool.release(connection)
@@ -81,9 +80,9 @@ def missing(redis: Redis, *needs: str) -> str:
     return "; ".join(f"{', '.join(ones)} ({need})" for need, ones in found.items())
 
 
-def _refused(connection: Any, commands: Sequence[Sequence[str]]) -> list[str]:
+def _refused(connection: Any, names: Keys, commands: Sequence[Sequence[str]]) -> list[str]:
     """Return the names of the commands that are refused, and the patterns of keys."""
-    sent = [[f"{keys.PREFIX}probe" if word == "k" else word for word in command] for command in commands]
+    sent = [[f"{names.prefix}probe" if word == "k" else word for word in command] for command in commands]
     connection.send_packed_command(connection.pack_commands(sent))
     found = []
     for command in sent:

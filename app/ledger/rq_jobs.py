@@ -6,16 +6,19 @@ RQ's public `create_job` and `to_dict` give the fields; a contract test holds th
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
-from redis import Redis
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended as _is_suspended
 from rq.utils import now, utcformat
 
+from app.ids import OrderKey
 from app.ledger import policy
+from app.ledger.keys import Keys
+from app.ledger.redis import Redis
 
 FETCH_ORDER: Final = "workers.jobs.fetch_order"
 DESCRIPTION: Final = "fetch order"
@@ -30,14 +33,21 @@ _PER_JOB = frozenset({"data", "origin", "created_at", "enqueued_at", "status"})
 
 
 def queue(name: str, connection: Redis) -> Queue:
-    """Return the RQ queue `name`; jobs are readable JSON on both sides."""
-    return Queue(name, connection=connection, serializer=JSONSerializer)
+    """Return the RQ queue for LIVE or BACKFILL; jobs are readable JSON on both sides."""
+    return Queue(connection.names.rq_prefix + name, connection=connection, serializer=JSONSerializer)
 
 
-def queue_key(name: str) -> str:
-    return f"{Queue.redis_queue_namespace_prefix}{name}"
+def queue_key(name: str, names: Keys) -> str:
+    return f"{Queue.redis_queue_namespace_prefix}{names.rq_prefix}{name}"
 
 
+def order_of(job_id: str) -> OrderKey | None:
+    """Return the order that a job id of ours names: `<prefix>-f-<company>-<order>-<generation>...`."""
+    found = _JOB_ID.search(job_id)
+    return OrderKey(found[1], found[2]) if found else None
+
+
+_JOB_ID: Final = re.compile("-f-([0-9a-f-]{36})-([0-9a-f-]{36})-")
 QUEUES_KEY: Final = Queue.redis_queues_keys
 
 
@@ -49,7 +59,7 @@ def is_suspended(redis: Redis) -> bool:
 class JobTemplate:
     """What is the same in every job, made once; the time is put in per call."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Keys) -> None:
         # RQ's constructors ask for a client and never use it: nothing is sent.
         job = queue(LIVE, Redis()).create_job(
             FETCH_ORDER,
@@ -62,6 +72,7 @@ class JobTemplate:
         before, _, rest = job.data.decode().partition(_COMPANY)
         between, _, after = rest.partition(_ORDER)
         self._job = {
+            "names": names.rq_prefix,
             "prefix": Job.redis_job_namespace_prefix,
             "queue_prefix": Queue.redis_queue_namespace_prefix,
             "queues": QUEUES_KEY,

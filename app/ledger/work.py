@@ -95,6 +95,12 @@ class Content(msgspec.Struct, frozen=True):
     references: tuple[str, ...] = ()
 
 
+class Elsewhere(msgspec.Struct, frozen=True):
+    """A delivery is due to a sink that this process does not have."""
+
+    sink: str
+
+
 class Delivery(msgspec.Struct, frozen=True):
     """A delivery that a worker has acquired; `attempts` counts it, `crashes` those before it that never ended.
 

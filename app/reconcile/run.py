@@ -15,7 +15,6 @@ from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
-from redis import Redis
 
 from app import log
 from app.errors import Denied, Unavailable, UpstreamError
@@ -24,7 +23,7 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive, LocalCopy
 from app.ledger.rate_limit import Permit, RateLimiter
-from app.ledger.redis import server_time
+from app.ledger.redis import Redis, server_time
 from app.reconcile.compare import STUCK_AFTER, Discrepancy, compare, compare_watched
 from app.reconcile.state import ANCHORS_SEEN, OVERLAP, Checkpoint
 from app.upstream.client import ChannelManager

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
 import msgspec
-from redis import Redis
 from redis.exceptions import LockError
 
-from app.ledger import keys, policy
+from app.ledger import policy
+from app.ledger.redis import Redis
 
 LAG: Final = 10 * policy.MINUTE
 """Longer than any transaction of upstream: the gateway ends an operation after 8 minutes (upstream.md 5)."""
@@ -54,10 +54,11 @@ class Checkpoint:
 
     def __init__(self, redis: Redis, company_id: str) -> None:
         self._redis = redis
-        self._versions = keys.reconcile_checkpoints(company_id)
-        self._anchors = keys.reconcile_anchors(company_id)
-        self._watch = keys.reconcile_watch(company_id)
-        self._differing = keys.reconcile_differing(company_id)
+        names = redis.names
+        self._versions = names.reconcile_checkpoints(company_id)
+        self._anchors = names.reconcile_anchors(company_id)
+        self._watch = names.reconcile_watch(company_id)
+        self._differing = names.reconcile_differing(company_id)
 
     def start(self, now: int) -> int:
         """Return the row version to read from, 0 for the whole list."""
@@ -129,8 +130,8 @@ class Schedule:
 
     def __init__(self, redis: Redis, company_id: str, lease: int) -> None:
         self._redis = redis
-        self._key = keys.reconcile(company_id)
-        self._lease_key = keys.reconcile_lease(company_id)
+        self._key = self._redis.names.reconcile(company_id)
+        self._lease_key = self._redis.names.reconcile_lease(company_id)
         self._lease = lease
 
     def due(self, now: int) -> DueRun | None:

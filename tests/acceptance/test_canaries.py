@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 
-from redis import Redis
-
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.service import Service, ask
 

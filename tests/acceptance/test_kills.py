@@ -6,9 +6,8 @@ import os
 import signal
 import time
 
-from redis import Redis
-
 from app.dev.processes import Process
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.integration.relay import relay
 from tests.service import Service, children, is_running
@@ -33,7 +32,7 @@ def test_an_order_is_fetched_soon_though_the_connection_breaks_after_rq_has_move
     with relay(bare.valkey.port) as network:
         bare.start("worker", **ONE_WORKER, REDIS_URL=network.url(bare.variables["REDIS_URL"]))
         (order_id,) = bare.issue()
-        network.cut_at = b"f-" + bare.company_id.encode()
+        network.cut_at = b"ota-f-" + bare.company_id.encode()
 
         assert bare.post(bare.event(order_id))[0] == 200
 

@@ -38,7 +38,7 @@ def test_workers_go_on_when_the_reader_of_their_log_is_gone(bare: Service, pipe:
         "sh.log",
         WORKERS="1",
         BACKFILL_WORKERS="1",
-        SINKS="python:json:dumps",
+        SINKS="python:operator:is_",
     )
     eventually(lambda: b"pool.worker_started" in read(reader), what="the pool works")
     os.close(reader)

@@ -7,11 +7,11 @@ import re
 import secrets
 import signal
 
-from redis import Redis
 from rq.suspension import resume, suspend
 
-from app.ledger import keys
+from app.ledger.redis import Redis
 from tests.eventually import eventually
+from tests.lab import KEYS
 from tests.service import Service, ask, children
 
 
@@ -78,10 +78,10 @@ def test_an_order_that_no_dispatcher_sees_is_told_and_fetched(bare: Service) -> 
     bare.subscribe()
     order_id = bare.create("LOST-1", "31001")
     with Redis.from_url(bare.valkey.url) as redis:
-        eventually(lambda: redis.zcard(keys.DUE) == 1, 10, what="the event is recorded")
+        eventually(lambda: redis.zcard(KEYS.due) == 1, 10, what="the event is recorded")
         code, (found,) = bare.cli("orders", "explain", order_id)
         assert (code, "no worker pool runs" in found["next"]) == (1, True)
-        redis.delete(keys.DUE, "rq:queue:live")
+        redis.delete(KEYS.due, "rq:queue:ota-live")
 
         code, (found,) = bare.cli("orders", "explain", order_id)
         listed = bare.cli("reconcile")

@@ -7,8 +7,9 @@ import sys
 from functools import partial
 from typing import Any, Final
 
-from redis import Redis
+import pytest
 
+from app.ledger.redis import Redis
 from app.ledger.rights import NEEDED, OPTIONAL, RQ_KEYS, acl_name
 from tests.eventually import eventually
 from tests.service import Service
@@ -26,7 +27,10 @@ def denied(redis: Any) -> set[tuple[str, ...]]:
     return {(one["object"], one["context"], one["reason"]) for one in redis.acl_log()}
 
 
-def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them(bare: Service) -> None:
+@pytest.mark.parametrize("prefix", ["ota", "shop-2"])
+def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them(bare: Service, prefix: str) -> None:
+    """No key has the default prefix where there is another."""
+    bare.variables["KEY_PREFIX"] = prefix
     (bare.folder / "shop.py").write_text(
         "def on_order(order, context):\n    if context.attempt == 1: raise RuntimeError\n"
     )
@@ -36,7 +40,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         redis.execute_command("ACL", "LOG", "RESET")
         redis.config_resetstat()
         commands = (f"+{one}" for one in (*LISTED, *OPTIONAL))
-        become(bare, redis, "~ota:*", *(f"~{pattern}" for pattern in RQ_KEYS), "-@all", *commands)
+        become(bare, redis, f"~{prefix}:*", *(f"~{pattern}" for pattern in RQ_KEYS), "-@all", *commands)
         bare.start("web")
         pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
         bare.run([sys.executable, "-m", "app.cli", "events", "tail"], "tail.log")
@@ -76,3 +80,4 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         assert denied(redis) == set()
         used = {one.removeprefix("cmdstat_") for one in redis.info("commandstats")}
         assert {*LISTED} - used == set(), "listed, but never used"
+        assert {name.split(b":")[0] for name in redis.scan_iter()} == {prefix.encode(), b"rq"}

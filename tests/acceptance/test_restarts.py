@@ -9,13 +9,11 @@ from collections.abc import Set
 from functools import partial
 from typing import Any, Final
 
-from redis import Redis
-
 from app.dev.valkey import server_program
 from app.ids import OrderKey
-from app.ledger import keys
-from app.ledger.redis import VERSION
+from app.ledger.redis import VERSION, Redis
 from tests.eventually import eventually
+from tests.lab import KEYS
 from tests.service import Service, children
 
 OUTAGES: Final = {"redis.refused", "redis.unavailable"}
@@ -89,13 +87,13 @@ def test_a_broken_key_of_one_order_or_of_one_step_stops_nothing_else(bare: Servi
     bare.admin("POST", "faults", {"kind": "latency", "operation": "getOrder", "calls": 1, "seconds": 20})
     broken, other = bare.issue(2)
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
-        redis.set(keys.reconcile(bare.company_id), "no hash")
-        redis.set(keys.ALERTS, "no hash")
-        redis.set(keys.POOLS, "no hash")
+        redis.set(KEYS.reconcile(bare.company_id), "no hash")
+        redis.set(KEYS.alerts, "no hash")
+        redis.set(KEYS.pools, "no hash")
         pool = bare.start("worker", **ONE_WORKER)
         assert bare.post(bare.event(broken))[0] == 200
         eventually(lambda: bare.row(broken)["gets"] == 1, 10, what="the first fetch has started")
-        redis.set(keys.record(OrderKey(bare.company_id, broken)), "no hash")
+        redis.set(KEYS.record(OrderKey(bare.company_id, broken)), "no hash")
         os.kill(children(pool.pid)[0], signal.SIGKILL)
 
         assert bare.post(bare.event(other))[0] == 200
@@ -113,17 +111,17 @@ def test_newer_data_stops_the_pool_and_not_the_web_process(bare: Service) -> Non
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     order_id = bare.issue()[0]
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
-        redis.set(keys.SCHEMA, VERSION + 1)
+        redis.set(KEYS.schema, VERSION + 1)
 
         assert pool.wait(10) == 4
         status, answer = bare.post(bare.event(order_id))
         assert (status, answer["reason"]) == (503, "other_schema")
         assert bare.launch("worker").wait(20) == 4
-        assert not redis.exists(keys.record(OrderKey(bare.company_id, order_id)))
+        assert not redis.exists(KEYS.record(OrderKey(bare.company_id, order_id)))
 
         lines = bare.log("worker", "service.other_schema")
         assert [(line["held"], line["ours"]) for line in lines] == [(str(VERSION + 1), VERSION)] * 2
-        redis.set(keys.SCHEMA, VERSION)
+        redis.set(KEYS.schema, VERSION)
     assert bare.post(bare.event(order_id))[0] == 200
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
     bare.wait_fetched(order_id)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app.dev.processes import Process
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import FetchStored, parse_entry
+from app.ledger.redis import Redis
 from tests.eventually import eventually
+from tests.lab import KEYS
 from tests.service import Service, children, is_running, service
 
 SINK = """
@@ -123,17 +124,17 @@ class Killing:
         return OrderKey(self.service.company_id, order)
 
     def record(self, order: str) -> dict[str, str]:
-        found: Any = self.redis.hgetall(keys.record(self.key(order)))
+        found: Any = self.redis.hgetall(KEYS.record(self.key(order)))
         return {name.decode(): value.decode() for name, value in found.items()}
 
     def is_fetched(self, order: str) -> bool:
         record = self.record(order)
         is_stored = int(record.get("fetched_generation", 0)) >= int(record.get("generation", 1))
-        return is_stored and self.redis.zscore(keys.DUE, self.key(order).member) is None
+        return is_stored and self.redis.zscore(KEYS.due, self.key(order).member) is None
 
     def stored(self, order: str) -> int:
         """Return the number of stored answers."""
-        entries: Any = self.redis.lrange(keys.history(self.key(order)), 0, -1)
+        entries: Any = self.redis.lrange(KEYS.history(self.key(order)), 0, -1)
         return sum(isinstance(parse_entry(entry), FetchStored) for entry in entries)
 
     def deliveries(self, order: str) -> int:
@@ -211,7 +212,7 @@ def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: K
 
     if killing.record(order).get("job"):
         # Its job may be lost between queue and worker; the dispatcher pushes another after GRACE, here at once.
-        killing.redis.zadd(keys.DUE, {killing.key(order).member: 0}, xx=True)
+        killing.redis.zadd(KEYS.due, {killing.key(order).member: 0}, xx=True)
     eventually(lambda: killing.is_fetched(order), 10, what=f"the order is fetched: {killing.record(order)}")
     assert killing.stored(order) == 1
     assert killing.gets(order) <= 2
@@ -248,7 +249,7 @@ def test_a_sink_that_hangs_is_killed_with_its_worker_and_becomes_a_dead_letter(k
     killing.post(*others)
 
     eventually(lambda: all(killing.is_fetched(order) for order in others), 10, what="the others are fetched")
-    eventually(lambda: killing.redis.zcard(keys.DEAD_DELIVERIES) == 1, 20, what="the delivery is a dead letter")
+    eventually(lambda: killing.redis.zcard(KEYS.dead_deliveries) == 1, 20, what="the delivery is a dead letter")
     assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
     assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
     assert killing.gets(poison) == 1
@@ -263,7 +264,7 @@ def test_a_sink_that_ends_its_worker_becomes_a_dead_letter_after_three_attempts(
 
     killing.post(poison)
 
-    eventually(lambda: killing.redis.zcard(keys.DEAD_DELIVERIES) == 1, 20, what="the delivery is a dead letter")
+    eventually(lambda: killing.redis.zcard(KEYS.dead_deliveries) == 1, 20, what="the delivery is a dead letter")
     assert killing.record(poison)["python:kill_sink:on_order:dead"] == "kills_worker"
     assert killing.deliveries(poison) == policy.CRASHES_ALLOWED
 

@@ -13,9 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from redis import Redis
-
-from app.ledger import keys
+from app.ledger.redis import Redis
+from tests.lab import KEYS
 from tests.service import Service, service
 
 _SLOTS = 5
@@ -62,8 +61,8 @@ def _drain(one: Service, orders: int, latency_ms: int) -> int:
         first, at_first = time.monotonic(), fetched()
         worker.wait_until(lambda: fetched() >= orders, _PATIENCE, "all orders are fetched")
         last = time.monotonic()
-        worker.wait_until(lambda: redis.zcard(keys.DUE) == 0, _PATIENCE, "no fetch is pending")
-        dead: int = redis.zcard(keys.DEAD)
+        worker.wait_until(lambda: redis.zcard(KEYS.due) == 0, _PATIENCE, "no fetch is pending")
+        dead: int = redis.zcard(KEYS.dead)
         memory = _pss(worker.pid)
     stats = one.admin("GET", "stats")
     calls, throttled = sum(stats["operations"]["getOrder"].values()), sum(stats["throttled"].values())

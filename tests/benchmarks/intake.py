@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from redis import Redis
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from app.ledger.redis import Redis
 from tests.service import ask, service
 
 _CONNECTIONS = 32
@@ -73,7 +73,7 @@ def measure(receiver: str, events_per_post: int, seconds: int) -> Run:
         with Redis.from_url(one.valkey.url) as redis:
 
             def queued() -> int:
-                length: int = redis.llen("rq:queue:live")
+                length: int = redis.llen("rq:queue:ota-live")
                 return length
 
             # wrk drops up to 32 requests at its end that may or may not be recorded, and a receiver that loses one

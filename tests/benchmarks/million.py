@@ -25,8 +25,6 @@ from statistics import mean
 from typing import Any, Final
 
 import msgspec
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,13 +32,15 @@ from rich.table import Table
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import Inbox
-from app.ledger import keys, policy
+from app.ledger import policy
+from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.ledger import Ledger
-from app.ledger.redis import source
+from app.ledger.redis import AsyncRedis, Redis, client_of, source
 from app.ledger.rq_jobs import LIVE, queue_key
 from app.ledger.work import Content
 from app.times import from_ms
 from app.upstream.decode import digest
+from tests.lab import KEYS
 from tests.service import Service, ask, service
 
 MOST_MS: Final = 200
@@ -101,7 +101,7 @@ class Plan:
 def _fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> None:
     """Record all events and fetch their orders; the jobs of pending orders wait in `live` at the end."""
     now = 0
-    client = AsyncRedis.from_url(url)
+    client = client_of(AsyncRedis, url, DEFAULT_PREFIX)
     inbox = Inbox(client, dedup_days=_DEDUP_DAYS, event_days=_DAYS, clock=lambda: now)
     # The id of a stream entry is the clock's time instead of the server's.
     script = source("accept")
@@ -118,14 +118,16 @@ def _fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> No
             if now < plan.now - _DEDUP_DAYS * policy.DAY:
                 redis.delete(*(f"ota:seen:{one.event.digest}" for one in chunk))
             # Workers take the jobs of all orders but the pending ones.
-            jobs = {f"f-{one.order.company_id}-{one.order.order_id}-1": one.kind == "pending" for one in chunk}
+            jobs = {f"ota-f-{one.order.company_id}-{one.order.order_id}-1": one.kind == "pending" for one in chunk}
             waiting += [job for job, is_pending in jobs.items() if is_pending]
-            redis.delete(queue_key(LIVE), *(f"rq:job:{job}" for job, is_pending in jobs.items() if not is_pending))
+            redis.delete(
+                queue_key(LIVE, KEYS), *(f"rq:job:{job}" for job, is_pending in jobs.items() if not is_pending)
+            )
             now += 1000
             for one in {one.order: one for one in chunk if one.kind != "pending"}.values():
                 _fetch(ledger, one, contents)
         runner.run(client.aclose())
-    redis.rpush(queue_key(LIVE), *waiting)
+    redis.rpush(queue_key(LIVE, KEYS), *waiting)
 
 
 def _fetch(ledger: Ledger, one: One, contents: Sequence[Content]) -> None:
@@ -154,22 +156,22 @@ def _memory(redis: Redis, plan: Plan, used: int) -> Iterator[tuple[str, float]]:
     """Return mean sizes in bytes: of each key of a fetched order, and its share of the keys of all orders."""
     step = max(plan.count // _SAMPLES, 1)
     sample = [one for one in map(plan.one, range(plan.count - 1, 0, -step)) if one.kind == "fetched"]
-    orders: int = redis.zcard(keys.ORDERS)
+    orders: int = redis.zcard(KEYS.orders)
 
     def of(*names: str) -> float:
         return mean(redis.memory_usage(name, samples=0) or 0 for name in names)
 
-    names = [keys.reference(name) for one in sample for name in (one.event.reference, one.own_reference)]
+    names = [KEYS.reference(name) for one in sample for name in (one.event.reference, one.own_reference)]
     per_order = {
-        "record": of(*(keys.record(one.order) for one in sample)),
-        "content": of(*(keys.content(one.order) for one in sample)),
-        "history": of(*(keys.history(one.order) for one in sample)),
+        "record": of(*(KEYS.record(one.order) for one in sample)),
+        "content": of(*(KEYS.content(one.order) for one in sample)),
+        "history": of(*(KEYS.history(one.order) for one in sample)),
         "two references": 2 * of(*names),
-        "place in the list of orders": of(keys.ORDERS) / orders,
+        "place in the list of orders": of(KEYS.orders) / orders,
     }
     yield from ((f"order: {what}", size) for what, size in per_order.items())
     yield "order", sum(per_order.values())
-    yield "event: entry in the stream", of(keys.EVENTS) / plan.count
+    yield "event: entry in the stream", of(KEYS.events) / plan.count
     yield "event: duplicate mark", of(*islice(redis.scan_iter("ota:seen:*", count=1000), _SAMPLES))
     yield "all of Redis, for one order", used / orders
 

@@ -14,13 +14,14 @@ from hmac import compare_digest
 from typing import Any
 
 import msgspec
-from redis import Redis
 from rq import Queue
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from app.ledger.redis import Redis
 
 WEEK = 7 * 86400
 

@@ -10,7 +10,6 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -20,13 +19,14 @@ from app.dev.sandbox.webhooks import Event
 from app.dev.simulator.audit import Evidence, Expected, StoredOrders, acknowledged, audit, calls_by_order
 from app.dev.simulator.sender import Answer, Post, Sender
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.events import EventLog
 from app.ledger.history import FetchStored
 from app.ledger.orders import Archive
+from app.ledger.redis import Redis
 from tests.chaos import plan as plans
 from tests.chaos.plan import Plan
 from tests.chaos.supervisor import Supervisor
+from tests.lab import KEYS
 from tests.service import Service, ask
 
 FETCHED_WITHIN: Final = 60.0
@@ -162,7 +162,7 @@ def _fetched_after(supervisor: Supervisor, redis: Redis, events: int, last: floa
     while (waited := time.monotonic() - last) < _PATIENCE:
         supervisor.restart_ended()
         try:
-            if supervisor.all_up and redis.xlen(keys.EVENTS) >= events and redis.zcard(keys.DUE) == 0:
+            if supervisor.all_up and redis.xlen(KEYS.events) >= events and redis.zcard(KEYS.due) == 0:
                 return waited
         except (RedisError, OSError):
             # Valkey starts or loads its data.

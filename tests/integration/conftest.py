@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
+from app.ledger.redis import Redis
 from tests.lab import API_KEY, COMPANIES, START, Lab
 from tests.lab_upstream import Upstream, fake_upstream
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from redis import Redis
 
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
 from app.ledger.orders import MOST_SORTED, OrderQuery, References
-from app.ledger.redis import PAGE, newest_first
+from app.ledger.redis import PAGE, Redis, newest_first
 from app.times import from_ms
-from tests.lab import MUSEUM, VENUE, Lab, order
+from tests.lab import KEYS, MUSEUM, VENUE, Lab, order
 
 MANY = 2 * PAGE + 7
 BOUGHT_AS, SOLD_AS = "CM-260601081502-9F3A", "PARTNER-ORDER-2026-00042"
@@ -52,9 +51,9 @@ class TestOrders:
         lab.accept(order(2), order(3), at=now - 2000)
         lab.accept(order(4), at=now - 1000)
         lab.fetch_and_store(order(3))
-        lab.redis.zrem(keys.DUE, order(3).member)
-        lab.redis.zadd(keys.DUE, {order(1).member: now + 9_000_000})
-        lab.redis.zadd(keys.DUE, {order(number).member: now for number in range(9, due + 9)})
+        lab.redis.zrem(KEYS.due, order(3).member)
+        lab.redis.zadd(KEYS.due, {order(1).member: now + 9_000_000})
+        lab.redis.zadd(KEYS.due, {order(number).member: now for number in range(9, due + 9)})
 
         def pending(since: int, until: int) -> list[OrderKey]:
             query = OrderQuery(state="pending", since=from_ms(now - since), until=from_ms(now - until))
@@ -66,7 +65,7 @@ class TestOrders:
     def test_a_list_of_few_pending_orders_reads_no_others(self, lab: Lab) -> None:
         orders = [order(number) for number in range(MANY)]
         lab.accept(*orders)
-        lab.redis.zrem(keys.DUE, *(one.member for one in orders[2:]))
+        lab.redis.zrem(KEYS.due, *(one.member for one in orders[2:]))
         lab.redis.config_resetstat()
 
         found = listed(lab, OrderQuery(state="pending"))
@@ -76,10 +75,10 @@ class TestOrders:
 
     def test_an_order_that_changes_while_the_list_is_read_is_not_shown_twice(self, redis_client: Redis) -> None:
         members = [order(number).member for number in range(MANY)]
-        redis_client.zadd(keys.ORDERS, {member: number for number, member in enumerate(members)})
-        walk = newest_first(redis_client, keys.ORDERS)
+        redis_client.zadd(KEYS.orders, {member: number for number, member in enumerate(members)})
+        walk = newest_first(redis_client, KEYS.orders)
         found = next(walk)
-        redis_client.zadd(keys.ORDERS, {members[0]: MANY + 1})
+        redis_client.zadd(KEYS.orders, {members[0]: MANY + 1})
 
         found += [one for page in walk for one in page]
 
@@ -87,17 +86,17 @@ class TestOrders:
 
     def test_an_expired_order_does_not_end_the_list(self, lab: Lab) -> None:
         lab.accept(order(1), order(2), order(3))
-        lab.redis.delete(keys.record(order(2)))
+        lab.redis.delete(KEYS.record(order(2)))
 
         assert sorted(listed(lab, OrderQuery())) == [order(1), order(3)]
 
 
 class TestDeadLetters:
     def test_an_order_that_becomes_dead_again_while_they_are_read_is_shown_once(self, redis_client: Redis) -> None:
-        redis_client.zadd(keys.DEAD, {order(number).member: number for number in range(MANY)})
+        redis_client.zadd(KEYS.dead, {order(number).member: number for number in range(MANY)})
         letters = DeadLetters(redis_client).oldest_first(DeadQuery(until=from_ms(MANY)))
         first = next(letters).key
-        redis_client.zadd(keys.DEAD, {first.member: MANY + 1})
+        redis_client.zadd(KEYS.dead, {first.member: MANY + 1})
 
         rest = [letter.key for letter in letters]
 
@@ -114,7 +113,7 @@ class TestEvents:
 
     def test_events_are_found_by_time_inclusively(self, redis_client: Redis, log: EventLog) -> None:
         for ms in (1000, 2000, 2000, 3000):
-            redis_client.xadd(keys.EVENTS, {"company": VENUE, "order": order(ms).order_id}, id=f"{ms}-*")
+            redis_client.xadd(KEYS.events, {"company": VENUE, "order": order(ms).order_id}, id=f"{ms}-*")
 
         found = [event.id for event in log.oldest_first(EventQuery(since=from_ms(2000), until=from_ms(2000)))]
 
@@ -139,14 +138,14 @@ class TestReferences:
     @pytest.mark.parametrize("reference", [BOUGHT_AS, SOLD_AS, SOLD_AS.lower(), f" {BOUGHT_AS} "])
     def test_an_order_is_found_by_either_reference(self, lab: Lab, references: References, reference: str) -> None:
         lab.accept_and_fetch(order(1))
-        lab.redis.delete(keys.ORDERS, keys.DUE)
+        lab.redis.delete(KEYS.orders, KEYS.due)
 
         assert references.orders(reference) == [order(1)]
 
     def test_an_expired_or_erased_order_is_not_found(self, lab: Lab, references: References) -> None:
         for number in (1, 2):
             lab.accept_and_fetch(order(number))
-        lab.redis.delete(keys.record(order(1)))
+        lab.redis.delete(KEYS.record(order(1)))
 
         assert references.orders(SOLD_AS) == [order(2)]
 
@@ -154,23 +153,23 @@ class TestReferences:
         lab.accept_and_fetch(order(1))
 
         for reference in (BOUGHT_AS, SOLD_AS):
-            assert 406 < int(str(lab.redis.pttl(keys.reference(reference)))) / policy.DAY <= 407
+            assert 406 < int(str(lab.redis.pttl(KEYS.reference(reference)))) / policy.DAY <= 407
 
     def test_an_unfetched_order_is_found_by_the_reference_of_its_event(self, lab: Lab, references: References) -> None:
         """Also when it is older than all that is searched: pending and dead orders are searched first."""
         lab.accept(order(1), order(2))
         lab.dead_letter(order(2))
-        lab.redis.delete(keys.ORDERS)
+        lab.redis.delete(KEYS.orders)
 
         assert references.orders("cm-00000000") == [order(1)]
-        lab.redis.delete(keys.DUE)
+        lab.redis.delete(KEYS.due)
         assert references.orders("cm-00000000", VENUE) == [order(2)]
         assert references.orders("cm-00000000", MUSEUM) == []
 
     @pytest.mark.parametrize("reference", ["", " ", "\udcff", "x" * 10_000, "*"])
     def test_an_odd_reference_finds_nothing(self, redis_client: Redis, references: References, reference: str) -> None:
         """Also where an order has none."""
-        redis_client.hset(keys.record(order(1)), "generation", 1)
-        redis_client.zadd(keys.ORDERS, {order(1).member: 1})
+        redis_client.hset(KEYS.record(order(1)), "generation", 1)
+        redis_client.zadd(KEYS.orders, {order(1).member: 1})
 
         assert references.orders(reference) == []

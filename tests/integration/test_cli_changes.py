@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from redis import Redis
 
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.submission import order_body
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
 from app.ledger.history import FetchRequested
-from app.ledger.keys import AUDIT
+from app.ledger.redis import Redis
 from tests.eventually import eventually
-from tests.lab import API_KEY, PARTNER, VENUE, Lab, order
+from tests.lab import API_KEY, KEYS, PARTNER, VENUE, Lab, order
 
 REFERENCE = "canary-pay-4711"
 
@@ -148,7 +147,7 @@ def test_when_redis_fails_during_the_call_the_message_says_what_was_done(own_red
     order = draft(sandbox, own_redis, "REDIS-1")
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(own_redis.run_command, *confirm(order))
-        eventually(lambda: own_redis.redis.xlen(AUDIT) == 1, what="the entry in the audit")
+        eventually(lambda: own_redis.redis.xlen(KEYS.audit) == 1, what="the entry in the audit")
         own_redis.redis.config_set("min-replicas-to-write", 1)
         ended = running.result()
 
@@ -226,7 +225,7 @@ def test_dry_runs_and_refused_changes_are_not_noted(lab: Lab) -> None:
     )
 
     assert [one.code for one in ended] == [0, 2, 1, 2]
-    assert lab.redis.exists(AUDIT) == 0
+    assert lab.redis.exists(KEYS.audit) == 0
 
 
 def test_of_an_erased_order_the_audit_keeps_only_the_erasure(lab: Lab) -> None:

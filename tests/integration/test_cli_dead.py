@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.orders import Archive
 from app.ledger.record import State
 from app.ledger.work import Dispatched
 from app.times import from_ms
-from tests.lab import MUSEUM, SINK, Lab, order
+from tests.lab import KEYS, MUSEUM, SINK, Lab, order
 
 COMMANDS = ("requeue", "drop")
 
@@ -119,7 +119,7 @@ def test_requeue_all_fetches_orders_and_repeats_deliveries(letters: Lab) -> None
 
 
 def test_a_requeued_delivery_is_due_now(letters: Lab) -> None:
-    letters.redis.delete(keys.DUE)
+    letters.redis.delete(KEYS.due)
 
     assert letters.run_command("dead", "requeue", order(4).order_id, "--yes").code == 0
 
@@ -138,7 +138,7 @@ def test_a_requeued_delivery_is_due_now(letters: Lab) -> None:
     ],
 )
 def test_letters_not_selected_stay_dead(letters: Lab, command: str, selection: tuple[str, ...], left: str) -> None:
-    letters.redis.zadd(keys.DEAD, {order(2).member: letters.now - 31 * policy.DAY})
+    letters.redis.zadd(KEYS.dead, {order(2).member: letters.now - 31 * policy.DAY})
 
     assert letters.run_command("dead", command, *selection, "--yes").code == 0
 
@@ -164,7 +164,7 @@ def test_named_orders_without_a_dead_letter_stop_nothing(letters: Lab, command: 
 
 
 def test_a_dead_letter_without_a_record_is_not_requeued_and_leaves_the_list_by_drop(letters: Lab) -> None:
-    letters.redis.delete(keys.record(order(1)))
+    letters.redis.delete(KEYS.record(order(1)))
 
     listed = letters.run_command("dead", "list", "--json", "--limit", "1").objects
     requeued = letters.run_command("dead", "requeue", "--all", "--yes", "--json")
@@ -173,7 +173,7 @@ def test_a_dead_letter_without_a_record_is_not_requeued_and_leaves_the_list_by_d
     assert (requeued.code, requeued.objects) == (1, [{"queued": 2, "waiting": 0, "sinks": 1, "not_dead": 1}])
     assert letters.run_command("dead", "drop", "--reason", "record_gone", "--yes").code == 0
     assert dead(letters) == ""
-    assert letters.redis.exists(keys.record(order(1))) == 0
+    assert letters.redis.exists(KEYS.record(order(1))) == 0
 
 
 def test_a_discarded_order_is_not_pending_and_expires_until_a_new_event(letters: Lab) -> None:
@@ -225,7 +225,7 @@ def test_a_discarded_delivery_is_not_repeated_but_the_next_revision_is_delivered
 
 def test_dead_letters_of_one_millisecond_are_read_once(lab: Lab) -> None:
     """After an outage thousands may share one: each page must cost the same, also while they are discarded."""
-    lab.redis.zadd(keys.DEAD, {order(number).member: 1_780_000_000_000 for number in range(3_000)})
+    lab.redis.zadd(KEYS.dead, {order(number).member: 1_780_000_000_000 for number in range(3_000)})
     lab.redis.config_resetstat()
 
     ended = lab.run_command("dead", "drop", "--reason", "record_gone", "--yes", "--json")

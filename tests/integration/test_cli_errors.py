@@ -12,10 +12,10 @@ import sys
 from typing import Any, Final
 
 import pytest
-from redis import Redis
 
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab import PARTNER, VENUE, Lab, order
 from tests.samples import sample

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
-from app.ledger import keys
+from app.ledger.redis import Redis
 from tests.eventually import eventually
-from tests.lab import MUSEUM, VENUE, Lab, order
+from tests.lab import KEYS, MUSEUM, VENUE, Lab, order
 
 
 def test_events_are_listed_newest_last_as_a_table_and_as_lines(lab: Lab) -> None:
@@ -152,7 +151,7 @@ def test_the_options_filter_what_is_shown(lab: Lab, options: tuple[str, ...], nu
 
 def test_it_begins_with_the_events_of_since_and_not_before(lab: Lab) -> None:
     for number, event_id in ((1, "946684799999-7"), (2, "946684800000-0")):
-        lab.redis.xadd(keys.EVENTS, {"company": VENUE, "order": order(number).order_id}, id=event_id)
+        lab.redis.xadd(KEYS.events, {"company": VENUE, "order": order(number).order_id}, id=event_id)
 
     with tailing(lab, "--json", "--since", "2000-01-01T00:00:00Z") as tail:
         assert [one["order_id"] for one in objects(tail, 1)] == [order(2).order_id]

@@ -13,11 +13,12 @@ from rq.suspension import suspend
 
 from app import times
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import breaker_key
+from app.ledger.rate_limit import breaker_id
+from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import API_KEY, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, order
+from tests.lab import API_KEY, KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -150,8 +151,8 @@ def test_attempts_of_a_pending_fetch_and_delivery_are_shown(fetched: Lab) -> Non
 @pytest.mark.parametrize("text", ["", " "])
 def test_an_empty_name_is_refused(lab: Lab, text: str) -> None:
     """It does not name the order without a reference."""
-    lab.redis.hset(keys.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
-    lab.redis.zadd(keys.ORDERS, {order(1).member: 1})
+    lab.redis.hset(KEYS.record(order(1)), mapping={"generation": 1, "fetched_generation": 1})
+    lab.redis.zadd(KEYS.orders, {order(1).member: 1})
 
     for ended in lab.run_commands([("orders", word, text) for word in ("show", "explain", "refetch")]):
         assert (ended.code, ended.out, "empty" in ended.err) == (2, "", True)
@@ -173,9 +174,9 @@ def test_one_broken_record_hides_no_other_order(lab: Lab, broken: str) -> None:
     lab.accept(order(1), order(2), order(3))
     lab.fetch_and_store(order(3))
     if broken == "wrong type":
-        lab.overwrite(keys.record(order(2)), None)
+        lab.overwrite(KEYS.record(order(2)), None)
     else:
-        lab.redis.hset(keys.record(order(2)), "generation", "rubbish")
+        lab.redis.hset(KEYS.record(order(2)), "generation", "rubbish")
 
     listed, found, searched, status, itself = lab.run_commands(
         [
@@ -188,16 +189,16 @@ def test_one_broken_record_hides_no_other_order(lab: Lab, broken: str) -> None:
     )
 
     assert (listed.code, sorted(one["order_id"][-1] for one in listed.objects)) == (0, ["1", "3"])
-    assert (len(listed.err.splitlines()), keys.record(order(2)) in listed.err) == (1, True)
+    assert (len(listed.err.splitlines()), KEYS.record(order(2)) in listed.err) == (1, True)
     assert found.objects[0]["order_id"] == order(3).order_id
     assert (searched.code, "'CM-NOWHERE'" in searched.err) == (1, True)
     assert (status.err, status.objects[0]["due"]) == ("", 3)
-    assert (itself.code, itself.out, keys.record(order(2)) in itself.err) == (1, "", True)
+    assert (itself.code, itself.out, KEYS.record(order(2)) in itself.err) == (1, "", True)
 
 
 @pytest.mark.parametrize("content", [b"no zlib", zlib.compress(b"no order"), None])
 def test_unreadable_content_is_reported_with_an_advice(fetched: Lab, content: bytes | None) -> None:
-    fetched.overwrite(keys.content(order(1)), content)
+    fetched.overwrite(KEYS.content(order(1)), content)
     name = order(1).order_id
 
     shown, line, explained = fetched.run_commands(
@@ -215,9 +216,9 @@ def test_unreadable_content_is_reported_with_an_advice(fetched: Lab, content: by
 def test_an_unreadable_history_hides_nothing_else(lab: Lab, kind: str) -> None:
     lab.accept(order(1))
     if kind == "a byte":
-        lab.redis.rpush(keys.history(order(1)), b"1780000000000 \xff\xfe")
+        lab.redis.rpush(KEYS.history(order(1)), b"1780000000000 \xff\xfe")
     else:
-        lab.redis.set(keys.history(order(1)), "rubbish")
+        lab.redis.set(KEYS.history(order(1)), "rubbish")
 
     shown = lab.run_commands([("orders", word, order(1).order_id) for word in ("show", "explain")])
 
@@ -261,9 +262,14 @@ def test_a_fetched_and_delivered_order_is_complete(lab: Lab) -> None:
         assert explain(lab, name).code == 0
 
 
+def _fetch_while_a_pool_runs(lab: Lab) -> None:
+    lab.declare()
+    lab.accept_and_fetch(order(1))
+
+
 INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
     "not delivered": (
-        lambda lab: (lab.heartbeat(), lab.accept_and_fetch(order(1))),
+        _fetch_while_a_pool_runs,
         (
             "NOT COMPLETE: fetched, Issued",
             f"{SINK}: revision 1 not delivered yet",
@@ -272,7 +278,7 @@ INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
         ),
     ),
     "unknown status": (
-        lambda lab: lab.redis.hset(keys.record(order(1)), mapping={"generation": 1}),
+        lambda lab: lab.redis.hset(KEYS.record(order(1)), mapping={"generation": 1}),
         ("NOT COMPLETE: pending\n",),
     ),
     "dead": (
@@ -288,13 +294,13 @@ INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
 
 UNSCHEDULED = "It has no time in ota:due, or one days ahead, so no dispatcher sees it. A worker pool that runs finds it"
 NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
-    "a fetch in no due": (lambda lab: (lab.accept(order(1)), lab.redis.delete(keys.DUE)), UNSCHEDULED),
+    "a fetch in no due": (lambda lab: (lab.accept(order(1)), lab.redis.delete(KEYS.due)), UNSCHEDULED),
     "a fetch days ahead": (
-        lambda lab: (lab.accept(order(1)), lab.redis.zadd(keys.DUE, {order(1).member: lab.now + 3 * policy.DAY})),
+        lambda lab: (lab.accept(order(1)), lab.redis.zadd(KEYS.due, {order(1).member: lab.now + 3 * policy.DAY})),
         UNSCHEDULED,
     ),
     "a delivery in no due": (
-        lambda lab: (lab.accept_and_fetch(order(1)), lab.deliver("retry", order(1)), lab.redis.delete(keys.DUE)),
+        lambda lab: (lab.accept_and_fetch(order(1)), lab.deliver("retry", order(1)), lab.redis.delete(KEYS.due)),
         UNSCHEDULED,
     ),
     "a fetch in no due whose worker died": (
@@ -303,7 +309,7 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
             Ledger(lab.redis, order_days=400, fetch_lease=LEASE, clock=lambda: lab.now - policy.DAY).start_fetch(
                 order(1), WORKER
             ),
-            lab.redis.delete(keys.DUE),
+            lab.redis.delete(KEYS.due),
         ),
         UNSCHEDULED,
     ),
@@ -320,7 +326,7 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
         "RQ is suspended",
     ),
     "no pool runs": (
-        lambda lab: (lab.accept(order(1)), lab.redis.delete(keys.POOLS)),
+        lambda lab: (lab.accept(order(1)), lab.redis.delete(KEYS.pools)),
         "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker",
     ),
 }
@@ -330,7 +336,7 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
 def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) -> None:
     """What counts is what will happen, not what the record says is outstanding."""
     make, text = NOT_BY_ITSELF[case]
-    lab.heartbeat()
+    lab.declare()
     make(lab)
 
     page, (found,) = explain(lab, order(1)), explain(lab, order(1), "--json").objects
@@ -340,14 +346,14 @@ def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) ->
     if text == UNSCHEDULED:
         assert "next attempt" not in flat(page)
         assert lab.run_command("orders", "refetch", order(1).order_id).code == 0
-        lab.heartbeat()
+        lab.declare()
         assert lab.due_in(order(1)) is not None
         assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
 
 
 def test_an_order_in_due_without_a_record_is_not_found(lab: Lab) -> None:
     lab.accept(order(1))
-    lab.redis.delete(keys.record(order(1)))
+    lab.redis.delete(KEYS.record(order(1)))
 
     ended = explain(lab, order(1))
 
@@ -355,12 +361,12 @@ def test_an_order_in_due_without_a_record_is_not_found(lab: Lab) -> None:
 
 
 def test_an_order_that_is_fetched_now_or_needs_nothing_needs_no_due_time(lab: Lab) -> None:
-    lab.heartbeat()
+    lab.declare()
     lab.accept(order(1))
     lab.start_fetch(order(1))
     lab.accept_and_fetch(order(2))
     lab.deliver(order=order(2))
-    lab.redis.delete(keys.DUE)
+    lab.redis.delete(KEYS.due)
 
     assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
     assert explain(lab, order(2)).code == 0
@@ -378,20 +384,46 @@ def test_an_order_that_is_not_complete_is_explained_with_its_next_step(lab: Lab,
     assert "tickets are here" not in ended.out
 
 
-def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
-    """A sink that was added to the settings after the order was complete."""
+def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_replay(lab: Lab) -> None:
     lab.accept_and_fetch(order(1))
     lab.deliver(order=order(1))
-    assert lab.acquire_delivery(order(1)) is None
-    sinks = {"SINKS": f"{SINK},python:json:loads"}
+    lab.declare(sinks=("python:json:loads",))
+    assert (explain(lab, order(1)).code, lab.acquire_delivery(order(1))) == (0, None)
+
+    replayed = lab.run_command("events", "replay", "--order", order(1).order_id, "--sink", "python:json:loads", "--yes")
+
+    assert replayed.code == 0, replayed.err
+    ended = explain(lab, order(1))
+    assert (ended.code, "pending python:json:loads: revision 1 not delivered yet" in flat(ended)) == (1, True)
+    assert lab.ledger.acquire_delivery(order(1), WORKER) == Elsewhere("python:json:loads")
+
+
+def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
+    """A sink that was retired before the latest revision was fetched, and was declared again after it."""
+    lab.accept_and_fetch(order(1))
+    lab.deliver(order=order(1))
+    lab.redis.delete(KEYS.sinks)
+    Lab(lab.redis, sinks=()).accept_and_fetch(order(1), sellToName="changed")
+    lab.declare()
     replay = ("events", "replay", "--order", order(1).order_id, "--to-sinks")
 
-    ended, advised = explain(lab, order(1), **sinks), lab.run_command(*replay, "--yes", "--dry-run", **sinks)
+    ended, advised = explain(lab, order(1)), lab.run_command(*replay, "--yes", "--dry-run")
 
     assert ended.code == 1
-    assert "pending python:json:loads: revision 1 not delivered yet next No attempt is planned." in flat(ended)
+    assert f"pending {SINK}: revision 2 not delivered yet next No attempt is planned." in flat(ended)
     assert f"ota-receiver {' '.join(replay)}" in flat(ended)
     assert advised.code == 0, advised.err
+
+
+@pytest.mark.parametrize("sinks", ["", SINK, "python:json:loads"])
+def test_the_verdict_is_the_same_in_every_shell(lab: Lab, sinks: str) -> None:
+    """SINKS of a shell says nothing of the workers'."""
+    lab.accept_and_fetch(order(1))
+    lab.accept_and_fetch(order(2))
+    lab.deliver(order=order(2))
+
+    assert [explain(lab, one, SINKS=sinks).code for one in (order(1), order(2))] == [1, 0]
+    assert f"{SINK}: revision 1 not delivered yet" in flat(explain(lab, order(1), SINKS=sinks))
 
 
 def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) -> None:
@@ -407,7 +439,7 @@ def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) 
 
     redis: Any = lab.redis
     breaker = {"open_until": lab.now + 60_000, "opened_at": lab.now, "reason": "timeout", "http": 0}
-    redis.hset(breaker_key(API_KEY, "/tenant/Sandbox/Venue"), mapping=breaker)
+    redis.hset(KEYS.breaker(breaker_id(API_KEY, "/tenant/Sandbox/Venue")), mapping=breaker)
     ended = explain(lab, order(1))
     assert ended.code == 1
     for text in (

@@ -12,10 +12,9 @@ import pytest
 
 from app.dev.sandbox.process import Sandbox
 from app.ids import OrderKey
-from app.ledger import keys
 from app.reconcile.state import Checkpoint
 from tests.eventually import eventually
-from tests.lab import API_KEY, MUSEUM, PARTNER, VENUE, Lab, order
+from tests.lab import API_KEY, KEYS, MUSEUM, PARTNER, VENUE, Lab, order
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_where_row_versions_start_lower_again_it_says_so_and_reads_everything(la
 def test_a_pending_order_without_a_due_time_is_a_difference_and_apply_repairs_it(lab: Lab, sandbox: Sandbox) -> None:
     (order_id,) = make(sandbox, 1)
     lab.run_command("reconcile", "--apply", "--yes")
-    lab.redis.zrem(keys.DUE, OrderKey(VENUE, order_id).member)
+    lab.redis.zrem(KEYS.due, OrderKey(VENUE, order_id).member)
 
     shown, applied, after = lab.run_commands(
         [("reconcile", "--json"), ("reconcile", "--apply", "--yes"), ("reconcile", "--json")]
@@ -220,5 +219,5 @@ def test_a_closed_output_pipe_does_not_stop_the_requests(lab: Lab, sandbox: Sand
         running.stdout.close()
         running.wait(30)
 
-    assert lab.redis.llen("rq:queue:backfill") >= (3000 if of_file else 5)
+    assert lab.redis.llen("rq:queue:ota-backfill") >= (3000 if of_file else 5)
     assert lab.run_command("audit", "--what", "reconcile", "--json").objects

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from app import audit, times
-from app.ledger import keys
 from app.ledger.history import FetchRequested
 from app.replay import Selection, select
 from tests.command import Ended
-from tests.lab import MUSEUM, SINK, VENUE, Lab, order
+from tests.lab import KEYS, MUSEUM, SINK, VENUE, Lab, order
 
 FAST = ("--rate", "5000", "--yes")
 
@@ -56,14 +55,14 @@ def test_without_yes_and_without_a_terminal_nothing_is_queued(lab: Lab) -> None:
 
     assert ended.code == 2
     assert "Not a terminal: pass --yes." in ended.err
-    assert (lab.queued("backfill"), lab.redis.exists(keys.AUDIT)) == ([], 0)
+    assert (lab.queued("backfill"), lab.redis.exists(KEYS.audit)) == ([], 0)
 
 
 def test_a_newer_stored_copy_is_skipped(lab: Lab) -> None:
     """An event of order 2 arrived after its fetch, and its job was lost."""
     fetched(lab, 1, 2)
     nothing = replay(lab, "--since", "1h")
-    assert (nothing.code, nothing.out, lab.redis.exists(keys.REPLAYS, keys.AUDIT)) == (0, "Nothing to do.\n", 0)
+    assert (nothing.code, nothing.out, lab.redis.exists(KEYS.replays, KEYS.audit)) == (0, "Nothing to do.\n", 0)
     lab.accept(order(2))
     lab.start_fetch(order(2))
     lab.clear_queues()
@@ -78,7 +77,7 @@ def test_a_newer_stored_copy_is_skipped(lab: Lab) -> None:
 def test_an_order_without_a_stored_event_is_replayed_by_id(lab: Lab) -> None:
     """Its event is older than EVENT_DAYS, or reconcile found it."""
     fetched(lab, 1)
-    lab.redis.delete(keys.EVENTS)
+    lab.redis.delete(KEYS.events)
 
     assert replay(lab, "--order", order(1).order_id).out == "Nothing to do.\n"
     assert replay(lab, "--order", order(1).order_id, "--force").code == 0
@@ -164,7 +163,7 @@ def test_all_conditions_must_hold(lab: Lab, selection: Selection, numbers: list[
     lab.fetch_and_store(order(3))
     for at, number in enumerate((2, 4)):
         lab.dead_letter(order(number))
-        lab.redis.zadd(keys.DEAD, {order(number).member: at})
+        lab.redis.zadd(KEYS.dead, {order(number).member: at})
 
     found = select(lab.redis, selection, lambda _: None)
 
@@ -204,7 +203,7 @@ def test_unclear_options_are_refused_in_one_line(lab: Lab, arguments: tuple[str,
     ended = replay(lab, *arguments)
 
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
-    assert lab.redis.exists(keys.AUDIT) == 0
+    assert lab.redis.exists(KEYS.audit) == 0
 
 
 def test_the_audit_and_the_history_name_the_replay(lab: Lab) -> None:

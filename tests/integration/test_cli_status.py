@@ -15,16 +15,16 @@ from rq.suspension import resume, suspend
 from app.heartbeat import Heartbeat
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
-from app.ledger import keys
-from app.ledger.rate_limit import breaker_key
-from tests.lab import API_KEY, MUSEUM, VENUE, Lab, order
+from app.ledger.rate_limit import breaker_id
+from tests.lab import API_KEY, KEYS, MUSEUM, VENUE, Lab, configuration, order
 from tests.lab_upstream import Upstream, says
 
 
 def beat(lab: Lab, name: str = "pool", *, ago_ms: int = 0, **changed: Any) -> None:
     """Write what a pool of this machine writes each second, or with `changed` fields another pool."""
-    heartbeat = Heartbeat.of_this_process(("h-1-live-0", "h-1-live-1", "h-1-backfill-0"), lab.now - ago_ms)
-    lab.redis.hset(keys.POOLS, name, msgspec.json.encode(msgspec.structs.replace(heartbeat, **changed)))
+    workers, at = ("h-1-live-0", "h-1-live-1", "h-1-backfill-0"), lab.now - ago_ms
+    heartbeat = Heartbeat.of_this_process(workers, at, at, configuration())
+    lab.redis.hset(KEYS.pools, name, msgspec.json.encode(msgspec.structs.replace(heartbeat, **changed)))
 
 
 def status(lab: Lab, code: int) -> Any:
@@ -71,9 +71,9 @@ def test_orders_without_a_due_time_are_counted(lab: Lab) -> None:
     lab.deliver(order=order(3))
     assert lab.acquire_delivery(order(3)) is None
     assert status(lab, 0)["unscheduled"] == 0
-    lab.redis.zadd(keys.DUE, {order(1).member: lab.now + 10**9})
+    lab.redis.zadd(KEYS.due, {order(1).member: lab.now + 10**9})
     assert status(lab, 1)["unscheduled"] == 1
-    lab.redis.delete(keys.DUE)
+    lab.redis.delete(KEYS.due)
 
     found, page = status(lab, 1), lab.run_command("status")
 
@@ -100,7 +100,7 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     lab.dead_letter(order(1))
     lab.accept_and_fetch(order(2, MUSEUM))
     lab.dead_letter_delivery(order(2, MUSEUM))
-    breakers = [breaker_key(API_KEY, f"/tenant/Sandbox/{name}") for name in ("Venue", "Museum")]
+    breakers = [KEYS.breaker(breaker_id(API_KEY, f"/tenant/Sandbox/{name}")) for name in ("Venue", "Museum")]
     lab.redis.hset(breakers[0], "open_until", lab.now + 60_000)
     lab.redis.hset(breakers[0], mapping={"opened_at": lab.now - 180_000, "reason": "bad_request", "http": 400})
 

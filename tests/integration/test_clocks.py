@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from redis import Redis
 
 from app.dev.processes import Process
 from app.errors import ConnectionFault, Throttled
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.ledger import DISPATCH_LIMIT, Ledger
 from app.ledger.rate_limit import Limits, RateLimiter
+from app.ledger.redis import Redis
 from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Dispatched
 from tests.eventually import eventually
-from tests.lab import LEASE, ONE, SAME_ID, VENUE, Lab, order
+from tests.lab import KEYS, LEASE, ONE, SAME_ID, VENUE, Lab, order
 
 HOUR, DAY = 3600, 86400
 GRACE = policy.GRACE / 1000
@@ -87,7 +87,7 @@ class TestDispatcher:
         """It is counted and its time moved; those before and after it get their jobs."""
         bare.request_fetch(*orders(5))
         bare.clear_queues()
-        bare.redis.set(keys.record(orders(5)[2]), "of another program")
+        bare.redis.set(KEYS.record(orders(5)[2]), "of another program")
         bare.later(GRACE)
 
         assert bare.ledger.dispatch_due() == Dispatched(5, 4, 1)
@@ -104,7 +104,7 @@ class TestDispatcher:
 
     def test_a_due_order_that_is_not_pending_leaves_due(self, bare: Lab) -> None:
         bare.accept_and_fetch()
-        bare.redis.zadd(keys.DUE, {ONE.member: bare.now})
+        bare.redis.zadd(KEYS.due, {ONE.member: bare.now})
 
         assert (bare.dispatch(), bare.due_in()) == (0, None)
 
@@ -123,7 +123,7 @@ def seconds_until_delivered(shop: Lab) -> float:
     started = shop.now
     for number in range(10 * HOUR // STEP):
         shop.dispatch()
-        while shop.redis.lpop("rq:queue:live"):
+        while shop.redis.lpop("rq:queue:ota-live"):
             worker = f"new-{number}"
             outcome, fetch = shop.ledger.start_fetch(ONE, worker)
             if fetch is not None:
@@ -255,10 +255,10 @@ def test_a_machine_whose_clock_is_off_harms_nothing(lab: Lab, redis_client: Redi
     log = tmp_path / "log"
     with Process.start([sys.executable, "-c", OFF.format(hours=hours)], env=env, cwd=tmp_path, log=log) as pool:
         pool.wait_for_line("fetch.deferred", within=15)
-        record = eventually(lambda: redis_client.hgetall(keys.record(order(1))), what="the record")
-        (heartbeat,) = redis_client.hvals(keys.POOLS)
+        record = eventually(lambda: redis_client.hgetall(KEYS.record(order(1))), what="the record")
+        (heartbeat,) = redis_client.hvals(KEYS.pools)
         now = redis_client.time()[0] * 1000
-        due = redis_client.zscore(keys.DUE, order(1).member)
+        due = redis_client.zscore(KEYS.due, order(1).member)
 
         assert abs(json.loads(heartbeat)["at"] - now) < 5_000
         assert due is not None

@@ -8,10 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from redis import Redis
 
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab import Lab
 from tests.service import Web, item, serving

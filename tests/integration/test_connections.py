@@ -18,12 +18,12 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from redis import Redis
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.server import ServerState
 
 from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
+from app.ledger.redis import Redis
 from app.web import server
 from tests.eventually import eventually
 from tests.lab import Lab

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app.errors import NotRecorded, OtherSchema
 from app.ids import OrderKey
-from app.ledger import keys
 from app.ledger.due_check import LEAST_KEYS, DueCheck
 from app.ledger.orders import Archive
-from app.ledger.redis import VERSION
+from app.ledger.redis import VERSION, Redis
 from app.ledger.work import Delivery, Fetch
 from app.replay import Plans
-from tests.lab import ONE, SAME_ID, Lab, event_of, order
+from tests.lab import KEYS, ONE, SAME_ID, Lab, event_of, order
 from tests.service import OPS_TOKEN, item, serving, settings_of_one_company
 
 
@@ -41,7 +39,7 @@ OUTSTANDING: dict[str, Callable[[Lab], object]] = {
 def test_outstanding_work_without_a_due_time_is_due_at_once(shop: Lab, state: str) -> None:
     shop.accept()
     OUTSTANDING[state](shop)
-    shop.redis.delete(keys.DUE, "rq:queue:live")
+    shop.redis.delete(KEYS.due, "rq:queue:ota-live")
 
     assert (found_in_a_walk(shop), list(shop.due())) == (1, [ONE])
 
@@ -68,15 +66,15 @@ def test_an_order_at_rest_is_left_alone(shop: Lab, state: str) -> None:
 def test_every_record_is_read_among_many_keys(bare: Lab) -> None:
     bare.redis.mset({f"another:{number}": 1 for number in range(3000)})
     bare.accept(ONE, SAME_ID)
-    bare.redis.delete(keys.DUE)
+    bare.redis.delete(KEYS.due)
 
     assert found_in_a_walk(bare) == 2
 
 
 def test_a_broken_record_stops_no_walk(bare: Lab) -> None:
     bare.accept()
-    bare.redis.delete(keys.DUE, keys.record(SAME_ID))
-    bare.redis.set(keys.record(SAME_ID), "another program")
+    bare.redis.delete(KEYS.due, KEYS.record(SAME_ID))
+    bare.redis.set(KEYS.record(SAME_ID), "another program")
 
     bare.redis.hset("ota:order:of-another-program", "a", "b")
 
@@ -88,8 +86,8 @@ def broken(shop: Lab) -> OrderKey:
     """The order SAME_ID is fetched and its record is overwritten; ONE is fetched."""
     for one in (ONE, SAME_ID):
         shop.accept_and_fetch(one)
-    shop.redis.delete(keys.record(SAME_ID))
-    shop.redis.set(keys.record(SAME_ID), "another program")
+    shop.redis.delete(KEYS.record(SAME_ID))
+    shop.redis.set(KEYS.record(SAME_ID), "another program")
     return SAME_ID
 
 
@@ -124,8 +122,8 @@ def test_reconciling_reads_it_as_pending(shop: Lab, broken: OrderKey) -> None:
 
 def test_content_of_another_type_is_read_as_missing(shop: Lab) -> None:
     shop.accept_and_fetch()
-    shop.redis.delete(keys.content(ONE))
-    shop.redis.hset(keys.content(ONE), "another", "program")
+    shop.redis.delete(KEYS.content(ONE))
+    shop.redis.hset(KEYS.content(ONE), "another", "program")
 
     (copy,) = Archive(shop.redis).copies([ONE])
 
@@ -140,19 +138,19 @@ NEWER = str(VERSION + 1)
 def test_the_first_writer_notes_the_version_also_after_a_flush(shop: Lab, write: Callable[[Lab], object]) -> None:
     for _ in range(2):
         write(shop)
-        assert shop.redis.get(keys.SCHEMA) == str(VERSION).encode()
+        assert shop.redis.get(KEYS.schema) == str(VERSION).encode()
         shop.redis.flushall()
 
 
 def test_data_of_an_older_version_is_refused_with_advice(shop: Lab) -> None:
-    shop.redis.set(keys.SCHEMA, VERSION - 1)
+    shop.redis.set(KEYS.schema, VERSION - 1)
 
     with pytest.raises(NotRecorded, match="other_schema"):
         shop.accept()
     with pytest.raises(OtherSchema, match="use an empty Redis"):
         shop.try_start()
 
-    assert shop.redis.keys() == [keys.SCHEMA.encode()]
+    assert shop.redis.keys() == [KEYS.schema.encode()]
 
 
 def test_the_check_costs_one_get_per_post(shop: Lab) -> None:
@@ -167,7 +165,7 @@ def test_the_check_costs_one_get_per_post(shop: Lab) -> None:
 @pytest.mark.parametrize("version", [NEWER, "99", "not a number"])
 def test_no_event_is_recorded_in_newer_data(shop: Lab, version: str) -> None:
     shop.accept()
-    shop.redis.set(keys.SCHEMA, version)
+    shop.redis.set(KEYS.schema, version)
     before = shop.dump()
 
     with pytest.raises(NotRecorded, match="other_schema"):
@@ -195,7 +193,7 @@ def test_no_worker_dispatcher_or_command_writes_to_newer_data(shop: Lab, step: s
     shop.accept()
     fetch = shop.start_fetch()
     shop.later(3600)
-    shop.redis.set(keys.SCHEMA, NEWER)
+    shop.redis.set(KEYS.schema, NEWER)
     before = shop.dump()
 
     with pytest.raises(OtherSchema, match=f"version {NEWER}"):
@@ -208,7 +206,7 @@ class TestCommands:
     @pytest.fixture
     def lab(self, lab: Lab) -> Lab:
         lab.accept(order(1))
-        lab.redis.set(keys.SCHEMA, NEWER)
+        lab.redis.set(KEYS.schema, NEWER)
         return lab
 
     @pytest.mark.parametrize(
@@ -236,7 +234,7 @@ class TestCommands:
 
 
 def test_web_answers_503_until_the_version_is_its_own(redis_client: Redis, redis_url: str, tmp_path: Path) -> None:
-    redis_client.set(keys.SCHEMA, NEWER)
+    redis_client.set(KEYS.schema, NEWER)
     with serving(tmp_path, settings_of_one_company(redis_url) | {"OPS_TOKEN": OPS_TOKEN}) as web:
         refused = web.post({"values": [item()]})
         readyz = web.http.get("/readyz", headers={"authorization": f"Bearer {OPS_TOKEN}"})
@@ -247,7 +245,7 @@ def test_web_answers_503_until_the_version_is_its_own(redis_client: Redis, redis
         assert (readyz.status_code, readyz.json()["state"]) == (503, "not ready")
         (failed,) = [one for one in readyz.json()["checks"] if not one["ok"]]
         assert (failed["check"], f"schema version {NEWER}" in failed["detail"]) == ("schema", True)
-        assert not redis_client.exists(keys.EVENTS)
+        assert not redis_client.exists(KEYS.events)
 
-        redis_client.set(keys.SCHEMA, VERSION)
+        redis_client.set(KEYS.schema, VERSION)
         assert web.deliver(item())["queued"] == 1

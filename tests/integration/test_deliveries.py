@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from redis import Redis
 
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import WorkerCrashed
+from app.ledger.redis import Redis
 from app.ledger.work import DeliveryOutcome, Failure, WorkerEnd
-from tests.lab import ONE, START, Lab
+from tests.lab import KEYS, ONE, START, Lab
 
 
 def store(bare: Lab, *versions: int) -> Lab:
@@ -86,21 +86,21 @@ class TestFailing:
 
         assert (fetched.acquire_delivery(), fetched.due_in(), fetched.days_kept()) == (None, None, {None})
         assert fetched.field("shop:dead") == "reason"
-        assert fetched.redis.zrange(keys.DEAD_DELIVERIES, 0, -1) == [f"{ONE.member} shop".encode()]
+        assert fetched.redis.zrange(KEYS.dead_deliveries, 0, -1) == [f"{ONE.member} shop".encode()]
 
         store(fetched, 2)
 
-        assert (fetched.field("shop:dead"), fetched.redis.zcard(keys.DEAD_DELIVERIES)) == (None, 0)
+        assert (fetched.field("shop:dead"), fetched.redis.zcard(KEYS.dead_deliveries)) == (None, 0)
         assert (fetched.deliver().attempts, fetched.acquire_delivery(), fetched.days_kept()) == (1, None, {400})
 
     @pytest.mark.parametrize("outcome", ["succeeded", "retry", "dead"])
     def test_a_repeated_complete_counts_once(self, fetched: Lab, outcome: DeliveryOutcome) -> None:
         delivery = fetched.deliver(outcome)
-        record, history = fetched.record(), fetched.redis.lrange(keys.history(ONE), 0, -1)
+        record, history = fetched.record(), fetched.redis.lrange(KEYS.history(ONE), 0, -1)
 
         fetched.complete_delivery(delivery, outcome)
 
-        assert (fetched.record(), fetched.redis.lrange(keys.history(ONE), 0, -1)) == (record, history)
+        assert (fetched.record(), fetched.redis.lrange(KEYS.history(ONE), 0, -1)) == (record, history)
 
     def test_a_repeated_acquire_is_the_same_attempt(self, fetched: Lab) -> None:
         first, again = fetched.start_delivery(worker="a"), fetched.start_delivery(worker="a")

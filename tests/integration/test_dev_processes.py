@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from redis import Redis
 from redis import exceptions as redis_exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.dev.processes import Process, ProcessEnded
 from app.dev.valkey import Valkey, ValkeyUnavailable, start
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.service import is_running
 

@@ -11,20 +11,20 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis import Redis
 
 from app.erasure import Erasure, Traces
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile, erase_rows
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.orders import Archive
+from app.ledger.redis import Redis
 from app.reconcile.compare import compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.replay import Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
-from tests.lab import DUPLICATE, ERASED, ONE, SAME_ID, SINK, Lab, event_of, order
+from tests.lab import DUPLICATE, ERASED, KEYS, ONE, SAME_ID, SINK, Lab, event_of, order
 from tests.samples import sample
 
 SHOP: Final = "shop"
@@ -61,7 +61,7 @@ KEPT: Final = frozenset(
 
 def assert_at_rest(shop: Lab) -> None:
     """Only a tombstone that expires is left, nothing is pending, and nothing is fetched."""
-    assert shop.redis.exists(keys.content(ONE)) == 0
+    assert shop.redis.exists(KEYS.content(ONE)) == 0
     assert shop.record().keys() <= KEPT
     assert shop.record()["generation"] == shop.field("fetched_generation")
     assert (shop.due_in(), shop.is_dead(), shop.days_kept()) == (None, False, {400.0})
@@ -75,7 +75,7 @@ class TestTheNextStep:
     def test_a_new_event_is_recorded_without_its_reference_and_fetches_nothing(self, shop: Lab) -> None:
         shop.accept_and_fetch()
         erase(shop)
-        shop.redis.delete(keys.EVENTS)
+        shop.redis.delete(KEYS.events)
 
         assert [shop.accept(), shop.accept()] == [ERASED, ERASED]
 
@@ -122,7 +122,7 @@ class TestTheNextStep:
         erase(shop)
 
         assert shop.ledger.retry_delivery(ONE, SHOP) is False
-        assert shop.redis.zcard(keys.DEAD_DELIVERIES) == 0
+        assert shop.redis.zcard(KEYS.dead_deliveries) == 0
         assert_at_rest(shop)
 
     def test_an_older_replay_passes_it_over(self, shop: Lab) -> None:
@@ -153,7 +153,7 @@ class TestTheNextStep:
         shop.accept_and_fetch(SAME_ID)
         erase(shop)
 
-        assert shop.redis.exists(keys.content(SAME_ID)) == 1
+        assert shop.redis.exists(KEYS.content(SAME_ID)) == 1
         assert [event["company"] for event in shop.events()] == [SAME_ID.company_id]
 
 
@@ -165,7 +165,7 @@ class TestErasing:
         shop.fetch_and_store()
 
         assert erasure_of(shop.redis).erase(read) is None
-        assert shop.redis.exists(keys.content(ONE)) == 1
+        assert shop.redis.exists(KEYS.content(ONE)) == 1
         erase(shop)
         assert_at_rest(shop)
 
@@ -173,8 +173,8 @@ class TestErasing:
         """The tombstone does not live longer."""
         shop.accept_and_fetch()
         first = erase(shop)
-        shop.redis.pexpire(keys.record(ONE), 100 * policy.DAY)
-        shop.redis.pexpire(keys.history(ONE), 100 * policy.DAY)
+        shop.redis.pexpire(KEYS.record(ONE), 100 * policy.DAY)
+        shop.redis.pexpire(KEYS.history(ONE), 100 * policy.DAY)
         shop.later(3600)
 
         assert erase(shop) == first
@@ -197,7 +197,7 @@ class TestErasing:
         assert erasure_of(shop.redis).forget_events([traces(shop.redis)], pages.append) == 31
 
         assert (len(pages), sum(pages)) == (10, 31 + 2400)
-        assert shop.redis.xlen(keys.EVENTS) == 2400
+        assert shop.redis.xlen(KEYS.events) == 2400
 
 
 STEPS: dict[str, Callable[[Lab], object]] = {
@@ -271,7 +271,7 @@ class TestGuests:
     def test_unreadable_content_does_not_end_the_search(self, shop: Lab, content: bytes | None) -> None:
         shop.accept_and_fetch(sellToEmail="anna@example.com")
         shop.accept(SAME_ID)
-        shop.overwrite(keys.content(SAME_ID), content)
+        shop.overwrite(KEYS.content(SAME_ID), content)
 
         assert self.found(shop, "anna@example.com") == [ONE]
 
@@ -302,7 +302,7 @@ def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(shop: Lab)
     assert (erasure.forget_texts(to_erase), erasure.forget_texts(to_erase)) == (6, 0)
 
     assert [plan.why for plan in map(plans.of, (plan.id for plan in made)) if plan] == ["", "", "", "lost: CM-123"]
-    assert shop.redis.xlen(keys.AUDIT) == 2
+    assert shop.redis.xlen(KEYS.audit) == 2
 
 
 class TestCommand:
@@ -328,18 +328,18 @@ class TestCommand:
         assert totals == {"orders": 2, "events": 2, "spooled": 0, "texts": 2, "left": []}
         assert everything_but(lab, 3) == []
         assert not [one for one in CANARIES if one in ended.out]
-        assert lab.redis.exists(keys.content(order(3)))
+        assert lab.redis.exists(KEYS.content(order(3)))
 
     def test_a_dry_run_and_a_missing_yes_change_nothing(self, lab: Lab) -> None:
         fill(lab, 1, ADDRESS)
-        before = lab.redis.dump(keys.record(order(1)))
+        before = lab.redis.dump(KEYS.record(order(1)))
 
         erase = ("orders", "erase", order(1).order_id)
         looked, asked = lab.run_commands([(*erase, "--dry-run"), erase])
 
         assert (looked.code, asked.code) == (0, 2)
         assert (order(1).order_id in looked.out, SINK in looked.out) == (True, True)
-        assert lab.redis.dump(keys.record(order(1))) == before
+        assert lab.redis.dump(KEYS.record(order(1))) == before
 
     @pytest.mark.parametrize("steps", range(5))
     def test_a_run_that_died_is_finished_by_the_next(self, lab: Lab, steps: int) -> None:
@@ -423,7 +423,7 @@ class TestCommand:
         ended = lab.run_command("orders", "erase", order(1).order_id, "--yes", "--json")
 
         assert (ended.code, ended.objects[-1]["left"]) == (1, [f"{broken} (DatabaseError)"])
-        assert lab.redis.zcard(keys.ERASING) == 1
+        assert lab.redis.zcard(KEYS.erasing) == 1
 
 
 def fill(lab: Lab, number: int, address: str) -> None:
@@ -451,6 +451,6 @@ def everything_but(lab: Lab, number: int) -> list[str]:
         name.decode()
         for name, value in found.items()
         if any(text in value for text in texts)
-        or name == keys.ERASING.encode()
+        or name == KEYS.erasing.encode()
         or (name.startswith(b"ota:reference") and erased in value)
     ]

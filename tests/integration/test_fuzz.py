@@ -11,8 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from app.ledger import keys
-from tests.lab import Lab
+from tests.lab import KEYS, Lab
 from tests.service import (
     COMPANY,
     HOOK,
@@ -188,7 +187,7 @@ def test_without_a_secret_nothing_is_stored_fails_or_grows(redis_url: str, lab: 
         assert any(line.get("status") == 413 for line in web.lines())
         assert not [status for status in fuzzer.answers if status >= 500]
         # Only the counts of rejected items are stored, and nothing of the items.
-        counts = {keys.COUNTERS, f"ota:reconcile:{COMPANY}", f"ota:alert:{COMPANY}"}
+        counts = {KEYS.counters, f"ota:reconcile:{COMPANY}", f"ota:alert:{COMPANY}"}
         assert {name.decode() for name in lab.dump()} <= counts
         assert b"canary" not in lab.everything()
         assert growth < MOST_GROWTH_KB

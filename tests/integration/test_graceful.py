@@ -17,10 +17,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from redis import Redis
 
 from app.dev.processes import Process, free_port
 from app.dev.valkey import Valkey
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab import Lab
 from tests.service import (

@@ -14,18 +14,18 @@ from itertools import count
 from typing import Any, Final, NamedTuple
 
 import pytest
-from redis import Redis
 from redis.exceptions import ResponseError
 
 from app.erasure import Erasure
 from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake import recorder
-from app.ledger import keys, policy, redis
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
+from app.ledger import policy, redis
+from app.ledger.redis import Redis
+from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
 from app.ledger.work import Delivery, DeliveryOutcome, Failure, Fetch
 from app.replay import Plans
-from tests.lab import ONE, START, WORKER, Lab, order
+from tests.lab import KEYS, ONE, START, WORKER, Lab, order
 
 TWO: Final = order(2)
 SENT: Final = "2026-11-23T10:00:00Z"
@@ -86,6 +86,15 @@ def crashed(lab: Lab) -> None:
 
 def stored(lab: Lab) -> None:
     lab.accept_and_fetch(ONE, 1)
+
+
+def taken(lab: Lab) -> None:
+    lab.accept(ONE)
+    lab.clear_queues()
+
+
+def deliver_elsewhere(lab: Lab, _: Any) -> None:
+    Lab(lab.redis, sinks=(), now=lab.now).ledger.acquire_delivery(ONE, "w-2")
 
 
 def delivering(lab: Lab) -> Any:
@@ -175,6 +184,8 @@ STEPS: Final = {
     "fail_fetch_unanswered": Step(started, lambda lab, fetch: lab.fail_fetch("dead", fetch=fetch, unanswered=True)),
     "store_fetch_that_requeues": Step(unanswered, lambda lab, fetch: lab.store_fetch(fetch, 2, order=TWO)),
     "acquire_delivery": Step(stored, lambda lab, _: lab.acquire_delivery()),
+    "acquire_delivery_elsewhere": Step(stored, deliver_elsewhere),
+    "return_job": Step(taken, lambda lab, _: lab.ledger.return_job(ONE)),
     **{
         f"complete_delivery_{outcome}": Step(delivering, partial(complete, outcome))
         for outcome in ("succeeded", "retry", "dead")
@@ -229,9 +240,9 @@ def finish(lab: Lab) -> None:
     redis: Any = lab.redis
     for _ in range(ROUNDS):
         work(lab)
-        for member in redis.zrange(keys.DEAD, 0, -1):
+        for member in redis.zrange(KEYS.dead, 0, -1):
             lab.request_fetch(OrderKey.of(member.decode()))
-        for member in redis.zrange(keys.DEAD_DELIVERIES, 0, -1):
+        for member in redis.zrange(KEYS.dead_deliveries, 0, -1):
             lab.ledger.retry_delivery(OrderKey.of(member.decode().partition(" ")[0]), "shop")
         if not lab.pending():
             return
@@ -243,8 +254,9 @@ def finish(lab: Lab) -> None:
 def work(lab: Lab) -> None:
     """Take all jobs, as workers do; upstream answers version 2."""
     redis: Any = lab.redis
-    while job := redis.lpop(queue_key(LIVE)) or redis.lpop(queue_key(BACKFILL)):
-        one = OrderKey(job[2:38].decode(), job[39:75].decode())
+    while job := redis.lpop(queue_key(LIVE, KEYS)) or redis.lpop(queue_key(BACKFILL, KEYS)):
+        one = order_of(job.decode())
+        assert one is not None
         what, fetch = lab.ledger.start_fetch(one, "w-2")
         if fetch is not None:
             lab.store_fetch(fetch, 2, order=one, worker="w-2")
@@ -261,10 +273,10 @@ def check_finished(lab: Lab, name: str, error: str) -> None:
         assert record["fetched_generation"] == record["generation"], record
         if "erase" in name:
             assert record.keys() >= {"erased_at"}, record
-            assert not lab.redis.exists(keys.content(one))
+            assert not lab.redis.exists(KEYS.content(one))
         elif "discard" not in name and "deleted" not in name:
             redis: Any = lab.redis
-            content = zlib.decompress(redis.get(keys.content(one)))
+            content = zlib.decompress(redis.get(KEYS.content(one)))
             assert int(content) in versions(name, error), record
             assert record["shop:revision"] == record["revision"], record
         assert None not in lab.days_kept(one), f"a key does not expire: {record}"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from redis import Redis
 from redis.exceptions import BusyLoadingError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -29,7 +28,8 @@ from app.errors import StoreUnavailable
 from app.health import Check, Health
 from app.intake.recorder import Inbox
 from app.ledger import redis as redis_module
-from app.ledger.redis import SERVER_STATES, code, for_command, is_unavailable, old_server, source
+from app.ledger.keys import DEFAULT_PREFIX
+from app.ledger.redis import SERVER_STATES, Redis, code, for_command, is_unavailable, old_server, source
 from app.ledger.rights import NEEDED, acl_name, missing
 from tests.eventually import eventually
 from tests.lab_upstream import Upstream
@@ -65,7 +65,7 @@ def checks(url: str) -> tuple[str, dict[str, Check]]:
     """Return the state and each check of a Redis."""
 
     async def ask() -> list[Check]:
-        async with bootstrap.for_web(url) as redis:
+        async with bootstrap.for_web(url, DEFAULT_PREFIX) as redis:
             return await Health(Inbox(redis, dedup_days=7, event_days=90).probe, redis).checks()
 
     found = asyncio.run(ask())
@@ -242,7 +242,7 @@ def wrong_url(request: pytest.FixtureRequest, server: Valkey, tls: int, upstream
 def test_what_is_wrong_with_the_address_is_one_sentence_everywhere(wrong_url: str, sentence: str) -> None:
     """Readiness, `check` and the other commands say the same, without the password."""
     state, found = checks(wrong_url)
-    with pytest.raises(StoreUnavailable) as refused, for_command(wrong_url):
+    with pytest.raises(StoreUnavailable) as refused, for_command(wrong_url, DEFAULT_PREFIX):
         pass
 
     assert (state, set(found), found["redis"].detail) == ("not ready", {"redis"}, str(refused.value))

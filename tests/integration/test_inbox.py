@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import msgspec
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.dev.valkey import Valkey
@@ -17,9 +16,11 @@ from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import GROUP, Inbox, Recorded
-from app.ledger import keys, policy
+from app.ledger import policy
+from app.ledger.keys import DEFAULT_PREFIX
+from app.ledger.redis import Redis
 from tests.integration.relay import Relay, relay
-from tests.lab import Lab, event_of
+from tests.lab import KEYS, Lab, event_of
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
 B = "bbbbbbbb-0000-4000-8000-000000000000"
@@ -30,7 +31,7 @@ NOW = 1_800_000_000_000
 @asynccontextmanager
 async def inbox(url: str, *, now: int = NOW, dedup_days: int = 7) -> AsyncIterator[Inbox]:
     """Open an inbox for one event loop; a call that hangs ends with an error."""
-    redis = bootstrap.for_web(url)
+    redis = bootstrap.for_web(url, DEFAULT_PREFIX)
     try:
         async with asyncio.timeout(10):
             yield Inbox(redis, dedup_days=dedup_days, event_days=90, clock=lambda: now)
@@ -65,8 +66,8 @@ class TestRecording:
         expected = {"generation": "1", "job": "live", "queue": "live", "first_at": str(NOW)}
         assert expected.items() <= lab.record(order).items()
         assert lab.due() == {order: NOW + policy.GRACE}
-        assert lab.jobs() == [f"f-{A}-{one.order_id}-1"]
-        assert lab.job(lab.jobs()[0])["origin"] == "live"
+        assert lab.jobs() == [f"ota-f-{A}-{one.order_id}-1"]
+        assert lab.job(lab.jobs()[0])["origin"] == "ota-live"
 
     def test_a_duplicate_changes_nothing_but_its_count(self, redis_url: str, lab: Lab) -> None:
         one = event(order=ORDER)
@@ -206,7 +207,7 @@ class TestBrokenKeys:
         """All in one script call: the others are recorded and queued, and a repeat of the refused one is recorded."""
         bad, *good = (event() for _ in range(3))
         posts = [*good[:place], bad, *good[place:]]
-        lab.redis.set(keys.record(OrderKey(A, bad.order_id)), "of another program")
+        lab.redis.set(KEYS.record(OrderKey(A, bad.order_id)), "of another program")
 
         async def work() -> list[object]:
             async with inbox(redis_url) as box:
@@ -220,16 +221,16 @@ class TestBrokenKeys:
         assert refused.reason == "record_refused"
         assert answers == [Recorded(1, 0, 0)] * 2
         assert {OrderKey(A, one.order_id) for one in good} <= set(lab.due())
-        assert {f"f-{A}-{one.order_id}-1" for one in good} <= set(lab.jobs())
-        lab.redis.delete(keys.record(OrderKey(A, bad.order_id)))
+        assert {f"ota-f-{A}-{one.order_id}-1" for one in good} <= set(lab.jobs())
+        lab.redis.delete(KEYS.record(OrderKey(A, bad.order_id)))
         again = accept(redis_url, good[0], bad)
         assert (again.queued + again.coalesced, again.duplicates) == (1, 1)
         assert OrderKey(A, bad.order_id) in lab.due()
 
-    @pytest.mark.parametrize("key", [keys.history(OrderKey(A, ORDER)), keys.COUNTERS, keys.event_rate(A)])
+    @pytest.mark.parametrize("key", [KEYS.history(OrderKey(A, ORDER)), KEYS.counters, KEYS.event_rate(A)])
     def test_a_broken_history_fails_no_event(self, redis_url: str, lab: Lab, key: str) -> None:
         lab.redis.set(key, "of another program")
 
         assert accept(redis_url, event(order=ORDER)) == Recorded(1, 0, 0)
 
-        assert (lab.jobs(), set(lab.due())) == ([f"f-{A}-{ORDER}-1"], {OrderKey(A, ORDER)})
+        assert (lab.jobs(), set(lab.due())) == ([f"ota-f-{A}-{ORDER}-1"], {OrderKey(A, ORDER)})

@@ -9,12 +9,30 @@ import pytest
 from app.intake.envelope import OrderProcessed
 from app.ledger import policy
 from app.ledger.history import FetchStarted, WorkerCrashed
+from app.ledger.redis import Redis, client_of
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.ledger.work import Failure
-from tests.lab import COALESCED, DUPLICATE, LEASE, ONE, QUEUED, SAME_ID, Lab
+from tests.lab import COALESCED, DUPLICATE, LEASE, ONE, QUEUED, SAME_ID, START, WORKER, Lab
 
 GRACE, LEASE_SECONDS = policy.GRACE / 1000, LEASE / 1000
 SENT = "2026-11-22T10:00:00.1234567Z"
+
+
+def test_two_prefixes_have_no_key_in_common(bare: Lab, redis_url: str) -> None:
+    """The same order in two deployments. RQ's list of all queues has those of both, and is of neither alone."""
+    bare.accept(ONE)
+    ours = bare.dump()
+    with client_of(Redis, redis_url, "other") as client:
+        other = Lab(client, sinks=(), now=START)
+        other.accept(ONE)
+        other.later(200)
+        assert (other.dispatch(), other.try_start()) == (1, "fetch")
+        assert (other.ledger.release_worker(WORKER, "killed"), other.request_fetch(ONE)) == (ONE, 1)
+
+    changed = {name for name, value in bare.dump().items() if ours.get(name) != value}
+
+    assert {name for name in changed if b"other" not in name} == {b"rq:queues"}
+    assert ours.keys() <= bare.dump().keys()
 
 
 class TestAccepting:

@@ -6,7 +6,6 @@ import threading
 import time
 
 import pytest
-from redis import Redis
 
 from app.errors import (
     ConnectionFault,
@@ -20,6 +19,7 @@ from app.errors import (
 )
 from app.ledger import policy
 from app.ledger.rate_limit import WINDOW, Limits, Permit, RateLimiter
+from app.ledger.redis import Redis
 
 LIMITS = Limits(concurrency=3, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
 FAULT = ConnectionFault("unauthorized", http_status=401)

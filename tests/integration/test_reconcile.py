@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -16,12 +15,12 @@ from redis.retry import Retry
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
-from app.ledger import keys
 from app.ledger.ledger import Ledger
+from app.ledger.redis import Redis
 from app.reconcile.run import Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, FIRST_AFTER, TRIGGER_EVERY, Schedule
 from app.upstream.transport import DeadlineTransport
-from tests.lab import LEASE, PARTNER, VENUE
+from tests.lab import KEYS, LEASE, PARTNER, VENUE
 from tests.lab_upstream import MINUTE, ReconcileLab, exit_code, forked
 
 
@@ -154,9 +153,9 @@ def test_a_pending_order_that_no_dispatcher_sees_is_due_at_once(venue: Venue, ho
     venue.accept(lost, waiting, running)
     venue.start_fetch(running)
     venue.clear_queues()
-    venue.redis.zrem(keys.DUE, lost.member, running.member)
+    venue.redis.zrem(KEYS.due, lost.member, running.member)
     if hours is not None:
-        venue.redis.zadd(keys.DUE, {lost.member: venue.now + hours * 60 * MINUTE})
+        venue.redis.zadd(KEYS.due, {lost.member: venue.now + hours * 60 * MINUTE})
 
     report, again = venue.run(), venue.run()
 
@@ -169,7 +168,7 @@ def test_an_order_in_due_without_a_record_is_fetched(venue: Venue) -> None:
     """The dispatcher removes what has no record from `due`; the list has the order."""
     (order_id,) = venue.orders(1)
     venue.accept(venue.key(order_id))
-    venue.redis.delete(keys.record(venue.key(order_id)))
+    venue.redis.delete(KEYS.record(venue.key(order_id)))
 
     assert dict(venue.run().discrepancies) == {"no_event": 1}
     assert venue.try_start(venue.key(order_id)) == "fetch"
@@ -341,7 +340,7 @@ def schedule(redis_client: Redis) -> Schedule:
 
 def trigger(redis: Redis) -> None:
     """Count a rejected event, as the web process does."""
-    redis.hincrby(keys.reconcile(VENUE), "triggers", 1)
+    redis.hincrby(KEYS.reconcile(VENUE), "triggers", 1)
 
 
 def run(schedule: Schedule, now: int) -> str | None:
@@ -383,7 +382,7 @@ def test_one_machine_runs_at_a_time_and_then_nothing_is_due(schedule: Schedule, 
     later = NOW + FIRST_AFTER
     with schedule.acquire(later) as due:
         assert due is not None
-        assert 0 < int(redis_client.pttl(keys.reconcile_lease(VENUE))) <= 60_000
+        assert 0 < int(redis_client.pttl(KEYS.reconcile_lease(VENUE))) <= 60_000
         assert run(other, later) is None
         schedule.complete(due, later + EVERY)
 
@@ -404,9 +403,9 @@ def test_a_run_that_died_is_due_again_after_a_minute(schedule: Schedule) -> None
 def test_a_run_that_outlasts_its_lease_ends_without_an_error(schedule: Schedule, redis_client: Redis) -> None:
     trigger(redis_client)
     with schedule.acquire(NOW):
-        redis_client.delete(keys.reconcile_lease(VENUE))
+        redis_client.delete(KEYS.reconcile_lease(VENUE))
 
-    assert redis_client.exists(keys.reconcile_lease(VENUE)) == 0
+    assert redis_client.exists(KEYS.reconcile_lease(VENUE)) == 0
 
 
 def test_a_postponed_run_continues_a_minute_later_whatever_the_cause(schedule: Schedule, redis_client: Redis) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 from structlog.testing import capture_logs
 
+from app.ledger.redis import Redis
 from app.reconcile.compare import STUCK_AFTER
 from app.upstream.transport import DeadlineTransport
 from tests.lab import VENUE, order

@@ -9,21 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from redis import Redis
 
 from app import audit
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import OtherSchema
-from app.ledger import keys
 from app.ledger.history import FetchRequested, Redelivered
 from app.ledger.policy import DAY
-from app.ledger.redis import VERSION
+from app.ledger.redis import VERSION, Redis
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Plan, Plans, Step
 from app.times import to_ms
 from tests.eventually import eventually
-from tests.lab import SINK, Lab, order
+from tests.lab import KEYS, SINK, Lab, order
 
 OTHER = "python:json:loads"
 NOW = 1_800_000_000_000
@@ -118,7 +116,7 @@ class TestEnd:
 
         ended = current(plans, plan)
         assert (step.state, ended.state, ended.queued, ended.left) == ("done", "done", 3, 0)
-        assert lab.redis.exists(keys.replay_todo(plan.id)) == 0
+        assert lab.redis.exists(KEYS.replay_todo(plan.id)) == 0
         assert lab.queued("backfill") == [order(number).order_id for number in (3, 1, 2)]
         assert lab.due_in(order(1)) is not None
         assert plans.cancel(plan, "bob", "").state == "done"
@@ -149,18 +147,18 @@ class TestEnd:
 
     def test_a_deleted_plan_is_unknown(self, lab: Lab, plans: Plans) -> None:
         plan = file(plans, range(3))
-        lab.redis.delete(keys.replay(plan.id), keys.replay_todo(plan.id))
+        lab.redis.delete(KEYS.replay(plan.id), KEYS.replay_todo(plan.id))
 
         assert feed(lab, plans, plan).state == "unknown"
 
     @pytest.mark.parametrize("sinks", [(), (SINK,)])
     def test_another_schema_version_is_not_touched(self, lab: Lab, plans: Plans, sinks: tuple[str, ...]) -> None:
         plan = file(plans, range(3), rate=1000, sinks=sinks)
-        lab.redis.set(keys.SCHEMA, VERSION + 1)
+        lab.redis.set(KEYS.schema, VERSION + 1)
 
         with pytest.raises(OtherSchema):
             feed(lab, plans, plan)
-        assert lab.redis.llen(keys.replay_todo(plan.id)) == 3
+        assert lab.redis.llen(KEYS.replay_todo(plan.id)) == 3
 
 
 class TestToSinks:
@@ -179,7 +177,7 @@ class TestToSinks:
 
     def test_only_the_named_sink_gets_it(self, lab: Lab, plans: Plans) -> None:
         delivered(lab, 1)
-        lab.redis.hset(keys.record(order(1)), f"{OTHER}:revision", 1)
+        lab.redis.hset(KEYS.record(order(1)), f"{OTHER}:revision", 1)
         plan = file(plans, (1,), rate=1000, sinks=(OTHER,))
 
         feed(lab, plans, plan)
@@ -193,7 +191,7 @@ class TestToSinks:
 
         feed(lab, plans, plan)
 
-        assert lab.redis.zcard(keys.DEAD_DELIVERIES) == 0
+        assert lab.redis.zcard(KEYS.dead_deliveries) == 0
         assert lab.acquire_delivery(order(1)) is not None
 
     def test_a_dead_order_is_delivered_and_stays_dead(self, lab: Lab, plans: Plans) -> None:
@@ -344,4 +342,4 @@ def test_a_failure_of_redis_stops_it_and_nothing_is_lost(own_valkey: Valkey, tmp
 
         assert resumed.code == 0
         assert fed(lab, plan) == list(range(ORDERS))
-        assert redis.zcard(keys.DUE) == ORDERS
+        assert redis.zcard(KEYS.due) == ORDERS

@@ -14,18 +14,18 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app.dev import valkey as server
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
 from app.ids import OrderKey
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import FetchStored
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.lab import DUPLICATE, ONE, QUEUED, SAME_ID, START, Lab
+from tests.lab import DUPLICATE, KEYS, ONE, QUEUED, SAME_ID, START, Lab
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 from tests.service import HOOK, item, serving, settings_of_one_company
 
@@ -109,7 +109,7 @@ class TestRedisIsFlushed:
         shop.redis.flushall()
         assert shop.store_fetch(fetch, 1, worker="before") == "refused"
         assert shop.fail_fetch("retry", fetch=fetch, worker="before") == "refused"
-        assert shop.redis.keys("*") == [keys.SCHEMA.encode()]
+        assert shop.redis.keys("*") == [KEYS.schema.encode()]
         shop.accept()
 
         assert shop.store_fetch(fetch, 1, worker="before") == "refused"
@@ -345,7 +345,7 @@ def test_a_worker_follows_a_failover(own_valkey: Valkey, sandbox: Sandbox, tmp_p
             new.config_set("requirepass", password)
             old.config_set("repl-diskless-sync-delay", 0)
             new.execute_command("REPLICAOF", "127.0.0.1", own_valkey.port)
-            eventually(lambda: new.exists(keys.DUE) == 1, 20, what="the second server has the data")
+            eventually(lambda: new.exists(KEYS.due) == 1, 20, what="the second server has the data")
             new.execute_command("REPLICAOF", "NO", "ONE")
             address.target = second.port
             old.execute_command("REPLICAOF", "127.0.0.1", second.port)
@@ -356,7 +356,7 @@ def test_a_worker_follows_a_failover(own_valkey: Valkey, sandbox: Sandbox, tmp_p
         lab.work()
 
         assert (len(lab.calls), lab.pending(), lab.field("fetched_generation", order)) == (1, 0, "1")
-        assert new.hget(keys.record(order), "fetched_generation") == b"1"
+        assert new.hget(KEYS.record(order), "fetched_generation") == b"1"
 
 
 @pytest.mark.parametrize("step", ["start_fetch", "store_fetch", "complete_delivery"])

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from redis import Redis
 
 from app import audit
 from app.dev.processes import Process
-from app.ledger import keys, policy
+from app.ledger import policy
+from app.ledger.redis import Redis
 from app.ledger.retention import MOST_ENTRIES, MOST_ORDERS, Retention
 from app.ledger.work import Delivery
 from app.replay import Plans
 from tests.eventually import eventually
-from tests.lab import DUPLICATE, ONE, Lab, now_ms, order
+from tests.lab import DUPLICATE, KEYS, ONE, Lab, now_ms, order
 
 EVENT_DAYS: Final = 90
 SENT: Final = "2026-11-22T10:00:00Z"
@@ -31,7 +31,7 @@ def add_events(redis: Redis, ages_in_days: list[float]) -> None:
     """Put events into the stream, the oldest first, as if they came so many days ago."""
     with redis.pipeline(transaction=False) as pipe:
         for number, age in enumerate(ages_in_days):
-            pipe.xadd(keys.EVENTS, {"company": "c", "order": "o"}, id=f"{now_ms() - days(age)}-{number}")
+            pipe.xadd(KEYS.events, {"company": "c", "order": "o"}, id=f"{now_ms() - days(age)}-{number}")
         pipe.execute()
 
 
@@ -48,7 +48,7 @@ class TestEvents:
         retention = retention_of(redis_client)
 
         assert sum(retention.trim()[0] for _ in range(3)) == 331
-        assert redis_client.xlen(keys.EVENTS) == 2
+        assert redis_client.xlen(KEYS.events) == 2
 
     def test_one_call_removes_a_limited_number_and_accept_whole_nodes(self, shop: Lab) -> None:
         """Redis serves others in between. To remove whole nodes of the stream costs an accept nothing."""
@@ -59,7 +59,7 @@ class TestEvents:
 
         shop.now = now_ms()
         shop.accept()
-        assert shop.redis.xlen(keys.EVENTS) <= 101
+        assert shop.redis.xlen(KEYS.events) <= 101
 
     def test_it_trims_once_a_minute(self, redis_client: Redis) -> None:
         retention = retention_of(redis_client)
@@ -68,18 +68,18 @@ class TestEvents:
 
         retention.trim_each_minute()
 
-        assert redis_client.xlen(keys.EVENTS) == 1
+        assert redis_client.xlen(KEYS.events) == 1
 
     def test_audit_and_replays_are_trimmed_and_a_plan_expires(self, redis_client: Redis) -> None:
-        redis_client.xadd(keys.AUDIT, {"what": "erase"}, id=f"{now_ms() - days(91)}-0")
+        redis_client.xadd(KEYS.audit, {"what": "erase"}, id=f"{now_ms() - days(91)}-0")
         plan = Plans(redis_client, event_days=EVENT_DAYS).file([(ONE.member, None)], rate=1)
-        redis_client.zadd(keys.REPLAYS, {"old": now_ms() - days(91)})
+        redis_client.zadd(KEYS.replays, {"old": now_ms() - days(91)})
 
         retention_of(redis_client).trim()
 
         assert [entry.what for _, entry in audit.newest_first(redis_client)] == ["replay"]
-        assert redis_client.zrange(keys.REPLAYS, 0, -1) == [plan.id.encode()]
-        for key in (keys.replay(plan.id), keys.replay_todo(plan.id)):
+        assert redis_client.zrange(KEYS.replays, 0, -1) == [plan.id.encode()]
+        for key in (KEYS.replay(plan.id), KEYS.replay_todo(plan.id)):
             assert days(EVENT_DAYS) - policy.MINUTE < int(redis_client.pttl(key)) <= days(EVENT_DAYS)
 
 
@@ -118,7 +118,7 @@ class TestOrders:
     def test_days_count_from_the_last_change_and_a_duplicate_is_none(self, bare: Lab, change: str, left: int) -> None:
         bare.accept(timestamp=SENT)
         bare.fetch_and_store()
-        for name in (keys.record(ONE), keys.history(ONE), keys.content(ONE)):
+        for name in (KEYS.record(ONE), KEYS.history(ONE), KEYS.content(ONE)):
             bare.redis.pexpire(name, 10 * policy.DAY)  # as after 390 days
 
         if change == "event":
@@ -137,29 +137,29 @@ class TestOrders:
         bare.fail_fetch("dead", orders[2])
         bare.now = now_ms()
         bare.accept(order(4))
-        bare.redis.delete(keys.record(orders[0]))
-        assert bare.redis.zscore(keys.ORDERS, orders[2].member) == long_ago
+        bare.redis.delete(KEYS.record(orders[0]))
+        assert bare.redis.zscore(KEYS.orders, orders[2].member) == long_ago
 
         assert retention_of(bare.redis).trim()[1] == 1
 
-        left: Any = bare.redis.zrange(keys.ORDERS, 0, -1)
+        left: Any = bare.redis.zrange(KEYS.orders, 0, -1)
         assert sorted(left) == [order(number).member.encode() for number in (2, 3, 4)]
 
     def test_orders_that_must_stay_do_not_stop_the_trimming(self, redis_client: Redis) -> None:
         """More old dead letters than one call reads: the next call goes on behind them."""
         stay = [order(number) for number in range(MOST_ORDERS + 1)]
-        redis_client.zadd(keys.ORDERS, {one.member: 1 for one in stay} | {order(9999).member: 2})
+        redis_client.zadd(KEYS.orders, {one.member: 1 for one in stay} | {order(9999).member: 2})
         for one in stay:
-            redis_client.hset(keys.record(one), "generation", 1)
+            redis_client.hset(KEYS.record(one), "generation", 1)
         retention = retention_of(redis_client)
 
         removed = [retention.trim()[1] for _ in range(3)]
 
         assert removed == [0, 1, 0]
-        assert redis_client.zcard(keys.ORDERS) == len(stay)
+        assert redis_client.zcard(KEYS.orders) == len(stay)
 
     def test_a_running_pool_trims_the_list(self, lab: Lab, redis_client: Redis, tmp_path: Path) -> None:
-        redis_client.zadd(keys.ORDERS, {order(1).member: 1})
+        redis_client.zadd(KEYS.orders, {order(1).member: 1})
         env = lab.env | {"WORKERS": "1", "BACKFILL_WORKERS": "0"}
         with Process.start((sys.executable, "-m", "app.cli", "worker"), env=env, log=tmp_path / "worker.log"):
-            eventually(lambda: not redis_client.zcard(keys.ORDERS), 20, what="the list of orders is empty")
+            eventually(lambda: not redis_client.zcard(KEYS.orders), 20, what="the list of orders is empty")

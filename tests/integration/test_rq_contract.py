@@ -24,6 +24,7 @@ from rq.utils import as_text, utcparse
 from rq.worker import WorkerStatus
 
 from app.dev.processes import Process
+from app.heartbeat import Configuration
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.lab import ONE, Lab, now_ms, order
@@ -37,7 +38,7 @@ WORKER = "pool-live-1"
 
 def dispatched(bare: Lab) -> None:
     bare.accept()
-    bare.redis.delete("rq:queue:live", "rq:queues", *bare.redis.keys("rq:job:*"))
+    bare.redis.delete("rq:queue:ota-live", "rq:queues", *bare.redis.keys("rq:job:*"))
     bare.later(policy.GRACE / 1000)
     assert bare.dispatch() == 1
 
@@ -105,7 +106,7 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
         bare.later(bare.due_in() or 0)
         push()
         ids += queue(LIVE, bare.redis).job_ids
-        bare.redis.delete("rq:queue:live")
+        bare.redis.delete("rq:queue:ota-live")
         bare.try_start(worker=f"w{len(ids)}")
 
     assert len(ids) == len(set(ids)) == 5
@@ -168,7 +169,7 @@ def test_a_worker_of_two_queues_takes_the_first_one_first(bare: Lab) -> None:
 
     worker(bare, Noting, (LIVE, BACKFILL)).work(burst=True, logging_level="CRITICAL")
 
-    assert bare.redis.lrange("test:queues", 0, -1) == [LIVE.encode()] * 2 + [BACKFILL.encode()] * 2
+    assert bare.redis.lrange("test:queues", 0, -1) == [b"ota-live"] * 2 + [b"ota-backfill"] * 2
 
 
 @pytest.mark.parametrize("queues", [(LIVE,), (LIVE, BACKFILL)], ids=["one queue", "two queues"])
@@ -188,7 +189,7 @@ def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
         worker(bare, kind, queues).work(burst=True, logging_level="CRITICAL")
     assert bare.due_in() == policy.GRACE / 1000
 
-    WorkerRecovery(bare.redis, bare.ledger, []).release(WORKER, "killed")
+    WorkerRecovery(bare.redis, bare.ledger, [], Configuration()).release(WORKER, "killed")
 
     assert bare.due_in() == 0
 
@@ -226,7 +227,7 @@ def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: in
         "NP_COMPANY_ID": ONE.company_id,
     }
     program = [str(Path(sys.executable).with_name("rq")), "worker", "--burst"]
-    program += ["--serializer", "rq.serializers.JSONSerializer", LIVE]
+    program += ["--serializer", "rq.serializers.JSONSerializer", f"ota-{LIVE}"]
     bare.now = now_ms()
     bare.accept()
     job = enqueued(bare)

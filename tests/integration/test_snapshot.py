@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from app import bootstrap
 from app.alerts import AlertStore
+from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault
 from app.intake.spool import SpoolState
-from app.ledger import keys
+from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.policy import BREAKER_FAILURES
-from app.ledger.rate_limit import Limits, RateLimiter, breaker_key
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
+from app.ledger.redis import Redis
 from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
-from tests.lab import API_KEY, MUSEUM, SINK, VENUE, Lab, company, order
+from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, company, configuration, order
 from tests.service import samples
 from workers.background import log_alerts
 
@@ -34,7 +35,7 @@ COMPANIES = (
     company("venue", VENUE, "Venue"),
     company("museum", MUSEUM, "Museum").model_copy(update={"np_partner_id": None}),
 )
-READER = SnapshotReader(COMPANIES, (SINK,))
+READER = SnapshotReader(COMPANIES)
 
 
 def snapshot(lab: Lab, later: int = 0) -> Snapshot:
@@ -47,7 +48,7 @@ def venue(lab: Lab) -> CompanySnapshot:
 
 def evaluated(lab: Lab, later: int = 0) -> list[tuple[str, str]]:
     """Evaluate the alerts as a pool does; return what was logged."""
-    changes = log_alerts(AlertStore(lab.redis), READER, snapshot(lab, later))
+    changes = log_alerts(AlertStore(lab.redis), snapshot(lab, later))
     return [(change.action, change.condition.name) for change in changes]
 
 
@@ -58,9 +59,9 @@ def metrics(url: str, spooled: int | None = None) -> dict[str, float]:
         return SpoolState("", spooled)
 
     async def ask() -> bytes:
-        redis = bootstrap.for_web(url)
+        redis = bootstrap.for_web(url, DEFAULT_PREFIX)
         try:
-            return await Metrics(redis, READER, None if spooled is None else state, 900).text()
+            return await Metrics(redis, READER, COMPANIES, None if spooled is None else state, 900).text()
         finally:
             await redis.aclose()
 
@@ -73,7 +74,7 @@ def test_the_oldest_pending_fetch_is_shown_by_company_until_it_is_stored(lab: La
     lab.accept(order(3, MUSEUM))
     lab.accept(order(4, "99999999-9999-4999-8999-999999999999"), at=lab.now - HOUR)
 
-    assert snapshot(lab).elsewhere_oldest_pending_ms >= HOUR
+    assert max(snapshot(lab).elsewhere.values()) >= HOUR
     assert 5 * MINUTE <= venue(lab).oldest_pending_ms < 6 * MINUTE
     assert snapshot(lab).companies[MUSEUM].oldest_pending_ms < MINUTE
 
@@ -138,6 +139,7 @@ def test_an_event_during_a_fetch_is_measured_with_its_own_fetch(lab: Lab) -> Non
 
 def test_dead_letters_are_counted_by_reason_and_sink_and_fire(lab: Lab) -> None:
     other = order(2, MUSEUM)
+    lab.redis.hset(KEYS.sinks, SINK, 1)
     lab.accept(order(1), other, order(3))
     assert evaluated(lab) == []
     lab.dead_letter(order(1))
@@ -169,7 +171,7 @@ def test_the_event_rate_has_the_last_use_of_each_secret_and_the_new_events_of_ea
     assert AlertStore(lab.redis).hours(VENUE, lab.now) == {at // HOUR: 2}
     assert (venue(lab).current_secret_at, venue(lab).previous_secret_at) == (at + 2 * HOUR, 0)
     assert AlertStore(lab.redis).hours(VENUE, at + 40 * 24 * HOUR) == {}
-    assert lab.redis.hkeys(keys.event_rate(VENUE)) == [b"secret:current"]
+    assert lab.redis.hkeys(KEYS.event_rate(VENUE)) == [b"secret:current"]
 
 
 def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
@@ -186,7 +188,7 @@ def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0
     logged = [evaluated(lab, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
     assert logged == [[], [], []]
-    lab.redis.hset(breaker_key(API_KEY, COMPANIES[0].path), "open_until", now + 9 * MINUTE)
+    lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, COMPANIES[0].path)), "open_until", now + 9 * MINUTE)
     logged = [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)]
     assert logged == [[], [], [("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
 
@@ -212,7 +214,7 @@ def test_the_dispatcher_lag_grows_while_no_dispatcher_runs(lab: Lab) -> None:
 
 def test_a_snapshot_costs_the_same_with_many_orders(lab: Lab) -> None:
     """It reads a bounded number of records, whatever the number of orders."""
-    lab.redis.zadd(keys.DUE, {f"{VENUE}:{number}": number for number in range(20_000)})
+    lab.redis.zadd(KEYS.due, {f"{VENUE}:{number}": number for number in range(20_000)})
     lab.redis.config_resetstat()
     snapshot(lab)
     stats: Any = lab.redis.info("commandstats")
@@ -223,7 +225,7 @@ def test_a_snapshot_costs_the_same_with_many_orders(lab: Lab) -> None:
 def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     lab.accept(order(1), at=lab.now - 10 * MINUTE)
     lab.accept_and_fetch(order(2, MUSEUM))
-    lab.redis.hset(keys.POOLS, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
+    lab.redis.hset(KEYS.pools, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
     record_whole_list(lab.redis, VENUE, 1_795_000_000_000)
     evaluated(lab)
 
@@ -255,7 +257,7 @@ def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> Non
     """Of all pools one evaluates each minute. One that is killed before it saves the alert leaves it to the next."""
     lab.accept(order(1))
     assert [AlertStore(lab.redis).acquire_turn() for _ in range(3)] == [True, False, False]
-    assert 55_000 < int(lab.redis.pttl(keys.ALERTS_TURN)) <= 59_000
+    assert 55_000 < int(lab.redis.pttl(KEYS.alerts_turn)) <= 59_000
 
     class Killed(AlertStore):
         def save(self, states: object) -> None:
@@ -263,7 +265,7 @@ def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> Non
 
     assert evaluated(lab, 1 * MINUTE) == []
     with pytest.raises(KeyboardInterrupt):
-        log_alerts(Killed(lab.redis), READER, snapshot(lab, 6 * MINUTE))
+        log_alerts(Killed(lab.redis), snapshot(lab, 6 * MINUTE))
     assert [evaluated(lab, later * MINUTE) for later in (6, 7)] == [[("firing", "fetch_late")], []]
     lab.fetch_and_store(order(1))
     assert evaluated(lab, 8 * MINUTE) == [("resolved", "fetch_late")]
@@ -271,10 +273,10 @@ def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> Non
 
 def test_a_pool_without_heartbeats_fires_at_another_pool(lab: Lab) -> None:
     for name, ago in (("dead", 2 * MINUTE), ("living", 0)):
-        lab.redis.hset(keys.POOLS, name, json.dumps(heartbeat(lab.now - ago, f"{name}-live-1")))
+        lab.redis.hset(KEYS.pools, name, json.dumps(heartbeat(lab.now - ago, f"{name}-live-1")))
 
     assert evaluated(lab) == [("firing", "pool_silent")]
-    lab.redis.hdel(keys.POOLS, "dead")
+    lab.redis.hdel(KEYS.pools, "dead")
     assert evaluated(lab) == [("resolved", "pool_silent")]
 
 
@@ -292,7 +294,7 @@ def test_missed_events_fire_and_then_silence_until_an_event_comes(lab: Lab) -> N
     assert evaluated(lab, 3 * MINUTE) == [("resolved", "silence")]
 
 
-@pytest.mark.parametrize("fault", [lambda redis: redis.flushall(), lambda redis: redis.delete(keys.ALERTS)])
+@pytest.mark.parametrize("fault", [lambda redis: redis.flushall(), lambda redis: redis.delete(KEYS.alerts)])
 def test_a_flushed_redis_fires_nothing(lab: Lab, fault: Callable[[Redis], object]) -> None:
     lab.accept(order(1))
     lab.dead_letter(order(1))
@@ -305,11 +307,11 @@ def test_a_flushed_redis_fires_nothing(lab: Lab, fault: Callable[[Redis], object
 def test_an_unreadable_entry_hides_no_other_pool_or_alert(lab: Lab, redis_url: str) -> None:
     """A newer version, another program or a person may have written it."""
     odd = dict(enumerate([b"no JSON", b'{"at": "now"}', b"[]", b'{"workers": "\xff\xfe"}']))
-    lab.redis.hset(keys.POOLS, "pool-a", json.dumps(heartbeat(lab.now, "a-live-1")))
-    lab.redis.hset(keys.POOLS, mapping={b"odd %d \xff" % number: text for number, text in odd.items()})
+    lab.redis.hset(KEYS.pools, "pool-a", json.dumps(heartbeat(lab.now, "a-live-1")))
+    lab.redis.hset(KEYS.pools, mapping={b"odd %d \xff" % number: text for number, text in odd.items()})
     lab.accept(order(1), at=lab.now - HOUR)
     evaluated(lab)
-    lab.redis.hset(keys.ALERTS, mapping={b"odd|%d \xff|" % number: text for number, text in odd.items()})
+    lab.redis.hset(KEYS.alerts, mapping={b"odd|%d \xff|" % number: text for number, text in odd.items()})
 
     shown = metrics(redis_url)
     status = lab.run_command("status")
@@ -346,9 +348,70 @@ def test_a_running_pool_logs_an_alert_and_continues(lab: Lab, tmp_path: Path) ->
 
 
 def test_an_internal_error_in_the_alerts_is_logged_and_stops_no_pool(lab: Lab, tmp_path: Path) -> None:
-    lab.redis.hset(keys.event_rate(VENUE), "hour:canary", 1)
+    lab.redis.hset(KEYS.event_rate(VENUE), "hour:canary", 1)
 
     line = alert_of_a_pool(lab, tmp_path)
 
     assert (line["event"], line["error"]) == ("alert.failed", "ValueError")
     assert "canary" not in (tmp_path / "log").read_text()
+
+
+def test_pools_that_differ_longer_than_a_rolling_change_takes_fire(lab: Lab) -> None:
+    def minute(later: int, **changed: Any) -> list[tuple[str, str]]:
+        lab.declare("first", ago=-60 * later)
+        lab.declare("second", ago=-60 * later, **changed)
+        return evaluated(lab, later * MINUTE)
+
+    assert [minute(later, sinks=()) for later in range(12)] == [[]] * 10 + [[("firing", "pools_differ")], []]
+    assert minute(12) == [("resolved", "pools_differ")]
+    assert [minute(later, upstream="https://other.example.com") for later in (13, 14)] == [[], []]
+
+
+def test_what_orders_wait_for_and_no_running_pool_has_fires_after_a_minute(lab: Lab) -> None:
+    """A company that a pool once knew, one that none ever knew, and a sink."""
+    stranger = "99999999-9999-4999-8999-999999999999"
+    lab.accept_and_fetch(order(3))
+    lab.declare("stopped", ago=HOUR / 1000)
+    lab.redis.hdel(KEYS.pools, "stopped")
+    lab.declare(sinks=(), companies=configuration((), "museum").companies)
+    lab.accept(order(1), order(2, stranger), at=lab.now - 1000)
+
+    assert evaluated(lab) == []
+    lab.declare(ago=-60, sinks=(), companies=configuration((), "museum").companies)
+    assert evaluated(lab, MINUTE) == [("firing", "undeclared")] * 3
+    assert set(snapshot(lab, MINUTE).undeclared()) == {("venue", ""), (stranger, ""), ("", SINK)}
+    lab.declare(ago=-120)
+    assert evaluated(lab, 2 * MINUTE) == [("resolved", "undeclared")] * 2, "all but the stranger"
+
+
+def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: Lab) -> None:
+    """Its deliveries are no longer waited for: an order that lacks only these is complete, and expires."""
+    deployment = Deployment(lab.redis)
+    lab.accept_and_fetch(order(1))
+    lab.declare("former")
+    lab.redis.hdel(KEYS.pools, "former")
+    lab.declare(sinks=(), companies=configuration((), "museum").companies)
+
+    assert [deployment.retire(deployment.running()) for _ in range(RETIRED_AFTER - 1)] == [[]] * (RETIRED_AFTER - 1)
+    assert lab.run_command("orders", "explain", order(1).order_id).code == 1
+    assert deployment.retire(deployment.running()) == [SINK, VENUE]
+
+    assert lab.run_command("orders", "explain", order(1).order_id).code == 0
+    assert deployment.slugs() == {MUSEUM: "museum"}
+    plain = Lab(lab.redis, sinks=(), now=lab.now + HOUR)
+    assert (plain.dispatch(), plain.try_start(), plain.days_kept()) == (1, "nothing", {400})
+
+
+def test_a_sink_that_returns_within_the_day_gets_what_it_missed(lab: Lab) -> None:
+    deployment = Deployment(lab.redis)
+    lab.declare("former")
+    lab.redis.hdel(KEYS.pools, "former")
+    lab.declare("plain", sinks=())
+    Lab(lab.redis, sinks=()).accept_and_fetch(order(1))
+    for _ in range(RETIRED_AFTER - 1):
+        deployment.retire(deployment.running())
+    lab.declare("again")
+    deployment.retire(deployment.running())
+
+    assert (deployment.sinks(), lab.redis.exists(KEYS.undeclared)) == ((SINK,), 0)
+    assert lab.start_delivery(order(1)).sink == SINK

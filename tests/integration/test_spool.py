@@ -19,16 +19,15 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from redis import Redis
 
 from app.dev.valkey import Valkey, start
 from app.errors import SettingsError
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, Spool, SpoolFile, waiting
-from app.ledger.keys import record
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.lab import Lab
+from tests.lab import KEYS, Lab
 from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, post, samples, serving, settings_of_one_company
 
 LONGEST = 2.5
@@ -230,7 +229,7 @@ class TestRedisUnavailable:
                 one = item()
                 assert web.deliver(one)["queued"] == 1, "recorded by the new primary"
                 with Redis(port=other.port, password=password) as primary:
-                    assert primary.exists(record(key_of(one)))
+                    assert primary.exists(KEYS.record(key_of(one)))
 
     def test_a_slow_redis_delays_a_sender_by_2500_ms_at_most(self, machine: Machine) -> None:
         with relay(machine.valkey.port) as network, machine.serve(url=network.url(machine.valkey.url)) as web:
@@ -442,15 +441,15 @@ class TestDisk:
 def test_an_event_that_redis_refuses_delays_no_other(machine: Machine, first: str) -> None:
     """Its record has a key of the wrong type; it stays on the disk and is logged."""
     bad, good, lab = item(), item(), Lab(machine.redis)
-    machine.redis.set(record(key_of(bad)), "not a hash")
+    machine.redis.set(KEYS.record(key_of(bad)), "not a hash")
     with machine.serve() as web:
         assert web.deliver(*((bad, good) if first == "bad" else (good, bad)))["spooled"] == 2
         assert lab.record(key_of(good))["generation"] == "1"
-        assert lab.jobs() == [f"f-{good['companyId']}-{good['payload']['orderId']}-1"]
+        assert lab.jobs() == [f"ota-f-{good['companyId']}-{good['payload']['orderId']}-1"]
         eventually(lambda: any(line["event"] == "spool.event_refused" for line in web.lines()), what="it is logged")
         assert web.deliver(item())["queued"] == 1
         wait_until_ready(web, "degraded")
-        machine.redis.delete(record(key_of(bad)))
+        machine.redis.delete(KEYS.record(key_of(bad)))
         assert web.process.stop() == 0
 
     with machine.serve():

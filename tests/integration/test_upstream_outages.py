@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Final
@@ -11,9 +12,10 @@ import pytest
 import structlog
 
 from app.dev.sandbox.process import Sandbox
-from app.ledger import keys, policy
+from app.ledger import policy
 from app.ledger.history import FetchFailed, FetchRequested
 from app.ledger.rate_limit import WINDOW
+from tests.lab import KEYS, WORKER, now_ms
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 DAY = 86_400
@@ -273,7 +275,7 @@ def test_a_delivery_always_refused_is_a_dead_letter(lab: WorkerLab, shop: Shop, 
     assert lab.field("shop:dead", poison) == error.__name__
     assert shop.called.count(poison.order_id) == len(policy.RETRY_WAITS) + 1
     assert len(lab.calls) == 4
-    assert (lab.pending(), lab.redis.zcard(keys.DEAD_DELIVERIES), lab.dead()) == (0, 1, 0)
+    assert (lab.pending(), lab.redis.zcard(KEYS.dead_deliveries), lab.dead()) == (0, 1, 0)
     assert "canary" not in repr(lab.history(poison))
 
 
@@ -342,3 +344,17 @@ def test_no_worker_calls_while_the_key_is_throttled(lab: WorkerLab, retry_after:
     assert not any(
         isinstance(entry, FetchFailed) and entry.outcome == "retry" for order in orders for entry in lab.history(order)
     )
+
+
+def test_a_worker_without_the_sink_goes_on_fetching_at_full_speed(redis_url: str, sandbox: Sandbox) -> None:
+    """It passes each delivery on to the pool with the sink; only jobs with nothing for it make it rest for longer."""
+    with worker_lab(redis_url, sandbox) as lab:
+        lab.now = now_ms()
+        lab.declare(sinks=("python:json:dumps",))
+        started = time.monotonic()
+        for one in lab.issue(12):
+            lab.processor.process(one, WORKER)
+
+        assert time.monotonic() - started < 4
+        assert len(lab.calls) == 12
+        assert len(lab.jobs()) == 24, "one of each event, and one that went back"

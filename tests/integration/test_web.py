@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 
 from app.dev.valkey import Valkey
+from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab import Lab
 from tests.samples import sample

@@ -41,7 +41,9 @@ def hours_of(weeks: int, a_week: dict[int, int]) -> dict[int, int]:
 def silent(
     hours: dict[int, int] | None = None, *, last: int = 0, missed: int = 0, unsettled: int = 0, now: int = NOW
 ) -> Condition:
-    found = CompanySnapshot(0, 0, 0, "", 0, last, previous_secret_at=0, unsettled=1, unsettled_since=unsettled)
+    found = CompanySnapshot(
+        "museum", 0, 0, 0, "", 0, last, previous_secret_at=0, unsettled=1, unsettled_since=unsettled
+    )
     return silence("museum", found, now, missed, hours or {})
 
 

@@ -2,8 +2,9 @@
 --
 -- Attempt and crash are counted here, before the sink is called; complete_delivery takes the crash back. So a sink that
 -- ends its worker, or holds it until the pool does, runs out of both.
--- a  order (member), worker, lease ms, keep ms, sinks
--- Returns nil when none is due or another worker delivers, else {a MessagePack map (class Delivery of work.py), content}.
+-- a  order (member), worker, lease ms, keep ms, sinks (of this worker; it delivers to no other), grace ms
+-- Returns nil when none is due or another worker delivers, {sink} when one is due to a sink that this worker lacks, else
+--   {a MessagePack map (class Delivery of work.py), content}.
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
   'request_id', 'fetch_at', 'digest', 'erased_at'})
 if o.generation == 0 or o.erased_at > 0 then
@@ -36,6 +37,12 @@ end
 if at > now then
   set_due(at)
   return
+end
+local elsewhere = sink
+sink, at = next_delivery(o, a.sinks)
+if not sink or at > now then
+  set_due(now + a.grace)
+  return {elsewhere}
 end
 set_due(now + a.lease)
 -- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt.

@@ -8,7 +8,7 @@
 -- Its right value is unknown: it becomes `grace` from now, by when a fetch in progress has ended.
 local function bring_near(member)
   local record, fields = prefix .. 'order:' .. member, {'fetch_at'}
-  for _, sink in ipairs(a.sinks) do
+  for _, sink in ipairs(sinks()) do
     table.insert(fields, sink .. ':next_at')
   end
   for i, time in ipairs(redis.call('HMGET', record, unpack(fields))) do

@@ -92,15 +92,36 @@ local function reset_delivery(o, sink)
   redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
 end
 
+-- Returns the sinks of the deployment. Those of this process (`a.sinks`) are among them from now on, also when Redis was
+-- flushed since its pool declared them.
+local declared
+local function sinks()
+  if not declared then
+    declared = redis.call('HKEYS', prefix .. 'sinks')
+    local known = {}
+    for _, sink in ipairs(declared) do
+      known[sink] = true
+    end
+    for _, sink in ipairs(a.sinks) do
+      if not known[sink] then
+        redis.call('HSET', prefix .. 'sinks', sink, now)
+        declared[#declared + 1] = sink
+      end
+    end
+  end
+  return declared
+end
+
 -- Returns the sink whose delivery of the latest revision is due first, and when (0 = at once); nil if every sink has it
--- or is dead.
-local function next_delivery(o)
+-- or is dead. Without `among` all sinks of the deployment count. A sink without a revision in the record was declared
+-- after the order was fetched, and is to get it only by a replay.
+local function next_delivery(o, among)
   local name, at
   if o.revision > 0 then
-    for _, sink in ipairs(a.sinks) do
+    for _, sink in ipairs(among or sinks()) do
       local s = redis.call('HMGET', o.record, sink .. ':revision', sink .. ':dead', sink .. ':next_at')
       local next_at = tonumber(s[3] or '0')
-      if not s[2] and tonumber(s[1] or '0') < o.revision and (not name or next_at < at) then
+      if s[1] and not s[2] and tonumber(s[1]) < o.revision and (not name or next_at < at) then
         name, at = sink, next_at
       end
     end
@@ -120,7 +141,7 @@ local function schedule_delivery(o, earliest)
   if o.dead then
     return
   end
-  for _, one in ipairs(a.sinks) do
+  for _, one in ipairs(sinks()) do
     if redis.call('HEXISTS', o.record, one .. ':dead') == 1 then
       return
     end
@@ -144,18 +165,19 @@ end
 local pushed = {}
 local function push_job(o, queue, generation, suffix)
   local job = a.job
-  local id = 'f-' .. o.company .. '-' .. o.id .. '-' .. generation .. (suffix or '')
+  local id = job.names .. 'f-' .. o.company .. '-' .. o.id .. '-' .. generation .. (suffix or '')
   redis.call('HSET', job.prefix .. id, 'data', job.data[1] .. o.company .. job.data[2] .. o.id .. job.data[3],
-    'origin', queue, unpack(job.fields))
+    'origin', job.names .. queue, unpack(job.fields))
   pushed[queue] = pushed[queue] or {}
   pushed[queue][#pushed[queue] + 1] = id
 end
 
 local function flush_jobs()
   for queue, ids in pairs(pushed) do
-    redis.call('SADD', a.job.queues, a.job.queue_prefix .. queue)
+    local key = a.job.queue_prefix .. a.job.names .. queue
+    redis.call('SADD', a.job.queues, key)
     for from = 1, #ids, 1000 do
-      redis.call('RPUSH', a.job.queue_prefix .. queue, unpack(ids, from, math.min(from + 999, #ids)))
+      redis.call('RPUSH', key, unpack(ids, from, math.min(from + 999, #ids)))
     end
   end
   pushed = {}

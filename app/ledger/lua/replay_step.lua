@@ -34,10 +34,12 @@ local function redeliver(o)
     local s = redis.call('HMGET', o.record, sink .. ':revision', sink .. ':dead')
     reset_delivery(o, sink)
     redis.call('HDEL', o.record, sink .. ':discarded')
-    if tonumber(s[1] or '0') >= o.revision then
+    -- A sink without a revision was declared after the order was fetched.
+    local has_it = not s[1] or tonumber(s[1]) >= o.revision
+    if has_it then
       redis.call('HSET', o.record, sink .. ':revision', o.revision - 1)
     end
-    changed = changed or s[2] or tonumber(s[1] or '0') >= o.revision
+    changed = changed or s[2] or has_it
     append_history(o, 'redelivered', a.plan, sink)
   end
   -- A pending fetch keeps its queue: live traffic is not put back for this.

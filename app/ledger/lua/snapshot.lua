@@ -1,15 +1,21 @@
 -- snapshot: the state of the receiver, in one step that costs the same with one order and with a million. Writes nothing.
 --
--- a  sample (orders of `due` to look at, from either end), companies (pairs of id and key of its breaker), sinks,
---    job_prefix, queues (name -> key)
+-- a  sample (orders of `due` to look at, from either end), companies (id, slug and id of the breaker of each), job_prefix,
+--    queues (name -> key). Companies that a pool has declared are added.
 -- Returns JSON; its fields are those of app/snapshot.py. Maps only: an empty Lua table has no type.
 local companies, sinks, queues = {}, {}, {}
+local declared = redis.call('HGETALL', prefix .. 'companies')
+for i = 1, #declared, 2 do
+  local slug, breaker = string.match(declared[i + 1], '^(%S+) (%S+)$')
+  table.insert(a.companies, {declared[i], slug or declared[i], breaker or ''})
+end
 for _, one in ipairs(a.companies) do
   local id = one[1]
-  local breaker = redis.call('HMGET', one[2], 'open_until', 'opened_at', 'reason', 'http')
+  local breaker = redis.call('HMGET', prefix .. 'breaker:' .. one[3], 'open_until', 'opened_at', 'reason', 'http')
   local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
   local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
-  companies[id] = {
+  companies[id] = companies[id] or {
+    slug = one[2],
     oldest_pending_ms = 0,
     breaker_open_until = tonumber(breaker[1] or '0'),
     breaker_opened_at = tonumber(breaker[2] or '0'),
@@ -21,12 +27,12 @@ for _, one in ipairs(a.companies) do
     unsettled_since = tonumber(watch[2] or '0'),
   }
 end
-for _, sink in ipairs(a.sinks) do
+for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
   sinks[sink] = {behind = 0, failing = 0}
 end
 
 -- Orders due first have waited longest for a worker, orders due last have failed most often.
-local seen, oldest_elsewhere = {}, 0
+local seen, elsewhere = {}, {}
 local first = redis.call('ZRANGE', due, 0, a.sample - 1, 'WITHSCORES')
 local last = redis.call('ZREVRANGE', due, 0, a.sample - 1)
 for i = 1, #first, 2 do
@@ -48,17 +54,18 @@ for member in pairs(seen) do
     r = {}
   end
   if not r[3] and number(r[2]) < number(r[1]) and not r[6] and tonumber(r[4] or '') and r[4] ~= r[5] then
-    local age, company = now - tonumber(r[4]), companies[string.match(member, '^[^:]*')]
+    local age, id = now - tonumber(r[4]), string.match(member, '^[^:]*')
+    local company = companies[id]
     if company then
       company.oldest_pending_ms = math.max(company.oldest_pending_ms, age)
     else
-      oldest_elsewhere = math.max(oldest_elsewhere, age)
+      elsewhere[id] = math.max(elsewhere[id] or 0, age)
     end
   end
   local revision = number(r[7])
   for sink, found in pairs(sinks) do
     local s = revision > 0 and redis.call('HMGET', record, sink .. ':revision', sink .. ':dead', sink .. ':attempts') or {}
-    if revision > 0 and not s[2] and number(s[1]) < revision then
+    if s[1] and not s[2] and number(s[1]) < revision then
       found.behind = found.behind + 1
       found.failing = found.failing + (number(s[3]) > 0 and 1 or 0)
     end
@@ -101,6 +108,6 @@ return cjson.encode({
   counters = map(prefix .. 'counters'),
   queues = queues,
   companies = companies,
-  elsewhere_oldest_pending_ms = oldest_elsewhere,
+  elsewhere = elsewhere,
   sinks = sinks,
 })

@@ -36,8 +36,12 @@ redis.call('SET', o.content, ARGV[2])
 if o.digest ~= a.digest then
   changed = true
   o.revision = o.revision + 1
-  -- What a sink refused for good was the old content: the new one gets its own attempts.
-  for _, sink in ipairs(a.sinks) do
+end
+for _, sink in ipairs(sinks()) do
+  -- Every sink that is declared by now is to get it.
+  redis.call('HSETNX', o.record, sink .. ':revision', 0)
+  if changed then
+    -- What a sink refused for good was the old content: the new one gets its own attempts.
     reset_delivery(o, sink)
   end
 end

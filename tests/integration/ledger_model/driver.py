@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from app.ids import OrderKey
-from app.ledger import keys, policy
-from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
-from app.ledger.work import Failure
+from app.ledger import policy
+from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
+from app.ledger.work import Delivery, Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
-from tests.lab import LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
+from tests.lab import KEYS, LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
 WORKERS: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
 """The queues of each worker; the last one stands for the workers of both queues."""
@@ -114,14 +114,14 @@ class Worker:
             self._complete(self.delivery, "dead")
 
     def _pop(self) -> None:
-        queues = [queue_key(queue) for queue in self.queues]
+        queues = [queue_key(queue, KEYS) for queue in self.queues]
         popped = self.driver.redis("LMPOP", len(queues), *queues, "LEFT")
         if popped is None:
             return
         job_id = popped[1][0]
         assert job_id not in self.driver.job_ids, f"{job_id} was used twice: RQ would skip the second"
         self.driver.job_ids.add(job_id)
-        self.job = OrderKey(job_id[2:38].decode(), job_id[39:75].decode())
+        self.job = order_of(job_id.decode())
 
     def _start(self, order: OrderKey) -> None:
         self.driver.touch(order)
@@ -170,6 +170,7 @@ class Worker:
         if delivery is None:
             self.delivering = None
             return
+        assert isinstance(delivery, Delivery)
         assert model.delivery is None or model.delivery.lease_ends <= now, "two deliveries of one order at once"
         assert delivery.revision > model.delivered, "the sink received this revision before"
         assert delivery.raw == b"%d" % (model.stored_version or 0), "not the content that is stored"
@@ -233,12 +234,12 @@ class Driver:
             self._step(name, *arguments)
         self._step("send_events")
         self._run_until_quiet()
-        dead = [OrderKey.of(member.decode()) for member in self.redis("ZRANGE", keys.DEAD, 0, -1)]
+        dead = [OrderKey.of(member.decode()) for member in self.redis("ZRANGE", KEYS.dead, 0, -1)]
         for order in dead:
             self._step("request", order, LIVE)
         if dead:
             self._run_until_quiet()
-        contents = self.redis("MGET", *map(keys.content, self.orders))
+        contents = self.redis("MGET", *map(KEYS.content, self.orders))
         for model, content in zip(self.orders.values(), contents, strict=True):
             model.check_fetched(zlib.decompress(content) if content else None)
 
@@ -353,7 +354,7 @@ class Driver:
                 self._step("work", number)
         for _ in range(_ROUNDS):
             self._empty_the_queues()
-            soonest = self.redis("ZRANGE", keys.DUE, 0, 0, "WITHSCORES")
+            soonest = self.redis("ZRANGE", KEYS.due, 0, 0, "WITHSCORES")
             if not soonest:
                 return
             self.lab.now = max(self.now, int(float(soonest[1])))

@@ -13,12 +13,12 @@ from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import hiredis
-from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from app.ids import OrderKey
-from app.ledger import keys
+from app.ledger.redis import Redis
 from app.ledger.work import Delivery, Fetch
+from tests.lab import KEYS
 
 
 class Lost(AssertionError):
@@ -203,12 +203,12 @@ class Audit:
 def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
     sink = sinks[0] if sinks else "none"
     return [
-        ("HMGET", keys.record(order), *_NUMBERS, f"{sink}:revision", f"{sink}:dead", "digest", "dead"),
-        ("ZSCORE", keys.DUE, order.member),
-        ("ZSCORE", keys.DEAD, order.member),
-        ("PTTL", keys.record(order)),
-        ("PTTL", keys.history(order)),
-        ("PTTL", keys.content(order)),
+        ("HMGET", KEYS.record(order), *_NUMBERS, f"{sink}:revision", f"{sink}:dead", "digest", "dead"),
+        ("ZSCORE", KEYS.due, order.member),
+        ("ZSCORE", KEYS.dead, order.member),
+        ("PTTL", KEYS.record(order)),
+        ("PTTL", KEYS.history(order)),
+        ("PTTL", KEYS.content(order)),
     ]
 
 

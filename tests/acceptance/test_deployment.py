@@ -1,0 +1,245 @@
+"""Several pools on one Redis whose settings differ: what one lacks another does, and strangers are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from app.deployment import Deployment
+from app.dev.processes import Process, free_port
+from app.dev.stack import ENVIRONMENT, TENANT
+from app.heartbeat import Configuration, DeclaredCompany, Heartbeat
+from app.ledger.redis import Redis, server_time
+from tests.eventually import eventually
+from tests.lab import KEYS
+from tests.service import Service
+
+SINK = "python:shop:on_order"
+
+
+@pytest.fixture
+def museum_and_zoo(bare: Service) -> Service:
+    """Web knows both companies; `museum.toml` knows one only."""
+    for name, companies in (("both", ("Museum", "Zoo")), ("museum", ("Museum",))):
+        (bare.folder / f"{name}.toml").write_text(
+            "".join(
+                f'[companies.{company.lower()}]\nnp_company_id = "{bare.company_id_of(company)}"\n'
+                f'np_company = "{company}"\nnp_tenant = "{TENANT}"\nnp_environment = "{ENVIRONMENT}"\n'
+                f'np_api_key = "key of {company}"\nclient_state = "secret of {company}"\n'
+                for company in companies
+            )
+        )
+    shared = {name: value for name, value in bare.variables.items() if name in {"REDIS_URL", "PORT", "LOG_FORMAT"}}
+    bare.variables = shared | {"COMPANIES_FILE": "both.toml", "NP_BASE_URL": bare.sandbox.url}
+    bare.start("web")
+    return bare
+
+
+@pytest.fixture
+def shop(bare: Service) -> Service:
+    """A sink can be imported, and SINKS is set nowhere."""
+    (bare.folder / "shop.py").write_text("def on_order(order, context): pass\n")
+    bare.start("web")
+    return bare
+
+
+def pool(one: Service, **variables: str) -> Process:
+    """Start a pool; its three live workers wait for jobs."""
+    queue = f"rq:workers:{variables.get('KEY_PREFIX') or one.variables.get('KEY_PREFIX', 'ota')}-live"
+    with Redis.from_url(one.valkey.url) as redis:
+        before = redis.scard(queue)
+        started = one.start("worker", WORKERS="3", BACKFILL_WORKERS="1", **variables)
+        eventually(lambda: redis.scard(queue) >= before + 3, 20, what="the workers wait for jobs")
+    return started
+
+
+def post(one: Service, company: str, count: int) -> list[str]:
+    """Accept an event for each of `count` new orders of a company."""
+    company_id = one.company_id_of(company)
+    orders = one.issue(count, company_id)
+    events = (one.event(order, clientState=f"secret of {company}", companyId=company_id) for order in orders)
+    assert one.post(*events)[1]["queued"] == count
+    return orders
+
+
+def deliveries(one: Service) -> set[str]:
+    return {line["order_id"] for line in one.log("worker", "delivery.succeeded")}
+
+
+def wait_delivered(one: Service, orders: Sequence[str]) -> None:
+    eventually(lambda: deliveries(one) >= set(orders), 20, what="every order is delivered")
+
+
+def test_orders_of_a_company_that_one_pool_does_not_know_are_fetched_by_the_other(museum_and_zoo: Service) -> None:
+    pool(museum_and_zoo)
+    pool(museum_and_zoo, COMPANIES_FILE="museum.toml")
+
+    orders = post(museum_and_zoo, "Zoo", 40) + post(museum_and_zoo, "Museum", 40)
+
+    def fetched() -> set[str]:
+        return {line["order_id"] for line in museum_and_zoo.log("worker", "order.fetched")}
+
+    eventually(lambda: fetched() == set(orders), 10, what="every order is fetched within seconds")
+    assert museum_and_zoo.log("worker", "job.returned") != []
+    assert museum_and_zoo.log("worker", "fetch.deferred") == []
+    assert {row["gets"] for row in museum_and_zoo.admin("GET", "orders") if row["order_id"] in orders} == {1}
+    code, (status,) = museum_and_zoo.cli("status")
+    ((name, words),) = status["pools_differ"].items()
+    assert (code, words) == (0, ["no company zoo"]), "for ten minutes it may be a rolling change"
+    (found,) = [one for one in museum_and_zoo.cli("check")[1] if one["what"] == "pools"]
+    assert (found["level"], found["detail"]) == ("note", f"pool {name} differs: no company zoo")
+
+
+def test_workers_that_do_not_know_a_company_pass_its_job_around_without_haste(museum_and_zoo: Service) -> None:
+    """A pool that knows it seems to run, and takes no job."""
+    pool(museum_and_zoo, COMPANIES_FILE="museum.toml")
+    zoo = DeclaredCompany("zoo", f"/{TENANT}/{ENVIRONMENT}/Zoo", "breaker")
+    known = Configuration({museum_and_zoo.company_id_of("Zoo"): zoo})
+    with Redis.from_url(museum_and_zoo.valkey.url) as redis:
+        now = server_time(redis)
+        Deployment(redis).declare("hangs", Heartbeat("elsewhere", 1, "", [], now + 3000, now + 3000, known))
+    (order,) = post(museum_and_zoo, "Zoo", 1)
+    eventually(lambda: len(museum_and_zoo.log("worker", "job.returned")) > 8, 10, what="each has returned it")
+
+    pool(museum_and_zoo)
+    museum_and_zoo.wait_fetched(order)
+
+    assert len(museum_and_zoo.log("worker", "job.returned")) < 60
+    assert museum_and_zoo.row(order)["gets"] == 1
+
+
+def test_a_company_that_no_pool_knows_is_reported_and_fetched_once_one_does(museum_and_zoo: Service) -> None:
+    pool(museum_and_zoo, COMPANIES_FILE="museum.toml")
+    (order,) = post(museum_and_zoo, "Zoo", 1)
+    eventually(lambda: museum_and_zoo.log("worker", "fetch.deferred"), 10, what="its fetch is deferred")
+
+    code, (status,) = museum_and_zoo.cli("status")
+    assert (code, status["undeclared"]) == (1, ["zoo"])
+
+    pool(museum_and_zoo)
+    museum_and_zoo.wait_fetched(order, within=20)
+    assert museum_and_zoo.cli("status")[0] == 0
+
+
+def test_orders_fetched_by_a_pool_without_the_sink_are_delivered_by_the_other(shop: Service) -> None:
+    """Also after Redis was flushed, which the pools notice with their next heartbeat."""
+    pool(shop, SINKS=SINK)
+    plain = pool(shop)
+    with Redis.from_url(shop.valkey.url) as redis:
+        for _ in range(2):
+            orders = shop.issue(30)
+            assert shop.post(*map(shop.event, orders))[1]["queued"] == 30
+            wait_delivered(shop, orders)
+            assert [shop.cli("orders", "explain", one)[0] for one in orders[:2]] == [0, 0]
+            redis.flushall()
+            eventually(lambda: redis.hlen(KEYS.pools) == 2 and redis.hkeys(KEYS.sinks), 10, what="the state is back")
+    returned = {line["worker"] for line in shop.log("worker", "job.returned")}
+    assert returned
+    assert not returned & {line["worker"] for line in shop.log("worker", "delivery.succeeded")}
+    assert (shop.log("worker", "delivery.failed"), plain.exit_code) == ([], None)
+
+
+def test_deliveries_wait_for_the_pool_that_has_the_sink_and_every_shell_says_so(shop: Service) -> None:
+    """It is killed, not stopped, after it has declared the sink."""
+    pool(shop, SINKS=SINK).kill()
+    pool(shop)
+    (order,) = shop.issue()
+    shop.post(shop.event(order))
+    shop.wait_fetched(order)
+
+    assert [shop.cli("orders", "explain", order)[0] for _ in range(2)] == [1, 1]
+    eventually(lambda: shop.cli("status")[1][0]["undeclared"] == [SINK], 20, what="status names the sink")
+
+    pool(shop, SINKS=SINK)
+    code, _ = shop.cli("events", "replay", "--since", "1h", "--to-sinks", "--yes")
+    wait_delivered(shop, [order])
+    assert (code, shop.cli("orders", "explain", order)[0]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"NP_TENANT": "00000000-0000-4000-8000-00000000000a"},
+        {"NP_ENVIRONMENT": "Sandbox2"},
+        {"NP_COMPANY_ID": "00000000-0000-4000-8000-00000000000b"},
+    ],
+    ids=lambda change: "".join(change),
+)
+def test_another_deployment_on_the_same_redis_is_refused_by_name(bare: Service, change: dict[str, str]) -> None:
+    ours = pool(bare)
+
+    refused = [bare.launch(name, **change).wait(20) for name in ("worker", "web")]
+    bare.variables |= change
+    code, found = bare.cli("check")
+
+    assert refused == [5, 5]
+    reasons = [bare.log(name, "service.other_deployment")[0]["reason"] for name in ("worker", "web")]
+    reasons += [one["detail"] for one in found if one["what"] == "deployment"]
+    assert (len(reasons), code) == (3, 1)
+    assert all("KEY_PREFIX" in reason and "another deployment" in reason for reason in reasons)
+    assert ours.exit_code is None
+
+
+def test_a_rolling_change_is_not_refused(museum_and_zoo: Service) -> None:
+    """A company and a sink are added, and the address of the API changes."""
+    (museum_and_zoo.folder / "shop.py").write_text("def on_order(order, context): pass\n")
+    first = pool(museum_and_zoo, COMPANIES_FILE="museum.toml")
+
+    url = museum_and_zoo.sandbox.url.replace("127.0.0.1", "localhost")
+    second = pool(museum_and_zoo, SINKS=SINK, NP_BASE_URL=url)
+
+    ((_, words),) = museum_and_zoo.cli("status")[1][0]["pools_differ"].items()
+    assert words[:2] == ["no company zoo", f"no sink {SINK}"]
+    assert words[2].startswith("upstream http://127.0.0.1")
+    first.stop()
+    orders = post(museum_and_zoo, "Museum", 2) + post(museum_and_zoo, "Zoo", 2)
+    wait_delivered(museum_and_zoo, orders)
+    assert second.exit_code is None
+    assert museum_and_zoo.cli("status")[1][0]["pools_differ"] == {}
+
+
+def test_two_deployments_with_two_prefixes_share_one_redis(bare: Service) -> None:
+    """They have the same company, and so the same orders."""
+    orders = bare.issue(5)
+    contents: dict[str, dict[bytes, bytes]] = {}
+    with Redis.from_url(bare.valkey.url) as client:
+        redis: Any = client
+        for prefix in ("first", "second"):
+            bare.variables["KEY_PREFIX"] = prefix
+            web, worker = bare.start("web"), pool(bare)
+            assert bare.post(*map(bare.event, orders))[1]["queued"] == 5
+            eventually(lambda: bare.cli("status")[1][0]["due"] == 0, 20, what="all are fetched")
+            assert [bare.cli("orders", "explain", order)[0] for order in orders] == [0] * 5
+            assert bare.cli("check")[1][0]["level"] != "wrong"
+            assert (web.stop(), worker.stop()) == (0, 0)
+            contents[prefix] = {name: redis.dump(name) for name in redis.keys(f"{prefix}:*")}
+
+        assert {name: redis.dump(name) for name in redis.keys("first:*")} == contents["first"]
+        assert {name.split(b":")[0] for name in redis.scan_iter()} == {b"first", b"second", b"rq"}
+        queues = {f"rq:queue:{prefix}-live".encode() for prefix in contents}
+        assert queues <= redis.smembers("rq:queues")
+    assert [bare.row(order)["gets"] for order in orders] == [2] * 5
+
+
+def test_two_deployments_with_two_prefixes_run_at_once(bare: Service) -> None:
+    """One has a company that the other does not know: neither takes a job of the other."""
+    ours = pool(bare)
+    other = {"KEY_PREFIX": "other", "NP_COMPANY": "Other", "NP_COMPANY_ID": bare.company_id_of("Other")}
+    theirs = pool(bare, **other)
+    mine, yours = bare.issue(20), bare.issue(20, other["NP_COMPANY_ID"])
+    bare.start("web")
+    assert bare.post(*map(bare.event, mine))[1]["queued"] == 20
+    bare.variables |= other | {"PORT": str(free_port())}
+    bare.start("web")
+    events = (bare.event(order, companyId=other["NP_COMPANY_ID"]) for order in yours)
+    assert bare.post(*events)[1]["queued"] == 20
+
+    def fetched() -> set[str]:
+        return {line["order_id"] for line in bare.log("worker", "order.fetched")}
+
+    eventually(lambda: fetched() == {*mine, *yours}, 10, what="every order is fetched by its own deployment")
+
+    assert bare.log("worker", "job.returned") == bare.log("worker", "fetch.deferred") == []
+    assert (ours.exit_code, theirs.exit_code) == (None, None)
