@@ -77,6 +77,8 @@ RULES: Final[dict[str, Rule]] = {
     "dead_deliveries": Rule(keep_firing=60 * MINUTE),
     "rejected_secrets": Rule(keep_firing=60 * MINUTE),
     "invalid_items": Rule(keep_firing=60 * MINUTE),
+    # The dispatcher looks at such an order again after an hour.
+    "broken_orders": Rule(keep_firing=120 * MINUTE),
     "missed_events": Rule(keep_firing=60 * MINUTE),
     "sink_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
     "pool_silent": Rule(),
@@ -158,6 +160,9 @@ def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition
         found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
     invalid = snapshot.total("invalid", "bad_order_id")
     found.append(Condition(name="invalid_items", count=invalid, figure=invalid))
+    refused = sum(snapshot.total("events", company_id, "refused") for company_id in snapshot.companies)
+    broken = snapshot.total("broken") + refused
+    found.append(Condition(name="broken_orders", count=broken, figure=broken))
     oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
     found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=oldest // 1000))
     differing = len(differences(snapshot.running_pools()))

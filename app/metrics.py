@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "events": ("ota_events", ("company", "outcome"), "Authenticated events by outcome."),
     "invalid": ("ota_items_invalid", ("reason",), "Items that were not recorded, by reason code."),
+    "broken": ("ota_orders_broken", ("step",), "Due orders that were set aside since a key of theirs is broken."),
     "requests": ("ota_requests", ("status",), "POSTs to the webhook by HTTP status."),
     "spool": ("ota_spool_events", ("what",), "Events kept on the local disk during a Redis outage, and drained."),
     "rejected": ("ota_items_rejected", ("company",), "Items with a wrong clientState, by the company they name."),

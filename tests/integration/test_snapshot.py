@@ -16,7 +16,7 @@ from app.alerts import AlertStore
 from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
-from app.errors import ConnectionFault
+from app.errors import ConnectionFault, NotRecorded
 from app.intake.spool import SpoolState
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.policy import BREAKER_FAILURES
@@ -152,6 +152,25 @@ def test_dead_letters_are_counted_by_reason_and_sink_and_fire(lab: Lab) -> None:
     names = ["dead_deliveries", "dead_letters", "dead_letters"]
     assert sorted(evaluated(lab)) == [("firing", name) for name in names]
     assert sorted(evaluated(lab, 61 * MINUTE)) == [("resolved", name) for name in names]
+
+
+@pytest.mark.parametrize("step", ["accept", "dispatch"])
+def test_an_order_that_is_set_aside_because_of_its_key_fires(lab: Lab, step: str) -> None:
+    lab.accept(order(1))
+    evaluated(lab)
+    lab.redis.delete(KEYS.record(order(1)))
+    lab.redis.set(KEYS.record(order(1)), "of another program")
+    if step == "accept":
+        with pytest.raises(NotRecorded):
+            lab.accept(order(1))
+    else:
+        lab.later(121)
+        assert lab.ledger.dispatch_due().broken == 1
+
+    fired = [name for action, name in evaluated(lab, MINUTE) if action == "firing"]
+    assert "broken_orders" in fired
+    assert ("resolved", "broken_orders") not in evaluated(lab, 120 * MINUTE)
+    assert ("resolved", "broken_orders") in evaluated(lab, 122 * MINUTE)
 
 
 def test_orders_that_a_sink_lacks_or_refuses_are_counted(lab: Lab) -> None:

@@ -47,4 +47,7 @@ for _, member in ipairs(members) do
   end
 end
 flush_jobs()
+if broken > 0 then
+  count('broken|dispatch', broken)
+end
 return {#members, jobs, broken}
