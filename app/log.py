@@ -250,12 +250,14 @@ def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> E
 def _shaped_as_json(form: Form) -> Processor:
     """Return what puts time, level and event first, adds what is the same in each line, and drops unknown fields."""
     same = {"service": "ota-receiver", "version": version("ota-receiver"), "host": os.uname().nodename}
-    names = {field: _ECS.get(field, f"ota.{field}") if form == "ecs" else field for field in FIELDS}
-    schema = {"ecs.version": "8.11.0"} if form == "ecs" else {}
+    names = {field: field for field in FIELDS}
+    if form == "ecs":
+        names = {field: _ECS.get(field, f"ota.{field}") for field in FIELDS} | {"ecs.version": "ecs.version"}
+        same["ecs.version"] = "8.11.0"
 
     def shape(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
         whole = {"timestamp": line["timestamp"], "level": line["level"], "event": line["event"], **same, **line}
-        return {names[field]: value for field, value in whole.items() if field in names} | schema
+        return {names[field]: value for field, value in whole.items() if field in names}
 
     return shape
 

@@ -69,7 +69,9 @@ class Authenticator:
         proven = ignored = 0
         first_unreadable: int | None = None
         for place, item in enumerate(envelope.items):
-            company_id = guid(item.company_id) if item.company_id not in (None, "") else self._owner(item.client_state)
+            company_id = guid(item.company_id)
+            if company_id is None and item.company_id in (None, ""):
+                company_id = self._owner(item.client_state)
             secret = self._which(company_id, item.client_state)
             if secret is None:
                 invalid["unauthenticated"] += 1
