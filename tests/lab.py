@@ -55,7 +55,7 @@ COMPANIES: Final = {"venue": VENUE, "museum": MUSEUM}
 CLIENT_STATES: Final = {"venue": "canary-client-state-of-the-venue", "museum": "canary-client-state-of-the-museum"}
 API_KEY: Final = "canary-api-key"
 PARTNER: Final = "21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e"
-SINK: Final = "python:json:dumps"
+SINK: Final = "python:operator:is_"
 
 WORKER: Final = "w-live-1"
 START: Final = 1_700_000_000_000

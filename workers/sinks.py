@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Awaitable, Iterable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from app.errors import SettingsError
 from app.upstream.models import Order
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -42,10 +47,38 @@ class Sink:
             raise SettingsError(f"cannot be imported ({type(error).__name__})") from error
         if not callable(self._function):
             raise SettingsError("is not callable")
+        if inspect.isgeneratorfunction(self._function) or inspect.isasyncgenfunction(self._function):
+            raise SettingsError("is a generator: calling it would run nothing of it")
+        try:
+            inspect.signature(self._function).bind(None, None)
+        except TypeError:
+            raise SettingsError("does not take two arguments, an order and its context") from None
+        except ValueError:  # written in C, without a signature
+            pass
+        self._runner: asyncio.Runner | None = None
 
     def deliver(self, order: Order, context: Context) -> None:
-        """Deliver a revision; what the function raises is recorded by its type, and the delivery is retried later."""
-        self._function(order, context)
+        """Deliver a revision; what the function raises is recorded by its type, and the delivery is retried later.
+
+        An async function runs on one event loop for all deliveries of this process. After an exception, which may be
+        RQ's time limit in the middle of the loop, the loop is closed, and the next delivery gets a new one.
+        """
+        result = self._function(order, context)
+        if not inspect.isawaitable(result):
+            return
+        from asyncio import Runner  # here: most sinks are not async, and it takes 2 MB of each worker
+
+        self._runner = self._runner or Runner()
+        try:
+            self._runner.run(_finished(result))
+        except BaseException:
+            runner, self._runner = self._runner, None
+            runner.close()
+            raise
+
+
+async def _finished(result: Awaitable[object]) -> None:
+    await result
 
 
 def build(specifications: Iterable[str]) -> dict[str, Sink]:

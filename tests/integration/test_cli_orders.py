@@ -387,15 +387,17 @@ def test_an_order_that_is_not_complete_is_explained_with_its_next_step(lab: Lab,
 def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_replay(lab: Lab) -> None:
     lab.accept_and_fetch(order(1))
     lab.deliver(order=order(1))
-    lab.declare(sinks=("python:json:loads",))
+    lab.declare(sinks=("python:operator:eq",))
     assert (explain(lab, order(1)).code, lab.acquire_delivery(order(1))) == (0, None)
 
-    replayed = lab.run_command("events", "replay", "--order", order(1).order_id, "--sink", "python:json:loads", "--yes")
+    replayed = lab.run_command(
+        "events", "replay", "--order", order(1).order_id, "--sink", "python:operator:eq", "--yes"
+    )
 
     assert replayed.code == 0, replayed.err
     ended = explain(lab, order(1))
-    assert (ended.code, "pending python:json:loads: revision 1 not delivered yet" in flat(ended)) == (1, True)
-    assert lab.ledger.acquire_delivery(order(1), WORKER) == Elsewhere("python:json:loads")
+    assert (ended.code, "pending python:operator:eq: revision 1 not delivered yet" in flat(ended)) == (1, True)
+    assert lab.ledger.acquire_delivery(order(1), WORKER) == Elsewhere("python:operator:eq")
 
 
 def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
@@ -415,7 +417,7 @@ def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> Non
     assert advised.code == 0, advised.err
 
 
-@pytest.mark.parametrize("sinks", ["", SINK, "python:json:loads"])
+@pytest.mark.parametrize("sinks", ["", SINK, "python:operator:eq"])
 def test_the_verdict_is_the_same_in_every_shell(lab: Lab, sinks: str) -> None:
     """SINKS of a shell says nothing of the workers'."""
     lab.accept_and_fetch(order(1))

@@ -23,7 +23,7 @@ from app.times import to_ms
 from tests.eventually import eventually
 from tests.lab import KEYS, SINK, Lab, order
 
-OTHER = "python:json:loads"
+OTHER = "python:operator:eq"
 NOW = 1_800_000_000_000
 
 
