@@ -137,9 +137,9 @@ def drop(
 ) -> None:
     """Discard dead letters for good.
 
-    Name orders, or choose with --reason, --company, --older-than or --all. They are not fetched or delivered, and expire
-    after ORDER_DAYS. Content that was fetched before stays. A new event of the order, or `orders refetch`, fetches it
-    again.
+    Name orders, or choose with --reason, --company, --older-than or --all. They are not fetched or delivered, and
+    expire after ORDER_DAYS. Content that was fetched before stays. A new event of the order, or `orders refetch`,
+    fetches it again.
     """
     _change("discard", _discard, ids or [], reason, older_than, everything)
 
