@@ -46,7 +46,7 @@ def for_rq(settings: Settings) -> Redis:
 
 
 def web_app(settings: Settings) -> ASGIApp:
-    """Return the web process's app; Redis is first asked when the first event comes.
+    """Return the web process's app; Redis is first asked when the app starts, which does not wait for the answer.
 
     Raises SettingsError for a SPOOL_DIR that is not ours alone.
     """

@@ -108,7 +108,7 @@ class RequestRejected(UpstreamError):
 
 
 class ConnectionFault(UpstreamError):
-    """The key, the permission or the address is wrong; no order becomes a dead letter for it."""
+    """401, 403, a redirect, or a 404 of another code: the key, the permission or the address is wrong."""
 
 
 class Throttled(UpstreamError):

@@ -214,8 +214,8 @@ class Settings(Declared):
     )
     key_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,19}$")] = Field(
         default="ota",
-        description="Before all keys in Redis, and RQ's names of queues and jobs. Each deployment on one"
-        " Redis needs its own.",
+        description="Before all keys in Redis, and RQ's names of queues and jobs: lower-case letters, digits and"
+        " hyphens, at most 20. Each deployment on one Redis needs its own.",
     )
     companies_file: Path | None = Field(
         default=None,

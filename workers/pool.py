@@ -372,6 +372,6 @@ def _kill_leftovers() -> None:
 
 
 def run(settings: Settings) -> int:
-    """Run a pool until a signal stops it; return the exit code: 0, BAD_SETTINGS, FAILED or OTHER_SCHEMA."""
+    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS."""
     with bootstrap.worker_redis(settings) as redis:
         return Pool(settings, redis).run()

@@ -99,6 +99,8 @@ def command(
     `options` names the shared options that the command has besides --json, in the order of its help. `examples` and
     `codes` as in `epilog`.
     """
+    if "yes" not in options.split():
+        codes = {USAGE: "wrong usage or settings"} | dict(codes or {})
 
     def declare(function: F) -> F:
         own = inspect.signature(function, eval_str=True)

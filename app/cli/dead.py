@@ -121,7 +121,8 @@ def requeue(
 ) -> None:
     """Requeue dead letters, to fetch or deliver them again.
 
-    Orders without a dead letter are skipped and counted in `not_dead`.
+    Name orders, or choose with --reason, --company, --older-than or --all. Orders without a dead letter are skipped and
+    counted in `not_dead`.
     """
     act = partial(_requeue, "live" if live else "backfill")
     _change("requeue", act, ids or [], reason, older_than, everything)
@@ -136,8 +137,9 @@ def drop(
 ) -> None:
     """Discard dead letters for good.
 
-    They are not fetched or delivered, and expire after ORDER_DAYS. Content that was fetched before stays. A new event
-    of the order, or `orders refetch`, fetches it again.
+    Name orders, or choose with --reason, --company, --older-than or --all. They are not fetched or delivered, and
+    expire after ORDER_DAYS. Content that was fetched before stays. A new event of the order, or `orders refetch`,
+    fetches it again.
     """
     _change("discard", _discard, ids or [], reason, older_than, everything)
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli import console
-from app.cli.command import AWAY, FOUND, INTERRUPTED, OTHER_SCHEMA, USAGE, Stop, commands, epilog
+from app.cli.command import AWAY, FOUND, INTERRUPTED, OTHER_DEPLOYMENT, OTHER_SCHEMA, USAGE, Stop, commands, epilog
 from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
@@ -39,6 +39,9 @@ COMMANDS: Final = {
 
 _FROM_SOURCE: Final = frozenset({"demo", "dev"})
 """Commands of an installation with app.dev; the image has none."""
+
+
+_CODES: Final = {OTHER_DEPLOYMENT: "see the help of `serve`, `worker` and `reconcile`"}
 
 
 class _Loaded(Mapping[str, Any]):
@@ -77,7 +80,7 @@ cli = commands(
     cls=_Program,
     name="ota-receiver",
     invoke_without_command=True,
-    epilog=epilog("ota-receiver orders explain CM-4711"),
+    epilog=epilog("ota-receiver orders explain CM-4711", codes=_CODES),
     help="Receives NaviPartner OTA Channel Manager webhooks, fetches each settled order once, and loses none.",
 )
 

@@ -1,4 +1,4 @@
-"""Prove where each item comes from: its clientState must be a live secret of the company it names (invariant 7)."""
+"""Prove where each item comes from: its clientState must be a live secret of the company it names."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Return what two deliveries of the same event share (invariant 2).
+        """Return what two deliveries of the same event share.
 
         "" for an event without a timestamp, unless it waits in the spool: it may be drained twice, and is one event.
         """

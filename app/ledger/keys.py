@@ -25,7 +25,7 @@
 | `ota:undeclared` | hash: sink or company -> minutes in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
-| `ota:reconcile-checkpoints:<company>` | zset: row version to read from -> ms of the call | 10 min | reconcile |
+| `ota:reconcile-checkpoints:<company>` | zset: row version to read from -> ms listed | until superseded | reconcile |
 | `ota:reconcile-anchors:<company>` | set: orders of its last rows, to be seen again | until the next page | reconcile |
 | `ota:reconcile-differing:<company>` | hash: order that differs for good -> row | ORDER_DAYS | reconcile |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |

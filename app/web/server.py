@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
     def drop(self) -> None:
         """Close at once, without sending what is buffered."""
         self.server_state.forget(self)
-        self.connections.discard(self)  # uvicorn does it in the next turn of the loop, and `evict` counts now
+        self.connections.discard(self)  # uvicorn does it in the next turn of the loop, and `admit` counts now
         self.transport.abort()
 
     def _refuse(self, status: HTTPStatus) -> None:

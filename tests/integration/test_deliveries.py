@@ -1,4 +1,4 @@
-"""How revisions reach the sinks (invariant 6): one at a time, in order, each sink for itself, without a getOrder."""
+"""How revisions reach the sinks: one at a time, in order, each sink for itself, without a getOrder."""
 
 from __future__ import annotations
 

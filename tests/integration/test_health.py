@@ -1,4 +1,4 @@
-"""Readiness: each way in which a real Redis server cannot keep invariant 1 is reported."""
+"""Readiness: each way in which a real Redis server cannot record events durably is reported."""
 
 from __future__ import annotations
 

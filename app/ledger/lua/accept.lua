@@ -1,4 +1,4 @@
--- accept: record events and ask for a fetch of their orders, all or nothing, in one step (invariants 1 to 4).
+-- accept: record events and ask for a fetch of their orders, in one step; one broken order stops no other.
 --
 -- a     grace ms, dedup ms, kept ms (age at which events leave the stream), job
 -- ARGV  from 2 on, per event nine values: digest of the event ('' = cannot be a duplicate), company, order, status,

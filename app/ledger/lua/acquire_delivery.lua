@@ -1,4 +1,4 @@
--- acquire_delivery: acquire the delivery that is due next; one an order at a time (invariant 6).
+-- acquire_delivery: acquire the delivery that is due next; one an order at a time.
 --
 -- Attempt and crash are counted here, before the sink is called; complete_delivery takes the crash back. So a sink that
 -- ends its worker, or holds it until the pool does, runs out of both.
