@@ -243,7 +243,8 @@ class Settings(Declared):
         ge=100,
         le=10_000,
         default=5000,
-        description="Most items of a POST; one with more is answered 413, and nothing of it is recorded.",
+        description="Most items of a POST; one with more, or with more than eight `{` and `[` for each of them, is"
+        " answered 413, and nothing of it is recorded.",
     )
     dedup_days: int = Field(
         ge=1,

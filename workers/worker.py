@@ -218,7 +218,7 @@ def _run(parent: int, name: str, work: Callable[[], None]) -> None:
     try:
         work()
     except SettingsError as error:
-        _log.error("service.bad_settings", problems=str(error).splitlines())
+        _log.error("service.bad_settings", role="worker", problems=str(error).splitlines())
         raise SystemExit(BAD_SETTINGS) from None
     except Exception as error:
         # Else multiprocessing prints a traceback with the error's text beside the log.

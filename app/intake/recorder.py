@@ -193,8 +193,9 @@ class Inbox:
 
     async def _probe(self) -> None:
         names = self._redis.names
-        job = self._template.fields() | {"names": f"{names.rq_prefix}probe-"}
-        queue = queue_key(f"probe-{LIVE}", names)
+        # No KEY_PREFIX has a colon: another deployment's may be `ota-probe`.
+        job = self._template.fields() | {"names": f"{names.rq_prefix}:probe-"}
+        queue = queue_key(f":probe-{LIVE}", names)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.get(names.schema)
             header = self._header(prefix=names.probe, job=job)

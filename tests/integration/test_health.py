@@ -100,6 +100,21 @@ def test_a_server_that_may_lose_events_is_degraded_and_one_that_takes_none_is_no
     assert (state, failed(found)) == (expected, {check} - {None})
 
 
+def test_the_event_that_readiness_records_is_apart_from_every_deployment(server: Valkey, client: Redis) -> None:
+    """Also from one whose KEY_PREFIX begins as ours does."""
+    for prefix in ("ota", "ota-probe", "ota-f", "ota-live"):
+        client.rpush(f"rq:queue:{prefix}-live", "a job")
+        client.sadd("rq:queues", f"rq:queue:{prefix}-live")
+    before = sorted(client.keys()), client.smembers("rq:queues")
+
+    assert checks(server.url)[0] == "ready"
+
+    # RQ's set of queues may keep the name.
+    assert sorted(client.keys()) == before[0]
+    assert client.smembers("rq:queues") >= before[1]
+    assert {client.llen(f"rq:queue:{prefix}-live") for prefix in ("ota", "ota-probe")} == {1}
+
+
 def test_a_replica_is_not_ready(server: Valkey, client: Redis) -> None:
     """After a failover without a new address, every write would be refused."""
     client.replicaof("127.0.0.1", "1")
