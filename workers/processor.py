@@ -129,7 +129,7 @@ class Processor:
                     self._fail(order, fetch, worker, decision, error.http_status, duration)
                     return True
         except Denied as denied:
-            wait = denied.wait_ms + policy.deferral_wait(fetch.deferrals)
+            wait = policy.denied_wait(denied, fetch)
             self._fail(order, fetch, worker, policy.Decision("deferred", denied.reason, wait))
             return True
         return self._store(order, fetch, fetched, worker)
