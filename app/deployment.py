@@ -27,11 +27,12 @@ class Deployment:
         self._redis: Any = redis
 
     def running(self) -> dict[str, Heartbeat]:
-        """Return the last heartbeat of each running pool, by the pool's name."""
+        """Return the last heartbeat of each running pool, by the pool's name; one killed on this machine is none."""
         texts = {
             name.decode(errors="replace"): text for name, text in self._redis.hgetall(self._redis.names.pools).items()
         }
-        return running(texts, server_time(self._redis))
+        beats = running(texts, server_time(self._redis))
+        return {name: beat for name, beat in beats.items() if not beat.is_of_dead_process()}
 
     def sinks(self) -> tuple[str, ...]:
         """Return the sinks that orders are delivered to."""

@@ -1,8 +1,8 @@
 """The answer of /metrics: counters and a histogram kept in one Redis hash, and gauges from a snapshot.
 
 A field of the hash is `prefix|label value|label value`; METRICS declares the labels. The counters survive
-restarts and add up over processes. The label `company` is the slug of the settings; companies that the settings do not
-name are counted together as `other`. What a web process counts itself, it keeps in memory and adds each second: a kill
+restarts and add up over processes. The label `company` is the slug of the settings or of a pool; companies that neither
+names are counted together as `other`. What a web process counts itself, it keeps in memory and adds each second: a kill
 loses at most that second of counts, and no event, since the accept script counts those in the step that records them.
 """
 

@@ -334,8 +334,9 @@ class WorkerRecovery:
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive, which workers it has, and its configuration."""
         now = server_time(self._redis)
-        self._since = self._since or now
-        self._deployment.declare(self._pool, Heartbeat.of_this_process(workers, now, self._since, self._configuration))
+        since = self._since or now
+        self._deployment.declare(self._pool, Heartbeat.of_this_process(workers, now, since, self._configuration))
+        self._since = since  # not before: what the first heartbeat replaces is written by the first that succeeds
 
     def refuse_other_deployment(self) -> None:
         """Raise OtherDeployment if a pool of another deployment runs here, and began before this one."""
@@ -343,7 +344,7 @@ class WorkerRecovery:
         others = {
             name: beat
             for name, beat in self._deployment.running().items()
-            if name != self._pool and (not self._since or (beat.since, name) < me) and not beat.is_of_dead_process()
+            if name != self._pool and (not self._since or (beat.since, name) < me)
         }
         refuse_other(self._configuration, others)
 

@@ -7,9 +7,9 @@ getOrder.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from structlog.contextvars import bind_contextvars
@@ -29,6 +29,7 @@ from app.upstream.models import parse_order
 from workers.sinks import Context, Sink
 
 _log = log.get()
+T = TypeVar("T")
 
 
 class Connection(msgspec.Struct, frozen=True):
@@ -64,8 +65,7 @@ class Processor:
         if order.company_id not in self._connections and self._is_declared("companies", order.company_id):
             self._return_job(order)
             return
-        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        what, fetch = retry_until(self._ledger.redis, deadline, partial(self._ledger.start_fetch, order, worker))
+        what, fetch = self._retried(partial(self._ledger.start_fetch, order, worker))
         if what in {"nothing", "held"}:
             _log.info("fetch.skipped", reason=what, **self._names(order))
             return
@@ -86,7 +86,7 @@ class Processor:
                 _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
         # Also after a failed fetch: an earlier revision may still wait for delivery.
         while deliveries:
-            delivery = self._acquire_delivery(order, worker)
+            delivery = self._retried(partial(self._ledger.acquire_delivery, order, worker))
             if isinstance(delivery, Elsewhere):
                 if self._is_declared("sinks", delivery.sink):
                     self._return_job(order, delivery.sink)
@@ -97,8 +97,7 @@ class Processor:
 
     def _is_declared(self, kind: Literal["companies", "sinks"], name: str) -> bool:
         """Return whether a running pool has this company or sink."""
-        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        pools = retry_until(self._ledger.redis, deadline, self._deployment.running).values()
+        pools = self._retried(self._deployment.running).values()
         return any(name in getattr(pool.configuration, kind) for pool in pools)
 
     def _return_job(self, order: OrderKey, sink: str = "") -> None:
@@ -106,8 +105,7 @@ class Processor:
 
         The pause grows while this worker gets nothing else, so that it does not take the same jobs again and again.
         """
-        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        retry_until(self._ledger.redis, deadline, partial(self._ledger.return_job, order))
+        self._retried(partial(self._ledger.return_job, order))
         _log.info("job.returned", reason="no_sink" if sink else "unknown_company", sink=sink, **self._names(order))
         time.sleep(policy.step_aside(self._returned) / 1000)
         self._returned += 1
@@ -131,7 +129,7 @@ class Processor:
                     self._fail(order, fetch, worker, decision, error.http_status, duration)
                     return True
         except Denied as denied:
-            wait = denied.wait_ms + policy.deferral_wait(fetch.deferrals)
+            wait = policy.denied_wait(denied, fetch)
             self._fail(order, fetch, worker, policy.Decision("deferred", denied.reason, wait))
             return True
         return self._store(order, fetch, fetched, worker)
@@ -211,9 +209,9 @@ class Processor:
         elif became == "retry":
             _log.warning("fetch.retry_scheduled", attempts=fetch.attempts + 1, **wait, **common)
 
-    def _acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | Elsewhere | None:
-        deadline = time.monotonic() + policy.REDIS_WAIT / 1000
-        return retry_until(self._ledger.redis, deadline, partial(self._ledger.acquire_delivery, order, worker))
+    def _retried(self, step: Callable[[], T]) -> T:
+        """Return what a step returns; while Redis is unavailable it is repeated for REDIS_WAIT."""
+        return retry_until(self._ledger.redis, time.monotonic() + policy.REDIS_WAIT / 1000, step)
 
     def _deliver(self, order: OrderKey, delivery: Delivery, worker: str) -> bool:
         """Call the sink; return whether it took the revision.

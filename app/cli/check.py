@@ -26,7 +26,6 @@ from app.deployment import Deployment, differences, refuse_other
 from app.errors import (
     OrderNotFound,
     OtherDeployment,
-    OtherSchema,
     RequestRejected,
     SettingsError,
     StoreUnavailable,
@@ -234,7 +233,7 @@ def _of_empty_list(loaded: Settings, company: Company) -> Finding:
     """Return whether NP_PARTNER_ID is wrong: the list of an unknown partner is empty (upstream.md 6)."""
     partners: set[str | None] = set()
     url, prefix = loaded.redis_url.get_secret_value(), loaded.key_prefix
-    with contextlib.suppress(StoreUnavailable, OtherSchema), for_command(url, prefix) as redis:
+    with contextlib.suppress(StoreUnavailable), for_command(url, prefix) as redis:
         orders, query = Archive(redis), OrderQuery(company_id=company.np_company_id)
         for record in islice(orders.newest_first(query, times.now()), _LATEST):
             with contextlib.suppress(UnreadableAnswer):

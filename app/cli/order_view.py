@@ -18,14 +18,12 @@ from app.cli.context import CommandContext
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, Step, durations, step_lines, steps
 from app.errors import UnreadableAnswer
-from app.heartbeat import HEARTBEAT_WITHIN, readable
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
 from app.ledger.policy import NO_ORDER_ANSWERED
 from app.ledger.rate_limit import Breaker
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import is_suspended
-from app.times import to_ms
 from app.upstream.models import UNSETTLED, Item, Order
 
 _INDENT: Final = 10
@@ -44,7 +42,7 @@ _REFETCH: Final = "Then: ota-receiver orders refetch {id}"
 _REQUEUE: Final = "Then: ota-receiver dead requeue {id}"
 
 _UNSCHEDULED: Final = (
-    "It has no time in ota:due, or one days ahead, so no dispatcher sees it. A worker pool that runs finds it within"
+    "It has no time in {due}, or one days ahead, so no dispatcher sees it. A worker pool that runs finds it within"
     " the hour. At once: ota-receiver orders refetch {id}"
 )
 
@@ -251,15 +249,13 @@ def _next(
     """Return what a person should do: what `next_step` returns, unless nothing happens by itself."""
     name = here.name(record.key)
     if outstanding and is_unscheduled:
-        return _UNSCHEDULED.format(id=name)
+        return _UNSCHEDULED.format(id=name, due=here.redis.names.due)
     text = next_step(record, state, name, outstanding)
     if state == "fetching" or not text.startswith("Nothing") or all(one.next is None for one in outstanding):
         return text
     if is_suspended(here.redis):
         return "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
-    pools = readable(here.redis.hvals(here.redis.names.pools))
-    runs = any(to_ms(here.now()) - pool.at < HEARTBEAT_WITHIN for pool in pools)
-    if text.startswith("Nothing:") and not runs:
+    if text.startswith("Nothing:") and not here.deployment.running():
         return "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
     return text
 

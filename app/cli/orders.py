@@ -6,7 +6,7 @@ killed between the two loses nothing: it may be repeated, and reconcile finds th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Annotated, Final, Literal
@@ -21,7 +21,6 @@ from app.cli.order_view import asset_rows, view_of
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
 from app.ids import OrderKey
 from app.ledger.history import as_object
-from app.ledger.ledger import NO_ROWS
 from app.ledger.orders import OrderQuery
 from app.ledger.record import State
 from app.ledger.redis import translated_errors
@@ -57,24 +56,20 @@ command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.C
 
 
 def request_fetches(
-    here: CommandContext,
-    orders: Sequence[OrderKey],
-    queue: Literal["live", "backfill"],
-    what: str,
-    listed_rows: Mapping[OrderKey, str] = NO_ROWS,
+    here: CommandContext, orders: Mapping[OrderKey, str], queue: Literal["live", "backfill"], what: str
 ) -> tuple[str, dict[str, int]]:
     """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued.
 
     Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
-    `listed_rows`: see Ledger.request_fetch.
+    `orders`: of each the digest of the row in the order list that causes its request, "" without one.
     """
-    here.note(what, context.about(orders), len(orders))
-    erased = here.erasure.erased_among(orders)
+    here.note(what, context.about([*orders]), len(orders))
+    erased = here.erasure.erased_among([*orders])
     left = iter([order for order in orders if order not in erased])
     count, queued = len(orders) - len(erased), 0
     with console.progress("requesting fetches", count) as step:
         while chunk := list(islice(left, CHUNK)):
-            queued += here.ledger.request_fetch(chunk, queue=queue, reason=what, listed_rows=listed_rows)
+            queued += here.ledger.request_fetch(chunk, queue=queue, reason=what, listed_rows=orders)
             step(len(chunk))
     found = {"orders": len(orders), "queued": queued, "waiting": count - queued, "erased": len(erased)}
     not_fetched = f", {len(erased):,} erased and no longer fetched" if erased else ""
@@ -156,7 +151,7 @@ def explain(order: context.Order) -> None:
 def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
     """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event."""
     with open_context() as here:
-        orders = list(dict.fromkeys(here.order(text) for text in named))
+        orders = dict.fromkeys(map(here.order, named), "")
         console.result(*request_fetches(here, orders, "live", "refetch"))
 
 

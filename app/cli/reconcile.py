@@ -18,7 +18,6 @@ from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
 from app.ids import OrderKey
-from app.ledger.ledger import NO_ROWS
 from app.ledger.orders import read_fields
 from app.ledger.redis import server_time
 from app.reconcile.compare import Discrepancy
@@ -71,12 +70,7 @@ def reconcile(
         raise typer.Exit(_compare_file(here, from_file, apply) if from_file else _compare_list(here, from_zero, apply))
 
 
-def _show_and_request(
-    here: CommandContext,
-    orders: list[OrderKey],
-    show: Callable[[], None],
-    listed_rows: Mapping[OrderKey, str] = NO_ROWS,
-) -> None:
+def _show_and_request(here: CommandContext, orders: Mapping[OrderKey, str], show: Callable[[], None]) -> None:
     """Show the differences; if there are `orders`, ask, and request their fetches."""
     if not orders:
         show()
@@ -85,7 +79,7 @@ def _show_and_request(
     if not flags().yes:
         show()
     console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?")
-    requested = request_fetches(here, orders, "backfill", "reconcile", listed_rows)
+    requested = request_fetches(here, orders, "backfill", "reconcile")
     if flags().yes:
         show()
     console.result(*requested)
@@ -106,7 +100,7 @@ def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
             except UpstreamError as error:
                 troubles.append(f"{company.slug}: the list ended early: {reason(error)}. See: ota-receiver check")
     wanted = {one.key: one.row for one in differences if one.fetchable and apply}
-    _show_and_request(here, list(wanted), partial(_show, here, differences), wanted)
+    _show_and_request(here, wanted, partial(_show, here, differences))
     for_good = sum(one.for_good for one in differences)
     console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
     if for_good:
@@ -197,7 +191,7 @@ def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     if fetchable and len(company_ids) > 1:
         slugs = ", ".join(sorted(map(here.companies.slug, company_ids)))
         raise Stop(f"To which company do the orders belong? Give --company with --apply. There are: {slugs}.")
-    _show_and_request(here, [OrderKey(company_ids[0], one) for one in dict.fromkeys(fetchable)], show)
+    _show_and_request(here, {OrderKey(company_ids[0], one): "" for one in fetchable}, show)
     left = len(missing) - len(fetchable)
     if fetchable and left:
         console.remark(f"{left:,} have no orderId and cannot be fetched by it: try reconcile --from-zero --apply.")

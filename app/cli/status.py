@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
 from statistics import mean
@@ -18,6 +18,7 @@ from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
 from app.deployment import differences
+from app.ids import OrderKey
 from app.intake.spool import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
@@ -74,11 +75,11 @@ def status() -> None:
         snapshot = SnapshotReader(here.settings.companies).read(here.redis)
         companies, spool = snapshot.companies, here.settings.spool_dir
         breakers = tuple(_breakers(snapshot))
-        get_order = _get_order_seconds(here)
+        latest = [one.key for one in islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)]
+        get_order = _get_order_seconds(here, latest[:_LATEST])
         suspended = is_suspended(here.redis)
         queues = _queues(here, snapshot, get_order, is_paused=suspended or len(breakers) == len(companies))
-        latest = islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)
-        unscheduled = len(here.orders.unscheduled([record.key for record in latest]))
+        unscheduled = len(here.orders.unscheduled(latest))
     firing = [labels for labels, state in snapshot.alert_states().items() if state.firing_at]
     alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
     pools = len(snapshot.running_pools())
@@ -182,10 +183,9 @@ def _breaker(one: BreakerStatus) -> str:
     return f"{one.company} for {_age(one.open_s)}: {one.reason}{http}"
 
 
-def _get_order_seconds(here: CommandContext) -> float:
-    """Return the average duration of the latest getOrders."""
-    latest = islice(here.orders.newest_first(OrderQuery(), here.now()), _LATEST)
-    histories = [here.orders.history(record.key) for record in latest]
+def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> float:
+    """Return the average duration of the getOrders of these orders."""
+    histories = map(here.orders.history, orders)
     took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
 

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
@@ -35,9 +34,6 @@ DISPATCH_LIMIT: Final = 500
 
 _ORDERS_A_CALL: Final = 200
 """Orders of one call of request_fetch.lua: Redis serves others in between."""
-
-NO_ROWS: Final[Mapping[OrderKey, str]] = MappingProxyType({})
-"""For a request that no row of the order list caused."""
 
 _BOUNDS_IN_SECONDS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14_400, 86_400)
 LATENCY_BOUNDS: Final = tuple(round(seconds * 1000) for seconds in _BOUNDS_IN_SECONDS)
@@ -219,18 +215,18 @@ class Ledger:
         *,
         queue: Literal["live", "backfill"],
         reason: str,
-        listed_rows: Mapping[OrderKey, str] = NO_ROWS,
+        listed_rows: Mapping[OrderKey, str] | None = None,
     ) -> int:
         """Request fetches without an event; return how many jobs were enqueued: the other orders have one already.
 
         `listed_rows`: digests of the rows in the order list that cause the requests; the records keep them.
         """
-        left = iter(orders)
+        left, rows = iter(orders), listed_rows or {}
         enqueued = 0
         while chunk := list(islice(left, _ORDERS_A_CALL)):
             outcomes = self._script("request_fetch")(
                 orders=[order.member for order in chunk],
-                listed_rows=[listed_rows.get(order, "") for order in chunk],
+                listed_rows=[rows.get(order, "") for order in chunk],
                 queue=queue,
                 reason=reason,
                 grace=policy.GRACE,

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from app.errors import OrderNotFound, Throttled, Unavailable, UpstreamError
+from app.errors import Denied, OrderNotFound, Throttled, Unavailable, UpstreamError
 from app.ledger.work import Failure, Fetch, PermitOutcome, Released
 
 SECOND: Final = 1000
@@ -127,6 +127,15 @@ def deferral_wait(deferrals: int) -> int:
     return round(random.uniform(0.1 * SECOND, longest))  # noqa: S311  # jitter, no secret
 
 
+def denied_wait(denied: Denied, fetch: Fetch) -> int:
+    """Return a wait in ms for an order whose fetch got no permit.
+
+    After a failure of its own the order waits longer than the others, so that the probe is made for another one.
+    """
+    is_suspect = denied.reason == "breaker_open" and fetch.failing_since > 0
+    return denied.wait_ms + (jittered(LONGEST_DEFERRAL) if is_suspect else deferral_wait(fetch.deferrals))
+
+
 def no_company_wait(deferrals: int) -> int:
     """Return a wait in ms for an order whose company no running pool knows, after `deferrals` earlier ones."""
     return min(10 * SECOND << min(deferrals, 20), NO_COMPANY_WAIT)
@@ -156,7 +165,7 @@ def of_order(error: UpstreamError, fetch: Fetch, released: Released) -> Decision
     if isinstance(error, OrderNotFound):
         return _not_found(fetch, is_own)
     if released.closed_ms:
-        # Later than the others, so that the probe is made for another order, if there is one.
+        # Later than the others, as in `denied_wait`.
         return Decision("uncounted", error.reason, released.closed_ms + jittered(LONGEST_DEFERRAL))
     retry_after = round((error.retry_after or 0) * SECOND)
     if not is_own:

@@ -115,8 +115,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
         `declared`: the sinks of the deployment. What exactly it waits for, start_fetch.lua decides.
         """
         if self.is_pending:
-            is_held = self.lease is not None and now < self.lease <= now + _LONGEST_LEASE
-            return not (self.dead or is_held)
+            return not (self.dead or self._is_held(now))
         behind = [
             sink for sink in self.sinks if sink.name in declared and sink.revision < self.revision and not sink.dead
         ]
@@ -129,6 +128,10 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
             return False
         return self.fetched_at is None or self.fetched_at <= self.discarded_at
 
+    def _is_held(self, now: datetime) -> bool:
+        # A lease that reaches farther than any lease can was taken from a Redis server whose clock was ahead.
+        return self.lease is not None and now < self.lease <= now + _LONGEST_LEASE
+
     def state(self, now: datetime) -> State:
         """Return the state at `now`, an aware datetime."""
         if self.erased_at:
@@ -136,7 +139,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.dead:
             return "dead"
         if self.is_pending:
-            if self.lease is not None and self.lease > now:
+            if self._is_held(now):
                 return "fetching"
             return "deferred" if self.deferrals else "pending"
         if self.status == DELETED_UPSTREAM:

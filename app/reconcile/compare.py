@@ -85,7 +85,8 @@ def compare(
     received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
     dead = copy.dead if copy is not None else ""
     if copy is not None and copy.unscheduled:
-        return found(kind="unscheduled", fetchable=copy.pending or copy.listed_row != digest)
+        # Whatever the row: the request for its fetch makes it due, and so its deliveries.
+        return found(kind="unscheduled", fetchable=True)
     if (received is not None and received < oldest) or (copy is not None and copy.pending and not dead):
         return None
     if row.status in UNSETTLED:

@@ -181,6 +181,9 @@ def test_another_deployment_on_the_same_redis_is_refused_by_name(bare: Service, 
     assert all("KEY_PREFIX" in reason and "another deployment" in reason for reason in reasons)
     assert ours.exit_code is None
 
+    ours.kill()
+    bare.start("web")  # at once, though the last heartbeat of the killed pool is fresh
+
 
 def test_a_rolling_change_is_not_refused(museum_and_zoo: Service) -> None:
     """A company and a sink are added, and the address of the API changes."""

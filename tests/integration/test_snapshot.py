@@ -403,6 +403,21 @@ def test_what_orders_wait_for_and_no_running_pool_has_fires_after_a_minute(lab: 
     assert evaluated(lab, 2 * MINUTE) == [("resolved", "undeclared")] * 2, "all but the stranger"
 
 
+def test_companies_of_one_name_have_alerts_of_their_own(lab: Lab) -> None:
+    """NP_COMPANY_ID was corrected: the former company belongs to the deployment for another day."""
+    former = "99999999-9999-4999-8999-999999999999"
+    lab.accept(*(order(number, former) for number in range(2)))
+    for number in range(2):
+        lab.dead_letter(order(number, former))
+    lab.declare("former", companies={former: configuration((), "venue").companies[VENUE]})
+    lab.declare("former")
+
+    changes = [one for minute in range(3) for one in evaluated(lab, minute * MINUTE)]
+    assert ("firing", "dead_letters") not in changes, "none is new"
+    slugs = {key: one.slug for key, one in snapshot(lab).companies.items()}
+    assert slugs == {former: former, VENUE: "venue", MUSEUM: "museum"}
+
+
 def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: Lab) -> None:
     """Its deliveries are no longer waited for: an order that lacks only these is complete, and expires."""
     deployment = Deployment(lab.redis)

@@ -224,7 +224,7 @@ def test_the_probe_is_made_for_an_order_that_did_not_open_the_breaker(lab: Worke
         "PUT", "faults", [{"operation": "getOrder", "order_id": one.order_id, **OUTAGES["403"]} for one in bad]
     )
     lab.run_for(1)
-    good = lab.issue(20)
+    good = lab.issue(1)
     lab.run_for(1)
     assert shop.received == []
 

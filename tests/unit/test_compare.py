@@ -152,6 +152,14 @@ def test_what_a_fetch_does_not_bring_in_line_differs_for_good_until_its_row_chan
     assert [isinstance(one, Discrepancy) and one.fetchable for one in found] == [False, True]
 
 
+def test_what_no_dispatcher_starts_never_differs_for_good() -> None:
+    """Its delivery was lost from `due` after a fetch for this row: another fetch makes it due."""
+    found = compare(VENUE, row(), fetched_for(row(), unscheduled=True), unsettled_since=0, now=NOW, oldest=OLDEST)
+
+    assert isinstance(found, Discrepancy)
+    assert (found.kind, found.fetchable, found.for_good) == ("unscheduled", True, False)
+
+
 @pytest.mark.parametrize("status", ["Submitted", "Scheduled", "Processing"])
 def test_an_unsettled_order_is_watched_for_ten_minutes_and_then_stuck(status: str) -> None:
     received = to_ms(RECEIVED)

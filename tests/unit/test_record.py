@@ -14,6 +14,7 @@ ORDER = OrderKey("11111111-1111-4111-8111-111111111111", "9c6b2f4e-2b71-4d23-9d6
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 SOON = str(to_ms(NOW + timedelta(seconds=1)))
 JUST_NOW = str(to_ms(NOW - timedelta(seconds=1)))
+DAYS_AHEAD = str(to_ms(NOW + timedelta(days=3)))
 BEFORE = str(to_ms(NOW - timedelta(hours=1)))
 FETCHED = {"generation": "1", "fetched_generation": "1"}
 
@@ -29,6 +30,7 @@ def fields(**values: str) -> dict[bytes, bytes]:
         ({"generation": "2", "fetched_generation": "1", "attempts": "3"}, "pending"),
         ({"generation": "1", "started_generation": "1", "lease": SOON}, "fetching"),
         ({"generation": "1", "started_generation": "1", "lease": JUST_NOW}, "pending"),
+        ({"generation": "1", "started_generation": "1", "lease": DAYS_AHEAD}, "pending"),
         ({"generation": "1", "deferrals": "2"}, "deferred"),
         (FETCHED | {"status": "Issued"}, "fetched"),
         (FETCHED | {"status": "DeletedUpstream"}, "deleted_upstream"),

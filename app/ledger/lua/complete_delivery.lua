@@ -5,7 +5,7 @@
 -- a  order (member), worker, sink, revision, outcome (succeeded, retry, dead), wait ms (until the next attempt), reason,
 --    duration_ms
 local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
-local o = load(a.order, {'generation', 'revision', 'delivery_worker'})
+local o = load(a.order, {'revision', 'delivery_worker'})
 if redis.call('EXISTS', o.record) == 0 then
   return 0
 end

@@ -9,13 +9,16 @@ for i = 1, #declared, 2 do
   local slug, breaker = string.match(declared[i + 1], '^(%S+) (%S+)$')
   table.insert(a.companies, {declared[i], slug or declared[i], breaker or ''})
 end
+-- A company that another one of the same name has replaced is shown by its id until it is retired.
+local owners = {}
 for _, one in ipairs(a.companies) do
-  local id = one[1]
+  local id, slug = one[1], one[2]
+  owners[slug] = owners[slug] or id
   local breaker = redis.call('HMGET', prefix .. 'breaker:' .. one[3], 'open_until', 'opened_at', 'reason', 'http')
   local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
   local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
   companies[id] = companies[id] or {
-    slug = one[2],
+    slug = owners[slug] == id and slug or id,
     oldest_pending_ms = 0,
     breaker_open_until = tonumber(breaker[1] or '0'),
     breaker_opened_at = tonumber(breaker[2] or '0'),

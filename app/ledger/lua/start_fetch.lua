@@ -7,7 +7,7 @@
 --   dead      its fetches killed their workers too often: it is a dead letter now
 --   deliver   no fetch is due, but a delivery is
 --   fetch     this fetch has started
-local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'lease', 'crashes',
+local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'lease',
   'dead', 'revision', 'attempts', 'rechecks', 'deferrals', 'first_404_at', 'status', 'last_event_status', 'request_id',
   'queue', 'fetched_at', 'last_event_at', 'fetch_at', 'client_errors', 'worker', 'erased_at', 'failing_since'})
 if o.generation == 0 or o.erased_at > 0 then
