@@ -13,7 +13,10 @@ import select
 import stat
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Callable, Hashable
 from contextlib import suppress
+from contextvars import Context
 from importlib.metadata import version
 from typing import Any, BinaryIO, Final, Literal, TextIO, cast
 
@@ -32,6 +35,8 @@ _FIELDS: Final = """
     path pid place pool problems processes queue queued quiet_s reason requests revision role rows runbook shape sink
     spooled status stored_status stuck tickets trace unreadable unscheduled usual waiting wallets what workers
 """
+
+SAMPLE_SECONDS: Final = 1.0
 
 WAIT: Final = 0.05
 """Seconds that a line waits for a slow reader of the log; a request waits as long."""
@@ -194,6 +199,35 @@ class _OncePerTurn:
     def _write_held(self) -> None:
         held, self._held = self._held, []
         self._out.write(b"".join(held))
+
+
+class Sampler:
+    """Lets `at_most` lines of one kind a second pass; `report` gets the kind and the sum of the rest when it ends.
+
+    For lines that anybody can cause. Needs a running event loop.
+    """
+
+    def __init__(self, at_most: int, report: Callable[[Any, int], None]) -> None:
+        self._at_most = at_most
+        self._report = report
+        self._passed: Counter[Any] = Counter()
+        self._held: Counter[Any] = Counter()
+
+    def passes(self, kind: Hashable, number: int = 1) -> bool:
+        """Return whether the line may be written; otherwise its number is added to the sum."""
+        if not self._passed[kind]:
+            # In a context of its own: the line of the rest must not get the id of this request.
+            asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self._end_second, kind, context=Context())
+        if self._passed[kind] < self._at_most:
+            self._passed[kind] += 1
+            return True
+        self._held[kind] += number
+        return False
+
+    def _end_second(self, kind: Hashable) -> None:
+        del self._passed[kind]
+        if held := self._held.pop(kind, 0):
+            self._report(kind, held)
 
 
 def trace_of(error: BaseException) -> str:

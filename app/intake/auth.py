@@ -79,7 +79,8 @@ class Authenticator:
                 continue
             assert company_id is not None
             proven += 1
-            if text(item.event_name).casefold() != ORDER_PROCESSED:
+            name = text(item.event_name).strip().casefold()
+            if name and name != ORDER_PROCESSED:
                 ignored += 1
                 continue
             event = _event(item, company_id, secret, request_id)

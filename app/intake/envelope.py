@@ -124,6 +124,9 @@ def parse(body: bytes, max_items: int) -> Envelope:
     if len(body) > containers and body.count(b"{") + body.count(b"[") > containers:
         raise RequestRefused(413, "too_many_items")
     found = _parsed(body)
+    if not found.items and not found.broken and b"orderId" in body:
+        # The list stands there twice, or under another name: an answer 200 would lose what it holds.
+        raise RequestRefused(400, "no_envelope")
     if len(found.items) + found.broken > max_items:
         raise RequestRefused(413, "too_many_items")
     return found

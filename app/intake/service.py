@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from msgspec.structs import asdict
@@ -13,6 +14,9 @@ from app.intake import envelope
 from app.intake.auth import Authenticator, Batch
 from app.intake.failover import Failover
 from app.intake.recorder import Inbox, Recorded
+
+LINES: Final = 10
+"""Lines a second about one company's wrong secrets, or one kind of invalid items; the rest is one sum."""
 
 _log = log.get()
 
@@ -48,6 +52,8 @@ class Intake:
         self._authenticator = authenticator
         self._recorder = recorder
         self._count = count
+        self._rejected = log.Sampler(LINES, _log_rejected)
+        self._invalid = log.Sampler(LINES, _log_invalid)
 
     async def receive(self, body: bytes, request_id: str) -> Receipt:
         """Record every valid item of the body.
@@ -75,10 +81,20 @@ class Intake:
 
     def _report(self, batch: Batch) -> None:
         for company, items in batch.rejected.items():
-            _log.warning("auth.rejected", company=company, items=items)
+            if self._rejected.passes(company, items):
+                _log_rejected(company, items)
             self._count("rejected", company, items)
         for reason, items in batch.invalid_items.items():
-            _log.warning("items.invalid", reason=reason, items=items)
+            if self._invalid.passes(reason, items):
+                _log_invalid(reason, items)
             self._count("invalid", reason, items)
         if batch.ignored:
             self._count("invalid", "unknown_event", batch.ignored)
+
+
+def _log_rejected(company: str, items: int) -> None:
+    _log.warning("auth.rejected", company=company, items=items)
+
+
+def _log_invalid(reason: str, items: int) -> None:
+    _log.warning("items.invalid", reason=reason, items=items)

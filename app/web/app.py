@@ -6,10 +6,8 @@ import asyncio
 import os
 import re
 import zlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context
 from hmac import compare_digest
 from time import perf_counter
 from typing import Any, Final
@@ -38,8 +36,8 @@ AT_ONCE: Final = 1000
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait after a 503."""
 
-SAMPLE_SECONDS: Final = 1.0
-"""In which one request of a kind that anybody can send has a line."""
+REFUSED_LINES: Final = 10
+"""Lines a second for POSTs that were answered with one status from 400 to 499; the rest is counted."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -81,15 +79,16 @@ def application(
 class RequestLog:
     """The outermost layer: gives each request an id, one log line, and a count if it is for the webhook.
 
-    Probes are logged only when they fail. Of other paths, other methods and probes that fail, one a second and status
-    has a line: anybody can send them.
+    Probes are logged only when they fail. Anybody can send what is refused, and handshakes: of those REFUSED_LINES a
+    second and status have a line; of other methods, other paths and probes that fail, one.
     """
 
     def __init__(self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[str, str, int], None]) -> None:
         self._app = app
         self._webhook_paths = webhook_paths
         self._count = count
-        self._unlogged: Counter[int] = Counter()
+        self._refused = log.Sampler(REFUSED_LINES, _log_rest)
+        self._others = log.Sampler(1, _log_rest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,25 +118,20 @@ class RequestLog:
         finally:
             if path in self._webhook_paths:
                 self._count("requests", str(status), 1)
-            is_ours = path in self._webhook_paths and status != 405
-            if is_ours or ((path not in _PROBES or status >= 400) and self._is_first(status)):
+            if self._is_logged(scope["method"], path, status):
                 duration_ms = round((perf_counter() - started) * 1000, 2)
                 _log.info(
                     "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
                 )
 
-    def _is_first(self, status: int) -> bool:
-        """Return whether this is the first request with the status in a second, which ends with a line of the rest."""
-        is_first = status not in self._unlogged
-        if is_first:
-            # In a context of its own: the line must not get the id of this request.
-            asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self._end_second, status, context=Context())
-        self._unlogged[status] += not is_first
-        return is_first
+    def _is_logged(self, method: str, path: str, status: int) -> bool:
+        if path in self._webhook_paths and status != 405:
+            return (method == "POST" and not 400 <= status < 500) or self._refused.passes(status)
+        return (path not in _PROBES or status >= 400) and self._others.passes(status)
 
-    def _end_second(self, status: int) -> None:
-        if unlogged := self._unlogged.pop(status):
-            _log.info("requests.unlogged", status=status, requests=unlogged)
+
+def _log_rest(status: int, requests: int) -> None:
+    _log.info("requests.unlogged", status=status, requests=requests)
 
 
 class Webhook:

@@ -124,7 +124,7 @@ def check_proof(envelope: Envelope) -> None:
     accepted = [
         (company_id, order_id)
         for one in envelope.items
-        if one.event_name == ORDER_PROCESSED
+        if not isinstance(one.event_name, str) or one.event_name in {"", ORDER_PROCESSED}
         if (company_id := OWNERS.get(str(one.client_state)) if one.company_id in (None, "") else guid(one.company_id))
         if company_id in SECRETS and one.client_state == SECRETS[company_id]
         if isinstance(one.payload, dict)

@@ -122,6 +122,14 @@ def test_all_shapes_of_a_body_count_together(body: bytes, events: list[str | Non
     assert [item.event_name for item in parse(body, 100).items] == events
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'{"values":[{"payload":{"orderId":"1"}}],"values":[]}', b'{"values":[],"items":[{"payload":{"orderId":1}}]}'],
+)
+def test_a_body_whose_orders_stand_elsewhere_is_no_envelope(body: bytes) -> None:
+    assert refusal(body) == "no_envelope"
+
+
 def test_unknown_fields_are_ignored_at_every_level() -> None:
     body = {"@odata.context": "x", "values": [{"companyId": COMPANY_ID, "new": {"deep": [1]}, "payload": {"new": 1}}]}
 
