@@ -36,7 +36,7 @@ AT_ONCE: Final = 1000
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait after a 503."""
 
-REFUSED_LINES: Final = 10
+REFUSED_LINES: Final = 20
 """Lines a second for POSTs that were answered with one status from 400 to 499; the rest is counted."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")

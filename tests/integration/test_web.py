@@ -417,7 +417,7 @@ class TestLogs:
         assert len(lines("requests.unlogged")) <= seconds + 2
         assert "request_id" not in lines("requests.unlogged")[0]
 
-    def test_a_flood_of_refused_posts_makes_ten_lines_a_second_of_each_kind(self, web: Web) -> None:
+    def test_a_flood_of_refused_posts_makes_few_lines_a_second(self, web: Web) -> None:
         before = len(web.lines())
         started = time.monotonic()
         for _ in range(200):
@@ -434,7 +434,7 @@ class TestLogs:
         for event in ("auth.rejected", "items.invalid"):
             assert sum(line["items"] for line in of(event)) == 200
             assert len(of(event)) <= lines
-        assert len(of("request")) <= lines
+        assert len(of("request")) <= 2 * lines
 
     def test_rejected_items_are_logged_by_company(self, web: Web) -> None:
         answer = web.post({"values": [item(clientState=WRONG), item(companyId=STRANGER)]})
