@@ -218,7 +218,7 @@ class TestHeads:
             connection.sendall(sent)
 
             assert statuses(read_all(connection)) == answers
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 8
 
     def test_an_unwanted_body_that_never_ends_is_cut_off(self, hasty: Web) -> None:
         with hasty.connect() as connection:
