@@ -394,7 +394,10 @@ class TestDisk:
             else:
                 shutil.rmtree(machine.spool)
             eventually(lambda: waiting(machine.spool) == kept, 10, what="it is written anew")
-            assert any(line["event"] == "spool.file_gone" and line["events"] == kept for line in web.lines())
+            eventually(
+                lambda: any(line["event"] == "spool.file_gone" and line["events"] == kept for line in web.lines()),
+                what="it is logged",
+            )
             assert web.deliver(after)["spooled"] == 1
             web.process.kill()
         machine.valkey.restart()
