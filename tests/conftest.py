@@ -27,10 +27,20 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    """The server that all tests of this session share; take `own_valkey` to kill, freeze or configure one."""
+def server_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     with start(tmp_path_factory.mktemp("valkey")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def valkey(server_of_session: Valkey) -> Valkey:
+    """The server that all tests of this session share; take `own_valkey` to kill, freeze or configure one.
+
+    Empty when a file begins: its web process would refuse to start where a pool of another file is declared.
+    """
+    with Redis.from_url(server_of_session.url, socket_timeout=5) as client:
+        client.flushall()
+    return server_of_session
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ T = TypeVar("T")
 _POLL = 0.01
 
 
-def eventually(condition: Callable[[], T], within: float = 5.0, *, what: str) -> T:
+def eventually(condition: Callable[[], T], within: float = 20.0, *, what: str) -> T:
     """Return the first true value of `condition()`; raises AssertionError with `what` after `within` seconds.
 
     An AssertionError in `condition` means not yet; the last one is shown at the end.

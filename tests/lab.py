@@ -411,7 +411,7 @@ class _AsyncScripts:
     def register_script(self, text: str) -> Callable[..., Awaitable[Any]]:
         script = self._redis.register_script(text)
 
-        async def call(args: Sequence[Any]) -> Any:
+        async def call(args: Sequence[Any], client: object) -> Any:
             return script(args=args)
 
         return call

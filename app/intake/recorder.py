@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -19,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from app.errors import NotRecorded, OtherSchema
 from app.intake.envelope import OrderProcessed
 from app.ledger import policy
-from app.ledger.redis import VERSION, cause, code, is_other_schema, other_schema, packed, source
+from app.ledger.redis import VERSION, cause, code, fresh, is_other_schema, other_schema, packed, source
 from app.ledger.redis import AsyncRedis as Redis
 from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
 
@@ -40,6 +39,8 @@ FIRST_SECONDS: Final = 0.6
 
 CALL_SECONDS: Final = 1.0
 """The second try, on a new connection: connecting, authentication and loading the script have time-outs too."""
+
+DROP_SECONDS: Final = 0.1
 
 ACCEPT_SECONDS: Final = 1.5
 """One POST, from its arrival to the answer of Redis; with the spool's PUT_SECONDS it stays below 2.5 s."""
@@ -191,12 +192,12 @@ class Inbox:
         """
         await self._try_twice(self._probe)
 
-    async def _probe(self) -> None:
-        names = self._redis.names
+    async def _probe(self, redis: Redis) -> None:
+        names = redis.names
         # No KEY_PREFIX has a colon: another deployment's may be `ota-probe`.
         job = self._template.fields() | {"names": f"{names.rq_prefix}:probe-"}
         queue = queue_key(f":probe-{LIVE}", names)
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with redis.pipeline(transaction=True) as pipe:
             pipe.get(names.schema)
             header = self._header(prefix=names.probe, job=job)
             await self._accept(
@@ -215,21 +216,25 @@ class Inbox:
         arguments: list[Any] = [self._header()]
         for event in events:
             arguments += event.arguments()
-        return cast("list[int]", await self._try_twice(partial(self._accept, args=arguments)))
+        return cast("list[int]", await self._try_twice(lambda redis: self._accept(args=arguments, client=redis)))
 
     def _header(self, **named: Any) -> bytes:
         now = None if self._clock is None else self._clock()
         given = {"job": self._template.fields()} | named
         return packed(self._redis.names, now=now, grace=policy.GRACE, dedup=self._dedup, kept=self._kept, **given)
 
-    async def _try_twice(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _try_twice(self, call: Callable[[Redis], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
-                return await call()
+                return await call(self._redis)
         except (RedisError, OSError, TimeoutError) as error:
             if other_schema(error):
                 raise
-        # Whatever made the old connection useless: the network forgot it, the server closed it, or is no primary now.
-        await self._redis.connection_pool.disconnect(inuse_connections=False)
-        async with asyncio.timeout(CALL_SECONDS):
-            return await call()
+        # Whatever made the old connection useless (the network forgot it, the server closed it, or is no primary now)
+        # concerns the other idle ones too. TLS waits for the other side to close them: not here.
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(DROP_SECONDS):
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+        # Not of the pool: meanwhile other calls give their connections back to it, and those may be as useless.
+        async with asyncio.timeout(CALL_SECONDS), fresh(self._redis) as redis:
+            return await call(redis)

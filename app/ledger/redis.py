@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from redis import Redis as PlainRedis
+from redis.asyncio import ConnectionPool
 from redis.asyncio import Redis as PlainAsyncRedis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -74,6 +75,14 @@ def client_of(kind: type[C], url: str, prefix: str, **options: Any) -> C:
     """Return a client for the deployment with this KEY_PREFIX; `options` as of `from_url`."""
     client = cast("C", kind.from_url(url, **options))
     client.names = Keys(prefix)
+    return client
+
+
+def fresh(redis: AsyncRedis) -> AsyncRedis:
+    """Return a client of the same server that has no connection yet; close it after use."""
+    pool = redis.connection_pool
+    client = cast("AsyncRedis", AsyncRedis.from_pool(ConnectionPool(pool.connection_class, **pool.connection_kwargs)))
+    client.names = redis.names
     return client
 
 

@@ -93,6 +93,7 @@ class Connection(HttpToolsProtocol):
     server_state: Connections
     _in_head = False
     _in_body = False
+    _in_one_head = False
     _refused = False
     _received = b""
     _head_bytes = 0
@@ -109,13 +110,13 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        was_in_body = self._in_body
+        self._in_one_head = not self._in_body
         self._received = data
         super().data_received(data)
         if self.transport.is_closing():
             return
-        # A chunk that holds whole requests and the start of a head counts as a whole: that errs by one chunk.
-        self._head_bytes = self._head_bytes + len(data) if self._in_head and not was_in_body else 0
+        # In a chunk with the end of another request the start of a head does not count: that errs by one chunk.
+        self._head_bytes = self._head_bytes + len(data) if self._in_head and self._in_one_head else 0
         if self._head_bytes > HEAD_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._in_head or not self._is_answering():
@@ -152,7 +153,7 @@ class Connection(HttpToolsProtocol):
         if self._is_upgrade():
             return
         super().on_headers_complete()
-        self._in_head, self._in_body = False, True
+        self._in_head, self._in_body, self._in_one_head = False, True, False
         if not self.flow.write_paused:
             self.server_state.forget(self)
         if self.server_state.draining:

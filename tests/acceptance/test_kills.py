@@ -59,7 +59,7 @@ def test_a_second_ctrl_c_does_not_cut_off_a_fetch(bare: Service) -> None:
 
     os.killpg(pool.pid, signal.SIGINT)
     second = time.monotonic() + 1.2
-    eventually(lambda: time.monotonic() > second, 5, what="RQ takes the next signal for a second one")
+    eventually(lambda: time.monotonic() > second, what="RQ takes the next signal for a second one")
     os.killpg(pool.pid, signal.SIGINT)
 
     assert pool.wait(20) == 0
@@ -71,12 +71,12 @@ def test_a_pool_survives_an_outage_of_redis_and_logs_it_once(bare: Service) -> N
     bare.start("web")
     pool = bare.start("worker", WORKERS="4", BACKFILL_WORKERS="1")
     bare.valkey.kill()
-    eventually(lambda: bare.log("worker", "redis.unavailable"), 5, what="the pool notices the outage")
+    eventually(lambda: bare.log("worker", "redis.unavailable"), what="the pool notices the outage")
     until = time.monotonic() + 2
-    eventually(lambda: time.monotonic() > until, 5, what="each part has tried Redis several times")
+    eventually(lambda: time.monotonic() > until, what="each part has tried Redis several times")
     assert pool.exit_code is None
     bare.valkey.restart()
-    eventually(lambda: bare.log("worker", "redis.recovered"), 5, what="the pool notices the end of the outage")
+    eventually(lambda: bare.log("worker", "redis.recovered"), what="the pool notices the end of the outage")
 
     (order_id,) = bare.issue()
     eventually(lambda: bare.post(bare.event(order_id))[0] == 200, 10, what="web accepts events again")
@@ -91,7 +91,7 @@ def test_a_pool_survives_an_outage_of_redis_and_logs_it_once(bare: Service) -> N
 def test_a_pool_stops_cleanly_during_an_outage_of_redis(bare: Service) -> None:
     pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0", UPSTREAM_TIMEOUT="1")
     bare.valkey.kill()
-    eventually(lambda: bare.log("worker", "redis.unavailable"), 5, what="the pool notices the outage")
+    eventually(lambda: bare.log("worker", "redis.unavailable"), what="the pool notices the outage")
     workers = children(pool.pid)
 
     os.kill(pool.pid, signal.SIGTERM)

@@ -8,6 +8,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+import pytest
+
 from app.dev.sandbox.submission import order_body
 from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
 from tests.eventually import eventually
@@ -173,8 +175,12 @@ def test_one_order_that_is_always_refused_delays_no_other(bare: Service) -> None
     assert (shown["error"], shown["http"], shown["dead"]) == ("forbidden", 403, "")
 
 
+@pytest.mark.nightly
 def test_an_outage_that_speaks_400_and_pages_makes_no_dead_letter(bare: Service) -> None:
-    """It lasts until the breaker has opened; then all orders are fetched, none with an attempt less."""
+    """It lasts until the breaker has opened; then all orders are fetched, none with an attempt less.
+
+    Most of a minute of waits; the short form is in test_upstream_outages.py, for each kind of outage.
+    """
     bare.admin(
         "PUT",
         "faults",

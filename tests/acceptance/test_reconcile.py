@@ -39,7 +39,7 @@ def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alert(bare: Servi
     bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     unknown = "99999999-9999-4999-8999-999999999999"
     assert bare.post(bare.event(secrets.token_hex(16), companyId=unknown))[0] == 401
-    eventually(lambda: bare.log("web", "auth.rejected"), 5, what="the refusal is logged")
+    eventually(lambda: bare.log("web", "auth.rejected"), what="the refusal is logged")
     assert bare.log("web", "auth.alert") == []
     forged = bare.event(secrets.token_hex(16), clientState="guessed")
     statuses = {bare.post(forged)[0] for _ in range(500)}
@@ -47,7 +47,7 @@ def test_a_flood_of_forged_events_causes_one_reconcile_and_one_alert(bare: Servi
     statuses |= {bare.post(forged)[0] for _ in range(500)}
 
     assert statuses == {401}
-    eventually(lambda: _rejected(bare) == 1000, 5, what="all are counted")
+    eventually(lambda: _rejected(bare) == 1000, what="all are counted")
     assert len(bare.log("worker", "reconcile.finished")) == 1
     assert len(bare.log("web", "auth.alert")) == 1
     assert bare.admin("GET", "stats")["operations"]["listOrdersByPartner"] == {"200": 1}
@@ -58,17 +58,17 @@ def test_a_hanging_order_list_delays_neither_fetches_nor_the_stop_of_the_pool(ba
     bare.start("web")
     pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1")
     bare.subscribe()
-    bare.admin("POST", "faults", {"kind": "hang", "operation": "listOrdersByPartner", "seconds": 15})
+    bare.admin("POST", "faults", {"kind": "hang", "operation": "listOrdersByPartner", "seconds": 60})
     assert bare.post(bare.event(secrets.token_hex(16), clientState="old"))[0] == 401
     eventually(lambda: bare.admin("GET", "stats")["active"] == 1, 10, what="the list hangs")
     assert len(children(pool.pid)) == 3
 
     order_id = bare.create("MEANWHILE-1", "31001")
-    bare.wait_fetched(order_id, within=5)
+    bare.wait_fetched(order_id)
     assert bare.cli("health", "--role", "worker")[0] == 0
     os.kill(pool.pid, signal.SIGTERM)
 
-    assert pool.wait(5) == 0
+    assert pool.wait(15) == 0
     assert bare.log("worker", "reconcile.failed") == []
 
 

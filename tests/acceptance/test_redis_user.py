@@ -27,7 +27,7 @@ def denied(redis: Any) -> set[tuple[str, ...]]:
     return {(one["object"], one["context"], one["reason"]) for one in redis.acl_log()}
 
 
-@pytest.mark.parametrize("prefix", ["ota", "shop-2"])
+@pytest.mark.parametrize("prefix", [pytest.param("ota", marks=pytest.mark.nightly), "shop-2"])
 def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them(bare: Service, prefix: str) -> None:
     """No key has the default prefix where there is another."""
     bare.variables["KEY_PREFIX"] = prefix

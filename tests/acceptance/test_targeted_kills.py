@@ -207,7 +207,7 @@ def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: K
     killing.post(order)
 
     pool.wait(10)
-    eventually(lambda: not any(map(is_running, workers)), 5, what="the workers have died with the pool")
+    eventually(lambda: not any(map(is_running, workers)), what="the workers have died with the pool")
     killing.start(WORKERS="1", BACKFILL_WORKERS="0")
 
     if killing.record(order).get("job"):
@@ -287,4 +287,4 @@ def test_processes_that_a_sink_leaves_behind_end_with(killing: Killing, who: str
     if who == "pool":
         os.kill(pool.pid, signal.SIGTERM)
 
-    eventually(lambda: not any(map(is_running, left)), 5, what="they have ended")
+    eventually(lambda: not any(map(is_running, left)), what="they have ended")

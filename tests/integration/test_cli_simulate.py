@@ -184,7 +184,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGINT)
 
         assert process.wait(20) == 130
-        eventually(lambda: not any(map(is_running, parts)), 5, what="all parts have ended")
+        eventually(lambda: not any(map(is_running, parts)), what="all parts have ended")
         assert "Traceback" not in process.output
 
 

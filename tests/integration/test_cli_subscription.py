@@ -310,7 +310,7 @@ def test_watch_prints_each_change_once_repairs_and_ends_on_ctrl_c(lab: Lab, sand
             what="active, and no more",
         )
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(5) == 130
+        assert process.wait(20) == 130
     events = [event.partition(".")[2] for event in printed(process, "event")]
     assert events == ["active", "down", "repaired", "check_failed", "active"]
     assert "canary" not in process.output

@@ -188,6 +188,19 @@ class TestHeads:
 
         assert statuses(talk(web, post(good(), *fields, "connection: close"))) == [200]
 
+    @pytest.mark.parametrize("before", [1, 15], ids="after {} requests".format)
+    def test_the_start_of_a_head_counts_without_the_requests_before_it(self, web: Web, before: int) -> None:
+        """A client that pipelines more than a chunk may end each chunk in the middle of a head."""
+        request = post(good() + b" " * (48_000 // before))
+        begin, rest = request[:40], request[40:]
+        with web.connect() as connection:
+            connection.sendall(begin)
+            for _ in range(3):
+                web.process.pause()  # so that all is one chunk
+                connection.sendall(rest + request * (before - 1) + begin)
+                web.process.resume()
+                assert [statuses(read_answer(connection)) for _ in range(before)] == [[200]] * before
+
     def test_a_head_that_never_ends_is_408_although_bytes_keep_coming(self, hasty: Web) -> None:
         assert statuses(trickle(hasty, b"POST / HTTP/1.1\r\n", b"x: y\r\n")) == [408]
 
@@ -205,7 +218,7 @@ class TestHeads:
             connection.sendall(sent)
 
             assert statuses(read_all(connection)) == answers
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 8
 
     def test_an_unwanted_body_that_never_ends_is_cut_off(self, hasty: Web) -> None:
         with hasty.connect() as connection:

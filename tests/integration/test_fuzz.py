@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -138,31 +138,34 @@ class Fuzzer:
 
     async def _once(self, sent: bytes, mood: float) -> None:
         """Send, then disconnect, or end the sending side and read all answers."""
-        reader, writer = await self._connect()
-        with suppress(OSError):
+        async with self._connected() as (reader, writer):
             writer.write(sent)
             if mood < 0.2:
-                writer.transport.abort()
                 return
-            await writer.drain()
-            writer.write_eof()
-            self._count(await asyncio.wait_for(reader.read(), 30))
-        writer.close()
+            with suppress(OSError):
+                await writer.drain()
+                writer.write_eof()
+                self._count(await asyncio.wait_for(reader.read(), 30))
 
     async def _keep_posting(self, count: int) -> None:
-        reader, writer = await self._connect()
-        for _ in range(count // PIPELINED + 1):
-            writer.write(b"".join(unproven_post(self._random) for _ in range(PIPELINED)))
-            for _ in range(PIPELINED):
-                answer = await reader.readuntil(b"\r\n\r\n")
-                answer += await reader.readexactly(missing_of(answer))
-                self._count(answer)
-                self.bodies += 1
-        writer.close()
+        async with self._connected() as (reader, writer):
+            for _ in range(count // PIPELINED + 1):
+                writer.write(b"".join(unproven_post(self._random) for _ in range(PIPELINED)))
+                for _ in range(PIPELINED):
+                    answer = await reader.readuntil(b"\r\n\r\n")
+                    answer += await reader.readexactly(missing_of(answer))
+                    self._count(answer)
+                    self.bodies += 1
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Open a connection; whatever happens, it ends with the block, also where the other side does not read."""
         self.connections += 1
-        return await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
 
     def _count(self, answers: bytes) -> None:
         self.answers.update(statuses(answers))

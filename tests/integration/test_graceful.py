@@ -100,7 +100,7 @@ def test_idle_connections_do_not_delay_the_end(web: Web) -> None:
         os.kill(web.process.pid, signal.SIGTERM)
 
         assert web.process.wait(10) == 0
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 6
         assert (silent.recv(100), warm.recv(100)) == (b"", b"")
 
 
@@ -112,7 +112,7 @@ def test_a_signal_while_it_starts_is_not_lost(redis_url: str, tmp_path: Path) ->
             process.wait_for_line(line, 20)
             os.kill(process.pid, signal.SIGTERM)
 
-            assert process.wait(5) in {0, -signal.SIGTERM}
+            assert process.wait(20) in {0, -signal.SIGTERM}
 
 
 @dataclass

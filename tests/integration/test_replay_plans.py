@@ -284,7 +284,7 @@ def test_a_stopped_replay_is_resumed_without_loss_or_a_second_job(filled: Lab, n
     with feeder(filled, *REPLAY, "--rate", "40") as first:
         plan = plan_of(filled)
         os.kill(first.pid, number)
-        assert first.wait(5) == code
+        assert first.wait(20) == code
         hint = f"Resume: ota-receiver replays resume {plan.id}"
         assert (hint in first.output, "Traceback" in first.output) == (number == signal.SIGINT, False)
     assert 0 < len(fed(filled, plan)) < ORDERS
@@ -304,7 +304,7 @@ def test_a_cancelled_plan_stops_its_feeder_and_cannot_be_resumed(filled: Lab) ->
         cancelled = filled.run_command("replays", "cancel", plan.id, "--why", "wrong day", "--json")
 
         assert (cancelled.code, cancelled.objects[0]["state"]) == (0, "cancelled")
-        assert (first.wait(5), f"Plan {plan.id} cancelled" in first.output) == (1, True)
+        assert (first.wait(20), f"Plan {plan.id} cancelled" in first.output) == (1, True)
     queued = filled.queued()
     assert 0 < len(queued) < ORDERS
     assert filled.run_command("replays", "resume", plan.id).code == 1

@@ -186,7 +186,7 @@ class TestRedisUnavailable:
             assert (spooled, seconds < LONGEST) == (1, True)
             # From here on no sender waits for Redis.
             spooled, seconds = timed(web, second, second)
-            assert (spooled, seconds < 0.4) == (2, True)
+            assert (spooled, seconds < 1) == (2, True)
             wait_until_ready(web, "degraded")
             assert web.http.get("/readyz").status_code == 200
 
@@ -394,7 +394,10 @@ class TestDisk:
             else:
                 shutil.rmtree(machine.spool)
             eventually(lambda: waiting(machine.spool) == kept, 10, what="it is written anew")
-            assert any(line["event"] == "spool.file_gone" and line["events"] == kept for line in web.lines())
+            eventually(
+                lambda: any(line["event"] == "spool.file_gone" and line["events"] == kept for line in web.lines()),
+                what="it is logged",
+            )
             assert web.deliver(after)["spooled"] == 1
             web.process.kill()
         machine.valkey.restart()
