@@ -20,8 +20,8 @@ fail), `deferred` none (the order is not at fault); `not_found`: 404, perhaps no
 `deleted_upstream`."""
 DeliveryOutcome = Literal["succeeded", "retry", "dead"]
 PermitOutcome = Literal["good", "missing", "failed", "unknown"]
-"""What a request shows of the calls of its company: the order came; upstream does not have it, perhaps not yet; the call
-failed, for this order or for all; or nothing (release_permit.lua)."""
+"""What a request shows of the calls of its company: the order came; upstream has no such order, perhaps not yet; the
+call failed, for this order or for all; or nothing (release_permit.lua)."""
 WorkerEnd = Literal["killed", "ended"]
 """How a worker ended: `killed` counts as a crash of the order it had claimed, `ended` does not."""
 

@@ -242,7 +242,7 @@ MISSING = OrderNotFound("order_not_found", http_status=404)
 
 @pytest.mark.parametrize("missing_ms", [0, policy.NOT_FOUND_GRACE - 1, policy.NOT_FOUND_GRACE])
 def test_orders_that_stay_missing_while_none_is_answered_open_the_breaker(key: Key, missing_ms: int) -> None:
-    """As any failure does; an order that may be there soon counts only as the probe, which lets no other call through."""
+    """As any failure does. An order that may be there soon counts only as the probe."""
     for number in range(policy.BREAKER_FAILURES):
         with key.limiter.permit("live", order=f"order-{number}") as permit:
             released = permit.failed(MISSING, missing_ms)
