@@ -140,8 +140,7 @@ def test_what_a_day_without_any_answer_ends_is_requeued_once_when_upstream_answe
 NO_SUCH_ORDER: Final[dict[str, Any]] = {"kind": "status", "status": 404, "code": "resource_not_found"}
 
 
-@pytest.mark.parametrize("status", ["Issued", "Draft"])
-@pytest.mark.parametrize("number", [40, 3])
+@pytest.mark.parametrize(("number", "status"), [(8, "Issued"), (8, "Draft"), (3, "Draft")])
 def test_an_outage_in_which_no_order_is_found_heals_by_itself(
     lab: WorkerLab, shop: Shop, number: int, status: str
 ) -> None:
