@@ -125,7 +125,7 @@ class Processor:
                     fetched = connection.client.get_order(order.order_id)
                 except UpstreamError as error:
                     duration = round((time.perf_counter() - started) * 1000)
-                    decision = policy.of_order(error, fetch, permit.failed(error))
+                    decision = policy.of_order(error, fetch, permit.failed(error, fetch.missing_ms))
                     self._fail(order, fetch, worker, decision, error.http_status, duration)
                     return True
         except Denied as denied:

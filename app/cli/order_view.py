@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from app.cli.context import CommandContext
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, Step, durations, step_lines, steps
 from app.errors import UnreadableAnswer
+from app.heartbeat import Configuration
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
 from app.ledger.policy import NO_ORDER_ANSWERED
@@ -46,10 +47,12 @@ _UNSCHEDULED: Final = (
     " the hour. At once: ota-receiver orders refetch {id}"
 )
 
+_SUSPENDED: Final = "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
+_NO_POOL: Final = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
+
 _BY_STATE: Final = {
     "erased": "Nothing: it was erased on request, and is no longer fetched or delivered.",
     "dead": f"{{cause}}. {_REQUEUE}",
-    "unknown_company": "The workers' settings have no company {company}. Add it there, and restart the workers.",
     "deferred": "Nothing for this order: its fetch is deferred ({cause}). See: ota-receiver check",
     "pending": "Nothing: it will be fetched{last_error}.",
     "fetching": "Nothing: it will be fetched{last_error}.",
@@ -85,10 +88,14 @@ _BY_REASON: Final = {
 
 
 class Outstanding(msgspec.Struct, frozen=True):
-    """Something that the order still lacks; `next` is the next automatic attempt, None if there is none."""
+    """Something that the order still lacks: a delivery to `sink`, else a fetch or its content.
+
+    `next` is the next automatic attempt, None if there is none.
+    """
 
     what: str
     next: datetime | None
+    sink: str = ""
 
 
 UNREADABLE: Final = Outstanding("its content is unreadable", None)
@@ -165,8 +172,15 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     is_unscheduled = bool(here.orders.unscheduled([key]))
     due = None if is_unscheduled else here.orders.due(key)
     outstanding = tuple(_outstanding(record, state, due, here.sinks))
+    name = here.name(key)
     if is_unscheduled:
-        outstanding = tuple(msgspec.structs.replace(one, next=None) for one in outstanding)
+        hindrances = [_UNSCHEDULED.format(id=name, due=here.redis.names.due)] * len(outstanding)
+    else:
+        hindrances = _hindrances(here, key.company_id, state, outstanding)
+    outstanding = tuple(
+        msgspec.structs.replace(one, next=None) if why else one
+        for one, why in zip(outstanding, hindrances, strict=True)
+    )
     try:
         order = here.orders.order(key)
     except UnreadableAnswer:
@@ -188,7 +202,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         content=_content(record, UNREADABLE in outstanding),
         due=due,
         outstanding=outstanding,
-        next=_next(here, record, state, outstanding, is_unscheduled=is_unscheduled),
+        next=next(filter(None, hindrances), "") or next_step(record, state, name, outstanding),
         durations=durations(history),
         steps=steps(history),
         older_steps_lost=len(history) >= LONGEST,
@@ -238,26 +252,29 @@ def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
                 yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
 
 
-def _next(
-    here: CommandContext,
-    record: OrderRecord,
-    state: State,
-    outstanding: tuple[Outstanding, ...],
-    *,
-    is_unscheduled: bool,
-) -> str:
-    """Return what a person should do: what `next_step` returns, unless nothing happens by itself."""
-    name = here.name(record.key)
-    if outstanding and is_unscheduled:
-        return _UNSCHEDULED.format(id=name, due=here.redis.names.due)
-    text = next_step(record, state, name, outstanding)
-    if state == "fetching" or not text.startswith("Nothing") or all(one.next is None for one in outstanding):
-        return text
-    if is_suspended(here.redis):
-        return "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
-    if text.startswith("Nothing:") and not here.deployment.running():
-        return "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
-    return text
+def _hindrances(here: CommandContext, company_id: str, state: State, outstanding: tuple[Outstanding, ...]) -> list[str]:
+    """Return for each why its planned attempt will not happen, and what to do; "" if it will, or if none is planned."""
+    if state == "fetching" or all(one.next is None for one in outstanding):
+        return [""] * len(outstanding)
+    pools = [pool.configuration for pool in here.deployment.running().values()]
+    is_idle = is_suspended(here.redis)
+    return [
+        "" if one.next is None else _SUSPENDED if is_idle else _lacking(one, company_id, pools) for one in outstanding
+    ]
+
+
+def _lacking(one: Outstanding, company_id: str, pools: Collection[Configuration]) -> str:
+    """Return what no running pool has and this needs, "" if one has it."""
+    if not pools:
+        return _NO_POOL
+    if one.sink and not any(one.sink in pool.sinks for pool in pools):
+        return (
+            f"No running pool has the sink {one.sink}. Add it to SINKS of a pool, and restart that pool."
+            " If it was removed on purpose, it is retired after a day."
+        )
+    if not one.sink and not any(company_id in pool.companies for pool in pools):
+        return f"No running pool has the company {company_id}. Add it to the settings of a pool, and restart that pool."
+    return ""
 
 
 def _outstanding(
@@ -270,9 +287,9 @@ def _outstanding(
     for sink in _sinks(record, declared) if state != "erased" else ():
         what = f"{sink.name}: {_delivery(sink, record.revision)}"
         if sink.dead or 0 < record.revision <= sink.discarded:
-            yield Outstanding(what, None)
+            yield Outstanding(what, None, sink.name)
         elif sink.revision < record.revision:
-            yield Outstanding(what, sink.next_at or due)
+            yield Outstanding(what, sink.next_at or due, sink.name)
 
 
 def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:
@@ -297,7 +314,8 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
     if state == "dead":
         cause = _BY_REASON.get(record.dead, f"Fix the cause ({record.dead})")
     if state in {"erased", "dead", "deferred", "pending", "fetching"}:
-        text = _BY_STATE["unknown_company" if state == "deferred" and record.error == "unknown_company" else state]
+        # A running pool has the company by now: else that would be the hindrance.
+        text = _BY_STATE["pending" if state == "deferred" and record.error == "unknown_company" else state]
     elif record.dead_sinks:
         text, cause = f"Fix the sink that failed ({{cause}}). {_REQUEUE}", record.dead_sinks[0].dead
     elif UNREADABLE in outstanding:
@@ -314,7 +332,7 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         if text.startswith("Nothing") and outstanding and state != "discarded":
             text = "No attempt is planned. To deliver it: ota-receiver events replay --order {id} --to-sinks"
     last_error = f" (last error: {record.error})" if record.error else ""
-    return text.format(id=name, company=record.company_id, cause=cause, error=record.error, last_error=last_error)
+    return text.format(id=name, cause=cause, error=record.error, last_error=last_error)
 
 
 def _took(found: Durations) -> Iterator[str]:

@@ -146,33 +146,39 @@ def step_aside(returned: int) -> int:
     return min(50 << min(returned, 20), LONGEST_STEP_ASIDE)
 
 
-def of_key(error: UpstreamError) -> PermitOutcome:
-    """Return what the error means for the calls of its company."""
+def of_key(error: UpstreamError, missing_ms: int = 0) -> PermitOutcome:
+    """Return what the error means for the calls of its company; `missing_ms`: since the order's first 404."""
     if isinstance(error, Throttled):
         return "unknown"
-    return "answered" if isinstance(error, OrderNotFound) else "failed"
+    return "missing" if isinstance(error, OrderNotFound) and missing_ms < NOT_FOUND_GRACE else "failed"
 
 
 def of_order(error: UpstreamError, fetch: Fetch, released: Released) -> Decision:
     """Return what to do with the order after the release of its permit.
 
-    Each failure may be the fault of the order or of everything: a gateway speaks 400, 403, or 200 with a page. It uses
-    an attempt only if a call for another order was answered that began after this order failed first.
+    Each failure may be the fault of the order or of everything: a gateway speaks 400, 403, or 200 with a page, and a
+    database that was restored has no order. It uses an attempt, and a 404 is final, only if a call for another order
+    was answered that began after this order failed first.
     """
     if isinstance(error, Throttled):
         return Decision("deferred", error.reason, released.closed_ms + deferral_wait(fetch.deferrals))
-    is_own = 0 < fetch.failing_since < released.answered_at
-    if isinstance(error, OrderNotFound):
-        return _not_found(fetch, is_own)
     if released.closed_ms:
         # Later than the others, as in `denied_wait`.
         return Decision("uncounted", error.reason, released.closed_ms + jittered(LONGEST_DEFERRAL))
+    is_missing = isinstance(error, OrderNotFound)
+    if is_missing and fetch.missing_ms < NOT_FOUND_GRACE:
+        wait = NOT_FOUND_WAITS[min(fetch.attempts, len(NOT_FOUND_WAITS) - 1)]
+        return Decision("not_found", error.reason, jittered(wait * SECOND))
     retry_after = round((error.retry_after or 0) * SECOND)
-    if not is_own:
+    if not 0 < fetch.failing_since < released.answered_at:
         if fetch.failing_ms >= UNCOUNTED_FOR:
             return Decision("dead", NO_ORDER_ANSWERED, unanswered=True)
         wait = min(max(fetch.failing_ms, RETRY_WAITS[0] * SECOND), UNCOUNTED_LONGEST)
         return Decision("uncounted", error.reason, max(jittered(wait), retry_after))
+    if is_missing:
+        # deleteOrder removes a Draft or Error order (upstream.md 1); every other status keeps a row.
+        is_deleted = fetch.known_status in {"Draft", "Error"}
+        return Decision("deleted_upstream", error.reason) if is_deleted else Decision("dead", "order_missing")
     outcome: Failure = "retry"
     made, most = fetch.attempts, len(RETRY_WAITS)
     if not isinstance(error, Unavailable):
@@ -199,13 +205,3 @@ def of_unsettled(fetch: Fetch) -> tuple[int, str]:
     if fetch.rechecks >= len(RECHECK_WAITS):
         return 0, "unsettled"
     return jittered(RECHECK_WAITS[fetch.rechecks] * MINUTE), ""
-
-
-def _not_found(fetch: Fetch, is_own: bool) -> Decision:
-    if fetch.missing_ms < NOT_FOUND_GRACE:
-        wait = NOT_FOUND_WAITS[min(fetch.attempts, len(NOT_FOUND_WAITS) - 1)]
-        return Decision("not_found", "order_not_found", jittered(wait * SECOND))
-    # deleteOrder removes a Draft or Error order (upstream.md 1); every other status keeps a row.
-    if fetch.known_status in {"Draft", "Error"}:
-        return Decision("deleted_upstream", "order_not_found")
-    return Decision("dead", "order_missing", unanswered=not is_own)

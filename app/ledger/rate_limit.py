@@ -43,17 +43,17 @@ class Limits(msgspec.Struct, frozen=True):
 class Permit:
     """The right to make one request now; leaving its `with` block releases it, with what ended the block."""
 
-    def __init__(self, release: Callable[[BaseException | None], Released]) -> None:
+    def __init__(self, release: Callable[[BaseException | None, int], Released]) -> None:
         self._release = release
         self._is_released = False
 
-    def failed(self, error: UpstreamError) -> Released:
-        """Release it after a request that failed.
+    def failed(self, error: UpstreamError, missing_ms: int = 0) -> Released:
+        """Release it after a request that failed; `missing_ms`: since the first 404 of its order, 0 without one.
 
         Raises what redis-py raises.
         """
         self._is_released = True
-        return self._release(error)
+        return self._release(error, missing_ms)
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +65,7 @@ class Permit:
             return
         # The block's own error is what counts; the lease ends by itself.
         with suppress(RedisError) if error else nullcontext():
-            self._release(error)
+            self._release(error, 0)
 
 
 class RateLimiter:
@@ -132,12 +132,14 @@ class RateLimiter:
 
         return Permit(partial(self._release_permit, token, order, deadline))
 
-    def _release_permit(self, token: str, order: str, deadline: float, error: BaseException | None) -> Released:
+    def _release_permit(
+        self, token: str, order: str, deadline: float, error: BaseException | None, missing_ms: int
+    ) -> Released:
         """Release a permit as good, or with what an error means; a 429's wait holds for all workers of the key."""
         outcome: PermitOutcome = "failed" if error else "good"
         reason, status, retry_ms, failures = "internal_error", None, 0, policy.BREAKER_FAILURES
         if isinstance(error, UpstreamError):
-            outcome, reason, status = policy.of_key(error), error.reason, error.http_status
+            outcome, reason, status = policy.of_key(error, missing_ms), error.reason, error.http_status
             wait = policy.THROTTLED_WAIT if status == 429 else 0
             retry_ms = wait if error.retry_after is None else round(error.retry_after * 1000)
             failures = 1 if self._route and isinstance(error, ConnectionFault) else failures

@@ -19,9 +19,9 @@ Failure = Literal["retry", "client_error", "uncounted", "deferred", "not_found",
 fail), `deferred` none (the order is not at fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt;
 `deleted_upstream`."""
 DeliveryOutcome = Literal["succeeded", "retry", "dead"]
-PermitOutcome = Literal["good", "answered", "failed", "unknown"]
-"""What a request shows of the calls of its company: the order came; upstream works and has no such order; the call
-failed, for this order or for all; or nothing (release_permit.lua)."""
+PermitOutcome = Literal["good", "missing", "failed", "unknown"]
+"""What a request shows of the calls of its company: the order came; upstream has no such order, perhaps not yet; the
+call failed, for this order or for all; or nothing (release_permit.lua)."""
 WorkerEnd = Literal["killed", "ended"]
 """How a worker ended: `killed` counts as a crash of the order it had claimed, `ended` does not."""
 

@@ -18,7 +18,7 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import breaker_id
 from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import API_KEY, KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, order
+from tests.lab import API_KEY, KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, configuration, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -28,7 +28,8 @@ SECRETS = (
 
 @pytest.fixture
 def fetched(lab: Lab) -> Lab:
-    """Order 1 is fetched and not delivered yet; no job waits."""
+    """A pool runs; order 1 is fetched and not delivered yet; no job waits."""
+    lab.declare()
     lab.accept_and_fetch(order(1))
     lab.clear_queues()
     return lab
@@ -70,6 +71,7 @@ def test_an_order_of_a_company_removed_from_the_settings_is_found(lab: Lab) -> N
 
 
 def test_each_state_has_a_next_step(lab: Lab) -> None:
+    lab.declare()
     draft, dead, deferred, fetching, sink = (order(number) for number in range(5))
     lab.accept(draft, dead, deferred, fetching, sink)
     lab.fetch_and_store(draft, "order-draft")
@@ -267,6 +269,18 @@ def _fetch_while_a_pool_runs(lab: Lab) -> None:
     lab.accept_and_fetch(order(1))
 
 
+def _defer_for_its_company(lab: Lab, *companies: str) -> None:
+    """Defer the fetch as a pool does that lacks the company; then one with `companies` (of none: all) runs."""
+    lab.accept(order(1))
+    lab.fail_fetch("deferred", order(1), reason="unknown_company", wait=60)
+    lab.declare(companies=configuration((), *companies).companies)
+
+
+def _fetch_and_run_no_pool_with_the_sink(lab: Lab) -> None:
+    lab.accept_and_fetch(order(1))
+    lab.declare(sinks=())
+
+
 INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
     "not delivered": (
         _fetch_while_a_pool_runs,
@@ -285,14 +299,15 @@ INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
         lambda lab: (lab.accept(order(1)), lab.fail_fetch("dead", order(1), reason="order_missing")),
         ("the fetch is a dead letter: order_missing", f"dead requeue {order(1).order_id}"),
     ),
-    "company without settings": (
-        lambda lab: (lab.accept(order(1)), lab.fail_fetch("deferred", order(1), reason="unknown_company", wait=60)),
-        (f"next The workers' settings have no company {VENUE}. Add it there, and restart the workers.",),
+    "company that a pool has by now": (
+        _defer_for_its_company,
+        ("next Nothing: it will be fetched (last error: unknown_company).", "; next attempt "),
     ),
 }
 
 
 UNSCHEDULED = "It has no time in ota:due, or one days ahead, so no dispatcher sees it. A worker pool that runs finds it"
+NO_POOL = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
 NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
     "a fetch in no due": (lambda lab: (lab.accept(order(1)), lab.redis.delete(KEYS.due)), UNSCHEDULED),
     "a fetch days ahead": (
@@ -327,7 +342,23 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
     ),
     "no pool runs": (
         lambda lab: (lab.accept(order(1)), lab.redis.delete(KEYS.pools)),
-        "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker",
+        NO_POOL,
+    ),
+    "no pool runs, deferred": (
+        lambda lab: (lab.accept(order(1)), lab.fail_fetch("deferred", order(1)), lab.redis.delete(KEYS.pools)),
+        NO_POOL,
+    ),
+    "no pool runs, a Draft to be delivered": (
+        lambda lab: (lab.accept(order(1)), lab.fetch_and_store(order(1), "order-draft"), lab.redis.delete(KEYS.pools)),
+        NO_POOL,
+    ),
+    "no running pool has the sink": (
+        _fetch_and_run_no_pool_with_the_sink,
+        f"No running pool has the sink {SINK}. Add it to SINKS of a pool, and restart that pool.",
+    ),
+    "no running pool has the company": (
+        lambda lab: _defer_for_its_company(lab, "museum"),
+        f"No running pool has the company {VENUE}. Add it to the settings of a pool, and restart that pool.",
     ),
 }
 
@@ -343,8 +374,8 @@ def test_what_does_not_happen_by_itself_is_not_announced(lab: Lab, case: str) ->
 
     assert (page.code, found["complete"], text in flat(page)) == (1, False, True)
     assert "next Nothing" not in flat(page)
+    assert "next attempt" not in flat(page)
     if text == UNSCHEDULED:
-        assert "next attempt" not in flat(page)
         assert lab.run_command("orders", "refetch", order(1).order_id).code == 0
         lab.declare()
         assert lab.due_in(order(1)) is not None
@@ -429,6 +460,7 @@ def test_the_verdict_is_the_same_in_every_shell(lab: Lab, sinks: str) -> None:
 
 
 def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) -> None:
+    lab.declare()
     lab.accept(order(1))
     fetch = lab.start_fetch(order(1))
     running = explain(lab, order(1))

@@ -221,7 +221,7 @@ def test_a_route_without_orders_has_a_breaker_of_its_own(redis_client: Redis, ke
 
 @pytest.mark.parametrize("answer", ["429", "404"])
 def test_what_is_no_order_is_no_proof_that_orders_are_answered(key: Key, answer: str) -> None:
-    """A 404 with its code shows that upstream works, a 429 nothing: neither makes a failure the fault of one order."""
+    """A 429 says nothing, and a 404 with its code may be of an order that is not there yet: neither counts."""
     throttled = Throttled("throttled", http_status=429, retry_after=0.001)
     key.answer()
     answered_at = key.now
@@ -234,7 +234,23 @@ def test_what_is_no_order_is_no_proof_that_orders_are_answered(key: Key, answer:
     with key.acquire() as permit:
         released = permit.failed(FAILURE)
 
-    assert (released.opened, released.answered_at) == (answer == "429", answered_at)
+    assert (released.opened, released.answered_at) == (True, answered_at)
+
+
+MISSING = OrderNotFound("order_not_found", http_status=404)
+
+
+@pytest.mark.parametrize("missing_ms", [0, policy.NOT_FOUND_GRACE - 1, policy.NOT_FOUND_GRACE])
+def test_orders_that_stay_missing_while_none_is_answered_open_the_breaker(key: Key, missing_ms: int) -> None:
+    """As any failure does. An order that may be there soon counts only as the probe."""
+    for number in range(policy.BREAKER_FAILURES):
+        with key.limiter.permit("live", order=f"order-{number}") as permit:
+            released = permit.failed(MISSING, missing_ms)
+    assert released.opened == (missing_ms == policy.NOT_FOUND_GRACE)
+
+    key.now += released.closed_ms or key.open()
+
+    assert key.fail(MISSING) == (2 * policy.BREAKER_FIRST, True)
 
 
 def test_an_answer_that_was_under_way_is_no_proof_about_a_failure_before_it_ended(key: Key) -> None:

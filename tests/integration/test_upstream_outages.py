@@ -137,13 +137,53 @@ def test_what_a_day_without_any_answer_ends_is_requeued_once_when_upstream_answe
     assert requested == ["upstream_answers"]
 
 
-def test_each_answer_requeues_two_orders_and_an_order_that_stays_missing_ends_for_good(lab: WorkerLab) -> None:
-    """For ten minutes no order is found: a database was restored, or the route is gone."""
-    missing, *orders = lab.issue(41)
-    lab.fault(kind="status", status=404, code="resource_not_found")
+NO_SUCH_ORDER: Final[dict[str, Any]] = {"kind": "status", "status": 404, "code": "resource_not_found"}
+
+
+@pytest.mark.parametrize(("number", "status"), [(8, "Issued"), (8, "Draft"), (3, "Draft")])
+def test_an_outage_in_which_no_order_is_found_heals_by_itself(
+    lab: WorkerLab, shop: Shop, number: int, status: str
+) -> None:
+    """A database was restored, or the route is gone. No other order comes afterwards, and none is called deleted."""
+    orders = lab.issue(number)
+    lab.accept(*orders, status=status)
+    lab.fault(**NO_SUCH_ORDER)
+
+    lab.run_for(3600)
+
+    assert (lab.pending(), lab.dead()) == (number, 0)
+    late = len(lab.calls)
+    lab.run_for(3600)
+    assert len(lab.calls) - late < 20
+    lab.clear_faults()
+    lab.run_for(policy.UNCOUNTED_LONGEST * 1.2 / 1000)
+    assert (lab.pending(), lab.dead(), len(shop.received)) == (0, 0, number)
+
+
+def test_a_deleted_draft_of_a_quiet_company_is_known_as_deleted_when_another_order_is_answered(
+    lab: WorkerLab, shop: Shop
+) -> None:
+    (draft,) = lab.issue(1)
+    lab.accept(draft, status="Draft")
+    lab.fault(order_id=draft.order_id, **NO_SUCH_ORDER)
     lab.run_for(600)
-    assert lab.dead() == len(orders) + 1
-    lab.fault(order_id=missing.order_id, kind="status", status=404, code="resource_not_found")
+    assert (lab.field("status", draft), lab.pending(), lab.dead()) == (None, 1, 0)
+
+    (good,) = lab.issue(1)
+    lab.run_for(0)
+    assert shop.received == [good.order_id], "one missing order keeps no other back"
+    lab.run_for(policy.UNCOUNTED_LONGEST * 1.2 / 1000)
+
+    assert (lab.field("status", draft), lab.pending(), lab.dead()) == ("DeletedUpstream", 0, 0)
+
+
+def test_each_answer_requeues_two_orders_and_an_order_that_stays_missing_ends_for_good(lab: WorkerLab) -> None:
+    """For more than a day no order is found, and there are too few to open the breaker."""
+    missing, *orders = lab.issue(4)
+    lab.fault(**NO_SUCH_ORDER)
+    lab.run_for(policy.UNCOUNTED_FOR / 1000 + 3600)
+    assert {lab.field("dead", order) for order in (missing, *orders)} == {"no_order_answered"}
+    lab.fault(order_id=missing.order_id, **NO_SUCH_ORDER)
     lab.now += 1000
     before = len(lab.calls)
 
@@ -160,18 +200,20 @@ def test_each_answer_requeues_two_orders_and_an_order_that_stays_missing_ends_fo
     assert len(lab.calls) - before < len(orders) + 10
 
 
-def test_an_order_that_is_really_missing_is_requeued_once_in_a_company_with_few_orders(lab: WorkerLab) -> None:
+@pytest.mark.parametrize("quiet", [600, policy.UNCOUNTED_FOR // 1000 + 3600], ids=["minutes", "a day"])
+def test_an_order_that_is_really_missing_ends_in_a_company_with_few_orders(lab: WorkerLab, quiet: int) -> None:
+    """Once others are answered; after a day without any it is requeued for that, once."""
     (missing,) = lab.issue(1)
-    lab.fault(order_id=missing.order_id, kind="status", status=404, code="resource_not_found")
-    lab.run_for(600)
-    assert lab.field("dead", missing) == "order_missing"
+    lab.fault(order_id=missing.order_id, **NO_SUCH_ORDER)
+    lab.run_for(quiet)
+    assert lab.field("dead", missing) == (None if quiet == 600 else "no_order_answered")
 
     for _ in range(4):
         lab.issue(1)
         lab.run_for(600)
 
     assert lab.field("dead", missing) == "order_missing"
-    assert len([entry for entry in lab.history(missing) if isinstance(entry, FetchRequested)]) == 1
+    assert len([entry for entry in lab.history(missing) if isinstance(entry, FetchRequested)]) == (quiet != 600)
 
 
 @pytest.mark.parametrize("way", ["requeued", "discarded"])

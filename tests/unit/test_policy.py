@@ -49,25 +49,31 @@ def test_a_404_with_its_code_means_not_yet_while_the_grace_lasts() -> None:
         waits.append(decision.wait_ms)
 
     assert waits == [spread(seconds) for seconds in policy.NOT_FOUND_WAITS[:4]]
-    assert policy.of_key(error) == "answered"
+    assert policy.of_key(error, policy.NOT_FOUND_GRACE - 1) == "missing"
     late = fetch(attempts=50, missing_ms=policy.NOT_FOUND_GRACE - 1)
     assert policy.of_order(error, late, OTHERS_ANSWERED).outcome == "not_found"
 
 
 @pytest.mark.parametrize("known", ["Draft", "Error", "Issued", "Cancelled", "Submitted", "", "Unknown"])
 def test_after_the_grace_a_404_is_final(known: str) -> None:
-    """Only a Draft or Error order can be deleted (upstream.md 1); any other becomes a dead letter.
-
-    It is requeued later if no other order was answered meanwhile.
-    """
+    """Only a Draft or Error order can be deleted (upstream.md 1); any other becomes a dead letter."""
     late = fetch(missing_ms=policy.NOT_FOUND_GRACE, known=known)
     decision = policy.of_order(answer(404, "resource_not_found"), late, OTHERS_ANSWERED)
-    alone = policy.of_order(answer(404, "resource_not_found"), late, NONE_ANSWERED)
 
     deleted = known in {"Draft", "Error"}
     assert decision.outcome == ("deleted_upstream" if deleted else "dead")
     assert decision.reason == ("order_not_found" if deleted else "order_missing")
-    assert (decision.unanswered, alone.unanswered) == (False, not deleted)
+    assert not decision.unanswered
+    assert policy.of_key(answer(404, "resource_not_found"), policy.NOT_FOUND_GRACE) == "failed"
+
+
+@pytest.mark.parametrize("known", ["Draft", "Issued"])
+@pytest.mark.parametrize("released", [NONE_ANSWERED, CLOSED], ids=["none answered", "breaker open"])
+def test_a_404_is_not_final_while_no_other_order_is_answered(known: str, released: Released) -> None:
+    """Perhaps every order gets it: then a Draft is not deleted either."""
+    late = fetch(missing_ms=policy.NOT_FOUND_GRACE, failing_ms=policy.NOT_FOUND_GRACE, known=known)
+
+    assert policy.of_order(answer(404, "resource_not_found"), late, released).outcome == "uncounted"
 
 
 @pytest.mark.parametrize(

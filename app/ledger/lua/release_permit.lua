@@ -3,7 +3,7 @@
 -- a  key, breaker, permit (its token, or '' to release all that `worker` holds), worker, concurrency, order (that the
 --    request was for, '' = none), reason, http (of a failure), outcome:
 --      good      the order came
---      answered  upstream works, and has no such order
+--      missing   upstream does not have it, perhaps not yet: a failure only of a probe
 --      failed    of this order alone, or of all
 --      unknown   nothing is known: upstream throttles, or the worker ended
 --    retry_after ms (0 = none): for the key if the outcome is unknown, else for the breaker if it opens
@@ -44,13 +44,11 @@ if a.outcome == 'unknown' then
     redis.call('HSET', limiter, 'retry_until', retry_until)
   end
   return {a.retry_after, 0, answered_at}
-elseif a.outcome ~= 'failed' then
+elseif a.outcome == 'good' then
   redis.call('DEL', breaker, failing)
-  if a.outcome == 'good' then
-    -- When it began: an answer under way shows nothing about a failure that came before it ended.
-    local began = redis.call('ZSCORE', prefix .. 'window:' .. a.key, a.permit)
-    answered_at = math.max(answered_at, math.floor(tonumber(began or now)))
-  end
+  -- When it began: an answer under way shows nothing about a failure that came before it ended.
+  local began = redis.call('ZSCORE', prefix .. 'window:' .. a.key, a.permit)
+  answered_at = math.max(answered_at, math.floor(tonumber(began or now)))
   redis.call('HSET', breaker, 'answered_at', answered_at)
   redis.call('PEXPIRE', breaker, 172800000)
   return {0, 0, answered_at}
@@ -59,7 +57,7 @@ end
 -- Called again by a worker that did not get the answer, it counts no second failure. An order that fails again does not
 -- count again: one bad order opens nothing.
 local opened = 0
-if held > 0 then
+if held > 0 and a.outcome == 'failed' then
   redis.call('SADD', failing, a.order ~= '' and a.order or a.permit)
   redis.call('PEXPIRE', failing, 86400000)
 end
