@@ -2,18 +2,21 @@
 
 Every pool writes its configuration with each heartbeat, so that no process and no shell relies on its own settings for
 what all must know. During a rolling change pools differ for a while. A sink or a company belongs to the deployment from
-its first declaration until pools have run for RETIRED_AFTER without one that declares it.
+its first declaration until pools have run for RETIRED_AFTER without one that declares it. The companies also tell whose
+Redis it is while no pool runs: a pool that has none of them is of another deployment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from app.errors import OtherDeployment
-from app.heartbeat import HEARTBEAT_WITHIN, Configuration, Heartbeat, decoded
+from app.heartbeat import HEARTBEAT_WITHIN, Configuration, DeclaredCompany, Heartbeat, decoded
 from app.ledger.redis import Redis, server_time
 
 RETIRED_AFTER: Final = 1440
@@ -38,24 +41,59 @@ class Deployment:
         """Return the sinks that orders are delivered to."""
         return tuple(name.decode() for name in self._redis.hkeys(self._redis.names.sinks))
 
-    def slugs(self) -> dict[str, str]:
-        """Return the slug of each company by its id."""
-        found = self._redis.hgetall(self._redis.names.companies)
-        return {company_id.decode(): text.decode().partition(" ")[0] for company_id, text in found.items()}
+    def companies(self) -> dict[str, DeclaredCompany]:
+        """Return each company by its id."""
+        return _companies(self._redis.hgetall(self._redis.names.companies))
 
     def declare(self, pool: str, beat: Heartbeat) -> None:
         """Write the heartbeat of a pool, and what it declares where that is not known yet.
 
-        The first heartbeat also replaces slugs and API keys: the pool that started last is right.
+        The first heartbeat also replaces slugs and API keys: the pool that started last is right. It raises
+        OtherDeployment, and nothing is written, if the deployment is another one.
         """
-        with self._redis.pipeline(transaction=True) as pipe:
-            for sink in beat.configuration.sinks:
-                pipe.hsetnx(self._redis.names.sinks, sink, beat.at)
-            write = pipe.hset if beat.at == beat.since else pipe.hsetnx
-            for company_id, company in beat.configuration.companies.items():
-                write(self._redis.names.companies, company_id, f"{company.slug} {company.breaker}")
-            pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
-            pipe.execute()
+        self._redis.transaction(partial(self._declare, pool, beat), self._redis.names.companies)
+
+    def _declare(self, pool: str, beat: Heartbeat, pipe: Any) -> None:
+        """Queue the writes of `declare` in a transaction that fails when the companies change meanwhile."""
+        declared = _companies(pipe.hgetall(self._redis.names.companies))
+        is_first = beat.at == beat.since
+        if is_first:
+            refuse_undeclared(beat.configuration, declared)
+        pipe.multi()
+        for sink in beat.configuration.sinks:
+            pipe.hsetnx(self._redis.names.sinks, sink, beat.at)
+        for company_id, one in beat.configuration.companies.items():
+            since = min(declared[company_id].since, beat.since) if company_id in declared else beat.since
+            # Redis may have been flushed, and another deployment have come first: who was here longer is right.
+            if is_first or company_id not in declared or since < declared[company_id].since:
+                text = f"{one.slug} {one.breaker} {since} {one.path}"
+                pipe.hset(self._redis.names.companies, company_id, text)
+        pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
+
+    def refuse_other(self, mine: Configuration, pool: str = "", since: int = 0) -> None:
+        """Raise OtherDeployment if Redis is used by another deployment, or a running pool fetches from elsewhere.
+
+        A `pool` that runs already, `since` then, is refused only for one that goes before it: whose companies were
+        declared first, and of two with the same companies the one that began first.
+        """
+        declared = self.companies()
+        if not since:
+            refuse_undeclared(mine, declared)
+
+        def rank(name: str, began: float, configuration: Configuration) -> tuple[float, float, str]:
+            known = configuration.companies.keys() & declared.keys()
+            return min((declared[one].since for one in known), default=began), began, name
+
+        me = rank(pool, since or math.inf, mine)
+        for name, beat in self.running().items():
+            if rank(name, beat.since, beat.configuration) >= me or beat.is_of_dead_process():
+                continue
+            reason = _conflict(mine, beat.configuration.companies)
+            theirs = beat.configuration.upstream.partition(" ")[0]
+            if not reason and theirs not in {"", mine.upstream.partition(" ")[0]}:
+                reason = f"its orders come from {theirs}"
+            if reason:
+                raise OtherDeployment(f"{reason} (pool {name})", "stop all its pools first")
 
     def retire(self, pools: Mapping[str, Heartbeat]) -> list[str]:
         """Remove what no pool has declared for RETIRED_AFTER, and return it; one pool calls this, each minute."""
@@ -100,20 +138,30 @@ def differences(pools: Mapping[str, Heartbeat]) -> dict[str, list[str]]:
     return found
 
 
-def refuse_other(mine: Configuration, pools: Mapping[str, Heartbeat]) -> None:
-    """Raise OtherDeployment if a pool serves other companies, or one of ours with another tenant or environment.
+def refuse_undeclared(mine: Configuration, declared: Mapping[str, DeclaredCompany]) -> None:
+    """Raise OtherDeployment if none of our companies is declared, or one in another tenant or environment.
 
-    A change of anything else may be a rolling one.
+    It holds also while no pool runs. Nothing is refused before the first pool has declared its companies.
     """
-    for name, pool in pools.items():
-        if reason := next(_conflicts(mine, pool.configuration), ""):
-            raise OtherDeployment(name, reason)
+    if reason := _conflict(mine, declared):
+        raise OtherDeployment(reason, "see docs/operations.md#may-two-deployments-share-one-redis")
 
 
-def _conflicts(mine: Configuration, other: Configuration) -> Iterator[str]:
-    for company_id in mine.companies.keys() & other.companies.keys():
-        ours, theirs = (one.companies[company_id].path.rpartition("/")[0] for one in (mine, other))
-        if ours != theirs:
-            yield f"has company {other.companies[company_id].slug} in {theirs} and not in {ours}"
-    if other.companies and not mine.companies.keys() & other.companies.keys():
-        yield f"serves other companies ({', '.join(one.slug for one in other.companies.values())})"
+def _conflict(mine: Configuration, others: Mapping[str, DeclaredCompany]) -> str:
+    """Return in words why these companies are of another deployment, "" if they may be of ours."""
+    both = mine.companies.keys() & others.keys()
+    for company_id in both:
+        ours, theirs = mine.companies[company_id].place, others[company_id].place
+        if theirs not in {"", ours}:
+            return f"it has company {others[company_id].slug} in {theirs} and not in {ours}"
+    if others and not both:
+        return f"it has other companies ({', '.join(one.slug for one in others.values())})"
+    return ""
+
+
+def _companies(found: Mapping[bytes, bytes]) -> dict[str, DeclaredCompany]:
+    companies = {}
+    for company_id, text in found.items():
+        slug, breaker, since, path = [*text.decode().split(" ", 3), "", "", ""][:4]
+        companies[company_id.decode()] = DeclaredCompany(slug, path, breaker, int(since or 0))
+    return companies

@@ -22,7 +22,7 @@ from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
-from app.deployment import Deployment, differences, refuse_other
+from app.deployment import Deployment, differences
 from app.errors import (
     OrderNotFound,
     OtherDeployment,
@@ -167,9 +167,10 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
         contextlib.suppress(StoreUnavailable),
         for_command(loaded.redis_url.get_secret_value(), loaded.key_prefix) as redis,
     ):
-        pools = Deployment(redis).running()
+        deployment = Deployment(redis)
+        pools = deployment.running()
         try:
-            refuse_other(bootstrap.configuration(loaded), pools)
+            deployment.refuse_other(bootstrap.configuration(loaded))
         except OtherDeployment as refusal:
             yield Finding("redis", "deployment", "todo", str(refusal), "Until then web and workers refuse to start.")
         for name, words in differences(pools).items():

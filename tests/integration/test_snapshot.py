@@ -431,7 +431,7 @@ def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: La
     assert deployment.retire(deployment.running()) == [SINK, VENUE]
 
     assert lab.run_command("orders", "explain", order(1).order_id).code == 0
-    assert deployment.slugs() == {MUSEUM: "museum"}
+    assert deployment.companies().keys() == {MUSEUM}
     plain = Lab(lab.redis, sinks=(), now=lab.now + HOUR)
     assert (plain.dispatch(), plain.try_start(), plain.days_kept()) == (1, "nothing", {400})
 
