@@ -17,10 +17,15 @@ import msgspec
 
 from app.errors import OtherDeployment
 from app.heartbeat import HEARTBEAT_WITHIN, Configuration, DeclaredCompany, Heartbeat, decoded
+from app.ledger import rq_jobs
+from app.ledger.keys import Keys
 from app.ledger.redis import Redis, server_time
 
 RETIRED_AFTER: Final = 1440
 """Minutes in which pools run and none declares it. A stopped deployment forgets nothing, however long it is stopped."""
+
+MOST_WOKEN: Final = 10_000
+"""Orders that a starting pool looks at; what waits beyond is due at its time, within minutes."""
 
 
 class Deployment:
@@ -31,11 +36,18 @@ class Deployment:
 
     def running(self) -> dict[str, Heartbeat]:
         """Return the last heartbeat of each running pool, by the pool's name; one killed on this machine is none."""
-        texts = {
-            name.decode(errors="replace"): text for name, text in self._redis.hgetall(self._redis.names.pools).items()
-        }
-        beats = running(texts, server_time(self._redis))
+        return self._running(self._redis.names, server_time(self._redis))
+
+    def _running(self, names: Keys, now: int) -> dict[str, Heartbeat]:
+        found = self._redis.hgetall(names.pools)
+        beats = running({name.decode(errors="replace"): text for name, text in found.items()}, now)
         return {name: beat for name, beat in beats.items() if not beat.is_of_dead_process()}
+
+    def other_prefixes(self) -> list[str]:
+        """Return the other values of KEY_PREFIX under which pools run on this Redis."""
+        now = server_time(self._redis)
+        prefixes = rq_jobs.prefixes(self._redis) - {self._redis.names.prefix.removesuffix(":")}
+        return sorted(one for one in prefixes if self._running(Keys(one), now))
 
     def sinks(self) -> tuple[str, ...]:
         """Return the sinks that orders are delivered to."""
@@ -70,6 +82,42 @@ class Deployment:
                 pipe.hset(self._redis.names.companies, company_id, text)
         pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
 
+    def wake(self, pool: str, mine: Configuration) -> int:
+        """Make due at once what waits for a sink or a company that only `pool` has of all running pools.
+
+        It looks at the MOST_WOKEN orders that are due next, and returns how many it made due. An order whose job waits
+        in a queue, or whose delivery is to be tried again later, stays as it is.
+        """
+        others = [beat.configuration for name, beat in self.running().items() if name != pool]
+        sinks = [one for one in mine.sinks if not any(one in other.sinks for other in others)]
+        companies = {one for one in mine.companies if not any(one in other.companies for other in others)}
+        if not sinks and not companies:
+            return 0
+        names, now = self._redis.names, server_time(self._redis)
+        members = self._redis.zrangebyscore(names.due, f"({now}", "+inf", start=0, num=MOST_WOKEN)
+        fields = [f"{sink}:{field}" for sink in sinks for field in ("revision", "dead", "next_at")]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for member in members:
+                pipe.hmget(f"{names.records}{member.decode()}", "job", "error", "revision", *fields)
+            records = pipe.execute(raise_on_error=False)
+            woken = 0
+            for member, found in zip(members, records, strict=True):
+                if isinstance(found, Exception):  # a broken record
+                    continue
+                job, error, revision, *of_sinks = found
+                is_fetch = error == b"unknown_company" and member.decode().partition(":")[0] in companies
+                deliveries = zip(of_sinks[::3], of_sinks[1::3], of_sinks[2::3], strict=True)
+                is_delivery = any(
+                    has and not dead and not at and int(has) < int(revision) for has, dead, at in deliveries
+                )
+                if not job and (is_fetch or is_delivery):
+                    if is_fetch:
+                        pipe.hdel(f"{names.records}{member.decode()}", "fetch_at")
+                    pipe.zadd(names.due, {member: now}, xx=True, lt=True)
+                    woken += 1
+            pipe.execute()
+        return woken
+
     def refuse_other(self, mine: Configuration, pool: str = "", since: int = 0) -> None:
         """Raise OtherDeployment if Redis is used by another deployment, or a running pool fetches from elsewhere.
 
@@ -86,7 +134,7 @@ class Deployment:
 
         me = rank(pool, since or math.inf, mine)
         for name, beat in self.running().items():
-            if rank(name, beat.since, beat.configuration) >= me or beat.is_of_dead_process():
+            if rank(name, beat.since, beat.configuration) >= me:
                 continue
             reason = _conflict(mine, beat.configuration.companies)
             theirs = beat.configuration.upstream.partition(" ")[0]

@@ -334,9 +334,11 @@ class WorkerRecovery:
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive, which workers it has, and its configuration."""
         now = server_time(self._redis)
-        since = self._since or now
+        is_first, since = not self._since, self._since or now
         self._deployment.declare(self._pool, Heartbeat.of_this_process(workers, now, since, self._configuration))
         self._since = since  # not before: what the first heartbeat replaces is written by the first that succeeds
+        if is_first:
+            self._deployment.wake(self._pool, self._configuration)
 
     def refuse_other_deployment(self) -> None:
         """Raise OtherDeployment if this Redis is of another deployment."""

@@ -176,6 +176,16 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
         for name, words in differences(pools).items():
             hint = "After a change of settings restart every pool. A rolling change ends by itself."
             yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
+        if pools:
+            yield Finding("redis", "pools", "good", f"{console.many(len(pools), 'worker pool')} under this KEY_PREFIX")
+            return
+        detail = f"no worker pool runs under KEY_PREFIX {loaded.key_prefix}: nothing is fetched"
+        # The Redis user may have no right to see the keys of others.
+        with contextlib.suppress(StoreUnavailable), translated_errors(redis):
+            if others := deployment.other_prefixes():
+                detail += f"; pools run under {', '.join(others)}"
+        hint = "Start `ota-receiver worker`, or set KEY_PREFIX and REDIS_URL as the pools have them."
+        yield Finding("redis", "pools", "todo", detail, hint)
 
 
 def of_address(url: str) -> Iterator[Finding]:
