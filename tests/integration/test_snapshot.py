@@ -481,6 +481,7 @@ def test_what_waits_for_a_pool_is_due_when_it_starts_and_nothing_else_is(lab: La
     lab.accept_and_fetch(order(1))
     lab.accept_and_fetch(order(2))
     lab.deliver("retry", order(2))
+    lab.redis.zadd(KEYS.due, {order(2).member: lab.now + 60_000})
     lab.accept(order(3), order(4))
     lab.fail_fetch("deferred", order(3), reason="unknown_company")
     lab.declare("plain", sinks=(), companies=configuration((), "museum").companies)
