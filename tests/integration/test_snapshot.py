@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from app import bootstrap
@@ -459,6 +460,15 @@ def test_of_two_deployments_that_run_the_one_that_was_here_first_wins(lab: Lab, 
         deployment.refuse_other(stranger, "stranger", lab.now - 30_000)
 
 
+def test_after_a_flush_the_place_of_a_company_is_that_of_the_pool_that_began_first(lab: Lab) -> None:
+    owner = configuration((), "museum").companies
+    elsewhere = msgspec.structs.replace(owner[MUSEUM], path="/other/Sandbox/Museum")
+    lab.declare("stranger", since=30, companies={MUSEUM: elsewhere})
+    lab.declare("owner", since=60, companies=owner)
+
+    assert Deployment(lab.redis).companies()[MUSEUM].path == owner[MUSEUM].path
+
+
 def test_a_company_can_replace_another_step_by_step(lab: Lab) -> None:
     """Both for a while, then the new one alone, with pools of both kinds at once."""
     deployment = Deployment(lab.redis)
@@ -482,7 +492,9 @@ def test_what_waits_for_a_pool_is_due_when_it_starts_and_nothing_else_is(lab: La
     lab.accept_and_fetch(order(2))
     lab.deliver("retry", order(2))
     lab.redis.zadd(KEYS.due, {order(2).member: lab.now + 60_000})
-    lab.accept(order(3), order(4))
+    lab.accept_and_fetch(order(4))
+    lab.redis.hset(KEYS.record(order(4)), "job", "live")
+    lab.accept(order(3))
     lab.fail_fetch("deferred", order(3), reason="unknown_company")
     lab.declare("plain", sinks=(), companies=configuration((), "museum").companies)
 
