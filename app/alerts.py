@@ -84,7 +84,8 @@ RULES: Final[dict[str, Rule]] = {
     "pool_silent": Rule(),
     # Longer than the restart of all pools, one after the other, with a new configuration.
     "pools_differ": Rule(hold=10 * MINUTE),
-    "undeclared": Rule(hold=MINUTE),
+    # Less than the minute between two evaluations, so that the second one fires it.
+    "undeclared": Rule(hold=MINUTE - 10 * SECOND),
     "silence": Rule(repeat=60 * MINUTE),
 }
 """Every alert of the log; docs/operations.md has a section on each."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 from redis.exceptions import RedisError
 
 from app import log
-from app.deployment import Deployment, refuse_other
+from app.deployment import Deployment, refuse_undeclared
 from app.health import Check, Health
 from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
@@ -130,11 +130,11 @@ def configuration(settings: Settings) -> Configuration:
 
 
 def refuse_other_deployment(settings: Settings) -> None:
-    """Raise OtherDeployment if a pool of another deployment uses this Redis; web starts without an answer of Redis."""
+    """Raise OtherDeployment if another deployment uses this Redis; web starts without an answer of Redis."""
     url = settings.redis_url.get_secret_value()
     timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT}
     with suppress(RedisError), client_of(Redis, url, settings.key_prefix, **timeouts) as redis:
-        refuse_other(configuration(settings), Deployment(redis).running())
+        refuse_undeclared(configuration(settings), Deployment(redis).companies())
 
 
 def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledger:

@@ -2,22 +2,30 @@
 
 Every pool writes its configuration with each heartbeat, so that no process and no shell relies on its own settings for
 what all must know. During a rolling change pools differ for a while. A sink or a company belongs to the deployment from
-its first declaration until pools have run for RETIRED_AFTER without one that declares it.
+its first declaration until pools have run for RETIRED_AFTER without one that declares it. The companies also tell whose
+Redis it is while no pool runs: a pool that has none of them is of another deployment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from app.errors import OtherDeployment
-from app.heartbeat import HEARTBEAT_WITHIN, Configuration, Heartbeat, decoded
+from app.heartbeat import HEARTBEAT_WITHIN, Configuration, DeclaredCompany, Heartbeat, decoded
+from app.ledger import rq_jobs
+from app.ledger.keys import Keys
 from app.ledger.redis import Redis, server_time
 
 RETIRED_AFTER: Final = 1440
 """Minutes in which pools run and none declares it. A stopped deployment forgets nothing, however long it is stopped."""
+
+MOST_WOKEN: Final = 10_000
+"""Orders that a starting pool looks at; what waits beyond is due at its time, within minutes."""
 
 
 class Deployment:
@@ -28,34 +36,112 @@ class Deployment:
 
     def running(self) -> dict[str, Heartbeat]:
         """Return the last heartbeat of each running pool, by the pool's name; one killed on this machine is none."""
-        texts = {
-            name.decode(errors="replace"): text for name, text in self._redis.hgetall(self._redis.names.pools).items()
-        }
-        beats = running(texts, server_time(self._redis))
+        return self._running(self._redis.names, server_time(self._redis))
+
+    def _running(self, names: Keys, now: int) -> dict[str, Heartbeat]:
+        found = self._redis.hgetall(names.pools)
+        beats = running({name.decode(errors="replace"): text for name, text in found.items()}, now)
         return {name: beat for name, beat in beats.items() if not beat.is_of_dead_process()}
+
+    def other_prefixes(self) -> list[str]:
+        """Return the other values of KEY_PREFIX under which pools run on this Redis."""
+        now = server_time(self._redis)
+        prefixes = rq_jobs.prefixes(self._redis) - {self._redis.names.prefix.removesuffix(":")}
+        return sorted(one for one in prefixes if self._running(Keys(one), now))
 
     def sinks(self) -> tuple[str, ...]:
         """Return the sinks that orders are delivered to."""
         return tuple(name.decode() for name in self._redis.hkeys(self._redis.names.sinks))
 
-    def slugs(self) -> dict[str, str]:
-        """Return the slug of each company by its id."""
-        found = self._redis.hgetall(self._redis.names.companies)
-        return {company_id.decode(): text.decode().partition(" ")[0] for company_id, text in found.items()}
+    def companies(self) -> dict[str, DeclaredCompany]:
+        """Return each company by its id."""
+        return _companies(self._redis.hgetall(self._redis.names.companies))
 
     def declare(self, pool: str, beat: Heartbeat) -> None:
         """Write the heartbeat of a pool, and what it declares where that is not known yet.
 
-        The first heartbeat also replaces slugs and API keys: the pool that started last is right.
+        The first heartbeat also replaces slugs and API keys: the pool that started last is right. It raises
+        OtherDeployment, and nothing is written, if the deployment is another one.
         """
-        with self._redis.pipeline(transaction=True) as pipe:
-            for sink in beat.configuration.sinks:
-                pipe.hsetnx(self._redis.names.sinks, sink, beat.at)
-            write = pipe.hset if beat.at == beat.since else pipe.hsetnx
-            for company_id, company in beat.configuration.companies.items():
-                write(self._redis.names.companies, company_id, f"{company.slug} {company.breaker}")
-            pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
+        self._redis.transaction(partial(self._declare, pool, beat), self._redis.names.companies)
+
+    def _declare(self, pool: str, beat: Heartbeat, pipe: Any) -> None:
+        """Queue the writes of `declare` in a transaction that fails when the companies change meanwhile."""
+        declared = _companies(pipe.hgetall(self._redis.names.companies))
+        is_first = beat.at == beat.since
+        if is_first:
+            refuse_undeclared(beat.configuration, declared)
+        pipe.multi()
+        for sink in beat.configuration.sinks:
+            pipe.hsetnx(self._redis.names.sinks, sink, beat.at)
+        for company_id, one in beat.configuration.companies.items():
+            since = min(declared[company_id].since, beat.since) if company_id in declared else beat.since
+            # Redis may have been flushed, and another deployment have come first: who was here longer is right.
+            if is_first or company_id not in declared or since < declared[company_id].since:
+                text = f"{one.slug} {one.breaker} {since} {one.path}"
+                pipe.hset(self._redis.names.companies, company_id, text)
+        pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
+
+    def wake(self, pool: str, mine: Configuration) -> int:
+        """Make due at once what waits for a sink or a company that only `pool` has of all running pools.
+
+        It looks at the MOST_WOKEN orders that are due next, and returns how many it made due. An order whose job waits
+        in a queue, or whose delivery is to be tried again later, stays as it is.
+        """
+        others = [beat.configuration for name, beat in self.running().items() if name != pool]
+        sinks = [one for one in mine.sinks if not any(one in other.sinks for other in others)]
+        companies = {one for one in mine.companies if not any(one in other.companies for other in others)}
+        if not sinks and not companies:
+            return 0
+        names, now = self._redis.names, server_time(self._redis)
+        members = self._redis.zrangebyscore(names.due, f"({now}", "+inf", start=0, num=MOST_WOKEN)
+        fields = [f"{sink}:{field}" for sink in sinks for field in ("revision", "dead", "next_at")]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for member in members:
+                pipe.hmget(f"{names.records}{member.decode()}", "job", "error", "revision", *fields)
+            records = pipe.execute(raise_on_error=False)
+            woken = 0
+            for member, found in zip(members, records, strict=True):
+                if isinstance(found, Exception):  # a broken record
+                    continue
+                job, error, revision, *of_sinks = found
+                is_fetch = error == b"unknown_company" and member.decode().partition(":")[0] in companies
+                deliveries = zip(of_sinks[::3], of_sinks[1::3], of_sinks[2::3], strict=True)
+                is_delivery = any(
+                    has and not dead and not at and int(has) < int(revision) for has, dead, at in deliveries
+                )
+                if not job and (is_fetch or is_delivery):
+                    if is_fetch:
+                        pipe.hdel(f"{names.records}{member.decode()}", "fetch_at")
+                    pipe.zadd(names.due, {member: now}, xx=True, lt=True)
+                    woken += 1
             pipe.execute()
+        return woken
+
+    def refuse_other(self, mine: Configuration, pool: str = "", since: int = 0) -> None:
+        """Raise OtherDeployment if Redis is used by another deployment, or a running pool fetches from elsewhere.
+
+        A `pool` that runs already, `since` then, is refused only for one that goes before it: whose companies were
+        declared first, and of two with the same companies the one that began first.
+        """
+        declared = self.companies()
+        if not since:
+            refuse_undeclared(mine, declared)
+
+        def rank(name: str, began: float, configuration: Configuration) -> tuple[float, float, str]:
+            known = configuration.companies.keys() & declared.keys()
+            return min((declared[one].since for one in known), default=began), began, name
+
+        me = rank(pool, since or math.inf, mine)
+        for name, beat in self.running().items():
+            if rank(name, beat.since, beat.configuration) >= me:
+                continue
+            reason = _conflict(mine, beat.configuration.companies)
+            theirs = beat.configuration.upstream.partition(" ")[0]
+            if not reason and theirs not in {"", mine.upstream.partition(" ")[0]}:
+                reason = f"its orders come from {theirs}"
+            if reason:
+                raise OtherDeployment(f"{reason} (pool {name})", "stop all its pools first")
 
     def retire(self, pools: Mapping[str, Heartbeat]) -> list[str]:
         """Remove what no pool has declared for RETIRED_AFTER, and return it; one pool calls this, each minute."""
@@ -100,20 +186,30 @@ def differences(pools: Mapping[str, Heartbeat]) -> dict[str, list[str]]:
     return found
 
 
-def refuse_other(mine: Configuration, pools: Mapping[str, Heartbeat]) -> None:
-    """Raise OtherDeployment if a pool serves other companies, or one of ours with another tenant or environment.
+def refuse_undeclared(mine: Configuration, declared: Mapping[str, DeclaredCompany]) -> None:
+    """Raise OtherDeployment if none of our companies is declared, or one in another tenant or environment.
 
-    A change of anything else may be a rolling one.
+    It holds also while no pool runs. Nothing is refused before the first pool has declared its companies.
     """
-    for name, pool in pools.items():
-        if reason := next(_conflicts(mine, pool.configuration), ""):
-            raise OtherDeployment(name, reason)
+    if reason := _conflict(mine, declared):
+        raise OtherDeployment(reason, "see docs/operations.md#may-two-deployments-share-one-redis")
 
 
-def _conflicts(mine: Configuration, other: Configuration) -> Iterator[str]:
-    for company_id in mine.companies.keys() & other.companies.keys():
-        ours, theirs = (one.companies[company_id].path.rpartition("/")[0] for one in (mine, other))
-        if ours != theirs:
-            yield f"has company {other.companies[company_id].slug} in {theirs} and not in {ours}"
-    if other.companies and not mine.companies.keys() & other.companies.keys():
-        yield f"serves other companies ({', '.join(one.slug for one in other.companies.values())})"
+def _conflict(mine: Configuration, others: Mapping[str, DeclaredCompany]) -> str:
+    """Return in words why these companies are of another deployment, "" if they may be of ours."""
+    both = mine.companies.keys() & others.keys()
+    for company_id in both:
+        ours, theirs = mine.companies[company_id].place, others[company_id].place
+        if theirs not in {"", ours}:
+            return f"it has company {others[company_id].slug} in {theirs} and not in {ours}"
+    if others and not both:
+        return f"it has other companies ({', '.join(one.slug for one in others.values())})"
+    return ""
+
+
+def _companies(found: Mapping[bytes, bytes]) -> dict[str, DeclaredCompany]:
+    companies = {}
+    for company_id, text in found.items():
+        slug, breaker, since, path = [*text.decode().split(" ", 3), "", "", ""][:4]
+        companies[company_id.decode()] = DeclaredCompany(slug, path, breaker, int(since or 0))
+    return companies

@@ -31,11 +31,11 @@ class OtherSchema(StoreUnavailable):
 
 
 class OtherDeployment(ReceiverError):
-    """The running pool `pool` of another deployment uses this Redis under the same prefix."""
+    """Another deployment uses this Redis under the same prefix; `otherwise` is what to do if it should be ours."""
 
-    def __init__(self, pool: str, reason: str) -> None:
-        advice = "set another REDIS_URL or KEY_PREFIX here, or stop that pool first"
-        super().__init__(f"Redis is used by another deployment: pool {pool} {reason}: {advice}")
+    def __init__(self, reason: str, otherwise: str) -> None:
+        advice = f"set another REDIS_URL or KEY_PREFIX here, or {otherwise}"
+        super().__init__(f"Redis is used by another deployment: {reason}: {advice}")
 
 
 class OldServer(StoreUnavailable):

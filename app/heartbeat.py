@@ -19,11 +19,20 @@ T = TypeVar("T")
 
 
 class DeclaredCompany(msgspec.Struct, frozen=True):
-    """A company as a pool knows it: slug, path upstream, and the id of its breaker, which tells API keys apart."""
+    """A company as a pool knows it: slug, path upstream, and the id of its breaker, which tells API keys apart.
+
+    `since` is when a pool declared it first, in ms since 1970; 0 in a heartbeat, which does not say it.
+    """
 
     slug: str
     path: str
     breaker: str
+    since: int = 0
+
+    @property
+    def place(self) -> str:
+        """Return the tenant and the environment, `/tenant/environment`."""
+        return self.path.rpartition("/")[0]
 
 
 class Configuration(msgspec.Struct, frozen=True):

@@ -155,11 +155,11 @@ class Service:
         """Return whether the port of web accepts connections."""
         return accepts(int(self.variables["PORT"]))
 
-    def cli(self, *arguments: str) -> tuple[int, list[Any]]:
+    def cli(self, *arguments: str, **variables: str) -> tuple[int, list[Any]]:
         """Return exit code and JSON lines of `ota-receiver ... --json`."""
         done = subprocess.run(
             [sys.executable, "-m", "app.cli", *arguments, "--json"],
-            env=self._environment(),
+            env=self._environment() | variables,
             cwd=self.folder,
             capture_output=True,
             check=False,

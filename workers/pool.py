@@ -17,7 +17,7 @@ from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.utils import as_text
 
 from app import bootstrap, log
-from app.deployment import Deployment, refuse_other
+from app.deployment import Deployment
 from app.errors import OldServer, OtherDeployment, OtherSchema
 from app.heartbeat import Configuration, Heartbeat, decoded
 from app.ids import OrderKey
@@ -61,7 +61,7 @@ OTHER_SCHEMA: Final = 4
 """Exit code when Redis holds data of another version: this one would misread it."""
 
 OTHER_DEPLOYMENT: Final = 5
-"""Exit code when a pool of another deployment uses this Redis under the same prefix."""
+"""Exit code when another deployment uses this Redis under the same prefix."""
 
 OLD_SERVER: Final = 3
 """Exit code when the server is older than Redis 6.2 or Valkey 7.2."""
@@ -334,19 +334,15 @@ class WorkerRecovery:
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive, which workers it has, and its configuration."""
         now = server_time(self._redis)
-        since = self._since or now
+        is_first, since = not self._since, self._since or now
         self._deployment.declare(self._pool, Heartbeat.of_this_process(workers, now, since, self._configuration))
         self._since = since  # not before: what the first heartbeat replaces is written by the first that succeeds
+        if is_first:
+            self._deployment.wake(self._pool, self._configuration)
 
     def refuse_other_deployment(self) -> None:
-        """Raise OtherDeployment if a pool of another deployment runs here, and began before this one."""
-        me = (self._since, self._pool)
-        others = {
-            name: beat
-            for name, beat in self._deployment.running().items()
-            if name != self._pool and (not self._since or (beat.since, name) < me)
-        }
-        refuse_other(self._configuration, others)
+        """Raise OtherDeployment if this Redis is of another deployment."""
+        self._deployment.refuse_other(self._configuration, self._pool, self._since)
 
     def remove_heartbeat(self) -> None:
         """Remove this pool from the list: its workers have ended and hold nothing."""

@@ -22,7 +22,7 @@ from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
-from app.deployment import Deployment, differences, refuse_other
+from app.deployment import Deployment, differences
 from app.errors import (
     OrderNotFound,
     OtherDeployment,
@@ -167,14 +167,25 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
         contextlib.suppress(StoreUnavailable),
         for_command(loaded.redis_url.get_secret_value(), loaded.key_prefix) as redis,
     ):
-        pools = Deployment(redis).running()
+        deployment = Deployment(redis)
+        pools = deployment.running()
         try:
-            refuse_other(bootstrap.configuration(loaded), pools)
+            deployment.refuse_other(bootstrap.configuration(loaded))
         except OtherDeployment as refusal:
             yield Finding("redis", "deployment", "todo", str(refusal), "Until then web and workers refuse to start.")
         for name, words in differences(pools).items():
             hint = "After a change of settings restart every pool. A rolling change ends by itself."
             yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
+        if pools:
+            yield Finding("redis", "pools", "good", f"{console.many(len(pools), 'worker pool')} under this KEY_PREFIX")
+            return
+        detail = f"no worker pool runs under KEY_PREFIX {loaded.key_prefix}: nothing is fetched"
+        # The Redis user may have no right to see the keys of others.
+        with contextlib.suppress(StoreUnavailable), translated_errors(redis):
+            if others := deployment.other_prefixes():
+                detail += f"; pools run under {', '.join(others)}"
+        hint = "Start `ota-receiver worker`, or set KEY_PREFIX and REDIS_URL as the pools have them."
+        yield Finding("redis", "pools", "todo", detail, hint)
 
 
 def of_address(url: str) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_SEARCHED, Archive, References
-from app.ledger.rate_limit import Breaker, open_breaker
+from app.ledger.rate_limit import Breaker, breaker_id, open_breaker
 from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
@@ -60,7 +60,8 @@ class CommandContext:
         self.settings = settings
         self.redis = redis
         self.deployment = Deployment(redis)
-        self.companies = Companies(settings.companies, self.deployment.slugs())
+        self._declared = self.deployment.companies()
+        self.companies = Companies(settings.companies, {id_: one.slug for id_, one in self._declared.items()})
         self.company_id = self.companies.chosen_id
         self.orders = Archive(redis)
         self.references = References(redis)
@@ -119,11 +120,16 @@ class CommandContext:
         append(self.redis, self.redis.names, AuditEntry(what=what, orders=orders, **words))
 
     def open_breaker(self, company_id: str) -> Breaker | None:
-        """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown."""
-        for one in self.settings.companies:
-            if one.np_company_id == company_id:
-                return open_breaker(self.redis, one.np_api_key.get_secret_value(), one.path)
-        return None
+        """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown.
+
+        It is that of the API key which the pools use, whatever the key is here.
+        """
+        ours = {
+            one.np_company_id: breaker_id(one.np_api_key.get_secret_value(), one.path)
+            for one in self.settings.companies
+        }
+        breakers = ours | {id_: one.breaker for id_, one in self._declared.items()}
+        return open_breaker(self.redis, breakers[company_id]) if company_id in breakers else None
 
     def view(self, found: Any, **derived: object) -> dict[str, Any]:
         """Return an order, an event or a difference for machines: its fields, and its company's slug."""

@@ -50,6 +50,10 @@ _NOT_FOUND: Final = (
     "If no events arrive at all, check the subscription: ota-receiver check",
     "References of orders never fetched are searched among the newest orders only: give the orderId.",
 )
+_NO_POOL: Final = (
+    "No worker pool runs under KEY_PREFIX {prefix}: is this the Redis and the KEY_PREFIX of the pools?"
+    " See: ota-receiver check"
+)
 
 cli = commands(name="orders", help="Orders: fetched, pending and failed.")
 command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES)(erase.erase)
@@ -137,6 +141,8 @@ def explain(order: context.Order) -> None:
         key = here.find(order)
         if key is None:
             sentences = [line.format(text=order) for line in _NOT_FOUND]
+            if not here.deployment.running():
+                sentences.insert(1, _NO_POOL.format(prefix=here.settings.key_prefix))
             if flags().as_json:
                 console.json_line({"order": order, "state": "unknown", "complete": False, "next": " ".join(sentences)})
                 raise typer.Exit(FOUND)

@@ -21,7 +21,7 @@
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
 | `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
-| `ota:companies` | hash: company -> its slug and the id of its breaker | until retired | pool |
+| `ota:companies` | hash: company -> slug, id of its breaker, ms when first declared, path | until retired | pool |
 | `ota:undeclared` | hash: sink or company -> minutes in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |

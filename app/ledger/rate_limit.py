@@ -199,10 +199,10 @@ class Breaker(msgspec.Struct, frozen=True):
     since: datetime
 
 
-def open_breaker(redis: Redis, api_key: str, company: str) -> Breaker | None:
-    """Return the breaker of a company's getOrder calls, None if it is closed."""
+def open_breaker(redis: Redis, breaker: str) -> Breaker | None:
+    """Return the breaker with this id, None if it is closed."""
     client: Any = redis
-    key = redis.names.breaker(breaker_id(api_key, company))
+    key = redis.names.breaker(breaker)
     reason, http, opened_at = client.hmget(key, "reason", "http", "opened_at")
     return Breaker(reason.decode(), int(http) or None, from_ms(int(opened_at))) if opened_at else None
 

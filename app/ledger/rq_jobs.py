@@ -51,6 +51,14 @@ _JOB_ID: Final = re.compile("-f-([0-9a-f-]{36})-([0-9a-f-]{36})-")
 QUEUES_KEY: Final = Queue.redis_queues_keys
 
 
+def prefixes(redis: Redis) -> set[str]:
+    """Return each KEY_PREFIX whose live queue has held a job on this Redis."""
+    queues: Any = redis.smembers(QUEUES_KEY)
+    start, end = Queue.redis_queue_namespace_prefix, f"-{LIVE}"
+    names = (one.decode(errors="replace") for one in queues)
+    return {one.removeprefix(start).removesuffix(end) for one in names if one.endswith(end)}
+
+
 def is_suspended(redis: Redis) -> bool:
     """Return whether `rq suspend` was given: the workers run and take no job until `rq resume`."""
     return bool(_is_suspended(redis))

@@ -88,8 +88,9 @@ def test_orders_of_a_company_that_one_pool_does_not_know_are_fetched_by_the_othe
     code, (status,) = museum_and_zoo.cli("status")
     ((name, words),) = status["pools_differ"].items()
     assert (code, words) == (0, ["no company zoo"]), "for ten minutes it may be a rolling change"
-    (found,) = [one for one in museum_and_zoo.cli("check")[1] if one["what"] == "pools"]
-    assert (found["level"], found["detail"]) == ("note", f"pool {name} differs: no company zoo")
+    found = [(one["level"], one["detail"]) for one in museum_and_zoo.cli("check")[1] if one["what"] == "pools"]
+    differs = f"pool {name} differs: no company zoo"
+    assert found == [("note", differs), ("good", "2 worker pools under this KEY_PREFIX")]
 
 
 def test_workers_that_do_not_know_a_company_pass_its_job_around_without_haste(museum_and_zoo: Service) -> None:
@@ -99,7 +100,7 @@ def test_workers_that_do_not_know_a_company_pass_its_job_around_without_haste(mu
     known = Configuration({museum_and_zoo.company_id_of("Zoo"): zoo})
     with Redis.from_url(museum_and_zoo.valkey.url) as redis:
         now = server_time(redis)
-        Deployment(redis).declare("hangs", Heartbeat("elsewhere", 1, "", [], now + 3000, now + 3000, known))
+        Deployment(redis).declare("hangs", Heartbeat("elsewhere", 1, "", [], now + 3000, now, known))
     (order,) = post(museum_and_zoo, "Zoo", 1)
     eventually(lambda: len(museum_and_zoo.log("worker", "job.returned")) > 8, 10, what="each has returned it")
 
@@ -167,31 +168,49 @@ def test_deliveries_wait_for_the_pool_that_has_the_sink_and_every_shell_says_so(
     ],
     ids=lambda change: "".join(change),
 )
-def test_another_deployment_on_the_same_redis_is_refused_by_name(bare: Service, change: dict[str, str]) -> None:
+@pytest.mark.parametrize("runs", [True, False], ids=["while_a_pool_runs", "while_none_runs"])
+def test_another_deployment_on_the_same_redis_is_refused_by_name(
+    bare: Service, change: dict[str, str], *, runs: bool
+) -> None:
+    """And the owner starts again, also after its only pool was killed."""
     ours = pool(bare)
+    if not runs:
+        ours.kill()
 
     refused = [bare.launch(name, **change).wait(20) for name in ("worker", "web")]
-    bare.variables |= change
-    code, found = bare.cli("check")
+    code, found = bare.cli("check", **change)
 
     assert refused == [5, 5]
     reasons = [bare.log(name, "service.other_deployment")[0]["reason"] for name in ("worker", "web")]
     reasons += [one["detail"] for one in found if one["what"] == "deployment"]
     assert (len(reasons), code) == (3, 1)
     assert all("KEY_PREFIX" in reason and "another deployment" in reason for reason in reasons)
-    assert ours.exit_code is None
+    pool(bare)
+    assert bare.cli("status")[0] == 0
+    assert runs == (ours.exit_code is None)
 
-    ours.kill()
-    bare.start("web")  # at once, though the last heartbeat of the killed pool is fresh
+
+def test_a_pool_with_another_address_of_the_api_starts_once_all_others_have_stopped(bare: Service) -> None:
+    """Half of the orders would come from elsewhere; web fetches nothing, and starts with any address."""
+    first, other = pool(bare), {"NP_BASE_URL": bare.sandbox.url.replace("127.0.0.1", "localhost")}
+
+    assert bare.launch("worker", **other).wait(20) == 5
+    assert f"its orders come from {bare.sandbox.url}" in bare.log("worker", "service.other_deployment")[0]["reason"]
+    assert [one["level"] for one in bare.cli("check", **other)[1] if one["what"] == "deployment"] == ["todo"]
+    bare.start("web", **other)
+    first.kill()
+    pool(bare, **other)  # at once, though the last heartbeat of the killed pool is fresh
+    (order,) = bare.issue()
+    bare.post(bare.event(order))
+    bare.wait_fetched(order)
 
 
 def test_a_rolling_change_is_not_refused(museum_and_zoo: Service) -> None:
-    """A company and a sink are added, and the address of the API changes."""
+    """A company and a sink are added, and the version of the API changes."""
     (museum_and_zoo.folder / "shop.py").write_text("def on_order(order, context): pass\n")
     first = pool(museum_and_zoo, COMPANIES_FILE="museum.toml")
 
-    url = museum_and_zoo.sandbox.url.replace("127.0.0.1", "localhost")
-    second = pool(museum_and_zoo, SINKS=SINK, NP_BASE_URL=url)
+    second = pool(museum_and_zoo, SINKS=SINK, NP_API_VERSION="2026-09-01")
 
     ((_, words),) = museum_and_zoo.cli("status")[1][0]["pools_differ"].items()
     assert words[:2] == ["no company zoo", f"no sink {SINK}"]

@@ -13,18 +13,20 @@ from app.cli.check import of_address
 from app.dev.sandbox.process import Sandbox
 from app.intake.envelope import OrderProcessed
 from app.intake.spool import NAME, SpoolFile
+from app.ledger.keys import DEFAULT_PREFIX
 from tests.command import Ended
-from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, PARTNER, VENUE, Lab, order
+from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, KEYS, PARTNER, VENUE, Lab, order
 
 PATH = "/webhooks/ota-channel-manager"
 
 
 @pytest.fixture
 def lab(connected: Lab, sandbox: Sandbox) -> Lab:
-    """A lab whose two companies are known upstream and have their subscriptions."""
+    """A lab whose two companies are known upstream and have their subscriptions; a pool runs that fits all settings."""
     without_subscriptions(sandbox)
     for slug in COMPANIES:
         subscribe(sandbox, slug)
+    connected.declare(companies={}, sinks=(), upstream="")
     return connected
 
 
@@ -244,6 +246,28 @@ def test_events_that_wait_on_this_machine_are_shown_without_redis(lab: Lab) -> N
 
     assert problems(ended) == [("settings", "spool"), ("redis", "redis")]
     assert "3 events wait on this machine" in ended.out
+
+
+def test_a_shell_without_the_prefix_of_the_pools_is_told_so(lab: Lab) -> None:
+    """Also by `explain`, before it advises to fetch the order through the list; without any pool no prefix is named."""
+    lab.accept(order(1))
+    lab.declare(companies={}, sinks=(), upstream="")
+
+    def pools(**variables: str) -> list[str]:
+        found = lab.run_command("check", "--json", **variables)
+        return [one["detail"] for one in found.objects if one["what"] == "pools" and one["level"] == "todo"]
+
+    def advice(**variables: str) -> str:
+        return str(lab.run_command("orders", "explain", order(2).order_id, "--json", **variables).objects[0]["next"])
+
+    nothing = "no worker pool runs under KEY_PREFIX {}: nothing is fetched".format
+    assert pools() == []
+    assert "No worker pool runs" not in advice()
+    assert pools(KEY_PREFIX="other") == [f"{nothing('other')}; pools run under {DEFAULT_PREFIX}"]
+    assert "No worker pool runs under KEY_PREFIX other" in advice(KEY_PREFIX="other")
+    lab.redis.delete(KEYS.pools)
+    assert pools() == [nothing(DEFAULT_PREFIX)]
+    assert "No worker pool runs" in advice()
 
 
 def test_a_redis_without_durability_is_found(lab: Lab) -> None:

@@ -118,6 +118,27 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     assert status(lab, 0)["queues"][0]["done_s"] is None
 
 
+def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -> None:
+    """The key of the pool that started last counts, and its breaker is open; that of the shell's own key is closed."""
+    lab.declare()
+    lab.accept(order(1))
+    lab.fail_fetch("deferred", order(1), reason="unauthorized", http_status=401)
+    opened: Any = {
+        "open_until": lab.now + 60_000,
+        "opened_at": lab.now - 180_000,
+        "reason": "unauthorized",
+        "http": 401,
+    }
+    lab.redis.hset(KEYS.breaker("breaker"), mapping=opened)
+
+    assert "venue" in status(lab, 0)["breakers_open"]
+    assert "unauthorized (HTTP 401)" in lab.run_command("orders", "explain", order(1).order_id).out
+
+    lab.redis.delete(KEYS.breaker("breaker"))
+    lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, "/tenant/Sandbox/Venue")), mapping=opened)
+    assert status(lab, 0)["breakers_open"] == []
+
+
 def test_events_in_the_spool_of_this_machine_are_counted(lab: Lab) -> None:
     beat(lab)
     folder = lab.folder / "spool"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from app import bootstrap
@@ -16,7 +17,7 @@ from app.alerts import AlertStore
 from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
-from app.errors import ConnectionFault, NotRecorded
+from app.errors import ConnectionFault, NotRecorded, OtherDeployment
 from app.intake.spool import SpoolState
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.policy import BREAKER_FAILURES
@@ -431,9 +432,81 @@ def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: La
     assert deployment.retire(deployment.running()) == [SINK, VENUE]
 
     assert lab.run_command("orders", "explain", order(1).order_id).code == 0
-    assert deployment.slugs() == {MUSEUM: "museum"}
+    assert deployment.companies().keys() == {MUSEUM}
     plain = Lab(lab.redis, sinks=(), now=lab.now + HOUR)
     assert (plain.dispatch(), plain.try_start(), plain.days_kept()) == (1, "nothing", {400})
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_of_two_deployments_that_run_the_one_that_was_here_first_wins(lab: Lab, flushed: bool) -> None:
+    """A stranger that took a gap has to go; so has one that was faster than the owner after Redis was flushed."""
+    deployment, began = Deployment(lab.redis), lab.now - 60_000
+    owner, stranger = (configuration((), name) for name in ("museum", "venue"))
+    lab.declare("owner", since=60, companies=owner.companies)
+    if flushed:
+        lab.redis.flushall()
+    else:
+        lab.redis.hdel(KEYS.pools, "owner")
+    lab.declare("stranger", since=30, companies=stranger.companies)
+
+    if flushed:
+        lab.declare("owner", since=60, companies=owner.companies)
+        deployment.refuse_other(owner, "owner", began)
+    else:
+        deployment.refuse_other(owner)
+        lab.declare("again", since=0, companies=owner.companies)
+        deployment.refuse_other(owner, "again", lab.now)
+    with pytest.raises(OtherDeployment, match=r"other companies \(museum\)"):
+        deployment.refuse_other(stranger, "stranger", lab.now - 30_000)
+
+
+def test_after_a_flush_the_place_of_a_company_is_that_of_the_pool_that_began_first(lab: Lab) -> None:
+    owner = configuration((), "museum").companies
+    elsewhere = msgspec.structs.replace(owner[MUSEUM], path="/other/Sandbox/Museum")
+    lab.declare("stranger", since=30, companies={MUSEUM: elsewhere})
+    lab.declare("owner", since=60, companies=owner)
+
+    assert Deployment(lab.redis).companies()[MUSEUM].path == owner[MUSEUM].path
+
+
+def test_a_company_can_replace_another_step_by_step(lab: Lab) -> None:
+    """Both for a while, then the new one alone, with pools of both kinds at once."""
+    deployment = Deployment(lab.redis)
+    both, new = configuration(()), configuration((), "venue")
+    lab.declare("old", since=300, companies=configuration((), "museum").companies)
+    lab.redis.hdel(KEYS.pools, "old")
+    lab.declare("both", since=200, companies=both.companies)
+
+    deployment.refuse_other(new)
+    lab.declare("new", since=0, companies=new.companies)
+    deployment.refuse_other(new, "new", lab.now)
+    deployment.refuse_other(both, "both", lab.now - 200_000)
+
+
+def test_what_waits_for_a_pool_is_due_when_it_starts_and_nothing_else_is(lab: Lab) -> None:
+    """A delivery and a fetch; not the retry of a delivery, nor an order whose job waits in a queue."""
+    mine = configuration()
+    lab.declare("former")
+    lab.redis.hdel(KEYS.pools, "former")
+    lab.accept_and_fetch(order(1))
+    lab.accept_and_fetch(order(2))
+    lab.deliver("retry", order(2))
+    lab.redis.zadd(KEYS.due, {order(2).member: lab.now + 60_000})
+    lab.accept_and_fetch(order(4))
+    lab.redis.hset(KEYS.record(order(4)), "job", "live")
+    lab.accept(order(3))
+    lab.fail_fetch("deferred", order(3), reason="unknown_company")
+    lab.declare("plain", sinks=(), companies=configuration((), "museum").companies)
+
+    def due() -> set[str]:
+        found: Any = lab.redis.zrangebyscore(KEYS.due, 0, lab.now + 1000)
+        return {one.decode() for one in found}
+
+    assert due() == set()
+    assert Deployment(lab.redis).wake("plain", configuration((), "museum")) == 0
+    assert Deployment(lab.redis).wake("mine", mine) == 2
+    assert due() == {order(1).member, order(3).member}
+    assert lab.field("fetch_at", order(3)) is None
 
 
 def test_a_sink_that_returns_within_the_day_gets_what_it_missed(lab: Lab) -> None:

@@ -1,20 +1,22 @@
 -- snapshot: the state of the receiver, in one step that costs the same with one order and with a million. Writes nothing.
 --
 -- a  sample (orders of `due` to look at, from either end), companies (id, slug and id of the breaker of each), job_prefix,
---    queues (name -> key). Companies that a pool has declared are added.
+--    queues (name -> key). Companies that a pool has declared are added; the breaker of each is the one that is declared.
 -- Returns JSON; its fields are those of app/snapshot.py. Maps only: an empty Lua table has no type.
 local companies, sinks, queues = {}, {}, {}
-local declared = redis.call('HGETALL', prefix .. 'companies')
+local declared, breakers = redis.call('HGETALL', prefix .. 'companies'), {}
 for i = 1, #declared, 2 do
-  local slug, breaker = string.match(declared[i + 1], '^(%S+) (%S+)$')
+  local slug, breaker = string.match(declared[i + 1], '^(%S+) (%S+)')
   table.insert(a.companies, {declared[i], slug or declared[i], breaker or ''})
+  breakers[declared[i]] = breaker
 end
 -- A company that another one of the same name has replaced is shown by its id until it is retired.
 local owners = {}
 for _, one in ipairs(a.companies) do
   local id, slug = one[1], one[2]
   owners[slug] = owners[slug] or id
-  local breaker = redis.call('HMGET', prefix .. 'breaker:' .. one[3], 'open_until', 'opened_at', 'reason', 'http')
+  local breaker = redis.call('HMGET', prefix .. 'breaker:' .. (breakers[id] or one[3]), 'open_until', 'opened_at',
+    'reason', 'http')
   local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
   local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
   companies[id] = companies[id] or {
