@@ -76,6 +76,7 @@ class SpoolFile:
         """
         self._path = path
         self._known = 0
+        self._is_readable = True
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         self._inode = _inode(path.stat())
         # Opened by one thread and used by it alone, save for `close` in tests.
@@ -125,20 +126,19 @@ class SpoolFile:
         except sqlite3.Error as error:
             # A broken file that was moved away: its events are in the file that was moved.
             _log.error("spool.failed", error=type(error).__name__, cause=reason_of(error), trace=log.trace_of(error))
-            found = 0
+            found, self._is_readable = 0, False
+            # An emptied file is also the new one: a lock that stays would keep events out of it.
+            self._db.rollback()
         return found, max(known - found - self._recorded(), 0)
 
     def left(self) -> int:
         """Return how many events of this deleted file Redis has not recorded."""
-        try:
-            return self.waiting() - self._recorded()
-        except sqlite3.Error:
-            return 0
+        return self.waiting() - self._recorded() if self._is_readable else 0
 
     def take_over(self, deleted: SpoolFile) -> None:
         """Store the events of a deleted file, which can still be read through its connection."""
         with self.locked():
-            self._insert([event for _, event in deleted.oldest(-1)] if deleted.left() else [])
+            self._insert([event for _, event in deleted.oldest(-1)])
 
     def discard(self) -> None:
         """Close the file, and delete it if no event is in it."""
@@ -149,6 +149,8 @@ class SpoolFile:
 
     def oldest(self, count: int, after: int = 0) -> list[tuple[int, OrderProcessed]]:
         """Return up to `count` events (-1: all) with ids above `after` that are not dropped, oldest first."""
+        if not self._is_readable:
+            return []
         found = self._db.execute(_AFTER, (after, count)).fetchall()
         return [(row[0], OrderProcessed(*row[1:])) for row in found]
 
