@@ -73,7 +73,8 @@ def web_app(settings: Settings) -> ASGIApp:
                 task.cancel()
             await asyncio.wait(tasks)
             await counters.flush()
-            if spool:
+            if spool and failover:
+                await failover.rescue()
                 await spool.close()
             await redis.aclose()
 

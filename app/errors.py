@@ -78,7 +78,7 @@ class RequestRefused(ReceiverError):
 
 
 class NotRecorded(RequestRefused):
-    """Neither Redis nor the spool took the events. `error` names the underlying error; `cause`: a sentence on Redis."""
+    """Neither Redis nor the spool took the events. `error` names the underlying error; `cause` is a sentence."""
 
     def __init__(self, reason: str, error: str, cause: str = "") -> None:
         super().__init__(503, reason)

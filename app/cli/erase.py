@@ -13,7 +13,7 @@ from app.cli import console, context
 from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, Stop, flags
 from app.cli.context import CommandContext, open_context
 from app.erasure import Traces, are_in
-from app.intake.spool import Swept, erase_rows
+from app.intake.spool_file import Swept, erase_rows
 
 EXAMPLE: Final = "ota-receiver orders erase --email - < address.txt"
 CODES: Final = {

@@ -19,7 +19,7 @@ from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
 from app.deployment import differences
 from app.ids import OrderKey
-from app.intake.spool import waiting
+from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent

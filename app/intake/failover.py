@@ -15,6 +15,7 @@ from app.errors import NotRecorded
 from app.intake.envelope import OrderProcessed
 from app.intake.recorder import GROUP, Inbox, Recorded
 from app.intake.spool import Backlog, Spool
+from app.intake.spool_file import reason_of
 from app.ledger.redis import log_outage
 
 FIRST_PAUSE: Final = 0.5
@@ -29,6 +30,9 @@ RETRY_REFUSED_EVERY: Final = 600.0
 
 CHECK_EVERY: Final = 2.0
 """Seconds between two checks for events that another process of this machine has left in the spool."""
+
+RESCUE_SECONDS: Final = 5.0
+"""For the events of a deleted spool file when the process ends."""
 
 _log = log.get()
 
@@ -84,7 +88,7 @@ class Failover:
                     continue
                 if time.monotonic() - retried >= RETRY_REFUSED_EVERY:
                     retried = time.monotonic()
-                    self._spool.retry_refused()
+                    await self._spool.retry_refused()
                 if backlog := await self._spool.backlog(GROUP):
                     await self._drain(backlog)
                     continue
@@ -93,7 +97,7 @@ class Failover:
                 # This task must not end: nothing would be drained. One line an error: the next attempt follows at once.
                 if self._error != type(error).__name__:
                     self._error = type(error).__name__
-                    _log.error("spool.failed", error=self._error, trace=log.trace_of(error))
+                    _log.error("spool.failed", error=self._error, cause=reason_of(error), trace=log.trace_of(error))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._unavailable.wait(), CHECK_EVERY)
 
@@ -104,8 +108,15 @@ class Failover:
             return
         self._unavailable.clear()
         self._recovered_at = time.monotonic()
-        self._spool.retry_refused()
         _log.warning("redis.recovered", role="web", waiting=(await self._spool.state()).waiting)
+        await self._spool.retry_refused()
+
+    async def rescue(self) -> None:
+        """At the end of the process: record the events of a deleted spool file, if Redis takes them."""
+        with suppress(Exception):
+            async with asyncio.timeout(RESCUE_SECONDS):
+                while (backlog := await self._spool.backlog(GROUP)) and self._spool.ends_with_the_process:
+                    await self._spool.drop(backlog, await self._record(backlog))
 
     async def _drain(self, backlog: Backlog) -> None:
         started = time.monotonic()

@@ -12,7 +12,7 @@ import pytest
 from app.cli.check import of_address
 from app.dev.sandbox.process import Sandbox
 from app.intake.envelope import OrderProcessed
-from app.intake.spool import NAME, SpoolFile
+from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.keys import DEFAULT_PREFIX
 from tests.command import Ended
 from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, KEYS, PARTNER, VENUE, Lab, order

@@ -14,7 +14,7 @@ from rq.suspension import resume, suspend
 
 from app.heartbeat import Heartbeat
 from app.intake.envelope import OrderProcessed
-from app.intake.spool import NAME, SpoolFile
+from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.rate_limit import breaker_id
 from tests.lab import API_KEY, KEYS, MUSEUM, VENUE, Lab, configuration, order
 from tests.lab_upstream import Upstream, says

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.erasure import Erasure, Traces
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
-from app.intake.spool import NAME, SpoolFile, erase_rows
+from app.intake.spool_file import NAME, SpoolFile, erase_rows
 from app.ledger import policy
 from app.ledger.orders import Archive
 from app.ledger.redis import Redis

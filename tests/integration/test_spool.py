@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -23,12 +24,25 @@ import pytest
 from app.dev.valkey import Valkey, start
 from app.errors import SettingsError
 from app.intake.envelope import OrderProcessed
-from app.intake.spool import NAME, Spool, SpoolFile, waiting
+from app.intake.spool import Spool
+from app.intake.spool_file import NAME, SpoolFile, waiting
 from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.integration.relay import relay
 from tests.lab import KEYS, Lab
-from tests.service import OPS_TOKEN, SECRET, SERVE, Web, item, key_of, post, samples, serving, settings_of_one_company
+from tests.service import (
+    OPS_TOKEN,
+    SECRET,
+    SERVE,
+    Web,
+    item,
+    key_of,
+    post,
+    samples,
+    serve_changed,
+    serving,
+    settings_of_one_company,
+)
 
 LONGEST = 2.5
 """Seconds within which a POST is answered whatever Redis does."""
@@ -47,7 +61,7 @@ main()
 KILLED_AT = """
 import os, signal, sys
 from app.cli.main import main
-from app.intake.spool import SpoolFile
+from app.intake.spool_file import SpoolFile
 
 when, name = sys.argv.pop(1).split(":")
 step = getattr(SpoolFile, name)
@@ -68,18 +82,18 @@ import sqlite3
 from pathlib import Path
 from app.cli.main import main
 from app.intake import failover
-from app.intake.spool import SpoolFile
+from app.intake.spool_file import SpoolFile
 
-drop = SpoolFile.drop
+delete = SpoolFile.delete_recorded
 
-def drop_with_room(*arguments):
+def delete_with_room(*arguments):
     if Path("room").exists():
-        return drop(*arguments)
+        return delete(*arguments)
     with open("tries", "a") as tries:
         tries.write(".")
     raise sqlite3.OperationalError("database or disk is full")
 
-SpoolFile.drop, failover.CHECK_EVERY, failover.RETRY_REFUSED_EVERY = drop_with_room, 0.05, 0.3
+SpoolFile.delete_recorded, failover.CHECK_EVERY, failover.RETRY_REFUSED_EVERY = delete_with_room, 0.05, 0.3
 main()
 """
 
@@ -156,6 +170,16 @@ def put_in_place(path: Path, how: str) -> None:
         path.with_name(f"{NAME}-wal").touch()
     for one in path.parent.iterdir():
         one.chmod(0o600)
+
+
+def gone_of(web: Web) -> list[tuple[int, int]]:
+    """Return how many events each `spool.file_gone` names as readable and as lost."""
+    return [(line["events"], line["lost"]) for line in web.lines() if line["event"] == "spool.file_gone"]
+
+
+def limit_files(web: Web, size: int) -> None:
+    """Let no file of the process grow beyond `size` bytes: a full disk without a mount."""
+    resource.prlimit(web.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def wait_until_ready(web: Web, answer: str) -> None:
@@ -272,7 +296,8 @@ class TestSeveralProcesses:
     def test_processes_that_open_one_new_file_do_not_stop_each_other(self, spool: Path) -> None:
         """A lock that is held for longer than BUSY_SECONDS is a 503 for one sender, and nothing else may fail."""
         program = (
-            "import sqlite3, sys, time; from pathlib import Path; from app.intake.spool import NAME, Spool, SpoolFile\n"
+            "import sqlite3, sys, time; from pathlib import Path; from app.intake.spool import Spool\n"
+            "from app.intake.spool_file import NAME, SpoolFile\n"
             "until, opened = time.monotonic() + 1.5, 0\n"
             "while time.monotonic() < until:\n"
             "    Spool(Path(sys.argv[1]), 10**8)\n"
@@ -394,10 +419,7 @@ class TestDisk:
             else:
                 shutil.rmtree(machine.spool)
             eventually(lambda: waiting(machine.spool) == kept, 10, what="it is written anew")
-            eventually(
-                lambda: any(line["event"] == "spool.file_gone" and line["events"] == kept for line in web.lines()),
-                what="it is logged",
-            )
+            eventually(lambda: gone_of(web) == [(kept, 1 - kept)], what="it is logged")
             assert web.deliver(after)["spooled"] == 1
             web.process.kill()
         machine.valkey.restart()
@@ -415,6 +437,68 @@ class TestDisk:
         with machine.serve() as web:
             eventually(lambda: any(line["event"] == "spool.file_gone" for line in web.lines()), what="it is logged")
 
+    @pytest.mark.parametrize("end", ["redis is back", "stopped", "room is back"])
+    def test_events_of_a_deleted_file_are_kept_though_no_other_can_be_written(self, machine: Machine, end: str) -> None:
+        # Only its end asks Redis again.
+        change = "from app.intake import failover; failover.FIRST_PAUSE = 60.0" if end == "stopped" else ""
+        with machine.serve(serve_changed(change)) as web:
+            machine.valkey.pause()
+            items = [item() for _ in range(1000)]
+            for start in range(0, 1000, 200):
+                assert web.deliver(*items[start : start + 200])["spooled"] == 200
+            limit_files(web, 150_000)
+            (machine.spool / NAME).unlink()
+            (machine.spool / f"{NAME}-journal").unlink()
+            refused = item()
+            answer = web.post({"values": [refused]})
+            assert answer.json()["reason"] == "spool_failed"
+            (line,) = [line for line in web.lines_of(answer) if line["event"] == "intake.unavailable"]
+            assert "spool.sqlite was deleted, and a new one cannot be written" in line["cause"]
+            eventually(lambda: gone_of(web) == [(1000, 0)], what="it is logged")
+            assert waiting(machine.spool) is None
+
+            if end == "room is back":
+                limit_files(web, resource.RLIM_INFINITY)
+                assert web.deliver(refused)["spooled"] == 1
+                assert waiting(machine.spool) == 1001
+            machine.valkey.resume()
+            if end == "stopped":
+                assert web.process.stop() == 0
+                # Recorded are so many that the rest fits in a new file.
+                with machine.serve(folder="next"):
+                    machine.wait_until_empty()
+            machine.wait_until_drained(*items)
+            assert len(Lab(machine.redis).events()) == 1000 + (end == "room is back")
+            machine.wait_until_empty()
+
+    def test_a_reserve_of_the_disk_is_left_for_deleting(self, machine: Machine) -> None:
+        """Otherwise a full spool could not be drained: deleting its rows needs a journal."""
+        change = "from app.intake import spool_file; spool_file.RESERVE = 10**18"
+        with machine.serve(serve_changed(change), url=NO_REDIS) as web:
+            answer = web.post({"values": [item()]})
+            assert (answer.status_code, answer.json()["reason"]) == (503, "spool_failed")
+            (line,) = [line for line in web.lines_of(answer) if line["event"] == "intake.unavailable"]
+            assert line["cause"] == "the disk is full"
+            shown = web.http.get("/readyz", headers={"authorization": f"Bearer {OPS_TOKEN}"}).json()
+            assert [one["detail"] for one in shown["checks"] if one["check"] == "spool"] == ["the disk is full"]
+        program = f"from app.cli.main import main; {change}; main()"
+        env = {**os.environ, **settings_of_one_company(NO_REDIS), "SPOOL_DIR": str(machine.spool)}
+        command = [sys.executable, "-c", program, "check"]
+        done = subprocess.run(command, env=env, cwd=machine.folder, capture_output=True, timeout=30, check=False)
+        assert b"the disk is full" in done.stdout
+
+    def test_the_log_says_how_many_events_were_lost_with_an_overwritten_file(self, machine: Machine) -> None:
+        machine.valkey.stop()
+        with machine.serve() as web:
+            assert web.deliver(item(), item())["spooled"] == 2
+            (machine.spool / NAME).write_bytes(b"no database" * 1000)
+            answer = web.post({"values": [item()]})
+            (line,) = [line for line in web.lines_of(answer) if line["event"] == "intake.unavailable"]
+            assert "broken or not ours" in line["cause"]
+            (machine.spool / NAME).unlink()
+            assert web.deliver(item())["spooled"] == 1
+            eventually(lambda: gone_of(web) == [(0, 2)], what="it is logged")
+
     def test_a_disk_without_room_to_delete_makes_no_second_fetch(self, machine: Machine) -> None:
         """Not of an event without a timestamp either; those behind them are drained, and deleted later."""
         machine.valkey.stop()
@@ -428,6 +512,7 @@ class TestDisk:
             eventually(lambda: tries.stat().st_size > 8, what="it is tried again")
             assert any(line["event"] == "spool.failed" for line in web.lines())
             assert waiting(machine.spool) == 303
+            assert not any(Lab(machine.redis).record(key_of(one)).get("duplicates") for one in items[2:])
             (machine.folder / "room").touch()
             machine.wait_until_empty()
             machine.wait_until_drained(*items)
