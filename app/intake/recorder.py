@@ -41,6 +41,7 @@ CALL_SECONDS: Final = 1.0
 """The second try, on a new connection: connecting, authentication and loading the script have time-outs too."""
 
 DROP_SECONDS: Final = 0.1
+"""For closing the idle connections before the second try, which does not need them closed."""
 
 ACCEPT_SECONDS: Final = 1.5
 """One POST, from its arrival to the answer of Redis; with the spool's PUT_SECONDS it stays below 2.5 s."""
