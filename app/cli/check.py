@@ -84,7 +84,7 @@ def check() -> None:
         correct = "Correct it: docs/settings.md explains every setting."
         found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
     signs = ("", lambda one: _SIGNS[one.level])
-    console.listing(found, (signs, "about", "what", ("found", "detail"), ("what to do", "advice")))
+    console.listing(found, (signs, "about", "what", ("found", "detail"), (">what to do", "advice")))
     levels = {finding.level for finding in found}
     raise typer.Exit(USAGE if "wrong" in levels else FOUND if "todo" in levels else DONE)
 

@@ -42,11 +42,16 @@ class Companies:
     def __init__(self, companies: Sequence[Company], declared: Mapping[str, str]) -> None:
         self._slugs = {**declared, **{company.np_company_id: company.slug for company in companies}}
         self.ids = tuple(self._slugs)
+        self.are_several = len(self.ids) > 1
         name, ids = flags().company, {slug: company_id for company_id, slug in self._slugs.items()}
         self.chosen_id = ids.get(name or "") or guid(name)
         if name is not None and self.chosen_id is None:
             raise Stop(f"No company {name!r} is known. There are: {', '.join(sorted(ids))}.")
         self.chosen = [one for one in companies if self.chosen_id in (None, one.np_company_id)]
+
+    def column(self, found: Sequence[Any]) -> tuple[console.Column, ...]:
+        """Return the column `company` of a list: there is none if all are of the only company that is known."""
+        return () if not self.are_several and {one.company_id for one in found} <= {*self.ids} else ("?company",)
 
     def slug(self, company_id: str) -> str:
         """Return the slug, or the GUID of a company that is not known (any more)."""

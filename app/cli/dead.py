@@ -75,17 +75,17 @@ def list_(
     until: context.Until = None,
     limit: context.Limit = 50,
 ) -> None:
-    """List dead letters, oldest first. Orders come before deliveries. Exits 0 also if there are none."""
+    """List dead letters, oldest first. Orders come before deliveries."""
     with open_context() as here:
         now = here.now()
         age = ("age", lambda letter: times.age(now - letter.at))
-        columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
-        console.listing(found[:limit], columns, lambda letter: _view(here, letter, now))
-    if not found:
-        console.say("No dead letters.")
-    elif len(found) > limit and not flags().as_json:
+        company, order, since_ = here.companies.column(found), ("=order", "order_id"), ("?@since", "at")
+        columns = (age, *company, order, "reason", "=reference", ">sink", "#http", "?status", since_)
+        shown = partial(_view, here, now=now)
+        console.listing(found[:limit], columns, shown, nothing="No dead letter matches.")
+    if len(found) > limit and not flags().as_json:
         console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 

@@ -194,7 +194,7 @@ def simulate(
         console.say("All orders are right.")
         return
     shown = [(one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]]
-    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("order", "what"), shown)
+    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("=order", ">what"), shown)
     if len(report.wrong) > _MOST_SHOWN and not flags().as_json:
         console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
     raise typer.Exit(FOUND)

@@ -103,7 +103,7 @@ def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
     console.result(f"{console.many(len(erased), 'order')} erased, with {counts} and {texts_of}.", totals)
     copies = [(copy.sink, key) for one in erased for copy in one.copies for key in copy.keys_begin]
     if copies:
-        columns = ("sink", "idempotency key begins with")
+        columns = ("sink", ">idempotency key begins with")
         console.table("Not erased, you must handle: copies that sinks have, or may have", columns, copies)
     for trouble in swept.problems:
         console.remark(f"Not erased: {trouble}. Fix it, and run the command again.")
@@ -129,12 +129,12 @@ def _show(here: CommandContext, found: Sequence[Traces]) -> None:
         return f"revision {traces.revision}" if traces.revision and traces.erased is None else "none"
 
     columns = (
-        "company",
+        *here.companies.column([traces.order for traces in found]),
         ("=order", "order_id"),
         "erased",
         ("content", content),
         ("#events", lambda traces: len(here.events.of_order(traces.order))),
-        ("copies in sinks", lambda traces: tuple(one.sink for one in traces.copies)),
+        (">copies in sinks", lambda traces: tuple(one.sink for one in traces.copies)),
     )
     title = "To be erased: content, references, events, spooled events"
     console.listing(found, columns, partial(_view, here), title=title)

@@ -51,10 +51,11 @@ def list_(
     limit: context.Limit = 50,
 ) -> None:
     """List the latest events, newest last. Duplicates are not stored: `orders explain` counts them."""
-    columns = ("=id", ("@received", "at"), "?company", ("=order", "order_id"), "status", "?outcome", "?reference")
     with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
         found = list(islice(here.events.newest_first(query), limit))[::-1]
+        company, event_id = here.companies.column(found), ("?=event", "id")
+        columns = (("@received", "at"), *company, ("=order", "order_id"), "status", "=reference", event_id, "?outcome")
         console.listing(found, columns, here.view, nothing="No event matches.")
 
 
@@ -147,8 +148,8 @@ class Tail:
             return found, dict(zip(orders, self.here.orders.records(orders), strict=True))
 
     def _print_event(self, event: StoredEvent) -> None:
-        slug = self.here.companies.slug(event.company_id)
-        text = f"{event.order_id} {slug}: {event.status}, {event.outcome} {event.reference}"
+        known_as = f" ({event.reference})" if event.reference else ""
+        text = f"{self._name(event.key)}{known_as}: {event.status}, {event.outcome}"
         self._print(event.at, text, {"what": "event"} | self.here.view(event))
         self.waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
         while len(self.waiting) > MOST:
@@ -177,8 +178,12 @@ class Tail:
         outcome |= {"reason": reason, "took_ms": took}
         outcome |= {name: getattr(record, name) for name in ("revision", "wallets", "tickets", "coupons")}
         detail = f"{status}, {assets(record)}" if state == "fetched" else reason
-        text = f"{record.order_id} {slug}: {state} after {times.span(took)}"
+        text = f"{self._name(record.key)}: {state} after {times.span(took)}"
         self._print(at, f"{text}: {detail}" if detail else text, outcome)
+
+    def _name(self, order: OrderKey) -> str:
+        companies = self.here.companies
+        return f"{order.order_id} {companies.slug(order.company_id)}" if companies.are_several else order.order_id
 
     def _print(self, at: datetime, text: str, value: Any) -> None:
         console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value)

@@ -93,27 +93,25 @@ def list_(
     """List orders, the latest change first. --since and --until select by that change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
-    columns = (
-        ("@changed", lambda record: record.changed),
-        "?company",
-        ("=order", "order_id"),
-        "state",
-        ("status", lambda record: record.known_status),
-        "#wallets",
-        "#tickets",
-        "#coupons",
-        "?reference",
-        ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
-    )
     with open_context() as here:
         now, state = here.now(), "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
-        found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
+        matching = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
+        found = list(islice(matching, limit))
+        columns = (
+            ("@changed", lambda record: record.changed),
+            *here.companies.column(found),
+            ("=order", "order_id"),
+            "state",
+            "=reference",
+            ("?status", lambda record: record.known_status),
+            (">error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
+            "#wallets",
+            "#tickets",
+            "#coupons",
+        )
         console.listing(
-            list(islice(found, limit)),
-            columns,
-            lambda record: here.view(record, state=record.state(now)),
-            nothing="No order matches.",
+            found, columns, lambda record: here.view(record, state=record.state(now)), nothing="No order matches."
         )
 
 
@@ -130,7 +128,8 @@ def show(
     if view.order is not None and view.order.manifest_url:
         console.say(f"manifest  {view.order.manifest_url}")
     if view.order is not None and view.order.wallets:
-        headings = ("line", "visit", "wallet", "guest", "asset", "number", "item", "description")
+        headings = ("line", "visit", "=wallet", "guest", "asset", "=number", "item", "description")
+        console.say("")
         console.table("", headings, asset_rows(view.order.items))
 
 

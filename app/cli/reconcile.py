@@ -154,13 +154,13 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
 
 def _show(here: CommandContext, differences: Sequence[Discrepancy]) -> None:
     columns = (
-        "company",
+        *here.companies.column(differences),
         ("=order", "order_id"),
         ("difference", lambda one: f"{one.kind} (for good)" if one.for_good else one.kind),
-        ("listed as", "status"),
-        ("here", "stored_status"),
-        "differs",
-        "?reference",
+        "=reference",
+        (">differs", "differs"),
+        ("?listed as", "status"),
+        ("?here", "stored_status"),
         ("?@received", "received_at"),
     )
     console.listing(differences, columns, here.view)
@@ -182,7 +182,7 @@ def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     missing = _missing(here, expected, company_ids)
 
     def show() -> None:
-        columns = (("#line", lambda one: str(one.line)), ("order", "order_id"), "references")
+        columns = (("line", lambda one: str(one.line)), ("=order", "order_id"), "=references")
         console.listing(missing, columns, lambda one: {"kind": "missing"} | msgspec.structs.asdict(one))
         of = f"{console.many(len(expected), 'order')} expected"
         console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")

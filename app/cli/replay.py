@@ -181,8 +181,8 @@ def _start(
 @command(cli, "ota-receiver replays list --limit 5")
 def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first. Each with what was requested, by whom and why, and how much is left."""
-    selected = ("selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
-    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "#rate", selected, "who", "why")
+    selected = (">selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
+    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "who", selected, ">why", "#rate")
     with open_context() as here:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 

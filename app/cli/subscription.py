@@ -93,7 +93,8 @@ def list_() -> None:
                 found += [_view(one, subscription) for subscription in upstream.subscriptions()]
             except UpstreamError as error:
                 troubles.append(trouble(one.slug, error, WEBHOOK_PERMISSIONS))
-    columns = ("=id", "company", "event", "state", "secret", ("address", "url"))
+    company = ("?company",) if len({one["company"] for one in found}) > 1 else ()
+    columns = ("=id", *company, "state", "secret", (">address", "url"), ">event")
     console.listing(found, columns, dict, nothing="" if troubles else "No subscription.")
     if troubles:
         raise Stop("\n".join(troubles), AWAY)

@@ -208,7 +208,7 @@ def test_each_change_by_hand_is_noted_with_its_author_and_selection(lab: Lab) ->
     assert {one["who"].partition("@")[0] for one in ended[-3].objects} == {"ann"}
     assert "canary-pay" not in ended[-3].out
     assert (ended[-2].code, ended[-2].out.count("order_missing"), ended[-2].out.count("ann@")) == (0, 1, 1)
-    assert (ended[-1].code, ended[-1].err) == (0, "The audit is empty.\n")
+    assert (ended[-1].code, ended[-1].err) == (0, "The audit has no such entry.\n")
 
 
 def test_dry_runs_and_refused_changes_are_not_noted(lab: Lab) -> None:

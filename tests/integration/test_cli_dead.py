@@ -54,13 +54,6 @@ def test_dead_letters_are_listed_with_reason_and_age(letters: Lab) -> None:
     assert table.out.count("order_missing") == 2
 
 
-def test_a_list_without_dead_letters_says_so_and_exits_0(lab: Lab) -> None:
-    table, lines = lab.run_command("dead", "list"), lab.run_command("dead", "list", "--json")
-
-    assert (table.code, table.out) == (0, "No dead letters.\n")
-    assert (lines.code, lines.out) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("filters", "numbers"),
     [

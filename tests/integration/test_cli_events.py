@@ -27,7 +27,7 @@ def test_events_are_listed_newest_last_as_a_table_and_as_lines(lab: Lab) -> None
     table, lines = lab.run_command("events", "list"), lab.run_command("events", "list", "--json", "--limit", "2")
 
     assert (table.code, lines.code, lines.err) == (0, 0, "")
-    assert [line.split()[3] for line in table.out.splitlines()[3:-1]] == ["venue", "museum", "venue"]
+    assert [line.split()[1] for line in table.out.splitlines()[3:]] == ["venue", "museum", "venue"]
     listed = [(event["company"], event["order_id"], event["status"], event["outcome"]) for event in lines.objects]
     assert listed == [
         ("museum", order(2).order_id, "Issued", "queued"),
@@ -57,10 +57,7 @@ def test_events_are_filtered(lab: Lab, filters: tuple[str, ...], numbers: list[i
     assert [event["order_id"] for event in found.objects] == [order(number).order_id for number in numbers]
 
 
-def test_no_match_and_an_unknown_event_are_exit_code_1(lab: Lab) -> None:
-    ended = lab.run_command("events", "list", "--until", "1h", "--json")
-
-    assert (ended.code, ended.out, ended.err) == (1, "", "No event matches.\n")
+def test_an_unknown_event_is_exit_code_1(lab: Lab) -> None:
     assert lab.run_command("events", "show", "1-1").code == 1
 
 

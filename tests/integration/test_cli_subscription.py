@@ -102,7 +102,7 @@ def test_an_address_with_another_path_is_accepted_with_a_warning(lab: Lab, sandb
 
 def test_list_shows_state_and_secret_of_every_company(lab: Lab, sandbox: Sandbox) -> None:
     empty = run(lab, "list")
-    assert (empty.code, empty.err) == (1, "No subscription.\n")
+    assert (empty.code, empty.out, empty.err) == (0, "", "No subscription.\n")
     first = subscribe(sandbox, "venue", notificationUrl=f"{URL}?code=hidden")
     second = subscribe(sandbox, "venue", clientState="canary-of-another-sender", eventName="another_event")
     third = subscribe(sandbox, "museum")
