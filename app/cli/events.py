@@ -19,7 +19,7 @@ from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.order_view import assets
 from app.errors import StoreUnavailable
-from app.ids import OrderKey, guid
+from app.ids import OrderKey, beginning, guid
 from app.ledger.events import EventQuery, StoredEvent
 from app.ledger.record import OrderRecord, State
 from app.ledger.redis import translated_errors
@@ -60,10 +60,10 @@ def list_(
 
 
 @command(cli, "ota-receiver events show 1763803942123-0")
-def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")]) -> None:
+def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id; its beginning is enough.")]) -> None:
     """Show one event, and the state of its order."""
     with open_context() as here:
-        event = next(iter(here.events.of_ids([event_id])), None)
+        event = next(iter(here.events.of_ids([here.event_id(event_id)])), None)
         if event is None:
             raise Stop(f"No event {event_id!r} found; it may be older than EVENT_DAYS.", FOUND)
         record = here.orders.record(event.key)
@@ -196,6 +196,8 @@ def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], 
     order_id = guid(text)
     if order_id is not None:
         return lambda event: event.order_id == order_id
-    known = set(here.references.orders(text, here.company_id))
+    known: set[OrderKey | None] = set(here.references.orders(text, here.company_id))
+    if not known and beginning(text):
+        known.add(here.find(text))
     reference = text.strip().casefold()
     return lambda event: event.key in known or event.reference.casefold() == reference

@@ -16,10 +16,10 @@ import typer
 from app import times
 from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands, flags
-from app.cli.context import CommandContext, open_context
+from app.cli.context import CommandContext, only, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Plan, Selected, Selection, is_plan_id, needless, select
+from app.replay import Plan, Selected, Selection, needless, select
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -46,7 +46,7 @@ Rate = Annotated[
     float | None,
     typer.Option("--rate", min=0.01, max=5000, help="Orders a second. Default: the backfill's share of the limits."),
 ]
-PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
+PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan; its beginning is enough.")]
 
 cli = commands(name="replays", help="Plans made by `events replay`.")
 
@@ -60,10 +60,10 @@ def default_rate(settings: Settings) -> float:
 
 def replay(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids; the beginning is enough.")
     ] = None,
     order: Annotated[
-        list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")
+        list[str] | None, typer.Option("--order", help="An order, by orderId, its beginning, or reference; repeatable.")
     ] = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
@@ -92,13 +92,14 @@ def replay(
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
     if force and (to_sinks or sink):
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
-    wrong = next((one for one in ids or [] if not is_event_id(one)), None)
-    if wrong is not None:
-        raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
     with open_context() as here:
+        event_ids = [here.event_id(one) for one in ids or []]
+        wrong = next((one for one in event_ids if not is_event_id(one)), None)
+        if wrong is not None:
+            raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
         sinks = _sinks(here.sinks, to_sinks, sink or [])
         selection = Selection(
-            event_ids=tuple(dict.fromkeys(ids or [])),
+            event_ids=tuple(dict.fromkeys(event_ids)),
             orders=tuple(dict.fromkeys(here.order(text) for text in order or [])),
             company_id=here.company_id,
             status=status,
@@ -214,7 +215,13 @@ def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[st
 
 def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     """Return the plan; raises Stop when there is none, or it has ended."""
-    plan = here.plans.of(plan_id) if is_plan_id(plan_id) else None
+    ids = here.plans.ids()
+    known = (
+        plan_id
+        if plan_id in ids
+        else only("plan", plan_id, [one for one in ids if len(plan_id) > 3 and one.startswith(plan_id)])
+    )
+    plan = here.plans.of(known) if known else None
     if plan is None:
         raise Stop(f"No plan {plan_id!r} found; `ota-receiver replays list` shows them.", FOUND)
     if plan.state != "open":
