@@ -24,15 +24,16 @@ USAGE: Final = 2
 AWAY: Final = 3
 OTHER_SCHEMA: Final = 4
 OTHER_DEPLOYMENT: Final = 5
+NO_ANSWER: Final = 6
 INTERRUPTED: Final = 130
 UNREAD: Final = 141
 """As shells report a program that SIGPIPE ended."""
 
 _CODES: Final = {
     DONE: "done",
-    FOUND: "a problem, or nothing found",
+    FOUND: "a problem, or not found",
     USAGE: "wrong usage or settings, or confirmation needed without a terminal",
-    AWAY: "Redis unavailable",
+    AWAY: "Redis unavailable, or too old",
     OTHER_SCHEMA: "Redis holds data of another schema version",
     INTERRUPTED: "interrupted",
     UNREAD: "output pipe closed",

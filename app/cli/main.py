@@ -15,7 +15,18 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli import console
-from app.cli.command import AWAY, FOUND, INTERRUPTED, OTHER_DEPLOYMENT, OTHER_SCHEMA, USAGE, Stop, commands, epilog
+from app.cli.command import (
+    AWAY,
+    FOUND,
+    INTERRUPTED,
+    NO_ANSWER,
+    OTHER_DEPLOYMENT,
+    OTHER_SCHEMA,
+    USAGE,
+    Stop,
+    commands,
+    epilog,
+)
 from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
@@ -41,7 +52,10 @@ _FROM_SOURCE: Final = frozenset({"demo", "dev"})
 """Commands of an installation with app.dev; the image has none."""
 
 
-_CODES: Final = {OTHER_DEPLOYMENT: "see the help of `serve`, `worker` and `reconcile`"}
+_CODES: Final = {
+    OTHER_DEPLOYMENT: "another deployment uses this Redis",
+    NO_ANSWER: "no usable answer from the Channel Manager",
+}
 
 
 class _Loaded(Mapping[str, Any]):

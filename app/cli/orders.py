@@ -15,7 +15,7 @@ import typer
 
 from app import bootstrap
 from app.cli import console, context, erase
-from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
+from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
@@ -34,7 +34,8 @@ _LONGEST_REFERENCE: Final = 50
 _CHANGE_CODES: Final = {
     DONE: "done, and its fetch is queued",
     FOUND: "refused by the Channel Manager, or order not found",
-    AWAY: "no answer from the Channel Manager or Redis: it may have been done",
+    AWAY: "Redis unavailable: it may have been done",
+    NO_ANSWER: "no usable answer from the Channel Manager: it may have been done",
 }
 _EXPLAIN_CODES: Final = {
     DONE: "complete: fetched, and every sink has it (or deleted upstream)",
@@ -219,7 +220,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
                 upstream = bootstrap.channel_manager(here.settings, company, client)
                 status = call(upstream, key.order_id).order.status
         except (ConnectionFault, Throttled) as error:
-            raise Stop(f"{trouble(company.slug, error, API_PERMISSIONS)} Nothing was changed.", AWAY) from None
+            raise Stop(f"{trouble(company.slug, error, API_PERMISSIONS)} Nothing was changed.", NO_ANSWER) from None
         except (RequestRejected, OrderNotFound) as error:
             # The copy here may be old: the fetch shows what the order is now.
             request(f"{what}-refused", "Upstream refused it")
@@ -230,7 +231,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
         except UpstreamError as error:
             request(f"{what}-unsure", "It may have been done upstream")
             cause = trouble(company.slug, error, API_PERMISSIONS)
-            raise Stop(f"{cause} It may have been done upstream; its fetch is queued: {see}", AWAY) from None
+            raise Stop(f"{cause} It may have been done upstream; its fetch is queued: {see}", NO_ANSWER) from None
         except KeyboardInterrupt:
             request(f"{what}-unsure", "It may have been done upstream")
             console.remark(f"Interrupted; it may have been done upstream, and its fetch is queued: {see}")

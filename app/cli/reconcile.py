@@ -13,7 +13,7 @@ import typer
 
 from app import bootstrap
 from app.cli import console
-from app.cli.command import DONE, FOUND, Stop, command, commands, flags
+from app.cli.command import DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
@@ -23,8 +23,6 @@ from app.ledger.redis import server_time
 from app.reconcile.compare import Discrepancy
 from app.reconcile.expected import Expected, read
 from app.settings import Company
-
-NO_LIST: Final = 5
 
 _FROM_FILE: Final = (
     "Compare this file of orders that you expect instead. It has at least one of the columns orderId, reference,"
@@ -41,7 +39,7 @@ _FOR_GOOD: Final = (
 _CODES: Final = {
     DONE: "no differences, or all queued, or such as remain after a fetch",
     FOUND: "differences that are not all queued, such as dead letters",
-    NO_LIST: "the Channel Manager did not return the whole list",
+    NO_ANSWER: "the Channel Manager did not return the whole list",
 }
 
 cli = commands()
@@ -108,7 +106,7 @@ def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
         console.remark(_FOR_GOOD.format(f"{for_good:,} {differ}"))
     for trouble in troubles:
         console.remark(trouble)
-    return NO_LIST if troubles else FOUND if len(differences) > for_good + len(wanted) else DONE
+    return NO_ANSWER if troubles else FOUND if len(differences) > for_good + len(wanted) else DONE
 
 
 def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -> str:

@@ -26,7 +26,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from app import bootstrap, log, settings, subscriptions, times
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, OTHER_SCHEMA, Stop, command, commands, flags
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NO_ANSWER, OTHER_SCHEMA, Stop, command, commands, flags
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
@@ -38,7 +38,7 @@ from app.upstream.models import EVENT_NAME, Subscription
 _SECRET_BYTES: Final = 32
 """43 characters in base64, of the 50 that a subscription takes (upstream.md 3)."""
 
-_CODES: Final = {AWAY: "no usable answer from the Channel Manager", OTHER_SCHEMA: ""}
+_CODES: Final = {AWAY: "", OTHER_SCHEMA: "", NO_ANSWER: "no usable answer from the Channel Manager"}
 _ID: Final = "Its id, as `subscription list` shows it."
 _CREATE: Final = "ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager"
 _WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.example.com/webhooks/ota-channel-manager"
@@ -79,7 +79,7 @@ def _upstream_errors(company: Company, *, changes: bool = False) -> Iterator[Non
     except UpstreamError as error:
         is_uncertain = changes and isinstance(error, Unavailable | UnreadableAnswer)
         unsure = " It may have been done: check with `ota-receiver subscription list` first." if is_uncertain else ""
-        raise Stop(f"{trouble(company.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", AWAY) from None
+        raise Stop(f"{trouble(company.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", NO_ANSWER) from None
 
 
 @command(cli, "ota-receiver subscription list", options="company", codes=_CODES)
@@ -97,7 +97,7 @@ def list_() -> None:
     columns = ("=id", *company, "state", "secret", (">address", "url"), ">event")
     console.listing(found, columns, dict, nothing="" if troubles else "No subscription.")
     if troubles:
-        raise Stop("\n".join(troubles), AWAY)
+        raise Stop("\n".join(troubles), NO_ANSWER)
 
 
 @command(cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES)
@@ -201,7 +201,7 @@ def watch(
     ] = 300,
     repair: Annotated[bool, typer.Option("--repair", help="Create it again when it is missing or not Active.")] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 3: unknown.")
+        bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 6: unknown.")
     ] = False,
 ) -> None:
     """Check the subscriptions repeatedly, and print each change once.
@@ -242,7 +242,7 @@ def _check(watches: list[SubscriptionWatch], repair: bool, printed: dict[str, li
         states.add(state)
     if states - {subscriptions.ACTIVE, subscriptions.REPAIRED, subscriptions.UNREACHABLE}:
         return FOUND
-    return AWAY if subscriptions.UNREACHABLE in states else DONE
+    return NO_ANSWER if subscriptions.UNREACHABLE in states else DONE
 
 
 def _print(watch: SubscriptionWatch, status: SubscriptionStatus, repair: bool) -> None:

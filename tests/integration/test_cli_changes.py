@@ -109,7 +109,7 @@ def test_with_a_refused_api_key_nothing_is_changed_or_fetched(lab: Lab, sandbox:
 
     ended = lab.run_command("orders", "cancel", order.order_id, "--yes")
 
-    assert (ended.code, "NP_API_KEY" in ended.err, "Nothing was changed" in ended.err) == (3, True, True)
+    assert (ended.code, "NP_API_KEY" in ended.err, "Nothing was changed" in ended.err) == (6, True, True)
     assert (reasons(lab, order), lab.queued("live")) == ([], [])
 
 
@@ -120,7 +120,7 @@ def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(la
 
     ended = lab.run_command(*confirm(order))
 
-    assert (ended.code, "may have been done upstream" in ended.err) == (3, True)
+    assert (ended.code, "may have been done upstream" in ended.err) == (6, True)
     assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm-unsure"])
 
 

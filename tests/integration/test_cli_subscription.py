@@ -127,7 +127,7 @@ def test_an_error_of_one_company_does_not_hide_the_others(lab: Lab, sandbox: San
 
     ended = run(lab, "list", "--json")
 
-    assert (ended.code, [one["id"] for one in ended.objects]) == (3, [third])
+    assert (ended.code, [one["id"] for one in ended.objects]) == (6, [third])
     assert "venue: unauthorized (HTTP 401). Correct NP_API_KEY" in ended.err
 
 
@@ -178,7 +178,7 @@ def test_after_a_lost_answer_the_change_is_uncertain(lab: Lab, sandbox: Sandbox,
 
     ended = run(lab, "create", URL, "-c", "venue")
 
-    assert (ended.code, "It may have been done" in ended.err, len(addresses(sandbox))) == (3, True, 1)
+    assert (ended.code, "It may have been done" in ended.err, len(addresses(sandbox))) == (6, True, 1)
 
 
 def rotate(lab: Lab, *more: str) -> Ended:
@@ -228,7 +228,7 @@ def test_watch_once_has_an_exit_code_for_cron(lab: Lab, sandbox: Sandbox) -> Non
 
     subscription_call(sandbox, "venue", "DELETE", f"/{one}")
     assert watch_once(lab) == (1, ["missing"])
-    assert watch_once(lab, NP_BASE_URL=UNREACHABLE) == (3, ["unreachable"])
+    assert watch_once(lab, NP_BASE_URL=UNREACHABLE) == (6, ["unreachable"])
 
 
 def disabled(sandbox: Sandbox, **changed: str) -> str:

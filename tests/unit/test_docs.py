@@ -87,6 +87,12 @@ def test_commands_explains_every_state_of_an_order() -> None:
     assert [names(cell)[0] for cell, _ in rows(COMMANDS_PAGE, "state")] == list(get_args(State))
 
 
+def test_commands_explains_every_exit_code_that_a_help_names_and_no_other() -> None:
+    named = (part for found in COMMANDS.values() for part in found.epilog.partition("Exit codes: ")[2].split(" · "))
+
+    assert {cell for cell, _ in rows(COMMANDS_PAGE, "exit code")} == {part.partition(" ")[0] for part in named}
+
+
 def test_readme_is_short_and_its_two_commands_stand_alone_on_their_lines() -> None:
     """It is read in one sitting, and the two commands can be copied."""
     lines = PAGES["README.md"].splitlines()
