@@ -111,7 +111,12 @@ def show(order: context.Order) -> None:
         console.say(line)
 
 
-@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="company dry_run yes who why")
+@command(
+    cli,
+    "ota-receiver dead requeue --reason order_missing --dry-run",
+    options="company dry_run yes who why",
+    panel="Repair",
+)
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
@@ -128,7 +133,9 @@ def requeue(
     _change("requeue", act, ids or [], reason, older_than, everything)
 
 
-@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
+@command(
+    cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why", panel="Repair"
+)
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,

@@ -48,7 +48,7 @@ _EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5%
 cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}))
+@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}), rich_help_panel="Try")
 def demo() -> None:
     """Send sample orders through real processes and show what arrived. Exits 0 only if all is complete.
 
@@ -61,7 +61,10 @@ def demo() -> None:
     raise typer.Exit(0 if run(Console()) else 1)
 
 
-@cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES))
+@cli.command(
+    epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES),
+    rich_help_panel="Try",
+)
 def dev(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the webhook on 127.0.0.1.")] = 8080,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
@@ -123,7 +126,7 @@ def _per_second(text: str) -> float:
     return rate
 
 
-@command(cli, _EXAMPLE, codes=_CODES)
+@command(cli, _EXAMPLE, codes=_CODES, panel="Try")
 def simulate(
     orders: Annotated[
         int, typer.Option(min=1, max=5000, help="Orders that settle. The API key allows 6,000 calls in 5 min.")

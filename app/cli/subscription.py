@@ -100,7 +100,9 @@ def list_() -> None:
         raise Stop("\n".join(troubles), NO_ANSWER)
 
 
-@command(cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES)
+@command(
+    cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES, panel="Repair"
+)
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     new_client_state: Annotated[
@@ -149,7 +151,11 @@ def create(
 
 
 @command(
-    cli, "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", options="company yes", codes=_CODES
+    cli,
+    "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e",
+    options="company yes",
+    codes=_CODES,
+    panel="Repair",
 )
 def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID)]) -> None:
     """Delete a subscription."""
@@ -188,7 +194,7 @@ def _duration(text: str) -> int:
         raise typer.BadParameter("is not a duration such as 90s, 5m or 1h") from None
 
 
-@command(cli, _WATCH, options="company", codes=_CODES)
+@command(cli, _WATCH, options="company", codes=_CODES, panel="Repair")
 def watch(
     url: Annotated[
         str | None, typer.Option(help="Only a subscription to this address counts; --repair creates it.")

@@ -231,6 +231,28 @@ def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str)
 
 
 @pytest.mark.parametrize(
+    ("words", "panels"),
+    [
+        ((), {"Run": "serve", "Look": "orders", "Repair": "reconcile", "Try": "dev"}),
+        (("orders",), {"Look": "explain", "Repair": "cancel"}),
+        (("events",), {"Look": "tail", "Repair": "replay"}),
+        (("dead",), {"Look": "show", "Repair": "drop"}),
+        (("orders", "list"), {}),
+        (("status",), {}),
+    ],
+)
+def test_h_shows_the_help_with_the_commands_by_what_they_are_for(
+    lab: Lab, words: tuple[str, ...], panels: dict[str, str]
+) -> None:
+    short, long = lab.run_command(*words, "-h"), lab.run_command(*words, "--help")
+
+    assert (short.code, short.out, short.err) == (0, long.out, "")
+    shown = dict(re.findall(r"^(\w+):\n((?:  .*\n)+)", short.out.partition("--help")[2], re.MULTILINE))
+    assert shown.keys() == panels.keys()
+    assert [name for panel, name in panels.items() if not re.search(rf"^  {name} ", shown[panel], re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("orders", "list", "--since", "yesterday"),
