@@ -121,14 +121,17 @@ def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]])
         name = f"{name} ({zone})" if "@" in marks else name
         if any(cells):
             columns.append(_Column(marks, name, cells))
-    beside, below, hidden = _arranged(columns, _room())
+    room = _room()
+    beside, below, hidden = _arranged(columns, room)
+    # No word is broken: it may be an id.
+    apart = textwrap.TextWrapper(room, "    ", "      ", break_on_hyphens=False, break_long_words=False)
     lines = [title] * bool(title) + _lines(beside, [one.name for one in beside])
     lines.append("─" * _excess(beside, 0))
     for at in range(len(columns[0].cells)):
         lines += _lines(beside, [one.cells[at] for one in beside])
         for one in below:
             if one.cells[at]:
-                lines += wrap(f"{one.name}: {one.cells[at]}", "    ", "      ")
+                lines += apart.wrap(f"{one.name}: {one.cells[at]}")
     _write("\n".join(lines))
     if hidden:
         remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
@@ -156,12 +159,8 @@ def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
 
 
 def wrap(text: str, first: str, further: str) -> list[str]:
-    """Return the text on lines of 80 columns, the first of which begins with `first`, the others with `further`.
-
-    No word is broken: it may be an id that people copy.
-    """
-    shape = textwrap.TextWrapper(WIDTH, first, further, break_on_hyphens=False, break_long_words=False)
-    return shape.wrap(text)
+    """Return the text on lines of 80 columns, the first of which begins with `first`, the others with `further`."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
 
 
 def many(count: int, noun: str) -> str:

@@ -200,11 +200,14 @@ def about(orders: Sequence[OrderKey]) -> str:
 
 
 def time(text: str) -> datetime:
-    """Return the time that was typed, for an option's `parser`; raises BadParameter."""
+    """Return the time that was typed, for an option's `parser`; a local one is shown. Raises BadParameter."""
     try:
-        return times.parse(text)
+        found = times.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if text.strip().isalpha() or re.fullmatch(r"[\d:T -]+", text):
+        console.remark(f"{text!r} is {found.astimezone():%Y-%m-%d %H:%M:%S %Z}.")
+    return found
 
 
 ORDER: Final = "orderId (its beginning is enough), buyFromOrderReference or sellToOrderReference."

@@ -191,7 +191,7 @@ def _duration(text: str) -> int:
     try:
         return _seconds.validate_python(text)
     except ValidationError:
-        raise typer.BadParameter("is not a duration such as 90s, 5m or 1h") from None
+        raise typer.BadParameter("is not a duration such as 90s, 15m or 2h30m") from None
 
 
 @command(cli, _WATCH, options="company", codes=_CODES, panel="Repair")

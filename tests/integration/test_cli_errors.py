@@ -255,7 +255,7 @@ def test_h_shows_the_help_with_the_commands_by_what_they_are_for(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("orders", "list", "--since", "yesterday"),
+        ("orders", "list", "--since", "monday"),
         ("orders", "list", "--state", "lost"),
         ("orders", "list", "--limit", "0"),
         ("events", "list", "--limit", "9" * 20),

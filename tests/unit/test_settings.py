@@ -302,7 +302,7 @@ def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events()
     assert load(dict.fromkeys(("DEDUP_DAYS", "EVENT_DAYS", "ORDER_DAYS"), "30")).order_days == 30
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
+@pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h30m", 9000), ("1d", 86400)])
 def test_durations_have_units(given: str, seconds: int) -> None:
     assert load({"RECONCILE_EVERY": given}).reconcile_every == seconds
 
