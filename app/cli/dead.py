@@ -127,7 +127,7 @@ def requeue(
     """Requeue dead letters, to fetch or deliver them again.
 
     Name orders, or choose with --reason, --company, --older-than or --all. Orders without a dead letter are skipped and
-    counted in `not_dead`.
+    counted in `not_dead`. For other orders use `orders refetch` or `events replay`, for missing orders `reconcile`.
     """
     act = partial(_requeue, "live" if live else "backfill")
     _change("requeue", act, ids or [], reason, older_than, everything)

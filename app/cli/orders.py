@@ -155,7 +155,10 @@ def explain(order: context.Order) -> None:
 
 @command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why", panel="Repair")
 def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
-    """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event."""
+    """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event.
+
+    For many orders use `events replay`, for dead letters `dead requeue`, for missing orders `reconcile`.
+    """
     with open_context() as here:
         orders = dict.fromkeys(map(here.order, named), "")
         console.result(*request_fetches(here, orders, "live", "refetch"))

@@ -60,7 +60,8 @@ def reconcile(
     no_event: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
     which sends no event. stuck: not settled for more than 10 minutes. unscheduled: its fetch or delivery is outstanding
     here, and no time is set for it. dead: settled, and its fetch is a dead letter. An order is fetched once for each
-    change of its row. The workers do the same every RECONCILE_EVERY; an interrupted run loses nothing.
+    change of its row. The workers do the same every RECONCILE_EVERY; an interrupted run loses nothing. For orders that
+    are here use `orders refetch` or `events replay`, for dead letters `dead requeue`.
     """
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")

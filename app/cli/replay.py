@@ -86,7 +86,8 @@ def replay(
     Each order is fetched once, oldest first, after live orders. The events with these ids and of --order are searched,
     or else all events. All other conditions must hold. An order whose stored copy is newer than its last selected event
     is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume` continues it, and
-    `replays cancel` ends it.
+    `replays cancel` ends it. For one order use `orders refetch`, for dead letters `dead requeue`, for orders without an
+    event `reconcile`.
     """
     if not any((ids, order, flags().company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")

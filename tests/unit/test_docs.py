@@ -212,6 +212,14 @@ def test_the_help_of_a_command_shows_examples_of_itself_and_its_exit_codes(name:
         COMMANDS[name].make_context("ota-receiver", arguments[len(words) :])
 
 
+@pytest.mark.parametrize("name", AGAIN := ["orders refetch", "events replay", "dead requeue", "reconcile"])
+def test_each_command_that_fetches_again_names_the_others_and_is_in_the_table(name: str) -> None:
+    found = COMMANDS[name].help
+
+    assert [other for other in AGAIN if other != name and f"`{other}`" not in " ".join(found.split())] == []
+    assert [cells for cells in rows(OPERATIONS, "command") if cells[0].startswith(f"`{name}")] != []
+
+
 @pytest.mark.parametrize("name", COMMANDS_OF_MAIN)
 def test_the_line_of_a_command_is_the_first_sentence_of_its_help(name: str) -> None:
     line = COMMANDS_OF_MAIN[name][2]
