@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -45,8 +46,11 @@ A heading alone is a field too.
 
 
 def json_line(value: Any) -> None:
-    """Print one object on one line, at once; ends the program when the output pipe is closed."""
-    _write(_encoder.encode(value).decode())
+    """Print one object on one line, at once; ends the program when the output pipe is closed.
+
+    All times have one form, as in the logs: UTC, with six digits after the second.
+    """
+    _write(_encoder.encode(_plain(msgspec.to_builtins(value, builtin_types=(datetime, Decimal)))).decode())
 
 
 def say(text: str) -> None:
@@ -216,6 +220,14 @@ def _write(line: str) -> None:
     except BrokenPipeError:
         close()
         raise SystemExit(UNREAD) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _printable(text: str) -> str:

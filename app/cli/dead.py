@@ -82,7 +82,7 @@ def list_(
         query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
         company, order, since_ = here.companies.column(found), ("=order", "order_id"), ("?@since", "at")
-        columns = (age, *company, order, "reason", "=reference", ">sink", "#http", "?status", since_)
+        columns = (age, *company, order, "reason", "=reference", ">sink", ("#http", "http_status"), "?status", since_)
         shown = partial(_view, here, now=now)
         console.listing(found[:limit], columns, shown, nothing="No dead letter matches.")
     if len(found) > limit and not flags().as_json:
@@ -104,7 +104,7 @@ def show(order: context.Order) -> None:
             return
     for letter in letters:
         what = f"delivery to {letter.sink}" if letter.sink else "fetch"
-        http = f" (HTTP {letter.http})" if letter.http else ""
+        http = f" (HTTP {letter.http_status})" if letter.http_status else ""
         since = f"{times.short(letter.at)} ({times.age(now - letter.at)} ago)"
         console.say(f"{what} failed for good {since}: {letter.reason}{http}")
     for line in view.lines(_LATEST_STEPS):

@@ -43,7 +43,7 @@ def test_dead_letters_are_listed_with_reason_and_age(letters: Lab) -> None:
 
     assert (table.code, lines.code) == (0, 0)
     assert [
-        (one["company"], one["order_id"][-1], one["sink"], one["reason"], one["http"]) for one in lines.objects
+        (one["company"], one["order_id"][-1], one["sink"], one["reason"], one["http_status"]) for one in lines.objects
     ] == [
         ("venue", "1", "", "order_missing", 404),
         ("venue", "2", "", "bad_request", 400),
@@ -78,7 +78,7 @@ def test_show_prints_the_attempts_and_what_to_do(letters: Lab) -> None:
     assert "fetch 1 failed: bad_request (HTTP 400" in page.out
     assert f"dead requeue {name}" in page.out
     (found,) = line.objects
-    assert (found["reason"], found["http"], found["steps"][-1]["what"]) == ("bad_request", 400, "failed")
+    assert (found["reason"], found["http_status"], found["steps"][-1]["what"]) == ("bad_request", 400, "failed")
     assert SINK in letters.run_command("dead", "show", order(4).order_id).out
     assert letters.run_command("dead", "show", order(9).order_id).code == 1
 
