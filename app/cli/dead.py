@@ -216,7 +216,7 @@ def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int,
     text = f"{console.many(queued, 'order')} queued, {waiting:,} already waiting"
     due = f"{console.many(deliveries, 'delivery')} due now"
     no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
-    found = {"queued": queued, "waiting": waiting, "sinks": deliveries, "not_dead": skipped}
+    found = {"queued": queued, "waiting": waiting, "deliveries": deliveries, "not_dead": skipped}
     console.result(f"{text}, {due}{no_letter}.", found)
 
 

@@ -146,7 +146,7 @@ def _start(
     seconds = round(to_do / speed)
     takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
     forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
-    forecast |= {"get_order_calls": calls, "sinks": sinks, "rate": rate, "seconds": seconds, "ends": ends}
+    forecast |= {"get_order_calls": calls, "sinks": sinks, "rate": rate, "takes_s": seconds, "ends": ends}
     forecast |= {"dry_run": flags().dry_run}
     why_skipped = "the stored copy is newer than the event; --force fetches them too."
     if sinks:

@@ -74,7 +74,10 @@ class FetchRefused(_Entry, frozen=True, tag="refused"):
 
 
 class FetchFailed(_Entry, frozen=True, tag="failed"):
-    """A fetch ended without an order; `outcome` as Failure of work.py, `http_status` 0 without an answer (fail_fetch)."""
+    """A fetch ended without an order; `outcome` as Failure of work.py, `http_status` is 0 without an answer.
+
+    By fail_fetch.
+    """
 
     outcome: str
     token: int

@@ -103,7 +103,7 @@ def test_requeue_all_fetches_orders_and_repeats_deliveries(letters: Lab) -> None
 
     ended = letters.run_command("dead", "requeue", "--all", "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"queued": 433, "waiting": 0, "sinks": 1, "not_dead": 0}])
+    assert (ended.code, ended.objects) == (0, [{"queued": 433, "waiting": 0, "deliveries": 1, "not_dead": 0}])
     assert sorted(letters.queued("backfill")) == sorted(one.order_id for one in (order(1), order(2), order(3), *more))
     assert dead(letters) == ""
     delivery = letters.start_delivery(order(4))
@@ -150,7 +150,7 @@ def test_named_orders_without_a_dead_letter_stop_nothing(letters: Lab, command: 
 
     ended = letters.run_command("dead", command, *ids, *live, "--yes", "--json")
 
-    counts = {"queued": 1, "waiting": 0, "sinks": 0} if command == "requeue" else {"discarded": 1}
+    counts = {"queued": 1, "waiting": 0, "deliveries": 0} if command == "requeue" else {"discarded": 1}
     assert (ended.code, ended.objects) == (1, [counts | {"not_dead": 2}])
     assert (order(9).order_id in ended.err, order(5).order_id in ended.err) == (True, True)
     assert (dead(letters), letters.queued()) == ("134", [order(2).order_id] if live else [])
@@ -163,7 +163,7 @@ def test_a_dead_letter_without_a_record_is_not_requeued_and_leaves_the_list_by_d
     requeued = letters.run_command("dead", "requeue", "--all", "--yes", "--json")
 
     assert listed[0]["reason"] == "record_gone"
-    assert (requeued.code, requeued.objects) == (1, [{"queued": 2, "waiting": 0, "sinks": 1, "not_dead": 1}])
+    assert (requeued.code, requeued.objects) == (1, [{"queued": 2, "waiting": 0, "deliveries": 1, "not_dead": 1}])
     assert letters.run_command("dead", "drop", "--reason", "record_gone", "--yes").code == 0
     assert dead(letters) == ""
     assert letters.redis.exists(KEYS.record(order(1))) == 0
