@@ -66,13 +66,19 @@ def demo() -> None:
     rich_help_panel="Try",
 )
 def dev(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the webhook on 127.0.0.1.")] = 8080,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port of the webhook on 127.0.0.1.", show_default="that of the last start, or 8080"
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
     sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
-    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data stays in --folder.
+    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data and ports
+    stay in --folder for the next start.
     """
     from rich.console import Console
 
@@ -165,11 +171,11 @@ def simulate(
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
     from app.dev.simulator.run import Options, against, on_laptop
-    from app.dev.stack import receiver_settings
+    from app.dev.stack import env_line, receiver_settings
 
     if show_settings:
         needed = receiver_settings(f"http://127.0.0.1:{sandbox_port}")
-        console.result((f"{name}='{value}'" for name, value in needed.items()), needed)
+        console.result((env_line(name, value) for name, value in needed.items()), needed)
         return
     if burst and rate is not None:
         raise Stop("--burst sends all at once: leave out --rate.")
