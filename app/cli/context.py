@@ -109,8 +109,8 @@ class CommandContext:
         prefix = None if found else beginning(text)
         if prefix is None:
             return found
-        with console.progress("searching orderIds") as step:
-            alike = self.orders.beginning_with(prefix, self.company_id, step)
+        with console.progress("searching orderIds"):
+            alike = self.orders.beginning_with(prefix, self.company_id)
         slug = self.companies.slug
         several = " --company {}".format if self.companies.are_several else lambda _: ""
         names = {f"{one.order_id}{several(slug(one.company_id))}": one for one in alike}

@@ -213,8 +213,8 @@ class Archive:
         companies = {labels[0] for metric, *labels in counted if metric in {"events", "discrepancies"} and labels}
         return self.of_companies(order_id, sorted(companies))
 
-    def beginning_with(self, prefix: str, company_id: str | None, step: Callable[[int], object]) -> list[OrderKey]:
-        """Return orders whose id begins so, a few more than MOST_ALIKE at most; `step` gets the size of each part read.
+    def beginning_with(self, prefix: str, company_id: str | None) -> list[OrderKey]:
+        """Return orders whose id begins so; the search ends when it has more than MOST_ALIKE.
 
         No index has the ids in order: Redis looks at all of them, a million in about a second.
         """
@@ -225,7 +225,6 @@ class Archive:
             while cursor and len(found) <= MOST_ALIKE:
                 answer: Any = self._redis.zscan(zset, max(cursor, 0), match=pattern, count=_SCANNED_A_CALL)
                 cursor, members = answer
-                step(_SCANNED_A_CALL)
                 found |= {OrderKey.of(member.decode()) for member, _ in members}
         every = sorted(found)
         held = read_fields(self._redis, every, "generation")
