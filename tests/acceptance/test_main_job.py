@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.dev.processes import Process
 from app.dev.sandbox.submission import order_body
 from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
+from tests import command
 from tests.eventually import eventually
-from tests.service import Service, ask
+from tests.service import ROOT, Service, ask
 
 FIELDS = ("status", "wallets", "tickets", "coupons", "manifest", "revision")
 
@@ -88,6 +93,59 @@ def test_a_python_sink_gets_the_order_again_with_the_same_key_after_it_raised(ba
     assert (delivered[0]["order_id"], delivered[0]["revision"]) == (order_id, 1)
     assert bare.row(order_id)["gets"] == 1
     assert "Jane Doe" not in (bare.folder / "worker.log").read_text()
+
+
+def test_the_commands_of_the_first_day_lead_from_env_example_to_an_order_in_a_sink(
+    bare: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/first-day.md has them, with the addresses and the key of the sandbox."""
+    monkeypatch.chdir(bare.folder)
+    page = (ROOT / "docs" / "first-day.md").read_text(encoding="utf-8")
+    shell, order, code = (_block(page, kind) for kind in ("sh", "json", "python"))
+    sinks = re.findall(r"`SINKS=(\S+)`", page)
+    key, env = bare.key, (ROOT / ".env.example").read_text(encoding="utf-8")
+    for name in [name for name in bare.variables if re.search(f"^{name}=", env, re.MULTILINE)]:
+        env = re.sub(f"^{name}=.*", f'{name}="{bare.variables.pop(name)}"', env, flags=re.MULTILINE)
+    Path(".env").write_text(env)
+    Path("mypackage").mkdir()
+    Path("mypackage/orders.py").write_text(code)
+    log = partial(Path("worker.log").read_text)
+
+    ended: list[tuple[str, int, int]] = []
+    pools: list[Process] = []
+    for line in shell.splitlines():
+        match shlex.split(line.replace("https://hooks.example.com", bare.web_url)):
+            case ["ota-receiver", "serve"]:
+                bare.start("web")
+            case ["ota-receiver", "worker"]:
+                changed = {"SINKS": sinks[0]} if pools else {}
+                assert [pool.stop() for pool in pools] in ([], [0])
+                pools = [bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1", **changed)]
+            case ["curl", url]:
+                assert ask("GET", url) == (200, "hello")
+            case ["curl", "-H", _, "-d", "@order.json", url]:
+                assert ask("POST", bare.api(url.rpartition("/")[2]), json.loads(order), key)[0] == 201
+                eventually(lambda: "order.fetched" in log(), what="the order is fetched")
+            case ["ota-receiver", *words] if words != ["events", "tail"]:
+                one = command.run(words, os.environ | bare.variables, "")
+                ended.append((" ".join(words[:2]), one.code, one.out.count("✗")))
+                if "--to-sinks" in words:
+                    eventually(lambda: "delivery.succeeded" in log(), what="the sink has the order")
+
+    assert ended == [
+        ("check", 1, 1),
+        ("subscription create", 0, 0),
+        ("check", 0, 0),
+        ("orders explain", 0, 0),
+        ("events replay", 0, 0),
+        ("orders explain", 0, 0),
+    ]
+    assert re.search(r"^[0-9a-f/-]+ Issued 1$", log(), re.MULTILINE)
+
+
+def _block(page: str, kind: str) -> str:
+    """Return the lines of all blocks of this kind."""
+    return "".join(re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
 
 def test_a_replay_to_sinks_costs_no_get_order_and_uses_the_backfill_queue(bare: Service) -> None:
