@@ -24,6 +24,8 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app.texts import printable
+
 Form = Literal["auto", "json", "ecs", "console"]
 
 _FIELDS: Final = """
@@ -277,11 +279,6 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
         line.pop(field, None)
     line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip().partition("\n")[0]
     return line
-
-
-def printable(text: str) -> str:
-    """Return the text with a replacement for each control code: it may come from outside, and obeys no terminal."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _printable_texts(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:

@@ -19,7 +19,7 @@ from rq.utils import as_text
 from app import bootstrap, log
 from app.deployment import Deployment
 from app.errors import OldServer, OtherDeployment, OtherSchema
-from app.heartbeat import Configuration, Heartbeat, decoded
+from app.heartbeat import Configuration, Heartbeat, LoopClock, decoded
 from app.ids import OrderKey
 from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
@@ -93,6 +93,7 @@ class Pool:
         self._redis_lost_at: float | None = None
         self._failing: set[str] = set()
         self._missing_rights = ""
+        self._loop_clock = LoopClock(settings.deployment)
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
@@ -104,6 +105,7 @@ class Pool:
             signal.signal(number, self._request_stop)
         try:
             while not self._stopping:
+                self._loop_clock.turned()
                 self._kill_overdue()
                 try:
                     self._work_on()
@@ -291,6 +293,7 @@ class Pool:
             pass
         except RedisError as error:
             self._lost_redis(error)
+        self._loop_clock.close()
         _log.info("service.stopped", role="worker")
 
 

@@ -21,7 +21,7 @@ import typer
 
 from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
-from app.log import printable
+from app.texts import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -30,7 +30,8 @@ from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, OTHER_SCHEMA, Stop, com
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
-from app.settings import Company, Seconds, Settings
+from app.setting_values import Seconds
+from app.settings import Company, Settings
 from app.subscriptions import SubscriptionStatus, SubscriptionWatch
 from app.upstream.client import ChannelManager
 from app.upstream.models import EVENT_NAME, Subscription
