@@ -15,7 +15,8 @@ RUN rm -rf app/dev \
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin receiver \
- && install -d -o receiver -g receiver -m 0700 /var/lib/ota-receiver /var/lib/ota-receiver/spool
+ && install -d -o receiver -g receiver -m 0700 /var/lib/ota-receiver /var/lib/ota-receiver/spool \
+    /var/lib/ota-receiver/erased
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

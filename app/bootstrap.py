@@ -12,6 +12,8 @@ from redis.exceptions import RedisError
 
 from app import log
 from app.deployment import Deployment, refuse_undeclared
+from app.erased_file import ErasedFile
+from app.erasure import Erasure
 from app.health import Check, Health
 from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
@@ -141,6 +143,10 @@ def refuse_other_deployment(settings: Settings) -> None:
 def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledger:
     """Return the ledger; `sinks`: those that a process of the pool declares."""
     return Ledger(redis, order_days=settings.order_days, fetch_lease=_fetch_lease(settings), sinks=sinks)
+
+
+def erasure(settings: Settings, redis: Redis) -> Erasure:
+    return Erasure(redis, order_days=settings.order_days, file=ErasedFile(settings.erased_file))
 
 
 def rate_limiter(settings: Settings, company: Company, redis: Redis, route: str = "") -> RateLimiter:

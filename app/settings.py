@@ -179,6 +179,12 @@ class Settings(Declared):
         examples=["/var/lib/ota-receiver/spool"],
     )
     spool_max_mb: int = Field(ge=1, le=1_000_000, default=512, description="Largest size of `SPOOL_DIR` in MB.")
+    erased_file: Path | None = Field(
+        default=None,
+        description="File of salted digests of the erased orders, which `orders erase` writes and the workers read, so"
+        " that no erased order comes back after Redis lost its data. Keep it apart from Redis, with a backup.",
+        examples=["/var/lib/ota-receiver/erased"],
+    )
     reconcile_every: Seconds = Field(
         ge=60,
         le=7 * 86400,

@@ -27,7 +27,7 @@ LAYERS = (
     ("app.ledger",),
     ("app.heartbeat",),
     ("app.deployment",),
-    ("app.audit", "app.intake", "app.snapshot"),
+    ("app.audit", "app.erased_file", "app.intake", "app.snapshot"),
     ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),
     ("app.bootstrap",),

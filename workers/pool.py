@@ -18,6 +18,7 @@ from rq.utils import as_text
 
 from app import bootstrap, log
 from app.deployment import Deployment
+from app.erased_file import ErasedFile
 from app.errors import OldServer, OtherDeployment, OtherSchema
 from app.heartbeat import Configuration, Heartbeat, LoopClock, decoded
 from app.ids import OrderKey
@@ -372,6 +373,10 @@ def _kill_leftovers() -> None:
 
 
 def run(settings: Settings) -> int:
-    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS."""
+    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS.
+
+    Raises SettingsError for an ERASED_FILE that cannot be read.
+    """
+    ErasedFile(settings.erased_file).read()
     with bootstrap.worker_redis(settings) as redis:
         return Pool(settings, redis).run()

@@ -19,7 +19,6 @@ from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.command import FOUND, Stop, flags
 from app.deployment import Deployment
-from app.erasure import Erasure
 from app.errors import UpstreamError
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetters
@@ -67,7 +66,7 @@ class CommandContext:
         self.references = References(redis)
         self.events = EventLog(redis)
         self.dead_letters = DeadLetters(redis)
-        self.erasure = Erasure(redis, order_days=settings.order_days)
+        self.erasure = bootstrap.erasure(settings, redis)
         self.plans = Plans(redis, event_days=settings.event_days)
 
     @cached_property
