@@ -14,7 +14,7 @@ from io import StringIO
 from operator import gt, lt
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from dotenv.parser import parse_stream
@@ -39,18 +39,34 @@ from app.setting_values import (
 from app.texts import cleaned, invisible
 
 
+class Origin(NamedTuple):
+    """Where a value stands: `place` is the environment, a line of `.env`, or a table of COMPANIES_FILE.
+
+    With a `file` only its name stands there, as that of `NAME_FILE`.
+    """
+
+    place: str
+    file: str = ""
+
+
 class Declared(BaseModel):
     """Settings, and where each came from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Return where the setting of this name (in lower case) stands; raises KeyError if it is not set."""
+        return self._origins[name]
 
     def secrets(self) -> Iterator[tuple[str, str, str]]:
         """Yield name, value and origin of each secret that is set."""
         for name in type(self).model_fields:
             if isinstance(value := getattr(self, name), SecretStr):
-                yield name.upper(), value.get_secret_value(), self._origins[name]
+                origin = self._origins[name]
+                place = f"the file of {name.upper()}_FILE" if origin.file else origin.place
+                yield name.upper(), value.get_secret_value(), place
 
 
 class Company(Declared):
@@ -227,6 +243,8 @@ _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "sl
 NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
 """Every setting in lower case."""
 
+_ENVIRONMENT: Final = "the environment"
+
 _ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
 
 _SENTENCES: Final = {
@@ -314,7 +332,7 @@ def _validated(
     `where`: name -> the place that messages name.
     """
     values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
     found: dict[str, str] = {}
     for name in model.model_fields:
         path = given.get(f"{name}_file")
@@ -323,12 +341,12 @@ def _validated(
         elif path:
             try:
                 values[name] = Path(cleaned(str(path))).read_text(encoding="utf-8")
-                origins[name] = f"the file of {name.upper()}_FILE"
+                origins[name] = Origin(where.get(f"{name}_file", _ENVIRONMENT), cleaned(str(path)))
             except (OSError, ValueError) as error:
                 found[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
         elif name in given:
             values[name] = given[name]
-            origins[name] = where.get(name, "the environment")
+            origins[name] = Origin(where.get(name, _ENVIRONMENT))
         if isinstance(value := values.get(name), str):
             values[name] = cleaned(value)
             if character := invisible(values[name]):
@@ -341,7 +359,9 @@ def _validated(
         for problem in error.errors(include_url=False, include_input=False):
             name = ".".join(str(part) for part in problem["loc"])
             found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
-    problems += [f"{name.upper()}{_at(where.get(name))}: {text}" for name, text in found.items()]
+    for name, text in found.items():
+        stands_as = f"{name}_file" if given.get(f"{name}_file") else name
+        problems.append(f"{name.upper()}{_at(where.get(stands_as))}: {text}")
     if found or result is None:
         return None
     result._origins = origins
@@ -374,7 +394,7 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
             problems.append(f"{where}: is not a table")
             continue
         problems += [f"{name} ({where}): unknown name" for name in table if name not in names]
-        company = _validated(Company, {**table, "slug": slug}, problems, dict.fromkeys(("slug", *_PER_COMPANY), where))
+        company = _validated(Company, {**table, "slug": slug}, problems, dict.fromkeys(("slug", *names), where))
         if company is not None:
             first = companies.setdefault(company.np_company_id, company)
             if first is not company:
