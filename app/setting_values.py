@@ -68,6 +68,22 @@ def _https_unless_loopback(value: str) -> str:
     return value.rstrip("/")
 
 
+def _proxy(value: SecretStr) -> SecretStr:
+    """Refuse all but http://[user:password@]host[:port]; the text of an error quotes nothing of it."""
+    url = value.get_secret_value()
+    parts = _parts(url)
+    if parts is None or parts[0] != "http" or not parts[1] or not re.fullmatch("[!-~]+", url):
+        raise ValueError("is not an address http://host:port (percent-encode user and password)")
+    if urlsplit(url).path.strip("/") or "?" in url or "#" in url:
+        raise ValueError("must end with the port (percent-encode user and password)")
+    return value
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether an address is one of this machine."""
+    return urlsplit(url).hostname in _LOOPBACK
+
+
 def _not_a_probe(value: str) -> str:
     if value.rstrip("/") in {"/healthz", "/readyz", "/metrics"}:
         raise ValueError("is the path of a probe")
@@ -124,5 +140,6 @@ CompanyName = Annotated[Text, AfterValidator(_company_name)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 ApiUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
 WebhookPath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*$"), AfterValidator(_not_a_probe)]

@@ -30,6 +30,7 @@ from app.setting_values import (
     CompanyName,
     Guid,
     HeaderSecret,
+    ProxyUrl,
     RedisUrl,
     Seconds,
     Text,
@@ -129,6 +130,12 @@ class Settings(Declared):
     )
     np_base_url: ApiUrl = Field(
         default="https://api.npretail.app", description="Address of the API; https unless it is on this machine."
+    )
+    np_proxy: ProxyUrl | None = Field(
+        default=None,
+        description="HTTP proxy for the calls of the API, with `user:password@` before the host if it asks for them. It"
+        " tunnels TLS. `HTTPS_PROXY` and the like are not used; nor is this one for an API on this machine.",
+        examples=["http://proxy.example.com:3128"],
     )
     np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
         default="2026-08-21", description="Version of the API that every call names."
@@ -234,7 +241,7 @@ class Settings(Declared):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Return a sentence for each name in `.env` that is no setting, or that is nearly one."""
+        """Return a sentence for each name that is no setting: of `.env`, nearly one, or of a proxy that is not used."""
         return self._unknown
 
 
@@ -244,6 +251,8 @@ NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
 """Every setting in lower case."""
 
 _ENVIRONMENT: Final = "the environment"
+_SYSTEM: Final = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", "SSL_CERT_DIR": "/etc/ssl/certs"}
+_PROXIES: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"})
 
 _ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
 
@@ -286,16 +295,28 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
         problems += of_company
         if any(": missing" in line for line in of_company):
             problems.append("(or name several companies in COMPANIES_FILE)")
+    for name, is_there in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
+        if name not in places and (certificates := variables.get(name)) and not is_there(certificates):
+            problems.append(f"{name}: {certificates} is not there, for example {_SYSTEM[name]}")
     if settings is None or problems:
         raise SettingsError("\n".join(problems))
     settings._companies = tuple(companies)
-    settings._unknown = tuple(
+    settings._unknown = _unknown(variables, places, settings)
+    return settings
+
+
+def _unknown(variables: Mapping[str, str], places: Mapping[str, str], settings: Settings) -> tuple[str, ...]:
+    """Return a sentence for each name that looks like a setting, or acts like one elsewhere, and has no effect here."""
+    found = tuple(
         f"{name}{_at(places.get(name))}: unknown name" + (f", perhaps {meant}" if meant else "")
         for name in variables
         if name.lower() not in _ALL_NAMES
         if (meant := _meant(name)) or name in places
     )
-    return settings
+    proxies = [name for name in variables if name.upper() in _PROXIES and variables[name] and name not in places]
+    if proxies and settings.np_proxy is None:
+        found += (f"{', '.join(proxies)}: not used; NP_PROXY names the proxy for the calls of the API",)
+    return found
 
 
 def _of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:

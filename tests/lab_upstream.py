@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from ssl import SSLContext
 from threading import Event, Thread
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
@@ -286,7 +287,7 @@ def says_json(tree: object, status: int = 200, **headers: str) -> Reply:
 
 
 @contextmanager
-def fake_upstream() -> Iterator[Upstream]:
+def fake_upstream(tls: SSLContext | None = None) -> Iterator[Upstream]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -312,6 +313,8 @@ def fake_upstream() -> Iterator[Upstream]:
             """Write nothing to the output of the test."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         fake = Upstream(f"http://127.0.0.1:{server.server_port}")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -375,8 +375,9 @@ def _kill_leftovers() -> None:
 def run(settings: Settings) -> int:
     """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS.
 
-    Raises SettingsError for an ERASED_FILE that cannot be read.
+    Raises SettingsError for an ERASED_FILE or SSL_CERT_FILE that cannot be read.
     """
     ErasedFile(settings.erased_file).read()
+    bootstrap.http(settings).close()
     with bootstrap.worker_redis(settings) as redis:
         return Pool(settings, redis).run()

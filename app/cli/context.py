@@ -190,6 +190,10 @@ _UPSTREAM_ADVICE: Final = {
     "unsendable_request": "Correct NP_BASE_URL and NP_API_KEY: they hold characters that HTTP does not allow.",
     "timeout": "Check the network and NP_BASE_URL. If the service is slow, raise UPSTREAM_TIMEOUT.",
     "network": "Check the network (DNS, firewall, TLS) and NP_BASE_URL.",
+    "proxy_unreachable": "Correct NP_PROXY, or start the proxy: it does not answer.",
+    "proxy_407": "Correct user and password in NP_PROXY: the proxy refuses them, or asks for them.",
+    "proxy_403": "Allow the host of NP_BASE_URL in the proxy of NP_PROXY, which refuses it.",
+    "proxy_": "Look at the log of the proxy of NP_PROXY: it does not reach NP_BASE_URL.",
     "throttled": "The settings are right; other programs use up the limit of this key.",
 }
 
@@ -201,7 +205,8 @@ def trouble(slug: str, error: UpstreamError, permissions: str) -> str:
 
 def advice(code: str, permissions: str) -> str:
     """Return what to do about a reason code of upstream; `permissions` is the permission set that the call needs."""
-    return _UPSTREAM_ADVICE.get(code, "Try again. If it persists, ask NaviPartner.").format(permissions=permissions)
+    found = _UPSTREAM_ADVICE.get(code) or _UPSTREAM_ADVICE.get(code.rstrip("0123456789"))
+    return (found or "Try again. If it persists, ask NaviPartner.").format(permissions=permissions)
 
 
 def reason(error: UpstreamError) -> str:
