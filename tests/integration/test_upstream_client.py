@@ -150,7 +150,7 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.
     ("user", "refusal", "problem"),
     [
         ("", "", ""),
-        ("me%40home:canary%2Fpass@", "", ""),
+        ("me%40corp:canary%2Fpass@", "", ""),
         ("me:canary@", "", "proxy_407. Correct user and password in NP_PROXY"),
         ("", "403 Forbidden", "proxy_403. Allow the host of NP_BASE_URL"),
         ("", "502 Bad Gateway", "proxy_502. Look at the log of the proxy"),
@@ -161,7 +161,7 @@ def test_every_call_goes_through_np_proxy_and_its_errors_are_named(
     lab: Lab, trusted: ssl.SSLContext, certificate: Path, user: str, refusal: str, problem: str
 ) -> None:
     """The proxy knows the host of the API, reads nothing of a call, and its password is shown nowhere."""
-    authorization = f"Basic {b64encode(b'me@home:canary/pass').decode()}" if user else ""
+    authorization = f"Basic {b64encode(b'me@corp:canary/pass').decode()}" if user else ""
     with fake_upstream(trusted) as upstream:
         proxy = Proxy(int(upstream.port), authorization, refusal)
         upstream.will(says_json({"value": []}))
