@@ -24,6 +24,8 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app.texts import printable
+
 Form = Literal["auto", "json", "ecs", "console"]
 
 _FIELDS: Final = """
@@ -88,6 +90,8 @@ def configure(level: str = "INFO", form: Form = "auto", out: TextIO | None = Non
         factory = structlog.WriteLoggerFactory(cast("TextIO", output))
     time = structlog.processors.TimeStamper(fmt="iso", utc=True)
     shared: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, time]
+    if not json_lines:
+        shared.append(_printable_texts)
     shape = _shaped_as_json(form) if json_lines else _drop_unknown_fields
     structlog.configure(
         processors=[output.report_lost, *shared, shape, render],
@@ -275,6 +279,10 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
         line.pop(field, None)
     line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip().partition("\n")[0]
     return line
+
+
+def _printable_texts(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    return {field: printable(value) if isinstance(value, str) else value for field, value in line.items()}
 
 
 def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:

@@ -47,15 +47,15 @@ class _Stream(io.TextIOWrapper):
 
     buffer: io.BytesIO
 
-    def __init__(self, text: str = "") -> None:
-        super().__init__(io.BytesIO(text.encode()), encoding="utf-8", write_through=True)
+    def __init__(self, text: str = "", encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(text.encode()), encoding=encoding, write_through=True)
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str], stdin: str) -> Ended:
     """Run `ota-receiver` with these arguments, as from a pipe; raises AssertionError if it prints a traceback."""
     with _process_of_its_own(environment, arguments, stdin) as (out, err):
         code = contextvars.copy_context().run(_exit_code)
-    ended = Ended(code, *(one.buffer.getvalue().decode() for one in (out, err)))
+    ended = Ended(code, *(one.buffer.getvalue().decode(one.encoding) for one in (out, err)))
     assert "Traceback" not in ended.err, ended.err
     return ended
 
@@ -78,7 +78,8 @@ def _process_of_its_own(
     its log lines go.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    out, err = _Stream(), _Stream()
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    out, err = _Stream(encoding=encoding), _Stream(encoding=encoding)
     ours: dict[str, Any] = {"argv": ["ota-receiver", *arguments], "stdin": _Stream(stdin), "stdout": out, "stderr": err}
     with _one_at_a_time, _log_state_restored():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

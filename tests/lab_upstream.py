@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from ssl import SSLContext
 from threading import Event, Thread
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 from app.deployment import Deployment
 from app.dev.sandbox.process import Sandbox
+from app.erased_file import ErasedFile
+from app.erasure import Erasure
 from app.ids import OrderKey
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.ledger import Ledger
@@ -50,7 +54,7 @@ class WorkerLab(Lab):
         self._http = DeadlineTransport(5)
         self.use_key("first-key")
 
-    def use_key(self, api_key: str) -> None:
+    def use_key(self, api_key: str, erased_file: Path | None = None) -> None:
         """Start a worker with this key."""
         settings = company("venue", self.company_id, "Sandbox", "sandbox", api_key=api_key)
         limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
@@ -65,7 +69,13 @@ class WorkerLab(Lab):
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
         connection = Connection("venue", client, self.limiter)
-        self.processor = Processor(self.ledger, Deployment(self.redis), {self.company_id: connection}, self._sinks)
+        self.processor = Processor(
+            self.ledger,
+            Deployment(self.redis),
+            {self.company_id: connection},
+            self._sinks,
+            Erasure(self.redis, order_days=400, file=ErasedFile(erased_file)),
+        )
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -277,7 +287,7 @@ def says_json(tree: object, status: int = 200, **headers: str) -> Reply:
 
 
 @contextmanager
-def fake_upstream() -> Iterator[Upstream]:
+def fake_upstream(tls: SSLContext | None = None) -> Iterator[Upstream]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -303,6 +313,8 @@ def fake_upstream() -> Iterator[Upstream]:
             """Write nothing to the output of the test."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         fake = Upstream(f"http://127.0.0.1:{server.server_port}")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -46,7 +46,8 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    _processor = Processor(bootstrap.ledger(found, redis, found.sinks), Deployment(redis), connections, {})
+    ledger, erasure = bootstrap.ledger(found, redis, found.sinks), bootstrap.erasure(found, redis)
+    _processor = Processor(ledger, Deployment(redis), connections, {}, erasure)
     return _processor
 
 

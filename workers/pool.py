@@ -18,8 +18,9 @@ from rq.utils import as_text
 
 from app import bootstrap, log
 from app.deployment import Deployment
+from app.erased_file import ErasedFile
 from app.errors import OldServer, OtherDeployment, OtherSchema
-from app.heartbeat import Configuration, Heartbeat, decoded
+from app.heartbeat import Configuration, Heartbeat, LoopClock, decoded
 from app.ids import OrderKey
 from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
@@ -93,6 +94,7 @@ class Pool:
         self._redis_lost_at: float | None = None
         self._failing: set[str] = set()
         self._missing_rights = ""
+        self._loop_clock = LoopClock(settings.deployment)
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
@@ -104,6 +106,7 @@ class Pool:
             signal.signal(number, self._request_stop)
         try:
             while not self._stopping:
+                self._loop_clock.turned()
                 self._kill_overdue()
                 try:
                     self._work_on()
@@ -291,6 +294,7 @@ class Pool:
             pass
         except RedisError as error:
             self._lost_redis(error)
+        self._loop_clock.close()
         _log.info("service.stopped", role="worker")
 
 
@@ -369,6 +373,11 @@ def _kill_leftovers() -> None:
 
 
 def run(settings: Settings) -> int:
-    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS."""
+    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS.
+
+    Raises SettingsError for an ERASED_FILE or SSL_CERT_FILE that cannot be read.
+    """
+    ErasedFile(settings.erased_file).read()
+    bootstrap.http(settings).close()
     with bootstrap.worker_redis(settings) as redis:
         return Pool(settings, redis).run()

@@ -16,6 +16,7 @@ from structlog.contextvars import bind_contextvars
 
 from app import log
 from app.deployment import Deployment
+from app.erasure import Erasure
 from app.errors import Denied, ReceiverError, UpstreamError
 from app.ids import OrderKey
 from app.ledger import policy
@@ -49,11 +50,13 @@ class Processor:
         deployment: Deployment,
         connections: Mapping[str, Connection],
         sinks: Mapping[str, Sink],
+        erasure: Erasure,
     ) -> None:
         self._ledger = ledger
         self._deployment = deployment
         self._connections = connections
         self.sinks = sinks
+        self._erasure = erasure
         self._returned = 0
         """Jobs in a row that were for other pools."""
 
@@ -65,6 +68,8 @@ class Processor:
         if order.company_id not in self._connections and self._is_declared("companies", order.company_id):
             self._return_job(order)
             return
+        if self._retried(partial(self._erasure.erase_again, order)):
+            _log.warning("order.erased_again", **self._names(order))
         what, fetch = self._retried(partial(self._ledger.start_fetch, order, worker))
         if what in {"nothing", "held"}:
             _log.info("fetch.skipped", reason=what, **self._names(order))

@@ -6,6 +6,7 @@ rich is loaded when a table or a progress bar is drawn.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -20,9 +21,11 @@ import typer
 
 from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
+from app.texts import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 WIDTH: Final = 80
 """Columns of text for people."""
@@ -48,18 +51,21 @@ A heading alone is a field too.
 
 def json_line(value: Any) -> None:
     """Print one object on one line, at once; ends the program when the output pipe is closed."""
-    _write(_encoder.encode(value).decode())
+    line = _encoder.encode(value).decode()
+    # What stdout cannot encode must not become a question mark in a value.
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    _write(line if is_unicode else re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1], line))
 
 
 def say(text: str) -> None:
     """Print a line for people on stdout, nothing with --json."""
     if not flags().as_json:
-        _write(_printable(text))
+        _write(printable(text))
 
 
 def remark(text: str) -> None:
     """Print a line for people on stderr, where it disturbs no pipe."""
-    print(_printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
+    print(printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
 
 
 def result(text: str | Iterable[str], value: Any) -> None:
@@ -112,7 +118,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     zone = datetime.now(UTC).astimezone().tzname() or "local"
     names = [f"{name} ({zone})" if "@" in mark else name for name, mark in zip(names, marks, strict=True)]
     kept = _fitting(marks, names, cells) if sys.stdout.isatty() else range(len(columns))
-    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=_title(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for at in kept:
         justify: Any = "right" if "#" in marks[at] else "left"
         shown.add_column(names[at], justify=justify, overflow="fold", no_wrap="=" in marks[at])
@@ -131,7 +137,7 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
+    shown = Table(title=_title(title), title_justify="left", box=None, show_header=False, pad_edge=False)
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, cell in rows.items():
@@ -169,7 +175,7 @@ def confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise Stop(f"{question} Not a terminal: pass --yes.")
     try:
-        agreed = typer.confirm(question, err=True)
+        agreed = typer.confirm(printable(question), err=True)
     except typer.Abort:
         raise typer.Exit(INTERRUPTED) from None
     if not agreed:
@@ -209,10 +215,6 @@ def _write(line: str) -> None:
         raise SystemExit(UNREAD) from None
 
 
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
-
-
 def _cell(value: object, mark: str = "") -> str:
     if isinstance(value, int) and "#" in mark:
         value = f"{value:,}"
@@ -222,7 +224,13 @@ def _cell(value: object, mark: str = "") -> str:
         value = ", ".join(value)
     elif isinstance(value, datetime):
         value = times.short(value)
-    return "" if value is None else _printable(str(value))
+    return "" if value is None else printable(str(value))
+
+
+def _title(text: str) -> Text | None:
+    from rich.text import Text
+
+    return Text(printable(text)) if text else None
 
 
 def _draw(shown: Table) -> None:

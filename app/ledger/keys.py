@@ -115,6 +115,7 @@ class Keys:
         """Before the keys of the event that readiness records."""
         self.records: Final = key("order:")
         """Before company and order in the key of a record."""
+        self.reference_prefix: Final = key("reference:")
         # Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
         self.record: Final = key("order:{0.member}").format
         self.content: Final = key("content:{0.member}").format
@@ -136,4 +137,4 @@ class Keys:
     def reference(self, text: str) -> str:
         """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner writes."""
         digest = sha256(text.strip().casefold().encode(errors="replace")).hexdigest()
-        return f"{self.prefix}reference:{digest[:20]}"
+        return f"{self.reference_prefix}{digest[:20]}"

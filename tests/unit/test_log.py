@@ -239,11 +239,12 @@ def test_our_own_trace_names_the_places_without_the_text() -> None:
 def test_a_terminal_gets_readable_lines_without_locals() -> None:
     text = output(
         "log.configure(form='console')\n"
-        "_log.info('order.deleted_upstream', order_id='123', secret='canary')\n"
+        "_log.info('order.deleted_upstream', order_id='123', secret='canary', status='a\\x1b[2J')\n"
         "try:\n    local = 'canary'\n    raise ValueError(local)\n"
         "except ValueError:\n    logging.getLogger('uvicorn.error').exception('it failed')"
     )
 
     assert ["order.deleted_upstream" in line or "it failed" in line for line in text.splitlines()] == [True, True]
     assert "123" in text
+    assert "a\N{REPLACEMENT CHARACTER}[2J" in text
     assert "canary" not in text
