@@ -87,6 +87,7 @@ def web_app(settings: Settings) -> ASGIApp:
         webhook=Webhook(intake, settings.max_body_bytes),
         probes=Probes(Health(inbox.probe, redis, spool), metrics.text, ops_token),
         count=counters.count,
+        trusted_proxies=settings.trusted_proxies,
         resources=resources,
     )
 

@@ -26,6 +26,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -236,6 +237,9 @@ class Settings(Declared):
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)] = Field(
+        default="127.0.0.0/8,::1", validate_default=True, description="Networks of proxies whose headers are believed."
+    )
     max_body_bytes: int = Field(
         ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
     )
@@ -453,7 +457,7 @@ def _validated(
     except ValidationError as error:
         # The value itself is left out: it may be a secret.
         for problem in error.errors(include_url=False, include_input=False):
-            name = ".".join(str(part) for part in problem["loc"])
+            name = str(problem["loc"][0])
             found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
     problems += [f"{name.upper()}{_at(where.get(name))}: {text}" for name, text in found.items()]
     if found or result is None:

@@ -64,8 +64,9 @@ class WorkerLab(Lab):
 
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
-        connection = Connection("venue", client, self.limiter)
-        self.processor = Processor(self.ledger, Deployment(self.redis), {self.company_id: connection}, self._sinks)
+        self.connection = Connection("venue", client, self.limiter)
+        connections = {self.company_id: self.connection}
+        self.processor = Processor(self.ledger, Deployment(self.redis), connections, self._sinks)
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -190,7 +191,7 @@ class ReconcileLab(Lab):
     def fetch_backfill(self) -> None:
         """Fetch all orders in backfill, as workers do."""
         for key in map(self.key, self.queued(BACKFILL)):
-            _, fetch = self.ledger.start_fetch(key, WORKER)
+            _, fetch, _ = self.ledger.start_fetch(key, WORKER)
             if fetch is not None:
                 found = self.client.get_order(key.order_id)
                 recheck_ms = None if found.order.settled else 2 * MINUTE

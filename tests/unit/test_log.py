@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import re
@@ -28,6 +29,7 @@ COMMON = {
     "host",
     "logger",
     "request_id",
+    "trace_id",
     "order_id",
     "job_id",
     "worker",
@@ -247,3 +249,26 @@ def test_a_terminal_gets_readable_lines_without_locals() -> None:
     assert ["order.deleted_upstream" in line or "it failed" in line for line in text.splitlines()] == [True, True]
     assert "123" in text
     assert "canary" not in text
+
+
+def test_of_a_flood_each_second_has_one_line_a_sender_and_only_so_many_senders_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log, "SAMPLE_SECONDS", 0.05)
+    reported: list[tuple[int, str, int]] = []
+
+    async def flood() -> list[str]:
+        sampler = log.Sampler(lambda *line: reported.append(line))
+        senders = [str(number) for number in range(log.SENDERS + 10)]
+        passed = [sender for sender in senders * 5 if sampler.passes(401, sender)]
+        await asyncio.sleep(0.07)
+        passed += [sender for sender in senders[:1] if sampler.passes(401, sender)]
+        await asyncio.sleep(0.2)
+        return [*passed, *(sender for sender in senders[:2] if sampler.passes(401, sender))]
+
+    assert asyncio.run(flood()) == [*map(str, range(log.SENDERS + 1)), "0", "1"]
+    assert reported == [
+        *((401, str(number), 4) for number in range(log.SENDERS)),
+        (401, log.OTHERS, 49),
+        (401, "0", 1),
+    ]

@@ -43,7 +43,7 @@ end
 
 -- The fields of a record that are texts; all others are numbers. keys.py describes them.
 local text = {job = 1, queue = 1, worker = 1, error = 1, dead = 1, status = 1, last_event_status = 1, reference = 1,
-  request_id = 1, digest = 1, delivery_worker = 1}
+  request_id = 1, traceparent = 1, digest = 1, delivery_worker = 1}
 
 -- Returns an order with its keys and the named fields of its record; what is not there is 0 or nil.
 local function load(member, fields)

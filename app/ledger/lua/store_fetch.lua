@@ -5,7 +5,7 @@
 --    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
 --    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
 --    bounds (upper bounds of the latency histogram)
--- Returns a MessagePack map: what, revision, changed, requeued (orders); what: refused, erased (nothing is stored),
+-- Returns a MessagePack map: what, revision, changed, requeued (pairs of order and request_id); what: refused, erased (nothing is stored),
 --   fetched, deliver (a delivery is due), pending (the order needs another fetch), dead.
 -- Called again by a worker that did not get the answer, it changes nothing.
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
@@ -69,14 +69,14 @@ end
 -- Upstream answers again: requeue the oldest orders that failed for good while it answered none, two at a time, as the
 -- answers to these requeue the next. `failing_since` stays: it lies before this answer, so a second end is for good.
 local function requeue(member)
-  local other = load(member, {'dead', 'failing_since'})
+  local other = load(member, {'dead', 'failing_since', 'request_id'})
   if other.dead then
     redis.call('ZADD', due, now, member)
     redis.call('HSET', other.record, 'queue', 'backfill')
     reset_fetch(other)
     redis.call('HSET', other.record, 'failing_since', other.failing_since)
     append_history(other, 'requested', 'upstream_answers', 'backfill')
-    table.insert(requeued, member)
+    table.insert(requeued, {member, other.request_id or ''})
   end
 end
 
