@@ -12,6 +12,7 @@ import os
 import select
 import stat
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -103,6 +104,8 @@ def configure(level: str = "INFO", form: Form = "auto", out: TextIO | None = Non
         cache_logger_on_first_use=True,
     )
     _configure_foreign(level, shared, shape if json_lines else None, cast("TextIO", output))
+    if json_lines:
+        _log_what_python_prints()
 
 
 class Output:
@@ -270,6 +273,19 @@ def _configure_foreign(level: str, shared: list[Processor], as_json: Processor |
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
+
+
+def _log_what_python_prints() -> None:
+    """Log warnings, and the errors that Python itself would print to stderr, without the texts of the errors."""
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _log_uncaught("process", error, kind)
+    threading.excepthook = lambda failed: _log_uncaught("thread", failed.exc_value, failed.exc_type)
+    sys.unraisablehook = lambda failed: _log_uncaught("finalizer", failed.exc_value, failed.exc_type)
+
+
+def _log_uncaught(what: str, error: BaseException | None, kind: type[BaseException]) -> None:
+    trace = trace_of(error) if error else None
+    _log.error("process.uncaught_error", what=what, error=kind.__name__, trace=trace)
 
 
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:

@@ -40,6 +40,9 @@ _BOUNDS_IN_SECONDS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 36
 LATENCY_BOUNDS: Final = tuple(round(seconds * 1000) for seconds in _BOUNDS_IN_SECONDS)
 """Upper bounds in ms of the histogram from event to fetched."""
 
+CALL_BOUNDS: Final = (100, 250, 500, 1000, 2500, 5000, 10_000, 20_000)
+"""Upper bounds in ms of the histogram of getOrder."""
+
 
 class Ledger:
     """The record of every order, its counters and its clock.
@@ -117,6 +120,7 @@ class Ledger:
             duration_ms=content.duration_ms,
             references=[self.redis.names.reference(one) for one in content.references],
             bounds=LATENCY_BOUNDS,
+            call_bounds=CALL_BOUNDS,
         )
         return msgspec.msgpack.decode(answer, type=Stored)
 
@@ -148,6 +152,7 @@ class Ledger:
             reason=reason,
             http=http_status or 0,
             duration_ms=duration_ms,
+            call_bounds=CALL_BOUNDS,
             unanswered=int(unanswered),
         )
         return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them

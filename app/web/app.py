@@ -50,13 +50,14 @@ def application(
     webhook_path: str,
     webhook: Webhook,
     probes: Probes,
-    count: Callable[[str, str, int], None],
+    count: Callable[[int, float], None],
     trusted_proxies: Sequence[IPv4Network | IPv6Network],
     resources: Callable[[], AbstractAsyncContextManager[None]],
 ) -> ASGIApp:
     """Return the ASGI app.
 
-    `count` adds to a metric with one label; `resources` are opened at start-up and closed at shutdown.
+    `count` gets status and seconds of each request for the webhook; `resources` are opened at start-up and closed at
+    shutdown.
     """
     # A subscription whose URL ends with a slash is as good as one without.
     path = webhook_path.rstrip("/")
@@ -85,7 +86,7 @@ class RequestLog:
     """
 
     def __init__(
-        self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[str, str, int], None], proxies: Proxies
+        self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[int, float], None], proxies: Proxies
     ) -> None:
         self._app = app
         self._webhook_paths = webhook_paths
@@ -121,10 +122,11 @@ class RequestLog:
             # Starlette has answered 500.
             _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
         finally:
+            seconds = perf_counter() - started
             if path in self._webhook_paths:
-                self._count("requests", str(status), 1)
+                self._count(status, seconds)
             if self._is_logged(scope, status):
-                duration_ms = round((perf_counter() - started) * 1000, 2)
+                duration_ms = round(seconds * 1000, 2)
                 _log.info(
                     "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
                 )

@@ -554,6 +554,8 @@ class TestProbes:
             "ota_items_invalid_total bad_item": 1,
             "ota_requests_total 200": 1,
             "ota_requests_total 401": 1,
+            "ota_webhook_seconds_count 200": 1,
+            "ota_webhook_seconds_count 401": 1,
         }
 
         def counted() -> bool:

@@ -107,7 +107,7 @@ def test_every_logger_is_named_log_and_none_logs_a_whole_exception() -> None:
     assert not [call.where for call in calls() if call.fields & {"exc_info", "stack_info", "exception"}]
 
 
-def output(code: str) -> str:
+def output(code: str, exit_code: int = 0) -> str:
     """Return what a program writes that logs as the service does; its stderr stays empty."""
     ended = subprocess.run(
         [sys.executable, "-c", f"import logging\nfrom app import log\n_log = log.get()\n{code}"],
@@ -116,13 +116,13 @@ def output(code: str) -> str:
         timeout=20,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (exit_code, "")
     return ended.stdout
 
 
-def run(code: str) -> list[dict[str, Any]]:
+def run(code: str, exit_code: int = 0) -> list[dict[str, Any]]:
     """Return the log lines of such a program."""
-    return [json.loads(line) for line in output(code).splitlines()]
+    return [json.loads(line) for line in output(code, exit_code).splitlines()]
 
 
 def test_without_a_terminal_a_line_is_json_with_level_time_and_declared_fields() -> None:
@@ -221,6 +221,28 @@ def test_a_foreign_traceback_shows_places_without_text_and_one_in_a_message_is_c
     assert events == ["Exception in ASGI application", "Job 1 failed", "Task exception was never retrieved"]
     assert lines[0]["trace"].startswith("ValueError at ")
     assert " inner < " in lines[0]["trace"]
+    assert "canary" not in json.dumps(lines)
+
+
+def test_what_python_itself_would_print_is_a_line_with_the_place_and_without_the_text() -> None:
+    lines = run(
+        "log.configure(form='json')\n"
+        "import gc, threading, warnings\n"
+        "warnings.warn('old')\n"
+        "def inner():\n    raise ValueError('canary')\n"
+        "thread = threading.Thread(target=inner)\nthread.start()\nthread.join()\n"
+        "class Broken:\n    def __del__(self):\n        inner()\n"
+        "Broken()\n"
+        "inner()\n",
+        exit_code=1,
+    )
+
+    warning, *uncaught = lines
+    assert (warning["logger"], warning["event"].endswith("UserWarning: old")) == ("py.warnings", True)
+    found = [(line["event"], line["what"], line["error"], line["level"]) for line in uncaught]
+    kinds = ("thread", "finalizer", "process")
+    assert found == [("process.uncaught_error", kind, "ValueError", "error") for kind in kinds]
+    assert all(" inner < " in line["trace"] for line in uncaught)
     assert "canary" not in json.dumps(lines)
 
 

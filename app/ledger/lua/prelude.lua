@@ -79,6 +79,19 @@ local function count(name, by)
   isolate(redis.call, 'HINCRBY', counters, name, by or 1)
 end
 
+-- Count a duration in its bucket of a histogram, and add it to the sum.
+local function observe(name, took, bounds)
+  local bucket = 'inf'
+  for _, bound in ipairs(bounds) do
+    if took <= bound then
+      bucket = bound
+      break
+    end
+  end
+  count(name .. '|' .. bucket)
+  count(name .. '|sum', took)
+end
+
 -- Clear what earlier fetches counted: a new settlement, or a request, has all its attempts.
 local function reset_fetch(o)
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'crashes',
