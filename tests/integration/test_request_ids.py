@@ -20,6 +20,7 @@ from app.ids import OrderKey, traceparent
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.replay import Plans
+from app.upstream.client import Fetched
 from tests.lab import KEYS, LEASE, ONE, Lab, event_of, order
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 from workers.processor import Processor
@@ -97,6 +98,27 @@ def test_a_later_event_replaces_id_and_trace_also_by_one_without_a_trace(lab: Wo
 
     assert {(line["request_id"], line["trace_id"]) for line in second} == {("post-2", OTHER_TRACE)}
     assert {(line["request_id"], line.get("trace_id")) for line in third} == {("post-3", None)}
+
+
+def test_an_event_that_comes_during_a_fetch_gives_its_id_to_the_delivery_and_the_next_fetch(lab: WorkerLab) -> None:
+    key = issued(lab, "post-1", TRACE)
+    get_order = lab.connection.client.get_order
+
+    def overtaken(order_id: str) -> Fetched:
+        lab.connection.client.get_order = get_order  # type: ignore[method-assign]
+        announce(lab, key, "post-2")
+        return get_order(order_id)
+
+    lab.connection.client.get_order = overtaken  # type: ignore[method-assign]
+
+    lines = logged(lab.work)
+
+    found = [(line["event"], line["request_id"], line.get("trace_id")) for line in lines]
+    assert found == [
+        ("order.fetched", "post-1", TRACE),
+        ("delivery.failed", "post-2", None),
+        ("order.fetched", "post-2", None),
+    ]
 
 
 def test_another_worker_that_recovers_the_order_of_a_killed_one_logs_the_same_id(lab: WorkerLab) -> None:
