@@ -89,7 +89,8 @@ def web_app(settings: Settings) -> ASGIApp:
         webhook_path=settings.webhook_path,
         webhook=Webhook(intake, settings.max_body_bytes),
         probes=Probes(Health(inbox.probe, redis, spool), metrics.text, ops_token),
-        count=counters.count,
+        count=counters.count_request,
+        trusted_proxies=settings.trusted_proxies,
         resources=resources,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Final
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationInfo
 
 from app.ids import guid
 
@@ -139,6 +139,7 @@ HeaderSecret = Annotated[SecretStr, AfterValidator(_header)]
 CompanyName = Annotated[Text, AfterValidator(_company_name)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 ApiUrl = Annotated[str, AfterValidator(_https_unless_loopback)]

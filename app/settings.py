@@ -18,7 +18,15 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from dotenv.parser import parse_stream
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -30,6 +38,7 @@ from app.setting_values import (
     CompanyName,
     Guid,
     HeaderSecret,
+    Networks,
     ProxyUrl,
     RedisUrl,
     Seconds,
@@ -146,6 +155,9 @@ class Settings(Declared):
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
+    trusted_proxies: Networks = Field(
+        default="127.0.0.0/8,::1", validate_default=True, description="Networks of proxies whose headers are believed."
+    )
     max_body_bytes: int = Field(
         ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
     )
@@ -378,7 +390,7 @@ def _validated(
     except ValidationError as error:
         # The value itself is left out: it may be a secret.
         for problem in error.errors(include_url=False, include_input=False):
-            name = ".".join(str(part) for part in problem["loc"])
+            name = str(problem["loc"][0])
             found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
     for name, text in found.items():
         stands_as = f"{name}_file" if given.get(f"{name}_file") else name

@@ -162,7 +162,7 @@ class Lab:
 
     def start_fetch(self, order: OrderKey = ONE, worker: str = WORKER) -> Fetch:
         """Start a fetch; raises AssertionError unless the order needs one now."""
-        outcome, fetch = self.ledger.start_fetch(order, worker)
+        outcome, fetch, _ = self.ledger.start_fetch(order, worker)
         assert fetch is not None, outcome
         return fetch
 

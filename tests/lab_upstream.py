@@ -68,13 +68,14 @@ class WorkerLab(Lab):
 
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
-        connection = Connection("venue", client, self.limiter)
+        self.connection = Connection("venue", client, self.limiter)
+        self.erasure = Erasure(self.redis, order_days=400, file=ErasedFile(erased_file))
         self.processor = Processor(
             self.ledger,
             Deployment(self.redis),
-            {self.company_id: connection},
+            {self.company_id: self.connection},
             self._sinks,
-            Erasure(self.redis, order_days=400, file=ErasedFile(erased_file)),
+            self.erasure,
         )
 
     def issue(self, count: int = 1) -> list[OrderKey]:
@@ -200,7 +201,7 @@ class ReconcileLab(Lab):
     def fetch_backfill(self) -> None:
         """Fetch all orders in backfill, as workers do."""
         for key in map(self.key, self.queued(BACKFILL)):
-            _, fetch = self.ledger.start_fetch(key, WORKER)
+            _, fetch, _ = self.ledger.start_fetch(key, WORKER)
             if fetch is not None:
                 found = self.client.get_order(key.order_id)
                 recheck_ms = None if found.order.settled else 2 * MINUTE

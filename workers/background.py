@@ -14,6 +14,7 @@ from multiprocessing.context import ForkProcess
 from typing import Final
 
 from redis.exceptions import RedisError
+from structlog.contextvars import clear_contextvars
 
 from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
@@ -142,6 +143,7 @@ def _run_due(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with bootstrap.worker_redis(settings) as redis, bootstrap.http(settings) as http:
         for company in _reconciled(settings):
+            clear_contextvars()  # each run binds an id of its own
             try:
                 _run_if_due(settings, company, redis, http)
             except (RedisError, StoreUnavailable):

@@ -25,6 +25,7 @@ from app.ids import OrderKey
 from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
+from app.ledger.orders import read_fields
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import (
     VERSION,
@@ -230,16 +231,18 @@ class Pool:
             # A worker that ended by itself lost Redis, which is no crash of its order. If its job has not ended, a sink
             # called os._exit.
             is_crash = (exit_code or 0) < 0 or child.busy_seconds() > 0
-            order = None
+            order_id = request_id = None
             with self._isolated("release"):  # else its lease ends
-                order = self._recovery.release(name, "killed" if is_crash else "ended")
+                if order := self._recovery.release(name, "killed" if is_crash else "ended"):
+                    order_id = order.order_id
+                    ((request_id,),) = read_fields(self._redis, [order], "request_id")
+            about = {"worker": name, "order_id": order_id, "request_id": request_id and as_text(request_id)}
             del self._children[name]
             child.process.close()
-            order_id = order.order_id if order else None
             if exit_code == 0 and not is_crash:
-                _log.info("pool.worker_ended", worker=name, order_id=order_id)
+                _log.info("pool.worker_ended", **about)
             else:
-                _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=order_id)
+                _log.error("pool.worker_died", exit_code=exit_code, **about)
             if exit_code == BAD_SETTINGS:
                 self._exit_code = exit_code
                 self._request_stop()

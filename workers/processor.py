@@ -12,19 +12,19 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from app import log
 from app.deployment import Deployment
 from app.erasure import Erasure
 from app.errors import Denied, ReceiverError, UpstreamError
-from app.ids import OrderKey
+from app.ids import OrderKey, trace_id
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
-from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch
+from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch, Origin
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
 from workers.sinks import Context, Sink
@@ -70,7 +70,8 @@ class Processor:
             return
         if self._retried(partial(self._erasure.erase_again, order)):
             _log.warning("order.erased_again", **self._names(order))
-        what, fetch = self._retried(partial(self._ledger.start_fetch, order, worker))
+        what, fetch, origin = self._retried(partial(self._ledger.start_fetch, order, worker))
+        _bind(origin)
         if what in {"nothing", "held"}:
             _log.info("fetch.skipped", reason=what, **self._names(order))
             return
@@ -80,7 +81,6 @@ class Processor:
         deliveries = True
         if fetch is not None:
             self._returned = 0
-            bind_contextvars(request_id=fetch.request_id)
             try:
                 deliveries = self._fetch(order, fetch, worker)
             except Exception as error:
@@ -110,7 +110,7 @@ class Processor:
 
         The pause grows while this worker gets nothing else, so that it does not take the same jobs again and again.
         """
-        self._retried(partial(self._ledger.return_job, order))
+        _bind(self._retried(partial(self._ledger.return_job, order)))
         _log.info("job.returned", reason="no_sink" if sink else "unknown_company", sink=sink, **self._names(order))
         time.sleep(policy.step_aside(self._returned) / 1000)
         self._returned += 1
@@ -177,8 +177,9 @@ class Processor:
         )
         if stored.what == "dead":
             _log.error("order.dead_lettered", reason=give_up, **common)
-        for member in stored.requeued:
-            _log.info("order.requeued", reason="upstream_answers", **self._names(OrderKey.of(member)))
+        for member, request_id in stored.requeued:
+            names = self._names(OrderKey.of(member))
+            _log.info("order.requeued", reason="upstream_answers", request_id=request_id, **names)
         return stored.what != "fetched"
 
     def _fail(
@@ -223,6 +224,8 @@ class Processor:
 
         A failure ends the deliveries of this job, since its time limit may be used up.
         """
+        # An event may have come since the fetch.
+        _bind(Origin(delivery.request_id, delivery.traceparent))
         attempts = delivery.attempts
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"
@@ -273,3 +276,10 @@ class Processor:
         """Return what names the order in the log."""
         connection = self._connections.get(order.company_id)
         return {"order_id": order.order_id, "company": connection.slug if connection else "unknown"}
+
+
+def _bind(origin: Origin) -> None:
+    """Name the POST behind the order in every line that follows."""
+    unbind_contextvars("request_id", "trace_id")
+    known = {"request_id": origin.request_id, "trace_id": trace_id(origin.traceparent)}
+    bind_contextvars(**{name: value for name, value in known.items() if value})

@@ -95,7 +95,7 @@ class CommandContext:
         return Stop(f"No order {text!r} found{'' if guid(text) else limit}.", FOUND)
 
     def find(self, text: str) -> OrderKey | None:
-        """Return the order with this orderId, buyFromOrderReference or sellToOrderReference, None if there is none.
+        """Return the order with this orderId, reference of either side or request_id, None if there is none.
 
         Raises Stop when there are several, and when `text` is blank: that is not the name of an order without a
         reference.
@@ -165,7 +165,7 @@ def time(text: str) -> datetime:
         raise typer.BadParameter(str(error)) from None
 
 
-ORDER: Final = "orderId, buyFromOrderReference or sellToOrderReference."
+ORDER: Final = "orderId, buyFromOrderReference, sellToOrderReference or request_id."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]

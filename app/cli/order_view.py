@@ -142,6 +142,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         state = ", ".join(filter(None, (self.state, self.status)))
         yield from _fact("state", ("COMPLETE: " if self.complete else "NOT COMPLETE: ") + state)
         yield from _fact("known as", ", ".join(self.references))
+        yield from _fact("request", self.record.request_id)
         yield from _fact("content", self.content)
         yield from _fact("message", self.status_message)
         yield from _fact("error", _error(self.record))

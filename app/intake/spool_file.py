@@ -7,10 +7,11 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from msgspec.structs import astuple, fields
+from msgspec.structs import fields
 
 from app import log
 from app.ids import OrderKey
@@ -35,7 +36,7 @@ DISK_FULL: Final = "the disk is full"
 RESERVE: Final = 1_000_000
 """Bytes of the disk that no event may take: to delete rows needs room for a journal, about 60 kB for a group."""
 
-_NAMES = [field.name for field in fields(OrderProcessed)]
+_NAMES = [field.name for field in fields(OrderProcessed) if field.name != "traceparent"]
 _COLUMNS = ", ".join(_NAMES)
 _PUT = f"INSERT INTO events ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608  # names of our own
 _AFTER = f"SELECT id, {_COLUMNS} FROM events WHERE id > ? AND id NOT IN recorded ORDER BY id LIMIT ?"  # noqa: S608  # the same
@@ -199,7 +200,7 @@ class SpoolFile:
         return int(self._db.execute("SELECT count(*) FROM recorded").fetchone()[0])
 
     def _insert(self, events: Sequence[OrderProcessed]) -> None:
-        self._db.executemany(_PUT, map(astuple, events))
+        self._db.executemany(_PUT, map(attrgetter(*_NAMES), events))
 
 
 def waiting(folder: Path) -> int | None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rq.suspension import suspend
 
 from app import times
@@ -17,7 +18,7 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, configuration, order
+from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, configuration, event_of, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -400,6 +401,20 @@ def test_an_order_that_is_fetched_now_or_needs_nothing_needs_no_due_time(lab: La
 
     assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
     assert explain(lab, order(2)).code == 0
+
+
+def test_an_order_is_found_and_explained_by_the_id_of_its_latest_post(lab: Lab) -> None:
+    for request_id in ("0123456789abcdef", "fedcba9876543210"):
+        lab.accept_events(replace(event_of(order(1)), request_id=request_id))
+    lab.accept(order(2))
+
+    ended = lab.run_command("orders", "explain", "FEDCBA9876543210")
+
+    assert f"order {order(1).order_id} (venue)" in ended.out
+    assert "request   fedcba9876543210" in ended.out
+    assert "queued (secret current, request 0123456789abcdef)" in flat(ended)
+    assert "coalesced (secret current, request fedcba9876543210)" in flat(ended)
+    assert lab.run_command("orders", "explain", "0123456789abcdef").code == 1
 
 
 @pytest.mark.parametrize("state", INCOMPLETE)

@@ -125,7 +125,7 @@ def seconds_until_delivered(shop: Lab) -> float:
         shop.dispatch()
         while shop.redis.lpop("rq:queue:ota-live"):
             worker = f"new-{number}"
-            outcome, fetch = shop.ledger.start_fetch(ONE, worker)
+            outcome, fetch, _ = shop.ledger.start_fetch(ONE, worker)
             if fetch is not None:
                 shop.store_fetch(fetch, 1, worker=worker)
             while outcome in {"fetch", "deliver"} and (delivery := shop.acquire_delivery(worker=worker)) is not None:

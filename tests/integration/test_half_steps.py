@@ -257,7 +257,7 @@ def work(lab: Lab) -> None:
     while job := redis.lpop(queue_key(LIVE, KEYS)) or redis.lpop(queue_key(BACKFILL, KEYS)):
         one = order_of(job.decode())
         assert one is not None
-        what, fetch = lab.ledger.start_fetch(one, "w-2")
+        what, fetch, _ = lab.ledger.start_fetch(one, "w-2")
         if fetch is not None:
             lab.store_fetch(fetch, 2, order=one, worker="w-2")
         if what in ("fetch", "deliver"):

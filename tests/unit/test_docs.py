@@ -19,7 +19,7 @@ from app.cli.main import COMMANDS as COMMANDS_OF_MAIN
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
-from app.metrics import GAUGES, HISTOGRAM, METRICS
+from app.metrics import GAUGES, HISTOGRAMS, METRICS
 from app.settings import Company
 from app.upstream.models import Asset, ComponentSchedule, Item, Order, Wallet
 from tests import demo_picture
@@ -41,7 +41,7 @@ COMMANDS: dict[str, Any] = {
 SCRAPED = {
     **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
     **{name: labels for name, (labels, _) in GAUGES.items()},
-    HISTOGRAM[0]: HISTOGRAM[1],
+    **{one.name: one.labels for one in HISTOGRAMS.values()},
 }
 """Every metric by the name under which it is scraped, with its labels."""
 

@@ -43,7 +43,7 @@ end
 
 -- The fields of a record that are texts; all others are numbers. keys.py describes them.
 local text = {job = 1, queue = 1, worker = 1, error = 1, dead = 1, status = 1, last_event_status = 1, reference = 1,
-  request_id = 1, digest = 1, delivery_worker = 1}
+  request_id = 1, traceparent = 1, digest = 1, delivery_worker = 1}
 
 -- Returns an order with its keys and the named fields of its record; what is not there is 0 or nil.
 local function load(member, fields)
@@ -77,6 +77,19 @@ end
 
 local function count(name, by)
   isolate(redis.call, 'HINCRBY', counters, name, by or 1)
+end
+
+-- Count a duration in its bucket of a histogram, and add it to the sum.
+local function observe(name, took, bounds)
+  local bucket = 'inf'
+  for _, bound in ipairs(bounds) do
+    if took <= bound then
+      bucket = bound
+      break
+    end
+  end
+  count(name .. '|' .. bucket)
+  count(name .. '|sum', took)
 end
 
 -- Clear what earlier fetches counted: a new settlement, or a request, has all its attempts.
