@@ -26,7 +26,7 @@ from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks import Context, Sink
+from workers.sinks import Context, Sink, failure_of
 
 _log = log.get()
 T = TypeVar("T")
@@ -221,7 +221,7 @@ class Processor:
         attempts = delivery.attempts
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"
-        reason, wait, trace = "", 0, ""
+        reason, failure, wait, trace = "", "", 0, ""
         if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
@@ -236,8 +236,9 @@ class Processor:
                 )
                 self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
             except BaseException as error:
-                # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
+                # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+                failure = reason if isinstance(error, ReceiverError) else failure_of(delivery.sink, error)
                 trace = log.trace_of(error)
                 next_wait = policy.retry_wait(attempts - 1)
                 outcome, wait = ("dead", 0) if next_wait is None else ("retry", next_wait)
@@ -249,6 +250,7 @@ class Processor:
             delivery,
             outcome=outcome,
             reason=reason,
+            failure=failure,
             wait_ms=wait,
             duration_ms=duration,
         )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 from collections.abc import Awaitable, Iterable
+from contextvars import copy_context
 from importlib import import_module
+from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 import msgspec
+from rq.timeouts import JobTimeoutException
 
 from app.errors import SettingsError
+from app.ledger.policy import JOB_TIMEOUT
 from app.upstream.models import Order
 
 if TYPE_CHECKING:
@@ -70,7 +77,7 @@ class Sink:
 
         self._runner = self._runner or Runner()
         try:
-            self._runner.run(_finished(result))
+            self._runner.run(_finished(result), context=copy_context())
         except BaseException:
             runner, self._runner = self._runner, None
             runner.close()
@@ -97,3 +104,24 @@ def build(specifications: Iterable[str]) -> dict[str, Sink]:
     if problems:
         raise SettingsError("\n".join(problems))
     return sinks
+
+
+def failure_of(sink: str, error: BaseException) -> str:
+    """Return type and place of what a delivery to this sink raised, such as `ValueError at orders.py:41`.
+
+    The place is the innermost one in the sink's own package. The text is left out, as it may quote people's data; that
+    of our time limit and of the system's error numbers cannot.
+    """
+    package = sink.partition(":")[2].partition(":")[0].partition(".")[0]
+    frames = [(frame.f_globals.get("__name__", ""), frame, line) for frame, line in walk_tb(error.__traceback__)]
+    own = [one for one in frames if one[0].partition(".")[0] == package]
+    others = [one for one in frames if one[0] not in {__name__, "workers.processor"}]
+    text = type(error).__name__
+    if found := own or others:
+        _, frame, line = found[-1]
+        text += f" at {Path(frame.f_code.co_filename).name}:{line}"
+    if isinstance(error, JobTimeoutException):
+        text += f" (longer than {JOB_TIMEOUT} s)"
+    elif isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
+        text += f" ({os.strerror(error.errno)})"
+    return text

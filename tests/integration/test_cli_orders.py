@@ -144,8 +144,10 @@ def test_attempts_of_a_pending_fetch_and_delivery_are_shown(fetched: Lab) -> Non
 
     page, other = (fetched.run_command("orders", "show", order(number).order_id) for number in (1, 2))
 
-    assert f"sink      {SINK}: revision 1 not delivered yet (1 attempt)" in page.out
-    assert "(1 attempt); next attempt " in " ".join(page.out.split())
+    text = " ".join(page.out.split())
+    assert f"sink {SINK}: revision 1 not delivered yet, failed: OSError (1 attempt)" in text
+    assert "(1 attempt); next attempt " in text
+    assert f"At once: ota-receiver dead requeue {order(1).order_id}" in text
     assert "http_503, HTTP 503, 1 attempt\n" in re.sub(" +\n", "\n", other.out)
 
 
