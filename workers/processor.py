@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from app import log
 from app.deployment import Deployment
@@ -26,7 +26,7 @@ from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks import Context, Sink, failure_of
+from workers.sinks import Context, Sink, SinkOutput, failure_of, show_traceback
 
 _log = log.get()
 T = TypeVar("T")
@@ -54,6 +54,7 @@ class Processor:
         self._deployment = deployment
         self._connections = connections
         self.sinks = sinks
+        self.output = SinkOutput()
         self._returned = 0
         """Jobs in a row that were for other pools."""
 
@@ -234,12 +235,15 @@ class Processor:
                     attempt=delivery.attempts,
                     request_id=delivery.request_id,
                 )
-                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
+                names = {"sink": delivery.sink, "request_id": delivery.request_id, **self._names(order)}
+                with bound_contextvars(**names), self.output.caught():
+                    self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
             except BaseException as error:
                 # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
                 failure = reason if isinstance(error, ReceiverError) else failure_of(delivery.sink, error)
                 trace = log.trace_of(error)
+                show_traceback(delivery.sink, error)
                 next_wait = policy.retry_wait(attempts - 1)
                 outcome, wait = ("dead", 0) if next_wait is None else ("retry", next_wait)
         duration = round((time.perf_counter() - started) * 1000)

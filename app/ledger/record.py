@@ -31,17 +31,17 @@ _LONGEST_LEASE: Final = timedelta(milliseconds=policy.LONGEST_LEASE)
 class SinkRecord(msgspec.Struct, frozen=True):
     """The deliveries of one sink: `revision` is the latest delivered, `next_at` the next attempt.
 
-    `error` is the type and place of what the sink raised last. `dead` is the reason code of a dead delivery,
-    `discarded` the latest revision that an operator discarded: the sink never got it, unless it got a later one.
+    `dead` is the reason code of a dead delivery, `discarded` the latest revision that an operator discarded: the sink
+    never got it, unless it got a later one. `error` is the type and place of what the sink raised last.
     """
 
     name: str
     revision: int = 0
     attempts: int = 0
     next_at: datetime | None = None
-    error: str = ""
     dead: str = ""
     discarded: int = 0
+    error: str = ""
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
