@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from structlog.contextvars import bound_contextvars
 
 from app.errors import SettingsError
 from app.upstream.models import parse_order
@@ -27,6 +28,7 @@ MODULE = """
 import asyncio
 import json
 from rq.timeouts import JobTimeoutException
+from structlog.contextvars import get_contextvars
 
 seen = []
 value = 5
@@ -41,9 +43,10 @@ class AsyncShop:
     async def __call__(self, order, context):
         await on_order_async(order, context)
 
-loops, open_tasks = [], []
+bound, loops, open_tasks = [], [], []
 
 async def on_order_async(order, context):
+    bound.append(get_contextvars())
     loops.append(asyncio.get_running_loop())
     if context.attempt == 1:
         raise LookupError("canary")
@@ -151,6 +154,19 @@ def test_an_async_function_is_awaited_on_one_loop_that_an_error_closes(name: str
     assert [shop.loops.index(loop) for loop in shop.loops] == [0, 0, 0, 3, 3, 5, 5]
 
 
+def test_an_async_function_logs_with_the_order_of_its_delivery() -> None:
+    """Not with that of the first one, whose context made the loop."""
+    import shop_for_tests as shop
+
+    shop.bound.clear()
+    (sink,) = build(["python:shop_for_tests:on_order_async"]).values()
+    for order_id in ("1", "2"):
+        with bound_contextvars(order_id=order_id):
+            sink.deliver(ORDER, CONTEXT)
+
+    assert shop.bound == [{"order_id": "1"}, {"order_id": "2"}]
+
+
 @pytest.mark.parametrize(
     ("specification", "problem"),
     [
@@ -206,11 +222,11 @@ def test_all_problems_are_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("name", "attempt", "failure"),
     [
-        ("python:shop_for_tests:raises", 1, "ValueError at shop_for_tests.py:38"),
-        ("python:shop_for_tests:raises", 2, "JSONDecodeError at shop_for_tests.py:40"),
-        ("python:shop_for_tests:raises", 3, "FileNotFoundError at shop_for_tests.py:42 (No such file or directory)"),
-        ("python:shop_for_tests:raises", 4, "JobTimeoutException at shop_for_tests.py:44 (longer than 120 s)"),
-        ("python:shop_for_tests:raises_async", 1, "KeyError at shop_for_tests.py:48"),
+        ("python:shop_for_tests:raises", 1, "ValueError at shop_for_tests.py:40"),
+        ("python:shop_for_tests:raises", 2, "JSONDecodeError at shop_for_tests.py:42"),
+        ("python:shop_for_tests:raises", 3, "FileNotFoundError at shop_for_tests.py:44 (No such file or directory)"),
+        ("python:shop_for_tests:raises", 4, "JobTimeoutException at shop_for_tests.py:46 (longer than 120 s)"),
+        ("python:shop_for_tests:raises_async", 1, "KeyError at shop_for_tests.py:50"),
         ("python:operator:lt", 1, "TypeError"),
     ],
 )
