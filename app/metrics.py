@@ -67,6 +67,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
     "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
+    "ota_sink_failing_seconds": (("sink",), "How long no delivery to the sink has succeeded; 0 if the latest did."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState arrived."),
     "ota_pools": ((), "Worker pools with a heartbeat in the last 15 s."),
@@ -304,6 +305,8 @@ def _samples(snapshot: Snapshot) -> Samples:
     for name, sink in snapshot.sinks.items():
         found["ota_sink_behind_orders", name] = sink.behind
         found["ota_sink_failing_orders", name] = sink.failing
+        since = sink.failing_since
+        found["ota_sink_failing_seconds", name] = (snapshot.now - since) / 1000 if since else 0
     if pools := snapshot.heartbeats():
         found["ota_pool_heartbeat_timestamp_seconds",] = max(pool.at for pool in pools) / 1000
     for labels, state in snapshot.alert_states().items():

@@ -69,7 +69,7 @@ class ReconcileRunner:
 
 
 class AlertEvaluator:
-    """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
+    """Evaluates the alerts every 20 s, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._reader = SnapshotReader(settings.companies)
@@ -78,7 +78,7 @@ class AlertEvaluator:
         self._redis = redis
 
     def tick(self) -> None:
-        """Evaluate the alerts if no pool has done so in this minute; raises what Redis raises."""
+        """Evaluate the alerts if no pool has done so of late; raises what Redis raises."""
         if not self._store.acquire_turn():
             return
         try:
@@ -123,7 +123,7 @@ def _log_change(change: Change, now: int) -> None:
             runbook=runbook,
         )
     else:
-        _log.error("alert.firing", figure=found.figure, runbook=runbook, **about)
+        _log.error("alert.firing", figure=found.figure, reason=found.reason or None, runbook=runbook, **about)
 
 
 def _reconciled(settings: Settings) -> list[Company]:

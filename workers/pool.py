@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Final
@@ -45,7 +46,7 @@ from app.settings import Settings
 from app.upstream.client import warm_up
 from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
-from workers.worker import BAD_SETTINGS, WorkerProcess, adopt_descendants, kill_leftovers, reap_leftovers
+from workers.worker import BAD_SETTINGS, WorkerProcess, adopt_descendants, fork, kill_leftovers, reap_leftovers
 
 DISPATCH_EVERY: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -105,6 +106,8 @@ class Pool:
         adopt_descendants()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
+        if self._settings.sinks and not self._has_good_sinks():
+            return BAD_SETTINGS
         try:
             while not self._stopping:
                 self._loop_clock.turned()
@@ -138,6 +141,18 @@ class Pool:
         finally:
             self._stop()
         return self._exit_code
+
+    def _has_good_sinks(self) -> bool:
+        """Return whether a process of its own could import the sinks, or did not end before a stop.
+
+        The pool itself imports none: a user's module may open what must not be shared with the workers.
+        """
+        child = fork("sinks", partial(jobs.try_sinks, self._settings))
+        wait([child.sentinel, self._wake])
+        child.kill()
+        child.join()
+        _kill_leftovers()
+        return child.exitcode != BAD_SETTINGS
 
     def _request_stop(self, *_: object) -> None:
         self._stopping = True

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
-from structlog.contextvars import bind_contextvars, unbind_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, unbind_contextvars
 
 from app import log
 from app.deployment import Deployment
@@ -27,7 +27,7 @@ from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch, Origin
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks import Context, Sink
+from workers.sinks import Context, Sink, SinkOutput, failure_of, show_traceback
 
 _log = log.get()
 T = TypeVar("T")
@@ -57,6 +57,7 @@ class Processor:
         self._connections = connections
         self.sinks = sinks
         self._erasure = erasure
+        self.output = SinkOutput()
         self._returned = 0
         """Jobs in a row that were for other pools."""
 
@@ -229,7 +230,7 @@ class Processor:
         attempts = delivery.attempts
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"
-        reason, wait, trace = "", 0, ""
+        reason, failure, wait, trace = "", "", 0, ""
         if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
@@ -242,11 +243,15 @@ class Processor:
                     attempt=delivery.attempts,
                     request_id=delivery.request_id,
                 )
-                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
+                names = {"sink": delivery.sink, **self._names(order)}
+                with bound_contextvars(**names), self.output.caught():
+                    self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
             except BaseException as error:
-                # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
+                # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+                failure = reason if isinstance(error, ReceiverError) else failure_of(delivery.sink, error)
                 trace = log.trace_of(error)
+                show_traceback(delivery.sink, error)
                 next_wait = policy.retry_wait(attempts - 1)
                 outcome, wait = ("dead", 0) if next_wait is None else ("retry", next_wait)
         duration = round((time.perf_counter() - started) * 1000)
@@ -257,6 +262,7 @@ class Processor:
             delivery,
             outcome=outcome,
             reason=reason,
+            failure=failure,
             wait_ms=wait,
             duration_ms=duration,
         )

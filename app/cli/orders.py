@@ -103,7 +103,7 @@ def list_(
         "#tickets",
         "#coupons",
         "?reference",
-        ("error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
+        ("error", lambda record: record.dead or record.error or tuple(one.error or one.dead for one in record.sinks)),
     )
     with open_context() as here:
         now, state = here.now(), "dead" if dead else state

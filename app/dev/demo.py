@@ -159,7 +159,9 @@ def run(console: Console) -> bool:
 
 def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
     """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
-    with stacks.start(folder, port=port, sinks=sinks) as stack:
+    tracebacks = folder / "tracebacks.log"
+    tracebacks.unlink(missing_ok=True)
+    with stacks.start(folder, port=port, sinks=sinks, tracebacks=tracebacks) as stack, tracebacks.open() as raised:
         environment = folder / "env"
         environment.touch(mode=0o600)
         environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
@@ -171,6 +173,8 @@ def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
         print_curl(console, stack, orders[-1])
         while True:
             time.sleep(_PROCESS_CHECK)
+            if text := raised.read():
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
             for name, process in (("web", stack.web), ("worker", stack.worker)):
                 if process.exit_code is not None:
                     console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")

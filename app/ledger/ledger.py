@@ -178,10 +178,14 @@ class Ledger:
         *,
         outcome: DeliveryOutcome,
         reason: str = "",
+        failure: str = "",
         wait_ms: int = 0,
         duration_ms: int = 0,
     ) -> None:
-        """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`."""
+        """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`.
+
+        `reason` is the reason code once it is dead, `failure` the type and place of the error, for people.
+        """
         self._call(
             "complete_delivery",
             order,
@@ -191,6 +195,7 @@ class Ledger:
             outcome=outcome,
             wait=wait_ms,
             reason=reason,
+            failure=failure or reason,
             duration_ms=duration_ms,
         )
 
@@ -253,7 +258,10 @@ class Ledger:
         return OrderKey.of(member.decode()) if member else None
 
     def retry_delivery(self, order: OrderKey, sink: str) -> bool:
-        """Give a dead delivery new attempts from now on; return False if it was not dead (any more)."""
+        """Give a delivery that is dead or waits for its next attempt all attempts, from now on.
+
+        Return False if it was neither (any more).
+        """
         return self._resolve(order, sink, "retry")
 
     def discard(self, order: OrderKey, sink: str = "") -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,9 +34,13 @@ def test_the_demo_fetches_every_sample_in_under_20_s(tmp_path: Path) -> None:
 
 
 def test_dev_runs_until_sigterm_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    """It shows what a sink raises, with its text."""
     port = free_port()
-    with Process.start([PROGRAM, "dev", "--port", str(port)], cwd=tmp_path, log=tmp_path / "out") as dev:
+    (tmp_path / "shop.py").write_text("def on_order(order, context):\n    raise LookupError(order.order_id)\n")
+    command = [PROGRAM, "dev", "--port", str(port), "--sinks", "python:shop:on_order"]
+    with Process.start(command, cwd=tmp_path, log=tmp_path / "out") as dev:
         dev.wait_for_line("Ctrl-C stops everything", 30)
+        assert re.search(r"LookupError: [0-9a-f]{8}-", dev.wait_for_line("LookupError: ", 10))
         assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
         parts = children(dev.pid)
         assert len(parts) == 4
@@ -43,6 +48,16 @@ def test_dev_runs_until_sigterm_and_leaves_no_process_behind(tmp_path: Path) -> 
 
         assert dev.wait(20) == 0
         assert not any(map(is_running, parts))
+
+
+def test_dev_refuses_a_wrong_sink_at_once(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = ota_receiver("dev", "--sinks", "python:no_such_shop:on_order", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"SINKS: number 1 cannot be imported: no module no_such_shop in {tmp_path}, ")
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 10
 
 
 def test_dev_names_a_taken_port(tmp_path: Path) -> None:

@@ -72,11 +72,13 @@ def test_the_same_event_again_never_causes_a_second_get_order(whole: Service) ->
 def test_a_python_sink_gets_the_order_again_with_the_same_key_after_it_raised(bare: Service) -> None:
     """The repeat costs no getOrder."""
     (bare.folder / "shop.py").write_text(
-        "import json, pathlib\n"
+        "import json, logging, pathlib\n"
         "def on_order(order, context):\n"
         f"    path = pathlib.Path({str(bare.folder / 'sink.jsonl')!r})\n"
         "    line = [context.idempotency_key, context.attempt, order.status, len(order.tickets)]\n"
         "    with path.open('a') as out: out.write(json.dumps(line) + chr(10))\n"
+        "    print('attempt', context.attempt)\n"
+        "    logging.getLogger('shop').warning('half done')\n"
         "    if context.attempt == 1: raise RuntimeError(order.sell_to_name)\n"
     )
     bare.start("web")
@@ -93,6 +95,12 @@ def test_a_python_sink_gets_the_order_again_with_the_same_key_after_it_raised(ba
     assert (delivered[0]["order_id"], delivered[0]["revision"]) == (order_id, 1)
     assert bare.row(order_id)["gets"] == 1
     assert "Jane Doe" not in (bare.folder / "worker.log").read_text()
+    assert "failed: RuntimeError at shop.py:8 after" in json.dumps(bare.cli("orders", "explain", order_id)[1])
+    printed, logged = bare.log("worker", "sink.output"), bare.log("worker", "half done")
+    assert [one["text"] for one in printed] == ["attempt 1", "attempt 2"]
+    (request,) = {one["request_id"] for one in bare.log("web", "request") if one.get("events")}
+    about = [(one["order_id"], one["sink"], one["request_id"]) for one in (*printed, *logged)]
+    assert about == [(order_id, "python:shop:on_order", request)] * 4
 
 
 def test_the_commands_of_the_first_day_lead_from_env_example_to_an_order_in_a_sink(
@@ -140,7 +148,7 @@ def test_the_commands_of_the_first_day_lead_from_env_example_to_an_order_in_a_si
         ("events replay", 0, 0),
         ("orders explain", 0, 0),
     ]
-    assert re.search(r"^[0-9a-f/-]+ Issued 1$", log(), re.MULTILINE)
+    assert re.search(r'"event":"sink.output".*"text":"[0-9a-f/-]+ Issued 1"', log())
 
 
 def _block(page: str, kind: str) -> str:
@@ -266,10 +274,21 @@ def _seconds(line: dict[str, Any]) -> float:
 
 
 def test_a_sink_that_cannot_be_imported_ends_the_pool_with_the_code_of_wrong_settings(bare: Service) -> None:
-    worker = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="0", SINKS="python:no_such_shop:on_order")
+    """Before any worker starts; the reason names the folders that were searched, as in `check`."""
+    bare.variables["SINKS"] = "python:no_such_shop:on_order"
+    worker = bare.run(["ota-receiver", "worker"], "worker.log")
 
     assert worker.wait(20) == 2
-    assert "SINKS: number 1 cannot be imported" in bare.log("worker", "service.bad_settings")[0]["problems"][0]
+    (line,) = bare.log("worker", "service.bad_settings")
+    (problem,) = line["problems"]
+    reason = "SINKS: number 1 cannot be imported: no module no_such_shop in /"
+    assert problem.startswith(reason)
+    assert str(bare.folder) in problem
+    assert bare.log("worker", "pool.worker_started") == []
+    (started,) = bare.log("worker", "service.started")
+    assert _seconds(line) - _seconds(started) < 5
+    code, (found,) = bare.cli("check")
+    assert (code, found["detail"].startswith(reason)) == (2, True)
 
 
 def test_an_order_is_fetched_in_5_s_while_another_company_hangs_with_200_orders_due(bare: Service) -> None:

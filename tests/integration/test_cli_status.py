@@ -17,7 +17,7 @@ from app.heartbeat import Heartbeat, LoopClock
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.rate_limit import breaker_id
-from tests.lab import API_KEY, KEYS, MUSEUM, VENUE, Lab, configuration, order
+from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order
 from tests.lab_upstream import Upstream, says
 
 
@@ -117,6 +117,33 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
     assert found["queues"][0]["rate"] > 0
     assert status(lab, 0)["queues"][0]["done_s"] is None
+
+
+def test_a_sink_that_fails_for_everything_is_shown_and_the_exit_code_is_1(lab: Lab) -> None:
+    """One that takes others after a failure is not."""
+    beat(lab)
+    for number in range(1, 5):
+        lab.accept_and_fetch(order(number))
+    assert status(lab, 0)["sinks"][0]["behind"] == 4
+    for number in (1, 2):
+        lab.deliver("retry", order(number), failure="ValueError at shop.py:7", wait=600)
+    (sink,) = status(lab, 0)["sinks"]
+    assert (sink["fails"], sink["attempts"], sink["error"]) == (False, 2, "ValueError at shop.py:7")
+    lab.deliver("retry", order(3), failure="KeyError at shop.py:9", wait=600)
+
+    page, found = lab.run_command("status"), status(lab, 1)
+
+    (sink,) = found["sinks"]
+    assert (sink["sink"], sink["behind"], sink["fails"], sink["attempts"]) == (SINK, 4, True, 3)
+    assert f"{SINK}: 4 orders behind; nothing delivered for 0 s: 3 attempts failed, KeyError at shop.py:9" in page.out
+    listed = lab.run_command("orders", "list").out
+    assert listed.count("ValueError at shop.py:7") == 2
+    explained = " ".join(lab.run_command("orders", "explain", order(3).order_id).out.split())
+    assert "not delivered yet, failed: KeyError at shop.py:9 (1 attempt); next attempt" in explained
+    assert "Fix the sink (KeyError at shop.py:9). Delivery is attempted again at" in explained
+
+    lab.deliver(order=order(4))
+    assert (status(lab, 0)["sinks"][0]["behind"], status(lab, 0)["sinks"][0]["failing_s"]) == (3, None)
 
 
 def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app import log
+from workers.sinks import LONGEST_LINE, MOST_LINES
 
 ROOT = Path(__file__).parents[2]
 COMMON = {
@@ -244,6 +245,35 @@ def test_what_python_itself_would_print_is_a_line_with_the_place_and_without_the
     assert found == [("process.uncaught_error", kind, "ValueError", "error") for kind in kinds]
     assert all(" inner < " in line["trace"] for line in uncaught)
     assert "canary" not in json.dumps(lines)
+
+
+def test_each_line_that_a_sink_prints_is_a_line_of_the_log_and_a_flood_is_cut() -> None:
+    """On stdout or stderr, in pieces, as bytes, without an end. The next delivery has lines again."""
+    lines = run(
+        "log.configure(form='json')\n"
+        "import sys\n"
+        "from workers.sinks import SinkOutput\n"
+        "output, kept = SinkOutput(), []\n"
+        "with output.caught():\n"
+        "    kept.append(sys.stderr)\n"
+        "    print('one\\n\\ntwo', 3)\n"
+        "    print('to stderr', file=sys.stderr)\n"
+        "    for part in 'in ', 'pieces\\nand ', 'open': print(part, end='')\n"
+        "with output.caught():\n"
+        "    sys.stdout.buffer.write(b'bytes \\xff\\n')\n"
+        "    print('\\ud800')\n"
+        "    for _ in range(1000): print('x' * 600, end='')\n"
+        "with output.caught():\n"
+        f"    for number in range({MOST_LINES + 50}): print(number)\n"
+        "with output.caught():\n"
+        "    print('by a kept stream', file=kept[0])\n"
+    )
+
+    assert {line["event"] for line in lines} == {"sink.output", "sink.output_dropped"}
+    texts = ["one", "two 3", "to stderr", "in pieces", "and open", "bytes \ufffd", "?", "x" * LONGEST_LINE]
+    texts += map(str, range(MOST_LINES))
+    assert [line.get("text") for line in lines] == [*texts, None, "by a kept stream"]
+    assert [line["lines"] for line in lines if "lines" in line] == [50]
 
 
 def test_our_own_trace_names_the_places_without_the_text() -> None:
