@@ -49,6 +49,9 @@ LONGEST = 2.5
 
 NO_REDIS = "redis://127.0.0.1:1"
 
+# Looks into the spool more often: a test waits for it.
+HASTY = serve_changed("from app.intake import failover; failover.CHECK_EVERY = 0.2")
+
 # A disk that is full: no file may grow beyond 150 kB.
 SMALL_DISK = """
 import resource
@@ -111,7 +114,7 @@ class Machine:
         return self.folder / "spool"
 
     def serve(
-        self, program: Sequence[str] = SERVE, url: str = "", folder: str = ".", **more: str
+        self, program: Sequence[str] = HASTY, url: str = "", folder: str = ".", **more: str
     ) -> AbstractContextManager[Web]:
         """Run a web process with a spool; the Redis is at `url` instead, if that is given."""
         settings = {"SPOOL_DIR": str(self.spool), "OPS_TOKEN": OPS_TOKEN} | more
@@ -346,7 +349,7 @@ class TestDisk:
         with machine.serve([sys.executable, *program, "serve"], SPOOL_MAX_MB="1") as web:
             accepted: list[dict[str, Any]] = []
             while True:
-                batch = [item() for _ in range(20)]
+                batch = [item() for _ in range(50)]
                 answer = web.post({"values": batch})
                 if answer.status_code != 200:
                     break
@@ -410,7 +413,10 @@ class TestDisk:
             before, after = item(), item()
             assert web.deliver(before)["spooled"] == 1
             if how == "emptied":
-                os.truncate(machine.spool / NAME, 0)
+                # Under a lock: a file that loses its pages during a write is a damaged one.
+                with closing(sqlite3.connect(machine.spool / NAME, isolation_level=None)) as another:
+                    another.execute("BEGIN EXCLUSIVE")
+                    os.truncate(machine.spool / NAME, 0)
             elif how == "replaced":
                 (machine.folder / "other").touch(0o600)
                 (machine.folder / "other").rename(machine.spool / NAME)
