@@ -120,15 +120,17 @@ class SpoolFile:
         Until the connection is closed SQLite does not look for a journal again: that of the new file has the same name,
         and would be taken for this one's.
         """
-        known = self._known
+        known, found = self._known, 0
         try:
-            self._db.execute("BEGIN")
-            found = len(self.oldest(-1))
+            # An emptied file is also the new one: a lock that stays would keep events out of it.
+            self._is_readable = not self.is_there()
+            if self._is_readable:
+                self._db.execute("BEGIN")
+                found = len(self.oldest(-1))
         except sqlite3.Error as error:
             # A broken file that was moved away: its events are in the file that was moved.
             _log.error("spool.failed", error=type(error).__name__, cause=reason_of(error), trace=log.trace_of(error))
-            found, self._is_readable = 0, False
-            # An emptied file is also the new one: a lock that stays would keep events out of it.
+            self._is_readable = False
             self._db.rollback()
         return found, max(known - found - self._recorded(), 0)
 

@@ -231,7 +231,6 @@ def test_one_order_that_is_always_refused_delays_no_other(bare: Service) -> None
         assert bare.post(*map(bare.event, orders[first : first + 11]))[0] == 200
 
     eventually(lambda: len(bare.log("worker", "order.fetched")) == 120, 20, what="120 orders are fetched")
-    eventually(lambda: bare.row(orders[0])["gets"] >= 2, 20, what="the bad order is attempted again")
 
     assert bare.log("worker", "upstream.breaker_opened") == []
     posted = {line["request_id"]: _seconds(line) for line in bare.log("web", "request")}

@@ -20,8 +20,8 @@ from tests.lab import KEYS, WORKER, now_ms
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 DAY = 86_400
-MANY = 2000
-MOST = 900
+MANY = 700
+MOST = 315
 """Requests in five minutes that the key of these tests allows."""
 
 
@@ -386,7 +386,7 @@ def test_after_half_an_hour_of_outage_all_orders_are_fetched_at_the_allowed_rate
 
 def test_after_an_expired_key_is_replaced_all_orders_are_fetched(lab: WorkerLab) -> None:
     """A refused key uses no attempt of any order, however long it lasts."""
-    orders = lab.issue(300)
+    orders = lab.issue(100)
     lab.fault(kind="status", status=401)
     lab.run_for(3600)
     assert (lab.pending(), lab.dead()) == (len(orders), 0)
