@@ -15,7 +15,8 @@ RUN rm -rf app/dev \
 
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin receiver \
- && install -d -o receiver -g receiver -m 0700 /var/lib/ota-receiver /var/lib/ota-receiver/spool
+ && install -d -o receiver -g receiver -m 0700 /var/lib/ota-receiver /var/lib/ota-receiver/spool \
+    /var/lib/ota-receiver/erased
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -27,5 +28,6 @@ WORKDIR /var/lib/ota-receiver
 EXPOSE 8080
 # A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker run --stop-timeout 60).
 STOPSIGNAL SIGTERM
+# Alive, not ready: it is healthy while Redis is away. `health --ready` is for readiness probes.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 CMD ["ota-receiver", "health"]
 CMD ["ota-receiver", "serve"]

@@ -17,8 +17,8 @@ from app.ledger.policy import DAY, MINUTE, SECOND
 from app.ledger.redis import Redis
 from app.snapshot import AlertState, CompanySnapshot, Snapshot
 
-EVERY: Final = MINUTE
-"""Between two evaluations, over all machines."""
+EVERY: Final = 20 * SECOND
+"""Between two evaluations, over all machines: what fires at once is logged within a minute of its cause."""
 
 HOUR: Final = 60 * MINUTE
 WEEK: Final = 7 * DAY
@@ -80,11 +80,12 @@ RULES: Final[dict[str, Rule]] = {
     # The dispatcher looks at such an order again after an hour.
     "broken_orders": Rule(keep_firing=120 * MINUTE),
     "missed_events": Rule(keep_firing=60 * MINUTE),
-    "sink_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
+    "sink_failing": Rule(),
+    "deliveries_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
     "pool_silent": Rule(),
     # Longer than the restart of all pools, one after the other, with a new configuration.
     "pools_differ": Rule(hold=10 * MINUTE),
-    # Less than the minute between two evaluations, so that the second one fires it.
+    # Longer than the time between two evaluations: a job may have arrived a moment ago.
     "undeclared": Rule(hold=MINUTE - 10 * SECOND),
     "silence": Rule(repeat=60 * MINUTE),
 }
@@ -156,8 +157,11 @@ def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition
     found = [one for company_id in snapshot.companies for one in _of_company(snapshot, company_id, hours[company_id])]
     for name, of_sink in snapshot.sinks.items():
         total = snapshot.total("deliveries_dead_lettered", name)
-        failing = of_sink.failing
-        found.append(Condition(name="sink_failing", sink=name, is_true=failing > 0, figure=failing))
+        fails, since = of_sink.fails(snapshot.now), of_sink.failing_since
+        seconds = (snapshot.now - since) // 1000 if since else 0
+        found.append(Condition(name="sink_failing", sink=name, is_true=fails, figure=seconds, reason=of_sink.error))
+        some = of_sink.failing if not fails else 0
+        found.append(Condition(name="deliveries_failing", sink=name, is_true=some > 0, figure=some))
         found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
     invalid = snapshot.total("invalid", "bad_order_id")
     found.append(Condition(name="invalid_items", count=invalid, figure=invalid))

@@ -12,6 +12,8 @@ from redis.exceptions import RedisError
 
 from app import log
 from app.deployment import Deployment, refuse_undeclared
+from app.erased_file import ErasedFile
+from app.erasure import Erasure
 from app.health import Check, Health
 from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
@@ -22,6 +24,7 @@ from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
 from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
+from app.setting_values import is_loopback
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
 from app.upstream.client import ChannelManager
@@ -86,7 +89,8 @@ def web_app(settings: Settings) -> ASGIApp:
         webhook_path=settings.webhook_path,
         webhook=Webhook(intake, settings.max_body_bytes),
         probes=Probes(Health(inbox.probe, redis, spool), metrics.text, ops_token),
-        count=counters.count,
+        count=counters.count_request,
+        trusted_proxies=settings.trusted_proxies,
         resources=resources,
     )
 
@@ -143,6 +147,10 @@ def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledge
     return Ledger(redis, order_days=settings.order_days, fetch_lease=_fetch_lease(settings), sinks=sinks)
 
 
+def erasure(settings: Settings, redis: Redis) -> Erasure:
+    return Erasure(redis, order_days=settings.order_days, file=ErasedFile(settings.erased_file))
+
+
 def rate_limiter(settings: Settings, company: Company, redis: Redis, route: str = "") -> RateLimiter:
     limits = Limits(
         concurrency=settings.upstream_concurrency,
@@ -155,7 +163,9 @@ def rate_limiter(settings: Settings, company: Company, redis: Redis, route: str 
 
 
 def http(settings: Settings) -> DeadlineTransport:
-    return DeadlineTransport(settings.upstream_timeout)
+    """Return the connections to upstream; raises SettingsError for an SSL_CERT_FILE without a certificate."""
+    proxy = None if is_loopback(settings.np_base_url) else settings.np_proxy
+    return DeadlineTransport(settings.upstream_timeout, proxy=proxy)
 
 
 def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:

@@ -21,8 +21,9 @@ from app.ledger import rq_jobs
 from app.ledger.keys import Keys
 from app.ledger.redis import Redis, server_time
 
-RETIRED_AFTER: Final = 1440
-"""Minutes in which pools run and none declares it. A stopped deployment forgets nothing, however long it is stopped."""
+RETIRED_AFTER: Final = 4320
+"""Evaluations of the alerts (three a minute: a day) in which pools run and none declares it. A stopped deployment
+forgets nothing, however long it is stopped."""
 
 MOST_WOKEN: Final = 10_000
 """Orders that a starting pool looks at; what waits beyond is due at its time, within minutes."""
@@ -144,7 +145,7 @@ class Deployment:
                 raise OtherDeployment(f"{reason} (pool {name})", "stop all its pools first")
 
     def retire(self, pools: Mapping[str, Heartbeat]) -> list[str]:
-        """Remove what no pool has declared for RETIRED_AFTER, and return it; one pool calls this, each minute."""
+        """Remove what no pool has declared for RETIRED_AFTER, and return it; called with each evaluation."""
         retired = []
         for key, kind in ((self._redis.names.sinks, "sinks"), (self._redis.names.companies, "companies")):
             declared = {name for pool in pools.values() for name in getattr(pool.configuration, kind)}
@@ -154,6 +155,7 @@ class Deployment:
                 elif self._redis.hincrby(self._redis.names.undeclared, name, 1) >= RETIRED_AFTER:
                     self._redis.hdel(key, name)
                     self._redis.hdel(self._redis.names.undeclared, name)
+                    self._redis.delete(self._redis.names.sink_failing(name))
                     retired.append(name)
         return retired
 

@@ -18,6 +18,7 @@ import msgspec
 
 from app import audit
 from app.audit import AuditEntry
+from app.erased_file import ErasedFile
 from app.errors import UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
@@ -29,6 +30,7 @@ from app.times import from_ms, to_ms
 from app.upstream.models import parse_order
 
 _EVENTS: Final = 250
+_KEYS: Final = 1000
 
 ACTION: Final = "erase"
 """The action in the audit. Its entry stays, with the order's id and without any name."""
@@ -69,8 +71,9 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
 class Erasure:
     """The steps of an erasure; those that change something raise OtherSchema."""
 
-    def __init__(self, redis: Redis, *, order_days: int) -> None:
+    def __init__(self, redis: Redis, *, order_days: int, file: ErasedFile | None = None) -> None:
         self._redis = redis
+        self._file = file or ErasedFile(None)
         self._archive = Archive(redis)
         self._keep = order_days * policy.DAY
         self._erase = Script(redis, "erase")
@@ -124,6 +127,10 @@ class Erasure:
         """Return the orders of a run that died before it was finished."""
         found: Any = self._redis.zrange(self._redis.names.erasing, 0, -1)
         return [OrderKey.of(member.decode()) for member in found]
+
+    def remember(self, orders: Sequence[OrderKey]) -> None:
+        """Write to ERASED_FILE that these orders are erased; raises SettingsError if it cannot be written."""
+        self._file.add(orders)
 
     def note(self, orders: Sequence[OrderKey], who: str, why: str) -> None:
         """Write to the audit who erases these orders, and why."""
@@ -179,6 +186,38 @@ class Erasure:
         if outcome == b"unknown":
             raise LookupError(order.order_id)
         return from_ms(at) if outcome == b"erased" else None
+
+    def forget_references(self, orders: Sequence[OrderKey], step: Step) -> None:
+        """Remove the orders from the index of references, also from earlier ones, which their contents do not name.
+
+        All keys are read; `step` gets how many sets of each page.
+        """
+        redis: Any = self._redis
+        cursor = -1
+        while cursor and orders:
+            cursor, found = redis.scan(max(cursor, 0), match=f"{redis.names.reference_prefix}*", count=_KEYS)
+            with redis.pipeline(transaction=False) as pipe:
+                for key in found:
+                    pipe.srem(key, *(order.member for order in orders))
+                pipe.execute()
+            step(len(found))
+
+    def erase_again(self, order: OrderKey) -> bool:
+        """Erase an order that ERASED_FILE names and Redis does not know as erased; return whether it was such a one.
+
+        Redis has lost its tombstone, and the order came back with an event, a request or an older copy.
+        """
+        if order not in self._file:
+            return False
+        found = self.traces(order)
+        if found is None or found.erased is not None:
+            return False
+        while found is not None and self.erase(found) is None:
+            found = self.traces(order)
+        if found is not None:
+            self.forget_events([found], lambda _: None)
+        self.finish([order])
+        return True
 
     def forget_events(self, found: Iterable[Traces], step: Step) -> int:
         """Delete the events of these orders; return how many. `step` gets the size of each page."""

@@ -77,6 +77,14 @@ class RequestRefused(ReceiverError):
         self.reason = reason
 
 
+class Unauthenticated(RequestRefused):
+    """No item carries a clientState of its company; `company` is the id that most of them name, or `unknown`."""
+
+    def __init__(self, company: str) -> None:
+        super().__init__(401, "unauthenticated")
+        self.company = company
+
+
 class NotRecorded(RequestRefused):
     """Neither Redis nor the spool took the events. `error` names the underlying error; `cause` is a sentence."""
 

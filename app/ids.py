@@ -1,7 +1,8 @@
-"""GUIDs in the one form that keys, URLs and comparisons use, and the pair of them that names an order."""
+"""GUIDs in the one form that keys, URLs and comparisons use, the pair of them that names an order; ids of requests."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final, NamedTuple
 
@@ -14,6 +15,10 @@ _GUID: Final = re.compile(
     re.ASCII,
 )
 _BEGINNING: Final = re.compile(r"[0-9a-f]{4,31}")
+
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
+)
 
 
 def guid(value: object) -> str | None:
@@ -41,6 +46,29 @@ def beginning(text: str) -> str | None:
     parts = (digits[start:end] for start, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
     found = "-".join(filter(None, parts))
     return found if "-" not in typed or f"{found}-".startswith(typed) else None
+
+
+def new_request_id() -> str:
+    """Return an id that no other request has."""
+    return os.urandom(8).hex()
+
+
+def traceparent(header: bytes) -> str:
+    """Return a W3C traceparent as version 00, "" for anything else; of a later version the fields of 00 are taken."""
+    match = _TRACEPARENT.fullmatch(header)
+    if match is None or (match[1] == b"00" and match[3]):
+        return ""
+    return f"00-{match[2].decode()}"
+
+
+def trace_id(traceparent: str) -> str:
+    """Return the id of the trace, "" without one."""
+    return traceparent[3:35]
+
+
+def parent_id(traceparent: str) -> str:
+    """Return the id of the caller's span, "" without one."""
+    return traceparent[36:52]
 
 
 class OrderKey(NamedTuple):

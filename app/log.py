@@ -12,9 +12,9 @@ import os
 import select
 import stat
 import sys
+import threading
 import traceback
-from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from importlib.metadata import version
@@ -24,19 +24,26 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app.texts import printable
+
 Form = Literal["auto", "json", "ecs", "console"]
 
 _FIELDS: Final = """
-    timestamp level event service version host logger request_id order_id job_id worker
+    timestamp level event service version host logger request_id trace_id order_id job_id worker
 
     advice attempts away_s busy_s bytes cause changed coalesced company coupons dead due due_in_s duplicates
     duration_ms enqueued erased error events exit_code field figure for_good function held http_status ignored
     invalid_items items kind lasted_s lines lost manifest method name next_in_s no_event open_s orders ours outcome
-    pages path pid place pool problems processes queue queued quiet_s reason requests revision role rows runbook shape
-    sink spooled status stored_status stuck tickets trace unreadable unscheduled usual waiting wallets what workers
+    pages parent_id path pid place pool problems processes proxy_request_id queue queued quiet_s reason requests
+    revision role rows runbook sender shape sink spooled status stored_status stuck text tickets trace unreadable
+    unscheduled usual waiting wallets what workers
 """
 
 SAMPLE_SECONDS: Final = 1.0
+
+SENDERS: Final = 50
+OTHERS: Final = "others"
+"""A Sampler tells so many senders apart; all others are one."""
 
 WAIT: Final = 0.05
 """Seconds that a line waits for a slow reader of the log; a request waits as long."""
@@ -54,6 +61,9 @@ _ECS: Final = {
     "logger": "log.logger",
     "pid": "process.pid",
     "request_id": "http.request.id",
+    "trace_id": "trace.id",
+    "parent_id": "parent.id",
+    "sender": "client.address",
     "method": "http.request.method",
     "status": "http.response.status_code",
     "bytes": "http.request.body.bytes",
@@ -88,6 +98,8 @@ def configure(level: str = "INFO", form: Form = "auto", out: TextIO | None = Non
         factory = structlog.WriteLoggerFactory(cast("TextIO", output))
     time = structlog.processors.TimeStamper(fmt="iso", utc=True)
     shared: list[Processor] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, time]
+    if not json_lines:
+        shared.append(_printable_texts)
     shape = _shaped_as_json(form) if json_lines else _drop_unknown_fields
     structlog.configure(
         processors=[output.report_lost, *shared, shape, render],
@@ -96,6 +108,8 @@ def configure(level: str = "INFO", form: Form = "auto", out: TextIO | None = Non
         cache_logger_on_first_use=True,
     )
     _configure_foreign(level, shared, shape if json_lines else None, cast("TextIO", output))
+    if json_lines:
+        _log_what_python_prints()
 
 
 class Output:
@@ -202,32 +216,36 @@ class _OncePerTurn:
 
 
 class Sampler:
-    """Lets `at_most` lines of one kind a second pass; `report` gets the kind and the sum of the rest when it ends.
+    """For lines that anybody can cause: of a flood from one sender each second has one line.
 
-    For lines that anybody can cause. Needs a running event loop.
+    The first line passes. While others follow, `report` gets each second their status, their sender and their number;
+    beyond SENDERS, the further senders are counted together as OTHERS. Needs a running event loop.
     """
 
-    def __init__(self, at_most: int, report: Callable[[Any, int], None]) -> None:
-        self._at_most = at_most
+    def __init__(self, report: Callable[[int, str, int], None]) -> None:
         self._report = report
-        self._passed: Counter[Any] = Counter()
-        self._held: Counter[Any] = Counter()
+        self._held: dict[tuple[int, str], int] = {}
 
-    def passes(self, kind: Hashable, number: int = 1) -> bool:
-        """Return whether the line may be written; otherwise its number is added to the sum."""
-        if not self._passed[kind]:
-            # In a context of its own: the line of the rest must not get the id of this request.
-            asyncio.get_running_loop().call_later(SAMPLE_SECONDS, self._end_second, kind, context=Context())
-        if self._passed[kind] < self._at_most:
-            self._passed[kind] += 1
-            return True
-        self._held[kind] += number
-        return False
+    def passes(self, status: int, sender: str) -> bool:
+        """Return whether the line may be written; otherwise it is counted."""
+        if (status, sender) not in self._held and len(self._held) >= SENDERS:
+            sender = OTHERS
+        if (status, sender) in self._held:
+            self._held[status, sender] += 1
+            return False
+        self._await_second(status, sender)
+        return True
 
-    def _end_second(self, kind: Hashable) -> None:
-        del self._passed[kind]
-        if held := self._held.pop(kind, 0):
-            self._report(kind, held)
+    def _await_second(self, status: int, sender: str) -> None:
+        self._held[status, sender] = 0
+        # In a context of its own: the line of the rest must not get the id of this request.
+        loop = asyncio.get_running_loop()
+        loop.call_later(SAMPLE_SECONDS, self._end_second, status, sender, context=Context())
+
+    def _end_second(self, status: int, sender: str) -> None:
+        if held := self._held.pop((status, sender)):
+            self._report(status, sender, held)
+            self._await_second(status, sender)
 
 
 def trace_of(error: BaseException) -> str:
@@ -261,6 +279,19 @@ def _configure_foreign(level: str, shared: list[Processor], as_json: Processor |
         logger.propagate = name != "uvicorn.access"
 
 
+def _log_what_python_prints() -> None:
+    """Log warnings, and the errors that Python itself would print to stderr, without the texts of the errors."""
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _log_uncaught("process", error, kind)
+    threading.excepthook = lambda failed: _log_uncaught("thread", failed.exc_value, failed.exc_type)
+    sys.unraisablehook = lambda failed: _log_uncaught("finalizer", failed.exc_value, failed.exc_type)
+
+
+def _log_uncaught(what: str, error: BaseException | None, kind: type[BaseException]) -> None:
+    trace = trace_of(error) if error else None
+    _log.error("process.uncaught_error", what=what, error=kind.__name__, trace=trace)
+
+
 def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
     """Keep the places of a foreign traceback and drop its text.
 
@@ -275,6 +306,10 @@ def _without_values(logger: WrappedLogger, name: str, line: EventDict) -> EventD
         line.pop(field, None)
     line["event"] = line["event"].partition("Traceback (most recent call last)")[0].strip().partition("\n")[0]
     return line
+
+
+def _printable_texts(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:
+    return {field: printable(value) if isinstance(value, str) else value for field, value in line.items()}
 
 
 def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> EventDict:

@@ -1,4 +1,4 @@
-"""The answer of /metrics: counters and a histogram kept in one Redis hash, and gauges from a snapshot.
+"""The answer of /metrics: counters and histograms kept in one Redis hash, and gauges from a snapshot.
 
 A field of the hash is `prefix|label value|label value`; METRICS declares the labels. The counters survive
 restarts and add up over processes. The label `company` is the slug of the settings or of a pool; companies that neither
@@ -9,10 +9,11 @@ loses at most that second of counts, and no event, since the accept script count
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -22,7 +23,7 @@ from redis.exceptions import RedisError
 from app import log
 from app.intake.auth import UNKNOWN
 from app.ledger import policy
-from app.ledger.ledger import LATENCY_BOUNDS
+from app.ledger.ledger import CALL_BOUNDS, LATENCY_BOUNDS
 from app.ledger.redis import AsyncRedis as Redis
 from app.ledger.redis import Redis as SyncRedis
 from app.ledger.redis import is_other_schema
@@ -43,6 +44,7 @@ METRICS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "reconciles": ("ota_reconciles", ("company", "outcome"), "Reconcile runs by outcome."),
     "discrepancies": ("ota_reconcile_discrepancies", ("company", "kind"), "Orders that reconciling found and queued."),
     "secrets": ("ota_events_by_secret", ("company", "secret"), "Events by the name of the secret that matched."),
+    "throttled": ("ota_upstream_throttled", ("call",), "Answers 429 of the Channel Manager, by call."),
     "dead": ("ota_dead_letters", ("company", "reason"), "Orders that became dead letters, by reason code."),
     "deliveries_dead_lettered": ("ota_deliveries_dead_lettered", ("sink",), "Deliveries that became dead letters."),
 }
@@ -65,6 +67,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
     "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
+    "ota_sink_failing_seconds": (("sink",), "How long no delivery to the sink has succeeded; 0 if the latest did."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState arrived."),
     "ota_pools": ((), "Worker pools with a heartbeat in the last 15 s."),
@@ -74,7 +77,35 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 }
 """Name -> labels, meaning of every gauge."""
 
-HISTOGRAM: Final = ("ota_event_to_fetch_seconds", ("company",), "From an order's latest event to its stored content.")
+
+class Histogram(NamedTuple):
+    """A histogram kept in Redis: `bounds` are the upper bounds of its buckets, in units of 1/`per_second` seconds."""
+
+    name: str
+    labels: tuple[str, ...]
+    meaning: str
+    bounds: tuple[int, ...]
+    per_second: int
+
+
+HISTOGRAMS: Final = {
+    "latency": Histogram(
+        "ota_event_to_fetch_seconds",
+        ("company",),
+        "From an order's latest event to its stored content.",
+        LATENCY_BOUNDS,
+        1000,
+    ),
+    "get_order": Histogram("ota_get_order_seconds", ("company", "outcome"), "One call of getOrder.", CALL_BOUNDS, 1000),
+    "webhook": Histogram(
+        "ota_webhook_seconds",
+        ("status",),
+        "From the head of a request for the webhook to its answer.",
+        (2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000),
+        1_000_000,
+    ),
+}
+"""Field prefix -> histogram; the name of a bucket (its bound, `inf`, or `sum`) stands at the end of a field."""
 
 OTHER: Final = "other"
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -93,8 +124,10 @@ ADVICE: Final = (
 Samples = Mapping[tuple[str, ...], float]
 """A gauge and its label values in the order of GAUGES -> its current value."""
 
-_LATENCY: Final = "latency"
-_LABELS: Final = {prefix: labels for prefix, (_, labels, _) in METRICS.items()} | {_LATENCY: ("company", "bucket")}
+_LABELS: Final[dict[str, tuple[str, ...]]] = {
+    **{prefix: labels for prefix, (_, labels, _) in METRICS.items()},
+    **{prefix: (*one.labels, "bucket") for prefix, one in HISTOGRAMS.items()},
+}
 """Field prefix -> what stands after it; a company's id comes first, if there is one."""
 
 _log = log.get()
@@ -113,6 +146,14 @@ class CounterBuffer:
     def count(self, metric: str, label: str, times: int = 1) -> None:
         """Add to a counter of METRICS that has one label."""
         self._counts[metric, label] += times
+
+    def count_request(self, status: int, seconds: float) -> None:
+        """Count a request for the webhook that was answered with this status after so many seconds."""
+        self._counts["requests", str(status)] += 1
+        took, bounds = round(seconds * HISTOGRAMS["webhook"].per_second), HISTOGRAMS["webhook"].bounds
+        at = bisect_left(bounds, took)
+        self._counts["webhook", f"{status}|{bounds[at] if at < len(bounds) else 'inf'}"] += 1
+        self._counts["webhook", f"{status}|sum"] += took
 
     async def run(self) -> None:
         """Write the counts each second, until cancelled."""
@@ -197,7 +238,8 @@ def render(counters: Mapping[str, str], samples: Samples, slugs: Mapping[str, st
     gauges = {name: GaugeMetricFamily(name, text, labels=labels) for name, (labels, text) in GAUGES.items()}
     for (name, *labelled), sample in samples.items():
         gauges[name].add_metric(labelled, sample)
-    return generate_latest(_Families([*totals.values(), _histogram(saved[_LATENCY]), *gauges.values()]))
+    histograms = (_family(one, saved[prefix]) for prefix, one in HISTOGRAMS.items())
+    return generate_latest(_Families([*totals.values(), *histograms, *gauges.values()]))
 
 
 def add(redis: SyncRedis, counts: Mapping[tuple[str, ...], int]) -> None:
@@ -221,16 +263,16 @@ class _Families(Collector):
         return self._families
 
 
-def _histogram(saved: Counter[tuple[str, ...]]) -> Metric:
-    name, labels, meaning = HISTOGRAM
+def _family(histogram: Histogram, saved: Counter[tuple[str, ...]]) -> Metric:
+    name, labels, meaning, bounds, per_second = histogram
     family = HistogramMetricFamily(name, meaning, labels=labels)
-    for company in sorted({company for company, _ in saved}):
+    for key in sorted({key[:-1] for key in saved}):
         so_far, buckets = 0, []
-        for bound in LATENCY_BOUNDS:
-            so_far += saved[company, str(bound)]
-            buckets.append((str(bound / 1000), float(so_far)))
-        buckets.append(("+Inf", float(so_far + saved[company, "inf"])))
-        family.add_metric([company], buckets, saved[company, "sum"] / 1000)
+        for bound in bounds:
+            so_far += saved[*key, str(bound)]
+            buckets.append((str(bound / per_second), float(so_far)))
+        buckets.append(("+Inf", float(so_far + saved[*key, "inf"])))
+        family.add_metric(key, buckets, saved[*key, "sum"] / per_second)
     return family
 
 
@@ -263,6 +305,8 @@ def _samples(snapshot: Snapshot) -> Samples:
     for name, sink in snapshot.sinks.items():
         found["ota_sink_behind_orders", name] = sink.behind
         found["ota_sink_failing_orders", name] = sink.failing
+        since = sink.failing_since
+        found["ota_sink_failing_seconds", name] = (snapshot.now - since) / 1000 if since else 0
     if pools := snapshot.heartbeats():
         found["ota_pool_heartbeat_timestamp_seconds",] = max(pool.at for pool in pools) / 1000
     for labels, state in snapshot.alert_states().items():

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from io import StringIO
 from operator import gt, lt
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import parse_qsl, quote, unquote_plus, urlsplit
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from dotenv.parser import parse_stream
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,122 +26,37 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
-    ValidationInfo,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from app import times
 from app.errors import SettingsError
-from app.ids import guid
-
-_DATABASE: Final = re.compile(r"/?|/[0-9]{1,5}")
-_REDIS_OPTIONS: Final = {
-    "db": "[0-9]{1,5}",
-    "ssl_cert_reqs": "none|optional|required",
-    "ssl_check_hostname": "(?i:true|false)",
-    "ssl_ca_certs": ".+",
-    "ssl_certfile": ".+",
-    "ssl_keyfile": ".+",
-}
-"""Options of REDIS_URL, those of TLS only for rediss://. Time-outs, protocol and the rest are ours."""
-_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
-
-
-def _guid(value: str) -> str:
-    found = guid(value.strip())
-    if found is None:
-        raise ValueError("is not a GUID")
-    return found
+from app.setting_values import (
+    ApiUrl,
+    ClientState,
+    CommaList,
+    CompanyName,
+    Guid,
+    HeaderSecret,
+    Networks,
+    ProxyUrl,
+    RedisUrl,
+    Seconds,
+    Text,
+    WebhookPath,
+    not_,
+)
+from app.texts import cleaned, invisible
 
 
-def _client_state(value: SecretStr) -> SecretStr:
-    """Refuse what a subscription cannot carry: clientState is 1 to 50 characters (upstream.md 3)."""
-    if not 1 <= len(value.get_secret_value()) <= 50:
-        raise ValueError("must have 1 to 50 characters")
-    return value
+class Origin(NamedTuple):
+    """Where a value stands: `place` is the environment, a line of `.env`, or a table of COMPANIES_FILE.
 
+    With a `file` only its name stands there, as that of `NAME_FILE`.
+    """
 
-def _header(value: SecretStr) -> SecretStr:
-    """Refuse what no header of HTTP can carry."""
-    if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", value.get_secret_value()):
-        raise ValueError("must be of printable ASCII characters")
-    return value
-
-
-def _company_name(value: str) -> str:
-    """Decode a name that was copied from an address: it has no blank, and holds what stands for one there."""
-    return unquote_plus(value) if re.fullmatch(r"\S*(?:%[0-9A-Fa-f]{2}|\+)\S*", value) else value
-
-
-def _seconds(value: object) -> int:
-    text = str(value).strip()
-    return times.seconds(f"{text}s" if text.isdecimal() else text)
-
-
-def _https_unless_loopback(value: str) -> str:
-    parts = _parts(value)
-    if parts is None or parts[1] is None or parts[0] not in {"http", "https"} or "?" in value or "#" in value:
-        raise ValueError("is not an http(s) address")
-    if parts[0] == "http" and parts[1] not in _LOOPBACK:
-        raise ValueError("must be https, because each call carries the API key")
-    return value.rstrip("/")
-
-
-def _not_a_probe(value: str) -> str:
-    if value.rstrip("/") in {"/healthz", "/readyz", "/metrics"}:
-        raise ValueError("is the path of a probe")
-    return value
-
-
-def _redis_url(value: SecretStr) -> SecretStr:
-    """Refuse what redis-py would ignore, or would raise only when it connects, with a text that quotes it."""
-    url = value.get_secret_value()
-    if _parts(url) is None or not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("is not an address redis://, rediss:// or unix:// (percent-encode the password)")
-    parts = urlsplit(url)
-    is_database = parts.scheme == "unix" or _DATABASE.fullmatch(parts.path)
-    # With an @ after host and port, these are a part of the password, and would be shown.
-    if "@" in parts.path or parts.fragment or not is_database:
-        raise ValueError("must end with the number of a database, such as /0 (percent-encode the password)")
-    allowed = _REDIS_OPTIONS if parts.scheme == "rediss" else {"db": _REDIS_OPTIONS["db"]}
-    for name, option in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in allowed or not re.fullmatch(allowed[name], option):
-            raise ValueError(f"has an option that is not one of {', '.join(allowed)}, or is not valid")
-    return value
-
-
-def _parts(url: str) -> tuple[str, str | None] | None:
-    """Return scheme and host of an address, None if it is not one; urlsplit's own errors quote the address."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return None
-    return parts.scheme, parts.hostname
-
-
-def _comma_list(value: object) -> object:
-    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
-
-
-def _not(relation: str, other: str, is_wrong: Callable[[int, int], bool]) -> AfterValidator:
-    """Compare with a field that was declared before; if that one is wrong itself, there is nothing to compare with."""
-
-    def check(value: int, info: ValidationInfo) -> int:
-        if is_wrong(value, info.data.get(other, value)):
-            raise ValueError(f"must not be {relation} {other.upper()}")
-        return value
-
-    return AfterValidator(check)
-
-
-_AS_SECONDS: Final = BeforeValidator(_seconds)
-
-Guid = Annotated[str, AfterValidator(_guid)]
-ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
-Text = Annotated[str, Field(min_length=1)]
-Seconds = Annotated[int, _AS_SECONDS]
+    place: str
+    file: str = ""
 
 
 class Declared(BaseModel):
@@ -152,13 +64,19 @@ class Declared(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Return where the setting of this name (in lower case) stands; raises KeyError if it is not set."""
+        return self._origins[name]
 
     def secrets(self) -> Iterator[tuple[str, str, str]]:
         """Yield name, value and origin of each secret that is set."""
         for name in type(self).model_fields:
             if isinstance(value := getattr(self, name), SecretStr):
-                yield name.upper(), value.get_secret_value(), self._origins[name]
+                origin = self._origins[name]
+                place = f"the file of {name.upper()}_FILE" if origin.file else origin.place
+                yield name.upper(), value.get_secret_value(), place
 
 
 class Company(Declared):
@@ -177,7 +95,7 @@ class Company(Declared):
         examples=["5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"],
     )
     np_environment: Text = Field(description="Environment, from the same page.", examples=["Production"])
-    np_company: Annotated[Text, AfterValidator(_company_name)] = Field(
+    np_company: CompanyName = Field(
         description="Company name, from the same page, plain or as the address there shows it. Write a plus in a name"
         " without blanks as `%2B`.",
         examples=["CRONUS International Ltd."],
@@ -186,7 +104,7 @@ class Company(Declared):
         description="GUID of the company. Only its events are accepted.",
         examples=["b56a418d-8205-4d3a-bdbb-25d94e42abbd"],
     )
-    np_api_key: Annotated[SecretStr, AfterValidator(_header)] = Field(
+    np_api_key: HeaderSecret = Field(
         description="API key, from the page *NaviPartner API Keys*; permission set `NPR API Channel Mgr`."
     )
     np_partner_id: Guid | None = Field(
@@ -205,7 +123,7 @@ class Company(Declared):
 class Settings(Declared):
     """The settings of a process; `load` reads them."""
 
-    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+    redis_url: RedisUrl = Field(
         description="Address of Redis: `redis://`, `rediss://` for TLS, or `unix://`.",
         examples=["redis://:password@redis:6379/0"],
     )
@@ -219,20 +137,27 @@ class Settings(Declared):
         description="TOML file of several companies, instead of the settings of one company below.",
         examples=["/etc/ota-receiver/companies.toml"],
     )
-    np_base_url: Annotated[str, AfterValidator(_https_unless_loopback)] = Field(
+    np_base_url: ApiUrl = Field(
         default="https://api.npretail.app", description="Address of the API; https unless it is on this machine."
+    )
+    np_proxy: ProxyUrl | None = Field(
+        default=None,
+        description="HTTP proxy for the calls of the API, with `user:password@` before the host if it asks for them. It"
+        " tunnels TLS. `HTTPS_PROXY` and the like are not used; nor is this one for an API on this machine.",
+        examples=["http://proxy.example.com:3128"],
     )
     np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
         default="2026-08-21", description="Version of the API that every call names."
     )
-    webhook_path: Annotated[
-        str, Field(pattern=r"^/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*$"), AfterValidator(_not_a_probe)
-    ] = Field(
+    webhook_path: WebhookPath = Field(
         default="/webhooks/ota-channel-manager",
         description="Path that events are posted to, with or without a slash at its end.",
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
+    trusted_proxies: Networks = Field(
+        default="127.0.0.0/8,::1", validate_default=True, description="Networks of proxies whose headers are believed."
+    )
     max_body_bytes: int = Field(
         ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
     )
@@ -249,10 +174,10 @@ class Settings(Declared):
         default=7,
         description="Days in which a repeated event is recognised as a duplicate and not fetched again.",
     )
-    event_days: Annotated[int, Field(ge=1, le=3650, validate_default=True), _not("below", "dedup_days", lt)] = Field(
+    event_days: Annotated[int, Field(ge=1, le=3650, validate_default=True), not_("below", "dedup_days", lt)] = Field(
         default=90, description="Days for which events, replays and the audit are kept; at least `DEDUP_DAYS`."
     )
-    order_days: Annotated[int, Field(ge=1, le=3650, validate_default=True), _not("below", "event_days", lt)] = Field(
+    order_days: Annotated[int, Field(ge=1, le=3650, validate_default=True), not_("below", "event_days", lt)] = Field(
         default=400,
         description="Days for which orders are kept; at least `EVENT_DAYS`. Pending and dead orders never expire.",
     )
@@ -268,7 +193,7 @@ class Settings(Declared):
         ge=1, le=100, default=5, description="Calls at once with one API key, on all machines together."
     )
     backfill_concurrency: Annotated[
-        int, Field(ge=1, le=100, validate_default=True), _not("above", "upstream_concurrency", gt)
+        int, Field(ge=1, le=100, validate_default=True), not_("above", "upstream_concurrency", gt)
     ] = Field(default=1, description="Calls at once for replays and reconciling; at most `UPSTREAM_CONCURRENCY`.")
     upstream_requests_per_5_min: int = Field(
         ge=1,
@@ -277,7 +202,7 @@ class Settings(Declared):
         description="Calls in any 5 minutes with one API key, on all machines together.",
     )
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
-    sinks: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = Field(
+    sinks: CommaList = Field(
         default=(),
         description="Functions that get each order, separated by commas. All worker pools need the same.",
         examples=["python:mypackage.orders:on_order"],
@@ -289,6 +214,12 @@ class Settings(Declared):
         examples=["/var/lib/ota-receiver/spool"],
     )
     spool_max_mb: int = Field(ge=1, le=1_000_000, default=512, description="Largest size of `SPOOL_DIR` in MB.")
+    erased_file: Path | None = Field(
+        default=None,
+        description="File of salted digests of the erased orders, which `orders erase` writes and the workers read, so"
+        " that no erased order comes back after Redis lost its data. Keep it apart from Redis, with a backup.",
+        examples=["/var/lib/ota-receiver/erased"],
+    )
     reconcile_every: Seconds = Field(
         ge=60,
         le=7 * 86400,
@@ -316,8 +247,13 @@ class Settings(Declared):
         return self._companies
 
     @property
+    def deployment(self) -> str:
+        """Return what tells this deployment from others on this machine; it holds the password of Redis."""
+        return f"{self.key_prefix} {self.redis_url.get_secret_value()}"
+
+    @property
     def unknown(self) -> tuple[str, ...]:
-        """Return a sentence for each name in `.env` that is no setting, or that is nearly one."""
+        """Return a sentence for each name that is no setting: of `.env`, nearly one, or of a proxy that is not used."""
         return self._unknown
 
 
@@ -325,6 +261,10 @@ _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "sl
 
 NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
 """Every setting in lower case."""
+
+_ENVIRONMENT: Final = "the environment"
+_SYSTEM: Final = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", "SSL_CERT_DIR": "/etc/ssl/certs"}
+_PROXIES: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"})
 
 _ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
 
@@ -354,12 +294,12 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
 
     Raises SettingsError with every problem on its own line, so that one restart is enough to correct them all.
     """
-    given = {name.lower(): value for name, value in variables.items() if _clean(value)}
+    given = {name.lower(): value for name, value in variables.items() if cleaned(value)}
     where = {name.lower(): place for name, place in places.items()}
     problems: list[str] = []
     settings = _validated(Settings, given, problems, where)
     if path := given.get("companies_file"):
-        companies = _from_file(Path(_clean(path)), problems)
+        companies = _from_file(Path(cleaned(path)), problems)
     else:
         of_company: list[str] = []
         company = _validated(Company, {**given, "slug": "default"}, of_company, where)
@@ -367,16 +307,28 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
         problems += of_company
         if any(": missing" in line for line in of_company):
             problems.append("(or name several companies in COMPANIES_FILE)")
+    for name, is_there in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
+        if name not in places and (certificates := variables.get(name)) and not is_there(certificates):
+            problems.append(f"{name}: {certificates} is not there, for example {_SYSTEM[name]}")
     if settings is None or problems:
         raise SettingsError("\n".join(problems))
     settings._companies = tuple(companies)
-    settings._unknown = tuple(
+    settings._unknown = _unknown(variables, places, settings)
+    return settings
+
+
+def _unknown(variables: Mapping[str, str], places: Mapping[str, str], settings: Settings) -> tuple[str, ...]:
+    """Return a sentence for each name that looks like a setting, or acts like one elsewhere, and has no effect here."""
+    found = tuple(
         f"{name}{_at(places.get(name))}: unknown name" + (f", perhaps {meant}" if meant else "")
         for name in variables
         if name.lower() not in _ALL_NAMES
         if (meant := _meant(name)) or name in places
     )
-    return settings
+    proxies = [name for name in variables if name.upper() in _PROXIES and variables[name] and name not in places]
+    if proxies and settings.np_proxy is None:
+        found += (f"{', '.join(proxies)}: not used; NP_PROXY names the proxy for the calls of the API",)
+    return found
 
 
 def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -392,18 +344,6 @@ def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         raise SettingsError("\n".join(wrong))
     named = [(one.key, one.value or "", f"{path} line {one.original.line}") for one in lines if one.key is not None]
     return {name: value for name, value, _ in named}, {name: place for name, _, place in named}
-
-
-def _clean(value: str) -> str:
-    """Return a value without the blanks and the pair of quotes that editors and `docker --env-file` leave around it."""
-    text = value.strip().strip("\ufeff").strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
-
-
-def _invisible(value: str) -> str | None:
-    """Return the name of the first character that no one sees in an editor, None if there is none."""
-    found = (one for one in value if one != " " and unicodedata.category(one) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
-    return next((f"U+{ord(one):04X}" for one in found), None)
 
 
 def _meant(name: str) -> str | None:
@@ -425,7 +365,7 @@ def _validated(
     `where`: name -> the place that messages name.
     """
     values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
     found: dict[str, str] = {}
     for name in model.model_fields:
         path = given.get(f"{name}_file")
@@ -433,26 +373,28 @@ def _validated(
             found[name] = f"given twice, also as {name.upper()}_FILE"
         elif path:
             try:
-                values[name] = Path(_clean(str(path))).read_text(encoding="utf-8")
-                origins[name] = f"the file of {name.upper()}_FILE"
+                values[name] = Path(cleaned(str(path))).read_text(encoding="utf-8")
+                origins[name] = Origin(where.get(f"{name}_file", _ENVIRONMENT), cleaned(str(path)))
             except (OSError, ValueError) as error:
                 found[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
         elif name in given:
             values[name] = given[name]
-            origins[name] = where.get(name, "the environment")
+            origins[name] = Origin(where.get(name, _ENVIRONMENT))
         if isinstance(value := values.get(name), str):
-            values[name] = _clean(value)
-            if invisible := _invisible(values[name]):
-                found[name] = f"holds an invisible character ({invisible}); write it anew"
+            values[name] = cleaned(value)
+            if character := invisible(values[name]):
+                found[name] = f"holds an invisible character ({character}); write it anew"
     result = None
     try:
         result = model(**values)
     except ValidationError as error:
         # The value itself is left out: it may be a secret.
         for problem in error.errors(include_url=False, include_input=False):
-            name = ".".join(str(part) for part in problem["loc"])
+            name = str(problem["loc"][0])
             found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
-    problems += [f"{name.upper()}{_at(where.get(name))}: {text}" for name, text in found.items()]
+    for name, text in found.items():
+        stands_as = f"{name}_file" if given.get(f"{name}_file") else name
+        problems.append(f"{name.upper()}{_at(where.get(stands_as))}: {text}")
     if found or result is None:
         return None
     result._origins = origins
@@ -485,7 +427,7 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
             problems.append(f"{where}: is not a table")
             continue
         problems += [f"{name} ({where}): unknown name" for name in table if name not in names]
-        company = _validated(Company, {**table, "slug": slug}, problems, dict.fromkeys(("slug", *_PER_COMPANY), where))
+        company = _validated(Company, {**table, "slug": slug}, problems, dict.fromkeys(("slug", *names), where))
         if company is not None:
             first = companies.setdefault(company.np_company_id, company)
             if first is not company:

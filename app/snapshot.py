@@ -26,6 +26,11 @@ from app.times import to_ms
 
 SAMPLE: Final = 200
 
+FAILING_ORDERS: Final = 3
+FAILING_FOR: Final = 30 * policy.SECOND
+"""A sink fails for everything when nothing was delivered since so many orders failed, or one did so long ago. One bad
+order of a sink that gets others is the trouble of this order."""
+
 PROBE_WITHIN: Final = policy.MINUTE
 """A probe follows within this after a breaker's time, if an order is pending. Later the breaker counts as closed."""
 
@@ -72,10 +77,24 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
 
 
 class SinkSnapshot(msgspec.Struct, frozen=True):
-    """Of the orders looked at: how many latest revisions a sink has not received, and how many of these it refused."""
+    """One sink.
+
+    Of the orders looked at: how many latest revisions it has not received (`behind`), and how many of these it refused
+    (`failing`). No delivery has succeeded since `failing_since` (ms since 1970, 0 if the latest succeeded): since then
+    `failed_orders` failed at their first attempt, with `failed_attempts` in all; `error` is type and place of the last.
+    """
 
     behind: int
     failing: int
+    failing_since: int
+    failed_orders: int
+    failed_attempts: int
+    error: str
+
+    def fails(self, now: int) -> bool:
+        """Return whether it fails for everything at `now` (ms)."""
+        is_long = now - self.failing_since >= FAILING_FOR
+        return self.failing_since > 0 and (self.failed_orders >= FAILING_ORDERS or is_long)
 
 
 class QueueSnapshot(msgspec.Struct, frozen=True):

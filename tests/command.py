@@ -47,8 +47,8 @@ class _Stream(io.TextIOWrapper):
 
     buffer: io.BytesIO
 
-    def __init__(self, text: str = "", *, terminal: bool = False) -> None:
-        super().__init__(io.BytesIO(text.encode()), encoding="utf-8", write_through=True)
+    def __init__(self, text: str = "", encoding: str = "utf-8", *, terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(text.encode()), encoding=encoding, write_through=True)
         self._terminal = terminal
 
     def isatty(self) -> bool:
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], stdin: str, co
     """
     with _process_of_its_own(environment, arguments, stdin, columns) as (out, err):
         code = contextvars.copy_context().run(_exit_code)
-    ended = Ended(code, *(one.buffer.getvalue().decode() for one in (out, err)))
+    ended = Ended(code, *(one.buffer.getvalue().decode(one.encoding) for one in (out, err)))
     assert "Traceback" not in ended.err, ended.err
     return ended
 
@@ -85,7 +85,8 @@ def _process_of_its_own(
     its log lines go.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    out, err = _Stream(terminal=columns is not None), _Stream()
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    out, err = _Stream(encoding=encoding, terminal=columns is not None), _Stream(encoding=encoding)
     ours: dict[str, Any] = {"argv": ["ota-receiver", *arguments], "stdin": _Stream(stdin), "stdout": out, "stderr": err}
     with _one_at_a_time, _log_state_restored():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

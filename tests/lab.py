@@ -166,7 +166,7 @@ class Lab:
 
     def start_fetch(self, order: OrderKey = ONE, worker: str = WORKER) -> Fetch:
         """Start a fetch; raises AssertionError unless the order needs one now."""
-        outcome, fetch = self.ledger.start_fetch(order, worker)
+        outcome, fetch, _ = self.ledger.start_fetch(order, worker)
         assert fetch is not None, outcome
         return fetch
 
@@ -251,11 +251,19 @@ class Lab:
         *,
         worker: str = WORKER,
         reason: str = "reason",
+        failure: str = "",
         wait: float = 5,
     ) -> None:
         """`wait`: seconds."""
         self.ledger.complete_delivery(
-            order, worker, delivery, outcome=outcome, reason=reason, wait_ms=round(wait * 1000), duration_ms=7
+            order,
+            worker,
+            delivery,
+            outcome=outcome,
+            reason=reason,
+            failure=failure,
+            wait_ms=round(wait * 1000),
+            duration_ms=7,
         )
 
     def deliver(
@@ -265,11 +273,12 @@ class Lab:
         *,
         worker: str = WORKER,
         reason: str = "reason",
+        failure: str = "",
         wait: float = 5,
     ) -> Delivery:
         """Acquire a delivery and complete it with this outcome."""
         delivery = self.start_delivery(order, worker)
-        self.complete_delivery(delivery, outcome, order, worker=worker, reason=reason, wait=wait)
+        self.complete_delivery(delivery, outcome, order, worker=worker, reason=reason, failure=failure, wait=wait)
         return delivery
 
     def dead_letter_delivery(self, order: OrderKey = ONE, reason: str = "ValueError") -> None:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from ssl import SSLContext
 from threading import Event, Thread
 from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 from app.deployment import Deployment
 from app.dev.sandbox.process import Sandbox
+from app.erased_file import ErasedFile
+from app.erasure import Erasure
 from app.ids import OrderKey
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.ledger import Ledger
@@ -48,9 +53,10 @@ class WorkerLab(Lab):
         self.runs = 0
         self._sinks, self._most = sinks, requests_per_window
         self._http = DeadlineTransport(5)
-        self.use_key("first-key")
+        # The Channel Manager of a module counts the requests of each key for five real minutes.
+        self.use_key(secrets.token_hex(8))
 
-    def use_key(self, api_key: str) -> None:
+    def use_key(self, api_key: str, erased_file: Path | None = None) -> None:
         """Start a worker with this key."""
         settings = company("venue", self.company_id, "Sandbox", "sandbox", api_key=api_key)
         limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
@@ -64,8 +70,15 @@ class WorkerLab(Lab):
 
         client.get_order = noted  # type: ignore[method-assign]
         self.limiter = RateLimiter(self.redis, api_key, settings.path, limits, clock=self.clock)
-        connection = Connection("venue", client, self.limiter)
-        self.processor = Processor(self.ledger, Deployment(self.redis), {self.company_id: connection}, self._sinks)
+        self.connection = Connection("venue", client, self.limiter)
+        self.erasure = Erasure(self.redis, order_days=400, file=ErasedFile(erased_file))
+        self.processor = Processor(
+            self.ledger,
+            Deployment(self.redis),
+            {self.company_id: self.connection},
+            self._sinks,
+            self.erasure,
+        )
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -190,7 +203,7 @@ class ReconcileLab(Lab):
     def fetch_backfill(self) -> None:
         """Fetch all orders in backfill, as workers do."""
         for key in map(self.key, self.queued(BACKFILL)):
-            _, fetch = self.ledger.start_fetch(key, WORKER)
+            _, fetch, _ = self.ledger.start_fetch(key, WORKER)
             if fetch is not None:
                 found = self.client.get_order(key.order_id)
                 recheck_ms = None if found.order.settled else 2 * MINUTE
@@ -277,7 +290,7 @@ def says_json(tree: object, status: int = 200, **headers: str) -> Reply:
 
 
 @contextmanager
-def fake_upstream() -> Iterator[Upstream]:
+def fake_upstream(tls: SSLContext | None = None) -> Iterator[Upstream]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -303,6 +316,8 @@ def fake_upstream() -> Iterator[Upstream]:
             """Write nothing to the output of the test."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         fake = Upstream(f"http://127.0.0.1:{server.server_port}")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

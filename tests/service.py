@@ -9,15 +9,17 @@ import secrets
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, chdir, contextmanager, suppress
+from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -33,6 +35,7 @@ from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
 from app.dev.valkey import Valkey
 from app.dev.valkey import start as start_server
 from app.ids import OrderKey
+from tests import command
 from tests.eventually import eventually
 
 ROOT: Final = Path(__file__).parents[1]
@@ -48,6 +51,7 @@ SELF_SIGNED: Final = (
     " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out all.pem"
 )
 SERVE: Final = (sys.executable, "-m", "app.cli", "serve")
+_senders = count()
 _SERVE_CHANGED: Final = """
 import sys
 from app.cli.main import main
@@ -156,18 +160,12 @@ class Service:
         return accepts(int(self.variables["PORT"]))
 
     def cli(self, *arguments: str, **variables: str) -> tuple[int, list[Any]]:
-        """Return exit code and JSON lines of `ota-receiver ... --json`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "app.cli", *arguments, "--json"],
-            env=self._environment() | variables,
-            cwd=self.folder,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        with (self.folder / "cli.log").open("ab") as log:
-            log.write(done.stderr)
-        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+        """Return exit code and JSON lines of `ota-receiver ... --json`, run in this process."""
+        with chdir(self.folder), patch.object(sys, "path", [str(self.folder), *sys.path]):
+            ended = command.run([*arguments, "--json"], self._environment() | variables, "")
+        with (self.folder / "cli.log").open("a") as log:
+            log.write(ended.err)
+        return ended.code, ended.objects
 
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """Return an answer of the sandbox's admin API."""
@@ -277,9 +275,18 @@ class Web:
         """Return whether the port accepts connections."""
         return accepts(self.port)
 
-    def connect(self) -> socket.socket:
-        """Return a bare connection, for what no proper client would send."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+    def connect(self, sent: bytes = b"") -> socket.socket:
+        """Return a bare connection, for what no proper client would send.
+
+        The bytes `sent` are there when it is accepted: they meet any time limit, however slow this process is.
+        """
+        if sent:
+            self.process.pause()
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        if sent:
+            connection.sendall(sent)
+            self.process.resume()
+        return connection
 
     def lines(self) -> list[dict[str, Any]]:
         """Return every log line so far; raises ValueError if one is not JSON."""
@@ -308,10 +315,18 @@ def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = 
     env = {**os.environ, **settings, "PORT": str(port)}
     with (
         Process.start(program, env=env, cwd=folder, log=folder / "web.log") as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as http,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10, event_hooks={"request": [_as_another]}
+        ) as http,
     ):
         process.wait_until(lambda: is_up(http), 20, "/healthz says 200")
         yield Web(process, port, http)
+        process.kill()  # at once: a stop that matters is a step of the test
+
+
+def _as_another(request: httpx.Request) -> None:
+    """Let each request come from a sender of its own: of one sender not every refused request has a line."""
+    request.headers.setdefault("x-forwarded-for", str(ip_address("198.18.0.0") + next(_senders)))
 
 
 def serve_changed(change: str) -> list[str]:
@@ -433,9 +448,8 @@ def talk(web: Web, sent: bytes) -> bytes:
 def trickle(web: Web, begin: bytes, piece: bytes) -> bytes:
     """Send `begin` and then `piece` again and again, until an answer comes; return it. It must come within 15 s."""
     answer = b""
-    with web.connect() as connection:
+    with web.connect(begin) as connection:
         started = time.monotonic()
-        connection.sendall(begin)
         connection.settimeout(0.02)
         while not answer:
             connection.sendall(piece)

@@ -14,7 +14,8 @@ from typing import Final, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.settings import Company, Seconds, Settings
+from app.setting_values import Seconds
+from app.settings import Company, Settings
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD: Final = "| name | default | meaning | example |\n|---|---|---|---|\n"

@@ -20,13 +20,14 @@ LONGEST_FILE = 500
 # From the bottom up; a module imports only from its own room and from rooms below. Rooms on one line do not import
 # each other.
 LAYERS = (
-    ("app.body", "app.errors", "app.ids", "app.times"),
+    ("app.body", "app.errors", "app.ids", "app.texts", "app.times"),
+    ("app.setting_values",),
     ("app.log", "app.settings"),
     ("app.upstream",),
     ("app.ledger",),
     ("app.heartbeat",),
     ("app.deployment",),
-    ("app.audit", "app.intake", "app.snapshot"),
+    ("app.audit", "app.erased_file", "app.intake", "app.snapshot"),
     ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),
     ("app.bootstrap",),

@@ -14,6 +14,7 @@ from multiprocessing.context import ForkProcess
 from typing import Final
 
 from redis.exceptions import RedisError
+from structlog.contextvars import clear_contextvars
 
 from app import bootstrap, log
 from app.alerts import AlertStore, Change, conditions, evaluate
@@ -68,7 +69,7 @@ class ReconcileRunner:
 
 
 class AlertEvaluator:
-    """Evaluates the alerts once a minute, in one of all pools, and logs each change."""
+    """Evaluates the alerts every 20 s, in one of all pools, and logs each change."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._reader = SnapshotReader(settings.companies)
@@ -77,7 +78,7 @@ class AlertEvaluator:
         self._redis = redis
 
     def tick(self) -> None:
-        """Evaluate the alerts if no pool has done so in this minute; raises what Redis raises."""
+        """Evaluate the alerts if no pool has done so of late; raises what Redis raises."""
         if not self._store.acquire_turn():
             return
         try:
@@ -122,7 +123,7 @@ def _log_change(change: Change, now: int) -> None:
             runbook=runbook,
         )
     else:
-        _log.error("alert.firing", figure=found.figure, runbook=runbook, **about)
+        _log.error("alert.firing", figure=found.figure, reason=found.reason or None, runbook=runbook, **about)
 
 
 def _reconciled(settings: Settings) -> list[Company]:
@@ -142,6 +143,7 @@ def _run_due(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with bootstrap.worker_redis(settings) as redis, bootstrap.http(settings) as http:
         for company in _reconciled(settings):
+            clear_contextvars()  # each run binds an id of its own
             try:
                 _run_if_due(settings, company, redis, http)
             except (RedisError, StoreUnavailable):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import redirect_stderr, redirect_stdout
+
 from rq import get_current_job
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
@@ -10,7 +13,7 @@ from app.deployment import Deployment
 from app.ids import OrderKey
 from app.settings import Settings
 from workers.processor import Connection, Processor
-from workers.sinks import build
+from workers.sinks import SinkOutput, build
 
 _log = log.get()
 
@@ -46,13 +49,23 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    _processor = Processor(bootstrap.ledger(found, redis, found.sinks), Deployment(redis), connections, {})
+    ledger, erasure = bootstrap.ledger(found, redis, found.sinks), bootstrap.erasure(found, redis)
+    _processor = Processor(ledger, Deployment(redis), connections, {}, erasure)
     return _processor
 
 
 def import_sinks(found: Settings) -> Processor:
     """Complete the processor of this process; raises SettingsError for a sink that cannot be imported."""
-    sinks = build(found.sinks)  # first, so that no job runs without them
+    output = SinkOutput()
+    with output.caught():
+        sinks = build(found.sinks)  # first, so that no job runs without them
     processor = _processor or prepare(found)
-    processor.sinks = sinks
+    processor.sinks, processor.output = sinks, output
     return processor
+
+
+def try_sinks(found: Settings) -> None:
+    """Import the sinks and end this process; raises SettingsError for one that cannot be used."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        build(found.sinks)
+    os._exit(0)  # a thread that a module has started would keep it

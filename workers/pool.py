@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Final
@@ -18,12 +19,14 @@ from rq.utils import as_text
 
 from app import bootstrap, log
 from app.deployment import Deployment
+from app.erased_file import ErasedFile
 from app.errors import OldServer, OtherDeployment, OtherSchema
-from app.heartbeat import Configuration, Heartbeat, decoded
+from app.heartbeat import Configuration, Heartbeat, LoopClock, decoded
 from app.ids import OrderKey
 from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
 from app.ledger.ledger import Ledger
+from app.ledger.orders import read_fields
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import (
     VERSION,
@@ -43,7 +46,7 @@ from app.settings import Settings
 from app.upstream.client import warm_up
 from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner
-from workers.worker import BAD_SETTINGS, WorkerProcess, adopt_descendants, kill_leftovers, reap_leftovers
+from workers.worker import BAD_SETTINGS, WorkerProcess, adopt_descendants, fork, kill_leftovers, reap_leftovers
 
 DISPATCH_EVERY: Final = 1.0
 """Seconds between two looks at what is due."""
@@ -93,6 +96,7 @@ class Pool:
         self._redis_lost_at: float | None = None
         self._failing: set[str] = set()
         self._missing_rights = ""
+        self._loop_clock = LoopClock(settings.deployment)
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
@@ -102,8 +106,11 @@ class Pool:
         adopt_descendants()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
+        if self._settings.sinks and not self._has_good_sinks():
+            return BAD_SETTINGS
         try:
             while not self._stopping:
+                self._loop_clock.turned()
                 self._kill_overdue()
                 try:
                     self._work_on()
@@ -134,6 +141,18 @@ class Pool:
         finally:
             self._stop()
         return self._exit_code
+
+    def _has_good_sinks(self) -> bool:
+        """Return whether a process of its own could import the sinks, or did not end before a stop.
+
+        The pool itself imports none: a user's module may open what must not be shared with the workers.
+        """
+        child = fork("sinks", partial(jobs.try_sinks, self._settings))
+        wait([child.sentinel, self._wake])
+        child.kill()
+        child.join()
+        _kill_leftovers()
+        return child.exitcode != BAD_SETTINGS
 
     def _request_stop(self, *_: object) -> None:
         self._stopping = True
@@ -227,16 +246,18 @@ class Pool:
             # A worker that ended by itself lost Redis, which is no crash of its order. If its job has not ended, a sink
             # called os._exit.
             is_crash = (exit_code or 0) < 0 or child.busy_seconds() > 0
-            order = None
+            order_id = request_id = None
             with self._isolated("release"):  # else its lease ends
-                order = self._recovery.release(name, "killed" if is_crash else "ended")
+                if order := self._recovery.release(name, "killed" if is_crash else "ended"):
+                    order_id = order.order_id
+                    ((request_id,),) = read_fields(self._redis, [order], "request_id")
+            about = {"worker": name, "order_id": order_id, "request_id": request_id and as_text(request_id)}
             del self._children[name]
             child.process.close()
-            order_id = order.order_id if order else None
             if exit_code == 0 and not is_crash:
-                _log.info("pool.worker_ended", worker=name, order_id=order_id)
+                _log.info("pool.worker_ended", **about)
             else:
-                _log.error("pool.worker_died", worker=name, exit_code=exit_code, order_id=order_id)
+                _log.error("pool.worker_died", exit_code=exit_code, **about)
             if exit_code == BAD_SETTINGS:
                 self._exit_code = exit_code
                 self._request_stop()
@@ -291,6 +312,7 @@ class Pool:
             pass
         except RedisError as error:
             self._lost_redis(error)
+        self._loop_clock.close()
         _log.info("service.stopped", role="worker")
 
 
@@ -369,6 +391,11 @@ def _kill_leftovers() -> None:
 
 
 def run(settings: Settings) -> int:
-    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS."""
+    """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS.
+
+    Raises SettingsError for an ERASED_FILE or SSL_CERT_FILE that cannot be read.
+    """
+    ErasedFile(settings.erased_file).read()
+    bootstrap.http(settings).close()
     with bootstrap.worker_redis(settings) as redis:
         return Pool(settings, redis).run()

@@ -12,21 +12,22 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, unbind_contextvars
 
 from app import log
 from app.deployment import Deployment
+from app.erasure import Erasure
 from app.errors import Denied, ReceiverError, UpstreamError
-from app.ids import OrderKey
+from app.ids import OrderKey, trace_id
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
-from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch
+from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch, Origin
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks import Context, Sink
+from workers.sinks import Context, Sink, SinkOutput, failure_of, show_traceback
 
 _log = log.get()
 T = TypeVar("T")
@@ -49,11 +50,14 @@ class Processor:
         deployment: Deployment,
         connections: Mapping[str, Connection],
         sinks: Mapping[str, Sink],
+        erasure: Erasure,
     ) -> None:
         self._ledger = ledger
         self._deployment = deployment
         self._connections = connections
         self.sinks = sinks
+        self._erasure = erasure
+        self.output = SinkOutput()
         self._returned = 0
         """Jobs in a row that were for other pools."""
 
@@ -65,7 +69,10 @@ class Processor:
         if order.company_id not in self._connections and self._is_declared("companies", order.company_id):
             self._return_job(order)
             return
-        what, fetch = self._retried(partial(self._ledger.start_fetch, order, worker))
+        if self._retried(partial(self._erasure.erase_again, order)):
+            _log.warning("order.erased_again", **self._names(order))
+        what, fetch, origin = self._retried(partial(self._ledger.start_fetch, order, worker))
+        _bind(origin)
         if what in {"nothing", "held"}:
             _log.info("fetch.skipped", reason=what, **self._names(order))
             return
@@ -75,7 +82,6 @@ class Processor:
         deliveries = True
         if fetch is not None:
             self._returned = 0
-            bind_contextvars(request_id=fetch.request_id)
             try:
                 deliveries = self._fetch(order, fetch, worker)
             except Exception as error:
@@ -105,7 +111,7 @@ class Processor:
 
         The pause grows while this worker gets nothing else, so that it does not take the same jobs again and again.
         """
-        self._retried(partial(self._ledger.return_job, order))
+        _bind(self._retried(partial(self._ledger.return_job, order)))
         _log.info("job.returned", reason="no_sink" if sink else "unknown_company", sink=sink, **self._names(order))
         time.sleep(policy.step_aside(self._returned) / 1000)
         self._returned += 1
@@ -172,8 +178,9 @@ class Processor:
         )
         if stored.what == "dead":
             _log.error("order.dead_lettered", reason=give_up, **common)
-        for member in stored.requeued:
-            _log.info("order.requeued", reason="upstream_answers", **self._names(OrderKey.of(member)))
+        for member, request_id in stored.requeued:
+            names = self._names(OrderKey.of(member))
+            _log.info("order.requeued", reason="upstream_answers", request_id=request_id, **names)
         return stored.what != "fetched"
 
     def _fail(
@@ -218,10 +225,12 @@ class Processor:
 
         A failure ends the deliveries of this job, since its time limit may be used up.
         """
+        # An event may have come since the fetch.
+        _bind(Origin(delivery.request_id, delivery.traceparent))
         attempts = delivery.attempts
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"
-        reason, wait, trace = "", 0, ""
+        reason, failure, wait, trace = "", "", 0, ""
         if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
@@ -234,11 +243,15 @@ class Processor:
                     attempt=delivery.attempts,
                     request_id=delivery.request_id,
                 )
-                self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
+                names = {"sink": delivery.sink, **self._names(order)}
+                with bound_contextvars(**names), self.output.caught():
+                    self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
             except BaseException as error:
-                # The user's code may raise anything, and so may RQ's time limit; only the type is recorded.
+                # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+                failure = reason if isinstance(error, ReceiverError) else failure_of(delivery.sink, error)
                 trace = log.trace_of(error)
+                show_traceback(delivery.sink, error)
                 next_wait = policy.retry_wait(attempts - 1)
                 outcome, wait = ("dead", 0) if next_wait is None else ("retry", next_wait)
         duration = round((time.perf_counter() - started) * 1000)
@@ -249,6 +262,7 @@ class Processor:
             delivery,
             outcome=outcome,
             reason=reason,
+            failure=failure,
             wait_ms=wait,
             duration_ms=duration,
         )
@@ -268,3 +282,10 @@ class Processor:
         """Return what names the order in the log."""
         connection = self._connections.get(order.company_id)
         return {"order_id": order.order_id, "company": connection.slug if connection else "unknown"}
+
+
+def _bind(origin: Origin) -> None:
+    """Name the POST behind the order in every line that follows."""
+    unbind_contextvars("request_id", "trace_id")
+    known = {"request_id": origin.request_id, "trace_id": trace_id(origin.traceparent)}
+    bind_contextvars(**{name: value for name, value in known.items() if value})

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
-from collections.abc import Awaitable, Iterable
+import io
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import copy_context
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
+from rq.timeouts import JobTimeoutException
 
+from app import log
 from app.errors import SettingsError
+from app.ledger.policy import JOB_TIMEOUT
 from app.upstream.models import Order
 
 if TYPE_CHECKING:
     import asyncio
+
+MOST_LINES: Final = 100
+"""Lines of one delivery's output that are logged; a sink that prints in a loop must not fill the log."""
+
+LONGEST_LINE: Final = 1000
+"""Bytes of such a line; the rest is cut."""
+
+TRACEBACKS: Final = "OTA_DEV_TRACEBACKS"
+"""Variable by which `dev` names a file for whole tracebacks, with the texts of errors. The image has no app.dev and
+writes none, whatever its environment holds."""
+
+_log = log.get()
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -38,13 +63,21 @@ class Sink:
         """Import the function; raises SettingsError if it cannot be used."""
         kind, _, target = specification.partition(":")
         module_name, _, function_name = target.partition(":")
-        if kind != "python" or not module_name or not function_name:
+        if kind != "python" or not all(map(str.isidentifier, (*module_name.split("."), function_name))):
             raise SettingsError("is not of the form python:package.module:function")
         try:
-            self._function = getattr(import_module(module_name), function_name)
-        except Exception as error:
+            module = import_module(module_name)
+        except (Exception, SystemExit) as error:
             # Importing the user's module may raise anything.
-            raise SettingsError(f"cannot be imported ({type(error).__name__})") from error
+            reason = failure_of(specification, error)
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                reason = f"no module {error.name} in {_searched()}"
+            raise SettingsError(f"cannot be imported: {reason}") from error
+        if not hasattr(module, function_name):
+            raise SettingsError(
+                f"cannot be imported: {getattr(module, '__file__', '') or module_name} has no {function_name}"
+            )
+        self._function = getattr(module, function_name)
         if not callable(self._function):
             raise SettingsError("is not callable")
         if inspect.isgeneratorfunction(self._function) or inspect.isasyncgenfunction(self._function):
@@ -70,7 +103,7 @@ class Sink:
 
         self._runner = self._runner or Runner()
         try:
-            self._runner.run(_finished(result))
+            self._runner.run(_finished(result), context=copy_context())
         except BaseException:
             runner, self._runner = self._runner, None
             runner.close()
@@ -97,3 +130,82 @@ def build(specifications: Iterable[str]) -> dict[str, Sink]:
     if problems:
         raise SettingsError("\n".join(problems))
     return sinks
+
+
+def failure_of(sink: str, error: BaseException) -> str:
+    """Return type and place of what this sink raised, such as `ValueError at orders.py:41`.
+
+    The place is the innermost one in the sink's own package. The text is left out, as it may quote people's data; that
+    of our time limit and of the system's error numbers cannot.
+    """
+    package = sink.partition(":")[2].partition(":")[0].partition(".")[0]
+    places = [
+        (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [one for one in places if one[0].partition(".")[0] == package]
+    others = [one for one in places if one[0].partition(".")[0] not in {"workers", "importlib"}]
+    text = type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        text += f" at {Path(error.filename).name}:{error.lineno}"
+    elif found := own or others:
+        _, file, line = found[-1]
+        text += f" at {Path(file).name}:{line}"
+    if isinstance(error, JobTimeoutException):
+        text += f" (longer than {JOB_TIMEOUT} s)"
+    elif isinstance(error, OSError) and error.errno is not None and error.errno in errno.errorcode:
+        text += f" ({os.strerror(error.errno)})"
+    return text
+
+
+def show_traceback(sink: str, error: BaseException) -> None:
+    """Append the whole traceback to the file of `dev`, which exists; does nothing elsewhere."""
+    path = os.environ.get(TRACEBACKS)
+    if path and find_spec("app.dev") is not None:
+        with suppress(OSError), open(os.open(path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as file:
+            file.write("".join((f"\n{sink}\n", *traceback.format_exception(error))))
+
+
+class SinkOutput(io.RawIOBase):
+    """Logs what Python code prints to stdout and stderr, line by line, with what is bound to the log by then.
+
+    What other programs and C code write is not caught.
+    """
+
+    def __init__(self) -> None:
+        self._part = b""
+        self._lines = 0
+        # What keeps this stream beyond a delivery, such as a handler of logging, still writes to the log.
+        self._text = io.TextIOWrapper(cast("Any", self), encoding="utf-8", errors="replace", write_through=True)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch what is printed in the block: one delivery, or the import of the sinks."""
+        self._lines = 0
+        try:
+            with redirect_stdout(self._text), redirect_stderr(self._text):
+                yield
+        finally:
+            if self._part:
+                self.write(b"\n")
+            if self._lines > MOST_LINES:
+                _log.warning("sink.output_dropped", lines=self._lines - MOST_LINES)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        *lines, part = (self._part + bytes(data)).split(b"\n")
+        self._part = part[:LONGEST_LINE]
+        for line in filter(None, map(bytes.rstrip, lines)):
+            self._lines += 1
+            if self._lines <= MOST_LINES:
+                _log.info("sink.output", text=line[:LONGEST_LINE].decode(errors="replace"))
+        return len(data)
+
+
+def _searched() -> str:
+    """Return in words where modules are searched: the folders of PYTHONPATH and others that are not Python's own."""
+    pythons = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
+    folders = [one or os.getcwd() for one in sys.path if not one.startswith(pythons) and not one.endswith(".zip")]
+    return f"{', '.join((*dict.fromkeys(folders), 'the installed packages'))} (PYTHONPATH adds folders)"

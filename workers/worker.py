@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from mmap import mmap
@@ -22,14 +22,14 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import StopRequested
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
 from app.ledger.redis import Redis, is_unavailable
-from app.ledger.rq_jobs import BACKFILL, FETCH_ORDER, LIVE
+from app.ledger.rq_jobs import BACKFILL, FETCH_ORDER, LIVE, order_of
 from app.settings import Settings
 from workers import jobs
 
@@ -42,25 +42,55 @@ WORKER_TTL: Final = 30
 LATER_QUEUES_EVERY: Final = 1
 """Seconds between two looks at the later queues of an idle worker that has several."""
 
+_FIELDS: Final = frozenset(
+    b"data origin status description timeout result_ttl failure_ttl created_at enqueued_at".split()  # our scripts
+    + b"started_at ended_at last_heartbeat worker_name".split()  # RQ's worker
+)
+"""The fields of a job's hash that may have a value."""
+
 _log = log.get()
 
 
 class FetchJob(Job):
-    """A job that runs `fetch_order` or nothing: the JSON of a job may name any function."""
+    """A job that runs `fetch_order` or nothing.
+
+    Its hash may name any function, callbacks, webhooks, dependents, repeats or retries. RQ gets only the fields that
+    our scripts write, so nothing else is ever run, imported or called.
+    """
+
+    refusal = ""
+    """What is not ours: the name of a function, or of a field of the hash."""
 
     # RQ asks for the name before it performs a job; where the data cannot be read, that would fail the job.
     func_name = property(lambda self: FETCH_ORDER)
     func = property(lambda self: jobs.fetch_order)
-    success_callback = failure_callback = stopped_callback = property(lambda self: None)
+
+    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
+        """Take the fields of our jobs from the hash; anything else refuses the job."""
+        ours = {name: value for name, value in raw_data.items() if name in _FIELDS}
+        foreign = [name.decode(errors="replace") for name, value in raw_data.items() if value and name not in _FIELDS]
+        try:
+            super().restore(ours)
+        except NoSuchJobError:
+            raise
+        except Exception as error:  # it would end the worker, which has taken the job
+            super().restore({b"data": b"", b"origin": raw_data.get(b"origin", b"")})
+            foreign.append(type(error).__name__)
+        self.refusal = foreign[0] if foreign else self._foreign_call()
+
+    def _foreign_call(self) -> str:
+        try:
+            call = self.serializer.loads(self.data)
+            function = str(call[0])
+        except Exception as error:
+            return type(error).__name__
+        ours: list[Any] = [FETCH_ORDER, None, [*(order_of(self.id) or ())], {}]
+        return "" if call == ours else f"{function} with other arguments" if function == FETCH_ORDER else function
 
     def perform(self) -> Any:
-        """Run the job; a job of another function, or with unreadable data, ends without running anything."""
-        try:
-            function = str(self.serializer.loads(self.data)[0])
-        except Exception as error:
-            function = type(error).__name__
-        if function != FETCH_ORDER:
-            _log.error("job.refused", function=function[:100], job_id=self.id)
+        """Run the job; a refused one ends without running anything, and the dispatcher enqueues its order again."""
+        if self.refusal:
+            _log.error("job.refused", function=self.refusal[:100], job_id=self.id)
             return None
         return super().perform()
 

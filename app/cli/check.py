@@ -23,6 +23,7 @@ from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.deployment import Deployment, differences
+from app.erased_file import ErasedFile
 from app.errors import (
     OrderNotFound,
     OtherDeployment,
@@ -93,6 +94,7 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     from workers.sinks import build  # here: of app only the CLI may import workers
 
     build(loaded.sinks)
+    ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")

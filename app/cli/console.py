@@ -6,6 +6,7 @@ rich is loaded when a progress bar is drawn.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import typer
 
 from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
+from app.texts import printable
 
 WIDTH: Final = 80
 """Columns of text for people."""
@@ -50,18 +52,21 @@ def json_line(value: Any) -> None:
 
     All times have one form, as in the logs: UTC, with six digits after the second.
     """
-    _write(_encoder.encode(_plain(msgspec.to_builtins(value, builtin_types=(datetime, Decimal)))).decode())
+    line = _encoder.encode(_plain(msgspec.to_builtins(value, builtin_types=(datetime, Decimal)))).decode()
+    # What stdout cannot encode must not become a question mark in a value.
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    _write(line if is_unicode else re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1], line))
 
 
 def say(text: str) -> None:
     """Print a line for people on stdout, nothing with --json."""
     if not flags().as_json:
-        _write(_printable(text))
+        _write(printable(text))
 
 
 def remark(text: str) -> None:
     """Print a line for people on stderr, where it disturbs no pipe."""
-    print(_printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
+    print(printable(text), file=sys.stderr)  # noqa: T201  # this is where commands print
 
 
 def result(text: str | Iterable[str], value: Any) -> None:
@@ -129,7 +134,7 @@ def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]])
     beside, below, hidden = _arranged(columns, room)
     # No word is broken: it may be an id.
     apart = textwrap.TextWrapper(room, "    ", "      ", break_on_hyphens=False, break_long_words=False)
-    lines = [title] * bool(title) + _lines(beside, [one.name for one in beside])
+    lines = [printable(title)] * bool(title) + _lines(beside, [one.name for one in beside])
     lines.append("─" * _excess(beside, 0))
     for at in range(len(columns[0].cells)):
         lines += _lines(beside, [one.cells[at] for one in beside])
@@ -150,7 +155,7 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
     columns = [_Column("=", "", [name for name, _ in shown]), _Column("", "", [text for _, text in shown])]
     beside, _, _ = _arranged(columns, _room())
     lines = [line for row in shown for line in _lines(beside, row)]
-    _write("\n".join([title] * bool(title) + lines))
+    _write("\n".join([printable(title)] * bool(title) + lines))
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
@@ -182,7 +187,7 @@ def confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise Stop(f"{question} Not a terminal: pass --yes.")
     try:
-        agreed = typer.confirm(question, err=True)
+        agreed = typer.confirm(printable(question), err=True)
     except typer.Abort:
         raise typer.Exit(INTERRUPTED) from None
     if not agreed:
@@ -230,10 +235,6 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
-
-
 def _cell(value: object, marks: str = "") -> str:
     if isinstance(value, int) and "#" in marks:
         value = f"{value:,}"
@@ -243,7 +244,7 @@ def _cell(value: object, marks: str = "") -> str:
         value = ", ".join(value)
     elif isinstance(value, datetime):
         value = times.short(value).removeprefix(f"{times.now().astimezone():%m-%d} " if "@" in marks else "")
-    return "" if value is None else _printable(str(value))
+    return "" if value is None else printable(str(value))
 
 
 def _room() -> int:

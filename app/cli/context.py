@@ -20,7 +20,6 @@ from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
 from app.cli.command import FOUND, Stop, flags
 from app.deployment import Deployment
-from app.erasure import Erasure
 from app.errors import UpstreamError
 from app.ids import OrderKey, beginning, guid
 from app.ledger.dead_letters import DeadLetters
@@ -75,7 +74,7 @@ class CommandContext:
         self.references = References(redis)
         self.events = EventLog(redis)
         self.dead_letters = DeadLetters(redis)
-        self.erasure = Erasure(redis, order_days=settings.order_days)
+        self.erasure = bootstrap.erasure(settings, redis)
         self.plans = Plans(redis, event_days=settings.event_days)
 
     @cached_property
@@ -118,7 +117,7 @@ class CommandContext:
         return names[name] if name else None
 
     def find_whole(self, text: str) -> OrderKey | None:
-        """Return the order with this orderId, buyFromOrderReference or sellToOrderReference, None if there is none.
+        """Return the order with this orderId, reference of either side or request_id, None if there is none.
 
         Raises Stop when there are several, and when `text` is blank: that is not the name of an order without a
         reference.
@@ -210,7 +209,7 @@ def time(text: str) -> datetime:
     return found
 
 
-ORDER: Final = "orderId (its beginning is enough), buyFromOrderReference or sellToOrderReference."
+ORDER: Final = "orderId (its beginning is enough), buyFromOrderReference, sellToOrderReference or request_id."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[
@@ -237,6 +236,10 @@ _UPSTREAM_ADVICE: Final = {
     "unsendable_request": "Correct NP_BASE_URL and NP_API_KEY: they hold characters that HTTP does not allow.",
     "timeout": "Check the network and NP_BASE_URL. If the service is slow, raise UPSTREAM_TIMEOUT.",
     "network": "Check the network (DNS, firewall, TLS) and NP_BASE_URL.",
+    "proxy_unreachable": "Correct NP_PROXY, or start the proxy: it does not answer.",
+    "proxy_407": "Correct user and password in NP_PROXY: the proxy refuses them, or asks for them.",
+    "proxy_403": "Allow the host of NP_BASE_URL in the proxy of NP_PROXY, which refuses it.",
+    "proxy_": "Look at the log of the proxy of NP_PROXY: it does not reach NP_BASE_URL.",
     "throttled": "The settings are right; other programs use up the limit of this key.",
 }
 
@@ -248,7 +251,8 @@ def trouble(slug: str, error: UpstreamError, permissions: str) -> str:
 
 def advice(code: str, permissions: str) -> str:
     """Return what to do about a reason code of upstream; `permissions` is the permission set that the call needs."""
-    return _UPSTREAM_ADVICE.get(code, "Try again. If it persists, ask NaviPartner.").format(permissions=permissions)
+    found = _UPSTREAM_ADVICE.get(code) or _UPSTREAM_ADVICE.get(code.rstrip("0123456789"))
+    return (found or "Try again. If it persists, ask NaviPartner.").format(permissions=permissions)
 
 
 def reason(error: UpstreamError) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from app.ids import OrderKey
 from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Reason code, as `dead list` shows it.")]
+Sink = Annotated[str | None, typer.Option("--sink", help="Only deliveries to this sink.")]
 OlderThan = Annotated[
     datetime | None,
     typer.Option(
@@ -44,33 +45,39 @@ cli = commands(name="dead", help="Dead letters: orders and deliveries that faile
 class Selection:
     """The dead letters that a command is about: those of `orders`, or if there are none, those that match.
 
-    They are read anew by each iteration: there may be hundreds of thousands. With `lost` also those of orders that have
-    lost their record, which can only be discarded.
+    They are read anew by each iteration: there may be hundreds of thousands. To `discard`, also those of orders that
+    have lost their record. To requeue, also deliveries that wait for their next attempt, of named orders and of a named
+    sink.
     """
 
     here: CommandContext
     query: DeadQuery
     orders: tuple[OrderKey, ...]
-    lost: bool
+    discard: bool
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        letters = self.here.dead_letters.oldest_first(self.query)
+        letters, sink = self.here.dead_letters, self.query.sink
         if self.orders:
-            letters = filter(self.query.matches, chain.from_iterable(map(self.here.dead_letters.of, self.orders)))
-        return (letter for letter in letters if self.lost or letter.reason != RECORD_GONE)
+            found = (letter for one in self.orders for letter in letters.of(one, waiting=not self.discard))
+            return filter(self.query.matches, found)
+        dead = letters.oldest_first(self.query)
+        if self.discard or not sink:
+            return dead
+        return chain(dead, filter(self.query.matches, letters.waiting(sink)))
 
     def words(self) -> str:
         """Return the selection on one line, for the audit."""
         if self.orders:
             return context.about(self.orders)
         until = self.query.until and self.query.until.isoformat(timespec="seconds")
-        named = {"company": self.query.company_id, "reason": self.query.reason, "until": until}
+        named = {"company": self.query.company_id, "sink": self.query.sink, "reason": self.query.reason, "until": until}
         return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
 
 @command(cli, "ota-receiver dead list --reason order_missing", options="company")
 def list_(
     reason: Reason = None,
+    sink: Sink = None,
     since: context.Since = None,
     until: context.Until = None,
     limit: context.Limit = 50,
@@ -79,7 +86,7 @@ def list_(
     with open_context() as here:
         now = here.now()
         age = ("age", lambda letter: times.age(now - letter.at))
-        query = DeadQuery(company_id=here.company_id, reason=reason, since=since, until=until or now)
+        query = DeadQuery(company_id=here.company_id, sink=sink, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
         company, order, since_ = here.companies.column(found), ("=order", "order_id"), ("?@since", "at")
         columns = (age, *company, order, "reason", "=reference", ">sink", ("#http", "http_status"), "?status", since_)
@@ -120,17 +127,19 @@ def show(order: context.Order) -> None:
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
+    sink: Sink = None,
     older_than: OlderThan = None,
     everything: All = False,
     live: Annotated[bool, typer.Option("--live", help="Use the live queue instead of the backfill queue.")] = False,
 ) -> None:
     """Requeue dead letters, to fetch or deliver them again.
 
-    Name orders, or choose with --reason, --company, --older-than or --all. Orders without a dead letter are skipped and
-    counted in `not_dead`. For other orders use `orders refetch` or `events replay`, for missing orders `reconcile`.
+    Name orders, or choose with --reason, --sink, --company, --older-than or --all. With orders or --sink, deliveries
+    that failed and wait for their next attempt are tried now, too. Orders with none of them are skipped and counted in
+    `not_dead`. For other orders use `orders refetch` or `events replay`, for missing orders `reconcile`.
     """
     act = partial(_requeue, "live" if live else "backfill")
-    _change("requeue", act, ids or [], reason, older_than, everything)
+    _change("requeue", act, ids or [], reason, sink, older_than, everything)
 
 
 @command(
@@ -139,16 +148,17 @@ def requeue(
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,
+    sink: Sink = None,
     older_than: OlderThan = None,
     everything: All = False,
 ) -> None:
     """Discard dead letters for good.
 
-    Name orders, or choose with --reason, --company, --older-than or --all. They are not fetched or delivered, and
-    expire after ORDER_DAYS. Content that was fetched before stays. A new event of the order, or `orders refetch`,
+    Name orders, or choose with --reason, --sink, --company, --older-than or --all. They are not fetched or delivered,
+    and expire after ORDER_DAYS. Content that was fetched before stays. A new event of the order, or `orders refetch`,
     fetches it again.
     """
-    _change("discard", _discard, ids or [], reason, older_than, everything)
+    _change("discard", _discard, ids or [], reason, sink, older_than, everything)
 
 
 def _change(
@@ -156,6 +166,7 @@ def _change(
     act: Callable[[Selection, int, int], None],
     named: list[str],
     reason: str | None,
+    sink: str | None,
     older_than: datetime | None,
     everything: bool,
 ) -> None:
@@ -165,13 +176,14 @@ def _change(
     for requeue those that have lost their record. Raises Stop when nothing is selected, or the answer is no.
     """
     with open_context() as here:
-        if not (named or reason or here.company_id or older_than or everything):
-            raise Stop("Choose dead letters: orders, --reason, --company, --older-than, or --all.")
-        # Without an end, what fails again meanwhile would be selected again. Named orders are selected at any time.
-        until = older_than or (_EVER if named else here.now())
-        query = DeadQuery(company_id=here.company_id, reason=reason, until=until)
-        found = [order for text in named if (order := _dead_order(here, text)) is not None]
-        letters = Selection(here, query, tuple(dict.fromkeys(found)), lost=True)
+        if not (named or reason or sink or here.company_id or older_than or everything):
+            raise Stop("Choose dead letters: orders, --reason, --sink, --company, --older-than, or --all.")
+        # Without an end, what fails again meanwhile would be selected again. Named orders are selected at any time, and
+        # what waits for a sink has its time in the future.
+        until = older_than or (_EVER if named or sink else here.now())
+        query = DeadQuery(company_id=here.company_id, sink=sink, reason=reason, until=until)
+        found = [order for text in named if (order := _dead_order(here, text, waiting=what == "requeue")) is not None]
+        letters = Selection(here, query, tuple(dict.fromkeys(found)), discard=what == "discard")
         kept = Counter[bool]()
         with console.progress("reading dead letters") as step:
             for letter in letters if found or not named else ():
@@ -180,22 +192,22 @@ def _change(
         count, skipped = kept[True], len(named) - len(found) + kept[False]
         if not count:
             raise Stop("No dead letter matches.", FOUND)
-        text = console.many(count, "dead letter")
+        text = console.many(count, "failure" if what == "requeue" and (named or sink) else "dead letter")
         if flags().dry_run:
             view = {"letters": count, "not_dead": skipped, "dry_run": True}
             console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
         else:
             console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
             here.note("drop" if what == "discard" else what, letters.words(), count)
-            act(replace(letters, lost=what == "discard"), count, skipped)
+            act(letters, count, skipped)
     if skipped:
         raise typer.Exit(FOUND)
 
 
-def _dead_order(here: CommandContext, text: str) -> OrderKey | None:
-    """Return the order of this name; None, and a remark, if it has no dead letter."""
+def _dead_order(here: CommandContext, text: str, *, waiting: bool) -> OrderKey | None:
+    """Return the order of this name; None, and a remark, if it has no dead letter, nor a delivery that waits."""
     order = here.find(text)
-    if order and here.dead_letters.of(order):
+    if order and here.dead_letters.of(order, waiting=waiting):
         return order
     erased = order and here.erasure.erased_among([order])
     console.remark(f"{text!r} {'was erased: it is no longer fetched' if erased else 'has no dead letter'}.")
@@ -205,7 +217,8 @@ def _dead_order(here: CommandContext, text: str) -> OrderKey | None:
 def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int, skipped: int) -> None:
     ledger = letters.here.ledger
     queued = waiting = deliveries = 0
-    left = iter(letters)
+    # No more than were counted: what fails again meanwhile would come again.
+    left = islice((letter for letter in letters if letter.reason != RECORD_GONE), count)
     with console.progress("requeueing", count) as step:
         while chunk := list(islice(left, CHUNK)):
             orders = [letter.key for letter in chunk if not letter.sink]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -77,17 +78,20 @@ def dev(
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
-    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data and ports
-    stay in --folder for the next start.
+    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data and ports stay in
+    --folder for the next start. What a sink raises is shown with its whole traceback.
     """
     from rich.console import Console
 
     from app.dev.demo import keep_running  # here: the image has no app.dev
+    from workers.sinks import build
 
     _handle_signals()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
+    sys.path.insert(0, os.getcwd())
     try:
+        build(filter(None, map(str.strip, sinks.split(","))))
         keep_running(Console(), folder.resolve(), port, sinks)
     except KeyboardInterrupt:
         return

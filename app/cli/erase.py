@@ -88,10 +88,14 @@ def _address(email: str | None) -> str:
 
 def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
     """Erase step by step; the first blocks each order, and all may be repeated. Return whether something is left."""
-    # First, while the names of the orders are still known.
+    # Before anything is erased: Redis may lose its data at any time.
+    here.erasure.remember([one.order for one in found])
+    # While the names of the orders are still known.
     texts = here.erasure.forget_texts([word for one in found for word in one.words])
     here.erasure.note([one.order for one in found if one.erased is None], flags().who, flags().why)
     erased = [_tombstone(here, one) for one in found]
+    with console.progress("erasing references") as step:
+        here.erasure.forget_references([one.order for one in found], step)
     with console.progress("erasing events") as step:
         events = here.erasure.forget_events(found, step)
     spool = here.settings.spool_dir
@@ -107,6 +111,8 @@ def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
     if copies:
         columns = ("sink", ">idempotency key begins with")
         console.table("Not erased, you must handle: copies that sinks have, or may have", columns, copies)
+    if here.settings.erased_file is None:
+        console.remark("ERASED_FILE is not set: if Redis loses its data, these orders are fetched again.")
     for trouble in swept.problems:
         console.remark(f"Not erased: {trouble}. Fix it, and run the command again.")
     return bool(swept.problems)

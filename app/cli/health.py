@@ -1,10 +1,13 @@
-"""The command for HEALTHCHECK: does the web process or the worker pool of this container work?
+"""The command for HEALTHCHECK: does the web process or the worker pool of this container live, and is it ready?
+
+Alive needs no Redis: a restart does not bring it back. What is not alive hangs or has ended, and a restart helps.
 
 It runs every few seconds, so it loads little: what only one role needs is imported there.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, Final, Literal
 
 import typer
@@ -23,17 +26,23 @@ _CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
 cli = commands()
 
 
-@command(cli, "ota-receiver health --role worker", codes=_CODES, panel="Run")
+@command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES, panel="Run")
 def health(
     role: Annotated[
         Literal["web", "worker"] | None,
         typer.Option(help="Check only this role; otherwise one healthy role is enough."),
     ] = None,
+    ready: Annotated[bool, typer.Option("--ready", help="Check that it can work now: with Redis, or a spool.")] = False,
 ) -> None:
-    """Check that the web process or the worker pool of this machine (or container) works."""
+    """Check that the web process or the worker pool of this machine (or container) works.
+
+    That is: it lives, also while Redis is away (for liveness probes); with --ready, it can do its work now. Of a pool,
+    only its own user and root see whether it lives.
+    """
     loaded = settings.load()
     healthy, found = False, []
-    for name, check in (("web", _web), ("worker", _worker)):
+    checks = (("web", _web_ready), ("worker", _worker_ready)) if ready else (("web", _web), ("worker", _worker))
+    for name, check in checks:
         if role in (None, name) and not healthy:
             healthy, detail = check(loaded)
             found.append({"role": name, "healthy": healthy, "detail": detail})
@@ -45,21 +54,42 @@ def health(
 
 def _web(loaded: Settings) -> tuple[bool, str]:
     """Return whether the web process answers, and the detail."""
+    return _web_answers(loaded, "/healthz")
+
+
+def _web_ready(loaded: Settings) -> tuple[bool, str]:
+    """Return whether the web process can record events, and the detail."""
+    return _web_answers(loaded, "/readyz")
+
+
+def _web_answers(loaded: Settings, path: str) -> tuple[bool, str]:
     # The standard library's client ignores the proxies of the environment.
     from http.client import HTTPConnection, HTTPException
 
     connection = HTTPConnection(_ANY_ADDRESS.get(loaded.host, loaded.host), loaded.port, timeout=WEB_SECONDS)
     try:
-        connection.request("GET", "/healthz")
+        connection.request("GET", path)
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
         return False, f"no answer on port {loaded.port} ({type(error).__name__})"
     finally:
         connection.close()
-    return status == 200, f"/healthz answers {status}"
+    return status == 200, f"{path} answers {status}"
 
 
 def _worker(loaded: Settings) -> tuple[bool, str]:
+    """Return whether the loop of a pool of this machine turns, and the detail."""
+    from app.heartbeat import TURN_WITHIN, since_last_turn
+
+    if sys.platform != "linux":
+        return _worker_ready(loaded)
+    age = since_last_turn(loaded.deployment)
+    if age is None:
+        return False, "no worker pool of this user runs on this machine"
+    return age < TURN_WITHIN, f"its loop turned {age:.0f} s ago"
+
+
+def _worker_ready(loaded: Settings) -> tuple[bool, str]:
     """Return whether a pool of this machine has written a heartbeat lately, and the detail."""
     from app.heartbeat import HEARTBEAT_WITHIN, readable, this_machine
     from app.ledger.redis import for_command, server_time

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
@@ -126,6 +127,9 @@ def _options(show: Annotated[bool, typer.Option("--version", help="Show the vers
 
 def main() -> None:
     """Run `ota-receiver`; an error that a person can cause ends in one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         cli()
     except Stop as stop:
@@ -149,5 +153,6 @@ def main() -> None:
 
 
 def _end(text: str, code: int) -> None:
-    print(text, file=sys.stderr)  # noqa: T201  # stderr is ours here, no logs are set up
+    for line in text.split("\n"):
+        console.remark(line)
     raise SystemExit(code) from None

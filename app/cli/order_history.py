@@ -52,8 +52,8 @@ class Durations(msgspec.Struct, frozen=True):
 
 
 _TEXTS: Final[dict[type[kinds.Entry], str]] = {
-    kinds.EventReceived: "event {0.event_id}: {0.status}, {0.outcome} (secret {0.secret})",
-    kinds.DuplicateReceived: "duplicate event: {0.status}, ignored (secret {0.secret})",
+    kinds.EventReceived: "event {0.event_id}: {0.status}, {0.outcome} (secret {0.secret}, request {0.request_id})",
+    kinds.DuplicateReceived: "duplicate event: {0.status}, ignored (secret {0.secret}, request {0.request_id})",
     kinds.FetchRequested: "fetch requested by {0.reason} ({0.queue} queue)",
     kinds.FetchStarted: "fetch {0.token} started by {0.worker}",
     kinds.FetchStored: "fetch {0.token} stored: {0.status}, revision {0.revision}{call}",

@@ -142,6 +142,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         state = ", ".join(filter(None, (self.state, self.status)))
         yield from _fact("state", ("COMPLETE: " if self.complete else "NOT COMPLETE: ") + state)
         yield from _fact("known as", ", ".join(self.references))
+        yield from _fact("request", self.record.request_id)
         yield from _fact("content", self.content)
         yield from _fact("message", self.status_message)
         yield from _fact("error", _error(self.record))
@@ -299,13 +300,14 @@ def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:
 
 def _delivery(sink: SinkRecord, revision: int) -> str:
     if sink.dead:
-        return f"delivery of revision {revision} is a dead letter: {sink.dead}"
+        return f"delivery of revision {revision} is a dead letter: {sink.error or sink.dead}"
     if 0 < revision <= sink.discarded:
         return f"delivery of revision {revision} was discarded by hand"
     if sink.revision >= revision:
         return f"has revision {sink.revision}"
     attempts = f" ({console.many(sink.attempts, 'attempt')})" if sink.attempts else ""
-    return f"revision {revision} not delivered yet{attempts}"
+    error = f", failed: {sink.error}" if sink.error else ""
+    return f"revision {revision} not delivered yet{error}{attempts}"
 
 
 def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[Outstanding, ...]) -> str:
@@ -317,7 +319,10 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         # A running pool has the company by now: else that would be the hindrance.
         text = _BY_STATE["pending" if state == "deferred" and record.error == "unknown_company" else state]
     elif record.dead_sinks:
-        text, cause = f"Fix the sink that failed ({{cause}}). {_REQUEUE}", record.dead_sinks[0].dead
+        text, cause = (
+            f"Fix the sink that failed ({{cause}}). {_REQUEUE}",
+            record.dead_sinks[0].error or record.dead_sinks[0].dead,
+        )
     elif UNREADABLE in outstanding:
         text = f"The stored content is unreadable. {_REFETCH}"
     else:
@@ -328,7 +333,11 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         attempts = [one.next for one in outstanding if one.next is not None]
         # "Nothing" alone would sound as if every sink had it.
         if text.startswith("Nothing") and attempts:
-            return f"Nothing: delivery is attempted at {times.short(min(attempts))}."
+            at = times.short(min(attempts))
+            if failing := record.failing_sinks:
+                again = f"Delivery is attempted again at {at}. At once: ota-receiver dead requeue {name}"
+                return f"Fix the sink ({failing[0].error}). {again}"
+            return f"Nothing: delivery is attempted at {at}."
         if text.startswith("Nothing") and outstanding and state != "discarded":
             text = "No attempt is planned. To deliver it: ota-receiver events replay --order {id} --to-sinks"
     last_error = f" (last error: {record.error})" if record.error else ""

@@ -106,7 +106,10 @@ def list_(
             "state",
             "=reference",
             ("?status", lambda record: record.known_status),
-            (">error", lambda record: record.dead or record.error or tuple(sink.dead for sink in record.dead_sinks)),
+            (
+                ">error",
+                lambda record: record.dead or record.error or tuple(one.error or one.dead for one in record.sinks),
+            ),
             "#wallets",
             "#tickets",
             "#coupons",

@@ -28,7 +28,8 @@ from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {
     DONE: "no alert is active",
-    FOUND: "an alert is active, no worker pool runs, RQ is suspended, or orders have no due time or no pool",
+    FOUND: "an alert is active, a sink fails, no worker pool runs, RQ is suspended, or orders have no due time or no"
+    " pool",
 }
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
@@ -68,6 +69,21 @@ class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
     open_s: int
 
 
+class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One sink: how many of the orders looked at (400 at most) wait for it (`behind`), and whether everything `fails`.
+
+    No delivery has succeeded for `failing_s`, None if the latest did; since then `attempts` failed, the last one with
+    this `error`.
+    """
+
+    sink: str
+    behind: int
+    fails: bool
+    failing_s: int | None
+    attempts: int
+    error: str
+
+
 @command(cli, "ota-receiver status", codes=_CODES)
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
@@ -84,6 +100,7 @@ def status() -> None:
     alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
     pools = len(snapshot.running_pools())
     differing = differences(snapshot.running_pools())
+    sinks = tuple(_sinks(snapshot))
     undeclared = tuple(company or sink for company, sink in snapshot.undeclared())
     oldest = {one.slug: one.oldest_pending_ms // 1000 for one in companies.values()}
     oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
@@ -104,6 +121,7 @@ def status() -> None:
         "dead_deliveries": snapshot.dead_deliveries,
         "breakers_open": tuple(one.company for one in breakers),
         "breakers": breakers,
+        "sinks": sinks,
         "spooled": spooled,
     }
     facts = {
@@ -120,10 +138,11 @@ def status() -> None:
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
         "breakers open": tuple(map(_breaker, breakers)) or "none",
+        "sinks": tuple(map(_sink, sinks)),
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    if alerts or undeclared or not pools or suspended or unscheduled:
+    if alerts or undeclared or not pools or suspended or unscheduled or any(one.fails for one in sinks):
         raise typer.Exit(FOUND)
 
 
@@ -192,6 +211,27 @@ def _breakers(snapshot: Snapshot) -> Iterator[BreakerStatus]:
 def _breaker(one: BreakerStatus) -> str:
     http = f" (HTTP {one.http_status})" if one.http_status else ""
     return f"{one.company} for {_age(one.open_s)}: {one.reason}{http}"
+
+
+def _sinks(snapshot: Snapshot) -> Iterator[SinkStatus]:
+    for name, one in snapshot.sinks.items():
+        failing_s = (snapshot.now - one.failing_since) // 1000 if one.failing_since else None
+        yield SinkStatus(
+            sink=name,
+            behind=one.behind,
+            fails=one.fails(snapshot.now),
+            failing_s=failing_s,
+            attempts=one.failed_attempts,
+            error=one.error,
+        )
+
+
+def _sink(one: SinkStatus) -> str:
+    behind = f"{one.sink}: {console.many(one.behind, 'order')} behind"
+    if one.failing_s is None:
+        return behind
+    failed = f"{console.many(one.attempts, 'attempt')} failed, {one.error}"
+    return f"{behind}; nothing delivered for {_age(one.failing_s)}: {failed}"
 
 
 def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> float:

@@ -30,7 +30,8 @@ from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NO_ANSWER, OTHER_SCHEMA
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
-from app.settings import Company, Seconds, Settings
+from app.setting_values import Seconds
+from app.settings import Company, Settings
 from app.subscriptions import SubscriptionStatus, SubscriptionWatch
 from app.upstream.client import ChannelManager
 from app.upstream.models import EVENT_NAME, Subscription
@@ -303,7 +304,7 @@ def _make_client_state(
     if write_to is not None:
         in_use = filter(None, (company.client_state, company.client_state_previous))
         _write(write_to, new, [one.get_secret_value().encode() for one in in_use])
-    found = _steps(settings, company, url, same, write_to)
+    found = _steps(company, url, same, write_to, f" --company {company.slug}" if settings.companies_file else "")
     lines = ["Nothing is changed upstream yet. In this order no event is refused:"]
     lines += [f"{number}. {step}" for number, step in enumerate(found, 1)]
     view: dict[str, Any] = {"company": company.slug, "written_to": str(write_to) if write_to else None, "steps": found}
@@ -315,20 +316,12 @@ def _make_client_state(
     console.result(lines, view)
 
 
-def _steps(
-    settings: Settings, company: Company, url: str, same: list[Subscription], write_to: Path | None
-) -> list[str]:
-    several = settings.companies_file is not None
-    place = f"[companies.{company.slug}] of COMPANIES_FILE: " if several else ""
-    names = ("CLIENT_STATE", "CLIENT_STATE_PREVIOUS", "_FILE")
-    current, previous, suffix = (name.lower() if several else name for name in names)
-    new = (
-        f"{current}{suffix} = {write_to.absolute()} instead of {current}" if write_to else f"{current} = the new secret"
-    )
-    which = f" --company {company.slug}" if several else ""
+def _steps(company: Company, url: str, same: list[Subscription], write_to: Path | None, which: str) -> list[str]:
+    """Return the steps; the first fits where CLIENT_STATE comes from: a value is given once, as itself or as a file."""
     deletes = [f"ota-receiver subscription delete {one.id}{which}" for one in same if one.id]
+    changes, previous = _changes(company, write_to)
     return [
-        f"{place}{previous} = the current {current}; {new}",
+        f"In {company.origin('client_state').place}: {'; '.join(changes)}.",
         "Restart the web processes and `subscription watch`: then both secrets are accepted.",
         f"ota-receiver subscription create {shlex.quote(url)}{which} --yes",
         *(
@@ -337,6 +330,30 @@ def _steps(
         ),
         f'When ota_events_by_secret_total{{secret="previous"}} has not changed for a day: remove {previous}.',
     ]
+
+
+def _changes(company: Company, write_to: Path | None) -> tuple[list[str], str]:
+    """Return how the settings change, and the name of the setting that then holds the previous secret."""
+    origin = company.origin("client_state")
+    is_table = origin.place.startswith("COMPANIES_FILE")
+    setting = '{} = "{}"'.format if is_table else "{}={}".format
+
+    def name(of: str, is_file: object) -> str:
+        found = f"{of}_file" if is_file else of
+        return found if is_table else found.upper()
+
+    previous = name("client_state_previous", origin.file)
+    changes = [f"rename {name('client_state', origin.file)} to {previous}"]
+    if company.client_state_previous is not None:
+        changes.insert(0, f"remove {name('client_state_previous', company.origin('client_state_previous').file)}")
+    if write_to is not None:
+        changes.append(f"add {setting(name('client_state', True), write_to.absolute())}")
+        changes.append("the web processes must be able to read this file (in a container it must be mounted)")
+    elif origin.file:
+        changes.append(f"write the new secret to a file, and name it in {name('client_state', True)}")
+    else:
+        changes.append(f"add {setting(name('client_state', False), 'the new secret')}")
+    return changes, previous
 
 
 def _write(path: Path, secret: SecretStr, in_use: list[bytes]) -> None:

@@ -167,7 +167,10 @@ def keep_running(console: Console, folder: Path, port: int | None, sinks: str) -
     environment = folder / "env"
     last, _ = of_dotenv(environment)
     usual = int(last.get("PORT", _PORT))
-    with stacks.start(folder, port=port or stacks.free_or(usual), last=last, sinks=sinks) as stack:
+    port_now, tracebacks = port or stacks.free_or(usual), folder / "tracebacks.log"
+    tracebacks.unlink(missing_ok=True)
+    started = stacks.start(folder, port=port_now, last=last, sinks=sinks, tracebacks=tracebacks)
+    with started as stack, tracebacks.open() as raised:
         _say_which_moved(console, last | {"PORT": str(port or usual)}, stack.variables)
         environment.touch(mode=0o600)
         environment.write_text("".join(f"{stacks.env_line(*one)}\n" for one in stack.variables.items()))
@@ -179,6 +182,8 @@ def keep_running(console: Console, folder: Path, port: int | None, sinks: str) -
         print_curl(console, stack, orders[-1])
         while True:
             time.sleep(_PROCESS_CHECK)
+            if text := raised.read():
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
             for name, process in (("web", stack.web), ("worker", stack.worker)):
                 if process.exit_code is not None:
                     console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")

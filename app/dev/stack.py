@@ -21,6 +21,7 @@ from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.values import company_id
 from app.settings import NAMES, Settings, parse
+from workers.sinks import TRACEBACKS
 
 TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
 ENVIRONMENT: Final = "Sandbox"
@@ -60,11 +61,13 @@ def start(
     last: Mapping[str, str] = MappingProxyType({}),
     sandbox_options: Sequence[str] = (),
     sinks: str = "",
+    tracebacks: Path | None = None,
 ) -> Iterator[Stack]:
     """Start all parts and stop them at the end; their data and logs go to `folder`. Main thread only (see Process).
 
     `port` is that of web. `last` are the variables of an earlier start, whose addresses the others keep if they are
-    free. `sinks` is SINKS of the workers; their functions are also searched in the working directory.
+    free. `sinks` is SINKS of the workers; their functions are also searched in the working directory. `tracebacks`: a
+    file for the tracebacks of the sinks.
     Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
     """
     if port:
@@ -86,6 +89,9 @@ def start(
         if sinks:
             path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
             environment |= {"SINKS": sinks, "PYTHONPATH": path}
+        if tracebacks:
+            tracebacks.touch(mode=0o600)
+            environment[TRACEBACKS] = str(tracebacks)
         for name in ("web", "worker"):
             (folder / f"{name}.log").write_bytes(b"")
 

@@ -58,10 +58,10 @@ class Authenticator:
             for digest in set(digests):
                 self._owners.setdefault(digest, []).append(company_id)
 
-    def authenticate(self, envelope: Envelope, request_id: str = "") -> Batch:
+    def authenticate(self, envelope: Envelope, request_id: str = "", traceparent: str = "") -> Batch:
         """Return the events of the items that carry a valid clientState of their own company.
 
-        `request_id` becomes part of each event.
+        `request_id` and `traceparent` become parts of each event.
         """
         events: list[OrderProcessed] = []
         invalid: Counter[str] = Counter()
@@ -83,7 +83,7 @@ class Authenticator:
             if name and name != ORDER_PROCESSED:
                 ignored += 1
                 continue
-            event = _event(item, company_id, secret, request_id)
+            event = _event(item, company_id, secret, request_id, traceparent)
             if event is None:
                 invalid["bad_order_id"] += 1
                 first_unreadable = place if first_unreadable is None else first_unreadable
@@ -113,7 +113,7 @@ class Authenticator:
         return CURRENT if is_current else PREVIOUS if is_previous else None
 
 
-def _event(item: Item, company_id: str, secret: str, request_id: str) -> OrderProcessed | None:
+def _event(item: Item, company_id: str, secret: str, request_id: str, traceparent: str) -> OrderProcessed | None:
     payload: dict[str, Any] = item.payload if isinstance(item.payload, dict) else {}
     order_id = guid(payload.get("orderId"))
     if order_id is None:
@@ -126,6 +126,7 @@ def _event(item: Item, company_id: str, secret: str, request_id: str) -> OrderPr
         timestamp=text(item.timestamp),
         secret=secret,
         request_id=request_id,
+        traceparent=traceparent,
     )
 
 

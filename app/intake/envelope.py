@@ -52,7 +52,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
     """An authenticated event, as accept.lua takes it and as the spool stores it; no clientState is in it.
 
     Ids are canonical GUIDs. `timestamp` is as sent, `secret` the name of the secret that matched, `received` ms since
-    1970 for an event that waits in the spool, 0 for one that is recorded now.
+    1970 for an event that waits in the spool, 0 for one that is recorded now. `traceparent` is not spooled.
     """
 
     company_id: str
@@ -63,6 +63,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
     secret: str
     request_id: str = ""
     received: int = 0
+    traceparent: str = ""
 
     @property
     def digest(self) -> str:
@@ -83,7 +84,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
         return self.status if _WORD.fullmatch(self.status) else "Unknown"
 
     def arguments(self) -> tuple[str | int, ...]:
-        """Return the nine values of accept.lua."""
+        """Return the ten values of accept.lua."""
         return (
             self.digest,
             self.company_id,
@@ -94,6 +95,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
             self.request_id,
             self.timestamp[:_LONGEST_TEXT],
             self.received,
+            self.traceparent,
         )
 
 

@@ -149,7 +149,8 @@ class Failover:
             except NotRecorded as refusal:
                 if refusal.reason != "record_refused":
                     raise
-                _log.error("spool.event_refused", order_id=event.order_id, company=event.company_id)
+                about = {"order_id": event.order_id, "company": event.company_id, "request_id": event.request_id}
+                _log.error("spool.event_refused", **about)
             else:
                 recorded.append(row_id)
         return recorded

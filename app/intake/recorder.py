@@ -202,7 +202,7 @@ class Inbox:
             pipe.get(names.schema)
             header = self._header(prefix=names.probe, job=job)
             await self._accept(
-                args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0], client=pipe
+                args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0, ""], client=pipe
             )
             pipe.unlink(*(names.probe + name for name in _PROBE_KEYS), queue)
             pipe.unlink(f"{job['prefix']}{job['names']}f-probe-probe-1")

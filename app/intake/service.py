@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 from msgspec.structs import asdict
 
 from app import log
-from app.errors import RequestRefused
+from app.errors import Unauthenticated
 from app.intake import envelope
-from app.intake.auth import Authenticator, Batch
+from app.intake.auth import UNKNOWN, Authenticator, Batch
 from app.intake.failover import Failover
 from app.intake.recorder import Inbox, Recorded
-
-LINES: Final = 10
-"""Lines a second about one company's wrong secrets, or one kind of invalid items; the rest is one sum."""
 
 _log = log.get()
 
@@ -52,24 +48,24 @@ class Intake:
         self._authenticator = authenticator
         self._recorder = recorder
         self._count = count
-        self._rejected = log.Sampler(LINES, _log_rejected)
-        self._invalid = log.Sampler(LINES, _log_invalid)
 
-    async def receive(self, body: bytes, request_id: str) -> Receipt:
+    async def receive(self, body: bytes, request_id: str, traceparent: str = "") -> Receipt:
         """Record every valid item of the body.
 
         Raises RequestRefused (400: no envelope; 401: there are items and none is authentic; 413: too many items),
         NotRecorded.
         """
         sent = envelope.parse(body, self._max_items)
-        batch = self._authenticator.authenticate(sent, request_id)
-        self._report(batch)
+        batch = self._authenticator.authenticate(sent, request_id, traceparent)
+        self._count_items(batch)
+        total = len(sent.items) + sent.broken
+        if total and not batch.proven:
+            # Anybody can cause it: the line of the request is the only one.
+            raise Unauthenticated(max(batch.rejected, key=batch.rejected.__getitem__, default=UNKNOWN))
+        _log_items(batch)
         if batch.first_unreadable is not None:
             shape = envelope.shape(body, batch.first_unreadable)
             _log.warning("item.unreadable", field="payload.orderId", place=batch.first_unreadable + 1, shape=shape)
-        total = len(sent.items) + sent.broken
-        if total and not batch.proven:
-            raise RequestRefused(401, "unauthenticated")
         recorded = await self._recorder.accept(batch.events) if batch.events else Recorded(0, 0, 0)
         return Receipt(
             request_id=request_id,
@@ -79,22 +75,18 @@ class Intake:
             invalid_items=batch.invalid_items,
         )
 
-    def _report(self, batch: Batch) -> None:
+    def _count_items(self, batch: Batch) -> None:
         for company, items in batch.rejected.items():
-            if self._rejected.passes(company, items):
-                _log_rejected(company, items)
             self._count("rejected", company, items)
         for reason, items in batch.invalid_items.items():
-            if self._invalid.passes(reason, items):
-                _log_invalid(reason, items)
             self._count("invalid", reason, items)
         if batch.ignored:
             self._count("invalid", "unknown_event", batch.ignored)
 
 
-def _log_rejected(company: str, items: int) -> None:
-    _log.warning("auth.rejected", company=company, items=items)
-
-
-def _log_invalid(reason: str, items: int) -> None:
-    _log.warning("items.invalid", reason=reason, items=items)
+def _log_items(batch: Batch) -> None:
+    """Log what is not recorded of a POST whose sender knows a clientState."""
+    for company, items in batch.rejected.items():
+        _log.warning("auth.rejected", company=company, items=items)
+    for reason, items in batch.invalid_items.items():
+        _log.warning("items.invalid", reason=reason, items=items)

@@ -7,10 +7,11 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from msgspec.structs import astuple, fields
+from msgspec.structs import fields
 
 from app import log
 from app.ids import OrderKey
@@ -35,7 +36,7 @@ DISK_FULL: Final = "the disk is full"
 RESERVE: Final = 1_000_000
 """Bytes of the disk that no event may take: to delete rows needs room for a journal, about 60 kB for a group."""
 
-_NAMES = [field.name for field in fields(OrderProcessed)]
+_NAMES = [field.name for field in fields(OrderProcessed) if field.name != "traceparent"]
 _COLUMNS = ", ".join(_NAMES)
 _PUT = f"INSERT INTO events ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608  # names of our own
 _AFTER = f"SELECT id, {_COLUMNS} FROM events WHERE id > ? AND id NOT IN recorded ORDER BY id LIMIT ?"  # noqa: S608  # the same
@@ -119,15 +120,17 @@ class SpoolFile:
         Until the connection is closed SQLite does not look for a journal again: that of the new file has the same name,
         and would be taken for this one's.
         """
-        known = self._known
+        known, found = self._known, 0
         try:
-            self._db.execute("BEGIN")
-            found = len(self.oldest(-1))
+            # An emptied file is also the new one: a lock that stays would keep events out of it.
+            self._is_readable = not self.is_there()
+            if self._is_readable:
+                self._db.execute("BEGIN")
+                found = len(self.oldest(-1))
         except sqlite3.Error as error:
             # A broken file that was moved away: its events are in the file that was moved.
             _log.error("spool.failed", error=type(error).__name__, cause=reason_of(error), trace=log.trace_of(error))
-            found, self._is_readable = 0, False
-            # An emptied file is also the new one: a lock that stays would keep events out of it.
+            self._is_readable = False
             self._db.rollback()
         return found, max(known - found - self._recorded(), 0)
 
@@ -199,7 +202,7 @@ class SpoolFile:
         return int(self._db.execute("SELECT count(*) FROM recorded").fetchone()[0])
 
     def _insert(self, events: Sequence[OrderProcessed]) -> None:
-        self._db.executemany(_PUT, map(astuple, events))
+        self._db.executemany(_PUT, map(attrgetter(*_NAMES), events))
 
 
 def waiting(folder: Path) -> int | None:

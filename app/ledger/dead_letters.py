@@ -1,4 +1,7 @@
-"""Dead letters: orders whose fetch, and deliveries whose attempts, ended without success."""
+"""Dead letters: orders whose fetch, and deliveries whose attempts, ended without success.
+
+Where a method is asked for it, also deliveries that failed and wait for their next attempt, to be tried at once.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import Any
 import msgspec
 
 from app.ids import OrderKey
-from app.ledger.orders import Archive
-from app.ledger.record import OrderRecord
+from app.ledger.orders import Archive, read_fields
+from app.ledger.record import OrderRecord, SinkRecord
 from app.ledger.redis import Redis, Scored, oldest_first
 from app.times import from_ms, to_ms
 
@@ -39,6 +42,7 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it became one."""
 
     company_id: str | None = None
+    sink: str | None = None
     reason: str | None = None
     since: datetime | None = None
     until: datetime
@@ -46,6 +50,7 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     def matches(self, letter: DeadLetter) -> bool:
         return (
             self.company_id in (None, letter.company_id)
+            and self.sink in (None, letter.sink)
             and self.reason in (None, letter.reason)
             and (self.since is None or letter.at >= self.since)
             and letter.at <= self.until
@@ -64,12 +69,25 @@ class DeadLetters:
         since = None if query.since is None else to_ms(query.since)
         # With an end: what is requeued and dies again meanwhile must not come again and again.
         until = to_ms(query.until)
-        for zset in (self._redis.names.dead, self._redis.names.dead_deliveries):
+        fetches = () if query.sink else (self._redis.names.dead,)
+        for zset in (*fetches, self._redis.names.dead_deliveries):
             for page in oldest_first(self._redis, zset, since, until):
                 yield from filter(query.matches, self._letters(page))
 
-    def of(self, order: OrderKey) -> list[DeadLetter]:
-        """Return the dead letters of one order."""
+    def waiting(self, sink: str) -> Iterator[DeadLetter]:
+        """Return the deliveries to a sink that failed and wait for their next attempt, the next one first.
+
+        One that fails again meanwhile may come again.
+        """
+        for page in oldest_first(self._redis, self._redis.names.due):
+            orders = [OrderKey.of(member) for member, _ in page]
+            fields = read_fields(self._redis, orders, f"{sink}:next_at")
+            failed = [order for order, (next_at,) in zip(orders, fields, strict=True) if next_at]
+            for record in filter(None, self._archive.records(failed)):
+                yield from (_waiting(record, one) for one in record.failing_sinks if one.name == sink)
+
+    def of(self, order: OrderKey, *, waiting: bool = False) -> list[DeadLetter]:
+        """Return the dead letters of one order, and if asked for those of its deliveries that wait."""
         record = self._archive.record(order)
         if record is None:
             return []
@@ -77,13 +95,19 @@ class DeadLetters:
         for sink in record.dead_sinks:
             score: Any = self._redis.zscore(self._redis.names.dead_deliveries, f"{order.member} {sink.name}")
             own.append(_letter(order, sink.name, from_ms(int(score or 0)), record))
-        return own
+        return own + [_waiting(record, sink) for sink in record.failing_sinks if waiting]
 
     def _letters(self, page: list[Scored]) -> Iterator[DeadLetter]:
         named = [(OrderKey.of(order), sink) for order, _, sink in (member.partition(" ") for member, _ in page)]
         records = self._archive.records([order for order, _ in named])
         for (order, sink), (_, score), record in zip(named, page, records, strict=True):
             yield _letter(order, sink, from_ms(score), record)
+
+
+def _waiting(record: OrderRecord, sink: SinkRecord) -> DeadLetter:
+    """Return a delivery that waits; `at` is its next attempt."""
+    letter = _letter(record.key, sink.name, sink.next_at or from_ms(0), record)
+    return msgspec.structs.replace(letter, reason=sink.error.partition(" ")[0])
 
 
 def _letter(order: OrderKey, sink: str, at: datetime, found: OrderRecord | None) -> DeadLetter:

@@ -22,7 +22,8 @@
 | `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
 | `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
 | `ota:companies` | hash: company -> slug, id of its breaker, ms when first declared, path | until retired | pool |
-| `ota:undeclared` | hash: sink or company -> minutes in which no running pool had it | until retired | pool |
+| `ota:sink-failing:<sink>` | hash: since when every delivery fails (below) | until one succeeds | workers |
+| `ota:undeclared` | hash: sink or company -> evaluations in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
 | `ota:reconcile-checkpoints:<company>` | zset: row version to read from -> ms listed | until superseded | reconcile |
@@ -34,7 +35,7 @@
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
 | `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next evaluation | alerts |
-| `ota:alerts-turn` | string: a pool evaluates the alerts in this minute | a minute | alerts |
+| `ota:alerts-turn` | string: a pool has evaluated the alerts | 19 s | alerts |
 | `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
 | `ota:breaker:<key and company>` | hash: breaker of a company's calls with a key (below) | two days | permit scripts |
 | `ota:failing:<key and company>` | set: orders that failed since one was answered | one day | permit scripts |
@@ -60,9 +61,13 @@ counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id
 order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
 both. Sinks: `<sink>:revision` delivered (0: none yet; absent: the sink was declared after the latest fetch),
 `<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes` deliveries that started and never ended,
-`<sink>:dead` reason, `<sink>:discarded` revision that it is never to get; `delivery_lease` ms until the delivery in
-progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of the row in the order list for which it
-requested the last fetch.
+`<sink>:error` type and place of what it raised last, `<sink>:dead` reason, `<sink>:discarded` revision that it is never
+to get; `delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile: `listed_row`
+digest of the row in the order list for which it requested the last fetch.
+
+Fields of `ota:sink-failing:<sink>`: `since` ms of the first failure after which no delivery succeeded; since then
+`orders` whose first attempt failed, `order` the latest of them, `attempts` that failed; `error` type and place of the
+last one.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -107,6 +112,7 @@ class Keys:
         self.sinks: Final = key("sinks")
         self.companies: Final = key("companies")
         self.undeclared: Final = key("undeclared")
+        self.sink_failing: Final = key("sink-failing:{}").format
         self.alerts: Final = key("alerts")
         self.alerts_turn: Final = key("alerts-turn")
         self.erasing: Final = key("erasing")
@@ -115,6 +121,7 @@ class Keys:
         """Before the keys of the event that readiness records."""
         self.records: Final = key("order:")
         """Before company and order in the key of a record."""
+        self.reference_prefix: Final = key("reference:")
         # Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
         self.record: Final = key("order:{0.member}").format
         self.content: Final = key("content:{0.member}").format
@@ -136,4 +143,4 @@ class Keys:
     def reference(self, text: str) -> str:
         """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner writes."""
         digest = sha256(text.strip().casefold().encode(errors="replace")).hexdigest()
-        return f"{self.prefix}reference:{digest[:20]}"
+        return f"{self.reference_prefix}{digest[:20]}"

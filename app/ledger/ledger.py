@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from app.ids import OrderKey
+from app.ids import OrderKey, new_request_id
 from app.ledger import policy
 from app.ledger.redis import Redis, Script
 from app.ledger.rq_jobs import JobTemplate
@@ -24,7 +24,8 @@ from app.ledger.work import (
     FailOutcome,
     Failure,
     Fetch,
-    StartOutcome,
+    Origin,
+    Started,
     Stored,
     WorkerEnd,
 )
@@ -38,6 +39,9 @@ _ORDERS_A_CALL: Final = 200
 _BOUNDS_IN_SECONDS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14_400, 86_400)
 LATENCY_BOUNDS: Final = tuple(round(seconds * 1000) for seconds in _BOUNDS_IN_SECONDS)
 """Upper bounds in ms of the histogram from event to fetched."""
+
+CALL_BOUNDS: Final = (100, 250, 500, 1000, 2500, 5000, 10_000, 20_000)
+"""Upper bounds in ms of the histogram of getOrder."""
 
 
 class Ledger:
@@ -64,10 +68,10 @@ class Ledger:
         self._template = JobTemplate(redis.names)
         self._script = cache(partial(Script, redis, clock=clock))
 
-    def start_fetch(self, order: OrderKey, worker: str) -> tuple[StartOutcome, Fetch | None]:
+    def start_fetch(self, order: OrderKey, worker: str) -> Started:
         """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
         called = time.monotonic()
-        what, *packed = self._call(
+        what, request_id, traceparent, *packed = self._call(
             "start_fetch",
             order,
             worker=worker,
@@ -75,10 +79,11 @@ class Ledger:
             longest_lease=policy.LONGEST_LEASE,
             crashes_allowed=policy.CRASHES_ALLOWED,
         )
+        origin = Origin(request_id.decode(), traceparent.decode())
         if not packed:
-            return what.decode(), None
+            return Started(what.decode(), None, origin)
         fetch = msgspec.msgpack.decode(packed[0], type=Fetch)
-        return "fetch", msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000)
+        return Started("fetch", msgspec.structs.replace(fetch, deadline=called + self._fetch_lease / 1000), origin)
 
     def store_fetch(
         self,
@@ -115,6 +120,7 @@ class Ledger:
             duration_ms=content.duration_ms,
             references=[self.redis.names.reference(one) for one in content.references],
             bounds=LATENCY_BOUNDS,
+            call_bounds=CALL_BOUNDS,
         )
         return msgspec.msgpack.decode(answer, type=Stored)
 
@@ -146,6 +152,7 @@ class Ledger:
             reason=reason,
             http=http_status or 0,
             duration_ms=duration_ms,
+            call_bounds=CALL_BOUNDS,
             unanswered=int(unanswered),
         )
         return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them
@@ -171,10 +178,14 @@ class Ledger:
         *,
         outcome: DeliveryOutcome,
         reason: str = "",
+        failure: str = "",
         wait_ms: int = 0,
         duration_ms: int = 0,
     ) -> None:
-        """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`."""
+        """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`.
+
+        `reason` is the reason code once it is dead, `failure` the type and place of the error, for people.
+        """
         self._call(
             "complete_delivery",
             order,
@@ -184,12 +195,14 @@ class Ledger:
             outcome=outcome,
             wait=wait_ms,
             reason=reason,
+            failure=failure or reason,
             duration_ms=duration_ms,
         )
 
-    def return_job(self, order: OrderKey) -> None:
+    def return_job(self, order: OrderKey) -> Origin:
         """Put the job of an order, which this process has taken, back at the end of its queue."""
-        self._script("return_job")(order=order.member, job=self._template.fields())
+        found = self._script("return_job")(order=order.member, job=self._template.fields())
+        return Origin(*(text.decode() for text in found or ()))
 
     def dispatch_due(self) -> Dispatched:
         """Enqueue a job for every order that is due."""
@@ -216,12 +229,15 @@ class Ledger:
         queue: Literal["live", "backfill"],
         reason: str,
         listed_rows: Mapping[OrderKey, str] | None = None,
+        request_id: str = "",
     ) -> int:
         """Request fetches without an event; return how many jobs were enqueued: the other orders have one already.
 
         `listed_rows`: digests of the rows in the order list that cause the requests; the records keep them.
+        `request_id`: of this request, for orders that no event announced; a new one by default.
         """
         left, rows = iter(orders), listed_rows or {}
+        request_id = request_id or new_request_id()
         enqueued = 0
         while chunk := list(islice(left, _ORDERS_A_CALL)):
             outcomes = self._script("request_fetch")(
@@ -229,6 +245,7 @@ class Ledger:
                 listed_rows=[rows.get(order, "") for order in chunk],
                 queue=queue,
                 reason=reason,
+                request_id=request_id,
                 grace=policy.GRACE,
                 job=self._template.fields(),
             )
@@ -241,7 +258,10 @@ class Ledger:
         return OrderKey.of(member.decode()) if member else None
 
     def retry_delivery(self, order: OrderKey, sink: str) -> bool:
-        """Give a dead delivery new attempts from now on; return False if it was not dead (any more)."""
+        """Give a delivery that is dead or waits for its next attempt all attempts, from now on.
+
+        Return False if it was neither (any more).
+        """
         return self._resolve(order, sink, "retry")
 
     def discard(self, order: OrderKey, sink: str = "") -> bool:

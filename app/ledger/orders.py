@@ -285,7 +285,7 @@ class LocalCopy(msgspec.Struct, frozen=True):
     `unscheduled`: no dispatcher starts its outstanding fetch or delivery. `dead` is the reason code of a dead letter,
     `discarded`, `erased`, or "" for none of them; `fetched_ms` since 1970, 0 for never; `content` the fields of the
     stored content that a list has too, None where nothing is stored. `listed_row`: digest of the row for which
-    reconciling requested the last fetch, "" for none.
+    reconciling requested the last fetch, "" for none; `request_id` that of the record.
     """
 
     pending: bool
@@ -295,6 +295,7 @@ class LocalCopy(msgspec.Struct, frozen=True):
     content: Summary | None
     unscheduled: bool = False
     listed_row: str = ""
+    request_id: str = ""
 
 
 def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any, *, is_unscheduled: bool) -> LocalCopy | None:
@@ -311,6 +312,7 @@ def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any, *, is_un
         content=_summary(packed),
         unscheduled=is_unscheduled,
         listed_row=record.listed_row,
+        request_id=record.request_id,
     )
 
 
@@ -331,7 +333,7 @@ class References:
         self._redis = redis
 
     def orders(self, reference: str, company_id: str | None = None) -> list[OrderKey]:
-        """Return the orders that have this buyFromOrderReference or sellToOrderReference, sorted.
+        """Return the orders that have this buyFromOrderReference, sellToOrderReference or request_id, sorted.
 
         `company_id` leaves out those of other companies. A blank reference names no order.
         """
@@ -373,14 +375,18 @@ class References:
         for zset in (self._redis.names.due, self._redis.names.dead, self._redis.names.orders):
             members = islice(chain.from_iterable(newest_first(self._redis, zset)), MOST_SEARCHED)
             orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
-            texts = self._event_references(orders)
-            if found := {order for order, text in zip(orders, texts, strict=True) if text == reference}:
+            names = read_fields(self._redis, orders, "reference", "request_id")
+            known = zip(orders, ([_folded(one) for one in both] for both in names), strict=True)
+            if found := {order for order, texts in known if reference in texts}:
                 return found
         return set()
 
     def _event_references(self, orders: Sequence[OrderKey]) -> Iterator[str]:
-        for (text,) in read_fields(self._redis, orders, "reference"):
-            yield (text or b"").decode(errors="replace").casefold()
+        return (_folded(text) for (text,) in read_fields(self._redis, orders, "reference"))
+
+
+def _folded(text: bytes | None) -> str:
+    return (text or b"").decode(errors="replace").casefold()
 
 
 def read_fields(redis: Redis, orders: Iterable[OrderKey], *names: str) -> Iterator[list[bytes | None]]:

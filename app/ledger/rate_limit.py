@@ -91,6 +91,7 @@ class RateLimiter:
         self._redis = redis
         self._slug = slug
         self._route = route
+        self._call = route or "get_order"
         self._limits = limits
         self._key = _digest(api_key)
         self._breaker = breaker_id(api_key, company, route)
@@ -156,11 +157,10 @@ class RateLimiter:
         released = retry_until(self._redis, deadline, call)
         if released.opened:
             open_s = round(released.closed_ms / 1000)
-            what = self._route or "get_order"
             _log.error(
                 "upstream.breaker_opened",
                 company=self._slug,
-                what=what,
+                what=self._call,
                 reason=reason,
                 http_status=status,
                 open_s=open_s,
@@ -177,6 +177,7 @@ class RateLimiter:
         closed_ms, opened, answered_at = self._release(
             key=self._key,
             breaker=self._breaker,
+            call=self._call,
             concurrency=self._limits.concurrency,
             first_open=policy.BREAKER_FIRST,
             longest_open=policy.BREAKER_LONGEST,

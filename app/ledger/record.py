@@ -32,7 +32,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
     """The deliveries of one sink: `revision` is the latest delivered, `next_at` the next attempt.
 
     `dead` is the reason code of a dead delivery, `discarded` the latest revision that an operator discarded: the sink
-    never got it, unless it got a later one.
+    never got it, unless it got a later one. `error` is the type and place of what the sink raised last.
     """
 
     name: str
@@ -41,6 +41,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
     next_at: datetime | None = None
     dead: str = ""
     discarded: int = 0
+    error: str = ""
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_status": "http"}):
@@ -103,6 +104,11 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
         """Return when the order last changed."""
         times = (self.first_at, self.last_event_at, self.fetched_at, self.dead_at, self.discarded_at, self.erased_at)
         return max(filter(None, times), default=None)
+
+    @property
+    def failing_sinks(self) -> tuple[SinkRecord, ...]:
+        """Return the sinks whose delivery failed and waits for its next attempt."""
+        return tuple(sink for sink in self.sinks if sink.next_at is not None and not sink.dead)
 
     @property
     def dead_sinks(self) -> tuple[SinkRecord, ...]:

@@ -45,6 +45,16 @@ class Dispatched(msgspec.Struct, frozen=True):
     broken: int
 
 
+class Origin(NamedTuple):
+    """Where an order comes from: the POST with its latest event (id and W3C traceparent), or "" for what is not known.
+
+    An order that no event announced has the id of what first requested its fetch: a reconcile run, a replay, a command.
+    """
+
+    request_id: str = ""
+    traceparent: str = ""
+
+
 class Fetch(msgspec.Struct, frozen=True):
     """A fetch that start_fetch.lua has started.
 
@@ -63,21 +73,28 @@ class Fetch(msgspec.Struct, frozen=True):
     failing_since: int
     failing_ms: int
     known_status: str
-    request_id: str
     queue: str
     deadline: float = 0.0
+
+
+class Started(NamedTuple):
+    """The result of start_fetch; `fetch` is None unless `what` is `fetch`."""
+
+    what: StartOutcome
+    fetch: Fetch | None
+    origin: Origin
 
 
 class Stored(msgspec.Struct, frozen=True):
     """The result of store_fetch: what follows, the order's revision, and whether its content is new.
 
-    `requeued`: dead letters (OrderKey.member) that are fetched again, since upstream answers again.
+    `requeued`: dead letters (OrderKey.member, request_id) that are fetched again, since upstream answers again.
     """
 
     what: StoreOutcome
     revision: int
     changed: bool
-    requeued: tuple[str, ...] = ()
+    requeued: tuple[tuple[str, str], ...] = ()
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -113,6 +130,7 @@ class Delivery(msgspec.Struct, frozen=True):
     crashes: int
     request_id: str
     digest: str
+    traceparent: str = ""
     raw: bytes = b""
     deadline: float = 0.0
 

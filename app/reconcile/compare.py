@@ -39,6 +39,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True):
 
     `differs` names the fields that differ, without their values. `row` is the digest of the listed row, "" without one.
     An order is `fetchable` once for each row: what that fetch did not change, the next one does not either.
+    `request_id`: of the POST with its latest event, "" if it is not known.
     """
 
     company_id: str
@@ -51,6 +52,7 @@ class Discrepancy(msgspec.Struct, frozen=True, kw_only=True):
     received_at: datetime | None = None
     row: str = ""
     fetchable: bool = True
+    request_id: str = ""
 
     @property
     def for_good(self) -> bool:
@@ -81,6 +83,7 @@ def compare(
         stored_status=copy.status if copy is not None else "",
         reference=row.buy_from_order_reference or row.sell_to_order_reference or "",
         received_at=row.received_at,
+        request_id=copy.request_id if copy is not None else "",
     )
     received = to_ms(row.received_at) if copy is None and row.received_at is not None else None
     dead = copy.dead if copy is not None else ""
@@ -119,8 +122,15 @@ def compare_watched(company_id: str, order_id: str, copy: LocalCopy | None, unse
         settled_since = copy.fetched_ms > unsettled_since and copy.status not in UNSETTLED
         if copy.pending or copy.dead or settled_since:
             return None
-    stored_status = copy.status if copy is not None else ""
-    return Discrepancy(company_id=company_id, order_id=order_id, kind=kind, status="", stored_status=stored_status)
+    stored_status, request_id = (copy.status, copy.request_id) if copy is not None else ("", "")
+    return Discrepancy(
+        company_id=company_id,
+        order_id=order_id,
+        kind=kind,
+        status="",
+        stored_status=stored_status,
+        request_id=request_id,
+    )
 
 
 def row_digest(row: Summary) -> str:

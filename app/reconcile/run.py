@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import nlargest
 from operator import itemgetter
 from typing import Final, Literal
 
 import msgspec
+from structlog.contextvars import bind_contextvars
 
 from app import log
 from app.errors import Denied, Unavailable, UpstreamError
-from app.ids import OrderKey
+from app.ids import OrderKey, new_request_id
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive, LocalCopy
@@ -198,7 +199,10 @@ class OrderList:
 
 @dataclass(frozen=True)
 class Reconcile:
-    """The run. The API key allows `per_minute` calls, which the companies `company_ids` share."""
+    """The run. The API key allows `per_minute` calls, which the companies `company_ids` share.
+
+    `request_id` is in its log lines, and in those of orders that it finds and no event announced.
+    """
 
     slug: str
     order_list: OrderList
@@ -207,9 +211,11 @@ class Reconcile:
     per_minute: float
     company_ids: frozenset[str]
     queue: Literal["live", "backfill"]
+    request_id: str = field(default_factory=new_request_id)
 
     def run(self) -> Report:
         """Read the list from the checkpoint on and queue discrepancies; the report holds an error of upstream."""
+        bind_contextvars(request_id=self.request_id)
         report = Report()
         checkpoint, now = self.order_list.checkpoint, self.order_list.now
         deadline = now() + LONGEST
@@ -256,7 +262,9 @@ class Reconcile:
         for one in found[: max(LOGGED - report.queued, 0)]:
             _log.warning("reconcile.discrepancy_found", company=self.slug, **_logged(one))
         rows = {one.key: one.row for one in found}
-        self.ledger.request_fetch(rows, queue=self.queue, reason="reconcile", listed_rows=rows)
+        self.ledger.request_fetch(
+            rows, queue=self.queue, reason="reconcile", listed_rows=rows, request_id=self.request_id
+        )
         report.discrepancies.update(one.kind for one in found)
 
     def _report_others(self, found: Sequence[Discrepancy], report: Report) -> None:
@@ -274,4 +282,5 @@ class Reconcile:
 
 
 def _logged(one: Discrepancy) -> dict[str, str]:
-    return {"order_id": one.order_id, "kind": one.kind, "status": one.status, "stored_status": one.stored_status}
+    fields = {"order_id": one.order_id, "kind": one.kind, "status": one.status, "stored_status": one.stored_status}
+    return fields | ({"request_id": one.request_id} if one.request_id else {})

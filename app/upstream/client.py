@@ -244,6 +244,13 @@ def translated_errors() -> Iterator[None]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, UnicodeError):
         # The address or the key holds characters that HTTP cannot carry.
         raise ConnectionFault("unsendable_request") from None
+    except httpx.ProxyError as error:
+        # Its text begins with the status of the proxy's answer to CONNECT, if there was one.
+        status = str(error)[:3]
+        if not status.isdigit():
+            raise Unavailable("proxy_unreachable") from None
+        kind = ConnectionFault if status.startswith("4") else Unavailable
+        raise kind(f"proxy_{status}") from None
     except (httpx.HTTPError, httpx.StreamError, OSError):
         raise Unavailable("network") from None
 

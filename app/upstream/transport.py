@@ -13,9 +13,13 @@ from collections.abc import Iterable
 from functools import cache
 from time import monotonic
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpcore
 import httpx
+from pydantic import SecretStr
+
+from app.errors import SettingsError
 
 _CONNECTIONS = 10  # a worker process makes one call at a time; the rest is for threads of the CLI
 _KEEP_ALIVE_SECONDS = 30.0
@@ -26,19 +30,23 @@ class DeadlineTransport(httpx.HTTPTransport):
 
     Without httpx.Client around it nothing but our settings decides where an API key goes: no redirects, no cookies, no
     proxies or .netrc from the environment. SSL_CERT_FILE is honoured, for a private authority. `backend` opens the
-    connections instead of sockets.
+    connections instead of sockets, to the `proxy` (NP_PROXY) if there is one.
     """
 
-    def __init__(self, timeout_seconds: float, backend: httpcore.NetworkBackend | None = None) -> None:
+    def __init__(
+        self, timeout_seconds: float, backend: httpcore.NetworkBackend | None = None, proxy: SecretStr | None = None
+    ) -> None:
+        """Raise SettingsError for an SSL_CERT_FILE without a certificate."""
         super().__init__(verify=tls_context())
         self._seconds = timeout_seconds
+        options: dict[str, Any] = {
+            "ssl_context": tls_context(),
+            "max_connections": _CONNECTIONS,
+            "keepalive_expiry": _KEEP_ALIVE_SECONDS,
+            "network_backend": _DeadlineBackend(backend or httpcore.SyncBackend(), is_proxied=proxy is not None),
+        }
         # httpx 0.28 has no argument for a network backend; the version is pinned and a test drips headers.
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=tls_context(),
-            max_connections=_CONNECTIONS,
-            keepalive_expiry=_KEEP_ALIVE_SECONDS,
-            network_backend=_DeadlineBackend(backend or httpcore.SyncBackend()),
-        )
+        self._pool = httpcore.ConnectionPool(**options) if proxy is None else _proxied(proxy, options)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         deadline = monotonic() + self._seconds
@@ -47,13 +55,25 @@ class DeadlineTransport(httpx.HTTPTransport):
         return super().handle_request(request)
 
 
+def _proxied(proxy: SecretStr, options: dict[str, Any]) -> httpcore.HTTPProxy:
+    parts = urlsplit(proxy.get_secret_value())
+    user = (unquote(parts.username or "").encode(), unquote(parts.password or "").encode())
+    address = httpcore.URL(scheme="http", host=parts.hostname or "", port=parts.port or 80, target="/")
+    return httpcore.HTTPProxy(address, proxy_auth=user if any(user) else None, **options)
+
+
 @cache
 def tls_context() -> ssl.SSLContext:
     """Return the TLS context of this process, which all calls share.
 
     The certificates of the authorities take about 8 MB, which workers share if the pool calls this before it forks.
+    Raises SettingsError for an SSL_CERT_FILE that cannot be read or holds no certificate.
     """
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise SettingsError(f"SSL_CERT_FILE: cannot be read as certificates ({reason})") from None
 
 
 def _left(deadline: float | None, too_late: type[httpcore.TimeoutException]) -> float:
@@ -67,8 +87,9 @@ def _left(deadline: float | None, too_late: type[httpcore.TimeoutException]) -> 
 class _DeadlineBackend(httpcore.NetworkBackend):
     """Opens sockets; here and in the stream, `timeout` is the deadline (time.monotonic), not a duration."""
 
-    def __init__(self, backend: httpcore.NetworkBackend) -> None:
+    def __init__(self, backend: httpcore.NetworkBackend, *, is_proxied: bool) -> None:
         self._backend = backend
+        self._error: type[Exception] = httpcore.ProxyError if is_proxied else httpcore.ConnectError
 
     def connect_tcp(
         self,
@@ -82,7 +103,7 @@ class _DeadlineBackend(httpcore.NetworkBackend):
         try:
             found = [entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except OSError as error:
-            raise httpcore.ConnectError(type(error).__name__) from None
+            raise self._error(type(error).__name__) from None
         for address in found[:-1]:
             left = _left(timeout, httpcore.ConnectTimeout)
             try:
@@ -91,7 +112,10 @@ class _DeadlineBackend(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
         left = _left(timeout, httpcore.ConnectTimeout)
-        return _DeadlineStream(self._backend.connect_tcp(str(found[-1]), port, left, local_address, socket_options))
+        try:
+            return _DeadlineStream(self._backend.connect_tcp(str(found[-1]), port, left, local_address, socket_options))
+        except httpcore.ConnectError as error:
+            raise self._error(type(error).__name__) from None
 
 
 class _DeadlineStream(httpcore.NetworkStream):

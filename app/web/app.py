@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Set
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import lru_cache
 from hmac import compare_digest
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from time import perf_counter
 from typing import Any, Final
 
@@ -22,8 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from app import log
-from app.errors import NotRecorded, ReceiverError, RequestRefused
+from app.errors import NotRecorded, ReceiverError, RequestRefused, Unauthenticated
 from app.health import Health
+from app.ids import new_request_id, parent_id, trace_id, traceparent
 from app.intake.service import Intake
 from app.metrics import CONTENT_TYPE
 
@@ -36,10 +38,8 @@ AT_ONCE: Final = 1000
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait after a 503."""
 
-REFUSED_LINES: Final = 20
-"""Lines a second for POSTs that were answered with one status from 400 to 499; the rest is counted."""
-
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PROXY_ID: Final = re.compile(rb"[!-~]{1,128}")
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _log = log.get()
 _encode = msgspec.json.Encoder().encode
@@ -50,12 +50,14 @@ def application(
     webhook_path: str,
     webhook: Webhook,
     probes: Probes,
-    count: Callable[[str, str, int], None],
+    count: Callable[[int, float], None],
+    trusted_proxies: Sequence[IPv4Network | IPv6Network],
     resources: Callable[[], AbstractAsyncContextManager[None]],
 ) -> ASGIApp:
     """Return the ASGI app.
 
-    `count` adds to a metric with one label; `resources` are opened at start-up and closed at shutdown.
+    `count` gets status and seconds of each request for the webhook; `resources` are opened at start-up and closed at
+    shutdown.
     """
     # A subscription whose URL ends with a slash is as good as one without.
     path = webhook_path.rstrip("/")
@@ -73,31 +75,33 @@ def application(
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False
-    return RequestLog(app, paths, count)
+    return RequestLog(app, paths, count, Proxies(trusted_proxies))
 
 
 class RequestLog:
     """The outermost layer: gives each request an id, one log line, and a count if it is for the webhook.
 
-    Probes are logged only when they fail. Anybody can send what is refused, and handshakes: of those REFUSED_LINES a
-    second and status have a line; of other methods, other paths and probes that fail, one.
+    Probes are logged only when they fail. Anybody can send what is refused, handshakes and other paths: of those one
+    line a second has the status, the sender and their number.
     """
 
-    def __init__(self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[str, str, int], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[int, float], None], proxies: Proxies
+    ) -> None:
         self._app = app
         self._webhook_paths = webhook_paths
         self._count = count
-        self._refused = log.Sampler(REFUSED_LINES, _log_rest)
-        self._others = log.Sampler(1, _log_rest)
+        self._proxies = proxies
+        self._sampled = log.Sampler(_log_rest)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        request_id = os.urandom(8).hex()
-        line: dict[str, Any] = {}
-        scope["state"] |= {"request_id": request_id, "line": line}
+        request_id = new_request_id()
+        line, trace = self._given_ids(scope)
+        scope["state"] |= {"request_id": request_id, "line": line, "traceparent": trace}
         status = 500
 
         async def with_request_id(message: Message) -> None:
@@ -109,6 +113,8 @@ class RequestLog:
 
         clear_contextvars()
         bind_contextvars(request_id=request_id)
+        if trace:
+            bind_contextvars(trace_id=trace_id(trace))
         path = scope["path"]
         try:
             await self._app(scope, receive, with_request_id)
@@ -116,28 +122,87 @@ class RequestLog:
             # Starlette has answered 500.
             _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
         finally:
+            seconds = perf_counter() - started
             if path in self._webhook_paths:
-                self._count("requests", str(status), 1)
-            if self._is_logged(scope["method"], path, status):
-                duration_ms = round((perf_counter() - started) * 1000, 2)
+                self._count(status, seconds)
+            if self._is_logged(scope, status):
+                duration_ms = round(seconds * 1000, 2)
                 _log.info(
                     "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
                 )
 
-    def _is_logged(self, method: str, path: str, status: int) -> bool:
-        if path in self._webhook_paths and status != 405:
-            return (method == "POST" and not 400 <= status < 500) or self._refused.passes(status)
-        return (path not in _PROBES or status >= 400) and self._others.passes(status)
+    def _given_ids(self, scope: Scope) -> tuple[dict[str, Any], str]:
+        """Return the ids of others as fields of the line, and the traceparent; a wrong or repeated header is none."""
+        given: dict[bytes, list[bytes]] = {b"traceparent": [], b"x-request-id": []}
+        for name, value in scope["headers"]:
+            if name in given:
+                given[name].append(value)
+        line: dict[str, Any] = {}
+        match given[b"x-request-id"]:
+            case [proxy_id] if _PROXY_ID.fullmatch(proxy_id) and self._proxies.trust(_peer(scope)):
+                line["proxy_request_id"] = proxy_id.decode()
+        match given[b"traceparent"]:
+            case [header] if found := traceparent(header):
+                line["parent_id"] = parent_id(found)
+                return line, found
+        return line, ""
+
+    def _is_logged(self, scope: Scope, status: int) -> bool:
+        path = scope["path"]
+        if path in self._webhook_paths and scope["method"] == "POST" and not 400 <= status < 500:
+            return True
+        if path in _PROBES and status < 400:
+            return False
+        sender = scope["state"]["line"]["sender"] = self._proxies.sender(scope)
+        return self._sampled.passes(status, sender)
 
 
-def _log_rest(status: int, requests: int) -> None:
-    _log.info("requests.unlogged", status=status, requests=requests)
+class Proxies:
+    """The proxies whose headers are believed: TRUSTED_PROXIES."""
+
+    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
+        self._networks = networks
+        self.trust = lru_cache(1024)(self._trust)
+
+    def sender(self, scope: Scope) -> str:
+        """Return the address that the request came from: the last one that is no trusted proxy's."""
+        sender = _peer(scope)
+        headers = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        hops = b",".join(headers).decode("latin-1").split(",") if headers else []
+        while hops and self.trust(sender):
+            hop = _address(hops.pop())
+            if hop is None:
+                break
+            sender = str(hop)
+        return sender
+
+    def _trust(self, address: str) -> bool:
+        found = _address(address)
+        return found is not None and any(found in network for network in self._networks)
+
+
+def _peer(scope: Scope) -> str:
+    return scope["client"][0] if scope["client"] else ""
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an IP address, None for anything else; some proxies write a port after it."""
+    text = text.strip()
+    for form in (text, text.rpartition(":")[0].strip("[]")):
+        with suppress(ValueError):
+            found = ip_address(form)
+            return getattr(found, "ipv4_mapped", None) or found
+    return None
+
+
+def _log_rest(status: int, sender: str, requests: int) -> None:
+    _log.info("requests.unlogged", status=status, sender=sender, requests=requests)
 
 
 class Webhook:
     """Answers POSTs and the handshake; each method raises RequestRefused, which is answered with its status and reason.
 
-    `request.state` holds `request_id` and `line`, the fields of the request's log line.
+    `request.state` holds `request_id`, `traceparent`, and `line`, the fields of the request's log line.
     """
 
     def __init__(self, intake: Intake, max_body_bytes: int) -> None:
@@ -179,7 +244,7 @@ class Webhook:
         token = request.query_params.get("validationToken")
         if token is not None and not body.strip():
             return _echo(token)
-        receipt = await self._intake.receive(body, state["request_id"])
+        receipt = await self._intake.receive(body, state["request_id"], state["traceparent"])
         line["events"] = receipt.events
         for name in ("queued", "coalesced", "duplicates", "spooled", "erased", "ignored"):
             if count := getattr(receipt, name):
@@ -224,6 +289,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     )
     if error.status == 503:
         response.headers["retry-after"] = str(RETRY_AFTER)
+    if isinstance(error, Unauthenticated):
+        request.state.line["company"] = error.company
     if isinstance(error, NotRecorded):
         _log.error("intake.unavailable", error=error.error, cause=error.cause or None)
     elif error.status == 415:

@@ -10,6 +10,7 @@ used here.
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import socket
 import sys
@@ -24,6 +25,8 @@ from httptools import HttpParserUpgrade, HttpRequestParser
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from app import log
 
 CONNECTIONS: Final = 1200
 """Connections at once: more than requests at once (app.AT_ONCE), so that one request too many gets 503."""
@@ -49,6 +52,8 @@ LINGER_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 7
 """Then requests under way have so long; with the time-outs of Redis the end comes before the 10 s of `docker stop`."""
 
+_log = log.get()
+
 
 class Connections(ServerState):
     """All connections. `stalled` send no whole head, or do not read, since a time of the loop; `idle` await a request.
@@ -63,6 +68,7 @@ class Connections(ServerState):
         self.stalled: dict[Connection, float] = {}
         self.idle: dict[Connection, None] = {}
         self.draining = False
+        self.refused = log.Sampler(_log_refused)
         self._limit = limit
 
     def admit(self, connection: Connection, now: float) -> None:
@@ -172,7 +178,7 @@ class Connection(HttpToolsProtocol):
             self.server_state.idle[self] = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser cannot read; uvicorn calls this."""
+        """Refuse what the parser cannot read; uvicorn calls this, after a line of its own (`_is_no_refusal`)."""
         self._refuse(self._fault)
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -220,6 +226,9 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus) -> None:
         """Read no more. Answer `status` and close, or close after the answers to earlier requests."""
         self._refused = True
+        sender = self.client[0] if self.client else ""
+        if self.server_state.refused.passes(status, sender):
+            _log_refused(status, sender, 1)
         answering = self._is_answering()
         if answering and not self._in_body:
             self.cycle.keep_alive = False
@@ -254,6 +263,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=LAST_SECONDS,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         self.server_state: Connections = Connections(_connection_limit())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -286,6 +296,15 @@ class Server(uvicorn.Server):
         while self.server_state.connections and loop.time() < deadline:  # noqa: ASYNC110  # uvicorn's set cannot be awaited
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+
+def _log_refused(status: int, sender: str, requests: int) -> None:
+    _log.info("request.unreadable", status=status, sender=sender, requests=requests)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Return whether a line of uvicorn is another than the one for each request that it cannot read."""
+    return record.msg != "Invalid HTTP request received."
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

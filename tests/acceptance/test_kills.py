@@ -93,6 +93,8 @@ def test_a_pool_stops_cleanly_during_an_outage_of_redis(bare: Service) -> None:
     bare.valkey.kill()
     eventually(lambda: bare.log("worker", "redis.unavailable"), what="the pool notices the outage")
     workers = children(pool.pid)
+    health = ("health", "--role", "worker")
+    assert [bare.cli(*health)[0], bare.cli(*health, "--ready")[0]] == [0, 1]
 
     os.kill(pool.pid, signal.SIGTERM)
 
@@ -105,5 +107,5 @@ def test_an_unreadable_entry_in_the_list_of_pools_is_ignored(bare: Service) -> N
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
         redis.hset("ota:pools", "other-version", '{"machine": "m", "pid": 1, "since": "x"}')
     bare.start("worker", **ONE_WORKER)
-    eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, what="the pool is healthy")
+    eventually(lambda: bare.cli("health", "--role", "worker", "--ready")[0] == 0, 10, what="the pool is healthy")
     assert bare.log("worker", "pool.failed") == []

@@ -38,7 +38,9 @@ def test_a_flushed_redis_needs_no_restart_of_web_or_workers(bare: Service) -> No
     bare.wait_fetched(order_id, times=2, within=20)
     assert children(pool.pid) == workers
     assert bare.log("worker", "pool.worker_died") == []
-    eventually(lambda: bare.cli("health", "--role", "worker")[0] == 0, 10, what="the pool's heartbeat is back")
+    eventually(
+        lambda: bare.cli("health", "--role", "worker", "--ready")[0] == 0, 10, what="the pool's heartbeat is back"
+    )
 
 
 def test_a_pool_tells_a_redis_that_refuses_from_one_that_is_away(bare: Service) -> None:

@@ -231,7 +231,8 @@ def test_an_order_whose_fetch_kills_three_workers_is_a_dead_letter_and_delays_no
     eventually(lambda: killing.record(poison).get("dead"), 10, what="the order is a dead letter")
     assert killing.record(poison)["dead"] == "kills_worker"
     deaths = killing.service.log("worker", "pool.worker_died")
-    assert [line.get("order_id") for line in deaths].count(poison) == policy.CRASHES_ALLOWED
+    of_poison = [line["request_id"] for line in deaths if line["order_id"] == poison]
+    assert of_poison == [killing.record(poison)["request_id"]] * policy.CRASHES_ALLOWED
     eventually(lambda: all(killing.is_fetched(order) for order in others), 10, what="the others are fetched")
     # A new event gives it new attempts.
     killing.post(poison)

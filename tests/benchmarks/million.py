@@ -131,7 +131,7 @@ def _fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> No
 
 
 def _fetch(ledger: Ledger, one: One, contents: Sequence[Content]) -> None:
-    _, fetch = ledger.start_fetch(one.order, "host-1-live-1")
+    _, fetch, _ = ledger.start_fetch(one.order, "host-1-live-1")
     assert fetch is not None
     if one.kind == "fetched":
         content = contents[int(one.order.order_id[:8], 16) % len(contents)]

@@ -86,6 +86,32 @@ class Relay:
         _hang_up(target)
 
 
+class Proxy(Relay):
+    """A relay that first takes a CONNECT, whatever the host; it asks for `authorization` unless it is "".
+
+    `refusal` is what it answers instead of 200. `asked` are the heads that it got.
+    """
+
+    def __init__(self, target: int, authorization: str = "", refusal: str = "") -> None:
+        self.authorization, self.refusal = authorization, refusal
+        self.asked: list[str] = []
+        super().__init__(target)
+
+    def _forward(self, near: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and (part := near.recv(4096)):
+            head += part
+        self.asked.append(head.decode())
+        answer = self.refusal or "200 Connection established"
+        if f"proxy-authorization: {self.authorization}".lower() not in self.asked[-1].lower() and self.authorization:
+            answer = "407 Proxy Authentication Required"
+        near.sendall(f"HTTP/1.1 {answer}\r\n\r\n".encode())
+        if answer.startswith("2"):
+            super()._forward(near)
+        else:
+            _hang_up(near)
+
+
 def _hang_up(end: socket.socket) -> None:
     """Tell the other side and wake the thread that reads here; the number stays taken until the relay ends."""
     with contextlib.suppress(OSError):

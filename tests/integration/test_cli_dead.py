@@ -122,6 +122,41 @@ def test_a_requeued_delivery_is_due_now(letters: Lab) -> None:
 
 
 @pytest.mark.parametrize(
+    "selection", [("--sink", SINK), (order(5).order_id, order(4).order_id)], ids=["sink", "orders"]
+)
+def test_failed_deliveries_that_wait_are_tried_at_once_when_the_sink_is_mended(
+    letters: Lab, selection: tuple[str, ...]
+) -> None:
+    """Of a sink or of named orders; not those of another selection, nor those that never failed."""
+    for number in (5, 6):
+        letters.accept_and_fetch(order(number))
+    letters.deliver("retry", order(5), reason="ValueError", failure="ValueError at shop.py:7", wait=7200)
+    letters.redis.zadd(KEYS.due, {order(5).member: letters.now + 7_200_000})
+
+    assert letters.run_command("dead", "requeue", "--all", "--dry-run", "--json").objects[0]["letters"] == 4
+    planned = letters.run_command("dead", "requeue", *selection, "--dry-run", "--json")
+    none = letters.run_command("dead", "requeue", *selection, "--reason", "KeyErro", "--yes")
+    assert (planned.objects[0]["letters"], none.code) == (2, 1)
+    assert letters.field(f"{SINK}:attempts", order(5)) == "1"
+
+    ended = letters.run_command("dead", "requeue", *selection, "--yes", "--json")
+
+    assert (ended.code, ended.objects) == (0, [{"queued": 0, "waiting": 0, "sinks": 2, "not_dead": 0}])
+    assert (letters.due_in(order(5)) or 0) <= 0
+    assert [letters.start_delivery(order(number)).attempts for number in (4, 5)] == [1, 1]
+    assert dead(letters) == "123"
+    (entry, *_) = letters.run_command("audit", "--json").objects
+    assert (entry["what"], entry["orders"]) == ("requeue", 2)
+
+
+def test_dead_letters_of_another_sink_are_not_selected(letters: Lab) -> None:
+    assert letters.run_command("dead", "requeue", "--sink", "python:operator:eq", "--yes").code == 1
+    assert letters.run_command("dead", "list", "--sink", SINK, "--json").objects[0]["sink"] == SINK
+    assert letters.run_command("dead", "drop", "--sink", SINK, "--yes", "--json").objects[0]["discarded"] == 1
+    assert dead(letters) == "123"
+
+
+@pytest.mark.parametrize(
     ("command", "selection", "left"),
     [
         ("requeue", ("--reason", "order_missing", "--company", "museum"), "124"),

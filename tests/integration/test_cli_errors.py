@@ -210,6 +210,24 @@ def test_a_redis_without_writes_is_named(own_valkey: Valkey, tmp_path: Any, name
     assert not [word for word in ("REDIS_URL", "memory") if word in refused.err]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "redis://:qzx%2Fqzx%23%3F%40@127.0.0.1:1/0",
+            "redis://qzx:qzx@qzx@127.0.0.1:1",
+            "redis://:qzx\\qzx@[::1]:1",
+        ),
+        *("rediss://qzx:qzx%zzqzx@127.0.0.1:1/0", "unix://:qzx@/nowhere/socket?db=1"),
+    ],
+)
+def test_no_part_of_user_and_password_is_shown(lab: Lab, url: str) -> None:
+    shown = [lab.run_command(*arguments, REDIS_URL=url) for arguments in (("orders", "list"), ("check", "--json"))]
+
+    assert [one.code for one in shown] == [3, 1]
+    assert not [one for one in shown if "qzx" in one.out + one.err]
+
+
 @pytest.mark.parametrize("arguments", [*READERS, ("events", "tail")], ids=" ".join)
 def test_an_unavailable_redis_is_one_line_and_exit_code_3(lab: Lab, arguments: tuple[str, ...]) -> None:
     ended = lab.run_command(*arguments, REDIS_URL="redis://:hidden-password@127.0.0.1:1/0")
@@ -353,3 +371,36 @@ def test_no_command_shows_a_guest_a_ticket_or_a_link(marked: Lab) -> None:
     # All these texts are there to be found.
     assert CANARY in marked.run_command("orders", "show", FETCHED.order_id, "--reveal").out
     assert [text for text in printed if any(word in text.lower() for word in secrets)] == []
+
+
+def test_control_codes_of_upstream_do_not_reach_the_terminal_in_a_question_or_an_error(lab: Lab) -> None:
+    lab.accept_and_fetch(order(1), "order-error", status="Bad\x1b[2J")
+    cancel = ("orders", "cancel", order(1).order_id)
+
+    terminal = Terminal(lab, *cancel)
+    terminal.wait_for(b"[y/N]")
+    terminal.answer(b"n\n")
+    refused = lab.run_command(*cancel)
+
+    assert (terminal.end(), refused.code) == (1, 2)
+    question = "last known status Bad\N{REPLACEMENT CHARACTER}[2J"
+    assert (question in terminal.shown.decode(), b"\x1b" in terminal.shown) == (True, False)
+    assert (question in refused.err, "\x1b" in refused.err) == (True, False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_what_the_terminal_cannot_encode_is_replaced(lab: Lab, encoding: str) -> None:
+    lab.accept_and_fetch(order(1), "order-error", statusMessage="Ζωο \N{GRINNING FACE}")
+
+    page, raw, unknown = (
+        lab.run_command(*arguments, PYTHONIOENCODING=encoding)
+        for arguments in (
+            ("orders", "show", order(1).order_id),
+            ("orders", "show", "--json", order(1).order_id),
+            ("orders", "show", "Ζωο"),
+        )
+    )
+
+    assert (page.code, "??? ?" in page.out) == (0, True)
+    assert "Ζωο \N{GRINNING FACE}" in str(raw.objects)
+    assert (unknown.code, "???" in unknown.err) == (1, True)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rq.suspension import suspend
 
 from app import times
@@ -17,7 +18,7 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.work import Elsewhere
 from tests.command import Ended
-from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, configuration, order
+from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, configuration, event_of, order
 
 SECRETS = (
     *("TK-000123456", "CP-0009981", "141234529930210327"),
@@ -144,8 +145,10 @@ def test_attempts_of_a_pending_fetch_and_delivery_are_shown(fetched: Lab) -> Non
 
     page, other = (fetched.run_command("orders", "show", order(number).order_id) for number in (1, 2))
 
-    assert f"sink      {SINK}: revision 1 not delivered yet (1 attempt)" in page.out
-    assert "(1 attempt); next attempt " in " ".join(page.out.split())
+    text = " ".join(page.out.split())
+    assert f"sink {SINK}: revision 1 not delivered yet, failed: OSError (1 attempt)" in text
+    assert "(1 attempt); next attempt " in text
+    assert f"At once: ota-receiver dead requeue {order(1).order_id}" in text
     assert "http_503, HTTP 503, 1 attempt\n" in re.sub(" +\n", "\n", other.out)
 
 
@@ -250,10 +253,10 @@ def test_a_fetched_and_delivered_order_is_complete(lab: Lab) -> None:
         "COMPLETE: fetched, Issued",
         "2 wallets, 2 tickets, 1 coupon, a manifest; revision 1",
         "(HTTP 200 in 42 ms)",
-        "(secret current)",
+        "(secret current, request ",
         "event: fetched after",
     ):
-        assert text in page.out
+        assert text in flat(page)
     assert [secret for secret in SECRETS if secret in page.out + line.out] == []
     (found,) = line.objects
     assert [step["what"] for step in found["steps"]] == ["event", "started", "stored", "delivery"]
@@ -400,6 +403,20 @@ def test_an_order_that_is_fetched_now_or_needs_nothing_needs_no_due_time(lab: La
 
     assert "next Nothing: it will be fetched" in flat(explain(lab, order(1)))
     assert explain(lab, order(2)).code == 0
+
+
+def test_an_order_is_found_and_explained_by_the_id_of_its_latest_post(lab: Lab) -> None:
+    for request_id in ("0123456789abcdef", "fedcba9876543210"):
+        lab.accept_events(replace(event_of(order(1)), request_id=request_id))
+    lab.accept(order(2))
+
+    ended = lab.run_command("orders", "explain", "FEDCBA9876543210")
+
+    assert f"order {order(1).order_id} (venue)" in ended.out
+    assert "request   fedcba9876543210" in ended.out
+    assert "queued (secret current, request 0123456789abcdef)" in flat(ended)
+    assert "coalesced (secret current, request fedcba9876543210)" in flat(ended)
+    assert lab.run_command("orders", "explain", "0123456789abcdef").code == 1
 
 
 @pytest.mark.parametrize("state", INCOMPLETE)

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from app.dev.processes import Process, free_port
 from app.dev.stack import receiver_settings
 from app.dev.valkey import Valkey
+from tests import command
 from tests.eventually import eventually
 from tests.service import SERVE, children, is_running
 
@@ -32,8 +33,8 @@ MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5
 
 
 def simulate(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", "simulate", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, cwd=cwd)
+    argv = [sys.executable, "-m", "app.cli", "simulate", *arguments]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=cwd)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended
 
@@ -169,9 +170,9 @@ def test_events_that_are_never_acknowledged_are_listed_and_a_taken_port_is_named
     ],
 )
 def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str) -> None:
-    ended = simulate(*arguments)
+    ended = command.run(["simulate", *arguments], os.environ, "")
 
-    assert (ended.returncode, message in ended.stderr, ended.stdout) == (2, True, "")
+    assert (ended.code, message in ended.err, ended.out) == (2, True, "")
 
 
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:

@@ -6,17 +6,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
 import pytest
 from rq.suspension import resume, suspend
 
-from app.heartbeat import Heartbeat
+from app.heartbeat import Heartbeat, LoopClock
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.rate_limit import breaker_id
-from tests.lab import API_KEY, KEYS, MUSEUM, VENUE, Lab, configuration, order
+from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order
 from tests.lab_upstream import Upstream, says
 
 
@@ -118,6 +119,33 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     assert status(lab, 0)["queues"][0]["done_s"] is None
 
 
+def test_a_sink_that_fails_for_everything_is_shown_and_the_exit_code_is_1(lab: Lab) -> None:
+    """One that takes others after a failure is not."""
+    beat(lab)
+    for number in range(1, 5):
+        lab.accept_and_fetch(order(number))
+    assert status(lab, 0)["sinks"][0]["behind"] == 4
+    for number in (1, 2):
+        lab.deliver("retry", order(number), failure="ValueError at shop.py:7", wait=600)
+    (sink,) = status(lab, 0)["sinks"]
+    assert (sink["fails"], sink["attempts"], sink["error"]) == (False, 2, "ValueError at shop.py:7")
+    lab.deliver("retry", order(3), failure="KeyError at shop.py:9", wait=600)
+
+    page, found = lab.run_command("status"), status(lab, 1)
+
+    (sink,) = found["sinks"]
+    assert (sink["sink"], sink["behind"], sink["fails"], sink["attempts"]) == (SINK, 4, True, 3)
+    assert f"{SINK}: 4 orders behind; nothing delivered for 0 s: 3 attempts failed, KeyError at shop.py:9" in page.out
+    listed = lab.run_command("orders", "list").out
+    assert listed.count("ValueError at shop.py:7") == 2
+    explained = " ".join(lab.run_command("orders", "explain", order(3).order_id).out.split())
+    assert "not delivered yet, failed: KeyError at shop.py:9 (1 attempt); next attempt" in explained
+    assert "Fix the sink (KeyError at shop.py:9). Delivery is attempted again at" in explained
+
+    lab.deliver(order=order(4))
+    assert (status(lab, 0)["sinks"][0]["behind"], status(lab, 0)["sinks"][0]["failing_s"]) == (3, None)
+
+
 def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -> None:
     """The key of the pool that started last counts, and its breaker is open; that of the shell's own key is closed."""
     lab.declare()
@@ -178,33 +206,56 @@ def test_a_web_process_with_another_answer_or_none_is_not_healthy(lab: Lab, upst
 
 
 @pytest.mark.parametrize(("age", "code"), [(0, 0), (4, 0), (16, 1)])
-def test_a_pool_is_healthy_while_its_heartbeat_is_fresh(lab: Lab, free_port: int, age: int, code: int) -> None:
+def test_a_pool_is_ready_while_its_heartbeat_is_fresh(lab: Lab, free_port: int, age: int, code: int) -> None:
     """That of another machine does not count."""
     beat(lab, ago_ms=age * 1000)
-    assert lab.run_command("health", "--role", "worker").code == code
-    assert lab.run_command("health", PORT=str(free_port)).code == code
+    assert lab.run_command("health", "--role", "worker", "--ready").code == code
+    assert lab.run_command("health", "--ready", PORT=str(free_port)).code == code
 
     beat(lab, ago_ms=age * 1000, machine="another-boot-another-namespace")
-    assert lab.run_command("health", "--role", "worker").code == 1
+    assert lab.run_command("health", "--role", "worker", "--ready").code == 1
 
 
 @pytest.mark.parametrize("changed", [{"pid": 2**22 + 1}, {"started": "12"}], ids=["ended", "its pid is used again"])
-def test_a_pool_that_was_killed_is_not_healthy_though_its_heartbeat_is_fresh(lab: Lab, changed: dict[str, Any]) -> None:
+def test_a_pool_that_was_killed_is_not_ready_though_its_heartbeat_is_fresh(lab: Lab, changed: dict[str, Any]) -> None:
     """Its successor is."""
     beat(lab, "killed", **changed)
-    ended = lab.run_command("health", "--role", "worker")
+    ended = lab.run_command("health", "--role", "worker", "--ready")
     assert (ended.code, "has ended" in ended.out) == (1, True)
 
     beat(lab, "successor")
-    assert lab.run_command("health", "--role", "worker").code == 0
+    assert lab.run_command("health", "--role", "worker", "--ready").code == 0
 
 
-def test_without_redis_the_worker_is_not_healthy_and_the_web_process_is(lab: Lab, upstream: Upstream) -> None:
+def test_without_redis_the_worker_is_not_ready_and_a_web_process_with_a_spool_is(lab: Lab, upstream: Upstream) -> None:
     upstream.will(says(200))
     without = {"REDIS_URL": "redis://127.0.0.1:1/0", "PORT": upstream.port}
 
-    assert lab.run_command("health", "--role", "worker", **without).code == 1
-    assert lab.run_command("health", **without).code == 0
+    assert lab.run_command("health", "--role", "worker", "--ready", **without).code == 1
+    assert lab.run_command("health", "--ready", **without).code == 0
+
+
+@pytest.mark.parametrize(("age", "code"), [(0, 0), (50, 0), (61, 1)])
+def test_a_pool_lives_while_its_loop_turns_with_or_without_redis(
+    lab: Lab, free_port: int, monkeypatch: pytest.MonkeyPatch, age: int, code: int
+) -> None:
+    """A liveness probe must not restart every pool when Redis is away. That of another deployment does not count."""
+    away = {"REDIS_URL": "redis://:canary@127.0.0.1:1/0", "PORT": str(free_port)}
+    monkeypatch.setattr("app.heartbeat.monotonic", lambda: monotonic() - age)
+    clocks = [LoopClock(f"ota {away['REDIS_URL']}"), LoopClock(f"other {away['REDIS_URL']}")]
+    for one in clocks:
+        one.turned()
+        monkeypatch.setattr("app.heartbeat.monotonic", monotonic)
+
+    alive = lab.run_command("health", "--role", "worker", **away)
+
+    assert (alive.code, alive.out) == (code, f"worker: its loop turned {age} s ago\n")
+    assert lab.run_command("health", **away).code == code
+    assert lab.run_command("health", "--role", "worker", "--ready", **away).code == 1
+    clocks[0].close()
+    ended = lab.run_command("health", "--role", "worker", **away)
+    assert (ended.code, ended.out) == (1, "worker: no worker pool of this user runs on this machine\n")
+    clocks[1].close()
 
 
 def test_the_check_of_a_worker_imports_no_heavy_library(lab: Lab) -> None:
@@ -217,6 +268,6 @@ def test_the_check_of_a_worker_imports_no_heavy_library(lab: Lab) -> None:
         [sys.executable, "-c", code], env=lab.env, capture_output=True, text=True, check=True, timeout=30
     )
 
-    assert "no heartbeat" in ended.stdout
+    assert "no worker pool" in ended.stdout
     heavy = {"app.bootstrap", "workers", "httpx", "starlette", "prometheus_client"}
     assert heavy & set(ended.stderr.split()) == set()

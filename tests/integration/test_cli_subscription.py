@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import sys
+import tomllib
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -196,21 +200,74 @@ def test_the_client_state_in_use_is_never_overwritten(lab: Lab) -> None:
     assert place.read_text().strip() == CLIENT_STATES["venue"]
 
 
-def test_the_steps_of_a_rotation_lead_to_a_subscription_with_the_new_secret(lab: Lab, sandbox: Sandbox) -> None:
-    old, place = subscribe(sandbox, "venue"), lab.folder / "next"
-    assert rotate(lab, "--write-to", str(place)).code == 0
-    was = f'client_state = "{CLIENT_STATES["venue"]}"'
-    new = f'client_state_file = "{place}"\nclient_state_previous = "{CLIENT_STATES["venue"]}"'
-    lab.change_companies(was, new)
+class Place:
+    """Where the settings of the company `venue` stand, and a person who follows step 1 of a rotation to the letter."""
 
-    assert run(lab, "create", URL, "-c", "venue", "--yes").code == 0
-    secrets = {one["id"] == old: one["secret"] for one in run(lab, "list", "--json").objects}
-    assert secrets == {True: "previous", False: "current"}
-    assert run(lab, "delete", old, "--yes").code == 0
-    assert [one["clientState"] for one in subscriptions(sandbox, "venue")] == [place.read_text().strip()]
+    def __init__(self, lab: Lab, kind: str, is_file: bool) -> None:
+        self.lab, self.kind = lab, kind
+        table = tomllib.loads(Path(lab.env["COMPANIES_FILE"]).read_text())["companies"]["venue"]
+        if is_file:
+            (lab.folder / "current").write_text(table.pop("client_state"))
+            table["client_state_file"] = str(lab.folder / "current")
+        self.values = table if kind == "table" else {name.upper(): value for name, value in table.items()}
+        if kind != "table":
+            del lab.env["COMPANIES_FILE"]
+        self._write()
 
-    under_way = rotate(lab, "--reveal")
-    assert (under_way.code, "A rotation is under way" in under_way.err) == (2, True)
+    def follow(self, step: str) -> None:
+        place, _, changes = step.removeprefix("In ").removesuffix(".").partition(": ")
+        assert place.startswith(
+            {"environment": "the env", "dotenv": ".env line ", "table": "COMPANIES_FILE ["}[self.kind]
+        )
+        for change in changes.split("; "):
+            if found := re.fullmatch(r"rename (\w+) to (\w+)", change):
+                self.values[found[2]] = self.values.pop(found[1])
+            elif found := re.fullmatch(r"remove (\w+)", change):
+                del self.values[found[1]]
+            elif found := re.fullmatch(r'add (\w+)=(\S+)|add (\w+) = "(\S+)"', change):
+                name, value = filter(None, found.groups())
+                self.values[name] = value
+            else:
+                assert change.startswith("the web processes must")
+        self._write()
+
+    def _write(self) -> None:
+        lines = "".join(f"{name}={json.dumps(value)}\n" for name, value in self.values.items())
+        if self.kind == "dotenv":
+            (self.lab.folder / ".env").write_text(lines)
+        elif self.kind == "table":
+            Path(self.lab.env["COMPANIES_FILE"]).write_text(f"[companies.venue]\n{lines}")
+        else:
+            others = {name: value for name, value in self.lab.env.items() if not name.startswith("CLIENT_STATE")}
+            self.lab.env.clear()
+            self.lab.env.update(others | self.values)
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["value", "file"])
+@pytest.mark.parametrize("kind", ["environment", "dotenv", "table"])
+def test_the_printed_steps_of_a_rotation_lead_to_a_subscription_with_the_new_secret(
+    lab: Lab, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, kind: str, is_file: bool
+) -> None:
+    """Whatever the settings come from; also of a second rotation before the first one has ended."""
+    monkeypatch.chdir(lab.folder)
+    place, old = Place(lab, kind, is_file), subscribe(sandbox, "venue")
+    for round_ in (1, 2):
+        new = lab.folder / f"next-{round_}"
+        rotation = ("create", URL, "--new-client-state", "--write-to", str(new), "--json")
+        assert run(lab, *rotation).code == (0 if round_ == 1 else 2)
+        first, _, create, delete, last = run(lab, *rotation, "--yes").objects[0]["steps"]
+
+        place.follow(first)
+        assert run(lab, *shlex.split(create)[2:]).code == 0
+        secrets = {one["id"] == old: one["secret"] for one in run(lab, "list", "--json").objects}
+        assert secrets == {True: "previous", False: "current"}
+        assert run(lab, *shlex.split(delete)[2:], "--yes").code == 0
+        (made,) = subscriptions(sandbox, "venue")
+        assert made["clientState"] == new.read_text().strip()
+        old = made["id"]
+    del place.values[last.rpartition(" ")[2].removesuffix(".")]
+    place._write()
+    assert [one["secret"] for one in run(lab, "list", "--json").objects] == ["current"]
 
 
 def watch_once(lab: Lab, *more: str, **env: str) -> tuple[int, list[str]]:

@@ -125,7 +125,7 @@ def seconds_until_delivered(shop: Lab) -> float:
         shop.dispatch()
         while shop.redis.lpop("rq:queue:ota-live"):
             worker = f"new-{number}"
-            outcome, fetch = shop.ledger.start_fetch(ONE, worker)
+            outcome, fetch, _ = shop.ledger.start_fetch(ONE, worker)
             if fetch is not None:
                 shop.store_fetch(fetch, 1, worker=worker)
             while outcome in {"fetch", "deliver"} and (delivery := shop.acquire_delivery(worker=worker)) is not None:
@@ -264,5 +264,5 @@ def test_a_machine_whose_clock_is_off_harms_nothing(lab: Lab, redis_client: Redi
         assert due is not None
         assert 0 < due - now < 10_000
         assert abs(int(record[b"last_event_at"]) - now) < 20_000
-        assert lab.run_command("health", "--role", "worker").code == 0
+        assert lab.run_command("health", "--role", "worker", "--ready").code == 0
         assert VENUE not in lab.run_command("status").err

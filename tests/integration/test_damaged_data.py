@@ -224,7 +224,7 @@ class TestCommands:
         assert lab.dump() == before
 
     def test_check_and_health_name_the_version(self, lab: Lab) -> None:
-        check, health = lab.run_commands([("check", "--json"), ("health", "--role", "worker")])
+        check, health = lab.run_commands([("check", "--json"), ("health", "--role", "worker", "--ready")])
 
         (found,) = [one for one in check.objects if one["what"] == "schema"]
         assert (check.code, found["level"]) == (1, "todo")

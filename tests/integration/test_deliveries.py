@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from app.erasure import Erasure
 from app.ledger import policy
 from app.ledger.history import WorkerCrashed
 from app.ledger.redis import Redis
 from app.ledger.work import DeliveryOutcome, Failure, WorkerEnd
-from tests.lab import KEYS, ONE, START, Lab
+from tests.lab import KEYS, ONE, START, WORKER, Lab, order
 
 
 def store(bare: Lab, *versions: int) -> Lab:
@@ -106,6 +109,102 @@ class TestFailing:
         first, again = fetched.start_delivery(worker="a"), fetched.start_delivery(worker="a")
 
         assert (again.revision, again.attempts, again.crashes) == (first.revision, 1, 0)
+
+
+class TestASinkThatFailsForEverything:
+    """`ota:sink-failing:<sink>`: since when no delivery has succeeded."""
+
+    def failing(self, lab: Lab) -> tuple[int, int, int, str] | None:
+        """Return the seconds since the first failure, orders, attempts and error; None while the latest succeeded."""
+        found: Any = lab.redis.hgetall(KEYS.sink_failing("shop"))
+        fields = {name.decode(): value.decode() for name, value in found.items()}
+        if not fields:
+            return None
+        since = (lab.now - int(fields["since"])) // 1000
+        return since, int(fields["orders"]), int(fields["attempts"]), fields["error"]
+
+    def fail(self, lab: Lab, number: int, failure: str = "ValueError at shop.py:7") -> None:
+        lab.deliver("retry", order(number), reason="ValueError", failure=failure, wait=300)
+
+    def test_it_is_known_from_the_first_failure_until_a_delivery_succeeds(self, shop: Lab) -> None:
+        for number in (1, 2, 3):
+            shop.accept_and_fetch(order(number), number)
+        self.fail(shop, 1)
+        shop.later(300)
+        self.fail(shop, 1)
+        self.fail(shop, 2, "KeyError at shop.py:9")
+
+        assert self.failing(shop) == (300, 2, 3, "KeyError at shop.py:9")
+        assert (shop.field("shop:error"), shop.field("shop:error", order(2))) == (
+            "ValueError at shop.py:7",
+            "KeyError at shop.py:9",
+        )
+
+        shop.deliver(order=order(3))
+        assert self.failing(shop) is None
+        shop.later(300)
+        shop.deliver()
+        assert shop.field("shop:error") is None
+
+    def test_a_later_attempt_of_one_bad_order_says_nothing_of_the_sink(self, shop: Lab) -> None:
+        shop.accept_and_fetch(order(1), 1)
+        shop.accept_and_fetch(order(2), 2)
+        self.fail(shop, 1)
+        shop.deliver(order=order(2))
+        shop.later(300)
+
+        self.fail(shop, 1)
+
+        assert self.failing(shop) is None
+
+    def test_a_sink_that_ends_its_worker_fails_too(self, fetched: Lab) -> None:
+        fetched.start_delivery()
+        fetched.ledger.release_worker(WORKER, "killed")
+
+        assert self.failing(fetched) == (0, 1, 1, "it ended its worker, or ran too long")
+
+    @pytest.mark.parametrize("end", ["discard", "retry", "new content", "erased"])
+    def test_the_only_order_that_failed_no_longer_counts_once_it_is_resolved(self, fetched: Lab, end: str) -> None:
+        fetched.deliver("dead", failure="ValueError at shop.py:7")
+        assert self.failing(fetched) == (0, 1, 1, "ValueError at shop.py:7")
+
+        if end == "discard":
+            fetched.ledger.discard(ONE, "shop")
+        elif end == "retry":
+            fetched.ledger.retry_delivery(ONE, "shop")
+        elif end == "new content":
+            store(fetched, 2)
+        else:
+            erasure = Erasure(fetched.redis, order_days=400)
+            traces = erasure.traces(ONE)
+            assert traces is not None
+            erasure.erase(traces)
+
+        assert self.failing(fetched) is None
+
+    def test_a_broken_key_of_it_stops_no_delivery(self, fetched: Lab) -> None:
+        fetched.overwrite(KEYS.sink_failing("shop"), b"of another program")
+        fetched.deliver("retry", wait=1)
+        fetched.overwrite(KEYS.sink_failing("shop"), b"of another program")
+        fetched.later(1)
+
+        fetched.deliver()
+
+        assert fetched.field("shop:revision") == "1"
+
+    def test_what_waits_for_its_next_attempt_can_be_tried_at_once(self, fetched: Lab) -> None:
+        fetched.deliver("retry", wait=7200)
+        assert fetched.acquire_delivery() is None
+
+        assert fetched.ledger.retry_delivery(ONE, "shop")
+
+        assert (fetched.due_in(), fetched.start_delivery().attempts) == (0, 1)
+        assert not fetched.ledger.retry_delivery(ONE, "shop"), "it is being delivered"
+
+    def test_what_waits_cannot_be_discarded(self, fetched: Lab) -> None:
+        fetched.deliver("retry", wait=7200)
+
+        assert not fetched.ledger.discard(ONE, "shop")
 
 
 class TestBesideAFetch:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from app.dev.sandbox.process import Sandbox
+from app.erased_file import ErasedFile
 from app.erasure import Erasure, Traces
+from app.errors import SettingsError
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile, erase_rows
@@ -25,6 +32,7 @@ from app.replay import Plans
 from app.upstream.decode import Guid
 from app.upstream.models import Summary
 from tests.lab import DUPLICATE, ERASED, KEYS, ONE, SAME_ID, SINK, Lab, event_of, order
+from tests.lab_upstream import Shop, worker_lab
 from tests.samples import sample
 
 SHOP: Final = "shop"
@@ -305,11 +313,124 @@ def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(shop: Lab)
     assert shop.redis.xlen(KEYS.audit) == 2
 
 
+class TestErasedFile:
+    """What outlives Redis: salted digests, in a file that `erase` writes and every worker reads."""
+
+    def test_it_names_no_order_and_belongs_to_its_owner_alone(self, tmp_path: Path) -> None:
+        one, other = (ErasedFile(tmp_path / name) for name in ("one", "other"))
+        for file in (one, other):
+            file.add([ONE])
+            file.add([ONE, order(2)])
+
+        assert [(ONE in file, order(2) in file, SAME_ID in file) for file in (one, other)] == [(True, True, False)] * 2
+        first, second = ((tmp_path / name).read_text().splitlines() for name in ("one", "other"))
+        assert (len(first), set(first) & set(second), ONE.order_id in str(first)) == (3, set(), False)
+        assert [(path.name, path.stat().st_mode & 0o777) for path in sorted(tmp_path.iterdir())] == [
+            ("one", 0o600),
+            ("other", 0o600),
+        ]
+
+    def test_a_running_worker_sees_what_another_process_adds(self, tmp_path: Path) -> None:
+        path = tmp_path / "erased"
+        reader = ErasedFile(path)
+        assert ONE not in reader
+
+        with ProcessPoolExecutor(4, get_context("fork")) as pool:
+            orders = [order(number) for number in range(40)]
+            assert list(pool.map(partial(_add, path), orders)) == [None] * 40
+
+        assert [one for one in orders if one not in reader] == []
+        assert len(path.read_bytes().splitlines()) == 41
+
+    def test_what_a_killed_erase_left_of_a_line_is_cut_off(self, tmp_path: Path) -> None:
+        path = tmp_path / "erased"
+        ErasedFile(path).add([ONE])
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"0123")
+        assert ONE in ErasedFile(path)
+
+        ErasedFile(path).add([order(2)])
+
+        assert (path.read_bytes()[: len(whole)], len(path.read_bytes())) == (whole, len(whole) + 65)
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            (b"", "line 1 is not one of ours"),
+            (b"another program\n", "line 1 is not one of ours"),
+            (
+                b"ota-receiver erased orders, salt " + b"a" * 32 + b"\n" + b"b" * 64 + b"\nx\n",
+                "line 3 is not one of ours",
+            ),
+            (None, "cannot be read (Is a directory)"),
+        ],
+    )
+    def test_a_file_that_is_not_one_stops_the_start_and_the_erase(
+        self, lab: Lab, tmp_path: Path, content: bytes | None, problem: str
+    ) -> None:
+        path = tmp_path / "erased"
+        path.mkdir() if content is None else path.write_bytes(content)
+        lab.accept(ONE)
+        asked = {"ERASED_FILE": str(path)}
+
+        worker, check = (lab.run_command(name, **asked) for name in ("worker", "check"))
+        erase = lab.run_command("orders", "erase", ONE.order_id, "--yes", **asked)
+
+        assert (worker.code, check.code, erase.code) == (2, 2, 2)
+        assert problem in worker.err
+        assert problem.partition(" (")[0] in " ".join(check.out.split())
+        assert f"ERASED_FILE: {path} " in erase.err
+        assert lab.field("erased_at", ONE) is None
+
+    def test_a_folder_that_is_missing_is_named_and_a_file_that_vanishes_is_logged_once(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="is missing"):
+            ErasedFile(tmp_path / "none" / "erased").read()
+        path = tmp_path / "erased"
+        file = ErasedFile(path)
+        file.add([ONE])
+        assert ONE in file
+        path.unlink()
+
+        with capture_logs() as lines:
+            assert [one in file for one in (ONE, order(2), ONE)] == [True, False, True]
+
+        assert [line["event"] for line in lines] == ["erased_file.failed"]
+
+    @pytest.mark.parametrize("back", ["event", "request", "older copy"])
+    def test_after_a_flush_an_erased_order_is_not_fetched_whatever_brings_it_back(
+        self, redis_url: str, sandbox: Sandbox, tmp_path: Path, back: str
+    ) -> None:
+        shop = Shop()
+        with worker_lab(redis_url, sandbox, {"shop": shop}) as lab:
+            lab.use_key("key", tmp_path / "erased")
+            erased, other = lab.issue(2)
+            copy = lab.dump()
+            ErasedFile(tmp_path / "erased").add([erased])
+            lab.redis.flushall()
+            if back == "event":
+                lab.accept(erased, other)
+            elif back == "request":
+                lab.request_fetch(erased, other)
+            for key, value in copy.items() if back == "older copy" else ():
+                lab.redis.restore(key, 0, value)
+
+            lab.run_for(3600)
+
+            assert (len(lab.calls), shop.received) == (1, [other.order_id])
+            assert (lab.field("erased_at", erased) is None, lab.field("reference", erased)) == (False, None)
+            assert [event["order"] for event in lab.events()] == [other.order_id] * (back != "request")
+            assert (lab.pending(), lab.redis.exists(KEYS.erasing)) == (0, 0)
+
+
+def _add(path: Path, order: OrderKey) -> None:
+    ErasedFile(path).add([order])
+
+
 class TestCommand:
     @pytest.fixture
     def lab(self, lab: Lab, tmp_path: Path) -> Lab:
         (tmp_path / "spool").mkdir(mode=0o700)
-        lab.env["SPOOL_DIR"] = str(tmp_path / "spool")
+        lab.env |= {"SPOOL_DIR": str(tmp_path / "spool"), "ERASED_FILE": str(tmp_path / "erased")}
         return lab
 
     def test_all_orders_of_a_guest_are_erased_and_copies_in_sinks_named(self, lab: Lab) -> None:
@@ -329,6 +450,34 @@ class TestCommand:
         assert everything_but(lab, 3) == []
         assert not [one for one in CANARIES if one in ended.out]
         assert lab.redis.exists(KEYS.content(order(3)))
+
+    def test_the_order_is_not_found_by_an_earlier_reference(self, lab: Lab) -> None:
+        """And another order with that reference still is."""
+        lab.accept_and_fetch(order(3), sellToOrderReference="CANARY-OURS-1")
+        lab.accept_and_fetch(order(1), sellToOrderReference="CANARY-OURS-1")
+        fill(lab, 1, ADDRESS.replace("@", ".new@"))
+        lab.accept_and_fetch(order(1), sellToOrderReference="CANARY-OURS-9")
+
+        found, erased = lab.run_commands(
+            [("orders", "show", "CANARY-THEIRS-1"), ("orders", "erase", order(1).order_id, "--yes")]
+        )
+
+        assert (found.code, erased.code) == (0, 0)
+        assert not [key for key in lab.redis.keys("ota:reference:*") if lab.redis.sismember(key, order(1).member)]
+        shown = lab.run_command("orders", "show", "CANARY-OURS-1", "--json")
+        assert (shown.code, order(3).order_id in shown.out) == (0, True)
+
+    def test_the_erased_order_is_in_the_file_and_without_one_the_command_says_so(self, lab: Lab) -> None:
+        path = lab.folder / "erased"
+        fill(lab, 1, ADDRESS)
+        fill(lab, 2, ADDRESS)
+
+        without = lab.run_command("orders", "erase", order(1).order_id, "--yes", ERASED_FILE="")
+        with_it = lab.run_command("orders", "erase", order(1).order_id, order(2).order_id, "--yes")
+
+        assert (without.code, "ERASED_FILE is not set" in without.err) == (0, True)
+        assert (with_it.code, with_it.err) == (0, "")
+        assert [order(number) in ErasedFile(path) for number in (1, 2, 3)] == [True, True, False]
 
     def test_a_dry_run_and_a_missing_yes_change_nothing(self, lab: Lab) -> None:
         fill(lab, 1, ADDRESS)

@@ -127,6 +127,11 @@ def delivery_dead(lab: Lab) -> None:
     lab.dead_letter_delivery()
 
 
+def delivery_waits(lab: Lab) -> None:
+    lab.accept_and_fetch(ONE, 1)
+    lab.deliver("retry", wait=7200)
+
+
 def late(lab: Lab) -> None:
     lab.accept(ONE)
     lab.clear_queues()
@@ -193,6 +198,12 @@ STEPS: Final = {
     "release_worker_in_a_fetch": Step(started, lambda lab, _: lab.ledger.release_worker(WORKER, "killed")),
     "release_worker_in_a_delivery": Step(delivering, lambda lab, _: lab.ledger.release_worker(WORKER, "ended")),
     "retry_of_a_delivery": Step(delivery_dead, lambda lab, _: lab.ledger.retry_delivery(ONE, "shop"), is_repeated=True),
+    "release_worker_that_a_delivery_ended": Step(
+        delivering, lambda lab, _: lab.ledger.release_worker(WORKER, "killed")
+    ),
+    "retry_of_a_delivery_that_waits": Step(
+        delivery_waits, lambda lab, _: lab.ledger.retry_delivery(ONE, "shop"), is_repeated=True
+    ),
     "discard_of_a_fetch": Step(dead, lambda lab, _: lab.ledger.discard(ONE), is_repeated=True),
     "discard_of_a_delivery": Step(delivery_dead, lambda lab, _: lab.ledger.discard(ONE, "shop"), is_repeated=True),
     "replay": Step(planned(), lambda lab, plan: plans_of(lab).feed(plan), is_repeated=True),
@@ -257,7 +268,7 @@ def work(lab: Lab) -> None:
     while job := redis.lpop(queue_key(LIVE, KEYS)) or redis.lpop(queue_key(BACKFILL, KEYS)):
         one = order_of(job.decode())
         assert one is not None
-        what, fetch = lab.ledger.start_fetch(one, "w-2")
+        what, fetch, _ = lab.ledger.start_fetch(one, "w-2")
         if fetch is not None:
             lab.store_fetch(fetch, 2, order=one, worker="w-2")
         if what in ("fetch", "deliver"):

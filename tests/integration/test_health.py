@@ -254,8 +254,12 @@ def wrong_url(request: pytest.FixtureRequest, server: Valkey, tls: int, upstream
 @pytest.mark.parametrize(
     ("wrong_url", "sentence"), [(one, text) for one, (_, text) in WRONG.items()], indirect=["wrong_url"]
 )
-def test_what_is_wrong_with_the_address_is_one_sentence_everywhere(wrong_url: str, sentence: str) -> None:
+def test_what_is_wrong_with_the_address_is_one_sentence_everywhere(
+    wrong_url: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Readiness, `check` and the other commands say the same, without the password."""
+    # A port without TLS leaves the first words of TLS unanswered.
+    monkeypatch.setattr(redis_module, "WORKER_TIMEOUT", 1.0)
     state, found = checks(wrong_url)
     with pytest.raises(StoreUnavailable) as refused, for_command(wrong_url, DEFAULT_PREFIX):
         pass

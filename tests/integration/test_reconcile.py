@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import pytest
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
@@ -79,6 +82,21 @@ def test_orders_without_an_event_are_queued_once(venue: Venue) -> None:
     venue.fetch_backfill()
     assert venue.run().queued == 0
     assert set(venue.statuses(*made)) == {"Issued", "Draft", "Error", "Cancelled"}
+
+
+def test_an_order_that_reconcile_finds_has_the_id_of_the_run_and_one_with_an_event_keeps_its_own(venue: Venue) -> None:
+    unannounced, announced = map(venue.key, venue.orders(2))
+    venue.accept(announced)
+    venue.fetch_and_store(announced, "order-draft")
+    run = venue.reconcile()
+
+    with capture_logs(processors=(merge_contextvars,)) as lines:
+        contextvars.Context().run(run.run)
+
+    found = {line["order_id"]: line["request_id"] for line in lines if line["event"] == "reconcile.discrepancy_found"}
+    assert found == {unannounced.order_id: run.request_id, announced.order_id: "request-1"}
+    assert [venue.field("request_id", one) for one in (unannounced, announced)] == [run.request_id, "request-1"]
+    assert venue.reconcile().request_id != run.request_id
 
 
 def test_a_confirmed_and_a_cancelled_order_are_fetched_once_more(venue: Venue) -> None:

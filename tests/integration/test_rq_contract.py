@@ -7,11 +7,13 @@ own tools. The worker and the pool rely on names and keys that RQ does not docum
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,9 @@ from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
 from rq.worker import WorkerStatus
+from structlog.testing import capture_logs
 
+from app import log
 from app.dev.processes import Process
 from app.heartbeat import Configuration
 from app.ledger import policy
@@ -126,19 +130,45 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(
-    "data", [b'["os.abort", null, [], {}]', b"not json", b"[]"], ids=["foreign", "unreadable", "too short"]
-)
+FOREIGN: Final[dict[str, dict[str, object]]] = {
+    "os.abort": {"data": b'["os.abort", null, [], {}]', "success_callback_name": ""},
+    "JSONDecodeError": {"data": b"not json"},
+    "IndexError": {"data": b"[]"},
+    f"{FETCH_ORDER} with other arguments": {"data": b'["workers.jobs.fetch_order", "os", ["a", "b"], {}]'},
+    "success_callback_name": {"success_callback_name": "os.abort"},
+    "failure_callback_name": {"failure_callback_name": "os.abort", "timeout": "never"},
+    "stopped_callback_name": {"stopped_callback_name": "os.abort", "status": "stopped"},
+    "webhooks": {"webhooks": '[{"url": "http://127.0.0.1:1/", "job_status": "finished"}]'},
+    "meta": {"meta": pickle.dumps(Fraction(1))},
+    "dependency_ids": {"dependency_ids": "no json"},
+    "repeats_left": {"repeats_left": 9, "repeat_intervals": "[0]"},
+    "retries_left": {"retries_left": 9},
+    "\ufffd": {"\udcff": "1"},
+    "AssertionError": {"timeout": "never"},
+    "ValueError": {"status": "foreign"},
+}
+"""What `job.refused` names -> what another program has written into the hash of one of our jobs."""
+
+
+@pytest.mark.parametrize("named", FOREIGN)
 @pytest.mark.usefixtures("signals")
-def test_rq_runs_a_job_through_the_functions_that_fetch_job_overrides(bare: Lab, data: bytes) -> None:
-    """A foreign job runs neither its function nor a callback that its hash names: `os.abort` would end this process."""
+def test_a_job_that_another_program_wrote_runs_nothing_and_its_order_comes_again(
+    bare: Lab, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`os.abort` would end this process. An error that RQ raises while it takes a job would end the worker."""
+    monkeypatch.setattr("workers.worker._log", log.get())  # one that has not been used is captured
     bare.accept()
     job = enqueued(bare)
-    bare.redis.hset(job.key, mapping={"data": data, "success_callback_name": "os.abort"})
+    for name, value in FOREIGN[named].items():
+        bare.redis.hset(job.key, name.encode(errors="surrogateescape"), value)  # type: ignore[arg-type]
 
-    worker(bare).work(burst=True, logging_level="CRITICAL")
+    with capture_logs() as lines:
+        worker(bare).work(burst=True, logging_level="CRITICAL")
 
-    assert (len(bare.queued()), bare.redis.exists(job.key), bare.field("started_generation")) == (0, 0, None)
+    assert [line["function"] for line in lines if line["event"] == "job.refused"] == [named]
+    assert (len(bare.queued()), bare.field("started_generation")) == (0, None)
+    bare.later(policy.GRACE / 1000)
+    assert (bare.dispatch(), bare.queued()) == (1, [ONE.order_id])
 
 
 class Killed(SystemExit):

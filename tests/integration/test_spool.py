@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -48,6 +49,11 @@ LONGEST = 2.5
 """Seconds within which a POST is answered whatever Redis does."""
 
 NO_REDIS = "redis://127.0.0.1:1"
+
+# Looks into the spool more often: a test waits for it.
+HASTY = serve_changed("from app.intake import failover; failover.CHECK_EVERY = 0.2")
+
+EVENT = OrderProcessed("c" * 36, "o" * 36, "Issued", "r" * 100, "", "current")
 
 # A disk that is full: no file may grow beyond 150 kB.
 SMALL_DISK = """
@@ -111,7 +117,7 @@ class Machine:
         return self.folder / "spool"
 
     def serve(
-        self, program: Sequence[str] = SERVE, url: str = "", folder: str = ".", **more: str
+        self, program: Sequence[str] = HASTY, url: str = "", folder: str = ".", **more: str
     ) -> AbstractContextManager[Web]:
         """Run a web process with a spool; the Redis is at `url` instead, if that is given."""
         settings = {"SPOOL_DIR": str(self.spool), "OPS_TOKEN": OPS_TOKEN} | more
@@ -160,7 +166,7 @@ def put_in_place(path: Path, how: str) -> None:
             database.execute("CREATE TABLE events (id INTEGER PRIMARY KEY, what TEXT)")
     else:
         file = SpoolFile(path)
-        file.put([OrderProcessed("c" * 36, "o" * 36, "Issued", "r" * 100, "", "current")] * 500)
+        file.put([EVENT] * 500)
         file.close()
     if how == "damaged":
         with path.open("r+b") as whole:
@@ -170,6 +176,22 @@ def put_in_place(path: Path, how: str) -> None:
         path.with_name(f"{NAME}-wal").touch()
     for one in path.parent.iterdir():
         one.chmod(0o600)
+
+
+def take_away(path: Path, how: str) -> None:
+    """Delete, replace or empty the file of a spool that is in use."""
+    if how == "emptied":
+        # Under a lock: a file that loses its pages during a write is a damaged one.
+        with closing(sqlite3.connect(path, isolation_level=None)) as another:
+            another.execute("BEGIN EXCLUSIVE")
+            os.truncate(path, 0)
+    elif how == "replaced":
+        (path.parent.parent / "other").touch(0o600)
+        (path.parent.parent / "other").rename(path)
+    elif how == "deleted":
+        path.unlink()
+    else:
+        shutil.rmtree(path.parent)
 
 
 def gone_of(web: Web) -> list[tuple[int, int]]:
@@ -346,7 +368,7 @@ class TestDisk:
         with machine.serve([sys.executable, *program, "serve"], SPOOL_MAX_MB="1") as web:
             accepted: list[dict[str, Any]] = []
             while True:
-                batch = [item() for _ in range(20)]
+                batch = [item() for _ in range(50)]
                 answer = web.post({"values": batch})
                 if answer.status_code != 200:
                     break
@@ -409,15 +431,7 @@ class TestDisk:
         with machine.serve() as web:
             before, after = item(), item()
             assert web.deliver(before)["spooled"] == 1
-            if how == "emptied":
-                os.truncate(machine.spool / NAME, 0)
-            elif how == "replaced":
-                (machine.folder / "other").touch(0o600)
-                (machine.folder / "other").rename(machine.spool / NAME)
-            elif how == "deleted":
-                (machine.spool / NAME).unlink()
-            else:
-                shutil.rmtree(machine.spool)
+            take_away(machine.spool / NAME, how)
             eventually(lambda: waiting(machine.spool) == kept, 10, what="it is written anew")
             eventually(lambda: gone_of(web) == [(kept, 1 - kept)], what="it is logged")
             assert web.deliver(after)["spooled"] == 1
@@ -426,6 +440,20 @@ class TestDisk:
         with machine.serve():
             machine.wait_until_drained(*[before, after][1 - kept :])
             machine.wait_until_empty()
+
+    @pytest.mark.parametrize("how", ["deleted", "replaced", "emptied"])
+    def test_the_first_event_after_the_file_is_gone_is_taken_at_once(self, spool: Path, how: str) -> None:
+        """Nobody has noticed yet that it is gone. An emptied file is also the new one: no lock on it may stay."""
+
+        async def put_twice() -> None:
+            one = Spool(spool, 10**8)
+            await one.put([EVENT])
+            take_away(spool / NAME, how)
+            await one.put([EVENT])
+
+        asyncio.run(put_twice())
+
+        assert waiting(spool) == (1 if how == "emptied" else 2)
 
     def test_a_file_that_was_deleted_while_nothing_ran_is_not_taken_for_an_empty_one(self, machine: Machine) -> None:
         machine.valkey.stop()

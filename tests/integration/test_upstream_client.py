@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import ssl
+import subprocess
 import time
 import traceback
 import tracemalloc
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -31,11 +33,12 @@ from app.errors import (
 )
 from app.upstream.client import MAX_ANSWER_BYTES, ChannelManager, translated_errors
 from app.upstream.decode import digest
-from app.upstream.transport import DeadlineTransport
-from tests.lab import PARTNER, company
-from tests.lab_upstream import Reply, Upstream, raw, says, says_json
+from app.upstream.transport import DeadlineTransport, tls_context
+from tests.integration.relay import Proxy
+from tests.lab import PARTNER, Lab, company
+from tests.lab_upstream import Reply, Upstream, fake_upstream, raw, says, says_json
 from tests.samples import ORDER_ID, sample
-from tests.service import COMPANY
+from tests.service import COMPANY, SELF_SIGNED
 
 ISSUED = sample("order-issued")
 OTHER_ID = "11111111-2b71-4d23-9d6a-a3b4c5d6e7f8"
@@ -120,6 +123,79 @@ def test_no_proxy_or_netrc_is_used(upstream: Upstream, monkeypatch: pytest.Monke
         manager(http, upstream.url).get_order(ORDER_ID)
 
     assert "authorization" not in upstream.asked[0].headers
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with the certificate of a host that only the proxy knows."""
+    folder = tmp_path_factory.mktemp("certificate")
+    subprocess.run(
+        SELF_SIGNED.replace("IP:127.0.0.1", "DNS:api.example.test").split(), cwd=folder, check=True, capture_output=True
+    )
+    return folder
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
+    """Trust the certificate, and return the TLS context of its server."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "all.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "all.pem", certificate / "key.pem")
+    tls_context.cache_clear()
+    yield context
+    tls_context.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("user", "refusal", "problem"),
+    [
+        ("", "", ""),
+        ("me%40corp:canary%2Fpass@", "", ""),
+        ("me:canary@", "", "proxy_407. Correct user and password in NP_PROXY"),
+        ("", "403 Forbidden", "proxy_403. Allow the host of NP_BASE_URL"),
+        ("", "502 Bad Gateway", "proxy_502. Look at the log of the proxy"),
+        ("", "away", "proxy_unreachable. Correct NP_PROXY"),
+    ],
+)
+def test_every_call_goes_through_np_proxy_and_its_errors_are_named(
+    lab: Lab, trusted: ssl.SSLContext, certificate: Path, user: str, refusal: str, problem: str
+) -> None:
+    """The proxy knows the host of the API, reads nothing of a call, and its password is shown nowhere."""
+    authorization = f"Basic {b64encode(b'me@corp:canary/pass').decode()}" if user else ""
+    with fake_upstream(trusted) as upstream:
+        proxy = Proxy(int(upstream.port), authorization, refusal)
+        upstream.will(says_json({"value": []}))
+        if refusal == "away":
+            proxy.end()
+        ended = lab.run_command(
+            *("subscription", "list", "--company", "venue"),
+            NP_BASE_URL="https://api.example.test",
+            NP_PROXY=f"http://{user}127.0.0.1:{proxy.port}",
+            SSL_CERT_FILE=str(certificate / "all.pem"),
+        )
+        if refusal != "away":
+            proxy.end()
+
+    assert (ended.code == 3, problem in ended.err) == (problem != "", True), ended
+    assert [head.split("\r\n", 1)[0] for head in proxy.asked] == ["CONNECT api.example.test:443 HTTP/1.1"] * (
+        refusal != "away"
+    )
+    assert len(upstream.asked) == (problem == "")
+    assert "canary" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_certificates_that_are_none_stop_the_start_by_name(lab: Lab, tmp_path: Path, content: bytes | None) -> None:
+    """A worker would die with each call."""
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    tls_context.cache_clear()
+
+    worker, check = (lab.run_command(name, SSL_CERT_FILE=str(path)) for name in ("worker", "check"))
+
+    assert [(one.code, "SSL_CERT_FILE: " in one.out + one.err) for one in (worker, check)] == [(2, True)] * 2
+    assert lab.run_command("worker", SSL_CERT_DIR=str(path)).code == 2
 
 
 @pytest.mark.parametrize("order_id", ["", "42", ORDER_ID.upper(), f"{ORDER_ID}/confirm", f"{ORDER_ID}\n", "../x"])

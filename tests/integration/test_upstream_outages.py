@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,8 +20,8 @@ from tests.lab import KEYS, WORKER, now_ms
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 DAY = 86_400
-MANY = 2000
-MOST = 900
+MANY = 700
+MOST = 315
 """Requests in five minutes that the key of these tests allows."""
 
 
@@ -293,6 +294,36 @@ def test_requests_of_the_dead_are_logged(lab: WorkerLab, capsys: pytest.CaptureF
     assert order.order_id in line
 
 
+def test_each_call_is_counted_once_by_its_outcome_and_its_time_and_a_denied_one_never(lab: WorkerLab) -> None:
+    for status in (429, 404, 503):
+        lab.fault(kind="status", status=status, code="resource_not_found", calls=1)
+        (called,) = lab.issue(1)
+        lab.work()
+        assert lab.field("http", called) == str(status)
+        if status == 429:
+            (denied,) = lab.issue(1)
+            lab.work()
+            assert (lab.field("error", denied), lab.field("http", denied)) == ("throttled", "0")
+        lab.run_for(7200)
+    (repeated,) = lab.issue(1)
+    fetch = lab.start_fetch(repeated)
+    for _ in range(2):
+        lab.store_fetch(fetch, order=repeated)
+
+    counted = Counter[str]()
+    for name, times in lab.counters(f"get_order|{lab.company_id}|").items():
+        _, _, outcome, bucket = name.split("|")
+        counted[f"{outcome} ms" if bucket == "sum" else outcome] += times
+    assert {name: times for name, times in counted.items() if " " not in name} == {
+        "throttled": 1,
+        "not_found": 1,
+        "failed": 1,
+        "ok": 5,
+    }
+    assert counted["ok ms"] >= 42
+    assert lab.counters("throttled") == {"throttled|get_order": 1}
+
+
 class Refused(Exception):
     """What the sinks of these tests raise."""
 
@@ -355,7 +386,7 @@ def test_after_half_an_hour_of_outage_all_orders_are_fetched_at_the_allowed_rate
 
 def test_after_an_expired_key_is_replaced_all_orders_are_fetched(lab: WorkerLab) -> None:
     """A refused key uses no attempt of any order, however long it lasts."""
-    orders = lab.issue(300)
+    orders = lab.issue(100)
     lab.fault(kind="status", status=401)
     lab.run_for(3600)
     assert (lab.pending(), lab.dead()) == (len(orders), 0)

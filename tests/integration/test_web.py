@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from tests.service import (
 
 STRANGER = "cccccccc-0000-4000-8000-000000000000"
 MAX_BODY = 1024 * 1024
+DEFLATED = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+BOMB = gzip.compress(b"")[:10] + (DEFLATED.compress(b" " * MAX_BODY) + DEFLATED.flush(zlib.Z_FULL_FLUSH)) * 900
+"""900 MB of blanks, less than MAX_BODY as it is sent."""
 OPS = {"authorization": f"Bearer {OPS_TOKEN}"}
 WRONG = "canary-wrong"
 
@@ -62,9 +66,15 @@ Inbox.accept, Metrics.text, web.BODY_SECONDS = accept, text, 0.2
 
 @pytest.fixture(scope="module")
 def web(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    more = {"CLIENT_STATE_PREVIOUS": FORMER_SECRET, "OPS_TOKEN": OPS_TOKEN}
+    more = {"CLIENT_STATE_PREVIOUS": FORMER_SECRET, "OPS_TOKEN": OPS_TOKEN, "TRUSTED_PROXIES": "127.0.0.1,10.0.0.0/8"}
     with serving(tmp_path_factory.mktemp("web"), settings_of_one_company(valkey.url) | more) as running:
         yield running
+
+
+def stranger(web: Web, address: str = "127.0.0.2") -> httpx.Client:
+    """Return a client at an address that is no proxy's."""
+    transport = httpx.HTTPTransport(local_address=address)
+    return httpx.Client(base_url=web.http.base_url, transport=transport, timeout=10)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +284,7 @@ class TestLimits:
         ("body", "encoding", "status", "reason"),
         [
             (gzip.compress(b" " * (MAX_BODY + 1)), "gzip", 413, "body_too_large"),
-            (gzip.compress(b" " * 1000 * MAX_BODY), "gzip", 413, "body_too_large"),
+            (BOMB, "gzip", 413, "body_too_large"),
             (gzip.compress(b"{}")[:-1], "gzip", 400, "not_gzip"),
             (gzip.compress(b"{}") + b"more", "gzip", 400, "not_gzip"),
             (b"{}", "gzip", 400, "not_gzip"),
@@ -390,58 +400,118 @@ class TestLogs:
         assert (third["method"], third["status"], third["path"]) == ("GET", 200, HOOK)
 
     @pytest.mark.parametrize(
-        ("method", "path", "status"),
+        ("number", "method", "path", "status", "more"),
         [
-            ("GET", "/wp-login.php", 404),
-            ("DELETE", HOOK, 405),
-            ("GET", "/metrics", 401),
+            (3, "GET", "/wp-login.php", 404, {}),
+            (4, "POST", "/wp-login.php", 404, {}),
+            (5, "DELETE", HOOK, 405, {}),
+            (6, "GET", HOOK, 405, {}),
+            (7, "GET", "/metrics", 401, {}),
+            (8, "POST", HOOK, 400, {"content": b"no JSON"}),
+            (9, "POST", HOOK, 401, {"json": {"values": [item(clientState=WRONG)]}}),
+            (10, "POST", HOOK, 413, {"content": b" " * (MAX_BODY + 1)}),
+            (11, "POST", HOOK, 415, {"headers": {"content-encoding": "br"}}),
         ],
     )
-    def test_what_anybody_can_send_makes_two_lines_a_second(
-        self, web: Web, method: str, path: str, status: int
+    def test_a_flood_of_what_anybody_can_send_is_one_line_a_second_for_each_sender(
+        self, web: Web, number: int, method: str, path: str, status: int, more: dict[str, Any]
     ) -> None:
-        def lines(event: str) -> list[dict[str, Any]]:
-            return [line for line in web.lines()[before:] if line["event"] == event and line["status"] == status]
-
+        """A proxy's own address is no sender, and only a proxy is believed."""
+        behind, direct = f"203.0.113.{number}", f"127.0.0.{number}"
         before = len(web.lines())
         started = time.monotonic()
-        for _ in range(50):
-            assert web.http.request(method, path).status_code == status
-        seconds = time.monotonic() - started
+        through_proxy = {**more, "headers": {**more.get("headers", {}), "x-forwarded-for": f"6.6.6.6, {behind}"}}
+        with stranger(web, direct) as other:
+            for _ in range(30):
+                for client in (web.http, other):
+                    assert client.request(method, path, **through_proxy).status_code == status
 
-        eventually(
-            lambda: sum(line["requests"] for line in lines("requests.unlogged")) + len(lines("request")) >= 50,
-            what="all are accounted for",
-        )
-        assert len(lines("request")) <= seconds + 2
-        assert len(lines("requests.unlogged")) <= seconds + 2
-        assert "request_id" not in lines("requests.unlogged")[0]
+        def of(sender: str) -> list[dict[str, Any]]:
+            lines = [line for line in web.lines()[before:] if line.get("sender") == sender]
+            assert {line["status"] for line in lines} <= {status}
+            return lines
 
-    def test_a_flood_of_refused_posts_makes_few_lines_a_second(self, web: Web) -> None:
+        for sender in (behind, direct):
+            eventually(
+                lambda sender=sender: sum(line.get("requests", 1) for line in of(sender)) == 30,  # type: ignore[misc]
+                what="all are accounted for",
+            )
+            assert len(of(sender)) <= time.monotonic() - started + 2
+            first, *rest = of(sender)
+            assert (first["event"], first["path"]) == ("request", path)
+            assert {line["event"] for line in rest} == {"requests.unlogged"}
+            assert not any("request_id" in line for line in rest)
+        assert {line["event"] for line in web.lines()[before:]} <= {"request", "requests.unlogged", "auth.alert"}
+
+    @pytest.mark.parametrize(
+        ("sent", "status"),
+        [
+            (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nx: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        ],
+    )
+    def test_a_flood_of_what_is_no_http_is_one_line_a_second(self, web: Web, sent: bytes, status: int) -> None:
         before = len(web.lines())
         started = time.monotonic()
-        for _ in range(200):
-            assert web.post({"values": [item(clientState=WRONG)]}).status_code == 401
-        lines = 10 * (time.monotonic() - started + 2)
+        for _ in range(30):
+            assert f" {status} ".encode() in talk(web, sent)
 
-        def of(event: str) -> list[dict[str, Any]]:
-            return [line for line in web.lines()[before:] if line["event"] == event]
+        def lines() -> list[dict[str, Any]]:
+            return [line for line in web.lines()[before:] if line["status"] == status]
 
-        eventually(
-            lambda: sum(line["requests"] for line in of("requests.unlogged")) + len(of("request")) == 200,
-            what="all are accounted for",
-        )
-        for event in ("auth.rejected", "items.invalid"):
-            assert sum(line["items"] for line in of(event)) == 200
-            assert len(of(event)) <= lines
-        assert len(of("request")) <= 2 * lines
+        eventually(lambda: sum(line["requests"] for line in lines()) == 30, what="all are accounted for")
+        assert len(lines()) <= time.monotonic() - started + 2
+        assert {(line["event"], line["status"], line["sender"]) for line in lines()} == {
+            ("request.unreadable", status, "127.0.0.1")
+        }
 
     def test_rejected_items_are_logged_by_company(self, web: Web) -> None:
-        answer = web.post({"values": [item(clientState=WRONG), item(companyId=STRANGER)]})
+        """Of a POST without a good item the line of the request has the company that most items name."""
+        mixed = web.post({"values": [item(), item(clientState=WRONG), item(companyId=STRANGER)]})
+        refused = web.post({"values": [item(clientState=WRONG), item(companyId=STRANGER), item(clientState=WRONG)]})
 
-        rejected = [line for line in web.lines_of(answer) if line["event"] == "auth.rejected"]
+        rejected = [line for line in web.lines_of(mixed) if line["event"] == "auth.rejected"]
         found = {(line["company"], line["items"], line["level"]) for line in rejected}
         assert found == {(COMPANY, 1, "warning"), ("unknown", 1, "warning")}
+        assert web.line_of(refused)["company"] == COMPANY
+
+    @pytest.mark.parametrize(
+        ("headers", "expected"),
+        [
+            ([("x-request-id", "a1B2-c3/d4=")], "a1B2-c3/d4="),
+            ([("x-request-id", "x" * 128)], "x" * 128),
+            ([("x-request-id", "x" * 129)], None),
+            ([("x-request-id", "two words")], None),
+            ([("x-request-id", "caf\xe9")], None),
+            ([("x-request-id", "")], None),
+            ([("x-request-id", "one"), ("x-request-id", "two")], None),
+        ],
+    )
+    def test_the_id_of_a_trusted_proxy_is_kept_beside_our_own(
+        self, web: Web, headers: list[tuple[str, str]], expected: str | None
+    ) -> None:
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        with stranger(web) as other:
+            answers = [client.post(HOOK, json={"values": [item()]}, headers=raw) for client in (web.http, other)]
+
+        ours, strange = map(web.line_of, answers)
+        assert ours.get("proxy_request_id") == expected
+        assert "proxy_request_id" not in strange
+        assert len({answer.headers["x-request-id"] for answer in answers}) == 2
+
+    def test_a_traceparent_is_on_the_lines_of_the_request_and_in_the_record(self, web: Web, lab: Lab) -> None:
+        trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+        given = [f"00-{trace}-{parent}-01", f"ff-{trace}-{parent}-01", f"00-{trace.upper()}-{parent}-01"]
+        posted = [item(), item(), item()]
+        answers = [
+            web.post({"values": [one]}, headers={"traceparent": header})
+            for one, header in zip(posted, given, strict=True)
+        ]
+
+        lines = [[line.get(name) for name in ("trace_id", "parent_id")] for line in map(web.line_of, answers)]
+        assert lines == [[trace, parent], [None, None], [None, None]]
+        kept = [lab.field("traceparent", key_of(one)) for one in posted]
+        assert kept == [given[0], None, None]
 
     def test_successful_probes_are_not_logged(self, web: Web) -> None:
         for path in ("/healthz", "/readyz", "/metrics"):
@@ -488,6 +558,8 @@ class TestProbes:
             "ota_items_invalid_total bad_item": 1,
             "ota_requests_total 200": 1,
             "ota_requests_total 401": 1,
+            "ota_webhook_seconds_count 200": 1,
+            "ota_webhook_seconds_count 401": 1,
         }
 
         def counted() -> bool:

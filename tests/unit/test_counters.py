@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import GAUGES, HISTOGRAM, METRICS, Samples, render
+from app.metrics import GAUGES, HISTOGRAMS, METRICS, Samples, render
 
 MUSEUM = "22222222-2222-4222-8222-222222222222"
 LARGE = 9007199254740991
@@ -53,6 +53,19 @@ def test_gauges_are_shown_with_their_labels() -> None:
     assert found == {("ota_orders_due", labels()): 7, ("ota_queue_jobs", labels(queue="live")): 2}
 
 
+def test_histograms_have_the_labels_and_the_unit_of_their_fields() -> None:
+    saved = {"webhook|200|5000": "2", "webhook|200|sum": "7500", "webhook|401|inf": "1", "webhook|401|sum": "3000000"}
+    calls = {f"get_order|{MUSEUM}|throttled|100": "1", f"get_order|{MUSEUM}|throttled|sum": "20"}
+    found = shown(saved | calls)
+
+    webhook = "ota_webhook_seconds"
+    assert found[f"{webhook}_bucket", labels(status="200", le="0.0025")] == 0
+    assert found[f"{webhook}_bucket", labels(status="200", le="0.005")] == 2
+    assert found[f"{webhook}_sum", labels(status="200")] == 0.0075
+    assert (found[f"{webhook}_count", labels(status="401")], found[f"{webhook}_sum", labels(status="401")]) == (1, 3)
+    assert found["ota_get_order_seconds_count", labels(company="museum", outcome="throttled")] == 1
+
+
 def test_the_buckets_of_the_histogram_are_cumulative() -> None:
     saved = {"500": "2", "2500": "1", "inf": "1", "sum": "100000123"}
     found = shown({f"latency|{MUSEUM}|{name}": value for name, value in saved.items()})
@@ -72,7 +85,7 @@ def test_every_metric_has_its_help_text_before_the_first_event() -> None:
     kinds = [
         *((f"{name}_total", "counter", meaning) for name, _, meaning in METRICS.values()),
         *((name, "gauge", meaning) for name, (_, meaning) in GAUGES.items()),
-        (HISTOGRAM[0], "histogram", HISTOGRAM[2]),
+        *((one.name, "histogram", one.meaning) for one in HISTOGRAMS.values()),
     ]
     for name, kind, meaning in kinds:
         assert f"# HELP {name} {meaning}\n" in text

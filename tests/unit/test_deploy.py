@@ -17,7 +17,8 @@ from app.cli.main import COMMANDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").iterdir())
-NAMES = {name.upper() for name in settings.NAMES} | {f"{name.upper()}_FILE" for name in settings.NAMES}
+VALUES = {name.upper() for name in settings.NAMES}
+NAMES = VALUES | {f"{name}_FILE" for name in VALUES}
 
 
 def compose() -> dict[str, Any]:
@@ -39,7 +40,7 @@ def test_compose_gives_each_secret_once_as_a_file_that_is_mounted() -> None:
         environment, mounted = services[role]["environment"], services[role]["secrets"]
 
         assert environment.keys() <= NAMES
-        files = {name.removesuffix("_FILE") for name in environment if name.endswith("_FILE")}
+        files = {name.removesuffix("_FILE") for name in environment if name.endswith("_FILE")} & VALUES
         assert {name.lower() for name in files} == set(mounted)
         assert all(environment[name] == "" for name in files)
         assert all(environment[f"{name}_FILE"] == f"/run/secrets/{name.lower()}" for name in files)

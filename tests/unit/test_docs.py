@@ -19,7 +19,7 @@ from app.cli.main import COMMANDS as COMMANDS_OF_MAIN
 from app.cli.main import cli
 from app.dev import demo
 from app.ledger.record import State
-from app.metrics import GAUGES, HISTOGRAM, METRICS
+from app.metrics import GAUGES, HISTOGRAMS, METRICS
 from app.settings import Company
 from app.upstream.models import Asset, ComponentSchedule, Item, Order, Wallet
 from tests import demo_picture
@@ -41,7 +41,7 @@ COMMANDS: dict[str, Any] = {
 SCRAPED = {
     **{f"{name}_total": labels for name, labels, _ in METRICS.values()},
     **{name: labels for name, (labels, _) in GAUGES.items()},
-    HISTOGRAM[0]: HISTOGRAM[1],
+    **{one.name: one.labels for one in HISTOGRAMS.values()},
 }
 """Every metric by the name under which it is scraped, with its labels."""
 
@@ -191,10 +191,17 @@ def test_every_alert_of_the_log_has_a_prometheus_rule_and_every_section_too() ->
     assert set(re.findall(r'<a id="([^"]+)">', OPERATIONS)) == reached
 
 
-def test_every_command_that_operations_names_exists() -> None:
-    named = re.findall(r"ota-receiver ([a-z]+)(?: ([a-z]+))?", OPERATIONS)
-
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_command_that_a_page_names_exists_and_those_in_shell_blocks_have_these_options(page: str) -> None:
+    named = re.findall(r"ota-receiver ([a-z]+)(?: ([a-z]+))?", PAGES[page])
     assert [words for words in named if not {words[0], " ".join(words)} & COMMANDS.keys()] == []
+
+    for block in re.findall(r"^```sh\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"\bota-receiver .*", block):
+            arguments = shlex.split(line.partition(" < ")[0], comments=True)[1:]
+            name = arguments[0] if arguments[0] in COMMANDS else " ".join(arguments[:2])
+            if name in COMMANDS:
+                COMMANDS[name].make_context("ota-receiver", arguments[len(name.split()) :])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app import log
+from workers.sinks import LONGEST_LINE, MOST_LINES
 
 ROOT = Path(__file__).parents[2]
 COMMON = {
@@ -28,6 +30,7 @@ COMMON = {
     "host",
     "logger",
     "request_id",
+    "trace_id",
     "order_id",
     "job_id",
     "worker",
@@ -105,7 +108,7 @@ def test_every_logger_is_named_log_and_none_logs_a_whole_exception() -> None:
     assert not [call.where for call in calls() if call.fields & {"exc_info", "stack_info", "exception"}]
 
 
-def output(code: str) -> str:
+def output(code: str, exit_code: int = 0) -> str:
     """Return what a program writes that logs as the service does; its stderr stays empty."""
     ended = subprocess.run(
         [sys.executable, "-c", f"import logging\nfrom app import log\n_log = log.get()\n{code}"],
@@ -114,13 +117,13 @@ def output(code: str) -> str:
         timeout=20,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (exit_code, "")
     return ended.stdout
 
 
-def run(code: str) -> list[dict[str, Any]]:
+def run(code: str, exit_code: int = 0) -> list[dict[str, Any]]:
     """Return the log lines of such a program."""
-    return [json.loads(line) for line in output(code).splitlines()]
+    return [json.loads(line) for line in output(code, exit_code).splitlines()]
 
 
 def test_without_a_terminal_a_line_is_json_with_level_time_and_declared_fields() -> None:
@@ -222,6 +225,57 @@ def test_a_foreign_traceback_shows_places_without_text_and_one_in_a_message_is_c
     assert "canary" not in json.dumps(lines)
 
 
+def test_what_python_itself_would_print_is_a_line_with_the_place_and_without_the_text() -> None:
+    lines = run(
+        "log.configure(form='json')\n"
+        "import gc, threading, warnings\n"
+        "warnings.warn('old')\n"
+        "def inner():\n    raise ValueError('canary')\n"
+        "thread = threading.Thread(target=inner)\nthread.start()\nthread.join()\n"
+        "class Broken:\n    def __del__(self):\n        inner()\n"
+        "Broken()\n"
+        "inner()\n",
+        exit_code=1,
+    )
+
+    warning, *uncaught = lines
+    assert (warning["logger"], warning["event"].endswith("UserWarning: old")) == ("py.warnings", True)
+    found = [(line["event"], line["what"], line["error"], line["level"]) for line in uncaught]
+    kinds = ("thread", "finalizer", "process")
+    assert found == [("process.uncaught_error", kind, "ValueError", "error") for kind in kinds]
+    assert all(" inner < " in line["trace"] for line in uncaught)
+    assert "canary" not in json.dumps(lines)
+
+
+def test_each_line_that_a_sink_prints_is_a_line_of_the_log_and_a_flood_is_cut() -> None:
+    """On stdout or stderr, in pieces, as bytes, without an end. The next delivery has lines again."""
+    lines = run(
+        "log.configure(form='json')\n"
+        "import sys\n"
+        "from workers.sinks import SinkOutput\n"
+        "output, kept = SinkOutput(), []\n"
+        "with output.caught():\n"
+        "    kept.append(sys.stderr)\n"
+        "    print('one\\n\\ntwo', 3)\n"
+        "    print('to stderr', file=sys.stderr)\n"
+        "    for part in 'in ', 'pieces\\nand ', 'open': print(part, end='')\n"
+        "with output.caught():\n"
+        "    sys.stdout.buffer.write(b'bytes \\xff\\n')\n"
+        "    print('\\ud800')\n"
+        "    for _ in range(1000): print('x' * 600, end='')\n"
+        "with output.caught():\n"
+        f"    for number in range({MOST_LINES + 50}): print(number)\n"
+        "with output.caught():\n"
+        "    print('by a kept stream', file=kept[0])\n"
+    )
+
+    assert {line["event"] for line in lines} == {"sink.output", "sink.output_dropped"}
+    texts = ["one", "two 3", "to stderr", "in pieces", "and open", "bytes \ufffd", "?", "x" * LONGEST_LINE]
+    texts += map(str, range(MOST_LINES))
+    assert [line.get("text") for line in lines] == [*texts, None, "by a kept stream"]
+    assert [line["lines"] for line in lines if "lines" in line] == [50]
+
+
 def test_our_own_trace_names_the_places_without_the_text() -> None:
     def inner(secret: str) -> None:
         raise ValueError(secret)
@@ -239,11 +293,35 @@ def test_our_own_trace_names_the_places_without_the_text() -> None:
 def test_a_terminal_gets_readable_lines_without_locals() -> None:
     text = output(
         "log.configure(form='console')\n"
-        "_log.info('order.deleted_upstream', order_id='123', secret='canary')\n"
+        "_log.info('order.deleted_upstream', order_id='123', secret='canary', status='a\\x1b[2J')\n"
         "try:\n    local = 'canary'\n    raise ValueError(local)\n"
         "except ValueError:\n    logging.getLogger('uvicorn.error').exception('it failed')"
     )
 
     assert ["order.deleted_upstream" in line or "it failed" in line for line in text.splitlines()] == [True, True]
     assert "123" in text
+    assert "a\N{REPLACEMENT CHARACTER}[2J" in text
     assert "canary" not in text
+
+
+def test_of_a_flood_each_second_has_one_line_a_sender_and_only_so_many_senders_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log, "SAMPLE_SECONDS", 0.05)
+    reported: list[tuple[int, str, int]] = []
+
+    async def flood() -> list[str]:
+        sampler = log.Sampler(lambda *line: reported.append(line))
+        senders = [str(number) for number in range(log.SENDERS + 10)]
+        passed = [sender for sender in senders * 5 if sampler.passes(401, sender)]
+        await asyncio.sleep(0.07)
+        passed += [sender for sender in senders[:1] if sampler.passes(401, sender)]
+        await asyncio.sleep(0.2)
+        return [*passed, *(sender for sender in senders[:2] if sampler.passes(401, sender))]
+
+    assert asyncio.run(flood()) == [*map(str, range(log.SENDERS + 1)), "0", "1"]
+    assert reported == [
+        *((401, str(number), 4) for number in range(log.SENDERS)),
+        (401, log.OTHERS, 49),
+        (401, "0", 1),
+    ]

@@ -288,6 +288,7 @@ WRONG = {
         *("redis://h?socket_timeout=canary", "redis://h?db=canary", "redis://:can?ary=1@h", "redis://h?ssl_certfile=c"),
         *("rediss://h?ssl_cert_reqs=canary", "unix:///socket?protocol=3", "redis://:can/ary@host", "redis://h/canary"),
         *("redis://canary:12/3@host", "redis://:12?canary@host", "redis://:1#canary@host", "unix://:can/ary@/socket"),
+        *("redis+sentinel://:canary@h:26379/main", "redis://h/0?password=canary", "redis://:can[ary@h"),
     ),
     "DEDUP_DAYS": ("9" * 20,),
     "SPOOL_MAX_MB": ("9" * 20, "1e3"),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from structlog.contextvars import bound_contextvars
 
 from app.errors import SettingsError
 from app.upstream.models import parse_order
 from tests.samples import sample
-from workers.sinks import Context, build
+from workers.sinks import TRACEBACKS, Context, build, failure_of, show_traceback
 
 ORDER = parse_order(sample("order-issued"))
 CONTEXT = Context(
@@ -24,6 +26,9 @@ CONTEXT = Context(
 )
 MODULE = """
 import asyncio
+import json
+from rq.timeouts import JobTimeoutException
+from structlog.contextvars import get_contextvars
 
 seen = []
 value = 5
@@ -38,9 +43,10 @@ class AsyncShop:
     async def __call__(self, order, context):
         await on_order_async(order, context)
 
-loops, open_tasks = [], []
+bound, loops, open_tasks = [], [], []
 
 async def on_order_async(order, context):
+    bound.append(get_contextvars())
     loops.append(asyncio.get_running_loop())
     if context.attempt == 1:
         raise LookupError("canary")
@@ -51,6 +57,23 @@ async def on_order_async(order, context):
     seen.append((order, context))
 
 async_shop = AsyncShop()
+
+def raises(order, context):
+    _raises(context)
+
+def _raises(context):
+    if context.attempt == 1:
+        raise ValueError("canary")
+    if context.attempt == 2:
+        json.loads("canary")
+    if context.attempt == 3:
+        open("/canary/file")
+    if context.attempt == 4:
+        raise JobTimeoutException("canary")
+
+async def raises_async(order, context):
+    await asyncio.sleep(0)
+    raise KeyError("canary")
 
 def yields(order, context):
     yield order
@@ -74,6 +97,8 @@ def _modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "shop_for_tests.py").write_text(MODULE)
     (tmp_path / "shop_that_breaks.py").write_text("raise LookupError('canary')")
     (tmp_path / "shop_with_a_typo.py").write_text("def canary(")
+    (tmp_path / "shop_that_exits.py").write_text("import sys\nsys.exit('canary')")
+    (tmp_path / "shop_that_needs.py").write_text("import no_such_library.part")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -129,6 +154,19 @@ def test_an_async_function_is_awaited_on_one_loop_that_an_error_closes(name: str
     assert [shop.loops.index(loop) for loop in shop.loops] == [0, 0, 0, 3, 3, 5, 5]
 
 
+def test_an_async_function_logs_with_the_order_of_its_delivery() -> None:
+    """Not with that of the first one, whose context made the loop."""
+    import shop_for_tests as shop
+
+    shop.bound.clear()
+    (sink,) = build(["python:shop_for_tests:on_order_async"]).values()
+    for order_id in ("1", "2"):
+        with bound_contextvars(order_id=order_id):
+            sink.deliver(ORDER, CONTEXT)
+
+    assert shop.bound == [{"order_id": "1"}, {"order_id": "2"}]
+
+
 @pytest.mark.parametrize(
     ("specification", "problem"),
     [
@@ -138,11 +176,12 @@ def test_an_async_function_is_awaited_on_one_loop_that_an_error_closes(name: str
         ("python:json", "is not of the form python:package.module:function"),
         ("python::canary", "is not of the form python:package.module:function"),
         ("https://user:canary@example.com", "is not of the form python:package.module:function"),
-        ("python:no_such_canary:f", "cannot be imported (ModuleNotFoundError)"),
-        ("python:json:canary", "cannot be imported (AttributeError)"),
-        ("python:.canary:f", "cannot be imported (TypeError)"),
-        ("python:shop_that_breaks:f", "cannot be imported (LookupError)"),
-        ("python:shop_with_a_typo:f", "cannot be imported (SyntaxError)"),
+        ("python:.canary:f", "is not of the form python:package.module:function"),
+        ("python:json:canary", f"cannot be imported: {json.__file__} has no canary"),
+        ("python:json:dumps(1)", "is not of the form python:package.module:function"),
+        ("python:shop_that_breaks:f", "cannot be imported: LookupError at shop_that_breaks.py:1"),
+        ("python:shop_with_a_typo:f", "cannot be imported: SyntaxError at shop_with_a_typo.py:1"),
+        ("python:shop_that_exits:f", "cannot be imported: SystemExit at shop_that_exits.py:2"),
         ("python:shop_for_tests:value", "is not callable"),
         ("python:shop_for_tests:one", "does not take two arguments, an order and its context"),
         ("python:shop_for_tests:three", "does not take two arguments, an order and its context"),
@@ -159,6 +198,63 @@ def test_a_specification_that_cannot_be_called_is_refused(specification: str, pr
     assert str(refused.value) == f"SINKS: number 2 {problem}"
 
 
+@pytest.mark.parametrize(
+    ("specification", "problem"),
+    [
+        ("python:no_such.shop:f", "no module no_such in {folder}"),
+        ("python:shop_that_needs:f", "no module no_such_library in {folder}"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_folders_that_were_searched(
+    tmp_path: Path, specification: str, problem: str
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        build([specification])
+
+    assert f"cannot be imported: {problem.format(folder=tmp_path)}" in str(refused.value)
+
+
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(SettingsError, match=r"^SINKS: number 1 .*\nSINKS: number 3 [^\n]*$"):
         build(["ftp:x", "python:operator:is_", "python:no_such:f"])
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt", "failure"),
+    [
+        ("python:shop_for_tests:raises", 1, "ValueError at shop_for_tests.py:40"),
+        ("python:shop_for_tests:raises", 2, "JSONDecodeError at shop_for_tests.py:42"),
+        ("python:shop_for_tests:raises", 3, "FileNotFoundError at shop_for_tests.py:44 (No such file or directory)"),
+        ("python:shop_for_tests:raises", 4, "JobTimeoutException at shop_for_tests.py:46 (longer than 120 s)"),
+        ("python:shop_for_tests:raises_async", 1, "KeyError at shop_for_tests.py:50"),
+        ("python:operator:lt", 1, "TypeError"),
+    ],
+)
+def test_a_failure_is_told_by_its_type_and_its_place_in_the_sink(name: str, attempt: int, failure: str) -> None:
+    """Its text may quote people's data; the system's own text of an error number cannot."""
+    (sink,) = build([name]).values()
+
+    with pytest.raises(BaseException) as raised:  # noqa: PT011  # each case raises another
+        sink.deliver(ORDER, replace(CONTEXT, attempt=attempt))
+
+    error = raised.value
+    assert failure_of(name, error.with_traceback(raised.tb.tb_next)) == failure
+
+
+def test_whole_tracebacks_go_to_the_file_of_dev_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable alone makes no file, and in the image, which has no app.dev, it does nothing."""
+    file = tmp_path / "tracebacks.log"
+    show_traceback("shop", ValueError("canary"))
+    monkeypatch.setenv(TRACEBACKS, str(file))
+    show_traceback("shop", ValueError("canary"))
+    assert not file.exists()
+
+    file.touch()
+    show_traceback("shop", ValueError("canary"))
+    assert file.read_text() == "\nshop\nValueError: canary\n"
+
+    monkeypatch.setattr("workers.sinks.find_spec", lambda name: None)
+    show_traceback("shop", ValueError("canary"))
+    assert file.read_text() == "\nshop\nValueError: canary\n"

@@ -56,3 +56,4 @@ def start(*, seed: int = 0, port: int = 0, options: Sequence[str] = ()) -> Itera
         with Process.start(argv, log=log) as process, httpx.Client(trust_env=False, timeout=30) as client:
             line = process.wait_for_line('{"url"', _DEADLINE)
             yield Sandbox(json.loads(line)["url"], process, client)
+            process.kill()  # all its data is in memory

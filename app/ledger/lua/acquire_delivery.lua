@@ -6,7 +6,7 @@
 -- Returns nil when none is due or another worker delivers, {sink} when one is due to a sink that this worker lacks, else
 --   {a MessagePack map (class Delivery of work.py), content}.
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
-  'request_id', 'fetch_at', 'digest', 'erased_at'})
+  'request_id', 'traceparent', 'fetch_at', 'digest', 'erased_at'})
 if o.generation == 0 or o.erased_at > 0 then
   return
 end
@@ -60,6 +60,7 @@ local delivery = {
   attempts = attempts,
   crashes = crashes - 1,
   request_id = o.request_id or '',
+  traceparent = o.traceparent or '',
   digest = o.digest or '',
 }
 return {cmsgpack.pack(delivery), redis.call('GET', o.content) or ''}

@@ -3,7 +3,7 @@
 -- What failed ends the job (RQ's time limit strikes once a job), so the order is due at once for its other sinks.
 -- Repeated by a worker that did not get the answer, it changes nothing.
 -- a  order (member), worker, sink, revision, outcome (succeeded, retry, dead), wait ms (until the next attempt), reason,
---    duration_ms
+--    failure (type and place of the error, '' if it succeeded), duration_ms
 local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
 local o = load(a.order, {'revision', 'delivery_worker'})
 if redis.call('EXISTS', o.record) == 0 then
@@ -15,7 +15,7 @@ if is_mine then
   redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker', a.sink .. ':crashes')
 end
 if is_first_call or o.revision < a.revision then
-  append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.reason, a.duration_ms)
+  append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.failure, a.duration_ms)
 end
 if o.revision < a.revision then
   -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.
@@ -27,6 +27,7 @@ elseif a.outcome == 'succeeded' then
   if o.revision == a.revision then
     reset_delivery(o, a.sink)
   end
+  isolate(redis.call, 'DEL', prefix .. 'sink-failing:' .. a.sink)
 elseif is_mine and o.revision == a.revision then
   -- Else a newer revision is to be delivered, which has its own attempts (store_fetch).
   redis.call('ZADD', due, 'LT', now, o.member)
@@ -37,5 +38,6 @@ elseif is_mine and o.revision == a.revision then
     redis.call('HSET', o.record, a.sink .. ':dead', a.reason)
     count('deliveries_dead_lettered|' .. a.sink)
   end
+  note_failure(o, a.sink, a.failure)
 end
 return 1

@@ -21,8 +21,7 @@ for i = 1, #flat, 2 do
   local sink, name = string.match(field, '^(.+):(%w+)$')
   if name == 'attempts' and tonumber(value) > 0 then
     redis.call('HSET', o.record, sink .. ':revision', o.revision)
-  elseif name == 'dead' then
-    redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
+    reset_delivery(o, sink)
   end
   if not kept[field] and name ~= 'revision' then
     redis.call('HDEL', o.record, field)

@@ -1,8 +1,8 @@
 -- fail_fetch: a fetch ended without an order.
 --
 -- a  order (member), worker, generation and token of the fetch, outcome, wait ms (until the next fetch), reason,
---    http (0 = no answer), duration_ms, keep ms, sinks, unanswered (1 = dead although perhaps all failed: requeued when
---    upstream answers another order of the company)
+--    http (0 = no answer), duration_ms, call_bounds (upper bounds of its histogram), keep ms, sinks, unanswered (1 = dead
+--    although perhaps all failed: requeued when upstream answers another order of the company)
 --    outcome: retry (uses an attempt), client_error (uses one of its own few), uncounted (uses none: perhaps all fail),
 --    deferred (uses none: not the order's fault), not_found (404, perhaps not yet), dead, deleted_upstream
 -- Returns what follows: refused (a later fetch started, or the order is dead), retry, deferred, dead,
@@ -11,7 +11,11 @@ local o = load(a.order, {'generation', 'fetched_generation', 'fencing_token', 'j
   'stored_token', 'lease'})
 local deleted = a.outcome == 'deleted_upstream'
 local uses_none = a.outcome == 'deferred' or a.outcome == 'uncounted'
-redis.call('DEL', prefix .. 'claim:' .. a.worker)
+-- Without a permit, or for an unknown company, there was no call.
+if redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1 and (a.http > 0 or a.duration_ms > 0) then
+  local outcomes = {[0] = 'no_answer', [404] = 'not_found', [429] = 'throttled'}
+  observe('get_order|' .. o.company .. '|' .. (outcomes[a.http] or 'failed'), a.duration_ms, a.call_bounds)
+end
 if o.generation == 0 then
   return 'refused'
 elseif o.fencing_token == a.token and o.lease == 0 then

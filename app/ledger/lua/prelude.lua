@@ -43,7 +43,7 @@ end
 
 -- The fields of a record that are texts; all others are numbers. keys.py describes them.
 local text = {job = 1, queue = 1, worker = 1, error = 1, dead = 1, status = 1, last_event_status = 1, reference = 1,
-  request_id = 1, digest = 1, delivery_worker = 1}
+  request_id = 1, traceparent = 1, digest = 1, delivery_worker = 1}
 
 -- Returns an order with its keys and the named fields of its record; what is not there is 0 or nil.
 local function load(member, fields)
@@ -79,6 +79,19 @@ local function count(name, by)
   isolate(redis.call, 'HINCRBY', counters, name, by or 1)
 end
 
+-- Count a duration in its bucket of a histogram, and add it to the sum.
+local function observe(name, took, bounds)
+  local bucket = 'inf'
+  for _, bound in ipairs(bounds) do
+    if took <= bound then
+      bucket = bound
+      break
+    end
+  end
+  count(name .. '|' .. bucket)
+  count(name .. '|sum', took)
+end
+
 -- Clear what earlier fetches counted: a new settlement, or a request, has all its attempts.
 local function reset_fetch(o)
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'crashes',
@@ -86,10 +99,38 @@ local function reset_fetch(o)
   redis.call('ZREM', dead, o.member)
 end
 
--- Clear what earlier deliveries counted: the next one has all its attempts, and is due at once.
+-- A sink fails for everything from a first attempt that failed until a delivery succeeds. A later attempt that fails may
+-- be the fault of its order, so it begins nothing. Where this key is broken, the step goes on without it.
+local function note_failure(o, sink, failure)
+  local key, record = prefix .. 'sink-failing:' .. sink, o.record
+  local is_first = redis.call('HGET', record, sink .. ':attempts') == '1'
+  redis.call('HSET', record, sink .. ':error', failure)
+  isolate(function()
+    if is_first then
+      redis.call('HSETNX', key, 'since', now)
+      redis.call('HINCRBY', key, 'orders', 1)
+      redis.call('HSET', key, 'order', o.member)
+    elseif redis.call('EXISTS', key) == 0 then
+      return
+    end
+    redis.call('HINCRBY', key, 'attempts', 1)
+    redis.call('HSET', key, 'error', failure)
+  end)
+end
+
+-- Clear what earlier deliveries counted: the next one has all its attempts, and is due at once. A failure of this order
+-- alone no longer counts against the sink.
 local function reset_delivery(o, sink)
-  redis.call('HDEL', o.record, sink .. ':dead', sink .. ':attempts', sink .. ':next_at', sink .. ':crashes')
+  redis.call('HDEL', o.record, sink .. ':dead', sink .. ':attempts', sink .. ':next_at', sink .. ':crashes',
+    sink .. ':error')
   redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
+  isolate(function()
+    local key = prefix .. 'sink-failing:' .. sink
+    local failing = redis.call('HMGET', key, 'orders', 'order')
+    if failing[1] == '1' and failing[2] == o.member then
+      redis.call('DEL', key)
+    end
+  end)
 end
 
 -- Returns the sinks of the deployment. Those of this process (`a.sinks`) are among them from now on, also when Redis was

@@ -1,7 +1,7 @@
 -- release_permit: a request with this API key has ended, or the worker that held permits has.
 --
--- a  key, breaker, permit (its token, or '' to release all that `worker` holds), worker, concurrency, order (that the
---    request was for, '' = none), reason, http (of a failure), outcome:
+-- a  key, breaker, call (its name in a counter), permit (its token, or '' to release all that `worker` holds), worker,
+--    concurrency, order (that the request was for, '' = none), reason, http (of a failure), outcome:
 --      good      the order came
 --      missing   upstream does not have it, perhaps not yet: a failure only of a probe
 --      failed    of this order alone, or of all
@@ -33,6 +33,9 @@ if #ended > 0 then
   redis.call('PEXPIRE', wakeups, 2000)
   redis.call('HSET', limiter, 'moved', now)
   redis.call('PEXPIRE', limiter, 86400000)
+end
+if held > 0 and a.http == 429 then
+  count('throttled|' .. a.call)
 end
 if a.outcome == 'unknown' then
   -- Else the breaker would stay closed to all until this probe expired.

@@ -21,6 +21,7 @@ if token == 0 and o.delivery_worker == a.worker then
     redis.call('HDEL', o.record, sink .. ':crashes')
   else
     append_history(o, 'crashed', a.worker, sink)
+    note_failure(o, sink, 'it ended its worker, or ran too long')
   end
 elseif token > 0 and o.fencing_token == token and o.worker == a.worker then
   redis.call('ZADD', due, now, member)

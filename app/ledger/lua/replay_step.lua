@@ -56,7 +56,7 @@ local counts = {queued = 0, waiting = 0, passed = 0}
 local taken, read = 0, 0
 local function step(member, event_at)
   local o = load(member, {'generation', 'fetched_generation', 'fetched_at', 'revision', 'dead', 'job', 'queue',
-    'first_at', 'erased_at'})
+    'first_at', 'erased_at', 'request_id'})
   if not is_needed(o, tonumber(event_at)) then
     return 'passed'
   elseif taken == allowed then
@@ -68,7 +68,7 @@ local function step(member, event_at)
     is_new = redeliver(o)
   else
     schedule({member})
-    is_new = request_fetch(o, 'backfill') == 'queued'
+    is_new = request_fetch(o, 'backfill', {'request_id', o.request_id or a.plan}) == 'queued'
     append_history(o, 'requested', 'replay:' .. a.plan, o.queue)
   end
   return is_new and 'queued' or 'waiting'

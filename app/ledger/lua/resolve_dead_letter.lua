@@ -1,7 +1,8 @@
--- resolve_dead_letter: an operator discards a dead fetch, or discards or retries a dead delivery.
+-- resolve_dead_letter: an operator discards a dead fetch, or discards a dead delivery, or retries one now that is dead or
+-- waits for its next attempt.
 --
 -- a  order (member), sink ('' = the fetch of the order), action (discard, retry), keep ms, sinks
--- Returns 1, or 0 when it was not dead (any more).
+-- Returns 1, or 0 when there was nothing (any more) to resolve.
 -- A new event, a replay or a refetch raises the generation as ever, and a late answer is stored as ever: either ends the
 -- discard.
 local o = load(a.order, {'generation', 'fetched_generation', 'dead', 'revision', 'status'})
@@ -19,8 +20,9 @@ if a.sink == '' then
   o.fetched_generation, o.dead = o.generation, nil
   append_history(o, 'discarded', reason, '')
 else
-  local reason = redis.call('HGET', o.record, a.sink .. ':dead')
-  if not reason then
+  local s = redis.call('HMGET', o.record, a.sink .. ':dead', a.sink .. ':next_at')
+  local reason = s[1]
+  if not reason and not (a.action == 'retry' and tonumber(s[2] or '0') > now) then
     return redis.call('ZREM', dead_deliveries, o.member .. ' ' .. a.sink)
   end
   if a.action == 'retry' then

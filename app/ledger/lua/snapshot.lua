@@ -33,7 +33,18 @@ for _, one in ipairs(a.companies) do
   }
 end
 for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
-  sinks[sink] = {behind = 0, failing = 0}
+  local f = redis.pcall('HMGET', prefix .. 'sink-failing:' .. sink, 'since', 'orders', 'attempts', 'error')
+  if f.err then
+    f = {}
+  end
+  sinks[sink] = {
+    behind = 0,
+    failing = 0,
+    failing_since = tonumber(f[1] or '0'),
+    failed_orders = tonumber(f[2] or '0'),
+    failed_attempts = tonumber(f[3] or '0'),
+    error = f[4] or '',
+  }
 end
 
 -- Orders due first have waited longest for a worker, orders due last have failed most often.

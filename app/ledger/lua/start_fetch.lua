@@ -1,7 +1,8 @@
 -- start_fetch: return what is due for an order; start its fetch, if that is due. Called before every getOrder.
 --
 -- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks
--- Returns {what, for a fetch also a MessagePack map (class Fetch of work.py)}; what:
+-- Returns {what, request_id and traceparent of the order, for a fetch also a MessagePack map (class Fetch of work.py)};
+-- what:
 --   nothing   nothing is due now
 --   held      another worker fetches this very settlement
 --   dead      its fetches killed their workers too often: it is a dead letter now
@@ -9,10 +10,14 @@
 --   fetch     this fetch has started
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'lease',
   'dead', 'revision', 'attempts', 'rechecks', 'deferrals', 'first_404_at', 'status', 'last_event_status', 'request_id',
-  'queue', 'fetched_at', 'last_event_at', 'fetch_at', 'client_errors', 'worker', 'erased_at', 'failing_since'})
+  'queue', 'fetched_at', 'last_event_at', 'fetch_at', 'client_errors', 'worker', 'erased_at', 'failing_since',
+  'traceparent'})
+local function answer(what, fetch)
+  return {what, o.request_id or '', o.traceparent or '', fetch}
+end
 if o.generation == 0 or o.erased_at > 0 then
   redis.call('ZREM', due, o.member)
-  return {'nothing'}
+  return answer('nothing')
 end
 redis.call('HDEL', o.record, 'job', 'enqueues')
 local pending = o.fetched_generation < o.generation and not o.dead
@@ -21,19 +26,19 @@ if not pending or o.fetch_at > now then
   -- attempt). Deliveries have times of their own.
   local sink, at = next_delivery(o)
   if sink and at <= now then
-    return {'deliver'}
+    return answer('deliver')
   elseif pending then
     redis.call('ZADD', due, sink and math.min(at, o.fetch_at) or o.fetch_at, o.member)
   else
     schedule_delivery(o, now)
   end
-  return {'nothing'}
+  return answer('nothing')
 end
 local is_new = o.started_generation < o.generation
 -- What this worker itself holds was started by a call whose answer was lost: it does one thing at a time. A lease that
 -- reaches farther than any lease can was taken from a Redis server whose clock was ahead.
 if o.lease > now and o.lease <= now + a.longest_lease and not is_new and o.worker ~= a.worker then
-  return {'held'}
+  return answer('held')
 end
 -- A lease that has expired belongs to a crash: of this settlement, or of an older one, which does not count.
 local crashed = o.lease > 0 and o.lease <= now
@@ -45,7 +50,7 @@ if crashed and not is_new and redis.call('HINCRBY', o.record, 'crashes', 1) >= a
   redis.call('HDEL', o.record, 'lease', 'worker')
   dead_letter_fetch(o, 'kills_worker')
   append_history(o, 'dead', 'kills_worker')
-  return {'dead'}
+  return answer('dead')
 end
 local token = o.fencing_token + 1
 redis.call('ZADD', due, now + a.lease, o.member)
@@ -54,7 +59,7 @@ redis.call('HSET', o.record, 'started_generation', o.generation, 'fencing_token'
 redis.call('HDEL', o.record, 'fetch_at')
 redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' ' .. token, 'PX', 3600000)
 append_history(o, 'started', o.generation, token, a.worker)
-return {'fetch', cmsgpack.pack({
+return answer('fetch', cmsgpack.pack({
   generation = o.generation,
   token = token,
   attempts = o.attempts,
@@ -66,6 +71,5 @@ return {'fetch', cmsgpack.pack({
   failing_ms = o.failing_since > 0 and math.max(now - o.failing_since, 0) or 0,
   -- The event and the fetch both name a status; the later of the two is the last one known.
   known_status = (o.fetched_at > o.last_event_at and o.status or o.last_event_status) or '',
-  request_id = o.request_id or '',
   queue = o.queue or '',
-})}
+}))

@@ -4,8 +4,8 @@
 -- a  order (member), worker, generation and token of the fetch, keep ms, delivery_lease ms, sinks,
 --    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
 --    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
---    bounds (upper bounds of the latency histogram)
--- Returns a MessagePack map: what, revision, changed, requeued (orders); what: refused, erased (nothing is stored),
+--    bounds and call_bounds (upper bounds of the histograms: from event to stored, and of a getOrder)
+-- Returns a MessagePack map: what, revision, changed, requeued (pairs of order and request_id); what: refused, erased (nothing is stored),
 --   fetched, deliver (a delivery is due), pending (the order needs another fetch), dead.
 -- Called again by a worker that did not get the answer, it changes nothing.
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
@@ -14,7 +14,9 @@ local changed, requeued = false, {}
 local function answer(what)
   return cmsgpack.pack({what = what, revision = o.revision, changed = changed, requeued = requeued})
 end
-redis.call('DEL', prefix .. 'claim:' .. a.worker)
+if redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1 then
+  observe('get_order|' .. o.company .. '|ok', a.duration_ms, a.call_bounds)
+end
 if o.generation == 0 then
   return answer('refused')
 elseif o.erased_at > 0 then
@@ -69,14 +71,14 @@ end
 -- Upstream answers again: requeue the oldest orders that failed for good while it answered none, two at a time, as the
 -- answers to these requeue the next. `failing_since` stays: it lies before this answer, so a second end is for good.
 local function requeue(member)
-  local other = load(member, {'dead', 'failing_since'})
+  local other = load(member, {'dead', 'failing_since', 'request_id'})
   if other.dead then
     redis.call('ZADD', due, now, member)
     redis.call('HSET', other.record, 'queue', 'backfill')
     reset_fetch(other)
     redis.call('HSET', other.record, 'failing_since', other.failing_since)
     append_history(other, 'requested', 'upstream_answers', 'backfill')
-    table.insert(requeued, member)
+    table.insert(requeued, {member, other.request_id or ''})
   end
 end
 
@@ -92,15 +94,7 @@ end
 if o.fetched_generation >= o.generation then
   -- From the latest event to its content, once an event; a fetch that people asked for is none of this.
   if o.last_event_at > 0 and o.last_event_at ~= o.latency_recorded_for then
-    local took, bucket = math.max(now - o.last_event_at, 0), 'inf'
-    for _, bound in ipairs(a.bounds) do
-      if took <= bound then
-        bucket = bound
-        break
-      end
-    end
-    count('latency|' .. o.company .. '|' .. bucket)
-    count('latency|' .. o.company .. '|sum', took)
+    observe('latency|' .. o.company, math.max(now - o.last_event_at, 0), a.bounds)
     redis.call('HSET', o.record, 'latency_recorded_for', o.last_event_at)
   end
   -- A worker that counted as dead may still store an order that is a dead letter by now.

@@ -126,7 +126,7 @@ class Worker:
     def _start(self, order: OrderKey) -> None:
         self.driver.touch(order)
         self.job = None
-        outcome, fetch = self.driver.lab.ledger.start_fetch(order, self.name)
+        outcome, fetch, _ = self.driver.lab.ledger.start_fetch(order, self.name)
         if fetch is not None:
             self.fetch = RunningFetch(order, fetch, self.driver.step, self.driver.now + LEASE)
             self.driver.orders[order].start_fetch(self.fetch, self.driver.now)

@@ -1,0 +1,143 @@
+"""The types of the settings: what a value must be, with the sentence of each error; it never quotes the value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Final
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationInfo
+
+from app import times
+from app.ids import guid
+
+_DATABASE: Final = re.compile(r"/?|/[0-9]{1,5}")
+_REDIS_OPTIONS: Final = {
+    "db": "[0-9]{1,5}",
+    "ssl_cert_reqs": "none|optional|required",
+    "ssl_check_hostname": "(?i:true|false)",
+    "ssl_ca_certs": ".+",
+    "ssl_certfile": ".+",
+    "ssl_keyfile": ".+",
+}
+"""Options of REDIS_URL, those of TLS only for rediss://. Time-outs, protocol and the rest are ours."""
+_LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
+
+
+def _guid(value: str) -> str:
+    found = guid(value.strip())
+    if found is None:
+        raise ValueError("is not a GUID")
+    return found
+
+
+def _client_state(value: SecretStr) -> SecretStr:
+    """Refuse what a subscription cannot carry: clientState is 1 to 50 characters (upstream.md 3)."""
+    if not 1 <= len(value.get_secret_value()) <= 50:
+        raise ValueError("must have 1 to 50 characters")
+    return value
+
+
+def _header(value: SecretStr) -> SecretStr:
+    """Refuse what no header of HTTP can carry."""
+    if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", value.get_secret_value()):
+        raise ValueError("must be of printable ASCII characters")
+    return value
+
+
+def _company_name(value: str) -> str:
+    """Decode a name that was copied from an address: it has no blank, and holds what stands for one there."""
+    return unquote_plus(value) if re.fullmatch(r"\S*(?:%[0-9A-Fa-f]{2}|\+)\S*", value) else value
+
+
+def _seconds(value: object) -> int:
+    text = str(value).strip()
+    return times.seconds(f"{text}s" if text.isdecimal() else text)
+
+
+def _https_unless_loopback(value: str) -> str:
+    parts = _parts(value)
+    if parts is None or parts[1] is None or parts[0] not in {"http", "https"} or "?" in value or "#" in value:
+        raise ValueError("is not an http(s) address")
+    if parts[0] == "http" and parts[1] not in _LOOPBACK:
+        raise ValueError("must be https, because each call carries the API key")
+    return value.rstrip("/")
+
+
+def _proxy(value: SecretStr) -> SecretStr:
+    """Refuse all but http://[user:password@]host[:port]; the text of an error quotes nothing of it."""
+    url = value.get_secret_value()
+    parts = _parts(url)
+    if parts is None or parts[0] != "http" or not parts[1] or not re.fullmatch("[!-~]+", url):
+        raise ValueError("is not an address http://host:port (percent-encode user and password)")
+    if urlsplit(url).path.strip("/") or "?" in url or "#" in url:
+        raise ValueError("must end with the port (percent-encode user and password)")
+    return value
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether an address is one of this machine."""
+    return urlsplit(url).hostname in _LOOPBACK
+
+
+def _not_a_probe(value: str) -> str:
+    if value.rstrip("/") in {"/healthz", "/readyz", "/metrics"}:
+        raise ValueError("is the path of a probe")
+    return value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    """Refuse what redis-py would ignore, or would raise only when it connects, with a text that quotes it."""
+    url = value.get_secret_value()
+    if _parts(url) is None or not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("is not an address redis://, rediss:// or unix:// (percent-encode the password)")
+    parts = urlsplit(url)
+    is_database = parts.scheme == "unix" or _DATABASE.fullmatch(parts.path)
+    # With an @ after host and port, these are a part of the password, and would be shown.
+    if "@" in parts.path or parts.fragment or not is_database:
+        raise ValueError("must end with the number of a database, such as /0 (percent-encode the password)")
+    allowed = _REDIS_OPTIONS if parts.scheme == "rediss" else {"db": _REDIS_OPTIONS["db"]}
+    for name, option in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in allowed or not re.fullmatch(allowed[name], option):
+            raise ValueError(f"has an option that is not one of {', '.join(allowed)}, or is not valid")
+    return value
+
+
+def _parts(url: str) -> tuple[str, str | None] | None:
+    """Return scheme and host of an address, None if it is not one; urlsplit's own errors quote the address."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts.scheme, parts.hostname
+
+
+def _comma_list(value: object) -> object:
+    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+
+def not_(relation: str, other: str, is_wrong: Callable[[int, int], bool]) -> AfterValidator:
+    """Compare with a field that was declared before; if that one is wrong itself, there is nothing to compare with."""
+
+    def check(value: int, info: ValidationInfo) -> int:
+        if is_wrong(value, info.data.get(other, value)):
+            raise ValueError(f"must not be {relation} {other.upper()}")
+        return value
+
+    return AfterValidator(check)
+
+
+Guid = Annotated[str, AfterValidator(_guid)]
+ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
+Text = Annotated[str, Field(min_length=1)]
+HeaderSecret = Annotated[SecretStr, AfterValidator(_header)]
+CompanyName = Annotated[Text, AfterValidator(_company_name)]
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
+ApiUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
+WebhookPath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*$"), AfterValidator(_not_a_probe)]
