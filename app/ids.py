@@ -14,6 +14,7 @@ _GUID: Final = re.compile(
     r"\s*\{?\s*([0-9a-fA-F]{8})-?([0-9a-fA-F]{4})-?([0-9a-fA-F]{4})-?([0-9a-fA-F]{4})-?([0-9a-fA-F]{12})\s*\}?\s*",
     re.ASCII,
 )
+_BEGINNING: Final = re.compile(r"[0-9a-f]{4,31}")
 
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
@@ -34,6 +35,17 @@ def guid(value: object) -> str | None:
     else:
         return None
     return None if found == EMPTY_GUID else found
+
+
+def beginning(text: str) -> str | None:
+    """Return the beginning of a GUID as the canonical form has it; None for other texts and for fewer than 4 digits."""
+    typed = text.strip().lower()
+    digits = typed.replace("-", "")
+    if not _BEGINNING.fullmatch(digits):
+        return None
+    parts = (digits[start:end] for start, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
+    found = "-".join(filter(None, parts))
+    return found if "-" not in typed or f"{found}-".startswith(typed) else None
 
 
 def new_request_id() -> str:

@@ -161,10 +161,14 @@ class Plans:
         """Return a plan, None if it does not exist (any more)."""
         return next(self._read([plan_id]), None)
 
+    def ids(self) -> list[str]:
+        """Return the ids of the plans of the last EVENT_DAYS, newest first."""
+        found: Any = self._redis.zrevrange(self._redis.names.replays, 0, -1)
+        return [plan_id.decode() for plan_id in found]
+
     def newest_first(self) -> Iterator[Plan]:
         """Return the plans of the last EVENT_DAYS."""
-        found: Any = self._redis.zrevrange(self._redis.names.replays, 0, -1)
-        return self._read([plan_id.decode() for plan_id in found])
+        return self._read(self.ids())
 
     def feed(self, plan: Plan) -> Step:
         """Take what the rate allows off the plan and request fetches or deliveries, in one step; raises OtherSchema."""
@@ -216,11 +220,6 @@ class Plans:
         for plan_id, fields, left in zip(plan_ids, answers[::2], answers[1::2], strict=True):
             if fields:
                 yield _plan(plan_id, fields, left)
-
-
-def is_plan_id(text: str) -> bool:
-    """Return whether `text` can be the id of a plan."""
-    return 0 < len(text) <= 20 and text.isascii() and text.isalnum()
 
 
 def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> Selected:

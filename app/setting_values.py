@@ -9,10 +9,9 @@ from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationInfo
 
+from app import times
 from app.ids import guid
 
-_DURATION: Final = re.compile(r"(\d{1,9})(s|m|h|d)?")
-_UNITS: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DATABASE: Final = re.compile(r"/?|/[0-9]{1,5}")
 _REDIS_OPTIONS: Final = {
     "db": "[0-9]{1,5}",
@@ -53,10 +52,8 @@ def _company_name(value: str) -> str:
 
 
 def _seconds(value: object) -> int:
-    match = _DURATION.fullmatch(str(value).strip())
-    if match is None:
-        raise ValueError("is not a duration such as 90s, 15m or 2h")
-    return int(match[1]) * _UNITS[match[2] or "s"]
+    text = str(value).strip()
+    return times.seconds(f"{text}s" if text.isdecimal() else text)
 
 
 def _https_unless_loopback(value: str) -> str:

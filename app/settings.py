@@ -285,7 +285,7 @@ _Model = TypeVar("_Model", bound="Declared")
 
 def load() -> Settings:
     """Return the settings of this process, from its environment and `.env`; raises SettingsError."""
-    found, places = _of_dotenv(Path(".env"))
+    found, places = of_dotenv(Path(".env"))
     return parse({**found, **os.environ}, {name: place for name, place in places.items() if name not in os.environ})
 
 
@@ -331,7 +331,7 @@ def _unknown(variables: Mapping[str, str], places: Mapping[str, str], settings: 
     return found
 
 
-def _of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Return the variables of the file and where each stands; no value is expanded. Raises SettingsError."""
     try:
         text = path.read_text(encoding="utf-8-sig")

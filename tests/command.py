@@ -47,13 +47,20 @@ class _Stream(io.TextIOWrapper):
 
     buffer: io.BytesIO
 
-    def __init__(self, text: str = "", encoding: str = "utf-8") -> None:
+    def __init__(self, text: str = "", encoding: str = "utf-8", *, terminal: bool = False) -> None:
         super().__init__(io.BytesIO(text.encode()), encoding=encoding, write_through=True)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str], stdin: str) -> Ended:
-    """Run `ota-receiver` with these arguments, as from a pipe; raises AssertionError if it prints a traceback."""
-    with _process_of_its_own(environment, arguments, stdin) as (out, err):
+def run(arguments: Sequence[str], environment: Mapping[str, str], stdin: str, columns: int | None = None) -> Ended:
+    """Run `ota-receiver` with these arguments, as from a pipe, or to a terminal of so many columns.
+
+    Raises AssertionError if it prints a traceback.
+    """
+    with _process_of_its_own(environment, arguments, stdin, columns) as (out, err):
         code = contextvars.copy_context().run(_exit_code)
     ended = Ended(code, *(one.buffer.getvalue().decode(one.encoding) for one in (out, err)))
     assert "Traceback" not in ended.err, ended.err
@@ -70,7 +77,7 @@ def _exit_code() -> int:
 
 @contextmanager
 def _process_of_its_own(
-    environment: Mapping[str, str], arguments: Sequence[str], stdin: str
+    environment: Mapping[str, str], arguments: Sequence[str], stdin: str, columns: int | None
 ) -> Iterator[tuple[_Stream, _Stream]]:
     """Give the block the environment, arguments and streams of a process, and yield its stdout and stderr.
 
@@ -79,13 +86,13 @@ def _process_of_its_own(
     """
     is_main = threading.current_thread() is threading.main_thread()
     encoding = environment.get("PYTHONIOENCODING", "utf-8")
-    out, err = _Stream(encoding=encoding), _Stream(encoding=encoding)
+    out, err = _Stream(encoding=encoding, terminal=columns is not None), _Stream(encoding=encoding)
     ours: dict[str, Any] = {"argv": ["ota-receiver", *arguments], "stdin": _Stream(stdin), "stdout": out, "stderr": err}
     with _one_at_a_time, _log_state_restored():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with (
-                patch.dict(os.environ, {"COLUMNS": "80"} | dict(environment), clear=True),
+                patch.dict(os.environ, {"COLUMNS": str(columns or 80)} | dict(environment), clear=True),
                 patch.multiple(sys, excepthook=sys.excepthook, **ours),
             ):
                 time.tzset()

@@ -152,6 +152,10 @@ class Lab:
         """Run `ota-receiver` with these arguments in this process, as from a pipe."""
         return command.run(arguments, self.env | env, stdin)
 
+    def on_terminal(self, columns: int, *arguments: str, **env: str) -> Ended:
+        """Run `ota-receiver` with these arguments in this process, its output on a terminal of so many columns."""
+        return command.run(arguments, self.env | env, "", columns)
+
     def run_commands(self, commands: Iterable[Sequence[str]]) -> list[Ended]:
         """Run several commands, one after the other."""
         return [self.run_command(*arguments) for arguments in commands]

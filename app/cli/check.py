@@ -74,7 +74,7 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-@command(cli, "ota-receiver check", codes=_CODES)
+@command(cli, "ota-receiver check", codes=_CODES, panel="Run")
 def check() -> None:
     """Check the settings, Redis and its durability, and each company's API and subscription."""
     bootstrap.configure_cli_log()
@@ -85,7 +85,7 @@ def check() -> None:
         correct = "Correct it: docs/settings.md explains every setting."
         found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
     signs = ("", lambda one: _SIGNS[one.level])
-    console.listing(found, (signs, "about", "what", ("found", "detail"), ("what to do", "advice")))
+    console.listing(found, (signs, "about", "what", ("found", "detail"), (">what to do", "advice")))
     levels = {finding.level for finding in found}
     raise typer.Exit(USAGE if "wrong" in levels else FOUND if "todo" in levels else DONE)
 

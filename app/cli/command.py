@@ -9,12 +9,13 @@ import functools
 import inspect
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import typer
+from typer.core import TyperGroup
 
 from app.errors import ReceiverError
 
@@ -24,15 +25,16 @@ USAGE: Final = 2
 AWAY: Final = 3
 OTHER_SCHEMA: Final = 4
 OTHER_DEPLOYMENT: Final = 5
+NO_ANSWER: Final = 6
 INTERRUPTED: Final = 130
 UNREAD: Final = 141
 """As shells report a program that SIGPIPE ended."""
 
 _CODES: Final = {
     DONE: "done",
-    FOUND: "a problem, or nothing found",
+    FOUND: "a problem, or not found",
     USAGE: "wrong usage or settings, or confirmation needed without a terminal",
-    AWAY: "Redis unavailable",
+    AWAY: "Redis unavailable, or too old",
     OTHER_SCHEMA: "Redis holds data of another schema version",
     INTERRUPTED: "interrupted",
     UNREAD: "output pipe closed",
@@ -86,13 +88,44 @@ def flags() -> Flags:
     return _flags.get()
 
 
-def commands(**options: Any) -> typer.Typer:
-    """Return an empty group of commands, whose help is plain text: it loads in half the time."""
-    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, **options)
+Panel = Literal["Run", "Look", "Repair", "Try"]
+"""What a command is for; its place in the help."""
+
+
+class Panels(TyperGroup):
+    """A group whose help lists its commands by panel, in plain text: it loads in half the time of rich's."""
+
+    def lines(self, ctx: Any, width: int) -> Iterator[tuple[Panel, str, str]]:
+        """Return of each command its panel, its name and its line, of at most `width` characters."""
+        for name, found in self.commands.items():
+            yield vars(found)["rich_help_panel"], name, found.get_short_help_str(width)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        lines = list(self.lines(ctx, formatter.width - max(map(len, self.commands)) - 6))
+        for panel in get_args(Panel):
+            if shown := [(name, line) for of, name, line in lines if of == panel]:
+                with formatter.section(panel):
+                    formatter.write_dl(shown)
+
+
+def commands(*, cls: type[Panels] = Panels, **options: Any) -> typer.Typer:
+    """Return an empty group of commands."""
+    return typer.Typer(
+        cls=cls,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        **options,
+    )
 
 
 def command(
-    group: typer.Typer, *examples: str, options: str = "", codes: Mapping[int, str] | None = None
+    group: typer.Typer,
+    *examples: str,
+    options: str = "",
+    codes: Mapping[int, str] | None = None,
+    panel: Panel = "Look",
 ) -> Callable[[F], F]:
     """Return the decorator that adds a function to the group, as the command of its name.
 
@@ -112,7 +145,8 @@ def command(
             function(**given)
 
         vars(run)["__signature__"] = own.replace(parameters=[*own.parameters.values(), *shared])
-        group.command(function.__name__.strip("_"), epilog=epilog(*examples, codes=codes))(run)
+        name, end = function.__name__.strip("_"), epilog(*examples, codes=codes)
+        group.command(name, epilog=end, rich_help_panel=panel)(run)
         return function
 
     return declare

@@ -1,7 +1,7 @@
 """What commands print, ask and end with: JSON lines or tables on stdout, everything else on stderr.
 
 Values of upstream and of senders are shown as plain text: neither markup nor a terminal's control codes work.
-rich is loaded when a table or a progress bar is drawn.
+rich is loaded when a progress bar is drawn.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from decimal import Decimal
+from typing import Any, Final
 
 import msgspec
 import typer
@@ -23,24 +25,20 @@ from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
 from app.texts import printable
 
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
 WIDTH: Final = 80
 """Columns of text for people."""
 
-_PIPED_WIDTH: Final = 200
-"""Columns of a table when stdout is no terminal: rich's 80 would break GUIDs in two."""
+_GAP: Final = "  "
+"""Between two columns of a table."""
 
-_GAP: Final = 3
-"""Columns between two columns of a table; its two edges take one less."""
+_LONGEST_WORD: Final = 44
+"""A word up to this length stays on one line: a GUID, a reference, the name of a sink."""
 
 _COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
-_MARKS: Final = "=?#@"
+_MARKS: Final = "=?#@>"
 
 Column = str | tuple[str, str | Callable[[Any], object]]
 """A column of a list: its heading (see `table`), and the field of the view, or the function, that gives its cells.
@@ -50,8 +48,11 @@ A heading alone is a field too.
 
 
 def json_line(value: Any) -> None:
-    """Print one object on one line, at once; ends the program when the output pipe is closed."""
-    line = _encoder.encode(value).decode()
+    """Print one object on one line, at once; ends the program when the output pipe is closed.
+
+    All times have one form, as in the logs: UTC, with six digits after the second.
+    """
+    line = _encoder.encode(_plain(msgspec.to_builtins(value, builtin_types=(datetime, Decimal)))).decode()
     # What stdout cannot encode must not become a question mark in a value.
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     _write(line if is_unicode else re.sub(r"[^ -~]", lambda found: json.dumps(found[0])[1:-1], line))
@@ -86,10 +87,8 @@ def listing(
 ) -> None:
     """Print the result of a list command: a table (see `table`), or with --json the `view` of each, one a line.
 
-    Raises Stop with the text `nothing` when there is nothing and the text is not empty.
+    If there is nothing, only the text `nothing` is printed, on stderr.
     """
-    if not found and nothing:
-        raise Stop(nothing, FOUND)
     if flags().as_json:
         for one in found:
             json_line(view(one))
@@ -98,34 +97,52 @@ def listing(
         viewed = zip(found, map(view, found), strict=True)
         rows = ([cell(one) if callable(cell) else fields[cell] for _, cell in pairs] for one, fields in viewed)
         table(title, [heading for heading, _ in pairs], rows)
+    if not found and nothing:
+        remark(nothing)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their headings, which may begin with marks; nothing with --json.
+class _Column:
+    """A column of a table while it is laid out: how many characters a line of it has, and the least without which words
+    are broken, or ids.
+    """
 
-    `=` is a column of ids, which are never broken: people copy them. `?` may be hidden where the terminal is too
-    narrow, the last one first. `#` holds numbers, and may be hidden too. `@` holds times, shown as local ones.
+    def __init__(self, marks: str, name: str, cells: Sequence[str]) -> None:
+        self.marks, self.name, self.cells = marks, name, cells
+        longest_word = max(map(_longest_word, [name, *cells]))
+        self.width = max(_longest_word(name), *map(_columns_of, cells))
+        self.least = self.width if "=" in marks else min(self.width, longest_word, _LONGEST_WORD)
+
+
+def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their headings, which may begin with marks; nothing with --json. Empty columns are left out.
+
+    What does not fit on the terminal yields, from left to right: `?` and `#` (numbers) are hidden, and `>` gets a line
+    of its own below each row. If the others do not fit either, they are folded between words. `=` is a column of ids,
+    which are never broken, since people copy them. `@` holds times, shown as local ones, of today without date.
     """
     if flags().as_json:
         return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    names = [heading.lstrip(_MARKS) for heading in columns]
-    marks = [heading.removesuffix(name) for heading, name in zip(columns, names, strict=True)]
-    cells = [[_cell(value, mark) for value, mark in zip(row, marks, strict=True)] for row in rows]
     zone = datetime.now(UTC).astimezone().tzname() or "local"
-    names = [f"{name} ({zone})" if "@" in mark else name for name, mark in zip(names, marks, strict=True)]
-    kept = _fitting(marks, names, cells) if sys.stdout.isatty() else range(len(columns))
-    shown = Table(title=_title(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for at in kept:
-        justify: Any = "right" if "#" in marks[at] else "left"
-        shown.add_column(names[at], justify=justify, overflow="fold", no_wrap="=" in marks[at])
-    for row in cells:
-        shown.add_row(*(Text(row[at]) for at in kept))
-    _draw(shown)
-    if hidden := [name for at, name in enumerate(names) if at not in kept]:
+    columns = []
+    for heading, values in zip(headings, zip(*rows, strict=True), strict=True):
+        name = heading.lstrip(_MARKS)
+        marks, cells = heading.removesuffix(name), [_cell(value, heading) for value in values]
+        name = f"{name} ({zone})" if "@" in marks else name
+        if any(cells):
+            columns.append(_Column(marks, name, cells))
+    room = _room()
+    beside, below, hidden = _arranged(columns, room)
+    # No word is broken: it may be an id.
+    apart = textwrap.TextWrapper(room, "    ", "      ", break_on_hyphens=False, break_long_words=False)
+    lines = [printable(title)] * bool(title) + _lines(beside, [one.name for one in beside])
+    lines.append("─" * _excess(beside, 0))
+    for at in range(len(columns[0].cells)):
+        lines += _lines(beside, [one.cells[at] for one in beside])
+        for one in below:
+            if one.cells[at]:
+                lines += apart.wrap(f"{one.name}: {one.cells[at]}")
+    _write("\n".join(lines))
+    if hidden:
         remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
 
 
@@ -134,16 +151,11 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
     if flags().as_json:
         json_line(value)
         return
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=_title(title), title_justify="left", box=None, show_header=False, pad_edge=False)
-    shown.add_column(style="dim", no_wrap=True)
-    shown.add_column(overflow="fold")
-    for name, cell in rows.items():
-        if text := _cell(cell):
-            shown.add_row(name, Text(text))
-    _draw(shown)
+    shown = [(name, text) for name, cell in rows.items() if (text := _cell(cell))]
+    columns = [_Column("=", "", [name for name, _ in shown]), _Column("", "", [text for _, text in shown])]
+    beside, _, _ = _arranged(columns, _room())
+    lines = [line for row in shown for line in _lines(beside, row)]
+    _write("\n".join([printable(title)] * bool(title) + lines))
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
@@ -215,43 +227,76 @@ def _write(line: str) -> None:
         raise SystemExit(UNREAD) from None
 
 
-def _cell(value: object, mark: str = "") -> str:
-    if isinstance(value, int) and "#" in mark:
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _cell(value: object, marks: str = "") -> str:
+    if isinstance(value, int) and "#" in marks:
         value = f"{value:,}"
     elif isinstance(value, float):
         value = f"{value:g}"
     elif isinstance(value, tuple):
         value = ", ".join(value)
     elif isinstance(value, datetime):
-        value = times.short(value)
+        value = times.short(value).removeprefix(f"{times.now().astimezone():%m-%d} " if "@" in marks else "")
     return "" if value is None else printable(str(value))
 
 
-def _title(text: str) -> Text | None:
-    from rich.text import Text
-
-    return Text(printable(text)) if text else None
-
-
-def _draw(shown: Table) -> None:
-    from rich.console import Console
-
-    out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
-    with out.capture() as drawn:
-        out.print(shown)
-    # Not by rich: it ends with 1 when the pipe is closed, which of `orders explain` means "not complete".
-    _write(drawn.get().removesuffix("\n"))
+def _room() -> int:
+    """Return how many characters fit side by side; in a pipe there is no limit."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
-def _fitting(marks: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """Return the columns that fit side by side on the terminal, or that must stay though they do not."""
+def _columns_of(text: str) -> int:
+    """Return how many columns of a terminal the text takes: some characters take two."""
+    if text.isascii():
+        return len(text)
     from rich.cells import cell_len
-    from rich.console import Console
 
-    width = Console().width
-    needed = [max([len(name), *(cell_len(row[at]) for row in rows)]) for at, name in enumerate(names)]
-    kept = list(range(len(names)))
-    for at in reversed(kept[:]):
-        if sum(needed[one] + _GAP for one in kept) - 1 > width and set(marks[at]) & {"?", "#"}:
-            kept.remove(at)
-    return kept
+    return cell_len(text)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(_columns_of, text.split()), default=0)
+
+
+def _arranged(columns: Sequence[_Column], room: int) -> tuple[list[_Column], list[_Column], list[str]]:
+    """Return the columns that stand side by side, those below each row, and the names of the hidden ones."""
+    beside = [one for one in columns if not set(one.marks) & {*"?#>"}]
+    for one in columns:
+        if one not in beside and _excess([*beside, one], room) <= 0:
+            beside.append(one)
+    while (excess := _excess(beside, room)) > 0 and (foldable := [one for one in beside if one.width > one.least]):
+        widest = max(foldable, key=lambda one: one.width)
+        widest.width = max(widest.least, widest.width - max(1, excess // len(foldable)))
+    rest = [one for one in columns if one not in beside]
+    beside.sort(key=columns.index)
+    return beside, [one for one in rest if ">" in one.marks], [one.name for one in rest if ">" not in one.marks]
+
+
+def _excess(columns: Sequence[_Column], room: int) -> int:
+    """Return how many characters the columns are wider than the room."""
+    return sum(one.width + len(_GAP) for one in columns) - len(_GAP) - room
+
+
+def _lines(columns: Sequence[_Column], cells: Sequence[str]) -> list[str]:
+    """Return the lines of one row."""
+    folded = [_folded(text, one.width) for one, text in zip(columns, cells, strict=True)]
+    found = []
+    for at in range(max(map(len, folded))):
+        parts = []
+        for one, lines in zip(columns, folded, strict=True):
+            text = lines[at] if at < len(lines) else ""
+            blank = " " * (one.width - _columns_of(text))
+            parts.append(blank + text if set(one.marks) & {"#", "@"} else text + blank)
+        found.append(_GAP.join(parts).rstrip())
+    return found
+
+
+def _folded(text: str, width: int) -> list[str]:
+    return [text] if _columns_of(text) <= width else textwrap.wrap(text, width, break_on_hyphens=False)

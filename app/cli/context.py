@@ -5,6 +5,7 @@ Also the options that several commands share, and the advice on upstream's error
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,15 +21,17 @@ from app.cli import console
 from app.cli.command import FOUND, Stop, flags
 from app.deployment import Deployment
 from app.errors import UpstreamError
-from app.ids import OrderKey, guid
+from app.ids import OrderKey, beginning, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
-from app.ledger.orders import MOST_SEARCHED, Archive, References
+from app.ledger.orders import MOST_ALIKE, MOST_SEARCHED, Archive, References
 from app.ledger.rate_limit import Breaker, breaker_id, open_breaker
 from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
+
+_TIME_OF_EVENT: Final = re.compile(r"\d{4,13}-?")
 
 
 class Companies:
@@ -41,11 +44,16 @@ class Companies:
     def __init__(self, companies: Sequence[Company], declared: Mapping[str, str]) -> None:
         self._slugs = {**declared, **{company.np_company_id: company.slug for company in companies}}
         self.ids = tuple(self._slugs)
+        self.are_several = len(self.ids) > 1
         name, ids = flags().company, {slug: company_id for company_id, slug in self._slugs.items()}
         self.chosen_id = ids.get(name or "") or guid(name)
         if name is not None and self.chosen_id is None:
             raise Stop(f"No company {name!r} is known. There are: {', '.join(sorted(ids))}.")
         self.chosen = [one for one in companies if self.chosen_id in (None, one.np_company_id)]
+
+    def column(self, found: Sequence[Any]) -> tuple[console.Column, ...]:
+        """Return the column `company` of a list: there is none if all are of the only company that is known."""
+        return () if not self.are_several and {one.company_id for one in found} <= {*self.ids} else ("?company",)
 
     def slug(self, company_id: str) -> str:
         """Return the slug, or the GUID of a company that is not known (any more)."""
@@ -95,6 +103,20 @@ class CommandContext:
         return Stop(f"No order {text!r} found{'' if guid(text) else limit}.", FOUND)
 
     def find(self, text: str) -> OrderKey | None:
+        """Return the order as `find_whole` does, or the only one whose orderId begins so, which is then shown."""
+        found = self.find_whole(text)
+        prefix = None if found else beginning(text)
+        if prefix is None:
+            return found
+        with console.progress("searching orderIds"):
+            alike = self.orders.beginning_with(prefix, self.company_id)
+        slug = self.companies.slug
+        several = " --company {}".format if self.companies.are_several else lambda _: ""
+        names = {f"{one.order_id}{several(slug(one.company_id))}": one for one in alike}
+        name = only("order", text, [*names])
+        return names[name] if name else None
+
+    def find_whole(self, text: str) -> OrderKey | None:
         """Return the order with this orderId, reference of either side or request_id, None if there is none.
 
         Raises Stop when there are several, and when `text` is blank: that is not the name of an order without a
@@ -107,6 +129,12 @@ class CommandContext:
             names = ", ".join(f"{self.companies.slug(one.company_id)} {one.order_id}" for one in found)
             raise Stop(f"Several orders match {text!r}: {names}. Give the orderId, and --company.")
         return found[0] if found else None
+
+    def event_id(self, text: str) -> str:
+        """Return the id of the only event that begins so, which is then shown; else the text as it is."""
+        if not _TIME_OF_EVENT.fullmatch(text):
+            return text
+        return only("event", text, self.events.beginning_with(text.rstrip("-"))) or text
 
     def name(self, order: OrderKey) -> str:
         """Return the words that identify this order on a command line."""
@@ -152,23 +180,41 @@ def open_context() -> Iterator[CommandContext]:
         yield CommandContext(found, redis)
 
 
+def only(what: str, text: str, alike: Sequence[str]) -> str | None:
+    """Return the only one of these ids, which begin with `text`, and show it; None without one.
+
+    Raises Stop when there are several.
+    """
+    if len(alike) > 1:
+        shown = [f"  {one}" for one in alike[:MOST_ALIKE]] + ["  …"] * (len(alike) > MOST_ALIKE)
+        raise Stop("\n".join([f"Several {what}s begin with {text!r}:", *shown, "Give more of the id."]))
+    for one in alike:
+        console.remark(f"{text!r} is {what} {one}.")
+    return alike[0] if alike else None
+
+
 def about(orders: Sequence[OrderKey]) -> str:
     """Return the orders of a command for the audit: the id of a single one, or their number."""
     return orders[0].member if len(orders) == 1 else console.many(len(orders), "order")
 
 
 def time(text: str) -> datetime:
-    """Return the time that was typed, for an option's `parser`; raises BadParameter."""
+    """Return the time that was typed, for an option's `parser`; a local one is shown. Raises BadParameter."""
     try:
-        return times.parse(text)
+        found = times.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if text.strip().isalpha() or re.fullmatch(r"[\d:T -]+", text):
+        console.remark(f"{text!r} is {found.astimezone():%Y-%m-%d %H:%M:%S %Z}.")
+    return found
 
 
-ORDER: Final = "orderId, buyFromOrderReference, sellToOrderReference or request_id."
+ORDER: Final = "orderId (its beginning is enough), buyFromOrderReference, sellToOrderReference or request_id."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
-Orders = Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")]
+Orders = Annotated[
+    list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds (the beginning is enough) or references.")
+]
 Status = Annotated[str | None, typer.Option("--status", help="Status of the order: Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, max=1_000_000, help="Show at most this many.")]
 Since = Annotated[datetime | None, typer.Option("--since", parser=time, metavar="TIME", help=times.HINT)]

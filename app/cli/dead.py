@@ -82,17 +82,17 @@ def list_(
     until: context.Until = None,
     limit: context.Limit = 50,
 ) -> None:
-    """List dead letters, oldest first. Orders come before deliveries. Exits 0 also if there are none."""
+    """List dead letters, oldest first. Orders come before deliveries."""
     with open_context() as here:
         now = here.now()
         age = ("age", lambda letter: times.age(now - letter.at))
-        columns = (age, ("?@since", "at"), "?company", ("=order", "order_id"), "sink", "reason", "#http", "?status")
         query = DeadQuery(company_id=here.company_id, sink=sink, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
-        console.listing(found[:limit], columns, lambda letter: _view(here, letter, now))
-    if not found:
-        console.say("No dead letters.")
-    elif len(found) > limit and not flags().as_json:
+        company, order, since_ = here.companies.column(found), ("=order", "order_id"), ("?@since", "at")
+        columns = (age, *company, order, "reason", "=reference", ">sink", ("#http", "http_status"), "?status", since_)
+        shown = partial(_view, here, now=now)
+        console.listing(found[:limit], columns, shown, nothing="No dead letter matches.")
+    if len(found) > limit and not flags().as_json:
         console.remark(f"More than {limit:,}: --limit shows more, --reason and --company fewer.")
 
 
@@ -111,14 +111,19 @@ def show(order: context.Order) -> None:
             return
     for letter in letters:
         what = f"delivery to {letter.sink}" if letter.sink else "fetch"
-        http = f" (HTTP {letter.http})" if letter.http else ""
+        http = f" (HTTP {letter.http_status})" if letter.http_status else ""
         since = f"{times.short(letter.at)} ({times.age(now - letter.at)} ago)"
         console.say(f"{what} failed for good {since}: {letter.reason}{http}")
     for line in view.lines(_LATEST_STEPS):
         console.say(line)
 
 
-@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="company dry_run yes who why")
+@command(
+    cli,
+    "ota-receiver dead requeue --reason order_missing --dry-run",
+    options="company dry_run yes who why",
+    panel="Repair",
+)
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
@@ -131,13 +136,15 @@ def requeue(
 
     Name orders, or choose with --reason, --sink, --company, --older-than or --all. With orders or --sink, deliveries
     that failed and wait for their next attempt are tried now, too. Orders with none of them are skipped and counted in
-    `not_dead`.
+    `not_dead`. For other orders use `orders refetch` or `events replay`, for missing orders `reconcile`.
     """
     act = partial(_requeue, "live" if live else "backfill")
     _change("requeue", act, ids or [], reason, sink, older_than, everything)
 
 
-@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
+@command(
+    cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why", panel="Repair"
+)
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,
@@ -222,7 +229,7 @@ def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int,
     text = f"{console.many(queued, 'order')} queued, {waiting:,} already waiting"
     due = f"{console.many(deliveries, 'delivery')} due now"
     no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
-    found = {"queued": queued, "waiting": waiting, "sinks": deliveries, "not_dead": skipped}
+    found = {"queued": queued, "waiting": waiting, "deliveries": deliveries, "not_dead": skipped}
     console.result(f"{text}, {due}{no_letter}.", found)
 
 

@@ -49,7 +49,7 @@ _EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5%
 cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}))
+@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}), rich_help_panel="Try")
 def demo() -> None:
     """Send sample orders through real processes and show what arrived. Exits 0 only if all is complete.
 
@@ -62,16 +62,24 @@ def demo() -> None:
     raise typer.Exit(0 if run(Console()) else 1)
 
 
-@cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES))
+@cli.command(
+    epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES),
+    rich_help_panel="Try",
+)
 def dev(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the webhook on 127.0.0.1.")] = 8080,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port of the webhook on 127.0.0.1.", show_default="that of the last start, or 8080"
+        ),
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
     sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
-    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data stays in --folder.
-    What a sink raises is shown with its whole traceback.
+    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data and ports stay in
+    --folder for the next start. What a sink raises is shown with its whole traceback.
     """
     from rich.console import Console
 
@@ -128,7 +136,7 @@ def _per_second(text: str) -> float:
     return rate
 
 
-@command(cli, _EXAMPLE, codes=_CODES)
+@command(cli, _EXAMPLE, codes=_CODES, panel="Try")
 def simulate(
     orders: Annotated[
         int, typer.Option(min=1, max=5000, help="Orders that settle. The API key allows 6,000 calls in 5 min.")
@@ -167,11 +175,11 @@ def simulate(
     if find_spec("app.dev") is None:
         raise Stop("simulate needs a development install: in a checkout of the source, uv run ota-receiver simulate.")
     from app.dev.simulator.run import Options, against, on_laptop
-    from app.dev.stack import receiver_settings
+    from app.dev.stack import env_line, receiver_settings
 
     if show_settings:
         needed = receiver_settings(f"http://127.0.0.1:{sandbox_port}")
-        console.result((f"{name}='{value}'" for name, value in needed.items()), needed)
+        console.result((env_line(name, value) for name, value in needed.items()), needed)
         return
     if burst and rate is not None:
         raise Stop("--burst sends all at once: leave out --rate.")
@@ -199,7 +207,7 @@ def simulate(
         console.say("All orders are right.")
         return
     shown = [(one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]]
-    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("order", "what"), shown)
+    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("=order", ">what"), shown)
     if len(report.wrong) > _MOST_SHOWN and not flags().as_json:
         console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
     raise typer.Exit(FOUND)

@@ -9,10 +9,11 @@ from typing import Annotated, Final
 
 import typer
 
-from app.cli import console, context
+from app.cli import console
 from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, Stop, flags
 from app.cli.context import CommandContext, open_context
 from app.erasure import Traces, are_in
+from app.ids import beginning
 from app.intake.spool_file import Swept, erase_rows
 
 EXAMPLE: Final = "ota-receiver orders erase --email - < address.txt"
@@ -27,7 +28,7 @@ _LONGEST_ADDRESS: Final = 320
 
 
 def erase(
-    order: context.Orders = None,
+    order: Annotated[list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds or references.")] = None,
     email: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="All orders of this guest; - reads the address from stdin.")
     ] = None,
@@ -43,14 +44,15 @@ def erase(
     address = _address(email)
     with open_context() as here:
         rest = here.erasure.unfinished()
-        named = {text: here.find(text) for text in order or []}
+        named = {text: here.find_whole(text) for text in order or []}
         missing = [here.not_found(text) for text, key in named.items() if key is None]
         orders = [key for key in named.values() if key is not None]
         if address:
             with console.progress("searching orders") as step:
                 orders = here.erasure.orders_of(address, here.company_id, step)
         if missing and not rest:
-            raise missing[0]
+            whole = " To erase an order its whole id is needed." if any(map(beginning, order or [])) else ""
+            raise Stop(f"{missing[0]}{whole}", FOUND)
         if not orders and not rest:
             raise Stop("No order of this guest found.", FOUND)
         # An order whose erase was interrupted has lost its references: that it is not found must not stop its erase.
@@ -107,7 +109,7 @@ def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
     console.result(f"{console.many(len(erased), 'order')} erased, with {counts} and {texts_of}.", totals)
     copies = [(copy.sink, key) for one in erased for copy in one.copies for key in copy.keys_begin]
     if copies:
-        columns = ("sink", "idempotency key begins with")
+        columns = ("sink", ">idempotency key begins with")
         console.table("Not erased, you must handle: copies that sinks have, or may have", columns, copies)
     if here.settings.erased_file is None:
         console.remark("ERASED_FILE is not set: if Redis loses its data, these orders are fetched again.")
@@ -135,12 +137,12 @@ def _show(here: CommandContext, found: Sequence[Traces]) -> None:
         return f"revision {traces.revision}" if traces.revision and traces.erased is None else "none"
 
     columns = (
-        "company",
+        *here.companies.column([traces.order for traces in found]),
         ("=order", "order_id"),
         "erased",
         ("content", content),
         ("#events", lambda traces: len(here.events.of_order(traces.order))),
-        ("copies in sinks", lambda traces: tuple(one.sink for one in traces.copies)),
+        (">copies in sinks", lambda traces: tuple(one.sink for one in traces.copies)),
     )
     title = "To be erased: content, references, events, spooled events"
     console.listing(found, columns, partial(_view, here), title=title)

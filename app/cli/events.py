@@ -19,7 +19,7 @@ from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.order_view import assets
 from app.errors import StoreUnavailable
-from app.ids import OrderKey, guid
+from app.ids import OrderKey, beginning, guid
 from app.ledger.events import EventQuery, StoredEvent
 from app.ledger.record import OrderRecord, State
 from app.ledger.redis import translated_errors
@@ -39,7 +39,7 @@ _TAIL_CODES: Final = {
 }
 
 cli = commands(name="events", help="Events received from the Channel Manager.")
-command(cli, *replay.EXAMPLES, options="company why who dry_run yes")(replay.replay)
+command(cli, *replay.EXAMPLES, options="company why who dry_run yes", panel="Repair")(replay.replay)
 
 
 @command(cli, "ota-receiver events list --since 1h --status Issued", options="company")
@@ -51,18 +51,19 @@ def list_(
     limit: context.Limit = 50,
 ) -> None:
     """List the latest events, newest last. Duplicates are not stored: `orders explain` counts them."""
-    columns = ("=id", ("@received", "at"), "?company", ("=order", "order_id"), "status", "?outcome", "?reference")
     with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
         found = list(islice(here.events.newest_first(query), limit))[::-1]
+        company, event_id = here.companies.column(found), ("?=event", "id")
+        columns = (("@received", "at"), *company, ("=order", "order_id"), "status", "=reference", event_id, "?outcome")
         console.listing(found, columns, here.view, nothing="No event matches.")
 
 
 @command(cli, "ota-receiver events show 1763803942123-0")
-def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id, as `events list` shows it.")]) -> None:
+def show(event_id: Annotated[str, typer.Argument(metavar="ID", help="Event id; its beginning is enough.")]) -> None:
     """Show one event, and the state of its order."""
     with open_context() as here:
-        event = next(iter(here.events.of_ids([event_id])), None)
+        event = next(iter(here.events.of_ids([here.event_id(event_id)])), None)
         if event is None:
             raise Stop(f"No event {event_id!r} found; it may be older than EVENT_DAYS.", FOUND)
         record = here.orders.record(event.key)
@@ -147,8 +148,8 @@ class Tail:
             return found, dict(zip(orders, self.here.orders.records(orders), strict=True))
 
     def _print_event(self, event: StoredEvent) -> None:
-        slug = self.here.companies.slug(event.company_id)
-        text = f"{event.order_id} {slug}: {event.status}, {event.outcome} {event.reference}"
+        known_as = f" ({event.reference})" if event.reference else ""
+        text = f"{self._name(event.key)}{known_as}: {event.status}, {event.outcome}"
         self._print(event.at, text, {"what": "event"} | self.here.view(event))
         self.waiting.setdefault(event.key, _Waiting(event.at)).deferred = False
         while len(self.waiting) > MOST:
@@ -177,8 +178,12 @@ class Tail:
         outcome |= {"reason": reason, "took_ms": took}
         outcome |= {name: getattr(record, name) for name in ("revision", "wallets", "tickets", "coupons")}
         detail = f"{status}, {assets(record)}" if state == "fetched" else reason
-        text = f"{record.order_id} {slug}: {state} after {times.span(took)}"
+        text = f"{self._name(record.key)}: {state} after {times.span(took)}"
         self._print(at, f"{text}: {detail}" if detail else text, outcome)
+
+    def _name(self, order: OrderKey) -> str:
+        companies = self.here.companies
+        return f"{order.order_id} {companies.slug(order.company_id)}" if companies.are_several else order.order_id
 
     def _print(self, at: datetime, text: str, value: Any) -> None:
         console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value)
@@ -191,6 +196,8 @@ def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], 
     order_id = guid(text)
     if order_id is not None:
         return lambda event: event.order_id == order_id
-    known = set(here.references.orders(text, here.company_id))
+    known: set[OrderKey | None] = set(here.references.orders(text, here.company_id))
+    if not known and beginning(text):
+        known.add(here.find(text))
     reference = text.strip().casefold()
     return lambda event: event.key in known or event.reference.casefold() == reference

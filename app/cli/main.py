@@ -13,36 +13,67 @@ from io import TextIOWrapper
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperGroup
 
 from app.cli import console
-from app.cli.command import AWAY, FOUND, INTERRUPTED, OTHER_DEPLOYMENT, OTHER_SCHEMA, USAGE, Stop, commands, epilog
+from app.cli.command import (
+    AWAY,
+    FOUND,
+    INTERRUPTED,
+    NO_ANSWER,
+    OTHER_DEPLOYMENT,
+    OTHER_SCHEMA,
+    USAGE,
+    Panel,
+    Panels,
+    Stop,
+    commands,
+    epilog,
+)
 from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
 
-COMMANDS: Final = {
-    "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
-    "worker": ("serve", "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."),
-    "demo": ("dev", "Send sample orders through real processes and show what arrived."),
-    "dev": ("dev", "Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager."),
-    "simulate": ("dev", "Send late, duplicate, batched and forged events, and check the outcome of every order."),
-    "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
-    "health": ("health", "Check that the web process or the worker pool of this machine (or container) works."),
-    "status": ("status", "Show the backlog and its expected end, failures, worker pools and alerts."),
-    "events": ("events", "Events received from the Channel Manager."),
-    "orders": ("orders", "Orders: fetched, pending and failed."),
-    "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
-    "replays": ("replay", "Plans made by `events replay`."),
-    "audit": ("status", "Show who changed something by hand, when, what and why."),
-    "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
-    "reconcile": ("reconcile", "Compare the Channel Manager's order list with ours, and show the differences."),
+COMMANDS: Final[dict[str, tuple[str, Panel, str]]] = {
+    "serve": ("serve", "Run", "Receive events: run the HTTP endpoint (the `web` process)."),
+    "worker": (
+        "serve",
+        "Run",
+        "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process).",
+    ),
+    "demo": ("dev", "Try", "Send sample orders through real processes and show what arrived."),
+    "dev": (
+        "dev",
+        "Try",
+        "Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.",
+    ),
+    "simulate": (
+        "dev",
+        "Try",
+        "Send late, duplicate, batched and forged events, and check the outcome of every order.",
+    ),
+    "check": ("check", "Run", "Check the settings, Redis and its durability, and each company's API and subscription."),
+    "health": ("health", "Run", "Check that the web process or the worker pool of this machine (or container) works."),
+    "status": ("status", "Look", "Show the backlog and its expected end, failures, worker pools and alerts."),
+    "events": ("events", "Look", "Events received from the Channel Manager."),
+    "orders": ("orders", "Look", "Orders: fetched, pending and failed."),
+    "dead": ("dead", "Repair", "Dead letters: orders and deliveries that failed for good."),
+    "replays": ("replay", "Repair", "Plans made by `events replay`."),
+    "audit": ("status", "Look", "Show who changed something by hand, when, what and why."),
+    "subscription": ("subscription", "Repair", "The webhook subscription at the Channel Manager."),
+    "reconcile": (
+        "reconcile",
+        "Repair",
+        "Compare the Channel Manager's order list with ours, and show the differences.",
+    ),
 }
-"""Name -> its module, and its line in `--help`: the first sentence of its own help."""
+"""Name -> its module, its panel, and its line in `--help`: the first sentence of its own help."""
 
 _FROM_SOURCE: Final = frozenset({"demo", "dev"})
 """Commands of an installation with app.dev; the image has none."""
 
 
-_CODES: Final = {OTHER_DEPLOYMENT: "see the help of `serve`, `worker` and `reconcile`"}
+_CODES: Final = {
+    OTHER_DEPLOYMENT: "another deployment uses this Redis",
+    NO_ANSWER: "no usable answer from the Channel Manager",
+}
 
 
 class _Loaded(Mapping[str, Any]):
@@ -62,7 +93,7 @@ class _Loaded(Mapping[str, Any]):
         return sum(1 for _ in self)
 
 
-class _Program(TyperGroup):
+class _Program(Panels):
     """The root group: lists its commands without loading them."""
 
     def __init__(self, **attributes: Any) -> None:
@@ -72,9 +103,8 @@ class _Program(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.commands])
+    def lines(self, ctx: Any, width: int) -> Iterator[tuple[Panel, str, str]]:
+        return ((COMMANDS[name][1], name, COMMANDS[name][2]) for name in self.commands)
 
 
 cli = commands(

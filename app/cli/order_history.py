@@ -86,9 +86,9 @@ def describe(entry: kinds.Entry) -> str:
     text, call, outcome = _TEXTS[type(entry)], "", ""
     match entry:
         case kinds.FetchStored():
-            call = _call(entry.http, entry.duration_ms)
+            call = _call(entry.http_status, entry.duration_ms)
         case kinds.FetchFailed():
-            call = _call(entry.http, entry.duration_ms)
+            call = _call(entry.http_status, entry.duration_ms)
             outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
         case kinds.DeliveryEnded(outcome="succeeded"):
             text = "revision {0.revision} delivered to {0.sink} in {0.duration_ms} ms"
@@ -134,7 +134,7 @@ def _likeness(numbered: tuple[int, kinds.Entry]) -> tuple[object, ...]:
         case kinds.EventReceived(outcome="coalesced"):
             return (kinds.EventReceived, entry.status, entry.secret)
         case kinds.FetchFailed(outcome="deferred" | "uncounted" | "not_found"):
-            return (kinds.FetchFailed, entry.reason, entry.http)
+            return (kinds.FetchFailed, entry.reason, entry.http_status)
         case kinds.DeliveryEnded(outcome="retry"):
             return (kinds.DeliveryEnded, entry.sink, entry.revision, entry.reason)
     return (number,)

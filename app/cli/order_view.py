@@ -231,7 +231,7 @@ def _error(record: OrderRecord) -> str:
         (record.deferrals, "deferral"),
         (record.crashes, "worker crash"),
     )
-    parts = [record.dead or record.error, f"HTTP {record.http}" if record.http else ""]
+    parts = [record.dead or record.error, f"HTTP {record.http_status}" if record.http_status else ""]
     parts += [console.many(count, noun) for count, noun in counts if count]
     return ", ".join(filter(None, parts))
 

@@ -15,7 +15,7 @@ import typer
 
 from app import bootstrap
 from app.cli import console, context, erase
-from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands, flags
+from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
@@ -34,7 +34,8 @@ _LONGEST_REFERENCE: Final = 50
 _CHANGE_CODES: Final = {
     DONE: "done, and its fetch is queued",
     FOUND: "refused by the Channel Manager, or order not found",
-    AWAY: "no answer from the Channel Manager or Redis: it may have been done",
+    AWAY: "Redis unavailable: it may have been done",
+    NO_ANSWER: "no usable answer from the Channel Manager: it may have been done",
 }
 _EXPLAIN_CODES: Final = {
     DONE: "complete: fetched, and every sink has it (or deleted upstream)",
@@ -56,7 +57,7 @@ _NO_POOL: Final = (
 )
 
 cli = commands(name="orders", help="Orders: fetched, pending and failed.")
-command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES)(erase.erase)
+command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES, panel="Repair")(erase.erase)
 
 
 def request_fetches(
@@ -93,27 +94,28 @@ def list_(
     """List orders, the latest change first. --since and --until select by that change."""
     if dead and state not in (None, "dead"):
         raise Stop(f"--dead and --state {state} exclude each other.")
-    columns = (
-        ("@changed", lambda record: record.changed),
-        "?company",
-        ("=order", "order_id"),
-        "state",
-        ("status", lambda record: record.known_status),
-        "#wallets",
-        "#tickets",
-        "#coupons",
-        "?reference",
-        ("error", lambda record: record.dead or record.error or tuple(one.error or one.dead for one in record.sinks)),
-    )
     with open_context() as here:
         now, state = here.now(), "dead" if dead else state
         query = OrderQuery(company_id=here.company_id, status=status, state=state, since=since, until=until)
-        found = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
+        matching = here.orders.newest_first(query, now, lambda broken: console.remark(str(broken)))
+        found = list(islice(matching, limit))
+        columns = (
+            ("@changed", lambda record: record.changed),
+            *here.companies.column(found),
+            ("=order", "order_id"),
+            "state",
+            "=reference",
+            ("?status", lambda record: record.known_status),
+            (
+                ">error",
+                lambda record: record.dead or record.error or tuple(one.error or one.dead for one in record.sinks),
+            ),
+            "#wallets",
+            "#tickets",
+            "#coupons",
+        )
         console.listing(
-            list(islice(found, limit)),
-            columns,
-            lambda record: here.view(record, state=record.state(now)),
-            nothing="No order matches.",
+            found, columns, lambda record: here.view(record, state=record.state(now)), nothing="No order matches."
         )
 
 
@@ -130,7 +132,8 @@ def show(
     if view.order is not None and view.order.manifest_url:
         console.say(f"manifest  {view.order.manifest_url}")
     if view.order is not None and view.order.wallets:
-        headings = ("line", "visit", "wallet", "guest", "asset", "number", "item", "description")
+        headings = ("line", "visit", "=wallet", "guest", "asset", "=number", "item", "description")
+        console.say("")
         console.table("", headings, asset_rows(view.order.items))
 
 
@@ -153,9 +156,12 @@ def explain(order: context.Order) -> None:
         raise typer.Exit(FOUND)
 
 
-@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
+@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why", panel="Repair")
 def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
-    """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event."""
+    """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event.
+
+    For many orders use `events replay`, for dead letters `dead requeue`, for missing orders `reconcile`.
+    """
     with open_context() as here:
         orders = dict.fromkeys(map(here.order, named), "")
         console.result(*request_fetches(here, orders, "live", "refetch"))
@@ -168,7 +174,7 @@ def _reference(text: str) -> str:
     return found
 
 
-@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES)
+@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES, panel="Repair")
 def confirm(
     order: context.Order,
     payment_reference: Annotated[
@@ -188,7 +194,7 @@ def confirm(
     )
 
 
-@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES)
+@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES, panel="Repair")
 def cancel(order: context.Order) -> None:
     """Cancel an order (deleteOrder), and fetch it. Upstream deletes a Draft or Error order, and keeps an Issued one.
 
@@ -220,7 +226,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
                 upstream = bootstrap.channel_manager(here.settings, company, client)
                 status = call(upstream, key.order_id).order.status
         except (ConnectionFault, Throttled) as error:
-            raise Stop(f"{trouble(company.slug, error, API_PERMISSIONS)} Nothing was changed.", AWAY) from None
+            raise Stop(f"{trouble(company.slug, error, API_PERMISSIONS)} Nothing was changed.", NO_ANSWER) from None
         except (RequestRejected, OrderNotFound) as error:
             # The copy here may be old: the fetch shows what the order is now.
             request(f"{what}-refused", "Upstream refused it")
@@ -231,7 +237,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
         except UpstreamError as error:
             request(f"{what}-unsure", "It may have been done upstream")
             cause = trouble(company.slug, error, API_PERMISSIONS)
-            raise Stop(f"{cause} It may have been done upstream; its fetch is queued: {see}", AWAY) from None
+            raise Stop(f"{cause} It may have been done upstream; its fetch is queued: {see}", NO_ANSWER) from None
         except KeyboardInterrupt:
             request(f"{what}-unsure", "It may have been done upstream")
             console.remark(f"Interrupted; it may have been done upstream, and its fetch is queued: {see}")

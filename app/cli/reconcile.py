@@ -13,7 +13,7 @@ import typer
 
 from app import bootstrap
 from app.cli import console
-from app.cli.command import DONE, FOUND, Stop, command, commands, flags
+from app.cli.command import DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
@@ -23,8 +23,6 @@ from app.ledger.redis import server_time
 from app.reconcile.compare import Discrepancy
 from app.reconcile.expected import Expected, read
 from app.settings import Company
-
-NO_LIST: Final = 5
 
 _FROM_FILE: Final = (
     "Compare this file of orders that you expect instead. It has at least one of the columns orderId, reference,"
@@ -41,13 +39,13 @@ _FOR_GOOD: Final = (
 _CODES: Final = {
     DONE: "no differences, or all queued, or such as remain after a fetch",
     FOUND: "differences that are not all queued, such as dead letters",
-    NO_LIST: "the Channel Manager did not return the whole list",
+    NO_ANSWER: "the Channel Manager did not return the whole list",
 }
 
 cli = commands()
 
 
-@command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES)
+@command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES, panel="Repair")
 def reconcile(
     from_zero: Annotated[
         bool, typer.Option("--from-zero", help="Read the whole list, not only the changes since the last run.")
@@ -62,7 +60,8 @@ def reconcile(
     no_event: settled, and no event arrived for it. changed: confirmed, cancelled or changed since it was fetched,
     which sends no event. stuck: not settled for more than 10 minutes. unscheduled: its fetch or delivery is outstanding
     here, and no time is set for it. dead: settled, and its fetch is a dead letter. An order is fetched once for each
-    change of its row. The workers do the same every RECONCILE_EVERY; an interrupted run loses nothing.
+    change of its row. The workers do the same every RECONCILE_EVERY; an interrupted run loses nothing. For orders that
+    are here use `orders refetch` or `events replay`, for dead letters `dead requeue`.
     """
     if from_file is not None and from_zero:
         raise Stop("--from-file reads no list: leave out --from-zero.")
@@ -108,7 +107,7 @@ def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
         console.remark(_FOR_GOOD.format(f"{for_good:,} {differ}"))
     for trouble in troubles:
         console.remark(trouble)
-    return NO_LIST if troubles else FOUND if len(differences) > for_good + len(wanted) else DONE
+    return NO_ANSWER if troubles else FOUND if len(differences) > for_good + len(wanted) else DONE
 
 
 def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -> str:
@@ -154,13 +153,13 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
 
 def _show(here: CommandContext, differences: Sequence[Discrepancy]) -> None:
     columns = (
-        "company",
+        *here.companies.column(differences),
         ("=order", "order_id"),
         ("difference", lambda one: f"{one.kind} (for good)" if one.for_good else one.kind),
-        ("listed as", "status"),
-        ("here", "stored_status"),
-        "differs",
-        "?reference",
+        "=reference",
+        (">differs", "differs"),
+        ("?listed as", "status"),
+        ("?here", "stored_status"),
         ("?@received", "received_at"),
     )
     console.listing(differences, columns, here.view)
@@ -182,7 +181,7 @@ def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     missing = _missing(here, expected, company_ids)
 
     def show() -> None:
-        columns = (("#line", lambda one: str(one.line)), ("order", "order_id"), "references")
+        columns = (("line", lambda one: str(one.line)), ("=order", "order_id"), "=references")
         console.listing(missing, columns, lambda one: {"kind": "missing"} | msgspec.structs.asdict(one))
         of = f"{console.many(len(expected), 'order')} expected"
         console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")

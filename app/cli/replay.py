@@ -16,10 +16,10 @@ import typer
 from app import times
 from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands, flags
-from app.cli.context import CommandContext, open_context
+from app.cli.context import CommandContext, only, open_context
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Plan, Selected, Selection, is_plan_id, needless, select
+from app.replay import Plan, Selected, Selection, needless, select
 from app.settings import Settings
 
 GET_ORDER: Final = 0.25
@@ -46,7 +46,7 @@ Rate = Annotated[
     float | None,
     typer.Option("--rate", min=0.01, max=5000, help="Orders a second. Default: the backfill's share of the limits."),
 ]
-PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan, as `replays list` shows it.")]
+PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan; its beginning is enough.")]
 
 cli = commands(name="replays", help="Plans made by `events replay`.")
 
@@ -60,10 +60,10 @@ def default_rate(settings: Settings) -> float:
 
 def replay(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids, as `events list` shows them.")
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Event ids; the beginning is enough.")
     ] = None,
     order: Annotated[
-        list[str] | None, typer.Option("--order", help="An order, by orderId or reference; repeatable.")
+        list[str] | None, typer.Option("--order", help="An order, by orderId, its beginning, or reference; repeatable.")
     ] = None,
     status: context.Status = None,
     outcome: context.OutcomeOption = None,
@@ -86,19 +86,21 @@ def replay(
     Each order is fetched once, oldest first, after live orders. The events with these ids and of --order are searched,
     or else all events. All other conditions must hold. An order whose stored copy is newer than its last selected event
     is skipped, unless --force. The replay is a plan: Ctrl-C stops it, `replays resume` continues it, and
-    `replays cancel` ends it.
+    `replays cancel` ends it. For one order use `orders refetch`, for dead letters `dead requeue`, for orders without an
+    event `reconcile`.
     """
     if not any((ids, order, flags().company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
     if force and (to_sinks or sink):
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
-    wrong = next((one for one in ids or [] if not is_event_id(one)), None)
-    if wrong is not None:
-        raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
     with open_context() as here:
+        event_ids = [here.event_id(one) for one in ids or []]
+        wrong = next((one for one in event_ids if not is_event_id(one)), None)
+        if wrong is not None:
+            raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
         sinks = _sinks(here.sinks, to_sinks, sink or [])
         selection = Selection(
-            event_ids=tuple(dict.fromkeys(ids or [])),
+            event_ids=tuple(dict.fromkeys(event_ids)),
             orders=tuple(dict.fromkeys(here.order(text) for text in order or [])),
             company_id=here.company_id,
             status=status,
@@ -144,7 +146,7 @@ def _start(
     seconds = round(to_do / speed)
     takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
     forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
-    forecast |= {"get_order_calls": calls, "sinks": sinks, "rate": rate, "seconds": seconds, "ends": ends}
+    forecast |= {"get_order_calls": calls, "sinks": sinks, "rate": rate, "takes_s": seconds, "ends": ends}
     forecast |= {"dry_run": flags().dry_run}
     why_skipped = "the stored copy is newer than the event; --force fetches them too."
     if sinks:
@@ -181,20 +183,20 @@ def _start(
 @command(cli, "ota-receiver replays list --limit 5")
 def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first. Each with what was requested, by whom and why, and how much is left."""
-    selected = ("selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
-    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "#rate", selected, "who", "why")
+    selected = (">selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
+    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "who", selected, ">why", "#rate")
     with open_context() as here:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
 
-@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who")
+@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who", panel="Repair")
 def resume(plan_id: PlanId, rate: Rate = None) -> None:
     """Resume a replay. Several processes may run one plan: they share its rate, and no order is queued twice."""
     with open_context() as here:
         _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
 
 
-@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
+@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who", panel="Repair")
 def cancel(plan_id: PlanId) -> None:
     """Cancel a replay. Orders already queued stay queued. Processes that run it stop within seconds."""
     with open_context() as here:
@@ -214,7 +216,13 @@ def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[st
 
 def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     """Return the plan; raises Stop when there is none, or it has ended."""
-    plan = here.plans.of(plan_id) if is_plan_id(plan_id) else None
+    ids = here.plans.ids()
+    known = (
+        plan_id
+        if plan_id in ids
+        else only("plan", plan_id, [one for one in ids if len(plan_id) > 3 and one.startswith(plan_id)])
+    )
+    plan = here.plans.of(known) if known else None
     if plan is None:
         raise Stop(f"No plan {plan_id!r} found; `ota-receiver replays list` shows them.", FOUND)
     if plan.state != "open":

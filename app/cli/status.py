@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from statistics import mean
 from typing import Annotated, Final, Literal
@@ -12,13 +12,13 @@ import msgspec
 import typer
 
 from app import times
-from app.audit import newest_first
+from app.audit import AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
 from app.deployment import differences
-from app.ids import OrderKey
+from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
@@ -158,10 +158,21 @@ def audit(
     with open_context() as here:
         entries = (one for one in newest_first(here.redis) if what in (None, one[1].what))
         found = list(islice(entries, limit))
-    if not found:
-        console.remark("The audit is empty.")
-    columns = (("@when", "at"), "what", "#orders", "selected", "plan", "who", "why")
-    console.listing(found, columns, lambda one: {"at": one[0]} | msgspec.structs.asdict(one[1]))
+        selected = (">selected", lambda one: _words(here, one[1].selected))
+        columns = (("@when", "at"), "what", "#orders", "who", selected, ">why", "?=plan")
+        console.listing(found, columns, _entry, nothing="The audit has no such entry.")
+
+
+def _entry(one: tuple[datetime, AuditEntry]) -> dict[str, object]:
+    return {"at": one[0]} | msgspec.structs.asdict(one[1])
+
+
+def _words(here: CommandContext, selected: str) -> str:
+    """Return a selection as people read it: a single order is stored with the id of its company."""
+    company_id, _, order_id = selected.partition(":")
+    if guid(company_id) is None or guid(order_id) is None:
+        return selected
+    return f"{order_id} of {here.companies.slug(company_id)}" if here.companies.are_several else order_id
 
 
 def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_paused: bool) -> list[QueueStatus]:

@@ -26,7 +26,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from app import bootstrap, log, settings, subscriptions, times
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, OTHER_SCHEMA, Stop, command, commands, flags
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NO_ANSWER, OTHER_SCHEMA, Stop, command, commands, flags
 from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
 from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
@@ -39,7 +39,7 @@ from app.upstream.models import EVENT_NAME, Subscription
 _SECRET_BYTES: Final = 32
 """43 characters in base64, of the 50 that a subscription takes (upstream.md 3)."""
 
-_CODES: Final = {AWAY: "no usable answer from the Channel Manager", OTHER_SCHEMA: ""}
+_CODES: Final = {AWAY: "", OTHER_SCHEMA: "", NO_ANSWER: "no usable answer from the Channel Manager"}
 _ID: Final = "Its id, as `subscription list` shows it."
 _CREATE: Final = "ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager"
 _WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.example.com/webhooks/ota-channel-manager"
@@ -80,7 +80,7 @@ def _upstream_errors(company: Company, *, changes: bool = False) -> Iterator[Non
     except UpstreamError as error:
         is_uncertain = changes and isinstance(error, Unavailable | UnreadableAnswer)
         unsure = " It may have been done: check with `ota-receiver subscription list` first." if is_uncertain else ""
-        raise Stop(f"{trouble(company.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", AWAY) from None
+        raise Stop(f"{trouble(company.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", NO_ANSWER) from None
 
 
 @command(cli, "ota-receiver subscription list", options="company", codes=_CODES)
@@ -94,13 +94,16 @@ def list_() -> None:
                 found += [_view(one, subscription) for subscription in upstream.subscriptions()]
             except UpstreamError as error:
                 troubles.append(trouble(one.slug, error, WEBHOOK_PERMISSIONS))
-    columns = ("=id", "company", "event", "state", "secret", ("address", "url"))
+    company = ("?company",) if len({one["company"] for one in found}) > 1 else ()
+    columns = ("=id", *company, "state", "secret", (">address", "url"), ">event")
     console.listing(found, columns, dict, nothing="" if troubles else "No subscription.")
     if troubles:
-        raise Stop("\n".join(troubles), AWAY)
+        raise Stop("\n".join(troubles), NO_ANSWER)
 
 
-@command(cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES)
+@command(
+    cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES, panel="Repair"
+)
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     new_client_state: Annotated[
@@ -149,7 +152,11 @@ def create(
 
 
 @command(
-    cli, "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e", options="company yes", codes=_CODES
+    cli,
+    "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e",
+    options="company yes",
+    codes=_CODES,
+    panel="Repair",
 )
 def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID)]) -> None:
     """Delete a subscription."""
@@ -185,10 +192,10 @@ def _duration(text: str) -> int:
     try:
         return _seconds.validate_python(text)
     except ValidationError:
-        raise typer.BadParameter("is not a duration such as 90s, 5m or 1h") from None
+        raise typer.BadParameter("is not a duration such as 90s, 15m or 2h30m") from None
 
 
-@command(cli, _WATCH, options="company", codes=_CODES)
+@command(cli, _WATCH, options="company", codes=_CODES, panel="Repair")
 def watch(
     url: Annotated[
         str | None, typer.Option(help="Only a subscription to this address counts; --repair creates it.")
@@ -201,7 +208,7 @@ def watch(
     ] = 300,
     repair: Annotated[bool, typer.Option("--repair", help="Create it again when it is missing or not Active.")] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 3: unknown.")
+        bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 6: unknown.")
     ] = False,
 ) -> None:
     """Check the subscriptions repeatedly, and print each change once.
@@ -242,7 +249,7 @@ def _check(watches: list[SubscriptionWatch], repair: bool, printed: dict[str, li
         states.add(state)
     if states - {subscriptions.ACTIVE, subscriptions.REPAIRED, subscriptions.UNREACHABLE}:
         return FOUND
-    return AWAY if subscriptions.UNREACHABLE in states else DONE
+    return NO_ANSWER if subscriptions.UNREACHABLE in states else DONE
 
 
 def _print(watch: SubscriptionWatch, status: SubscriptionStatus, repair: bool) -> None:

@@ -25,8 +25,10 @@ from app.dev.stack import PARTNER_ID, Stack
 from app.ids import OrderKey
 from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord
+from app.settings import of_dotenv
 from app.upstream.models import Order
 
+_PORT: Final = "8080"
 _POLL: Final = 0.05
 _FETCHED_WITHIN: Final = 15.0
 _PROCESS_CHECK: Final = 0.2
@@ -157,14 +159,21 @@ def run(console: Console) -> bool:
         return not any(sample.problems for sample in orders)
 
 
-def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
-    """Keep all parts running until KeyboardInterrupt, or until one of them ends."""
-    tracebacks = folder / "tracebacks.log"
+def keep_running(console: Console, folder: Path, port: int | None, sinks: str) -> None:
+    """Keep all parts running until KeyboardInterrupt, or until one of them ends.
+
+    All ports are those of the last start in the folder, except those that are taken; `port` is to be that of web.
+    """
+    environment = folder / "env"
+    last, _ = of_dotenv(environment)
+    usual = int(last.get("PORT", _PORT))
+    port_now, tracebacks = port or stacks.free_or(usual), folder / "tracebacks.log"
     tracebacks.unlink(missing_ok=True)
-    with stacks.start(folder, port=port, sinks=sinks, tracebacks=tracebacks) as stack, tracebacks.open() as raised:
-        environment = folder / "env"
+    started = stacks.start(folder, port=port_now, last=last, sinks=sinks, tracebacks=tracebacks)
+    with started as stack, tracebacks.open() as raised:
+        _say_which_moved(console, last | {"PORT": str(port or usual)}, stack.variables)
         environment.touch(mode=0o600)
-        environment.write_text("".join(f"{name}='{value}'\n" for name, value in stack.variables.items()))
+        environment.write_text("".join(f"{stacks.env_line(*one)}\n" for one in stack.variables.items()))
         with Progress(console=console, transient=True) as progress:
             orders = drive(stack, progress)
         guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
@@ -179,6 +188,14 @@ def keep_running(console: Console, folder: Path, port: int, sinks: str) -> None:
                 if process.exit_code is not None:
                     console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")
                     return
+
+
+def _say_which_moved(console: Console, last: dict[str, str], now: dict[str, str]) -> None:
+    """Print which ports are other ones than in the last start."""
+    for name, part in (("PORT", "the webhook"), ("NP_BASE_URL", "the sandbox"), ("REDIS_URL", "Valkey")):
+        was, found = (one.get(name, "").rpartition(":")[2].removesuffix("/0") for one in (last, now))
+        if was not in ("", found):
+            console.print(f"Port {was} of {part} is taken by another program: it is {found} this time.", soft_wrap=True)
 
 
 def drive(stack: Stack, progress: Progress) -> list[Sample]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 
 from app.dev import valkey
-from app.dev.processes import Process, check_free, free_port
+from app.dev.processes import PortTaken, Process, check_free, free_port
 from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.values import company_id
@@ -55,22 +58,25 @@ def start(
     folder: Path,
     *,
     port: int = 0,
+    last: Mapping[str, str] = MappingProxyType({}),
     sandbox_options: Sequence[str] = (),
     sinks: str = "",
     tracebacks: Path | None = None,
 ) -> Iterator[Stack]:
     """Start all parts and stop them at the end; their data and logs go to `folder`. Main thread only (see Process).
 
-    `sinks` is SINKS of the workers; their functions are also searched in the working directory. `tracebacks`: a file
-    for the tracebacks of the sinks.
+    `port` is that of web. `last` are the variables of an earlier start, whose addresses the others keep if they are
+    free. `sinks` is SINKS of the workers; their functions are also searched in the working directory. `tracebacks`: a
+    file for the tracebacks of the sinks.
     Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
     """
     if port:
         # The /readyz of another process would pass for that of our web process.
         check_free(port, "name another with --port")
     with contextlib.ExitStack() as parts:
-        server = parts.enter_context(valkey.start(folder / "valkey"))
-        sandbox = parts.enter_context(sandbox_process.start(options=sandbox_options))
+        server = parts.enter_context(valkey.start(folder / "valkey", last.get("REDIS_URL", "")))
+        sandbox_port = free_or(urlsplit(last.get("NP_BASE_URL", "")).port)
+        sandbox = parts.enter_context(sandbox_process.start(port=sandbox_port, options=sandbox_options))
         ours = [name.upper() for name in NAMES]
         # The caller's own settings are left out.
         environment = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
@@ -99,6 +105,24 @@ def start(
         web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack
+
+
+def free_or(port: int | None) -> int:
+    """Return the port if it is given and free, else 0, which stands for any free one."""
+    with contextlib.suppress(PortTaken):
+        check_free(port or 0, "")
+        return port or 0
+    return 0
+
+
+def env_line(name: str, value: str) -> str:
+    """Return a line NAME=value that a shell, our reader of `.env`, systemd and `docker --env-file` understand alike.
+
+    With both kinds of quotes in it, or one and a backslash or a dollar, only a shell does.
+    """
+    if "'" not in value:
+        return f"{name}='{value}'"
+    return f'{name}="{value}"' if not set(value) & {*'"$`\\'} else f"{name}={shlex.quote(value)}"
 
 
 def receiver_settings(sandbox_url: str) -> dict[str, str]:

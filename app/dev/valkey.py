@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -86,20 +87,22 @@ class Valkey(Process):
             raise
 
 
-def start(folder: Path) -> Valkey:
+def start(folder: Path, last_url: str = "") -> Valkey:
     """Start a server in `folder`, which is created with mode 0700, and return once it answers.
 
+    It has the port and the password of `last_url`, the address of an earlier start; the port only if it is still free.
     Raises ValkeyUnavailable if there is no server program, others can read the folder, or another server runs in it.
     """
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o077:
         raise ValkeyUnavailable(f"{folder} is readable by others: chmod 700 it, or name a new folder")
-    password = secrets.token_urlsafe(32)
+    last = urlsplit(last_url)
+    password, kept_port = last.password or secrets.token_urlsafe(32), last.port
     quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
     with _locked(folder) as lock:
         for left in reversed(range(_PORTS_TRIED)):
-            port = free_port()
+            port, kept_port = kept_port or free_port(), None
             server = Valkey(folder, port, f"redis://:{password}@127.0.0.1:{port}/0")
             config = folder / "valkey.conf"
             config.touch(mode=0o600)

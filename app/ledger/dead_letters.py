@@ -29,7 +29,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     sink: str
     at: datetime
     reason: str
-    http: int | None
+    http_status: int | None
     status: str
     reference: str
 
@@ -119,7 +119,7 @@ def _letter(order: OrderKey, sink: str, at: datetime, found: OrderRecord | None)
         sink=sink,
         at=at,
         reason=reason or RECORD_GONE,
-        http=None if sink else record.http or None,
+        http_status=None if sink else record.http_status,
         status=record.known_status,
         reference=record.reference,
     )

@@ -16,6 +16,8 @@ from app.ledger.redis import PAGE, Redis, stream_pages
 from app.times import from_ms, to_ms
 
 _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
+_DIGITS: Final = 13
+"""Of the time in an id, in ms since 1970: until the year 2286."""
 
 
 class StoredEvent(
@@ -78,6 +80,12 @@ class EventLog:
             for one in ids:
                 pipe.xrange(self._redis.names.events, one, one)
             return [event for entries in pipe.execute() for event in _page(entries)]
+
+    def beginning_with(self, digits: str) -> list[str]:
+        """Return the ids that begin with these digits of their time, oldest first, at most 11."""
+        first, last = (digits.ljust(_DIGITS, filler) for filler in "09")
+        found: Any = self._redis.xrange(self._redis.names.events, first, last, count=11)
+        return [event_id.decode() for event_id, _ in found]
 
     def of_order(self, order: OrderKey) -> list[StoredEvent]:
         """Return the events of one order, oldest first, as far as its history (200 entries) and EVENT_DAYS reach."""

@@ -63,7 +63,7 @@ class FetchStored(_Entry, frozen=True, tag="stored"):
     token: int
     status: str
     revision: int
-    http: int
+    http_status: int
     duration_ms: int
 
 
@@ -74,12 +74,15 @@ class FetchRefused(_Entry, frozen=True, tag="refused"):
 
 
 class FetchFailed(_Entry, frozen=True, tag="failed"):
-    """A fetch ended without an order; `outcome` as Failure of work.py, `http` 0 without an answer (fail_fetch)."""
+    """A fetch ended without an order; `outcome` as Failure of work.py, `http_status` is 0 without an answer.
+
+    By fail_fetch.
+    """
 
     outcome: str
     token: int
     reason: str
-    http: int
+    http_status: int
     duration_ms: int
 
 

@@ -36,6 +36,10 @@ MOST_SORTED: Final = 20_000
 MOST_SEARCHED: Final = 15_000
 """Orders of each list that are searched for a reference that is not in the index: a look-up must be fast."""
 
+MOST_ALIKE: Final = 10
+"""Orders after which the search for ids with one beginning ends: more of the id is needed then."""
+
+_SCANNED_A_CALL: Final = 5_000
 _RECORDS_A_CALL: Final = 500
 CONTENTS_A_CALL: Final = 200
 """Orders a round trip: contents can be large, and Redis serves others in between."""
@@ -208,6 +212,23 @@ class Archive:
         counted = (field.decode(errors="replace").split("|") for field in fields)
         companies = {labels[0] for metric, *labels in counted if metric in {"events", "discrepancies"} and labels}
         return self.of_companies(order_id, sorted(companies))
+
+    def beginning_with(self, prefix: str, company_id: str | None) -> list[OrderKey]:
+        """Return orders whose id begins so; the search ends when it has more than MOST_ALIKE.
+
+        No index has the ids in order: Redis looks at all of them, a million in about a second.
+        """
+        names, pattern = self._redis.names, f"{company_id or '*'}:{prefix}*"
+        found: set[OrderKey] = set()
+        for zset in (names.orders, names.due, names.dead):
+            cursor = -1
+            while cursor and len(found) <= MOST_ALIKE:
+                answer: Any = self._redis.zscan(zset, max(cursor, 0), match=pattern, count=_SCANNED_A_CALL)
+                cursor, members = answer
+                found |= {OrderKey.of(member.decode()) for member, _ in members}
+        every = sorted(found)
+        held = read_fields(self._redis, every, "generation")
+        return [order for order, (generation,) in zip(every, held, strict=True) if generation]
 
     def _on_the_clock(self, since: int | None, until: int | None) -> Iterator[list[Scored]]:
         """Return the orders of `due` in pages, the one that changed last first."""

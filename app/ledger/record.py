@@ -44,7 +44,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
+class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_status": "http"}):
     """One order; keys.py describes the fields. A missing one is 0, "" or None."""
 
     company_id: str
@@ -63,7 +63,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True):
     crashes: int = 0
     first_404_at: datetime | None = None
     error: str = ""
-    http: int = 0
+    http_status: int | None = None
     dead: str = ""
     dead_at: datetime | None = None
     discarded_at: datetime | None = None
@@ -159,6 +159,8 @@ _TIMES: Final = frozenset(field.name for field in msgspec.structs.fields(OrderRe
 def parse_record(order: OrderKey, fields: Mapping[bytes, bytes]) -> OrderRecord:
     """Return the record in the hash of `order`; raises ValueError where a number is none."""
     texts = {name.decode(): value.decode() for name, value in fields.items() if value}
+    if texts.get("http") == "0":  # no answer
+        del texts["http"]
     values = {name: from_ms(int(text)) if name in _TIMES else text for name, text in texts.items()}
     return msgspec.convert({**values, **order._asdict(), "sinks": _sinks(texts)}, OrderRecord, strict=False)
 

@@ -28,7 +28,7 @@ _EXAMPLES: Final = {
         hdel k f | hexists k f | hincrbyfloat k f 1 | hsetnx k f 1
         smembers k | zrangebyscore k 0 0 | zrem k m | zremrangebyscore k 0 0 | zscore k m
     """,
-    COMMANDS: "hvals k | xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zcount k 0 0",
+    COMMANDS: "hvals k | xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zcount k 0 0 | zscan k 0",
 }
 NEEDED: Final[Mapping[str, Sequence[Sequence[str]]]] = {
     who: [one.split() for line in text.strip().splitlines() for one in line.split("|")]

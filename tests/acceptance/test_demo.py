@@ -33,21 +33,35 @@ def test_the_demo_fetches_every_sample_in_under_20_s(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dev_runs_until_sigterm_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    """It shows what a sink raises, with its text."""
-    port = free_port()
+def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    """A port that is taken meanwhile is another one this time, and said so. What a sink raises is shown."""
+    sandbox, valkey, folder = free_port(), free_port(), tmp_path / ".ota-receiver"
+    folder.mkdir(mode=0o700)
     (tmp_path / "shop.py").write_text("def on_order(order, context):\n    raise LookupError(order.order_id)\n")
-    command = [PROGRAM, "dev", "--port", str(port), "--sinks", "python:shop:on_order"]
-    with Process.start(command, cwd=tmp_path, log=tmp_path / "out") as dev:
-        dev.wait_for_line("Ctrl-C stops everything", 30)
-        assert re.search(r"LookupError: [0-9a-f]{8}-", dev.wait_for_line("LookupError: ", 10))
-        assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
-        parts = children(dev.pid)
-        assert len(parts) == 4
-        os.kill(dev.pid, signal.SIGTERM)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        was = taken.getsockname()[1]
+        urls = [f"http://127.0.0.1:{sandbox}", f"redis://:kept@127.0.0.1:{valkey}/0"]
+        (folder / "env").write_text(f"PORT={was}\nNP_BASE_URL={urls[0]}\nREDIS_URL={urls[1]}\n")
+        with Process.start(
+            [PROGRAM, "dev", "--sinks", "python:shop:on_order"], cwd=tmp_path, log=tmp_path / "out"
+        ) as dev:
+            dev.wait_for_line("Ctrl-C stops everything", 30)
+            assert re.search(r"LookupError: [0-9a-f]{8}-", dev.wait_for_line("LookupError: ", 10))
+            shell = "set -a; . .ota-receiver/env; echo $NP_BASE_URL $REDIS_URL $PORT $NP_COMPANY"
+            done = subprocess.run(["/bin/sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True)
+            *kept, port, company = done.stdout.rstrip().split(" ", 3)
+            assert (kept, company) == (urls, "CRONUS International Ltd.")
+            assert f"Port {was} of the webhook is taken by another program: it is {port} this time." in dev.output
+            assert dev.output.count("is taken") == 1
+            assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
+            parts = children(dev.pid)
+            assert len(parts) == 4
+            os.kill(dev.pid, signal.SIGTERM)
 
-        assert dev.wait(20) == 0
-        assert not any(map(is_running, parts))
+            assert dev.wait(20) == 0
+            assert not any(map(is_running, parts))
 
 
 def test_dev_refuses_a_wrong_sink_at_once(tmp_path: Path) -> None:

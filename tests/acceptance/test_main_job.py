@@ -237,7 +237,7 @@ def test_one_order_that_is_always_refused_delays_no_other(bare: Service) -> None
     waited = sorted(_seconds(line) - posted[line["request_id"]] for line in bare.log("worker", "order.fetched"))
     assert waited[60] < 3
     _, (shown,) = bare.cli("orders", "show", orders[0])
-    assert (shown["error"], shown["http"], shown["dead"]) == ("forbidden", 403, "")
+    assert (shown["error"], shown["http_status"], shown["dead"]) == ("forbidden", 403, "")
 
 
 @pytest.mark.nightly

@@ -57,7 +57,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
             ["status"],
             ["health", "--role", "worker"],
             ["orders", "list"],
-            ["orders", "explain", order_ids[0]],
+            ["orders", "explain", order_ids[0][:13]],
             ["orders", "refetch", order_ids[0]],
             ["events", "list"],
             ["events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes"],

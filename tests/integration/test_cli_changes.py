@@ -109,7 +109,7 @@ def test_with_a_refused_api_key_nothing_is_changed_or_fetched(lab: Lab, sandbox:
 
     ended = lab.run_command("orders", "cancel", order.order_id, "--yes")
 
-    assert (ended.code, "NP_API_KEY" in ended.err, "Nothing was changed" in ended.err) == (3, True, True)
+    assert (ended.code, "NP_API_KEY" in ended.err, "Nothing was changed" in ended.err) == (6, True, True)
     assert (reasons(lab, order), lab.queued("live")) == ([], [])
 
 
@@ -120,7 +120,7 @@ def test_after_a_lost_answer_the_change_is_uncertain_and_the_order_is_fetched(la
 
     ended = lab.run_command(*confirm(order))
 
-    assert (ended.code, "may have been done upstream" in ended.err) == (3, True)
+    assert (ended.code, "may have been done upstream" in ended.err) == (6, True)
     assert (lab.queued("live"), reasons(lab, order)) == ([order.order_id], ["confirm-unsure"])
 
 
@@ -208,7 +208,7 @@ def test_each_change_by_hand_is_noted_with_its_author_and_selection(lab: Lab) ->
     assert {one["who"].partition("@")[0] for one in ended[-3].objects} == {"ann"}
     assert "canary-pay" not in ended[-3].out
     assert (ended[-2].code, ended[-2].out.count("order_missing"), ended[-2].out.count("ann@")) == (0, 1, 1)
-    assert (ended[-1].code, ended[-1].err) == (0, "The audit is empty.\n")
+    assert (ended[-1].code, ended[-1].err) == (0, "The audit has no such entry.\n")
 
 
 def test_dry_runs_and_refused_changes_are_not_noted(lab: Lab) -> None:

@@ -9,15 +9,18 @@ import re
 import select
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
+from tests.command import Ended
 from tests.eventually import eventually
-from tests.lab import PARTNER, VENUE, Lab, order
+from tests.lab import MUSEUM, PARTNER, VENUE, Lab, event_of, order
 from tests.samples import sample
 
 COMMAND: Final = (sys.executable, "-m", "app.cli")
@@ -29,7 +32,16 @@ READERS: Final = (
     ("dead", "list"),
     ("dead", "requeue", "--all", "--yes"),
 )
-LISTS: Final = (("orders", "list"), ("dead", "list"), ("events", "list"))
+LISTS: Final = {
+    ("orders", "list"): "No order matches.",
+    ("events", "list"): "No event matches.",
+    ("dead", "list"): "No dead letter matches.",
+    ("replays", "list"): "No plans.",
+    ("audit",): "The audit has no such entry.",
+}
+TABLES: Final = (*LISTS, ("reconcile",), ("subscription", "list"), ("status",), ("check",))
+REFERENCE: Final = "CM-260601081502-9F3A"
+GUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PRINTING: Final = (
     ("orders", "list"),
     ("orders", "list", "--json"),
@@ -91,26 +103,78 @@ def ended(lab: Lab, *arguments: str, stdout: Any) -> tuple[int, str]:
     return done.returncode, done.stderr.decode()
 
 
-@pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
-def test_on_80_columns_ids_are_whole_and_hidden_columns_are_named(filled: Lab, arguments: tuple[str, ...]) -> None:
-    """People copy ids."""
-    narrow = lines(filled, *arguments, columns=80)
+@pytest.fixture
+def everything(connected: Lab, sandbox: Sandbox) -> Lab:
+    """One company with something in each list: the settings name no other."""
+    one = {"company_id": VENUE, "partner_id": PARTNER, "count": 1, "reference": REFERENCE}
+    sandbox.admin("POST", "orders", one)
+    hook = ("subscription", "create", "https://hooks.example.com/webhooks/ota-channel-manager", "--yes")
+    assert connected.run_command(*hook, "--company", "venue").code == 0
+    file = Path(connected.env["COMPANIES_FILE"])
+    file.write_text(file.read_text().partition("[companies.museum]")[0] + f'np_partner_id = "{PARTNER}"\n')
+    connected.accept_events(*(replace(event_of(order(n)), reference=REFERENCE) for n in (1, 2)))
+    connected.dead_letter(order(1))
+    connected.accept_and_fetch(order(3))
+    connected.dead_letter_delivery(order(3))
+    why = ("--why", "the venue is back, and all its gates are open again since this morning")
+    for change in (("orders", "refetch", order(2).order_id), ("events", "replay", "--since", "1h", "--yes")):
+        assert connected.run_command(*change, *why).code == 0
+    return connected
 
-    assert sum(order(1).order_id in line for line in narrow) == 1
-    assert max(len(line) for line in narrow if "Hidden" not in line) <= 80
-    assert any("Hidden" in line and "company" in line for line in narrow)
-    assert not any(" venue " in line for line in narrow)
-    wide = lines(filled, *arguments, columns=180)
-    assert any(order(1).order_id in line and "venue" in line for line in wide)
-    assert not any("Hidden" in line for line in wide)
+
+def ids_of(ended: Ended) -> list[str]:
+    """Return the ids and references that a command prints with --json, also those in a sentence."""
+    names = ("id", "order_id", "reference", "plan", "selected")
+    found = [str(one[name]) for one in ended.objects for name in names if one.get(name)]
+    return [text for one in found for text in (one.split(":") if GUID.match(one) else [one] * (" " not in one))]
 
 
-def test_a_column_is_hidden_when_one_character_is_missing(filled: Lab) -> None:
-    needed = max(len(line.rstrip()) for line in lines(filled, "events", "list", columns=180)) + 1  # the right edge
+@pytest.mark.parametrize("columns", [80, 100, 200, None])
+def test_no_table_breaks_an_id_or_is_wider_than_the_terminal(everything: Lab, columns: int | None) -> None:
+    """People copy ids: they are whole, or their column is hidden and named. A pipe gets everything."""
+    for arguments in TABLES:
+        shown = everything.on_terminal(columns, *arguments) if columns else everything.run_command(*arguments)
+
+        assert max(map(len, shown.out.splitlines())) <= (columns or 1000), shown.out
+        ids = [one for one in ids_of(everything.run_command(*arguments, "--json")) if one != VENUE]
+        missing = {one for one in ids if one not in shown.out}
+        # Whatever yields, an order and its reference do not.
+        assert {one for one in missing if GUID.match(one) or one == REFERENCE} == set(), shown.out
+        assert ("Hidden" in shown.err and columns is not None) or not missing, shown.out
+        assert " company " not in shown.out.partition("──")[0]
+
+
+def test_a_table_that_does_not_fit_hides_what_is_least_needed_and_puts_the_error_below(everything: Lab) -> None:
+    narrow = everything.on_terminal(80, "orders", "list")
+
+    assert narrow.err == "Hidden, as the terminal is too narrow: status, wallets, tickets, coupons. --json shows all.\n"
+    assert "\n    error: ValueError\n" in narrow.out
+    assert [line for line in narrow.out.splitlines() if order(2).order_id in line and REFERENCE in line] != []
+    assert everything.on_terminal(200, "orders", "list").err == ""
+
+
+def test_the_company_is_shown_as_soon_as_an_order_is_of_another_one(everything: Lab) -> None:
+    everything.accept(order(4, MUSEUM))
+
+    wide, page = everything.on_terminal(200, "orders", "list"), everything.run_command("orders", "list")
+
+    assert wide.out.count(MUSEUM) == page.out.count(MUSEUM) == 1
+    assert "venue" in wide.out
+
+
+def test_a_real_terminal_is_filled_and_a_column_is_hidden_when_one_character_is_missing(filled: Lab) -> None:
+    needed = max(len(line.rstrip()) for line in lines(filled, "events", "list", columns=180))
 
     assert not any("Hidden" in line for line in lines(filled, "events", "list", columns=needed))
     (hidden,) = (line for line in lines(filled, "events", "list", columns=needed - 1) if "Hidden" in line)
-    assert "narrow: reference." in hidden
+    assert "narrow: outcome." in hidden
+
+
+@pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
+def test_an_empty_list_is_no_failure(lab: Lab, arguments: tuple[str, ...]) -> None:
+    """So a script may list what it then handles."""
+    for ended in (lab.run_command(*arguments), lab.run_command(*arguments, "--json")):
+        assert (ended.code, ended.out, ended.err) == (0, "", f"{LISTS[arguments]}\n")
 
 
 @pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
@@ -185,9 +249,31 @@ def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str)
 
 
 @pytest.mark.parametrize(
+    ("words", "panels"),
+    [
+        ((), {"Run": "serve", "Look": "orders", "Repair": "reconcile", "Try": "dev"}),
+        (("orders",), {"Look": "explain", "Repair": "cancel"}),
+        (("events",), {"Look": "tail", "Repair": "replay"}),
+        (("dead",), {"Look": "show", "Repair": "drop"}),
+        (("orders", "list"), {}),
+        (("status",), {}),
+    ],
+)
+def test_h_shows_the_help_with_the_commands_by_what_they_are_for(
+    lab: Lab, words: tuple[str, ...], panels: dict[str, str]
+) -> None:
+    short, long = lab.run_command(*words, "-h"), lab.run_command(*words, "--help")
+
+    assert (short.code, short.out, short.err) == (0, long.out, "")
+    shown = dict(re.findall(r"^(\w+):\n((?:  .*\n)+)", short.out.partition("--help")[2], re.MULTILINE))
+    assert shown.keys() == panels.keys()
+    assert [name for panel, name in panels.items() if not re.search(rf"^  {name} ", shown[panel], re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
-        ("orders", "list", "--since", "yesterday"),
+        ("orders", "list", "--since", "monday"),
         ("orders", "list", "--state", "lost"),
         ("orders", "list", "--limit", "0"),
         ("events", "list", "--limit", "9" * 20),

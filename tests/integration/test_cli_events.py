@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def test_events_are_listed_newest_last_as_a_table_and_as_lines(lab: Lab) -> None
     table, lines = lab.run_command("events", "list"), lab.run_command("events", "list", "--json", "--limit", "2")
 
     assert (table.code, lines.code, lines.err) == (0, 0, "")
-    assert [line.split()[3] for line in table.out.splitlines()[3:-1]] == ["venue", "museum", "venue"]
+    assert [line.split()[1] for line in table.out.splitlines()[3:]] == ["venue", "museum", "venue"]
     listed = [(event["company"], event["order_id"], event["status"], event["outcome"]) for event in lines.objects]
     assert listed == [
         ("museum", order(2).order_id, "Issued", "queued"),
@@ -57,10 +58,18 @@ def test_events_are_filtered(lab: Lab, filters: tuple[str, ...], numbers: list[i
     assert [event["order_id"] for event in found.objects] == [order(number).order_id for number in numbers]
 
 
-def test_no_match_and_an_unknown_event_are_exit_code_1(lab: Lab) -> None:
-    ended = lab.run_command("events", "list", "--until", "1h", "--json")
+def test_a_local_time_is_shown_with_its_date_and_zone(lab: Lab) -> None:
+    lab.accept(order(1))
 
-    assert (ended.code, ended.out, ended.err) == (1, "", "No event matches.\n")
+    ended = lab.run_command("events", "list", "--since", "2026-06-01 08:15", "--until", "23:59", "--json")
+    zoned = lab.run_command("events", "list", "--since", "2026-06-01T08:15Z", "--until", "0s", "--json")
+
+    assert "'2026-06-01 08:15' is 2026-06-01 08:15:00 CEST.\n" in ended.err
+    assert re.search(r"^'23:59' is 20\d\d-\d\d-\d\d 23:59:00 CES?T\.$", ended.err, re.MULTILINE)
+    assert (zoned.code, zoned.err, len(zoned.objects)) == (0, "", 1)
+
+
+def test_an_unknown_event_is_exit_code_1(lab: Lab) -> None:
     assert lab.run_command("events", "show", "1-1").code == 1
 
 
@@ -83,7 +92,7 @@ PATIENCE = 20.0
 
 def tailing(lab: Lab, *options: str) -> Process:
     """Start `events tail` from the very beginning, so that no test waits for its start."""
-    command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "2000-01-01", *options]
+    command = [sys.executable, "-m", "app.cli", "events", "tail", "--since", "2000-01-01T00:00Z", *options]
     return Process.start(command, env=lab.env, log=lab.folder / "tail")
 
 

@@ -571,3 +571,80 @@ def test_of_two_orders_with_one_reference_the_company_must_be_given(lab: Lab) ->
     assert (explain(lab, "CM-260601081502-9F3A").code, found.code) == (2, 0)
     command = f"  ota-receiver orders confirm {order(1).order_id} --company museum --payment-reference REF"
     assert command in found.out.splitlines(), "a command can be copied as a whole"
+
+
+ALIKE = (
+    OrderKey(VENUE, "16021111-0000-4000-8000-000000000001"),
+    OrderKey(VENUE, "1602aaaa-0000-4000-8000-000000000002"),
+)
+
+
+@pytest.mark.parametrize("text", ["16021", "16021111", "16021111-0000-4", "160211110000", "16021111-", " 16021111-00 "])
+def test_the_beginning_of_an_id_is_enough_if_no_other_order_has_it(lab: Lab, text: str) -> None:
+    lab.accept(*ALIKE, order(1))
+
+    shown, other = lab.run_command("orders", "show", text, "--json"), lab.run_command("orders", "show", f"{text}f9")
+
+    assert (shown.code, shown.objects[0]["order_id"]) == (0, ALIKE[0].order_id)
+    assert shown.err == f"{text!r} is order {ALIKE[0].order_id} --company venue.\n"
+    assert other.code == 1
+
+
+def test_a_beginning_that_several_have_lists_them_and_acts_on_none(lab: Lab) -> None:
+    lab.accept(*ALIKE, OrderKey(MUSEUM, ALIKE[0].order_id))
+    for one in ALIKE:
+        lab.dead_letter(one)
+    lab.clear_queues()
+
+    for words in (("orders", "explain"), ("orders", "refetch"), ("orders", "cancel"), ("dead", "requeue")):
+        ended = lab.run_command(*words, "1602")
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err.splitlines()[:2] == [
+            "Several orders begin with '1602':",
+            f"  {ALIKE[0].order_id} --company venue",
+        ]
+        assert f"  {ALIKE[1].order_id} --company venue\n" in ended.err
+        assert "museum" in ended.err
+    assert lab.queued("live") == lab.queued("backfill") == []
+    assert lab.run_command("orders", "show", "1602", "--company", "museum").code == 0
+
+
+def test_a_change_shows_the_whole_id_first_and_an_erase_needs_it(lab: Lab) -> None:
+    lab.accept(*ALIKE)
+    lab.dead_letter(ALIKE[0])
+    lab.clear_queues()
+
+    refused = lab.run_command("dead", "drop", "16021")
+    assert (refused.code, ALIKE[0].order_id in refused.err.splitlines()[0]) == (2, True)
+    requeued = lab.run_command("dead", "requeue", "16021", "--yes")
+    assert (requeued.code, ALIKE[0].order_id in requeued.err, lab.queued("backfill")) == (0, True, [ALIKE[0].order_id])
+    erased = lab.run_command("orders", "erase", "16021", "--yes")
+    assert (erased.code, "its whole id is needed" in erased.err, lab.field("erased_at", ALIKE[0])) == (1, True, None)
+
+
+def test_a_reference_comes_before_the_beginning_of_an_id_and_three_digits_are_none(lab: Lab) -> None:
+    lab.accept(*ALIKE)
+    lab.redis.hset(KEYS.record(ALIKE[1]), "reference", "16021")
+
+    assert lab.run_command("orders", "show", "16021", "--json").objects[0]["order_id"] == ALIKE[1].order_id
+    assert lab.run_command("orders", "show", "160").code == 1
+    assert lab.run_command("orders", "show", "1602-1111").code == 1
+
+
+def test_the_beginning_of_an_event_or_of_a_plan_is_enough_too(lab: Lab) -> None:
+    old = "1700000000000-0"
+    lab.redis.xadd(KEYS.events, {"company": VENUE, "order": order(2).order_id}, id=old)
+    lab.accept(order(2), order(3))
+    replay = ("--force", "--rate", "5000", "--yes")
+    assert lab.run_command("events", "replay", "--since", "1d", *replay).code == 0
+    _, *ids = (one["id"] for one in lab.run_command("events", "list", "--json").objects)
+    (plan,) = lab.run_command("replays", "list", "--json").objects
+
+    shown = lab.run_command("events", "show", "1700", "--json")
+    assert (shown.objects[0]["id"], shown.err) == (old, f"'1700' is event {old}.\n")
+    several = lab.run_command("events", "show", ids[0][:8])
+    assert (several.code, [line.strip() for line in several.err.splitlines()[1:-1]]) == (2, ids)
+    assert lab.run_command("events", "replay", "17000", *replay, "--json").objects[0]["orders"] == 1
+    ended = lab.run_command("replays", "resume", plan["id"][:4])
+    assert (ended.code, f"Plan {plan['id']} is already done." in ended.err) == (1, True)
+    assert "No plan" in lab.run_command("replays", "resume", plan["id"][:3]).err

@@ -151,7 +151,7 @@ def test_an_incomplete_list_is_exit_code_5_and_pauses_no_getorder(
 
     ended, again, shown = lab.run_commands([("reconcile",), ("reconcile",), ("status", "--json")])
 
-    assert (ended.code, again.code) == (5, 5)
+    assert (ended.code, again.code) == (6, 6)
     assert f"venue: the list ended early: {reason} (HTTP {status}). See: ota-receiver check" in ended.err
     assert "breaker_open" in again.err
     assert json.loads(shown.out)["breakers_open"] == []

@@ -109,7 +109,7 @@ def test_a_dry_run_forecasts_calls_and_time_and_changes_nothing(lab: Lab) -> Non
     (forecast,) = ended.objects
     ends = datetime.fromisoformat(forecast.pop("ends"))
     counts = {"events": 6, "orders": 5, "passed": 2, "to_do": 3, "get_order_calls": 3}
-    assert (ended.code, forecast) == (0, counts | {"sinks": [], "rate": 0.1, "seconds": 30, "dry_run": True})
+    assert (ended.code, forecast) == (0, counts | {"sinks": [], "rate": 0.1, "takes_s": 30, "dry_run": True})
     assert 20 < (ends - datetime.now(UTC)).total_seconds() <= 30
     assert "getOrder calls  3" in table.out
     assert lab.dump() == before

@@ -106,7 +106,7 @@ def test_an_address_with_another_path_is_accepted_with_a_warning(lab: Lab, sandb
 
 def test_list_shows_state_and_secret_of_every_company(lab: Lab, sandbox: Sandbox) -> None:
     empty = run(lab, "list")
-    assert (empty.code, empty.err) == (1, "No subscription.\n")
+    assert (empty.code, empty.out, empty.err) == (0, "", "No subscription.\n")
     first = subscribe(sandbox, "venue", notificationUrl=f"{URL}?code=hidden")
     second = subscribe(sandbox, "venue", clientState="canary-of-another-sender", eventName="another_event")
     third = subscribe(sandbox, "museum")
@@ -131,7 +131,7 @@ def test_an_error_of_one_company_does_not_hide_the_others(lab: Lab, sandbox: San
 
     ended = run(lab, "list", "--json")
 
-    assert (ended.code, [one["id"] for one in ended.objects]) == (3, [third])
+    assert (ended.code, [one["id"] for one in ended.objects]) == (6, [third])
     assert "venue: unauthorized (HTTP 401). Correct NP_API_KEY" in ended.err
 
 
@@ -182,7 +182,7 @@ def test_after_a_lost_answer_the_change_is_uncertain(lab: Lab, sandbox: Sandbox,
 
     ended = run(lab, "create", URL, "-c", "venue")
 
-    assert (ended.code, "It may have been done" in ended.err, len(addresses(sandbox))) == (3, True, 1)
+    assert (ended.code, "It may have been done" in ended.err, len(addresses(sandbox))) == (6, True, 1)
 
 
 def rotate(lab: Lab, *more: str) -> Ended:
@@ -285,7 +285,7 @@ def test_watch_once_has_an_exit_code_for_cron(lab: Lab, sandbox: Sandbox) -> Non
 
     subscription_call(sandbox, "venue", "DELETE", f"/{one}")
     assert watch_once(lab) == (1, ["missing"])
-    assert watch_once(lab, NP_BASE_URL=UNREACHABLE) == (3, ["unreachable"])
+    assert watch_once(lab, NP_BASE_URL=UNREACHABLE) == (6, ["unreachable"])
 
 
 def disabled(sandbox: Sandbox, **changed: str) -> str:

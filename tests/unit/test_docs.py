@@ -87,6 +87,12 @@ def test_commands_explains_every_state_of_an_order() -> None:
     assert [names(cell)[0] for cell, _ in rows(COMMANDS_PAGE, "state")] == list(get_args(State))
 
 
+def test_commands_explains_every_exit_code_that_a_help_names_and_no_other() -> None:
+    named = (part for found in COMMANDS.values() for part in found.epilog.partition("Exit codes: ")[2].split(" · "))
+
+    assert {cell for cell, _ in rows(COMMANDS_PAGE, "exit code")} == {part.partition(" ")[0] for part in named}
+
+
 def test_readme_is_short_and_its_two_commands_stand_alone_on_their_lines() -> None:
     """It is read in one sitting, and the two commands can be copied."""
     lines = PAGES["README.md"].splitlines()
@@ -213,9 +219,17 @@ def test_the_help_of_a_command_shows_examples_of_itself_and_its_exit_codes(name:
         COMMANDS[name].make_context("ota-receiver", arguments[len(words) :])
 
 
+@pytest.mark.parametrize("name", AGAIN := ["orders refetch", "events replay", "dead requeue", "reconcile"])
+def test_each_command_that_fetches_again_names_the_others_and_is_in_the_table(name: str) -> None:
+    found = COMMANDS[name].help
+
+    assert [other for other in AGAIN if other != name and f"`{other}`" not in " ".join(found.split())] == []
+    assert [cells for cells in rows(OPERATIONS, "command") if cells[0].startswith(f"`{name}")] != []
+
+
 @pytest.mark.parametrize("name", COMMANDS_OF_MAIN)
 def test_the_line_of_a_command_is_the_first_sentence_of_its_help(name: str) -> None:
-    line = COMMANDS_OF_MAIN[name][1]
+    line = COMMANDS_OF_MAIN[name][2]
 
     assert (GROUPS[name].help or "").replace("\n", " ").startswith(line.removesuffix("."))
 
@@ -230,7 +244,7 @@ def test_help_imports_no_command_and_no_heavy_library() -> None:
 
     heavy = {"rq", "redis", "httpx", "pydantic", "structlog", "rich", "starlette", "prometheus_client", "asyncio"}
     assert heavy & set(ended.stderr.split()) == set()
-    assert "Commands:" in ended.stdout
+    assert re.findall(r"^(\w+):$", ended.stdout, re.MULTILINE) == ["Options", "Run", "Look", "Repair", "Try"]
     assert "--install-completion" in ended.stdout
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app import settings
+from app.dev.stack import env_line
 from app.errors import SettingsError
 from app.settings import Settings
 from tests import settings_page
@@ -78,6 +79,44 @@ def test_the_example_of_dotenv_names_every_setting() -> None:
     text = (settings_page.PAGE.parents[1] / ".env.example").read_text(encoding="utf-8")
 
     assert set(re.findall(r"^(?:# )?([A-Z_0-9]+)=", text, re.M)) == {name.upper() for name in settings.NAMES}
+
+
+SPECIAL = (
+    "CRONUS International Ltd.",
+    "Tivoli's Garden & Co",
+    "a$HOME`id`;b#c&d|e<f>(g)!*?~",
+    'say "hi" to\\ all',
+    "=a b= c",
+)
+
+
+@pytest.mark.parametrize("value", SPECIAL)
+def test_dotenv_means_the_same_to_a_shell_to_docker_and_here(
+    value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That of `dev`, and the example with another value between its quotes."""
+    line = env_line("NP_ENVIRONMENT", value)
+    example = (settings_page.PAGE.parents[1] / ".env.example").read_text(encoding="utf-8")
+    assert "\nNP_ENVIRONMENT=''\n" in example
+    text = example.replace("NP_ENVIRONMENT=''", line)
+    (tmp_path / ".env").write_text(text)
+    names = re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)
+    shell = "set -a; . ./.env; env -0"
+    sourced = subprocess.run(
+        ["/bin/sh", "-euc", shell], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True
+    )
+    by_shell = dict(one.split("=", 1) for one in sourced.stdout.decode().split("\0") if one)
+    for name in GOOD:
+        monkeypatch.delenv(name, raising=False)
+        if name not in ("NP_ENVIRONMENT", "NP_COMPANY"):
+            monkeypatch.setenv(name, GOOD[name])
+    monkeypatch.chdir(tmp_path)
+
+    assert (sourced.stderr, by_shell["NP_ENVIRONMENT"], by_shell["NP_COMPANY"]) == (b"", value, GOOD["NP_COMPANY"])
+    assert set(names) <= by_shell.keys()
+    # docker --env-file keeps the quotes.
+    for found in (settings.load(), load({"NP_ENVIRONMENT": line.partition("=")[2]})):
+        assert (found.companies[0].np_environment, found.companies[0].np_company) == (value, GOOD["NP_COMPANY"])
 
 
 def test_every_problem_is_in_one_message_and_no_value_is() -> None:
@@ -303,7 +342,7 @@ def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events()
     assert load(dict.fromkeys(("DEDUP_DAYS", "EVENT_DAYS", "ORDER_DAYS"), "30")).order_days == 30
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
+@pytest.mark.parametrize(("given", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h30m", 9000), ("1d", 86400)])
 def test_durations_have_units(given: str, seconds: int) -> None:
     assert load({"RECONCILE_EVERY": given}).reconcile_every == seconds
 

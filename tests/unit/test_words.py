@@ -1,4 +1,4 @@
-"""Words that were replaced stay away; CHANGELOG.md lists the public ones, old to new."""
+"""Words that were replaced stay away."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RETIRED: Final = {
     r"\bspool\.(?:adopted|refused)\b": "one spool file per machine",
     r"\balarms?\b|\bAlarms?\b": "alert",
     # Metrics
-    r"\bota_(?:order_home|oldest_owed|hand_ons|dead_hand_ons|ticker|alarm|items_aside)\w*": "see CHANGELOG.md",
+    r"\bota_(?:order_home|oldest_owed|hand_ons|dead_hand_ons|ticker|alarm|items_aside)\w*": "see docs/operations.md",
     r"\blast_beat\w*|\bbeaten\b|\bBEAT_WITHIN\b|\blast beat\b|[\"'`.]beat\b": "heartbeat",
     # Fields and functions
     r"[.\"'`](?:parks|rejects)\b(?!\()": "deferrals, client_errors",
