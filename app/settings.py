@@ -156,7 +156,9 @@ class Settings(Declared):
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
     trusted_proxies: Networks = Field(
-        default="127.0.0.0/8,::1", validate_default=True, description="Networks of proxies whose headers are believed."
+        default="127.0.0.0/8,::1",
+        validate_default=True,
+        description="Addresses and networks of proxies whose `X-Forwarded-For` and `X-Request-Id` are believed.",
     )
     max_body_bytes: int = Field(
         ge=2**10, le=2**26, default=2**20, description="Largest body of a POST in bytes; a larger one is answered 413."
@@ -277,6 +279,7 @@ _SENTENCES: Final = {
     "too_short": "is empty",
     "string_pattern_mismatch": "has not the right form",
     "literal_error": "must be {expected}",
+    "ip_any_network": "must be IP addresses or networks, separated by commas",
 }
 """pydantic's kind of error -> what is wrong, in plain words; other kinds keep pydantic's text."""
 

@@ -84,7 +84,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
         return self.status if _WORD.fullmatch(self.status) else "Unknown"
 
     def arguments(self) -> tuple[str | int, ...]:
-        """Return the ten values of accept.lua."""
+        """Return the nine values of accept.lua."""
         return (
             self.digest,
             self.company_id,
@@ -95,7 +95,6 @@ class OrderProcessed(msgspec.Struct, frozen=True):
             self.request_id,
             self.timestamp[:_LONGEST_TEXT],
             self.received,
-            self.traceparent,
         )
 
 

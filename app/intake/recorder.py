@@ -202,7 +202,7 @@ class Inbox:
             pipe.get(names.schema)
             header = self._header(prefix=names.probe, job=job)
             await self._accept(
-                args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0, ""], client=pipe
+                args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0], client=pipe
             )
             pipe.unlink(*(names.probe + name for name in _PROBE_KEYS), queue)
             pipe.unlink(f"{job['prefix']}{job['names']}f-probe-probe-1")
@@ -214,14 +214,15 @@ class Inbox:
             raise ResponseError("the event was not recorded")
 
     async def _write(self, events: list[OrderProcessed]) -> list[int]:
-        arguments: list[Any] = [self._header()]
+        traces = {event.request_id: event.traceparent for event in events if event.traceparent}
+        arguments: list[Any] = [self._header(traces=traces)]
         for event in events:
             arguments += event.arguments()
         return cast("list[int]", await self._try_twice(lambda redis: self._accept(args=arguments, client=redis)))
 
     def _header(self, **named: Any) -> bytes:
         now = None if self._clock is None else self._clock()
-        given = {"job": self._template.fields()} | named
+        given = {"job": self._template.fields(), "traces": {}} | named
         return packed(self._redis.names, now=now, grace=policy.GRACE, dedup=self._dedup, kept=self._kept, **given)
 
     async def _try_twice(self, call: Callable[[Redis], Awaitable[T]]) -> T:

@@ -57,13 +57,14 @@ status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last dis
 `fetched_generation` is `generation`). Content: `status`, `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`,
 `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
-counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id`, `duplicates`. `erased_at` ms when the
-order was erased: only counters and `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end
-both. Sinks: `<sink>:revision` delivered (0: none yet; absent: the sink was declared after the latest fetch),
-`<sink>:attempts`, `<sink>:next_at` ms of the next one, `<sink>:crashes` deliveries that started and never ended,
-`<sink>:error` type and place of what it raised last, `<sink>:dead` reason, `<sink>:discarded` revision that it is never
-to get; `delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile: `listed_row`
-digest of the row in the order list for which it requested the last fetch.
+counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
+an event `request_id` of the first request), `duplicates`. `erased_at` ms when the order was erased: only counters and
+`<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end both. Sinks: `<sink>:revision`
+delivered (0: none yet; absent: the sink was declared after the latest fetch), `<sink>:attempts`, `<sink>:next_at` ms of
+the next one, `<sink>:crashes` deliveries that started and never ended, `<sink>:error` type and place of what it raised
+last, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get; `delivery_lease` ms until the delivery
+in progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of the row in the order list for which it
+requested the last fetch.
 
 Fields of `ota:sink-failing:<sink>`: `since` ms of the first failure after which no delivery succeeded; since then
 `orders` whose first attempt failed, `order` the latest of them, `attempts` that failed; `error` type and place of the

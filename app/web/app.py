@@ -40,6 +40,7 @@ RETRY_AFTER: Final = 5
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PROXY_ID: Final = re.compile(rb"[!-~]{1,128}")
+_IDS: Final = frozenset({b"traceparent", b"x-request-id"})
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _log = log.get()
 _encode = msgspec.json.Encoder().encode
@@ -132,20 +133,16 @@ class RequestLog:
                 )
 
     def _given_ids(self, scope: Scope) -> tuple[dict[str, Any], str]:
-        """Return the ids of others as fields of the line, and the traceparent; a wrong or repeated header is none."""
-        given: dict[bytes, list[bytes]] = {b"traceparent": [], b"x-request-id": []}
-        for name, value in scope["headers"]:
-            if name in given:
-                given[name].append(value)
+        """Return the ids of others as fields of the line, and the traceparent; none where one header is repeated."""
+        given = [header for header in scope["headers"] if header[0] in _IDS]
         line: dict[str, Any] = {}
-        match given[b"x-request-id"]:
-            case [proxy_id] if _PROXY_ID.fullmatch(proxy_id) and self._proxies.trust(_peer(scope)):
-                line["proxy_request_id"] = proxy_id.decode()
-        match given[b"traceparent"]:
-            case [header] if found := traceparent(header):
-                line["parent_id"] = parent_id(found)
-                return line, found
-        return line, ""
+        trace = ""
+        for name, value in given if len(dict(given)) == len(given) else ():
+            if name == b"traceparent" and (trace := traceparent(value)):
+                line["parent_id"] = parent_id(trace)
+            if name == b"x-request-id" and _PROXY_ID.fullmatch(value) and self._proxies.trust(_peer(scope)):
+                line["proxy_request_id"] = value.decode()
+        return line, trace
 
     def _is_logged(self, scope: Scope, status: int) -> bool:
         path = scope["path"]

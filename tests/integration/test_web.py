@@ -7,6 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
+from app.web.app import Proxies
 from tests.eventually import eventually
 from tests.lab import Lab
 from tests.samples import sample
@@ -442,6 +444,30 @@ class TestLogs:
             assert {line["event"] for line in rest} == {"requests.unlogged"}
             assert not any("request_id" in line for line in rest)
         assert {line["event"] for line in web.lines()[before:]} <= {"request", "requests.unlogged", "auth.alert"}
+
+    @pytest.mark.parametrize(
+        ("peer", "forwarded", "sender"),
+        [
+            ("127.0.0.1", [], "127.0.0.1"),
+            ("127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+            ("::ffff:127.0.0.1", ["203.0.113.7"], "203.0.113.7"),
+            ("127.0.0.1", ["6.6.6.6, 203.0.113.7, 10.1.2.3"], "203.0.113.7"),
+            ("127.0.0.1", ["6.6.6.6", "203.0.113.7"], "203.0.113.7"),
+            ("127.0.0.1", ["10.9.9.9"], "10.9.9.9"),
+            ("127.0.0.1", ["203.0.113.7:4711"], "203.0.113.7"),
+            ("127.0.0.1", ["[2001:db8::7]:4711"], "2001:db8::7"),
+            ("127.0.0.1", ["203.0.113.7, unknown"], "127.0.0.1"),
+            ("127.0.0.1", [""], "127.0.0.1"),
+            ("192.0.2.1", ["203.0.113.7"], "192.0.2.1"),
+        ],
+    )
+    def test_the_sender_is_the_last_address_that_is_no_proxys(
+        self, peer: str, forwarded: list[str], sender: str
+    ) -> None:
+        proxies = Proxies([ip_network("127.0.0.1"), ip_network("10.0.0.0/8")])
+        headers = [(b"x-forwarded-for", one.encode()) for one in forwarded]
+
+        assert proxies.sender({"client": (peer, 1), "headers": headers}) == sender
 
     @pytest.mark.parametrize(
         ("sent", "status"),

@@ -133,6 +133,7 @@ def test_every_problem_is_in_one_message_and_no_value_is() -> None:
         "NP_API_VERSION": "canary",
         "WEBHOOK_PATH": "canary",
         "PORT": "canary",
+        "TRUSTED_PROXIES": "10.0.0.1, canary",
         "MAX_BODY_BYTES": "1",
         "DEDUP_DAYS": "91",
         "BACKFILL_CONCURRENCY": "6",
@@ -148,6 +149,8 @@ def test_every_problem_is_in_one_message_and_no_value_is() -> None:
     assert sorted(names) == sorted(({name.removesuffix("_FILE") for name in given} | {"EVENT_DAYS"}) - {"DEDUP_DAYS"})
     assert "NP_TENANT: missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11" in found
     assert "PORT: is not a whole number, for example 8080" in found
+    networks = "TRUSTED_PROXIES: must be IP addresses or networks, separated by commas, for example 127.0.0.0/8,::1"
+    assert networks in found
     assert "MAX_BODY_BYTES: must be at least 1024, for example 1048576" in found
     assert "LOG_FORMAT: must be 'auto', 'json', 'ecs' or 'console', for example auto" in found
     assert "EVENT_DAYS: must not be below DEDUP_DAYS" in found

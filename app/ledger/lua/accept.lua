@@ -1,9 +1,9 @@
 -- accept: record events and ask for a fetch of their orders, in one step; one broken order stops no other.
 --
--- a     grace ms, dedup ms, kept ms (age at which events leave the stream), job
--- ARGV  from 2 on, per event ten values: digest of the event ('' = cannot be a duplicate), company, order, status,
+-- a     grace ms, dedup ms, kept ms (age at which events leave the stream), job, traces (request id -> traceparent)
+-- ARGV  from 2 on, per event nine values: digest of the event ('' = cannot be a duplicate), company, order, status,
 --       buyFromOrderReference, name of the secret that matched, request id, timestamp as sent, ms when it was received
---       (0 = now), traceparent ('' = none). By position, since this script is hot.
+--       (0 = now). By position, since this script is hot.
 -- Returns per event 0 queued, 1 coalesced with the job that waits in live, 2 duplicate,
 --   3 erased: recorded, and its order is not fetched, 4 refused: a key of its order is broken, it is not recorded.
 -- An event is marked as seen last: where this script fails before that, the same event is no duplicate, and its order
@@ -18,7 +18,7 @@ end
 
 -- Which events are known already, asked for all of them at once.
 local seen, is_seen = {}, {}
-for at = 2, #ARGV, 10 do
+for at = 2, #ARGV, 9 do
   seen[#seen + 1] = prefix .. 'seen:' .. ARGV[at]
 end
 if #seen > 0 then
@@ -28,7 +28,7 @@ if #seen > 0 then
 end
 
 local function record_event(at)
-  local digest, company, order, status, reference, secret, request, sent, received, trace = unpack(ARGV, at, at + 9)
+  local digest, company, order, status, reference, secret, request, sent, received = unpack(ARGV, at, at + 8)
   local o = load(company .. ':' .. order, {'generation', 'job', 'last_event_at', 'erased_at', 'first_at', 'traceparent'})
   local key = prefix .. 'seen:' .. digest
   if digest ~= '' and is_seen[key] then
@@ -53,8 +53,9 @@ local function record_event(at)
         o.first_at = received_at
         fields[9], fields[10] = 'first_at', received_at
       end
-      if trace ~= '' or o.traceparent then
-        fields[#fields + 1], fields[#fields + 2] = 'traceparent', trace
+      local trace = a.traces[request]
+      if trace or o.traceparent then
+        fields[#fields + 1], fields[#fields + 2] = 'traceparent', trace or ''
       end
     end
     outcome = request_fetch(o, 'live', fields) == 'queued' and 0 or 1
@@ -69,7 +70,7 @@ local function record_event(at)
 end
 
 local members = {}
-for at = 2, #ARGV, 10 do
+for at = 2, #ARGV, 9 do
   if ARGV[at] == '' or not is_seen[prefix .. 'seen:' .. ARGV[at]] then
     members[#members + 1] = ARGV[at + 1] .. ':' .. ARGV[at + 2]
   end
@@ -77,7 +78,7 @@ end
 schedule(members)
 
 local outcomes, companies = {}, {}
-for at = 2, #ARGV, 10 do
+for at = 2, #ARGV, 9 do
   local recorded, outcome = isolate(record_event, at)
   outcome = recorded and outcome or 4
   outcomes[#outcomes + 1] = outcome
