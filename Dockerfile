@@ -26,7 +26,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER receiver
 WORKDIR /var/lib/ota-receiver
 EXPOSE 8080
-# A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker run --stop-timeout 60).
+# A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker run --stop-timeout 120).
 STOPSIGNAL SIGTERM
 # Alive, not ready: it is healthy while Redis is away. `health --ready` is for readiness probes.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 CMD ["ota-receiver", "health"]

@@ -66,8 +66,10 @@ class ErasedFile:
                 self._take(self.path.read_bytes())
                 self._stamp = stamp
         except FileNotFoundError:
-            if self._stamp is not None or not self.path.parent.is_dir():
-                raise SettingsError(f"ERASED_FILE: {self.path} is missing; restore it from a backup") from None
+            if not self.path.parent.is_dir():
+                raise SettingsError(f"ERASED_FILE: the folder of {self.path} is missing: make it first") from None
+            if self._stamp is not None:
+                raise SettingsError(f"ERASED_FILE: {self.path} is missing: restore it from a backup") from None
         except OSError as error:
             raise SettingsError(f"ERASED_FILE: {self.path} cannot be read ({error.strerror})") from None
 

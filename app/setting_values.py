@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
@@ -42,7 +43,7 @@ def _client_state(value: SecretStr) -> SecretStr:
 def _header(value: SecretStr) -> SecretStr:
     """Refuse what no header of HTTP can carry."""
     if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", value.get_secret_value()):
-        raise ValueError("must be of printable ASCII characters")
+        raise ValueError("must be of printable ASCII characters: it is sent in a header")
     return value
 
 
@@ -81,6 +82,12 @@ def is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in _LOOPBACK
 
 
+def _host(value: str) -> str:
+    if "/" in value or value.count(":") == 1 or value.startswith("["):
+        raise ValueError("is not a host name or an IP address alone (the port is PORT)")
+    return value
+
+
 def _not_a_probe(value: str) -> str:
     if value.rstrip("/") in {"/healthz", "/readyz", "/metrics"}:
         raise ValueError("is the path of a probe")
@@ -88,11 +95,16 @@ def _not_a_probe(value: str) -> str:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    """Refuse what redis-py would ignore, or would raise only when it connects, with a text that quotes it."""
+    """Refuse what redis-py would ignore, or would raise only when it connects, with a text that quotes it.
+
+    No text quotes a part of the address: any may be a part of the password.
+    """
     url = value.get_secret_value()
     if _parts(url) is None or not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("is not an address redis://, rediss:// or unix:// (percent-encode the password)")
     parts = urlsplit(url)
+    if parts.scheme != "unix" and not parts.hostname:
+        raise ValueError("names no host")
     is_database = parts.scheme == "unix" or _DATABASE.fullmatch(parts.path)
     # With an @ after host and port, these are a part of the password, and would be shown.
     if "@" in parts.path or parts.fragment or not is_database:
@@ -100,7 +112,10 @@ def _redis_url(value: SecretStr) -> SecretStr:
     allowed = _REDIS_OPTIONS if parts.scheme == "rediss" else {"db": _REDIS_OPTIONS["db"]}
     for name, option in parse_qsl(parts.query, keep_blank_values=True):
         if name not in allowed or not re.fullmatch(allowed[name], option):
-            raise ValueError(f"has an option that is not one of {', '.join(allowed)}, or is not valid")
+            tls = "" if parts.scheme == "rediss" else "; those of TLS need rediss://"
+            raise ValueError(f"has an unknown option after the ?, or a wrong value of {', '.join(allowed)}{tls}")
+        if allowed[name] == ".+" and not Path(option).is_file():
+            raise ValueError(f"names a file in {name} that is not there")
     return value
 
 
@@ -123,21 +138,45 @@ def not_(relation: str, other: str, is_wrong: Callable[[int, int], bool]) -> Aft
 
     def check(value: int, info: ValidationInfo) -> int:
         if is_wrong(value, info.data.get(other, value)):
-            raise ValueError(f"must not be {relation} {other.upper()}")
+            raise ValueError(f"is {value}, and must not be {relation} {other.upper()}, which is {info.data[other]}")
         return value
 
     return AfterValidator(check)
 
+
+def _form(pattern: str, sentence: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(sentence)
+        return value
+
+    return AfterValidator(check)
+
+
+AS_SECONDS: Final = BeforeValidator(_seconds)
 
 Guid = Annotated[str, AfterValidator(_guid)]
 ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
 Text = Annotated[str, Field(min_length=1)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_header)]
 CompanyName = Annotated[Text, AfterValidator(_company_name)]
-Seconds = Annotated[int, BeforeValidator(_seconds)]
+Seconds = Annotated[int, AS_SECONDS]
+Host = Annotated[str, AfterValidator(_host)]
+Date = Annotated[str, _form(r"\d{4}-\d{2}-\d{2}", "is not a date")]
+KeyPrefix = Annotated[
+    str, _form("[a-z0-9][a-z0-9-]{0,19}", "must be of lower-case letters, digits and hyphens, at most 20")
+]
+Slug = Annotated[
+    str,
+    _form("[a-z0-9][a-z0-9_-]{0,30}", "the table's name must be of lower-case letters, digits, - and _, at most 31"),
+]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 ApiUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
-WebhookPath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*$"), AfterValidator(_not_a_probe)]
+WebhookPath = Annotated[
+    str,
+    _form("/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*", "must be a path: a slash, then letters, digits and any of / _ . ~ -"),
+    AfterValidator(_not_a_probe),
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from io import StringIO
@@ -32,16 +33,21 @@ from pydantic_core import ErrorDetails
 
 from app.errors import SettingsError
 from app.setting_values import (
+    AS_SECONDS,
     ApiUrl,
     ClientState,
     CommaList,
     CompanyName,
+    Date,
     Guid,
     HeaderSecret,
+    Host,
+    KeyPrefix,
     Networks,
     ProxyUrl,
     RedisUrl,
     Seconds,
+    Slug,
     Text,
     WebhookPath,
     not_,
@@ -82,10 +88,13 @@ class Declared(BaseModel):
 class Company(Declared):
     """One company of upstream that the partner sells for, and its secrets."""
 
-    slug: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+    slug: Slug = Field(examples=["museum"])
     """Its name in logs, metrics and commands: `default`, or the name of its table in COMPANIES_FILE."""
 
-    client_state: ClientState = Field(description="Secret of the webhook subscription, 1 to 50 characters.")
+    client_state: ClientState = Field(
+        description="Secret of the webhook subscription, 1 to 50 characters.",
+        examples=["the output of openssl rand -hex 20"],
+    )
     client_state_previous: ClientState | None = Field(
         default=None,
         description="The previous secret, accepted during a rotation. Remove it a day after the last event with it.",
@@ -105,7 +114,8 @@ class Company(Declared):
         examples=["b56a418d-8205-4d3a-bdbb-25d94e42abbd"],
     )
     np_api_key: HeaderSecret = Field(
-        description="API key, from the page *NaviPartner API Keys*; permission set `NPR API Channel Mgr`."
+        description="API key, from the page *NaviPartner API Keys*; permission set `NPR API Channel Mgr`.",
+        examples=["the key as that page shows it"],
     )
     np_partner_id: Guid | None = Field(
         default=None,
@@ -127,7 +137,7 @@ class Settings(Declared):
         description="Address of Redis: `redis://`, `rediss://` for TLS, or `unix://`.",
         examples=["redis://:password@redis:6379/0"],
     )
-    key_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,19}$")] = Field(
+    key_prefix: KeyPrefix = Field(
         default="ota",
         description="Before all keys in Redis, and RQ's names of queues and jobs: lower-case letters, digits and"
         " hyphens, at most 20. Each deployment on one Redis needs its own.",
@@ -146,14 +156,12 @@ class Settings(Declared):
         " tunnels TLS. `HTTPS_PROXY` and the like are not used; nor is this one for an API on this machine.",
         examples=["http://proxy.example.com:3128"],
     )
-    np_api_version: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = Field(
-        default="2026-08-21", description="Version of the API that every call names."
-    )
+    np_api_version: Date = Field(default="2026-08-21", description="Version of the API that every call names.")
     webhook_path: WebhookPath = Field(
         default="/webhooks/ota-channel-manager",
         description="Path that events are posted to, with or without a slash at its end.",
     )
-    host: str = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
+    host: Host = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
     trusted_proxies: Networks = Field(
         default="127.0.0.0/8,::1",
@@ -228,8 +236,10 @@ class Settings(Declared):
         default=900,
         description="Time between two comparisons of the order list with the orders here. Needs `NP_PARTNER_ID`.",
     )
-    ops_token: SecretStr | None = Field(
-        default=None, description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`."
+    ops_token: HeaderSecret | None = Field(
+        default=None,
+        description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`.",
+        examples=["the output of openssl rand -hex 20"],
     )
     log_format: Annotated[Literal["auto", "json", "ecs", "console"], BeforeValidator(str.lower)] = Field(
         default="auto",
@@ -277,7 +287,7 @@ _SENTENCES: Final = {
     "less_than_equal": "must be at most {le}",
     "string_too_short": "is empty",
     "too_short": "is empty",
-    "string_pattern_mismatch": "has not the right form",
+    "string_type": "must be a text in quotes",
     "literal_error": "must be {expected}",
     "ip_any_network": "must be IP addresses or networks, separated by commas",
 }
@@ -331,6 +341,10 @@ def _unknown(variables: Mapping[str, str], places: Mapping[str, str], settings: 
     proxies = [name for name in variables if name.upper() in _PROXIES and variables[name] and name not in places]
     if proxies and settings.np_proxy is None:
         found += (f"{', '.join(proxies)}: not used; NP_PROXY names the proxy for the calls of the API",)
+    if settings.companies_file is not None:
+        of_one = {f"{name}{end}".upper() for name in _PER_COMPANY for end in ("", "_file")}
+        unused = [f"{name}{_at(places.get(name))}" for name in variables if name.upper() in of_one and variables[name]]
+        found += tuple(f"{name}: not used, since COMPANIES_FILE names the companies" for name in unused)
     return found
 
 
@@ -341,12 +355,23 @@ def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read ({type(error).__name__})") from None
-    lines = [*parse_stream(StringIO(text))]
-    if wrong := [f"{path} line {one.original.line}: is not NAME=value" for one in lines if one.error]:
+        raise SettingsError(f"{path}: the file {_unreadable(error)}") from None
+    found: dict[str, str] = {}
+    places: dict[str, str] = {}
+    wrong = []
+    for one in parse_stream(StringIO(text)):
+        # dotenv counts from the blank lines before.
+        blank = re.match(r"\s*", one.original.string)
+        place = f"{path} line {one.original.line + (blank[0].count(chr(10)) if blank else 0)}"
+        if one.error:
+            wrong.append(f"{place}: is not NAME=value, for example WORKERS=8")
+        elif one.key in found:
+            wrong.append(f"{one.key} ({place}): given twice, also in {places[one.key]}: remove one of them")
+        elif one.key is not None:
+            found[one.key], places[one.key] = one.value or "", place
+    if wrong:
         raise SettingsError("\n".join(wrong))
-    named = [(one.key, one.value or "", f"{path} line {one.original.line}") for one in lines if one.key is not None]
-    return {name: value for name, value, _ in named}, {name: place for name, _, place in named}
+    return found, places
 
 
 def _meant(name: str) -> str | None:
@@ -373,13 +398,15 @@ def _validated(
     for name in model.model_fields:
         path = given.get(f"{name}_file")
         if path and given.get(name):
-            found[name] = f"given twice, also as {name.upper()}_FILE"
+            also = f"{name.upper()}_FILE{_at(where.get(f'{name}_file'))}"
+            found[name] = f"given twice, also as {also}: remove one of them"
         elif path:
             try:
                 values[name] = Path(cleaned(str(path))).read_text(encoding="utf-8")
                 origins[name] = Origin(where.get(f"{name}_file", _ENVIRONMENT), cleaned(str(path)))
             except (OSError, ValueError) as error:
-                found[name] = f"the file of {name.upper()}_FILE cannot be read ({type(error).__name__})"
+                example = f"{name.upper()}_FILE=/run/secrets/{name}"
+                found[name] = f"the file of {name.upper()}_FILE {_unreadable(error)}, for example {example}"
         elif name in given:
             values[name] = given[name]
             origins[name] = Origin(where.get(name, _ENVIRONMENT))
@@ -396,7 +423,7 @@ def _validated(
             name = str(problem["loc"][0])
             found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
     for name, text in found.items():
-        stands_as = f"{name}_file" if given.get(f"{name}_file") else name
+        stands_as = name if given.get(name) or not given.get(f"{name}_file") else f"{name}_file"
         problems.append(f"{name.upper()}{_at(where.get(stands_as))}: {text}")
     if found or result is None:
         return None
@@ -406,22 +433,40 @@ def _validated(
 
 def _sentence(problem: ErrorDetails, field: FieldInfo | None) -> str:
     """Return what is wrong with a value and an example of a right one."""
-    kind = problem["type"]
-    text = _SENTENCES.get(kind, problem["msg"].removeprefix("Value error, ")).format(**problem.get("ctx", {}))
-    examples = [*(field.examples or ()), *([field.default] if kind in _SENTENCES else [])] if field else []
-    return f"{text}, for example {examples[0]}" if examples and isinstance(examples[0], str | int) else text
+    if field is None:
+        return problem["msg"]
+    unit = "s" if AS_SECONDS in field.metadata else ""
+    limits = {name: f"{limit}{unit}" for name, limit in problem.get("ctx", {}).items()}
+    text = _SENTENCES.get(problem["type"], problem["msg"].removeprefix("Value error, ")).format(**limits)
+    examples = [*(field.examples or ()), field.default]
+    if " which is " in text or not isinstance(examples[0], str | int):
+        return text
+    return f"{text}, for example {examples[0]}{unit}"
+
+
+def _unreadable(error: Exception) -> str:
+    """Return what is wrong with a file, without its name: people put a secret there by mistake."""
+    known = {FileNotFoundError: "is missing", IsADirectoryError: "is a folder", UnicodeDecodeError: "is not UTF-8 text"}
+    return known.get(type(error), f"cannot be read ({getattr(error, 'strerror', type(error).__name__)})")
 
 
 def _from_file(path: Path, problems: list[str]) -> list[Company]:
     """Return the companies of the TOML file's tables `[companies.<slug>]`."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("companies", {})
+        text = path.read_text(encoding="utf-8-sig")
+        tables = tomllib.loads(text).get("companies", {})
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"\(at (line \d+)", str(error))
+        place = f" {line[1]}" if line else ""
+        problems.append(f'COMPANIES_FILE{place}: is not TOML, for example np_company = "CRONUS International Ltd."')
+        return []
     except (OSError, ValueError) as error:
-        problems.append(f"COMPANIES_FILE: cannot be read ({type(error).__name__})")
+        problems.append(f"COMPANIES_FILE: the file {_unreadable(error)}, for example /etc/ota-receiver/companies.toml")
         return []
-    if not isinstance(tables, dict) or not tables:
-        problems.append("COMPANIES_FILE: has no table [companies.<slug>]")
+    if not isinstance(tables, dict) or not any(isinstance(table, dict) for table in tables.values()):
+        problems.append("COMPANIES_FILE: has no table of a company, for example [companies.museum]")
         return []
+    lines = _toml_lines(text)
     names = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
     companies: dict[str, Company] = {}
     for slug, table in tables.items():
@@ -429,10 +474,27 @@ def _from_file(path: Path, problems: list[str]) -> list[Company]:
         if not isinstance(table, dict):
             problems.append(f"{where}: is not a table")
             continue
-        problems += [f"{name} ({where}): unknown name" for name in table if name not in names]
-        company = _validated(Company, {**table, "slug": slug}, problems, dict.fromkeys(("slug", *names), where))
+        places = {name: f"{where}{lines.get((slug, name), '')}" for name in ("slug", *names, *table)}
+        problems += [
+            f"{name} ({places[name]}): unknown name" + (f", perhaps {meant.lower()}" if (meant := _meant(name)) else "")
+            for name in table
+            if name not in names
+        ]
+        company = _validated(Company, {**table, "slug": slug}, problems, places)
         if company is not None:
             first = companies.setdefault(company.np_company_id, company)
             if first is not company:
-                problems.append(f"NP_COMPANY_ID ({where}): same as in [companies.{first.slug}]")
+                problems.append(f"NP_COMPANY_ID ({places['np_company_id']}): same as in [companies.{first.slug}]")
     return [*companies.values()]
+
+
+def _toml_lines(text: str) -> dict[tuple[str, str], str]:
+    """Return where each name of a table `[companies.<slug>]` stands: (slug, name) -> ` line 7`."""
+    slug, found = "", {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"""\s*\[\s*companies\s*\.\s*["']?([^\]"']*?)["']?\s*\]""", line):
+            slug = header[1]
+            found[slug, "slug"] = f" line {number}"
+        elif name := re.match(r"\s*([\w-]+)\s*=", line):
+            found[slug, name[1]] = f" line {number}"
+    return found

@@ -281,7 +281,10 @@ def _make_private(folder: Path) -> None:
             with suppress(FileNotFoundError):
                 _check_private(file, stat.S_ISREG)
     except OSError as error:
-        raise SettingsError(f"SPOOL_DIR: cannot be used ({error.strerror}): {folder}") from None
+        missing = "is in a folder that is missing: make it first"
+        known = {FileExistsError: "is not a folder", FileNotFoundError: missing}
+        problem = known.get(type(error), f"cannot be used ({error.strerror})")
+        raise SettingsError(f"SPOOL_DIR: {folder} {problem}") from None
 
 
 def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:

@@ -85,7 +85,7 @@ def test_secrets_of_two_places_can_be_compared_without_being_shown(lab: Lab) -> 
 
     fingerprint = sha256(CLIENT_STATES["museum"].encode()).hexdigest()[:8]
     size = len(CLIENT_STATES["museum"])
-    where = "COMPANIES_FILE [companies.museum]"
+    where = "COMPANIES_FILE [companies.museum] line 15"
     assert found["museum", "CLIENT_STATE"] == f"{size} characters from {where}, fingerprint {fingerprint}"
     assert found["settings", "REDIS_URL"].endswith(" characters from the environment, fingerprint ", 0, -8)
 

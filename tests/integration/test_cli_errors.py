@@ -244,7 +244,7 @@ def test_a_wrong_password_and_wrong_settings_are_named(lab: Lab, redis_url: str)
 
     assert (refused.code, len(refused.err.splitlines()), "password" in refused.err) == (3, 1, True)
     assert (database.code, len(database.err.splitlines()), "no database" in database.err) == (3, 1, True)
-    assert (protocol.code, "REDIS_URL: has an option" in protocol.err) == (2, True)
+    assert (protocol.code, "REDIS_URL: has an unknown option" in protocol.err) == (2, True)
     assert (wrong.code, "REDIS_URL" in wrong.err, "COMPANIES_FILE" in wrong.err) == (2, True, True)
 
 

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from app import settings
 from app.cli.main import COMMANDS
+from workers.pool import STOP_MARGIN
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").iterdir())
@@ -54,6 +55,14 @@ def test_the_commands_of_deploy_exist() -> None:
 
     assert sorted(named) == ["health", "serve", "worker", "worker"]
     assert set(named) <= COMMANDS.keys()
+
+
+def test_a_stopping_pool_has_the_time_that_its_longest_fetch_may_take() -> None:
+    unit = (DEPLOY / "systemd" / "ota-receiver-worker.service").read_text()
+    stops = [re.findall(r"TimeoutStopSec=(\d+)", unit)[0], compose()["services"]["worker"]["stop_grace_period"][:-1]]
+    longest = next(one.le for one in settings.Settings.model_fields["upstream_timeout"].metadata if hasattr(one, "le"))
+
+    assert [stop for stop in stops if int(stop) <= longest + STOP_MARGIN] == []
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
