@@ -150,7 +150,8 @@ def test_failed_deliveries_that_wait_are_tried_at_once_when_the_sink_is_mended(
 
 
 def test_dead_letters_of_another_sink_are_not_selected(letters: Lab) -> None:
-    assert letters.run_command("dead", "requeue", "--sink", "python:operator:eq", "--yes").code == 1
+    unknown = letters.run_command("dead", "requeue", "--sink", "python:operator:eq", "--yes")
+    assert (unknown.code, f"There are: {SINK}." in unknown.err) == (1, True)
     assert letters.run_command("dead", "list", "--sink", SINK, "--json").objects[0]["sink"] == SINK
     assert letters.run_command("dead", "drop", "--sink", SINK, "--yes", "--json").objects[0]["discarded"] == 1
     assert dead(letters) == "123"
