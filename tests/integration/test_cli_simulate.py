@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from app.dev.processes import Process, free_port
 from app.dev.stack import receiver_settings
 from app.dev.valkey import Valkey
 from tests import command
+from tests.command import Ended
 from tests.eventually import eventually
 from tests.service import SERVE, children, is_running
 
@@ -32,11 +33,9 @@ ROOT: Final = Path(__file__).parents[2]
 MISBEHAVIOUR: Final = ("--duplicates", "10%", "--late", "5%", "--bad-secret", "5%", "--batch", "8", "--seed", "11")
 
 
-def simulate(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "app.cli", "simulate", *arguments]
-    ended = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=90, cwd=cwd)
-    assert "Traceback" not in ended.stderr, ended.stderr
-    return ended
+def simulate(*arguments: str, cwd: Path = ROOT) -> Ended:
+    with chdir(cwd):
+        return command.run(["simulate", *arguments], os.environ, "")
 
 
 async def acknowledges_all(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,14 +86,14 @@ def simulated(name: str, folder: Path) -> tuple[int, dict[str, Any]]:
     with receiver(name, port, folder) as url:
         options = f"--url {url} --sandbox-port {port} --orders 20 --burst --patience 1 --json"
         ended = simulate(*options.split(), *MISBEHAVIOUR)
-    return ended.returncode, json.loads(ended.stdout)
+    return ended.code, json.loads(ended.out)
 
 
 def test_the_receiver_fetches_every_order_despite_all_misbehaviour(tmp_path: Path) -> None:
     ended = simulate("--orders", "60", *MISBEHAVIOUR, "--burst", "--json", cwd=tmp_path)
 
-    report = json.loads(ended.stdout)
-    assert (ended.returncode, report["wrong"], ended.stderr) == (0, [], "")
+    report = json.loads(ended.out)
+    assert (ended.code, report["wrong"], ended.err) == (0, [], "")
     assert (report["orders"], report["orders_fetched"], report["orders_complete"]) == (60, 60, 60)
     assert (report["sent"], report["acknowledged"]) == (60 + 6 + 3, 66)
     assert (report["duplicates_sent"], report["duplicates_recognised"]) == (6, 6)
@@ -108,7 +107,7 @@ def test_the_receiver_fetches_every_order_despite_all_misbehaviour(tmp_path: Pat
 
 def test_a_running_receiver_with_the_printed_settings_passes(own_valkey: Valkey, tmp_path: Path) -> None:
     sandbox_port, port = free_port(), free_port()
-    printed = simulate("--settings", "--sandbox-port", str(sandbox_port)).stdout
+    printed = simulate("--settings", "--sandbox-port", str(sandbox_port)).out
     given = dict(line.replace("'", "").split("=", 1) for line in printed.splitlines())
     assert given == receiver_settings(f"http://127.0.0.1:{sandbox_port}")
     env = {**os.environ, **given, "REDIS_URL": own_valkey.url, "PORT": str(port), "WORKERS": "2", "LOG_FORMAT": "json"}
@@ -124,9 +123,9 @@ def test_a_running_receiver_with_the_printed_settings_passes(own_valkey: Valkey,
             "--url", url, "--sandbox-port", str(sandbox_port), "--orders", "30", "--rate", "200/s", *MISBEHAVIOUR
         )
 
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "All orders are right." in ended.stdout
-    assert "30, 1 per settlement" in ended.stdout
+    assert (ended.code, ended.err) == (0, "")
+    assert "All orders are right." in ended.out
+    assert "30, 1 per settlement" in ended.out
 
 
 def test_a_receiver_that_acknowledges_and_fetches_nothing_fails(tmp_path: Path) -> None:
@@ -154,9 +153,9 @@ def test_events_that_are_never_acknowledged_are_listed_and_a_taken_port_is_named
         ended = simulate("--url", url, "--sandbox-port", str(port), "--orders", "2", "--seed", "5", "--patience", "1")
         taken = simulate("--url", url, "--sandbox-port", str(urlsplit(url).port))
 
-    assert (ended.returncode, "2 ids wrong" in ended.stdout) == (1, True)
-    assert ended.stdout.count("never acknowledged: 404") == 2
-    assert (taken.returncode, "choose another with --sandbox-port" in taken.stderr) == (1, True)
+    assert (ended.code, "2 ids wrong" in ended.out) == (1, True)
+    assert ended.out.count("never acknowledged: 404") == 2
+    assert (taken.code, "choose another with --sandbox-port" in taken.err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_events_that_are_never_acknowledged_are_listed_and_a_taken_port_is_named
     ],
 )
 def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str) -> None:
-    ended = command.run(["simulate", *arguments], os.environ, "")
+    ended = simulate(*arguments)
 
     assert (ended.code, message in ended.err, ended.out) == (2, True, "")
 
@@ -193,7 +192,8 @@ def test_without_app_dev_as_in_the_image_it_names_what_it_needs(tmp_path: Path) 
     for name in ("app", "workers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("dev", "__pycache__"))
 
-    ended = simulate("--orders", "1", cwd=tmp_path)
+    argv = [sys.executable, "-m", "app.cli", "simulate", "--orders", "1"]
+    ended = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
 
     assert (ended.returncode, "needs a development install" in ended.stderr) == (2, True)
     assert not (tmp_path / "app" / "dev").exists()

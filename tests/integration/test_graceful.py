@@ -39,6 +39,16 @@ from tests.service import (
     statuses,
 )
 
+STOPS_BEFORE_ITS_END = """
+import os, signal
+from app.web.server import Server
+shutdown = Server.shutdown
+async def stop_and_shutdown(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    await shutdown(*arguments, **named)
+Server.shutdown = stop_and_shutdown
+"""
+
 
 @pytest.fixture
 def web(redis_url: str, tmp_path: Path) -> Iterator[Web]:
@@ -106,6 +116,27 @@ def test_idle_connections_do_not_delay_the_end(web: Web) -> None:
         assert web.process.wait(10) == 0
         assert time.monotonic() - started < 6
         assert (silent.recv(100), warm.recv(100)) == (b"", b"")
+
+
+def test_connections_that_wait_to_be_accepted_when_it_ends_are_answered(
+    redis_url: str, lab: Lab, tmp_path: Path
+) -> None:
+    """uvicorn alone closes the port and the kernel resets them."""
+    with serving(tmp_path, settings_of_one_company(redis_url), serve_changed(STOPS_BEFORE_ITS_END)) as web:
+        os.kill(web.process.pid, signal.SIGTERM)
+        stat = Path(f"/proc/{web.process.pid}/stat")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="it has begun to end")
+        waiting = [web.connect() for _ in range(10)]
+        for connection in waiting:
+            connection.sendall(post(good()))
+        web.process.resume()
+        answers = [read_all(connection) for connection in waiting]
+        for connection in waiting:
+            connection.close()
+
+        assert web.process.wait(10) == 0
+    assert [statuses(answer) for answer in answers] == [[200]] * 10
+    assert len(lab.events()) == 10
 
 
 def test_a_signal_while_it_starts_is_not_lost(redis_url: str, tmp_path: Path) -> None:
@@ -190,8 +221,8 @@ def test_a_rolling_restart_under_load_loses_no_acknowledged_event(own_valkey: Va
 
     outcomes = sum((sender.outcomes for sender in senders), Counter[str]())
     assert outcomes.keys() <= {"200", "connect ConnectionRefusedError", "connect ConnectionResetError", "no byte"}
-    # uvicorn alone resets two at each restart.
-    assert outcomes["no byte"] <= 2
+    # Those that came between the last look and the close: on a busy machine up to all that send without keep-alive.
+    assert outcomes["no byte"] <= 4 * 4
     with Redis.from_url(own_valkey.url) as redis:
         stored = {event["order"] for event in Lab(redis).events()}
     assert {order for sender in senders for order in sender.acknowledged} <= stored
