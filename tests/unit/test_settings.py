@@ -415,11 +415,11 @@ MISTAKES = {
     ),
     "a duration in words": Mistake(
         {"RECONCILE_EVERY": "15 minutes"},
-        "RECONCILE_EVERY: is not a duration such as 90s, 15m or 2h, for example 900s",
+        "RECONCILE_EVERY: is not a duration such as 90s, 15m or 2h30m, for example 900s",
     ),
     "a comment behind a value": Mistake(
         {},
-        "RECONCILE_EVERY: is not a duration such as 90s, 15m or 2h, for example 900s".replace(
+        "RECONCILE_EVERY: is not a duration such as 90s, 15m or 2h30m, for example 900s".replace(
             ":", " (.env line 1):", 1
         ),
         dotenv="RECONCILE_EVERY='15m # a quarter'\n",
