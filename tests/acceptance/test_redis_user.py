@@ -55,7 +55,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         for arguments in (
             ["check"],
             ["status"],
-            ["health", "--role", "worker"],
+            ["health", "--role", "worker", "--ready"],
             ["orders", "list"],
             ["orders", "explain", order_ids[0][:13]],
             ["orders", "refetch", order_ids[0]],
