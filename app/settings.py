@@ -115,7 +115,7 @@ class Company(Declared):
     )
     np_api_key: HeaderSecret = Field(
         description="API key, from the page *NaviPartner API Keys*; permission set `NPR API Channel Mgr`.",
-        examples=["the key as that page shows it"],
+        examples=["the key as NaviPartner API Keys shows it"],
     )
     np_partner_id: Guid | None = Field(
         default=None,

@@ -68,7 +68,8 @@ class FetchJob(Job):
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
         """Take the fields of our jobs from the hash; anything else refuses the job."""
         ours = {name: value for name, value in raw_data.items() if name in _FIELDS}
-        foreign = [name.decode(errors="replace") for name, value in raw_data.items() if value and name not in _FIELDS]
+        unknown = sorted(name for name, value in raw_data.items() if value and name not in _FIELDS)
+        foreign = [name.decode(errors="replace") for name in unknown]
         try:
             super().restore(ours)
         except NoSuchJobError:

@@ -141,7 +141,7 @@ FOREIGN: Final[dict[str, dict[str, object]]] = {
     "webhooks": {"webhooks": '[{"url": "http://127.0.0.1:1/", "job_status": "finished"}]'},
     "meta": {"meta": pickle.dumps(Fraction(1))},
     "dependency_ids": {"dependency_ids": "no json"},
-    "repeats_left": {"repeats_left": 9, "repeat_intervals": "[0]"},
+    "repeat_intervals": {"repeats_left": 9, "repeat_intervals": "[0]"},
     "retries_left": {"retries_left": 9},
     "\ufffd": {"\udcff": "1"},
     "AssertionError": {"timeout": "never"},

@@ -354,8 +354,8 @@ MISTAKES = {
     ),
     "a key that no header carries": Mistake(
         {"NP_API_KEY": "canary-schlüssel"},
-        "NP_API_KEY: must be of printable ASCII characters: it is sent in a header, for example the key as that page"
-        " shows it",
+        "NP_API_KEY: must be of printable ASCII characters: it is sent in a header, for example the key as NaviPartner"
+        " API Keys shows it",
     ),
     "a token that no header carries": Mistake(
         {"OPS_TOKEN": "canary-tökén"},
