@@ -125,7 +125,7 @@ def test_connections_that_wait_to_be_accepted_when_it_ends_are_answered(
     with serving(tmp_path, settings_of_one_company(redis_url), serve_changed(STOPS_BEFORE_ITS_END)) as web:
         os.kill(web.process.pid, signal.SIGTERM)
         stat = Path(f"/proc/{web.process.pid}/stat")
-        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="it has begun to end")
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="it is about to end")
         waiting = [web.connect() for _ in range(10)]
         for connection in waiting:
             connection.sendall(post(good()))
