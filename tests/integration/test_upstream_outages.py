@@ -240,15 +240,15 @@ def test_what_a_person_has_done_with_a_dead_letter_stands(lab: WorkerLab, way: s
 
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_one_bad_order_delays_no_other(lab: WorkerLab, shop: Shop, outage: str) -> None:
-    """Neither 120 others at once, nor the next one of a company with an order an hour."""
-    lab.issue(60)
+    """Neither 40 others at once, nor the next one of a company with an order an hour."""
+    lab.issue(20)
     (poison,) = lab.issue(1)
-    lab.issue(60)
+    lab.issue(20)
     lab.fault(order_id=poison.order_id, **OUTAGES[outage])
 
     lab.run_for(0)
 
-    assert len(shop.received) == 120
+    assert len(shop.received) == 40
     lab.run_for(600)
     if outage != "500":
         assert lab.is_dead(poison)
