@@ -141,7 +141,7 @@ def test_failed_deliveries_that_wait_are_tried_at_once_when_the_sink_is_mended(
 
     ended = letters.run_command("dead", "requeue", *selection, "--yes", "--json")
 
-    assert (ended.code, ended.objects) == (0, [{"queued": 0, "waiting": 0, "sinks": 2, "not_dead": 0}])
+    assert (ended.code, ended.objects) == (0, [{"queued": 0, "waiting": 0, "deliveries": 2, "not_dead": 0}])
     assert (letters.due_in(order(5)) or 0) <= 0
     assert [letters.start_delivery(order(number)).attempts for number in (4, 5)] == [1, 1]
     assert dead(letters) == "123"
