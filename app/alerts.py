@@ -16,6 +16,7 @@ from app.deployment import differences
 from app.ledger.policy import DAY, MINUTE, SECOND
 from app.ledger.redis import Redis
 from app.snapshot import AlertState, CompanySnapshot, Snapshot
+from app.subscriptions import ACTIVE
 
 EVERY: Final = 20 * SECOND
 """Between two evaluations, over all machines: what fires at once is logged within a minute of its cause."""
@@ -87,6 +88,7 @@ RULES: Final[dict[str, Rule]] = {
     "pools_differ": Rule(hold=10 * MINUTE),
     # Longer than the time between two evaluations: a job may have arrived a moment ago.
     "undeclared": Rule(hold=MINUTE - 10 * SECOND),
+    "subscription": Rule(),
     "silence": Rule(repeat=60 * MINUTE),
 }
 """Every alert of the log; docs/operations.md has a section on each."""
@@ -249,6 +251,8 @@ def _of_company(snapshot: Snapshot, company_id: str, hours: Hours) -> Iterator[C
     age = found.oldest_pending_ms
     yield Condition(name="fetch_late", company=slug, is_true=age > LATE, figure=age // 1000)
     yield Condition(name="breaker_open", company=slug, is_true=snapshot.breaker_is_open(company_id))
+    down = "" if found.subscription == ACTIVE else found.subscription
+    yield Condition(name="subscription", company=slug, is_true=bool(down), reason=down)
     unused = now - found.previous_secret_at
     yield Condition(name="previous_secret", company=slug, is_true=unused < DAY, figure=unused // 1000)
     dead = snapshot.total("dead", company_id)

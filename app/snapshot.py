@@ -57,7 +57,8 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     letters, and unsettled orders, which are rechecked at times of their own. `unsettled` counts orders that the list
     showed unsettled, `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while
     a probe is to come, and is 0 while no breaker is open; since `breaker_opened_at`, last for `breaker_reason` and
-    `breaker_http` (0 without an answer).
+    `breaker_http` (0 without an answer). `subscription`: its state as a pool saw it last (app/subscriptions.py), ""
+    before the first check.
     """
 
     slug: str
@@ -70,6 +71,7 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     previous_secret_at: int
     unsettled: int
     unsettled_since: int
+    subscription: str = ""
 
     @property
     def last_event_at(self) -> int:

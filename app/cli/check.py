@@ -240,7 +240,7 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     except UpstreamError as error:
         yield Finding(slug, "subscription", "todo", reason(error), advice(error.reason, WEBHOOK_PERMISSIONS))
         return
-    found = subscriptions.status_of(company, loaded.webhook_path, ours)
+    found = subscriptions.status_of(company, loaded.webhook_path, ours, loaded.webhook_url)
     level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
     yield Finding(slug, "subscription", level, found.detail, found.advice)
 

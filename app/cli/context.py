@@ -142,9 +142,8 @@ class CommandContext:
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
     def note(self, what: str, selected: str, orders: int) -> None:
-        """Write a change to the audit before it is made, so that an interrupted one is there too."""
-        words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
-        append(self.redis, self.redis.names, AuditEntry(what=what, orders=orders, **words))
+        """Write a change of orders to the audit as `note` does."""
+        note(self.redis, what, selected, orders)
 
     def open_breaker(self, company_id: str) -> Breaker | None:
         """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown.
@@ -191,6 +190,12 @@ def only(what: str, text: str, alike: Sequence[str]) -> str | None:
     for one in alike:
         console.remark(f"{text!r} is {what} {one}.")
     return alike[0] if alike else None
+
+
+def note(redis: Redis, what: str, selected: str, orders: int = 0) -> None:
+    """Write a change to the audit before it is made, so that an interrupted one is there too."""
+    words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
+    append(redis, redis.names, AuditEntry(what=what, orders=orders, **words))
 
 
 def about(orders: Sequence[OrderKey]) -> str:

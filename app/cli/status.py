@@ -39,7 +39,19 @@ _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
 
 Action = Literal[
-    "replay", "resume", "cancel", "refetch", "requeue", "drop", "reconcile", "order-confirm", "order-cancel", "erase"
+    "replay",
+    "resume",
+    "cancel",
+    "refetch",
+    "requeue",
+    "drop",
+    "reconcile",
+    "order-confirm",
+    "order-cancel",
+    "erase",
+    "subscription-create",
+    "subscription-delete",
+    "subscription-repair",
 ]
 
 cli = commands()

@@ -30,6 +30,7 @@ for _, one in ipairs(a.companies) do
     previous_secret_at = tonumber(secrets[2] or '0'),
     unsettled = redis.call('ZCARD', prefix .. 'reconcile-watch:' .. id),
     unsettled_since = tonumber(watch[2] or '0'),
+    subscription = redis.call('HGET', prefix .. 'subscription:' .. id, 'state') or '',
   }
 end
 for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
