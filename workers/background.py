@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from structlog.contextvars import clear_contextvars
 
 from app import bootstrap, log
-from app.alerts import AlertStore, Change, conditions, evaluate
+from app.alerts import AlertStore, Change, conditions, evaluate, runbook
 from app.deployment import Deployment
 from app.errors import Denied, StoreUnavailable
 from app.ledger import policy
@@ -152,7 +152,6 @@ def log_alerts(store: AlertStore, snapshot: Snapshot) -> list[Change]:
 def _log_change(change: Change, now: int) -> None:
     found = change.condition
     about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
-    runbook = f"docs/operations.md#{found.name.replace('_', '-')}"
     if change.action == "resolved":
         _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
     elif found.name == "silence":
@@ -162,10 +161,11 @@ def _log_change(change: Change, now: int) -> None:
             reason=found.reason,
             quiet_s=found.figure,
             usual=None if found.usual is None else round(found.usual),
-            runbook=runbook,
+            runbook=runbook(found.name),
         )
     else:
-        _log.error("alert.firing", figure=found.figure, reason=found.reason or None, runbook=runbook, **about)
+        reason, section = found.reason or None, runbook(found.name)
+        _log.error("alert.firing", figure=found.figure, reason=reason, runbook=section, **about)
 
 
 def _reconciled(settings: Settings) -> list[Company]:

@@ -21,7 +21,7 @@ import typer
 from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
-from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
+from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, breaker_words, reason
 from app.deployment import Deployment, differences
 from app.erased_file import ErasedFile
 from app.errors import (
@@ -39,6 +39,7 @@ from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
 from app.settings import Company, Declared, Settings
+from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 
 Level = Literal["good", "note", "todo", "wrong"]
@@ -181,6 +182,7 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
         for name, words in differences(pools).items():
             hint = "After a change of settings restart every pool. A rolling change ends by itself."
             yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
+        yield from _of_work(SnapshotReader(loaded.companies).read(redis))
         if pools:
             yield Finding("redis", "pools", "good", f"{console.many(len(pools), 'worker pool')} under this KEY_PREFIX")
             return
@@ -191,6 +193,20 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
                 detail += f"; pools run under {', '.join(others)}"
         hint = "Start `ota-receiver worker`, or set KEY_PREFIX and REDIS_URL as the pools have them."
         yield Finding("redis", "pools", "todo", detail, hint)
+
+
+def _of_work(snapshot: Snapshot) -> Iterator[Finding]:
+    """Return what keeps the pools from fetching, which a call of ours may not show."""
+    if snapshot.suspended:
+        detail = "RQ is suspended: nothing is fetched or delivered"
+        yield Finding("redis", "rq", "todo", detail, "To go on: rq resume")
+    for slug, breaker in snapshot.open_breakers().items():
+        words = breaker_words(breaker, times.from_ms(snapshot.now))
+        hint = f"{advice(breaker.reason, API_PERMISSIONS)} See docs/operations.md#breaker-open."
+        yield Finding(slug, "breaker", "todo", f"open, so nothing is fetched: {words}", hint)
+    for slug, until in snapshot.throttled().items():
+        detail = f"the API key is throttled (Retry-After) until {times.short(until)}: nothing is fetched"
+        yield Finding(slug, "throttled", "todo", detail, advice("throttled", API_PERMISSIONS))
 
 
 def of_address(url: str) -> Iterator[Finding]:
@@ -219,10 +235,9 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     started, slug = monotonic(), company.slug
     has_orders = True
     try:
-        if company.np_partner_id is None:
-            with contextlib.suppress(OrderNotFound):
-                upstream.get_order(NO_ORDER)
-        else:
+        with contextlib.suppress(OrderNotFound):
+            upstream.get_order(NO_ORDER)
+        if company.np_partner_id is not None:
             has_orders = any(page.rows or page.unreadable for page in islice(upstream.list_orders(page_size=1), 1))
     except UpstreamError as error:
         hint = advice(error.reason, API_PERMISSIONS)
@@ -231,7 +246,7 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
         yield Finding(slug, "api", "todo", reason(error), hint)
         return
     milliseconds = round((monotonic() - started) * 1000)
-    allowed = "call getOrder" if company.np_partner_id is None else "list orders"
+    allowed = "call getOrder" + ("" if company.np_partner_id is None else " and list orders")
     yield Finding(slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
     if not has_orders:
         yield _of_empty_list(loaded, company)

@@ -228,6 +228,15 @@ OutcomeOption = Annotated[
     Literal["queued", "coalesced", "erased"] | None, typer.Option("--outcome", help="Outcome of the event.")
 ]
 
+
+def breaker_words(breaker: Breaker, now: datetime) -> str:
+    """Return why nothing is fetched for a company, since when, and when the next probe is made."""
+    http = f" (HTTP {breaker.http_status})" if breaker.http_status else ""
+    probe = f"at {times.short(breaker.probe_at)}" if breaker.probe_at > now else "with the next order that is due"
+    since = f"{times.short(breaker.since)} ({times.age(now - breaker.since)})"
+    return f"{breaker.reason}{http} since {since}; next probe {probe}"
+
+
 API_PERMISSIONS: Final = "NPR API Channel Mgr"
 WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"
 _UPSTREAM_ADVICE: Final = {

@@ -21,7 +21,7 @@
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
 | `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
-| `ota:companies` | hash: company -> slug, id of its breaker, ms when first declared, path | until retired | pool |
+| `ota:companies` | hash: company -> slug, id of its breaker, ms since when, path, key id | until retired | pool |
 | `ota:sink-failing:<sink>` | hash: since when every delivery fails (below) | until one succeeds | workers |
 | `ota:undeclared` | hash: sink or company -> evaluations in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
