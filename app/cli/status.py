@@ -29,8 +29,8 @@ from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {
     DONE: "nothing needs a look",
-    FOUND: "an alert is active, a breaker is open, a sink fails, no worker pool runs, RQ is suspended, or orders have no"
-    " due time or no pool",
+    FOUND: "an alert is active, a breaker is open, a sink fails, no worker pool runs, RQ is suspended, or orders have"
+    " no due time or no pool",
 }
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
