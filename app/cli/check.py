@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
@@ -34,7 +36,8 @@ from app.errors import (
     UpstreamError,
 )
 from app.ids import guid
-from app.intake.spool_file import is_disk_full, waiting
+from app.intake.spool import refuse_open
+from app.intake.spool_file import ROOM, free_bytes, own_files, waiting
 from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
@@ -48,6 +51,9 @@ without which the service does not start."""
 
 NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 """A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that the key may call getOrder."""
+
+_NAMED: Final = 5
+"""Foreign files in SPOOL_DIR that are named."""
 
 _LATEST: Final = 50
 """Orders whose partner is compared with NP_PARTNER_ID when its list is empty."""
@@ -120,10 +126,34 @@ def _of_spool(folder: Path | None) -> Iterator[Finding]:
         hint = "Set SPOOL_DIR to a folder on a disk that outlives the process."
         yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", hint)
         return
-    if folder.is_dir() and is_disk_full(folder):
+    try:
+        if folder.exists():
+            user = os.geteuid() or folder.lstat().st_uid  # root looks at it for the user of `serve`
+            refuse_open(folder, user)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"0")
+        elif not os.access(folder.parent, os.W_OK | os.X_OK):
+            raise SettingsError(f"SPOOL_DIR: {folder} is not there and cannot be made")
+    except SettingsError as error:
+        yield Finding("settings", "spool", "wrong", str(error), "Until then `serve` does not start.")
+        return
+    except OSError as error:
+        detail = f"{folder} cannot be written to: {error.strerror}"
+        yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
+        return
+    if not folder.exists():
+        yield Finding("settings", "spool", "good", f"{folder} is not there yet: `serve` makes it")
+        return
+    yield from _of_spool_folder(folder)
+
+
+def _of_spool_folder(folder: Path) -> Iterator[Finding]:
+    events, free = waiting(folder), max(free_bytes(folder), 0)
+    if free < ROOM:
         detail = "the disk is full: no event can be kept there"
         yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
-    events = waiting(folder) if folder.is_dir() else 0
+    elif events is not None:
+        yield Finding("settings", "spool", "good", f"{folder} can be written to, {free // 10**6:,} MB are free")
     if events is None:
         detail = "the file is broken, not ours, or was deleted"
         yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
@@ -131,6 +161,13 @@ def _of_spool(folder: Path | None) -> Iterator[Finding]:
         detail = f"{console.many(events, 'event')} wait on this machine for Redis"
         hint = "A running `ota-receiver serve` records them when Redis is back."
         yield Finding("settings", "spool", "todo", detail, hint)
+    ours = own_files(folder)
+    if foreign := sorted(one.name for one in folder.iterdir() if one not in ours):
+        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+        detail = f"{folder} also has {', '.join(foreign[:_NAMED])}{more}: nothing of the spool"
+        yield Finding(
+            "settings", "spool", "note", detail, "Fine on the root of a volume. Otherwise give it a folder of its own."
+        )
 
 
 def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:

@@ -315,6 +315,28 @@ def test_a_redis_without_durability_is_found(lab: Lab) -> None:
     assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
 
 
+def test_the_spool_is_opened_and_foreign_files_in_it_are_named(lab: Lab) -> None:
+    """As `serve` opens it. Nothing is made or left there."""
+    folder = lab.folder / "spool"
+
+    def found() -> dict[str, str]:
+        ended = lab.run_command("check", "--json", SPOOL_DIR=str(folder))
+        return {one["level"]: one["detail"] for one in ended.objects if one["what"] == "spool"}
+
+    assert (list(found()), folder.exists()) == (["good"], False)
+    folder.mkdir(mode=0o700)
+    assert "can be written to, " in found()["good"]
+    assert [*folder.iterdir()] == []
+    (folder / "lost+found").mkdir()
+    (folder / "core").write_text("")
+    assert f"{folder} also has core, lost+found: " in found()["note"]
+
+    folder.chmod(0o755)
+    assert "is open to others" in found()["wrong"]
+    assert lab.run_command("check", SPOOL_DIR=str(folder)).code == 2
+    assert "cannot be made" in lab.run_command("check", SPOOL_DIR=str(lab.folder / "no" / "folder")).out
+
+
 def test_a_spool_whose_file_was_deleted_is_found(lab: Lab) -> None:
     folder = lab.folder / "spool"
     folder.mkdir(mode=0o700)
