@@ -226,8 +226,8 @@ class Settings(Declared):
     )
     spool_dir: Path | None = Field(
         default=None,
-        description="Folder where `serve` keeps events while Redis is unavailable: mode 0700, or the root of a volume with"
-        " the setgid bit, on a disk of this machine that outlives the process. Without it, senders get 503.",
+        description="Folder where `serve` keeps events while Redis is unavailable: mode 0700, or the root of a volume"
+        " with the setgid bit, on a disk of this machine that outlives the process. Without it, senders get 503.",
         examples=["/var/lib/ota-receiver/spool"],
     )
     spool_max_mb: int = Field(ge=1, le=1_000_000, default=512, description="Largest size of the spool's files in MB.")

@@ -176,7 +176,8 @@ def _reconciled(settings: Settings) -> list[Company]:
 def _schedule(settings: Settings, company: Company, redis: Redis) -> Schedule:
     """Return the schedule of a company; its lease outlasts the longest run and the page that it began last."""
     last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
-    return Schedule(redis, company.np_company_id, LONGEST + last_page)
+    every = settings.reconcile_every * policy.SECOND
+    return Schedule(redis, company.np_company_id, LONGEST + last_page, every)
 
 
 def _run_due(settings: Settings) -> None:
