@@ -41,7 +41,7 @@
 | `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
 | `ota:breaker:<key and company>` | hash: breaker of a company's calls with a key (below) | two days | permit scripts |
 | `ota:failing:<key and company>` | set: orders that failed since one was answered | one day | permit scripts |
-| `ota:unanswered:<company>` | zset: dead order -> ms, while no other is answered | until one is | scripts of a fetch |
+| `ota:unanswered:<company>` | zset: dead order -> ms, while no other is answered | until one is | all scripts |
 | `ota:permits:<key id>` | zset: permit -> ms when its lease ends | as its leases | permit scripts |
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
 | `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
