@@ -15,10 +15,14 @@ import msgspec
 from app.deployment import differences
 from app.ledger.policy import DAY, MINUTE, SECOND
 from app.ledger.redis import Redis
-from app.snapshot import AlertState, CompanySnapshot, Snapshot
+from app.snapshot import SAMPLE, AlertState, CompanySnapshot, Snapshot
+from app.subscriptions import ACTIVE
 
 EVERY: Final = 20 * SECOND
 """Between two evaluations, over all machines: what fires at once is logged within a minute of its cause."""
+
+SURE: Final = 2 * MINUTE
+"""What an evaluation sees may have come up so long before."""
 
 HOUR: Final = 60 * MINUTE
 WEEK: Final = 7 * DAY
@@ -59,8 +63,8 @@ Key = tuple[str, str, str]
 class Rule(msgspec.Struct, frozen=True):
     """How a condition becomes an alert; all in ms.
 
-    It fires once the condition has been true for `hold`, and resolves once it has been false for `keep_firing`. An
-    alert that lasts is logged again after `repeat`, 0 for never.
+    It fires once the condition has been true for `hold`, and resolves once it has been false for `keep_firing`, or its
+    cause is seen to be gone. An alert that lasts is logged again after `repeat`, 0 for never.
     """
 
     hold: int = 0
@@ -70,7 +74,8 @@ class Rule(msgspec.Struct, frozen=True):
 
 RULES: Final[dict[str, Rule]] = {
     "fetch_late": Rule(),
-    "breaker_open": Rule(hold=5 * MINUTE),
+    "breaker_open": Rule(),
+    "rq_suspended": Rule(),
     # A rotation takes a day or two; after a week the old secret was forgotten somewhere.
     "previous_secret": Rule(hold=7 * DAY, keep_firing=DAY),
     "dead_letters": Rule(keep_firing=60 * MINUTE),
@@ -87,6 +92,7 @@ RULES: Final[dict[str, Rule]] = {
     "pools_differ": Rule(hold=10 * MINUTE),
     # Longer than the time between two evaluations: a job may have arrived a moment ago.
     "undeclared": Rule(hold=MINUTE - 10 * SECOND),
+    "subscription": Rule(),
     "silence": Rule(repeat=60 * MINUTE),
 }
 """Every alert of the log; docs/operations.md has a section on each."""
@@ -95,8 +101,10 @@ RULES: Final[dict[str, Rule]] = {
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that may be wrong, and whether it is.
 
-    With `count`, the condition is true when this counter has risen; otherwise `is_true` says it. `figure` appears in
-    the log: seconds, or a number. `company` is a slug and `sink` a name of SINKS, "" if the alert is about neither.
+    With `count`, the condition is true when this counter has risen; otherwise `is_true` says it. `left_at` is when (ms)
+    the latest of what it counted that still stands came up, 0 if nothing stands, None if that is not known: an alert
+    that began later is over. `figure` appears in the log: seconds, or a number. `company` is a slug and `sink` a name
+    of SINKS, "" if the alert is about neither.
     """
 
     name: str
@@ -104,6 +112,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     sink: str = ""
     is_true: bool = False
     count: int | None = None
+    left_at: int | None = None
     figure: float = 0
     reason: str = ""
     usual: float | None = None
@@ -152,6 +161,11 @@ class AlertStore:
             pipe.execute()
 
 
+def runbook(name: str) -> str:
+    """Return the section of an alert in docs/operations.md."""
+    return f"docs/operations.md#{name.replace('_', '-')}"
+
+
 def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition]:
     """Return every condition, true or not: an alert resolves when its condition is false. `hours`: by company id."""
     found = [one for company_id in snapshot.companies for one in _of_company(snapshot, company_id, hours[company_id])]
@@ -162,12 +176,14 @@ def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition
         found.append(Condition(name="sink_failing", sink=name, is_true=fails, figure=seconds, reason=of_sink.error))
         some = of_sink.failing if not fails else 0
         found.append(Condition(name="deliveries_failing", sink=name, is_true=some > 0, figure=some))
-        found.append(Condition(name="dead_deliveries", sink=name, count=total, figure=total))
+        left_at = _left_at(of_sink.dead_at, snapshot.dead_deliveries)
+        found.append(Condition(name="dead_deliveries", sink=name, count=total, left_at=left_at, figure=total))
     invalid = snapshot.total("invalid", "bad_order_id")
     found.append(Condition(name="invalid_items", count=invalid, figure=invalid))
     refused = sum(snapshot.total("events", company_id, "refused") for company_id in snapshot.companies)
     broken = snapshot.total("broken") + refused
     found.append(Condition(name="broken_orders", count=broken, figure=broken))
+    found.append(Condition(name="rq_suspended", is_true=snapshot.suspended))
     oldest = max((snapshot.now - pool.at for pool in snapshot.heartbeats()), default=0)
     found.append(Condition(name="pool_silent", is_true=oldest > POOL_SILENT, figure=oldest // 1000))
     differing = len(differences(snapshot.running_pools()))
@@ -248,18 +264,32 @@ def _of_company(snapshot: Snapshot, company_id: str, hours: Hours) -> Iterator[C
     slug = found.slug
     age = found.oldest_pending_ms
     yield Condition(name="fetch_late", company=slug, is_true=age > LATE, figure=age // 1000)
-    yield Condition(name="breaker_open", company=slug, is_true=snapshot.breaker_is_open(company_id))
+    is_open, open_s = snapshot.breaker_is_open(company_id), (now - found.breaker_opened_at) // 1000
+    why = found.breaker_reason if is_open else ""
+    yield Condition(name="breaker_open", company=slug, is_true=is_open, figure=open_s if is_open else 0, reason=why)
+    down = "" if found.subscription == ACTIVE else found.subscription
+    yield Condition(name="subscription", company=slug, is_true=bool(down), reason=down)
     unused = now - found.previous_secret_at
     yield Condition(name="previous_secret", company=slug, is_true=unused < DAY, figure=unused // 1000)
     dead = snapshot.total("dead", company_id)
-    yield Condition(name="dead_letters", company=slug, count=dead, figure=snapshot.dead)
-    rejected = snapshot.total("rejected", company_id)
-    yield Condition(name="rejected_secrets", company=slug, count=rejected, figure=rejected)
+    left_at = _left_at(found.dead_at, snapshot.dead)
+    yield Condition(name="dead_letters", company=slug, count=dead, left_at=left_at, figure=snapshot.dead)
+    states = snapshot.alert_states()
+    rejected_at = states.get(("rejected_secrets", slug, ""), AlertState()).last_true_at
+    is_accepted = found.last_event_at > rejected_at and now - rejected_at >= SURE
+    rejected, left_at = snapshot.total("rejected", company_id), 0 if is_accepted else None
+    yield Condition(name="rejected_secrets", company=slug, count=rejected, left_at=left_at, figure=rejected)
+    missed_at = states.get(("missed_events", slug, ""), AlertState()).last_true_at
+    # A run that read the whole list since has found none.
+    left_at = 0 if snapshot.total("reconciled", company_id) > missed_at else None
     missed = snapshot.total("discrepancies", company_id, "no_event")
-    missed_events = Condition(name="missed_events", company=slug, count=missed, figure=missed)
-    yield missed_events
-    missed_at = snapshot.alert_states().get(missed_events.key, AlertState()).last_true_at
+    yield Condition(name="missed_events", company=slug, count=missed, left_at=left_at, figure=missed)
     yield silence(slug, found, now, missed_at, hours)
+
+
+def _left_at(dead_at: int, dead: int) -> int | None:
+    """Return when the latest dead letter of a company or a sink became one; None if it may be beyond the sample."""
+    return dead_at if dead_at or dead <= SAMPLE else None
 
 
 def _not_ahead(state: AlertState, now: int) -> AlertState:
@@ -273,10 +303,18 @@ def _next_state(condition: Condition, rule: Rule, state: AlertState, now: int) -
     # A counter that is new, or lower than before (Redis was flushed), says nothing yet.
     is_true = condition.is_true if condition.count is None else 0 <= state.count < count
     last_true_at = now if is_true else state.last_true_at
-    if not is_true and not (state.since and now - last_true_at < rule.keep_firing):
+    is_over = condition.left_at is not None and condition.left_at < state.since - SURE
+    if not is_true and (not state.since or is_over or now - last_true_at >= rule.keep_firing):
         # `last_true_at` stays: silence depends on it.
         return AlertState(last_true_at=last_true_at, count=count), "resolved" if state.firing_at else None
-    after = msgspec.structs.replace(state, since=state.since or now, last_true_at=last_true_at, count=count)
+    after = msgspec.structs.replace(
+        state,
+        since=state.since or now,
+        last_true_at=last_true_at,
+        count=count,
+        risen=state.risen + (count - state.count if is_true and condition.count is not None else 0),
+        reason=condition.reason,
+    )
     if not state.firing_at:
         if now - after.since < rule.hold:
             return after, None

@@ -20,8 +20,9 @@ LONGEST_TEXT: Final = 200
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One action: `what`, its plan ("" without one), and the number of orders.
 
-    `what`: replay, resume, cancel, erase, requeue, drop, refetch, reconcile, order-confirm, order-cancel. `selected`:
-    an order's company and id, or a selection in words. `who` and `why` are a person's own words: no log has them.
+    `what`: replay, resume, cancel, erase, requeue, drop, refetch, reconcile, order-confirm, order-cancel,
+    subscription-create, subscription-delete, subscription-repair. `selected`: an order's company and id, a selection in
+    words, or a company and the address of a subscription. `who` and `why` are a person's own words: no log has them.
     """
 
     what: str

@@ -20,7 +20,7 @@ from app.intake.auth import Authenticator
 from app.intake.recorder import Inbox
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
+from app.ledger.rate_limit import Limits, RateLimiter, breaker_id, key_id
 from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
 from app.reconcile.run import OrderList
@@ -127,10 +127,11 @@ def worker_redis(settings: Settings) -> Redis:
 
 def configuration(settings: Settings) -> Configuration:
     """Return what a pool with these settings declares."""
-    companies = {
-        one.np_company_id: DeclaredCompany(one.slug, one.path, breaker_id(one.np_api_key.get_secret_value(), one.path))
-        for one in settings.companies
-    }
+    companies = {}
+    for one in settings.companies:
+        api_key = one.np_api_key.get_secret_value()
+        declared = DeclaredCompany(one.slug, one.path, breaker_id(api_key, one.path), key=key_id(api_key))
+        companies[one.np_company_id] = declared
     return Configuration(companies, settings.sinks, f"{settings.np_base_url} {settings.np_api_version}")
 
 

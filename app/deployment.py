@@ -79,7 +79,7 @@ class Deployment:
             since = min(declared[company_id].since, beat.since) if company_id in declared else beat.since
             # Redis may have been flushed, and another deployment have come first: who was here longer is right.
             if is_first or company_id not in declared or since < declared[company_id].since:
-                text = f"{one.slug} {one.breaker} {since} {one.path}"
+                text = f"{one.slug} {one.breaker} {since} {one.path} {one.key}"
                 pipe.hset(self._redis.names.companies, company_id, text)
         pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
 
@@ -212,6 +212,6 @@ def _conflict(mine: Configuration, others: Mapping[str, DeclaredCompany]) -> str
 def _companies(found: Mapping[bytes, bytes]) -> dict[str, DeclaredCompany]:
     companies = {}
     for company_id, text in found.items():
-        slug, breaker, since, path = [*text.decode().split(" ", 3), "", "", ""][:4]
-        companies[company_id.decode()] = DeclaredCompany(slug, path, breaker, int(since or 0))
+        slug, breaker, since, path, key = [*text.decode().split(" ", 4), "", "", "", ""][:5]
+        companies[company_id.decode()] = DeclaredCompany(slug, path, breaker, int(since or 0), key)
     return companies

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class DeclaredCompany(msgspec.Struct, frozen=True):
-    """A company as a pool knows it: slug, path upstream, and the id of its breaker, which tells API keys apart.
+    """A company as a pool knows it: slug, path upstream, and the ids of its breaker and of its API key.
 
     `since` is when a pool declared it first, in ms since 1970; 0 in a heartbeat, which does not say it.
     """
@@ -40,6 +40,7 @@ class DeclaredCompany(msgspec.Struct, frozen=True):
     path: str
     breaker: str
     since: int = 0
+    key: str = ""
 
     @property
     def place(self) -> str:

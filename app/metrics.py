@@ -69,6 +69,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
     "ota_sink_failing_seconds": (("sink",), "How long no delivery to the sink has succeeded; 0 if the latest did."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
+    "ota_subscription_active": (("company",), "1 while the webhook subscription works, as a pool saw it last."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState arrived."),
     "ota_pools": ((), "Worker pools with a heartbeat in the last 15 s."),
     "ota_workers": (("queue",), "Worker processes of these pools."),
@@ -305,6 +306,8 @@ def _samples(snapshot: Snapshot) -> Samples:
         found["ota_oldest_pending_fetch_seconds", slug] = of_company.oldest_pending_ms / 1000
         found["ota_orders_unsettled", slug] = of_company.unsettled
         found["ota_breaker_open", slug] = snapshot.breaker_is_open(company_id)
+        if of_company.subscription:
+            found["ota_subscription_active", slug] = of_company.subscription == "active"
         if read_at := snapshot.total("reconciled", company_id):
             found["ota_reconcile_last_success_timestamp_seconds", slug] = read_at / 1000
         for secret, at in (("current", of_company.current_secret_at), ("previous", of_company.previous_secret_at)):

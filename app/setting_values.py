@@ -62,7 +62,7 @@ def _https_unless_loopback(value: str) -> str:
     if parts is None or parts[1] is None or parts[0] not in {"http", "https"} or "?" in value or "#" in value:
         raise ValueError("is not an http(s) address")
     if parts[0] == "http" and parts[1] not in _LOOPBACK:
-        raise ValueError("must be https, because each call carries the API key")
+        raise ValueError("must be https, since what is sent there carries a secret")
     return value.rstrip("/")
 
 
@@ -153,6 +153,12 @@ def _form(pattern: str, sentence: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _zero_or_a_minute(value: int) -> int:
+    if 0 < value < 60:
+        raise ValueError("must be 0 or at least 60s")
+    return value
+
+
 AS_SECONDS: Final = BeforeValidator(_seconds)
 
 Guid = Annotated[str, AfterValidator(_guid)]
@@ -161,6 +167,7 @@ Text = Annotated[str, Field(min_length=1)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_header)]
 CompanyName = Annotated[Text, AfterValidator(_company_name)]
 Seconds = Annotated[int, AS_SECONDS]
+SecondsOrOff = Annotated[Seconds, AfterValidator(_zero_or_a_minute)]
 Host = Annotated[str, AfterValidator(_host)]
 Date = Annotated[str, _form(r"\d{4}-\d{2}-\d{2}", "is not a date")]
 KeyPrefix = Annotated[
@@ -174,7 +181,7 @@ CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
-ApiUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
+HttpsUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
 WebhookPath = Annotated[
     str,
     _form("/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*", "must be a path: a slash, then letters, digits and any of / _ . ~ -"),

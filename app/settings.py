@@ -34,7 +34,6 @@ from pydantic_core import ErrorDetails
 from app.errors import SettingsError
 from app.setting_values import (
     AS_SECONDS,
-    ApiUrl,
     ClientState,
     CommaList,
     CompanyName,
@@ -42,11 +41,13 @@ from app.setting_values import (
     Guid,
     HeaderSecret,
     Host,
+    HttpsUrl,
     KeyPrefix,
     Networks,
     ProxyUrl,
     RedisUrl,
     Seconds,
+    SecondsOrOff,
     Slug,
     Text,
     WebhookPath,
@@ -147,7 +148,7 @@ class Settings(Declared):
         description="TOML file of several companies, instead of the settings of one company below.",
         examples=["/etc/ota-receiver/companies.toml"],
     )
-    np_base_url: ApiUrl = Field(
+    np_base_url: HttpsUrl = Field(
         default="https://api.npretail.app", description="Address of the API; https unless it is on this machine."
     )
     np_proxy: ProxyUrl | None = Field(
@@ -160,6 +161,12 @@ class Settings(Declared):
     webhook_path: WebhookPath = Field(
         default="/webhooks/ota-channel-manager",
         description="Path that events are posted to, with or without a slash at its end.",
+    )
+    webhook_url: HttpsUrl | None = Field(
+        default=None,
+        description="Public address of the webhook, as the subscription has it. Without it a subscription to another"
+        " address than ours is not noticed.",
+        examples=["https://hooks.example.com/webhooks/ota-channel-manager"],
     )
     host: Host = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
@@ -219,11 +226,11 @@ class Settings(Declared):
     )
     spool_dir: Path | None = Field(
         default=None,
-        description="Folder where `serve` keeps events while Redis is unavailable: mode 0700, on a disk of this machine"
-        " that outlives the process. Without it, senders get 503.",
+        description="Folder where `serve` keeps events while Redis is unavailable: mode 0700, or the root of a volume"
+        " with the setgid bit, on a disk of this machine that outlives the process. Without it, senders get 503.",
         examples=["/var/lib/ota-receiver/spool"],
     )
-    spool_max_mb: int = Field(ge=1, le=1_000_000, default=512, description="Largest size of `SPOOL_DIR` in MB.")
+    spool_max_mb: int = Field(ge=1, le=1_000_000, default=512, description="Largest size of the spool's files in MB.")
     erased_file: Path | None = Field(
         default=None,
         description="File of salted digests of the erased orders, which `orders erase` writes and the workers read, so"
@@ -235,6 +242,11 @@ class Settings(Declared):
         le=7 * 86400,
         default=900,
         description="Time between two comparisons of the order list with the orders here. Needs `NP_PARTNER_ID`.",
+    )
+    subscription_check_every: SecondsOrOff = Field(
+        le=7 * 86400,
+        default=300,
+        description="Time between two checks of each subscription by one of the worker pools; 0 for none.",
     )
     ops_token: HeaderSecret | None = Field(
         default=None,

@@ -13,16 +13,17 @@ from typing import Final
 
 import msgspec
 from rq.job import Job
+from rq.suspension import WORKERS_SUSPENDED
 
 from app.deployment import running
 from app.heartbeat import Heartbeat, decoded, readable
 from app.ledger import policy
 from app.ledger.keys import Keys
-from app.ledger.rate_limit import breaker_id
+from app.ledger.rate_limit import Breaker, breaker_id, key_id
 from app.ledger.redis import AsyncRedis, Redis, packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.settings import Company
-from app.times import to_ms
+from app.times import from_ms, to_ms
 
 SAMPLE: Final = 200
 
@@ -39,7 +40,8 @@ class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of one alert; times in ms since 1970, 0 for never.
 
     Its condition has been true since `since`, and was true last at `last_true_at`. The alert fires since `firing_at`
-    and was logged last at `logged_at`. `count` is the counter that it watches, -1 before the first evaluation.
+    and was logged last at `logged_at`. `count` is the counter that it watches, -1 before the first evaluation, and
+    `risen` by how much it has risen since `since`. `reason` as it was last.
     """
 
     since: int = 0
@@ -47,6 +49,8 @@ class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
     firing_at: int = 0
     logged_at: int = 0
     count: int = -1
+    risen: int = 0
+    reason: str = ""
 
 
 class CompanySnapshot(msgspec.Struct, frozen=True):
@@ -57,7 +61,9 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     letters, and unsettled orders, which are rechecked at times of their own. `unsettled` counts orders that the list
     showed unsettled, `unsettled_since` is when the first of them was seen. `breaker_open_until` lies in the past while
     a probe is to come, and is 0 while no breaker is open; since `breaker_opened_at`, last for `breaker_reason` and
-    `breaker_http` (0 without an answer).
+    `breaker_http` (0 without an answer). `subscription`: its state as a pool saw it last (app/subscriptions.py), ""
+    before the first check. `key`: id of its API key; `throttled_until`: its Retry-After. `dead_at`: when its latest
+    dead letter became one, of the SAMPLE latest of all.
     """
 
     slug: str
@@ -70,6 +76,10 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
     previous_secret_at: int
     unsettled: int
     unsettled_since: int
+    subscription: str = ""
+    key: str = ""
+    throttled_until: int = 0
+    dead_at: int = 0
 
     @property
     def last_event_at(self) -> int:
@@ -82,6 +92,7 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     Of the orders looked at: how many latest revisions it has not received (`behind`), and how many of these it refused
     (`failing`). No delivery has succeeded since `failing_since` (ms since 1970, 0 if the latest succeeded): since then
     `failed_orders` failed at their first attempt, with `failed_attempts` in all; `error` is type and place of the last.
+    `dead_at` as for a company.
     """
 
     behind: int
@@ -90,6 +101,7 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     failed_orders: int
     failed_attempts: int
     error: str
+    dead_at: int = 0
 
     def fails(self, now: int) -> bool:
         """Return whether it fails for everything at `now` (ms)."""
@@ -108,7 +120,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The whole; `companies` by id: those of the settings, and those that pools have declared, as the `sinks`.
 
     `counters`: field prefix and label values, with a `|` between them -> count (app.metrics). `next_due_at` is the
-    lowest score of `due` in ms since 1970, 0 if it is empty. `elsewhere`: id of a company that is not in `companies` ->
+    lowest score of `due` in ms since 1970, 0 if it is empty. `suspended`: `rq suspend` was given.
+    `elsewhere`: id of a company that is not in `companies` ->
     age of its oldest pending fetch in ms.
     """
 
@@ -117,6 +130,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     next_due_at: int
     dead: int
     dead_deliveries: int
+    suspended: bool
     pools: dict[str, str]
     schema: str
     alerts: dict[str, str]
@@ -140,6 +154,27 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the breaker of a company is open, or half open with a probe still to come."""
         until = self.companies[company_id].breaker_open_until
         return until > 0 and self.now < until + PROBE_WITHIN
+
+    def open_breakers(self) -> dict[str, Breaker]:
+        """Return the open breakers by the slug of their company."""
+        return {
+            one.slug: Breaker(
+                one.breaker_reason,
+                one.breaker_http or None,
+                from_ms(one.breaker_opened_at),
+                from_ms(one.breaker_open_until),
+            )
+            for company_id, one in self.companies.items()
+            if self.breaker_is_open(company_id)
+        }
+
+    def throttled(self) -> dict[str, datetime]:
+        """Return until when the Retry-After of its API key holds back the calls of a company, by slug."""
+        return {
+            one.slug: from_ms(one.throttled_until)
+            for one in self.companies.values()
+            if 0 < one.throttled_until - self.now <= policy.LONGEST_RETRY
+        }
 
     def total(self, *name: str) -> int:
         """Return the sum of the counters with this field prefix and these first label values."""
@@ -186,11 +221,9 @@ class SnapshotReader:
         self._arguments = {
             "schema": None,
             "sample": SAMPLE,
-            "companies": [
-                (one.np_company_id, one.slug, breaker_id(one.np_api_key.get_secret_value(), one.path))
-                for one in companies
-            ],
+            "companies": [_arguments(one) for one in companies],
             "job_prefix": Job.redis_job_namespace_prefix,
+            "suspended": WORKERS_SUSPENDED,
         }
 
     def read(self, redis: Redis, now: int | None = None) -> Snapshot:
@@ -204,6 +237,11 @@ class SnapshotReader:
     def _packed(self, names: Keys, now: int | None = None) -> bytes:
         queues = {name: queue_key(name, names) for name in (LIVE, BACKFILL)}
         return packed(names, **self._arguments, queues=queues, now=now)
+
+
+def _arguments(company: Company) -> tuple[str, ...]:
+    api_key = company.np_api_key.get_secret_value()
+    return company.np_company_id, company.slug, breaker_id(api_key, company.path), key_id(api_key)
 
 
 def _snapshot(answer: bytes) -> Snapshot:

@@ -1,7 +1,8 @@
 """The webhook subscriptions of one company: whether events of settled orders arrive, and the repair if they do not.
 
-Upstream sends no notice when it disables a subscription (upstream.md 4: repeated 4xx, `subscriptionState`), so it must
-be watched. No value here has a clientState, only which of ours it is.
+Upstream sends no notice when it disables a subscription (upstream.md 4: repeated 4xx, `subscriptionState`), so the
+pools check it, and `subscription watch` can repair it. What they remember is in Redis. No value here has a clientState,
+only which of ours it is.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from hmac import compare_digest
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
-from app.errors import UpstreamError
+from app import log
+from app.errors import ConnectionFault, RequestRejected, Throttled, UpstreamError
 from app.ids import guid
 from app.intake.auth import CURRENT, PREVIOUS, UNKNOWN
+from app.ledger import policy
+from app.ledger.rate_limit import Permit
+from app.ledger.redis import Redis, server_time
 from app.settings import Company
 from app.upstream.client import ChannelManager
 from app.upstream.models import EVENT_NAME, Subscription
@@ -27,12 +32,18 @@ REPAIRED: Final = "repaired"
 REPAIR_FAILED: Final = "repair_failed"
 _IS_ACTIVE: Final = f"{EVENT_NAME} is Active"
 
+REPAIR_AGAIN_AFTER: Final = 60 * policy.MINUTE
+"""A subscription that works is repaired again only this long after its last repair: what ends it so soon, ends the next
+one too, and each would be left behind upstream."""
+
+_log = log.get()
+
 
 class SubscriptionStatus(msgspec.Struct, frozen=True):
     """The state of a company's subscription, or the result of its repair.
 
-    `state` is active, unreachable, repaired, repair_failed, or why no events arrive: missing, other_company, inactive,
-    unknown_secret or other_path. `cause` is the reason code of upstream if a call failed.
+    `state` is active, unreachable, repaired, repair_failed, or why no events arrive: missing, other_address,
+    other_company, inactive, unknown_secret or other_path. `cause` is the reason code of upstream if a call failed.
     """
 
     company: str
@@ -79,12 +90,21 @@ def shown_address(url: str | None) -> str:
     return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}" + ("?…" if query else "")
 
 
-def status_of(company: Company, webhook_path: str, ours: list[Subscription]) -> SubscriptionStatus:
-    """Return whether events arrive through the subscriptions `ours`, or the first reason why they do not."""
+def status_of(
+    company: Company, webhook_path: str, listed: list[Subscription], url: str | None = None
+) -> SubscriptionStatus:
+    """Return whether events arrive through these subscriptions to our event, or the first reason why they do not.
+
+    With `url` only those to this address count.
+    """
     status = partial(SubscriptionStatus, company.slug)
-    if not ours:
-        advice = f"ota-receiver subscription create https://YOUR-PUBLIC-HOST{webhook_path}"
+    advice = f"ota-receiver subscription create {shown_address(url) or f'https://YOUR-PUBLIC-HOST{webhook_path}'}"
+    if not listed:
         return status("missing", f"none for {EVENT_NAME}: no events arrive", advice)
+    ours = _to(url, listed)
+    if not ours:
+        other = shown_address(listed[0].notification_url) or "an address that is not shown"
+        return status("other_address", f"it posts to {other}, not to {shown_address(url)}: no events arrive", advice)
     ids = {(one.company_id or company.np_company_id).strip("{}").lower() for one in ours}
     if company.np_company_id not in ids:
         found = f"it belongs to company {min(ids)}: its events would be refused"
@@ -105,6 +125,75 @@ def status_of(company: Company, webhook_path: str, ours: list[Subscription]) -> 
     return status(ACTIVE, _IS_ACTIVE)
 
 
+def log_status(status: SubscriptionStatus) -> None:
+    company, state = status.company, status.state
+    if state == ACTIVE:
+        _log.info("subscription.active", company=company)
+    elif state == REPAIRED:
+        _log.warning("subscription.repaired", company=company)
+    elif state in {UNREACHABLE, REPAIR_FAILED}:
+        why = {"reason": status.cause, "http_status": status.http_status}
+        _log.warning("subscription.check_failed", company=company, what=state, **why)
+    else:
+        _log.error("subscription.down", company=company, reason=state)
+
+
+class SubscriptionMemory:
+    """What all machines remember of one company's subscription; every method raises what redis-py raises."""
+
+    def __init__(self, redis: Redis, company_id: str) -> None:
+        self._redis: Any = redis
+        self._key = redis.names.subscription(company_id)
+        self._turn = redis.names.subscription_turn(company_id)
+
+    def acquire_turn(self, every: int) -> bool:
+        """Return whether this pool checks now, as one of all does each `every` ms; where that was longer, it is cut."""
+        if self._redis.set(self._turn, 1, nx=True, px=every):
+            return True
+        if self._redis.pttl(self._turn) > every:
+            self._redis.pexpire(self._turn, every)
+        return False
+
+    def check_in(self, wait: int) -> None:
+        """Let a pool check in `wait` ms."""
+        self._redis.set(self._turn, 1, px=max(wait, 1))
+
+    def record(self, found: SubscriptionStatus) -> bool:
+        """Record the result of a check; return whether it is news. No answer of upstream leaves the state as it was."""
+        state, failing = self._redis.hmget(self._key, "state", "failing")
+        if found.state == UNREACHABLE:
+            self._redis.hset(self._key, "failing", found.cause)
+            return bool(failing != found.cause.encode())
+        self._redis.hset(self._key, mapping={"state": found.state, "failing": ""})
+        if found.state == ACTIVE:
+            self.works()
+        return bool(state != found.state.encode() or failing)
+
+    def state(self) -> str:
+        """Return the state that was recorded last, "" before the first."""
+        return (self._redis.hget(self._key, "state") or b"").decode()
+
+    def forget(self) -> None:
+        """Forget the state: no pool checks it any more. Repairs are remembered."""
+        self._redis.hdel(self._key, "state", "failing")
+
+    def begin_repair(self) -> int:
+        """Record that a repair begins and return 0, or when (ms) one began that no other may follow yet."""
+        if self._redis.hsetnx(self._key, "repaired_at", server_time(self._redis)):
+            return 0
+        return int(self._redis.hget(self._key, "repaired_at") or 1)
+
+    def repair_changed_nothing(self) -> None:
+        """Record that upstream has refused to create the subscription: another repair may begin."""
+        self._redis.hdel(self._key, "repaired_at")
+
+    def works(self) -> None:
+        """Record that the subscription works: REPAIR_AGAIN_AFTER its repair another one may begin."""
+        repaired_at = int(self._redis.hget(self._key, "repaired_at") or 0)
+        if repaired_at and server_time(self._redis) - repaired_at >= REPAIR_AGAIN_AFTER:
+            self._redis.hdel(self._key, "repaired_at")
+
+
 class SubscriptionWatch:
     """Checks one company's subscription repeatedly, and can create it again.
 
@@ -119,16 +208,25 @@ class SubscriptionWatch:
         self._only = self._url = url
         self._inactive: list[str] = []
 
-    def check(self) -> SubscriptionStatus:
-        """Return the state now; a failed call of upstream is a state too."""
+    @property
+    def url(self) -> str:
+        """Return the address that a repair would subscribe, as screens and logs may show it; "" if it is not known."""
+        return shown_address(self._url)
+
+    def check(self, permit: Permit | None = None) -> SubscriptionStatus:
+        """Return the state now; a failed call of upstream is a state too.
+
+        `permit`: of the call. It learns of a 429, which holds for all calls of the key, and of no other failure: these
+        say nothing about orders.
+        """
         try:
-            ours = for_settled_orders(self._upstream.subscriptions())
+            listed = for_settled_orders(self._upstream.subscriptions())
         except UpstreamError as error:
+            if permit is not None and isinstance(error, Throttled):
+                permit.failed(error)
             return self._failed(UNREACHABLE, "the Channel Manager does not answer", error)
-        if self._only is not None:
-            ours = [one for one in ours if same_address(one.notification_url, self._only)]
-        self._remember(ours)
-        found = status_of(self._company, self._path, ours)
+        self._remember(_to(self._only, listed))
+        found = status_of(self._company, self._path, listed, self._only)
         # A proxy may map the path, and a watch must not warn for ever: `check` reports it.
         return self.active() if found.state == "other_path" else found
 
@@ -138,18 +236,22 @@ class SubscriptionWatch:
 
     def can_repair(self, status: SubscriptionStatus) -> bool:
         """Return whether creating it again would help."""
-        return status.state in {"missing", "inactive"} and self._url is not None
+        return status.state in {"missing", "other_address", "inactive"} and self._url is not None
 
-    def repair(self) -> SubscriptionStatus:
+    def repair(self, memory: SubscriptionMemory) -> SubscriptionStatus:
         """Subscribe the address again with the current clientState, then delete its inactive subscriptions.
 
-        In this order an interruption leaves one subscription too many, which harms nothing, and never one too few.
+        In this order an interruption leaves one subscription too many, which harms nothing, and never one too few. Call
+        it after `begin_repair`. Raises what redis-py raises.
         """
         assert self._url is not None
         try:
             self._upstream.create_subscription(self._url, self._company.client_state)
         except UpstreamError as error:
+            if isinstance(error, RequestRejected | ConnectionFault | Throttled):  # else it may have been created
+                memory.repair_changed_nothing()
             return self._failed(REPAIR_FAILED, "it could not be created again", error)
+        memory.check_in(0)
         kept = 0
         for one in self._inactive:
             try:
@@ -157,8 +259,12 @@ class SubscriptionWatch:
             except UpstreamError:
                 kept += 1
         left = f"; {kept} that is not Active could not be deleted" if kept else ""
-        detail = f"created again for {shown_address(self._url)}{left}"
-        return SubscriptionStatus(self._company.slug, REPAIRED, detail)
+        return SubscriptionStatus(self._company.slug, REPAIRED, f"created again for {self.url}{left}")
+
+    def not_repaired(self, detail: str, cause: str) -> SubscriptionStatus:
+        """Return the state after a repair that was not made, for a reason of ours."""
+        advice = f"See: ota-receiver subscription list. By hand: ota-receiver subscription create {self.url}"
+        return SubscriptionStatus(self._company.slug, REPAIR_FAILED, detail, advice, cause)
 
     def _remember(self, ours: list[Subscription]) -> None:
         """Keep what a repair needs: the address, of a working subscription if there is one, and the inactive ones."""
@@ -173,6 +279,11 @@ class SubscriptionWatch:
         http = f" (HTTP {error.http_status})" if error.http_status else ""
         detail = f"{what}: {error.reason}{http}"
         return SubscriptionStatus(self._company.slug, state, detail, "", error.reason, error.http_status)
+
+
+def _to(url: str | None, listed: list[Subscription]) -> list[Subscription]:
+    """Return those to this address; all without one."""
+    return [one for one in listed if url is None or same_address(one.notification_url, url)]
 
 
 def _plain(url: str) -> tuple[str, str, str, str]:

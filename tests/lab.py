@@ -14,11 +14,16 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, cast
+<<<<<<< HEAD
 from unittest.mock import patch
+=======
+from zoneinfo import ZoneInfo
+>>>>>>> r-truth
 
 import msgspec
 from pydantic import SecretStr
 
+from app import times
 from app.deployment import Deployment
 from app.heartbeat import Configuration, DeclaredCompany, Heartbeat
 from app.ids import OrderKey
@@ -84,6 +89,11 @@ _timestamps = count(1)
 def now_ms() -> int:
     """Return the time in ms since 1970 of this machine, which is that of the Valkey that a test starts."""
     return time.time_ns() // 1_000_000
+
+
+def shown(at: int) -> str:
+    """Return a time in ms as a command of a lab shows it, up to its minute."""
+    return times.from_ms(at).astimezone(ZoneInfo("Europe/Copenhagen")).strftime("%m-%d %H:%M:")
 
 
 class Lab:

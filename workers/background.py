@@ -1,7 +1,7 @@
-"""What a pool does beside fetching: it reads the order lists that are due, and evaluates the alerts.
+"""What a pool does beside fetching: reads the order lists that are due, checks the subscriptions, evaluates the alerts.
 
-The list is read by a child process, since a hanging upstream must not stop the dispatcher, and not by an RQ job, since
-workers run `fetch_order` only. The child ends after each run and may be killed at any instruction.
+Upstream is called by child processes, since a hanging call must not stop the dispatcher, and not by RQ jobs, since
+workers run `fetch_order` only. A child ends after each run and may be killed at any instruction.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.context import ForkProcess
 from typing import Final
@@ -17,9 +18,9 @@ from redis.exceptions import RedisError
 from structlog.contextvars import clear_contextvars
 
 from app import bootstrap, log
-from app.alerts import AlertStore, Change, conditions, evaluate
+from app.alerts import AlertStore, Change, conditions, evaluate, runbook
 from app.deployment import Deployment
-from app.errors import StoreUnavailable
+from app.errors import Denied, StoreUnavailable
 from app.ledger import policy
 from app.ledger.orders import Archive
 from app.ledger.redis import Redis, server_time
@@ -28,44 +29,85 @@ from app.reconcile.run import BUSY, LONGEST, Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, DueRun, Schedule
 from app.settings import Company, Settings
 from app.snapshot import Snapshot, SnapshotReader
+from app.subscriptions import ACTIVE, SubscriptionMemory, SubscriptionWatch, log_status
 from app.upstream.transport import DeadlineTransport
 from workers.worker import fork
 
 BUSY_WAIT: Final = 30 * policy.SECOND
-"""Until the next run after the API key had no room for a page."""
+"""Until the next call after the API key had no room for one."""
 
 FAILED_WAIT: Final = 5 * policy.MINUTE
 """Until the next run after upstream failed, or RECONCILE_EVERY if that is less."""
 
+DOWN_WAIT: Final = policy.MINUTE
+"""Between two checks of a subscription that does not work: its alert ends soon after the repair."""
+
 STOP_SECONDS: Final = 2.0
-"""How long a stopping pool waits for the run; what is not done is due again."""
+"""How long a stopping pool waits for a child; what is not done is due again."""
 
 _log = log.get()
 
 
+class Child:
+    """At most one child process at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._process: ForkProcess | None = None
+
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def start(self, run: Callable[[], None]) -> None:
+        self._process = fork(self._name, run)
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join(STOP_SECONDS)
+            self._process.kill()
+            self._process.join()
+
+
 class ReconcileRunner:
-    """Starts a child when the order list of a company is due; there is at most one child."""
+    """Starts its child when the order list of a company is due."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
+        self.child = Child("reconcile")
         self._settings = settings
         self._redis = redis
         self._schedules = [_schedule(settings, company, redis) for company in _reconciled(settings)]
-        self._child: ForkProcess | None = None
 
     def tick(self) -> None:
-        """Start a child if a list is due; raises what Redis raises."""
-        if self._child is not None and self._child.is_alive():
+        """Start the child if a list is due; raises what Redis raises."""
+        if self.child.is_alive():
             return
         if any(schedule.due(server_time(self._redis)) for schedule in self._schedules):
-            self._child = fork("reconcile", partial(_run_due, self._settings))
+            self.child.start(partial(_run_due, self._settings))
 
-    def stop(self) -> None:
-        """End the child, if there is one."""
-        if self._child is not None:
-            self._child.terminate()
-            self._child.join(STOP_SECONDS)
-            self._child.kill()
-            self._child.join()
+
+class SubscriptionRunner:
+    """Starts its child when the subscriptions of companies are to be checked, which one pool of all does at a time."""
+
+    def __init__(self, settings: Settings, redis: Redis) -> None:
+        self.child = Child("subscriptions")
+        self._settings = settings
+        self._memories = {one.slug: SubscriptionMemory(redis, one.np_company_id) for one in settings.companies}
+        self._is_off = settings.subscription_check_every == 0
+
+    def tick(self) -> None:
+        """Start the child if a subscription is to be checked; raises what Redis raises."""
+        if self._is_off:
+            for memory in self._memories.values():
+                memory.forget()
+            self._memories = {}
+        if self.child.is_alive():
+            return
+        every = self._settings.subscription_check_every * policy.SECOND
+        due = {slug for slug, memory in self._memories.items() if memory.acquire_turn(every)}
+        if companies := [one for one in self._settings.companies if one.slug in due]:
+            self.child.start(partial(_check_subscriptions, self._settings, companies))
 
 
 class AlertEvaluator:
@@ -110,7 +152,6 @@ def log_alerts(store: AlertStore, snapshot: Snapshot) -> list[Change]:
 def _log_change(change: Change, now: int) -> None:
     found = change.condition
     about = {"name": found.name, "company": found.company or None, "sink": found.sink or None}
-    runbook = f"docs/operations.md#{found.name.replace('_', '-')}"
     if change.action == "resolved":
         _log.info("alert.resolved", lasted_s=round((now - change.since) / 1000), **about)
     elif found.name == "silence":
@@ -120,10 +161,11 @@ def _log_change(change: Change, now: int) -> None:
             reason=found.reason,
             quiet_s=found.figure,
             usual=None if found.usual is None else round(found.usual),
-            runbook=runbook,
+            runbook=runbook(found.name),
         )
     else:
-        _log.error("alert.firing", figure=found.figure, reason=found.reason or None, runbook=runbook, **about)
+        reason, section = found.reason or None, runbook(found.name)
+        _log.error("alert.firing", figure=found.figure, reason=reason, runbook=section, **about)
 
 
 def _reconciled(settings: Settings) -> list[Company]:
@@ -134,7 +176,8 @@ def _reconciled(settings: Settings) -> list[Company]:
 def _schedule(settings: Settings, company: Company, redis: Redis) -> Schedule:
     """Return the schedule of a company; its lease outlasts the longest run and the page that it began last."""
     last_page = settings.upstream_timeout * policy.SECOND + policy.LEASE_MARGIN
-    return Schedule(redis, company.np_company_id, LONGEST + last_page)
+    every = settings.reconcile_every * policy.SECOND
+    return Schedule(redis, company.np_company_id, LONGEST + last_page, every)
 
 
 def _run_due(settings: Settings) -> None:
@@ -222,3 +265,40 @@ def _log_end(slug: str, due: DueRun, report: Report, duration_ms: int, wait: int
         for_good=report.for_good,
         **common,
     )
+
+
+def _check_subscriptions(settings: Settings, companies: Sequence[Company]) -> None:
+    """Check the subscription of each company, one after the other."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as in `_run_due`
+    with bootstrap.worker_redis(settings) as redis, bootstrap.http(settings) as http:
+        for company in companies:
+            try:
+                check_subscription(settings, company, redis, http)
+            except (RedisError, StoreUnavailable):
+                _log.warning("subscription.check_failed", company=company.slug, reason="redis_unavailable")
+            except Exception as error:
+                # One company's subscriptions must not stop the others.
+                kind, trace = type(error).__name__, log.trace_of(error)
+                _log.error(
+                    "subscription.check_failed", company=company.slug, reason="internal_error", error=kind, trace=trace
+                )
+
+
+def check_subscription(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> None:
+    """Check the subscription of a company and record how it is; raises what Redis raises.
+
+    It waits for a permit of backfill, and the next check comes soon if there is none: orders go first.
+    """
+    memory = SubscriptionMemory(redis, company.np_company_id)
+    client = bootstrap.channel_manager(settings, company, http)
+    watch = SubscriptionWatch(company, client, settings.webhook_path, settings.webhook_url)
+    try:
+        with bootstrap.rate_limiter(settings, company, redis, "subscriptions").permit("backfill") as permit:
+            found = watch.check(permit)
+    except Denied:
+        memory.check_in(BUSY_WAIT)
+        return
+    if memory.record(found):
+        log_status(found)
+    if memory.state() not in {"", ACTIVE}:
+        memory.check_in(min(DOWN_WAIT, settings.subscription_check_every * policy.SECOND))

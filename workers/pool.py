@@ -45,7 +45,7 @@ from app.ledger.work import WorkerEnd
 from app.settings import Settings
 from app.upstream.client import warm_up
 from workers import jobs
-from workers.background import AlertEvaluator, ReconcileRunner
+from workers.background import AlertEvaluator, ReconcileRunner, SubscriptionRunner
 from workers.worker import BAD_SETTINGS, WorkerProcess, adopt_descendants, fork, kill_leftovers, reap_leftovers
 
 DISPATCH_EVERY: Final = 1.0
@@ -85,6 +85,7 @@ class Pool:
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
         self._recovery = WorkerRecovery(redis, self._ledger, limiters, bootstrap.configuration(settings))
         self._reconcile = ReconcileRunner(settings, redis)
+        self._subscriptions = SubscriptionRunner(settings, redis)
         self._alerts = AlertEvaluator(settings, redis)
         self._retention = Retention(redis, event_days=settings.event_days, order_days=settings.order_days)
         self._due_check = DueCheck(redis)
@@ -286,13 +287,15 @@ class Pool:
         with self._isolated("due_check"):
             if found := self._due_check.step():
                 _log.error("dispatcher.orders_found", orders=found)
-        for part in (self._retention.trim_each_minute, self._reconcile.tick, self._alerts.tick):
+        runners = (self._reconcile.tick, self._subscriptions.tick)
+        for part in (self._retention.trim_each_minute, *runners, self._alerts.tick):
             with self._isolated(part.__qualname__):
                 part()
 
     def _stop(self) -> None:
         """Let the workers finish, kill those that do not, and release what they held."""
-        self._reconcile.stop()
+        self._reconcile.child.stop()
+        self._subscriptions.child.stop()
         for child in self._children.values():
             child.process.terminate()
         deadline = time.monotonic() + self._settings.upstream_timeout + STOP_MARGIN

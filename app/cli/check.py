@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
@@ -21,7 +23,7 @@ import typer
 from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
-from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
+from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, breaker_words, reason
 from app.deployment import Deployment, differences
 from app.erased_file import ErasedFile
 from app.errors import (
@@ -34,11 +36,13 @@ from app.errors import (
     UpstreamError,
 )
 from app.ids import guid
-from app.intake.spool_file import is_disk_full, waiting
+from app.intake.spool import refuse_open
+from app.intake.spool_file import ROOM, free_bytes, own_files, waiting
 from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
 from app.settings import Company, Declared, Settings
+from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 
 Level = Literal["good", "note", "todo", "wrong"]
@@ -47,6 +51,9 @@ without which the service does not start."""
 
 NO_ORDER: Final = "00000000-0000-4000-8000-000000000000"
 """A well-formed GUID that no order has: a 404 `resource_not_found` for it proves that the key may call getOrder."""
+
+_NAMED: Final = 5
+"""Foreign files in SPOOL_DIR that are named."""
 
 _LATEST: Final = 50
 """Orders whose partner is compared with NP_PARTNER_ID when its list is empty."""
@@ -119,10 +126,34 @@ def _of_spool(folder: Path | None) -> Iterator[Finding]:
         hint = "Set SPOOL_DIR to a folder on a disk that outlives the process."
         yield Finding("settings", "spool", "note", "not set: during a Redis outage senders get 503", hint)
         return
-    if folder.is_dir() and is_disk_full(folder):
+    try:
+        if folder.exists():
+            user = os.geteuid() or folder.lstat().st_uid  # root looks at it for the user of `serve`
+            refuse_open(folder, user)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"0")
+        elif not os.access(folder.parent, os.W_OK | os.X_OK):
+            raise SettingsError(f"SPOOL_DIR: {folder} is not there and cannot be made")
+    except SettingsError as error:
+        yield Finding("settings", "spool", "wrong", str(error), "Until then `serve` does not start.")
+        return
+    except OSError as error:
+        detail = f"{folder} cannot be written to: {error.strerror}"
+        yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
+        return
+    if not folder.exists():
+        yield Finding("settings", "spool", "good", f"{folder} is not there yet: `serve` makes it")
+        return
+    yield from _of_spool_folder(folder)
+
+
+def _of_spool_folder(folder: Path) -> Iterator[Finding]:
+    events, free = waiting(folder), max(free_bytes(folder), 0)
+    if free < ROOM:
         detail = "the disk is full: no event can be kept there"
         yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
-    events = waiting(folder) if folder.is_dir() else 0
+    elif events is not None:
+        yield Finding("settings", "spool", "good", f"{folder} can be written to, {free // 10**6:,} MB are free")
     if events is None:
         detail = "the file is broken, not ours, or was deleted"
         yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
@@ -130,6 +161,13 @@ def _of_spool(folder: Path | None) -> Iterator[Finding]:
         detail = f"{console.many(events, 'event')} wait on this machine for Redis"
         hint = "A running `ota-receiver serve` records them when Redis is back."
         yield Finding("settings", "spool", "todo", detail, hint)
+    ours = own_files(folder)
+    if foreign := sorted(one.name for one in folder.iterdir() if one not in ours):
+        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+        detail = f"{folder} also has {', '.join(foreign[:_NAMED])}{more}: nothing of the spool"
+        yield Finding(
+            "settings", "spool", "note", detail, "Fine on the root of a volume. Otherwise give it a folder of its own."
+        )
 
 
 def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:
@@ -181,6 +219,7 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
         for name, words in differences(pools).items():
             hint = "After a change of settings restart every pool. A rolling change ends by itself."
             yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
+        yield from _of_work(SnapshotReader(loaded.companies).read(redis))
         if pools:
             yield Finding("redis", "pools", "good", f"{console.many(len(pools), 'worker pool')} under this KEY_PREFIX")
             return
@@ -191,6 +230,20 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
                 detail += f"; pools run under {', '.join(others)}"
         hint = "Start `ota-receiver worker`, or set KEY_PREFIX and REDIS_URL as the pools have them."
         yield Finding("redis", "pools", "todo", detail, hint)
+
+
+def _of_work(snapshot: Snapshot) -> Iterator[Finding]:
+    """Return what keeps the pools from fetching, which a call of ours may not show."""
+    if snapshot.suspended:
+        detail = "RQ is suspended: nothing is fetched or delivered"
+        yield Finding("redis", "rq", "todo", detail, "To go on: rq resume")
+    for slug, breaker in snapshot.open_breakers().items():
+        words = breaker_words(breaker, times.from_ms(snapshot.now))
+        hint = f"{advice(breaker.reason, API_PERMISSIONS)} See docs/operations.md#breaker-open."
+        yield Finding(slug, "breaker", "todo", f"open, so nothing is fetched: {words}", hint)
+    for slug, until in snapshot.throttled().items():
+        detail = f"the API key is throttled (Retry-After) until {times.short(until)}: nothing is fetched"
+        yield Finding(slug, "throttled", "todo", detail, advice("throttled", API_PERMISSIONS))
 
 
 def of_address(url: str) -> Iterator[Finding]:
@@ -219,10 +272,9 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     started, slug = monotonic(), company.slug
     has_orders = True
     try:
-        if company.np_partner_id is None:
-            with contextlib.suppress(OrderNotFound):
-                upstream.get_order(NO_ORDER)
-        else:
+        with contextlib.suppress(OrderNotFound):
+            upstream.get_order(NO_ORDER)
+        if company.np_partner_id is not None:
             has_orders = any(page.rows or page.unreadable for page in islice(upstream.list_orders(page_size=1), 1))
     except UpstreamError as error:
         hint = advice(error.reason, API_PERMISSIONS)
@@ -231,7 +283,7 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
         yield Finding(slug, "api", "todo", reason(error), hint)
         return
     milliseconds = round((monotonic() - started) * 1000)
-    allowed = "call getOrder" if company.np_partner_id is None else "list orders"
+    allowed = "call getOrder" + ("" if company.np_partner_id is None else " and list orders")
     yield Finding(slug, "api", "good", f"the API key may {allowed} ({milliseconds} ms)")
     if not has_orders:
         yield _of_empty_list(loaded, company)
@@ -240,7 +292,7 @@ def _of_company(loaded: Settings, company: Company, upstream: ChannelManager) ->
     except UpstreamError as error:
         yield Finding(slug, "subscription", "todo", reason(error), advice(error.reason, WEBHOOK_PERMISSIONS))
         return
-    found = subscriptions.status_of(company, loaded.webhook_path, ours)
+    found = subscriptions.status_of(company, loaded.webhook_path, ours, loaded.webhook_url)
     level: Level = "good" if found.state == subscriptions.ACTIVE else "todo"
     yield Finding(slug, "subscription", level, found.detail, found.advice)
 

@@ -142,9 +142,8 @@ class CommandContext:
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
     def note(self, what: str, selected: str, orders: int) -> None:
-        """Write a change to the audit before it is made, so that an interrupted one is there too."""
-        words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
-        append(self.redis, self.redis.names, AuditEntry(what=what, orders=orders, **words))
+        """Write a change of orders to the audit as `note` does."""
+        note(self.redis, what, selected, orders)
 
     def open_breaker(self, company_id: str) -> Breaker | None:
         """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown.
@@ -193,6 +192,12 @@ def only(what: str, text: str, alike: Sequence[str]) -> str | None:
     return alike[0] if alike else None
 
 
+def note(redis: Redis, what: str, selected: str, orders: int = 0) -> None:
+    """Write a change to the audit before it is made, so that an interrupted one is there too."""
+    words = {"who": flags().who, "why": flags().why, "selected": selected[:LONGEST_TEXT]}
+    append(redis, redis.names, AuditEntry(what=what, orders=orders, **words))
+
+
 def about(orders: Sequence[OrderKey]) -> str:
     """Return the orders of a command for the audit: the id of a single one, or their number."""
     return orders[0].member if len(orders) == 1 else console.many(len(orders), "order")
@@ -222,6 +227,15 @@ Until = Annotated[datetime | None, typer.Option("--until", parser=time, metavar=
 OutcomeOption = Annotated[
     Literal["queued", "coalesced", "erased"] | None, typer.Option("--outcome", help="Outcome of the event.")
 ]
+
+
+def breaker_words(breaker: Breaker, now: datetime) -> str:
+    """Return why nothing is fetched for a company, since when, and when the next probe is made."""
+    http = f" (HTTP {breaker.http_status})" if breaker.http_status else ""
+    probe = f"at {times.short(breaker.probe_at)}" if breaker.probe_at > now else "with the next order that is due"
+    since = f"{times.short(breaker.since)} ({times.age(now - breaker.since)})"
+    return f"{breaker.reason}{http} since {since}; next probe {probe}"
+
 
 API_PERMISSIONS: Final = "NPR API Channel Mgr"
 WEBHOOK_PERMISSIONS: Final = "Ext. Events – Subscr"

@@ -118,10 +118,13 @@ def steps(history: Sequence[kinds.Entry]) -> tuple[Step, ...]:
     for _, group in groupby(enumerate(shown), key=_likeness):
         entries = [entry for _, entry in group]
         first, last = entries[0], entries[-1]
-        since = None if before is None else round((first.at - before) / _MS)
-        before = last.at
+        # An entry without a time came with its neighbours.
+        known = [entry.at for entry in (*entries, *shown) if entry.at_ms]
+        start, end = (first.at, last.at) if first.at_ms or not known else (before or known[0], before or known[0])
+        since = None if before is None else round((start - before) / _MS)
+        before = end
         what = str(first.__struct_config__.tag)
-        found.append(Step(first.at, since, what, describe(last), len(entries), last.at))
+        found.append(Step(start, since, what, describe(last), len(entries), end))
     return tuple(found)
 
 

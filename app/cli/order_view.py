@@ -14,7 +14,7 @@ import msgspec
 from app import times
 from app.cli import console
 from app.cli.command import FOUND, Stop
-from app.cli.context import CommandContext
+from app.cli.context import CommandContext, breaker_words
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, Step, durations, step_lines, steps
 from app.errors import UnreadableAnswer
@@ -49,6 +49,8 @@ _UNSCHEDULED: Final = (
 
 _SUSPENDED: Final = "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
 _NO_POOL: Final = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
+
+_BREAKER_OPEN: Final = "Nothing for this order alone: no order of its company is fetched. See: ota-receiver check"
 
 _BY_STATE: Final = {
     "erased": "Nothing: it was erased on request, and is no longer fetched or delivered.",
@@ -106,14 +108,15 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
 
     `order` is its latest content, masked unless --reveal is given; None if it was never fetched or cannot be read.
     `sinks` are those that are to get it, also without any attempt. `history` is oldest first. `due` is the next
-    automatic attempt. `breaker` is the open breaker that a deferred order waits for. The order is `complete` when it is
-    fetched and every sink has it. `next` is what a person should do.
+    automatic attempt. `breaker` is the open breaker that the order waits for, `breaker_words` the same for people. The
+    order is `complete` when it is fetched and every sink has it. `next` is what a person should do.
     """
 
     record: OrderRecord
     order: Order | None
     sinks: tuple[SinkRecord, ...]
     breaker: Breaker | None
+    breaker_words: str
     history: tuple[Entry, ...]
     company: str
     state: State
@@ -147,8 +150,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         yield from _fact("message", self.status_message)
         yield from _fact("error", _error(self.record))
         if self.breaker is not None:
-            http = f" (HTTP {self.breaker.http_status})" if self.breaker.http_status else ""
-            yield from _fact("breaker", f"open since {times.short(self.breaker.since)}: {self.breaker.reason}{http}")
+            yield from _fact("breaker", f"open: {self.breaker_words}")
         for sink in self.sinks:
             yield from _fact("sink", f"{sink.name}: {_delivery(sink, self.record.revision)}")
         yield ""
@@ -188,11 +190,15 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         order, outstanding = None, (*outstanding, UNREADABLE)
     if order is not None and not reveal:
         order = masked(order)
+    breaker = here.open_breaker(key.company_id) if state in {"deferred", "pending"} else None
+    words = breaker_words(breaker, here.now()) if breaker is not None else ""
+    held = _BREAKER_OPEN if breaker is not None else ""
     return OrderView(
         record=record,
         order=order,
         sinks=tuple(_sinks(record, here.sinks)) if record.revision else record.sinks,
-        breaker=here.open_breaker(key.company_id) if state == "deferred" else None,
+        breaker=breaker,
+        breaker_words=words,
         history=history,
         company=here.companies.slug(key.company_id),
         state=state,
@@ -203,7 +209,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         content=_content(record, UNREADABLE in outstanding),
         due=due,
         outstanding=outstanding,
-        next=next(filter(None, hindrances), "") or next_step(record, state, name, outstanding),
+        next=next(filter(None, hindrances), "") or held or next_step(record, state, name, outstanding),
         durations=durations(history),
         steps=steps(history),
         older_steps_lost=len(history) >= LONGEST,

@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from app import times
+from app.alerts import SURE, runbook
 from app.audit import AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
@@ -22,14 +23,14 @@ from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
-from app.ledger.rate_limit import spent
-from app.ledger.rq_jobs import BACKFILL, LIVE, is_suspended
+from app.ledger.rate_limit import Breaker, spent
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {
-    DONE: "no alert is active",
-    FOUND: "an alert is active, a sink fails, no worker pool runs, RQ is suspended, or orders have no due time or no"
-    " pool",
+    DONE: "nothing needs a look",
+    FOUND: "an alert is active, a breaker is open, a sink fails, no worker pool runs, RQ is suspended, or orders have"
+    " no due time or no pool",
 }
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
@@ -39,7 +40,19 @@ _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
 
 Action = Literal[
-    "replay", "resume", "cancel", "refetch", "requeue", "drop", "reconcile", "order-confirm", "order-cancel", "erase"
+    "replay",
+    "resume",
+    "cancel",
+    "refetch",
+    "requeue",
+    "drop",
+    "reconcile",
+    "order-confirm",
+    "order-cancel",
+    "erase",
+    "subscription-create",
+    "subscription-delete",
+    "subscription-repair",
 ]
 
 cli = commands()
@@ -48,8 +61,8 @@ cli = commands()
 class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that wait in one queue; the first has waited `waited_s`.
 
-    `rate`: fetches a second that the workers and the limits of the API keys allow. `done_s`: until the queue is empty
-    if no event arrives, None if nothing is fetched.
+    `rate`: fetches a second that the workers and the limits of the API keys allow now, 0 while none may be used.
+    `done_s`: until the queue is empty if no event arrives, None if nothing is fetched.
     """
 
     queue: str
@@ -61,12 +74,34 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Since when the getOrder calls of a company are paused, and the failure that opened the breaker last."""
+    """Since when the getOrder calls of a company are paused, and the failure that opened the breaker last.
+
+    `next_probe_at`: the next call may be made; in the past while no order is due.
+    """
 
     company: str
     reason: str
     http_status: int | None
     open_s: int
+    next_probe_at: datetime
+    text: str
+
+
+class AlertStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert that fires `since`. `count`: how often since then what it counts came up, None if it counts nothing.
+
+    `last_at`: its cause was seen last. `runbook`: its section of docs/operations.md.
+    """
+
+    name: str
+    company: str
+    sink: str
+    reason: str
+    since: datetime
+    age_s: int
+    count: int | None
+    last_at: datetime
+    runbook: str
 
 
 class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,15 +124,15 @@ def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
         snapshot = SnapshotReader(here.settings.companies).read(here.redis)
-        companies, spool = snapshot.companies, here.settings.spool_dir
-        breakers = tuple(_breakers(snapshot))
+        companies, spool, now = snapshot.companies, here.settings.spool_dir, times.from_ms(snapshot.now)
+        breakers = tuple(_breaker(slug, one, now) for slug, one in snapshot.open_breakers().items())
+        throttled = snapshot.throttled()
         latest = [one.key for one in islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)]
         get_order = _get_order_seconds(here, latest[:_LATEST])
-        suspended = is_suspended(here.redis)
-        queues = _queues(here, snapshot, get_order, is_paused=suspended or len(breakers) == len(companies))
+        suspended = snapshot.suspended
+        queues = _queues(here, snapshot, get_order)
         unscheduled = len(here.orders.unscheduled(latest))
-    firing = [labels for labels, state in snapshot.alert_states().items() if state.firing_at]
-    alerts = tuple(" ".join(filter(None, labels)) for labels in firing)
+    alerts = tuple(_alerts(snapshot))
     pools = len(snapshot.running_pools())
     differing = differences(snapshot.running_pools())
     sinks = tuple(_sinks(snapshot))
@@ -106,6 +141,9 @@ def status() -> None:
     oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
     spooled = waiting(spool) if spool else None
     unknown = "unknown: see `ota-receiver check`" if spool else None
+    until = [*throttled.values(), *(one.next_probe_at for one in breakers)]
+    # With one company that may be called, nothing as a whole is paused.
+    pause = "" if suspended or not until or not pools else f" until {times.short(min(until))}"
     found = {
         "alerts": alerts,
         "pools": pools,
@@ -122,27 +160,30 @@ def status() -> None:
         "breakers_open": tuple(one.company for one in breakers),
         "breakers": breakers,
         "sinks": sinks,
+        "throttled_until": throttled,
         "spooled": spooled,
     }
     facts = {
-        "alerts": alerts or "none",
+        "alerts": tuple(_alert(one, now) for one in alerts) or "none",
         "worker pools running": pools or "0: nothing is fetched; start `ota-receiver worker`",
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
         "no pool declares": undeclared,
         "RQ": "suspended: nothing is fetched or delivered until `rq resume`" if suspended else None,
-        **{f"{one.queue} jobs": _backlog(one) for one in queues},
+        **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
         "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
         "without a due time": _without_due_time(unscheduled) if unscheduled else None,
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "breakers open": tuple(map(_breaker, breakers)) or "none",
+        "breakers open": tuple(f"{one.company}: {one.text}" for one in breakers) or "none",
+        "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": tuple(map(_sink, sinks)),
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    if alerts or undeclared or not pools or suspended or unscheduled or any(one.fails for one in sinks):
+    fails = any(one.fails for one in sinks)
+    if alerts or breakers or fails or undeclared or not pools or suspended or unscheduled:
         raise typer.Exit(FOUND)
 
 
@@ -175,19 +216,20 @@ def _words(here: CommandContext, selected: str) -> str:
     return f"{order_id} of {here.companies.slug(company_id)}" if here.companies.are_several else order_id
 
 
-def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_paused: bool) -> list[QueueStatus]:
+def _queues(here: CommandContext, snapshot: Snapshot, get_order: float) -> list[QueueStatus]:
     """Return what waits in each queue, if a getOrder takes `get_order` seconds."""
-    api_keys = {one.np_api_key.get_secret_value() for one in here.settings.companies}
-    most = len(api_keys) * here.settings.upstream_requests_per_5_min
-    room = max(most - sum(spent(here.redis, one, snapshot.now) for one in api_keys), 0)
+    held = {**snapshot.open_breakers(), **snapshot.throttled()}
+    keys = {one.key for one in snapshot.companies.values() if one.slug not in held} if not snapshot.suspended else set()
+    of_key = here.settings.upstream_requests_per_5_min
+    room = sum(max(of_key - spent(here.redis, one, snapshot.now), 0) for one in keys)
     permits = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
     found = []
     for queue, at_once in permits.items():
         # Without backfill workers the live workers take these jobs too.
         workers, jobs = snapshot.workers(queue) or snapshot.workers(LIVE), snapshot.queues[queue].jobs
-        speed = 0 if is_paused else min(workers, len(api_keys) * at_once) / get_order
+        speed = min(workers, len(keys) * at_once) / get_order
         # A burst goes as fast as the permits allow; what the window has no room for goes at the rate of the window.
-        by_window = most / _FIVE_MINUTES
+        by_window = len(keys) * of_key / _FIVE_MINUTES
         rate = speed if jobs <= room else min(speed, by_window)
         done = 0 if not jobs else round(max(jobs / speed, (jobs - room) / by_window)) if speed else None
         waited = snapshot.queue_age_ms(queue) // 1000
@@ -197,20 +239,41 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float, *, is_pa
     return found
 
 
-def _breakers(snapshot: Snapshot) -> Iterator[BreakerStatus]:
-    for company_id, found in snapshot.companies.items():
-        if snapshot.breaker_is_open(company_id):
-            yield BreakerStatus(
-                company=found.slug,
-                reason=found.breaker_reason,
-                http_status=found.breaker_http or None,
-                open_s=(snapshot.now - found.breaker_opened_at) // 1000,
+def _breaker(slug: str, one: Breaker, now: datetime) -> BreakerStatus:
+    return BreakerStatus(
+        company=slug,
+        reason=one.reason,
+        http_status=one.http_status,
+        open_s=round((now - one.since).total_seconds()),
+        next_probe_at=one.probe_at,
+        text=context.breaker_words(one, now),
+    )
+
+
+def _alerts(snapshot: Snapshot) -> Iterator[AlertStatus]:
+    for (name, company, sink), state in snapshot.alert_states().items():
+        if state.firing_at:
+            yield AlertStatus(
+                name=name,
+                company=company,
+                sink=sink,
+                reason=state.reason,
+                since=times.from_ms(state.since),
+                age_s=(snapshot.now - state.since) // 1000,
+                count=state.risen if state.count >= 0 else None,
+                last_at=times.from_ms(state.last_true_at),
+                runbook=runbook(name),
             )
 
 
-def _breaker(one: BreakerStatus) -> str:
-    http = f" (HTTP {one.http_status})" if one.http_status else ""
-    return f"{one.company} for {_age(one.open_s)}: {one.reason}{http}"
+def _alert(one: AlertStatus, now: datetime) -> str:
+    about = " ".join(filter(None, (one.name, one.company, one.sink)))
+    # What was true at the last evaluation has not ended.
+    ended = now - one.last_at > timedelta(milliseconds=SURE)
+    last = f"last at {times.short(one.last_at)}" if ended else ""
+    count = console.many(one.count, "time") if one.count is not None else ""
+    words = ", ".join(filter(None, (f"for {_age(one.age_s)}", count, one.reason, last)))
+    return f"{about}: {words}; {one.runbook}"
 
 
 def _sinks(snapshot: Snapshot) -> Iterator[SinkStatus]:
@@ -246,12 +309,16 @@ def _without_due_time(unscheduled: int) -> str:
     return f"{orders}; a pool finds these and others within the hour. At once: ota-receiver orders refetch ORDER"
 
 
-def _backlog(one: QueueStatus) -> str:
-    workers = console.many(one.workers, "worker")
+def _backlog(one: QueueStatus, pause: str) -> str:
+    """Return what waits and when it is done; `pause`: until when nothing is fetched, where that is known."""
+    workers, speed = (
+        console.many(one.workers, "worker"),
+        f"up to {one.rate:g}/s" if one.rate else f"fetching is paused{pause}",
+    )
     if not one.jobs:
-        return f"none; {workers}, up to {one.rate:g}/s"
-    end = "fetching is paused" if one.done_s is None else f"done in {_age(one.done_s)}"
-    return f"{one.jobs:,}, the first for {_age(one.waited_s)}; {workers}, up to {one.rate:g}/s: {end}"
+        return f"none; {workers}, {speed}"
+    end = f": done in {_age(one.done_s)}" if one.done_s is not None else ""
+    return f"{one.jobs:,}, the first for {_age(one.waited_s)}; {workers}, {speed}{end}"
 
 
 def _age(seconds: int) -> str:

@@ -24,27 +24,31 @@ import msgspec
 import typer
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
-from app import bootstrap, log, settings, subscriptions, times
+from app import bootstrap, settings, subscriptions, times
 from app.cli import console
-from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NO_ANSWER, OTHER_SCHEMA, Stop, command, commands, flags
-from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, trouble
-from app.errors import RequestRejected, Unavailable, UnreadableAnswer, UpstreamError
+from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NO_ANSWER, Stop, command, commands, flags
+from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, note, trouble
+from app.errors import RequestRejected, StoreUnavailable, Unavailable, UnreadableAnswer, UpstreamError
 from app.ids import guid
+from app.ledger.redis import Redis, for_command, translated_errors
 from app.setting_values import Seconds
 from app.settings import Company, Settings
-from app.subscriptions import SubscriptionStatus, SubscriptionWatch
+from app.subscriptions import SubscriptionMemory, SubscriptionStatus, SubscriptionWatch
 from app.upstream.client import ChannelManager
 from app.upstream.models import EVENT_NAME, Subscription
+
+_CHANGE_SECONDS: Final = 5
+"""After the start of a change until a pool looks at its result."""
 
 _SECRET_BYTES: Final = 32
 """43 characters in base64, of the 50 that a subscription takes (upstream.md 3)."""
 
-_CODES: Final = {AWAY: "", OTHER_SCHEMA: "", NO_ANSWER: "no usable answer from the Channel Manager"}
+_CODES: Final = {AWAY: "Redis unavailable: nothing was changed", NO_ANSWER: "no usable answer from the Channel Manager"}
 _ID: Final = "Its id, as `subscription list` shows it."
 _CREATE: Final = "ota-receiver subscription create https://hooks.example.com/webhooks/ota-channel-manager"
+_DELETE: Final = "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e"
 _WATCH: Final = "ota-receiver subscription watch --repair --url https://hooks.example.com/webhooks/ota-channel-manager"
 
-_log = log.get()
 _seconds: Final = TypeAdapter(Annotated[Seconds, Field(ge=1)])
 
 Client = tuple[Company, ChannelManager]
@@ -83,6 +87,16 @@ def _upstream_errors(company: Company, *, changes: bool = False) -> Iterator[Non
         raise Stop(f"{trouble(company.slug, error, WEBHOOK_PERMISSIONS)}{unsure}", NO_ANSWER) from None
 
 
+def _note_change(loaded: Settings, what: str, company: Company, about: str) -> None:
+    """Write a change to the audit before it is made, and let a pool check after it.
+
+    Raises StoreUnavailable, without which nothing may be changed.
+    """
+    with for_command(loaded.redis_url.get_secret_value(), loaded.key_prefix) as redis:
+        note(redis, what, f"{company.slug}: {about}")
+        SubscriptionMemory(redis, company.np_company_id).check_in(_CHANGE_SECONDS * 1000)
+
+
 @command(cli, "ota-receiver subscription list", options="company", codes=_CODES)
 def list_() -> None:
     """List all subscriptions and which secret their events carry. Also those for other events."""
@@ -102,7 +116,12 @@ def list_() -> None:
 
 
 @command(
-    cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes", codes=_CODES, panel="Repair"
+    cli,
+    _CREATE,
+    f"{_CREATE} --new-client-state --write-to FILE",
+    options="company yes who why",
+    codes=_CODES,
+    panel="Repair",
 )
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
@@ -138,6 +157,7 @@ def create(
         if same:
             ids = ", ".join(one.id or "one without an id" for one in same)
             console.confirm(f"{subscriptions.shown_address(url)} is already subscribed, as {ids}. Subscribe it again?")
+        _note_change(loaded, "subscription-create", of, subscriptions.shown_address(url))
         with _upstream_errors(of, changes=True):
             made = upstream.create_subscription(url, of.client_state)
         if made.id is None:  # the answer to a creation may be empty (upstream.md 3)
@@ -151,19 +171,13 @@ def create(
     console.result(text, view)
 
 
-@command(
-    cli,
-    "ota-receiver subscription delete 6f1f0c1e-2b4d-4a57-9c53-0d9d7c1b2a3e",
-    options="company yes",
-    codes=_CODES,
-    panel="Repair",
-)
+@command(cli, _DELETE, options="company yes who why", codes=_CODES, panel="Repair")
 def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID)]) -> None:
     """Delete a subscription."""
     wanted = guid(subscription_id)
     if wanted is None:
         raise Stop(f"{subscription_id!r} is not a subscription id. {_ID}")
-    with _open_clients() as (_, clients):
+    with _open_clients() as (loaded, clients):
         for of, upstream in clients:
             with _upstream_errors(of):
                 listed = upstream.subscriptions()
@@ -178,6 +192,9 @@ def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID
         warning = " It is the last Active one: no more events will arrive." if last else ""
         what = f"{one.event_name} to {subscriptions.shown_address(one.notification_url)}, {one.subscription_state}"
         console.confirm(f"Delete {wanted} of {of.slug} ({what})?{warning}")
+        _note_change(
+            loaded, "subscription-delete", of, f"{wanted} to {subscriptions.shown_address(one.notification_url)}"
+        )
         with _upstream_errors(of, changes=True):
             try:
                 upstream.delete_subscription(wanted)
@@ -195,10 +212,11 @@ def _duration(text: str) -> int:
         raise typer.BadParameter("is not a duration such as 90s, 15m or 2h30m") from None
 
 
-@command(cli, _WATCH, options="company", codes=_CODES, panel="Repair")
+@command(cli, _WATCH, options="company who why", codes=_CODES, panel="Repair")
 def watch(
     url: Annotated[
-        str | None, typer.Option(help="Only a subscription to this address counts; --repair creates it.")
+        str | None,
+        typer.Option(help="Only a subscription to this address counts, instead of WEBHOOK_URL; --repair creates it."),
     ] = None,
     every: Annotated[
         int,
@@ -206,44 +224,55 @@ def watch(
             parser=_duration, metavar="DURATION", help="Time between two checks: 90s, 5m, 1h.", show_default="5m"
         ),
     ] = 300,
-    repair: Annotated[bool, typer.Option("--repair", help="Create it again when it is missing or not Active.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Create it again, once, when it is missing or not Active.")
+    ] = False,
     once: Annotated[
         bool, typer.Option("--once", help="Check once, for cron. Exits 0: Active, 1: not Active, 6: unknown.")
     ] = False,
 ) -> None:
     """Check the subscriptions repeatedly, and print each change once.
 
-    Ctrl-C ends it. Run only one watch with --repair: two would create two subscriptions. For cron: watch --once
+    Ctrl-C ends it. The worker pools check too, and raise an alert; they repair nothing. After a repair that did not
+    help, and within an hour after one that did, no other is made: by no watch on any machine. For cron: watch --once
     --repair --url URL.
     """
     if url is not None:
         _check_address(url)
     # Without a handler the first process of a container ignores the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(DONE))
-    with _open_clients() as (loaded, clients):
+    with contextlib.ExitStack() as stack:
+        loaded, clients = stack.enter_context(_open_clients())
         if url is not None:
             _only(clients)  # an address belongs to one company
         bootstrap.configure_log(loaded, sys.stderr)
-        watches = [SubscriptionWatch(*client, loaded.webhook_path, url) for client in clients]
+        address = url or loaded.webhook_url
+        watches = [(of, SubscriptionWatch(of, client, loaded.webhook_path, address)) for of, client in clients]
         printed: dict[str, list[SubscriptionStatus]] = {}
+        redis = stack.enter_context(bootstrap.worker_redis(loaded)) if repair else None
         while not once:
-            _check(watches, repair, printed)
+            _check(watches, redis, printed)
             time.sleep(every)
-        raise typer.Exit(_check(watches, repair, printed))
+        raise typer.Exit(_check(watches, redis, printed))
 
 
-def _check(watches: list[SubscriptionWatch], repair: bool, printed: dict[str, list[SubscriptionStatus]]) -> int:
-    """Check every company, print what differs from `printed` and keep it there; return the exit code."""
+def _check(
+    watches: list[tuple[Company, SubscriptionWatch]], redis: Redis | None, printed: dict[str, list[SubscriptionStatus]]
+) -> int:
+    """Check every company, print what differs from `printed` and keep it there; return the exit code.
+
+    With `redis`, which remembers repairs, it repairs what it can.
+    """
     states: set[str] = set()
-    for watch in watches:
+    for of, watch in watches:
         seen = [watch.check()]
-        if repair and watch.can_repair(seen[0]):
-            seen.append(watch.repair())
+        if redis is not None:
+            seen += _repaired(redis, of, watch, seen[0])
         slug, state = seen[0].company, seen[-1].state
         if seen != printed.get(slug):
             for status in seen:
-                _log_status(status)
-                _print(watch, status, repair)
+                subscriptions.log_status(status)
+                _print(watch, status, redis is not None)
         # A repaired subscription is Active: to see it so in the next round is no change.
         printed[slug] = [watch.active()] if state == subscriptions.REPAIRED else seen
         states.add(state)
@@ -252,28 +281,39 @@ def _check(watches: list[SubscriptionWatch], repair: bool, printed: dict[str, li
     return NO_ANSWER if subscriptions.UNREACHABLE in states else DONE
 
 
+def _repaired(
+    redis: Redis, of: Company, watch: SubscriptionWatch, seen: SubscriptionStatus
+) -> list[SubscriptionStatus]:
+    """Return the result of a repair, or why there is none; [] if none is needed or possible."""
+    memory = SubscriptionMemory(redis, of.np_company_id)
+    try:
+        with translated_errors(redis):
+            if seen.state == subscriptions.ACTIVE:
+                memory.works()
+            if not watch.can_repair(seen):
+                return []
+            if began := memory.begin_repair():
+                at = times.short(times.from_ms(began))
+                return [
+                    watch.not_repaired(f"it was repaired {at}, which did not last: not repeated", "repaired_before")
+                ]
+            note(redis, "subscription-repair", f"{of.slug}: {watch.url}, {seen.state}")
+            return [watch.repair(memory)]
+    except StoreUnavailable as error:
+        if seen.state == subscriptions.ACTIVE:
+            return []
+        return [watch.not_repaired(f"not repaired, as Redis would not remember it: {error}", "redis_unavailable")]
+
+
 def _print(watch: SubscriptionWatch, status: SubscriptionStatus, repair: bool) -> None:
     hint = status.advice or (advice(status.cause, WEBHOOK_PERMISSIONS) if status.cause else "")
     if repair and watch.can_repair(status):
-        hint = "It is created again."
+        hint = ""
     elif repair and status.state == "missing":
         hint = "It cannot be created again, as its address is unknown: give --url."
     now = times.now()
     text = f"{times.short(now)} {status.company}: {status.state}, {status.detail}. {hint}".rstrip()
     console.result(text, {"at": now} | msgspec.structs.asdict(status) | {"advice": hint})
-
-
-def _log_status(status: SubscriptionStatus) -> None:
-    company, state = status.company, status.state
-    if state == subscriptions.ACTIVE:
-        _log.info("subscription.active", company=company)
-    elif state == subscriptions.REPAIRED:
-        _log.warning("subscription.repaired", company=company)
-    elif state in {subscriptions.UNREACHABLE, subscriptions.REPAIR_FAILED}:
-        why = {"reason": status.cause, "http_status": status.http_status}
-        _log.warning("subscription.check_failed", company=company, what=state, **why)
-    else:
-        _log.error("subscription.down", company=company, reason=state)
 
 
 def _check_address(url: str) -> None:

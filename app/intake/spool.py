@@ -35,6 +35,7 @@ from app.intake.spool_file import (
     SpoolFile,
     SpoolFull,
     free_bytes,
+    own_files,
     reason_of,
     refuse_log,
 )
@@ -161,7 +162,7 @@ class Spool:
         refuse_log(path)
         if self._file is None:
             # Its journal stays when only the file is deleted.
-            is_gone = not path.exists() and any(self._folder.iterdir())
+            is_gone = not path.exists() and bool(own_files(self._folder))
             self._file = SpoolFile(path)
             if is_gone:
                 _log.error("spool.file_gone", events=0, lost=None)
@@ -236,10 +237,10 @@ class Spool:
 
     def _used(self) -> int:
         sizes = 0
-        for entry in os.scandir(self._folder):
+        for file in own_files(self._folder):
             # A journal may be deleted meanwhile.
             with suppress(FileNotFoundError):
-                sizes += entry.stat(follow_symlinks=False).st_size
+                sizes += file.lstat().st_size
         return sizes
 
 
@@ -270,16 +271,31 @@ class DiskThread:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the folder; raise SettingsError unless it and its files belong to this user alone."""
+    """Make the folder; raises SettingsError as `refuse_open` does."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        _check_private(folder, stat.S_ISDIR)
+    except OSError as error:
+        raise SettingsError(f"SPOOL_DIR: cannot be made ({error.strerror}): {folder}") from None
+    refuse_open(folder, os.geteuid())
+
+
+def refuse_open(folder: Path, user: int) -> None:
+    """Raise SettingsError unless no other than `user` can write to the folder or read the spool's files in it.
+
+    Other files do not matter. A folder with the setgid bit is one that its group shares on purpose, such as the root of
+    a volume: Kubernetes opens it, and all files in it, to the group at each start of a pod.
+    """
+    try:
+        is_shared = bool(folder.lstat().st_mode & stat.S_ISGID)
+        _check_private(folder, stat.S_ISDIR, owners={user, 0}, closed=0o002 if is_shared else 0o077)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise SettingsError(f"SPOOL_DIR: {folder} cannot be written to")
-        for file in folder.iterdir():
+        for file in own_files(folder):
             # A journal may be deleted meanwhile.
             with suppress(FileNotFoundError):
-                _check_private(file, stat.S_ISREG)
+                _check_private(file, stat.S_ISREG, owners={user}, closed=0 if is_shared else 0o077)
+                if is_shared:
+                    file.chmod(0o600)
     except OSError as error:
         missing = "is in a folder that is missing: make it first"
         known = {FileExistsError: "is not a folder", FileNotFoundError: missing}
@@ -287,11 +303,12 @@ def _make_private(folder: Path) -> None:
         raise SettingsError(f"SPOOL_DIR: {folder} {problem}") from None
 
 
-def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:
+def _check_private(path: Path, is_kind: Callable[[int], bool], *, owners: set[int], closed: int) -> None:
+    """Raise SettingsError for another kind or owner, or if a bit of `closed` is set in the mode."""
     found = path.lstat()
     if not is_kind(found.st_mode):
         raise SettingsError(f"SPOOL_DIR: {path} is not a {'folder' if is_kind is stat.S_ISDIR else 'file'}")
-    if found.st_uid != os.geteuid():
+    if found.st_uid not in owners:
         raise SettingsError(f"SPOOL_DIR: {path} belongs to another user")
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    if stat.S_IMODE(found.st_mode) & closed:
         raise SettingsError(f"SPOOL_DIR: {path} is open to others: chmod go-rwx it")

@@ -215,13 +215,13 @@ def waiting(folder: Path) -> int | None:
             return int(file.execute(_COUNT).fetchone()[0])
     except DISK_ERRORS:
         with suppress(OSError):
-            return None if any(folder.iterdir()) else 0
+            return None if own_files(folder) else 0
     return None
 
 
-def is_disk_full(folder: Path) -> bool:
-    """Return whether the disk of this SPOOL_DIR has no room for events."""
-    return free_bytes(folder) < ROOM
+def own_files(folder: Path) -> list[Path]:
+    """Return the file and what SQLite writes beside it; a folder that is the root of a volume has others."""
+    return [one for one in folder.iterdir() if one.name.startswith(NAME)]
 
 
 class Swept(NamedTuple):

@@ -16,6 +16,12 @@ LONGEST: Final = 200
 """Entries that the scripts keep of one order (prelude.lua)."""
 
 
+UNREAD: Final = "an entry that this version cannot read: another version or another program wrote it"
+
+_LATEST: Final = 4_102_444_800_000
+"""The year 2100: what is later is no time in ms."""
+
+
 class _Entry(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
     at_ms: int
 
@@ -137,7 +143,7 @@ class Erased(_Entry, frozen=True, tag="erased"):
 
 
 class Unread(_Entry, frozen=True, tag="unread"):
-    """An entry that none of our scripts has written; its time is not known."""
+    """What none of our scripts has written, in words; at 0 if it has no time in the place where theirs have it."""
 
     text: str
 
@@ -176,4 +182,12 @@ def parse_entry(packed: bytes) -> Entry:
     try:
         return _decoder.decode(packed)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return Unread(0, packed[:200].decode(errors="replace"))
+        return Unread(_time_of(packed), UNREAD)
+
+
+def _time_of(packed: bytes) -> int:
+    try:
+        _, at_ms, *_ = msgspec.msgpack.decode(packed, type=list[Any])
+        return at_ms if isinstance(at_ms, int) and 0 < at_ms < _LATEST else 0
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return 0

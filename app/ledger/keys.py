@@ -21,7 +21,7 @@
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
 | `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
-| `ota:companies` | hash: company -> slug, id of its breaker, ms when first declared, path | until retired | pool |
+| `ota:companies` | hash: company -> slug, id of its breaker, ms since when, path, key id | until retired | pool |
 | `ota:sink-failing:<sink>` | hash: since when every delivery fails (below) | until one succeeds | workers |
 | `ota:undeclared` | hash: sink or company -> evaluations in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
@@ -31,6 +31,8 @@
 | `ota:reconcile-differing:<company>` | hash: order that differs for good -> row | ORDER_DAYS | reconcile |
 | `ota:reconcile-watch:<company>` | zset: unsettled order -> ms when first seen so | until it settles | reconcile |
 | `ota:reconcile-lease:<company>` | string: who reads the list of this company now | the run, some min | reconcile |
+| `ota:subscription:<company>` | hash: how the subscription is, and its repair (below) | none | subscriptions |
+| `ota:subscription-turn:<company>` | string: a pool has checked it | SUBSCRIPTION_CHECK_EVERY | subscriptions |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
@@ -39,7 +41,7 @@
 | `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
 | `ota:breaker:<key and company>` | hash: breaker of a company's calls with a key (below) | two days | permit scripts |
 | `ota:failing:<key and company>` | set: orders that failed since one was answered | one day | permit scripts |
-| `ota:unanswered:<company>` | zset: dead order -> ms, while no other is answered | until one is | scripts of a fetch |
+| `ota:unanswered:<company>` | zset: dead order -> ms, while no other is answered | until one is | all scripts |
 | `ota:permits:<key id>` | zset: permit -> ms when its lease ends | as its leases | permit scripts |
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
 | `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
@@ -76,6 +78,10 @@ rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, 
 
 Fields of `ota:reconcile:<company>`: `next_run_at` ms, `not_before` ms before which no run starts, `triggers` counted by
 rejected events, `triggers_handled` those that a run has handled, `next_trigger_at` ms before which they start no run.
+
+Fields of `ota:subscription:<company>`: `state` as a pool saw it last (app/subscriptions.py), `failing` reason code of
+the check that upstream did not answer, "" if it answered the last one, `repaired_at` ms when a repair began, until the
+subscription works an hour later.
 
 Fields of `ota:breaker:<key and company>`: `answered_at` ms when the latest good call began. While it is open:
 `open_until` ms, `open_ms` for how long it opened, `opened_at` ms when it did so first, `reason` and `http` of the
@@ -137,6 +143,8 @@ class Keys:
         self.reconcile_differing: Final = key("reconcile-differing:{}").format
         self.reconcile_watch: Final = key("reconcile-watch:{}").format
         self.reconcile_lease: Final = key("reconcile-lease:{}").format
+        self.subscription: Final = key("subscription:{}").format
+        self.subscription_turn: Final = key("subscription-turn:{}").format
         self.event_rate: Final = key("event-rate:{}").format
         self.alert: Final = key("alert:{}").format
         self.wakeups: Final = key("wakeups:{}").format

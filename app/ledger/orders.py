@@ -21,7 +21,7 @@ from app.ledger import policy
 from app.ledger.history import Entry, Unread, parse_entry
 from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
-from app.ledger.redis import PAGE, Redis, Scored, newest_first, oldest_first
+from app.ledger.redis import PAGE, Redis, Scored, newest_first, oldest_first, server_time
 from app.ledger.rq_jobs import BACKFILL, queue_key
 from app.times import from_ms, to_ms
 from app.upstream.decode import build, decode
@@ -168,7 +168,8 @@ class Archive:
             entries: list[Any] = self._redis.lrange(self._redis.names.history(order), 0, -1)
         except ResponseError as error:
             if is_wrong_type(error):
-                return (Unread(0, f"the history is unreadable: look at {self._redis.names.history(order)} in Redis"),)
+                where = self._redis.names.history(order)
+                return (Unread(server_time(self._redis), f"the history is unreadable: look at {where} in Redis"),)
             raise
         return tuple(parse_entry(entry) for entry in entries)
 

@@ -93,7 +93,7 @@ class RateLimiter:
         self._route = route
         self._call = route or "get_order"
         self._limits = limits
-        self._key = _digest(api_key)
+        self._key = key_id(api_key)
         self._breaker = breaker_id(api_key, company, route)
         self._acquire = Script(redis, "acquire_permit", clock)
         self._release = Script(redis, "release_permit", clock)
@@ -186,26 +186,37 @@ class RateLimiter:
         return Released(int(closed_ms), bool(opened), int(answered_at))
 
 
-def spent(redis: Redis, api_key: str, now: int) -> int:
-    """Return how many requests of the window that ends `now` (ms) were made with an API key."""
-    made: Any = redis.zcount(redis.names.window(_digest(api_key)), now - WINDOW, "+inf")
+def spent(redis: Redis, key: str, now: int) -> int:
+    """Return how many requests of the window that ends `now` (ms) were made with the API key of this id."""
+    made: Any = redis.zcount(redis.names.window(key), now - WINDOW, "+inf")
     return int(made)
 
 
 class Breaker(msgspec.Struct, frozen=True):
-    """An open breaker: the reason code and the HTTP status of the failure that opened it last, and since when."""
+    """An open breaker: the reason code and the HTTP status of the failure that opened it last, and since when.
+
+    `probe_at`: when the next call may be made, as a probe; in the past while no order has come for it.
+    """
 
     reason: str
     http_status: int | None
     since: datetime
+    probe_at: datetime
 
 
 def open_breaker(redis: Redis, breaker: str) -> Breaker | None:
     """Return the breaker with this id, None if it is closed."""
     client: Any = redis
     key = redis.names.breaker(breaker)
-    reason, http, opened_at = client.hmget(key, "reason", "http", "opened_at")
-    return Breaker(reason.decode(), int(http) or None, from_ms(int(opened_at))) if opened_at else None
+    reason, http, opened_at, until = client.hmget(key, "reason", "http", "opened_at", "open_until")
+    if not opened_at:
+        return None
+    return Breaker(reason.decode(), int(http) or None, from_ms(int(opened_at)), from_ms(int(until or 0)))
+
+
+def key_id(api_key: str) -> str:
+    """Return the id of an API key, which does not reveal it."""
+    return _digest(api_key)
 
 
 def breaker_id(api_key: str, company: str, route: str = "") -> str:

@@ -21,7 +21,8 @@ MOST_ORDERS: Final = 500
 class Retention:
     """Trims the events, the audit, the list of replays (EVENT_DAYS) and the list of orders (ORDER_DAYS).
 
-    accept.lua trims the events when new ones are recorded; this also works when none are.
+    accept.lua trims the events when new ones are recorded; this also works when none are. An order that was kept for a
+    longer ORDER_DAYS than now is deleted with its entry.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Retention:
             limit=MOST_ENTRIES,
             passed=self._passed,
             orders_limit=MOST_ORDERS,
+            late=2 * policy.DAY,
         )
         # Old entries that stay (dead letters) must not hide later ones; after the last entry it starts again.
         self._passed = self._passed + looked - ended if looked == MOST_ORDERS else 0

@@ -125,11 +125,13 @@ class Checkpoint:
 class Schedule:
     """When one company is reconciled; `now` is ms since 1970, `lease` the ms that a run may last.
 
-    A lease lets one machine work at a time. When a run dies its lease ends, and the run is due again.
+    A lease lets one machine work at a time. When a run dies its lease ends, and the run is due again. `every` is the
+    longest wait for the next run, in ms: what was planned with a longer one, or by a clock that was ahead, is due then.
     """
 
-    def __init__(self, redis: Redis, company_id: str, lease: int) -> None:
+    def __init__(self, redis: Redis, company_id: str, lease: int, every: int) -> None:
         self._redis = redis
+        self._every = every
         self._key = self._redis.names.reconcile(company_id)
         self._lease_key = self._redis.names.reconcile_lease(company_id)
         self._lease = lease
@@ -142,9 +144,12 @@ class Schedule:
         if not next_run_at:
             next_run_at = now + FIRST_AFTER
             self._redis.hsetnx(self._key, "next_run_at", str(next_run_at))
-        if now < not_before:
+        elif next_run_at - now > self._every:
+            next_run_at = now + self._every
+            self._redis.hset(self._key, "next_run_at", str(next_run_at))
+        if now < not_before <= now + AGAIN_AFTER:
             return None
-        if triggers != handled and now >= next_trigger_at:
+        if triggers != handled and not now < next_trigger_at <= now + TRIGGER_EVERY:
             return DueRun("rejected_events", triggers)
         return DueRun("scheduled", triggers) if now >= next_run_at else None
 

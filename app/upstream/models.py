@@ -184,7 +184,7 @@ class Subscription(Part, frozen=True):
 
     @property
     def active(self) -> bool:
-        return self.subscription_state == "Active"
+        return (self.subscription_state or "").casefold() == "active"
 
 
 def parse_order(raw: bytes) -> Order:

@@ -38,9 +38,13 @@ AT_ONCE: Final = 1000
 RETRY_AFTER: Final = 5
 """Seconds a sender is asked to wait after a 503."""
 
+NEAR_PATHS: Final = 20
+"""Paths near the webhook's of which a process warns once each; anybody can invent others."""
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PROXY_ID: Final = re.compile(rb"[!-~]{1,128}")
 _IDS: Final = frozenset({b"traceparent", b"x-request-id"})
+_WORD: Final = re.compile("[a-z0-9]+")
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _log = log.get()
 _encode = msgspec.json.Encoder().encode
@@ -83,7 +87,8 @@ class RequestLog:
     """The outermost layer: gives each request an id, one log line, and a count if it is for the webhook.
 
     Probes are logged only when they fail. Anybody can send what is refused, handshakes and other paths: of those one
-    line a second has the status, the sender and their number.
+    line a second has the status, the sender and their number. A POST to a path that shares a word with the webhook's is
+    counted as one for the webhook, and warned of once: a subscription may have that path.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class RequestLog:
     ) -> None:
         self._app = app
         self._webhook_paths = webhook_paths
+        self._words = _words("".join(webhook_paths))
+        self._near: set[str] = set()
         self._count = count
         self._proxies = proxies
         self._sampled = log.Sampler(_log_rest)
@@ -124,8 +131,11 @@ class RequestLog:
             _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
         finally:
             seconds = perf_counter() - started
-            if path in self._webhook_paths:
+            is_near = status == 404 and scope["method"] == "POST" and not self._words.isdisjoint(_words(path[:200]))
+            if is_near or path in self._webhook_paths:
                 self._count(status, seconds)
+            if is_near:
+                self._warn(path[:200])
             if self._is_logged(scope, status):
                 duration_ms = round(seconds * 1000, 2)
                 _log.info(
@@ -144,6 +154,12 @@ class RequestLog:
                 line["proxy_request_id"] = value.decode()
         return line, trace
 
+    def _warn(self, path: str) -> None:
+        if path not in self._near and len(self._near) < NEAR_PATHS:
+            self._near.add(path)
+            advice = f"The webhook is {min(self._webhook_paths)}: correct the subscription's address, or WEBHOOK_PATH."
+            _log.warning("request.near_webhook", path=path, advice=advice)
+
     def _is_logged(self, scope: Scope, status: int) -> bool:
         path = scope["path"]
         if path in self._webhook_paths and scope["method"] == "POST" and not 400 <= status < 500:
@@ -152,6 +168,11 @@ class RequestLog:
             return False
         sender = scope["state"]["line"]["sender"] = self._proxies.sender(scope)
         return self._sampled.passes(status, sender)
+
+
+def _words(path: str) -> set[str]:
+    """Return the words of a path, alike in singular and plural and in any case."""
+    return {word.rstrip("s") for word in _WORD.findall(path.casefold())}
 
 
 class Proxies:

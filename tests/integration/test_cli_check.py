@@ -8,14 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
+from rq.suspension import resume, suspend
 
 from app.cli.check import of_address
 from app.dev.sandbox.process import Sandbox
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.keys import DEFAULT_PREFIX
+from app.ledger.rate_limit import breaker_id, key_id
 from tests.command import Ended
-from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, KEYS, PARTNER, VENUE, Lab, order
+from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, KEYS, PARTNER, VENUE, Lab, order, shown
 
 PATH = "/webhooks/ota-channel-manager"
 
@@ -97,9 +99,42 @@ def test_with_a_partner_id_the_order_list_is_read(lab: Lab, sandbox: Sandbox) ->
     found = lab.run_command("check", "--json").objects
 
     details = {one["about"]: one["detail"] for one in found if one["what"] == "api"}
-    assert details["venue"].startswith("the API key may list orders")
+    assert details["venue"].startswith("the API key may call getOrder and list orders")
     assert details["museum"].startswith("the API key may call getOrder")
     assert [one["about"] for one in found if one["what"] == "partner id"] == ["museum"]
+
+
+def test_what_keeps_the_pools_from_fetching_is_shown_though_upstream_answers_us(lab: Lab) -> None:
+    """It names the failure that opened the breaker, since when, and the next probe."""
+    opened: Any = {"open_until": lab.now + 60_000, "opened_at": lab.now - 180_000, "reason": "http_500", "http": 500}
+    lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, "/tenant/Sandbox/Venue")), mapping=opened)
+    suspend(lab.redis)
+
+    ended = lab.run_command("check", "--json")
+
+    assert (ended.code, problems(ended)) == (1, [("redis", "rq"), ("venue", "breaker")])
+    (found,) = [one["detail"] for one in ended.objects if one["what"] == "breaker"]
+    assert found.startswith("open, so nothing is fetched: http_500 (HTTP 500) since ")
+    assert f"(3 min); next probe at {shown(lab.now + 60_000)}" in found
+
+    resume(lab.redis)
+    lab.redis.flushall()
+    lab.declare(companies={}, sinks=(), upstream="")
+    lab.redis.hset(f"ota:limiter:{key_id(API_KEY)}", "retry_until", lab.now + 60_000)
+    assert sorted(problems(lab.run_command("check", "--json"))) == [("museum", "throttled"), ("venue", "throttled")]
+
+
+@pytest.mark.parametrize("status", [500, 403, 400])
+def test_a_getorder_that_fails_is_found_though_the_order_list_is_answered(
+    lab: Lab, sandbox: Sandbox, status: int
+) -> None:
+    """Before the breaker is open, and where too few orders come to open it."""
+    lab.change_companies("[companies.venue]", f'[companies.venue]\nnp_partner_id="{PARTNER}"')
+    sandbox.admin("POST", "faults", {"kind": "status", "operation": "getOrder", "status": status, "company_id": VENUE})
+
+    ended = lab.run_command("check", "--json")
+
+    assert (ended.code, problems(ended)) == (1, [("venue", "api")])
 
 
 OTHER_PARTNER = "33333333-3333-4333-8333-333333333333"
@@ -278,6 +313,28 @@ def test_a_redis_without_durability_is_found(lab: Lab) -> None:
         lab.redis.config_set("appendonly", "yes")
 
     assert (ended.code, problems(ended)) == (1, [("redis", "durable")])
+
+
+def test_the_spool_is_opened_and_foreign_files_in_it_are_named(lab: Lab) -> None:
+    """As `serve` opens it. Nothing is made or left there."""
+    folder = lab.folder / "spool"
+
+    def found() -> dict[str, str]:
+        ended = lab.run_command("check", "--json", SPOOL_DIR=str(folder))
+        return {one["level"]: one["detail"] for one in ended.objects if one["what"] == "spool"}
+
+    assert (list(found()), folder.exists()) == (["good"], False)
+    folder.mkdir(mode=0o700)
+    assert "can be written to, " in found()["good"]
+    assert [*folder.iterdir()] == []
+    (folder / "lost+found").mkdir()
+    (folder / "core").write_text("")
+    assert f"{folder} also has core, lost+found: " in found()["note"]
+
+    folder.chmod(0o755)
+    assert "is open to others" in found()["wrong"]
+    assert lab.run_command("check", SPOOL_DIR=str(folder)).code == 2
+    assert "cannot be made" in lab.run_command("check", SPOOL_DIR=str(lab.folder / "no" / "folder")).out
 
 
 def test_a_spool_whose_file_was_deleted_is_found(lab: Lab) -> None:

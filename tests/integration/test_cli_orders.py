@@ -227,7 +227,8 @@ def test_an_unreadable_history_hides_nothing_else(lab: Lab, kind: str) -> None:
     shown = lab.run_commands([("orders", word, order(1).order_id) for word in ("show", "explain")])
 
     assert [ended.code for ended in shown] == [0, 1]
-    assert all(("�" if kind == "a byte" else "unreadable") in ended.out for ended in shown)
+    sentence = "an entry that this version cannot read" if kind == "a byte" else "unreadable"
+    assert all(sentence in ended.out and "1970" not in ended.out for ended in shown)
 
 
 def explain(lab: Lab, one: OrderKey | str, *options: str, **env: str) -> Ended:
@@ -494,8 +495,8 @@ def test_each_attempt_is_shown_with_its_answer_and_the_reason_to_wait(lab: Lab) 
     assert ended.code == 1
     for text in (
         "NOT COMPLETE: deferred",
-        "breaker open since",
-        ": timeout",
+        "breaker open: timeout since",
+        "(0 s); next probe at ",
         "fetch 1 failed: http_503 (HTTP 503 in 84 ms), will retry",
         "fetch 3 failed: breaker_open, deferred, does not count as an attempt; 2 times until",
         "fetch deferred (breaker_open); next attempt",

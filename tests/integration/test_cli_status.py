@@ -17,7 +17,7 @@ from app.heartbeat import Heartbeat, LoopClock
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.rate_limit import breaker_id
-from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order
+from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order, shown
 from tests.lab_upstream import Upstream, says
 
 
@@ -105,18 +105,79 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     lab.redis.hset(breakers[0], "open_until", lab.now + 60_000)
     lab.redis.hset(breakers[0], mapping={"opened_at": lab.now - 180_000, "reason": "bad_request", "http": 400})
 
-    page, found = lab.run_command("status"), status(lab, 0)
-    assert "venue for 3 min: bad_request (HTTP 400)" in page.out
+    page, found = lab.run_command("status"), status(lab, 1)
+    assert "venue: bad_request (HTTP 400) since " in page.out
+    assert f" (3 min); next probe at {shown(lab.now + 60_000)}" in page.out
     (breaker,) = found["breakers"]
     assert (breaker["reason"], breaker["http_status"], breaker["open_s"] // 10) == ("bad_request", 400, 18)
 
-    found = status(lab, 0)
-    lab.redis.hset(breakers[1], "open_until", lab.now + 60_000)
+    found = status(lab, 1)
+    lab.redis.hset(breakers[1], "open_until", lab.now + 90_000)
     lab.accept(order(3))
 
     assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
     assert found["queues"][0]["rate"] > 0
-    assert status(lab, 0)["queues"][0]["done_s"] is None
+    assert (status(lab, 1)["queues"][0]["rate"], status(lab, 1)["queues"][0]["done_s"]) == (0, None)
+    soonest = shown(lab.now + 60_000)
+    assert f"fetching is paused until {soonest}" in lab.run_command("status").out
+    lab.redis.hset(breakers[0], "open_until", lab.now - 1000)
+    assert "next probe with the next order that is due" in lab.run_command("status").out
+
+
+def test_a_retry_after_of_the_pools_key_is_shown_with_its_end_instead_of_a_rate(lab: Lab) -> None:
+    """The key of the shell is another one, and is free. Where another company has a free key, its rate counts."""
+    venue_alone = msgspec.structs.replace(configuration((), "venue").companies[VENUE], key="of-the-pools")
+    museum = msgspec.structs.replace(configuration((), "museum").companies[MUSEUM], key="another")
+    lab.declare(companies={VENUE: venue_alone, MUSEUM: museum})
+    beat(lab)
+    lab.accept(order(1))
+    assert status(lab, 0)["queues"][0]["rate"] > 0
+
+    lab.redis.hset("ota:limiter:of-the-pools", "retry_until", lab.now + 600_000)
+    found = status(lab, 0)
+    assert (list(found["throttled_until"]), found["queues"][0]["rate"] > 0) == (["venue"], True)
+
+    lab.redis.hset("ota:limiter:another", "retry_until", lab.now + 900_000)
+    page, found = lab.run_command("status"), status(lab, 0)
+    soonest = shown(lab.now + 600_000)
+    assert (found["queues"][0]["rate"], found["queues"][0]["done_s"]) == (0, None)
+    assert f"1 worker, fetching is paused until {soonest}" in page.out.replace("2 workers", "1 worker")
+    assert f"venue until {soonest}" in page.out
+
+    for key in ("of-the-pools", "another"):
+        lab.redis.hset(f"ota:limiter:{key}", "retry_until", lab.now - 1)
+    lab.redis.zadd(KEYS.window("of-the-pools"), {str(number): lab.now for number in range(60)})
+    few = lab.run_command("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="30").objects[0]["queues"][0]
+    assert few["rate"] > 1, "the other key has room for it"
+    lab.redis.zadd(KEYS.window("another"), {str(number): lab.now for number in range(60)})
+    few = lab.run_command("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="30").objects[0]["queues"][0]
+    assert few["rate"] == 0.2
+
+
+def test_an_alert_has_its_age_its_count_when_it_was_last_true_and_its_runbook(lab: Lab) -> None:
+    beat(lab)
+    states: dict[str, dict[str, Any]] = {
+        "rejected_secrets|venue|": {"since": 7200, "last_true_at": 1800, "firing_at": 7200, "count": 90, "risen": 7},
+        "subscription|museum|": {"since": 300, "last_true_at": 5, "firing_at": 300, "reason": "missing"},
+        "fetch_late|museum|": {"since": 300, "last_true_at": 5},
+    }
+    for name, state in states.items():
+        for field in state.keys() & {"since", "last_true_at", "firing_at"}:
+            state[field] = lab.now - state[field] * 1000
+        lab.redis.hset(KEYS.alerts, name, msgspec.json.encode(state))
+
+    page, (rejected, down) = lab.run_command("status").out, status(lab, 1)["alerts"]
+
+    assert (rejected["name"], rejected["company"], rejected["count"], rejected["age_s"]) == (
+        *("rejected_secrets", "venue", 7),
+        7200,
+    )
+    assert (down["reason"], down["count"], down["runbook"]) == ("missing", None, "docs/operations.md#subscription")
+    last = shown(lab.now - 1_800_000)
+    flat = " ".join(page.split())
+    assert f"rejected_secrets venue: for 2 h, 7 times, last at {last}" in flat
+    assert "subscription museum: for 5 min, missing; docs/operations.md#subscription" in flat
+    assert "fetch_late" not in page
 
 
 def test_a_sink_that_fails_for_everything_is_shown_and_the_exit_code_is_1(lab: Lab) -> None:
@@ -159,7 +220,7 @@ def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -
     }
     lab.redis.hset(KEYS.breaker("breaker"), mapping=opened)
 
-    assert "venue" in status(lab, 0)["breakers_open"]
+    assert "venue" in status(lab, 1)["breakers_open"]
     assert "unauthorized (HTTP 401)" in lab.run_command("orders", "explain", order(1).order_id).out
 
     lab.redis.delete(KEYS.breaker("breaker"))

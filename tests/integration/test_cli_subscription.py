@@ -14,8 +14,16 @@ from typing import Final
 
 import pytest
 
+from app import bootstrap, settings
+from app.alerts import AlertStore
 from app.dev.processes import Process
 from app.dev.sandbox.process import Sandbox
+from app.errors import Denied
+from app.ledger.rate_limit import RateLimiter
+from app.ledger.redis import for_worker
+from app.snapshot import SnapshotReader
+from app.subscriptions import REPAIR_AGAIN_AFTER, SubscriptionMemory
+from app.upstream.transport import DeadlineTransport
 from tests.command import Ended
 from tests.eventually import eventually
 from tests.integration.test_cli_check import (
@@ -26,7 +34,8 @@ from tests.integration.test_cli_check import (
     subscriptions,
     without_subscriptions,
 )
-from tests.lab import CLIENT_STATES, MUSEUM, VENUE, Lab
+from tests.lab import CLIENT_STATES, KEYS, MUSEUM, VENUE, Lab
+from workers.background import BUSY_WAIT, DOWN_WAIT, SubscriptionRunner, check_subscription, log_alerts
 
 URL: Final = f"https://hooks.example.com{PATH}"
 UNREACHABLE: Final = "http://127.0.0.1:1"
@@ -278,7 +287,8 @@ def watch_once(lab: Lab, *more: str, **env: str) -> tuple[int, list[str]]:
 def test_watch_once_has_an_exit_code_for_cron(lab: Lab, sandbox: Sandbox) -> None:
     one = subscribe(sandbox, "venue")
     assert watch_once(lab) == (0, ["active"])
-    assert watch_once(lab, "--url", "https://other.example.com/hook") == (1, ["missing"])
+    assert watch_once(lab, "--url", "https://other.example.com/hook") == (1, ["other_address"])
+    assert watch_once(lab, WEBHOOK_URL="https://other.example.com/hook") == (1, ["other_address"])
 
     sandbox.admin("PATCH", f"subscriptions/{one}", {"state": "Disabled"})
     assert watch_once(lab) == (1, ["inactive"])
@@ -310,7 +320,7 @@ def test_repair_of_a_missing_subscription_needs_its_address(lab: Lab, sandbox: S
     assert (lost.code, "give --url" in lost.out, addresses(sandbox)) == (1, True, [])
 
     repaired = run(lab, "watch", "--once", "-c", "venue", "--repair", "--url", URL)
-    assert (repaired.code, "It is created again" in repaired.out, "cannot" in repaired.out) == (0, True, False)
+    assert (repaired.code, "created again for https://" in repaired.out, "cannot" in repaired.out) == (0, True, False)
     assert ["missing" in line for line in repaired.out.splitlines()] == [True, False]
     assert "repaired" in repaired.out
     assert addresses(sandbox) == [(URL, "Active")]
@@ -322,6 +332,180 @@ def test_a_refused_repair_is_reported_and_deletes_nothing(lab: Lab, sandbox: San
 
     assert watch_once(lab, "--repair") == (1, ["inactive", "repair_failed"])
     assert addresses(sandbox) == [(URL, "Disabled")]
+
+
+@pytest.mark.parametrize("state", ["active", "ACTIVE"])
+def test_a_state_is_read_without_case(lab: Lab, sandbox: Sandbox, state: str) -> None:
+    one = subscribe(sandbox, "venue")
+    sandbox.admin("PATCH", f"subscriptions/{one}", {"state": state})
+
+    assert watch_once(lab, "--repair") == (0, ["active"])
+    assert addresses(sandbox) == [(URL, state)]
+
+
+@pytest.mark.parametrize("state", ["Enabled", "Disabled"])
+def test_a_repair_that_does_not_help_is_made_once(lab: Lab, sandbox: Sandbox, state: str) -> None:
+    """Whatever upstream calls a new subscription, however often watch is started, also with deletes that are refused.
+
+    Each run is a process of its own here, as on another machine.
+    """
+    disabled(sandbox)
+    sandbox.admin("POST", "faults", {"kind": "status", "operation": "deleteSubscription", "status": 403})
+    assert watch_once(lab, "--repair") == (0, ["inactive", "repaired"])
+    for one in subscriptions(sandbox, "venue"):
+        sandbox.admin("PATCH", f"subscriptions/{one['id']}", {"state": state})
+
+    again = run(lab, "watch", "--once", "-c", "venue", "--repair")
+
+    assert (again.code, "which did not last: not repeated" in again.out) == (1, True)
+    assert watch_once(lab, "--repair") == (1, ["inactive", "repair_failed"])
+    assert len(subscriptions(sandbox, "venue")) == 2
+
+
+def test_a_subscription_that_ends_soon_after_its_repair_is_not_created_again_before_an_hour(
+    lab: Lab, sandbox: Sandbox
+) -> None:
+    """The hour is counted from a check that sees it work."""
+    disabled(sandbox)
+    memory = SubscriptionMemory(lab.redis, VENUE)
+    assert watch_once(lab, "--repair") == (0, ["inactive", "repaired"])
+    assert watch_once(lab, "--repair") == (0, ["active"])
+    for one in subscriptions(sandbox, "venue"):
+        sandbox.admin("PATCH", f"subscriptions/{one['id']}", {"state": "Disabled"})
+    assert watch_once(lab, "--repair") == (1, ["inactive", "repair_failed"])
+
+    lab.redis.hset(KEYS.subscription(VENUE), "repaired_at", lab.now - REPAIR_AGAIN_AFTER)
+    assert watch_once(lab, "--repair") == (1, ["inactive", "repair_failed"])
+    memory.works()
+    assert watch_once(lab, "--repair") == (0, ["inactive", "repaired"])
+
+
+@pytest.mark.parametrize(("status", "after"), [(400, "repaired"), (503, "repair_failed")])
+def test_a_refused_creation_may_be_repeated_and_an_uncertain_one_not(
+    lab: Lab, sandbox: Sandbox, status: int, after: str
+) -> None:
+    """After a 5xx it may have been created."""
+    disabled(sandbox)
+    (rule,) = sandbox.admin("POST", "faults", {"kind": "status", "operation": "createSubscription", "status": status})
+    assert watch_once(lab, "--repair") == (1, ["inactive", "repair_failed"])
+    sandbox.admin("DELETE", f"faults/{rule}")
+
+    assert watch_once(lab, "--repair")[1] == ["inactive", after]
+
+
+def test_every_change_of_a_subscription_is_in_the_audit_with_who_and_why(lab: Lab, sandbox: Sandbox) -> None:
+    person = ("--who", "ann", "--why", "moved to another host")
+    made = run(lab, "create", f"{URL}?code=hidden", "-c", "venue", "--json", *person).objects[0]["id"]
+    assert run(lab, "delete", made, "--yes", *person).code == 0
+    assert run(lab, "watch", "--once", "-c", "venue", "--repair", "--url", URL, *person).code == 0
+
+    entries = lab.run_command("audit", "--json").objects
+
+    assert [(one["what"], one["who"], one["why"]) for one in reversed(entries)] == [
+        (f"subscription-{what}", "ann", "moved to another host") for what in ("create", "delete", "repair")
+    ]
+    assert [one["selected"] for one in reversed(entries)] == [
+        f"venue: {URL}?…",
+        f"venue: {made} to {URL}?…",
+        f"venue: {URL}, missing",
+    ]
+
+
+def test_without_redis_no_subscription_is_changed(lab: Lab, sandbox: Sandbox) -> None:
+    """Neither the audit nor the memory of a repair could be written. Looking needs no Redis."""
+    one = disabled(sandbox)
+
+    assert run(lab, "create", URL, "-c", "venue", "--yes", REDIS_URL=NO_REDIS).code == 3
+    assert run(lab, "delete", one, "--yes", REDIS_URL=NO_REDIS).code == 3
+    assert watch_once(lab, "--repair", REDIS_URL=NO_REDIS) == (1, ["inactive", "repair_failed"])
+    assert watch_once(lab, REDIS_URL=NO_REDIS) == (1, ["inactive"])
+    assert addresses(sandbox) == [(URL, "Disabled")]
+
+
+def pool_check(lab: Lab, **env: str) -> str:
+    """Check the subscription of the venue as a pool does; return its state as the snapshot has it."""
+    loaded = settings.parse(lab.env | env)
+    of = next(one for one in loaded.companies if one.slug == "venue")
+    with for_worker(lab.url, "ota") as redis, DeadlineTransport(5) as http:
+        check_subscription(loaded, of, redis, http)
+        return SnapshotReader(loaded.companies).read(redis).companies[VENUE].subscription
+
+
+def alerts(lab: Lab) -> list[tuple[str, str, str]]:
+    """Evaluate the alerts as a pool does; return what was logged of the subscription: action, company, reason."""
+    snapshot = SnapshotReader(settings.parse(lab.env).companies).read(lab.redis)
+    changes = log_alerts(AlertStore(lab.redis), snapshot)
+    found = [one for one in changes if one.condition.name == "subscription"]
+    return [(one.action, one.condition.company, one.condition.reason) for one in found]
+
+
+def test_a_pool_raises_an_alert_for_a_subscription_that_does_not_work_and_ends_it(lab: Lab, sandbox: Sandbox) -> None:
+    assert (pool_check(lab), alerts(lab)) == ("missing", [("firing", "venue", "missing")])
+    assert SubscriptionMemory(lab.redis, VENUE).acquire_turn(1) is False
+    assert lab.redis.pttl(KEYS.subscription_turn(VENUE)) <= DOWN_WAIT
+
+    one = subscribe(sandbox, "venue")
+    assert (pool_check(lab), alerts(lab)) == ("active", [("resolved", "venue", "")])
+
+    assert pool_check(lab, WEBHOOK_URL="https://other.example.com/hook") == "other_address"
+    assert pool_check(lab, WEBHOOK_URL=URL) == "active"
+    sandbox.admin("PATCH", f"subscriptions/{one}", {"state": "Disabled"})
+    assert (pool_check(lab), alerts(lab)) == ("inactive", [("firing", "venue", "inactive")])
+    assert addresses(sandbox) == [(URL, "Disabled")]
+
+
+@pytest.mark.parametrize(("status", "headers"), [(500, {}), (403, {}), (429, {"Retry-After": "60"})])
+def test_an_outage_is_no_missing_subscription_and_touches_no_breaker_of_orders(
+    lab: Lab, sandbox: Sandbox, status: int, headers: dict[str, str]
+) -> None:
+    """Retry-After holds for the key, and then no check is made at all."""
+    subscribe(sandbox, "venue")
+    assert pool_check(lab) == "active"
+    fault = {"kind": "status", "operation": "listSubscriptions", "status": status}
+    sandbox.admin("POST", "faults", fault | ({"retry_after": 60} if headers else {}))
+
+    assert [pool_check(lab) for _ in range(6)] == ["active"] * 6
+    assert alerts(lab) == []
+    found = SnapshotReader(settings.parse(lab.env).companies).read(lab.redis)
+    assert not found.breaker_is_open(VENUE)
+    limiter = bootstrap.rate_limiter(settings.parse(lab.env), settings.parse(lab.env).companies[0], lab.redis)
+    assert is_denied(limiter) is (status == 429)
+
+
+def is_denied(limiter: RateLimiter) -> bool:
+    try:
+        with limiter.permit("live"):
+            return False
+    except Denied:
+        return True
+
+
+def test_a_check_waits_until_orders_leave_it_a_permit(lab: Lab, sandbox: Sandbox) -> None:
+    loaded = settings.parse(lab.env)
+    with bootstrap.rate_limiter(loaded, loaded.companies[0], lab.redis).permit("backfill"):
+        assert pool_check(lab) == ""
+    assert 0 < lab.redis.pttl(KEYS.subscription_turn(VENUE)) <= BUSY_WAIT
+    assert pool_check(lab) == "missing"
+
+
+def test_one_pool_of_all_checks_in_each_period_and_a_lowered_one_counts_at_once(lab: Lab) -> None:
+    first, second = (SubscriptionMemory(lab.redis, VENUE) for _ in range(2))
+
+    assert [first.acquire_turn(10**9), second.acquire_turn(10**9), second.acquire_turn(60_000)] == [True, False, False]
+    assert lab.redis.pttl(KEYS.subscription_turn(VENUE)) <= 60_000
+
+
+def test_the_child_of_a_pool_checks_every_company_and_0_turns_it_off(lab: Lab, sandbox: Sandbox) -> None:
+    subscribe(sandbox, "museum")
+    with for_worker(lab.url, "ota") as redis:
+        runner = SubscriptionRunner(settings.parse(lab.env), redis)
+        runner.tick()
+        states = [SubscriptionMemory(redis, one).state for one in (VENUE, MUSEUM)]
+        eventually(lambda: [state() for state in states] == ["missing", "active"], what="both were checked")
+        runner.child.stop()
+
+        SubscriptionRunner(settings.parse(lab.env | {"SUBSCRIPTION_CHECK_EVERY": "0"}), redis).tick()
+        assert [state() for state in states] == ["", ""]
 
 
 def test_a_subscription_with_another_secret_is_not_ours_and_stays(lab: Lab, sandbox: Sandbox) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from app.ledger.history import FetchStarted, WorkerCrashed
 from app.ledger.redis import Redis, client_of
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.ledger.work import Failure
-from tests.lab import COALESCED, DUPLICATE, LEASE, ONE, QUEUED, SAME_ID, START, WORKER, Lab
+from tests.lab import COALESCED, DUPLICATE, KEYS, LEASE, ONE, QUEUED, SAME_ID, START, VENUE, WORKER, Lab, order
 
 GRACE, LEASE_SECONDS = policy.GRACE / 1000, LEASE / 1000
 SENT = "2026-11-22T10:00:00.1234567Z"
@@ -366,3 +367,16 @@ class TestRepeatedCalls:
         assert settled.fail_fetch("retry", fetch=fetch, worker="slow") == "retry"
 
         assert settled.field("attempts") == "1"
+
+
+@pytest.mark.parametrize("command", [("dead", "requeue", "--yes"), ("dead", "drop", "--yes"), ("orders", "refetch")])
+def test_what_a_person_has_resolved_no_answer_of_another_order_requeues(lab: Lab, command: tuple[str, ...]) -> None:
+    """It would take one of the two places that each answer has for the dead letters of an outage."""
+    lab.accept(order(1), order(2))
+    for one in (order(1), order(2)):
+        lab.fail_fetch("dead", one, reason=policy.NO_ORDER_ANSWERED, unanswered=True)
+
+    assert lab.run_command(*command, order(1).order_id).code == 0
+
+    left: Any = lab.redis.zrange(KEYS.prefix + "unanswered:" + VENUE, 0, -1)
+    assert left == [order(2).member.encode()]

@@ -353,7 +353,7 @@ EVERY = 15 * MINUTE
 
 @pytest.fixture
 def schedule(redis_client: Redis) -> Schedule:
-    return Schedule(redis_client, VENUE, lease=60_000)
+    return Schedule(redis_client, VENUE, lease=60_000, every=EVERY)
 
 
 def trigger(redis: Redis) -> None:
@@ -394,8 +394,26 @@ def test_rejected_events_cause_one_run_at_once_and_the_next_later(schedule: Sche
     assert run(schedule, NOW + EVERY + 1 + TRIGGER_EVERY) == "rejected_events"
 
 
+@pytest.mark.parametrize("planned", [7 * 24 * 60 * MINUTE, EVERY + 1])
+def test_the_next_run_is_at_most_the_period_of_now_away(schedule: Schedule, redis_client: Redis, planned: int) -> None:
+    """RECONCILE_EVERY was longer when it was planned, or the clock of Redis was ahead."""
+    redis_client.hset(KEYS.reconcile(VENUE), "next_run_at", NOW + planned)
+
+    causes = [run(schedule, at) for at in (NOW, NOW + EVERY - 1, NOW + EVERY, NOW + 2 * EVERY - 1, NOW + 2 * EVERY)]
+
+    assert causes == [None, None, "scheduled", None, "scheduled"]
+
+
+@pytest.mark.parametrize("field", ["not_before", "next_trigger_at"])
+def test_a_wait_that_a_clock_set_ahead_holds_no_run_back(schedule: Schedule, redis_client: Redis, field: str) -> None:
+    trigger(redis_client)
+    redis_client.hset(KEYS.reconcile(VENUE), field, NOW + 24 * 60 * MINUTE)
+
+    assert run(schedule, NOW) == "rejected_events"
+
+
 def test_one_machine_runs_at_a_time_and_then_nothing_is_due(schedule: Schedule, redis_client: Redis) -> None:
-    other = Schedule(redis_client, VENUE, lease=60_000)
+    other = Schedule(redis_client, VENUE, lease=60_000, every=EVERY)
     run(schedule, NOW)
     later = NOW + FIRST_AFTER
     with schedule.acquire(later) as due:

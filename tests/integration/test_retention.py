@@ -145,6 +145,25 @@ class TestOrders:
         left: Any = bare.redis.zrange(KEYS.orders, 0, -1)
         assert sorted(left) == [order(number).member.encode() for number in (2, 3, 4)]
 
+    def test_a_lowered_order_days_counts_for_the_orders_that_are_stored(self, bare: Lab) -> None:
+        """All keys of an order are deleted; not those of a tombstone, of what is pending, or of a later change."""
+        bare.now = now_ms()
+        fetched, erased, pending, new, delivered = (order(number) for number in range(1, 6))
+        for one in (fetched, erased, pending, new, delivered):
+            bare.accept_and_fetch(one)
+        long_ago = now_ms() - days(400.5)
+        for one in (fetched, erased, pending, delivered):
+            bare.redis.zadd(KEYS.orders, {one.member: long_ago})
+        bare.redis.hset(KEYS.record(erased), "erased_at", long_ago)
+        bare.redis.zadd(KEYS.due, {pending.member: now_ms()})
+        bare.redis.pexpire(KEYS.record(delivered), days(1))
+
+        assert retention_of(bare.redis).trim()[1] == 1
+
+        kept = [bare.redis.exists(KEYS.record(one), KEYS.content(one), KEYS.history(one)) for one in (erased, new)]
+        assert (bare.days_kept(fetched), kept) == (set(), [3, 3])
+        assert {bool(bare.record(one)) for one in (pending, delivered)} == {True}
+
     def test_orders_that_must_stay_do_not_stop_the_trimming(self, redis_client: Redis) -> None:
         """More old dead letters than one call reads: the next call goes on behind them."""
         stay = [order(number) for number in range(MOST_ORDERS + 1)]

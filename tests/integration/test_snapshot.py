@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from rq.suspension import resume, suspend
 
-from app import bootstrap
+from app import bootstrap, times
 from app.alerts import AlertStore
 from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
@@ -21,7 +22,7 @@ from app.errors import ConnectionFault, NotRecorded, OtherDeployment
 from app.intake.spool import SpoolState
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.policy import BREAKER_FAILURES
-from app.ledger.rate_limit import Limits, RateLimiter, breaker_id
+from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import Redis
 from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
@@ -241,10 +242,64 @@ def test_a_breaker_counts_as_open_until_its_probe_is_overdue(lab: Lab) -> None:
     assert now < until <= lab.now + closed_ms
     assert snapshot(lab).companies[MUSEUM].breaker_open_until == 0
     logged = [evaluated(lab, later) for later in (0, until - now + MINUTE // 2, until - now + 2 * MINUTE)]
-    assert logged == [[], [], []]
-    lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, COMPANIES[0].path)), "open_until", now + 9 * MINUTE)
-    logged = [evaluated(lab, later * MINUTE) for later in (0, 4, 5, 6, 11)]
-    assert logged == [[], [], [("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
+    assert logged == [[("firing", "breaker_open")], [], [("resolved", "breaker_open")]]
+    (opened,) = snapshot(lab).open_breakers().items()
+    assert opened[0] == "venue"
+    assert (opened[1].reason, opened[1].http_status, times.to_ms(opened[1].probe_at)) == ("unauthorized", 401, until)
+
+
+def test_a_suspended_rq_fires_at_once_and_resolves_with_resume(lab: Lab) -> None:
+    suspend(lab.redis)
+    assert evaluated(lab) == [("firing", "rq_suspended")]
+    resume(lab.redis)
+    assert evaluated(lab) == [("resolved", "rq_suspended")]
+
+
+@pytest.mark.parametrize("command", ["requeue", "drop"])
+def test_the_alerts_of_dead_letters_end_with_their_repair(lab: Lab, command: str) -> None:
+    """At the next evaluation, also where another company, or an older one, still is a dead letter."""
+    lab.accept(order(9))
+    lab.dead_letter(order(9))
+    lab.redis.zadd(KEYS.dead, {order(9).member: lab.now - HOUR})
+    lab.declare()
+    evaluated(lab)
+    lab.accept(order(1), order(2, MUSEUM))
+    lab.accept_and_fetch(order(3))
+    lab.dead_letter(order(1))
+    lab.dead_letter(order(2, MUSEUM))
+    lab.dead_letter_delivery(order(3))
+    assert evaluated(lab) == [("firing", "dead_letters"), ("firing", "dead_letters"), ("firing", "dead_deliveries")]
+    lab.redis.delete(KEYS.pools)
+    assert evaluated(lab, MINUTE) == []
+
+    for number in (1, 3):
+        assert lab.run_command("dead", command, order(number).order_id, "--yes").code == 0
+
+    assert evaluated(lab, 2 * MINUTE) == [("resolved", "dead_letters"), ("resolved", "dead_deliveries")]
+    states = snapshot(lab).alert_states()
+    assert states["dead_letters", "museum", ""].firing_at
+
+
+def test_rejected_secrets_end_two_minutes_after_the_last_when_events_are_accepted_again(lab: Lab) -> None:
+    evaluated(lab)
+    add(lab.redis, {("rejected", VENUE): 1})
+    assert evaluated(lab) == [("firing", "rejected_secrets")]
+    assert evaluated(lab, 5 * MINUTE) == [], "no event was accepted since"
+
+    lab.accept(order(1))
+    assert evaluated(lab, MINUTE) == []
+    assert evaluated(lab, 2 * MINUTE + 5000) == [("resolved", "rejected_secrets")]
+
+
+def test_missed_events_end_with_a_whole_list_that_shows_none(lab: Lab) -> None:
+    evaluated(lab)
+    add(lab.redis, {("discrepancies", VENUE, "no_event"): 2})
+    record_whole_list(lab.redis, VENUE, lab.now)
+    assert ("firing", "missed_events") in evaluated(lab, 1)
+    assert ("resolved", "missed_events") not in evaluated(lab, MINUTE)
+
+    record_whole_list(lab.redis, VENUE, lab.now + 2 * MINUTE)
+    assert ("resolved", "missed_events") in evaluated(lab, 3 * MINUTE)
 
 
 def test_a_queue_has_its_length_and_the_age_of_its_first_job(lab: Lab) -> None:
@@ -281,6 +336,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     lab.accept_and_fetch(order(2, MUSEUM))
     lab.redis.hset(KEYS.pools, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
     record_whole_list(lab.redis, VENUE, 1_795_000_000_000)
+    lab.redis.hset(KEYS.subscription(VENUE), "state", "missing")
     evaluated(lab)
 
     found = metrics(redis_url, spooled=3)
@@ -294,6 +350,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert (found["ota_pools"], found["ota_workers live"], found["ota_workers backfill"]) == (1, 2, 1)
     assert found["ota_reconcile_last_success_timestamp_seconds venue"] == 1_795_000_000
     assert found["ota_last_event_timestamp_seconds museum current"] > 0
+    assert (found["ota_subscription_active venue"], found["ota_alert venue subscription "]) == (0, 1)
     assert found["ota_alert venue fetch_late "] == 1
     assert found["ota_alert museum fetch_late "] == 0
     assert {name.split()[0] for name in found} >= GAUGES.keys()

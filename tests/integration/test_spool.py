@@ -25,12 +25,12 @@ import pytest
 from app.dev.valkey import Valkey, start
 from app.errors import SettingsError
 from app.intake.envelope import OrderProcessed
-from app.intake.spool import Spool
+from app.intake.spool import Spool, SpoolState
 from app.intake.spool_file import NAME, SpoolFile, waiting
 from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.integration.relay import relay
-from tests.lab import KEYS, Lab
+from tests.lab import KEYS, VENUE, Lab, order
 from tests.service import (
     OPS_TOKEN,
     SECRET,
@@ -580,12 +580,49 @@ class TestFolder:
         else:
             spool.mkdir(mode=0o755 if which == "the folder" else 0o700)
         if which == "a file in it":
-            (spool / "1-00000000.sqlite").write_bytes(b"")
-            (spool / "1-00000000.sqlite").chmod(0o644)
+            (spool / NAME).write_bytes(b"")
+            (spool / NAME).chmod(0o644)
         if which == "a link":
-            (spool / "1-00000000.sqlite").symlink_to("/dev/null")
+            (spool / NAME).symlink_to("/dev/null")
 
         with pytest.raises(SettingsError, match="SPOOL_DIR"):
+            Spool(spool, 10**6)
+
+    @pytest.mark.parametrize("mode", [0o700, 0o2700, 0o2770, 0o2775])
+    def test_the_root_of_a_volume_is_a_spool(self, spool: Path, mode: int) -> None:
+        """It has files of others, and may be shared with a group by the setgid bit. None of them is taken for ours."""
+        spool.mkdir()
+        (spool / "lost+found").mkdir(mode=0o700)
+        (spool / "backup.tar").write_bytes(b"0" * 10**6)
+        if os.geteuid() == 0:
+            for path in spool.iterdir():
+                os.chown(path, 1000, 1000)
+        spool.chmod(mode)
+        with closing(SpoolFile(spool / NAME)) as file:
+            file.put([OrderProcessed(VENUE, order(1).order_id, "Issued", "", "", "current")])
+        if mode & 0o070:
+            (spool / NAME).chmod(0o660)  # as Kubernetes does at each start of a pod
+
+        async def opened() -> SpoolState:
+            one = Spool(spool, 900_000)
+            state = await one.state()
+            await one.close()
+            return state
+
+        state = asyncio.run(opened())
+        assert (state.problem, state.waiting) == ("", 1)
+        assert (spool / NAME).stat().st_mode & 0o777 == 0o600
+        (spool / NAME).unlink()
+        for path in spool.glob(f"{NAME}-*"):
+            path.unlink()
+        assert waiting(spool) == 0
+
+    @pytest.mark.parametrize("mode", [0o2777, 0o2772, 0o1777])
+    def test_a_volume_that_everybody_can_write_to_is_refused(self, spool: Path, mode: int) -> None:
+        spool.mkdir()
+        spool.chmod(mode)
+
+        with pytest.raises(SettingsError, match="open to others"):
             Spool(spool, 10**6)
 
     def test_a_refused_folder_ends_the_start_with_code_2(self, tmp_path: Path, spool: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
-from app.web.app import Proxies
+from app.web.app import NEAR_PATHS, Proxies
 from tests.eventually import eventually
 from tests.lab import Lab
 from tests.samples import sample
@@ -444,6 +444,28 @@ class TestLogs:
             assert {line["event"] for line in rest} == {"requests.unlogged"}
             assert not any("request_id" in line for line in rest)
         assert {line["event"] for line in web.lines()[before:]} <= {"request", "requests.unlogged", "auth.alert"}
+
+    def test_a_post_near_the_webhook_is_counted_and_warned_of_once_with_the_right_path(
+        self, redis_url: str, lab: Lab, tmp_path: Path
+    ) -> None:
+        """A subscription to such an address would lose every event. What scanners ask for is none of it."""
+        near = [
+            *("/webhooks/ota", "/webhook/ota/x", f"/{HOOK}", HOOK.upper(), f"/api{HOOK}/", HOOK.replace("-", "_")),
+            *(f"/webhook/{number}" for number in range(NEAR_PATHS)),
+        ]
+        with serving(tmp_path, settings_of_one_company(redis_url)) as web:
+            for path in (*near, "/webhooks/ota"):
+                url = f"http://127.0.0.1:{web.port}{path}"
+                assert web.http.post(url, json={}).status_code == 404
+            for method, path in (("POST", "/"), ("POST", "/xmlrpc.php"), ("GET", "/webhooks/ota"), ("POST", "/readyz")):
+                web.http.request(method, f"http://127.0.0.1:{web.port}{path}")
+
+            counted = eventually(lambda: lab.counters("requests"), what="the counts are written")
+
+            warned = [line for line in web.lines() if line["event"] == "request.near_webhook"]
+        assert counted == {"requests|404": len(near) + 1}
+        assert [line["path"] for line in warned] == near[:NEAR_PATHS]
+        assert warned[0]["advice"].startswith(f"The webhook is {HOOK}: ")
 
     @pytest.mark.parametrize(
         ("peer", "forwarded", "sender"),

@@ -28,8 +28,8 @@ def on(name: str, is_true: bool = True) -> Condition:
     return Condition(name=name, company="museum", is_true=is_true)
 
 
-def counted(count: int) -> Condition:
-    return Condition(name="dead_letters", company="museum", count=count)
+def counted(count: int, left_at: int | None = None) -> Condition:
+    return Condition(name="dead_letters", company="museum", count=count, left_at=left_at)
 
 
 def hours_of(weeks: int, a_week: dict[int, int]) -> dict[int, int]:
@@ -71,9 +71,9 @@ def test_a_clock_that_was_ahead_does_not_hold_an_alert_back() -> None:
 def test_a_condition_must_last_before_the_alert_fires() -> None:
     minutes = Minutes()
 
-    assert [minutes.evaluate(on("breaker_open")) for _ in range(7)] == [[], [], [], [], [], ["firing"], []]
-    assert minutes.evaluate(on("breaker_open", False)) == ["resolved"]
-    assert [minutes.evaluate(on("breaker_open", state)) for state in (True, True, False, True, True)] == [[]] * 5
+    assert [minutes.evaluate(on("pools_differ")) for _ in range(12)] == [[]] * 10 + [["firing"], []]
+    assert minutes.evaluate(on("pools_differ", False)) == ["resolved"]
+    assert [minutes.evaluate(on("pools_differ", state)) for state in (True, True, False, True, True)] == [[]] * 5
 
 
 def test_the_previous_secret_fires_after_a_week_and_resolves_a_day_after_its_last_use() -> None:
@@ -91,6 +91,20 @@ def test_a_counter_fires_when_it_rises_and_resolves_after_an_hour_without_a_rise
     assert [minutes.evaluate(counted(count)) for count in (7, 7, 8, 8, 9)] == [[], [], ["firing"], [], []]
     assert minutes.evaluate(counted(9), after=HOUR - 1) == []
     assert minutes.evaluate(counted(9), after=1) == ["resolved"]
+
+
+def test_an_alert_ends_once_nothing_stands_that_came_up_since_it_began() -> None:
+    """What stood before it began is of no account. Where nothing is known, the hour counts."""
+    minutes = Minutes()
+    minutes.evaluate(counted(7))
+    assert minutes.evaluate(counted(9, left_at=minutes.now + 1)) == ["firing"]
+    assert minutes.states["dead_letters", "museum", ""].risen == 2
+
+    began = minutes.now
+    assert [minutes.evaluate(counted(9, left_at=at)) for at in (began - 1, None)] == [[], []]
+    assert minutes.evaluate(counted(9, left_at=began - HOUR)) == ["resolved"]
+    assert minutes.evaluate(counted(10, left_at=0)) == ["firing"], "it rose, whatever has become of it"
+    assert minutes.evaluate(counted(10, left_at=0)) == ["resolved"]
 
 
 def test_a_counter_that_a_flush_made_lower_does_not_fire() -> None:

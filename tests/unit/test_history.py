@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
+from app import ledger
 from app.cli.order_history import describe
 from app.ledger.history import (
+    UNREAD,
     DeadLettered,
     DeliveryEnded,
     DeliveryRetried,
@@ -27,6 +32,7 @@ from app.ledger.history import (
     WorkerCrashed,
     parse_entry,
 )
+from app.ledger.work import DeliveryOutcome, Failure
 
 MS = 1780301702417
 SINK = "python:shop:take"
@@ -66,18 +72,30 @@ def test_each_entry_is_packed_as_kind_time_and_values_and_described_in_words(ent
 
 
 @pytest.mark.parametrize(
-    "packed",
+    ("packed", "at"),
     [
-        b"",
-        b"no MessagePack",
-        msgspec.msgpack.encode(["teleported", MS, 3]),
-        msgspec.msgpack.encode(["started", MS, "one", "two", "three"]),
-        msgspec.msgpack.encode(["stored", MS]),
-        b"\x94\xa6failed\xcf\x00\x00\x01\x9e\x82\xff\xfe\x91\xa1\xff",
+        (b"", 0),
+        (b"reject 1 unreadable_answer 200 2", 0),
+        (msgspec.msgpack.encode(["teleported", MS, 3]), MS),
+        (msgspec.msgpack.encode(["teleported", 10**18]), 0),
+        (msgspec.msgpack.encode(["started", MS, "one", "two", "three"]), MS),
+        (msgspec.msgpack.encode(["stored", MS]), MS),
+        (b"\x94\xa6failed\xcf\x00\x00\x01\x9e\x82\xff\xfe\x91\xa1\xff", 0),
     ],
 )
-def test_an_unreadable_entry_is_shown_as_its_bytes(packed: bytes) -> None:
+def test_an_unreadable_entry_is_a_plain_sentence_and_none_of_its_bytes(packed: bytes, at: int) -> None:
     found = parse_entry(packed)
 
-    assert found == Unread(0, packed.decode(errors="replace"))
-    assert describe(found) == found.text
+    assert found == Unread(at, UNREAD)
+    assert describe(found) == UNREAD
+
+
+def test_every_kind_that_a_script_writes_and_every_outcome_has_words() -> None:
+    scripts = Path(ledger.__file__).with_name("lua").glob("*.lua")
+    written = {kind for path in scripts for kind in re.findall(r"append_history\(o, '(\w+)'", path.read_text())}
+
+    assert written == {str(kind.__struct_config__.tag) for kind in get_args(Entry)} - {"unread"}
+    for outcome in get_args(Failure):
+        assert not describe(FetchFailed(MS, outcome, 3, "code", 500, 12)).endswith(f", {outcome}")
+    for outcome in get_args(DeliveryOutcome):
+        assert not describe(DeliveryEnded(MS, SINK, 2, outcome, "", 7)).endswith(f", {outcome}")

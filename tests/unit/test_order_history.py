@@ -49,6 +49,17 @@ def test_equal_neighbours_are_one_step() -> None:
     assert "100 times until" in " ".join(" ".join(step_lines(found)).split())
 
 
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_an_entry_without_a_time_stands_at_that_of_its_neighbours(place: int) -> None:
+    unread = parse_entry(b"reject 1 unreadable_answer 200 2")
+
+    found = steps((*COMPLETE[:place], unread, *COMPLETE[place:]))
+
+    assert [step.at for step in found] == sorted(step.at for step in found)
+    assert found[0].at == COMPLETE[0].at
+    assert all("reject" not in line for line in step_lines(found))
+
+
 def test_two_events_are_never_one_step() -> None:
     events = history((0, "event 1-0 Error queued current 1"), (1, "event 2-0 Error queued current 2"))
 

@@ -551,6 +551,8 @@ WRONG = {
     "SPOOL_MAX_MB": ("9" * 20, "1e3"),
     "UPSTREAM_TIMEOUT": ("9" * 5000, "101"),
     "RECONCILE_EVERY": ("15 minutes", "-1", "1.5h", "h", "59"),
+    "SUBSCRIPTION_CHECK_EVERY": ("59", "8d", "never"),
+    "WEBHOOK_URL": ("http://hooks.example.com/", "hooks.example.com", "https://h/?code=canary"),
 }
 
 

@@ -1,7 +1,7 @@
 -- expire: delete the entries of the streams and lists that are older than their days, also when no new ones come.
 --
 -- a  events_keep ms, orders_keep ms, streams (keys), limit (entries a stream), passed (entries of `ota:orders` to pass
---    over), orders_limit
+--    over), orders_limit, late ms (a record that is left for longer had a longer orders_keep)
 -- Returns {entries deleted from the streams, entries of `ota:orders` read, entries of it deleted}.
 local oldest = math.max(0, now - a.events_keep)
 local removed = 0
@@ -18,7 +18,15 @@ redis.call('ZREMRANGEBYSCORE', prefix .. 'replays', '-inf', '(' .. oldest)
 local found = redis.call('ZRANGEBYSCORE', orders, '-inf', now - a.orders_keep, 'LIMIT', a.passed, a.orders_limit)
 local ended = {}
 for _, member in ipairs(found) do
-  if redis.call('EXISTS', prefix .. 'order:' .. member) == 0 then
+  local record = prefix .. 'order:' .. member
+  local left = redis.call('PTTL', record)
+  -- A delivery ends at most about a day after the last change. More is left only of a longer ORDER_DAYS, which counts no
+  -- longer; a tombstone stays as long as was promised.
+  if left > a.late and redis.call('HEXISTS', record, 'erased_at') == 0 and not redis.call('ZSCORE', due, member) then
+    redis.call('UNLINK', record, prefix .. 'history:' .. member, prefix .. 'content:' .. member)
+    left = -2
+  end
+  if left == -2 then
     table.insert(ended, member)
   end
 end

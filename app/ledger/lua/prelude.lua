@@ -96,6 +96,9 @@ end
 local function reset_fetch(o)
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'crashes',
     'fetch_at', 'error', 'http', 'dead', 'dead_at', 'failing_since')
+  if o.dead then
+    redis.call('ZREM', prefix .. 'unanswered:' .. o.company, o.member)
+  end
   redis.call('ZREM', dead, o.member)
 end
 

@@ -1,14 +1,15 @@
 -- snapshot: the state of the receiver, in one step that costs the same with one order and with a million. Writes nothing.
 --
--- a  sample (orders of `due` to look at, from either end), companies (id, slug and id of the breaker of each), job_prefix,
---    queues (name -> key). Companies that a pool has declared are added; the breaker of each is the one that is declared.
+-- a  sample (orders of `due` to look at, from either end, and latest dead letters), companies (id, slug, and the ids of
+--    breaker and API key of each), job_prefix, queues (name -> key), suspended (key that RQ sets). Companies that a pool
+--    has declared are added; breaker and key of each are those that are declared.
 -- Returns JSON; its fields are those of app/snapshot.py. Maps only: an empty Lua table has no type.
 local companies, sinks, queues = {}, {}, {}
-local declared, breakers = redis.call('HGETALL', prefix .. 'companies'), {}
+local declared, breakers, keys = redis.call('HGETALL', prefix .. 'companies'), {}, {}
 for i = 1, #declared, 2 do
-  local slug, breaker = string.match(declared[i + 1], '^(%S+) (%S+)')
-  table.insert(a.companies, {declared[i], slug or declared[i], breaker or ''})
-  breakers[declared[i]] = breaker
+  local slug, breaker, key = string.match(declared[i + 1], '^(%S+) (%S+) ?%S* ?%S* ?(%S*)')
+  table.insert(a.companies, {declared[i], slug or declared[i], breaker or '', key or ''})
+  breakers[declared[i]], keys[declared[i]] = breaker, key ~= '' and key or nil
 end
 -- A company that another one of the same name has replaced is shown by its id until it is retired.
 local owners = {}
@@ -17,6 +18,7 @@ for _, one in ipairs(a.companies) do
   owners[slug] = owners[slug] or id
   local breaker = redis.call('HMGET', prefix .. 'breaker:' .. (breakers[id] or one[3]), 'open_until', 'opened_at',
     'reason', 'http')
+  local key = keys[id] or one[4]
   local secrets = redis.call('HMGET', prefix .. 'event-rate:' .. id, 'secret:current', 'secret:previous')
   local watch = redis.call('ZRANGE', prefix .. 'reconcile-watch:' .. id, 0, 0, 'WITHSCORES')
   companies[id] = companies[id] or {
@@ -26,10 +28,14 @@ for _, one in ipairs(a.companies) do
     breaker_opened_at = tonumber(breaker[2] or '0'),
     breaker_reason = breaker[3] or '',
     breaker_http = tonumber(breaker[4] or '0'),
+    key = key,
+    throttled_until = tonumber(redis.call('HGET', prefix .. 'limiter:' .. key, 'retry_until') or '0'),
+    dead_at = 0,
     current_secret_at = tonumber(secrets[1] or '0'),
     previous_secret_at = tonumber(secrets[2] or '0'),
     unsettled = redis.call('ZCARD', prefix .. 'reconcile-watch:' .. id),
     unsettled_since = tonumber(watch[2] or '0'),
+    subscription = redis.call('HGET', prefix .. 'subscription:' .. id, 'state') or '',
   }
 end
 for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
@@ -44,8 +50,22 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
     failed_orders = tonumber(f[2] or '0'),
     failed_attempts = tonumber(f[3] or '0'),
     error = f[4] or '',
+    dead_at = 0,
   }
 end
+
+-- The latest dead letters, last first: when the latest of each company and of each sink became one.
+local function latest(key, pattern, map)
+  local members = redis.call('ZREVRANGE', key, 0, a.sample - 1, 'WITHSCORES')
+  for i = 1, #members, 2 do
+    local found = map[string.match(members[i], pattern)]
+    if found and found.dead_at == 0 then
+      found.dead_at = tonumber(members[i + 1])
+    end
+  end
+end
+latest(dead, '^[^:]*', companies)
+latest(dead_deliveries, ' (.*)$', sinks)
 
 -- Orders due first have waited longest for a worker, orders due last have failed most often.
 local seen, elsewhere = {}, {}
@@ -118,6 +138,7 @@ return cjson.encode({
   next_due_at = tonumber(first[2] or '0'),
   dead = redis.call('ZCARD', dead),
   dead_deliveries = redis.call('ZCARD', dead_deliveries),
+  suspended = redis.call('EXISTS', a.suspended) == 1,
   pools = map(prefix .. 'pools'),
   schema = redis.call('GET', prefix .. 'schema') or '',
   alerts = map(prefix .. 'alerts'),
