@@ -9,6 +9,8 @@ from typing import Annotated, Final
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, ValidationInfo
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from app import times
 from app.ids import guid
@@ -187,3 +189,29 @@ WebhookPath = Annotated[
     _form("/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*", "must be a path: a slash, then letters, digits and any of / _ . ~ -"),
     AfterValidator(_not_a_probe),
 ]
+
+_SENTENCES: Final = {
+    "missing": "missing",
+    "int_parsing": "is not a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "is empty",
+    "too_short": "is empty",
+    "string_type": "must be a text in quotes",
+    "literal_error": "must be {expected}",
+    "ip_any_network": "must be IP addresses or networks, separated by commas",
+}
+"""pydantic's kind of error -> what is wrong, in plain words; other kinds keep pydantic's text."""
+
+
+def sentence(problem: ErrorDetails, field: FieldInfo | None) -> str:
+    """Return what is wrong with a value and an example of a right one."""
+    if field is None:
+        return problem["msg"]
+    unit = "s" if AS_SECONDS in field.metadata else ""
+    limits = {name: f"{limit}{unit}" for name, limit in problem.get("ctx", {}).items()}
+    text = _SENTENCES.get(problem["type"], problem["msg"].removeprefix("Value error, ")).format(**limits)
+    examples = [*(field.examples or ()), field.default]
+    if " which is " in text or not isinstance(examples[0], str | int):
+        return text
+    return f"{text}, for example {examples[0]}{unit}"

@@ -28,12 +28,9 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from app.errors import SettingsError
 from app.setting_values import (
-    AS_SECONDS,
     ClientState,
     CommaList,
     CompanyName,
@@ -52,6 +49,7 @@ from app.setting_values import (
     Text,
     WebhookPath,
     not_,
+    sentence,
 )
 from app.texts import cleaned, invisible
 
@@ -292,19 +290,6 @@ _PROXIES: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"})
 
 _ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
 
-_SENTENCES: Final = {
-    "missing": "missing",
-    "int_parsing": "is not a whole number",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "string_too_short": "is empty",
-    "too_short": "is empty",
-    "string_type": "must be a text in quotes",
-    "literal_error": "must be {expected}",
-    "ip_any_network": "must be IP addresses or networks, separated by commas",
-}
-"""pydantic's kind of error -> what is wrong, in plain words; other kinds keep pydantic's text."""
-
 _Model = TypeVar("_Model", bound="Declared")
 
 
@@ -433,7 +418,7 @@ def _validated(
         # The value itself is left out: it may be a secret.
         for problem in error.errors(include_url=False, include_input=False):
             name = str(problem["loc"][0])
-            found.setdefault(name, _sentence(problem, model.model_fields.get(name)))
+            found.setdefault(name, sentence(problem, model.model_fields.get(name)))
     for name, text in found.items():
         stands_as = name if given.get(name) or not given.get(f"{name}_file") else f"{name}_file"
         problems.append(f"{name.upper()}{_at(where.get(stands_as))}: {text}")
@@ -441,19 +426,6 @@ def _validated(
         return None
     result._origins = origins
     return result
-
-
-def _sentence(problem: ErrorDetails, field: FieldInfo | None) -> str:
-    """Return what is wrong with a value and an example of a right one."""
-    if field is None:
-        return problem["msg"]
-    unit = "s" if AS_SECONDS in field.metadata else ""
-    limits = {name: f"{limit}{unit}" for name, limit in problem.get("ctx", {}).items()}
-    text = _SENTENCES.get(problem["type"], problem["msg"].removeprefix("Value error, ")).format(**limits)
-    examples = [*(field.examples or ()), field.default]
-    if " which is " in text or not isinstance(examples[0], str | int):
-        return text
-    return f"{text}, for example {examples[0]}{unit}"
 
 
 def _unreadable(error: Exception) -> str:

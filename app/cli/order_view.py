@@ -135,7 +135,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
     def as_object(self) -> dict[str, Any]:
         """Return the view for machines: the record's fields, and what is derived from them."""
         derived = msgspec.structs.asdict(self)
-        for name in ("record", "order", "sinks", "history"):
+        for name in ("record", "order", "sinks", "history", "breaker_words"):
             del derived[name]
         return msgspec.structs.asdict(self.record) | derived
 

@@ -275,7 +275,10 @@ def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"SPOOL_DIR: cannot be made ({error.strerror}): {folder}") from None
+        missing = "is in a folder that is missing: make it first"
+        known = {FileExistsError: "is not a folder", FileNotFoundError: missing}
+        problem = known.get(type(error), f"cannot be made ({error.strerror})")
+        raise SettingsError(f"SPOOL_DIR: {folder} {problem}") from None
     refuse_open(folder, os.geteuid())
 
 
@@ -297,10 +300,7 @@ def refuse_open(folder: Path, user: int) -> None:
                 if is_shared:
                     file.chmod(0o600)
     except OSError as error:
-        missing = "is in a folder that is missing: make it first"
-        known = {FileExistsError: "is not a folder", FileNotFoundError: missing}
-        problem = known.get(type(error), f"cannot be used ({error.strerror})")
-        raise SettingsError(f"SPOOL_DIR: {folder} {problem}") from None
+        raise SettingsError(f"SPOOL_DIR: {folder} cannot be used ({error.strerror})") from None
 
 
 def _check_private(path: Path, is_kind: Callable[[int], bool], *, owners: set[int], closed: int) -> None:

@@ -64,6 +64,9 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
         "http": 401,
     }
     connected.redis.hset(KEYS.breaker("breaker"), mapping=opened)
+    connected.redis.hset(
+        KEYS.alerts, "fetch_late|venue|", f'{{"firing_at": {connected.now}, "since": {connected.now}}}'
+    )
     connected.fetch_and_store(FETCHED)
     connected.request_fetch(FETCHED)
     connected.fetch_and_store(FETCHED)

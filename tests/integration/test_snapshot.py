@@ -270,12 +270,13 @@ def test_the_alerts_of_dead_letters_end_with_their_repair(lab: Lab, command: str
     lab.dead_letter_delivery(order(3))
     assert evaluated(lab) == [("firing", "dead_letters"), ("firing", "dead_letters"), ("firing", "dead_deliveries")]
     lab.redis.delete(KEYS.pools)
-    assert evaluated(lab, MINUTE) == []
+    assert evaluated(lab, MINUTE) == [("firing", "sink_failing")]
 
     for number in (1, 3):
         assert lab.run_command("dead", command, order(number).order_id, "--yes").code == 0
 
-    assert evaluated(lab, 2 * MINUTE) == [("resolved", "dead_letters"), ("resolved", "dead_deliveries")]
+    resolved = evaluated(lab, 2 * MINUTE)
+    assert resolved == [("resolved", name) for name in ("dead_letters", "sink_failing", "dead_deliveries")]
     states = snapshot(lab).alert_states()
     assert states["dead_letters", "museum", ""].firing_at
 

@@ -374,7 +374,7 @@ MISTAKES = {
     "no tenant": Mistake({"NP_TENANT": None}, "NP_TENANT: missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"),
     "an API without https": Mistake(
         {"NP_BASE_URL": "http://api.npretail.app"},
-        "NP_BASE_URL: must be https, because each call carries the API key, for example https://api.npretail.app",
+        "NP_BASE_URL: must be https, since what is sent there carries a secret, for example https://api.npretail.app",
     ),
     "an API without a scheme": Mistake(
         {"NP_BASE_URL": "api.npretail.app"},
