@@ -14,11 +14,8 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, cast
-<<<<<<< HEAD
 from unittest.mock import patch
-=======
 from zoneinfo import ZoneInfo
->>>>>>> r-truth
 
 import msgspec
 from pydantic import SecretStr

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from app.dev.sandbox.process import Sandbox
 from app.replay import Plans
+from app.snapshot import AlertState
 from tests.integration.test_cli_changes import draft
 from tests.integration.test_cli_events import objects, tailing
 from tests.lab import KEYS, PARTNER, VENUE, Lab, order
 from tests.unit.test_docs import COMMANDS, PAGES, names, rows
 
-OPAQUE: Final = frozenset({"order", "history", "pools_differ", "oldest_pending_s"})
+OPAQUE: Final = frozenset({"order", "history", "pools_differ", "oldest_pending_s", "throttled_until"})
 """Keys whose own keys depend on the order or the deployment."""
 
 HOOK: Final = "https://hooks.example.com/webhooks/ota-channel-manager"
@@ -64,6 +66,8 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
         "http": 401,
     }
     connected.redis.hset(KEYS.breaker("breaker"), mapping=opened)
+    firing = AlertState(since=connected.now, last_true_at=connected.now, firing_at=connected.now)
+    connected.redis.hset(KEYS.alerts, "silence|venue|", msgspec.json.encode(firing))
     connected.fetch_and_store(FETCHED)
     connected.request_fetch(FETCHED)
     connected.fetch_and_store(FETCHED)
