@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from app import log
 from app.errors import SettingsError
@@ -84,7 +84,11 @@ class ErasedFile:
             self._make(self.path)
             with self.path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                self._take(_without_torn_line(file))
+                content = file.read()
+                self._take(content)
+                # What a killed erase has left of a line. Only now: the file may be another program's.
+                file.seek(content.rfind(b"\n") + 1)
+                file.truncate()
                 new = sorted({self._digest(order) for order in orders} - self._digests)
                 file.write(b"".join(one + b"\n" for one in new))
                 file.flush()
@@ -124,12 +128,3 @@ class ErasedFile:
 
     def _digest(self, order: OrderKey) -> bytes:
         return sha256(self._salt + order.member.encode()).hexdigest().encode()
-
-
-def _without_torn_line(file: BinaryIO) -> bytes:
-    """Cut off what a killed erase has left of a line, and return the rest."""
-    content = file.read()
-    content = content[: content.rfind(b"\n") + 1]
-    file.truncate(len(content))
-    file.seek(len(content))
-    return content
