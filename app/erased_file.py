@@ -101,8 +101,9 @@ class ErasedFile:
         """Make the file with a salt, unless it is there: whole or not at all, whoever else makes it now."""
         if path.exists():
             return
-        whole = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        # No pid in the name: containers that share the folder have the same ones.
+        whole = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(b"ota-receiver erased orders, salt %s\n" % secrets.token_hex(16).encode())
             file.flush()
             os.fsync(file.fileno())
