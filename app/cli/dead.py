@@ -118,12 +118,7 @@ def show(order: context.Order) -> None:
         console.say(line)
 
 
-@command(
-    cli,
-    "ota-receiver dead requeue --reason order_missing --dry-run",
-    options="company dry_run yes who why",
-    panel="Repair",
-)
+@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="company dry_run yes who why")
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
@@ -142,9 +137,7 @@ def requeue(
     _change("requeue", act, ids or [], reason, sink, older_than, everything)
 
 
-@command(
-    cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why", panel="Repair"
-)
+@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,

@@ -26,7 +26,7 @@ _CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
 cli = commands()
 
 
-@command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES, panel="Run")
+@command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES)
 def health(
     role: Annotated[
         Literal["web", "worker"] | None,

@@ -57,7 +57,7 @@ _NO_POOL: Final = (
 )
 
 cli = commands(name="orders", help="Orders: fetched, pending and failed.")
-command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES, panel="Repair")(erase.erase)
+command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES)(erase.erase)
 
 
 def request_fetches(
@@ -156,7 +156,7 @@ def explain(order: context.Order) -> None:
         raise typer.Exit(FOUND)
 
 
-@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why", panel="Repair")
+@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
 def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
     """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event.
 
@@ -174,7 +174,7 @@ def _reference(text: str) -> str:
     return found
 
 
-@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES, panel="Repair")
+@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES)
 def confirm(
     order: context.Order,
     payment_reference: Annotated[
@@ -194,7 +194,7 @@ def confirm(
     )
 
 
-@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES, panel="Repair")
+@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES)
 def cancel(order: context.Order) -> None:
     """Cancel an order (deleteOrder), and fetch it. Upstream deletes a Draft or Error order, and keeps an Issued one.
 

@@ -189,14 +189,14 @@ def list_(limit: context.Limit = 20) -> None:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
 
-@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who", panel="Repair")
+@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who")
 def resume(plan_id: PlanId, rate: Rate = None) -> None:
     """Resume a replay. Several processes may run one plan: they share its rate, and no order is queued twice."""
     with open_context() as here:
         _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
 
 
-@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who", panel="Repair")
+@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
 def cancel(plan_id: PlanId) -> None:
     """Cancel a replay. Orders already queued stay queued. Processes that run it stop within seconds."""
     with open_context() as here:
