@@ -23,7 +23,7 @@ from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
-from app.ledger.rate_limit import Breaker, spent
+from app.ledger.rate_limit import spent
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.snapshot import Snapshot, SnapshotReader
 
@@ -73,20 +73,6 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     done_s: int | None
 
 
-class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Since when the getOrder calls of a company are paused, and the failure that opened the breaker last.
-
-    `next_probe_at`: the next call may be made; in the past while no order is due.
-    """
-
-    company: str
-    reason: str
-    http_status: int | None
-    open_s: int
-    next_probe_at: datetime
-    text: str
-
-
 class AlertStatus(msgspec.Struct, frozen=True, kw_only=True):
     """An alert that fires `since`. `count`: how often since then what it counts came up, None if it counts nothing.
 
@@ -98,7 +84,6 @@ class AlertStatus(msgspec.Struct, frozen=True, kw_only=True):
     sink: str
     reason: str
     since: datetime
-    age_s: int
     count: int | None
     last_at: datetime
     runbook: str
@@ -125,8 +110,7 @@ def status() -> None:
     with open_context() as here:
         snapshot = SnapshotReader(here.settings.companies).read(here.redis)
         companies, spool, now = snapshot.companies, here.settings.spool_dir, times.from_ms(snapshot.now)
-        breakers = tuple(_breaker(slug, one, now) for slug, one in snapshot.open_breakers().items())
-        throttled = snapshot.throttled()
+        breakers, throttled = snapshot.open_breakers(), snapshot.throttled()
         latest = [one.key for one in islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)]
         get_order = _get_order_seconds(here, latest[:_LATEST])
         suspended = snapshot.suspended
@@ -141,7 +125,7 @@ def status() -> None:
     oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
     spooled = waiting(spool) if spool else None
     unknown = "unknown: see `ota-receiver check`" if spool else None
-    until = [*throttled.values(), *(one.next_probe_at for one in breakers)]
+    until = [*throttled.values(), *(one.probe_at for one in breakers.values())]
     # With one company that may be called, nothing as a whole is paused.
     pause = "" if suspended or not until or not pools else f" until {times.short(min(until))}"
     found = {
@@ -157,8 +141,7 @@ def status() -> None:
         "get_order_s": round(get_order, 3),
         "dead_letters": snapshot.dead,
         "dead_deliveries": snapshot.dead_deliveries,
-        "breakers_open": tuple(one.company for one in breakers),
-        "breakers": breakers,
+        "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in breakers.items()],
         "sinks": sinks,
         "throttled_until": throttled,
         "spooled": spooled,
@@ -176,7 +159,8 @@ def status() -> None:
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "breakers open": tuple(f"{one.company}: {one.text}" for one in breakers) or "none",
+        "breakers open": tuple(f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items())
+        or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": tuple(map(_sink, sinks)),
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
@@ -239,17 +223,6 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float) -> list[
     return found
 
 
-def _breaker(slug: str, one: Breaker, now: datetime) -> BreakerStatus:
-    return BreakerStatus(
-        company=slug,
-        reason=one.reason,
-        http_status=one.http_status,
-        open_s=round((now - one.since).total_seconds()),
-        next_probe_at=one.probe_at,
-        text=context.breaker_words(one, now),
-    )
-
-
 def _alerts(snapshot: Snapshot) -> Iterator[AlertStatus]:
     for (name, company, sink), state in snapshot.alert_states().items():
         if state.firing_at:
@@ -259,7 +232,6 @@ def _alerts(snapshot: Snapshot) -> Iterator[AlertStatus]:
                 sink=sink,
                 reason=state.reason,
                 since=times.from_ms(state.since),
-                age_s=(snapshot.now - state.since) // 1000,
                 count=state.risen if state.count >= 0 else None,
                 last_at=times.from_ms(state.last_true_at),
                 runbook=runbook(name),
@@ -272,7 +244,7 @@ def _alert(one: AlertStatus, now: datetime) -> str:
     ended = now - one.last_at > timedelta(milliseconds=SURE)
     last = f"last at {times.short(one.last_at)}" if ended else ""
     count = console.many(one.count, "time") if one.count is not None else ""
-    words = ", ".join(filter(None, (f"for {_age(one.age_s)}", count, one.reason, last)))
+    words = ", ".join(filter(None, (f"for {times.age(now - one.since)}", count, one.reason, last)))
     return f"{about}: {words}; {one.runbook}"
 
 

@@ -109,13 +109,13 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     assert "venue: bad_request (HTTP 400) since " in page.out
     assert f" (3 min); next probe at {shown(lab.now + 60_000)}" in page.out
     (breaker,) = found["breakers"]
-    assert (breaker["reason"], breaker["http_status"], breaker["open_s"] // 10) == ("bad_request", 400, 18)
+    assert (breaker["company"], breaker["reason"], breaker["http_status"]) == ("venue", "bad_request", 400)
 
     found = status(lab, 1)
     lab.redis.hset(breakers[1], "open_until", lab.now + 90_000)
     lab.accept(order(3))
 
-    assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
+    assert (found["dead_letters"], found["dead_deliveries"], len(found["breakers"])) == (1, 1, 1)
     assert found["queues"][0]["rate"] > 0
     assert (status(lab, 1)["queues"][0]["rate"], status(lab, 1)["queues"][0]["done_s"]) == (0, None)
     soonest = shown(lab.now + 60_000)
@@ -168,10 +168,7 @@ def test_an_alert_has_its_age_its_count_when_it_was_last_true_and_its_runbook(la
 
     page, (rejected, down) = lab.run_command("status").out, status(lab, 1)["alerts"]
 
-    assert (rejected["name"], rejected["company"], rejected["count"], rejected["age_s"]) == (
-        *("rejected_secrets", "venue", 7),
-        7200,
-    )
+    assert (rejected["name"], rejected["company"], rejected["count"]) == ("rejected_secrets", "venue", 7)
     assert (down["reason"], down["count"], down["runbook"]) == ("missing", None, "docs/operations.md#subscription")
     last = shown(lab.now - 1_800_000)
     flat = " ".join(page.split())
@@ -220,12 +217,12 @@ def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -
     }
     lab.redis.hset(KEYS.breaker("breaker"), mapping=opened)
 
-    assert "venue" in status(lab, 1)["breakers_open"]
+    assert "venue" in {one["company"] for one in status(lab, 1)["breakers"]}
     assert "unauthorized (HTTP 401)" in lab.run_command("orders", "explain", order(1).order_id).out
 
     lab.redis.delete(KEYS.breaker("breaker"))
     lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, "/tenant/Sandbox/Venue")), mapping=opened)
-    assert status(lab, 0)["breakers_open"] == []
+    assert status(lab, 0)["breakers"] == []
 
 
 def test_events_in_the_spool_of_this_machine_are_counted(lab: Lab) -> None:
