@@ -141,10 +141,6 @@ class CommandContext:
         others = [one for one in self._orders(order.order_id, None) if one != order]
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
-    def note(self, what: str, selected: str, orders: int) -> None:
-        """Write a change of orders to the audit as `note` does."""
-        note(self.redis, what, selected, orders)
-
     def open_breaker(self, company_id: str) -> Breaker | None:
         """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown.
 
@@ -187,9 +183,11 @@ def only(what: str, text: str, alike: Sequence[str]) -> str | None:
     if len(alike) > 1:
         shown = [f"  {one}" for one in alike[:MOST_ALIKE]] + ["  …"] * (len(alike) > MOST_ALIKE)
         raise Stop("\n".join([f"Several {what}s begin with {text!r}:", *shown, "Give more of the id."]))
-    for one in alike:
-        console.remark(f"{text!r} is {what} {one}.")
-    return alike[0] if alike else None
+    if not alike:
+        return None
+    if alike[0] != text:
+        console.remark(f"{text!r} is {what} {alike[0]}.")
+    return alike[0]
 
 
 def note(redis: Redis, what: str, selected: str, orders: int = 0) -> None:

@@ -193,7 +193,7 @@ def _change(
             console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
         else:
             console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
-            here.note("drop" if what == "discard" else what, letters.words(), count)
+            context.note(here.redis, "drop" if what == "discard" else what, letters.words(), count)
             act(letters, count, skipped)
     if skipped:
         raise typer.Exit(FOUND)

@@ -68,7 +68,7 @@ def request_fetches(
     Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
     `orders`: of each the digest of the row in the order list that causes its request, "" without one.
     """
-    here.note(what, context.about([*orders]), len(orders))
+    context.note(here.redis, what, context.about([*orders]), len(orders))
     erased = here.erasure.erased_among([*orders])
     left = iter([order for order in orders if order not in erased])
     count, queued = len(orders) - len(erased), 0
@@ -218,7 +218,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
         known = record.known_status if record is not None else "unknown"
         wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
         console.confirm(f"{question}: {key.order_id} of {company.slug}, last known status {known}{wallets}?")
-        here.note(f"order-{what}", key.member, 1)
+        context.note(here.redis, f"order-{what}", key.member, 1)
         request = partial(_request_fetch, here, key)
         see = f"ota-receiver orders explain {key.order_id}"
         try:

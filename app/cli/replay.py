@@ -216,12 +216,7 @@ def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[st
 
 def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     """Return the plan; raises Stop when there is none, or it has ended."""
-    ids = here.plans.ids()
-    known = (
-        plan_id
-        if plan_id in ids
-        else only("plan", plan_id, [one for one in ids if len(plan_id) > 3 and one.startswith(plan_id)])
-    )
+    known = only("plan", plan_id, [one for one in here.plans.ids() if len(plan_id) > 3 and one.startswith(plan_id)])
     plan = here.plans.of(known) if known else None
     if plan is None:
         raise Stop(f"No plan {plan_id!r} found; `ota-receiver replays list` shows them.", FOUND)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from statistics import mean
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 import typer
 
 from app import times
 from app.alerts import SURE, runbook
-from app.audit import AuditEntry, newest_first
+from app.audit import Action, AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
@@ -38,22 +38,6 @@ _LATEST: Final = 20
 
 _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
-
-Action = Literal[
-    "replay",
-    "resume",
-    "cancel",
-    "refetch",
-    "requeue",
-    "drop",
-    "reconcile",
-    "order-confirm",
-    "order-cancel",
-    "erase",
-    "subscription-create",
-    "subscription-delete",
-    "subscription-repair",
-]
 
 cli = commands()
 
