@@ -26,10 +26,10 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_ALIKE, MOST_SEARCHED, Archive, References
-from app.ledger.rate_limit import Breaker, breaker_id, open_breaker
 from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
+from app.snapshot import Breaker
 
 _TIME_OF_EVENT: Final = re.compile(r"\d{4,13}-?")
 
@@ -67,8 +67,8 @@ class CommandContext:
         self.settings = settings
         self.redis = redis
         self.deployment = Deployment(redis)
-        self._declared = self.deployment.companies()
-        self.companies = Companies(settings.companies, {id_: one.slug for id_, one in self._declared.items()})
+        declared = {id_: one.slug for id_, one in self.deployment.companies().items()}
+        self.companies = Companies(settings.companies, declared)
         self.company_id = self.companies.chosen_id
         self.orders = Archive(redis)
         self.references = References(redis)
@@ -140,18 +140,6 @@ class CommandContext:
         """Return the words that identify this order on a command line."""
         others = [one for one in self._orders(order.order_id, None) if one != order]
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
-
-    def open_breaker(self, company_id: str) -> Breaker | None:
-        """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown.
-
-        It is that of the API key which the pools use, whatever the key is here.
-        """
-        ours = {
-            one.np_company_id: breaker_id(one.np_api_key.get_secret_value(), one.path)
-            for one in self.settings.companies
-        }
-        breakers = ours | {id_: one.breaker for id_, one in self._declared.items()}
-        return open_breaker(self.redis, breakers[company_id]) if company_id in breakers else None
 
     def view(self, found: Any, **derived: object) -> dict[str, Any]:
         """Return an order, an event or a difference for machines: its fields, and its company's slug."""
