@@ -176,7 +176,7 @@ def test_every_call_goes_through_np_proxy_and_its_errors_are_named(
         if refusal != "away":
             proxy.end()
 
-    assert (ended.code == 3, problem in ended.err) == (problem != "", True), ended
+    assert (ended.code == 6, problem in ended.err) == (problem != "", True), ended
     assert [head.split("\r\n", 1)[0] for head in proxy.asked] == ["CONNECT api.example.test:443 HTTP/1.1"] * (
         refusal != "away"
     )
