@@ -115,6 +115,10 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     error: str
     dead_at: int = 0
 
+    def failing_s(self, now: int) -> int | None:
+        """Return for how many seconds nothing has been delivered at `now` (ms), None if the latest delivery did."""
+        return (now - self.failing_since) // 1000 if self.failing_since else None
+
     def fails(self, now: int) -> bool:
         """Return whether it fails for everything at `now` (ms)."""
         is_long = now - self.failing_since >= FAILING_FOR
