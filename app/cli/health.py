@@ -71,15 +71,15 @@ def _web(loaded: Settings, path: str) -> tuple[bool, str]:
 
 
 def _worker(loaded: Settings) -> tuple[bool, str]:
-    """Return whether the loop of a pool of this machine turns, and the detail."""
-    from app.heartbeat import TURN_WITHIN, since_last_turn
+    """Return whether the loop of a pool of this machine runs, and the detail."""
+    from app.heartbeat import LOOP_WITHIN, since_last_loop
 
     if sys.platform != "linux":
         return _worker_ready(loaded)
-    age = since_last_turn(loaded.deployment)
+    age = since_last_loop(loaded.deployment)
     if age is None:
         return False, "no worker pool of this user runs on this machine"
-    return age < TURN_WITHIN, f"its loop turned {age:.0f} s ago"
+    return age < LOOP_WITHIN, f"its loop last ran {age:.0f} s ago"
 
 
 def _worker_ready(loaded: Settings) -> tuple[bool, str]:

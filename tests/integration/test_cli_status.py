@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from rq.suspension import resume, suspend
 
-from app.heartbeat import Heartbeat, LoopClock
+from app.heartbeat import Heartbeat, LoopTime
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.rate_limit import breaker_id
@@ -294,20 +294,20 @@ def test_without_redis_the_worker_is_not_ready_and_a_web_process_with_a_spool_is
 
 
 @pytest.mark.parametrize(("age", "code"), [(0, 0), (50, 0), (61, 1)])
-def test_a_pool_lives_while_its_loop_turns_with_or_without_redis(
+def test_a_pool_lives_while_its_loop_runs_with_or_without_redis(
     lab: Lab, free_port: int, monkeypatch: pytest.MonkeyPatch, age: int, code: int
 ) -> None:
     """A liveness probe must not restart every pool when Redis is away. That of another deployment does not count."""
     away = {"REDIS_URL": "redis://:canary@127.0.0.1:1/0", "PORT": str(free_port)}
     monkeypatch.setattr("app.heartbeat.monotonic", lambda: monotonic() - age)
-    clocks = [LoopClock(f"ota {away['REDIS_URL']}"), LoopClock(f"other {away['REDIS_URL']}")]
+    clocks = [LoopTime(f"ota {away['REDIS_URL']}"), LoopTime(f"other {away['REDIS_URL']}")]
     for one in clocks:
-        one.turned()
+        one.set_now()
         monkeypatch.setattr("app.heartbeat.monotonic", monotonic)
 
     alive = lab.run_command("health", "--role", "worker", **away)
 
-    assert (alive.code, alive.out) == (code, f"worker: its loop turned {age} s ago\n")
+    assert (alive.code, alive.out) == (code, f"worker: its loop last ran {age} s ago\n")
     assert lab.run_command("health", **away).code == code
     assert lab.run_command("health", "--role", "worker", "--ready", **away).code == 1
     clocks[0].close()
