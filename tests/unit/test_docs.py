@@ -245,6 +245,7 @@ def test_help_imports_no_command_and_no_heavy_library() -> None:
     heavy = {"rq", "redis", "httpx", "pydantic", "structlog", "rich", "starlette", "prometheus_client", "asyncio"}
     assert heavy & set(ended.stderr.split()) == set()
     assert re.findall(r"^(\w+):$", ended.stdout, re.MULTILINE) == ["Options", "Run", "Look", "Repair", "Try"]
+    assert [name for name in COMMANDS_OF_MAIN if f"\n  {name} " not in ended.stdout] == []
     assert "--install-completion" in ended.stdout
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -605,37 +604,25 @@ def test_a_companies_file_without_companies_is_refused(text: str, tmp_path: Path
     assert found.startswith("COMPANIES_FILE")
 
 
-def test_serve_without_settings_names_what_is_missing_and_exits_2(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
+def test_serve_without_settings_names_what_is_missing_and_exits_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
-    ended = subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    ended = command.run(["serve"], {}, "")
 
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert [name for name in GOOD if f"  {name}: missing" not in ended.stderr] == []
-    assert "Traceback" not in ended.stderr
+    assert (ended.code, ended.out) == (2, "")
+    assert [name for name in GOOD if f"  {name}: missing" not in ended.err] == []
 
 
-def test_with_json_logs_a_failed_start_is_a_json_line(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
-    for program in ("serve", "worker"):
-        ended = subprocess.run(
-            [sys.executable, "-m", "app.cli", program],
-            cwd=tmp_path,
-            env={**environment, **GOOD, "LOG_FORMAT": "json", "WORKERS": "0"},
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-        line = json.loads(ended.stdout)
+@pytest.mark.parametrize("program", ["serve", "worker"])
+def test_with_json_logs_a_failed_start_is_a_json_line(
+    program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
-        assert (ended.returncode, ended.stderr, line["event"]) == (2, "", "service.bad_settings")
-        assert line["problems"] == ["WORKERS: must be at least 1, for example 8"]
+    ended = command.run([program], {**GOOD, "LOG_FORMAT": "json", "WORKERS": "0"}, "")
+
+    (line,) = ended.objects
+    assert (ended.code, ended.err, line["event"]) == (2, "", "service.bad_settings")
+    assert line["problems"] == ["WORKERS: must be at least 1, for example 8"]
