@@ -1,7 +1,7 @@
 """The heartbeat of a worker pool: that it works, and who it is. `health` reads it, so this file loads little.
 
-In Redis it tells all machines that the pool works. The time when its loop last ran tells this machine that it
-lives, also while Redis is away.
+In Redis it tells all machines that the pool works. The time when its loop last ran tells this machine that it lives,
+also while Redis is away.
 """
 
 from __future__ import annotations

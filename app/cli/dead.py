@@ -69,7 +69,7 @@ class Selection:
         """Return the selection on one line, for the audit."""
         if self.orders:
             return context.about(self.orders)
-        until = self.query.until and self.query.until.isoformat(timespec="seconds")
+        until = None if self.query.until == _EVER else self.query.until.isoformat(timespec="seconds")
         named = {"company": self.query.company_id, "sink": self.query.sink, "reason": self.query.reason, "until": until}
         return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
