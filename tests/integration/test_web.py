@@ -481,13 +481,15 @@ class TestLogs:
             ("127.0.0.1", ["[2001:db8::7]:4711"], "2001:db8::7"),
             ("127.0.0.1", ["203.0.113.7, unknown"], "127.0.0.1"),
             ("127.0.0.1", [""], "127.0.0.1"),
+            ("127.0.0.1", ["fe80::7%canary"], "fe80::7"),
+            ("fe80::1%eth0", ["203.0.113.7"], "203.0.113.7"),
             ("192.0.2.1", ["203.0.113.7"], "192.0.2.1"),
         ],
     )
     def test_the_sender_is_the_last_address_that_is_no_proxys(
         self, peer: str, forwarded: list[str], sender: str
     ) -> None:
-        proxies = Proxies([ip_network("127.0.0.1"), ip_network("10.0.0.0/8")])
+        proxies = Proxies([ip_network(one) for one in ("127.0.0.1", "10.0.0.0/8", "fe80::1")])
         headers = [(b"x-forwarded-for", one.encode()) for one in forwarded]
 
         assert proxies.sender({"client": (peer, 1), "headers": headers}) == sender
