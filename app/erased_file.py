@@ -98,12 +98,19 @@ class ErasedFile:
 
     @staticmethod
     def _make(path: Path) -> None:
-        """Make the file with a salt, unless it is there: whole or not at all, whoever else makes it now."""
+        """Make the file with a salt, unless it is there: whole or not at all, whoever else makes it now.
+
+        Made by root, it belongs to the owner of its folder.
+        """
         if path.exists():
             return
         # No pid in the name: containers that share the folder have the same ones.
         whole = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            if os.geteuid() == 0:
+                # Else the workers, which do not run as root, could not read it.
+                owner = path.parent.stat()
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             file.write(b"ota-receiver erased orders, salt %s\n" % secrets.token_hex(16).encode())
             file.flush()
             os.fsync(file.fileno())

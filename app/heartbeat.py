@@ -27,6 +27,9 @@ HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
 LOOP_WITHIN: Final = 60.0
 """Seconds. The loop of a pool runs each second, each 10 s while Redis hangs; if it did not for so long, it hangs."""
 
+_MFD_NOEXEC_SEAL: Final = 8
+"""linux/memfd.h; Python has no name for it."""
+
 T = TypeVar("T")
 
 
@@ -117,7 +120,7 @@ class LoopTime:
 
     def __init__(self, deployment: str) -> None:
         """Begin to count; `deployment` is what `since_last_loop` gets."""
-        self._file = FileIO(os.memfd_create(_file_of(deployment)), "w") if sys.platform == "linux" else None
+        self._file = FileIO(_memory_file(_file_of(deployment)), "w") if sys.platform == "linux" else None
 
     def set_now(self) -> None:
         if self._file is not None:
@@ -140,6 +143,14 @@ def since_last_loop(deployment: str) -> float | None:
             if os.readlink(file) == wanted and os.readlink(file.parents[1] / "ns/pid") == ours:
                 ages.append(monotonic() - float(file.read_text()))
     return min(ages, default=None)
+
+
+def _memory_file(name: str) -> int:
+    """Return an open file of memory; where vm.memfd_noexec is 2, Linux wants the flag that kernels before 6.3 refuse."""
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    except OSError:
+        return os.memfd_create(name)
 
 
 def _file_of(deployment: str) -> str:

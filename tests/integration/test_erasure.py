@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -329,6 +330,14 @@ class TestErasedFile:
             ("one", 0o600),
             ("other", 0o600),
         ]
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for another user")
+    def test_made_by_root_it_belongs_to_the_owner_of_its_folder(self, tmp_path: Path) -> None:
+        os.chown(tmp_path, 1234, 5678)
+        ErasedFile(tmp_path / "erased").add([ONE])
+
+        found = (tmp_path / "erased").stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 5678, 0o600)
 
     def test_a_running_worker_sees_what_another_process_adds(self, tmp_path: Path) -> None:
         path = tmp_path / "erased"
