@@ -24,7 +24,7 @@ from app.ledger.history import LONGEST, Entry
 from app.ledger.policy import NO_ORDER_ANSWERED
 from app.ledger.rate_limit import Breaker
 from app.ledger.record import OrderRecord, SinkRecord, State
-from app.ledger.rq_jobs import is_suspended
+from app.ledger.rq_jobs import RESUME, is_suspended
 from app.upstream.models import UNSETTLED, Item, Order
 
 _INDENT: Final = 10
@@ -47,7 +47,7 @@ _UNSCHEDULED: Final = (
     " the hour. At once: ota-receiver orders refetch {id}"
 )
 
-_SUSPENDED: Final = "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
+_SUSPENDED: Final = f"It will not be fetched or delivered: RQ is suspended. Its own command ends that: {RESUME}"
 _NO_POOL: Final = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
 
 _BREAKER_OPEN: Final = "Nothing for this order alone: no order of its company is fetched. See: ota-receiver check"

@@ -24,7 +24,7 @@ from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import Breaker, spent
-from app.ledger.rq_jobs import BACKFILL, LIVE
+from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
 from app.snapshot import Snapshot, SnapshotReader
 
 _CODES: Final = {
@@ -169,7 +169,7 @@ def status() -> None:
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
         "no pool declares": undeclared,
-        "RQ": "suspended: nothing is fetched or delivered until `rq resume`" if suspended else None,
+        "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
         "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
         "without a due time": _without_due_time(unscheduled) if unscheduled else None,

@@ -333,7 +333,7 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
     ),
     "RQ is suspended": (
         lambda lab: (lab.accept(order(1)), suspend(lab.redis)),
-        "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume",
+        'It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume --url "$REDIS_URL"',
     ),
     "RQ is suspended, deferred": (
         lambda lab: (lab.accept(order(1)), lab.fail_fetch("deferred", order(1)), suspend(lab.redis)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from rq.suspension import resume, suspend
+from rq.suspension import suspend
 
 from app.heartbeat import Heartbeat, LoopClock
 from app.intake.envelope import OrderProcessed
@@ -90,8 +92,10 @@ def test_a_suspended_rq_is_shown_and_its_backlog_has_no_end(lab: Lab) -> None:
     found, page = status(lab, 1), lab.run_command("status")
 
     assert (found["suspended"], found["queues"][0]["done_s"]) == (True, None)
-    assert "suspended: nothing is fetched or delivered until `rq resume`" in page.out
-    resume(lab.redis)
+    said = re.search(r"suspended: nothing is fetched or delivered. To go on: (rq resume .*)", page.out)
+    assert said, page.out
+    env = os.environ | {"REDIS_URL": lab.url, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["/bin/sh", "-c", said[1]], env=env, check=True, capture_output=True)
     assert (status(lab, 0)["suspended"], status(lab, 0)["queues"][0]["done_s"] is None) == (False, False)
 
 
