@@ -21,7 +21,7 @@ from app.errors import UnreadableAnswer
 from app.heartbeat import Configuration
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
-from app.ledger.policy import NO_ORDER_ANSWERED
+from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
 from app.ledger.rate_limit import Breaker
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import RESUME, is_suspended
@@ -50,6 +50,10 @@ _UNSCHEDULED: Final = (
 _SUSPENDED: Final = f"It will not be fetched or delivered: RQ is suspended. Its own command ends that: {RESUME}"
 _NO_POOL: Final = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
 
+_DELIVERING: Final = (
+    "Nothing: a delivery has been running since {}. A sink that hangs is interrupted"
+    f" {JOB_TIMEOUT} s after its job began, and called again later."
+)
 _BREAKER_OPEN: Final = "Nothing for this order alone: no order of its company is fetched. See: ota-receiver check"
 
 _BY_STATE: Final = {
@@ -180,8 +184,9 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         hindrances = [_UNSCHEDULED.format(id=name, due=here.redis.names.due)] * len(outstanding)
     else:
         hindrances = _hindrances(here, key.company_id, state, outstanding)
+    delivering = record.delivering_since(here.now()) if state == "fetched" else None
     outstanding = tuple(
-        msgspec.structs.replace(one, next=None) if why else one
+        msgspec.structs.replace(one, next=None) if why or delivering else one
         for one, why in zip(outstanding, hindrances, strict=True)
     )
     try:
@@ -192,7 +197,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         order = masked(order)
     breaker = here.open_breaker(key.company_id) if state in {"deferred", "pending"} else None
     words = breaker_words(breaker, here.now()) if breaker is not None else ""
-    held = _BREAKER_OPEN if breaker is not None else ""
+    held = _BREAKER_OPEN if breaker is not None else _DELIVERING.format(times.short(delivering)) if delivering else ""
     return OrderView(
         record=record,
         order=order,
