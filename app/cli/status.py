@@ -23,7 +23,9 @@ from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
+from app.ledger.policy import JOB_TIMEOUT
 from app.ledger.rate_limit import Breaker, spent
+from app.ledger.record import OrderRecord
 from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
 from app.snapshot import Snapshot, SnapshotReader
 
@@ -38,6 +40,9 @@ _LATEST: Final = 20
 
 _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
+
+_LONG: Final = 10
+"""Seconds from which a delivery that runs is shown: its sink may hang, and holds a worker."""
 
 Action = Literal[
     "replay",
@@ -127,11 +132,13 @@ def status() -> None:
         companies, spool, now = snapshot.companies, here.settings.spool_dir, times.from_ms(snapshot.now)
         breakers = tuple(_breaker(slug, one, now) for slug, one in snapshot.open_breakers().items())
         throttled = snapshot.throttled()
-        latest = [one.key for one in islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)]
+        records = list(islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT))
+        latest = [one.key for one in records]
         get_order = _get_order_seconds(here, latest[:_LATEST])
         suspended = snapshot.suspended
         queues = _queues(here, snapshot, get_order)
         unscheduled = len(here.orders.unscheduled(latest))
+    longest = _longest_delivery(records, now)
     alerts = tuple(_alerts(snapshot))
     pools = len(snapshot.running_pools())
     differing = differences(snapshot.running_pools())
@@ -155,6 +162,7 @@ def status() -> None:
         "unscheduled": unscheduled,
         "oldest_pending_s": oldest,
         "get_order_s": round(get_order, 3),
+        "longest_delivery_s": longest,
         "dead_letters": snapshot.dead,
         "dead_deliveries": snapshot.dead_deliveries,
         "breakers_open": tuple(one.company for one in breakers),
@@ -179,6 +187,9 @@ def status() -> None:
         "breakers open": tuple(f"{one.company}: {one.text}" for one in breakers) or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": tuple(map(_sink, sinks)),
+        "longest delivery": f"has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
+        if longest >= _LONG
+        else None,
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
@@ -302,6 +313,12 @@ def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> floa
     histories = map(here.orders.history, orders)
     took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
+
+
+def _longest_delivery(records: Sequence[OrderRecord], now: datetime) -> int:
+    """Return for how many seconds the longest delivery of these orders has been running, 0 if none runs."""
+    running = (one.delivering_since(now) for one in records)
+    return round(max(((now - since).total_seconds() for since in running if since), default=0))
 
 
 def _without_due_time(unscheduled: int) -> str:

@@ -18,6 +18,7 @@ from rq.suspension import suspend
 from app.heartbeat import Heartbeat, LoopClock
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
+from app.ledger import policy
 from app.ledger.rate_limit import breaker_id
 from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order, shown
 from tests.lab_upstream import Upstream, says
@@ -182,6 +183,22 @@ def test_an_alert_has_its_age_its_count_when_it_was_last_true_and_its_runbook(la
     assert f"rejected_secrets venue: for 2 h, 7 times, last at {last}" in flat
     assert "subscription museum: for 5 min, missing; docs/operations.md#subscription" in flat
     assert "fetch_late" not in page
+
+
+def test_a_sink_that_does_not_return_is_shown_before_its_time_limit(lab: Lab) -> None:
+    """The latest of several deliveries does not hide the longest, and one of a worker that died is none."""
+    beat(lab)
+    for number, ago in ((1, 80), (2, 5), (3, 400)):
+        lab.accept_and_fetch(order(number))
+        lab.start_delivery(order(number), f"worker-{number}")
+        lab.redis.hset(KEYS.record(order(number)), "delivery_lease", lab.now + policy.DELIVERY_LEASE - ago * 1000)
+
+    assert status(lab, 0)["longest_delivery_s"] in (80, 81)
+    assert re.search(
+        "longest delivery      has run for 8[01] s; a job is interrupted after 120 s", lab.run_command("status").out
+    )
+    lab.redis.hdel(KEYS.record(order(1)), "delivery_lease")
+    assert "longest delivery" not in lab.run_command("status").out
 
 
 def test_a_sink_that_fails_for_everything_is_shown_and_the_exit_code_is_1(lab: Lab) -> None:
