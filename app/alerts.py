@@ -171,8 +171,7 @@ def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition
     found = [one for company_id in snapshot.companies for one in _of_company(snapshot, company_id, hours[company_id])]
     for name, of_sink in snapshot.sinks.items():
         total = snapshot.total("deliveries_dead_lettered", name)
-        fails, since = of_sink.fails(snapshot.now), of_sink.failing_since
-        seconds = (snapshot.now - since) // 1000 if since else 0
+        fails, seconds = of_sink.fails(snapshot.now), of_sink.failing_s(snapshot.now) or 0
         found.append(Condition(name="sink_failing", sink=name, is_true=fails, figure=seconds, reason=of_sink.error))
         some = of_sink.failing if not fails else 0
         found.append(Condition(name="deliveries_failing", sink=name, is_true=some > 0, figure=some))

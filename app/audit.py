@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from redis.client import Pipeline
@@ -17,12 +17,29 @@ LONGEST_TEXT: Final = 200
 """Characters of `who` and `why`, and of `selected` for one command."""
 
 
-class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One action: `what`, its plan ("" without one), and the number of orders.
+Action = Literal[
+    "replay",
+    "resume",
+    "cancel",
+    "refetch",
+    "requeue",
+    "drop",
+    "reconcile",
+    "order-confirm",
+    "order-cancel",
+    "erase",
+    "subscription-create",
+    "subscription-delete",
+    "subscription-repair",
+]
+"""What the audit lists."""
 
-    `what`: replay, resume, cancel, erase, requeue, drop, refetch, reconcile, order-confirm, order-cancel,
-    subscription-create, subscription-delete, subscription-repair. `selected`: an order's company and id, a selection in
-    words, or a company and the address of a subscription. `who` and `why` are a person's own words: no log has them.
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One action: `what` (Action), its plan ("" without one), and the number of orders.
+
+    `selected`: an order's company and id, a selection in words, or a company and the address of a subscription. `who`
+    and `why` are a person's own words: no log has them.
     """
 
     what: str

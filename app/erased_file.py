@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from app import log
 from app.errors import SettingsError
@@ -84,7 +84,11 @@ class ErasedFile:
             self._make(self.path)
             with self.path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                self._take(_without_torn_line(file))
+                content = file.read()
+                self._take(content)
+                # What a killed erase has left of a line. Only now: the file may be another program's.
+                file.seek(content.rfind(b"\n") + 1)
+                file.truncate()
                 new = sorted({self._digest(order) for order in orders} - self._digests)
                 file.write(b"".join(one + b"\n" for one in new))
                 file.flush()
@@ -97,8 +101,9 @@ class ErasedFile:
         """Make the file with a salt, unless it is there: whole or not at all, whoever else makes it now."""
         if path.exists():
             return
-        whole = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        # No pid in the name: containers that share the folder have the same ones.
+        whole = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(b"ota-receiver erased orders, salt %s\n" % secrets.token_hex(16).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -124,12 +129,3 @@ class ErasedFile:
 
     def _digest(self, order: OrderKey) -> bytes:
         return sha256(self._salt + order.member.encode()).hexdigest().encode()
-
-
-def _without_torn_line(file: BinaryIO) -> bytes:
-    """Cut off what a killed erase has left of a line, and return the rest."""
-    content = file.read()
-    content = content[: content.rfind(b"\n") + 1]
-    file.truncate(len(content))
-    file.seek(len(content))
-    return content

@@ -1,7 +1,7 @@
 """The heartbeat of a worker pool: that it works, and who it is. `health` reads it, so this file loads little.
 
-In Redis it tells all machines that the pool works. The turns of its loop tell this machine that it lives, also while
-Redis is away.
+In Redis it tells all machines that the pool works. The time when its loop last ran tells this machine that it lives,
+also while Redis is away.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from app.ledger import policy
 HEARTBEAT_WITHIN: Final = 15 * policy.SECOND
 """A pool writes a heartbeat each second. Without one for this long it hangs or cannot reach Redis."""
 
-TURN_WITHIN: Final = 60.0
-"""Seconds. The loop of a pool turns each second, each 10 s while Redis hangs; without a turn for so long it hangs."""
+LOOP_WITHIN: Final = 60.0
+"""Seconds. The loop of a pool runs each second, each 10 s while Redis hangs; if it did not for so long, it hangs."""
 
 T = TypeVar("T")
 
@@ -112,14 +112,14 @@ def _started(pid: int) -> str:
         return ""
 
 
-class LoopClock:
-    """When the loop of this pool last turned, in a file of memory: /proc lists it, and no disk is needed (Linux)."""
+class LoopTime:
+    """When the loop of this pool last ran, in a file of memory: /proc lists it, and no disk is needed (Linux)."""
 
     def __init__(self, deployment: str) -> None:
-        """Begin to count; `deployment` is what `since_last_turn` gets."""
-        self._file = FileIO(os.memfd_create(_turns_of(deployment)), "w") if sys.platform == "linux" else None
+        """Begin to count; `deployment` is what `since_last_loop` gets."""
+        self._file = FileIO(os.memfd_create(_file_of(deployment)), "w") if sys.platform == "linux" else None
 
-    def turned(self) -> None:
+    def set_now(self) -> None:
         if self._file is not None:
             self._file.seek(0)
             self._file.write(f"{monotonic():20.3f}".encode())
@@ -129,12 +129,12 @@ class LoopClock:
             self._file.close()
 
 
-def since_last_turn(deployment: str) -> float | None:
-    """Return the seconds since the loop of a pool of this deployment on this machine turned; None if none is seen.
+def since_last_loop(deployment: str) -> float | None:
+    """Return the seconds since the loop of a pool of this deployment on this machine last ran; None if none is seen.
 
     Only the user of the pool and root see it.
     """
-    ages, wanted, ours = [], f"/memfd:{_turns_of(deployment)} (deleted)", os.readlink("/proc/self/ns/pid")
+    ages, wanted, ours = [], f"/memfd:{_file_of(deployment)} (deleted)", os.readlink("/proc/self/ns/pid")
     for file in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError, ValueError):  # it has just ended
             if os.readlink(file) == wanted and os.readlink(file.parents[1] / "ns/pid") == ours:
@@ -142,5 +142,5 @@ def since_last_turn(deployment: str) -> float | None:
     return min(ages, default=None)
 
 
-def _turns_of(deployment: str) -> str:
+def _file_of(deployment: str) -> str:
     return f"ota-receiver-{sha256(deployment.encode()).hexdigest()[:16]}"

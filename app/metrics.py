@@ -67,9 +67,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
     "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
-    "ota_sink_failing_seconds": (("sink",), "How long no delivery to the sink has succeeded; 0 if the latest did."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
-    "ota_subscription_active": (("company",), "1 while the webhook subscription works, as a pool saw it last."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState arrived."),
     "ota_pools": ((), "Worker pools with a heartbeat in the last 15 s."),
     "ota_workers": (("queue",), "Worker processes of these pools."),
@@ -306,8 +304,6 @@ def _samples(snapshot: Snapshot) -> Samples:
         found["ota_oldest_pending_fetch_seconds", slug] = of_company.oldest_pending_ms / 1000
         found["ota_orders_unsettled", slug] = of_company.unsettled
         found["ota_breaker_open", slug] = snapshot.breaker_is_open(company_id)
-        if of_company.subscription:
-            found["ota_subscription_active", slug] = of_company.subscription == "active"
         if read_at := snapshot.total("reconciled", company_id):
             found["ota_reconcile_last_success_timestamp_seconds", slug] = read_at / 1000
         for secret, at in (("current", of_company.current_secret_at), ("previous", of_company.previous_secret_at)):
@@ -316,8 +312,6 @@ def _samples(snapshot: Snapshot) -> Samples:
     for name, sink in snapshot.sinks.items():
         found["ota_sink_behind_orders", name] = sink.behind
         found["ota_sink_failing_orders", name] = sink.failing
-        since = sink.failing_since
-        found["ota_sink_failing_seconds", name] = (snapshot.now - since) / 1000 if since else 0
     if pools := snapshot.heartbeats():
         found["ota_pool_heartbeat_timestamp_seconds",] = max(pool.at for pool in pools) / 1000
     for labels, state in snapshot.alert_states().items():

@@ -19,7 +19,7 @@ from app.deployment import running
 from app.heartbeat import Heartbeat, decoded, readable
 from app.ledger import policy
 from app.ledger.keys import Keys
-from app.ledger.rate_limit import Breaker, breaker_id, key_id
+from app.ledger.rate_limit import breaker_id, key_id
 from app.ledger.redis import AsyncRedis, Redis, packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.settings import Company
@@ -51,6 +51,18 @@ class AlertState(msgspec.Struct, frozen=True, omit_defaults=True):
     count: int = -1
     risen: int = 0
     reason: str = ""
+
+
+class Breaker(msgspec.Struct, frozen=True):
+    """An open breaker: the reason code and the HTTP status of the failure that opened it last, and since when.
+
+    `probe_at`: when the next call may be made, as a probe; in the past while no order has come for it.
+    """
+
+    reason: str
+    http_status: int | None
+    since: datetime
+    probe_at: datetime
 
 
 class CompanySnapshot(msgspec.Struct, frozen=True):
@@ -102,6 +114,10 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     failed_attempts: int
     error: str
     dead_at: int = 0
+
+    def failing_s(self, now: int) -> int | None:
+        """Return for how many seconds nothing has been delivered at `now` (ms), None if the latest delivery did."""
+        return (now - self.failing_since) // 1000 if self.failing_since else None
 
     def fails(self, now: int) -> bool:
         """Return whether it fails for everything at `now` (ms)."""
@@ -155,18 +171,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         until = self.companies[company_id].breaker_open_until
         return until > 0 and self.now < until + PROBE_WITHIN
 
+    def breaker(self, company_id: str) -> Breaker | None:
+        """Return the breaker of a company's getOrder calls, also while its probe is overdue; None without one."""
+        one = self.companies.get(company_id)
+        if one is None or not one.breaker_open_until:
+            return None
+        since, probe_at = from_ms(one.breaker_opened_at), from_ms(one.breaker_open_until)
+        return Breaker(one.breaker_reason, one.breaker_http or None, since, probe_at)
+
     def open_breakers(self) -> dict[str, Breaker]:
         """Return the open breakers by the slug of their company."""
-        return {
-            one.slug: Breaker(
-                one.breaker_reason,
-                one.breaker_http or None,
-                from_ms(one.breaker_opened_at),
-                from_ms(one.breaker_open_until),
-            )
-            for company_id, one in self.companies.items()
-            if self.breaker_is_open(company_id)
-        }
+        breakers = {id_: self.breaker(id_) for id_ in self.companies if self.breaker_is_open(id_)}
+        return {self.companies[id_].slug: one for id_, one in breakers.items() if one is not None}
 
     def throttled(self) -> dict[str, datetime]:
         """Return until when the Retry-After of its API key holds back the calls of a company, by slug."""

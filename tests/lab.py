@@ -282,13 +282,11 @@ class Lab:
         order: OrderKey = ONE,
         *,
         worker: str = WORKER,
-        reason: str = "reason",
-        failure: str = "",
-        wait: float = 5,
+        **ended: Any,
     ) -> Delivery:
-        """Acquire a delivery and complete it with this outcome."""
+        """Acquire a delivery and complete it with this outcome; `ended` as for `complete_delivery`."""
         delivery = self.start_delivery(order, worker)
-        self.complete_delivery(delivery, outcome, order, worker=worker, reason=reason, failure=failure, wait=wait)
+        self.complete_delivery(delivery, outcome, order, worker=worker, **ended)
         return delivery
 
     def dead_letter_delivery(self, order: OrderKey = ONE, reason: str = "ValueError") -> None:

@@ -28,8 +28,7 @@ def fetch_order(company_id: str, order_id: str) -> None:
     clear_contextvars()
     bind_contextvars(worker=worker, job_id=job.id if job else None)
     try:
-        # A plain `rq worker` prepares with its first job.
-        (_processor or import_sinks(settings.load())).process(OrderKey(company_id, order_id), worker)
+        (_processor or _prepare_alone()).process(OrderKey(company_id, order_id), worker)
     except BaseException as error:
         # The order becomes due again: its lease ends, or the pool sees this worker end.
         _log.error("job.failed", order_id=order_id, error=type(error).__name__, trace=log.trace_of(error))
@@ -52,6 +51,14 @@ def prepare(found: Settings) -> Processor:
     ledger, erasure = bootstrap.ledger(found, redis, found.sinks), bootstrap.erasure(found, redis)
     _processor = Processor(ledger, Deployment(redis), connections, {}, erasure)
     return _processor
+
+
+def _prepare_alone() -> Processor:
+    """Build the processor of a plain `rq worker`, with its first job."""
+    found = settings.load()
+    # What a sink prints goes to the log, and by structlog's own format it would come back to the sink's stdout.
+    bootstrap.configure_log(found)
+    return import_sinks(found)
 
 
 def import_sinks(found: Settings) -> Processor:

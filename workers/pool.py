@@ -21,7 +21,7 @@ from app import bootstrap, log
 from app.deployment import Deployment
 from app.erased_file import ErasedFile
 from app.errors import OldServer, OtherDeployment, OtherSchema
-from app.heartbeat import Configuration, Heartbeat, LoopClock, decoded
+from app.heartbeat import Configuration, Heartbeat, LoopTime, decoded
 from app.ids import OrderKey
 from app.ledger import policy, rights, rq_jobs
 from app.ledger.due_check import DueCheck
@@ -97,7 +97,7 @@ class Pool:
         self._redis_lost_at: float | None = None
         self._failing: set[str] = set()
         self._missing_rights = ""
-        self._loop_clock = LoopClock(settings.deployment)
+        self._loop_time = LoopTime(settings.deployment)
         self._wake, self._waker = os.pipe()
         self._stopping = False
         self._exit_code = 0
@@ -111,7 +111,7 @@ class Pool:
             return BAD_SETTINGS
         try:
             while not self._stopping:
-                self._loop_clock.turned()
+                self._loop_time.set_now()
                 self._kill_overdue()
                 try:
                     self._work_on()
@@ -315,7 +315,7 @@ class Pool:
             pass
         except RedisError as error:
             self._lost_redis(error)
-        self._loop_clock.close()
+        self._loop_time.close()
         _log.info("service.stopped", role="worker")
 
 

@@ -175,15 +175,16 @@ class SinkOutput(io.RawIOBase):
     def __init__(self) -> None:
         self._part = b""
         self._lines = 0
-        # What keeps this stream beyond a delivery, such as a handler of logging, still writes to the log.
-        self._text = io.TextIOWrapper(cast("Any", self), encoding="utf-8", errors="replace", write_through=True)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Catch what is printed in the block: one delivery, or the import of the sinks."""
         self._lines = 0
+        # A new one for each block, as the last may have been closed or detached in it. What keeps one beyond its block,
+        # such as a handler of logging, still writes to the log.
+        text = io.TextIOWrapper(cast("Any", self), encoding="utf-8", errors="replace", write_through=True)
         try:
-            with redirect_stdout(self._text), redirect_stderr(self._text):
+            with redirect_stdout(text), redirect_stderr(text):
                 yield
         finally:
             if self._part:
@@ -193,6 +194,13 @@ class SinkOutput(io.RawIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        """Return stderr, for what needs a file: a program that the sink starts, faulthandler."""
+        return 2
+
+    def close(self) -> None:
+        """Do nothing: a sink's own wrapper of `sys.stdout.buffer` closes this when it is collected."""
 
     def write(self, data: Any) -> int:
         *lines, part = (self._part + bytes(data)).split(b"\n")

@@ -82,7 +82,7 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-@command(cli, "ota-receiver check", codes=_CODES, panel="Run")
+@command(cli, "ota-receiver check", codes=_CODES)
 def check() -> None:
     """Check the settings, Redis and its durability, and each company's API and subscription."""
     bootstrap.configure_cli_log()

@@ -95,13 +95,15 @@ Panel = Literal["Run", "Look", "Repair", "Try"]
 class Panels(TyperGroup):
     """A group whose help lists its commands by panel, in plain text: it loads in half the time of rich's."""
 
-    def lines(self, ctx: Any, width: int) -> Iterator[tuple[Panel, str, str]]:
+    def lines(self, width: int) -> Iterator[tuple[Panel, str, str]]:
         """Return of each command its panel, its name and its line, of at most `width` characters."""
         for name, found in self.commands.items():
-            yield vars(found)["rich_help_panel"], name, found.get_short_help_str(width)
+            # What a person puts their name to changes something.
+            panel: Panel = "Repair" if "who" in {one.name for one in found.params} else "Look"
+            yield panel, name, found.get_short_help_str(width)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        lines = list(self.lines(ctx, formatter.width - max(map(len, self.commands)) - 6))
+        lines = list(self.lines(formatter.width - max(map(len, self.commands)) - 6))
         for panel in get_args(Panel):
             if shown := [(name, line) for of, name, line in lines if of == panel]:
                 with formatter.section(panel):
@@ -121,11 +123,7 @@ def commands(*, cls: type[Panels] = Panels, **options: Any) -> typer.Typer:
 
 
 def command(
-    group: typer.Typer,
-    *examples: str,
-    options: str = "",
-    codes: Mapping[int, str] | None = None,
-    panel: Panel = "Look",
+    group: typer.Typer, *examples: str, options: str = "", codes: Mapping[int, str] | None = None
 ) -> Callable[[F], F]:
     """Return the decorator that adds a function to the group, as the command of its name.
 
@@ -145,8 +143,7 @@ def command(
             function(**given)
 
         vars(run)["__signature__"] = own.replace(parameters=[*own.parameters.values(), *shared])
-        name, end = function.__name__.strip("_"), epilog(*examples, codes=codes)
-        group.command(name, epilog=end, rich_help_panel=panel)(run)
+        group.command(function.__name__.strip("_"), epilog=epilog(*examples, codes=codes))(run)
         return function
 
     return declare

@@ -26,10 +26,10 @@ from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_ALIKE, MOST_SEARCHED, Archive, References
-from app.ledger.rate_limit import Breaker, breaker_id, open_breaker
 from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
+from app.snapshot import Breaker
 
 _TIME_OF_EVENT: Final = re.compile(r"\d{4,13}-?")
 
@@ -67,8 +67,8 @@ class CommandContext:
         self.settings = settings
         self.redis = redis
         self.deployment = Deployment(redis)
-        self._declared = self.deployment.companies()
-        self.companies = Companies(settings.companies, {id_: one.slug for id_, one in self._declared.items()})
+        declared = {id_: one.slug for id_, one in self.deployment.companies().items()}
+        self.companies = Companies(settings.companies, declared)
         self.company_id = self.companies.chosen_id
         self.orders = Archive(redis)
         self.references = References(redis)
@@ -141,22 +141,6 @@ class CommandContext:
         others = [one for one in self._orders(order.order_id, None) if one != order]
         return f"{order.order_id} --company {self.companies.slug(order.company_id)}" if others else order.order_id
 
-    def note(self, what: str, selected: str, orders: int) -> None:
-        """Write a change of orders to the audit as `note` does."""
-        note(self.redis, what, selected, orders)
-
-    def open_breaker(self, company_id: str) -> Breaker | None:
-        """Return the breaker of a company's getOrder calls, None if it is closed or the company unknown.
-
-        It is that of the API key which the pools use, whatever the key is here.
-        """
-        ours = {
-            one.np_company_id: breaker_id(one.np_api_key.get_secret_value(), one.path)
-            for one in self.settings.companies
-        }
-        breakers = ours | {id_: one.breaker for id_, one in self._declared.items()}
-        return open_breaker(self.redis, breakers[company_id]) if company_id in breakers else None
-
     def view(self, found: Any, **derived: object) -> dict[str, Any]:
         """Return an order, an event or a difference for machines: its fields, and its company's slug."""
         return {"company": self.companies.slug(found.company_id)} | derived | msgspec.structs.asdict(found)
@@ -187,9 +171,11 @@ def only(what: str, text: str, alike: Sequence[str]) -> str | None:
     if len(alike) > 1:
         shown = [f"  {one}" for one in alike[:MOST_ALIKE]] + ["  …"] * (len(alike) > MOST_ALIKE)
         raise Stop("\n".join([f"Several {what}s begin with {text!r}:", *shown, "Give more of the id."]))
-    for one in alike:
-        console.remark(f"{text!r} is {what} {one}.")
-    return alike[0] if alike else None
+    if not alike:
+        return None
+    if alike[0] != text:
+        console.remark(f"{text!r} is {what} {alike[0]}.")
+    return alike[0]
 
 
 def note(redis: Redis, what: str, selected: str, orders: int = 0) -> None:

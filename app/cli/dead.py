@@ -69,7 +69,7 @@ class Selection:
         """Return the selection on one line, for the audit."""
         if self.orders:
             return context.about(self.orders)
-        until = self.query.until and self.query.until.isoformat(timespec="seconds")
+        until = None if self.query.until == _EVER else self.query.until.isoformat(timespec="seconds")
         named = {"company": self.query.company_id, "sink": self.query.sink, "reason": self.query.reason, "until": until}
         return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
@@ -118,12 +118,7 @@ def show(order: context.Order) -> None:
         console.say(line)
 
 
-@command(
-    cli,
-    "ota-receiver dead requeue --reason order_missing --dry-run",
-    options="company dry_run yes who why",
-    panel="Repair",
-)
+@command(cli, "ota-receiver dead requeue --reason order_missing --dry-run", options="company dry_run yes who why")
 def requeue(
     ids: context.Orders = None,
     reason: Reason = None,
@@ -142,9 +137,7 @@ def requeue(
     _change("requeue", act, ids or [], reason, sink, older_than, everything)
 
 
-@command(
-    cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why", panel="Repair"
-)
+@command(cli, "ota-receiver dead drop --older-than 30d --dry-run", options="company dry_run yes who why")
 def drop(
     ids: context.Orders = None,
     reason: Reason = None,
@@ -200,7 +193,7 @@ def _change(
             console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
         else:
             console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
-            here.note("drop" if what == "discard" else what, letters.words(), count)
+            context.note(here.redis, "drop" if what == "discard" else what, letters.words(), count)
             act(letters, count, skipped)
     if skipped:
         raise typer.Exit(FOUND)

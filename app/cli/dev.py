@@ -49,7 +49,7 @@ _EXAMPLE: Final = "ota-receiver simulate --orders 500 --duplicates 10% --late 5%
 cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}), rich_help_panel="Try")
+@cli.command(epilog=epilog("ota-receiver demo", codes=_DEMO_CODES | {USAGE: ""}))
 def demo() -> None:
     """Send sample orders through real processes and show what arrived. Exits 0 only if all is complete.
 
@@ -62,10 +62,7 @@ def demo() -> None:
     raise typer.Exit(0 if run(Console()) else 1)
 
 
-@cli.command(
-    epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES),
-    rich_help_panel="Try",
-)
+@cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES))
 def dev(
     port: Annotated[
         int | None,
@@ -136,7 +133,7 @@ def _per_second(text: str) -> float:
     return rate
 
 
-@command(cli, _EXAMPLE, codes=_CODES, panel="Try")
+@command(cli, _EXAMPLE, codes=_CODES)
 def simulate(
     orders: Annotated[
         int, typer.Option(min=1, max=5000, help="Orders that settle. The API key allows 6,000 calls in 5 min.")

@@ -39,7 +39,7 @@ _TAIL_CODES: Final = {
 }
 
 cli = commands(name="events", help="Events received from the Channel Manager.")
-command(cli, *replay.EXAMPLES, options="company why who dry_run yes", panel="Repair")(replay.replay)
+command(cli, *replay.EXAMPLES, options="company why who dry_run yes")(replay.replay)
 
 
 @command(cli, "ota-receiver events list --since 1h --status Issued", options="company")

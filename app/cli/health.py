@@ -8,6 +8,7 @@ It runs every few seconds, so it loads little: what only one role needs is impor
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import typer
@@ -26,7 +27,7 @@ _CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
 cli = commands()
 
 
-@command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES, panel="Run")
+@command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES)
 def health(
     role: Annotated[
         Literal["web", "worker"] | None,
@@ -41,7 +42,8 @@ def health(
     """
     loaded = settings.load()
     healthy, found = False, []
-    checks = (("web", _web_ready), ("worker", _worker_ready)) if ready else (("web", _web), ("worker", _worker))
+    web = partial(_web, path="/readyz" if ready else "/healthz")
+    checks = (("web", web), ("worker", _worker_ready if ready else _worker))
     for name, check in checks:
         if role in (None, name) and not healthy:
             healthy, detail = check(loaded)
@@ -52,17 +54,8 @@ def health(
         raise typer.Exit(FOUND)
 
 
-def _web(loaded: Settings) -> tuple[bool, str]:
-    """Return whether the web process answers, and the detail."""
-    return _web_answers(loaded, "/healthz")
-
-
-def _web_ready(loaded: Settings) -> tuple[bool, str]:
-    """Return whether the web process can record events, and the detail."""
-    return _web_answers(loaded, "/readyz")
-
-
-def _web_answers(loaded: Settings, path: str) -> tuple[bool, str]:
+def _web(loaded: Settings, path: str) -> tuple[bool, str]:
+    """Return whether the web process answers 200 for this path, and the detail."""
     # The standard library's client ignores the proxies of the environment.
     from http.client import HTTPConnection, HTTPException
 
@@ -78,15 +71,15 @@ def _web_answers(loaded: Settings, path: str) -> tuple[bool, str]:
 
 
 def _worker(loaded: Settings) -> tuple[bool, str]:
-    """Return whether the loop of a pool of this machine turns, and the detail."""
-    from app.heartbeat import TURN_WITHIN, since_last_turn
+    """Return whether the loop of a pool of this machine runs, and the detail."""
+    from app.heartbeat import LOOP_WITHIN, since_last_loop
 
     if sys.platform != "linux":
         return _worker_ready(loaded)
-    age = since_last_turn(loaded.deployment)
+    age = since_last_loop(loaded.deployment)
     if age is None:
         return False, "no worker pool of this user runs on this machine"
-    return age < TURN_WITHIN, f"its loop turned {age:.0f} s ago"
+    return age < LOOP_WITHIN, f"its loop last ran {age:.0f} s ago"
 
 
 def _worker_ready(loaded: Settings) -> tuple[bool, str]:

@@ -31,40 +31,31 @@ from app.cli.command import (
 )
 from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
 
-COMMANDS: Final[dict[str, tuple[str, Panel, str]]] = {
-    "serve": ("serve", "Run", "Receive events: run the HTTP endpoint (the `web` process)."),
-    "worker": (
-        "serve",
-        "Run",
-        "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process).",
-    ),
-    "demo": ("dev", "Try", "Send sample orders through real processes and show what arrived."),
-    "dev": (
-        "dev",
-        "Try",
-        "Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.",
-    ),
-    "simulate": (
-        "dev",
-        "Try",
-        "Send late, duplicate, batched and forged events, and check the outcome of every order.",
-    ),
-    "check": ("check", "Run", "Check the settings, Redis and its durability, and each company's API and subscription."),
-    "health": ("health", "Run", "Check that the web process or the worker pool of this machine (or container) works."),
-    "status": ("status", "Look", "Show the backlog and its expected end, failures, worker pools and alerts."),
-    "events": ("events", "Look", "Events received from the Channel Manager."),
-    "orders": ("orders", "Look", "Orders: fetched, pending and failed."),
-    "dead": ("dead", "Repair", "Dead letters: orders and deliveries that failed for good."),
-    "replays": ("replay", "Repair", "Plans made by `events replay`."),
-    "audit": ("status", "Look", "Show who changed something by hand, when, what and why."),
-    "subscription": ("subscription", "Repair", "The webhook subscription at the Channel Manager."),
-    "reconcile": (
-        "reconcile",
-        "Repair",
-        "Compare the Channel Manager's order list with ours, and show the differences.",
-    ),
+COMMANDS: Final = {
+    "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
+    "worker": ("serve", "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."),
+    "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
+    "health": ("health", "Check that the web process or the worker pool of this machine (or container) works."),
+    "status": ("status", "Show the backlog and its expected end, failures, worker pools and alerts."),
+    "events": ("events", "Events received from the Channel Manager."),
+    "orders": ("orders", "Orders: fetched, pending and failed."),
+    "audit": ("status", "Show who changed something by hand, when, what and why."),
+    "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
+    "replays": ("replay", "Plans made by `events replay`."),
+    "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
+    "reconcile": ("reconcile", "Compare the Channel Manager's order list with ours, and show the differences."),
+    "demo": ("dev", "Send sample orders through real processes and show what arrived."),
+    "dev": ("dev", "Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager."),
+    "simulate": ("dev", "Send late, duplicate, batched and forged events, and check the outcome of every order."),
 }
-"""Name -> its module, its panel, and its line in `--help`: the first sentence of its own help."""
+"""Name -> its module, and its line in `--help`: the first sentence of its own help."""
+
+_PANELS: Final[dict[Panel, tuple[str, ...]]] = {
+    "Run": ("serve", "worker", "check", "health"),
+    "Look": ("status", "events", "orders", "audit"),
+    "Repair": ("dead", "replays", "subscription", "reconcile"),
+    "Try": ("demo", "dev", "simulate"),
+}
 
 _FROM_SOURCE: Final = frozenset({"demo", "dev"})
 """Commands of an installation with app.dev; the image has none."""
@@ -103,8 +94,9 @@ class _Program(Panels):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
-    def lines(self, ctx: Any, width: int) -> Iterator[tuple[Panel, str, str]]:
-        return ((COMMANDS[name][1], name, COMMANDS[name][2]) for name in self.commands)
+    def lines(self, width: int) -> Iterator[tuple[Panel, str, str]]:
+        installed = list(self.commands)
+        return ((of, name, COMMANDS[name][1]) for of, names in _PANELS.items() for name in names if name in installed)
 
 
 cli = commands(

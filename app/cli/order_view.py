@@ -22,9 +22,9 @@ from app.heartbeat import Configuration
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
 from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
-from app.ledger.rate_limit import Breaker
 from app.ledger.record import OrderRecord, SinkRecord, State
-from app.ledger.rq_jobs import RESUME, is_suspended
+from app.ledger.rq_jobs import RESUME
+from app.snapshot import Breaker, Snapshot, SnapshotReader
 from app.upstream.models import UNSETTLED, Item, Order
 
 _INDENT: Final = 10
@@ -175,7 +175,9 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     record = here.orders.record(key)
     if record is None:
         raise Stop(f"Order {key.order_id} has no record.", FOUND)
-    state, history = record.state(here.now()), here.orders.history(key)
+    snapshot = SnapshotReader(here.settings.companies).read(here.redis)
+    now = times.from_ms(snapshot.now)
+    state, history = record.state(now), here.orders.history(key)
     is_unscheduled = bool(here.orders.unscheduled([key]))
     due = None if is_unscheduled else here.orders.due(key)
     outstanding = tuple(_outstanding(record, state, due, here.sinks))
@@ -183,8 +185,8 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     if is_unscheduled:
         hindrances = [_UNSCHEDULED.format(id=name, due=here.redis.names.due)] * len(outstanding)
     else:
-        hindrances = _hindrances(here, key.company_id, state, outstanding)
-    delivering = record.delivering_since(here.now()) if state == "fetched" else None
+        hindrances = _hindrances(snapshot, key.company_id, state, outstanding)
+    delivering = record.delivering_since(now) if state == "fetched" else None
     outstanding = tuple(
         msgspec.structs.replace(one, next=None) if why or delivering else one
         for one, why in zip(outstanding, hindrances, strict=True)
@@ -195,15 +197,14 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         order, outstanding = None, (*outstanding, UNREADABLE)
     if order is not None and not reveal:
         order = masked(order)
-    breaker = here.open_breaker(key.company_id) if state in {"deferred", "pending"} else None
-    words = breaker_words(breaker, here.now()) if breaker is not None else ""
+    breaker = snapshot.breaker(key.company_id) if state in {"deferred", "pending"} else None
     held = _BREAKER_OPEN if breaker is not None else _DELIVERING.format(times.short(delivering)) if delivering else ""
     return OrderView(
         record=record,
         order=order,
         sinks=tuple(_sinks(record, here.sinks)) if record.revision else record.sinks,
         breaker=breaker,
-        breaker_words=words,
+        breaker_words=breaker_words(breaker, now) if breaker is not None else "",
         history=history,
         company=here.companies.slug(key.company_id),
         state=state,
@@ -264,15 +265,13 @@ def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
                 yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
 
 
-def _hindrances(here: CommandContext, company_id: str, state: State, outstanding: tuple[Outstanding, ...]) -> list[str]:
+def _hindrances(snapshot: Snapshot, company_id: str, state: State, outstanding: tuple[Outstanding, ...]) -> list[str]:
     """Return for each why its planned attempt will not happen, and what to do; "" if it will, or if none is planned."""
     if state == "fetching" or all(one.next is None for one in outstanding):
         return [""] * len(outstanding)
-    pools = [pool.configuration for pool in here.deployment.running().values()]
-    is_idle = is_suspended(here.redis)
-    return [
-        "" if one.next is None else _SUSPENDED if is_idle else _lacking(one, company_id, pools) for one in outstanding
-    ]
+    pools = [pool.configuration for pool in snapshot.running_pools().values()]
+    hindrances = (_SUSPENDED if snapshot.suspended else _lacking(one, company_id, pools) for one in outstanding)
+    return ["" if one.next is None else why for one, why in zip(outstanding, hindrances, strict=True)]
 
 
 def _lacking(one: Outstanding, company_id: str, pools: Collection[Configuration]) -> str:

@@ -57,7 +57,7 @@ _NO_POOL: Final = (
 )
 
 cli = commands(name="orders", help="Orders: fetched, pending and failed.")
-command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES, panel="Repair")(erase.erase)
+command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.CODES)(erase.erase)
 
 
 def request_fetches(
@@ -68,7 +68,7 @@ def request_fetches(
     Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
     `orders`: of each the digest of the row in the order list that causes its request, "" without one.
     """
-    here.note(what, context.about([*orders]), len(orders))
+    context.note(here.redis, what, context.about([*orders]), len(orders))
     erased = here.erasure.erased_among([*orders])
     left = iter([order for order in orders if order not in erased])
     count, queued = len(orders) - len(erased), 0
@@ -156,7 +156,7 @@ def explain(order: context.Order) -> None:
         raise typer.Exit(FOUND)
 
 
-@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why", panel="Repair")
+@command(cli, "ota-receiver orders refetch CM-4711 CM-4712", options="company who why")
 def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=context.ORDER)]) -> None:
     """Fetch orders again now, in the live queue. Use it after a confirmOrder of your own, which sends no event.
 
@@ -174,7 +174,7 @@ def _reference(text: str) -> str:
     return found
 
 
-@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES, panel="Repair")
+@command(cli, _CONFIRM, options="company yes who why", codes=_CHANGE_CODES)
 def confirm(
     order: context.Order,
     payment_reference: Annotated[
@@ -194,7 +194,7 @@ def confirm(
     )
 
 
-@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES, panel="Repair")
+@command(cli, "ota-receiver orders cancel CM-4711", options="company yes who why", codes=_CHANGE_CODES)
 def cancel(order: context.Order) -> None:
     """Cancel an order (deleteOrder), and fetch it. Upstream deletes a Draft or Error order, and keeps an Issued one.
 
@@ -218,7 +218,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
         known = record.known_status if record is not None else "unknown"
         wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
         console.confirm(f"{question}: {key.order_id} of {company.slug}, last known status {known}{wallets}?")
-        here.note(f"order-{what}", key.member, 1)
+        context.note(here.redis, f"order-{what}", key.member, 1)
         request = partial(_request_fetch, here, key)
         see = f"ota-receiver orders explain {key.order_id}"
         try:

@@ -45,7 +45,7 @@ _CODES: Final = {
 cli = commands()
 
 
-@command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES, panel="Repair")
+@command(cli, "ota-receiver reconcile --from-zero --apply", options="company yes who why", codes=_CODES)
 def reconcile(
     from_zero: Annotated[
         bool, typer.Option("--from-zero", help="Read the whole list, not only the changes since the last run.")

@@ -189,14 +189,14 @@ def list_(limit: context.Limit = 20) -> None:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
 
-@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who", panel="Repair")
+@command(cli, "ota-receiver replays resume k7m2qx --rate 2", options="who")
 def resume(plan_id: PlanId, rate: Rate = None) -> None:
     """Resume a replay. Several processes may run one plan: they share its rate, and no order is queued twice."""
     with open_context() as here:
         _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
 
 
-@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who", panel="Repair")
+@command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
 def cancel(plan_id: PlanId) -> None:
     """Cancel a replay. Orders already queued stay queued. Processes that run it stop within seconds."""
     with open_context() as here:
@@ -216,12 +216,7 @@ def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[st
 
 def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     """Return the plan; raises Stop when there is none, or it has ended."""
-    ids = here.plans.ids()
-    known = (
-        plan_id
-        if plan_id in ids
-        else only("plan", plan_id, [one for one in ids if len(plan_id) > 3 and one.startswith(plan_id)])
-    )
+    known = only("plan", plan_id, [one for one in here.plans.ids() if len(plan_id) > 3 and one.startswith(plan_id)])
     plan = here.plans.of(known) if known else None
     if plan is None:
         raise Stop(f"No plan {plan_id!r} found; `ota-receiver replays list` shows them.", FOUND)

@@ -31,7 +31,7 @@ _WORKER_CODES = {
 cli = commands()
 
 
-@cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES), rich_help_panel="Run")
+@cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))
 def serve() -> None:
     """Receive events: run the HTTP endpoint (the `web` process)."""
     from app.web.server import Server, listen  # the pool imports no web server
@@ -59,7 +59,7 @@ def serve() -> None:
     raise typer.Exit(DONE if server.started else FOUND)
 
 
-@cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES), rich_help_panel="Run")
+@cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))
 def worker() -> None:
     """Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."""
     from workers.pool import run  # here: `serve` does not load it

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from statistics import mean
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 import typer
 
 from app import times
-from app.alerts import SURE, runbook
-from app.audit import AuditEntry, newest_first
+from app.alerts import SURE, Key, runbook
+from app.audit import Action, AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
@@ -24,10 +24,10 @@ from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.policy import JOB_TIMEOUT
-from app.ledger.rate_limit import Breaker, spent
+from app.ledger.rate_limit import spent
 from app.ledger.record import OrderRecord
 from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
-from app.snapshot import Snapshot, SnapshotReader
+from app.snapshot import AlertState, SinkSnapshot, Snapshot, SnapshotReader
 
 _CODES: Final = {
     DONE: "nothing needs a look",
@@ -43,22 +43,6 @@ _LOOKED_AT: Final = 200
 
 _LONG: Final = 10
 """Seconds from which a delivery that runs is shown: its sink may hang, and holds a worker."""
-
-Action = Literal[
-    "replay",
-    "resume",
-    "cancel",
-    "refetch",
-    "requeue",
-    "drop",
-    "reconcile",
-    "order-confirm",
-    "order-cancel",
-    "erase",
-    "subscription-create",
-    "subscription-delete",
-    "subscription-repair",
-]
 
 cli = commands()
 
@@ -78,60 +62,13 @@ class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
     done_s: int | None
 
 
-class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Since when the getOrder calls of a company are paused, and the failure that opened the breaker last.
-
-    `next_probe_at`: the next call may be made; in the past while no order is due.
-    """
-
-    company: str
-    reason: str
-    http_status: int | None
-    open_s: int
-    next_probe_at: datetime
-    text: str
-
-
-class AlertStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """An alert that fires `since`. `count`: how often since then what it counts came up, None if it counts nothing.
-
-    `last_at`: its cause was seen last. `runbook`: its section of docs/operations.md.
-    """
-
-    name: str
-    company: str
-    sink: str
-    reason: str
-    since: datetime
-    age_s: int
-    count: int | None
-    last_at: datetime
-    runbook: str
-
-
-class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One sink: how many of the orders looked at (400 at most) wait for it (`behind`), and whether everything `fails`.
-
-    No delivery has succeeded for `failing_s`, None if the latest did; since then `attempts` failed, the last one with
-    this `error`.
-    """
-
-    sink: str
-    behind: int
-    fails: bool
-    failing_s: int | None
-    attempts: int
-    error: str
-
-
 @command(cli, "ota-receiver status", codes=_CODES)
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
         snapshot = SnapshotReader(here.settings.companies).read(here.redis)
         companies, spool, now = snapshot.companies, here.settings.spool_dir, times.from_ms(snapshot.now)
-        breakers = tuple(_breaker(slug, one, now) for slug, one in snapshot.open_breakers().items())
-        throttled = snapshot.throttled()
+        breakers, throttled = snapshot.open_breakers(), snapshot.throttled()
         records = list(islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT))
         latest = [one.key for one in records]
         get_order = _get_order_seconds(here, latest[:_LATEST])
@@ -139,20 +76,19 @@ def status() -> None:
         queues = _queues(here, snapshot, get_order)
         unscheduled = len(here.orders.unscheduled(latest))
     longest = _longest_delivery(records, now)
-    alerts = tuple(_alerts(snapshot))
+    alerts = [one for one in snapshot.alert_states().items() if one[1].firing_at]
     pools = len(snapshot.running_pools())
     differing = differences(snapshot.running_pools())
-    sinks = tuple(_sinks(snapshot))
     undeclared = tuple(company or sink for company, sink in snapshot.undeclared())
     oldest = {one.slug: one.oldest_pending_ms // 1000 for one in companies.values()}
     oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
     spooled = waiting(spool) if spool else None
     unknown = "unknown: see `ota-receiver check`" if spool else None
-    until = [*throttled.values(), *(one.next_probe_at for one in breakers)]
+    until = [*throttled.values(), *(one.probe_at for one in breakers.values())]
     # With one company that may be called, nothing as a whole is paused.
     pause = "" if suspended or not until or not pools else f" until {times.short(min(until))}"
     found = {
-        "alerts": alerts,
+        "alerts": [_alert_fields(*one) for one in alerts],
         "pools": pools,
         "pools_differ": differing,
         "undeclared": undeclared,
@@ -165,14 +101,13 @@ def status() -> None:
         "longest_delivery_s": longest,
         "dead_letters": snapshot.dead,
         "dead_deliveries": snapshot.dead_deliveries,
-        "breakers_open": tuple(one.company for one in breakers),
-        "breakers": breakers,
-        "sinks": sinks,
+        "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in breakers.items()],
+        "sinks": [_sink_fields(*one, snapshot.now) for one in snapshot.sinks.items()],
         "throttled_until": throttled,
         "spooled": spooled,
     }
     facts = {
-        "alerts": tuple(_alert(one, now) for one in alerts) or "none",
+        "alerts": tuple(_alert(*one, snapshot.now) for one in alerts) or "none",
         "worker pools running": pools or "0: nothing is fetched; start `ota-receiver worker`",
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
@@ -184,16 +119,17 @@ def status() -> None:
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "breakers open": tuple(f"{one.company}: {one.text}" for one in breakers) or "none",
+        "breakers open": tuple(f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items())
+        or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
-        "sinks": tuple(map(_sink, sinks)),
+        "sinks": tuple(_sink(*one, snapshot.now) for one in snapshot.sinks.items()),
         "longest delivery": f"has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
         if longest >= _LONG
         else None,
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    fails = any(one.fails for one in sinks)
+    fails = any(one.fails(snapshot.now) for one in snapshot.sinks.values())
     if alerts or breakers or fails or undeclared or not pools or suspended or unscheduled:
         raise typer.Exit(FOUND)
 
@@ -250,62 +186,42 @@ def _queues(here: CommandContext, snapshot: Snapshot, get_order: float) -> list[
     return found
 
 
-def _breaker(slug: str, one: Breaker, now: datetime) -> BreakerStatus:
-    return BreakerStatus(
-        company=slug,
-        reason=one.reason,
-        http_status=one.http_status,
-        open_s=round((now - one.since).total_seconds()),
-        next_probe_at=one.probe_at,
-        text=context.breaker_words(one, now),
-    )
+def _alert_fields(key: Key, state: AlertState) -> dict[str, object]:
+    """Return an alert that fires for machines; docs/json.md describes the keys."""
+    name, company, sink = key
+    return {
+        "name": name,
+        "company": company,
+        "sink": sink,
+        "reason": state.reason,
+        "since": times.from_ms(state.since),
+        "count": state.risen if state.count >= 0 else None,
+        "last_at": times.from_ms(state.last_true_at),
+        "runbook": runbook(name),
+    }
 
 
-def _alerts(snapshot: Snapshot) -> Iterator[AlertStatus]:
-    for (name, company, sink), state in snapshot.alert_states().items():
-        if state.firing_at:
-            yield AlertStatus(
-                name=name,
-                company=company,
-                sink=sink,
-                reason=state.reason,
-                since=times.from_ms(state.since),
-                age_s=(snapshot.now - state.since) // 1000,
-                count=state.risen if state.count >= 0 else None,
-                last_at=times.from_ms(state.last_true_at),
-                runbook=runbook(name),
-            )
-
-
-def _alert(one: AlertStatus, now: datetime) -> str:
-    about = " ".join(filter(None, (one.name, one.company, one.sink)))
+def _alert(key: Key, state: AlertState, now: int) -> str:
     # What was true at the last evaluation has not ended.
-    ended = now - one.last_at > timedelta(milliseconds=SURE)
-    last = f"last at {times.short(one.last_at)}" if ended else ""
-    count = console.many(one.count, "time") if one.count is not None else ""
-    words = ", ".join(filter(None, (f"for {_age(one.age_s)}", count, one.reason, last)))
-    return f"{about}: {words}; {one.runbook}"
+    last = f"last at {times.short(times.from_ms(state.last_true_at))}" if now - state.last_true_at > SURE else ""
+    count = console.many(state.risen, "time") if state.count >= 0 else ""
+    words = ", ".join(filter(None, (f"for {_age((now - state.since) // 1000)}", count, state.reason, last)))
+    return f"{' '.join(filter(None, key))}: {words}; {runbook(key[0])}"
 
 
-def _sinks(snapshot: Snapshot) -> Iterator[SinkStatus]:
-    for name, one in snapshot.sinks.items():
-        failing_s = (snapshot.now - one.failing_since) // 1000 if one.failing_since else None
-        yield SinkStatus(
-            sink=name,
-            behind=one.behind,
-            fails=one.fails(snapshot.now),
-            failing_s=failing_s,
-            attempts=one.failed_attempts,
-            error=one.error,
-        )
+def _sink_fields(name: str, one: SinkSnapshot, now: int) -> dict[str, object]:
+    """Return a sink for machines; docs/json.md describes the keys."""
+    found: dict[str, object] = {"sink": name, "behind": one.behind, "fails": one.fails(now)}
+    return found | {"failing_s": one.failing_s(now), "attempts": one.failed_attempts, "error": one.error}
 
 
-def _sink(one: SinkStatus) -> str:
-    behind = f"{one.sink}: {console.many(one.behind, 'order')} behind"
-    if one.failing_s is None:
+def _sink(name: str, one: SinkSnapshot, now: int) -> str:
+    behind = f"{name}: {console.many(one.behind, 'order')} behind"
+    failing_s = one.failing_s(now)
+    if failing_s is None:
         return behind
-    failed = f"{console.many(one.attempts, 'attempt')} failed, {one.error}"
-    return f"{behind}; nothing delivered for {_age(one.failing_s)}: {failed}"
+    failed = f"{console.many(one.failed_attempts, 'attempt')} failed, {one.error}"
+    return f"{behind}; nothing delivered for {_age(failing_s)}: {failed}"
 
 
 def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> float:

@@ -115,14 +115,7 @@ def list_() -> None:
         raise Stop("\n".join(troubles), NO_ANSWER)
 
 
-@command(
-    cli,
-    _CREATE,
-    f"{_CREATE} --new-client-state --write-to FILE",
-    options="company yes who why",
-    codes=_CODES,
-    panel="Repair",
-)
+@command(cli, _CREATE, f"{_CREATE} --new-client-state --write-to FILE", options="company yes who why", codes=_CODES)
 def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Public https address of the webhook.")],
     new_client_state: Annotated[
@@ -171,7 +164,7 @@ def create(
     console.result(text, view)
 
 
-@command(cli, _DELETE, options="company yes who why", codes=_CODES, panel="Repair")
+@command(cli, _DELETE, options="company yes who why", codes=_CODES)
 def delete(subscription_id: Annotated[str, typer.Argument(metavar="ID", help=_ID)]) -> None:
     """Delete a subscription."""
     wanted = guid(subscription_id)
@@ -212,7 +205,7 @@ def _duration(text: str) -> int:
         raise typer.BadParameter("is not a duration such as 90s, 15m or 2h30m") from None
 
 
-@command(cli, _WATCH, options="company who why", codes=_CODES, panel="Repair")
+@command(cli, _WATCH, options="company who why", codes=_CODES)
 def watch(
     url: Annotated[
         str | None,

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from datetime import datetime
 from functools import partial
 from hashlib import blake2b
 from types import TracebackType
@@ -23,7 +22,6 @@ from app.errors import ConnectionFault, Denied, UpstreamError
 from app.ledger import policy
 from app.ledger.redis import Redis, Script, retry_until
 from app.ledger.work import PermitOutcome, Released
-from app.times import from_ms
 
 _log = log.get()
 
@@ -190,28 +188,6 @@ def spent(redis: Redis, key: str, now: int) -> int:
     """Return how many requests of the window that ends `now` (ms) were made with the API key of this id."""
     made: Any = redis.zcount(redis.names.window(key), now - WINDOW, "+inf")
     return int(made)
-
-
-class Breaker(msgspec.Struct, frozen=True):
-    """An open breaker: the reason code and the HTTP status of the failure that opened it last, and since when.
-
-    `probe_at`: when the next call may be made, as a probe; in the past while no order has come for it.
-    """
-
-    reason: str
-    http_status: int | None
-    since: datetime
-    probe_at: datetime
-
-
-def open_breaker(redis: Redis, breaker: str) -> Breaker | None:
-    """Return the breaker with this id, None if it is closed."""
-    client: Any = redis
-    key = redis.names.breaker(breaker)
-    reason, http, opened_at, until = client.hmget(key, "reason", "http", "opened_at", "open_until")
-    if not opened_at:
-        return None
-    return Breaker(reason.decode(), int(http) or None, from_ms(int(opened_at)), from_ms(int(until or 0)))
 
 
 def key_id(api_key: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any, Final
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.suspension import is_suspended as _is_suspended
 from rq.utils import now, utcformat
 
 from app.ids import OrderKey
@@ -59,11 +58,6 @@ def prefixes(redis: Redis) -> set[str]:
     start, end = Queue.redis_queue_namespace_prefix, f"-{LIVE}"
     names = (one.decode(errors="replace") for one in queues)
     return {one.removeprefix(start).removesuffix(end) for one in names if one.endswith(end)}
-
-
-def is_suspended(redis: Redis) -> bool:
-    """Return whether `rq suspend` was given: the workers run and take no job until `rq resume`."""
-    return bool(_is_suspended(redis))
 
 
 class JobTemplate:

@@ -204,8 +204,11 @@ def _peer(scope: Scope) -> str:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return an IP address, None for anything else; some proxies write a port after it."""
-    text = text.strip()
+    """Return an IP address, None for anything else; some proxies write a port after it.
+
+    Without its zone: after a `%` Python takes any text of any length for one.
+    """
+    text = text.strip().partition("%")[0]
     for form in (text, text.rpartition(":")[0].strip("[]")):
         with suppress(ValueError):
             found = ip_address(form)

@@ -154,7 +154,7 @@ def test_an_incomplete_list_is_exit_code_5_and_pauses_no_getorder(
     assert (ended.code, again.code) == (6, 6)
     assert f"venue: the list ended early: {reason} (HTTP {status}). See: ota-receiver check" in ended.err
     assert "breaker_open" in again.err
-    assert json.loads(shown.out)["breakers_open"] == []
+    assert json.loads(shown.out)["breakers"] == []
 
 
 def test_orders_of_a_file_are_found_by_id_and_by_either_reference(lab: Lab) -> None:

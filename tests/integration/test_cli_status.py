@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from rq.suspension import suspend
 
-from app.heartbeat import Heartbeat, LoopClock
+from app.heartbeat import Heartbeat, LoopTime
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger import policy
@@ -114,13 +114,13 @@ def test_dead_letters_and_open_breakers_are_counted(lab: Lab) -> None:
     assert "venue: bad_request (HTTP 400) since " in page.out
     assert f" (3 min); next probe at {shown(lab.now + 60_000)}" in page.out
     (breaker,) = found["breakers"]
-    assert (breaker["reason"], breaker["http_status"], breaker["open_s"] // 10) == ("bad_request", 400, 18)
+    assert (breaker["company"], breaker["reason"], breaker["http_status"]) == ("venue", "bad_request", 400)
 
     found = status(lab, 1)
     lab.redis.hset(breakers[1], "open_until", lab.now + 90_000)
     lab.accept(order(3))
 
-    assert (found["dead_letters"], found["dead_deliveries"], found["breakers_open"]) == (1, 1, ["venue"])
+    assert (found["dead_letters"], found["dead_deliveries"], len(found["breakers"])) == (1, 1, 1)
     assert found["queues"][0]["rate"] > 0
     assert (status(lab, 1)["queues"][0]["rate"], status(lab, 1)["queues"][0]["done_s"]) == (0, None)
     soonest = shown(lab.now + 60_000)
@@ -173,10 +173,7 @@ def test_an_alert_has_its_age_its_count_when_it_was_last_true_and_its_runbook(la
 
     page, (rejected, down) = lab.run_command("status").out, status(lab, 1)["alerts"]
 
-    assert (rejected["name"], rejected["company"], rejected["count"], rejected["age_s"]) == (
-        *("rejected_secrets", "venue", 7),
-        7200,
-    )
+    assert (rejected["name"], rejected["company"], rejected["count"]) == ("rejected_secrets", "venue", 7)
     assert (down["reason"], down["count"], down["runbook"]) == ("missing", None, "docs/operations.md#subscription")
     last = shown(lab.now - 1_800_000)
     flat = " ".join(page.split())
@@ -241,12 +238,12 @@ def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -
     }
     lab.redis.hset(KEYS.breaker("breaker"), mapping=opened)
 
-    assert "venue" in status(lab, 1)["breakers_open"]
+    assert "venue" in {one["company"] for one in status(lab, 1)["breakers"]}
     assert "unauthorized (HTTP 401)" in lab.run_command("orders", "explain", order(1).order_id).out
 
     lab.redis.delete(KEYS.breaker("breaker"))
     lab.redis.hset(KEYS.breaker(breaker_id(API_KEY, "/tenant/Sandbox/Venue")), mapping=opened)
-    assert status(lab, 0)["breakers_open"] == []
+    assert status(lab, 0)["breakers"] == []
 
 
 def test_events_in_the_spool_of_this_machine_are_counted(lab: Lab) -> None:
@@ -318,20 +315,20 @@ def test_without_redis_the_worker_is_not_ready_and_a_web_process_with_a_spool_is
 
 
 @pytest.mark.parametrize(("age", "code"), [(0, 0), (50, 0), (61, 1)])
-def test_a_pool_lives_while_its_loop_turns_with_or_without_redis(
+def test_a_pool_lives_while_its_loop_runs_with_or_without_redis(
     lab: Lab, free_port: int, monkeypatch: pytest.MonkeyPatch, age: int, code: int
 ) -> None:
     """A liveness probe must not restart every pool when Redis is away. That of another deployment does not count."""
     away = {"REDIS_URL": "redis://:canary@127.0.0.1:1/0", "PORT": str(free_port)}
     monkeypatch.setattr("app.heartbeat.monotonic", lambda: monotonic() - age)
-    clocks = [LoopClock(f"ota {away['REDIS_URL']}"), LoopClock(f"other {away['REDIS_URL']}")]
+    clocks = [LoopTime(f"ota {away['REDIS_URL']}"), LoopTime(f"other {away['REDIS_URL']}")]
     for one in clocks:
-        one.turned()
+        one.set_now()
         monkeypatch.setattr("app.heartbeat.monotonic", monotonic)
 
     alive = lab.run_command("health", "--role", "worker", **away)
 
-    assert (alive.code, alive.out) == (code, f"worker: its loop turned {age} s ago\n")
+    assert (alive.code, alive.out) == (code, f"worker: its loop last ran {age} s ago\n")
     assert lab.run_command("health", **away).code == code
     assert lab.run_command("health", "--role", "worker", "--ready", **away).code == 1
     clocks[0].close()

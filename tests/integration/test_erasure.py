@@ -358,6 +358,7 @@ class TestErasedFile:
         [
             (b"", "line 1 is not one of ours"),
             (b"another program\n", "line 1 is not one of ours"),
+            (b"a secret without an end of its line", "line 1 is not one of ours"),
             (
                 b"ota-receiver erased orders, salt " + b"a" * 32 + b"\n" + b"b" * 64 + b"\nx\n",
                 "line 3 is not one of ours",
@@ -381,6 +382,7 @@ class TestErasedFile:
         assert problem.partition(" (")[0] in " ".join(check.out.split())
         assert f"ERASED_FILE: {path} " in erase.err
         assert lab.field("erased_at", ONE) is None
+        assert content is None or path.read_bytes() == content
 
     def test_a_folder_that_is_missing_is_named_and_a_file_that_vanishes_is_logged_once(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="is missing"):

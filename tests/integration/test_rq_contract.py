@@ -250,8 +250,14 @@ def test_a_second_signal_does_not_cut_off_a_fetch(bare: Lab) -> None:
 
 
 def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: int, tmp_path: Path) -> None:
-    """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own."""
+    """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own.
+
+    What the sink prints is in the log.
+    """
+    (tmp_path / "prints.py").write_text("print('imported')\ndef on_order(order, context): pass\n")
     settings = settings_of_one_company(redis_url) | {
+        "SINKS": "python:prints:on_order",
+        "PYTHONPATH": str(tmp_path),
         "RQ_REDIS_URL": redis_url,
         "NP_BASE_URL": f"http://127.0.0.1:{free_port}",
         "NP_COMPANY_ID": ONE.company_id,
@@ -264,6 +270,7 @@ def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: in
 
     with Process.start(program, env={**os.environ, **settings}, cwd=tmp_path, log=tmp_path / "log") as process:
         assert process.wait(60) == 0, process.output
+        assert re.search(r'"event":"sink.output".*"text":"imported"', process.output), process.output
 
     assert (len(bare.queued()), bare.redis.exists(job.key)) == (0, 0)
     assert len(FailedJobRegistry(LIVE, connection=bare.redis, serializer=JSONSerializer)) == 0

@@ -189,7 +189,7 @@ def test_orders_that_a_sink_lacks_or_refuses_are_counted(lab: Lab) -> None:
     ("orders", "later", "fires"), [(1, 29, False), (1, 31, True), (2, 29, False), (3, 0, True)], ids=str
 )
 def test_a_sink_that_fails_for_everything_fires_within_a_minute_and_resolves_with_the_repair(
-    lab: Lab, redis_url: str, orders: int, later: int, fires: bool
+    lab: Lab, orders: int, later: int, fires: bool
 ) -> None:
     lab.declare()
     for number in range(orders + 1):
@@ -201,10 +201,8 @@ def test_a_sink_that_fails_for_everything_fires_within_a_minute_and_resolves_wit
 
     fired = [(one.condition.name, one.condition.sink, one.condition.reason) for one in changes]
     assert fired == ([("sink_failing", SINK, "ValueError at shop.py:7")] if fires else [])
-    assert metrics(redis_url)[f"ota_sink_failing_seconds {SINK}"] > 0
     lab.deliver(order=order(orders))
     assert evaluated(lab, later * 1000) == ([("resolved", "sink_failing")] if fires else [])
-    assert metrics(redis_url)[f"ota_sink_failing_seconds {SINK}"] == 0
 
 
 def test_a_bad_order_of_a_sink_that_takes_others_fires_after_ten_minutes(lab: Lab) -> None:
@@ -351,7 +349,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert (found["ota_pools"], found["ota_workers live"], found["ota_workers backfill"]) == (1, 2, 1)
     assert found["ota_reconcile_last_success_timestamp_seconds venue"] == 1_795_000_000
     assert found["ota_last_event_timestamp_seconds museum current"] > 0
-    assert (found["ota_subscription_active venue"], found["ota_alert venue subscription "]) == (0, 1)
+    assert found["ota_alert venue subscription "] == 1
     assert found["ota_alert venue fetch_late "] == 1
     assert found["ota_alert museum fetch_late "] == 0
     assert {name.split()[0] for name in found} >= GAUGES.keys()

@@ -460,7 +460,8 @@ class TestLogs:
             for method, path in (("POST", "/"), ("POST", "/xmlrpc.php"), ("GET", "/webhooks/ota"), ("POST", "/readyz")):
                 web.http.request(method, f"http://127.0.0.1:{web.port}{path}")
 
-            counted = eventually(lambda: lab.counters("requests"), what="the counts are written")
+            # The process of the other tests writes its own counts here.
+            counted = eventually(lambda: lab.counters("requests|404"), what="the counts are written")
 
             warned = [line for line in web.lines() if line["event"] == "request.near_webhook"]
         assert counted == {"requests|404": len(near) + 1}
@@ -480,13 +481,15 @@ class TestLogs:
             ("127.0.0.1", ["[2001:db8::7]:4711"], "2001:db8::7"),
             ("127.0.0.1", ["203.0.113.7, unknown"], "127.0.0.1"),
             ("127.0.0.1", [""], "127.0.0.1"),
+            ("127.0.0.1", ["fe80::7%canary"], "fe80::7"),
+            ("fe80::1%eth0", ["203.0.113.7"], "203.0.113.7"),
             ("192.0.2.1", ["203.0.113.7"], "192.0.2.1"),
         ],
     )
     def test_the_sender_is_the_last_address_that_is_no_proxys(
         self, peer: str, forwarded: list[str], sender: str
     ) -> None:
-        proxies = Proxies([ip_network("127.0.0.1"), ip_network("10.0.0.0/8")])
+        proxies = Proxies([ip_network(one) for one in ("127.0.0.1", "10.0.0.0/8", "fe80::1")])
         headers = [(b"x-forwarded-for", one.encode()) for one in forwarded]
 
         assert proxies.sender({"client": (peer, 1), "headers": headers}) == sender
@@ -549,17 +552,17 @@ class TestLogs:
 
     def test_a_traceparent_is_on_the_lines_of_the_request_and_in_the_record(self, web: Web, lab: Lab) -> None:
         trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-        given = [f"00-{trace}-{parent}-01", f"ff-{trace}-{parent}-01", f"00-{trace.upper()}-{parent}-01"]
-        posted = [item(), item(), item()]
+        given = [f"00-{trace}-{parent}-01", f"ff-{trace}-{parent}-01"]
+        posted = [item(), item()]
         answers = [
             web.post({"values": [one]}, headers={"traceparent": header})
             for one, header in zip(posted, given, strict=True)
         ]
 
         lines = [[line.get(name) for name in ("trace_id", "parent_id")] for line in map(web.line_of, answers)]
-        assert lines == [[trace, parent], [None, None], [None, None]]
+        assert lines == [[trace, parent], [None, None]]
         kept = [lab.field("traceparent", key_of(one)) for one in posted]
-        assert kept == [given[0], None, None]
+        assert kept == [given[0], None]
 
     def test_successful_probes_are_not_logged(self, web: Web) -> None:
         for path in ("/healthz", "/readyz", "/metrics"):

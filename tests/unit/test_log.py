@@ -276,6 +276,28 @@ def test_each_line_that_a_sink_prints_is_a_line_of_the_log_and_a_flood_is_cut() 
     assert [line["lines"] for line in lines if "lines" in line] == [50]
 
 
+def test_what_a_sink_does_to_its_stdout_harms_no_later_delivery() -> None:
+    """It wraps, detaches or closes it, or takes it for a file; each is found in modules that people have."""
+    lines = run(
+        "log.configure(form='json')\n"
+        "import faulthandler, io, os, subprocess, sys\n"
+        "from workers.sinks import SinkOutput\n"
+        "output = SinkOutput()\n"
+        "def wrap(): sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\n"
+        "def detach(): sys.stdout.detach()\n"
+        "def close(): sys.stdout.close()\n"
+        "def start(): subprocess.run([sys.executable, '-c', ''], stdout=sys.stdout, stderr=sys.stderr)\n"
+        "def enable(): faulthandler.enable()\n"
+        "for do in wrap, detach, close, start, enable:\n"
+        "    with output.caught(): do()\n"
+        "    with output.caught(): print('after', do.__name__)\n"
+    )
+
+    assert [line.get("text") for line in lines] == [
+        f"after {name}" for name in ("wrap", "detach", "close", "start", "enable")
+    ]
+
+
 def test_our_own_trace_names_the_places_without_the_text() -> None:
     def inner(secret: str) -> None:
         raise ValueError(secret)

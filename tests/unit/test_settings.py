@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -150,14 +149,8 @@ def test_every_problem_is_in_one_message_and_no_value_is() -> None:
     assert advice == "(or name several companies in COMPANIES_FILE)"
     # EVENT_DAYS, by default 90, is below DEDUP_DAYS.
     assert sorted(names) == sorted(({name.removesuffix("_FILE") for name in given} | {"EVENT_DAYS"}) - {"DEDUP_DAYS"})
-    assert "NP_TENANT: missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11" in found
-    assert "PORT: is not a whole number, for example 8080" in found
     networks = "TRUSTED_PROXIES: must be IP addresses or networks, separated by commas, for example 127.0.0.0/8,::1"
     assert networks in found
-    assert "MAX_BODY_BYTES: must be at least 1024, for example 1048576" in found
-    assert "LOG_FORMAT: must be 'auto', 'json', 'ecs' or 'console', for example auto" in found
-    assert "EVENT_DAYS: is 90, and must not be below DEDUP_DAYS, which is 91" in found
-    assert "NP_API_KEY: given twice, also as NP_API_KEY_FILE: remove one of them" in found
     assert "canary" not in "\n".join(found).lower()
 
 
@@ -234,13 +227,14 @@ def test_an_invisible_character_inside_a_value_is_refused_by_name(name: str, ins
     ]
 
 
-def test_dotenv_is_read_as_it_stands_and_its_faults_have_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dotenv_is_read_as_it_stands_and_unknown_names_have_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in GOOD:
         monkeypatch.delenv(name, raising=False)
-    dotenv = tmp_path / ".env"
     good = "\ufeff" + "".join(f'{name}="{value}"\n' for name, value in GOOD.items())
-    dotenv.write_text(f"{good}SPOOLDIR=/spool\nMY_OWN=1\nHOST='${{HOME}}'\n", encoding="utf-8")
+    (tmp_path / ".env").write_text(f"{good}SPOOLDIR=/spool\nMY_OWN=1\nHOST='${{HOME}}'\n", encoding="utf-8")
     monkeypatch.setenv("CLIENTSTATE", "canary")
 
     found = settings.load()
@@ -251,16 +245,6 @@ def test_dotenv_is_read_as_it_stands_and_its_faults_have_lines(monkeypatch: pyte
         "MY_OWN (.env line 9): unknown name",
         "CLIENTSTATE: unknown name, perhaps CLIENT_STATE",
     )
-    wrong = {
-        f"{good}WORKERS=0\n": "WORKERS (.env line 8): must be at least 1, for example 8",
-        f"{good}no setting\n": ".env line 8: is not NAME=value, for example WORKERS=8",
-        b"\xff\xfeX": ".env: the file is not UTF-8 text",
-    }
-    for text, sentence in wrong.items():
-        dotenv.write_bytes(text if isinstance(text, bytes) else str(text).encode())
-        with pytest.raises(SettingsError) as refused:
-            settings.load()
-        assert str(refused.value) == sentence
 
 
 def test_levels_and_formats_are_read_in_any_case() -> None:
@@ -293,40 +277,65 @@ class Mistake(NamedTuple):
 URL_EXAMPLE = "for example redis://:password@redis:6379/0"
 TWICE = "remove one of them"
 MUSEUM = "COMPANIES_FILE [companies.museum]"
+VALUES = {
+    "REDIS_URL=": f"missing, {URL_EXAMPLE}",
+    "REDIS_URL=redis:6379": (
+        f"is not an address redis://, rediss:// or unix:// (percent-encode the password), {URL_EXAMPLE}"
+    ),
+    "REDIS_URL=redis://:can/ary@redis:6379/0": (
+        f"is not an address redis://, rediss:// or unix:// (percent-encode the password), {URL_EXAMPLE}"
+    ),
+    "REDIS_URL=redis://:canary@:6379/0": f"names no host, {URL_EXAMPLE}",
+    "REDIS_URL=redis://redis:6379/orders": (
+        f"must end with the number of a database, such as /0 (percent-encode the password), {URL_EXAMPLE}"
+    ),
+    "REDIS_URL=redis://redis:6379/0?ssl=true": (
+        f"has an unknown option after the ?, or a wrong value of db; those of TLS need rediss://, {URL_EXAMPLE}"
+    ),
+    "REDIS_URL=rediss://redis:6379/0?ssl_ca_certs=/nowhere/ca.pem": (
+        f"names a file in ssl_ca_certs that is not there, {URL_EXAMPLE}"
+    ),
+    "CLIENT_STATE= ": "missing, for example the output of openssl rand -hex 20",
+    "CLIENT_STATE=canarycanarycanarycanarycanarycanarycanarycanarycanary": (
+        "must have 1 to 50 characters, for example the output of openssl rand -hex 20"
+    ),
+    "CLIENT_STATE=canary\u200b-state": "holds an invisible character (U+200B); write it anew",
+    "NP_API_KEY=canary-schlüssel": (
+        "must be of printable ASCII characters: it is sent in a header,"
+        " for example the key as NaviPartner API Keys shows it"
+    ),
+    "NP_COMPANY_ID=canary": "is not a GUID, for example b56a418d-8205-4d3a-bdbb-25d94e42abbd",
+    "NP_PARTNER_ID=42": "is not a GUID, for example 21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e",
+    "NP_TENANT=": "missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11",
+    "NP_BASE_URL=http://api.npretail.app": (
+        "must be https, since what is sent there carries a secret, for example https://api.npretail.app"
+    ),
+    "NP_BASE_URL=api.npretail.app": "is not an http(s) address, for example https://api.npretail.app",
+    "NP_API_VERSION=v1": "is not a date, for example 2026-08-21",
+    "NP_PROXY=https://me:canary@proxy:3128": (
+        "is not an address http://host:port (percent-encode user and password),"
+        " for example http://proxy.example.com:3128"
+    ),
+    "SSL_CERT_FILE=/nowhere/ca.pem": "/nowhere/ca.pem is not there, for example /etc/ssl/certs/ca-certificates.crt",
+    "WEBHOOK_PATH=https://example.com/hook": (
+        "must be a path: a slash, then letters, digits and any of / _ . ~ -, for example /webhooks/ota-channel-manager"
+    ),
+    "WEBHOOK_PATH=/readyz": "is the path of a probe, for example /webhooks/ota-channel-manager",
+    "HOST=0.0.0.0:8080": "is not a host name or an IP address alone (the port is PORT), for example 127.0.0.1",
+    "PORT=http": "is not a whole number, for example 8080",
+    "PORT=80800": "must be at most 65535, for example 8080",
+    "MAX_BODY_BYTES=1MB": "is not a whole number, for example 1048576",
+    "UPSTREAM_TIMEOUT=2m": "must be at most 100s, for example 20s",
+    "RECONCILE_EVERY=15 minutes": "is not a duration such as 90s, 15m or 2h30m, for example 900s",
+    "WORKERS=0": "must be at least 1, for example 8",
+    "KEY_PREFIX=OTA:prod": "must be of lower-case letters, digits and hyphens, at most 20, for example ota",
+    "LOG_LEVEL=verbose": "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', for example INFO",
+    "ERASED_FILE=/nowhere/erased": "the folder of /nowhere/erased is missing: make it first",
+    "COMPANIES_FILE=/nowhere/companies.toml": "the file is missing, for example /etc/ota-receiver/companies.toml",
+}
+"""NAME=value in the environment -> what is said of the name."""
+
 MISTAKES = {
-    "no address of Redis": Mistake({"REDIS_URL": None}, f"REDIS_URL: missing, {URL_EXAMPLE}"),
-    "host and port alone": Mistake(
-        {"REDIS_URL": "redis:6379"},
-        f"REDIS_URL: is not an address redis://, rediss:// or unix:// (percent-encode the password), {URL_EXAMPLE}",
-    ),
-    "a slash in the password": Mistake(
-        {"REDIS_URL": "redis://:can/ary@redis:6379/0"},
-        f"REDIS_URL: is not an address redis://, rediss:// or unix:// (percent-encode the password), {URL_EXAMPLE}",
-    ),
-    "no host": Mistake({"REDIS_URL": "redis://:canary@:6379/0"}, f"REDIS_URL: names no host, {URL_EXAMPLE}"),
-    "the name of a database": Mistake(
-        {"REDIS_URL": "redis://redis:6379/orders"},
-        f"REDIS_URL: must end with the number of a database, such as /0 (percent-encode the password), {URL_EXAMPLE}",
-    ),
-    "TLS as an option": Mistake(
-        {"REDIS_URL": "redis://redis:6379/0?ssl=true"},
-        "REDIS_URL: has an unknown option after the ?, or a wrong value of db; those of TLS need rediss://, "
-        + URL_EXAMPLE,
-    ),
-    "a CA that is not there": Mistake(
-        {"REDIS_URL": "rediss://redis:6379/0?ssl_ca_certs=/nowhere/ca.pem"},
-        f"REDIS_URL: names a file in ssl_ca_certs that is not there, {URL_EXAMPLE}",
-    ),
-    "a blank secret": Mistake(
-        {"CLIENT_STATE": " "}, "CLIENT_STATE: missing, for example the output of openssl rand -hex 20"
-    ),
-    "a secret of 51 characters": Mistake(
-        {"CLIENT_STATE": "canary" * 9},
-        "CLIENT_STATE: must have 1 to 50 characters, for example the output of openssl rand -hex 20",
-    ),
-    "a secret copied with a hidden character": Mistake(
-        {"CLIENT_STATE": "canary\u200b-state"}, "CLIENT_STATE: holds an invisible character (U+200B); write it anew"
-    ),
     "a secret given twice": Mistake(
         {"CLIENT_STATE_FILE": "secret"},
         f"CLIENT_STATE: given twice, also as CLIENT_STATE_FILE: {TWICE}",
@@ -352,88 +361,19 @@ MISTAKES = {
         " for example NP_API_KEY_FILE=/run/secrets/np_api_key",
         files={"canary": "canary".encode("utf-16")},
     ),
-    "a key that no header carries": Mistake(
-        {"NP_API_KEY": "canary-schlüssel"},
-        "NP_API_KEY: must be of printable ASCII characters: it is sent in a header, for example the key as NaviPartner"
-        " API Keys shows it",
-    ),
     "a token that no header carries": Mistake(
         {"OPS_TOKEN": "canary-tökén"},
         "OPS_TOKEN: must be of printable ASCII characters: it is sent in a header, for example the output of openssl"
         " rand -hex 20",
         command="serve",
     ),
-    "a name in place of a GUID": Mistake(
-        {"NP_COMPANY_ID": "canary"},
-        "NP_COMPANY_ID: is not a GUID, for example b56a418d-8205-4d3a-bdbb-25d94e42abbd",
-    ),
-    "a partner's number": Mistake(
-        {"NP_PARTNER_ID": "42"},
-        "NP_PARTNER_ID: is not a GUID, for example 21e8c1d2-3f4a-4c5b-9e6d-7f8a9b0c1d2e",
-    ),
-    "no tenant": Mistake({"NP_TENANT": None}, "NP_TENANT: missing, for example 5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"),
-    "an API without https": Mistake(
-        {"NP_BASE_URL": "http://api.npretail.app"},
-        "NP_BASE_URL: must be https, since what is sent there carries a secret, for example https://api.npretail.app",
-    ),
-    "an API without a scheme": Mistake(
-        {"NP_BASE_URL": "api.npretail.app"},
-        "NP_BASE_URL: is not an http(s) address, for example https://api.npretail.app",
-    ),
-    "a version that is no date": Mistake(
-        {"NP_API_VERSION": "v1"}, "NP_API_VERSION: is not a date, for example 2026-08-21"
-    ),
-    "a proxy with TLS": Mistake(
-        {"NP_PROXY": "https://me:canary@proxy:3128"},
-        "NP_PROXY: is not an address http://host:port (percent-encode user and password),"
-        " for example http://proxy.example.com:3128",
-    ),
-    "certificates that are not there": Mistake(
-        {"SSL_CERT_FILE": "/nowhere/ca.pem"},
-        "SSL_CERT_FILE: /nowhere/ca.pem is not there, for example /etc/ssl/certs/ca-certificates.crt",
-    ),
-    "a whole URL as path": Mistake(
-        {"WEBHOOK_PATH": "https://example.com/hook"},
-        "WEBHOOK_PATH: must be a path: a slash, then letters, digits and any of / _ . ~ -,"
-        " for example /webhooks/ota-channel-manager",
-    ),
-    "the path of a probe": Mistake(
-        {"WEBHOOK_PATH": "/readyz"},
-        "WEBHOOK_PATH: is the path of a probe, for example /webhooks/ota-channel-manager",
-    ),
-    "host with port": Mistake(
-        {"HOST": "0.0.0.0:8080"},
-        "HOST: is not a host name or an IP address alone (the port is PORT), for example 127.0.0.1",
-    ),
-    "a port that is no number": Mistake({"PORT": "http"}, "PORT: is not a whole number, for example 8080"),
-    "a port that is too high": Mistake({"PORT": "80800"}, "PORT: must be at most 65535, for example 8080"),
-    "a size with a unit": Mistake(
-        {"MAX_BODY_BYTES": "1MB"}, "MAX_BODY_BYTES: is not a whole number, for example 1048576"
-    ),
-    "a time-out that is too long": Mistake(
-        {"UPSTREAM_TIMEOUT": "2m"}, "UPSTREAM_TIMEOUT: must be at most 100s, for example 20s"
-    ),
-    "a duration in words": Mistake(
-        {"RECONCILE_EVERY": "15 minutes"},
-        "RECONCILE_EVERY: is not a duration such as 90s, 15m or 2h30m, for example 900s",
-    ),
     "a comment behind a value": Mistake(
         {},
-        "RECONCILE_EVERY: is not a duration such as 90s, 15m or 2h30m, for example 900s".replace(
-            ":", " (.env line 1):", 1
-        ),
+        "RECONCILE_EVERY (.env line 1): is not a duration such as 90s, 15m or 2h30m, for example 900s",
         dotenv="RECONCILE_EVERY='15m # a quarter'\n",
     ),
     "events forgotten too early": Mistake(
         {"DEDUP_DAYS": "91"}, "EVENT_DAYS: is 90, and must not be below DEDUP_DAYS, which is 91"
-    ),
-    "no workers": Mistake({"WORKERS": "0"}, "WORKERS: must be at least 1, for example 8"),
-    "a capital prefix": Mistake(
-        {"KEY_PREFIX": "OTA:prod"},
-        "KEY_PREFIX: must be of lower-case letters, digits and hyphens, at most 20, for example ota",
-    ),
-    "an unknown level": Mistake(
-        {"LOG_LEVEL": "verbose"}, "LOG_LEVEL: must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', for example INFO"
     ),
     "a file as spool": Mistake(
         {"SPOOL_DIR": "spool"}, "SPOOL_DIR: spool is not a folder", files={"spool": b""}, command="serve"
@@ -443,9 +383,6 @@ MISTAKES = {
         "SPOOL_DIR: /nowhere/spool is in a folder that is missing: make it first",
         command="serve",
     ),
-    "erased orders in a missing folder": Mistake(
-        {"ERASED_FILE": "/nowhere/erased"}, "ERASED_FILE: the folder of /nowhere/erased is missing: make it first"
-    ),
     "YAML in .env": Mistake({}, ".env line 2: is not NAME=value, for example WORKERS=8", dotenv="# it\nNP_TENANT: a b"),
     ".env in UTF-16": Mistake({}, ".env: the file is not UTF-8 text", dotenv="WORKERS=4".encode("utf-16")),
     "a wrong value in .env": Mistake(
@@ -453,10 +390,6 @@ MISTAKES = {
     ),
     "two values in .env": Mistake(
         {}, f"WORKERS (.env line 2): given twice, also in .env line 1: {TWICE}", dotenv="WORKERS=4\nWORKERS=5\n"
-    ),
-    "no file of companies": Mistake(
-        {"COMPANIES_FILE": "/nowhere/companies.toml"},
-        "COMPANIES_FILE: the file is missing, for example /etc/ota-receiver/companies.toml",
     ),
     "no quotes in TOML": Mistake(
         {},
@@ -489,6 +422,11 @@ MISTAKES = {
         "NP_COMPANY_ID (COMPANIES_FILE [companies.zoo] line 11): same as in [companies.museum]",
         table=TABLE + TABLE.replace("museum]", "zoo]"),
     ),
+    **{
+        given: Mistake({name: value}, f"{name}: {text}")
+        for given, text in VALUES.items()
+        for name, _, value in [given.partition("=")]
+    },
 }
 
 
@@ -596,9 +534,6 @@ def test_a_company_name_may_be_copied_from_an_address(given: str, name: str) -> 
 
 def test_events_are_kept_as_long_as_deduplication_and_orders_as_long_as_events() -> None:
     """A forgotten event would be fetched again. An order forgotten before its events could not be replayed."""
-    assert problems({"DEDUP_DAYS": "8", "EVENT_DAYS": "7"}) == [
-        "EVENT_DAYS: is 7, and must not be below DEDUP_DAYS, which is 8"
-    ]
     assert problems({"EVENT_DAYS": "90", "ORDER_DAYS": "89"}) == [
         "ORDER_DAYS: is 89, and must not be below EVENT_DAYS, which is 90"
     ]
@@ -662,14 +597,6 @@ def test_problems_of_companies_name_the_table_and_come_with_all_others(tmp_path:
     assert "canary" not in "\n".join(found)
 
 
-def test_two_tables_cannot_name_the_same_company(tmp_path: Path) -> None:
-    again = TABLE.replace("museum]", "zoo]").replace(COMPANY_ID.upper(), COMPANY_ID)
-
-    found = problems(companies_file(tmp_path / "companies.toml", TABLE + again))
-
-    assert found == ["NP_COMPANY_ID (COMPANIES_FILE [companies.zoo] line 11): same as in [companies.museum]"]
-
-
 @pytest.mark.parametrize("text", ["", "companies = 5", "[companies]", "not toml", "[companies]\nzoo = 5"])
 def test_a_companies_file_without_companies_is_refused(text: str, tmp_path: Path) -> None:
     (found,) = problems(companies_file(tmp_path / "companies.toml", text))
@@ -677,37 +604,25 @@ def test_a_companies_file_without_companies_is_refused(text: str, tmp_path: Path
     assert found.startswith("COMPANIES_FILE")
 
 
-def test_serve_without_settings_names_what_is_missing_and_exits_2(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
+def test_serve_without_settings_names_what_is_missing_and_exits_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
-    ended = subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    ended = command.run(["serve"], {}, "")
 
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert [name for name in GOOD if f"  {name}: missing" not in ended.stderr] == []
-    assert "Traceback" not in ended.stderr
+    assert (ended.code, ended.out) == (2, "")
+    assert [name for name in GOOD if f"  {name}: missing" not in ended.err] == []
 
 
-def test_with_json_logs_a_failed_start_is_a_json_line(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in GOOD}
-    for program in ("serve", "worker"):
-        ended = subprocess.run(
-            [sys.executable, "-m", "app.cli", program],
-            cwd=tmp_path,
-            env={**environment, **GOOD, "LOG_FORMAT": "json", "WORKERS": "0"},
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-        line = json.loads(ended.stdout)
+@pytest.mark.parametrize("program", ["serve", "worker"])
+def test_with_json_logs_a_failed_start_is_a_json_line(
+    program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
-        assert (ended.returncode, ended.stderr, line["event"]) == (2, "", "service.bad_settings")
-        assert line["problems"] == ["WORKERS: must be at least 1, for example 8"]
+    ended = command.run([program], {**GOOD, "LOG_FORMAT": "json", "WORKERS": "0"}, "")
+
+    (line,) = ended.objects
+    assert (ended.code, ended.err, line["event"]) == (2, "", "service.bad_settings")
+    assert line["problems"] == ["WORKERS: must be at least 1, for example 8"]
