@@ -147,21 +147,26 @@ class TestOrders:
 
     def test_a_lowered_order_days_counts_for_the_orders_that_are_stored(self, bare: Lab) -> None:
         """All keys of an order are deleted; not those of a tombstone, of what is pending, or of a later change."""
-        bare.now = now_ms()
-        fetched, erased, pending, new, delivered = (order(number) for number in range(1, 6))
-        for one in (fetched, erased, pending, new, delivered):
-            bare.accept_and_fetch(one)
         long_ago = now_ms() - days(400.5)
+        fetched, erased, pending, new, delivered, late = (order(number) for number in range(1, 7))
+        bare.now = long_ago
         for one in (fetched, erased, pending, delivered):
-            bare.redis.zadd(KEYS.orders, {one.member: long_ago})
+            bare.accept_and_fetch(one)
+        bare.now = now_ms()
+        for one in (new, late):
+            bare.accept_and_fetch(one)
+        # Its delivery was a dead letter for long, and has succeeded just now.
+        bare.redis.zadd(KEYS.orders, {late.member: long_ago})
         bare.redis.hset(KEYS.record(erased), "erased_at", long_ago)
         bare.redis.zadd(KEYS.due, {pending.member: now_ms()})
         bare.redis.pexpire(KEYS.record(delivered), days(1))
 
         assert retention_of(bare.redis).trim()[1] == 1
 
-        kept = [bare.redis.exists(KEYS.record(one), KEYS.content(one), KEYS.history(one)) for one in (erased, new)]
-        assert (bare.days_kept(fetched), kept) == (set(), [3, 3])
+        kept = [
+            bare.redis.exists(KEYS.record(one), KEYS.content(one), KEYS.history(one)) for one in (erased, new, late)
+        ]
+        assert (bare.days_kept(fetched), kept) == (set(), [3, 3, 3])
         assert {bool(bare.record(one)) for one in (pending, delivered)} == {True}
 
     def test_orders_that_must_stay_do_not_stop_the_trimming(self, redis_client: Redis) -> None:

@@ -17,12 +17,22 @@ redis.call('ZREMRANGEBYSCORE', prefix .. 'replays', '-inf', '(' .. oldest)
 -- An order that is pending, deferred or dead, or whose delivery is, has its record and stays in the list.
 local found = redis.call('ZRANGEBYSCORE', orders, '-inf', now - a.orders_keep, 'LIMIT', a.passed, a.orders_limit)
 local ended = {}
+
+-- Whether the last entry of its history is older than ORDER_DAYS too: a late delivery or a discard is a change as well, and
+-- is no entry of the list.
+local function is_left(member)
+  local last = redis.pcall('LRANGE', prefix .. 'history:' .. member, -1, -1)
+  local ok, entry = pcall(cmsgpack.unpack, last[1] or '')
+  return ok and type(entry) == 'table' and (tonumber(entry[2]) or now) <= now - a.orders_keep
+end
+
 for _, member in ipairs(found) do
   local record = prefix .. 'order:' .. member
   local left = redis.call('PTTL', record)
   -- A delivery ends at most about a day after the last change. More is left only of a longer ORDER_DAYS, which counts no
   -- longer; a tombstone stays as long as was promised.
-  if left > a.late and redis.call('HEXISTS', record, 'erased_at') == 0 and not redis.call('ZSCORE', due, member) then
+  local is_kept = redis.call('HEXISTS', record, 'erased_at') == 1 or redis.call('ZSCORE', due, member)
+  if left > a.late and not is_kept and is_left(member) then
     redis.call('UNLINK', record, prefix .. 'history:' .. member, prefix .. 'content:' .. member)
     left = -2
   end
