@@ -41,6 +41,7 @@ from app.intake.spool_file import ROOM, free_bytes, own_files, waiting
 from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
+from app.ledger.rq_jobs import RESUME
 from app.settings import Company, Declared, Settings
 from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
@@ -236,7 +237,7 @@ def _of_work(snapshot: Snapshot) -> Iterator[Finding]:
     """Return what keeps the pools from fetching, which a call of ours may not show."""
     if snapshot.suspended:
         detail = "RQ is suspended: nothing is fetched or delivered"
-        yield Finding("redis", "rq", "todo", detail, "To go on: rq resume")
+        yield Finding("redis", "rq", "todo", detail, f"To go on: {RESUME}")
     for slug, breaker in snapshot.open_breakers().items():
         words = breaker_words(breaker, times.from_ms(snapshot.now))
         hint = f"{advice(breaker.reason, API_PERMISSIONS)} See docs/operations.md#breaker-open."

@@ -21,8 +21,9 @@ from app.errors import UnreadableAnswer
 from app.heartbeat import Configuration
 from app.ids import OrderKey
 from app.ledger.history import LONGEST, Entry
-from app.ledger.policy import NO_ORDER_ANSWERED
+from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
 from app.ledger.record import OrderRecord, SinkRecord, State
+from app.ledger.rq_jobs import RESUME
 from app.snapshot import Breaker, Snapshot, SnapshotReader
 from app.upstream.models import UNSETTLED, Item, Order
 
@@ -46,9 +47,13 @@ _UNSCHEDULED: Final = (
     " the hour. At once: ota-receiver orders refetch {id}"
 )
 
-_SUSPENDED: Final = "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume"
+_SUSPENDED: Final = f"It will not be fetched or delivered: RQ is suspended. Its own command ends that: {RESUME}"
 _NO_POOL: Final = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
 
+_DELIVERING: Final = (
+    "Nothing: a delivery has been running since {}. A sink that hangs is interrupted"
+    f" {JOB_TIMEOUT} s after its job began, and called again later."
+)
 _BREAKER_OPEN: Final = "Nothing for this order alone: no order of its company is fetched. See: ota-receiver check"
 
 _BY_STATE: Final = {
@@ -181,8 +186,9 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         hindrances = [_UNSCHEDULED.format(id=name, due=here.redis.names.due)] * len(outstanding)
     else:
         hindrances = _hindrances(snapshot, key.company_id, state, outstanding)
+    delivering = record.delivering_since(now) if state == "fetched" else None
     outstanding = tuple(
-        msgspec.structs.replace(one, next=None) if why else one
+        msgspec.structs.replace(one, next=None) if why or delivering else one
         for one, why in zip(outstanding, hindrances, strict=True)
     )
     try:
@@ -192,7 +198,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     if order is not None and not reveal:
         order = masked(order)
     breaker = snapshot.breaker(key.company_id) if state in {"deferred", "pending"} else None
-    held = _BREAKER_OPEN if breaker is not None else ""
+    held = _BREAKER_OPEN if breaker is not None else _DELIVERING.format(times.short(delivering)) if delivering else ""
     return OrderView(
         record=record,
         order=order,

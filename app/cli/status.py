@@ -23,8 +23,10 @@ from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
+from app.ledger.policy import JOB_TIMEOUT
 from app.ledger.rate_limit import spent
-from app.ledger.rq_jobs import BACKFILL, LIVE
+from app.ledger.record import OrderRecord
+from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
 from app.snapshot import AlertState, SinkSnapshot, Snapshot, SnapshotReader
 
 _CODES: Final = {
@@ -38,6 +40,9 @@ _LATEST: Final = 20
 
 _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
+
+_LONG: Final = 10
+"""Seconds from which a delivery that runs is shown: its sink may hang, and holds a worker."""
 
 cli = commands()
 
@@ -64,11 +69,13 @@ def status() -> None:
         snapshot = SnapshotReader(here.settings.companies).read(here.redis)
         companies, spool, now = snapshot.companies, here.settings.spool_dir, times.from_ms(snapshot.now)
         breakers, throttled = snapshot.open_breakers(), snapshot.throttled()
-        latest = [one.key for one in islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT)]
+        records = list(islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT))
+        latest = [one.key for one in records]
         get_order = _get_order_seconds(here, latest[:_LATEST])
         suspended = snapshot.suspended
         queues = _queues(here, snapshot, get_order)
         unscheduled = len(here.orders.unscheduled(latest))
+    longest = _longest_delivery(records, now)
     alerts = [one for one in snapshot.alert_states().items() if one[1].firing_at]
     pools = len(snapshot.running_pools())
     differing = differences(snapshot.running_pools())
@@ -91,6 +98,7 @@ def status() -> None:
         "unscheduled": unscheduled,
         "oldest_pending_s": oldest,
         "get_order_s": round(get_order, 3),
+        "longest_delivery_s": longest,
         "dead_letters": snapshot.dead,
         "dead_deliveries": snapshot.dead_deliveries,
         "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in breakers.items()],
@@ -104,7 +112,7 @@ def status() -> None:
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
         "no pool declares": undeclared,
-        "RQ": "suspended: nothing is fetched or delivered until `rq resume`" if suspended else None,
+        "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
         "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
         "without a due time": _without_due_time(unscheduled) if unscheduled else None,
@@ -115,6 +123,9 @@ def status() -> None:
         or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": tuple(_sink(*one, snapshot.now) for one in snapshot.sinks.items()),
+        "longest delivery": f"has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
+        if longest >= _LONG
+        else None,
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
@@ -218,6 +229,12 @@ def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> floa
     histories = map(here.orders.history, orders)
     took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
     return max(mean(took), 1) / 1000 if took else GET_ORDER
+
+
+def _longest_delivery(records: Sequence[OrderRecord], now: datetime) -> int:
+    """Return for how many seconds the longest delivery of these orders has been running, 0 if none runs."""
+    running = (one.delivering_since(now) for one in records)
+    return round(max(((now - since).total_seconds() for since in running if since), default=0))
 
 
 def _without_due_time(unscheduled: int) -> str:

@@ -26,6 +26,7 @@ from app.ids import OrderKey
 from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord
 from app.settings import of_dotenv
+from app.subscriptions import SubscriptionMemory
 from app.upstream.models import Order
 
 _PORT: Final = "8080"
@@ -205,6 +206,8 @@ def drive(stack: Stack, progress: Progress) -> list[Sample]:
         driver = Driver(stack, Archive(redis))
         manager = bootstrap.channel_manager(settings, company, http)
         manager.create_subscription(stack.webhook_url, company.client_state)
+        # The pool may have looked before it was there; else it would raise an alert for a minute.
+        SubscriptionMemory(redis, company.np_company_id).check_in(0)
         orders = samples()
         step = progress.add_task("orders submitted", total=len(orders))
         for sample in orders:

@@ -101,7 +101,11 @@ def start(
 
         web, worker = started("serve", "web.log"), started("worker", "worker.log")
         variables = {name: environment[name] for name in ours if name in environment}
-        stack = Stack(parse(variables), variables, sandbox, web, worker)
+        settings = parse(variables)
+        if sinks:
+            # Commands that read SINKS, such as `check`, search its functions too.
+            variables["PYTHONPATH"] = environment["PYTHONPATH"]
+        stack = Stack(settings, variables, sandbox, web, worker)
         web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack

@@ -26,6 +26,7 @@ DELETED_UPSTREAM: Final = "DeletedUpstream"
 
 
 _LONGEST_LEASE: Final = timedelta(milliseconds=policy.LONGEST_LEASE)
+_DELIVERY_LEASE: Final = timedelta(milliseconds=policy.DELIVERY_LEASE)
 
 
 class SinkRecord(msgspec.Struct, frozen=True):
@@ -82,6 +83,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
     request_id: str = ""
     duplicates: int = 0
     listed_row: str = ""
+    delivery_lease: datetime | None = None
     sinks: tuple[SinkRecord, ...] = ()
 
     @property
@@ -114,6 +116,11 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
     def dead_sinks(self) -> tuple[SinkRecord, ...]:
         """Return the sinks whose delivery is dead."""
         return tuple(sink for sink in self.sinks if sink.dead)
+
+    def delivering_since(self, now: datetime) -> datetime | None:
+        """Return since when a worker delivers the order to a sink, None if none does at `now`."""
+        since = self.delivery_lease - _DELIVERY_LEASE if self.delivery_lease is not None else None
+        return since if since is not None and since <= now < since + _DELIVERY_LEASE else None
 
     def is_unattended(self, now: datetime, declared: Collection[str]) -> bool:
         """Return whether an order that does not expire waits at `now` for more than an operator or a running fetch.

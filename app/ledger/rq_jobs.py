@@ -48,6 +48,8 @@ def order_of(job_id: str) -> OrderKey | None:
 
 _JOB_ID: Final = re.compile("-f-([0-9a-f-]{36})-([0-9a-f-]{36})-")
 QUEUES_KEY: Final = Queue.redis_queues_keys
+RESUME: Final = 'rq resume --url "$REDIS_URL"'
+"""Ends `rq suspend`. Without an address RQ's command line asks localhost."""
 
 
 def prefixes(redis: Redis) -> set[str]:

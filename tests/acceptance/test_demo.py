@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from app.dev.processes import Process, free_port
+from tests.eventually import eventually
 from tests.service import ask, children, is_running
 
 PROGRAM = str(Path(sys.executable).parent / "ota-receiver")
@@ -34,7 +35,10 @@ def test_the_demo_fetches_every_sample_in_under_20_s(tmp_path: Path) -> None:
 
 
 def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    """A port that is taken meanwhile is another one this time, and said so. What a sink raises is shown."""
+    """A port that is taken meanwhile is another one this time, and said so. What a sink raises is shown.
+
+    Its subscription counts at once, and `check` with its settings finds the sinks from every folder.
+    """
     sandbox, valkey, folder = free_port(), free_port(), tmp_path / ".ota-receiver"
     folder.mkdir(mode=0o700)
     (tmp_path / "shop.py").write_text("def on_order(order, context):\n    raise LookupError(order.order_id)\n")
@@ -56,6 +60,11 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
             assert f"Port {was} of the webhook is taken by another program: it is {port} this time." in dev.output
             assert dev.output.count("is taken") == 1
             assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
+            seen = folder / "worker.log"
+            eventually(lambda: "subscription.active" in seen.read_text(), 10, what="a pool sees the subscription")
+            shell = f"set -a; . {folder}/env; set +a; cd /; {PROGRAM} check"
+            done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout
             parts = children(dev.pid)
             assert len(parts) == 4
             os.kill(dev.pid, signal.SIGTERM)

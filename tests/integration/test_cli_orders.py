@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -284,6 +284,17 @@ def _fetch_and_run_no_pool_with_the_sink(lab: Lab) -> None:
     lab.declare(sinks=())
 
 
+def _deliver_for_a_while(lab: Lab, first: Literal["", "retry"] = "", lease_left: int = 0) -> None:
+    """Let a worker call the sink; its call has not ended. `lease_left`: ms that its lease has left."""
+    _fetch_while_a_pool_runs(lab)
+    if first:
+        lab.deliver(first, order(1), failure="E at a.py:1", wait=0)
+    lab.start_delivery(order(1))
+    if lease_left:
+        lab.redis.hset(KEYS.record(order(1)), "delivery_lease", lab.now + lease_left)
+
+
+DELIVERING: Final = ("not delivered yet", "next Nothing: a delivery has been running since ")
 INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
     "not delivered": (
         _fetch_while_a_pool_runs,
@@ -293,6 +304,12 @@ INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
             "next attempt",
             "next Nothing: delivery is attempted at ",
         ),
+    ),
+    "being delivered": (_deliver_for_a_while, DELIVERING),
+    "being delivered again": (lambda lab: _deliver_for_a_while(lab, "retry"), (*DELIVERING, "failed: E at a.py:1")),
+    "delivered by a worker that died": (
+        lambda lab: _deliver_for_a_while(lab, lease_left=-1),
+        ("next Nothing: delivery is attempted at ",),
     ),
     "unknown status": (
         lambda lab: lab.redis.hset(KEYS.record(order(1)), mapping={"generation": 1}),
@@ -333,7 +350,7 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
     ),
     "RQ is suspended": (
         lambda lab: (lab.accept(order(1)), suspend(lab.redis)),
-        "It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume",
+        'It will not be fetched or delivered: RQ is suspended. Its own command ends that: rq resume --url "$REDIS_URL"',
     ),
     "RQ is suspended, deferred": (
         lambda lab: (lab.accept(order(1)), lab.fail_fetch("deferred", order(1)), suspend(lab.redis)),
@@ -430,6 +447,7 @@ def test_an_order_that_is_not_complete_is_explained_with_its_next_step(lab: Lab,
     assert ended.code == 1
     assert [text for text in texts if text not in ended.out + flat(ended)] == []
     assert "tickets are here" not in ended.out
+    assert not (DELIVERING[1] in flat(ended) and "next attempt" in ended.out)
 
 
 def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_replay(lab: Lab) -> None:

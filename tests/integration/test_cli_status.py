@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,11 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from rq.suspension import resume, suspend
+from rq.suspension import suspend
 
 from app.heartbeat import Heartbeat, LoopTime
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
+from app.ledger import policy
 from app.ledger.rate_limit import breaker_id
 from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order, shown
 from tests.lab_upstream import Upstream, says
@@ -90,8 +93,10 @@ def test_a_suspended_rq_is_shown_and_its_backlog_has_no_end(lab: Lab) -> None:
     found, page = status(lab, 1), lab.run_command("status")
 
     assert (found["suspended"], found["queues"][0]["done_s"]) == (True, None)
-    assert "suspended: nothing is fetched or delivered until `rq resume`" in page.out
-    resume(lab.redis)
+    said = re.search(r"suspended: nothing is fetched or delivered. To go on: (rq resume .*)", page.out)
+    assert said, page.out
+    env = os.environ | {"REDIS_URL": lab.url, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["/bin/sh", "-c", said[1]], env=env, check=True, capture_output=True)
     assert (status(lab, 0)["suspended"], status(lab, 0)["queues"][0]["done_s"] is None) == (False, False)
 
 
@@ -175,6 +180,22 @@ def test_an_alert_has_its_age_its_count_when_it_was_last_true_and_its_runbook(la
     assert f"rejected_secrets venue: for 2 h, 7 times, last at {last}" in flat
     assert "subscription museum: for 5 min, missing; docs/operations.md#subscription" in flat
     assert "fetch_late" not in page
+
+
+def test_a_sink_that_does_not_return_is_shown_before_its_time_limit(lab: Lab) -> None:
+    """The latest of several deliveries does not hide the longest, and one of a worker that died is none."""
+    beat(lab)
+    for number, ago in ((1, 80), (2, 5), (3, 400)):
+        lab.accept_and_fetch(order(number))
+        lab.start_delivery(order(number), f"worker-{number}")
+        lab.redis.hset(KEYS.record(order(number)), "delivery_lease", lab.now + policy.DELIVERY_LEASE - ago * 1000)
+
+    assert status(lab, 0)["longest_delivery_s"] in (80, 81)
+    assert re.search(
+        "longest delivery      has run for 8[01] s; a job is interrupted after 120 s", lab.run_command("status").out
+    )
+    lab.redis.hdel(KEYS.record(order(1)), "delivery_lease")
+    assert "longest delivery" not in lab.run_command("status").out
 
 
 def test_a_sink_that_fails_for_everything_is_shown_and_the_exit_code_is_1(lab: Lab) -> None:
