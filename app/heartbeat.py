@@ -146,7 +146,7 @@ def since_last_loop(deployment: str) -> float | None:
 
 
 def _memory_file(name: str) -> int:
-    """Return an open file of memory; where vm.memfd_noexec is 2, Linux wants the flag that kernels before 6.3 refuse."""
+    """Return an open file of memory; where vm.memfd_noexec is 2, Linux wants a flag that it refuses before 6.3."""
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
     except OSError:
