@@ -212,6 +212,8 @@ class Erasure:
         found = self.traces(order)
         if found is None or found.erased is not None:
             return False
+        # Also before it is erased: a worker that is killed after that does not come back here.
+        self.forget_events([found], lambda _: None)
         while found is not None and self.erase(found) is None:
             found = self.traces(order)
         if found is not None:

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -431,6 +432,21 @@ class TestErasedFile:
             assert (lab.field("erased_at", erased) is None, lab.field("reference", erased)) == (False, None)
             assert [event["order"] for event in lab.events()] == [other.order_id] * (back != "request")
             assert (lab.pending(), lab.redis.exists(KEYS.erasing)) == (0, 0)
+
+    def test_a_worker_that_is_killed_while_it_erases_again_leaves_no_event(self, lab: Lab, tmp_path: Path) -> None:
+        class Killed(Erasure):
+            def erase(self, traces: Traces) -> datetime | None:
+                super().erase(traces)
+                raise KeyboardInterrupt
+
+        file = ErasedFile(tmp_path / "erased")
+        file.add([ONE])
+        lab.accept(ONE, order(2))
+
+        with pytest.raises(KeyboardInterrupt):
+            Killed(lab.redis, order_days=400, file=file).erase_again(ONE)
+
+        assert [event["order"] for event in lab.events()] == [order(2).order_id]
 
 
 def _add(path: Path, order: OrderKey) -> None:
