@@ -143,15 +143,21 @@ def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]])
                 lines += apart.wrap(f"{one.name}: {one.cells[at]}")
     _write("\n".join(lines))
     if hidden:
-        remark(f"Hidden, as the terminal is too narrow: {', '.join(hidden)}. --json shows all.")
+        remark(f"Hidden for lack of room: {', '.join(hidden)}. --json shows all.")
 
 
 def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
-    """Print the result of a command: names and values, without those that are empty, or one object with --json."""
+    """Print the result of a command: names and values, without those that are empty, or one object with --json.
+
+    The values of a list stand below each other.
+    """
     if flags().as_json:
         json_line(value)
         return
-    shown = [(name, text) for name, cell in rows.items() if (text := _cell(cell))]
+    shown = []
+    for name, cell in rows.items():
+        texts = filter(None, map(_cell, cell if isinstance(cell, list) else [cell]))
+        shown += [("" if at else name, text) for at, text in enumerate(texts)]
     columns = [_Column("=", "", [name for name, _ in shown]), _Column("", "", [text for _, text in shown])]
     beside, _, _ = _arranged(columns, _room())
     lines = [line for row in shown for line in _lines(beside, row)]

@@ -200,11 +200,12 @@ def time(text: str) -> datetime:
     return found
 
 
-ORDER: Final = "orderId (its beginning is enough), buyFromOrderReference, sellToOrderReference or request_id."
+ORDER: Final = "orderId (its first 4 digits may be enough), buyFromOrderReference, sellToOrderReference or request_id."
 
 Order = Annotated[str, typer.Argument(metavar="ORDER", help=ORDER)]
 Orders = Annotated[
-    list[str] | None, typer.Argument(metavar="[ORDER]...", help="orderIds (the beginning is enough) or references.")
+    list[str] | None,
+    typer.Argument(metavar="[ORDER]...", help="orderIds (the first 4 digits may be enough) or references."),
 ]
 Status = Annotated[str | None, typer.Option("--status", help="Status of the order: Issued, Draft, Error, ...")]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=1, max=1_000_000, help="Show at most this many.")]
@@ -217,7 +218,8 @@ OutcomeOption = Annotated[
 
 def breaker_words(breaker: Breaker, now: datetime) -> str:
     """Return why nothing is fetched for a company, since when, and when the next probe is made."""
-    http = f" (HTTP {breaker.http_status})" if breaker.http_status else ""
+    is_named = not breaker.http_status or str(breaker.http_status) in breaker.reason
+    http = "" if is_named else f" (HTTP {breaker.http_status})"
     probe = f"at {times.short(breaker.probe_at)}" if breaker.probe_at > now else "with the next order that is due"
     since = f"{times.short(breaker.since)} ({times.age(now - breaker.since)})"
     return f"{breaker.reason}{http} since {since}; next probe {probe}"

@@ -107,7 +107,7 @@ def status() -> None:
         "spooled": spooled,
     }
     facts = {
-        "alerts": tuple(_alert(*one, snapshot.now) for one in alerts) or "none",
+        "alerts": [_alert(*one, snapshot.now) for one in alerts] or "none",
         "worker pools running": pools or "0: nothing is fetched; start `ota-receiver worker`",
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
@@ -119,10 +119,9 @@ def status() -> None:
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "breakers open": tuple(f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items())
-        or "none",
+        "breakers open": [f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
-        "sinks": tuple(_sink(*one, snapshot.now) for one in snapshot.sinks.items()),
+        "sinks": [_sink(*one, snapshot.now) for one in snapshot.sinks.items()],
         "longest delivery": f"has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
         if longest >= _LONG
         else None,

@@ -147,7 +147,7 @@ def test_no_table_breaks_an_id_or_is_wider_than_the_terminal(everything: Lab, co
 def test_a_table_that_does_not_fit_hides_what_is_least_needed_and_puts_the_error_below(everything: Lab) -> None:
     narrow = everything.on_terminal(80, "orders", "list")
 
-    assert narrow.err == "Hidden, as the terminal is too narrow: status, wallets, tickets, coupons. --json shows all.\n"
+    assert narrow.err == "Hidden for lack of room: status, wallets, tickets, coupons. --json shows all.\n"
     assert "\n    error: ValueError\n" in narrow.out
     assert [line for line in narrow.out.splitlines() if order(2).order_id in line and REFERENCE in line] != []
     assert everything.on_terminal(200, "orders", "list").err == ""
@@ -167,7 +167,7 @@ def test_a_real_terminal_is_filled_and_a_column_is_hidden_when_one_character_is_
 
     assert not any("Hidden" in line for line in lines(filled, "events", "list", columns=needed))
     (hidden,) = (line for line in lines(filled, "events", "list", columns=needed - 1) if "Hidden" in line)
-    assert "narrow: outcome." in hidden
+    assert "room: outcome." in hidden
 
 
 @pytest.mark.parametrize("arguments", LISTS, ids=" ".join)

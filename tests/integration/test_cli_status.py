@@ -180,6 +180,8 @@ def test_an_alert_has_its_age_its_count_when_it_was_last_true_and_its_runbook(la
     assert f"rejected_secrets venue: for 2 h, 7 times, last at {last}" in flat
     assert "subscription museum: for 5 min, missing; docs/operations.md#subscription" in flat
     assert "fetch_late" not in page
+    # Each has a line of its own.
+    assert re.search(r"^ +subscription museum: ", page, re.MULTILINE)
 
 
 def test_a_sink_that_does_not_return_is_shown_before_its_time_limit(lab: Lab) -> None:
