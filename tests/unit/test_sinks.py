@@ -13,7 +13,7 @@ from structlog.contextvars import bound_contextvars
 from app.errors import SettingsError
 from app.upstream.models import parse_order
 from tests.samples import sample
-from workers.sinks import TRACEBACKS, Context, build, failure_of, show_traceback
+from workers.sinks import FORMS, TRACEBACKS, Context, Reject, Retry, build, failure_of, show_traceback
 
 ORDER = parse_order(sample("order-issued"))
 CONTEXT = Context(
@@ -23,6 +23,7 @@ CONTEXT = Context(
     revision=3,
     attempt=2,
     request_id="request",
+    fetched_at=5,
 )
 MODULE = """
 import asyncio
@@ -170,15 +171,15 @@ def test_an_async_function_logs_with_the_order_of_its_delivery() -> None:
 @pytest.mark.parametrize(
     ("specification", "problem"),
     [
-        ("canary", "is not of the form python:package.module:function"),
-        ("python", "is not of the form python:package.module:function"),
-        ("python:", "is not of the form python:package.module:function"),
-        ("python:json", "is not of the form python:package.module:function"),
-        ("python::canary", "is not of the form python:package.module:function"),
-        ("https://user:canary@example.com", "is not of the form python:package.module:function"),
-        ("python:.canary:f", "is not of the form python:package.module:function"),
+        ("canary", FORMS),
+        ("python", FORMS),
+        ("python:", FORMS),
+        ("python:json", FORMS),
+        ("python::canary", FORMS),
+        ("https://user:canary@example.com", FORMS),
+        ("python:.canary:f", FORMS),
         ("python:json:canary", f"cannot be imported: {json.__file__} has no canary"),
-        ("python:json:dumps(1)", "is not of the form python:package.module:function"),
+        ("python:json:dumps(1)", FORMS),
         ("python:shop_that_breaks:f", "cannot be imported: LookupError at shop_that_breaks.py:1"),
         ("python:shop_with_a_typo:f", "cannot be imported: SyntaxError at shop_with_a_typo.py:1"),
         ("python:shop_that_exits:f", "cannot be imported: SystemExit at shop_that_exits.py:2"),
@@ -232,7 +233,7 @@ def test_a_failure_is_told_by_its_type_and_its_place_in_the_sink(name: str, atte
         sink.deliver(ORDER, replace(CONTEXT, attempt=attempt))
 
     error = raised.value
-    assert failure_of(name, error.with_traceback(raised.tb.tb_next)) == failure
+    assert failure_of(sink.package, error.with_traceback(raised.tb.tb_next)) == failure
 
 
 def test_whole_tracebacks_go_to_the_file_of_dev_and_nowhere_else(
