@@ -144,8 +144,8 @@ class Sink:
     def deliver(self, order: Order, context: Context) -> None:
         """Deliver a revision; raises what the function raises, also Retry and Reject.
 
-        An async function runs on one event loop for all deliveries of this process. After an exception, which may be
-        RQ's time limit in the middle of the loop, the loop is closed, and the next delivery gets a new one.
+        An async function runs on one event loop for all deliveries of this process. After another exception, which may
+        be RQ's time limit in the middle of the loop, the loop is closed, and the next delivery gets a new one.
         """
         result = self._function(order, context)
         if not inspect.isawaitable(result):
@@ -155,6 +155,8 @@ class Sink:
         self._runner = self._runner or Runner()
         try:
             self._runner.run(_finished(result), context=copy_context())
+        except (Retry, Reject):
+            raise
         except BaseException:
             runner, self._runner = self._runner, None
             runner.close()
