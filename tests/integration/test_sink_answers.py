@@ -21,13 +21,14 @@ HOUR = 3600
 MODULE = """
 import asyncio
 
-calls, answer = [], lambda context: None
+calls, loops, answer = [], set(), lambda context: None
 
 def take(order, context):
     calls.append(context)
     answer(context)
 
 async def take_async(order, context):
+    loops.add(asyncio.get_running_loop())
     await asyncio.sleep(0)
     take(order, context)
 
@@ -59,6 +60,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     import asking_shop  # type: ignore[import-not-found]  # written above
 
     monkeypatch.setattr(asking_shop, "calls", [])
+    monkeypatch.setattr(asking_shop, "loops", set())
     return asking_shop
 
 
@@ -127,6 +129,7 @@ def test_a_retry_comes_after_the_time_that_it_names_and_uses_no_attempt(
 
     assert len(module.calls) == 31
     assert len(set(module.calls)) == 1
+    assert len(module.loops) == name.endswith("async"), "connections of the sink belong to its loop"
     assert (module.calls[0].attempt, str(module.calls[0].fetched_at)) == (1, fetched_at)
     assert (len(lab.calls), failing(lab, name), lab.pending()) == (1, False, 0)
     assert [lab.field(f"{name}:{field}", order) for field in ("revision", "postponed", "error")] == ["1", None, None]
