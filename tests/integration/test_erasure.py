@@ -133,6 +133,7 @@ class TestTheNextStep:
 
         (copy,) = left.copies
         assert (copy.sink, copy.keys_begin) == (SHOP, (f"{ONE.company_id}/{ONE.order_id}/1/",))
+        assert shop.field(f"{SHOP}:revision") == "1"
         assert b"canary" not in shop.everything()
         assert_at_rest(shop)
 
