@@ -231,6 +231,7 @@ class Processor:
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"
         reason, failure, wait, trace = "", "", 0, ""
+        package = self.sinks[delivery.sink].package
         if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
@@ -251,16 +252,14 @@ class Processor:
                 outcome, reason, failure = "rejected", f"rejected: {rejected.reason}", rejected.reason
             except Retry as asked:
                 outcome, wait = "postponed", policy.postponed_wait(asked.seconds)
-                failure = failure_of(self.sinks[delivery.sink].package, asked)
+                failure = failure_of(package, asked)
                 if delivery.postponed_ms >= policy.POSTPONED_FOR:
                     outcome, wait, reason = "dead", 0, policy.POSTPONED_TOO_LONG
                     failure = f"{reason} ({failure})"
             except BaseException as error:
                 # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
-                failure = (
-                    reason if isinstance(error, ReceiverError) else failure_of(self.sinks[delivery.sink].package, error)
-                )
+                failure = reason if isinstance(error, ReceiverError) else failure_of(package, error)
                 trace = log.trace_of(error)
                 show_traceback(delivery.sink, error)
                 next_wait = policy.retry_wait(attempts - 1)

@@ -118,7 +118,8 @@ class TestTheNextStep:
         shop.accept_and_fetch()
         delivery = shop.start_delivery()
         left = erase(shop)
-        shop.complete_delivery(delivery, outcome)
+        shop.complete_delivery(delivery, outcome, failure="canary" if outcome == "rejected" else "")
+        assert b"canary" not in shop.everything()
 
         (copy,) = left.copies
         assert (copy.sink, copy.keys_begin) == (SHOP, (f"{ONE.company_id}/{ONE.order_id}/1/",))

@@ -5,7 +5,7 @@
 -- a  order (member), worker, sink, revision, outcome (DeliveryOutcome of work.py), wait ms (until the next attempt), reason,
 --    failure (type and place of the error, or the reason of a rejection; '' if it succeeded), duration_ms
 local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
-local o = load(a.order, {'revision', 'delivery_worker'})
+local o = load(a.order, {'revision', 'delivery_worker', 'erased_at'})
 if redis.call('EXISTS', o.record) == 0 then
   return 0
 end
@@ -15,7 +15,9 @@ if is_mine then
   redis.call('HDEL', o.record, 'delivery_lease', 'delivery_worker', a.sink .. ':crashes')
 end
 if is_first_call or o.revision < a.revision then
-  append_history(o, 'delivery', a.sink, a.revision, a.outcome, a.failure, a.duration_ms)
+  -- Of an erased order no text of the sink is kept, as in erase.
+  local failure = o.erased_at > 0 and a.outcome == 'rejected' and '' or a.failure
+  append_history(o, 'delivery', a.sink, a.revision, a.outcome, failure, a.duration_ms)
 end
 if o.revision < a.revision then
   -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.

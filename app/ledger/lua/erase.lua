@@ -37,8 +37,8 @@ for _, reference in ipairs(a.references) do
   redis.call('SREM', reference, o.member)
 end
 redis.call('DEL', o.content)
--- Entries of the history may hold text of upstream and of senders; those of deliveries name the sinks that
--- have a copy, and hold none but the reason of a rejection.
+-- Entries of the history may hold text of upstream and of senders; those of deliveries name the sinks
+-- that have a copy, and hold none but the reason of a rejection.
 local entries = redis.call('LRANGE', o.history, 0, -1)
 redis.call('DEL', o.history)
 for _, entry in ipairs(entries) do
