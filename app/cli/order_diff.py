@@ -170,7 +170,7 @@ def show(here: CommandContext, key: OrderKey, number: int | None, *, reveal: boo
     )
     if changes:
         console.say("")
-        console.table("", ("", "kind", "place", "=number", "item", ">changed"), map(_row, changes))
+        console.table("", ("change", "kind", "place", "=number", "item", ">fields"), map(_row, changes))
     console.say("")
     headings = ("#revision", "@fetched", "status", "digest", "#wallets", "#tickets", "#coupons", "kept")
     console.table("", headings, map(_revision_row, known))
