@@ -56,7 +56,7 @@ def obvious() -> Starlette:
     """Return the application (uvicorn --factory); reads CLIENT_STATE and REDIS_URL."""
     secret = os.environ["CLIENT_STATE"].encode()
     redis = Redis.from_url(os.environ["REDIS_URL"])
-    queue = Queue("live", connection=redis)
+    queue = Queue("ota-live", connection=redis)
 
     def record(events: list[dict[str, Any]]) -> int:
         accepted = 0
