@@ -145,7 +145,13 @@ def refuse_other_deployment(settings: Settings) -> None:
 
 def ledger(settings: Settings, redis: Redis, sinks: Sequence[str] = ()) -> Ledger:
     """Return the ledger; `sinks`: those that a process of the pool declares."""
-    return Ledger(redis, order_days=settings.order_days, fetch_lease=_fetch_lease(settings), sinks=sinks)
+    return Ledger(
+        redis,
+        order_days=settings.order_days,
+        revisions_kept=settings.revisions_kept,
+        fetch_lease=_fetch_lease(settings),
+        sinks=sinks,
+    )
 
 
 def erasure(settings: Settings, redis: Redis) -> Erasure:

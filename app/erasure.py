@@ -26,6 +26,7 @@ from app.ledger.history import DeliveryEnded
 from app.ledger.orders import CONTENTS_A_CALL, Archive, get_content, read_each, read_fields
 from app.ledger.record import OrderRecord
 from app.ledger.redis import Redis, Script, oldest_first, stream_pages
+from app.ledger.revisions import get_older_contents, read_revisions
 from app.times import from_ms, to_ms
 from app.upstream.models import parse_order
 
@@ -94,7 +95,9 @@ class Erasure:
             fetched = self._archive.order(order)
         except UnreadableAnswer:  # its names are unknown; all of it is erased
             fetched = None
-        references, addresses = (fetched.references, fetched.addresses) if fetched is not None else ((), ())
+        references = fetched.references if fetched is not None else ()
+        contents = [one.raw for one in read_revisions(self._redis, record) if one.raw is not None]
+        addresses = [address for raw in contents for address in parse_order(raw).addresses]
         names = filter(None, (record.reference, *references, *addresses))
         return Traces(
             order=order,
@@ -108,7 +111,7 @@ class Erasure:
         )
 
     def orders_of(self, address: str, company_id: str | None, step: Step) -> list[OrderKey]:
-        """Return the orders whose content has this e-mail address, in any case.
+        """Return the orders of which a kept revision has this e-mail address, in any case.
 
         All stored contents are read; `step` gets the size of each page. An order that changes meanwhile is read again;
         one that is fetched after the last page is not found.
@@ -118,8 +121,13 @@ class Erasure:
         for page in oldest_first(self._redis, self._redis.names.orders) if wanted else ():
             orders = [OrderKey.of(member) for member, _ in page]
             asked = [one for one in orders if company_id in (None, one.company_id)]
-            held = read_each(self._redis, asked, get_content(self._redis.names), at_once=CONTENTS_A_CALL)
-            found |= {order: None for order, (packed,) in zip(asked, held, strict=True) if wanted in _addresses(packed)}
+            kept = get_content(self._redis.names), get_older_contents(self._redis.names)
+            held = read_each(self._redis, asked, *kept, at_once=CONTENTS_A_CALL)
+            for order, (latest, older) in zip(asked, held, strict=True):
+                if any(
+                    wanted in _addresses(packed) for packed in (latest, *(older if isinstance(older, list) else ()))
+                ):
+                    found[order] = None
             step(len(page))
         return list(found)
 

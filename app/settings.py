@@ -196,6 +196,13 @@ class Settings(Declared):
         default=400,
         description="Days for which orders are kept; at least `EVENT_DAYS`. Pending and dead orders never expire.",
     )
+    revisions_kept: int = Field(
+        ge=1,
+        le=20,
+        default=5,
+        description="Revisions of an order whose content is kept for `orders show --diff`; 1 keeps only the latest. Of"
+        " older ones the digest is kept.",
+    )
     workers: int = Field(ge=1, le=256, default=8, description="Worker processes of a pool for live events.")
     backfill_workers: int = Field(
         ge=0,

@@ -337,7 +337,7 @@ class Lab:
 
     def days_kept(self, order: OrderKey = ONE) -> set[float | None]:
         """Return the days until each key of the order expires, None for one that does not expire."""
-        names = (KEYS.record(order), KEYS.history(order), KEYS.content(order))
+        names = (KEYS.record(order), KEYS.history(order), KEYS.content(order), KEYS.revisions(order))
         left = [self._read.pttl(name) for name in names if self.redis.exists(name)]
         return {None if ms == -1 else round(ms / policy.DAY, 2) for ms in left}
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from app import bootstrap
-from app.cli import console, context, erase
+from app.cli import console, context, erase, order_diff
 from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import asset_rows, view_of
@@ -119,13 +119,34 @@ def list_(
         )
 
 
-@command(cli, "ota-receiver orders show CM-4711 --reveal", options="company")
+@command(
+    cli,
+    "ota-receiver orders show CM-4711 --reveal",
+    "ota-receiver orders show CM-4711 --diff",
+    "ota-receiver orders show CM-4711 --diff 3",
+    options="company",
+)
 def show(
     order: context.Order,
+    revision: Annotated[
+        int | None, typer.Argument(min=1, metavar="[REVISION]", help="With --diff: a revision; default: the latest.")
+    ] = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what came, changed or went since the revision before.")
+    ] = False,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show names, ticket and coupon numbers, and links.")] = False,
 ) -> None:
-    """Show one order with its wallets, tickets and coupons. Also its state, its history, and what to do next."""
+    """Show one order with its wallets, tickets and coupons. Also its state, its history, and what to do next.
+
+    --diff [REVISION] shows instead which wallets, tickets and coupons came, changed or went between that revision and
+    the one before it. The content of the last REVISIONS_KEPT revisions is kept.
+    """
+    if revision is not None and not diff:
+        raise Stop("REVISION needs --diff.")
     with open_context() as here:
+        if diff:
+            order_diff.show(here, here.order(order), revision, reveal=reveal)
+            return
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
     console.result(view.lines(), whole)

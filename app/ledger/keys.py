@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `ota:order:<company>:<order>` | hash: the record of one order (below) | none while pending, then ORDER_DAYS | all |
 | `ota:content:<company>:<order>` | string: the order as fetched, zlib | as the record | store_fetch |
+| `ota:revisions:<company>:<order>` | hash: the revisions before the latest (below) | as the record | store_fetch |
 | `ota:history:<company>:<order>` | list: what happened to the order, the last 200 entries | as the record | all |
 | `ota:seen:<digest>` | string: this event came already | DEDUP_DAYS | accept |
 | `ota:events` | stream: the accepted events | trimmed to EVENT_DAYS | accept |
@@ -67,6 +68,10 @@ the next one, `<sink>:crashes` deliveries that started and never ended, `<sink>:
 last, `<sink>:postponed` ms when it first raised Retry, `<sink>:dead` reason, `<sink>:discarded` revision that it is
 never to get; `delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile:
 `listed_row` digest of the row in the order list for which it requested the last fetch.
+
+Fields of `ota:revisions:…`, which only an order has whose content changed: `<revision>` MessagePack of when it was
+fetched last, its status, digest and counts, of the last 100; `<revision>:content` as it was stored, of the last
+REVISIONS_KEPT. It ends ORDER_DAYS after the order was last complete, also where the order is pending again by then.
 
 Fields of `ota:sink-failing:<sink>`: `since` ms of the first failure after which no delivery succeeded; since then
 `orders` whose first attempt failed, `order` the latest of them, `attempts` that failed; `error` type and place of the
@@ -132,6 +137,7 @@ class Keys:
         # Keys that end with an order (OrderKey), then those that end with an id, as the table above names it.
         self.record: Final = key("order:{0.member}").format
         self.content: Final = key("content:{0.member}").format
+        self.revisions: Final = key("revisions:{0.member}").format
         self.history: Final = key("history:{0.member}").format
         self.replay: Final = key("replay:{}").format
         self.replay_todo: Final = key("replay-todo:{}").format

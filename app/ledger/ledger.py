@@ -33,6 +33,9 @@ from app.ledger.work import (
 DISPATCH_LIMIT: Final = 500
 """Orders that one call of dispatch_due.lua reads; the dispatcher calls again while there are more."""
 
+DIGESTS_KEPT: Final = 100
+"""Revisions of an order, besides the latest, of which at least the digest is kept."""
+
 _ORDERS_A_CALL: Final = 200
 """Orders of one call of request_fetch.lua: Redis serves others in between."""
 
@@ -47,7 +50,8 @@ CALL_BOUNDS: Final = (100, 250, 500, 1000, 2500, 5000, 10_000, 20_000)
 class Ledger:
     """The record of every order, its counters and its clock.
 
-    `order_days`: how long an order is kept after its last change; `fetch_lease`: ms; `sinks`: those that this process
+    `order_days`: how long an order is kept after its last change; `revisions_kept`: revisions of an order whose content
+    is kept, the latest among them; `fetch_lease`: ms; `sinks`: those that this process
     delivers to, or its pool; `clock` (ms since 1970) replaces the time of the Redis server in tests. Every method
     raises OtherSchema, and what redis-py raises.
     """
@@ -57,12 +61,14 @@ class Ledger:
         redis: Redis,
         *,
         order_days: int,
+        revisions_kept: int = 5,
         fetch_lease: int,
         sinks: Sequence[str] = (),
         clock: Callable[[], int] | None = None,
     ) -> None:
         self.redis = redis
         self._keep = order_days * policy.DAY
+        self._contents_kept = revisions_kept - 1
         self._fetch_lease = fetch_lease
         self._sinks = list(sinks)
         self._template = JobTemplate(redis.names)
@@ -121,6 +127,8 @@ class Ledger:
             references=[self.redis.names.reference(one) for one in content.references],
             bounds=LATENCY_BOUNDS,
             call_bounds=CALL_BOUNDS,
+            contents_kept=self._contents_kept,
+            digests_kept=DIGESTS_KEPT,
         )
         return msgspec.msgpack.decode(answer, type=Stored)
 

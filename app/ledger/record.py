@@ -74,6 +74,7 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
     status: str = ""
     last_event_status: str = ""
     revision: int = 0
+    digest: str = ""
     fetched_at: datetime | None = None
     wallets: int = 0
     tickets: int = 0

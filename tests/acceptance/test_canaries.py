@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from functools import partial
 
 from app.ledger.redis import Redis
 from tests.eventually import eventually
@@ -33,8 +32,8 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
     bare.admin("POST", "faults", {"kind": "rubbish", "operation": "getOrder", "calls": 1})
     bare.admin("POST", "faults", {"kind": "status", "operation": "getOrder", "status": 400, "calls": 1})
     again = bare.create("CANARY-2", "31001")
-    retries = partial(bare.log, "worker", "fetch.retry_scheduled")
-    eventually(lambda: again in [line["order_id"] for line in retries()], 15, what="its fetch failed")
+    eventually(lambda: bare.log("worker", "fetch.retry_scheduled"), 15, what="a fetch failed")
+    eventually(lambda: again in [line.get("order_id") for line in bare.log("worker")], 15, what="its event came")
     assert bare.cli("orders", "refetch", again)[0] == 0
     bare.wait_fetched(again)
 

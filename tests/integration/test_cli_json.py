@@ -67,7 +67,7 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
     connected.redis.hset(
         KEYS.alerts, "fetch_late|venue|", f'{{"firing_at": {connected.now}, "since": {connected.now}}}'
     )
-    connected.fetch_and_store(FETCHED)
+    connected.fetch_and_store(FETCHED, "order-submitted")
     connected.request_fetch(FETCHED)
     connected.fetch_and_store(FETCHED)
     connected.dead_letter_delivery(FETCHED)
@@ -88,6 +88,7 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "orders", "list"
     for words in (("orders", "show"), ("orders", "explain"), ("dead", "show")):
         yield from ((*words, one.order_id) for one in (FETCHED, DEFERRED, DEAD))
+    yield "orders", "show", FETCHED.order_id, "--diff"
     yield "orders", "explain", "CM-nowhere"
     yield "events", "list"
     yield "events", "show", events[0]

@@ -285,9 +285,13 @@ class TestGuests:
         assert [self.found(shop, one) for one in addresses] == [[ONE], [ONE], [], []]
         assert self.found(shop, "anna@example.com", SAME_ID.company_id) == []
 
-    def test_an_order_is_not_found_by_an_address_that_left_it(self, shop: Lab) -> None:
+    def test_an_order_is_found_by_an_address_that_left_it_as_long_as_that_revision_is_kept(self, shop: Lab) -> None:
         shop.accept_and_fetch(sellToEmail="anna@example.com")
         shop.accept_and_fetch()
+        assert self.found(shop, "anna@example.com") == [ONE]
+
+        for number in range(4):
+            shop.accept_and_fetch(paymentReference=f"PAY-{number}")
 
         assert self.found(shop, "anna@example.com") == []
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import hypothesis
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from app.ledger.redis import source
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from tests.integration.ledger_model.driver import ANOTHER, ORDERS, WORKERS, Driver, Step
 from tests.integration.ledger_model.model import Audit, Lost, Row, SocketRedis
-from tests.lab import ONE, SAME_ID, START, Lab
+from tests.lab import KEYS, ONE, SAME_ID, START, Lab
 
 INTERLEAVINGS: Final = int(os.environ.get("INTERLEAVINGS") or "1500")
 # In CI the same ones each time, so that a failure is the fault of the change that it is shown for.
@@ -180,6 +182,19 @@ def check_end(driver: Driver, order: OrderKey, row: Row, sinks: Sequence[str]) -
     assert not row.delivery_dead or row.revision in model.rejected, f"a dead letter without an attempt: {row}"
     if row.generation and not row.must_be_kept(sinks):
         assert row.all_expire, f"never expires: {row}"
+    check_revisions(driver, order, row)
+
+
+def check_revisions(driver: Driver, order: OrderKey, row: Row) -> None:
+    """Raises AssertionError unless each replaced revision is known, and the last four have the content they had."""
+    flat: Any = driver.lab.redis.hgetall(KEYS.revisions(order))
+    kept = dict(zip(flat[::2], flat[1::2], strict=True))
+    for number in range(1, row.revision):
+        digest = msgspec.msgpack.decode(kept[b"%d" % number])[2]
+        content = kept.get(b"%d:content" % number)
+        assert (content is None) == (number < row.revision - 4), f"revision {number} of {row}"
+        # The digest of a version is its number, as is its content.
+        assert content is None or zlib.decompress(content).decode() == digest, f"revision {number} of {row}"
 
 
 def explore(

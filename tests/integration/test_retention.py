@@ -152,6 +152,7 @@ class TestOrders:
         bare.now = long_ago
         for one in (fetched, erased, pending, delivered):
             bare.accept_and_fetch(one)
+        bare.accept_and_fetch(fetched, paymentReference="PAY-2")
         bare.now = now_ms()
         for one in (new, late):
             bare.accept_and_fetch(one)

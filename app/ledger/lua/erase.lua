@@ -36,7 +36,7 @@ redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)
 for _, reference in ipairs(a.references) do
   redis.call('SREM', reference, o.member)
 end
-redis.call('DEL', o.content)
+redis.call('DEL', o.content, o.revisions)
 -- Entries of the history may hold text of upstream and of senders; those of deliveries name the sinks
 -- that have a copy, and hold none but the reason of a rejection.
 local entries = redis.call('LRANGE', o.history, 0, -1)

@@ -33,7 +33,8 @@ for _, member in ipairs(found) do
   -- longer; a tombstone stays as long as was promised.
   local is_kept = redis.call('HEXISTS', record, 'erased_at') == 1 or redis.call('ZSCORE', due, member)
   if left > a.late and not is_kept and is_left(member) then
-    redis.call('UNLINK', record, prefix .. 'history:' .. member, prefix .. 'content:' .. member)
+    redis.call('UNLINK', record, prefix .. 'history:' .. member, prefix .. 'content:' .. member,
+      prefix .. 'revisions:' .. member)
     left = -2
   end
   if left == -2 then

@@ -52,6 +52,7 @@ local function load(member, fields)
     record = prefix .. 'order:' .. member,
     history = prefix .. 'history:' .. member,
     content = prefix .. 'content:' .. member,
+    revisions = prefix .. 'revisions:' .. member,
   }
   o.company, o.id = string.match(member, '^([^:]*):(.+)$')
   local values = redis.call('HMGET', o.record, unpack(fields))
@@ -194,6 +195,9 @@ local function schedule_delivery(o, earliest)
   end
   for _, key in ipairs({o.record, o.history, o.content}) do
     redis.call('PEXPIRE', key, a.keep)
+  end
+  if o.revision > 1 then
+    redis.call('PEXPIRE', o.revisions, a.keep)
   end
 end
 

@@ -4,12 +4,14 @@
 -- a  order (member), worker, generation and token of the fetch, keep ms, delivery_lease ms, sinks,
 --    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
 --    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
---    bounds and call_bounds (upper bounds of the histograms: from event to stored, and of a getOrder)
+--    bounds and call_bounds (upper bounds of the histograms: from event to stored, and of a getOrder),
+--    contents_kept and digests_kept (revisions before the latest: so many with content, and so many in all)
 -- Returns a MessagePack map: what, revision, changed, requeued (pairs of order and request_id); what: refused, erased (nothing is stored),
 --   fetched, deliver (a delivery is due), pending (the order needs another fetch), dead.
 -- Called again by a worker that did not get the answer, it changes nothing.
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
-  'digest', 'revision', 'job', 'dead', 'last_event_at', 'latency_recorded_for', 'erased_at'})
+  'digest', 'revision', 'job', 'dead', 'last_event_at', 'latency_recorded_for', 'erased_at', 'fetched_at', 'status',
+  'wallets', 'tickets', 'coupons'})
 local changed, requeued = false, {}
 local function answer(what)
   return cmsgpack.pack({what = what, revision = o.revision, changed = changed, requeued = requeued})
@@ -33,6 +35,26 @@ elseif o.stored_token == a.token then
   return answer(o.dead and o.dead == a.give_up and 'dead' or 'pending')
 end
 
+-- Keep the revision that this answer replaces. Without it the step goes on: the latest content is what counts. Where the
+-- step is repeated, the new content stands there already, and NX keeps the old one.
+local function keep_replaced()
+  redis.call('HSET', o.revisions, o.revision, cmsgpack.pack({o.fetched_at, o.status or '', o.digest or '', o.wallets,
+    o.tickets, o.coupons}))
+  local content = a.contents_kept > 0 and redis.call('GET', o.content)
+  if content then
+    redis.call('HSETNX', o.revisions, o.revision .. ':content', content)
+  end
+  if o.revision > a.contents_kept then
+    local ended = {o.revision - a.digests_kept}
+    for older = math.max(1, ended[1]), o.revision - a.contents_kept do
+      ended[#ended + 1] = older .. ':content'
+    end
+    redis.call('HDEL', o.revisions, unpack(ended))
+  end
+end
+if o.digest ~= a.digest and o.revision > 0 then
+  isolate(keep_replaced)
+end
 -- Also where nothing changed: what stands there may have become unreadable, and a refetch is to repair it.
 redis.call('SET', o.content, ARGV[2])
 if o.digest ~= a.digest then

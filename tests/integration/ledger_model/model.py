@@ -124,7 +124,7 @@ _NUMBERS: Final = (
 
 
 class Row(NamedTuple):
-    """One order as the ledger has it; `record`, `history`, `content`: NO_KEY, NEVER or EXPIRES."""
+    """One order as the ledger has it; `record`, `history`, `content`, `revisions`: NO_KEY, NEVER or EXPIRES."""
 
     generation: int
     started: int
@@ -141,6 +141,7 @@ class Row(NamedTuple):
     record: int
     history: int
     content: int
+    revisions: int
 
     @property
     def fetch_is_pending(self) -> bool:
@@ -152,14 +153,14 @@ class Row(NamedTuple):
     @property
     def all_expire(self) -> bool:
         """Tell whether every key of the order expires."""
-        return self.record == self.history == EXPIRES and self.content in (EXPIRES, NO_KEY)
+        return self.record == self.history == EXPIRES and NEVER not in (self.content, self.revisions)
 
     def must_be_kept(self, sinks: Sequence[str]) -> bool:
         """Tell whether a fetch or a delivery is pending, or is a dead letter."""
         return self.fetch_is_pending or (bool(sinks) and (self.delivery_is_pending(sinks) or bool(self.delivery_dead)))
 
 
-EMPTY: Final = Row(0, 0, 0, 0, 0, 0, 0, "", "", "", None, None, NO_KEY, NO_KEY, NO_KEY)
+EMPTY: Final = Row(0, 0, 0, 0, 0, 0, 0, "", "", "", None, None, NO_KEY, NO_KEY, NO_KEY, NO_KEY)
 
 
 class Audit:
@@ -209,6 +210,7 @@ def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
         ("PTTL", KEYS.record(order)),
         ("PTTL", KEYS.history(order)),
         ("PTTL", KEYS.content(order)),
+        ("PTTL", KEYS.revisions(order)),
     ]
 
 
