@@ -226,7 +226,8 @@ class Settings(Declared):
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
     sinks: CommaList = Field(
         default=(),
-        description="Functions that get each order, separated by commas. All worker pools need the same.",
+        description="Functions that get each order, separated by commas; `entry:NAME` for that of an installed package."
+        " All worker pools need the same.",
         examples=["python:mypackage.orders:on_order"],
     )
     spool_dir: Path | None = Field(

@@ -27,7 +27,7 @@ from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch, Origin
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks import Context, Sink, SinkOutput, failure_of, show_traceback
+from workers.sinks import Context, Reject, Retry, Sink, SinkOutput, failure_of, show_traceback
 
 _log = log.get()
 T = TypeVar("T")
@@ -231,6 +231,7 @@ class Processor:
         started = time.perf_counter()
         outcome: DeliveryOutcome = "succeeded"
         reason, failure, wait, trace = "", "", 0, ""
+        package = self.sinks[delivery.sink].package
         if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             outcome, reason, attempts = "dead", "kills_worker", attempts - 1
         else:
@@ -242,14 +243,23 @@ class Processor:
                     revision=delivery.revision,
                     attempt=delivery.attempts,
                     request_id=delivery.request_id,
+                    fetched_at=delivery.fetched_at,
                 )
                 names = {"sink": delivery.sink, **self._names(order)}
                 with bound_contextvars(**names), self.output.caught():
                     self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
+            except Reject as rejected:
+                outcome, reason, failure = "rejected", f"rejected: {rejected.reason}", rejected.reason
+            except Retry as asked:
+                outcome, wait = "postponed", policy.postponed_wait(asked.seconds)
+                failure = failure_of(package, asked)
+                if delivery.postponed_ms >= policy.POSTPONED_FOR:
+                    outcome, wait, reason = "dead", 0, policy.POSTPONED_TOO_LONG
+                    failure = f"{reason} ({failure})"
             except BaseException as error:
                 # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
-                failure = reason if isinstance(error, ReceiverError) else failure_of(delivery.sink, error)
+                failure = reason if isinstance(error, ReceiverError) else failure_of(package, error)
                 trace = log.trace_of(error)
                 show_traceback(delivery.sink, error)
                 next_wait = policy.retry_wait(attempts - 1)
@@ -269,12 +279,14 @@ class Processor:
         deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
         retry_until(self._ledger.redis, deadline, complete)
         common = {"sink": delivery.sink, "revision": delivery.revision, **self._names(order)}
+        due_in_s = round(wait / 1000, 1)
         if outcome == "succeeded":
             _log.info("delivery.succeeded", duration_ms=duration, **common)
-        elif outcome == "dead":
+        elif outcome in {"dead", "rejected"}:
             _log.error("delivery.dead_lettered", reason=reason, attempts=attempts, **common)
+        elif outcome == "postponed":
+            _log.info("delivery.postponed", due_in_s=due_in_s, **common)
         else:
-            due_in_s = round(wait / 1000, 1)
             _log.warning("delivery.failed", error=reason, attempts=attempts, due_in_s=due_in_s, trace=trace, **common)
         return outcome == "succeeded"
 

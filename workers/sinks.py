@@ -6,13 +6,16 @@ import errno
 import inspect
 import io
 import os
+import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
+from datetime import timedelta
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -23,6 +26,7 @@ from rq.timeouts import JobTimeoutException
 from app import log
 from app.errors import SettingsError
 from app.ledger.policy import JOB_TIMEOUT
+from app.texts import printable
 from app.upstream.models import Order
 
 if TYPE_CHECKING:
@@ -33,6 +37,14 @@ MOST_LINES: Final = 100
 
 LONGEST_LINE: Final = 1000
 """Bytes of such a line; the rest is cut."""
+
+LONGEST_REASON: Final = 200
+"""Characters of the reason of a Reject; the rest is cut."""
+
+ENTRY_POINTS: Final = "ota_receiver.sinks"
+"""Group of the entry points by which an installed package offers its sinks."""
+
+FORMS: Final = "is not of the form python:package.module:function, or entry:NAME of an installed package"
 
 TRACEBACKS: Final = "OTA_DEV_TRACEBACKS"
 """Variable by which `dev` names a file for whole tracebacks, with the texts of errors. The image has no app.dev and
@@ -45,7 +57,8 @@ class Context(msgspec.Struct, frozen=True):
     """What a sink gets with the order.
 
     `idempotency_key` is company/order/revision/digest: the same for every repeat of this revision, and for no other
-    content. `attempt` counts from 1.
+    content. `attempt` counts from 1, without those that ended with Retry. `fetched_at`: when the Channel Manager last
+    answered with this content, in ms since 1970.
     """
 
     idempotency_key: str
@@ -54,22 +67,60 @@ class Context(msgspec.Struct, frozen=True):
     revision: int
     attempt: int
     request_id: str
+    fetched_at: int
+
+
+class Retry(Exception):
+    """Raised by a sink that wants this revision at another time. It is no failure and uses no attempt."""
+
+    seconds = 0.0
+
+    def __init__(self, *, after: float | timedelta) -> None:
+        """Ask for the next call `after` so many seconds; from 5 s up to 2 h, and others are cut to these.
+
+        Raises ValueError for a negative number and for NaN.
+        """
+        self.seconds = after.total_seconds() if isinstance(after, timedelta) else float(after)
+        if not self.seconds >= 0:
+            raise ValueError("after is negative, or no number")
+        super().__init__(self.seconds)
+
+
+class Reject(Exception):
+    """Raised by a sink that will never take this revision: it is a dead letter at once.
+
+    Its reason is logged and shown, on one line of 200 characters at most, so it must not hold people's data.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+    @property
+    def reason(self) -> str:
+        text = str(self.args[0]) if self.args else ""
+        return printable(" ".join(text.split()))[:LONGEST_REASON] or "no reason given"
 
 
 class Sink:
-    """The sink `python:package.module:function`: the user's own function, imported when the worker starts."""
+    """A sink of SINKS: the user's own function, imported when the worker starts."""
+
+    package = ""
+    """The top package of its module: the place of an error is searched there."""
 
     def __init__(self, specification: str) -> None:
         """Import the function; raises SettingsError if it cannot be used."""
         kind, _, target = specification.partition(":")
+        if kind == "entry":
+            target = _entry_point(target)
         module_name, _, function_name = target.partition(":")
-        if kind != "python" or not all(map(str.isidentifier, (*module_name.split("."), function_name))):
-            raise SettingsError("is not of the form python:package.module:function")
+        if kind not in {"python", "entry"} or not all(map(str.isidentifier, (*module_name.split("."), function_name))):
+            raise SettingsError(FORMS)
+        self.package = module_name.partition(".")[0]
         try:
             module = import_module(module_name)
         except (Exception, SystemExit) as error:
             # Importing the user's module may raise anything.
-            reason = failure_of(specification, error)
+            reason = failure_of(self.package, error)
             if isinstance(error, ModuleNotFoundError) and error.name:
                 reason = f"no module {error.name} in {_searched()}"
             raise SettingsError(f"cannot be imported: {reason}") from error
@@ -91,10 +142,10 @@ class Sink:
         self._runner: asyncio.Runner | None = None
 
     def deliver(self, order: Order, context: Context) -> None:
-        """Deliver a revision; what the function raises is recorded by its type, and the delivery is retried later.
+        """Deliver a revision; raises what the function raises, also Retry and Reject.
 
-        An async function runs on one event loop for all deliveries of this process. After an exception, which may be
-        RQ's time limit in the middle of the loop, the loop is closed, and the next delivery gets a new one.
+        An async function runs on one event loop for all deliveries of this process. After another exception, which may
+        be RQ's time limit in the middle of the loop, the loop is closed, and the next delivery gets a new one.
         """
         result = self._function(order, context)
         if not inspect.isawaitable(result):
@@ -104,10 +155,27 @@ class Sink:
         self._runner = self._runner or Runner()
         try:
             self._runner.run(_finished(result), context=copy_context())
+        except (Retry, Reject):
+            raise
         except BaseException:
             runner, self._runner = self._runner, None
             runner.close()
             raise
+
+
+def _entry_point(name: str) -> str:
+    """Return module:function of the entry point; raises SettingsError unless one installed package has it."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise SettingsError(FORMS)
+    offered = entry_points(group=ENTRY_POINTS)
+    found = [one for one in offered if one.name == name]
+    if not found:
+        names = ", ".join(sorted({one.name for one in offered})) or "none"
+        raise SettingsError(f"is no sink of an installed package; these have: {names}")
+    if len(found) > 1:
+        packages = " and ".join(sorted(one.dist.name for one in found if one.dist))
+        raise SettingsError(f"is a sink of several installed packages, {packages}: keep one of them")
+    return found[0].value
 
 
 async def _finished(result: Awaitable[object]) -> None:
@@ -132,13 +200,12 @@ def build(specifications: Iterable[str]) -> dict[str, Sink]:
     return sinks
 
 
-def failure_of(sink: str, error: BaseException) -> str:
-    """Return type and place of what this sink raised, such as `ValueError at orders.py:41`.
+def failure_of(package: str, error: BaseException) -> str:
+    """Return type and place of what a sink raised, such as `ValueError at orders.py:41`.
 
-    The place is the innermost one in the sink's own package. The text is left out, as it may quote people's data; that
-    of our time limit and of the system's error numbers cannot.
+    The place is the innermost one in the sink's own `package`. The text is left out, as it may quote people's data;
+    that of our time limit and of the system's error numbers cannot.
     """
-    package = sink.partition(":")[2].partition(":")[0].partition(".")[0]
     places = [
         (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)

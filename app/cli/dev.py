@@ -71,7 +71,9 @@ def dev(
         ),
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where data and logs are kept.")] = Path(".ota-receiver"),
-    sinks: Annotated[str, typer.Option(help="SINKS of the workers: python:package.module:function.")] = "",
+    sinks: Annotated[
+        str, typer.Option(help="SINKS of the workers: python:package.module:function, or entry:NAME.")
+    ] = "",
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 

@@ -92,6 +92,10 @@ def describe(entry: kinds.Entry) -> str:
             outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
         case kinds.DeliveryEnded(outcome="succeeded"):
             text = "revision {0.revision} delivered to {0.sink} in {0.duration_ms} ms"
+        case kinds.DeliveryEnded(outcome="postponed"):
+            text = "revision {0.revision} postponed by {0.sink} after {0.duration_ms} ms: {0.reason}"
+        case kinds.DeliveryEnded(outcome="rejected"):
+            text = "revision {0.revision} rejected by {0.sink}, now a dead letter: {0.reason}"
         case kinds.DeliveryEnded():
             outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
         case kinds.WorkerCrashed(sink=""):
@@ -138,8 +142,8 @@ def _likeness(numbered: tuple[int, kinds.Entry]) -> tuple[object, ...]:
             return (kinds.EventReceived, entry.status, entry.secret)
         case kinds.FetchFailed(outcome="deferred" | "uncounted" | "not_found"):
             return (kinds.FetchFailed, entry.reason, entry.http_status)
-        case kinds.DeliveryEnded(outcome="retry"):
-            return (kinds.DeliveryEnded, entry.sink, entry.revision, entry.reason)
+        case kinds.DeliveryEnded(outcome="retry" | "postponed"):
+            return (kinds.DeliveryEnded, entry.sink, entry.revision, entry.outcome, entry.reason)
     return (number,)
 
 

@@ -316,7 +316,7 @@ def _delivery(sink: SinkRecord, revision: int) -> str:
     if sink.revision >= revision:
         return f"has revision {sink.revision}"
     attempts = f" ({console.many(sink.attempts, 'attempt')})" if sink.attempts else ""
-    error = f", failed: {sink.error}" if sink.error else ""
+    error = f", {'postponed' if sink.postponed else 'failed'}: {sink.error}" if sink.error else ""
     return f"revision {revision} not delivered yet{error}{attempts}"
 
 
@@ -329,10 +329,10 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         # A running pool has the company by now: else that would be the hindrance.
         text = _BY_STATE["pending" if state == "deferred" and record.error == "unknown_company" else state]
     elif record.dead_sinks:
-        text, cause = (
-            f"Fix the sink that failed ({{cause}}). {_REQUEUE}",
-            record.dead_sinks[0].error or record.dead_sinks[0].dead,
-        )
+        cause = record.dead_sinks[0].error or record.dead_sinks[0].dead
+        text = f"Fix the sink that failed ({{cause}}). {_REQUEUE}"
+        if cause.startswith("rejected: "):
+            text = f"Fix the reason, in the order or in the sink ({{cause}}). {_REQUEUE}"
     elif UNREADABLE in outstanding:
         text = f"The stored content is unreadable. {_REFETCH}"
     else:
@@ -344,9 +344,10 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         # "Nothing" alone would sound as if every sink had it.
         if text.startswith("Nothing") and attempts:
             at = times.short(min(attempts))
-            if failing := record.failing_sinks:
-                again = f"Delivery is attempted again at {at}. At once: ota-receiver dead requeue {name}"
-                return f"Fix the sink ({failing[0].error}). {again}"
+            if waiting := record.failing_sinks:
+                failing = [sink.error for sink in waiting if not sink.postponed]
+                what = f"Fix the sink ({failing[0]})" if failing else "Nothing: the sink asked for another time"
+                return f"{what}. Delivery is attempted again at {at}. At once: ota-receiver dead requeue {name}"
             return f"Nothing: delivery is attempted at {at}."
         if text.startswith("Nothing") and outstanding and state != "discarded":
             text = "No attempt is planned. To deliver it: ota-receiver events replay --order {id} --to-sinks"

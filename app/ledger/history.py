@@ -109,7 +109,7 @@ class WorkerCrashed(_Entry, frozen=True, tag="crashed"):
 
 
 class DeliveryEnded(_Entry, frozen=True, tag="delivery"):
-    """A delivery of a revision ended; `outcome`: succeeded, retry, dead (complete_delivery)."""
+    """A delivery of a revision ended; `outcome` as DeliveryOutcome of work.py (complete_delivery)."""
 
     sink: str
     revision: int

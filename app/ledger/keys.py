@@ -65,9 +65,9 @@ an event `request_id` of the first request), `duplicates`. `erased_at` ms when t
 `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end both. Sinks: `<sink>:revision`
 delivered (0: none yet; absent: the sink was declared after the latest fetch), `<sink>:attempts`, `<sink>:next_at` ms of
 the next one, `<sink>:crashes` deliveries that started and never ended, `<sink>:error` type and place of what it raised
-last, `<sink>:dead` reason, `<sink>:discarded` revision that it is never to get; `delivery_lease` ms until the delivery
-in progress must be done, `delivery_worker`. Reconcile: `listed_row` digest of the row in the order list for which it
-requested the last fetch.
+last, `<sink>:postponed` ms when it first raised Retry, `<sink>:dead` reason, `<sink>:discarded` revision that it is
+never to get; `delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile:
+`listed_row` digest of the row in the order list for which it requested the last fetch.
 
 Fields of `ota:revisions:…`, which only an order has whose content changed: `<revision>` MessagePack of when it was
 fetched last, its status, digest and counts, of the last 100; `<revision>:content` as it was stored, of the last

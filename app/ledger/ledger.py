@@ -190,9 +190,9 @@ class Ledger:
         wait_ms: int = 0,
         duration_ms: int = 0,
     ) -> None:
-        """Record how a delivery ended; after a `retry` its next attempt starts after `wait_ms`.
+        """Record how a delivery ended; after `retry` and `postponed` its next attempt starts after `wait_ms`.
 
-        `reason` is the reason code once it is dead, `failure` the type and place of the error, for people.
+        `reason` is that of the dead letter, `failure` the type and place of the error, for people.
         """
         self._call(
             "complete_delivery",

@@ -61,6 +61,16 @@ RETRY_WAITS: Final = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600) + (7200,) 
 CLIENT_ERROR_ATTEMPTS: Final = 4
 """Further attempts for an answer that another attempt seldom changes (400, 401, 403, an unreadable body)."""
 
+POSTPONED_SHORTEST: Final = 5 * SECOND
+POSTPONED_LONGEST: Final = 2 * 60 * MINUTE
+"""The bounds of one wait that a sink asks for: no loop without a pause, and within FARTHEST."""
+
+POSTPONED_FOR: Final = 3 * DAY
+"""How long a sink may ask for another time for one revision, such as over a weekend."""
+
+POSTPONED_TOO_LONG: Final = "postponed_too_long"
+"""Reason code of its dead letter after that."""
+
 UNCOUNTED_LONGEST: Final = 30 * MINUTE
 """The longest wait while an order fails and no other is answered. Fewer than BREAKER_FAILURES orders do so."""
 
@@ -115,6 +125,11 @@ def jittered(milliseconds: float) -> int:
 def retry_wait(attempts: int) -> int | None:
     """Return the wait in ms after `attempts` earlier failures, None when no attempt is left."""
     return jittered(RETRY_WAITS[attempts] * SECOND) if attempts < len(RETRY_WAITS) else None
+
+
+def postponed_wait(seconds: float) -> int:
+    """Return the wait in ms for a delivery whose sink asks for another time, after so many seconds."""
+    return round(min(max(seconds * SECOND, POSTPONED_SHORTEST), POSTPONED_LONGEST))
 
 
 def deferral_wait(deferrals: int) -> int:

@@ -33,7 +33,8 @@ class SinkRecord(msgspec.Struct, frozen=True):
     """The deliveries of one sink: `revision` is the latest delivered, `next_at` the next attempt.
 
     `dead` is the reason code of a dead delivery, `discarded` the latest revision that an operator discarded: the sink
-    never got it, unless it got a later one. `error` is the type and place of what the sink raised last.
+    never got it, unless it got a later one. `error` is the type and place of what the sink raised last, or the reason
+    why it rejected the revision. `postponed`: when it first asked for another time (Retry).
     """
 
     name: str
@@ -43,6 +44,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
     dead: str = ""
     discarded: int = 0
     error: str = ""
+    postponed: datetime | None = None
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_status": "http"}):
@@ -179,6 +181,6 @@ def _sinks(texts: Mapping[str, str]) -> list[dict[str, object]]:
         # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
         sink, _, field = name.rpartition(":")
         if sink:
-            value = from_ms(int(text)) if field == "next_at" else text
+            value = from_ms(int(text)) if field in {"next_at", "postponed"} else text
             sinks.setdefault(sink, {"name": sink})[field] = value
     return list(sinks.values())

@@ -50,7 +50,7 @@ class Retention:
             limit=MOST_ENTRIES,
             passed=self._passed,
             orders_limit=MOST_ORDERS,
-            late=2 * policy.DAY,
+            late=5 * policy.DAY,
         )
         # Old entries that stay (dead letters) must not hide later ones; after the last entry it starts again.
         self._passed = self._passed + looked - ended if looked == MOST_ORDERS else 0

@@ -18,7 +18,9 @@ Failure = Literal["retry", "client_error", "uncounted", "deferred", "not_found",
 """How a fetch failed: `retry` uses an attempt, `client_error` one of its own few, `uncounted` none (perhaps all orders
 fail), `deferred` none (the order is not at fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt;
 `deleted_upstream`."""
-DeliveryOutcome = Literal["succeeded", "retry", "dead"]
+DeliveryOutcome = Literal["succeeded", "retry", "postponed", "dead", "rejected"]
+"""How a delivery ended. `retry`: it failed, and uses an attempt; `postponed`: the sink asked for another time, which
+uses none; `dead`: no attempt is left; `rejected`: dead at once, since the sink will never take this revision."""
 PermitOutcome = Literal["good", "missing", "failed", "unknown"]
 """What a request shows of the calls of its company: the order came; upstream has no such order, perhaps not yet; the
 call failed, for this order or for all; or nothing (release_permit.lua)."""
@@ -121,7 +123,8 @@ class Elsewhere(msgspec.Struct, frozen=True):
 class Delivery(msgspec.Struct, frozen=True):
     """A delivery that a worker has acquired; `attempts` counts it, `crashes` those before it that never ended.
 
-    `deadline`: end of its lease (time.monotonic).
+    `postponed_ms`: ms since the sink first asked for another time, 0 if it did not. `fetched_at`: ms since 1970 of the
+    latest fetch, which had this content. `deadline`: end of its lease (time.monotonic).
     """
 
     sink: str
@@ -130,6 +133,8 @@ class Delivery(msgspec.Struct, frozen=True):
     crashes: int
     request_id: str
     digest: str
+    postponed_ms: int = 0
+    fetched_at: int = 0
     traceparent: str = ""
     raw: bytes = b""
     deadline: float = 0.0

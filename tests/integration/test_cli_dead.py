@@ -8,7 +8,7 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.orders import Archive
 from app.ledger.record import State
-from app.ledger.work import Dispatched
+from app.ledger.work import DeliveryOutcome, Dispatched
 from app.times import from_ms
 from tests.lab import KEYS, MUSEUM, SINK, Lab, order
 
@@ -121,23 +121,45 @@ def test_a_requeued_delivery_is_due_now(letters: Lab) -> None:
     assert type(letters.history(order(4))[-1]).__name__ == "DeliveryRetried"
 
 
+def test_a_rejected_delivery_is_shown_with_its_reason_and_can_be_requeued(letters: Lab) -> None:
+    letters.accept_and_fetch(order(5))
+    letters.deliver("rejected", order(5), reason="rejected: no such product", failure="no such product")
+
+    page = " ".join(letters.run_command("dead", "show", order(5).order_id).out.split())
+    listed = letters.run_command("dead", "list", "--reason", "rejected: no such product", "--json").objects
+    explained = " ".join(letters.run_command("orders", "explain", order(5).order_id).out.split())
+
+    assert [(one["order_id"], one["sink"], one["reason"]) for one in listed] == [
+        (order(5).order_id, SINK, "rejected: no such product")
+    ]
+    assert f"delivery to {SINK} failed for good" in page
+    assert "rejected: no such product" in page
+    assert f"{SINK}: delivery of revision 1 is a dead letter: rejected: no such product" in explained
+    assert f"revision 1 rejected by {SINK}, now a dead letter: no such product" in explained
+    assert "Fix the reason, in the order or in the sink (rejected: no such product). Then: " in explained
+    ended = letters.run_command("dead", "requeue", order(5).order_id, "--yes", "--json")
+    assert ended.objects[0]["deliveries"] == 1
+    assert letters.start_delivery(order(5)).attempts == 1
+
+
+@pytest.mark.parametrize(("outcome", "attempts"), [("retry", "1"), ("postponed", "0")])
 @pytest.mark.parametrize(
     "selection", [("--sink", SINK), (order(5).order_id, order(4).order_id)], ids=["sink", "orders"]
 )
 def test_failed_deliveries_that_wait_are_tried_at_once_when_the_sink_is_mended(
-    letters: Lab, selection: tuple[str, ...]
+    letters: Lab, selection: tuple[str, ...], outcome: DeliveryOutcome, attempts: str
 ) -> None:
     """Of a sink or of named orders; not those of another selection, nor those that never failed."""
     for number in (5, 6):
         letters.accept_and_fetch(order(number))
-    letters.deliver("retry", order(5), reason="ValueError", failure="ValueError at shop.py:7", wait=7200)
+    letters.deliver(outcome, order(5), reason="ValueError", failure="ValueError at shop.py:7", wait=7200)
     letters.redis.zadd(KEYS.due, {order(5).member: letters.now + 7_200_000})
 
     assert letters.run_command("dead", "requeue", "--all", "--dry-run", "--json").objects[0]["letters"] == 4
     planned = letters.run_command("dead", "requeue", *selection, "--dry-run", "--json")
     none = letters.run_command("dead", "requeue", *selection, "--reason", "KeyErro", "--yes")
     assert (planned.objects[0]["letters"], none.code) == (2, 1)
-    assert letters.field(f"{SINK}:attempts", order(5)) == "1"
+    assert letters.field(f"{SINK}:attempts", order(5)) == attempts
 
     ended = letters.run_command("dead", "requeue", *selection, "--yes", "--json")
 

@@ -227,6 +227,21 @@ def test_a_sink_that_fails_for_everything_is_shown_and_the_exit_code_is_1(lab: L
     assert (status(lab, 0)["sinks"][0]["behind"], status(lab, 0)["sinks"][0]["failing_s"]) == (3, None)
 
 
+def test_a_sink_that_asks_for_another_time_is_behind_and_fails_nowhere(lab: Lab) -> None:
+    beat(lab)
+    for number in range(1, 5):
+        lab.accept_and_fetch(order(number))
+        lab.deliver("postponed", order(number), failure="Retry at shop.py:7", wait=600)
+
+    (sink,) = status(lab, 0)["sinks"]
+
+    assert (sink["behind"], sink["fails"], sink["failing_s"], sink["error"]) == (4, False, None, "")
+    explained = " ".join(lab.run_command("orders", "explain", order(3).order_id).out.split())
+    assert "revision 1 not delivered yet, postponed: Retry at shop.py:7; next attempt" in explained
+    assert f"revision 1 postponed by {SINK} after 7 ms: Retry at shop.py:7" in explained
+    assert "Nothing: the sink asked for another time. Delivery is attempted again at" in explained
+
+
 def test_a_shell_with_another_api_key_shows_the_breaker_of_the_pools(lab: Lab) -> None:
     """The key of the pool that started last counts, and its breaker is open; that of the shell's own key is closed."""
     lab.declare()

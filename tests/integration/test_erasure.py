@@ -112,16 +112,30 @@ class TestTheNextStep:
         assert shop.store_fetch(fetch, 1) == "erased"
         assert_at_rest(shop)
 
-    @pytest.mark.parametrize("outcome", ["succeeded", "retry", "dead"])
+    @pytest.mark.parametrize("outcome", ["succeeded", "retry", "postponed", "dead", "rejected"])
     def test_a_running_delivery_ends_and_its_copy_is_named(self, shop: Lab, outcome: Any) -> None:
         """A sink that failed may have kept a copy."""
         shop.accept_and_fetch()
         delivery = shop.start_delivery()
         left = erase(shop)
-        shop.complete_delivery(delivery, outcome)
+        shop.complete_delivery(delivery, outcome, failure="canary" if outcome == "rejected" else "")
+        assert b"canary" not in shop.everything()
 
         (copy,) = left.copies
         assert (copy.sink, copy.keys_begin) == (SHOP, (f"{ONE.company_id}/{ONE.order_id}/1/",))
+        assert_at_rest(shop)
+
+    @pytest.mark.parametrize("outcome", ["postponed", "rejected"])
+    def test_what_a_sink_answered_is_no_longer_told_and_its_copy_is_named(self, shop: Lab, outcome: Any) -> None:
+        """The reason of a rejection is a text of the user. A sink that postponed an order may have kept a copy."""
+        shop.accept_and_fetch()
+        shop.deliver(outcome, reason="rejected: canary", failure="canary" if outcome == "rejected" else "Retry")
+        left = erase(shop)
+
+        (copy,) = left.copies
+        assert (copy.sink, copy.keys_begin) == (SHOP, (f"{ONE.company_id}/{ONE.order_id}/1/",))
+        assert shop.field(f"{SHOP}:revision") == "1"
+        assert b"canary" not in shop.everything()
         assert_at_rest(shop)
 
     def test_its_dead_letters_are_deleted(self, shop: Lab) -> None:

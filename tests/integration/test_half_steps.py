@@ -199,7 +199,7 @@ STEPS: Final = {
     "return_job": Step(taken, lambda lab, _: lab.ledger.return_job(ONE)),
     **{
         f"complete_delivery_{outcome}": Step(delivering, partial(complete, outcome))
-        for outcome in ("succeeded", "retry", "dead")
+        for outcome in ("succeeded", "retry", "postponed", "dead", "rejected")
     },
     "release_worker_in_a_fetch": Step(started, lambda lab, _: lab.ledger.release_worker(WORKER, "killed")),
     "release_worker_in_a_delivery": Step(delivering, lambda lab, _: lab.ledger.release_worker(WORKER, "ended")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from structlog.contextvars import bound_contextvars
 from app.errors import SettingsError
 from app.upstream.models import parse_order
 from tests.samples import sample
-from workers.sinks import TRACEBACKS, Context, build, failure_of, show_traceback
+from workers.sinks import FORMS, TRACEBACKS, Context, Retry, build, failure_of, show_traceback
 
 ORDER = parse_order(sample("order-issued"))
 CONTEXT = Context(
@@ -23,6 +24,7 @@ CONTEXT = Context(
     revision=3,
     attempt=2,
     request_id="request",
+    fetched_at=5,
 )
 MODULE = """
 import asyncio
@@ -170,15 +172,15 @@ def test_an_async_function_logs_with_the_order_of_its_delivery() -> None:
 @pytest.mark.parametrize(
     ("specification", "problem"),
     [
-        ("canary", "is not of the form python:package.module:function"),
-        ("python", "is not of the form python:package.module:function"),
-        ("python:", "is not of the form python:package.module:function"),
-        ("python:json", "is not of the form python:package.module:function"),
-        ("python::canary", "is not of the form python:package.module:function"),
-        ("https://user:canary@example.com", "is not of the form python:package.module:function"),
-        ("python:.canary:f", "is not of the form python:package.module:function"),
+        ("canary", FORMS),
+        ("python", FORMS),
+        ("python:", FORMS),
+        ("python:json", FORMS),
+        ("python::canary", FORMS),
+        ("https://user:canary@example.com", FORMS),
+        ("python:.canary:f", FORMS),
         ("python:json:canary", f"cannot be imported: {json.__file__} has no canary"),
-        ("python:json:dumps(1)", "is not of the form python:package.module:function"),
+        ("python:json:dumps(1)", FORMS),
         ("python:shop_that_breaks:f", "cannot be imported: LookupError at shop_that_breaks.py:1"),
         ("python:shop_with_a_typo:f", "cannot be imported: SyntaxError at shop_with_a_typo.py:1"),
         ("python:shop_that_exits:f", "cannot be imported: SystemExit at shop_that_exits.py:2"),
@@ -232,7 +234,62 @@ def test_a_failure_is_told_by_its_type_and_its_place_in_the_sink(name: str, atte
         sink.deliver(ORDER, replace(CONTEXT, attempt=attempt))
 
     error = raised.value
-    assert failure_of(name, error.with_traceback(raised.tb.tb_next)) == failure
+    assert failure_of(sink.package, error.with_traceback(raised.tb.tb_next)) == failure
+
+
+@pytest.mark.parametrize("after", [-1, float("nan"), timedelta(seconds=-5)])
+def test_a_retry_after_no_time_is_refused_where_it_is_raised(after: float | timedelta) -> None:
+    with pytest.raises(ValueError, match="after is negative, or no number"):
+        Retry(after=after)
+
+
+def install(folder: Path, package: str, *points: str) -> None:
+    """Let a package be installed that offers these sinks (`name = module:function`)."""
+    about = folder / f"{package.replace('-', '_')}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("\n".join(("[ota_receiver.sinks]", *points)))
+
+
+def test_a_sink_of_an_installed_package_is_found_by_its_name(tmp_path: Path) -> None:
+    install(tmp_path, "shop-package", "shop = shop_for_tests:raises", "shop.2 = shop_for_tests:on_order")
+
+    sinks = build(["entry:shop", "entry:shop.2"])
+
+    assert list(sinks) == ["entry:shop", "entry:shop.2"]
+    with pytest.raises(ValueError, match="canary") as raised:
+        sinks["entry:shop"].deliver(ORDER, replace(CONTEXT, attempt=1))
+    assert failure_of(sinks["entry:shop"].package, raised.value) == "ValueError at shop_for_tests.py:40"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("absent", "is no sink of an installed package; these have: broken, exits, method, module, twice"),
+        ("twice", "is a sink of several installed packages, one-shop and two-shop: keep one of them"),
+        ("broken", "cannot be imported: LookupError at shop_that_breaks.py:1"),
+        ("exits", "cannot be imported: SystemExit at shop_that_exits.py:2"),
+        ("module", FORMS),
+        ("method", FORMS),
+        ("", FORMS),
+        ("a b", FORMS),
+        ("a:b", FORMS),
+    ],
+)
+def test_a_sink_of_a_package_that_cannot_be_used_is_refused(tmp_path: Path, name: str, problem: str) -> None:
+    install(tmp_path, "two-shop", "twice = shop_for_tests:on_order", "exits = shop_that_exits:f")
+    install(tmp_path, "one-shop", "twice = shop_for_tests:on_order", "broken = shop_that_breaks:f")
+    install(tmp_path, "bad-shop", "module = shop_for_tests", "method = shop_for_tests:Shop.take")
+
+    with pytest.raises(SettingsError) as refused:
+        build([f"entry:{name}"])
+
+    assert str(refused.value) == f"SINKS: number 1 {problem}"
+
+
+def test_without_any_package_none_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"number 1 is no sink of an installed package; these have: none$"):
+        build(["entry:shop"])
 
 
 def test_whole_tracebacks_go_to_the_file_of_dev_and_nowhere_else(

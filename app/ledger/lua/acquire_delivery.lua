@@ -6,7 +6,7 @@
 -- Returns nil when none is due or another worker delivers, {sink} when one is due to a sink that this worker lacks, else
 --   {a MessagePack map (class Delivery of work.py), content}.
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
-  'request_id', 'traceparent', 'fetch_at', 'digest', 'erased_at'})
+  'request_id', 'traceparent', 'fetch_at', 'digest', 'fetched_at', 'erased_at'})
 if o.generation == 0 or o.erased_at > 0 then
   return
 end
@@ -54,11 +54,14 @@ redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' 0 ' .. sink, 'PX
 if o.delivery_worker and one_more == 1 and crashes > 1 then
   append_history(o, 'crashed', o.delivery_worker, sink)
 end
+local postponed = tonumber(redis.call('HGET', o.record, sink .. ':postponed') or now)
 local delivery = {
   sink = sink,
   revision = o.revision,
   attempts = attempts,
   crashes = crashes - 1,
+  postponed_ms = math.max(now - postponed, 0),
+  fetched_at = o.fetched_at,
   request_id = o.request_id or '',
   traceparent = o.traceparent or '',
   digest = o.digest or '',

@@ -5,7 +5,7 @@
 -- Returns {what, ms}: unknown (no such order), changed (another content was stored since: read again), erased (with the
 --   ms when it was first)
 -- The tombstone keeps what recognises old events, keeps ids unique, and names the revision that each sink may hold: also
--- of a failed attempt, since a sink may have kept data before it failed.
+-- of an attempt that failed or was postponed, since a sink may have kept data before.
 local o = load(a.order, {'generation', 'stored_token', 'revision', 'erased_at'})
 if o.generation == 0 then
   return {'unknown', 0}
@@ -19,7 +19,7 @@ local flat = redis.call('HGETALL', o.record)
 for i = 1, #flat, 2 do
   local field, value = flat[i], flat[i + 1]
   local sink, name = string.match(field, '^(.+):(%w+)$')
-  if name == 'attempts' and tonumber(value) > 0 then
+  if (name == 'attempts' or name == 'postponed') and tonumber(value) > 0 then
     redis.call('HSET', o.record, sink .. ':revision', o.revision)
     reset_delivery(o, sink)
   end
@@ -37,12 +37,17 @@ for _, reference in ipairs(a.references) do
   redis.call('SREM', reference, o.member)
 end
 redis.call('DEL', o.content, o.revisions)
--- Entries of the history may hold text of upstream and of senders; those of deliveries hold none, and name the sinks
--- that have a copy.
+-- Entries of the history may hold text of upstream and of senders; those of deliveries name the sinks
+-- that have a copy, and hold none but the reason of a rejection.
 local entries = redis.call('LRANGE', o.history, 0, -1)
 redis.call('DEL', o.history)
 for _, entry in ipairs(entries) do
-  local kind = cmsgpack.unpack(entry)[1]
+  local values = cmsgpack.unpack(entry)
+  local kind = values[1]
+  if kind == 'delivery' and values[5] == 'rejected' then
+    values[6] = ''
+    entry = cmsgpack.pack(values)
+  end
   if kind == 'delivery' or kind == 'erased' then
     redis.call('RPUSH', o.history, entry)
   end

@@ -29,7 +29,7 @@ end
 for _, member in ipairs(found) do
   local record = prefix .. 'order:' .. member
   local left = redis.call('PTTL', record)
-  -- A delivery ends at most about a day after the last change. More is left only of a longer ORDER_DAYS, which counts no
+  -- A delivery ends at most a few days after the last change. More is left only of a longer ORDER_DAYS, which counts no
   -- longer; a tombstone stays as long as was promised.
   local is_kept = redis.call('HEXISTS', record, 'erased_at') == 1 or redis.call('ZSCORE', due, member)
   if left > a.late and not is_kept and is_left(member) then

@@ -104,10 +104,12 @@ local function reset_fetch(o)
 end
 
 -- A sink fails for everything from a first attempt that failed until a delivery succeeds. A later attempt that fails may
--- be the fault of its order, so it begins nothing. Where this key is broken, the step goes on without it.
+-- be the fault of its order, so it begins nothing; one after the sink asked for another time is such. Where this key is
+-- broken, the step goes on without it.
 local function note_failure(o, sink, failure)
   local key, record = prefix .. 'sink-failing:' .. sink, o.record
-  local is_first = redis.call('HGET', record, sink .. ':attempts') == '1'
+  local called = redis.call('HMGET', record, sink .. ':attempts', sink .. ':postponed')
+  local is_first = called[1] == '1' and not called[2]
   redis.call('HSET', record, sink .. ':error', failure)
   isolate(function()
     if is_first then
@@ -126,7 +128,7 @@ end
 -- alone no longer counts against the sink.
 local function reset_delivery(o, sink)
   redis.call('HDEL', o.record, sink .. ':dead', sink .. ':attempts', sink .. ':next_at', sink .. ':crashes',
-    sink .. ':error')
+    sink .. ':error', sink .. ':postponed')
   redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
   isolate(function()
     local key = prefix .. 'sink-failing:' .. sink

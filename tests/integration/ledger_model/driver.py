@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
-from app.ledger.work import Delivery, Failure
+from app.ledger.work import Delivery, DeliveryOutcome, Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
 from tests.lab import KEYS, LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
@@ -104,14 +104,14 @@ class Worker:
             self.driver.orders[order].store(running, settled=True, deleted=True)
 
     def sink_fails(self) -> None:
-        """The delivery fails and is retried."""
+        """The delivery fails or is postponed, and is retried."""
         if self.delivery is not None:
-            self._complete(self.delivery, "retry")
+            self._complete(self.delivery, "postponed" if self.driver.step % 2 else "retry")
 
     def sink_rejects(self) -> None:
-        """The delivery fails for good."""
+        """The delivery fails for good, or at once."""
         if self.delivery is not None:
-            self._complete(self.delivery, "dead")
+            self._complete(self.delivery, "rejected" if self.driver.step % 2 else "dead")
 
     def _pop(self) -> None:
         queues = [queue_key(queue, KEYS) for queue in self.queues]
@@ -176,7 +176,7 @@ class Worker:
         assert delivery.raw == b"%d" % (model.stored_version or 0), "not the content that is stored"
         self.delivery = model.delivery = RunningDelivery(order, delivery, now + policy.DELIVERY_LEASE)
 
-    def _complete(self, running: RunningDelivery, outcome: Literal["succeeded", "retry", "dead"]) -> None:
+    def _complete(self, running: RunningDelivery, outcome: DeliveryOutcome) -> None:
         order = running.order
         self.driver.touch(order)
         # A failed delivery ends the job; after a success comes the next sink.

@@ -98,7 +98,7 @@ class OrderModel:
             self.delivery = None
         if outcome == "succeeded":
             self.delivered = max(self.delivered, running.delivery.revision)
-        elif outcome == "dead":
+        elif outcome in {"dead", "rejected"}:
             self.rejected.add(running.delivery.revision)
 
     def check_fetched(self, content: bytes | None) -> None:
