@@ -183,7 +183,8 @@ def order_list(settings: Settings, company: Company, redis: Redis, http: Deadlin
     """Return the order list of a company, read within the limits of its API key."""
     client = channel_manager(settings, company, http)
     limiter = rate_limiter(settings, company, redis, "list_orders")
-    return OrderList(redis, company.np_company_id, client, limiter, order_days=settings.order_days)
+    erased = ErasedFile(settings.erased_file)
+    return OrderList(redis, company.np_company_id, client, limiter, order_days=settings.order_days, erased=erased)
 
 
 def _fetch_lease(settings: Settings) -> int:

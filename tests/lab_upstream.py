@@ -162,6 +162,7 @@ class ReconcileLab(Lab):
         self.page_size = 1000
         self._settings = company("venue", company_id, "Museum", tenant, "Production")
         self.client = ChannelManager(http, self._settings, _API_VERSION, url)
+        self.erased = ErasedFile(None)
         self.now = self.now  # only the test moves it
 
     @property
@@ -186,6 +187,7 @@ class ReconcileLab(Lab):
                 self.client,
                 self.limiter,
                 order_days=400,
+                erased=self.erased,
                 clock=self.clock,
                 pause=self.later,
                 page_size=self.page_size,

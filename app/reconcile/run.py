@@ -18,6 +18,7 @@ import msgspec
 from structlog.contextvars import bind_contextvars
 
 from app import log
+from app.erased_file import ErasedFile
 from app.errors import Denied, Unavailable, UpstreamError
 from app.ids import OrderKey, new_request_id
 from app.ledger import policy
@@ -100,8 +101,8 @@ class Compared(msgspec.Struct, frozen=True):
 class OrderList:
     """The order list of one company, compared page by page with the local copies; writes nothing.
 
-    It is read within the limits of the backfill queue. `order_days`: ORDER_DAYS. `clock` (ms since 1970) replaces the
-    time of the Redis server in tests, `pause` waits so many seconds.
+    It is read within the limits of the backfill queue. `order_days`: ORDER_DAYS. Orders in `erased` differ in nothing.
+    `clock` (ms since 1970) replaces the time of the Redis server in tests, `pause` waits so many seconds.
     """
 
     redis: Redis
@@ -109,6 +110,7 @@ class OrderList:
     client: ChannelManager
     limiter: RateLimiter
     order_days: int
+    erased: ErasedFile
     clock: Callable[[], int] | None = None
     pause: Callable[[float], None] = time.sleep
     page_size: int = 1000
@@ -162,6 +164,8 @@ class OrderList:
         for (order_id, row), copy in zip(rows.items(), self._read(rows), strict=True):
             since = watched.get(order_id)
             found = compare(self.company_id, row, copy, unsettled_since=since, now=now, oldest=oldest)
+            if OrderKey(self.company_id, order_id) in self.erased:
+                found = None
             if found == "watch":
                 compared.unsettled.append(order_id)
                 continue
@@ -179,7 +183,8 @@ class OrderList:
             compare_watched(self.company_id, order_id, copy, since)
             for (order_id, since), copy in zip(old.items(), self._read(old), strict=True)
         )
-        return Compared(None, now, [one for one in found if one is not None], [], list(old))
+        kept = [one for one in found if one is not None and one.key not in self.erased]
+        return Compared(None, now, kept, [], list(old))
 
     def _read(self, order_ids: Iterable[str]) -> list[LocalCopy | None]:
         return Archive(self.redis).copies([OrderKey(self.company_id, order_id) for order_id in order_ids])

@@ -6,6 +6,7 @@ import contextvars
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +19,10 @@ from structlog.testing import capture_logs
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
 from app.dev.valkey import Valkey
+from app.erased_file import ErasedFile
 from app.ledger.ledger import Ledger
 from app.ledger.redis import Redis
+from app.reconcile.compare import STUCK_AFTER
 from app.reconcile.run import Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, FIRST_AFTER, TRIGGER_EVERY, Schedule
 from app.upstream.transport import DeadlineTransport
@@ -69,6 +72,20 @@ def venue(
     tenant = request.node.name.replace("[", "-").replace("]", "")
     yield Venue(redis_client, http, sandbox, tenant)
     sandbox.admin("PUT", "faults", [])
+
+
+def test_an_erased_order_is_not_missed_after_redis_was_emptied(venue: Venue, tmp_path: Path) -> None:
+    """Neither a settled one, nor one that settles never or is not listed any more."""
+    settled, other, stuck = *venue.orders(2), *venue.orders(1, mix={"Processing": 1})
+    venue.checkpoint.watch(["00000000-0000-4000-8000-000000000001", stuck], venue.now)
+    venue.now += STUCK_AFTER + 1000
+    venue.erased = ErasedFile(tmp_path / "erased")
+    venue.erased.add([venue.key(one) for one in (settled, stuck, "00000000-0000-4000-8000-000000000001")])
+
+    report = venue.run()
+
+    assert (report.queued, venue.queued("backfill")) == (1, [other])
+    assert venue.run().queued == 0
 
 
 def test_orders_without_an_event_are_queued_once(venue: Venue) -> None:
