@@ -91,6 +91,7 @@ class Pool:
         self._due_check = DueCheck(redis)
         self._children: dict[str, WorkerProcess] = {}
         queues = [rq_jobs.LIVE] * settings.workers + [rq_jobs.BACKFILL] * settings.backfill_workers
+        queues += [rq_jobs.sink_queue(sink) for sink in settings.sinks for _ in range(2)]
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
@@ -350,11 +351,11 @@ class WorkerRecovery:
         for limiter in self._limiters:
             limiter.release_worker(worker)
         given = list(self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)))
-        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL):
+        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL, *map(rq_jobs.sink_queue, self._deployment.sinks())):
             given += self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
-        return self._ledger.release_worker(
-            worker, how, [order for one in given if (order := rq_jobs.order_of(as_text(one)))]
-        )
+        ids = [as_text(one) for one in given]
+        fetches, deliveries = filter(None, map(rq_jobs.order_of, ids)), filter(None, map(rq_jobs.delivery_of, ids))
+        return self._ledger.release_worker(worker, how, fetches, deliveries)
 
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive, which workers it has, and its configuration."""

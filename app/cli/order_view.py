@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -179,7 +179,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     now = times.from_ms(snapshot.now)
     state, history = record.state(now), here.orders.history(key)
     is_unscheduled = bool(here.orders.unscheduled([key]))
-    due = None if is_unscheduled else here.orders.due(key)
+    due = {} if is_unscheduled else {sink: here.orders.due(key, sink) for sink in ("", *here.sinks)}
     outstanding = tuple(_outstanding(record, state, due, here.sinks))
     name = here.name(key)
     if is_unscheduled:
@@ -213,7 +213,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         references=(order.references if order else ()) or tuple(filter(None, [record.reference])),
         status_message=(order.status_message or "") if order else "",
         content=_content(record, UNREADABLE in outstanding),
-        due=due,
+        due=min(filter(None, due.values()), default=None),
         outstanding=outstanding,
         next=next(filter(None, hindrances), "") or held or next_step(record, state, name, outstanding),
         durations=durations(history),
@@ -289,18 +289,19 @@ def _lacking(one: Outstanding, company_id: str, pools: Collection[Configuration]
 
 
 def _outstanding(
-    record: OrderRecord, state: State, due: datetime | None, declared: tuple[str, ...]
+    record: OrderRecord, state: State, due: Mapping[str, datetime | None], declared: tuple[str, ...]
 ) -> Iterator[Outstanding]:
+    """Yield what is outstanding; `due`: when the fetch ("") and the delivery to each sink come next."""
     is_pending = state in {"pending", "fetching", "deferred"}
     if text := _OUTSTANDING.get(state):
         error = f" ({record.error})" if is_pending and record.error else ""
-        yield Outstanding(f"{text.format(record)}{error}", due if is_pending else None)
+        yield Outstanding(f"{text.format(record)}{error}", due.get("") if is_pending else None)
     for sink in _sinks(record, declared) if state != "erased" else ():
         what = f"{sink.name}: {_delivery(sink, record.revision)}"
         if sink.dead or 0 < record.revision <= sink.discarded:
             yield Outstanding(what, None, sink.name)
         elif sink.revision < record.revision:
-            yield Outstanding(what, sink.next_at or due, sink.name)
+            yield Outstanding(what, due.get(sink.name), sink.name)
 
 
 def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:

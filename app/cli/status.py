@@ -42,7 +42,7 @@ _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
 
 _LONG: Final = 10
-"""Seconds from which a delivery that runs is shown: its sink may hang, and holds a worker."""
+"""Seconds from which a delivery that runs is shown: its sink may hang."""
 
 cli = commands()
 
@@ -114,7 +114,7 @@ def status() -> None:
         "no pool declares": undeclared,
         "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
-        "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
+        "pending": console.many(snapshot.due, "order"),
         "without a due time": _without_due_time(unscheduled) if unscheduled else None,
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",

@@ -31,7 +31,7 @@ LONGEST_LEASE: Final = 100 * SECOND + LEASE_MARGIN
 """With the longest UPSTREAM_TIMEOUT that the settings take."""
 
 JOB_TIMEOUT: Final = 120
-"""Seconds after which RQ interrupts a job: one fetch and its deliveries."""
+"""Seconds after which RQ interrupts a job: one fetch, or one delivery."""
 
 JOB_OVERDUE: Final = JOB_TIMEOUT + 30
 """Seconds after which the pool kills a worker that RQ's interrupt did not reach: a sink swallowed it, or is C code."""

@@ -8,9 +8,9 @@ import msgspec
 
 from app.ids import OrderKey
 
-StartOutcome = Literal["nothing", "held", "dead", "deliver", "fetch"]
+StartOutcome = Literal["nothing", "held", "dead", "fetch"]
 """What an order needs (start_fetch.lua)."""
-StoreOutcome = Literal["refused", "erased", "fetched", "deliver", "pending", "dead"]
+StoreOutcome = Literal["refused", "erased", "fetched", "pending", "dead"]
 """What follows a call of store_fetch.lua; with the first two the answer is not stored."""
 FailOutcome = Literal["refused", "retry", "deferred", "dead", "deleted_upstream"]
 """What follows a failed fetch (fail_fetch.lua)."""
@@ -112,12 +112,6 @@ class Content(msgspec.Struct, frozen=True):
     http_status: int
     duration_ms: int
     references: tuple[str, ...] = ()
-
-
-class Elsewhere(msgspec.Struct, frozen=True):
-    """A delivery is due to a sink that this process does not have."""
-
-    sink: str
 
 
 class Delivery(msgspec.Struct, frozen=True):

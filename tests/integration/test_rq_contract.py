@@ -30,11 +30,11 @@ from app import log
 from app.dev.processes import Process
 from app.heartbeat import Configuration
 from app.ledger import policy
-from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
+from app.ledger.rq_jobs import BACKFILL, FAILURE_TTL, FETCH_ORDER, LIVE, queue
 from tests.lab import ONE, Lab, now_ms, order
 from tests.service import settings_of_one_company
 from workers.pool import WorkerRecovery
-from workers.worker import FetchWorker
+from workers.worker import OrderWorker
 
 TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
@@ -81,7 +81,7 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, by: str) -> 
         job_timeout=policy.JOB_TIMEOUT,
         result_ttl=0,
         failure_ttl=FAILURE_TTL,
-        description=DESCRIPTION,
+        description="fetch order",
         job_id="theirs",
     )
     theirs = fetched(bare, "theirs")
@@ -116,7 +116,7 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
     assert len(ids) == len(set(ids)) == 5
 
 
-def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker, queues: Sequence[str] = (LIVE,)) -> FetchWorker:
+def worker(bare: Lab, kind: type[OrderWorker] = OrderWorker, queues: Sequence[str] = (LIVE,)) -> OrderWorker:
     """Return a worker as the pool's children make it, in this process."""
     return kind(WORKER, queues, bare.redis, memoryview(bytearray(8)).cast("d"))
 
@@ -175,17 +175,17 @@ class Killed(SystemExit):
     """Ends a worker in the middle of a job, as a kill would."""
 
 
-class KilledWhenTaken(FetchWorker):
+class KilledWhenTaken(OrderWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         raise Killed
 
 
-class KilledWhenStarted(FetchWorker):
+class KilledWhenStarted(OrderWorker):
     def perform_job(self, *arguments: object, **named: object) -> bool:
         raise Killed
 
 
-class Noting(FetchWorker):
+class Noting(OrderWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         self.connection.rpush("test:queues", queue.name)
         super().execute_job(job, queue)
@@ -206,7 +206,7 @@ def test_a_worker_of_two_queues_takes_the_first_one_first(bare: Lab) -> None:
 @pytest.mark.parametrize("kind", [KilledWhenTaken, KilledWhenStarted])
 @pytest.mark.usefixtures("signals")
 def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
-    bare: Lab, kind: type[FetchWorker], queues: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    bare: Lab, kind: type[OrderWorker], queues: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RQ lists it in the intermediate queue, then in the worker's executions; RQ's own recovery takes minutes."""
     # A killed worker does not unregister, which removes its executions.
