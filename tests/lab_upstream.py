@@ -97,14 +97,14 @@ class WorkerLab(Lab):
 
     def work(self) -> None:
         """Do every job that waits."""
-        queues = (LIVE, BACKFILL, *map(sink_queue, self.sinks))
-        while jobs := [job.decode() for queue in queues for job in self._pop(queue)]:
-            for job in jobs:
-                self.runs += 1
+        queues = {LIVE: "", BACKFILL: "", **{sink_queue(sink): sink for sink in self.sinks}}
+        while jobs := [(job.decode(), sink) for queue, sink in queues.items() for job in self._pop(queue)]:
+            for job, sink in jobs:
                 if order := order_of(job):
+                    self.runs += 1
                     self.processor.process(order, WORKER)
                 elif delivery := delivery_of(job):
-                    self.deliverer.process(*delivery, WORKER)
+                    self.deliverer.process(delivery[0], sink, WORKER)
 
     def _pop(self, queue: str) -> list[bytes]:
         return cast("list[bytes] | None", self.redis.lpop(queue_key(queue, KEYS), 500)) or []

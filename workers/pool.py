@@ -351,11 +351,17 @@ class WorkerRecovery:
         for limiter in self._limiters:
             limiter.release_worker(worker)
         given = list(self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)))
-        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL, *map(rq_jobs.sink_queue, self._deployment.sinks())):
+        sinks = {rq_jobs.sink_id(one): one for one in self._deployment.sinks()}
+        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL, *map(rq_jobs.sink_queue, sinks.values())):
             given += self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
         ids = [as_text(one) for one in given]
-        fetches, deliveries = filter(None, map(rq_jobs.order_of, ids)), filter(None, map(rq_jobs.delivery_of, ids))
-        return self._ledger.release_worker(worker, how, fetches, deliveries)
+        deliveries = (found for one in ids if (found := rq_jobs.delivery_of(one)) and found[1] in sinks)
+        return self._ledger.release_worker(
+            worker,
+            how,
+            filter(None, map(rq_jobs.order_of, ids)),
+            [(order, sinks[sink_id]) for order, sink_id in deliveries],
+        )
 
     def heartbeat(self, workers: Iterable[str]) -> None:
         """Write that this pool is alive, which workers it has, and its configuration."""

@@ -28,8 +28,9 @@ from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
+from app.ids import OrderKey
 from app.ledger.redis import Redis, is_unavailable
-from app.ledger.rq_jobs import BACKFILL, DELIVER_ORDER, FETCH_ORDER, LIVE, delivery_of, order_of, sink_queue
+from app.ledger.rq_jobs import BACKFILL, DELIVER_ORDER, FETCH_ORDER, LIVE, delivery_of, order_of, sink_id, sink_queue
 from app.settings import Settings
 from workers import jobs
 
@@ -65,8 +66,9 @@ class OrderJob(Job):
     # RQ asks for the name before it performs a job; where the data cannot be read, that would fail the job.
     func_name = property(lambda self: self.function)
 
-    def arguments_of_id(self) -> Sequence[str]:
-        """Return the arguments of the function, as the id of the job names them."""
+    @classmethod
+    def has_id(cls, job_id: str, arguments: Sequence[str]) -> bool:
+        """Return whether the id of a job of ours names these arguments."""
         raise NotImplementedError
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
@@ -86,11 +88,13 @@ class OrderJob(Job):
     def _foreign_call(self) -> str:
         try:
             call = self.serializer.loads(self.data)
-            function = str(call[0])
+            if (function := call[0]) != self.function:
+                return str(function)
+            _, instance, arguments, named = call
+            is_ours = (instance, named) == (None, {}) and self.has_id(self.id, arguments)
         except Exception as error:
             return type(error).__name__
-        ours: list[Any] = [self.function, None, list(self.arguments_of_id()), {}]
-        return "" if call == ours else f"{function} with other arguments" if function == self.function else function
+        return "" if is_ours else f"{function} with other arguments"
 
     def perform(self) -> Any:
         """Run the job; a refused one ends without running anything, and the dispatcher enqueues its order again."""
@@ -106,8 +110,9 @@ class FetchJob(OrderJob):
     function = FETCH_ORDER
     func = property(lambda self: jobs.fetch_order)
 
-    def arguments_of_id(self) -> Sequence[str]:
-        return order_of(self.id) or ()
+    @classmethod
+    def has_id(cls, job_id: str, arguments: Sequence[str]) -> bool:
+        return list(order_of(job_id) or ()) == [*arguments]
 
 
 class DeliveryJob(OrderJob):
@@ -116,9 +121,10 @@ class DeliveryJob(OrderJob):
     function = DELIVER_ORDER
     func = property(lambda self: jobs.deliver_order)
 
-    def arguments_of_id(self) -> Sequence[str]:
-        order, sink = delivery_of(self.id) or ((), "")
-        return (*order, sink)
+    @classmethod
+    def has_id(cls, job_id: str, arguments: Sequence[str]) -> bool:
+        *order, sink = arguments
+        return delivery_of(job_id) == (OrderKey(*order), sink_id(sink))
 
 
 class OrderQueue(Queue):

@@ -178,14 +178,14 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     snapshot = SnapshotReader(here.settings.companies).read(here.redis)
     now = times.from_ms(snapshot.now)
     state, history = record.state(now), here.orders.history(key)
-    is_unscheduled = bool(here.orders.unscheduled([key]))
-    due = {} if is_unscheduled else {sink: here.orders.due(key, sink) for sink in ("", *here.sinks)}
+    names, lost, name = here.redis.names, here.orders.unscheduled([key]).get(key, ()), here.name(key)
+    clocks = {"": names.due, **{sink: names.deliveries(sink) for sink in here.sinks}}
+    due = {sink: here.orders.due(key, sink) for sink, clock in clocks.items() if clock not in lost}
     outstanding = tuple(_outstanding(record, state, due, here.sinks))
-    name = here.name(key)
-    if is_unscheduled:
-        hindrances = [_UNSCHEDULED.format(id=name, due=here.redis.names.due)] * len(outstanding)
-    else:
-        hindrances = _hindrances(snapshot, key.company_id, state, outstanding)
+    hindrances = [
+        _UNSCHEDULED.format(id=name, due=clocks[one.sink]) if clocks.get(one.sink) in lost else why
+        for one, why in zip(outstanding, _hindrances(snapshot, key.company_id, state, outstanding), strict=True)
+    ]
     delivering = record.delivering_since(now) if state == "fetched" else None
     outstanding = tuple(
         msgspec.structs.replace(one, next=None) if why or delivering else one

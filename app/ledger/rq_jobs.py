@@ -7,6 +7,7 @@ RQ's public `create_job` and `to_dict` give the fields; a contract test holds th
 from __future__ import annotations
 
 import re
+from hashlib import sha1
 from typing import Any, Final
 
 from rq import Queue
@@ -50,14 +51,19 @@ def order_of(job_id: str) -> OrderKey | None:
     return OrderKey(found[1], found[2]) if found else None
 
 
+def sink_id(sink: str) -> str:
+    """Return what stands for a sink in the id of a job, where RQ takes only letters, numbers, `_` and `-`."""
+    return sha1(sink.encode(), usedforsecurity=False).hexdigest()[:8]
+
+
 def delivery_of(job_id: str) -> tuple[OrderKey, str] | None:
-    """Return order and sink that the id of a delivery names: `<prefix>-d-<company>-<order>-<revision>...-<sink>`."""
+    """Return what the id of a delivery names: `<prefix>-d-<company>-<order>-<sink_id>-<revision>...`."""
     found = _DELIVERY_ID.search(job_id)
     return (OrderKey(found[1], found[2]), found[3]) if found else None
 
 
 _FETCH_ID: Final = re.compile("-f-([0-9a-f-]{36})-([0-9a-f-]{36})-")
-_DELIVERY_ID: Final = re.compile(r"-d-([0-9a-f-]{36})-([0-9a-f-]{36})-\d+(?:-t\d+)?-(.+)")
+_DELIVERY_ID: Final = re.compile("-d-([0-9a-f-]{36})-([0-9a-f-]{36})-([0-9a-f]{8})-")
 QUEUES_KEY: Final = Queue.redis_queues_keys
 RESUME: Final = 'rq resume --url "$REDIS_URL"'
 """Ends `rq suspend`. Without an address RQ's command line asks localhost."""

@@ -116,8 +116,8 @@ def test_an_event_that_comes_during_a_fetch_gives_its_id_to_the_delivery_and_the
     found = [(line["event"], line["request_id"], line.get("trace_id")) for line in lines]
     assert found == [
         ("order.fetched", "post-1", TRACE),
-        ("delivery.failed", "post-2", None),
         ("order.fetched", "post-2", None),
+        ("delivery.failed", "post-2", None),
     ]
 
 

@@ -123,7 +123,7 @@ def test_a_retry_comes_after_the_time_that_it_names_and_uses_no_attempt(
     lab.run_for(1)
     fetched_at = lab.field("fetched_at", order)
     assert [lab.field(f"{name}:{field}", order) for field in ("attempts", "revision")] == ["0", "0"]
-    assert lab.due_in(order) == pytest.approx(600, abs=2)
+    assert lab.delivery_in(order) == pytest.approx(600, abs=2)
 
     lab.run_for(6 * HOUR)
 

@@ -225,10 +225,12 @@ local function push_fetch(o, queue, suffix)
     data[1] .. o.company .. data[2] .. o.id .. data[3], 'fetch order')
 end
 
+-- RQ takes no colon in an id, and the name of a sink may have some: its id stands there (rq_jobs.py).
 local function push_delivery(o, sink, suffix)
   local data = a.job.deliver
   redis.call('HSET', o.record, sink .. ':job', 1)
-  push_job('sink-' .. sink, 'd-' .. o.company .. '-' .. o.id .. '-' .. o.revision .. (suffix or '') .. '-' .. sink,
+  local sink_id = string.sub(redis.sha1hex(sink), 1, 8)
+  push_job('sink-' .. sink, 'd-' .. o.company .. '-' .. o.id .. '-' .. sink_id .. '-' .. o.revision .. (suffix or ''),
     data[1] .. o.company .. data[2] .. o.id .. data[3] .. sink .. data[4], 'deliver order')
 end
 

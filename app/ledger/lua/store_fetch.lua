@@ -64,8 +64,11 @@ end
 local without_job = {}
 for _, sink in ipairs(sinks()) do
   -- Every sink that is declared by now is to get it.
-  local s = of_sink(o, sink, 'revision', 'job')
-  if changed or not s.revision then
+  local s = of_sink(o, sink, 'revision', 'dead', 'job')
+  if is_behind(o, s) and not changed then
+    -- It is on the clock already, unless another program has removed it.
+    redis.call('ZADD', deliveries .. sink, 'NX', now + a.grace, o.member)
+  elseif changed or not s.revision then
     redis.call('ZADD', deliveries .. sink, 'LT', now + a.grace, o.member)
     redis.call('HSETNX', o.record, sink .. ':revision', 0)
     if not s.job then
