@@ -132,7 +132,8 @@ def configuration(settings: Settings) -> Configuration:
         api_key = one.np_api_key.get_secret_value()
         declared = DeclaredCompany(one.slug, one.path, breaker_id(api_key, one.path), key=key_id(api_key))
         companies[one.np_company_id] = declared
-    return Configuration(companies, settings.sinks, f"{settings.np_base_url} {settings.np_api_version}")
+    sinks = tuple(one.name for one in settings.declared_sinks)
+    return Configuration(companies, sinks, f"{settings.np_base_url} {settings.np_api_version}")
 
 
 def refuse_other_deployment(settings: Settings) -> None:

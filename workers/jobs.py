@@ -13,7 +13,8 @@ from app.deployment import Deployment
 from app.ids import OrderKey
 from app.settings import Settings
 from workers.processor import Connection, Processor
-from workers.sinks import SinkOutput, build
+from workers.sinks.build import build
+from workers.sinks.output import SinkOutput
 
 _log = log.get()
 
@@ -48,7 +49,10 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    ledger, erasure = bootstrap.ledger(found, redis, found.sinks), bootstrap.erasure(found, redis)
+    ledger, erasure = (
+        bootstrap.ledger(found, redis, [one.name for one in found.declared_sinks]),
+        bootstrap.erasure(found, redis),
+    )
     _processor = Processor(ledger, Deployment(redis), connections, {}, erasure)
     return _processor
 
@@ -65,7 +69,7 @@ def import_sinks(found: Settings) -> Processor:
     """Complete the processor of this process; raises SettingsError for a sink that cannot be imported."""
     output = SinkOutput()
     with output.caught():
-        sinks = build(found.sinks)  # first, so that no job runs without them
+        sinks = build(found.declared_sinks)  # first, so that no job runs without them
     processor = _processor or prepare(found)
     processor.sinks, processor.output = sinks, output
     return processor
@@ -74,5 +78,5 @@ def import_sinks(found: Settings) -> Processor:
 def try_sinks(found: Settings) -> None:
     """Import the sinks and end this process; raises SettingsError for one that cannot be used."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        build(found.sinks)
+        build(found.declared_sinks)
     os._exit(0)  # a thread that a module has started would keep it

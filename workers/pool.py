@@ -81,7 +81,7 @@ class Pool:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._ledger = bootstrap.ledger(settings, redis, settings.sinks)
+        self._ledger = bootstrap.ledger(settings, redis, [one.name for one in settings.declared_sinks])
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
         self._recovery = WorkerRecovery(redis, self._ledger, limiters, bootstrap.configuration(settings))
         self._reconcile = ReconcileRunner(settings, redis)
@@ -107,7 +107,7 @@ class Pool:
         adopt_descendants()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
-        if self._settings.sinks and not self._has_good_sinks():
+        if self._settings.declared_sinks and not self._has_good_sinks():
             return BAD_SETTINGS
         try:
             while not self._stopping:

@@ -25,9 +25,11 @@ from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import is_unavailable, retry_until
 from app.ledger.rq_jobs import BACKFILL
 from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch, Origin
+from app.order_document import OrderDocument
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks import Context, Reject, Retry, Sink, SinkOutput, failure_of, show_traceback
+from workers.sinks.contract import Context, Reject, Retry, Sink
+from workers.sinks.output import SinkOutput, failure_of, show_traceback
 
 _log = log.get()
 T = TypeVar("T")
@@ -247,7 +249,7 @@ class Processor:
                 )
                 names = {"sink": delivery.sink, **self._names(order)}
                 with bound_contextvars(**names), self.output.caught():
-                    self.sinks[delivery.sink].deliver(parse_order(delivery.raw), context)
+                    self.sinks[delivery.sink].deliver(self._document(order, delivery), context)
             except Reject as rejected:
                 outcome, reason, failure = "rejected", f"rejected: {rejected.reason}", rejected.reason
             except Retry as asked:
@@ -289,6 +291,21 @@ class Processor:
         else:
             _log.warning("delivery.failed", error=reason, attempts=attempts, due_in_s=due_in_s, trace=trace, **common)
         return outcome == "succeeded"
+
+    def _document(self, order: OrderKey, delivery: Delivery) -> OrderDocument:
+        """Return what is delivered; raises UnreadableAnswer."""
+        found = parse_order(delivery.raw)
+        return OrderDocument(
+            company=self._names(order)["company"],
+            company_id=order.company_id,
+            order_id=order.order_id,
+            revision=delivery.revision,
+            digest=delivery.digest,
+            fetched_at=delivery.fetched_at,
+            idempotency_key=delivery.idempotency_key(order),
+            status=found.status,
+            order=found,
+        )
 
     def _names(self, order: OrderKey) -> dict[str, str]:
         """Return what names the order in the log."""
