@@ -198,6 +198,9 @@ _SENTENCES: Final = {
     "string_too_short": "is empty",
     "too_short": "is empty",
     "string_type": "must be a text in quotes",
+    "tuple_type": "must be a list of texts",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
     "literal_error": "must be {expected}",
     "ip_any_network": "must be IP addresses or networks, separated by commas",
 }

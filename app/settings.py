@@ -6,29 +6,20 @@ problem in one message without any value, since a value may be a secret. Secrets
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from io import StringIO
 from operator import gt, lt
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Final, Literal
 from urllib.parse import quote
 
 from dotenv.parser import parse_stream
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import BeforeValidator, Field, PrivateAttr
 
+from app.declared import Declared, at, meant, tables, unknown_names, unreadable, validated
 from app.errors import SettingsError
 from app.setting_values import (
     ClientState,
@@ -49,39 +40,9 @@ from app.setting_values import (
     Text,
     WebhookPath,
     not_,
-    sentence,
 )
-from app.texts import cleaned, invisible
-
-
-class Origin(NamedTuple):
-    """Where a value stands: `place` is the environment, a line of `.env`, or a table of COMPANIES_FILE.
-
-    With a `file` only its name stands there, as that of `NAME_FILE`.
-    """
-
-    place: str
-    file: str = ""
-
-
-class Declared(BaseModel):
-    """Settings, and where each came from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
-
-    def origin(self, name: str) -> Origin:
-        """Return where the setting of this name (in lower case) stands; raises KeyError if it is not set."""
-        return self._origins[name]
-
-    def secrets(self) -> Iterator[tuple[str, str, str]]:
-        """Yield name, value and origin of each secret that is set."""
-        for name in type(self).model_fields:
-            if isinstance(value := getattr(self, name), SecretStr):
-                origin = self._origins[name]
-                place = f"the file of {name.upper()}_FILE" if origin.file else origin.place
-                yield name.upper(), value.get_secret_value(), place
+from app.sink_settings import SinkSettings, of_file, of_specification
+from app.texts import cleaned
 
 
 class Company(Declared):
@@ -230,6 +191,15 @@ class Settings(Declared):
         " All worker pools need the same.",
         examples=["python:mypackage.orders:on_order"],
     )
+    sink_workers: int = Field(
+        ge=1, le=64, default=2, description="Worker processes of a pool for each sink of `SINKS`."
+    )
+    sinks_file: Path | None = Field(
+        default=None,
+        description="TOML file of sinks: HTTP endpoints, databases, streams, files and functions, besides those of"
+        " `SINKS`. [sinks.md](sinks.md) explains it.",
+        examples=["/etc/ota-receiver/sinks.toml"],
+    )
     spool_dir: Path | None = Field(
         default=None,
         description="Folder where `serve` keeps events while Redis is unavailable: mode 0700, or the root of a volume"
@@ -269,12 +239,18 @@ class Settings(Declared):
     )
 
     _companies: tuple[Company, ...] = PrivateAttr(default=())
+    _declared_sinks: tuple[SinkSettings, ...] = PrivateAttr(default=())
     _unknown: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def companies(self) -> tuple[Company, ...]:
         """Return every company whose events are accepted; at least one."""
         return self._companies
+
+    @property
+    def declared_sinks(self) -> tuple[SinkSettings, ...]:
+        """Return the sinks of SINKS and SINKS_FILE, each with another name."""
+        return self._declared_sinks
 
     @property
     def deployment(self) -> str:
@@ -292,13 +268,10 @@ _PER_COMPANY: Final = tuple(name for name in Company.model_fields if name != "sl
 NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
 """Every setting in lower case."""
 
-_ENVIRONMENT: Final = "the environment"
 _SYSTEM: Final = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", "SSL_CERT_DIR": "/etc/ssl/certs"}
 _PROXIES: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"})
 
 _ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
-
-_Model = TypeVar("_Model", bound="Declared")
 
 
 def load() -> Settings:
@@ -315,22 +288,24 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
     given = {name.lower(): value for name, value in variables.items() if cleaned(value)}
     where = {name.lower(): place for name, place in places.items()}
     problems: list[str] = []
-    settings = _validated(Settings, given, problems, where)
+    settings = validated(Settings, given, problems, where)
     if path := given.get("companies_file"):
-        companies = _from_file(Path(cleaned(path)), problems)
+        companies = _companies(Path(cleaned(path)), problems)
     else:
         of_company: list[str] = []
-        company = _validated(Company, {**given, "slug": "default"}, of_company, where)
+        company = validated(Company, {**given, "slug": "default"}, of_company, where)
         companies = [company] if company else []
         problems += of_company
         if any(": missing" in line for line in of_company):
             problems.append("(or name several companies in COMPANIES_FILE)")
+    sinks = tuple(_sinks(settings, {one.slug for one in companies}, problems)) if settings else ()
     for name, is_there in (("SSL_CERT_FILE", os.path.isfile), ("SSL_CERT_DIR", os.path.isdir)):
         if name not in places and (certificates := variables.get(name)) and not is_there(certificates):
             problems.append(f"{name}: {certificates} is not there, for example {_SYSTEM[name]}")
     if settings is None or problems:
         raise SettingsError("\n".join(problems))
     settings._companies = tuple(companies)
+    settings._declared_sinks = sinks
     settings._unknown = _unknown(variables, places, settings)
     return settings
 
@@ -338,17 +313,17 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
 def _unknown(variables: Mapping[str, str], places: Mapping[str, str], settings: Settings) -> tuple[str, ...]:
     """Return a sentence for each name that looks like a setting, or acts like one elsewhere, and has no effect here."""
     found = tuple(
-        f"{name}{_at(places.get(name))}: unknown name" + (f", perhaps {meant}" if meant else "")
+        f"{name}{at(places.get(name))}: unknown name" + (f", perhaps {near.upper()}" if near else "")
         for name in variables
         if name.lower() not in _ALL_NAMES
-        if (meant := _meant(name)) or name in places
+        if (near := meant(name, _ALL_NAMES)) or name in places
     )
     proxies = [name for name in variables if name.upper() in _PROXIES and variables[name] and name not in places]
     if proxies and settings.np_proxy is None:
         found += (f"{', '.join(proxies)}: not used; NP_PROXY names the proxy for the calls of the API",)
     if settings.companies_file is not None:
         of_one = {f"{name}{end}".upper() for name in _PER_COMPANY for end in ("", "_file")}
-        unused = [f"{name}{_at(places.get(name))}" for name in variables if name.upper() in of_one and variables[name]]
+        unused = [f"{name}{at(places.get(name))}" for name in variables if name.upper() in of_one and variables[name]]
         found += tuple(f"{name}: not used, since COMPANIES_FILE names the companies" for name in unused)
     return found
 
@@ -360,7 +335,7 @@ def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: the file {_unreadable(error)}") from None
+        raise SettingsError(f"{path}: the file {unreadable(error)}") from None
     found: dict[str, str] = {}
     places: dict[str, str] = {}
     wrong = []
@@ -379,114 +354,27 @@ def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return found, places
 
 
-def _meant(name: str) -> str | None:
-    """Return the setting that a wrong name nearly is (`SPOOLDIR`, `CLIENT_STATES`); None for names of others."""
-    squashed = {known.replace("_", ""): known for known in _ALL_NAMES}
-    near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), squashed, 1, 0.93)
-    return squashed[near[0]].upper() if near else None
+def _sinks(settings: Settings, slugs: Collection[str], problems: list[str]) -> Iterator[SinkSettings]:
+    """Yield the sinks of SINKS and SINKS_FILE; each problem gets its line in `problems`."""
+    for specification in dict.fromkeys(settings.sinks):
+        yield of_specification(specification, settings.sink_workers)
+    for one, place in of_file(settings.sinks_file, problems) if settings.sinks_file else ():
+        if unknown := sorted(set(one.companies) - set(slugs)):
+            problems.append(f"COMPANIES ({place}): no company {', '.join(unknown)}; there are: {', '.join(slugs)}")
+        yield one
 
 
-def _at(place: str | None) -> str:
-    return f" ({place})" if place else ""
-
-
-def _validated(
-    model: type[_Model], given: Mapping[str, Any], problems: list[str], where: Mapping[str, str]
-) -> _Model | None:
-    """Return the model of what is given, by name or as `name_file`; None after a problem, which gets its line.
-
-    `where`: name -> the place that messages name.
-    """
-    values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
-    found: dict[str, str] = {}
-    for name in model.model_fields:
-        path = given.get(f"{name}_file")
-        if path and given.get(name):
-            also = f"{name.upper()}_FILE{_at(where.get(f'{name}_file'))}"
-            found[name] = f"given twice, also as {also}: remove one of them"
-        elif path:
-            try:
-                values[name] = Path(cleaned(str(path))).read_text(encoding="utf-8")
-                origins[name] = Origin(where.get(f"{name}_file", _ENVIRONMENT), cleaned(str(path)))
-            except (OSError, ValueError) as error:
-                example = f"{name.upper()}_FILE=/run/secrets/{name}"
-                found[name] = f"the file of {name.upper()}_FILE {_unreadable(error)}, for example {example}"
-        elif name in given:
-            values[name] = given[name]
-            origins[name] = Origin(where.get(name, _ENVIRONMENT))
-        if isinstance(value := values.get(name), str):
-            values[name] = cleaned(value)
-            if character := invisible(values[name]):
-                found[name] = f"holds an invisible character ({character}); write it anew"
-    result = None
-    try:
-        result = model(**values)
-    except ValidationError as error:
-        # The value itself is left out: it may be a secret.
-        for problem in error.errors(include_url=False, include_input=False):
-            name = str(problem["loc"][0])
-            found.setdefault(name, sentence(problem, model.model_fields.get(name)))
-    for name, text in found.items():
-        stands_as = name if given.get(name) or not given.get(f"{name}_file") else f"{name}_file"
-        problems.append(f"{name.upper()}{_at(where.get(stands_as))}: {text}")
-    if found or result is None:
-        return None
-    result._origins = origins
-    return result
-
-
-def _unreadable(error: Exception) -> str:
-    """Return what is wrong with a file, without its name: people put a secret there by mistake."""
-    known = {FileNotFoundError: "is missing", IsADirectoryError: "is a folder", UnicodeDecodeError: "is not UTF-8 text"}
-    return known.get(type(error), f"cannot be read ({getattr(error, 'strerror', type(error).__name__)})")
-
-
-def _from_file(path: Path, problems: list[str]) -> list[Company]:
-    """Return the companies of the TOML file's tables `[companies.<slug>]`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        tables = tomllib.loads(text).get("companies", {})
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"\(at (line \d+)", str(error))
-        place = f" {line[1]}" if line else ""
-        problems.append(f'COMPANIES_FILE{place}: is not TOML, for example np_company = "CRONUS International Ltd."')
-        return []
-    except (OSError, ValueError) as error:
-        problems.append(f"COMPANIES_FILE: the file {_unreadable(error)}, for example /etc/ota-receiver/companies.toml")
-        return []
-    if not isinstance(tables, dict) or not any(isinstance(table, dict) for table in tables.values()):
-        problems.append("COMPANIES_FILE: has no table of a company, for example [companies.museum]")
-        return []
-    lines = _toml_lines(text)
-    names = {*_PER_COMPANY, *(f"{name}_file" for name in _PER_COMPANY)}
+def _companies(path: Path, problems: list[str]) -> list[Company]:
+    """Return the companies of the tables `[companies.<slug>]` of COMPANIES_FILE."""
+    example = 'np_company = "CRONUS International Ltd."'
     companies: dict[str, Company] = {}
-    for slug, table in tables.items():
-        where = f"COMPANIES_FILE [companies.{slug}]"
-        if not isinstance(table, dict):
-            problems.append(f"{where}: is not a table")
-            continue
-        places = {name: f"{where}{lines.get((slug, name), '')}" for name in ("slug", *names, *table)}
-        problems += [
-            f"{name} ({places[name]}): unknown name" + (f", perhaps {meant.lower()}" if (meant := _meant(name)) else "")
-            for name in table
-            if name not in names
-        ]
-        company = _validated(Company, {**table, "slug": slug}, problems, places)
+    for table in tables(
+        "COMPANIES_FILE", "companies", path, problems, example=example, named_by="slug", names=_PER_COMPANY
+    ):
+        problems += unknown_names(table, _PER_COMPANY)
+        company = validated(Company, {**table.values, "slug": table.name}, problems, table.places)
         if company is not None:
             first = companies.setdefault(company.np_company_id, company)
             if first is not company:
-                problems.append(f"NP_COMPANY_ID ({places['np_company_id']}): same as in [companies.{first.slug}]")
+                problems.append(f"NP_COMPANY_ID ({table.places['np_company_id']}): same as in [companies.{first.slug}]")
     return [*companies.values()]
-
-
-def _toml_lines(text: str) -> dict[tuple[str, str], str]:
-    """Return where each name of a table `[companies.<slug>]` stands: (slug, name) -> ` line 7`."""
-    slug, found = "", {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"""\s*\[\s*companies\s*\.\s*["']?([^\]"']*?)["']?\s*\]""", line):
-            slug = header[1]
-            found[slug, "slug"] = f" line {number}"
-        elif name := re.match(r"\s*([\w-]+)\s*=", line):
-            found[slug, name[1]] = f" line {number}"
-    return found

@@ -29,15 +29,16 @@ from app.ledger.orders import Archive
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import Redis, for_worker
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
+from app.order_document import OrderDocument
 from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager, Fetched
-from app.upstream.models import Order
 from app.upstream.transport import DeadlineTransport
 from tests.lab import API_KEY, KEYS, LEASE, START, WORKER, Lab, company, content_of_answer
 from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
-from workers.sinks import Context, Sink, SinkOutput
+from workers.sinks.contract import Context, Sink
+from workers.sinks.output import SinkOutput
 
 MINUTE: Final = 60_000
 _API_VERSION: Final = "2026-08-21"
@@ -79,7 +80,12 @@ class WorkerLab(Lab):
             {self.company_id: self.connection},
             self.erasure,
         )
-        self.deliverer = Deliverer(self.ledger, self._sinks, {self.company_id: "venue"}, self.erasure, SinkOutput())
+        self.deliverer = self.deliver_to({})
+
+    def deliver_to(self, filters: Mapping[str, Callable[[str, str], str]]) -> Deliverer:
+        """Return what delivers to the sinks, of which some may have a filter (SinkSettings.unwanted)."""
+        every = {name: filters.get(name, lambda company, status: "") for name in self._sinks}
+        return Deliverer(self.ledger, self._sinks, every, {self.company_id: "venue"}, self.erasure, SinkOutput())
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -130,18 +136,20 @@ class WorkerLab(Lab):
         self.redis.close()
 
 
-class Shop(Sink):
+class Shop:
     """A sink that accepts everything, or does first what `trouble` does for an order."""
+
+    package = "tests"
 
     def __init__(self, trouble: Callable[[str], None] = lambda order_id: None) -> None:
         self.received: list[str] = []
         self.called: list[str] = []
         self.trouble = trouble
 
-    def deliver(self, order: Order, context: Context) -> None:
-        self.called.append(order.order_id)
-        self.trouble(order.order_id)
-        self.received.append(order.order_id)
+    def deliver(self, document: OrderDocument, context: Context) -> None:
+        self.called.append(document.order_id)
+        self.trouble(document.order_id)
+        self.received.append(document.order_id)
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from app.order_document import OrderDocument
 from app.settings import Company
+from app.upstream.models import parse_order
 
 COMPANY_ID: Final = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
 ORDER_ID: Final = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
@@ -16,6 +18,23 @@ ORDER_ID: Final = "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8"
 def sample(name: str) -> bytes:
     """Return a sample such as `order-issued` or `webhook-values`."""
     return (Path(__file__).parent / "fixtures" / f"{name}.json").read_bytes()
+
+
+def document(name: str, **changes: Any) -> OrderDocument:
+    """Return a sample of an order as its first revision."""
+    order = parse_order(sample(name))
+    values: dict[str, Any] = {
+        "company": "museum",
+        "company_id": COMPANY_ID,
+        "order_id": order.order_id,
+        "revision": 1,
+        "digest": "d" * 64,
+        "fetched_at": 1_780_000_000_000,
+        "idempotency_key": f"{COMPANY_ID}/{order.order_id}/1/{'d' * 12}",
+        "status": order.status,
+        "order": order,
+    }
+    return OrderDocument(**values | changes)
 
 
 def company(company_id: str, client_state: str, **more: Any) -> Company:

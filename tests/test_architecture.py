@@ -22,8 +22,11 @@ LONGEST_FILE = 500
 LAYERS = (
     ("app.body", "app.errors", "app.ids", "app.texts", "app.times"),
     ("app.setting_values",),
+    ("app.declared",),
+    ("app.sink_settings",),
     ("app.log", "app.settings"),
     ("app.upstream",),
+    ("app.order_document",),
     ("app.ledger",),
     ("app.heartbeat",),
     ("app.deployment",),

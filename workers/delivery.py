@@ -7,9 +7,11 @@ getOrder.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
+import msgspec
 from structlog.contextvars import bound_contextvars
 
 from app import log
@@ -20,11 +22,26 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.redis import retry_until
 from app.ledger.work import Delivery, DeliveryOutcome, Origin
+from app.order_document import OrderDocument
 from app.upstream.models import parse_order
 from workers.processor import bind_origin, wait_for_redis
-from workers.sinks import Context, Reject, Retry, Sink, SinkOutput, failure_of, show_traceback
+from workers.sinks.contract import Context, Reject, Retry, Sink
+from workers.sinks.output import SinkOutput, failure_of, show_traceback
+
+KILLS_WORKER: Final = "kills_worker"
+"""Reason code of a dead delivery whose attempts ended their workers, or ran until the pool did."""
 
 _log = log.get()
+
+
+class _Ended(msgspec.Struct, frozen=True):
+    """How a delivery ended, as `complete_delivery` records it; `trace` for the log."""
+
+    outcome: DeliveryOutcome
+    reason: str = ""
+    failure: str = ""
+    wait_ms: int = 0
+    trace: str = ""
 
 
 class Deliverer:
@@ -34,13 +51,18 @@ class Deliverer:
         self,
         ledger: Ledger,
         sinks: Mapping[str, Sink],
+        filters: Mapping[str, Callable[[str, str], str]],
         companies: Mapping[str, str],
         erasure: Erasure,
         output: SinkOutput,
     ) -> None:
-        """`companies`: their slugs by id; `output` logs what a sink prints."""
+        """`filters`: why a sink does not get an order (SinkSettings.unwanted); `companies`: their slugs by id.
+
+        `output` logs what a sink prints.
+        """
         self._ledger = ledger
         self._sinks = sinks
+        self._filters = filters
         self._companies = companies
         self._erasure = erasure
         self._output = output
@@ -57,66 +79,91 @@ class Deliverer:
     def _deliver(self, order: OrderKey, delivery: Delivery, sink: Sink, worker: str) -> None:
         # An event may have come since the fetch.
         bind_origin(Origin(delivery.request_id, delivery.traceparent))
-        attempts = delivery.attempts
         started = time.perf_counter()
-        outcome: DeliveryOutcome = "succeeded"
-        reason, failure, wait, trace = "", "", 0, ""
-        if attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
-            outcome, reason, attempts = "dead", "kills_worker", attempts - 1
-        else:
-            try:
-                context = Context(
-                    idempotency_key=delivery.idempotency_key(order),
-                    company_id=order.company_id,
-                    order_id=order.order_id,
-                    revision=delivery.revision,
-                    attempt=delivery.attempts,
-                    request_id=delivery.request_id,
-                    fetched_at=delivery.fetched_at,
-                )
-                names = {"sink": delivery.sink, **self._names(order)}
-                with bound_contextvars(**names), self._output.caught():
-                    sink.deliver(parse_order(delivery.raw), context)
-            except Reject as rejected:
-                outcome, reason, failure = "rejected", f"rejected: {rejected.reason}", rejected.reason
-            except Retry as asked:
-                outcome, wait = "postponed", policy.postponed_wait(asked.seconds)
-                failure = failure_of(sink.package, asked)
-                if delivery.postponed_ms >= policy.POSTPONED_FOR:
-                    outcome, wait, reason = "dead", 0, policy.POSTPONED_TOO_LONG
-                    failure = f"{reason} ({failure})"
-            except BaseException as error:
-                # The user's code may raise anything, and so may RQ's time limit.
-                reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
-                failure = reason if isinstance(error, ReceiverError) else failure_of(sink.package, error)
-                trace = log.trace_of(error)
-                show_traceback(delivery.sink, error)
-                next_wait = policy.retry_wait(attempts - 1)
-                outcome, wait = ("dead", 0) if next_wait is None else ("retry", next_wait)
+        ended = self._attempt(order, delivery, sink)
         duration = round((time.perf_counter() - started) * 1000)
         complete = partial(
             self._ledger.complete_delivery,
             order,
             worker,
             delivery,
-            outcome=outcome,
-            reason=reason,
-            failure=failure,
-            wait_ms=wait,
+            outcome=ended.outcome,
+            reason=ended.reason,
+            failure=ended.failure,
+            wait_ms=ended.wait_ms,
             duration_ms=duration,
         )
         deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
         retry_until(self._ledger.redis, deadline, complete)
         common = {"sink": delivery.sink, "revision": delivery.revision, **self._names(order)}
-        due_in_s = round(wait / 1000, 1)
-        if outcome == "succeeded":
+        attempts, due_in_s = delivery.attempts, round(ended.wait_ms / 1000, 1)
+        if ended.outcome == "succeeded":
             _log.info("delivery.succeeded", duration_ms=duration, **common)
-        elif outcome in {"dead", "rejected"}:
-            _log.error("delivery.dead_lettered", reason=reason, attempts=attempts, **common)
-        elif outcome == "postponed":
+        elif ended.outcome == "skipped":
+            _log.info("delivery.skipped", reason=ended.failure, **common)
+        elif ended.outcome in {"dead", "rejected"}:
+            # Of the last one nothing was tried.
+            attempts -= ended.reason == KILLS_WORKER
+            _log.error("delivery.dead_lettered", reason=ended.reason, attempts=attempts, **common)
+        elif ended.outcome == "postponed":
             _log.info("delivery.postponed", due_in_s=due_in_s, **common)
         else:
-            _log.warning("delivery.failed", error=reason, attempts=attempts, due_in_s=due_in_s, trace=trace, **common)
+            trace = ended.trace
+            _log.warning(
+                "delivery.failed", error=ended.reason, attempts=attempts, due_in_s=due_in_s, trace=trace, **common
+            )
+
+    def _attempt(self, order: OrderKey, delivery: Delivery, sink: Sink) -> _Ended:
+        """Call the sink, unless it is not to get this order or its attempts are used up; return how that ended."""
+        if delivery.attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
+            return _Ended("dead", KILLS_WORKER)
+        try:
+            document = self._document(order, delivery)
+            if unwanted := self._filters[delivery.sink](document.company, document.status):
+                return _Ended("skipped", failure=unwanted)
+            context = Context(
+                idempotency_key=document.idempotency_key,
+                company_id=order.company_id,
+                order_id=order.order_id,
+                revision=delivery.revision,
+                attempt=delivery.attempts,
+                request_id=delivery.request_id,
+                fetched_at=delivery.fetched_at,
+            )
+            with bound_contextvars(sink=delivery.sink, **self._names(order)), self._output.caught():
+                sink.deliver(document, context)
+        except Reject as rejected:
+            return _Ended("rejected", f"rejected: {rejected.reason}", rejected.reason)
+        except Retry as asked:
+            failure = failure_of(sink.package, asked)
+            if delivery.postponed_ms >= policy.POSTPONED_FOR:
+                return _Ended("dead", policy.POSTPONED_TOO_LONG, f"{policy.POSTPONED_TOO_LONG} ({failure})")
+            return _Ended("postponed", failure=failure, wait_ms=policy.postponed_wait(asked.seconds))
+        except BaseException as error:
+            # The user's code may raise anything, and so may RQ's time limit.
+            reason = failure = "unreadable_answer"
+            if not isinstance(error, ReceiverError):
+                reason, failure = type(error).__name__, failure_of(sink.package, error)
+            show_traceback(delivery.sink, error)
+            wait = policy.retry_wait(delivery.attempts - 1)
+            outcome: DeliveryOutcome = "dead" if wait is None else "retry"
+            return _Ended(outcome, reason, failure, wait or 0, log.trace_of(error))
+        return _Ended("succeeded")
+
+    def _document(self, order: OrderKey, delivery: Delivery) -> OrderDocument:
+        """Return what is delivered; raises UnreadableAnswer."""
+        found = parse_order(delivery.raw)
+        return OrderDocument(
+            company=self._names(order)["company"],
+            company_id=order.company_id,
+            order_id=order.order_id,
+            revision=delivery.revision,
+            digest=delivery.digest,
+            fetched_at=delivery.fetched_at,
+            idempotency_key=delivery.idempotency_key(order),
+            status=found.status,
+            order=found,
+        )
 
     def _names(self, order: OrderKey) -> dict[str, str]:
         """Return what names the order in the log."""

@@ -16,7 +16,8 @@ from app.ids import OrderKey
 from app.settings import Settings
 from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
-from workers.sinks import SinkOutput, build
+from workers.sinks.build import build
+from workers.sinks.output import SinkOutput
 
 _log = log.get()
 T = TypeVar("T")
@@ -66,8 +67,8 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    ledger, erasure = bootstrap.ledger(found, redis, found.sinks), bootstrap.erasure(found, redis)
-    _processor = Processor(ledger, Deployment(redis), connections, erasure)
+    ledger = bootstrap.ledger(found, redis, bootstrap.sink_names(found))
+    _processor = Processor(ledger, Deployment(redis), connections, bootstrap.erasure(found, redis))
     return _processor
 
 
@@ -79,18 +80,19 @@ def import_sinks(found: Settings, *names: str) -> Deliverer:
     global _deliverer
     output = SinkOutput()
     with output.caught():
-        sinks = build(names or found.sinks)
+        sinks = build(one for one in found.declared_sinks if not names or one.name in names)
     redis = bootstrap.worker_redis(found)
+    ledger, erasure = bootstrap.ledger(found, redis, bootstrap.sink_names(found)), bootstrap.erasure(found, redis)
     slugs = {company.np_company_id: company.slug for company in found.companies}
-    ledger, erasure = bootstrap.ledger(found, redis, found.sinks), bootstrap.erasure(found, redis)
-    _deliverer = Deliverer(ledger, sinks, slugs, erasure, output)
+    filters = {one.name: one.unwanted for one in found.declared_sinks}
+    _deliverer = Deliverer(ledger, sinks, filters, slugs, erasure, output)
     return _deliverer
 
 
 def try_sinks(found: Settings) -> None:
     """Import the sinks and end this process; raises SettingsError for one that cannot be used."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        build(found.sinks)
+        build(found.declared_sinks)
     os._exit(0)  # a thread that a module has started would keep it
 
 

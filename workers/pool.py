@@ -81,7 +81,7 @@ class Pool:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._ledger = bootstrap.ledger(settings, redis, settings.sinks)
+        self._ledger = bootstrap.ledger(settings, redis, bootstrap.sink_names(settings))
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
         self._recovery = WorkerRecovery(redis, self._ledger, limiters, bootstrap.configuration(settings))
         self._reconcile = ReconcileRunner(settings, redis)
@@ -91,7 +91,7 @@ class Pool:
         self._due_check = DueCheck(redis)
         self._children: dict[str, WorkerProcess] = {}
         queues = [rq_jobs.LIVE] * settings.workers + [rq_jobs.BACKFILL] * settings.backfill_workers
-        queues += [rq_jobs.sink_queue(sink) for sink in settings.sinks for _ in range(2)]
+        queues += [rq_jobs.sink_queue(sink.name) for sink in settings.declared_sinks for _ in range(sink.workers)]
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
@@ -108,7 +108,7 @@ class Pool:
         adopt_descendants()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
-        if self._settings.sinks and not self._has_good_sinks():
+        if self._settings.declared_sinks and not self._has_good_sinks():
             return BAD_SETTINGS
         try:
             while not self._stopping:

@@ -221,12 +221,12 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
     Raises SettingsError for a sink that cannot be imported.
     """
     kind: type[OrderJob] = FetchJob
-    for sink in settings.sinks:
-        if sink_queue(sink) == queue_name:
+    for sink in settings.declared_sinks:
+        if sink_queue(sink.name) == queue_name:
             kind = DeliveryJob
             # Before the first job: a bad sink stops the start. After the fork: a user's module may open what must not
             # be shared.
-            jobs.import_sinks(settings, sink)
+            jobs.import_sinks(settings, sink.name)
     redis = bootstrap.for_rq(settings)
     with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
         # No queue is without workers: its jobs would wait for ever.

@@ -24,6 +24,7 @@ from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
 from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, breaker_words, reason
+from app.declared import Declared
 from app.deployment import Deployment, differences
 from app.erased_file import ErasedFile
 from app.errors import (
@@ -42,7 +43,7 @@ from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
 from app.ledger.rq_jobs import RESUME
-from app.settings import Company, Declared, Settings
+from app.settings import Company, Settings
 from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 
@@ -99,9 +100,9 @@ def check() -> None:
 
 
 def _of_settings(loaded: Settings) -> Iterator[Finding]:
-    from workers.sinks import build  # here: of app only the CLI may import workers
+    from workers.sinks.build import build  # here: of app only the CLI may import workers
 
-    build(loaded.sinks)
+    build(loaded.declared_sinks)
     ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)

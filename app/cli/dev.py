@@ -29,6 +29,7 @@ from app.cli.command import (
     flags,
 )
 from app.errors import ReceiverError
+from app.sink_settings import of_specification
 
 if TYPE_CHECKING:  # in the image there is no such module
     from app.dev.simulator.run import Report
@@ -83,14 +84,14 @@ def dev(
     from rich.console import Console
 
     from app.dev.demo import keep_running  # here: the image has no app.dev
-    from workers.sinks import build
+    from workers.sinks.build import build
 
     _handle_signals()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     sys.path.insert(0, os.getcwd())
     try:
-        build(filter(None, map(str.strip, sinks.split(","))))
+        build(map(of_specification, filter(None, map(str.strip, sinks.split(",")))))
         keep_running(Console(), folder.resolve(), port, sinks)
     except KeyboardInterrupt:
         return

@@ -20,7 +20,7 @@ from app.cli.order_history import Durations, Requested, Step, durations, step_li
 from app.errors import UnreadableAnswer
 from app.heartbeat import Configuration
 from app.ids import OrderKey
-from app.ledger.history import LONGEST, Entry
+from app.ledger.history import LONGEST, DeliveryEnded, Entry
 from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import RESUME
@@ -156,7 +156,8 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         if self.breaker is not None:
             yield from _fact("breaker", f"open: {self.breaker_words}")
         for sink in self.sinks:
-            yield from _fact("sink", f"{sink.name}: {_delivery(sink, self.record.revision)}")
+            skipped = _skip(self.history, sink)
+            yield from _fact("sink", f"{sink.name}: {skipped or _delivery(sink, self.record.revision)}")
         yield ""
         if self.older_steps_lost:
             yield f"(only the latest {LONGEST} history entries are kept; older ones are gone)"
@@ -307,6 +308,15 @@ def _outstanding(
 def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:
     """Return the state of each declared sink that is to get the order, and of others that have a dead letter."""
     return [sink for sink in record.sinks if sink.name in declared or sink.dead]
+
+
+def _skip(history: Sequence[Entry], sink: SinkRecord) -> str:
+    """Return why a sink did not get the latest revision that it is done with, "" if it got it."""
+    ended = (one for one in reversed(history) if isinstance(one, DeliveryEnded) and one.sink == sink.name)
+    latest = next(ended, None)
+    if latest is None or latest.outcome != "skipped" or latest.revision != sink.revision:
+        return ""
+    return f"revision {latest.revision} skipped: {latest.reason}"
 
 
 def _delivery(sink: SinkRecord, revision: int) -> str:

@@ -21,7 +21,7 @@ from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.values import company_id
 from app.settings import NAMES, Settings, parse
-from workers.sinks import TRACEBACKS
+from workers.sinks.output import TRACEBACKS
 
 TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
 ENVIRONMENT: Final = "Sandbox"

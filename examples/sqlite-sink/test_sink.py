@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from app.upstream.models import Order, parse_order
-from workers.sinks import Context, Reject, Retry, Sink, build
+from workers.sinks import Context, Reject, Retry
 
 ORDER_ID = "00000000-0000-4000-8000-000000000001"
 ORDERS = "select status, tickets from ota_order"
@@ -25,8 +27,9 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sink(database: Path) -> Sink:
-    return build(["entry:sqlite"])["entry:sqlite"]
+def on_order(database: Path) -> Callable[[Order, Context], None]:
+    (found,) = entry_points(group="ota_receiver.sinks", name="sqlite")
+    return cast("Callable[[Order, Context], None]", found.load())
 
 
 def order(status: str = "Issued", *tickets: str) -> Order:
@@ -52,36 +55,40 @@ def rows(database: Path, query: str) -> list[Any]:
         return connection.execute(query).fetchall()
 
 
-def test_a_repeated_delivery_changes_nothing(sink: Sink, database: Path) -> None:
+def test_a_repeated_delivery_changes_nothing(on_order: Callable[[Order, Context], None], database: Path) -> None:
     for _ in range(2):
-        sink.deliver(order("Issued", "T1"), context(1, 1000))
+        on_order(order("Issued", "T1"), context(1, 1000))
 
     assert rows(database, ORDERS) == [("Issued", '["T1"]')]
     assert rows(database, EVENTS) == [("company/order/1/digest",)]
 
 
-def test_newer_content_replaces_older_content_whatever_the_revision(sink: Sink, database: Path) -> None:
+def test_newer_content_replaces_older_content_whatever_the_revision(
+    on_order: Callable[[Order, Context], None], database: Path
+) -> None:
     """Revisions start again after Redis was emptied; the time of the fetch does not."""
-    sink.deliver(order("Issued", "T1"), context(5, 2000))
-    sink.deliver(order("Issued", "T2"), context(1, 3000))
+    on_order(order("Issued", "T1"), context(5, 2000))
+    on_order(order("Issued", "T2"), context(1, 3000))
     assert rows(database, ORDERS) == [("Issued", '["T2"]')]
 
-    sink.deliver(order("Issued", "T1"), context(5, 2000))
+    on_order(order("Issued", "T1"), context(5, 2000))
     assert rows(database, ORDERS) == [("Issued", '["T2"]')]
 
 
-def test_an_order_without_a_wallet_is_rejected(sink: Sink, database: Path) -> None:
+def test_an_order_without_a_wallet_is_rejected(on_order: Callable[[Order, Context], None], database: Path) -> None:
     with pytest.raises(Reject, match="issued without a wallet"):
-        sink.deliver(order(), context(1, 1000))
+        on_order(order(), context(1, 1000))
 
     assert not database.exists()
 
 
-def test_a_locked_database_is_tried_again(sink: Sink, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sink.deliver(order("Draft"), context(1, 1000))
+def test_a_locked_database_is_tried_again(
+    on_order: Callable[[Order, Context], None], database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_order(order("Draft"), context(1, 1000))
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda name, timeout: connect(name, timeout=0))
     with closing(connect(database)) as other:
         other.execute("begin exclusive")
         with pytest.raises(Retry):
-            sink.deliver(order("Cancelled"), context(2, 2000))
+            on_order(order("Cancelled"), context(2, 2000))

@@ -19,7 +19,7 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.upstream.client import ChannelManager
-from workers.sinks import Sink
+from workers.sinks.python import Function
 from workers.worker import OrderWorker
 
 STEPS: Final[dict[type, tuple[str, ...]]] = {
@@ -30,7 +30,7 @@ STEPS: Final[dict[type, tuple[str, ...]]] = {
     ),
     RateLimiter: ("permit", "_call_release"),
     ChannelManager: ("get_order",),
-    Sink: ("deliver",),
+    Function: ("deliver",),
 }
 
 

@@ -41,7 +41,7 @@ local function broken(...)
   end
   return real.call(...)
 end
-local redis = {call = broken, pcall = redis.pcall, error_reply = redis.error_reply}
+local redis = {call = broken, pcall = redis.pcall, error_reply = redis.error_reply, sha1hex = redis.sha1hex}
 """
 """Stands before every script: its call number `test:breaks-at` fails."""
 

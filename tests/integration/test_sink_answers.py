@@ -13,9 +13,12 @@ from structlog.testing import capture_logs
 from app.dev.sandbox.process import Sandbox
 from app.ledger import policy
 from app.ledger.history import DeliveryEnded
+from app.sink_settings import of_specification
 from tests.lab import KEYS
 from tests.lab_upstream import WorkerLab, worker_lab
-from workers.sinks import Reject, Retry, build
+from tests.samples import document
+from workers.sinks import Reject, Retry
+from workers.sinks.build import build
 
 HOUR = 3600
 MODULE = """
@@ -71,18 +74,18 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def lab(redis_url: str, sandbox: Sandbox, module: Any, name: str) -> Iterator[WorkerLab]:
-    sinks = build([name])
+    sinks = build([of_specification(name)])
     with worker_lab(redis_url, sandbox, sinks) as one:
         yield one
     module.answer = raises(OSError)
     with pytest.raises(OSError):  # noqa: PT011  # it closes the loop of an async function
-        sinks[name].deliver(cast("Any", None), cast("Any", None))
+        sinks[name].deliver(document("order-issued"), cast("Any", None))
 
 
 @pytest.fixture
 def plain(redis_url: str, sandbox: Sandbox, module: Any) -> Iterator[WorkerLab]:
     """A lab with one sink, `python:asking_shop:take`."""
-    with worker_lab(redis_url, sandbox, build([TAKE])) as one:
+    with worker_lab(redis_url, sandbox, build([of_specification(TAKE)])) as one:
         yield one
 
 

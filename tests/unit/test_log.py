@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app import log
-from workers.sinks import LONGEST_LINE, MOST_LINES
+from workers.sinks.output import LONGEST_LINE, MOST_LINES
 
 ROOT = Path(__file__).parents[2]
 COMMON = {
@@ -252,7 +252,7 @@ def test_each_line_that_a_sink_prints_is_a_line_of_the_log_and_a_flood_is_cut() 
     lines = run(
         "log.configure(form='json')\n"
         "import sys\n"
-        "from workers.sinks import SinkOutput\n"
+        "from workers.sinks.output import SinkOutput\n"
         "output, kept = SinkOutput(), []\n"
         "with output.caught():\n"
         "    kept.append(sys.stderr)\n"
@@ -281,7 +281,7 @@ def test_what_a_sink_does_to_its_stdout_harms_no_later_delivery() -> None:
     lines = run(
         "log.configure(form='json')\n"
         "import faulthandler, io, os, subprocess, sys\n"
-        "from workers.sinks import SinkOutput\n"
+        "from workers.sinks.output import SinkOutput\n"
         "output = SinkOutput()\n"
         "def wrap(): sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')\n"
         "def detach(): sys.stdout.detach()\n"

@@ -398,7 +398,7 @@ MISTAKES = {
     ),
     "no table of a company": Mistake(
         {},
-        "COMPANIES_FILE: has no table of a company, for example [companies.museum]",
+        "COMPANIES_FILE: has no table [companies.NAME], for example [companies.museum]",
         table='[museum]\nnp_company = "Museum"\n',
     ),
     "an unknown name in a table": Mistake(

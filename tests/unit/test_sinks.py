@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import tomllib
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,12 +13,19 @@ import pytest
 from msgspec.structs import replace
 from structlog.contextvars import bound_contextvars
 
+from app import settings
 from app.errors import SettingsError
-from app.upstream.models import parse_order
-from tests.samples import sample
-from workers.sinks import FORMS, TRACEBACKS, Context, Retry, build, failure_of, show_traceback
+from app.settings import Settings
+from app.sink_settings import KINDS, SqlSink, of_file, of_specification
+from tests.samples import document
+from tests.unit.test_settings import GOOD
+from workers.sinks.build import build as build_declared
+from workers.sinks.contract import Context, Retry, Sink
+from workers.sinks.output import TRACEBACKS, failure_of, show_traceback
+from workers.sinks.python import FORMS
 
-ORDER = parse_order(sample("order-issued"))
+DOCUMENT = document("order-issued")
+ORDER = DOCUMENT.order
 CONTEXT = Context(
     idempotency_key="company/order/3",
     company_id="company",
@@ -94,6 +103,10 @@ def named(*, order, context):
 """
 
 
+def build(specifications: Iterable[str]) -> dict[str, Sink]:
+    return build_declared(map(of_specification, specifications))
+
+
 @pytest.fixture(autouse=True)
 def _modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shop_for_tests.py").write_text(MODULE)
@@ -108,7 +121,7 @@ def test_a_function_is_called_with_the_order_and_its_context() -> None:
     import shop_for_tests  # type: ignore[import-not-found]  # written by the fixture above
 
     shop_for_tests.seen.clear()
-    build(["python:shop_for_tests:on_order"])["python:shop_for_tests:on_order"].deliver(ORDER, CONTEXT)
+    build(["python:shop_for_tests:on_order"])["python:shop_for_tests:on_order"].deliver(DOCUMENT, CONTEXT)
 
     assert shop_for_tests.seen == [(ORDER, CONTEXT)]
 
@@ -120,7 +133,7 @@ def test_sinks_are_in_the_order_of_the_setting_and_their_exceptions_reach_the_ca
     assert list(sinks) == names
     assert build(()) == {}
     with pytest.raises(TypeError):
-        sinks["python:operator:lt"].deliver(ORDER, CONTEXT)
+        sinks["python:operator:lt"].deliver(DOCUMENT, CONTEXT)
 
 
 @pytest.mark.parametrize("name", ["on_order_async", "async_shop"])
@@ -135,24 +148,24 @@ def test_an_async_function_is_awaited_on_one_loop_that_an_error_closes(name: str
     shop.open_tasks.clear()
     (sink,) = build([f"python:shop_for_tests:{name}"]).values()
     for _ in range(2):
-        sink.deliver(ORDER, CONTEXT)
+        sink.deliver(DOCUMENT, CONTEXT)
     with pytest.raises(LookupError):
-        sink.deliver(ORDER, replace(CONTEXT, attempt=1))
-    sink.deliver(ORDER, CONTEXT)
+        sink.deliver(DOCUMENT, replace(CONTEXT, attempt=1))
+    sink.deliver(DOCUMENT, CONTEXT)
     # RQ's time limit is such a signal.
     before = signal.signal(signal.SIGALRM, on_alarm)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(TimeoutError):
-            sink.deliver(ORDER, replace(CONTEXT, attempt=3))
+            sink.deliver(DOCUMENT, replace(CONTEXT, attempt=3))
     finally:
         signal.signal(signal.SIGALRM, before)
-    sink.deliver(ORDER, CONTEXT)
+    sink.deliver(DOCUMENT, CONTEXT)
 
     assert shop.seen == [(ORDER, CONTEXT)] * 4
     assert shop.open_tasks[0].cancelled()
     with pytest.raises(LookupError):
-        sink.deliver(ORDER, replace(CONTEXT, attempt=1))
+        sink.deliver(DOCUMENT, replace(CONTEXT, attempt=1))
     assert [shop.loops.index(loop) for loop in shop.loops] == [0, 0, 0, 3, 3, 5, 5]
 
 
@@ -164,7 +177,7 @@ def test_an_async_function_logs_with_the_order_of_its_delivery() -> None:
     (sink,) = build(["python:shop_for_tests:on_order_async"]).values()
     for order_id in ("1", "2"):
         with bound_contextvars(order_id=order_id):
-            sink.deliver(ORDER, CONTEXT)
+            sink.deliver(DOCUMENT, CONTEXT)
 
     assert [one["order_id"] for one in shop.bound] == ["1", "2"]
 
@@ -231,7 +244,7 @@ def test_a_failure_is_told_by_its_type_and_its_place_in_the_sink(name: str, atte
     (sink,) = build([name]).values()
 
     with pytest.raises(BaseException) as raised:  # noqa: PT011  # each case raises another
-        sink.deliver(ORDER, replace(CONTEXT, attempt=attempt))
+        sink.deliver(DOCUMENT, replace(CONTEXT, attempt=attempt))
 
     error = raised.value
     assert failure_of(sink.package, error.with_traceback(raised.tb.tb_next)) == failure
@@ -258,7 +271,7 @@ def test_a_sink_of_an_installed_package_is_found_by_its_name(tmp_path: Path) -> 
 
     assert list(sinks) == ["entry:shop", "entry:shop.2"]
     with pytest.raises(ValueError, match="canary") as raised:
-        sinks["entry:shop"].deliver(ORDER, replace(CONTEXT, attempt=1))
+        sinks["entry:shop"].deliver(DOCUMENT, replace(CONTEXT, attempt=1))
     assert failure_of(sinks["entry:shop"].package, raised.value) == "ValueError at shop_for_tests.py:40"
 
 
@@ -306,6 +319,101 @@ def test_whole_tracebacks_go_to_the_file_of_dev_and_nowhere_else(
     show_traceback("shop", ValueError("canary"))
     assert file.read_text() == "\nshop\nValueError: canary\n"
 
-    monkeypatch.setattr("workers.sinks.find_spec", lambda name: None)
+    monkeypatch.setattr("workers.sinks.output.find_spec", lambda name: None)
     show_traceback("shop", ValueError("canary"))
     assert file.read_text() == "\nshop\nValueError: canary\n"
+
+
+def declare(folder: Path, table: str) -> Settings:
+    (folder / "sinks.toml").write_text(table)
+    return settings.parse({**GOOD, "SINKS": "python:operator:is_", "SINKS_FILE": str(folder / "sinks.toml")})
+
+
+FILES = '[sinks.a]\nkind = "files"\nfolder = "/x"\n'
+ALL_KINDS = "'https', 'sql', 'redis-stream', 'files', 'object' or 'python'"
+TWICE = "given twice, also as URL_FILE (SINKS_FILE [sinks.a] line 4): remove one of them"
+NAMES = "the table's name must be of lower-case letters, digits, - and _, at most 31, for example shop"
+
+
+class TestSinksFile:
+    def test_its_sinks_stand_beside_those_of_the_short_form(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("postgresql://canary\n")
+        found = declare(
+            tmp_path,
+            f"""
+            [sinks.own]
+            kind = "python"
+            function = "operator:lt"
+            companies = ["default"]
+            statuses = ["Issued"]
+            workers = 4
+
+            [sinks.database]
+            kind = "sql"
+            url_file = "{tmp_path / "secret"}"
+            """,
+        ).declared_sinks
+        short, own, database = found
+
+        assert [one.name for one in found] == ["python:operator:is_", "own", "database"]
+        assert (short.unwanted("zoo", "Draft"), own.workers, database.workers) == ("", 4, 2)
+        assert own.unwanted("default", "Issued") == ""
+        assert own.unwanted("default", "Draft") == "status Draft"
+        assert own.unwanted("zoo", "Issued") == "company zoo"
+        assert isinstance(database, SqlSink)
+        assert database.url.get_secret_value() == "postgresql://canary"
+        assert "canary" not in repr(found)
+        assert list(build_declared([short, own])) == ["python:operator:is_", "own"]
+
+    @pytest.mark.parametrize(
+        ("table", "name", "line", "problem"),
+        [
+            ("[sinks.a]\n", "KIND", "", "missing, for example https"),
+            ('[sinks.a]\nkind = "kafka"', "KIND", " line 2", f"must be {ALL_KINDS}, for example https"),
+            ('[sinks.a]\nkind = "sql"\nurl = "canary"\nurl_file = "/y"', "URL", " line 3", TWICE),
+            (f'{FILES}work_ers = "canary"', "work_ers", " line 4", "unknown name, perhaps workers"),
+            (f'{FILES}companies = ["zoo"]', "COMPANIES", "", "no company zoo; there are: default"),
+            (f"{FILES}workers = 0", "WORKERS", " line 4", "must be at least 1, for example 2"),
+            (f"{FILES}statuses = 5", "STATUSES", " line 4", "must be a list of texts, for example Issued"),
+        ],
+    )
+    def test_a_mistake_is_one_plain_sentence(
+        self, table: str, name: str, line: str, problem: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(SettingsError) as refused:
+            declare(tmp_path, table)
+
+        assert str(refused.value).splitlines() == [f"{name} (SINKS_FILE [sinks.a]{line}): {problem}"]
+
+    @pytest.mark.parametrize(
+        ("table", "problem"),
+        [
+            ("", "SINKS_FILE: has no table [sinks.NAME], for example [sinks.museum]"),
+            ("[sinks.a]\nkind = nothing", 'SINKS_FILE line 2: is not TOML, for example kind = "https"'),
+            (FILES.replace("a]", "A]"), f"NAME (SINKS_FILE [sinks.A] line 1): {NAMES}"),
+        ],
+    )
+    def test_a_file_without_a_usable_table_is_refused(self, table: str, problem: str, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError) as refused:
+            declare(tmp_path, table)
+
+        assert str(refused.value).splitlines() == [problem]
+
+    def test_the_example_is_complete(self) -> None:
+        text = (Path(__file__).parents[2] / "sinks.example.toml").read_text()
+        problems: list[str] = []
+        path = Path(__file__).parents[2] / "sinks.example.toml"
+
+        found = [one.kind for one, _ in of_file(path, problems)]
+
+        assert set(tomllib.loads(text)["sinks"]) == {
+            "shop",
+            "tickets",
+            "warehouse",
+            "stream",
+            "archive",
+            "bucket",
+            "own",
+        }
+        assert all("/run/secrets/" in line or "_FILE" in line for line in problems)
+        assert set(found) | {"https", "sql"} == set(KINDS)

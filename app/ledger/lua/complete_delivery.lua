@@ -2,8 +2,8 @@
 --
 -- Repeated by a worker that did not get the answer, it changes nothing.
 -- a  order (member), worker, sink, revision, outcome (DeliveryOutcome of work.py), wait ms (until the next attempt), reason,
---    failure (type and place of the error, or the reason of a rejection; '' if it succeeded), duration_ms, keep ms,
---    grace ms, job, sinks
+--    failure (type and place of the error, or the reason of a rejection or a skip; '' if it succeeded), duration_ms,
+--    keep ms, grace ms, job, sinks
 local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'dead', 'erased_at'})
 if redis.call('EXISTS', o.record) == 0 then
@@ -21,7 +21,7 @@ if is_first_call or o.revision < a.revision then
   local failure = o.erased_at > 0 and a.outcome == 'rejected' and '' or a.failure
   append_history(o, 'delivery', a.sink, a.revision, a.outcome, failure, a.duration_ms)
 end
-local is_done = a.outcome == 'succeeded'
+local is_done = a.outcome == 'succeeded' or a.outcome == 'skipped'
 if o.revision < a.revision then
   -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.
   return 0
@@ -32,7 +32,9 @@ elseif is_done then
   if o.revision == a.revision then
     reset_delivery(o, a.sink)
   end
-  isolate(redis.call, 'DEL', prefix .. 'sink-failing:' .. a.sink)
+  if a.outcome == 'succeeded' then
+    isolate(redis.call, 'DEL', prefix .. 'sink-failing:' .. a.sink)
+  end
 elseif is_mine and o.revision == a.revision and is_behind(o, s) then
   -- Else a newer revision is to be delivered, which has its own attempts (store_fetch), or another worker has delivered.
   if a.outcome == 'retry' or a.outcome == 'postponed' then

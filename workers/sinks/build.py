@@ -1,0 +1,36 @@
+"""The sinks of this process, from what is declared of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from app.errors import SettingsError
+from app.sink_settings import PythonSink, SinkSettings
+from workers.sinks.contract import Sink
+from workers.sinks.python import Function
+
+
+def build(declared: Iterable[SinkSettings]) -> dict[str, Sink]:
+    """Return name -> sink; importing or checking what each needs, and opening nothing.
+
+    Raises SettingsError, with every problem on its own line.
+    """
+    sinks: dict[str, Sink] = {}
+    problems: list[str] = []
+    for number, one in enumerate(declared, start=1):
+        try:
+            sinks[one.name] = _sink(one)
+        except SettingsError as error:
+            # An entry of SINKS is named by its place in the list: the value may hold a secret.
+            place = f"SINKS: number {number}" if one.is_short else f"SINKS_FILE [sinks.{one.name}]:"
+            problems.append(f"{place} {error}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return sinks
+
+
+def _sink(declared: SinkSettings) -> Sink:
+    if isinstance(declared, PythonSink):
+        is_whole = declared.is_short or declared.function.startswith("entry:")
+        return Function(declared.function if is_whole else f"python:{declared.function}")
+    raise SettingsError(f"kind {declared.kind} is not available")
