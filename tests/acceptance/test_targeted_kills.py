@@ -39,7 +39,7 @@ def forks(order, context):
 
 def on_order(order, context):
     with open("delivered", "a") as file:
-        file.write(f"{order.order_id} {context.revision}\\n")
+        file.write(context.idempotency_key + "\\n")
     poison = pathlib.Path("poison")
     if poison.exists() and order.order_id in poison.read_text():
         if "exits" in poison.read_text():
@@ -140,9 +140,13 @@ class Killing:
         entries: Any = self.redis.lrange(KEYS.history(self.key(order)), 0, -1)
         return sum(isinstance(parse_entry(entry), FetchStored) for entry in entries)
 
-    def deliveries(self, order: str) -> int:
+    def keys(self, order: str) -> list[str]:
+        """Return the idempotency key of each delivery."""
         path = self.service.folder / "delivered"
-        return path.read_text().count(order) if path.exists() else 0
+        return [key for key in path.read_text().split() if order in key] if path.exists() else []
+
+    def deliveries(self, order: str) -> int:
+        return len(self.keys(order))
 
     def gets(self, order: str) -> int:
         return int(self.service.row(order)["gets"])
@@ -193,6 +197,7 @@ def test_an_order_is_fetched_though_its_worker_is_killed_at(one_worker: Killing,
     assert time.monotonic() - died_at < SOON
     assert killing.stored(order) == 1
     assert (killing.gets(order), killing.deliveries(order)) == STEPS[step]
+    assert len(set(killing.keys(order))) == 1, "a repeat has the same key"
     assert "crashes" not in killing.record(order)
 
 

@@ -465,6 +465,17 @@ def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_rep
     assert lab.start_delivery(order(1), sink="python:operator:eq").revision == 1
 
 
+def test_a_revision_that_a_sink_does_not_want_is_shown_as_skipped(lab: Lab) -> None:
+    _fetch_while_a_pool_runs(lab)
+    lab.deliver("skipped", order(1), failure="status Issued")
+
+    ended = explain(lab, order(1))
+
+    assert ended.code == 0
+    assert f"sink {SINK}: revision 1 skipped: status Issued" in flat(ended)
+    assert f"delivery of revision 1 to {SINK} skipped: status Issued" in flat(ended)
+
+
 def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:
     """A sink that was retired before the latest revision was fetched, and was declared again after it."""
     lab.accept_and_fetch(order(1))

@@ -92,6 +92,49 @@ class TestOrder:
             two_sinks.complete_delivery(one, worker=one.sink)
         assert (two_sinks.pending(), two_sinks.days_kept()) == (0, {400})
 
+    def test_pools_with_the_same_sinks_deliver_it_once(self, fetched: Lab) -> None:
+        fetched.clear_queues()
+        fetched.later(policy.GRACE / 1000)
+        other = Lab(fetched.redis, sinks=fetched.sinks, now=fetched.now)
+
+        assert (fetched.dispatch(), other.dispatch(), len(fetched.jobs(SHOP_QUEUE))) == (1, 0, 1)
+        delivery = fetched.start_delivery(worker="a")
+        assert other.acquire_delivery(worker="b") is None
+        fetched.complete_delivery(delivery, worker="a")
+        assert (other.acquire_delivery(worker="b"), fetched.pending()) == (None, 0)
+
+    def test_a_worker_that_was_frozen_past_its_lease_ends_the_delivery_of_no_other(self, fetched: Lab) -> None:
+        """It did its work, though: the sink has the revision, and the failure of the other changes that no more."""
+        frozen = fetched.start_delivery(worker="frozen")
+        fetched.later(policy.DELIVERY_LEASE / 1000)
+        other = fetched.start_delivery(worker="other")
+
+        fetched.complete_delivery(frozen, worker="frozen")
+        fetched.complete_delivery(other, "dead", worker="other")
+
+        assert (fetched.field("shop:revision"), fetched.field("shop:dead"), fetched.pending()) == ("1", None, 0)
+
+    def test_a_refetch_puts_a_delivery_that_its_clock_lost_back_there(self, fetched: Lab) -> None:
+        """`orders explain` advises it. The content is the same."""
+        fetched.redis.delete(KEYS.deliveries("shop"))
+
+        store(fetched, 1)
+
+        assert (fetched.delivery_in(), fetched.deliver().revision) == (policy.GRACE / 1000, 1)
+
+    def test_a_sink_that_does_not_want_the_revision_is_done_with_it(self, fetched: Lab) -> None:
+        """That says nothing of whether it works."""
+        fetched.accept_and_fetch(order(2), 2)
+        fetched.deliver("retry", order(2), failure="ValueError")
+
+        fetched.deliver("skipped", failure="status Issued")
+
+        assert (fetched.field("shop:revision"), fetched.delivery_in(), fetched.days_kept()) == ("1", None, {400})
+        assert [name for name in fetched.record() if name.startswith("shop:")] == ["shop:revision"]
+        assert fetched.redis.exists(KEYS.sink_failing("shop"))
+        store(fetched, 2)
+        assert fetched.deliver().revision == 2
+
     def test_the_ids_of_jobs_never_come_twice(self, two_sinks: Lab) -> None:
         ids: list[str] = []
 

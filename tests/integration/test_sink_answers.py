@@ -242,6 +242,29 @@ def test_a_rejection_shows_that_the_sink_works_and_a_retry_shows_nothing(plain: 
     assert not failing(plain, TAKE)
 
 
+@pytest.mark.parametrize(
+    ("filters", "reason"),
+    [
+        ({"statuses": ("Draft", "Error")}, "status Issued"),
+        ({"companies": ("museum",)}, "company venue"),
+        ({"companies": ("venue",), "statuses": ("Issued",)}, ""),
+    ],
+)
+def test_a_sink_gets_only_the_companies_and_statuses_that_it_names(
+    plain: WorkerLab, module: Any, filters: dict[str, tuple[str, ...]], reason: str
+) -> None:
+    plain.deliverer = plain.deliver_to({TAKE: of_specification(TAKE).model_copy(update=filters).unwanted})
+    (order,) = plain.issue()
+
+    with capture_logs() as lines:
+        plain.work()
+
+    assert outcomes(plain, order) == [("skipped", reason) if reason else ("succeeded", "")]
+    assert [one["reason"] for one in lines if one["event"] == "delivery.skipped"] == [reason] * bool(reason)
+    assert (len(module.calls), plain.field(f"{TAKE}:revision", order), plain.pending()) == (int(not reason), "1", 0)
+    assert not failing(plain, TAKE)
+
+
 def _chained() -> BaseException:
     error = KeyboardInterrupt()
     error.__cause__ = Reject("canary")
