@@ -25,7 +25,7 @@ _EXAMPLES: Final = {
     WORKERS: """
         watch k | del k | exists k | expire k 1 | pexpire k 1 | persist k | ttl k | pttl k | scan 0 | dbsize
         blmove k k left right 1 | lmove k k left right | blpop k 1 | lrem k 0 1 | ltrim k 0 0
-        hdel k f | hexists k f | hincrbyfloat k f 1 | hsetnx k f 1
+        hdel k f | hincrbyfloat k f 1 | hsetnx k f 1
         smembers k | zrangebyscore k 0 0 | zrem k m | zremrangebyscore k 0 0 | zscore k m
     """,
     COMMANDS: "hvals k | xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zcount k 0 0 | zscan k 0",
