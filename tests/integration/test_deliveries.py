@@ -114,6 +114,16 @@ class TestOrder:
 
         assert (fetched.field("shop:revision"), fetched.field("shop:dead"), fetched.pending()) == ("1", None, 0)
 
+    def test_a_job_that_was_lost_leaves_nothing_in_the_record(self, fetched: Lab) -> None:
+        delivery = fetched.start_delivery()
+        fetched.later(policy.DELIVERY_LEASE / 1000)
+        assert fetched.dispatch() == 1
+        fetched.clear_queues()
+
+        fetched.complete_delivery(delivery)
+
+        assert [name for name in fetched.record() if name.startswith("shop:")] == ["shop:revision"]
+
     def test_a_refetch_puts_a_delivery_that_its_clock_lost_back_there(self, fetched: Lab) -> None:
         """`orders explain` advises it. The content is the same."""
         fetched.redis.delete(KEYS.deliveries("shop"))
