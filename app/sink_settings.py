@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 
 from app.declared import Declared, tables, unknown_names, validated
-from app.setting_values import HttpsUrl, RedisUrl, Slug, Text
+from app.setting_values import EndpointUrl, RedisUrl, Slug, Text, WebhookSecret
 
 
 class SinkSettings(Declared):
@@ -56,12 +56,21 @@ class HttpsSink(SinkSettings):
     """POST to an HTTP endpoint, signed per Standard Webhooks."""
 
     kind: Literal["https"] = "https"
-    url: HttpsUrl = Field(description="Address of the endpoint.", examples=["https://shop.example.com/hooks/orders"])
-    secret: SecretStr = Field(
-        description="Secret that signs each request, as Standard Webhooks writes it.", examples=["whsec_…"]
+    allow_private: bool = Field(
+        default=False, description="Whether the address may be a private, loopback or link-local one."
     )
-    secret_previous: SecretStr | None = Field(
-        default=None, description="The secret before: each request is signed with both during a rotation."
+    url: EndpointUrl = Field(
+        description="Address of the endpoint, a secret as it may hold a token.",
+        examples=["https://shop.example.com/hooks/orders"],
+    )
+    secret: WebhookSecret = Field(
+        description="Secret that signs each request, as Standard Webhooks writes it.",
+        examples=["the output of echo whsec_$(openssl rand -base64 32)"],
+    )
+    secret_previous: WebhookSecret | None = Field(
+        default=None,
+        description="The secret before: each request is signed with both during a rotation.",
+        examples=["the secret until now"],
     )
     format: Literal["standard", "cloudevents"] = Field(
         default="standard", description="`standard`, or `cloudevents` for CloudEvents 1.0 in structured mode."
@@ -70,9 +79,6 @@ class HttpsSink(SinkSettings):
         default=None,
         description="File of further headers, one `Name: value` a line, such as `Authorization`.",
         examples=["/run/secrets/shop-headers"],
-    )
-    allow_private: bool = Field(
-        default=False, description="Whether the address may be a private, loopback or link-local one."
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.errors import SettingsError
-from app.sink_settings import PythonSink, SinkSettings
+from app.sink_settings import HttpsSink, PythonSink, SinkSettings
 from workers.sinks.contract import Sink
+from workers.sinks.https import Https
 from workers.sinks.python import Function
 
 
@@ -33,4 +34,6 @@ def _sink(declared: SinkSettings) -> Sink:
     if isinstance(declared, PythonSink):
         is_whole = declared.is_short or declared.function.startswith("entry:")
         return Function(declared.function if is_whole else f"python:{declared.function}")
+    if isinstance(declared, HttpsSink):
+        return Https(declared)
     raise SettingsError(f"kind {declared.kind} is not available")
