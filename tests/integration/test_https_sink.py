@@ -279,7 +279,7 @@ class TestAnswer:
         assert re.search("[Nn]ame", reason(sink("http://no-such-host.invalid")))
 
     @pytest.mark.usefixtures("brief")
-    def test_a_host_that_answers_no_handshake_is_given_up_early(self) -> None:
+    def test_a_host_that_answers_no_handshake_is_left_early(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             started = time.monotonic()
             text = reason(sink(f"https://127.0.0.1:{silent.getsockname()[1]}"))
@@ -308,7 +308,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ssl.SSLC
 
 
 def _expire(folder: Path) -> None:
-    """Sign the certificate again, for a day of the past."""
+    """Issue the certificate again, for a day of the past."""
     (folder / "ca.conf").write_text(
         "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n"
         f"x509_extensions=x\n[p]\ncommonName=supplied\n[x]\nsubjectAltName=DNS:{NAME}\nbasicConstraints=CA:true\n"
@@ -475,7 +475,7 @@ class TestSettings:
 
 
 def late(upstream: Upstream) -> Reply:
-    """Answer 200 when the sender has given up."""
+    """Answer 200 after the time limit of the sender."""
 
     def pieces() -> Iterator[bytes]:
         upstream.over.wait(SECONDS * 1.5)

@@ -39,9 +39,9 @@ CONNECT_TIMEOUT: Final = 5.0
 """Seconds of these for the connection and its TLS."""
 
 TYPE: Final = "order.revision"
-"""Type of each message, whatever the status of its order: upstream may have statuses that nobody knows yet."""
+"""Type of each message, whatever the status of its order: upstream may come to have others."""
 
-_MOST_BYTES: Final = 8 * 1024  # of an answer, whose text nobody reads: enough to use the connection again
+_MOST_BYTES: Final = 8 * 1024  # of an answer, whose text is not used: enough to use the connection again
 _LONGEST_WAIT: Final = policy.POSTPONED_LONGEST / policy.SECOND
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([!-~](?:[ -~]*[!-~])?)[ \t]*")
 _RESERVED: Final = re.compile(
