@@ -391,16 +391,17 @@ class TestAddress:
 
     def test_what_counts_is_the_address_connected_to(self, internet: Internet, certificates: dict[str, Any]) -> None:
         """The name server answers with a public address first, and then with one of this machine."""
-        internet.addresses = [internet.PUBLIC, "127.0.0.1"]
+        internet.addresses = [internet.PUBLIC, "127.0.0.1", internet.PUBLIC]
         with fake_upstream(certificates[NAME]) as server:
             server.will(raw(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"))
             shop = sink(f"https://{NAME}:{server.port}", allow_private=False)
 
             shop.deliver(DOCUMENT, CONTEXT)
             text = reason(shop)
+            shop.deliver(DOCUMENT, CONTEXT)
 
         assert text == "127.0.0.1 is not a public address, which needs allow_private = true"
-        assert (len(server.asked), internet.connected, internet.asked) == (1, [internet.PUBLIC], 2)
+        assert (len(server.asked), internet.connected, internet.asked) == (2, [internet.PUBLIC] * 2, 3)
 
     @pytest.mark.parametrize(
         ("certificate", "host", "text"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -59,7 +59,7 @@ class Https:
 
     def __init__(self, declared: HttpsSink) -> None:
         """Read the further headers; raises SettingsError for those, and an address, that cannot be used."""
-        self._format = declared.format
+        content_type, self._encode = _FORMATS[declared.format]
         self._allow_private = declared.allow_private
         self._signers = [
             Webhook(secret.get_secret_value()) for secret in (declared.secret, declared.secret_previous) if secret
@@ -72,7 +72,8 @@ class Https:
         with suppress(ValueError):  # a name, whose addresses are checked when it is connected to
             if not (self._allow_private or is_public(self._url.host)):
                 raise SettingsError("URL is not a public address, which needs allow_private = true")
-        self._headers = dict(_headers(declared.headers_file)) if declared.headers_file else {}
+        self._headers = _headers(declared.headers_file) if declared.headers_file else {}
+        self._headers |= {"content-type": content_type, "user-agent": f"ota-receiver/{version('ota-receiver')}"}
 
     @cached_property
     def _http(self) -> DeadlineTransport:
@@ -81,7 +82,7 @@ class Https:
 
     def deliver(self, document: OrderDocument, context: Context) -> None:
         """Send the revision; raises Failed, Unavailable or Disable unless the answer is a 2xx."""
-        answer = self._answer(self._request(document, context.idempotency_key))
+        answer = self._answer(self._request(document))
         status = answer.status_code
         if answer.is_success:
             return
@@ -91,14 +92,11 @@ class Https:
             raise Unavailable(f"HTTP {status}", after=retry_after(answer.headers, _LONGEST_WAIT))
         raise Failed(f"HTTP {status}" + (": redirects are not followed" if 300 <= status < 400 else ""))
 
-    def _request(self, document: OrderDocument, key: str) -> httpx.Request:
+    def _request(self, document: OrderDocument) -> httpx.Request:
         """Return the request, signed at this moment with each secret."""
-        is_event = self._format == "cloudevents"
-        body = (_cloud_event if is_event else _message)(document, key)
+        body, key = self._encode(document), document.idempotency_key
         now = datetime.now(UTC)  # the library takes any other zone for UTC
         headers = self._headers | {
-            "content-type": f"application/{'cloudevents+' * is_event}json",
-            "user-agent": f"ota-receiver/{version('ota-receiver')}",
             "webhook-id": key,
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(signer.sign(key, now, body.decode()) for signer in self._signers),
@@ -127,18 +125,18 @@ class Https:
         return answer
 
 
-def _message(document: OrderDocument, key: str) -> bytes:
+def _message(document: OrderDocument) -> bytes:
     """Return the payload that Standard Webhooks recommends."""
     moment = times.from_ms(document.fetched_at)
     return msgspec.json.encode({"type": TYPE, "timestamp": moment, "data": msgspec.Raw(document.encode())})
 
 
-def _cloud_event(document: OrderDocument, key: str) -> bytes:
+def _cloud_event(document: OrderDocument) -> bytes:
     """Return the event of CloudEvents 1.0 in structured mode."""
     return msgspec.json.encode(
         {
             "specversion": "1.0",
-            "id": key,
+            "id": document.idempotency_key,
             "source": f"urn:uuid:{document.company_id}",
             "type": TYPE,
             "subject": document.order_id,
@@ -149,13 +147,19 @@ def _cloud_event(document: OrderDocument, key: str) -> bytes:
     )
 
 
-def _headers(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and value of each line; raises SettingsError, which quotes no value."""
+_FORMATS: Final[dict[str, tuple[str, Callable[[OrderDocument], bytes]]]] = {
+    "standard": ("application/json", _message),
+    "cloudevents": ("application/cloudevents+json", _cloud_event),
+}
+
+
+def _headers(path: Path) -> dict[str, str]:
+    """Return the value of each name (in lower case) in the file; raises SettingsError, which quotes no value."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise SettingsError(f"HEADERS_FILE: the file {unreadable(error)}") from None
-    names = set()
+    headers: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -165,10 +169,10 @@ def _headers(path: Path) -> Iterator[tuple[str, str]]:
         name = found[1].lower()
         if _RESERVED.fullmatch(name):
             raise SettingsError(f"HEADERS_FILE line {number}: {name} is set by the receiver or by HTTP itself")
-        if name in names:
+        if name in headers:
             raise SettingsError(f"HEADERS_FILE line {number}: {name} is given twice")
-        names.add(name)
-        yield name, found[2]
+        headers[name] = found[2]
+    return headers
 
 
 def is_public(address: str) -> bool:
