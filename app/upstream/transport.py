@@ -44,7 +44,7 @@ class DeadlineTransport(httpx.HTTPTransport):
         """Raise SettingsError for an SSL_CERT_FILE without a certificate."""
         super().__init__(verify=tls_context())
         self._seconds = timeout_seconds
-        self._connect_seconds = connect_seconds or timeout_seconds
+        self._connect_seconds = min(connect_seconds or timeout_seconds, timeout_seconds)
         options: dict[str, Any] = {
             "ssl_context": tls_context(),
             "max_connections": _CONNECTIONS,

@@ -87,9 +87,8 @@ def reason(of: Sink) -> str:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests end after SECONDS, and connecting after a half of it."""
+    """Requests end after SECONDS."""
     monkeypatch.setattr(https, "TIMEOUT", SECONDS)
-    monkeypatch.setattr(https, "CONNECT_TIMEOUT", SECONDS / 2)
 
 
 class TestRequest:
@@ -278,14 +277,14 @@ class TestAnswer:
         assert reason(sink(f"http://127.0.0.1:{free_port}")) == "Connection refused"
         assert re.search("[Nn]ame", reason(sink("http://no-such-host.invalid")))
 
-    @pytest.mark.usefixtures("brief")
-    def test_a_host_that_answers_no_handshake_is_left_early(self) -> None:
+    def test_a_host_that_answers_no_handshake_is_left_early(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(https, "CONNECT_TIMEOUT", SECONDS)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             started = time.monotonic()
             text = reason(sink(f"https://127.0.0.1:{silent.getsockname()[1]}"))
 
-        assert text == f"no connection within {SECONDS / 2} s"
-        assert time.monotonic() - started < SECONDS
+        assert text == f"no connection within {SECONDS} s"
+        assert SECONDS * 0.9 < time.monotonic() - started < SECONDS * 3
 
 
 @pytest.fixture(scope="module")
@@ -479,14 +478,17 @@ def late(upstream: Upstream) -> Reply:
     """Answer 200 after the time limit of the sender."""
 
     def pieces() -> Iterator[bytes]:
-        upstream.over.wait(SECONDS * 1.5)
+        upstream.over.wait(1.5)
         yield from OK()
 
     return pieces
 
 
 class TestDelivery:
-    @pytest.mark.usefixtures("brief")
+    @pytest.fixture(autouse=True)
+    def _within_a_second(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(https, "TIMEOUT", 1)
+
     def test_a_delivery_that_timed_out_comes_again_under_the_same_id(
         self, redis_url: str, sandbox: Sandbox, upstream: Upstream
     ) -> None:
@@ -504,7 +506,6 @@ class TestDelivery:
         for one in upstream.asked:
             Webhook(NEW).verify(one.body, one.headers)
 
-    @pytest.mark.usefixtures("brief")
     def test_failures_are_shown_by_their_reason_and_nothing_that_is_secret_is_shown(
         self, redis_url: str, sandbox: Sandbox, upstream: Upstream, tmp_path: Path
     ) -> None:
@@ -523,11 +524,12 @@ class TestDelivery:
         assert failed[:5] == [
             "HTTP 422",
             "HTTP 307: redirects are not followed",
-            f"time-out after {SECONDS} s",
+            "time-out after 1 s",
             "the connection ended without an HTTP answer",
             "HTTP 500",
         ]
         assert (set(failed[5:]), dead) == ({"HTTP 403"}, "HTTP 403")
+        assert [one.reason for one in shown if isinstance(one, DeliveryEnded)][:6] == failed[:6]
         asked: Asked = upstream.asked[0]
         assert (asked.headers["authorization"], asked.target) == ("Bearer canary-header", path)
         for text in ("canary", NEW, OLD, NEW.partition("_")[2], asked.headers["webhook-signature"]):
