@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.errors import SettingsError
-from app.sink_settings import PythonSink, SinkSettings
+from app.sink_settings import FilesSink, ObjectSink, PythonSink, RedisStreamSink, SinkSettings
 from workers.sinks.contract import Sink
+from workers.sinks.files import Files
+from workers.sinks.objects import Objects
 from workers.sinks.python import Function
+from workers.sinks.redis_stream import RedisStream
 
 
 def build(declared: Iterable[SinkSettings]) -> dict[str, Sink]:
@@ -33,4 +36,10 @@ def _sink(declared: SinkSettings) -> Sink:
     if isinstance(declared, PythonSink):
         is_whole = declared.is_short or declared.function.startswith("entry:")
         return Function(declared.function if is_whole else f"python:{declared.function}")
+    if isinstance(declared, RedisStreamSink):
+        return RedisStream(declared)
+    if isinstance(declared, FilesSink):
+        return Files(declared)
+    if isinstance(declared, ObjectSink):
+        return Objects(declared)
     raise SettingsError(f"kind {declared.kind} is not available")
