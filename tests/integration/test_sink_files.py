@@ -20,7 +20,7 @@ import pytest
 from rq.timeouts import JobTimeoutException
 
 from app.sink_settings import FilesSink
-from tests.samples import document
+from tests.samples import document, example_of
 from workers.sinks import Context
 from workers.sinks.build import build
 from workers.sinks.contract import Sink, Unavailable
@@ -48,9 +48,22 @@ def files(folder: Path) -> list[Path]:
 
 
 def revisions(folder: Path) -> list[int]:
-    """Return what the reader of docs/sinks.md gets: what follows the last newline of a file counts for nothing."""
+    """Return the revisions of all whole lines, repeats too."""
     lines = [line for path in files(folder) for line in path.read_bytes().split(b"\n")[:-1]]
     return [json.loads(line)["revision"] for line in lines]
+
+
+def test_the_reader_of_the_page_gets_each_content_once_and_no_torn_line(tmp_path: Path) -> None:
+    read = example_of("files")["read"]
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    for one in (DOCUMENT, document("order-draft", idempotency_key="other"), DOCUMENT):
+        sink_of(tmp_path).deliver(one, UNUSED)
+    with files(tmp_path)[0].open("ab") as file:
+        file.write(bytes(50) + b"\n" + LINE[:50])
+
+    known: set[str] = set()
+    assert {one["idempotencyKey"] for one in read(tmp_path, today, known)} == {DOCUMENT.idempotency_key, "other"}
+    assert list(read(tmp_path, today, known)) == []
 
 
 def test_each_delivery_is_a_line_of_one_file_that_only_the_service_may_read(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from app.dev.valkey import Valkey, start
 from app.ledger.redis import Redis
 from app.sink_settings import RedisStreamSink
 from tests.integration.relay import relay
-from tests.samples import document
+from tests.samples import document, example_of
 from workers.sinks import Context, redis_stream
 from workers.sinks.build import build
 from workers.sinks.contract import Failed, Sink, Unavailable
@@ -56,12 +55,7 @@ def test_the_reader_of_the_page_handles_a_repeat_once_also_after_its_own_death(
     redis_client: Redis, redis_url: str
 ) -> None:
     """docs/sinks.md has the reader; a repeat is a second entry with the same id."""
-    page = (Path(__file__).parents[2] / "docs" / "sinks.md").read_text()
-    section = page.partition("\n## redis-stream\n")[2].partition("\n## ")[0]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert code
-    reader: dict[str, Any] = {}
-    exec(compile(code[1], "docs/sinks.md", "exec"), reader)
+    read = example_of("redis-stream")["read"]
     handled: list[str] = []
 
     def handle(document: Any) -> None:
@@ -74,9 +68,9 @@ def test_the_reader_of_the_page_handles_a_repeat_once_also_after_its_own_death(
     for one in (DOCUMENT, other, DOCUMENT):
         sink.deliver(one, UNUSED)
     with pytest.raises(RuntimeError):
-        reader["read"](redis_client, handle)
+        read(redis_client, handle)
     for _ in range(2):
-        reader["read"](redis_client, handle)
+        read(redis_client, handle)
 
     assert redis_client.xlen("ota-orders") == 3
     assert handled == [DOCUMENT.idempotency_key, DOCUMENT.idempotency_key, "other"]

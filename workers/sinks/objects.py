@@ -12,8 +12,9 @@ from app.sink_settings import ObjectSink
 from workers.sinks.contract import Context, Failed, Unavailable
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
-TIMEOUT: Final = timedelta(seconds=15)
-"""Of one request. A delivery makes up to four: two for credentials and one for the object, of which one is repeated."""
+TIMEOUT: Final = timedelta(seconds=10)
+"""Of one request, and after it none is repeated. RQ's time limit cannot interrupt obstore: three requests for
+credentials and one for the object, each repeated once, must end within it."""
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>(\w{1,64})</Code>")
