@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
+from rq.timeouts import JobTimeoutException
 
 from app.dev.valkey import Valkey, start
 from app.ledger.redis import Redis
@@ -118,6 +120,29 @@ def test_a_server_that_hangs_costs_one_time_limit(own_valkey: Valkey, monkeypatc
         own_valkey.resume()
     assert time.monotonic() - began < 2
     sink.deliver(DOCUMENT, UNUSED)
+
+
+def test_after_a_time_limit_the_late_answer_is_not_taken_for_that_to_the_next_entry(
+    own_valkey: Valkey, client: Any
+) -> None:
+    def on_signal(*_: object) -> None:
+        raise JobTimeoutException
+
+    sink = sink_of(own_valkey.url)
+    sink.deliver(DOCUMENT, UNUSED)
+    before = signal.signal(signal.SIGALRM, on_signal)
+    own_valkey.pause()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(JobTimeoutException):
+            sink.deliver(DOCUMENT, UNUSED)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        own_valkey.resume()
+    _fill(client)
+
+    with pytest.raises(Unavailable, match="Redis OOM"):
+        sink.deliver(DOCUMENT, UNUSED)
 
 
 def test_after_a_failover_the_next_delivery_reaches_the_new_server(

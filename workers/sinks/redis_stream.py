@@ -49,8 +49,11 @@ class RedisStream:
         }
         try:
             self._redis.xadd(self._stream, entry, maxlen=self._max_length, approximate=True)
-        except RedisError as error:
-            # After a failover an old connection may lead to what is a replica now.
+        except BaseException as error:
+            # After a failover an old connection may lead to what is a replica now. After RQ's time limit it may still
+            # bring the answer to this entry, which must not be taken for that to the next one.
             self._redis.connection_pool.disconnect()
+            if not isinstance(error, RedisError):
+                raise
             kind = Unavailable if is_unavailable(error) else Failed
             raise kind(f"Redis {code(error)}") from error
