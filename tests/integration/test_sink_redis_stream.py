@@ -210,6 +210,14 @@ def test_what_concerns_all_orders_is_unavailable_and_the_reason_is_a_code(
     assert (type(refused.value), refused.value.reason) == (kind, reason)
 
 
+def test_a_user_with_one_command_and_one_key_suffices(own_valkey: Valkey, client: Any) -> None:
+    client.execute_command("ACL", "SETUSER", "writer", "on", ">word", "~ota-orders", "-@all", "+xadd")
+
+    sink_of(f"redis://writer:word@127.0.0.1:{own_valkey.port}/0").deliver(DOCUMENT, UNUSED)
+
+    assert client.xlen("ota-orders") == 1
+
+
 def test_a_server_with_room_again_takes_entries_again(own_valkey: Valkey, client: Any) -> None:
     sink = sink_of(own_valkey.url)
     _fill(client)
