@@ -181,6 +181,12 @@ def _form(pattern: str, sentence: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError("must be a whole path, from / on")
+    return value
+
+
 def _zero_or_a_minute(value: int) -> int:
     if 0 < value < 60:
         raise ValueError("must be 0 or at least 60s")
@@ -204,6 +210,14 @@ KeyPrefix = Annotated[
 Slug = Annotated[
     str,
     _form("[a-z0-9][a-z0-9_-]{0,30}", "the table's name must be of lower-case letters, digits, - and _, at most 31"),
+]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+BucketUrl = Annotated[
+    str,
+    _form(
+        "(s3|gs|az)://[A-Za-z0-9._-]+(/[A-Za-z0-9._=-]+)*/?",
+        "is not s3://, gs:// or az:// with a bucket and a prefix of letters, digits and any of . _ = - /",
+    ),
 ]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]

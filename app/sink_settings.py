@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 
 from app.declared import Declared, tables, unknown_names, validated
-from app.setting_values import EndpointUrl, RedisUrl, Slug, Text, WebhookSecret
+from app.setting_values import AbsolutePath, BucketUrl, EndpointUrl, RedisUrl, Slug, Text, WebhookSecret
 
 
 class SinkSettings(Declared):
@@ -105,14 +105,22 @@ class FilesSink(SinkSettings):
     """Files of JSON lines, one a day and process."""
 
     kind: Literal["files"] = "files"
-    folder: Path = Field(description="Folder of the files.", examples=["/var/lib/ota-receiver/orders"])
+    folder: AbsolutePath = Field(
+        description="Folder of the files, which must exist.", examples=["/var/lib/ota-receiver/orders"]
+    )
 
 
 class ObjectSink(SinkSettings):
     """One object for each revision in S3, GCS or Azure."""
 
     kind: Literal["object"] = "object"
-    url: Text = Field(description="Address of the bucket, with a prefix.", examples=["s3://bucket/orders"])
+    url: BucketUrl = Field(
+        description="Address of the bucket, and a prefix of the keys: `s3://`, `gs://` or `az://`.",
+        examples=["s3://bucket/orders"],
+    )
+    allow_http: bool = Field(
+        default=False, description="Whether the address that `AWS_ENDPOINT_URL` or its like names may be without TLS."
+    )
 
 
 KINDS: Final[dict[str, type[SinkSettings]]] = {

