@@ -25,7 +25,7 @@ from app.ledger.work import Delivery, DeliveryOutcome, Origin
 from app.order_document import OrderDocument
 from app.upstream.models import parse_order
 from workers.processor import bind_origin, wait_for_redis
-from workers.sinks.contract import Context, Reject, Retry, Sink
+from workers.sinks.contract import Context, Failed, Reject, Retry, Sink
 from workers.sinks.output import SinkOutput, failure_of, show_traceback
 
 KILLS_WORKER: Final = "kills_worker"
@@ -144,6 +144,8 @@ class Deliverer:
             reason = failure = "unreadable_answer"
             if not isinstance(error, ReceiverError):
                 reason, failure = type(error).__name__, failure_of(sink.package, error)
+            if isinstance(error, Failed):
+                reason = error.reason
             show_traceback(delivery.sink, error)
             wait = policy.retry_wait(delivery.attempts - 1)
             outcome: DeliveryOutcome = "dead" if wait is None else "retry"
