@@ -60,6 +60,10 @@ redis.call('SET', o.content, ARGV[2])
 if o.digest ~= a.digest then
   changed = true
   o.revision = o.revision + 1
+  -- The feed: one entry an order, which moves behind all others. Also after a flush a position is above all earlier ones.
+  local position = math.max(now, (tonumber(redis.call('GET', prefix .. 'feed-position') or '0') or 0) + 1)
+  redis.call('SET', prefix .. 'feed-position', position)
+  redis.call('ZADD', prefix .. 'feed', position, o.member)
 end
 for _, sink in ipairs(sinks()) do
   -- Every sink that is declared by now is to get it.
