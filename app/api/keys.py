@@ -9,7 +9,7 @@ import re
 import secrets
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -20,6 +20,8 @@ from app.ledger.redis import VERSION, Redis, is_other_schema, server_time
 
 Scope = Literal["orders:read", "feed"]
 """What a key allows: to read orders; to read the feed and to acknowledge it as the consumer of the key's name."""
+
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}", re.ASCII)
 

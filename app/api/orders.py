@@ -96,7 +96,7 @@ class Orders:
         slugs = self._companies()
         company_id = _company(call.query, slugs)
         limit, before, since = _limit(call.query), _position(call.query, "cursor"), _since(call.query)
-        status = call.query.get("status", "").casefold()
+        status = call.query.get("status")
         found: list[OrderDocument] = []
         searched = 0
         for entries in self._pages(call.query.get("reference"), before, since):
@@ -212,8 +212,10 @@ def _document(stored: StoredOrder | BrokenRecord | None, slugs: Mapping[str, str
         return None
 
 
-def _is_wanted(stored: StoredOrder | BrokenRecord | None, status: str) -> bool:
-    return not status or (isinstance(stored, StoredOrder) and stored.record.status.casefold() == status)
+def _is_wanted(stored: StoredOrder | BrokenRecord | None, status: str | None) -> bool:
+    if status is None:
+        return True
+    return isinstance(stored, StoredOrder) and stored.record.status.casefold() == status.casefold()
 
 
 def _in_camel_case(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from app import times
-from app.api.keys import NAME, ApiKey, ApiKeys, Scope
+from app.api.keys import NAME, SCOPES, ApiKey, ApiKeys
 from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands
 from app.cli.context import open_context
@@ -23,6 +23,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _scope(text: str) -> str:
+    if text not in SCOPES:
+        raise typer.BadParameter(f"is not {' or '.join(SCOPES)}")
+    return text
+
+
 @command(
     cli,
     "ota-receiver keys create --name billing --scope feed --why 'new billing service'",
@@ -33,7 +39,9 @@ def create(
     name: Annotated[
         str, typer.Option("--name", parser=_name, metavar="NAME", help="Who uses it; of the feed, the consumer.")
     ],
-    scopes: Annotated[list[Scope], typer.Option("--scope", help="What it allows; may be repeated.")],
+    scopes: Annotated[
+        list[str], typer.Option("--scope", parser=_scope, metavar="|".join(SCOPES), help="What it allows; repeatable.")
+    ],
     from_now: Annotated[
         bool, typer.Option("--from-now", help="Let a new consumer of the feed begin with what comes from now on.")
     ] = False,
@@ -45,13 +53,13 @@ def create(
     """
     if from_now and "feed" not in scopes:
         raise Stop("--from-now needs --scope feed.")
-    scopes = sorted(set(scopes))
+    allowed = tuple(one for one in SCOPES if one in scopes)
     with open_context() as here:
-        context.note(here.redis, "key-create", f"{name}: {', '.join(scopes)}")
         if from_now and not Feed(here.redis).start_at_end(name):
             raise Stop(f"The consumer {name!r} has a place in the feed already: create its key without --from-now.")
-        key_id, text = ApiKeys(here.redis).create(name, tuple(scopes))
-    console.result(text, {"id": key_id, "name": name, "scopes": scopes, "key": text})
+        context.note(here.redis, "key-create", f"{name}: {', '.join(allowed)}")
+        key_id, text = ApiKeys(here.redis).create(name, allowed)
+    console.result(text, {"id": key_id, "name": name, "scopes": allowed, "key": text})
     console.remark(f"Key {key_id} of {name}. Keep it now: it is not shown again.")
 
 

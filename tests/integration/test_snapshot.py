@@ -15,6 +15,7 @@ from rq.suspension import resume, suspend
 
 from app import bootstrap, times
 from app.alerts import AlertStore
+from app.api.keys import ApiKeys
 from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
@@ -337,6 +338,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     lab.redis.hset(KEYS.pools, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
     record_whole_list(lab.redis, VENUE, 1_795_000_000_000)
     lab.redis.hset(KEYS.subscription(VENUE), "state", "missing")
+    ApiKeys(lab.redis).create("desk", ("feed",))
     evaluated(lab)
 
     found = metrics(redis_url, spooled=3)
@@ -353,6 +355,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert found["ota_alert venue subscription "] == 1
     assert found["ota_alert venue fetch_late "] == 1
     assert found["ota_alert museum fetch_late "] == 0
+    assert (found["ota_feed_unacknowledged_orders desk"], found["ota_alert feed_unacknowledged feed:desk"]) == (1, 0)
     assert {name.split()[0] for name in found} >= GAUGES.keys()
 
 
