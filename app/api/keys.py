@@ -1,6 +1,6 @@
 """Keys of the API: `otar_<short id>_<secret>`. Redis has the SHA-256 of a key, never the key.
 
-A plain digest is enough: nobody guesses 256 random bits, however fast the digest is.
+A plain digest is enough: no one guesses 256 random bits, however fast the digest is.
 """
 
 from __future__ import annotations

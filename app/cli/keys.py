@@ -32,7 +32,7 @@ def _scope(text: str) -> str:
 @command(
     cli,
     "ota-receiver keys create --name billing --scope feed --why 'new billing service'",
-    "ota-receiver keys create --name desk --scope orders:read --scope feed > desk.key",
+    "ota-receiver keys create --name desk --scope orders:read --scope feed --json",
     options="who why",
 )
 def create(

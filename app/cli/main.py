@@ -37,7 +37,10 @@ COMMANDS: Final = {
     "api": ("serve", "Serve orders and the feed to your own services: run the API (the `api` process)."),
     "keys": ("keys", "Keys of the API: who may read orders and the feed."),
     "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
-    "health": ("health", "Check that the web process or the worker pool of this machine (or container) works."),
+    "health": (
+        "health",
+        "Check that the web process, the worker pool or the API of this machine (or container) works.",
+    ),
     "status": ("status", "Show the backlog and its expected end, failures, worker pools and alerts."),
     "events": ("events", "Events received from the Channel Manager."),
     "orders": ("orders", "Orders: fetched, pending and failed."),

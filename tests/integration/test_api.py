@@ -318,7 +318,7 @@ def test_without_a_valid_key_everything_but_the_public_paths_is_401_before_it_is
     client: Client, api: Web, authorization: str
 ) -> None:
     text = authorization.format("0" * 64, client.id)
-    for method, path in (("GET", f"/orders/{ONE.order_id}"), ("GET", "/orders?limit=x"), ("POST", "/feed/ack")):
+    for method, path in (("GET", f"/orders/{ONE.order_id}"), ("GET", "/orders?refrence=x"), ("POST", "/feed/ack")):
         answer = api.http.request(method, path, headers={"authorization": text})
         assert wrong(answer) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
