@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from app.errors import UnknownCursor
 from app.ids import OrderKey
+from app.ledger.orders import read_each
 from app.ledger.redis import Redis, server_time
 
 _CURSOR: Final = re.compile(r"[\w-]{2,22}", re.ASCII)
@@ -58,8 +59,8 @@ class Feed:
 
     def positions(self, orders: list[OrderKey]) -> list[Entry]:
         """Return the entries of these orders, latest first; an order without content has none."""
-        scores = self._redis.zmscore(self._names.feed, [one.member for one in orders]) if orders else []
-        found = [Entry(one, int(score)) for one, score in zip(orders, scores, strict=True) if score is not None]
+        scores = read_each(self._redis, orders, lambda pipe, order: pipe.zscore(self._names.feed, order.member))
+        found = [Entry(one, int(score)) for one, (score,) in zip(orders, scores, strict=True) if score is not None]
         return sorted(found, key=lambda entry: entry.position, reverse=True)
 
     def acknowledged(self, consumer: str) -> int:

@@ -30,7 +30,7 @@ _EXAMPLES: Final = {
         smembers k | zrem k m | zremrangebyscore k 0 0
     """,
     COMMANDS: "xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zscan k 0",
-    API: "incr k | zmscore k m",
+    API: "incrby k 1",
 }
 NEEDED: Final[Mapping[str, Sequence[Sequence[str]]]] = {
     who: [one.split() for line in text.strip().splitlines() for one in line.split("|")]

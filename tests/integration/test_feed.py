@@ -1,4 +1,4 @@
-"""The pull feed in the ledger: positions, cursors, consumers, and the alert for what a consumer does not acknowledge."""
+"""The pull feed in the ledger: positions, cursors, consumers, and the alert for what stays unacknowledged."""
 
 from __future__ import annotations
 
