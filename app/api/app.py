@@ -63,7 +63,7 @@ def application(
     webhook_path: str,
 ) -> ASGIApp:
     """Return the ASGI app; it closes `redis` at shutdown. `webhook_path` is that of web, for the description."""
-    door = Door(redis, requests_per_min)
+    access = Access(redis, requests_per_min)
     paths = {
         "/orders": {"GET": Operation("orders:read", orders.LIST, orders.listed)},
         "/orders/{order_id}": {"GET": Operation("orders:read", orders.ONE, orders.show)},
@@ -74,7 +74,7 @@ def application(
     description = openapi.description(webhook_path)
     app = Starlette(
         routes=[
-            *[Route(path, Endpoint(path, operations, door)) for path, operations in paths.items()],
+            *[Route(path, Endpoint(path, operations, access)) for path, operations in paths.items()],
             Route("/healthz", Public("/healthz", PlainTextResponse("alive\n"))),
             Route("/openapi.json", Public("/openapi.json", Response(description, media_type="application/json"))),
         ],
@@ -82,11 +82,11 @@ def application(
             Refused: _refused,
             HTTPException: _no_such_path,
             ClientDisconnect: _disconnected,
-            RedisError: door.unavailable,
-            StoreUnavailable: door.unavailable,
+            RedisError: access.unavailable,
+            StoreUnavailable: access.unavailable,
             Exception: _failed,
         },
-        lifespan=lambda _: door.open(),
+        lifespan=lambda _: access.open(),
     )
     app.router.redirect_slashes = False
     return RequestLog(app, proxies)
@@ -95,10 +95,10 @@ def application(
 class Endpoint:
     """One path. An ASGI app, so that Starlette passes every method, and 405 has the form of all problems."""
 
-    def __init__(self, path: str, operations: Mapping[str, Operation], door: Door) -> None:
+    def __init__(self, path: str, operations: Mapping[str, Operation], access: Access) -> None:
         self._path = path
         self._operations = {**operations, **({"HEAD": operations["GET"]} if "GET" in operations else {})}
-        self._door = door
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -107,14 +107,14 @@ class Endpoint:
         operation = self._operations.get(request.method)
         if operation is None:
             raise _not_allowed([*self._operations])
-        caller = await run_in_threadpool(self._door.admit, request.headers.get("authorization", ""), line)
+        caller = await run_in_threadpool(self._access.admit, request.headers.get("authorization", ""), line)
         if operation.scope not in caller.scopes:
             raise Refused("missing_scope", f"This needs a key with the scope {operation.scope}.")
         query = _query(request, operation.parameters)
         body = await _body(request) if operation.has_body else b""
         call = Call(caller, scope["path_params"], query, request.headers.get("if-none-match", ""), body, line)
         response = await run_in_threadpool(operation.answer, call)
-        self._door.succeeded()
+        self._access.succeeded()
         await response(scope, receive, send)
 
 
@@ -132,7 +132,7 @@ class Public:
         await self._response(scope, receive, send)
 
 
-class Door:
+class Access:
     """Lets requests in by their keys, and knows whether Redis answers, which is logged at each change."""
 
     def __init__(self, redis: Redis, requests_per_min: int) -> None:
