@@ -7,7 +7,7 @@ public paths needs a key; whatever is wrong is answered as a problem (RFC 9457).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from time import perf_counter
@@ -46,12 +46,16 @@ _log = log.get()
 
 
 class Operation(NamedTuple):
-    """One method of one path: the scope that a key needs, the query parameters, and what answers it."""
+    """What one path does: its method, the scope that a key needs, the query parameters, and what answers it."""
 
+    method: str
     scope: KeyScope
     parameters: frozenset[str]
     answer: Callable[[Call], Response]
-    has_body: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return "GET, HEAD" if self.method == "GET" else self.method
 
 
 def application(
@@ -65,16 +69,16 @@ def application(
     """Return the ASGI app; it closes `redis` at shutdown. `webhook_path` is that of web, for the description."""
     access = Access(redis, requests_per_min)
     paths = {
-        "/orders": {"GET": Operation("orders:read", orders.LIST, orders.listed)},
-        "/orders/{order_id}": {"GET": Operation("orders:read", orders.ONE, orders.show)},
-        "/orders/{order_id}/history": {"GET": Operation("orders:read", orders.ONE, orders.history)},
-        "/feed": {"GET": Operation("feed", orders.FEED, orders.feed)},
-        "/feed/ack": {"POST": Operation("feed", frozenset(), orders.acknowledge, has_body=True)},
+        "/orders": Operation("GET", "orders:read", orders.LIST, orders.listed),
+        "/orders/{order_id}": Operation("GET", "orders:read", orders.ONE, orders.show),
+        "/orders/{order_id}/history": Operation("GET", "orders:read", orders.ONE, orders.history),
+        "/feed": Operation("GET", "feed", orders.FEED, orders.feed),
+        "/feed/ack": Operation("POST", "feed", frozenset(), orders.acknowledge),
     }
     description = openapi.description(webhook_path)
     app = Starlette(
         routes=[
-            *[Route(path, Endpoint(path, operations, access)) for path, operations in paths.items()],
+            *[Route(path, Endpoint(path, operation, access)) for path, operation in paths.items()],
             Route("/healthz", Public("/healthz", PlainTextResponse("alive\n"))),
             Route("/openapi.json", Public("/openapi.json", Response(description, media_type="application/json"))),
         ],
@@ -95,23 +99,23 @@ def application(
 class Endpoint:
     """One path. An ASGI app, so that Starlette passes every method, and 405 has the form of all problems."""
 
-    def __init__(self, path: str, operations: Mapping[str, Operation], access: Access) -> None:
+    def __init__(self, path: str, operation: Operation, access: Access) -> None:
         self._path = path
-        self._operations = {**operations, **({"HEAD": operations["GET"]} if "GET" in operations else {})}
+        self._operation = operation
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         line = scope["state"]["line"]
         line["path"] = self._path
-        operation = self._operations.get(request.method)
-        if operation is None:
-            raise _not_allowed([*self._operations])
+        operation = self._operation
+        if request.method not in operation.allowed.split(", "):
+            raise _not_allowed(operation.allowed)
         caller = await run_in_threadpool(self._access.admit, request.headers.get("authorization", ""), line)
         if operation.scope not in caller.scopes:
             raise Refused("missing_scope", f"This needs a key with the scope {operation.scope}.")
         query = _query(request, operation.parameters)
-        body = await _body(request) if operation.has_body else b""
+        body = await _body(request) if operation.method == "POST" else b""
         call = Call(caller, scope["path_params"], query, request.headers.get("if-none-match", ""), body, line)
         response = await run_in_threadpool(operation.answer, call)
         self._access.succeeded()
@@ -128,7 +132,7 @@ class Public:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["line"]["path"] = self._path
         if scope["method"] not in {"GET", "HEAD"}:
-            raise _not_allowed(["GET", "HEAD"])
+            raise _not_allowed("GET, HEAD")
         await self._response(scope, receive, send)
 
 
@@ -157,7 +161,7 @@ class Access:
     async def unavailable(self, request: Request, error: Exception) -> Response:
         """Return 503: Redis does not answer, or holds data of another version."""
         self._note_outage(error)
-        return problem(request, "unavailable", "Redis does not answer.", {"retry-after": str(RETRY_AFTER)})
+        return problem(request, "unavailable", "Redis cannot be used now.", {"retry-after": str(RETRY_AFTER)})
 
     def _note_outage(self, error: Exception) -> None:
         if self._down_since is not None:
@@ -226,7 +230,7 @@ class RequestLog:
                 _log.info("api.request", method=scope["method"], status=status, duration_ms=duration_ms, **line)
 
     def _is_logged(self, scope: Scope, line: dict[str, Any], status: int) -> bool:
-        if "key" in line or status >= 500:
+        if "key" in line:
             return True
         if status < 400:
             return False
@@ -263,8 +267,7 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _not_allowed(methods: list[str]) -> Refused:
-    allowed = ", ".join(methods)
+def _not_allowed(allowed: str) -> Refused:
     return Refused("method_not_allowed", f"This path takes {allowed}.", {"allow": allowed})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote
@@ -323,6 +325,10 @@ def test_without_a_valid_key_everything_but_the_public_paths_is_401_before_it_is
         assert wrong(answer) == (401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
     assert api.http.get("/healthz").text == "alive\n"
+    assert (
+        api.http.head("/healthz").status_code,
+        api.http.head("/feed", headers={"authorization": f"Bearer {client.key}"}).content,
+    ) == (200, b"")
     assert api.http.get("/openapi.json").json()["openapi"] == "3.1.0"
 
 
@@ -437,3 +443,18 @@ def test_without_any_key_the_start_says_so(api: Web) -> None:
     (line,) = [one for one in api.lines() if one["event"] == "api.no_keys"]
 
     assert "ota-receiver keys create" in line["advice"]
+
+
+def test_health_asks_the_api_on_its_own_port(api: Web, lab: Lab, free_port: int) -> None:
+    answers = [lab.run_command("health", "--role", "api", API_PORT=str(port)) for port in (api.port, free_port)]
+
+    assert [one.code for one in answers] == [0, 1]
+    assert answers[0].out == "api: /healthz answers 200\n"
+
+
+def test_a_port_that_is_taken_ends_the_start_with_its_setting(api: Web, lab: Lab) -> None:
+    env = {**os.environ, **settings_of_one_company(lab.url), "API_PORT": str(api.port), "LOG_FORMAT": "json"}
+    ended = subprocess.run(API, env=env, cwd=lab.folder, capture_output=True, text=True, timeout=20, check=False)
+
+    assert ended.returncode == 1
+    assert f"API_HOST 127.0.0.1, API_PORT {api.port}: " in ended.stdout
