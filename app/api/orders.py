@@ -36,6 +36,9 @@ MOST: Final = 100
 
 DEFAULT: Final = 50
 
+MOST_BYTES: Final = 8 * 2**20
+"""Of the orders of one page, which ends with the order that exceeds it: an order may have 16 MiB."""
+
 MOST_SEARCHED: Final = 1000
 """Orders of one request whose status is looked at; the next page goes on behind them."""
 
@@ -51,6 +54,30 @@ class Call(NamedTuple):
     if_none_match: str
     body: bytes
     line: dict[str, Any]
+
+
+class Page:
+    """The orders of one answer as JSON: at most `limit` of them, and none more once they have MOST_BYTES."""
+
+    def __init__(self, limit: int) -> None:
+        self.orders: list[msgspec.Raw] = []
+        self._limit = limit
+        self._bytes = 0
+
+    def add(self, document: OrderDocument | None) -> None:
+        """Add an order, if there is one."""
+        if document is not None:
+            body = document.encode()
+            self.orders.append(msgspec.Raw(body))
+            self._bytes += len(body)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.orders) >= self._limit or self._bytes >= MOST_BYTES
+
+    def answer(self, call: Call, cursor: str | None) -> Response:
+        call.line["orders"] = len(self.orders)
+        return answer({"orders": self.orders, "next": cursor})
 
 
 class Orders:
@@ -95,36 +122,35 @@ class Orders:
         """Answer with a page of orders, the one whose content changed last first."""
         slugs = self._companies()
         company_id = _company(call.query, slugs)
-        limit, before, since = _limit(call.query), _position(call.query, "cursor"), _since(call.query)
+        page, before, since = Page(_limit(call.query)), _position(call.query, "cursor"), _since(call.query)
         status = call.query.get("status")
-        found: list[OrderDocument] = []
         searched = 0
         for entries in self._pages(call.query.get("reference"), before, since):
             wanted = [one for one in entries if company_id in (None, one.order.company_id)]
             for entry, stored in zip(wanted, self._archive.stored([one.order for one in wanted]), strict=True):
-                if not _is_wanted(stored, status):
-                    continue
-                if (document := _document(stored, slugs)) is not None:
-                    found.append(document)
-                if len(found) == limit:
-                    return _page(call, found, cursor_of(entry.position))
+                if _is_wanted(stored, status):
+                    page.add(_document(stored, slugs))
+                if page.is_full:
+                    return page.answer(call, cursor_of(entry.position))
             searched += len(entries)
             if searched >= MOST_SEARCHED:
-                return _page(call, found, cursor_of(entries[-1].position))
-        return _page(call, found, None)
+                return page.answer(call, cursor_of(entries[-1].position))
+        return page.answer(call, None)
 
     def feed(self, call: Call) -> Response:
         """Answer with the revisions behind `after`, or behind what this consumer has acknowledged."""
         slugs, limit = self._companies(), _limit(call.query)
         after = _position(call.query, "after")
         position = self._feed.acknowledged(call.caller.name) if after is None else after
-        found: list[OrderDocument] = []
+        page = Page(limit)
         # An order that was erased in this moment, or is unreadable, must not look like the end of the feed.
-        while not found and (entries := self._feed.after(position, limit)):
-            stored = self._archive.stored([one.order for one in entries])
-            found = [one for one in (_document(each, slugs) for each in stored) if one is not None]
-            position = entries[-1].position
-        return _page(call, found, cursor_of(position))
+        while not page.orders and (entries := self._feed.after(position, limit)):
+            for entry, stored in zip(entries, self._archive.stored([one.order for one in entries]), strict=True):
+                page.add(_document(stored, slugs))
+                position = entry.position
+                if page.is_full:
+                    break
+        return page.answer(call, cursor_of(position))
 
     def acknowledge(self, call: Call) -> Response:
         """Move the caller's cursor forward, and answer with where it is then."""
@@ -221,11 +247,6 @@ def _is_wanted(stored: StoredOrder | BrokenRecord | None, status: str | None) ->
 def _in_camel_case(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields under names as all other bodies have them."""
     return {re.sub("_([a-z])", lambda found: found[1].upper(), name): value for name, value in fields.items()}
-
-
-def _page(call: Call, found: Sequence[OrderDocument], cursor: str | None) -> Response:
-    call.line["orders"] = len(found)
-    return answer({"orders": [msgspec.Raw(one.encode()) for one in found], "next": cursor})
 
 
 def _not_found() -> Refused:

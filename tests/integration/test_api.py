@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
 import pytest
+from starlette.responses import Response
 
-from app.api.keys import ApiKeys, Scope
+from app.api import orders
+from app.api.keys import ApiKeys, Caller, Scope
 from app.dev.valkey import Valkey, start
 from app.ledger.feed import cursor_of
 from app.ledger.redis import Redis
@@ -271,6 +273,27 @@ def test_a_wrong_acknowledgement_moves_nothing(
 
     assert wrong(client.acknowledge(body)) == expected
     assert client.ids("/feed") == [ONE.order_id]
+
+
+def test_a_page_of_large_orders_ends_early_and_passes_over_none(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orders, "MOST_BYTES", 1000)
+    for one in (ONE, TWO, THREE):
+        lab.accept_and_fetch(one)
+    operations = orders.Orders(lab.redis, [])
+
+    def pages(answer: Callable[[orders.Call], Response], name: str) -> list[list[str]]:
+        found: list[list[str]] = []
+        query: dict[str, str] = {}
+        while True:
+            call = orders.Call(Caller("", "desk", ("feed",), 0), {}, query, "", b"", {})
+            body = json.loads(bytes(answer(call).body))
+            found.append([one["orderId"] for one in body["orders"]])
+            if not body["orders"] or not body["next"]:
+                return found
+            query = {name: body["next"]}
+
+    assert pages(operations.feed, "after") == [[ONE.order_id], [TWO.order_id], [THREE.order_id], []]
+    assert pages(operations.listed, "cursor") == [[THREE.order_id], [TWO.order_id], [ONE.order_id], []]
 
 
 def test_consumers_are_apart_and_keys_of_one_name_are_one(client: Client, api: Web, lab: Lab) -> None:
