@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -22,7 +24,7 @@ from app.times import from_ms
 from tests.eventually import eventually
 from tests.integration.test_feed import erase
 from tests.lab import KEYS, MUSEUM, ONE, SAME_ID, VENUE, Lab, order
-from tests.service import API, Web, serving, settings_of_one_company
+from tests.service import API, ROOT, Web, serving, settings_of_one_company
 
 TWO, THREE = order(2), order(3)
 UNKNOWN: Final = order(999).order_id
@@ -240,6 +242,21 @@ def test_the_feed_gives_the_same_until_it_is_acknowledged(client: Client, lab: L
     assert client.ids("/feed") == [ONE.order_id]
 
 
+def test_the_lines_of_the_page_read_the_feed_to_its_end(
+    client: Client, api: Web, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in (ONE, TWO):
+        lab.accept_and_fetch(one)
+    (tmp_path / "billing.key").write_text(client.key + "\n")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)[0]
+    stored: list[str] = []
+    exec(lines.replace("8081", str(api.port)), {"store": lambda key, _: stored.append(key.split("/")[1])})
+
+    assert stored == [ONE.order_id, TWO.order_id]
+    assert client.ids("/feed") == []
+
+
 def test_an_older_acknowledgement_changes_nothing_and_says_where_the_consumer_is(client: Client, lab: Lab) -> None:
     """Of a request that was repeated late, or of a second process of the same consumer."""
     for one in (ONE, TWO):
@@ -446,7 +463,7 @@ def test_of_callers_without_a_key_one_line_a_second_is_logged(api: Web) -> None:
     assert len([one for one in api.lines() if one["event"] == "api.request" and one.get("sender") == "203.0.113.9"]) < 5
 
 
-def test_without_redis_it_starts_answers_503_and_goes_on_when_redis_is_back(tmp_path: Any) -> None:
+def test_without_redis_it_starts_answers_503_and_goes_on_when_redis_is_back(tmp_path: Path) -> None:
     with start(tmp_path / "valkey") as server:
         settings = settings_of_one_company(server.url)
         server.stop()
