@@ -355,7 +355,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert found["ota_alert venue subscription "] == 1
     assert found["ota_alert venue fetch_late "] == 1
     assert found["ota_alert museum fetch_late "] == 0
-    assert (found["ota_feed_unacknowledged_orders desk"], found["ota_alert feed_unacknowledged feed:desk"]) == (1, 0)
+    assert (found["ota_feed_unacknowledged_orders desk"], found["ota_alert  feed_unacknowledged feed:desk"]) == (1, 0)
     assert {name.split()[0] for name in found} >= GAUGES.keys()
 
 
