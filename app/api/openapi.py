@@ -10,17 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
-from app.api.answers import (
-    MEDIA_TYPE,
-    REASONS,
-    Acknowledgement,
-    FeedPage,
-    History,
-    OrderPage,
-    Problem,
-)
+from app.api.answers import MEDIA_TYPE, REASONS, Acknowledgement, FeedPage, History, OrderPage, Problem
+from app.api.orders import DEFAULT, MOST
 from app.order_document import OrderDocument
 
+_TEXT: Final = {"type": "string"}
 _COMPONENTS: Final = "#/components/schemas/{name}"
 
 
@@ -38,7 +32,6 @@ def description(webhook_path: str) -> bytes:
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}],
-        "tags": [{"name": "orders"}, {"name": "feed"}, {"name": "service"}],
         "paths": _paths(),
         "webhooks": _webhooks(webhook_path),
         "components": {
@@ -57,107 +50,78 @@ def description(webhook_path: str) -> bytes:
 
 def _paths() -> dict[str, Any]:
     order_id = _parameter("order_id", "path", {"type": "string", "format": "uuid"}, "The orderId.")
-    company = _parameter("company", "query", {"type": "string"}, "Slug or id of a company; default: all.")
-    limit = {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}
+    company = _parameter("company", "query", _TEXT, "Slug or id of a company; default: all.")
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT}
     limited = _parameter("limit", "query", limit, "Orders of a page.")
     cursor = {"type": "string", "pattern": "^[A-Za-z0-9_-]{2,22}$"}
-    tag = {"ETag": {"description": "Changes with any change of the body.", "schema": {"type": "string"}}}
-    known = _parameter("If-None-Match", "header", {"type": "string"}, "The ETag of the copy that you have.")
     since = {"type": "string", "format": "date-time"}
-    one = ("order_not_found", "several_companies", "order_erased", "bad_parameter", "order_unreadable")
+    tag = {"ETag": {"description": "Changes with any change of the body.", "schema": _TEXT}}
+    unchanged = {"304": {"description": "The copy that you have is the latest.", "headers": tag}}
+    of_one = ("order_not_found", "several_companies", "order_erased", "order_unreadable")
     return {
-        "/orders": {
-            "get": {
-                "operationId": "listOrders",
-                "tags": ["orders"],
-                "summary": "Orders, the one whose content changed last first. Scope `orders:read`.",
-                "parameters": [
-                    _parameter(
-                        "reference", "query", {"type": "string"}, "buyFromOrderReference or sellToOrderReference."
-                    ),
-                    _parameter("status", "query", {"type": "string"}, "Status of the order, in any case."),
-                    _parameter("since", "query", since, "Only orders whose content changed since."),
-                    company,
-                    _parameter("cursor", "query", cursor, "`next` of the page before."),
-                    limited,
-                ],
-                "responses": {"200": _ok("OrderPage"), **_problems("bad_parameter", "unknown_cursor")},
-            }
-        },
-        "/orders/{order_id}": {
-            "get": {
-                "operationId": "getOrder",
-                "tags": ["orders"],
-                "summary": "One order: its latest revision. Scope `orders:read`.",
-                "parameters": [order_id, company, known],
-                "responses": {
-                    "200": _ok("OrderDocument", tag),
-                    "304": {"description": "The copy that you have is the latest.", "headers": tag},
-                    **_problems(*one, "order_not_fetched"),
-                },
-            }
-        },
-        "/orders/{order_id}/history": {
-            "get": {
-                "operationId": "getOrderHistory",
-                "tags": ["orders"],
-                "summary": "What happened to one order, oldest first. Scope `orders:read`.",
-                "parameters": [order_id, company],
-                "responses": {"200": _ok("History"), **_problems(*one)},
-            }
-        },
-        "/feed": {
-            "get": {
-                "operationId": "getFeed",
-                "tags": ["feed"],
-                "summary": "The next revisions that the consumer has not acknowledged. Scope `feed`.",
-                "parameters": [
-                    _parameter("after", "query", cursor, "`next` of the page before; default: what was acknowledged."),
-                    limited,
-                ],
-                "responses": {"200": _ok("FeedPage"), **_problems("bad_parameter", "unknown_cursor")},
-            }
-        },
+        "/orders": _get(
+            "listOrders",
+            "Orders, the one whose content changed last first. Scope `orders:read`.",
+            _ok("OrderPage"),
+            _parameter("reference", "query", _TEXT, "buyFromOrderReference or sellToOrderReference."),
+            _parameter("status", "query", _TEXT, "Status of the order, in any case."),
+            _parameter("since", "query", since, "Only orders whose content changed since."),
+            company,
+            _parameter("cursor", "query", cursor, "`next` of the page before."),
+            limited,
+            problems=("unknown_cursor",),
+        ),
+        "/orders/{order_id}": _get(
+            "getOrder",
+            "One order: its latest revision. Scope `orders:read`.",
+            _ok("OrderDocument", tag) | unchanged,
+            order_id,
+            company,
+            _parameter("If-None-Match", "header", _TEXT, "The ETag of the copy that you have."),
+            problems=(*of_one, "order_not_fetched"),
+        ),
+        "/orders/{order_id}/history": _get(
+            "getOrderHistory",
+            "What happened to one order, oldest first. Scope `orders:read`.",
+            _ok("History"),
+            order_id,
+            company,
+            problems=of_one,
+        ),
+        "/feed": _get(
+            "getFeed",
+            "The next revisions that the consumer has not acknowledged. Scope `feed`.",
+            _ok("FeedPage"),
+            _parameter("after", "query", cursor, "`next` of the page before; default: what was acknowledged."),
+            limited,
+            problems=("unknown_cursor",),
+        ),
         "/feed/ack": {
             "post": {
                 "operationId": "acknowledgeFeed",
-                "tags": ["feed"],
                 "summary": "Move the consumer's cursor forward. An older one changes nothing. Scope `feed`.",
                 "requestBody": {"required": True, "content": _json("Acknowledgement")},
                 "responses": {
-                    "200": _ok("Acknowledgement"),
+                    **_ok("Acknowledgement"),
                     **_problems("not_json", "bad_body", "unknown_cursor", "body_too_slow", "body_too_large"),
                 },
             }
         },
-        "/healthz": {
-            "get": {
-                "operationId": "isAlive",
-                "tags": ["service"],
-                "summary": "The process runs.",
-                "security": [],
-                "responses": {
-                    "200": {"description": "It runs.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-                    **_problems(public=True),
-                },
-            }
-        },
-        "/openapi.json": {
-            "get": {
-                "operationId": "getDescription",
-                "tags": ["service"],
-                "summary": "This description.",
-                "security": [],
-                "responses": {
-                    "200": {
-                        "description": "OpenAPI 3.1.",
-                        "content": {"application/json": {"schema": {"type": "object"}}},
-                    },
-                    **_problems(public=True),
-                },
-            }
-        },
+        "/healthz": _public("isAlive", "The process runs.", {"text/plain": {"schema": _TEXT}}),
+        "/openapi.json": _public("getDescription", "This page.", {"application/json": {"schema": {"type": "object"}}}),
     }
+
+
+def _get(
+    name: str, summary: str, good: dict[str, Any], *parameters: dict[str, Any], problems: tuple[str, ...]
+) -> dict[str, Any]:
+    answers = {**good, **_problems(*problems)}
+    return {"get": {"operationId": name, "summary": summary, "parameters": parameters, "responses": answers}}
+
+
+def _public(name: str, summary: str, content: dict[str, Any]) -> dict[str, Any]:
+    answers = {"200": {"description": summary, "content": content}, **_problems(is_public=True)}
+    return {"get": {"operationId": name, "summary": summary, "security": [], "responses": answers}}
 
 
 def _webhooks(webhook_path: str) -> dict[str, Any]:
@@ -187,7 +151,6 @@ def _webhooks(webhook_path: str) -> dict[str, Any]:
     }
 
 
-_TEXT: Final = {"type": "string"}
 _EVENT: Final[dict[str, Any]] = {
     "EventEnvelope": {
         "title": "EventEnvelope",
@@ -228,15 +191,15 @@ def _json(schema: str) -> dict[str, Any]:
 
 
 def _ok(schema: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"description": "Done.", "content": _json(schema), "headers": headers or {}}
+    return {"200": {"description": "Done.", "content": _json(schema), "headers": headers or {}}}
 
 
-def _problems(*own: str, public: bool = False) -> dict[str, Any]:
+def _problems(*own: str, is_public: bool = False) -> dict[str, Any]:
     """Return the answers for these reason codes, and for those that every operation may have."""
     every = ("method_not_allowed", "internal_error")
     of_callers = ("unauthorized", "missing_scope", "bad_parameter", "too_many_requests", "unavailable")
     by_status: dict[int, list[str]] = {}
-    for reason in dict.fromkeys((*own, *every, *(() if public else of_callers))):
+    for reason in (*own, *every, *(() if is_public else of_callers)):
         by_status.setdefault(REASONS[reason][0], []).append(reason)
     return {str(status): _problem(status, reasons) for status, reasons in sorted(by_status.items())}
 
@@ -246,6 +209,6 @@ _HEADERS: Final = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 50
 
 def _problem(status: int, reasons: list[str]) -> dict[str, Any]:
     text = " · ".join(f"`{reason}`: {REASONS[reason][1]}." for reason in reasons)
-    headers = {_HEADERS[status]: {"schema": {"type": "string"}}} if status in _HEADERS else {}
+    headers = {_HEADERS[status]: {"schema": _TEXT}} if status in _HEADERS else {}
     schema = {"$ref": _COMPONENTS.format(name="Problem")}
     return {"description": text, "content": {MEDIA_TYPE: {"schema": schema}}, "headers": headers}
