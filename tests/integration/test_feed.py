@@ -74,6 +74,22 @@ def test_a_fetch_without_a_change_keeps_the_place(bare: Lab, feed: Feed) -> None
     assert [one.order for one in followed(feed)] == [ONE, TWO]
 
 
+@pytest.mark.parametrize("damage", [b"damaged", None, b""])
+def test_an_order_that_was_unreadable_comes_again_when_it_is_fetched_again(
+    bare: Lab, feed: Feed, damage: bytes | None
+) -> None:
+    """Its readers have passed over it, and its content is what it was."""
+    for one in (ONE, TWO):
+        bare.accept_and_fetch(one, 1)
+    cursor = followed(feed)[-1].position
+    bare.overwrite(KEYS.content(ONE), damage)
+    bare.request_fetch(ONE)
+    bare.fetch_and_store(ONE, 1)
+
+    assert [one.order for one in followed(feed, cursor)] == [ONE]
+    assert bare.field("revision") == "1"
+
+
 def test_an_answer_that_came_too_late_is_not_in_the_feed(bare: Lab, feed: Feed) -> None:
     bare.accept()
     late = bare.start_fetch()
