@@ -16,6 +16,7 @@ import pytest
 from app import settings
 from app.dev.stack import env_line
 from app.errors import SettingsError
+from app.setting_values import scheme_and_host
 from app.settings import Settings
 from tests import command, settings_page
 
@@ -514,6 +515,24 @@ def test_an_address_of_redis_may_name_a_database_and_files_of_tls(url: str) -> N
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])
 def test_plain_http_is_allowed_to_this_machine(address: str) -> None:
     assert load({"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://shop.example.com/hooks/canary?token=canary", "https://shop.example.com"),
+        ("postgresql+psycopg://user:can@ry@db.example.com/orders", "postgresql+psycopg://db.example.com"),
+        ("redis://:canary@redis.example.com:6379/1", "redis://redis.example.com"),
+        ("sqlite:////var/lib/orders.db", "sqlite://"),
+        ("postgresql://canary/more@db.example.com/orders", "an address"),
+        ("postgresql://canary:12#34@db.example.com/orders", "an address"),
+        ("postgresql://user:can/ary@db.example.com/orders", "an address"),
+        ("redis://[canary@redis.example.com", "an address"),
+    ],
+)
+def test_only_scheme_and_host_of_an_address_are_shown(address: str, shown: str) -> None:
+    """A password that is not percent-encoded may look like the host."""
+    assert scheme_and_host(address) == shown
 
 
 @pytest.mark.parametrize(
