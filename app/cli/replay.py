@@ -125,7 +125,8 @@ def replay(
         passed = set() if force else needless(here.redis, found.orders, deliver=bool(sinks))
         for one in passed:
             del found.orders[one]
-        _start(here, selection.words(), found, len(passed), force, sinks, rate or default_rate(here.settings))
+        selected = " ".join((selection.words(), *(f"to {sink}" for sink in sinks)))
+        _start(here, selected, found, len(passed), force, sinks, rate or default_rate(here.settings))
     if found.missing:
         raise typer.Exit(FOUND)
 
@@ -141,7 +142,7 @@ def _start(
 ) -> None:
     """Ask, then file the plan for the orders found and feed it; a dry run prints what the replay means instead.
 
-    `selected` are the conditions in words; `passed` other orders are skipped; `speed` is in orders a second.
+    `selected` are the conditions and the sinks in words; `passed` other orders are skipped; `speed` is in orders a second.
     """
     to_do = len(found.orders)
     calls = 0 if sinks else to_do
@@ -186,8 +187,7 @@ def _start(
 @command(cli, "ota-receiver replays list --limit 5")
 def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first. Each with what was requested, by whom and why, and how much is left."""
-    selected = (">selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
-    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "who", selected, ">why", "#rate")
+    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "who", ">selected", ">why", "#rate")
     with open_context() as here:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 

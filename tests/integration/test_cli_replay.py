@@ -253,6 +253,8 @@ def test_to_sinks_names_the_sinks_and_all_means_every_one(lab: Lab, names: list[
 
     (plan,) = ended.objects
     assert (ended.code, sorted(plan["sinks"])) == (0, sorted(chosen))
+    ((_, entry),) = audit.newest_first(lab.redis)
+    assert [name for name in chosen if f" to {name}" not in entry.selected] == []
     redelivered = {entry.sink for entry in lab.history(order(1)) if isinstance(entry, Redelivered)}
     assert redelivered == set(chosen)
 
