@@ -142,7 +142,7 @@ def _start(
 ) -> None:
     """Ask, then file the plan for the orders found and feed it; a dry run prints what the replay means instead.
 
-    `selected` are the conditions and the sinks in words; `passed` other orders are skipped; `speed` is in orders a second.
+    `selected` are the conditions and sinks in words; `passed` other orders are skipped; `speed` is in orders a second.
     """
     to_do = len(found.orders)
     calls = 0 if sinks else to_do
