@@ -111,13 +111,15 @@ def test_each_sink_is_named_with_where_it_delivers_and_which_orders_it_gets(lab:
 def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path) -> None:
     (tmp_path / "sinks.toml").write_text(
         """
-        sinks.shop = { kind = "https", url = "https://shop.example.com/canary", secret = "whsec_Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5" }
-        sinks.database = { kind = "sql", url = "postgresql+psycopg://canary:canary@db.example.com/canary" }
-        sinks.stream = { kind = "redis-stream", url = "rediss://:canary@redis.example.com/1", companies = ["zoo"] }
-        sinks.archive = { kind = "files", folder = "/var/lib/orders" }
-        sinks.bucket = { kind = "object", url = "s3://bucket/canary" }
-        """
+        [sinks]
+        shop = { kind = "https", url = "https://shop.example.com/canary", secret_file = "SECRET" }
+        database = { kind = "sql", url = "postgresql+psycopg://canary:canary@db.example.com/canary" }
+        stream = { kind = "redis-stream", url = "rediss://:canary@redis.example.com/1", companies = ["zoo"] }
+        archive = { kind = "files", folder = "/var/lib/orders" }
+        bucket = { kind = "object", url = "s3://bucket/canary" }
+        """.replace("SECRET", str(tmp_path / "secret"))
     )
+    (tmp_path / "secret").write_text("whsec_Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5")
     problems: list[str] = []
 
     found = [*of_sinks(tuple(one for one, _ in of_file(tmp_path / "sinks.toml", problems)))]
