@@ -35,6 +35,7 @@ for _, sink in ipairs(sinks()) do
   redis.call('ZREM', deliveries .. sink, o.member)
 end
 redis.call('ZREM', dead, o.member)
+redis.call('ZREM', prefix .. 'feed', o.member)
 redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)
 for _, reference in ipairs(a.references) do
   redis.call('SREM', reference, o.member)
