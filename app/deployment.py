@@ -155,6 +155,29 @@ class Deployment:
                     retired.append(name)
         return retired
 
+    def disable(self, sink: str, reason: str) -> bool:
+        """Let nothing be delivered to a sink until it is enabled; return False if it was disabled already."""
+        now = server_time(self._redis)
+        return bool(self._redis.hsetnx(self._redis.names.sinks_disabled, sink, f"{now} {reason}"))
+
+    def enable(self, sink: str) -> bool:
+        """Deliver to a sink again: what waits is due at once, and its breaker is closed.
+
+        Return False if it was not disabled.
+        """
+        names, now = self._redis.names, server_time(self._redis)
+        if not self._redis.hdel(names.sinks_disabled, sink):
+            return False
+        self._redis.delete(names.sink_breaker(sink))
+        waiting = self._redis.zrangebyscore(names.deliveries(sink), f"({now}", "+inf")
+        for at in range(0, len(waiting), _JOBS_A_CALL):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for member in waiting[at : at + _JOBS_A_CALL]:
+                    pipe.hdel(f"{names.records}{member.decode()}", f"{sink}:next_at")
+                    pipe.zadd(names.deliveries(sink), {member: now}, xx=True, lt=True)
+                pipe.execute(raise_on_error=False)
+        return True
+
     def _forget_deliveries(self, sink: str) -> None:
         """Delete what waits for a retired sink. An order that waits for nothing else gets its end by the due check."""
         names, queue = self._redis.names, rq_jobs.queue(rq_jobs.sink_queue(sink), self._redis)
@@ -162,7 +185,8 @@ class Deployment:
             self._redis.unlink(*map(queue.job_class.key_for, ids))
             self._redis.ltrim(queue.key, len(ids), -1)
         self._redis.srem(rq_jobs.QUEUES_KEY, queue.key)
-        self._redis.delete(names.deliveries(sink), names.sink_failing(sink))
+        self._redis.hdel(names.sinks_disabled, sink)
+        self._redis.delete(names.deliveries(sink), names.sink_failing(sink), names.sink_breaker(sink))
 
 
 def running(pools: Mapping[str, bytes | str], now: int) -> dict[str, Heartbeat]:

@@ -108,7 +108,9 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     It has not received the latest revision of `behind` orders; of these, as far as looked at, it refused `failing`. No
     delivery has succeeded since `failing_since` (ms since 1970, 0 if the latest succeeded): since then
     `failed_orders` failed at their first attempt, with `failed_attempts` in all; `error` is type and place of the last.
-    `dead_at` as for a company.
+    `dead_at` as for a company. Its breaker is open since `breaker_opened_at` for `breaker_reason`, and the next attempt
+    is made at `breaker_open_until`, which may lie in the past while no order has come for it; 0 while it is closed. It
+    is disabled since `disabled_at`, 0 while it is not.
     """
 
     behind: int
@@ -118,6 +120,19 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     failed_attempts: int
     error: str
     dead_at: int = 0
+    breaker_open_until: int = 0
+    breaker_opened_at: int = 0
+    breaker_reason: str = ""
+    disabled_at: int = 0
+    disabled_reason: str = ""
+
+    @property
+    def breaker(self) -> Breaker | None:
+        """Return its open breaker, also while the probe is overdue; None without one."""
+        if not self.breaker_open_until:
+            return None
+        since, probe_at = from_ms(self.breaker_opened_at), from_ms(self.breaker_open_until)
+        return Breaker(self.breaker_reason, None, since, probe_at)
 
     def failing_s(self, now: int) -> int | None:
         """Return for how many seconds nothing has been delivered at `now` (ms), None if the latest delivery did."""

@@ -263,6 +263,7 @@ class Lab:
         reason: str = "reason",
         failure: str = "",
         wait: float = 5,
+        unavailable: bool = False,
     ) -> None:
         """`wait`: seconds."""
         self.ledger.complete_delivery(
@@ -274,6 +275,7 @@ class Lab:
             failure=failure,
             wait_ms=round(wait * 1000),
             duration_ms=7,
+            unavailable=unavailable,
         )
 
     def deliver(

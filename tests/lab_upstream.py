@@ -119,10 +119,11 @@ class WorkerLab(Lab):
         """Let time pass; whenever something is due, dispatch and work."""
         until = self.now + round(seconds * 1000)
         self.work()
-        while (soonest := self._soonest()) is not None and soonest <= until:
+        while self.now <= until and (soonest := self._soonest()) is not None and soonest <= until:
             # A pool dispatches each second.
             self.now = max(self.now, -(-soonest // 1000) * 1000)
-            self.dispatch()
+            if not self.dispatch():
+                self.now += 1000
             self.work()
         self.now = max(self.now, until)
 

@@ -25,7 +25,7 @@ from app.ledger.work import Delivery, DeliveryOutcome, Origin
 from app.order_document import OrderDocument
 from app.upstream.models import parse_order
 from workers.processor import bind_origin, wait_for_redis
-from workers.sinks.contract import Context, Failed, Reject, Retry, Sink
+from workers.sinks.contract import Context, Disable, Failed, Reject, Retry, Sink, Unavailable
 from workers.sinks.output import SinkOutput, failure_of, show_traceback
 
 KILLS_WORKER: Final = "kills_worker"
@@ -42,6 +42,7 @@ class _Ended(msgspec.Struct, frozen=True):
     failure: str = ""
     wait_ms: int = 0
     trace: str = ""
+    unavailable: bool = False
 
 
 class Deliverer:
@@ -92,9 +93,10 @@ class Deliverer:
             failure=ended.failure,
             wait_ms=ended.wait_ms,
             duration_ms=duration,
+            unavailable=ended.unavailable,
         )
         deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
-        retry_until(self._ledger.redis, deadline, complete)
+        opened_ms = retry_until(self._ledger.redis, deadline, complete)
         common = {"sink": delivery.sink, "revision": delivery.revision, **self._names(order)}
         attempts, due_in_s = delivery.attempts, round(ended.wait_ms / 1000, 1)
         if ended.outcome == "succeeded":
@@ -107,15 +109,19 @@ class Deliverer:
             _log.error("delivery.dead_lettered", reason=ended.reason, attempts=attempts, **common)
         elif ended.outcome == "postponed":
             _log.info("delivery.postponed", due_in_s=due_in_s, **common)
+        elif ended.outcome == "disabled":
+            _log.error("sink.disabled", reason=ended.reason, **common)
         else:
             trace = ended.trace
             _log.warning(
                 "delivery.failed", error=ended.reason, attempts=attempts, due_in_s=due_in_s, trace=trace, **common
             )
+        if opened_ms:
+            _log.warning("sink.unavailable", sink=delivery.sink, reason=ended.reason, due_in_s=opened_ms // 1000)
 
     def _attempt(self, order: OrderKey, delivery: Delivery, sink: Sink) -> _Ended:
         """Call the sink, unless it is not to get this order or its attempts are used up; return how that ended."""
-        if delivery.attempts > len(policy.RETRY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
+        if delivery.attempts > len(policy.DELIVERY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             return _Ended("dead", KILLS_WORKER)
         try:
             document = self._document(order, delivery)
@@ -139,6 +145,8 @@ class Deliverer:
             if delivery.postponed_ms >= policy.POSTPONED_FOR:
                 return _Ended("dead", policy.POSTPONED_TOO_LONG, f"{policy.POSTPONED_TOO_LONG} ({failure})")
             return _Ended("postponed", failure=failure, wait_ms=policy.postponed_wait(asked.seconds))
+        except Disable as wants_none:
+            return _Ended("disabled", wants_none.reason)
         except BaseException as error:
             # The user's code may raise anything, and so may RQ's time limit.
             reason = failure = "unreadable_answer"
@@ -147,9 +155,10 @@ class Deliverer:
             if isinstance(error, Failed):
                 reason = error.reason
             show_traceback(delivery.sink, error)
-            wait = policy.retry_wait(delivery.attempts - 1)
+            is_away = isinstance(error, Unavailable)
+            wait = policy.delivery_wait(delivery.attempts - 1, error.after if isinstance(error, Unavailable) else None)
             outcome: DeliveryOutcome = "dead" if wait is None else "retry"
-            return _Ended(outcome, reason, failure, wait or 0, log.trace_of(error))
+            return _Ended(outcome, reason, failure, wait or 0, log.trace_of(error), is_away)
         return _Ended("succeeded")
 
     def _document(self, order: OrderKey, delivery: Delivery) -> OrderDocument:

@@ -14,7 +14,7 @@ import msgspec
 from app import times
 from app.cli import console
 from app.cli.command import FOUND, Stop
-from app.cli.context import CommandContext, breaker_words
+from app.cli.context import CommandContext, breaker_words, sink_words
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, Step, durations, step_lines, steps
 from app.errors import UnreadableAnswer
@@ -272,7 +272,15 @@ def _hindrances(snapshot: Snapshot, company_id: str, state: State, outstanding: 
     if state == "fetching" or all(one.next is None for one in outstanding):
         return [""] * len(outstanding)
     pools = [pool.configuration for pool in snapshot.running_pools().values()]
-    hindrances = (_SUSPENDED if snapshot.suspended else _lacking(one, company_id, pools) for one in outstanding)
+    hindrances = [_SUSPENDED if snapshot.suspended else _lacking(one, company_id, pools) for one in outstanding]
+    for number, one in enumerate(outstanding):
+        sink = snapshot.sinks.get(one.sink)
+        if (
+            sink is not None
+            and not hindrances[number]
+            and (held := sink_words(one.sink, sink, times.from_ms(snapshot.now)))
+        ):
+            hindrances[number] = f"Nothing for this order alone: {one.sink} is not called, {held}"
     return ["" if one.next is None else why for one, why in zip(outstanding, hindrances, strict=True)]
 
 

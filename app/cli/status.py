@@ -213,11 +213,15 @@ def _alert(key: Key, state: AlertState, now: int) -> str:
 def _sink_fields(name: str, one: SinkSnapshot, now: int) -> dict[str, object]:
     """Return a sink for machines; docs/json.md describes the keys."""
     found: dict[str, object] = {"sink": name, "behind": one.behind, "fails": one.fails(now)}
-    return found | {"failing_s": one.failing_s(now), "attempts": one.failed_attempts, "error": one.error}
+    found |= {"failing_s": one.failing_s(now), "attempts": one.failed_attempts, "error": one.error}
+    found |= {"breaker": one.breaker, "disabled_at": times.from_ms(one.disabled_at) if one.disabled_at else None}
+    return found | {"disabled_reason": one.disabled_reason}
 
 
 def _sink(name: str, one: SinkSnapshot, now: int) -> str:
     behind = f"{name}: {console.many(one.behind, 'order')} behind"
+    if held := context.sink_words(name, one, times.from_ms(now)):
+        return f"{behind}; {held}"
     failing_s = one.failing_s(now)
     if failing_s is None:
         return behind

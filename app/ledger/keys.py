@@ -31,6 +31,8 @@
 | `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
 | `ota:companies` | hash: company -> slug, id of its breaker, ms since when, path, key id | until retired | pool |
 | `ota:sink-failing:<sink>` | hash: since when every delivery fails (below) | until one succeeds | workers |
+| `ota:sink-breaker:<sink>` | hash: its destination is away (below) | until an attempt ends otherwise | workers |
+| `ota:sinks-disabled` | hash: sink -> ms and reason, while nothing is delivered | until enabled | workers, CLI |
 | `ota:undeclared` | hash: sink or company -> evaluations in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
@@ -86,6 +88,10 @@ Fields of `ota:sink-failing:<sink>`: `since` ms of the first failure after which
 `orders` whose first attempt failed, `order` the latest of them, `attempts` that failed; `error` type and place of the
 last one.
 
+Fields of `ota:sink-breaker:<sink>`: `failures` attempts in a row whose destination was away. After five of them
+`opened_at` ms, `open_until` ms, `open_ms` for how long it opened last, `reason` of the last one; `probe` worker that
+tries whether it is back, `probe_until` ms.
+
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
 rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
@@ -140,6 +146,8 @@ class Keys:
         self.undeclared: Final = key("undeclared")
         self.deliveries: Final = key("deliveries:{}").format
         self.sink_failing: Final = key("sink-failing:{}").format
+        self.sink_breaker: Final = key("sink-breaker:{}").format
+        self.sinks_disabled: Final = key("sinks-disabled")
         self.alerts: Final = key("alerts")
         self.alerts_turn: Final = key("alerts-turn")
         self.erasing: Final = key("erasing")

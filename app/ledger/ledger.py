@@ -167,7 +167,14 @@ class Ledger:
     def acquire_delivery(self, order: OrderKey, sink: str, worker: str) -> Delivery | None:
         """Acquire the delivery to a sink, None if it is not due or another worker makes it."""
         called = time.monotonic()
-        answer = self._call("acquire_delivery", order, sink=sink, worker=worker, lease=policy.DELIVERY_LEASE)
+        answer = self._call(
+            "acquire_delivery",
+            order,
+            sink=sink,
+            worker=worker,
+            lease=policy.DELIVERY_LEASE,
+            longest_open=policy.BREAKER_LONGEST,
+        )
         if answer is None:
             return None
         delivery = msgspec.msgpack.decode(answer[0], type=Delivery)
@@ -186,12 +193,14 @@ class Ledger:
         failure: str = "",
         wait_ms: int = 0,
         duration_ms: int = 0,
-    ) -> None:
+        unavailable: bool = False,
+    ) -> int:
         """Record how a delivery ended; after `retry` and `postponed` its next attempt starts after `wait_ms`.
 
-        `reason` is that of the dead letter, `failure` the type and place of the error, for people.
+        `reason` is that of the dead letter, `failure` the type and place of the error, for people. `unavailable`: the
+        destination takes no order now. Return for how many ms this opened the breaker of the sink, 0 if it did not.
         """
-        self._call(
+        opened: int = self._call(
             "complete_delivery",
             order,
             worker=worker,
@@ -202,9 +211,14 @@ class Ledger:
             reason=reason,
             failure=failure or reason,
             duration_ms=duration_ms,
+            unavailable=int(unavailable),
             grace=policy.GRACE,
             job=self._template.fields(),
+            failures=policy.BREAKER_FAILURES,
+            first_open=policy.BREAKER_FIRST,
+            longest_open=policy.BREAKER_LONGEST,
         )
+        return opened
 
     def return_job(self, order: OrderKey) -> Origin:
         """Put the job of a fetch, which this process has taken, back at the end of its queue."""
@@ -224,6 +238,8 @@ class Ledger:
                     farthest=policy.FARTHEST,
                     limit=DISPATCH_LIMIT,
                     keep=self._keep,
+                    lease=policy.DELIVERY_LEASE,
+                    longest_open=policy.BREAKER_LONGEST,
                     job=self._template.fields(),
                     sinks=self._sinks,
                 )

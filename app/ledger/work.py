@@ -18,10 +18,10 @@ Failure = Literal["retry", "client_error", "uncounted", "deferred", "not_found",
 """How a fetch failed: `retry` uses an attempt, `client_error` one of its own few, `uncounted` none (perhaps all orders
 fail), `deferred` none (the order is not at fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt;
 `deleted_upstream`."""
-DeliveryOutcome = Literal["succeeded", "skipped", "retry", "postponed", "dead", "rejected"]
+DeliveryOutcome = Literal["succeeded", "skipped", "retry", "postponed", "dead", "rejected", "disabled"]
 """How a delivery ended. `skipped`: the sink does not want such an order; `retry`: it failed, and uses an attempt;
 `postponed`: the sink asked for another time, which uses none; `dead`: no attempt is left; `rejected`: dead at once,
-since the sink will never take this revision."""
+since the sink will never take this revision; `disabled`: its destination wants nothing more, which uses no attempt."""
 PermitOutcome = Literal["good", "missing", "failed", "unknown"]
 """What a request shows of the calls of its company: the order came; upstream has no such order, perhaps not yet; the
 call failed, for this order or for all; or nothing (release_permit.lua)."""

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from redis.exceptions import ResponseError
 
+from app.deployment import Deployment
 from app.erasure import Erasure
 from app.errors import NotRecorded
 from app.ids import OrderKey
@@ -115,6 +116,23 @@ def delivery_late(lab: Lab) -> None:
     lab.accept_and_fetch(ONE, 1)
     lab.clear_queues()
     lab.later(200)
+
+
+def away(lab: Lab, delivery: Delivery) -> None:
+    lab.complete_delivery(delivery, "retry", unavailable=True)
+
+
+def about_to_open(lab: Lab) -> Delivery:
+    for number in range(1, policy.BREAKER_FAILURES):
+        lab.accept_and_fetch(TWO, number)
+        lab.complete_delivery(lab.start_delivery(TWO), "retry", TWO, unavailable=True)
+    lab.accept_and_fetch(ONE, 1)
+    return lab.start_delivery()
+
+
+def half_open(lab: Lab) -> None:
+    away(lab, about_to_open(lab))
+    lab.later(policy.BREAKER_FIRST / 1000)
 
 
 def left_on_its_clocks(lab: Lab) -> None:
@@ -219,8 +237,10 @@ STEPS: Final = {
     "return_job": Step(taken, lambda lab, _: lab.ledger.return_job(ONE)),
     **{
         f"complete_delivery_{outcome}": Step(delivering, partial(complete, outcome))
-        for outcome in ("succeeded", "retry", "postponed", "dead", "rejected")
+        for outcome in ("succeeded", "skipped", "retry", "postponed", "dead", "rejected", "disabled")
     },
+    "complete_delivery_that_opens_the_breaker": Step(about_to_open, away),
+    "acquire_delivery_of_a_probe": Step(half_open, lambda lab, _: lab.acquire_delivery()),
     "complete_delivery_overtaken": Step(delivery_overtaken, partial(complete, "succeeded")),
     "release_worker_in_a_fetch": Step(started, lambda lab, _: lab.ledger.release_worker(WORKER, "killed")),
     "release_worker_in_a_delivery": Step(delivering, lambda lab, _: lab.ledger.release_worker(WORKER, "ended")),
@@ -284,6 +304,7 @@ def finish(lab: Lab) -> None:
             lab.ledger.retry_delivery(OrderKey.of(member.decode().partition(" ")[0]), "shop")
         if not lab.pending():
             return
+        Deployment(lab.redis).enable("shop")
         lab.later(300)
         lab.dispatch()
     raise AssertionError(f"still due: {lab.due()}, {lab.record()}")

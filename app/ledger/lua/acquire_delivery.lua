@@ -2,7 +2,7 @@
 --
 -- Attempt and crash are counted here, before the sink is called; complete_delivery takes the crash back. So a sink that
 -- ends its worker, or holds it until the pool does, runs out of both.
--- a  order (member), sink, worker, lease ms, keep ms
+-- a  order (member), sink, worker, lease ms, keep ms, longest_open ms (of a breaker)
 -- Returns nil when none is due or another worker delivers, else {a MessagePack map (class Delivery of work.py), content}.
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'dead', 'request_id', 'traceparent', 'digest',
   'fetched_at', 'erased_at'})
@@ -27,7 +27,16 @@ elseif next_at > now then
   redis.call('ZADD', clock, next_at, o.member)
   return
 end
+local may = may_deliver(a.sink, a.worker)
+if may == 'no' then
+  -- No attempt is used. The dispatcher pushes a job when one may start.
+  redis.call('ZADD', clock, now, o.member)
+  return
+end
 redis.call('ZADD', clock, now + a.lease, o.member)
+if may == 'probe' then
+  redis.call('HSET', prefix .. 'sink-breaker:' .. a.sink, 'probe', a.worker, 'probe_until', now + a.lease)
+end
 -- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt.
 local one_more = is_leased and is_mine and 0 or 1
 redis.call('HSET', o.record, name .. 'lease', now + a.lease, name .. 'worker', a.worker)

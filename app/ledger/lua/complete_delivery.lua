@@ -3,7 +3,9 @@
 -- Repeated by a worker that did not get the answer, it changes nothing.
 -- a  order (member), worker, sink, revision, outcome (DeliveryOutcome of work.py), wait ms (until the next attempt), reason,
 --    failure (type and place of the error, or the reason of a rejection or a skip; '' if it succeeded), duration_ms,
---    keep ms, grace ms, job, sinks
+--    unavailable (1 = its destination takes no order now), keep ms, grace ms, job, sinks, failures (attempts in a row after
+--    which the breaker opens), first_open ms, longest_open ms
+-- Returns for how many ms this attempt has opened the breaker of the sink, 0 if it has not.
 local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
 local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'dead', 'erased_at'})
 if redis.call('EXISTS', o.record) == 0 then
@@ -21,10 +23,39 @@ if is_first_call or o.revision < a.revision then
   local failure = o.erased_at > 0 and a.outcome == 'rejected' and '' or a.failure
   append_history(o, 'delivery', a.sink, a.revision, a.outcome, failure, a.duration_ms)
 end
+-- What this attempt shows of the destination, or nothing. An attempt that began before the breaker opened opens it no
+-- further; whatever else a destination answers, it is back.
+local function note_destination()
+  local key = prefix .. 'sink-breaker:' .. a.sink
+  local b = redis.call('HMGET', key, 'probe', 'open_ms', 'open_until')
+  if b[1] == a.worker then
+    redis.call('HDEL', key, 'probe', 'probe_until')
+  end
+  if a.outcome == 'skipped' or not is_first_call then
+    return 0
+  elseif a.outcome == 'disabled' then
+    redis.call('HSETNX', prefix .. 'sinks-disabled', a.sink, now .. ' ' .. a.reason)
+  end
+  if a.unavailable == 0 then
+    redis.call('DEL', key)
+    return 0
+  end
+  local failures = redis.call('HINCRBY', key, 'failures', 1)
+  if failures < a.failures or tonumber(b[3] or '0') > now then
+    return 0
+  end
+  local open_ms = math.min(b[2] and 2 * tonumber(b[2]) or a.first_open, a.longest_open)
+  redis.call('HSETNX', key, 'opened_at', now)
+  redis.call('HSET', key, 'open_ms', open_ms, 'open_until', now + open_ms, 'reason', a.reason)
+  return open_ms
+end
+local noted, opened_ms = isolate(note_destination)
+opened_ms = noted and opened_ms or 0
+
 local is_done = a.outcome == 'succeeded' or a.outcome == 'skipped'
 if o.revision < a.revision then
   -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.
-  return 0
+  return opened_ms
 elseif is_done then
   if tonumber(s.revision or '0') < a.revision then
     redis.call('HSET', o.record, name .. 'revision', a.revision)
@@ -40,6 +71,10 @@ elseif is_mine and o.revision == a.revision and is_behind(o, s) then
   if a.outcome == 'retry' or a.outcome == 'postponed' then
     redis.call('ZADD', clock, now + a.wait, o.member)
     redis.call('HSET', o.record, name .. 'next_at', now + a.wait)
+  elseif a.outcome == 'disabled' then
+    -- It waits for the operator.
+    redis.call('ZADD', clock, now, o.member)
+    redis.call('HINCRBY', o.record, name .. 'attempts', -1)
   else
     redis.call('ZADD', dead_deliveries, now, o.member .. ' ' .. a.sink)
     redis.call('HSET', o.record, name .. 'dead', a.reason)
@@ -54,12 +89,12 @@ elseif is_mine and o.revision == a.revision and is_behind(o, s) then
     -- The sink works: this order is what it refuses.
     redis.call('HDEL', o.record, name .. 'error')
     isolate(redis.call, 'DEL', prefix .. 'sink-failing:' .. a.sink)
-  else
+  elseif a.outcome ~= 'disabled' then
     note_failure(o, a.sink, a.failure)
   end
 end
 if o.erased_at > 0 then
-  return 1
+  return opened_ms
 elseif o.revision == a.revision and is_done then
   redis.call('HDEL', o.record, name .. 'job', name .. 'enqueues')
   leave(o, clock)
@@ -70,4 +105,4 @@ elseif o.revision > a.revision and is_mine then
     flush_jobs()
   end
 end
-return 1
+return opened_ms

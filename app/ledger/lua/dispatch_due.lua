@@ -1,7 +1,8 @@
 -- dispatch_due: enqueue a job for every order whose fetch is due, or whose delivery to a sink. Any number of dispatchers may
 -- run it.
 --
--- a  sink ('' = fetches), grace ms, longest ms (the longest wait), farthest ms, limit (orders a call), keep ms, job, sinks
+-- a  sink ('' = fetches), grace ms, longest ms (the longest wait), farthest ms, limit (orders a call), keep ms, job, sinks,
+--    lease ms (of a delivery), longest_open ms (of the breaker of a sink)
 -- Returns {orders that were due, jobs pushed, orders whose keys are broken}: those are due again after `longest`.
 -- Pushed again without a start in between, the wait doubles: a long backlog is not filled with repeats.
 local is_fetch = a.sink == ''
@@ -21,7 +22,10 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', clock, '(' .. now + a.farthe
   redis.call('ZADD', clock, now + a.grace, member)
 end
 
-local jobs, broken = 0, 0
+local jobs, broken, limit = 0, 0, a.limit
+if not is_fetch then
+  limit = ({yes = a.limit, probe = 1, no = 0})[may_deliver(a.sink)]
+end
 local function dispatch(member)
   local o = load(member, {'generation', 'fetched_generation', 'dead', 'revision', 'queue', 'erased_at'})
   if o.generation == 0 or o.erased_at > 0 then
@@ -48,7 +52,7 @@ local function dispatch(member)
   end
   jobs = jobs + 1
 end
-local members = redis.call('ZRANGEBYSCORE', clock, '-inf', now, 'LIMIT', 0, a.limit)
+local members = redis.call('ZRANGEBYSCORE', clock, '-inf', now, 'LIMIT', 0, limit)
 for _, member in ipairs(members) do
   if not isolate(dispatch, member) then
     broken = broken + 1

@@ -178,6 +178,26 @@ local function is_behind(o, s)
   return s.revision and not s.dead and tonumber(s.revision) < o.revision
 end
 
+-- Returns whether deliveries to a sink may start: yes, probe (one, to see whether its destination is back), or no: it is
+-- disabled, its breaker is open, or another worker makes the probe. Where these keys are broken they may. A time that
+-- reaches farther than any wait was taken from a Redis server whose clock was ahead.
+local function may_deliver(sink, worker)
+  local worked, answer = isolate(function()
+    if redis.call('HEXISTS', prefix .. 'sinks-disabled', sink) == 1 then
+      return 'no'
+    end
+    local b = redis.call('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'probe_until', 'probe')
+    local open_until, probe_until = tonumber(b[1] or '0'), tonumber(b[2] or '0')
+    if open_until == 0 then
+      return 'yes'
+    end
+    local is_open = open_until > now and open_until <= now + a.longest_open
+    local is_probed = probe_until > now and probe_until <= now + a.lease and b[3] ~= worker
+    return (is_open or is_probed) and 'no' or 'probe'
+  end)
+  return worked and answer or 'yes'
+end
+
 -- Of an order without a pending fetch, or whose fetch is dead: take it off `clock`, which is `due` or that of a sink. Where
 -- no sink is to get it and nothing of it is dead, its keys expire after `a.keep`. The clock comes last: where this script
 -- fails before that, the order is due again. `o` needs generation, fetched_generation, dead and revision.

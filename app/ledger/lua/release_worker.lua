@@ -21,6 +21,12 @@ token = tonumber(token)
 if token == 0 and of_sink(o, sink, 'worker').worker == a.worker then
   redis.call('ZADD', deliveries .. sink, now, member)
   redis.call('HDEL', o.record, sink .. ':lease', sink .. ':worker')
+  local breaker = prefix .. 'sink-breaker:' .. sink
+  isolate(function()
+    if redis.call('HGET', breaker, 'probe') == a.worker then
+      redis.call('HDEL', breaker, 'probe', 'probe_until')
+    end
+  end)
   if a.how == 'ended' then
     redis.call('HDEL', o.record, sink .. ':crashes')
   else

@@ -72,6 +72,12 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
   if f.err then
     f = {}
   end
+  local b = redis.pcall('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'opened_at', 'reason')
+  if b.err then
+    b = {}
+  end
+  local disabled = redis.pcall('HGET', prefix .. 'sinks-disabled', sink)
+  local disabled_at, why = string.match(type(disabled) == 'string' and disabled or '', '^(%d+) (.*)$')
   local key = prefix .. 'deliveries:' .. sink
   sinks[sink] = {
     behind = redis.call('ZCARD', key),
@@ -81,6 +87,11 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
     failed_attempts = tonumber(f[3] or '0'),
     error = f[4] or '',
     dead_at = 0,
+    breaker_open_until = tonumber(b[1] or '0'),
+    breaker_opened_at = tonumber(b[2] or '0'),
+    breaker_reason = b[3] or '',
+    disabled_at = tonumber(disabled_at or '0'),
+    disabled_reason = why or '',
   }
 end
 
