@@ -134,6 +134,7 @@ def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path)
     ]
     assert [one.what for one in found if one.what.isupper()] == ["URL", "SECRET", "URL", "URL"]
     assert "canary" not in str(found)
+    assert "Y2FuYXJ5" not in str(found)
 
 
 def test_with_a_partner_id_the_order_list_is_read(lab: Lab, sandbox: Sandbox) -> None:

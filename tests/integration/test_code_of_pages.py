@@ -28,7 +28,7 @@ from workers.sinks import Context, Reject
 DOCS: Final = Path(__file__).parents[2] / "docs"
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OLD_SECRET: Final = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-BODY: Final = '{"orderId":"é","status":"Issued"}'.encode()
+BODY: Final = '{"type":"order.revision","data":{"orderId":"é","status":"Issued"}}'.encode()
 OTHER: Final = "11111111-2222-4333-8444-555555555555"
 
 
@@ -52,7 +52,7 @@ def python(page: str, number: int = 0, changed: tuple[str, str] = ("", "")) -> A
 
 def by_library(headers: Mapping[str, str], body: bytes) -> bool:
     try:
-        return bool(python("consumer.md").document_of(SECRET, headers, body) == json.loads(body))
+        return bool(python("consumer.md").document_of(SECRET, headers, body) == json.loads(body)["data"])
     except WebhookVerificationError:
         return False
 
