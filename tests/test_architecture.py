@@ -62,6 +62,7 @@ DOORS = {
     "rq": ("app.erasure", "app.ledger", "app.snapshot", "workers"),
     "httpx": ("app.upstream", "app.dev", "workers.sinks"),
     "httpcore": ("app.upstream",),
+    "sqlalchemy": ("workers.sinks",),
     "starlette": ("app.web", "app.dev", "app.bootstrap"),
     "uvicorn": ("app.web", "app.dev"),
     "dotenv": ("app.settings",),

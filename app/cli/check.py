@@ -74,7 +74,8 @@ cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`about` is settings, redis, or the slug of a company; `advice` is "" where nothing must be done."""
+    """`about` is settings, redis, the slug of a company or the name of a sink; `advice` is "" where nothing must be done.
+    """
 
     about: str
     what: str
@@ -102,12 +103,15 @@ def check() -> None:
 def _of_settings(loaded: Settings) -> Iterator[Finding]:
     from workers.sinks.build import build  # here: of app only the CLI may import workers
 
-    build(loaded.declared_sinks)
+    sinks = build(loaded.declared_sinks)
     ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
+    for declared in loaded.declared_sinks:
+        if declared.kind == "sql":
+            yield _of_tables(declared.name, sinks[declared.name])
     for sentence in loaded.unknown:
         yield Finding("settings", "unknown name", "note", sentence, "Correct it, or remove it.")
     yield from _of_secrets("settings", loaded)
@@ -121,6 +125,23 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
         if company.client_state_previous is not None:
             hint = "Remove CLIENT_STATE_PREVIOUS when events no longer use it."
             yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", hint)
+
+
+def _of_tables(name: str, sink: object) -> Finding:
+    """Return whether a sql sink reaches its database, and finds its tables there."""
+    from workers.sinks.contract import Failed, Unavailable
+    from workers.sinks.sql import Tables  # here: it loads SQLAlchemy
+
+    assert isinstance(sink, Tables)
+    try:
+        held, needed = sink.version()
+    except (Failed, Unavailable) as error:
+        hint = "Check its url, the database and the network: until then its deliveries wait."
+        return Finding(name, "database", "todo", error.reason, hint)
+    if held < needed:
+        detail = f"the tables are of version {held}, not {needed}" if held else "the tables are missing"
+        return Finding(name, "database", "todo", detail, f"Run ota-receiver sinks migrate {name}")
+    return Finding(name, "database", "good", f"answers, and has tables of version {held}")
 
 
 def _of_spool(folder: Path | None) -> Iterator[Finding]:

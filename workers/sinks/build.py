@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.errors import SettingsError
-from app.sink_settings import PythonSink, SinkSettings
+from app.sink_settings import PythonSink, SinkSettings, SqlSink
 from workers.sinks.contract import Sink
 from workers.sinks.python import Function
 
@@ -33,4 +33,8 @@ def _sink(declared: SinkSettings) -> Sink:
     if isinstance(declared, PythonSink):
         is_whole = declared.is_short or declared.function.startswith("entry:")
         return Function(declared.function if is_whole else f"python:{declared.function}")
+    if isinstance(declared, SqlSink):
+        from workers.sinks.sql import Tables  # here: only its own processes pay 15 MB for SQLAlchemy
+
+        return Tables(declared)
     raise SettingsError(f"kind {declared.kind} is not available")

@@ -75,6 +75,17 @@ class Unavailable(Exception):
         super().__init__(reason)
 
 
+class Failed(Exception):
+    """Raised by a sink whose destination refuses this revision: a failed attempt like any other exception.
+
+    `reason` is text of ours without data, such as `HTTP 422`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 class Disable(Exception):
     """Raised by a sink whose destination wants nothing more: nothing is delivered until an operator enables it.
 
@@ -95,6 +106,6 @@ class Sink(Protocol):
     def deliver(self, document: OrderDocument, context: Context) -> None:
         """Deliver a revision, at least once.
 
-        Raises Retry, Reject, Unavailable, Disable, or anything else for a failed attempt. Opens what it needs with its
-        first call.
+        Raises Retry, Reject, Unavailable, Failed, Disable, or anything else for a failed attempt. Opens what it needs
+        with its first call.
         """
