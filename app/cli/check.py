@@ -74,8 +74,7 @@ cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`about` is settings, redis, the slug of a company or the name of a sink; `advice` is "" where nothing must be done.
-    """
+    """`about` is settings, redis, or the name of a company or a sink; `advice` is "" where nothing must be done."""
 
     about: str
     what: str

@@ -223,8 +223,8 @@ def _write(connection: Connection, document: OrderDocument) -> None:
     ours = {"company": document.company, "revision": document.revision, "digest": document.digest}
     values = _values(ORDER, document.order) | key | ours | {"fetched_at": fetched_at}
     connection.execute(update(ORDER).filter_by(**key).values(values) if held else insert(ORDER).values(values))
-    connection.execute(delete(ITEM).filter_by(**key))
     for table, rows in _parts(document.order, key):
+        connection.execute(delete(table).filter_by(**key))
         if rows:
             connection.execute(insert(table), rows)
     ids = [document.idempotency_key]
@@ -245,7 +245,7 @@ def _write(connection: Connection, document: OrderDocument) -> None:
 
 
 def _parts(order: Order, key: dict[str, str]) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
-    """Yield each table below that of the order, with its rows; each refers only to those before it."""
+    """Yield each table of parts, with its rows."""
     items: list[dict[str, Any]] = []
     wallets: list[dict[str, Any]] = []
     assets: list[dict[str, Any]] = []

@@ -77,9 +77,14 @@ def _extra() -> Column[Any]:
     return Column("extra", _JSON, comment="Fields without a column, as they were sent")
 
 
-def _part_of(whole: Table, *names: str) -> ForeignKeyConstraint:
-    """Return the reference to the row of `whole` with the same key; what is deleted there is deleted here too."""
-    return ForeignKeyConstraint(names, [whole.c[name] for name in names], ondelete="CASCADE")
+def _of_order() -> ForeignKeyConstraint:
+    """Return the reference of a part to its order: who deletes the order deletes all of it.
+
+    Wallets do not refer to their item, nor assets to their wallet: a delete would search the parts of each one.
+    """
+    return ForeignKeyConstraint(
+        ("company_id", "order_id"), ("ota_order.company_id", "ota_order.order_id"), ondelete="CASCADE"
+    )
 
 
 ORDER: Final = Table(
@@ -127,7 +132,7 @@ ITEM: Final = Table(
     Column("sell_to_language", _TEXT),
     Column("component_schedule", _JSON, comment="When each component of a package is visited"),
     _extra(),
-    _part_of(ORDER, "company_id", "order_id"),
+    _of_order(),
     Index("ota_item_visit_date", "visit_date"),
     comment="The lines of the orders",
 )
@@ -149,7 +154,7 @@ WALLET: Final = Table(
     Column("currency_code", _TEXT),
     Column("manifest_url", _TEXT),
     _extra(),
-    _part_of(ITEM, "company_id", "order_id", "item_position"),
+    _of_order(),
     Index("ota_wallet_wallet_reference_number", "wallet_reference_number"),
     comment="What each guest carries",
 )
@@ -167,7 +172,7 @@ ASSET: Final = Table(
     Column("item_number", _TEXT),
     Column("description", _TEXT),
     _extra(),
-    _part_of(WALLET, "company_id", "order_id", "wallet_position"),
+    _of_order(),
     Index("ota_asset_reference_number", "reference_number"),
     comment="Tickets and coupons in the wallets",
 )
