@@ -21,7 +21,7 @@ from app.dev.processes import Process, free_port
 PASSWORD: Final = "canary-password"
 USER: Final = "ota"
 _START_WITHIN: Final = 30.0
-_databases = count()
+_schemas = count()
 
 
 def programs() -> Path:
@@ -36,7 +36,7 @@ def programs() -> Path:
 
 
 class Postgres(Process):
-    """A server; leaving its `with` block kills it. It does not run as root, which it refuses."""
+    """A server. It does not run as root, which it refuses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,9 +53,10 @@ class Postgres(Process):
             "fsync": "off",  # a killed server loses nothing, only a machine without power does
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        command = [str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
-        # Else the kernel forgets that it is to end with this process, as it becomes another user.
-        self._run([*_as_user("--pdeathsig=KILL"), *command], os.environ | env, None, self.folder / "log", ())
+        variables = ["env", *(f"{name}={value}" for name, value in env.items())]
+        command = [*variables, str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
+        # As it becomes another user, the kernel forgets that it is to end with this process.
+        self._run([*_as_user("--pdeathsig=KILL"), *command], None, None, self.folder / "log", ())
         self.wait_until(self._answers, _START_WITHIN, "it takes connections")
         return self
 
@@ -67,32 +68,33 @@ class Postgres(Process):
                 self.wait(within)
         return self.kill()
 
-    def url(self, database: str = "postgres", user: str = USER, driver: str = "postgresql+psycopg") -> str:
-        return f"{driver}://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+    def url(self, schema: str = "public", user: str = USER) -> str:
+        """Return the address as SQLAlchemy writes it; names without a schema are those of `schema`."""
+        return f"postgresql+psycopg://{user}:{PASSWORD}@127.0.0.1:{self.port}/postgres?options=-csearch_path%3D{schema}"
 
-    def new_database(self) -> str:
-        """Return the name of a new empty database."""
-        name = f"test{next(_databases)}"
-        self.run_sql("postgres", f"CREATE DATABASE {name}")
+    def new_schema(self) -> str:
+        """Return the name of a new empty schema; a database of its own would be copied file by file."""
+        name = f"test{next(_schemas)}"
+        self.run_sql("public", f"CREATE SCHEMA {name}", f"GRANT USAGE ON SCHEMA {name} TO public")
         return name
 
-    def run_sql(self, database: str, *statements: str) -> list[Any]:
+    def run_sql(self, schema: str, *statements: str) -> list[Any]:
         """Run the statements, each in a transaction of its own; return the rows of the last one."""
-        with psycopg.connect(self.url(database, driver="postgresql"), autocommit=True) as connection:
+        with psycopg.connect(self.url(schema).replace("+psycopg", ""), autocommit=True) as connection:
             for statement in statements:
                 cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def _answers(self) -> bool:
         with suppress(psycopg.OperationalError):
-            psycopg.connect(self.url(driver="postgresql"), connect_timeout=2).close()
+            psycopg.connect(self.url().replace("+psycopg", ""), connect_timeout=2).close()
             return True
         return False
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """Yield a running server with no database of ours."""
+    """Yield a running server without tables; it is killed at the end of the block."""
     # Not below pytest's folder, which belongs to root alone.
     folder = Path(tempfile.mkdtemp(prefix="ota-postgres-"))
     try:
@@ -105,8 +107,10 @@ def postgres() -> Iterator[Postgres]:
         command = [*_as_user(), *initdb, "--no-sync", "-A", "scram-sha-256", "--pwfile", str(password)]
         password.chmod(0o644)
         subprocess.run(command, check=True, capture_output=True, timeout=60)
-        with server.launch():
-            yield server
+        try:
+            yield server.launch()
+        finally:
+            server.kill()  # a stop would write everything to the disk
     finally:
         shutil.rmtree(folder)
 

@@ -133,7 +133,8 @@ def _of_tables(name: str, sink: object) -> Finding:
 
     assert isinstance(sink, Tables)
     try:
-        held, needed = sink.version()
+        with contextlib.closing(sink):
+            held, needed = sink.version()
     except (Failed, Unavailable) as error:
         hint = "Check its url, the database and the network: until then its deliveries wait."
         return Finding(name, "database", "todo", error.reason, hint)

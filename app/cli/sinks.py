@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -35,12 +36,13 @@ def migrate(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="O
     for sink, tables in sinks.items():
         assert isinstance(tables, Tables)
         try:
-            if flags().dry_run:
-                sql = tables.statements()
-                lines = [f"-- {sink}{'' if sql else ': up to date'}", *(f"{one};" for one in sql)]
-                console.result(lines, {"sink": sink, "statements": sql})
-                continue
-            before, after = tables.migrate()
+            with closing(tables):
+                if flags().dry_run:
+                    sql = tables.statements()
+                    lines = [f"-- {sink}{'' if sql else ': up to date'}", *(f"{one};" for one in sql)]
+                    console.result(lines, {"sink": sink, "statements": sql})
+                    continue
+                before, after = tables.migrate()
         except (Failed, Unavailable) as error:
             raise Stop(f"{sink}: {error.reason}.", FOUND) from None
         done = "up to date" if before == after else f"upgraded from version {before}" if before else "created"

@@ -135,6 +135,10 @@ class Tables:
                 connection.exec_driver_sql(statement)
             return held, sql_schema.newest()
 
+    def close(self) -> None:
+        """Close the connection; the next use opens another one."""
+        self._engine.dispose()
+
     def _write(self, document: OrderDocument) -> None:
         with self._transaction() as connection:
             if not self._are_current and sql_schema.version(connection) < sql_schema.newest():
