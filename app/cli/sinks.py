@@ -39,7 +39,8 @@ def migrate(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="O
             with closing(tables):
                 if flags().dry_run:
                     sql = tables.statements()
-                    lines = [f"-- {sink}{'' if sql else ': up to date'}", *(f"{one};" for one in sql)]
+                    lines = [f"-- {sink}{'' if sql else ': up to date'}"]
+                    lines += [line for one in sql for line in f"{one};".splitlines()]
                     console.result(lines, {"sink": sink, "statements": sql})
                     continue
                 before, after = tables.migrate()

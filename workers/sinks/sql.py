@@ -178,6 +178,9 @@ def _engine(address: str) -> Engine:
     """Return an engine of one connection, which is opened with its first use; raises SettingsError."""
     try:
         url = make_url(address)
+        backend = url.get_backend_name()
+        if backend == "sqlite" and url.database in {None, "", ":memory:"}:
+            raise SettingsError("URL names no file, for example sqlite:////var/lib/ota-receiver/orders.db")
         engine = create_engine(
             url,
             pool_size=1,
@@ -188,16 +191,14 @@ def _engine(address: str) -> Engine:
             connect_args=_connect_args(url),
         )
     except ImportError as error:
-        extra = "; install ota-receiver[postgres]" if url.get_backend_name() == "postgresql" else ""
+        extra = "; install ota-receiver[postgres]" if backend == "postgresql" else ""
         raise SettingsError(f"URL: its driver cannot be imported (no module {error.name}){extra}") from error
     except (ArgumentError, TypeError, ValueError):
         example = "postgresql+psycopg://user:password@host/database"
         raise SettingsError(f"URL is no address of a database that SQLAlchemy knows, for example {example}") from None
     if engine.dialect.is_async:
-        raise SettingsError("URL names a driver for asyncio, such as asyncpg; use another, such as postgresql+psycopg")
-    if url.get_backend_name() == "sqlite":
-        if url.database in {None, "", ":memory:"}:
-            raise SettingsError("URL names no file, for example sqlite:////var/lib/ota-receiver/orders.db")
+        raise SettingsError("URL names a driver for asyncio; use another, such as postgresql+psycopg")
+    if backend == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
