@@ -20,16 +20,17 @@ from app.dev.processes import Process, free_port
 
 PASSWORD: Final = "canary-password"
 USER: Final = "ota"
+_USER_OF_PACKAGE: Final = "postgres"
 _START_WITHIN: Final = 30.0
 _schemas = count()
 
 
-def programs() -> Path:
-    """Return the folder of `initdb` and `postgres`; skips the test where there is none, and fails it in CI."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+def installed(pattern: str, package: str) -> Path:
+    """Return the newest file below /usr/lib; skips the test where there is none, and fails it in CI."""
+    found = sorted(Path("/usr/lib").glob(pattern))
     if found:
-        return found[-1].parent
-    missing = "PostgreSQL is not installed: apt-get install postgresql"
+        return found[-1]
+    missing = f"{package} is not installed: apt-get install {package}"
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
@@ -41,10 +42,13 @@ class Postgres(Process):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
-        self.programs = programs()
+        self.programs = installed("postgresql/*/bin/initdb", "postgresql").parent
 
-    def launch(self, **env: str) -> Self:
-        """Start the server on its port and data, and return once it takes connections."""
+    def launch(self, *, clock: str = "") -> Self:
+        """Start the server on its port and data, and return once it takes connections.
+
+        `clock`: by how much its clock is wrong, such as `-7h`.
+        """
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
@@ -53,8 +57,9 @@ class Postgres(Process):
             "fsync": "off",  # a killed server loses nothing, only a machine without power does
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        variables = ["env", *(f"{name}={value}" for name, value in env.items())]
-        command = [*variables, str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
+        faketime = installed("*/faketime/libfaketime.so.1", "libfaketime") if clock else None
+        variables = [f"LD_PRELOAD={faketime}", f"FAKETIME={clock}"] if clock else []
+        command = ["env", *variables, str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
         # As it becomes another user, the kernel forgets that it is to end with this process.
         self._run([*_as_user("--pdeathsig=KILL"), *command], None, None, self.folder / "log", ())
         self.wait_until(self._answers, _START_WITHIN, "it takes connections")
@@ -100,7 +105,7 @@ def postgres() -> Iterator[Postgres]:
     try:
         server = Postgres(folder)
         if os.getuid() == 0:
-            shutil.chown(folder, *_user())
+            shutil.chown(folder, _USER_OF_PACKAGE, _USER_OF_PACKAGE)
         password = folder / "password"
         password.write_text(PASSWORD)
         initdb = [str(server.programs / "initdb"), "-D", str(folder / "data"), "-U", USER, "-E", "UTF8", "--no-locale"]
@@ -115,12 +120,6 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder)
 
 
-def _user() -> tuple[str, str]:
-    return "nobody", "nogroup"
-
-
 def _as_user(*options: str) -> list[str]:
-    if os.getuid():
-        return []
-    user, group = _user()
-    return ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *options, "--"]
+    user = f"--reuid={_USER_OF_PACKAGE}", f"--regid={_USER_OF_PACKAGE}", "--clear-groups"
+    return [] if os.getuid() else ["setpriv", *user, *options, "--"]

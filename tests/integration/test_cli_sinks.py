@@ -145,7 +145,7 @@ def test_a_name_chooses_one_sink(lab: Lab) -> None:
 def test_a_database_that_is_away_or_refuses_ends_the_command_in_one_sentence(lab: Lab, server: Postgres) -> None:
     url = server.url()
     away = migrate(lab, warehouse=url.replace(str(server.port), "1"))
-    refused = migrate(lab, warehouse=url.replace("//ota:", "//nobody:"))
+    refused = migrate(lab, warehouse=url.replace("//ota:", "//unknown:"))
 
     assert [one.code for one in (away, refused)] == [1, 1]
     assert away.err == refused.err == "warehouse: cannot connect: OperationalError.\n"
