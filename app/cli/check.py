@@ -128,14 +128,14 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
 
 def _of_tables(name: str, sink: object) -> Finding:
     """Return whether a sql sink reaches its database, and finds its tables there."""
-    from workers.sinks.contract import Failed, Unavailable
+    from workers.sinks.contract import Failed
     from workers.sinks.sql import Tables  # here: it loads SQLAlchemy
 
     assert isinstance(sink, Tables)
     try:
         with contextlib.closing(sink):
             held, needed = sink.version()
-    except (Failed, Unavailable) as error:
+    except Failed as error:
         hint = "Check its url, the database and the network: until then its deliveries wait."
         return Finding(name, "database", "todo", error.reason, hint)
     if held < needed:

@@ -23,7 +23,7 @@ def migrate(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="O
     who may create tables where the user of the sink may not.
     """
     from workers.sinks.build import build  # here: of app only the CLI may import workers
-    from workers.sinks.contract import Failed, Unavailable
+    from workers.sinks.contract import Failed
 
     declared = [one for one in settings.load().declared_sinks if isinstance(one, SqlSink)]
     chosen = [one for one in declared if name in (None, one.name)]
@@ -44,7 +44,7 @@ def migrate(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="O
                     console.result(lines, {"sink": sink, "statements": sql})
                     continue
                 before, after = tables.migrate()
-        except (Failed, Unavailable) as error:
+        except Failed as error:
             raise Stop(f"{sink}: {error.reason}.", FOUND) from None
         done = "up to date" if before == after else f"upgraded from version {before}" if before else "created"
         console.result(f"{sink}: tables {done}, version {after}.", {"sink": sink, "before": before, "version": after})

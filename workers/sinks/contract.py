@@ -62,27 +62,25 @@ class Reject(Exception):
         return printable(" ".join(text.split()))[:LONGEST_REASON] or "no reason given"
 
 
-class Unavailable(Exception):
-    """Raised by a sink whose destination cannot take any order now: away, overloaded, full.
-
-    It uses an attempt, and several in a row let all deliveries of the sink wait. `reason` is text of ours without data,
-    such as `HTTP 503`. `after`: seconds that the destination asked to wait.
-    """
-
-    def __init__(self, reason: str, *, after: float | None = None) -> None:
-        self.reason = reason
-        self.after = after
-        super().__init__(reason)
-
-
 class Failed(Exception):
-    """Raised by a sink whose destination refuses this revision: a failed attempt like any other exception.
+    """Raised by a sink of ours for a failed attempt that its `reason` explains.
 
-    `reason` is text of ours without data, such as `HTTP 422`.
+    It is text of ours without data, such as `HTTP 422`, and is shown instead of type and place.
     """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+        super().__init__(reason)
+
+
+class Unavailable(Failed):
+    """Raised by a sink whose destination cannot take any order now: away, overloaded, full.
+
+    Several in a row let all deliveries of the sink wait. `after`: seconds that the destination asked to wait.
+    """
+
+    def __init__(self, reason: str, *, after: float | None = None) -> None:
+        self.after = after
         super().__init__(reason)
 
 
@@ -106,6 +104,6 @@ class Sink(Protocol):
     def deliver(self, document: OrderDocument, context: Context) -> None:
         """Deliver a revision, at least once.
 
-        Raises Retry, Reject, Unavailable, Failed, Disable, or anything else for a failed attempt. Opens what it needs
-        with its first call.
+        Raises Retry, Reject, Unavailable, Disable, or anything else for a failed attempt. Opens what it needs with its
+        first call.
         """

@@ -114,19 +114,19 @@ class Tables:
                 self._write(document)
 
     def version(self) -> tuple[int, int]:
-        """Return the version of the tables (0 without tables) and the one needed; raises Unavailable and Failed."""
+        """Return the version of the tables (0 without tables) and the one needed; raises Failed."""
         with self._translated(), self._transaction() as connection:
             return sql_schema.version(connection), sql_schema.newest()
 
     def statements(self) -> list[str]:
-        """Return the SQL that `migrate` would run, none if there is nothing to do; raises Unavailable and Failed."""
+        """Return the SQL that `migrate` would run, none if there is nothing to do; raises Failed."""
         with self._translated(), self._transaction() as connection:
             return sql_schema.statements(connection, sql_schema.version(connection))
 
     def migrate(self) -> tuple[int, int]:
         """Create or upgrade the tables in one transaction; return the version before (0 without tables) and after.
 
-        Raises Unavailable, and Failed if they are newer than this program.
+        Raises Failed, also if they are newer than this program.
         """
         with self._translated(), self._transaction() as connection:
             sql_schema.lock(connection)
