@@ -65,6 +65,7 @@ DOORS = {
     "httpx": ("app.upstream", "app.dev", "workers.sinks"),
     "httpcore": ("app.upstream", "workers.sinks.https"),
     "standardwebhooks": ("workers.sinks.https",),
+    "sqlalchemy": ("workers.sinks",),
     "starlette": ("app.api", "app.web", "app.dev", "app.bootstrap", "app.cli.serve"),
     "uvicorn": ("app.web", "app.dev"),
     "dotenv": ("app.settings",),

@@ -98,8 +98,8 @@ class Panels(TyperGroup):
     def lines(self, width: int) -> Iterator[tuple[Panel, str, str]]:
         """Return of each command its panel, its name and its line, of at most `width` characters."""
         for name, found in self.commands.items():
-            # What a person puts their name to changes something.
-            panel: Panel = "Repair" if "who" in {one.name for one in found.params} else "Look"
+            # What a person puts their name to, or may try without effect, changes something.
+            panel: Panel = "Repair" if {"who", "dry_run"} & {one.name for one in found.params} else "Look"
             yield panel, name, found.get_short_help_str(width)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

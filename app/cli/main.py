@@ -47,6 +47,7 @@ COMMANDS: Final = {
     "audit": ("status", "Show who changed something by hand, when, what and why."),
     "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
     "replays": ("replay", "Plans made by `events replay`."),
+    "sinks": ("sinks", "Sinks: where fetched orders are delivered."),
     "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
     "reconcile": ("reconcile", "Compare the Channel Manager's order list with ours, and show the differences."),
     "demo": ("dev", "Send sample orders through real processes and show what arrived."),
@@ -58,7 +59,7 @@ COMMANDS: Final = {
 _PANELS: Final[dict[Panel, tuple[str, ...]]] = {
     "Run": ("serve", "worker", "api", "keys", "check", "health"),
     "Look": ("status", "events", "orders", "audit"),
-    "Repair": ("dead", "replays", "subscription", "reconcile"),
+    "Repair": ("dead", "replays", "sinks", "subscription", "reconcile"),
     "Try": ("demo", "dev", "simulate"),
 }
 

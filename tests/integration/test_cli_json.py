@@ -104,6 +104,8 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "dead", "drop", "--all", "--yes"
     yield ("audit",)
     lab.run_command("keys", "create", "--name", "reader", "--scope", "feed")
+    yield "sinks", "migrate", "--dry-run"
+    yield "sinks", "migrate"
     yield ("status",)
     yield ("check",)
     yield ("health",)
@@ -129,10 +131,12 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
 def test_the_page_has_the_keys_of_every_command_with_json_and_no_other(filled: Lab, sandbox: Sandbox) -> None:
     printed = defaultdict[str, set[str]](set)
     times: list[tuple[str, str]] = []
+    sinks = filled.folder / "sinks.toml"
+    sinks.write_text(f'[sinks.warehouse]\nkind = "sql"\nurl = "sqlite:///{filled.folder}/orders.db"\n')
     with tailing(filled, "--json") as tail:
         printed["events tail"] = {key for one in objects(tail, 5) for key in keys(one)}
     for words in commands(filled, sandbox):
-        ended = filled.run_command(*words, "--json")
+        ended = filled.run_command(*words, "--json", SINKS_FILE=str(sinks))
         assert ended.out, (words, ended.err)
         command = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
         printed[command] |= {key for one in ended.objects for key in keys(one)}

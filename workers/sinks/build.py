@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.errors import SettingsError
-from app.sink_settings import FilesSink, HttpsSink, ObjectSink, PythonSink, RedisStreamSink, SinkSettings
+from app.sink_settings import FilesSink, HttpsSink, ObjectSink, PythonSink, RedisStreamSink, SinkSettings, SqlSink
 from workers.sinks.contract import Sink
 from workers.sinks.python import Function
 
@@ -39,6 +39,10 @@ def _sink(declared: SinkSettings) -> Sink:
             from workers.sinks.https import Https
 
             return Https(declared)
+        case SqlSink():
+            from workers.sinks.sql import Tables
+
+            return Tables(declared)
         case RedisStreamSink():
             from workers.sinks.redis_stream import RedisStream
 
