@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -123,8 +124,12 @@ def test_an_upgrade_that_fails_leaves_everything_as_it_was(lab: Lab, url: str, m
 
 
 def test_several_runs_at_once_create_the_tables_once(lab: Lab, url: str) -> None:
+    together = get_context("fork").Barrier(4)
+
     def run() -> None:
         with closing(Tables(SqlSink(name="warehouse", url=SecretStr(url)))) as tables:
+            tables.version()
+            together.wait(10)
             tables.migrate()
 
     assert [exit_code(pid) for pid in [forked(run) for _ in range(4)]] == [0] * 4
