@@ -157,6 +157,15 @@ def _parts(url: str) -> tuple[str, str | None] | None:
     return parts.scheme, parts.hostname
 
 
+def scheme_and_host(url: str) -> str:
+    """Return what of an address may be shown; the rest of it may hold a secret."""
+    parts = urlsplit(url) if _parts(url) else None
+    # With an @ after it, what looks like the host is a part of a user's name or password.
+    if parts is None or "@" in parts.path + parts.query + parts.fragment:
+        return "an address"
+    return f"{parts.scheme}://{parts.hostname or ''}"
+
+
 def _comma_list(value: object) -> object:
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from app.declared import Declared, tables, unknown_names, validated
 from app.setting_values import AbsolutePath, BucketUrl, EndpointUrl, RedisUrl, Slug, Text, WebhookSecret
+
+EVERY: Final = "all"
+"""What commands take for every sink, so that no sink may have this name."""
 
 
 class SinkSettings(Declared):
@@ -133,13 +136,27 @@ KINDS: Final[dict[str, type[SinkSettings]]] = {
 }
 
 
+def _not_every(value: str) -> str:
+    if value == EVERY:
+        raise ValueError(f"the table's name must not be {EVERY}, which means every sink")
+    return value
+
+
+SinkName = Annotated[Slug, AfterValidator(_not_every)]
+
+
 class _Named(Declared):
     """What of a table can be checked before its kind is known."""
 
-    name: Slug = Field(examples=["shop"])
+    name: SinkName = Field(examples=["shop"])
     kind: Annotated[
         Literal["https", "sql", "redis-stream", "files", "object", "python"], BeforeValidator(str.lower)
     ] = Field(examples=["https"])
+
+
+def setting_of(name: str) -> str:
+    """Return the setting that declares the sink of this name: only a specification in SINKS has a colon."""
+    return "SINKS" if ":" in name else "SINKS_FILE"
 
 
 def of_specification(specification: str) -> PythonSink:

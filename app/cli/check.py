@@ -43,7 +43,9 @@ from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
 from app.ledger.rq_jobs import RESUME
+from app.setting_values import scheme_and_host
 from app.settings import Company, Settings
+from app.sink_settings import FilesSink, HttpsSink, ObjectSink, PythonSink, RedisStreamSink, SinkSettings, SqlSink
 from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 
@@ -74,7 +76,7 @@ cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`about` is settings, redis, or the name of a company or a sink; `advice` is "" where nothing must be done."""
+    """`about` is settings, sinks, redis, or the slug of a company; `advice` is "" where nothing must be done."""
 
     about: str
     what: str
@@ -103,14 +105,13 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     from workers.sinks.build import build  # here: of app only the CLI may import workers
 
     sinks = build(loaded.declared_sinks)
+    yield from of_sinks(loaded.declared_sinks)
+    yield from (_of_tables(one.name, sinks[one.name]) for one in loaded.declared_sinks if one.kind == "sql")
     ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
-    for declared in loaded.declared_sinks:
-        if declared.kind == "sql":
-            yield _of_tables(declared.name, sinks[declared.name])
     for sentence in loaded.unknown:
         yield Finding("settings", "unknown name", "note", sentence, "Correct it, or remove it.")
     yield from _of_secrets("settings", loaded)
@@ -126,6 +127,34 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
             yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", hint)
 
 
+def of_sinks(declared: tuple[SinkSettings, ...]) -> Iterator[Finding]:
+    """Return where each sink delivers and which orders it gets, and its secrets as those of the settings."""
+    for sink in declared:
+        orders = [f"only company {', '.join(sink.companies)}"] if sink.companies else []
+        orders += [f"only status {', '.join(sink.statuses)}"] if sink.statuses else []
+        yield Finding("sinks", sink.kind, "good", "; ".join((f"{sink.name}: {_destination(sink)}", *orders)))
+        yield from _of_secrets("sinks", sink)
+    if not declared:
+        detail = "none: fetched orders stay in Redis"
+        yield Finding(
+            "sinks", "sinks", "note", detail, "docs/sinks.md says where they may go. The pools need the same."
+        )
+
+
+def _destination(sink: SinkSettings) -> str:
+    """Return where a sink delivers, without what may be a secret."""
+    match sink:
+        case PythonSink():
+            return sink.function
+        case FilesSink():
+            return str(sink.folder)
+        case ObjectSink():
+            return scheme_and_host(sink.url)
+        case HttpsSink() | SqlSink() | RedisStreamSink():
+            return scheme_and_host(sink.url.get_secret_value())
+    raise NotImplementedError(sink.kind)
+
+
 def _of_tables(name: str, sink: object) -> Finding:
     """Return whether a sql sink reaches its database, and finds its tables there."""
     from workers.sinks.contract import Failed
@@ -137,11 +166,11 @@ def _of_tables(name: str, sink: object) -> Finding:
             held, needed = sink.version()
     except Failed as error:
         hint = "Check its url, the database and the network: until then its deliveries wait."
-        return Finding(name, "database", "todo", error.reason, hint)
+        return Finding("sinks", "tables", "todo", f"{name}: {error.reason}", hint)
     if held < needed:
-        detail = f"the tables are of version {held}, not {needed}" if held else "the tables are missing"
-        return Finding(name, "database", "todo", detail, f"Run ota-receiver sinks migrate {name}")
-    return Finding(name, "database", "good", f"answers, and has tables of version {held}")
+        detail = f"{name}: they are of version {held}, not {needed}" if held else f"{name}: they are missing"
+        return Finding("sinks", "tables", "todo", detail, f"Run ota-receiver sinks migrate {name}")
+    return Finding("sinks", "tables", "good", f"{name}: of version {held}")
 
 
 def _of_spool(folder: Path | None) -> Iterator[Finding]:

@@ -186,15 +186,15 @@ def test_check_says_whether_the_tables_are_there(lab: Lab, server: Postgres) -> 
     def found(url: str) -> dict[str, Any]:
         ended = lab.run_command("check", "--json", **sinks_file(lab, warehouse=url))
         assert PASSWORD not in ended.out + ended.err
-        return next(one for one in ended.objects if "warehouse" in one["about"] + one["detail"])
+        return next(one for one in ended.objects if one["what"] == "tables" or one["level"] == "wrong")
 
     missing = found(url)
-    assert (missing["level"], missing["detail"]) == ("todo", "the tables are missing")
+    assert (missing["level"], missing["detail"]) == ("todo", "warehouse: they are missing")
     assert missing["advice"] == "Run ota-receiver sinks migrate warehouse"
     migrate(lab, warehouse=url)
-    assert (found(url)["level"], found(url)["detail"]) == ("good", "answers, and has tables of version 1")
+    assert (found(url)["level"], found(url)["detail"]) == ("good", "warehouse: of version 1")
     away = found(url.replace(str(server.port), "1"))
-    assert (away["level"], away["detail"]) == ("todo", "cannot connect: OperationalError")
+    assert (away["level"], away["detail"]) == ("todo", "warehouse: cannot connect: OperationalError")
     assert found("sqlite://")["level"] == "wrong"
 
 

@@ -351,6 +351,8 @@ ALL_KINDS = "'https', 'sql', 'redis-stream', 'files', 'object' or 'python'"
 TWICE = "given twice, also as URL_FILE (SINKS_FILE [sinks.a] line 4): remove one of them"
 NAMES = "the table's name must be of lower-case letters, digits, - and _, at most 31, for example shop"
 
+ALL = "the table's name must not be all, which means every sink, for example shop"
+
 
 class TestSinksFile:
     def test_its_sinks_stand_beside_those_of_the_short_form(self, tmp_path: Path) -> None:
@@ -470,6 +472,7 @@ class TestSinksFile:
             ("", "SINKS_FILE: has no table [sinks.NAME], for example [sinks.museum]"),
             ("[sinks.a]\nkind = nothing", 'SINKS_FILE line 2: is not TOML, for example kind = "https"'),
             (FILES.replace("a]", "A]"), f"NAME (SINKS_FILE [sinks.A] line 1): {NAMES}"),
+            (FILES.replace("a]", "all]"), f"NAME (SINKS_FILE [sinks.all] line 1): {ALL}"),
         ],
     )
     def test_a_file_without_a_usable_table_is_refused(self, table: str, problem: str, tmp_path: Path) -> None:
