@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -123,8 +124,12 @@ def test_an_upgrade_that_fails_leaves_everything_as_it_was(lab: Lab, url: str, m
 
 
 def test_several_runs_at_once_create_the_tables_once(lab: Lab, url: str) -> None:
+    together = get_context("fork").Barrier(4)
+
     def run() -> None:
         with closing(Tables(SqlSink(name="warehouse", url=SecretStr(url)))) as tables:
+            tables.version()
+            together.wait(10)
             tables.migrate()
 
     assert [exit_code(pid) for pid in [forked(run) for _ in range(4)]] == [0] * 4
@@ -148,7 +153,7 @@ def test_a_database_that_is_away_or_refuses_ends_the_command_in_one_sentence(lab
     refused = migrate(lab, warehouse=url.replace("//ota:", "//unknown:"))
 
     assert [one.code for one in (away, refused)] == [1, 1]
-    assert away.err == refused.err == "warehouse: cannot connect: OperationalError.\n"
+    assert away.err == refused.err == "cannot connect: OperationalError.\n"
 
 
 @pytest.mark.parametrize(

@@ -416,8 +416,8 @@ def test_without_tables_nothing_is_written_and_the_reason_names_the_command(data
 
 def on_the_page(section: str, **values: str) -> list[str]:
     """Return the SQL of a section of docs/sinks.md, with these values in place of its variables."""
-    text = (ROOT / "docs" / "sinks.md").read_text().partition(f"\n### {section}\n")[2].partition("\n### ")[0]
-    (found,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    text = (ROOT / "docs" / "sinks.md").read_text().partition(f"\n### {section}\n")[2]
+    (found,) = re.findall(r"```sql\n(.*?)```", text.partition("\n##")[0], re.DOTALL)
     for name, value in values.items():
         found = found.replace(f":'{name}'", f"'{value}'")
     return list(filter(None, map(str.strip, found.split(";"))))
