@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, pairwise
-from math import inf
 from pathlib import Path
 from socket import socket
 from threading import Lock, Thread
@@ -40,12 +39,18 @@ _LONGEST_HOLD: Final = 60.0
 """Seconds after which a request that is held ends, whatever its sender does."""
 
 FAILURES: Final = ("status", "status", "status", "hang", "late", "kill")
-"""What each hundred revisions of a failing sink meet, once: 500; no answer and nothing taken; taken, but the answer
-comes when the sender has given up; taken, but the process that delivers is killed before the answer."""
+"""What the revisions of a failing sink meet, once: 500; no answer and nothing taken; taken, but the answer comes when
+the sender has given up; taken, but the process that delivers is killed before the answer."""
+
+_OF_ONE_SETTLEMENT: Final = 100
+_OF_TWO: Final = 12
+"""The failures strike once in so many revisions: more often where a newer revision may come meanwhile."""
 
 _STRETCHES: Final = ((0.10, 0.35), (0.45, 0.70))
+"""A failing sink starts to answer 500 to everything when it has had so many revisions, as a share of the orders."""
+
 _STRETCH: Final = 0.08
-"""Shares of the run: when a failing sink starts to answer 500 to everything, and for how long."""
+"""How long that lasts, as a share of the run."""
 
 _SOURCE: Final = """
 import urllib.request
@@ -154,21 +159,23 @@ class Recorder(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, seed: int, refused: str, seconds: float) -> None:
-        """Listen; `refused` is the order that REFUSING refuses, `seconds` the length of the run."""
+    def __init__(self, plan: Plan, seconds: float) -> None:
+        """Listen; `seconds` is the length of the run."""
         super().__init__(("127.0.0.1", 0), _Handler)
         self.sinks: Final = {name: Sink(name) for name in (WORKING, *FAILING)}
-        self.refused: Final = refused
+        self._twice = [order_id for order_id, events in plan.settlements.items() if len(events) > 1]
+        #: The order that REFUSING refuses as long as `refuses`.
+        self.refused: Final = self._twice[0]
         self.refuses = True
         self._numbers = count()
         self._lock = Lock()
-        self._seen: set[tuple[str, str]] = set()
-        self._drawn = {name: _failures(random.Random(f"{seed} {name}")) for name in FAILING}
-        #: The monotonic time from which the stretches count.
-        self.started = inf
-        rng = random.Random(seed)
-        starts = {name: [rng.uniform(*one) * seconds for one in _STRETCHES] for name in FAILING}
-        self._stretches = {name: [(at, at + _STRETCH * seconds) for at in ats] for name, ats in starts.items()}
+        self._seen: dict[str, set[str]] = {name: set() for name in FAILING}
+        draws = [(name, share) for name in FAILING for share in (_OF_ONE_SETTLEMENT, _OF_TWO)]
+        self._drawn = {one: _failures(random.Random(f"{plan.seed} {one}"), one[1]) for one in draws}
+        rng = random.Random(plan.seed)
+        self._starts = {name: [rng.uniform(*one) * len(plan.settlements) for one in _STRETCHES] for name in FAILING}
+        self._stretch = _STRETCH * seconds
+        self._down_until = dict.fromkeys(FAILING, 0.0)
 
     def get_request(self) -> tuple[socket, Any]:
         """Accept a connection; its address gets a number.
@@ -190,19 +197,21 @@ class Recorder(ThreadingHTTPServer):
             return ""
         if sink == REFUSING and self.refuses and self.refused in key:
             return "refuse"
-        now = monotonic() - self.started
-        if any(start <= now < end for start, end in self._stretches[sink]):
+        if self._starts[sink] and len(self._seen[sink]) > self._starts[sink][0]:
+            del self._starts[sink][0]
+            self._down_until[sink] = monotonic() + self._stretch
+        if monotonic() < self._down_until[sink]:
             return "down"
-        if (sink, key) in self._seen:
+        if key in self._seen[sink]:
             return ""
-        self._seen.add((sink, key))
-        return next(self._drawn[sink])
+        self._seen[sink].add(key)
+        return next(self._drawn[sink, _OF_TWO if key.split("/")[1] in self._twice else _OF_ONE_SETTLEMENT])
 
 
-def _failures(rng: random.Random) -> Iterator[str]:
-    """Yield what each revision meets that comes for the first time."""
+def _failures(rng: random.Random, share: int) -> Iterator[str]:
+    """Yield what each revision meets that comes for the first time: each failure once in `share` revisions."""
     while True:
-        yield from rng.sample((*FAILURES, *[""] * (100 - len(FAILURES))), 100)
+        yield from rng.sample((*FAILURES, *[""] * (share - len(FAILURES))), share)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -244,15 +253,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.recv(1)
 
 
-def table(sinks: Iterable[Sink], upstream: Mapping[str, Sequence[Content]]) -> str:
-    """Return the figures of each sink, a line each."""
+def table(sinks: Iterable[Sink], upstream: Mapping[str, Sequence[Content]], dead: Counter[str]) -> str:
+    """Return the figures of each sink, a line each; `dead`: how many dead letters each had that were requeued."""
     rows: list[tuple[str, ...]] = [
-        ("sink", "deliveries", "repeats", "orders", "lost", "out of order", "failures injected")
+        ("sink", "deliveries", "repeats", "orders", "dead, requeued", "lost", "out of order", "failures injected")
     ]
     for one in sinks:
-        figures = len(one.taken), one.repeats, len(one.by_order()), len(one.lost(upstream)), len(one.out_of_order())
+        counts = len(one.taken), one.repeats, len(one.by_order()), dead[one.name]
+        faults = len(one.lost(upstream)), len(one.out_of_order())
         failures = ", ".join(f"{name} {count}" for name, count in sorted(one.injected.items()))
-        rows.append((one.name, *map(str, figures), failures or "none"))
+        rows.append((one.name, *map(str, (*counts, *faults)), failures or "none"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -260,8 +270,7 @@ def table(sinks: Iterable[Sink], upstream: Mapping[str, Sequence[Content]]) -> s
 @contextmanager
 def recording(service: Service, plan: Plan, seconds: float) -> Iterator[Recorder]:
     """Declare the sinks of the service and serve their requests as long as the block lasts."""
-    refused = next(order_id for order_id, events in plan.settlements.items() if len(events) > 1)
-    with Recorder(plan.seed, refused, seconds) as recorder:
+    with Recorder(plan, seconds) as recorder:
         url = f"http://127.0.0.1:{recorder.server_address[1]}"
         source = _SOURCE.format(limit=_TIME_LIMIT) + "".join(f'{one} = to("{url}/{one}")\n' for one in recorder.sinks)
         (service.folder / f"{_FUNCTIONS}.py").write_text(source)
