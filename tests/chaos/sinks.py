@@ -33,14 +33,14 @@ REFUSING: Final = "warehouse"
 
 _FUNCTIONS: Final = "chaos_sinks"
 _TIME_LIMIT: Final = 1.0
-"""Seconds until the functions give up a request."""
+"""Seconds until the functions end a request without an answer."""
 
 _LONGEST_HOLD: Final = 60.0
 """Seconds after which a request that is held ends, whatever its sender does."""
 
 FAILURES: Final = ("status", "status", "status", "hang", "late", "kill")
-"""What the revisions of a failing sink meet, once: 500; no answer and nothing taken; taken, but the answer comes when
-the sender has given up; taken, but the process that delivers is killed before the answer."""
+"""What the revisions of a failing sink meet, once: 500; no answer and nothing taken; taken, but the answer comes
+after the sender's time limit; taken, but the process that delivers is killed before the answer."""
 
 _OF_ONE_SETTLEMENT: Final = 100
 _OF_TWO: Final = 12
@@ -237,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         if failure == "kill":
             _kill_owner(self.client_address[1])
         if failure in {"hang", "late", "kill"}:
-            self._wait_until_given_up()
+            self._wait_for_its_end()
         if failure != "hang":
             with suppress(ConnectionError):
                 self.send_response({"down": 500, "status": 500, "refuse": 422}.get(failure, 200))
@@ -247,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Print nothing."""
 
-    def _wait_until_given_up(self) -> None:
+    def _wait_for_its_end(self) -> None:
         self.connection.settimeout(_LONGEST_HOLD)
         with suppress(OSError):
             self.connection.recv(1)
