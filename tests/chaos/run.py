@@ -58,12 +58,16 @@ _AT_ONCE: Final = 4
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a run and its limits: requests at once, and in five minutes."""
+    """The size of a run, how often each failure of a sink strikes, and upstream's limits.
+
+    These are requests at once, and in five minutes.
+    """
 
     events: int
     kills: int
     seconds: float
     workers: int
+    failures: int
     at_once: int
     in_five_minutes: int
 
@@ -71,9 +75,9 @@ class Size:
         return plans.draw(seed, self.events, self.kills, self.seconds)
 
 
-SHORT: Final = Size(600, 12, 16, workers=4, at_once=16, in_five_minutes=1_000_000)
-LONG: Final = Size(10_000, 60, 240, workers=8, at_once=64, in_five_minutes=1_000_000)
-TRUE_BUDGET: Final = Size(3_000, 20, 90, workers=8, at_once=5, in_five_minutes=6_000)
+SHORT: Final = Size(600, 12, 16, workers=4, failures=10, at_once=16, in_five_minutes=1_000_000)
+LONG: Final = Size(10_000, 60, 240, workers=8, failures=50, at_once=64, in_five_minutes=1_000_000)
+TRUE_BUDGET: Final = Size(3_000, 20, 90, workers=8, failures=20, at_once=5, in_five_minutes=6_000)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Ending:
 
 def run(service: Service, plan: Plan, size: Size) -> Result:
     """Run the plan on a service without running parts; the result is also in its folder."""
-    with recording(service, plan, size.seconds) as recorder:
+    with recording(service, plan, size.seconds, size.failures) as recorder:
         contents = _prepare(service, plan, size)
         supervisor = Supervisor(service)
         before = _resettler(service, plan, contents)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,10 +42,6 @@ _LONGEST_HOLD: Final = 60.0
 FAILURES: Final = ("status", "status", "status", "hang", "late", "kill")
 """What the revisions of a failing sink meet, once: 500; no answer and nothing taken; taken, but the answer comes
 after the sender's time limit; taken, but the process that delivers is killed before the answer."""
-
-_OF_ONE_SETTLEMENT: Final = 100
-_OF_TWO: Final = 12
-"""The failures strike once in so many revisions: more often where a newer revision may come meanwhile."""
 
 _STRETCHES: Final = ((0.10, 0.35), (0.45, 0.70))
 """A failing sink starts to answer 500 to everything when it has had so many revisions, as a share of the orders."""
@@ -159,8 +156,11 @@ class Recorder(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, plan: Plan, seconds: float) -> None:
-        """Listen; `seconds` is the length of the run."""
+    def __init__(self, plan: Plan, seconds: float, failures: int) -> None:
+        """Listen; `seconds` is the length of the run, `failures` how often each of FAILURES strikes, about.
+
+        Half of them strike orders with two settlements, of which there are few: a newer revision may come meanwhile.
+        """
         super().__init__(("127.0.0.1", 0), _Handler)
         self.sinks: Final = {name: Sink(name) for name in (WORKING, *FAILING)}
         self._twice = [order_id for order_id, events in plan.settlements.items() if len(events) > 1]
@@ -170,8 +170,12 @@ class Recorder(ThreadingHTTPServer):
         self._numbers = count()
         self._lock = Lock()
         self._seen: dict[str, set[str]] = {name: set() for name in FAILING}
-        draws = [(name, share) for name in FAILING for share in (_OF_ONE_SETTLEMENT, _OF_TWO)]
-        self._drawn = {one: _failures(random.Random(f"{plan.seed} {one}"), one[1]) for one in draws}
+        orders = {True: len(self._twice), False: len(plan.settlements) - len(self._twice)}
+        self._drawn = {
+            (name, twice): _failures(random.Random(f"{plan.seed} {name} {twice}"), 2 * count // failures)
+            for name in FAILING
+            for twice, count in orders.items()
+        }
         rng = random.Random(plan.seed)
         self._starts = {name: [rng.uniform(*one) * len(plan.settlements) for one in _STRETCHES] for name in FAILING}
         self._stretch = _STRETCH * seconds
@@ -184,6 +188,11 @@ class Recorder(ThreadingHTTPServer):
         """
         connection, address = super().get_request()
         return connection, (*address, next(self._numbers))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what went wrong, unless only the sender died or waited no longer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def failure(self, sink: str, key: str) -> str:
         """Return the failure that this request meets, "" for none, and count it."""
@@ -205,13 +214,15 @@ class Recorder(ThreadingHTTPServer):
         if key in self._seen[sink]:
             return ""
         self._seen[sink].add(key)
-        return next(self._drawn[sink, _OF_TWO if key.split("/")[1] in self._twice else _OF_ONE_SETTLEMENT])
+        return next(self._drawn[sink, key.split("/")[1] in self._twice])
 
 
 def _failures(rng: random.Random, share: int) -> Iterator[str]:
     """Yield what each revision meets that comes for the first time: each failure once in `share` revisions."""
     while True:
-        yield from rng.sample((*FAILURES, *[""] * (share - len(FAILURES))), share)
+        block = [*FAILURES, *[""] * (share - len(FAILURES))]
+        rng.shuffle(block)
+        yield from block
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -239,10 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
         if failure in {"hang", "late", "kill"}:
             self._wait_for_its_end()
         if failure != "hang":
-            with suppress(ConnectionError):
-                self.send_response({"down": 500, "status": 500, "refuse": 422}.get(failure, 200))
-                self.send_header("content-length", "0")
-                self.end_headers()
+            self.send_response({"down": 500, "status": 500, "refuse": 422}.get(failure, 200))
+            self.send_header("content-length", "0")
+            self.end_headers()
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
@@ -268,9 +278,9 @@ def table(sinks: Iterable[Sink], upstream: Mapping[str, Sequence[Content]], dead
 
 
 @contextmanager
-def recording(service: Service, plan: Plan, seconds: float) -> Iterator[Recorder]:
+def recording(service: Service, plan: Plan, seconds: float, failures: int) -> Iterator[Recorder]:
     """Declare the sinks of the service and serve their requests as long as the block lasts."""
-    with Recorder(plan, seconds) as recorder:
+    with Recorder(plan, seconds, failures) as recorder:
         url = f"http://127.0.0.1:{recorder.server_address[1]}"
         source = _SOURCE.format(limit=_TIME_LIMIT) + "".join(f'{one} = to("{url}/{one}")\n' for one in recorder.sinks)
         (service.folder / f"{_FUNCTIONS}.py").write_text(source)
