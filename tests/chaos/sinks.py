@@ -1,4 +1,4 @@
-"""The sinks of a run: one that works, two that fail in every way of a destination, and the check of what each got.
+"""The sinks of a run, whose destinations fail in every way, and the check of what each got.
 
 They deliver over HTTP to a recorder in this process, which no kill strikes: what it has taken is not forgotten.
 """
@@ -27,8 +27,7 @@ from app.upstream.decode import digest
 from tests.chaos.plan import Plan
 from tests.service import Service, children
 
-WORKING: Final = "archive"
-FAILING: Final = ("shop", "warehouse")
+SINKS: Final = ("shop", "warehouse")
 REFUSING: Final = "warehouse"
 """It refuses one order until that is a dead letter."""
 
@@ -40,11 +39,11 @@ _LONGEST_HOLD: Final = 60.0
 """Seconds after which a request that is held ends, whatever its sender does."""
 
 FAILURES: Final = ("status", "status", "status", "hang", "late", "kill")
-"""What the revisions of a failing sink meet, once: 500; no answer and nothing taken; taken, but the answer comes
+"""What the revisions of a sink meet, once: 500; no answer and nothing taken; taken, but the answer comes
 after the sender's time limit; taken, but the process that delivers is killed before the answer."""
 
 _STRETCHES: Final = ((0.10, 0.35), (0.45, 0.70))
-"""A failing sink starts to answer 500 to everything when it has had so many revisions, as a share of the orders."""
+"""A sink starts to answer 500 to everything when it has had so many revisions, as a share of the orders."""
 
 _STRETCH: Final = 0.08
 """How long that lasts, as a share of the run."""
@@ -162,24 +161,24 @@ class Recorder(ThreadingHTTPServer):
         Half of them strike orders with two settlements, of which there are few: a newer revision may come meanwhile.
         """
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.sinks: Final = {name: Sink(name) for name in (WORKING, *FAILING)}
+        self.sinks: Final = {name: Sink(name) for name in SINKS}
         self._twice = [order_id for order_id, events in plan.settlements.items() if len(events) > 1]
         #: The order that REFUSING refuses as long as `refuses`.
         self.refused: Final = self._twice[0]
         self.refuses = True
         self._numbers = count()
         self._lock = Lock()
-        self._seen: dict[str, set[str]] = {name: set() for name in FAILING}
+        self._seen: dict[str, set[str]] = {name: set() for name in SINKS}
         orders = {True: len(self._twice), False: len(plan.settlements) - len(self._twice)}
         self._drawn = {
             (name, twice): _failures(random.Random(f"{plan.seed} {name} {twice}"), 2 * count // failures)
-            for name in FAILING
+            for name in SINKS
             for twice, count in orders.items()
         }
         rng = random.Random(plan.seed)
-        self._starts = {name: [rng.uniform(*one) * len(plan.settlements) for one in _STRETCHES] for name in FAILING}
+        self._starts = {name: [rng.uniform(*one) * len(plan.settlements) for one in _STRETCHES] for name in SINKS}
         self._stretch = _STRETCH * seconds
-        self._down_until = dict.fromkeys(FAILING, 0.0)
+        self._down_until = dict.fromkeys(SINKS, 0.0)
 
     def get_request(self) -> tuple[socket, Any]:
         """Accept a connection; its address gets a number.
@@ -202,8 +201,6 @@ class Recorder(ThreadingHTTPServer):
         return found
 
     def _failure(self, sink: str, key: str) -> str:
-        if sink not in FAILING:
-            return ""
         if sink == REFUSING and self.refuses and self.refused in key:
             return "refuse"
         if self._starts[sink] and len(self._seen[sink]) > self._starts[sink][0]:
