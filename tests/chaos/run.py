@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +51,7 @@ _PAUSE: Final = 0.2
 """Seconds before a POST that failed is sent again."""
 
 _EXPLAINED: Final = 10
+_READ: Final = 100
 
 _AT_ONCE: Final = 4
 """Requests at once that read upstream's contents."""
@@ -234,14 +235,20 @@ def _dead(record: OrderRecord) -> frozenset[str]:
     return frozenset(sink.name for sink in record.dead_sinks)
 
 
-def _all(archive: Archive, orders: list[OrderKey], is_done: Callable[[OrderRecord], bool]) -> Callable[[], bool]:
-    """Return a function that returns whether each order has been seen done; it reads only those that were not."""
-    left = orders
+def _all(archive: Archive, orders: Sequence[OrderKey], is_done: Callable[[OrderRecord], bool]) -> Callable[[], bool]:
+    """Return a function that returns whether each order has been seen done.
+
+    It reads few of those that were not: the service needs the processors.
+    """
+    left = list(orders)
 
     def all_done() -> bool:
-        nonlocal left
-        left = [key for key, one in zip(left, archive.records(left), strict=True) if one is None or not is_done(one)]
-        return not left
+        while part := left[-_READ:]:
+            records = zip(part, archive.records(part), strict=True)
+            left[-_READ:] = [key for key, one in records if one is None or not is_done(one)]
+            if left and left[-1] in part:
+                return False
+        return True
 
     return all_done
 
