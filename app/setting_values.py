@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
@@ -68,6 +69,31 @@ def _https_unless_loopback(value: str) -> str:
     return value.rstrip("/")
 
 
+def _endpoint(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    """Refuse what no POST can be sent to; `allow_private`, a field declared before, also allows http."""
+    url = value.get_secret_value()
+    parts = _parts(url)
+    if parts is None or parts[0] not in {"http", "https"} or not parts[1] or not re.fullmatch('[!"$-~]+', url):
+        raise ValueError("is not an http(s) address (percent-encode other characters)")
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("must hold no user and password: send them as Authorization, a line of headers_file")
+    if parts[0] == "http" and not info.data.get("allow_private"):
+        raise ValueError("must be https, unless allow_private is true")
+    return value
+
+
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    """Refuse what Standard Webhooks does not call a secret: whsec_ and base64 of 24 to 64 bytes."""
+    prefix, _, text = value.get_secret_value().partition("_")
+    try:
+        size = len(b64decode(text + "=" * (-len(text) % 4), validate=True))
+    except ValueError:
+        size = 0
+    if prefix != "whsec" or not 24 <= size <= 64:
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
+    return value
+
+
 def _proxy(value: SecretStr) -> SecretStr:
     """Refuse all but http://[user:password@]host[:port]; the text of an error quotes nothing of it."""
     url = value.get_secret_value()
@@ -131,6 +157,15 @@ def _parts(url: str) -> tuple[str, str | None] | None:
     return parts.scheme, parts.hostname
 
 
+def scheme_and_host(url: str) -> str:
+    """Return what of an address may be shown; the rest of it may hold a secret."""
+    parts = urlsplit(url) if _parts(url) else None
+    # With an @ after it, what looks like the host is a part of a user's name or password.
+    if parts is None or "@" in parts.path + parts.query + parts.fragment:
+        return "an address"
+    return f"{parts.scheme}://{parts.hostname or ''}"
+
+
 def _comma_list(value: object) -> object:
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
@@ -153,6 +188,12 @@ def _form(pattern: str, sentence: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError("must be a whole path, from / on")
+    return value
 
 
 def _zero_or_a_minute(value: int) -> int:
@@ -179,11 +220,21 @@ Slug = Annotated[
     str,
     _form("[a-z0-9][a-z0-9_-]{0,30}", "the table's name must be of lower-case letters, digits, - and _, at most 31"),
 ]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+BucketUrl = Annotated[
+    str,
+    _form(
+        "(s3|gs|az)://[A-Za-z0-9._-]+(/[A-Za-z0-9._=-]+)*/?",
+        "is not s3://, gs:// or az:// with a bucket and a prefix of letters, digits and any of . _ = - /",
+    ),
+]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 HttpsUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
+EndpointUrl = Annotated[SecretStr, AfterValidator(_endpoint)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 WebhookPath = Annotated[
     str,
     _form("/[A-Za-z0-9_.~-][A-Za-z0-9/_.~-]*", "must be a path: a slash, then letters, digits and any of / _ . ~ -"),

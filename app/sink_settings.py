@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from app.declared import Declared, tables, unknown_names, validated
-from app.setting_values import HttpsUrl, RedisUrl, Slug, Text
+from app.setting_values import AbsolutePath, BucketUrl, EndpointUrl, RedisUrl, Slug, Text, WebhookSecret
+
+EVERY: Final = "all"
+"""What commands take for every sink, so that no sink may have this name."""
 
 
 class SinkSettings(Declared):
@@ -56,12 +59,21 @@ class HttpsSink(SinkSettings):
     """POST to an HTTP endpoint, signed per Standard Webhooks."""
 
     kind: Literal["https"] = "https"
-    url: HttpsUrl = Field(description="Address of the endpoint.", examples=["https://shop.example.com/hooks/orders"])
-    secret: SecretStr = Field(
-        description="Secret that signs each request, as Standard Webhooks writes it.", examples=["whsec_…"]
+    allow_private: bool = Field(
+        default=False, description="Whether the address may be a private, loopback or link-local one."
     )
-    secret_previous: SecretStr | None = Field(
-        default=None, description="The secret before: each request is signed with both during a rotation."
+    url: EndpointUrl = Field(
+        description="Address of the endpoint, a secret as it may hold a token.",
+        examples=["https://shop.example.com/hooks/orders"],
+    )
+    secret: WebhookSecret = Field(
+        description="Secret that signs each request, as Standard Webhooks writes it.",
+        examples=["the output of echo whsec_$(openssl rand -base64 32)"],
+    )
+    secret_previous: WebhookSecret | None = Field(
+        default=None,
+        description="The secret before: each request is signed with both during a rotation.",
+        examples=["the secret until now"],
     )
     format: Literal["standard", "cloudevents"] = Field(
         default="standard", description="`standard`, or `cloudevents` for CloudEvents 1.0 in structured mode."
@@ -70,9 +82,6 @@ class HttpsSink(SinkSettings):
         default=None,
         description="File of further headers, one `Name: value` a line, such as `Authorization`.",
         examples=["/run/secrets/shop-headers"],
-    )
-    allow_private: bool = Field(
-        default=False, description="Whether the address may be a private, loopback or link-local one."
     )
 
 
@@ -99,14 +108,22 @@ class FilesSink(SinkSettings):
     """Files of JSON lines, one a day and process."""
 
     kind: Literal["files"] = "files"
-    folder: Path = Field(description="Folder of the files.", examples=["/var/lib/ota-receiver/orders"])
+    folder: AbsolutePath = Field(
+        description="Folder of the files, which must exist.", examples=["/var/lib/ota-receiver/orders"]
+    )
 
 
 class ObjectSink(SinkSettings):
     """One object for each revision in S3, GCS or Azure."""
 
     kind: Literal["object"] = "object"
-    url: Text = Field(description="Address of the bucket, with a prefix.", examples=["s3://bucket/orders"])
+    url: BucketUrl = Field(
+        description="Address of the bucket, and a prefix of the keys: `s3://`, `gs://` or `az://`.",
+        examples=["s3://bucket/orders"],
+    )
+    allow_http: bool = Field(
+        default=False, description="Whether the address that `AWS_ENDPOINT_URL` or its like names may be without TLS."
+    )
 
 
 KINDS: Final[dict[str, type[SinkSettings]]] = {
@@ -119,13 +136,27 @@ KINDS: Final[dict[str, type[SinkSettings]]] = {
 }
 
 
+def _not_every(value: str) -> str:
+    if value == EVERY:
+        raise ValueError(f"the table's name must not be {EVERY}, which means every sink")
+    return value
+
+
+SinkName = Annotated[Slug, AfterValidator(_not_every)]
+
+
 class _Named(Declared):
     """What of a table can be checked before its kind is known."""
 
-    name: Slug = Field(examples=["shop"])
+    name: SinkName = Field(examples=["shop"])
     kind: Annotated[
         Literal["https", "sql", "redis-stream", "files", "object", "python"], BeforeValidator(str.lower)
     ] = Field(examples=["https"])
+
+
+def setting_of(name: str) -> str:
+    """Return the setting that declares the sink of this name: only a specification in SINKS has a colon."""
+    return "SINKS" if ":" in name else "SINKS_FILE"
 
 
 def of_specification(specification: str) -> PythonSink:

@@ -325,7 +325,9 @@ def fake_upstream(tls: SSLContext | None = None) -> Iterator[Upstream]:
         fake = Upstream(f"http://127.0.0.1:{server.server_port}")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield fake
-        fake.over.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield fake
+        finally:
+            fake.over.set()
+            server.shutdown()
+            thread.join()

@@ -37,6 +37,15 @@ def document(name: str, **changes: Any) -> OrderDocument:
     return OrderDocument(**values | changes)
 
 
+def example_of(section: str) -> dict[str, Any]:
+    """Return what the Python example in a section of docs/sinks.md defines."""
+    page = (Path(__file__).parents[1] / "docs" / "sinks.md").read_text(encoding="utf-8")
+    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    defined: dict[str, Any] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], defined)
+    return defined
+
+
 def company(company_id: str, client_state: str, **more: Any) -> Company:
     return Company(
         slug=f"c{company_id[0]}",

@@ -1,4 +1,4 @@
-"""The tables of docs/settings.md, rendered from the declarations in app/settings.py.
+"""The tables of docs/settings.md and docs/sinks.md, from the declarations, and the example of a document there.
 
     uv run python -m tests.settings_page
 
@@ -8,33 +8,60 @@ Run it again after a change of a setting.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
-from pydantic import BaseModel
+import msgspec
+from msgspec.structs import replace
 from pydantic.fields import FieldInfo
 
 from app.setting_values import Seconds
 from app.settings import Company, Settings
+from app.sink_settings import KINDS, SinkSettings
+from app.upstream.decode import digest
+from tests.samples import COMPANY_ID, ORDER_ID, document, sample
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "settings.md"
+DOCS: Final = Path(__file__).parents[1] / "docs"
+PAGES: Final = ("settings.md", "sinks.md")
 HEAD: Final = "| name | default | meaning | example |\n|---|---|---|---|\n"
 UNITS: Final = (("h", 3600), ("m", 60), ("s", 1))
 
 
-def rendered(page: str) -> str:
-    """Return the page with the table of all settings, then the table of one company's."""
-    tables = iter((table(Settings), table(Company)))
-    return re.sub(f"{re.escape(HEAD)}(?:\\|.*\n)*", lambda _: next(tables), page)
+def rendered(name: str, page: str) -> str:
+    """Return the page of this name in PAGES with its tables, and the first JSON of docs/sinks.md, rendered anew."""
+    if name == "settings.md":
+        tables = [
+            table({one.upper(): field for one, field in model.model_fields.items()}) for model in (Settings, Company)
+        ]
+    else:
+        every = SinkSettings.model_fields
+        tables = [table(every), *(table(_without(every, kind.model_fields)) for kind in KINDS.values())]
+        page = re.sub(r"(?<=^```json\n).*?(?=^```$)", example(), page, count=1, flags=re.DOTALL | re.MULTILINE)
+    found = iter(tables)
+    return re.sub(f"{re.escape(HEAD)}(?:\\|.*\n)*", lambda _: next(found), page)
 
 
-def table(model: type[BaseModel]) -> str:
+def example() -> str:
+    """Return the document of the issued order in tests/fixtures, with its first item."""
+    content = digest(sample("order-issued"))
+    key = f"{COMPANY_ID}/{ORDER_ID}/1/{content[:12]}"
+    whole = document("order-issued", digest=content, idempotency_key=key, fetched_at=1_780_301_760_000)
+    shown = replace(whole, order=replace(whole.order, items=whole.order.items[:1]))
+    return msgspec.json.format(shown.encode(), indent=2).decode() + "\n"
+
+
+def table(fields: Mapping[str, FieldInfo]) -> str:
     rows = (
-        f"| `{name.upper()}` | {default(field)} | {field.description} | {code(*(field.examples or ()))} |\n"
-        for name, field in model.model_fields.items()
+        f"| `{name}` | {default(field)} | {field.description} | {code(*(field.examples or ()))} |\n"
+        for name, field in fields.items()
         if field.description is not None
     )
     return HEAD + "".join(rows)
+
+
+def _without(names: Iterable[str], fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
+    return {name: field for name, field in fields.items() if name not in names}
 
 
 def default(field: FieldInfo) -> str:
@@ -42,7 +69,8 @@ def default(field: FieldInfo) -> str:
         return "required"
     if get_args(Seconds)[1] in field.metadata:
         return code(next(f"{field.default // size}{unit}" for unit, size in UNITS if field.default % size == 0))
-    return code(*([] if field.default in (None, ()) else [field.default]))
+    value: Any = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return code(*([] if value in (None, ()) else [value]))
 
 
 def code(*values: object) -> str:
@@ -50,4 +78,5 @@ def code(*values: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in map(DOCS.joinpath, PAGES):
+        path.write_text(rendered(path.name, path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -28,7 +28,7 @@ from app.ledger.work import Content, Delivery, DeliveryOutcome, Elsewhere, Fetch
 from app.order_document import OrderDocument
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.models import parse_order
-from workers.sinks.contract import Context, Reject, Retry, Sink
+from workers.sinks.contract import Context, Failed, Reject, Retry, Sink
 from workers.sinks.output import SinkOutput, failure_of, show_traceback
 
 _log = log.get()
@@ -261,6 +261,7 @@ class Processor:
             except BaseException as error:
                 # The user's code may raise anything, and so may RQ's time limit.
                 reason = "unreadable_answer" if isinstance(error, ReceiverError) else type(error).__name__
+                reason = error.reason if isinstance(error, Failed) else reason
                 failure = reason if isinstance(error, ReceiverError) else failure_of(package, error)
                 trace = log.trace_of(error)
                 show_traceback(delivery.sink, error)

@@ -43,7 +43,9 @@ from app.ledger import rights
 from app.ledger.orders import Archive, OrderQuery
 from app.ledger.redis import for_command, translated_errors
 from app.ledger.rq_jobs import RESUME
+from app.setting_values import scheme_and_host
 from app.settings import Company, Settings
+from app.sink_settings import FilesSink, HttpsSink, ObjectSink, PythonSink, RedisStreamSink, SinkSettings, SqlSink
 from app.snapshot import Snapshot, SnapshotReader
 from app.upstream.client import ChannelManager
 
@@ -74,7 +76,7 @@ cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`about` is settings, redis, or the slug of a company; `advice` is "" where nothing must be done."""
+    """`about` is settings, sinks, redis, or the slug of a company; `advice` is "" where nothing must be done."""
 
     about: str
     what: str
@@ -103,6 +105,7 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     from workers.sinks.build import build  # here: of app only the CLI may import workers
 
     build(loaded.declared_sinks)
+    yield from of_sinks(loaded.declared_sinks)
     ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
@@ -121,6 +124,34 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
         if company.client_state_previous is not None:
             hint = "Remove CLIENT_STATE_PREVIOUS when events no longer use it."
             yield Finding(company.slug, "rotation", "note", "current and previous clientState are accepted", hint)
+
+
+def of_sinks(declared: tuple[SinkSettings, ...]) -> Iterator[Finding]:
+    """Return where each sink delivers and which orders it gets, and its secrets as those of the settings."""
+    for sink in declared:
+        orders = [f"only company {', '.join(sink.companies)}"] if sink.companies else []
+        orders += [f"only status {', '.join(sink.statuses)}"] if sink.statuses else []
+        yield Finding("sinks", sink.kind, "good", "; ".join((f"{sink.name}: {_destination(sink)}", *orders)))
+        yield from _of_secrets("sinks", sink)
+    if not declared:
+        detail = "none: fetched orders stay in Redis"
+        yield Finding(
+            "sinks", "sinks", "note", detail, "docs/sinks.md says where they may go. The pools need the same."
+        )
+
+
+def _destination(sink: SinkSettings) -> str:
+    """Return where a sink delivers, without what may be a secret."""
+    match sink:
+        case PythonSink():
+            return sink.function
+        case FilesSink():
+            return str(sink.folder)
+        case ObjectSink():
+            return scheme_and_host(sink.url)
+        case HttpsSink() | SqlSink() | RedisStreamSink():
+            return scheme_and_host(sink.url.get_secret_value())
+    raise NotImplementedError(sink.kind)
 
 
 def _of_spool(folder: Path | None) -> Iterator[Finding]:

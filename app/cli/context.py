@@ -18,7 +18,7 @@ import typer
 from app import bootstrap, settings, times
 from app.audit import LONGEST_TEXT, AuditEntry, append
 from app.cli import console
-from app.cli.command import FOUND, Stop, flags
+from app.cli.command import FOUND, USAGE, Stop, flags
 from app.deployment import Deployment
 from app.errors import UpstreamError
 from app.ids import OrderKey, beginning, guid
@@ -83,8 +83,12 @@ class CommandContext:
 
     @cached_property
     def sinks(self) -> tuple[str, ...]:
-        """Return the sinks of the deployment, whatever SINKS is here."""
+        """Return the sinks of the deployment, whatever SINKS and SINKS_FILE are here."""
         return self.deployment.sinks()
+
+    def no_sink(self, name: str, code: int = USAGE) -> Stop:
+        """Return the error for a sink that no worker pool has declared; it names those that there are."""
+        return Stop(f"No worker pool has declared a sink {name!r}. There are: {', '.join(self.sinks) or 'none'}.", code)
 
     def now(self) -> datetime:
         """Return the time of the Redis server, which set the leases and due times."""

@@ -184,7 +184,7 @@ def _change(
                 kept[what == "discard" or letter.reason != RECORD_GONE] += 1
         count, skipped = kept[True], len(named) - len(found) + kept[False]
         if not count and sink and sink not in here.sinks:
-            raise Stop(f"No worker pool has declared a sink {sink!r}. There are: {', '.join(here.sinks)}.", FOUND)
+            raise here.no_sink(sink, FOUND)
         if not count:
             raise Stop("No dead letter matches.", FOUND)
         text = console.many(count, "failure" if what == "requeue" and (named or sink) else "dead letter")

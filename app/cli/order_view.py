@@ -24,6 +24,7 @@ from app.ledger.history import LONGEST, Entry
 from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import RESUME
+from app.sink_settings import setting_of
 from app.snapshot import Breaker, Snapshot, SnapshotReader
 from app.upstream.models import UNSETTLED, Item, Order
 
@@ -280,8 +281,8 @@ def _lacking(one: Outstanding, company_id: str, pools: Collection[Configuration]
         return _NO_POOL
     if one.sink and not any(one.sink in pool.sinks for pool in pools):
         return (
-            f"No running pool has the sink {one.sink}. Add it to SINKS of a pool, and restart that pool."
-            " If it was removed on purpose, it is retired after a day."
+            f"No running pool has the sink {one.sink}. Add it to {setting_of(one.sink)} of a pool, and restart that"
+            " pool. If it was removed on purpose, it is retired after a day."
         )
     if not one.sink and not any(company_id in pool.companies for pool in pools):
         return f"No running pool has the company {company_id}. Add it to the settings of a pool, and restart that pool."
@@ -329,10 +330,11 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         # A running pool has the company by now: else that would be the hindrance.
         text = _BY_STATE["pending" if state == "deferred" and record.error == "unknown_company" else state]
     elif record.dead_sinks:
-        cause = record.dead_sinks[0].error or record.dead_sinks[0].dead
-        text = f"Fix the sink that failed ({{cause}}). {_REQUEUE}"
+        sink = record.dead_sinks[0]
+        cause = sink.error or sink.dead
+        text = f"Fix the sink {sink.name} ({{cause}}). {_REQUEUE}"
         if cause.startswith("rejected: "):
-            text = f"Fix the reason, in the order or in the sink ({{cause}}). {_REQUEUE}"
+            text = f"Fix the reason, in the order or in the sink {sink.name} ({{cause}}). {_REQUEUE}"
     elif UNREADABLE in outstanding:
         text = f"The stored content is unreadable. {_REFETCH}"
     else:
@@ -345,12 +347,13 @@ def next_step(record: OrderRecord, state: State, name: str, outstanding: tuple[O
         if text.startswith("Nothing") and attempts:
             at = times.short(min(attempts))
             if waiting := record.failing_sinks:
-                failing = [sink.error for sink in waiting if not sink.postponed]
-                what = f"Fix the sink ({failing[0]})" if failing else "Nothing: the sink asked for another time"
+                failing = [f"Fix the sink {sink.name} ({sink.error})" for sink in waiting if not sink.postponed]
+                what = failing[0] if failing else f"Nothing: the sink {waiting[0].name} asked for another time"
                 return f"{what}. Delivery is attempted again at {at}. At once: ota-receiver dead requeue {name}"
             return f"Nothing: delivery is attempted at {at}."
         if text.startswith("Nothing") and outstanding and state != "discarded":
-            text = "No attempt is planned. To deliver it: ota-receiver events replay --order {id} --to-sinks"
+            sinks = " ".join(f"--to-sinks {one.sink}" for one in outstanding)
+            text = f"No attempt is planned. To deliver it: ota-receiver events replay --order {{id}} {sinks}"
     last_error = f" (last error: {record.error})" if record.error else ""
     return text.format(id=name, cause=cause, error=record.error, last_error=last_error)
 

@@ -22,7 +22,7 @@ from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUna
 from app.ids import OrderKey
 from app.ledger.history import as_object
 from app.ledger.orders import OrderQuery
-from app.ledger.record import State
+from app.ledger.record import OrderRecord, State
 from app.ledger.redis import translated_errors
 from app.upstream.client import ChannelManager, Fetched
 
@@ -106,10 +106,7 @@ def list_(
             "state",
             "=reference",
             ("?status", lambda record: record.known_status),
-            (
-                ">error",
-                lambda record: record.dead or record.error or tuple(one.error or one.dead for one in record.sinks),
-            ),
+            (">error", _errors),
             "#wallets",
             "#tickets",
             "#coupons",
@@ -186,6 +183,12 @@ def refetch(named: Annotated[list[str], typer.Argument(metavar="ORDER...", help=
     with open_context() as here:
         orders = dict.fromkeys(map(here.order, named), "")
         console.result(*request_fetches(here, orders, "live", "refetch"))
+
+
+def _errors(record: OrderRecord) -> object:
+    """Return the error of the fetch, or else that of each sink with its name."""
+    failed = (f"{one.name}: {one.error or one.dead}" for one in record.sinks if one.error or one.dead)
+    return record.dead or record.error or tuple(failed)
 
 
 def _reference(text: str) -> str:

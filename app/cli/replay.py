@@ -21,6 +21,7 @@ from app.ids import OrderKey
 from app.ledger.events import is_event_id
 from app.replay import Plan, Selected, Selection, needless, select
 from app.settings import Settings
+from app.sink_settings import EVERY
 
 GET_ORDER: Final = 0.25
 """Seconds that a getOrder is assumed to take, for the default rate. With a faster upstream, permits stay unused."""
@@ -39,7 +40,7 @@ EXAMPLES: Final = (
     "ota-receiver events replay --since 6h --status Issued --dry-run",
     'ota-receiver events replay --dead --why "venue is back" --yes',
     "ota-receiver events replay --order CM-4711 --force",
-    "ota-receiver events replay --since 2d --to-sinks --rate 20",
+    "ota-receiver events replay --since 2d --to-sinks shop --rate 20",
 )
 
 Rate = Annotated[
@@ -74,10 +75,12 @@ def replay(
         bool, typer.Option("--force", help="Also orders whose stored copy is newer than the event.")
     ] = False,
     to_sinks: Annotated[
-        bool, typer.Option("--to-sinks", help="Deliver the stored revision to all sinks again, without a fetch.")
-    ] = False,
-    sink: Annotated[
-        list[str] | None, typer.Option("--sink", help="Like --to-sinks, for this sink only; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--to-sinks",
+            metavar="NAME",
+            help=f"Deliver the stored revision to this sink again, without a fetch; repeatable. `{EVERY}`: every sink.",
+        ),
     ] = None,
     rate: Rate = None,
 ) -> None:
@@ -91,14 +94,14 @@ def replay(
     """
     if not any((ids, order, flags().company, status, outcome, since, until, dead)):
         raise Stop("Choose what to replay: event ids, --order, --dead, or a selection; --since 2000-01-01 is all.")
-    if force and (to_sinks or sink):
+    if force and to_sinks:
         raise Stop("--force is about fetching; --to-sinks fetches nothing.")
     with open_context() as here:
         event_ids = [here.event_id(one) for one in ids or []]
         wrong = next((one for one in event_ids if not is_event_id(one)), None)
         if wrong is not None:
             raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
-        sinks = _sinks(here.sinks, to_sinks, sink or [])
+        sinks = _sinks(here, to_sinks or [])
         selection = Selection(
             event_ids=tuple(dict.fromkeys(event_ids)),
             orders=tuple(dict.fromkeys(here.order(text) for text in order or [])),
@@ -122,7 +125,8 @@ def replay(
         passed = set() if force else needless(here.redis, found.orders, deliver=bool(sinks))
         for one in passed:
             del found.orders[one]
-        _start(here, selection.words(), found, len(passed), force, sinks, rate or default_rate(here.settings))
+        selected = " ".join((selection.words(), *(f"to {sink}" for sink in sinks)))
+        _start(here, selected, found, len(passed), force, sinks, rate or default_rate(here.settings))
     if found.missing:
         raise typer.Exit(FOUND)
 
@@ -138,7 +142,7 @@ def _start(
 ) -> None:
     """Ask, then file the plan for the orders found and feed it; a dry run prints what the replay means instead.
 
-    `selected` are the conditions in words; `passed` other orders are skipped; `speed` is in orders a second.
+    `selected` are the conditions and sinks in words; `passed` other orders are skipped; `speed` is in orders a second.
     """
     to_do = len(found.orders)
     calls = 0 if sinks else to_do
@@ -183,8 +187,7 @@ def _start(
 @command(cli, "ota-receiver replays list --limit 5")
 def list_(limit: context.Limit = 20) -> None:
     """List the latest plans, newest first. Each with what was requested, by whom and why, and how much is left."""
-    selected = (">selected", lambda plan: " ".join((plan.selected, *(f"to {sink}" for sink in plan.sinks))))
-    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "who", selected, ">why", "#rate")
+    columns = (("=plan", "id"), ("@made", "at"), "state", "#orders", "#left", "who", ">selected", ">why", "#rate")
     with open_context() as here:
         console.listing(list(islice(here.plans.newest_first(), limit)), columns, nothing="No plans.")
 
@@ -204,14 +207,12 @@ def cancel(plan_id: PlanId) -> None:
         console.result(_sentence(plan), plan)
 
 
-def _sinks(known: tuple[str, ...], everyone: bool, names: list[str]) -> tuple[str, ...]:
+def _sinks(here: CommandContext, names: list[str]) -> tuple[str, ...]:
     """Return the sinks that the stored revision goes to, () for a replay that fetches."""
-    if (names or everyone) and not known:
-        raise Stop("No worker pool has declared a sink: there is none to deliver to.")
-    wrong = next((name for name in names if name not in known), None)
-    if wrong is not None:
-        raise Stop(f"No worker pool has declared a sink {wrong!r}. There are: {', '.join(known)}.")
-    return tuple(dict.fromkeys(names)) or (known if everyone else ())
+    for name in names:
+        if name not in here.sinks and not (name == EVERY and here.sinks):
+            raise here.no_sink(name)
+    return here.sinks if EVERY in names else tuple(dict.fromkeys(names))
 
 
 def _open_plan(here: CommandContext, plan_id: str) -> Plan:

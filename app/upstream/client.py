@@ -212,24 +212,24 @@ def refusal(status: int, headers: httpx.Headers, body: bytes) -> UpstreamError:
     if 300 <= status < 400:
         return ConnectionFault("redirected", http_status=status)
     if status == 429:
-        return Throttled("throttled", http_status=status, retry_after=_retry_after(headers))
+        return Throttled("throttled", http_status=status, retry_after=retry_after(headers))
     if status == 408 or not 400 <= status < 500:
-        return Unavailable(f"http_{status}", http_status=status, retry_after=_retry_after(headers))
+        return Unavailable(f"http_{status}", http_status=status, retry_after=retry_after(headers))
     kind, reason = _REFUSALS.get(status, (RequestRejected, f"http_{status}"))
     return kind(reason, http_status=status)
 
 
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Return the seconds that a Retry-After asks for, 0 to 3600, or None without a readable one."""
+def retry_after(headers: httpx.Headers, longest: float = _LONGEST_WAIT) -> float | None:
+    """Return the seconds that a Retry-After asks for, 0 to `longest`, or None without a readable one."""
     text = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]+", text):
-        return min(float(text), _LONGEST_WAIT)
+        return min(float(text), longest)
     try:
         moment = parsedate_to_datetime(text)
         seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     except (ValueError, OverflowError):
         return None
-    return min(max(seconds, 0.0), _LONGEST_WAIT)
+    return min(max(seconds, 0.0), longest)
 
 
 @contextmanager

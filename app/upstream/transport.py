@@ -1,4 +1,4 @@
-"""The connections to the Channel Manager, on which every call ends in time.
+"""The connections to the Channel Manager and to https sinks, on which every call ends in time.
 
 httpx's own time-outs start again with each byte: a server that sends a byte now and then would hold a worker for days.
 So a call gets one deadline when it starts, and no connect, handshake, read or write waits beyond it. Only the look-up
@@ -28,17 +28,23 @@ _KEEP_ALIVE_SECONDS = 30.0
 class DeadlineTransport(httpx.HTTPTransport):
     """httpx's transport for calls that take at most `timeout_seconds` each; close it after use.
 
-    Without httpx.Client around it nothing but our settings decides where an API key goes: no redirects, no cookies, no
+    Without httpx.Client around it nothing but our settings decides where a secret goes: no redirects, no cookies, no
     proxies or .netrc from the environment. SSL_CERT_FILE is honoured, for a private authority. `backend` opens the
-    connections instead of sockets, to the `proxy` (NP_PROXY) if there is one.
+    connections, each to an address that was looked up before, or to the `proxy` (NP_PROXY). `connect_seconds` is the
+    part of the time that connecting may take.
     """
 
     def __init__(
-        self, timeout_seconds: float, backend: httpcore.NetworkBackend | None = None, proxy: SecretStr | None = None
+        self,
+        timeout_seconds: float,
+        backend: httpcore.NetworkBackend | None = None,
+        proxy: SecretStr | None = None,
+        connect_seconds: float | None = None,
     ) -> None:
         """Raise SettingsError for an SSL_CERT_FILE without a certificate."""
         super().__init__(verify=tls_context())
         self._seconds = timeout_seconds
+        self._connect_seconds = min(connect_seconds or timeout_seconds, timeout_seconds)
         options: dict[str, Any] = {
             "ssl_context": tls_context(),
             "max_connections": _CONNECTIONS,
@@ -49,8 +55,9 @@ class DeadlineTransport(httpx.HTTPTransport):
         self._pool = httpcore.ConnectionPool(**options) if proxy is None else _proxied(proxy, options)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        deadline = monotonic() + self._seconds
-        times = {"connect": deadline, "read": deadline, "write": deadline, "pool": self._seconds}
+        now = monotonic()
+        deadline = now + self._seconds
+        times = {"connect": now + self._connect_seconds, "read": deadline, "write": deadline, "pool": self._seconds}
         request.extensions = {**request.extensions, "timeout": times}
         return super().handle_request(request)
 

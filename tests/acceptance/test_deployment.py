@@ -154,7 +154,7 @@ def test_deliveries_wait_for_the_pool_that_has_the_sink_and_every_shell_says_so(
     eventually(lambda: shop.cli("status")[1][0]["undeclared"] == [SINK], 20, what="status names the sink")
 
     pool(shop, SINKS=SINK)
-    code, _ = shop.cli("events", "replay", "--since", "1h", "--to-sinks", "--yes")
+    code, _ = shop.cli("events", "replay", "--since", "1h", "--to-sinks", SINK, "--yes")
     wait_delivered(shop, [order])
     assert code == 0
     # The pool's start and the replay each cause a delivery.

@@ -171,7 +171,9 @@ def test_a_replay_to_sinks_costs_no_get_order_and_uses_the_backfill_queue(bare: 
     eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 3, 20, what="three orders are delivered")
     once = sorted(calls.read_text().splitlines())
 
-    code, (sent,) = bare.cli("events", "replay", "--since", "1h", "--to-sinks", "--rate", "100", "--yes", "--json")
+    code, (sent,) = bare.cli(
+        "events", "replay", "--since", "1h", "--to-sinks", "all", "--rate", "100", "--yes", "--json"
+    )
     eventually(lambda: len(bare.log("worker", "delivery.succeeded")) == 6, 20, what="three orders are delivered again")
 
     assert (code, sent["queued"]) == (0, 3)

@@ -10,14 +10,15 @@ import httpx
 import pytest
 from rq.suspension import resume, suspend
 
-from app.cli.check import of_address
+from app.cli.check import of_address, of_sinks
 from app.dev.sandbox.process import Sandbox
 from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.rate_limit import breaker_id, key_id
+from app.sink_settings import of_file
 from tests.command import Ended
-from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, KEYS, PARTNER, VENUE, Lab, order, shown
+from tests.lab import API_KEY, CLIENT_STATES, COMPANIES, KEYS, PARTNER, SINK, VENUE, Lab, order, shown
 
 PATH = "/webhooks/ota-channel-manager"
 
@@ -90,6 +91,49 @@ def test_secrets_of_two_places_can_be_compared_without_being_shown(lab: Lab) -> 
     where = "COMPANIES_FILE [companies.museum] line 15"
     assert found["museum", "CLIENT_STATE"] == f"{size} characters from {where}, fingerprint {fingerprint}"
     assert found["settings", "REDIS_URL"].endswith(" characters from the environment, fingerprint ", 0, -8)
+
+
+def test_each_sink_is_named_with_where_it_delivers_and_which_orders_it_gets(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "sinks.toml"
+    file.write_text('[sinks.own]\nkind = "python"\nfunction = "operator:lt"\nstatuses = ["Issued", "Error"]\n')
+
+    found = lab.run_command("check", "--json", SINKS_FILE=str(file)).objects
+    none = lab.run_command("check", "--json", SINKS="").objects
+
+    sinks = [(one["what"], one["level"], one["detail"]) for one in found if one["about"] == "sinks"]
+    assert sinks == [
+        ("python", "good", f"{SINK}: {SINK}"),
+        ("python", "good", "own: operator:lt; only status Issued, Error"),
+    ]
+    assert [(one["what"], one["level"]) for one in none if one["about"] == "sinks"] == [("sinks", "note")]
+
+
+def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "sinks.toml").write_text(
+        """
+        [sinks]
+        shop = { kind = "https", url = "https://shop.example.com/canary", secret_file = "SECRET" }
+        database = { kind = "sql", url = "postgresql+psycopg://canary:canary@db.example.com/canary" }
+        stream = { kind = "redis-stream", url = "rediss://:canary@redis.example.com/1", companies = ["zoo"] }
+        archive = { kind = "files", folder = "/var/lib/orders" }
+        bucket = { kind = "object", url = "s3://bucket/canary" }
+        """.replace("SECRET", str(tmp_path / "secret"))
+    )
+    (tmp_path / "secret").write_text("whsec_Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5")
+    problems: list[str] = []
+
+    found = [*of_sinks(tuple(one for one, _ in of_file(tmp_path / "sinks.toml", problems)))]
+
+    assert problems == []
+    assert [one.detail for one in found if one.what.islower()] == [
+        "shop: https://shop.example.com",
+        "database: postgresql+psycopg://db.example.com",
+        "stream: rediss://redis.example.com; only company zoo",
+        "archive: /var/lib/orders",
+        "bucket: s3://bucket",
+    ]
+    assert [one.what for one in found if one.what.isupper()] == ["URL", "SECRET", "URL", "URL"]
+    assert "canary" not in str(found)
 
 
 def test_with_a_partner_id_the_order_list_is_read(lab: Lab, sandbox: Sandbox) -> None:

@@ -136,7 +136,7 @@ def test_a_rejected_delivery_is_shown_with_its_reason_and_can_be_requeued(letter
     assert "rejected: no such product" in page
     assert f"{SINK}: delivery of revision 1 is a dead letter: rejected: no such product" in explained
     assert f"revision 1 rejected by {SINK}, now a dead letter: no such product" in explained
-    assert "Fix the reason, in the order or in the sink (rejected: no such product). Then: " in explained
+    assert f"Fix the reason, in the order or in the sink {SINK} (rejected: no such product). Then: " in explained
     ended = letters.run_command("dead", "requeue", order(5).order_id, "--yes", "--json")
     assert ended.objects[0]["deliveries"] == 1
     assert letters.start_delivery(order(5)).attempts == 1

@@ -279,8 +279,9 @@ def _defer_for_its_company(lab: Lab, *companies: str) -> None:
     lab.declare(companies=configuration((), *companies).companies)
 
 
-def _fetch_and_run_no_pool_with_the_sink(lab: Lab) -> None:
-    lab.accept_and_fetch(order(1))
+def _fetch_and_run_no_pool_with_the_sink(lab: Lab, sink: str = SINK) -> None:
+    lab.redis.delete(KEYS.sinks)
+    Lab(lab.redis, sinks=(sink,)).accept_and_fetch(order(1))
     lab.declare(sinks=())
 
 
@@ -376,6 +377,10 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
         _fetch_and_run_no_pool_with_the_sink,
         f"No running pool has the sink {SINK}. Add it to SINKS of a pool, and restart that pool.",
     ),
+    "no running pool has the sink of a table": (
+        lambda lab: _fetch_and_run_no_pool_with_the_sink(lab, "shop"),
+        "No running pool has the sink shop. Add it to SINKS_FILE of a pool, and restart that pool.",
+    ),
     "no running pool has the company": (
         lambda lab: _defer_for_its_company(lab, "museum"),
         f"No running pool has the company {VENUE}. Add it to the settings of a pool, and restart that pool.",
@@ -457,7 +462,7 @@ def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_rep
     assert (explain(lab, order(1)).code, lab.acquire_delivery(order(1))) == (0, None)
 
     replayed = lab.run_command(
-        "events", "replay", "--order", order(1).order_id, "--sink", "python:operator:eq", "--yes"
+        "events", "replay", "--order", order(1).order_id, "--to-sinks", "python:operator:eq", "--yes"
     )
 
     assert replayed.code == 0, replayed.err
@@ -473,7 +478,7 @@ def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> Non
     lab.redis.delete(KEYS.sinks)
     Lab(lab.redis, sinks=()).accept_and_fetch(order(1), sellToName="changed")
     lab.declare()
-    replay = ("events", "replay", "--order", order(1).order_id, "--to-sinks")
+    replay = ("events", "replay", "--order", order(1).order_id, "--to-sinks", SINK)
 
     ended, advised = explain(lab, order(1)), lab.run_command(*replay, "--yes", "--dry-run")
 

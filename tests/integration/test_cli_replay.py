@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app import audit, times
-from app.ledger.history import FetchRequested
+from app.ledger.history import FetchRequested, Redelivered
 from app.replay import Selection, select
 from tests.command import Ended
 from tests.lab import KEYS, MUSEUM, SINK, VENUE, Lab, order
@@ -193,8 +193,8 @@ def test_the_options_become_the_selection(lab: Lab) -> None:
         ("--since", "1h", "--company", "unknown"),
         ("--since", "1h", "--why", "two\nlines"),
         ("--since", "1h", "--who", "x" * 201),
-        ("--since", "1h", "--sink", "python:unknown:sink"),
-        ("--since", "1h", "--to-sinks", "--force"),
+        ("--since", "1h", "--to-sinks", SINK, "--to-sinks", "python:unknown:sink"),
+        ("--since", "1h", "--to-sinks", "all", "--force"),
     ],
 )
 def test_unclear_options_are_refused_in_one_line(lab: Lab, arguments: tuple[str, ...]) -> None:
@@ -231,10 +231,47 @@ def test_to_sinks_delivers_the_stored_revision_again_without_a_fetch(lab: Lab) -
     lab.accept(order(2))
     lab.clear_queues()
 
-    ended = replay(lab, "--since", "1h", "--to-sinks", "--json")
+    ended = replay(lab, "--since", "1h", "--to-sinks", SINK, "--json")
 
     assert (ended.code, counts(ended)) == (0, (1, 1, 0, 0, 0))
     assert "1 order skipped: nothing is stored of them." in ended.err
     again = lab.start_delivery(order(1))
     assert (again.sink, again.revision, again.raw) == (SINK, delivery.revision, delivery.raw)
     assert lab.queued("backfill") == lab.queued("live") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [(["shop"], ["shop"]), (["shop", SINK, "shop"], ["shop", SINK]), (["all"], [SINK, "shop"])],
+)
+def test_to_sinks_names_the_sinks_and_all_means_every_one(lab: Lab, names: list[str], chosen: list[str]) -> None:
+    lab.declare(sinks=(SINK, "shop"))
+    fetched(lab, 1)
+
+    named = [word for name in names for word in ("--to-sinks", name)]
+    ended = replay(lab, "--since", "1h", *named, "--json")
+
+    (plan,) = ended.objects
+    assert (ended.code, sorted(plan["sinks"])) == (0, sorted(chosen))
+    ((_, entry),) = audit.newest_first(lab.redis)
+    assert [name for name in chosen if f" to {name}" not in entry.selected] == []
+    redelivered = {entry.sink for entry in lab.history(order(1)) if isinstance(entry, Redelivered)}
+    assert redelivered == set(chosen)
+
+
+@pytest.mark.parametrize(
+    ("name", "sinks", "there_are"),
+    [("shpo", (SINK, "shop"), f"{SINK}, shop"), ("", ("shop",), "shop"), ("all", (), "none")],
+)
+def test_an_unknown_sink_is_refused_with_those_that_there_are(
+    lab: Lab, name: str, sinks: tuple[str, ...], there_are: str
+) -> None:
+    """Without any sink, `all` is as unknown."""
+    fetched(lab, 1)
+    lab.redis.delete(KEYS.sinks)
+    lab.declare(sinks=sinks)
+
+    ended = replay(lab, "--since", "1h", "--to-sinks", name)
+
+    assert (ended.code, ended.err) == (2, f"No worker pool has declared a sink {name!r}. There are: {there_are}.\n")
+    assert lab.redis.exists(KEYS.replays, KEYS.audit) == 0

@@ -252,8 +252,8 @@ def test_help_imports_no_command_and_no_heavy_library() -> None:
 @pytest.mark.parametrize(
     "model", [Context, Order, Item, ComponentSchedule, Wallet, Asset], ids=lambda one: one.__name__
 )
-def test_the_page_of_sinks_names_every_field(model: type[msgspec.Struct]) -> None:
-    page = PAGES["docs/sinks.md"]
+def test_the_page_of_python_sinks_names_every_field(model: type[msgspec.Struct]) -> None:
+    page = PAGES["docs/python-sinks.md"]
     properties = [name for name, value in vars(model).items() if isinstance(value, property)]
 
     listed = {*model.__struct_fields__, *properties} - {"row_version"}

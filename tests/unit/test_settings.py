@@ -16,7 +16,9 @@ import pytest
 from app import settings
 from app.dev.stack import env_line
 from app.errors import SettingsError
+from app.setting_values import scheme_and_host
 from app.settings import Settings
+from app.sink_settings import KINDS
 from tests import command, settings_page
 
 COMPANY_ID = "b56a418d-8205-4d3a-bdbb-25d94e42abbd"
@@ -68,17 +70,26 @@ def test_one_company_is_named_by_the_environment_and_defaults_hold() -> None:
     assert (found.upstream_timeout, found.reconcile_every, found.spool_dir, found.sinks) == (20, 900, None, ())
 
 
-def test_the_page_of_settings_is_rendered_from_their_declarations() -> None:
+@pytest.mark.parametrize("name", settings_page.PAGES)
+def test_the_pages_of_settings_are_rendered_from_their_declarations(name: str) -> None:
     """Run `python -m tests.settings_page` after a change."""
-    page = settings_page.PAGE.read_text(encoding="utf-8")
+    page = (settings_page.DOCS / name).read_text(encoding="utf-8")
 
-    assert page == settings_page.rendered(page)
-    assert [name for name in settings.NAMES if f"| `{name.upper()}` |" not in page] == []
-    assert {line for line in page.splitlines() if "| – | – |" in line or "None" in line} == set()
+    assert page == settings_page.rendered(name, page)
+    assert {line for line in page.splitlines() if "| – | – |" in line or "`None`" in line} == set()
+
+
+def test_the_pages_name_every_setting_and_every_kind_of_sink() -> None:
+    every, of_sinks = ((settings_page.DOCS / name).read_text(encoding="utf-8") for name in settings_page.PAGES)
+
+    assert [name for name in settings.NAMES if f"| `{name.upper()}` |" not in every] == []
+    assert [one for one in re.findall(r"^## (\S+)$", of_sinks, re.MULTILINE) if one in KINDS] == [*KINDS]
+    declared = {name for kind in KINDS.values() for name in kind.model_fields} - {"name", "kind"}
+    assert [name for name in sorted(declared) if f"| `{name}` |" not in of_sinks] == []
 
 
 def test_the_example_of_dotenv_names_every_setting() -> None:
-    text = (settings_page.PAGE.parents[1] / ".env.example").read_text(encoding="utf-8")
+    text = (settings_page.DOCS.parent / ".env.example").read_text(encoding="utf-8")
 
     assert set(re.findall(r"^(?:# )?([A-Z_0-9]+)=", text, re.M)) == {name.upper() for name in settings.NAMES}
 
@@ -98,7 +109,7 @@ def test_dotenv_means_the_same_to_a_shell_to_docker_and_here(
 ) -> None:
     """That of `dev`, and the example with another value between its quotes."""
     line = env_line("NP_ENVIRONMENT", value)
-    example = (settings_page.PAGE.parents[1] / ".env.example").read_text(encoding="utf-8")
+    example = (settings_page.DOCS.parent / ".env.example").read_text(encoding="utf-8")
     assert "\nNP_ENVIRONMENT=''\n" in example
     text = example.replace("NP_ENVIRONMENT=''", line)
     (tmp_path / ".env").write_text(text)
@@ -514,6 +525,24 @@ def test_an_address_of_redis_may_name_a_database_and_files_of_tls(url: str) -> N
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8081", "http://localhost/", "http://[::1]:1", "https://host/"])
 def test_plain_http_is_allowed_to_this_machine(address: str) -> None:
     assert load({"NP_BASE_URL": address}).np_base_url == address.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://shop.example.com/hooks/canary?token=canary", "https://shop.example.com"),
+        ("postgresql+psycopg://user:can@ry@db.example.com/orders", "postgresql+psycopg://db.example.com"),
+        ("redis://:canary@redis.example.com:6379/1", "redis://redis.example.com"),
+        ("sqlite:////var/lib/orders.db", "sqlite://"),
+        ("postgresql://canary/more@db.example.com/orders", "an address"),
+        ("postgresql://canary:12#34@db.example.com/orders", "an address"),
+        ("postgresql://user:can/ary@db.example.com/orders", "an address"),
+        ("redis://[canary@redis.example.com", "an address"),
+    ],
+)
+def test_only_scheme_and_host_of_an_address_are_shown(address: str, shown: str) -> None:
+    """A password that is not percent-encoded may look like the host."""
+    assert scheme_and_host(address) == shown
 
 
 @pytest.mark.parametrize(

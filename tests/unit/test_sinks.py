@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import tomllib
+from base64 import b64encode
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from structlog.contextvars import bound_contextvars
 from app import settings
 from app.errors import SettingsError
 from app.settings import Settings
-from app.sink_settings import KINDS, SqlSink, of_file, of_specification
+from app.sink_settings import KINDS, HttpsSink, SqlSink, of_file, of_specification
 from tests.samples import document
 from tests.unit.test_settings import GOOD
 from workers.sinks.build import build as build_declared
@@ -329,10 +330,28 @@ def declare(folder: Path, table: str) -> Settings:
     return settings.parse({**GOOD, "SINKS": "python:operator:is_", "SINKS_FILE": str(folder / "sinks.toml")})
 
 
+SECRET = f"whsec_{b64encode(24 * b'x').decode()}"
+NO_SECRET = (
+    "must be whsec_ and the base64 of 24 to 64 bytes, for example the output of echo whsec_$(openssl rand -base64 32)"
+)
+NO_URL = (
+    "is not an http(s) address (percent-encode other characters), for example https://shop.example.com/hooks/orders"
+)
+NO_USER = "must hold no user and password: send them as Authorization, a line of headers_file, for example https"
+
+
+def https(**values: object) -> str:
+    """Return a table of an https sink with these values; url is in its third line, secret in the next."""
+    given = {"url": "https://shop.example.com/", "secret": SECRET} | values
+    return "\n".join(["[sinks.a]", 'kind = "https"', *(f"{name} = {json.dumps(one)}" for name, one in given.items())])
+
+
 FILES = '[sinks.a]\nkind = "files"\nfolder = "/x"\n'
 ALL_KINDS = "'https', 'sql', 'redis-stream', 'files', 'object' or 'python'"
 TWICE = "given twice, also as URL_FILE (SINKS_FILE [sinks.a] line 4): remove one of them"
 NAMES = "the table's name must be of lower-case letters, digits, - and _, at most 31, for example shop"
+
+ALL = "the table's name must not be all, which means every sink, for example shop"
 
 
 class TestSinksFile:
@@ -366,6 +385,24 @@ class TestSinksFile:
         assert list(build_declared([short, own])) == ["python:operator:is_", "own"]
 
     @pytest.mark.parametrize(
+        ("url", "more"),
+        [
+            ("https://shop.example.com/hooks/?code=a%20b", {}),
+            ("http://shop:8080/hooks/", {"allow_private": True}),
+        ],
+    )
+    def test_the_address_of_an_endpoint_stays_as_it_is_written(
+        self, url: str, more: dict[str, object], tmp_path: Path
+    ) -> None:
+        *_, found = declare(
+            tmp_path, https(url=url, secret=f"whsec_{b64encode(64 * b'x').decode()}", **more)
+        ).declared_sinks
+
+        assert isinstance(found, HttpsSink)
+        assert found.url.get_secret_value() == url
+        assert url not in repr(found)
+
+    @pytest.mark.parametrize(
         ("table", "name", "line", "problem"),
         [
             ("[sinks.a]\n", "KIND", "", "missing, for example https"),
@@ -374,6 +411,50 @@ class TestSinksFile:
             (f'{FILES}work_ers = "canary"', "work_ers", " line 4", "unknown name, perhaps workers"),
             (f'{FILES}companies = ["zoo"]', "COMPANIES", "", "no company zoo; there are: default"),
             (f"{FILES}workers = 0", "WORKERS", " line 4", "must be at least 1, for example 2"),
+            *(
+                (https(url=url), "URL", " line 3", NO_URL)
+                for url in (
+                    "canary",
+                    "ftp://canary/",
+                    "https:///canary",
+                    "https://canary/#x",
+                    "https://canary:x/",
+                    "https://[canary",
+                )
+            ),
+            (https(url="https://canary.example.com/a b"), "URL", " line 3", NO_URL),
+            (
+                https(url="https://c:anary@shop.example.com/"),
+                "URL",
+                " line 3",
+                f"{NO_USER}://shop.example.com/hooks/orders",
+            ),
+            *(
+                (
+                    https(url=url, allow_private=False),
+                    "URL",
+                    " line 3",
+                    "must be https, unless allow_private is true, for example https://shop.example.com/hooks/orders",
+                )
+                for url in ("http://canary/", "HTTP://127.0.0.1/")
+            ),
+            *(
+                (https(secret=secret), "SECRET", " line 4", NO_SECRET)
+                for secret in (
+                    "canary",
+                    SECRET.removeprefix("whsec_"),
+                    "whsec_canary!" + 28 * "x",
+                    f"whsec_{b64encode(23 * b'x').decode()}",
+                    f"whsec_{b64encode(65 * b'x').decode()}",
+                )
+            ),
+            (
+                https(secret_previous="whsec_"),
+                "SECRET_PREVIOUS",
+                " line 5",
+                NO_SECRET.partition(", for")[0] + ", for example the secret until now",
+            ),
+            (https(format="xml"), "FORMAT", " line 5", "must be 'standard' or 'cloudevents', for example standard"),
             (f"{FILES}statuses = 5", "STATUSES", " line 4", "must be a list of texts, for example Issued"),
         ],
     )
@@ -391,6 +472,7 @@ class TestSinksFile:
             ("", "SINKS_FILE: has no table [sinks.NAME], for example [sinks.museum]"),
             ("[sinks.a]\nkind = nothing", 'SINKS_FILE line 2: is not TOML, for example kind = "https"'),
             (FILES.replace("a]", "A]"), f"NAME (SINKS_FILE [sinks.A] line 1): {NAMES}"),
+            (FILES.replace("a]", "all]"), f"NAME (SINKS_FILE [sinks.all] line 1): {ALL}"),
         ],
     )
     def test_a_file_without_a_usable_table_is_refused(self, table: str, problem: str, tmp_path: Path) -> None:

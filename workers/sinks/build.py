@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.errors import SettingsError
-from app.sink_settings import PythonSink, SinkSettings
+from app.sink_settings import FilesSink, HttpsSink, ObjectSink, PythonSink, RedisStreamSink, SinkSettings
 from workers.sinks.contract import Sink
 from workers.sinks.python import Function
 
@@ -30,7 +30,25 @@ def build(declared: Iterable[SinkSettings]) -> dict[str, Sink]:
 
 
 def _sink(declared: SinkSettings) -> Sink:
-    if isinstance(declared, PythonSink):
-        is_whole = declared.is_short or declared.function.startswith("entry:")
-        return Function(declared.function if is_whole else f"python:{declared.function}")
+    """Return the sink; each kind is imported where one is declared, since some bring libraries of many MB."""
+    match declared:
+        case PythonSink(function=function):
+            is_whole = declared.is_short or function.startswith("entry:")
+            return Function(function if is_whole else f"python:{function}")
+        case HttpsSink():
+            from workers.sinks.https import Https
+
+            return Https(declared)
+        case RedisStreamSink():
+            from workers.sinks.redis_stream import RedisStream
+
+            return RedisStream(declared)
+        case FilesSink():
+            from workers.sinks.files import Files
+
+            return Files(declared)
+        case ObjectSink():
+            from workers.sinks.objects import Objects
+
+            return Objects(declared)
     raise SettingsError(f"kind {declared.kind} is not available")

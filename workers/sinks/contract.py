@@ -62,15 +62,24 @@ class Reject(Exception):
         return printable(" ".join(text.split()))[:LONGEST_REASON] or "no reason given"
 
 
-class Unavailable(Exception):
+class Failed(Exception):
+    """Raised by a sink of ours for a failed attempt that its `reason` explains.
+
+    It is text of ours without data, such as `HTTP 422`, and is shown instead of type and place.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Unavailable(Failed):
     """Raised by a sink whose destination cannot take any order now: away, overloaded, full.
 
-    It uses an attempt, and several in a row let all deliveries of the sink wait. `reason` is text of ours without data,
-    such as `HTTP 503`. `after`: seconds that the destination asked to wait.
+    Several in a row let all deliveries of the sink wait. `after`: seconds that the destination asked to wait.
     """
 
     def __init__(self, reason: str, *, after: float | None = None) -> None:
-        self.reason = reason
         self.after = after
         super().__init__(reason)
 

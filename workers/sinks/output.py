@@ -16,6 +16,7 @@ from rq.timeouts import JobTimeoutException
 
 from app import log
 from app.ledger.policy import JOB_TIMEOUT
+from workers.sinks.contract import Failed
 
 MOST_LINES: Final = 100
 """Lines of one delivery's output that are logged; a sink that prints in a loop must not fill the log."""
@@ -31,11 +32,13 @@ _log = log.get()
 
 
 def failure_of(package: str, error: BaseException) -> str:
-    """Return type and place of what a sink raised, such as `ValueError at orders.py:41`.
+    """Return type and place of what a sink raised, such as `ValueError at orders.py:41`, or the reason of a Failed.
 
     The place is the innermost one in the sink's own `package`. The text is left out, as it may quote people's data;
     that of our time limit and of the system's error numbers cannot.
     """
+    if isinstance(error, Failed):
+        return error.reason
     places = [
         (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
