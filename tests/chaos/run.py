@@ -76,7 +76,7 @@ class Size:
         return plans.draw(seed, self.events, self.kills, self.seconds)
 
 
-SHORT: Final = Size(600, 12, 16, workers=4, failures=10, at_once=16, in_five_minutes=1_000_000)
+SHORT: Final = Size(600, 12, 16, workers=4, failures=8, at_once=16, in_five_minutes=1_000_000)
 LONG: Final = Size(10_000, 60, 240, workers=8, failures=50, at_once=64, in_five_minutes=1_000_000)
 TRUE_BUDGET: Final = Size(3_000, 20, 90, workers=8, failures=20, at_once=5, in_five_minutes=6_000)
 

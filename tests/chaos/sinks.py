@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import Any, Final
 
+from standardwebhooks import Webhook
+
 from app.upstream.decode import digest
 from tests.chaos.plan import Plan
 from tests.service import Service, children
@@ -31,16 +34,28 @@ SINKS: Final = ("shop", "warehouse")
 REFUSING: Final = "warehouse"
 """It refuses one order until that is a dead letter."""
 
-_FUNCTIONS: Final = "chaos_sinks"
-_TIME_LIMIT: Final = 1.0
-"""Seconds until the functions end a request without an answer."""
+_SECRET: Final = f"whsec_{b64encode(bytes(range(32))).decode()}"
+_TABLES: Final = f"""
+[sinks.shop]
+kind = "https"
+url = "{{url}}/shop"
+secret = "{_SECRET}"
+allow_private = true
 
-_LONGEST_HOLD: Final = 60.0
-"""Seconds after which a request that is held ends, whatever its sender does."""
+[sinks.warehouse]
+kind = "python"
+function = "chaos_sink:deliver"
+"""
+
+_TIME_LIMIT: Final = 1.0
+"""Seconds until the Python sink ends a request without an answer."""
+
+_LONGEST_HOLD: Final = 2.0
+"""Seconds after which the recorder closes the connection of a request that it holds: the kind https waits longer."""
 
 FAILURES: Final = ("status", "status", "status", "hang", "late", "kill")
-"""What the revisions of a sink meet, once: 500; no answer and nothing taken; taken, but the answer comes
-after the sender's time limit; taken, but the process that delivers is killed before the answer."""
+"""What the revisions of a sink meet, once: 500; no answer in time and nothing taken; taken, but no answer in time;
+taken, but the process that delivers is killed before the answer."""
 
 _STRETCHES: Final = ((0.10, 0.35), (0.45, 0.70))
 """A sink starts to answer 500 to everything when it has had so many revisions, as a share of the orders."""
@@ -56,22 +71,16 @@ import msgspec
 
 from workers.sinks import Reject
 
-
-def to(url):
-    def deliver(order, context):
-        headers = {{"content-type": "application/json", "webhook-id": context.idempotency_key}}
-        body = msgspec.json.encode({{"data": {{"order": order}}}})
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout={limit}).close()
-        except HTTPError as error:
-            error.close()
-            if error.code == 422:
-                raise Reject("refused") from None
-            raise
-
-    return deliver
-
-
+def deliver(order, context):
+    headers = {{"content-type": "application/json", "webhook-id": context.idempotency_key}}
+    body = msgspec.json.encode({{"data": {{"order": order}}}})
+    try:
+        urllib.request.urlopen(urllib.request.Request("{url}/warehouse", body, headers), timeout={limit}).close()
+    except HTTPError as error:
+        error.close()
+        if error.code == 422:
+            raise Reject("refused") from None
+        raise
 """
 
 
@@ -233,6 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # its sender died
             return
         sink, key = self.path.strip("/"), self.headers["webhook-id"]
+        if "webhook-signature" in self.headers:
+            Webhook(_SECRET).verify(body, dict(self.headers))
         failure = self.server.failure(sink, key)
         if failure in {"", "late", "kill"}:
             _, order_id, revision, content = key.split("/")
@@ -245,19 +256,24 @@ class _Handler(BaseHTTPRequestHandler):
         if failure == "kill":
             _kill_owner(self.client_address[1])
         if failure in {"hang", "late", "kill"}:
-            self._wait_for_its_end()
-        if failure != "hang":
-            self.send_response({"down": 500, "status": 500, "refuse": 422}.get(failure, 200))
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self._hold()
+        else:
+            self._answer({"": 200, "refuse": 422}.get(failure, 500))
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
 
-    def _wait_for_its_end(self) -> None:
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def _hold(self) -> None:
+        """Answer when the sender has ended the connection; after _LONGEST_HOLD end it without an answer."""
         self.connection.settimeout(_LONGEST_HOLD)
-        with suppress(OSError):
+        with suppress(TimeoutError):
             self.connection.recv(1)
+            self._answer(200)
 
 
 def table(sinks: Iterable[Sink], upstream: Mapping[str, Sequence[Content]], dead: Counter[str]) -> str:
@@ -279,10 +295,8 @@ def recording(service: Service, plan: Plan, seconds: float, failures: int) -> It
     """Declare the sinks of the service and serve their requests as long as the block lasts."""
     with Recorder(plan, seconds, failures) as recorder:
         url = f"http://127.0.0.1:{recorder.server_address[1]}"
-        source = _SOURCE.format(limit=_TIME_LIMIT) + "".join(f'{one} = to("{url}/{one}")\n' for one in recorder.sinks)
-        (service.folder / f"{_FUNCTIONS}.py").write_text(source)
-        tables = [f'[sinks.{one}]\nkind = "python"\nfunction = "{_FUNCTIONS}:{one}"\n' for one in recorder.sinks]
-        (service.folder / "sinks.toml").write_text("\n".join(tables))
+        (service.folder / "chaos_sink.py").write_text(_SOURCE.format(url=url, limit=_TIME_LIMIT))
+        (service.folder / "sinks.toml").write_text(_TABLES.format(url=url))
         service.variables["SINKS_FILE"] = str(service.folder / "sinks.toml")
         thread = Thread(target=recorder.serve_forever, daemon=True)
         thread.start()
