@@ -22,10 +22,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HOST=0.0.0.0 \
-    PORT=8080
+    PORT=8080 \
+    API_HOST=0.0.0.0 \
+    API_PORT=8081
 USER receiver
 WORKDIR /var/lib/ota-receiver
-EXPOSE 8080
+EXPOSE 8080 8081
 # A worker finishes its fetch: give it more than UPSTREAM_TIMEOUT before SIGKILL (docker run --stop-timeout 120).
 STOPSIGNAL SIGTERM
 # Alive, not ready: it is healthy while Redis is away. `health --ready` is for readiness probes.

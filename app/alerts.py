@@ -87,6 +87,7 @@ RULES: Final[dict[str, Rule]] = {
     "missed_events": Rule(keep_firing=60 * MINUTE),
     "sink_failing": Rule(),
     "deliveries_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
+    "feed_unacknowledged": Rule(),
     "pool_silent": Rule(),
     # Longer than the restart of all pools, one after the other, with a new configuration.
     "pools_differ": Rule(hold=10 * MINUTE),
@@ -104,7 +105,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     With `count`, the condition is true when this counter has risen; otherwise `is_true` says it. `left_at` is when (ms)
     the latest of what it counted that still stands came up, 0 if nothing stands, None if that is not known: an alert
     that began later is over. `figure` appears in the log: seconds, or a number. `company` is a slug and `sink` a name
-    of SINKS, "" if the alert is about neither.
+    of SINKS, or `feed:` and a consumer of the feed; "" if the alert is about neither.
     """
 
     name: str
@@ -166,8 +167,11 @@ def runbook(name: str) -> str:
     return f"docs/operations.md#{name.replace('_', '-')}"
 
 
-def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition]:
-    """Return every condition, true or not: an alert resolves when its condition is false. `hours`: by company id."""
+def conditions(snapshot: Snapshot, hours: Mapping[str, Hours], feed_ack_alert: int) -> list[Condition]:
+    """Return every condition, true or not: an alert resolves when its condition is false.
+
+    `hours`: by company id. `feed_ack_alert`: FEED_ACK_ALERT in seconds.
+    """
     found = [one for company_id in snapshot.companies for one in _of_company(snapshot, company_id, hours[company_id])]
     for name, of_sink in snapshot.sinks.items():
         total = snapshot.total("deliveries_dead_lettered", name)
@@ -177,6 +181,10 @@ def conditions(snapshot: Snapshot, hours: Mapping[str, Hours]) -> list[Condition
         found.append(Condition(name="deliveries_failing", sink=name, is_true=some > 0, figure=some))
         left_at = _left_at(of_sink.dead_at, snapshot.dead_deliveries)
         found.append(Condition(name="dead_deliveries", sink=name, count=total, left_at=left_at, figure=total))
+    for name, consumer in snapshot.consumers.items():
+        waiting = consumer.waiting_s(snapshot.now)
+        is_late = 0 < feed_ack_alert <= waiting
+        found.append(Condition(name="feed_unacknowledged", sink=f"feed:{name}", is_true=is_late, figure=waiting))
     invalid = snapshot.total("invalid", "bad_order_id")
     found.append(Condition(name="invalid_items", count=invalid, figure=invalid))
     refused = sum(snapshot.total("events", company_id, "refused") for company_id in snapshot.companies)

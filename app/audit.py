@@ -31,6 +31,8 @@ Action = Literal[
     "subscription-create",
     "subscription-delete",
     "subscription-repair",
+    "key-create",
+    "key-revoke",
 ]
 """What the audit lists."""
 
@@ -38,8 +40,8 @@ Action = Literal[
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One action: `what` (Action), its plan ("" without one), and the number of orders.
 
-    `selected`: an order's company and id, a selection in words, or a company and the address of a subscription. `who`
-    and `why` are a person's own words: no log has them.
+    `selected`: an order's company and id, a selection in words, a company and the address of a subscription, or a key's
+    name and its scopes or short id. `who` and `why` are a person's own words: no log has them.
     """
 
     what: str

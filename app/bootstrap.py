@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from app import log
 from app.deployment import Deployment, refuse_undeclared
@@ -102,6 +104,25 @@ async def _report_outage(inbox: Inbox) -> None:
     except Exception as error:
         refusal = inbox.refusal(error)
         log_outage("web", refusal.error, refusal.cause)
+
+
+def api_app(settings: Settings) -> ASGIApp:
+    """Return the API's app; it starts without Redis, as web does."""
+    # Here, as in web_app.
+    from app.api.app import application
+    from app.api.orders import Orders
+    from app.web.app import Proxies
+
+    # One more try: after a restart of Redis each connection of the pool fails once.
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
+    redis = client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
+    return application(
+        redis,
+        Orders(redis, settings.companies),
+        requests_per_min=settings.api_requests_per_min,
+        proxies=Proxies(settings.trusted_proxies),
+        webhook_path=settings.webhook_path,
+    )
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:

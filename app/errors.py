@@ -49,6 +49,7 @@ class BrokenRecord(ReceiverError):
     """The key of an order's record holds something that none of our scripts writes."""
 
     def __init__(self, order_id: str, key: str) -> None:
+        self.order_id = order_id
         super().__init__(f"The record of order {order_id} is unreadable: look at {key} in Redis.")
 
 
@@ -66,6 +67,10 @@ class Denied(ReceiverError):
 
 class BadExpected(ReceiverError):
     """The CSV of expected orders cannot be used; the text names each line and its problem."""
+
+
+class UnknownCursor(ReceiverError):
+    """A cursor of the feed or of a list that was never given."""
 
 
 class RequestRefused(ReceiverError):

@@ -31,9 +31,9 @@ Form = Literal["auto", "json", "ecs", "console"]
 _FIELDS: Final = """
     timestamp level event service version host logger request_id trace_id order_id job_id worker
 
-    advice attempts away_s busy_s bytes cause changed coalesced company coupons dead due due_in_s duplicates
+    advice attempts away_s busy_s bytes cause changed coalesced company consumer coupons dead due due_in_s duplicates
     duration_ms enqueued erased error events exit_code field figure for_good function held http_status ignored
-    invalid_items items kind lasted_s lines lost manifest method name next_in_s no_event open_s orders ours outcome
+    invalid_items items key kind lasted_s lines lost manifest method name next_in_s no_event open_s orders ours outcome
     pages parent_id path pid place pool problems processes proxy_request_id queue queued quiet_s reason requests
     revision role rows runbook sender shape sink spooled status stored_status stuck text tickets trace unreadable
     unscheduled usual waiting wallets what workers

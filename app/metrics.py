@@ -67,6 +67,8 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
     "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
     "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
+    "ota_feed_unacknowledged_orders": (("consumer",), "Orders that a consumer of the feed has not acknowledged."),
+    "ota_feed_oldest_unacknowledged_seconds": (("consumer",), "For how long the oldest of them has waited."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
     "ota_last_event_timestamp_seconds": (("company", "secret"), "When the last event with this clientState arrived."),
     "ota_pools": ((), "Worker pools with a heartbeat in the last 15 s."),
@@ -312,6 +314,9 @@ def _samples(snapshot: Snapshot) -> Samples:
     for name, sink in snapshot.sinks.items():
         found["ota_sink_behind_orders", name] = sink.behind
         found["ota_sink_failing_orders", name] = sink.failing
+    for name, consumer in snapshot.consumers.items():
+        found["ota_feed_unacknowledged_orders", name] = consumer.behind
+        found["ota_feed_oldest_unacknowledged_seconds", name] = consumer.waiting_s(snapshot.now)
     if pools := snapshot.heartbeats():
         found["ota_pool_heartbeat_timestamp_seconds",] = max(pool.at for pool in pools) / 1000
     for labels, state in snapshot.alert_states().items():

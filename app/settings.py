@@ -129,6 +129,17 @@ class Settings(Declared):
     )
     host: Host = Field(default="127.0.0.1", description="Address that `serve` listens on. The image sets `0.0.0.0`.")
     port: int = Field(ge=0, le=65535, default=8080, description="Port that `serve` listens on.")
+    api_host: Host = Field(default="127.0.0.1", description="Address that `api` listens on. The image sets `0.0.0.0`.")
+    api_port: int = Field(ge=0, le=65535, default=8081, description="Port that `api` listens on.")
+    api_requests_per_min: int = Field(
+        ge=1, le=1_000_000, default=600, description="Requests to the API that one key may make in a minute."
+    )
+    feed_ack_alert: SecondsOrOff = Field(
+        le=7 * 86400,
+        default=1800,
+        description="Time after which a revision that a consumer of the feed has not acknowledged is an alert; 0 for"
+        " none.",
+    )
     trusted_proxies: Networks = Field(
         default="127.0.0.0/8,::1",
         validate_default=True,

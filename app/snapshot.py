@@ -125,6 +125,20 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
         return self.failing_since > 0 and (self.failed_orders >= FAILING_ORDERS or is_long)
 
 
+class ConsumerSnapshot(msgspec.Struct, frozen=True):
+    """One consumer of the feed: orders that it has not acknowledged, the oldest of them since `waiting_since`.
+
+    `waiting_since` is in ms since 1970, 0 for none.
+    """
+
+    behind: int
+    waiting_since: int
+
+    def waiting_s(self, now: int) -> int:
+        """Return for how many seconds the oldest has waited at `now` (ms)."""
+        return max(now - self.waiting_since, 0) // 1000 if self.waiting_since else 0
+
+
 class QueueSnapshot(msgspec.Struct, frozen=True):
     """Waiting jobs, and when the first of them was queued as RQ writes it, "" without one."""
 
@@ -134,6 +148,7 @@ class QueueSnapshot(msgspec.Struct, frozen=True):
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The whole; `companies` by id: those of the settings, and those that pools have declared, as the `sinks`.
+    `consumers` of the feed by name.
 
     `counters`: field prefix and label values, with a `|` between them -> count (app.metrics). `next_due_at` is the
     lowest score of `due` in ms since 1970, 0 if it is empty. `suspended`: `rq suspend` was given.
@@ -155,6 +170,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     companies: dict[str, CompanySnapshot]
     elsewhere: dict[str, int]
     sinks: dict[str, SinkSnapshot]
+    consumers: dict[str, ConsumerSnapshot]
 
     @property
     def dispatcher_lag_ms(self) -> int:

@@ -51,6 +51,7 @@ SELF_SIGNED: Final = (
     " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out all.pem"
 )
 SERVE: Final = (sys.executable, "-m", "app.cli", "serve")
+API: Final = (sys.executable, "-m", "app.cli", "api")
 _senders = count()
 _SERVE_CHANGED: Final = """
 import sys
@@ -60,7 +61,11 @@ sys.argv = ["ota-receiver", "serve"]
 main()
 """
 
-_READY: Final = {"web": "Application startup complete", "worker": "pool.worker_started"}
+_READY: Final = {
+    "web": "Application startup complete",
+    "api": "Application startup complete",
+    "worker": "pool.worker_started",
+}
 _READY_WITHIN: Final = 20.0
 
 
@@ -118,6 +123,7 @@ class Service:
             "NP_COMPANY_ID": self.company_id,
             "NP_PARTNER_ID": PARTNER_ID,
             "PORT": str(free_port()),
+            "API_PORT": str(free_port()),
             "LOG_FORMAT": "json",
             # Most tests have no subscription: the pools would raise an alert.
             "SUBSCRIPTION_CHECK_EVERY": "0",
@@ -312,9 +318,9 @@ class Web:
 
 @contextmanager
 def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE) -> Iterator[Web]:
-    """Run the web process with `settings` until the block ends; it is ready when /healthz says 200."""
+    """Run the web process, or that of the API, until the block ends; it is ready when /healthz says 200."""
     port = free_port()
-    env = {**os.environ, **settings, "PORT": str(port)}
+    env = {**os.environ, **settings, "PORT": str(port), "API_PORT": str(port)}
     with (
         Process.start(program, env=env, cwd=folder, log=folder / "web.log") as process,
         httpx.Client(

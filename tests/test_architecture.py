@@ -33,6 +33,7 @@ LAYERS = (
     ("app.audit", "app.erased_file", "app.intake", "app.snapshot"),
     ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),
+    ("app.api",),
     ("app.bootstrap",),
     ("workers",),
     ("app.dev",),
@@ -43,6 +44,7 @@ LAYERS = (
 DOORS = {
     "redis": (
         "app.alerts",
+        "app.api.app",
         "app.audit",
         "app.bootstrap",
         "app.cli.context",
@@ -63,7 +65,7 @@ DOORS = {
     "httpx": ("app.upstream", "app.dev", "workers.sinks"),
     "httpcore": ("app.upstream", "workers.sinks.https"),
     "standardwebhooks": ("workers.sinks.https",),
-    "starlette": ("app.web", "app.dev", "app.bootstrap"),
+    "starlette": ("app.api", "app.web", "app.dev", "app.bootstrap", "app.cli.serve"),
     "uvicorn": ("app.web", "app.dev"),
     "dotenv": ("app.settings",),
     "sqlite3": ("app.intake.spool_file",),

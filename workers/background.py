@@ -117,6 +117,7 @@ class AlertEvaluator:
         self._reader = SnapshotReader(settings.companies)
         self._deployment = Deployment(redis)
         self._store = AlertStore(redis)
+        self._feed_ack_alert = settings.feed_ack_alert
         self._redis = redis
 
     def tick(self) -> None:
@@ -125,7 +126,7 @@ class AlertEvaluator:
             return
         try:
             snapshot = self._reader.read(self._redis)
-            log_alerts(self._store, snapshot)
+            log_alerts(self._store, snapshot, self._feed_ack_alert)
             if retired := self._deployment.retire(snapshot.running_pools()):
                 _log.warning("deployment.retired", what=retired)
         except (RedisError, OSError):
@@ -135,13 +136,15 @@ class AlertEvaluator:
             _log.error("alert.failed", error=type(error).__name__, trace=log.trace_of(error))
 
 
-def log_alerts(store: AlertStore, snapshot: Snapshot) -> list[Change]:
+def log_alerts(store: AlertStore, snapshot: Snapshot, feed_ack_alert: int) -> list[Change]:
     """Log what has changed since the last evaluation, then save the new states; return the changes.
+
+    `feed_ack_alert`: FEED_ACK_ALERT in seconds.
 
     A pool that is killed in between repeats an alert and swallows none.
     """
     hours = {company_id: store.hours(company_id, snapshot.now) for company_id in snapshot.companies}
-    found = conditions(snapshot, hours)
+    found = conditions(snapshot, hours, feed_ack_alert)
     states, changes = evaluate(found, snapshot.alert_states(), snapshot.now)
     for change in changes:
         _log_change(change, snapshot.now)

@@ -1,4 +1,4 @@
-"""The command for HEALTHCHECK: does the web process or the worker pool of this container live, and is it ready?
+"""The command for HEALTHCHECK: does the web process, the pool or the API of this container live, and is it ready?
 
 Alive needs no Redis: a restart does not bring it back. What is not alive hangs or has ended, and a restart helps.
 
@@ -19,7 +19,7 @@ from app.cli.command import DONE, FOUND, NO_REDIS, command, commands
 from app.errors import StoreUnavailable
 from app.settings import Settings
 
-WEB_SECONDS: Final = 2.0
+HTTP_SECONDS: Final = 2.0
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
 _CODES: Final = NO_REDIS | {DONE: "healthy", FOUND: "not healthy"}
@@ -30,23 +30,26 @@ cli = commands()
 @command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES)
 def health(
     role: Annotated[
-        Literal["web", "worker"] | None,
+        Literal["web", "worker", "api"] | None,
         typer.Option(help="Check only this role; otherwise one healthy role is enough."),
     ] = None,
     ready: Annotated[bool, typer.Option("--ready", help="Check that it can work now: with Redis, or a spool.")] = False,
 ) -> None:
-    """Check that the web process or the worker pool of this machine (or container) works.
+    """Check that the web process, the worker pool or the API of this machine (or container) works.
 
-    That is: it lives, also while Redis is away (for liveness probes); with --ready, it can do its work now. Of a pool,
-    only its own user and root see whether it lives.
+    That is: it lives, also while Redis is away (for liveness probes); with --ready, it can do its work now, but of the
+    API only that it lives. Of a pool, only its own user and root see whether it lives.
     """
     loaded = settings.load()
     healthy, found = False, []
-    web = partial(_web, path="/readyz" if ready else "/healthz")
-    checks = (("web", web), ("worker", _worker_ready if ready else _worker))
-    for name, check in checks:
+    checks = {
+        "web": partial(_http, loaded.host, loaded.port, "/readyz" if ready else "/healthz"),
+        "worker": partial(_worker_ready if ready else _worker, loaded),
+        "api": partial(_http, loaded.api_host, loaded.api_port, "/healthz"),
+    }
+    for name, check in checks.items():
         if role in (None, name) and not healthy:
-            healthy, detail = check(loaded)
+            healthy, detail = check()
             found.append({"role": name, "healthy": healthy, "detail": detail})
     for one in found:
         console.result(f"{one['role']}: {one['detail']}", one)
@@ -54,17 +57,17 @@ def health(
         raise typer.Exit(FOUND)
 
 
-def _web(loaded: Settings, path: str) -> tuple[bool, str]:
-    """Return whether the web process answers 200 for this path, and the detail."""
+def _http(host: str, port: int, path: str) -> tuple[bool, str]:
+    """Return whether a process answers 200 for this path, and the detail."""
     # The standard library's client ignores the proxies of the environment.
     from http.client import HTTPConnection, HTTPException
 
-    connection = HTTPConnection(_ANY_ADDRESS.get(loaded.host, loaded.host), loaded.port, timeout=WEB_SECONDS)
+    connection = HTTPConnection(_ANY_ADDRESS.get(host, host), port, timeout=HTTP_SECONDS)
     try:
         connection.request("GET", path)
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
-        return False, f"no answer on port {loaded.port} ({type(error).__name__})"
+        return False, f"no answer on port {port} ({type(error).__name__})"
     finally:
         connection.close()
     return status == 200, f"{path} answers {status}"

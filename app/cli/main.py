@@ -34,8 +34,13 @@ from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailabl
 COMMANDS: Final = {
     "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
     "worker": ("serve", "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."),
+    "api": ("serve", "Serve orders and the feed to your own services: run the API (the `api` process)."),
+    "keys": ("keys", "Keys of the API: who may read orders and the feed."),
     "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
-    "health": ("health", "Check that the web process or the worker pool of this machine (or container) works."),
+    "health": (
+        "health",
+        "Check that the web process, the worker pool or the API of this machine (or container) works.",
+    ),
     "status": ("status", "Show the backlog and its expected end, failures, worker pools and alerts."),
     "events": ("events", "Events received from the Channel Manager."),
     "orders": ("orders", "Orders: fetched, pending and failed."),
@@ -51,7 +56,7 @@ COMMANDS: Final = {
 """Name -> its module, and its line in `--help`: the first sentence of its own help."""
 
 _PANELS: Final[dict[Panel, tuple[str, ...]]] = {
-    "Run": ("serve", "worker", "check", "health"),
+    "Run": ("serve", "worker", "api", "keys", "check", "health"),
     "Look": ("status", "events", "orders", "audit"),
     "Repair": ("dead", "replays", "subscription", "reconcile"),
     "Try": ("demo", "dev", "simulate"),

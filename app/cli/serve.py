@@ -1,13 +1,13 @@
-"""The commands that run the service: serve, worker."""
+"""The commands that run the service: serve, worker, api."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
@@ -15,11 +15,15 @@ from app import bootstrap, log, settings
 from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, NO_REDIS, OTHER_DEPLOYMENT, USAGE, commands, epilog
 from app.errors import OtherDeployment, SettingsError
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
 _log = log.get()
 
 _ENDS = {DONE: "stopped on request", USAGE: "wrong settings"}
 _OTHER = {OTHER_DEPLOYMENT: "another deployment uses this Redis under the same KEY_PREFIX"}
 _SERVE_CODES = NO_REDIS | _ENDS | _OTHER | {FOUND: "cannot listen on HOST and PORT"}
+_API_CODES = NO_REDIS | _ENDS | _OTHER | {FOUND: "cannot listen on API_HOST and API_PORT"}
 _WORKER_CODES = {
     **_ENDS,
     **_OTHER,
@@ -34,29 +38,19 @@ cli = commands()
 @cli.command(epilog=epilog("ota-receiver serve", codes=_SERVE_CODES))
 def serve() -> None:
     """Receive events: run the HTTP endpoint (the `web` process)."""
-    from app.web.server import Server, listen  # the pool imports no web server
-
     with _settings("web") as found:
-        try:
-            bootstrap.refuse_other_deployment(found)
-        except OtherDeployment as refusal:
-            _log.error("service.other_deployment", reason=str(refusal))
-            raise typer.Exit(OTHER_DEPLOYMENT) from None
-        server = Server(bootstrap.web_app(found), found.host, found.port)
-    # Also before and after the run: a signal must neither be lost then nor end the process with its number.
-    signal.signal(signal.SIGTERM, server.handle_exit)
-    signal.signal(signal.SIGINT, server.handle_exit)
-    # Imported objects never become garbage: scanning them again and again took 6 % of the time under load.
-    gc.collect()
-    gc.freeze()
-    try:
-        listeners = listen(found.host, found.port)
-    except OSError as error:
-        _log.error("service.cannot_listen", reason=f"HOST {found.host}, PORT {found.port}: {error.strerror}")
-        raise typer.Exit(FOUND) from None
-    server.run(listeners)
-    _log.info("service.stopped", role="web")
-    raise typer.Exit(DONE if server.started else FOUND)
+        _refuse_other_deployment(found)
+        app = bootstrap.web_app(found)
+    _listen("web", app, {"HOST": found.host, "PORT": found.port})
+
+
+@cli.command(epilog=epilog("ota-receiver api", codes=_API_CODES))
+def api() -> None:
+    """Serve orders and the feed to your own services: run the API (the `api` process)."""
+    with _settings("api") as found:
+        _refuse_other_deployment(found)
+        app = bootstrap.api_app(found)
+    _listen("api", app, {"API_HOST": found.api_host, "API_PORT": found.api_port})
 
 
 @cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))
@@ -69,8 +63,39 @@ def worker() -> None:
     raise typer.Exit(code)
 
 
+def _refuse_other_deployment(found: settings.Settings) -> None:
+    try:
+        bootstrap.refuse_other_deployment(found)
+    except OtherDeployment as refusal:
+        _log.error("service.other_deployment", reason=str(refusal))
+        raise typer.Exit(OTHER_DEPLOYMENT) from None
+
+
+def _listen(role: Literal["web", "api"], app: ASGIApp, address: Mapping[str, Any]) -> NoReturn:
+    """Serve the app until SIGTERM or SIGINT. `address`: the settings of host and port, by name."""
+    from app.web.server import Server, listen  # the pool imports no web server
+
+    host, port = address.values()
+    server = Server(app, host, port)
+    # Also before and after the run: a signal must neither be lost then nor end the process with its number.
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    signal.signal(signal.SIGINT, server.handle_exit)
+    # Imported objects never become garbage: scanning them again and again took 6 % of the time under load.
+    gc.collect()
+    gc.freeze()
+    try:
+        listeners = listen(host, port)
+    except OSError as error:
+        named = ", ".join(f"{name} {value}" for name, value in address.items())
+        _log.error("service.cannot_listen", reason=f"{named}: {error.strerror}")
+        raise typer.Exit(FOUND) from None
+    server.run(listeners)
+    _log.info("service.stopped", role=role)
+    raise typer.Exit(DONE if server.started else FOUND)
+
+
 @contextmanager
-def _settings(role: Literal["web", "worker"]) -> Iterator[settings.Settings]:
+def _settings(role: Literal["web", "worker", "api"]) -> Iterator[settings.Settings]:
     """Give the settings and set up the log; with LOG_FORMAT=json a SettingsError, also one of the block, is a line."""
     try:
         found = settings.load()

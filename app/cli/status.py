@@ -27,7 +27,7 @@ from app.ledger.policy import JOB_TIMEOUT
 from app.ledger.rate_limit import spent
 from app.ledger.record import OrderRecord
 from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
-from app.snapshot import AlertState, SinkSnapshot, Snapshot, SnapshotReader
+from app.snapshot import AlertState, ConsumerSnapshot, SinkSnapshot, Snapshot, SnapshotReader
 
 _CODES: Final = {
     DONE: "nothing needs a look",
@@ -103,6 +103,7 @@ def status() -> None:
         "dead_deliveries": snapshot.dead_deliveries,
         "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in breakers.items()],
         "sinks": [_sink_fields(*one, snapshot.now) for one in snapshot.sinks.items()],
+        "feed": [_consumer_fields(*one, snapshot.now) for one in snapshot.consumers.items()],
         "throttled_until": throttled,
         "spooled": spooled,
     }
@@ -122,6 +123,7 @@ def status() -> None:
         "breakers open": [f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": [_sink(*one, snapshot.now) for one in snapshot.sinks.items()],
+        "feed": [_consumer(*one, snapshot.now) for one in snapshot.consumers.items()],
         "longest delivery": f"has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
         if longest >= _LONG
         else None,
@@ -221,6 +223,16 @@ def _sink(name: str, one: SinkSnapshot, now: int) -> str:
         return behind
     failed = f"{console.many(one.failed_attempts, 'attempt')} failed, {one.error}"
     return f"{behind}; nothing delivered for {_age(failing_s)}: {failed}"
+
+
+def _consumer_fields(name: str, one: ConsumerSnapshot, now: int) -> dict[str, object]:
+    """Return a consumer of the feed for machines; docs/json.md describes the keys."""
+    return {"consumer": name, "behind": one.behind, "waiting_s": one.waiting_s(now)}
+
+
+def _consumer(name: str, one: ConsumerSnapshot, now: int) -> str:
+    oldest = f", the oldest for {_age(one.waiting_s(now))}" if one.behind else ""
+    return f"{name}: {console.many(one.behind, 'order')} unacknowledged{oldest}"
 
 
 def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> float:

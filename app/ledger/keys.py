@@ -17,6 +17,12 @@
 | `ota:dead-deliveries` | zset: order + sink -> ms when the delivery became one | the same | complete_delivery |
 | `ota:erasing` | zset: erased order -> ms, while its events may be stored | until they are deleted | erase |
 | `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS | accept, request_fetch, store_fetch |
+| `ota:feed` | zset: order -> position of its latest revision, about the ms when it came | as the record | store_fetch |
+| `ota:feed-position` | string: the highest position ever given | none | store_fetch |
+| `ota:feed-cursors` | zset: consumer -> position up to which it has acknowledged the feed | none | api, keys |
+| `ota:api-keys` | hash: short id of a key of the API -> JSON: name, scopes, digest (app/api/keys.py) | none | keys |
+| `ota:api-keys-used` | hash: short id -> ms of its last use, to the minute | none | api |
+| `ota:api-requests:<id>:<minute>` | string: requests of one key in this minute | two minutes | api |
 | `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | store_fetch |
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
@@ -119,6 +125,11 @@ class Keys:
         self.replays: Final = key("replays")
         self.events: Final = key("events")
         self.orders: Final = key("orders")
+        self.feed: Final = key("feed")
+        self.feed_position: Final = key("feed-position")
+        self.feed_cursors: Final = key("feed-cursors")
+        self.api_keys: Final = key("api-keys")
+        self.api_keys_used: Final = key("api-keys-used")
         self.counters: Final = key("counters")
         self.pools: Final = key("pools")
         self.sinks: Final = key("sinks")
@@ -153,6 +164,7 @@ class Keys:
         self.subscription_turn: Final = key("subscription-turn:{}").format
         self.event_rate: Final = key("event-rate:{}").format
         self.alert: Final = key("alert:{}").format
+        self.api_requests: Final = key("api-requests:{}:{}").format
         self.wakeups: Final = key("wakeups:{}").format
 
     def reference(self, text: str) -> str:

@@ -151,13 +151,28 @@ class Archive:
         """
         try:
             packed: Any = self._redis.get(self._redis.names.content(order))
-            return None if packed is None else parse_order(zlib.decompress(packed))
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
-        except zlib.error:
-            pass
-        raise UnreadableAnswer("unreadable_content")
+            packed = error
+        return None if packed is None else parse_order(_unpacked(packed))
+
+    def stored(self, orders: Sequence[OrderKey]) -> list[StoredOrder | BrokenRecord | None]:
+        """Return record and content of each order, which belong together: they are read in one step."""
+        names = self._redis.names
+        with self._redis.pipeline(transaction=True) as pipe:
+            for order in orders:
+                pipe.hgetall(names.record(order))
+                pipe.get(names.content(order))
+            answers = pipe.execute(raise_on_error=False)
+        found: list[StoredOrder | BrokenRecord | None] = []
+        for order, fields, packed in zip(orders, answers[::2], answers[1::2], strict=True):
+            for answer in (fields, packed):
+                if isinstance(answer, Exception) and not is_wrong_type(answer):
+                    raise answer
+            record = _parsed(order, fields, names)
+            found.append(StoredOrder(record, packed) if isinstance(record, OrderRecord) else record)
+        return found
 
     def history(self, order: OrderKey) -> tuple[Entry, ...]:
         """Return what happened to the order, oldest first; the last 200 entries are kept.
@@ -280,6 +295,25 @@ def _parsed(order: OrderKey, answer: Any, names: Keys) -> OrderRecord | BrokenRe
         return BrokenRecord(order.order_id, names.record(order))
 
 
+class StoredOrder(msgspec.Struct, frozen=True):
+    """The record of an order, and its content as Redis has it: None if it was never fetched, or erased."""
+
+    record: OrderRecord
+    packed: Any
+
+    @property
+    def raw(self) -> bytes:
+        """Return the content as upstream sent it; raises UnreadableAnswer if what is stored is none."""
+        return _unpacked(self.packed)
+
+
+def _unpacked(packed: Any) -> bytes:
+    try:
+        return zlib.decompress(packed)
+    except (zlib.error, TypeError):
+        raise UnreadableAnswer("unreadable_content") from None
+
+
 class LocalCopy(msgspec.Struct, frozen=True):
     """One order as stored here. `status` is that of the latest fetch, or DeletedUpstream; "" without a fetch.
 
@@ -343,6 +377,11 @@ class References:
         ((_, indexed),) = self._indexed([reference])
         found = [order for order in indexed if company_id in (None, order.company_id)]
         return sorted(found or self._searched(reference.strip().casefold(), company_id))
+
+    def of_fetched(self, reference: str) -> list[OrderKey]:
+        """Return the fetched orders that have this reference of either side, sorted."""
+        ((_, indexed),) = self._indexed([reference])
+        return sorted(indexed)
 
     def fetched(self, references: Iterable[str], company_ids: Collection[str]) -> set[str]:
         """Return those, as given, that a fetched order of these companies has."""

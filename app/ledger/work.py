@@ -140,8 +140,12 @@ class Delivery(msgspec.Struct, frozen=True):
     deadline: float = 0.0
 
     def idempotency_key(self, order: OrderKey) -> str:
-        """Return the idempotency key: the same for every attempt of this revision, and for no other content.
+        return idempotency_key(order, self.revision, self.digest)
 
-        The number alone is not enough: after a flush, or in a restored Redis, revisions are counted anew.
-        """
-        return f"{order.company_id}/{order.order_id}/{self.revision}/{self.digest[:12]}"
+
+def idempotency_key(order: OrderKey, revision: int, digest: str) -> str:
+    """Return the idempotency key: the same for every attempt of this revision, and for no other content.
+
+    The number alone is not enough: after a flush, or in a restored Redis, revisions are counted anew.
+    """
+    return f"{order.company_id}/{order.order_id}/{revision}/{digest[:12]}"

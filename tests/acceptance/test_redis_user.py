@@ -12,7 +12,7 @@ import pytest
 from app.ledger.redis import Redis
 from app.ledger.rights import NEEDED, OPTIONAL, RQ_KEYS, acl_name
 from tests.eventually import eventually
-from tests.service import Service
+from tests.service import Service, ask
 
 LISTED: Final = {acl_name(command): who for who, commands in NEEDED.items() for command in commands}
 
@@ -42,6 +42,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         commands = (f"+{one}" for one in (*LISTED, *OPTIONAL))
         become(bare, redis, f"~{prefix}:*", *(f"~{pattern}" for pattern in RQ_KEYS), "-@all", *commands)
         bare.start("web")
+        bare.start("api")
         pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
         bare.run([sys.executable, "-m", "app.cli", "events", "tail"], "tail.log")
         # One permit and two workers: one of them waits for it.
@@ -65,11 +66,23 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
             ["dead", "list"],
             ["reconcile"],
             ["audit"],
+            ["keys", "create", "--name", "desk", "--scope", "feed", "--scope", "orders:read", "--from-now"],
             ["orders", "erase", order_ids[1], "--why", "asked", "--yes"],
         ):
             code, out = bare.cli(*arguments)[:2]
             assert code in (0, 1), (arguments, code, out)
             assert not re.search("NOPERM|may not:", str(out))
+        key = bare.cli("keys", "create", "--name", "desk", "--scope", "feed", "--scope", "orders:read")[1][0]["key"]
+        api, caller = f"http://127.0.0.1:{bare.variables['API_PORT']}", {"authorization": f"Bearer {key}"}
+        for path in (
+            "orders?reference=x",
+            "orders",
+            f"orders/{order_ids[0]}",
+            f"orders/{order_ids[0]}/history",
+            "feed",
+        ):
+            assert ask("GET", f"{api}/{path}", headers=caller)[0] == 200
+        assert ask("POST", f"{api}/feed/ack", {"cursor": "MA"}, caller)[0] == 200
         pool.kill()
         pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
         eventually(lambda: bare.log("worker", "pool.recovered"), 10, what="the dead pool is found")

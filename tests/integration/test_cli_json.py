@@ -103,6 +103,7 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "dead", "drop", "--all", "--yes", "--dry-run"
     yield "dead", "drop", "--all", "--yes"
     yield ("audit",)
+    lab.run_command("keys", "create", "--name", "reader", "--scope", "feed")
     yield ("status",)
     yield ("check",)
     yield ("health",)
@@ -113,6 +114,10 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "orders", "cancel", draft(sandbox, lab, "CANCELLED").order_id, "--yes"
     yield "orders", "confirm", draft(sandbox, lab, "PAID").order_id, "--payment-reference", "PAY-1", "--yes"
     yield "orders", "erase", FETCHED.order_id, "--yes"
+    yield "keys", "create", "--name", "desk", "--scope", "orders:read"
+    yield "keys", "list"
+    key = lab.run_command("keys", "list", "--json").objects[0]
+    yield "keys", "revoke", key["id"]
     yield "subscription", "create", HOOK, "--yes", "--company", "venue"
     yield "subscription", "create", HOOK, "--new-client-state", "--reveal", "--company", "venue"
     yield "subscription", "watch", "--once"

@@ -434,7 +434,7 @@ def pool_check(lab: Lab, **env: str) -> str:
 def alerts(lab: Lab) -> list[tuple[str, str, str]]:
     """Evaluate the alerts as a pool does; return what was logged of the subscription: action, company, reason."""
     snapshot = SnapshotReader(settings.parse(lab.env).companies).read(lab.redis)
-    changes = log_alerts(AlertStore(lab.redis), snapshot)
+    changes = log_alerts(AlertStore(lab.redis), snapshot, 0)
     found = [one for one in changes if one.condition.name == "subscription"]
     return [(one.action, one.condition.company, one.condition.reason) for one in found]
 

@@ -300,6 +300,8 @@ def check_finished(lab: Lab, name: str, error: str) -> None:
                 kept = redis.hget(KEYS.revisions(one), "1:content")
                 # Where its own key is broken, the step goes on without it.
                 assert (error == "of_a_key" and kept is None) or zlib.decompress(kept) == b"1", record
+        is_in_feed = lab.redis.zscore(KEYS.feed, one.member) is not None
+        assert is_in_feed == bool(lab.redis.exists(KEYS.content(one))), "the feed has what has content"
         assert None not in lab.days_kept(one), f"a key does not expire: {record}"
 
 

@@ -15,6 +15,7 @@ from rq.suspension import resume, suspend
 
 from app import bootstrap, times
 from app.alerts import AlertStore
+from app.api.keys import ApiKeys
 from app.deployment import RETIRED_AFTER, Deployment
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
@@ -33,6 +34,7 @@ from workers.background import log_alerts
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
+FEED_ACK_ALERT = 1800
 COMPANIES = (
     company("venue", VENUE, "Venue"),
     company("museum", MUSEUM, "Museum").model_copy(update={"np_partner_id": None}),
@@ -50,7 +52,7 @@ def venue(lab: Lab) -> CompanySnapshot:
 
 def evaluated(lab: Lab, later: int = 0) -> list[tuple[str, str]]:
     """Evaluate the alerts as a pool does; return what was logged."""
-    changes = log_alerts(AlertStore(lab.redis), snapshot(lab, later))
+    changes = log_alerts(AlertStore(lab.redis), snapshot(lab, later), FEED_ACK_ALERT)
     return [(change.action, change.condition.name) for change in changes]
 
 
@@ -197,7 +199,7 @@ def test_a_sink_that_fails_for_everything_fires_within_a_minute_and_resolves_wit
     for number in range(orders):
         lab.deliver("retry", order(number), reason="ValueError", failure="ValueError at shop.py:7", wait=600)
 
-    changes = log_alerts(AlertStore(lab.redis), snapshot(lab, later * 1000))
+    changes = log_alerts(AlertStore(lab.redis), snapshot(lab, later * 1000), FEED_ACK_ALERT)
 
     fired = [(one.condition.name, one.condition.sink, one.condition.reason) for one in changes]
     assert fired == ([("sink_failing", SINK, "ValueError at shop.py:7")] if fires else [])
@@ -336,6 +338,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     lab.redis.hset(KEYS.pools, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
     record_whole_list(lab.redis, VENUE, 1_795_000_000_000)
     lab.redis.hset(KEYS.subscription(VENUE), "state", "missing")
+    ApiKeys(lab.redis).create("desk", ("feed",))
     evaluated(lab)
 
     found = metrics(redis_url, spooled=3)
@@ -352,6 +355,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert found["ota_alert venue subscription "] == 1
     assert found["ota_alert venue fetch_late "] == 1
     assert found["ota_alert museum fetch_late "] == 0
+    assert (found["ota_feed_unacknowledged_orders desk"], found["ota_alert  feed_unacknowledged feed:desk"]) == (1, 0)
     assert {name.split()[0] for name in found} >= GAUGES.keys()
 
 
@@ -375,7 +379,7 @@ def test_a_late_fetch_fires_once_and_resolves_when_it_is_stored(lab: Lab) -> Non
 
     assert evaluated(lab, 1 * MINUTE) == []
     with pytest.raises(KeyboardInterrupt):
-        log_alerts(Killed(lab.redis), snapshot(lab, 6 * MINUTE))
+        log_alerts(Killed(lab.redis), snapshot(lab, 6 * MINUTE), FEED_ACK_ALERT)
     assert [evaluated(lab, later * MINUTE) for later in (6, 7)] == [[("firing", "fetch_late")], []]
     lab.fetch_and_store(order(1))
     assert evaluated(lab, 8 * MINUTE) == [("resolved", "fetch_late")]

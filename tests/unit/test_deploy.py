@@ -37,7 +37,7 @@ def test_compose_holds_to_its_schema() -> None:
 
 def test_compose_gives_each_secret_once_as_a_file_that_is_mounted() -> None:
     services = compose()["services"]
-    for role in ("web", "worker"):
+    for role in ("web", "worker", "api"):
         environment, mounted = services[role]["environment"], services[role]["secrets"]
 
         assert environment.keys() <= NAMES
@@ -50,10 +50,14 @@ def test_compose_gives_each_secret_once_as_a_file_that_is_mounted() -> None:
 
 def test_the_commands_of_deploy_exist() -> None:
     services = compose()["services"]
-    named = [services["worker"]["command"][1], services["worker"]["healthcheck"]["test"][2]]
+    named = [
+        services["worker"]["command"][1],
+        services["worker"]["healthcheck"]["test"][2],
+        services["api"]["command"][1],
+    ]
     named += [match for path in UNITS for match in re.findall(r"ExecStart=\S*/ota-receiver (\w+)", path.read_text())]
 
-    assert sorted(named) == ["health", "serve", "worker", "worker"]
+    assert sorted(named) == ["api", "api", "health", "serve", "worker", "worker"]
     assert set(named) <= COMMANDS.keys()
 
 

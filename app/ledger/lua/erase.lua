@@ -32,6 +32,7 @@ redis.call('HSET', o.record, 'fetched_generation', o.generation, 'started_genera
   'erased_at', erased_at)
 redis.call('ZREM', due, o.member)
 redis.call('ZREM', dead, o.member)
+redis.call('ZREM', prefix .. 'feed', o.member)
 redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)
 for _, reference in ipairs(a.references) do
   redis.call('SREM', reference, o.member)

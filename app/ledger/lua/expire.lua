@@ -43,5 +43,6 @@ for _, member in ipairs(found) do
 end
 if #ended > 0 then
   redis.call('ZREM', orders, unpack(ended))
+  redis.call('ZREM', prefix .. 'feed', unpack(ended))
 end
 return {removed, #found, #ended}

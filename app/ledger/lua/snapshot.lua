@@ -54,6 +54,29 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
   }
 end
 
+-- The consumers of the feed: the names of the valid keys for it. One that has never acknowledged anything waits since its
+-- key was made, not since the oldest order.
+local consumers = {}
+local function add_consumer(text)
+  local key = cjson.decode(text)
+  local scopes = ' ' .. table.concat(key.scopes, ' ') .. ' '
+  if key.revoked_at > 0 or not string.find(scopes, ' feed ', 1, true) then
+    return
+  end
+  local acknowledged = redis.call('ZSCORE', prefix .. 'feed-cursors', key.name)
+  local after, feed = '(' .. (acknowledged or 0), prefix .. 'feed'
+  local first = redis.call('ZRANGEBYSCORE', feed, after, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  local since = first[2] and math.max(tonumber(first[2]), acknowledged and 0 or key.created_at) or 0
+  local known = consumers[key.name]
+  consumers[key.name] = {
+    behind = redis.call('ZCOUNT', feed, after, '+inf'),
+    waiting_since = known and math.min(known.waiting_since, since) or since,
+  }
+end
+for _, text in ipairs(redis.pcall('HVALS', prefix .. 'api-keys')) do
+  pcall(add_consumer, text)
+end
+
 -- The latest dead letters, last first: when the latest of each company and of each sink became one.
 local function latest(key, pattern, map)
   local members = redis.call('ZREVRANGE', key, 0, a.sample - 1, 'WITHSCORES')
@@ -147,4 +170,5 @@ return cjson.encode({
   companies = companies,
   elsewhere = elsewhere,
   sinks = sinks,
+  consumers = consumers,
 })

@@ -55,12 +55,19 @@ end
 if o.digest ~= a.digest and o.revision > 0 then
   isolate(keep_replaced)
 end
--- Also where nothing changed: what stands there may have become unreadable, and a refetch is to repair it.
-redis.call('SET', o.content, ARGV[2])
 if o.digest ~= a.digest then
   changed = true
   o.revision = o.revision + 1
 end
+-- Also where nothing changed: what stands there may have become unreadable, and a refetch is to repair it. In the feed an
+-- order moves behind all others, above every position ever given, since its readers may have passed over the unreadable one.
+local stood = redis.pcall('GET', o.content)
+if changed or stood ~= ARGV[2] then
+  local position = math.max(now, (tonumber(redis.call('GET', prefix .. 'feed-position') or '0') or 0) + 1)
+  redis.call('SET', prefix .. 'feed-position', position)
+  redis.call('ZADD', prefix .. 'feed', position, o.member)
+end
+redis.call('SET', o.content, ARGV[2])
 for _, sink in ipairs(sinks()) do
   -- Every sink that is declared by now is to get it.
   redis.call('HSETNX', o.record, sink .. ':revision', 0)

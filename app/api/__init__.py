@@ -1,0 +1,1 @@
+"""The HTTP API for the partner's own services: orders, and the pull feed."""
