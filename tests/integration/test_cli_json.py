@@ -14,7 +14,7 @@ from app.dev.sandbox.process import Sandbox
 from app.replay import Plans
 from tests.integration.test_cli_changes import draft
 from tests.integration.test_cli_events import objects, tailing
-from tests.lab import KEYS, PARTNER, VENUE, Lab, order
+from tests.lab import KEYS, PARTNER, SINK, VENUE, Lab, order
 from tests.unit.test_docs import COMMANDS, PAGES, names, rows
 
 OPAQUE: Final = frozenset({"order", "history", "pools_differ", "oldest_pending_s"})
@@ -64,6 +64,7 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
         "http": 401,
     }
     connected.redis.hset(KEYS.breaker("breaker"), mapping=opened)
+    connected.redis.hset(KEYS.sink_breaker(SINK), mapping=opened)
     connected.redis.hset(
         KEYS.alerts, "fetch_late|venue|", f'{{"firing_at": {connected.now}, "since": {connected.now}}}'
     )
