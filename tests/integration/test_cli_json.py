@@ -64,7 +64,6 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
         "http": 401,
     }
     connected.redis.hset(KEYS.breaker("breaker"), mapping=opened)
-    connected.redis.hset(KEYS.sink_breaker(SINK), mapping=opened)
     connected.redis.hset(
         KEYS.alerts, "fetch_late|venue|", f'{{"firing_at": {connected.now}, "since": {connected.now}}}'
     )
@@ -72,6 +71,7 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
     connected.request_fetch(FETCHED)
     connected.fetch_and_store(FETCHED)
     connected.dead_letter_delivery(FETCHED)
+    connected.redis.hset(KEYS.sink_breaker(SINK), mapping=opened)
     return connected
 
 
