@@ -86,6 +86,7 @@ RULES: Final[dict[str, Rule]] = {
     "broken_orders": Rule(keep_firing=120 * MINUTE),
     "missed_events": Rule(keep_firing=60 * MINUTE),
     "sink_failing": Rule(),
+    "sink_disabled": Rule(),
     "deliveries_failing": Rule(hold=10 * MINUTE, keep_firing=2 * MINUTE),
     "feed_unacknowledged": Rule(),
     "pool_silent": Rule(),
@@ -177,6 +178,9 @@ def conditions(snapshot: Snapshot, hours: Mapping[str, Hours], feed_ack_alert: i
         total = snapshot.total("deliveries_dead_lettered", name)
         fails, seconds = of_sink.fails(snapshot.now), of_sink.failing_s(snapshot.now) or 0
         found.append(Condition(name="sink_failing", sink=name, is_true=fails, figure=seconds, reason=of_sink.error))
+        reason, since = of_sink.disabled_reason, of_sink.disabled_at
+        seconds = (snapshot.now - since) // 1000 if since else 0
+        found.append(Condition(name="sink_disabled", sink=name, is_true=since > 0, figure=seconds, reason=reason))
         some = of_sink.failing if not fails else 0
         found.append(Condition(name="deliveries_failing", sink=name, is_true=some > 0, figure=some))
         left_at = _left_at(of_sink.dead_at, snapshot.dead_deliveries)

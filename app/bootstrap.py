@@ -153,8 +153,11 @@ def configuration(settings: Settings) -> Configuration:
         api_key = one.np_api_key.get_secret_value()
         declared = DeclaredCompany(one.slug, one.path, breaker_id(api_key, one.path), key=key_id(api_key))
         companies[one.np_company_id] = declared
-    sinks = tuple(one.name for one in settings.declared_sinks)
-    return Configuration(companies, sinks, f"{settings.np_base_url} {settings.np_api_version}")
+    return Configuration(companies, sink_names(settings), f"{settings.np_base_url} {settings.np_api_version}")
+
+
+def sink_names(settings: Settings) -> tuple[str, ...]:
+    return tuple(one.name for one in settings.declared_sinks)
 
 
 def refuse_other_deployment(settings: Settings) -> None:

@@ -28,6 +28,8 @@ forgets nothing, however long it is stopped."""
 MOST_WOKEN: Final = 10_000
 """Orders that a starting pool looks at; what waits beyond is due at its time, within minutes."""
 
+_JOBS_A_CALL: Final = 500
+
 
 class Deployment:
     """What the pools have declared. Every method raises what redis-py raises."""
@@ -84,36 +86,29 @@ class Deployment:
         pipe.hset(self._redis.names.pools, pool, msgspec.json.encode(beat))
 
     def wake(self, pool: str, mine: Configuration) -> int:
-        """Make due at once what waits for a sink or a company that only `pool` has of all running pools.
+        """Make due at once what waits for a company that only `pool` has of all running pools.
 
         It looks at the MOST_WOKEN orders that are due next, and returns how many it made due. An order whose job waits
-        in a queue, or whose delivery is to be tried again later, stays as it is.
+        in a queue stays as it is.
         """
         others = [beat.configuration for name, beat in self.running().items() if name != pool]
-        sinks = [one for one in mine.sinks if not any(one in other.sinks for other in others)]
         companies = {one for one in mine.companies if not any(one in other.companies for other in others)}
-        if not sinks and not companies:
+        if not companies:
             return 0
         names, now = self._redis.names, server_time(self._redis)
         members = self._redis.zrangebyscore(names.due, f"({now}", "+inf", start=0, num=MOST_WOKEN)
-        fields = [f"{sink}:{field}" for sink in sinks for field in ("revision", "dead", "next_at")]
         with self._redis.pipeline(transaction=False) as pipe:
             for member in members:
-                pipe.hmget(f"{names.records}{member.decode()}", "job", "error", "revision", *fields)
+                pipe.hmget(f"{names.records}{member.decode()}", "job", "error")
             records = pipe.execute(raise_on_error=False)
             woken = 0
             for member, found in zip(members, records, strict=True):
                 if isinstance(found, Exception):  # a broken record
                     continue
-                job, error, revision, *of_sinks = found
-                is_fetch = error == b"unknown_company" and member.decode().partition(":")[0] in companies
-                deliveries = zip(of_sinks[::3], of_sinks[1::3], of_sinks[2::3], strict=True)
-                is_delivery = any(
-                    has and not dead and not at and int(has) < int(revision) for has, dead, at in deliveries
-                )
-                if not job and (is_fetch or is_delivery):
-                    if is_fetch:
-                        pipe.hdel(f"{names.records}{member.decode()}", "fetch_at")
+                job, error = found
+                company_id, _, _ = member.decode().partition(":")
+                if not job and error == b"unknown_company" and company_id in companies:
+                    pipe.hdel(f"{names.records}{member.decode()}", "fetch_at")
                     pipe.zadd(names.due, {member: now}, xx=True, lt=True)
                     woken += 1
             pipe.execute()
@@ -155,9 +150,43 @@ class Deployment:
                 elif self._redis.hincrby(self._redis.names.undeclared, name, 1) >= RETIRED_AFTER:
                     self._redis.hdel(key, name)
                     self._redis.hdel(self._redis.names.undeclared, name)
-                    self._redis.delete(self._redis.names.sink_failing(name))
+                    if kind == "sinks":
+                        self._forget_deliveries(name)
                     retired.append(name)
         return retired
+
+    def disable(self, sink: str, reason: str) -> bool:
+        """Let nothing be delivered to a sink until it is enabled; return False if it was disabled already."""
+        now = server_time(self._redis)
+        return bool(self._redis.hsetnx(self._redis.names.sinks_disabled, sink, f"{now} {reason}"))
+
+    def enable(self, sink: str) -> bool:
+        """Deliver to a sink again: what waits is due at once, and its breaker is closed.
+
+        Return False if it was not disabled.
+        """
+        names, now = self._redis.names, server_time(self._redis)
+        if not self._redis.hdel(names.sinks_disabled, sink):
+            return False
+        self._redis.delete(names.sink_breaker(sink))
+        waiting = self._redis.zrangebyscore(names.deliveries(sink), f"({now}", "+inf")
+        for at in range(0, len(waiting), _JOBS_A_CALL):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for member in waiting[at : at + _JOBS_A_CALL]:
+                    pipe.hdel(f"{names.records}{member.decode()}", f"{sink}:next_at")
+                    pipe.zadd(names.deliveries(sink), {member: now}, xx=True, lt=True)
+                pipe.execute(raise_on_error=False)
+        return True
+
+    def _forget_deliveries(self, sink: str) -> None:
+        """Delete what waits for a retired sink. An order that waits for nothing else gets its end by the due check."""
+        names, queue = self._redis.names, rq_jobs.queue(rq_jobs.sink_queue(sink), self._redis)
+        while ids := queue.get_job_ids(0, _JOBS_A_CALL):
+            self._redis.unlink(*map(queue.job_class.key_for, ids))
+            self._redis.ltrim(queue.key, len(ids), -1)
+        self._redis.srem(rq_jobs.QUEUES_KEY, queue.key)
+        self._redis.hdel(names.sinks_disabled, sink)
+        self._redis.delete(names.deliveries(sink), names.sink_failing(sink), names.sink_breaker(sink))
 
 
 def running(pools: Mapping[str, bytes | str], now: int) -> dict[str, Heartbeat]:

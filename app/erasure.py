@@ -249,8 +249,12 @@ class Erasure:
     def _copies(self, record: OrderRecord) -> Iterator[Copies]:
         # A sink that failed may have kept the revision.
         delivered = {sink.name: {sink.revision, record.revision if sink.attempts else 0} for sink in record.sinks}
-        for entry in self._archive.history(record.key):
-            if isinstance(entry, DeliveryEnded):
+        ended = [one for one in self._archive.history(record.key) if isinstance(one, DeliveryEnded)]
+        for entry in ended:
+            if entry.outcome == "skipped":
+                delivered.get(entry.sink, set()).discard(entry.revision)
+        for entry in ended:
+            if entry.outcome != "skipped":
                 delivered.setdefault(entry.sink, set()).add(entry.revision)
         for sink, revisions in sorted(delivered.items()):
             beginnings = [f"{record.company_id}/{record.order_id}/{one}/" for one in sorted(revisions - {0})]

@@ -27,7 +27,6 @@ from app.ledger.ledger import CALL_BOUNDS, LATENCY_BOUNDS
 from app.ledger.redis import AsyncRedis as Redis
 from app.ledger.redis import Redis as SyncRedis
 from app.ledger.redis import is_other_schema
-from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.settings import Company
 from app.snapshot import Snapshot, SnapshotReader
 
@@ -57,7 +56,7 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_other_schema": ((), "1 if Redis holds data of another version of this service."),
     "ota_spool_up": ((), "1 if the spool of this machine could take an event at this scrape."),
     "ota_spool_waiting_events": ((), "Events on this machine's disk that wait for Redis."),
-    "ota_orders_due": ((), "Unfinished orders: fetches, retries and deliveries."),
+    "ota_orders_due": ((), "Orders with a pending fetch."),
     "ota_orders_dead": ((), "Orders in dead letters."),
     "ota_deliveries_dead": ((), "Deliveries in dead letters."),
     "ota_queue_jobs": (("queue",), "Jobs that wait for a worker."),
@@ -65,8 +64,8 @@ GAUGES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "ota_dispatcher_lag_seconds": ((), "How long the order that is due first has not been dispatched."),
     "ota_oldest_pending_fetch_seconds": (("company",), "Age of the event that has waited longest for its fetch."),
     "ota_orders_unsettled": (("company",), "Orders that the order list showed unsettled and that are watched."),
-    "ota_sink_behind_orders": (("sink",), "Orders, of 400 at most, whose latest revision a sink has not received."),
-    "ota_sink_failing_orders": (("sink",), "Those of them that the sink has refused at least once."),
+    "ota_sink_behind_orders": (("sink",), "Orders whose latest revision a sink has not received."),
+    "ota_sink_failing_orders": (("sink",), "Those of them, of 400 at most, that the sink has refused at least once."),
     "ota_feed_unacknowledged_orders": (("consumer",), "Orders that a consumer of the feed has not acknowledged."),
     "ota_feed_oldest_unacknowledged_seconds": (("consumer",), "For how long the oldest of them has waited."),
     "ota_breaker_open": (("company",), "1 while calls for this company are paused."),
@@ -297,8 +296,8 @@ def _samples(snapshot: Snapshot) -> Samples:
         ("ota_oldest_pending_fetch_seconds", OTHER): max(snapshot.elsewhere.values(), default=0) / 1000,
         ("ota_pools",): len(snapshot.running_pools()),
     }
-    for queue in (LIVE, BACKFILL):
-        found["ota_queue_jobs", queue] = snapshot.queues[queue].jobs
+    for queue, waiting in snapshot.queues.items():
+        found["ota_queue_jobs", queue] = waiting.jobs
         found["ota_queue_oldest_seconds", queue] = snapshot.queue_age_ms(queue) / 1000
         found["ota_workers", queue] = snapshot.workers(queue)
     for company_id, of_company in snapshot.companies.items():

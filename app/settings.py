@@ -202,6 +202,9 @@ class Settings(Declared):
         " All worker pools need the same.",
         examples=["python:mypackage.orders:on_order"],
     )
+    sink_workers: int = Field(
+        ge=1, le=64, default=2, description="Worker processes of a pool for each sink of `SINKS`."
+    )
     sinks_file: Path | None = Field(
         default=None,
         description="TOML file of sinks: HTTP endpoints, databases, streams, files and functions, besides those of"
@@ -364,7 +367,8 @@ def of_dotenv(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _sinks(settings: Settings, slugs: Collection[str], problems: list[str]) -> Iterator[SinkSettings]:
     """Yield the sinks of SINKS and SINKS_FILE; each problem gets its line in `problems`."""
-    yield from map(of_specification, dict.fromkeys(settings.sinks))
+    for specification in dict.fromkeys(settings.sinks):
+        yield of_specification(specification, settings.sink_workers)
     for one, place in of_file(settings.sinks_file, problems) if settings.sinks_file else ():
         if unknown := sorted(set(one.companies) - set(slugs)):
             problems.append(f"COMPANIES ({place}): no company {', '.join(unknown)}; there are: {', '.join(slugs)}")

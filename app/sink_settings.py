@@ -159,9 +159,9 @@ def setting_of(name: str) -> str:
     return "SINKS" if ":" in name else "SINKS_FILE"
 
 
-def of_specification(specification: str) -> PythonSink:
+def of_specification(specification: str, workers: int = 2) -> PythonSink:
     """Return the sink of an entry of SINKS: `python:package.module:function` or `entry:NAME`."""
-    return PythonSink(name=specification, function=specification)
+    return PythonSink(name=specification, function=specification, workers=workers)
 
 
 def of_file(path: Path, problems: list[str]) -> Iterator[tuple[SinkSettings, str]]:

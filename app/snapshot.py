@@ -1,12 +1,13 @@
 """The state of the whole receiver, read in one script call for /metrics, the alerts and `ota-receiver status`.
 
-The call costs the same with one order and with a million: it looks at SAMPLE orders from either end of `due`. Those due
-first have waited longest for a worker, those due last have failed most often. So the oldest pending fetch is among
-them, or one nearly as old is. Up to twice SAMPLE pending orders it is exact.
+The call costs the same with one order and with a million: it looks at SAMPLE orders from either end of `due`, and of
+the clock of each sink. Those due first have waited longest for a worker, those due last have failed most often. So the
+oldest pending fetch is among them, or one nearly as old is. Up to twice SAMPLE pending orders it is exact.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
@@ -26,6 +27,9 @@ from app.settings import Company
 from app.times import from_ms, to_ms
 
 SAMPLE: Final = 200
+
+_QUEUE_OF: Final = re.compile(r".*?-(live|backfill|sink-.+)-\d+")
+"""The queue in the name of a worker."""
 
 FAILING_ORDERS: Final = 3
 FAILING_FOR: Final = 30 * policy.SECOND
@@ -101,10 +105,12 @@ class CompanySnapshot(msgspec.Struct, frozen=True):
 class SinkSnapshot(msgspec.Struct, frozen=True):
     """One sink.
 
-    Of the orders looked at: how many latest revisions it has not received (`behind`), and how many of these it refused
-    (`failing`). No delivery has succeeded since `failing_since` (ms since 1970, 0 if the latest succeeded): since then
+    It has not received the latest revision of `behind` orders; of these, as far as looked at, it refused `failing`. No
+    delivery has succeeded since `failing_since` (ms since 1970, 0 if the latest succeeded): since then
     `failed_orders` failed at their first attempt, with `failed_attempts` in all; `error` is type and place of the last.
-    `dead_at` as for a company.
+    `dead_at` as for a company. Its breaker is open since `breaker_opened_at` for `breaker_reason`, and the next attempt
+    is made at `breaker_open_until`, which may lie in the past while no order has come for it; 0 while it is closed. It
+    is disabled since `disabled_at`, 0 while it is not.
     """
 
     behind: int
@@ -114,6 +120,19 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     failed_attempts: int
     error: str
     dead_at: int = 0
+    breaker_open_until: int = 0
+    breaker_opened_at: int = 0
+    breaker_reason: str = ""
+    disabled_at: int = 0
+    disabled_reason: str = ""
+
+    @property
+    def breaker(self) -> Breaker | None:
+        """Return its open breaker, also while the probe is overdue; None without one."""
+        if not self.breaker_open_until:
+            return None
+        since, probe_at = from_ms(self.breaker_opened_at), from_ms(self.breaker_open_until)
+        return Breaker(self.breaker_reason, None, since, probe_at)
 
     def failing_s(self, now: int) -> int | None:
         """Return for how many seconds nothing has been delivered at `now` (ms), None if the latest delivery did."""
@@ -241,8 +260,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return {name: figure for name, figure in waiting.items() if figure}
 
     def workers(self, queue: str) -> int:
-        """Return the number of worker processes of the running pools."""
-        return sum(f"-{queue}-" in name for pool in self.running_pools().values() for name in pool.workers)
+        """Return the number of worker processes of the running pools that serve this queue."""
+        found = (_QUEUE_OF.fullmatch(name) for pool in self.running_pools().values() for name in pool.workers)
+        return sum(one is not None and one[1] == queue for one in found)
 
 
 class SnapshotReader:
@@ -255,6 +275,7 @@ class SnapshotReader:
             "sample": SAMPLE,
             "companies": [_arguments(one) for one in companies],
             "job_prefix": Job.redis_job_namespace_prefix,
+            "queues": [LIVE, BACKFILL],
             "suspended": WORKERS_SUSPENDED,
         }
 
@@ -267,8 +288,7 @@ class SnapshotReader:
         return _snapshot(await redis.register_script(self._script)(args=[self._packed(redis.names)]))
 
     def _packed(self, names: Keys, now: int | None = None) -> bytes:
-        queues = {name: queue_key(name, names) for name in (LIVE, BACKFILL)}
-        return packed(names, **self._arguments, queues=queues, now=now)
+        return packed(names, **self._arguments, queue_prefix=queue_key("", names), now=now)
 
 
 def _arguments(company: Company) -> tuple[str, ...]:

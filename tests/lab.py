@@ -33,12 +33,11 @@ from app.ledger.keys import DEFAULT_PREFIX, Keys
 from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.redis import AsyncRedis, Redis
-from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
+from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.ledger.work import (
     Content,
     Delivery,
     DeliveryOutcome,
-    Elsewhere,
     FailOutcome,
     Failure,
     Fetch,
@@ -242,14 +241,15 @@ class Lab:
         """End the fetch of the order as a dead letter."""
         assert self.fail_fetch("dead", order, reason=reason, http_status=http_status) == "dead"
 
-    def acquire_delivery(self, order: OrderKey = ONE, worker: str = WORKER) -> Delivery | None:
-        found = self.ledger.acquire_delivery(order, worker)
-        assert not isinstance(found, Elsewhere), found
-        return found
+    def acquire_delivery(
+        self, order: OrderKey = ONE, worker: str = WORKER, *, sink: str | None = None
+    ) -> Delivery | None:
+        """`sink`: the first one of the lab without it, as in all that follow."""
+        return self.ledger.acquire_delivery(order, sink or self.sinks[0], worker)
 
-    def start_delivery(self, order: OrderKey = ONE, worker: str = WORKER) -> Delivery:
+    def start_delivery(self, order: OrderKey = ONE, worker: str = WORKER, *, sink: str | None = None) -> Delivery:
         """Acquire a delivery; raises AssertionError unless one is due."""
-        delivery = self.acquire_delivery(order, worker)
+        delivery = self.acquire_delivery(order, worker, sink=sink)
         assert delivery is not None
         return delivery
 
@@ -263,6 +263,7 @@ class Lab:
         reason: str = "reason",
         failure: str = "",
         wait: float = 5,
+        unavailable: bool = False,
     ) -> None:
         """`wait`: seconds."""
         self.ledger.complete_delivery(
@@ -274,6 +275,7 @@ class Lab:
             failure=failure,
             wait_ms=round(wait * 1000),
             duration_ms=7,
+            unavailable=unavailable,
         )
 
     def deliver(
@@ -282,10 +284,11 @@ class Lab:
         order: OrderKey = ONE,
         *,
         worker: str = WORKER,
+        sink: str | None = None,
         **ended: Any,
     ) -> Delivery:
         """Acquire a delivery and complete it with this outcome; `ended` as for `complete_delivery`."""
-        delivery = self.start_delivery(order, worker)
+        delivery = self.start_delivery(order, worker, sink=sink)
         self.complete_delivery(delivery, outcome, order, worker=worker, **ended)
         return delivery
 
@@ -307,7 +310,7 @@ class Lab:
 
     def clear_queues(self) -> None:
         """Remove all jobs: workers have taken them, or they are lost."""
-        self.redis.delete(queue_key(LIVE, KEYS), queue_key(BACKFILL, KEYS))
+        self.redis.delete(*(queue_key(queue, KEYS) for queue in (LIVE, BACKFILL, *map(sink_queue, self.sinks))))
 
     @property
     def archive(self) -> Archive:
@@ -350,9 +353,14 @@ class Lab:
         score = self._read.zscore(KEYS.due, order.member)
         return None if score is None else (score - self.now) / 1000
 
+    def delivery_in(self, order: OrderKey = ONE, *, sink: str | None = None) -> float | None:
+        """Return the seconds until a delivery of the order is due, None if none is outstanding."""
+        score = self._read.zscore(KEYS.deliveries(sink or self.sinks[0]), order.member)
+        return None if score is None else (score - self.now) / 1000
+
     def pending(self) -> int:
-        """Return how many orders are in `due`."""
-        return int(self._read.zcard(KEYS.due))
+        """Return how many fetches and deliveries are outstanding."""
+        return sum(int(self._read.zcard(clock)) for clock in (KEYS.due, *map(KEYS.deliveries, self.sinks)))
 
     def dead(self) -> int:
         """Return how many orders are dead letters."""
@@ -367,7 +375,8 @@ class Lab:
 
     def queued(self, queue: str = LIVE) -> list[str]:
         """Return the order ids of the jobs that wait, first one first."""
-        return [found.order_id for job in self.jobs(queue) if (found := order_of(job))]
+        found = (order_of(job) or (delivery_of(job) or [None])[0] for job in self.jobs(queue))
+        return [one.order_id for one in found if one]
 
     def job(self, job_id: str) -> dict[str, str]:
         """Return the fields of a job's hash."""

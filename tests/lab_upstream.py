@@ -28,15 +28,17 @@ from app.ledger.ledger import Ledger
 from app.ledger.orders import Archive
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import Redis, for_worker
-from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
+from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.order_document import OrderDocument
 from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.transport import DeadlineTransport
 from tests.lab import API_KEY, KEYS, LEASE, START, WORKER, Lab, company, content_of_answer
+from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks.contract import Context, Sink
+from workers.sinks.output import SinkOutput
 
 MINUTE: Final = 60_000
 _API_VERSION: Final = "2026-08-21"
@@ -76,9 +78,14 @@ class WorkerLab(Lab):
             self.ledger,
             Deployment(self.redis),
             {self.company_id: self.connection},
-            self._sinks,
             self.erasure,
         )
+        self.deliverer = self.deliver_to({})
+
+    def deliver_to(self, filters: Mapping[str, Callable[[str, str], str]]) -> Deliverer:
+        """Return what delivers to the sinks, of which some may have a filter (SinkSettings.unwanted)."""
+        every = {name: filters.get(name, lambda company, status: "") for name in self._sinks}
+        return Deliverer(self.ledger, self._sinks, every, {self.company_id: "venue"}, self.erasure, SinkOutput())
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -96,10 +103,14 @@ class WorkerLab(Lab):
 
     def work(self) -> None:
         """Do every job that waits."""
-        while jobs := [job for queue in (LIVE, BACKFILL) for job in self._pop(queue)]:
-            for order in filter(None, (order_of(job.decode()) for job in jobs)):
-                self.runs += 1
-                self.processor.process(order, WORKER)
+        queues = {LIVE: "", BACKFILL: "", **{sink_queue(sink): sink for sink in self.sinks}}
+        while jobs := [(job.decode(), sink) for queue, sink in queues.items() for job in self._pop(queue)]:
+            for job, sink in jobs:
+                if order := order_of(job):
+                    self.runs += 1
+                    self.processor.process(order, WORKER)
+                elif delivery := delivery_of(job):
+                    self.deliverer.process(delivery[0], sink, WORKER)
 
     def _pop(self, queue: str) -> list[bytes]:
         return cast("list[bytes] | None", self.redis.lpop(queue_key(queue, KEYS), 500)) or []
@@ -108,16 +119,18 @@ class WorkerLab(Lab):
         """Let time pass; whenever something is due, dispatch and work."""
         until = self.now + round(seconds * 1000)
         self.work()
-        while (soonest := self._soonest()) is not None and soonest <= until:
+        while self.now <= until and (soonest := self._soonest()) is not None and soonest <= until:
             # A pool dispatches each second.
             self.now = max(self.now, -(-soonest // 1000) * 1000)
-            self.dispatch()
+            if not self.dispatch():
+                self.now += 1000
             self.work()
         self.now = max(self.now, until)
 
     def _soonest(self) -> int | None:
-        found = self._read.zrange("ota:due", 0, 0, withscores=True)
-        return int(found[0][1]) if found else None
+        clocks = (KEYS.due, *map(KEYS.deliveries, self.sinks))
+        first = [one for clock in clocks for one in self._read.zrange(clock, 0, 0, withscores=True)]
+        return min((int(score) for _, score in first), default=None)
 
     def close(self) -> None:
         self._http.close()

@@ -8,7 +8,7 @@ Run it again after a change of a setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -35,8 +35,7 @@ def rendered(name: str, page: str) -> str:
             table({one.upper(): field for one, field in model.model_fields.items()}) for model in (Settings, Company)
         ]
     else:
-        every = SinkSettings.model_fields
-        tables = [table(every), *(table(_without(every, kind.model_fields)) for kind in KINDS.values())]
+        tables = [table(SinkSettings.model_fields), *map(of_kind, KINDS.values())]
         page = re.sub(r"(?<=^```json\n).*?(?=^```$)", example(), page, count=1, flags=re.DOTALL | re.MULTILINE)
     found = iter(tables)
     return re.sub(f"{re.escape(HEAD)}(?:\\|.*\n)*", lambda _: next(found), page)
@@ -51,6 +50,12 @@ def example() -> str:
     return msgspec.json.format(shown.encode(), indent=2).decode() + "\n"
 
 
+def of_kind(kind: type[SinkSettings]) -> str:
+    """Return the table of the settings that this kind alone has, the required ones first."""
+    own = {name: field for name, field in kind.model_fields.items() if name not in SinkSettings.model_fields}
+    return table(dict(sorted(own.items(), key=lambda one: not one[1].is_required())))
+
+
 def table(fields: Mapping[str, FieldInfo]) -> str:
     rows = (
         f"| `{name}` | {default(field)} | {field.description} | {code(*(field.examples or ()))} |\n"
@@ -58,10 +63,6 @@ def table(fields: Mapping[str, FieldInfo]) -> str:
         if field.description is not None
     )
     return HEAD + "".join(rows)
-
-
-def _without(names: Iterable[str], fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
-    return {name: field for name, field in fields.items() if name not in names}
 
 
 def default(field: FieldInfo) -> str:

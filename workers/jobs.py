@@ -1,9 +1,11 @@
-"""The RQ job. It never raises: retries are the ledger's work, and RQ sees success whatever happened."""
+"""The RQ jobs. They never raise: retries are the ledger's work, and RQ sees success whatever happened."""
 
 from __future__ import annotations
 
 import os
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TypeVar
 
 from rq import get_current_job
 from structlog.contextvars import bind_contextvars, clear_contextvars
@@ -12,24 +14,40 @@ from app import bootstrap, log, settings
 from app.deployment import Deployment
 from app.ids import OrderKey
 from app.settings import Settings
+from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks.build import build
 from workers.sinks.output import SinkOutput
 
 _log = log.get()
+T = TypeVar("T")
 
 _processor: Processor | None = None
+_deliverer: Deliverer | None = None
 """The only process-wide state: what the jobs of this process run on."""
 
 
 def fetch_order(company_id: str, order_id: str) -> None:
-    """Fetch the order if it is pending and deliver it: the one function that workers run."""
+    """Fetch the order if it is pending: the one function that the workers of live and backfill run."""
+    with _job(order_id) as worker:
+        (_processor or _alone(prepare)).process(OrderKey(company_id, order_id), worker)
+
+
+def deliver_order(company_id: str, order_id: str, sink: str) -> None:
+    """Deliver the latest revision to the sink, if that is due: the one function that the workers of a sink run."""
+    with _job(order_id) as worker:
+        (_deliverer or _alone(import_sinks)).process(OrderKey(company_id, order_id), sink, worker)
+
+
+@contextmanager
+def _job(order_id: str) -> Iterator[str]:
+    """Yield the name of the worker; log what the block raises, and name its job in every line of it."""
     job = get_current_job()
     worker = (job.worker_name if job else None) or "no-worker"
     clear_contextvars()
     bind_contextvars(worker=worker, job_id=job.id if job else None)
     try:
-        (_processor or _prepare_alone()).process(OrderKey(company_id, order_id), worker)
+        yield worker
     except BaseException as error:
         # The order becomes due again: its lease ends, or the pool sees this worker end.
         _log.error("job.failed", order_id=order_id, error=type(error).__name__, trace=log.trace_of(error))
@@ -38,7 +56,7 @@ def fetch_order(company_id: str, order_id: str) -> None:
 
 
 def prepare(found: Settings) -> Processor:
-    """Build the processor of this process and of its later children, without sinks; it connects with its first job."""
+    """Build the processor of this process and of its later children; it connects with its first job."""
     global _processor
     redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
     connections = {
@@ -49,30 +67,26 @@ def prepare(found: Settings) -> Processor:
         )
         for company in found.companies
     }
-    ledger, erasure = (
-        bootstrap.ledger(found, redis, [one.name for one in found.declared_sinks]),
-        bootstrap.erasure(found, redis),
-    )
-    _processor = Processor(ledger, Deployment(redis), connections, {}, erasure)
+    ledger = bootstrap.ledger(found, redis, bootstrap.sink_names(found))
+    _processor = Processor(ledger, Deployment(redis), connections, bootstrap.erasure(found, redis))
     return _processor
 
 
-def _prepare_alone() -> Processor:
-    """Build the processor of a plain `rq worker`, with its first job."""
-    found = settings.load()
-    # What a sink prints goes to the log, and by structlog's own format it would come back to the sink's stdout.
-    bootstrap.configure_log(found)
-    return import_sinks(found)
+def import_sinks(found: Settings, *names: str) -> Deliverer:
+    """Build the deliverer of this process for the sinks with these names, or for all.
 
-
-def import_sinks(found: Settings) -> Processor:
-    """Complete the processor of this process; raises SettingsError for a sink that cannot be imported."""
+    Raises SettingsError for one that cannot be used.
+    """
+    global _deliverer
     output = SinkOutput()
     with output.caught():
-        sinks = build(found.declared_sinks)  # first, so that no job runs without them
-    processor = _processor or prepare(found)
-    processor.sinks, processor.output = sinks, output
-    return processor
+        sinks = build(one for one in found.declared_sinks if not names or one.name in names)
+    redis = bootstrap.worker_redis(found)
+    ledger, erasure = bootstrap.ledger(found, redis, bootstrap.sink_names(found)), bootstrap.erasure(found, redis)
+    slugs = {company.np_company_id: company.slug for company in found.companies}
+    filters = {one.name: one.unwanted for one in found.declared_sinks}
+    _deliverer = Deliverer(ledger, sinks, filters, slugs, erasure, output)
+    return _deliverer
 
 
 def try_sinks(found: Settings) -> None:
@@ -80,3 +94,11 @@ def try_sinks(found: Settings) -> None:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         build(found.declared_sinks)
     os._exit(0)  # a thread that a module has started would keep it
+
+
+def _alone(build_for: Callable[[Settings], T]) -> T:
+    """Build what the jobs of a plain `rq worker` run on, with its first job."""
+    found = settings.load()
+    # What a sink prints goes to the log, and by structlog's own format it would come back to the sink's stdout.
+    bootstrap.configure_log(found)
+    return build_for(found)

@@ -81,7 +81,7 @@ class Pool:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings = settings
         self._redis = redis
-        self._ledger = bootstrap.ledger(settings, redis, [one.name for one in settings.declared_sinks])
+        self._ledger = bootstrap.ledger(settings, redis, bootstrap.sink_names(settings))
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
         self._recovery = WorkerRecovery(redis, self._ledger, limiters, bootstrap.configuration(settings))
         self._reconcile = ReconcileRunner(settings, redis)
@@ -91,6 +91,7 @@ class Pool:
         self._due_check = DueCheck(redis)
         self._children: dict[str, WorkerProcess] = {}
         queues = [rq_jobs.LIVE] * settings.workers + [rq_jobs.BACKFILL] * settings.backfill_workers
+        queues += [rq_jobs.sink_queue(sink.name) for sink in settings.declared_sinks for _ in range(sink.workers)]
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
@@ -350,10 +351,16 @@ class WorkerRecovery:
         for limiter in self._limiters:
             limiter.release_worker(worker)
         given = list(self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(worker)))
-        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL):
+        sinks = {rq_jobs.sink_id(one): one for one in self._deployment.sinks()}
+        for queue_name in (rq_jobs.LIVE, rq_jobs.BACKFILL, *map(rq_jobs.sink_queue, sinks.values())):
             given += self._redis.lrange(rq_jobs.queue(queue_name, self._redis).intermediate_queue_key, 0, -1)
+        ids = [as_text(one) for one in given]
+        deliveries = (found for one in ids if (found := rq_jobs.delivery_of(one)) and found[1] in sinks)
         return self._ledger.release_worker(
-            worker, how, [order for one in given if (order := rq_jobs.order_of(as_text(one)))]
+            worker,
+            how,
+            filter(None, map(rq_jobs.order_of, ids)),
+            [(order, sinks[sink_id]) for order, sink_id in deliveries],
         )
 
     def heartbeat(self, workers: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""One worker process: a forked child of the pool in which RQ's SimpleWorker serves its queues and runs our job only.
+"""One worker process: a forked child of the pool in which RQ's SimpleWorker serves its queues and runs our jobs only.
 
 What RQ does by itself and we rely on is in tests/integration/test_rq_contract.py.
 """
@@ -18,7 +18,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from time import monotonic, sleep
 from types import FrameType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
@@ -28,8 +28,9 @@ from rq.serializers import JSONSerializer
 
 from app import bootstrap, log
 from app.errors import SettingsError
+from app.ids import OrderKey
 from app.ledger.redis import Redis, is_unavailable
-from app.ledger.rq_jobs import BACKFILL, FETCH_ORDER, LIVE, order_of
+from app.ledger.rq_jobs import BACKFILL, DELIVER_ORDER, FETCH_ORDER, LIVE, delivery_of, order_of, sink_id, sink_queue
 from app.settings import Settings
 from workers import jobs
 
@@ -51,19 +52,24 @@ _FIELDS: Final = frozenset(
 _log = log.get()
 
 
-class FetchJob(Job):
-    """A job that runs `fetch_order` or nothing.
+class OrderJob(Job):
+    """A job that runs the function of its class or nothing.
 
     Its hash may name any function, callbacks, webhooks, dependents, repeats or retries. RQ gets only the fields that
     our scripts write, so nothing else is ever run, imported or called.
     """
 
+    function: ClassVar[str]
     refusal = ""
     """What is not ours: the name of a function, or of a field of the hash."""
 
     # RQ asks for the name before it performs a job; where the data cannot be read, that would fail the job.
-    func_name = property(lambda self: FETCH_ORDER)
-    func = property(lambda self: jobs.fetch_order)
+    func_name = property(lambda self: self.function)
+
+    @classmethod
+    def has_id(cls, job_id: str, arguments: Sequence[str]) -> bool:
+        """Return whether the id of a job of ours names these arguments."""
+        raise NotImplementedError
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
         """Take the fields of our jobs from the hash; anything else refuses the job."""
@@ -82,11 +88,13 @@ class FetchJob(Job):
     def _foreign_call(self) -> str:
         try:
             call = self.serializer.loads(self.data)
-            function = str(call[0])
+            if (function := call[0]) != self.function:
+                return str(function)
+            _, instance, arguments, named = call
+            is_ours = (instance, named) == (None, {}) and self.has_id(self.id, arguments)
         except Exception as error:
             return type(error).__name__
-        ours: list[Any] = [FETCH_ORDER, None, [*(order_of(self.id) or ())], {}]
-        return "" if call == ours else f"{function} with other arguments" if function == FETCH_ORDER else function
+        return "" if is_ours else f"{function} with other arguments"
 
     def perform(self) -> Any:
         """Run the job; a refused one ends without running anything, and the dispatcher enqueues its order again."""
@@ -96,7 +104,30 @@ class FetchJob(Job):
         return super().perform()
 
 
-class FetchQueue(Queue):
+class FetchJob(OrderJob):
+    """A job of live or backfill."""
+
+    function = FETCH_ORDER
+    func = property(lambda self: jobs.fetch_order)
+
+    @classmethod
+    def has_id(cls, job_id: str, arguments: Sequence[str]) -> bool:
+        return list(order_of(job_id) or ()) == [*arguments]
+
+
+class DeliveryJob(OrderJob):
+    """A job of a sink."""
+
+    function = DELIVER_ORDER
+    func = property(lambda self: jobs.deliver_order)
+
+    @classmethod
+    def has_id(cls, job_id: str, arguments: Sequence[str]) -> bool:
+        *order, sink = arguments
+        return delivery_of(job_id) == (OrderKey(*order), sink_id(sink))
+
+
+class OrderQueue(Queue):
     """RQ's queue; a worker that loses its connection while it takes a job ends."""
 
     @classmethod
@@ -123,17 +154,24 @@ class FetchQueue(Queue):
             raise
 
 
-class FetchWorker(SimpleWorker):
+class OrderWorker(SimpleWorker):
     """RQ's worker without a fork for each job."""
 
-    queue_class = FetchQueue
-    job_class = FetchJob
+    queue_class = OrderQueue
 
-    def __init__(self, name: str, queues: Sequence[str], redis: Redis, busy_since: memoryview[float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        queues: Sequence[str],
+        redis: Redis,
+        busy_since: memoryview[float],
+        kind: type[OrderJob] = FetchJob,
+    ) -> None:
         super().__init__(
             [redis.names.rq_prefix + queue for queue in queues],
             name=name,
             connection=redis,
+            job_class=kind,
             serializer=JSONSerializer,
             worker_ttl=WORKER_TTL,
         )
@@ -178,19 +216,23 @@ class WorkerProcess:
 
 
 def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview[float]) -> None:
-    """Fetch and deliver orders until SIGTERM, or until Redis is lost while no job runs.
+    """Fetch orders, or deliver them to the sink of the queue, until SIGTERM, or until Redis is lost while no job runs.
 
     Raises SettingsError for a sink that cannot be imported.
     """
-    # Before the first job: the connections are warm, and a bad sink stops the start. After the fork: a user's module
-    # may open what must not be shared.
-    jobs.import_sinks(settings)
+    kind: type[OrderJob] = FetchJob
+    for sink in settings.declared_sinks:
+        if sink_queue(sink.name) == queue_name:
+            kind = DeliveryJob
+            # Before the first job: a bad sink stops the start. After the fork: a user's module may open what must not
+            # be shared.
+            jobs.import_sinks(settings, sink.name)
     redis = bootstrap.for_rq(settings)
     with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
         # No queue is without workers: its jobs would wait for ever.
         helps = queue_name == LIVE and not settings.backfill_workers
         queues = [LIVE, BACKFILL] if helps else [queue_name]
-        FetchWorker(name, queues, redis, busy_since).work(logging_level=None)
+        OrderWorker(name, queues, redis, busy_since, kind).work(logging_level=None)
 
 
 def fork(name: str, work: Callable[[], None]) -> ForkProcess:

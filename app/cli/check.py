@@ -76,7 +76,7 @@ cli = commands()
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`about` is settings, sinks, redis, or the slug of a company; `advice` is "" where nothing must be done."""
+    """`about` is settings, redis, or the name of a company or a sink; `advice` is "" where nothing must be done."""
 
     about: str
     what: str
@@ -105,13 +105,15 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     from workers.sinks.build import build  # here: of app only the CLI may import workers
 
     sinks = build(loaded.declared_sinks)
-    yield from of_sinks(loaded.declared_sinks)
-    yield from (_of_tables(one.name, sinks[one.name]) for one in loaded.declared_sinks if one.kind == "sql")
     ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
     companies = console.many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
+    yield from of_sinks(loaded.declared_sinks)
+    for declared in loaded.declared_sinks:
+        if declared.kind == "sql":
+            yield _of_tables(declared.name, sinks[declared.name])
     for sentence in loaded.unknown:
         yield Finding("settings", "unknown name", "note", sentence, "Correct it, or remove it.")
     yield from _of_secrets("settings", loaded)
@@ -132,13 +134,11 @@ def of_sinks(declared: tuple[SinkSettings, ...]) -> Iterator[Finding]:
     for sink in declared:
         orders = [f"only company {', '.join(sink.companies)}"] if sink.companies else []
         orders += [f"only status {', '.join(sink.statuses)}"] if sink.statuses else []
-        yield Finding("sinks", sink.kind, "good", "; ".join((f"{sink.name}: {_destination(sink)}", *orders)))
-        yield from _of_secrets("sinks", sink)
+        yield Finding(sink.name, sink.kind, "good", "; ".join((_destination(sink), *orders)))
+        yield from _of_secrets(sink.name, sink)
     if not declared:
         detail = "none: fetched orders stay in Redis"
-        yield Finding(
-            "sinks", "sinks", "note", detail, "docs/sinks.md says where they may go. The pools need the same."
-        )
+        yield Finding("settings", "sinks", "note", detail, "docs/sinks.md says where they may go.")
 
 
 def _destination(sink: SinkSettings) -> str:
@@ -166,11 +166,11 @@ def _of_tables(name: str, sink: object) -> Finding:
             held, needed = sink.version()
     except Failed as error:
         hint = "Check its url, the database and the network: until then its deliveries wait."
-        return Finding("sinks", "tables", "todo", f"{name}: {error.reason}", hint)
+        return Finding(name, "database", "todo", error.reason, hint)
     if held < needed:
-        detail = f"{name}: they are of version {held}, not {needed}" if held else f"{name}: they are missing"
-        return Finding("sinks", "tables", "todo", detail, f"Run ota-receiver sinks migrate {name}")
-    return Finding("sinks", "tables", "good", f"{name}: of version {held}")
+        detail = f"the tables are of version {held}, not {needed}" if held else "the tables are missing"
+        return Finding(name, "database", "todo", detail, f"Run ota-receiver sinks migrate {name}")
+    return Finding(name, "database", "good", f"answers, and has tables of version {held}")
 
 
 def _of_spool(folder: Path | None) -> Iterator[Finding]:

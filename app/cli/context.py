@@ -29,7 +29,7 @@ from app.ledger.orders import MOST_ALIKE, MOST_SEARCHED, Archive, References
 from app.ledger.redis import Redis, for_command, server_time
 from app.replay import Plans
 from app.settings import Company, Settings
-from app.snapshot import Breaker
+from app.snapshot import Breaker, SinkSnapshot
 
 _TIME_OF_EVENT: Final = re.compile(r"\d{4,13}-?")
 
@@ -227,6 +227,14 @@ def breaker_words(breaker: Breaker, now: datetime) -> str:
     probe = f"at {times.short(breaker.probe_at)}" if breaker.probe_at > now else "with the next order that is due"
     since = f"{times.short(breaker.since)} ({times.age(now - breaker.since)})"
     return f"{breaker.reason}{http} since {since}; next probe {probe}"
+
+
+def sink_words(name: str, sink: SinkSnapshot, now: datetime) -> str:
+    """Return why nothing is delivered to a sink and since when, "" if deliveries may start."""
+    if sink.disabled_at:
+        since = times.short(times.from_ms(sink.disabled_at))
+        return f"disabled since {since}: {sink.disabled_reason}. To go on: ota-receiver sinks enable {name}"
+    return f"breaker open: {breaker_words(sink.breaker, now)}" if sink.breaker else ""
 
 
 API_PERMISSIONS: Final = "NPR API Channel Mgr"

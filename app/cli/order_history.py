@@ -92,6 +92,8 @@ def describe(entry: kinds.Entry) -> str:
             outcome = _OUTCOMES.get(entry.outcome, entry.outcome)
         case kinds.DeliveryEnded(outcome="succeeded"):
             text = "revision {0.revision} delivered to {0.sink} in {0.duration_ms} ms"
+        case kinds.DeliveryEnded(outcome="skipped"):
+            text = "delivery of revision {0.revision} to {0.sink} skipped: {0.reason}"
         case kinds.DeliveryEnded(outcome="postponed"):
             text = "revision {0.revision} postponed by {0.sink} after {0.duration_ms} ms: {0.reason}"
         case kinds.DeliveryEnded(outcome="rejected"):

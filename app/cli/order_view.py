@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,13 +14,13 @@ import msgspec
 from app import times
 from app.cli import console
 from app.cli.command import FOUND, Stop
-from app.cli.context import CommandContext, breaker_words
+from app.cli.context import CommandContext, breaker_words, sink_words
 from app.cli.mask import masked
 from app.cli.order_history import Durations, Requested, Step, durations, step_lines, steps
 from app.errors import UnreadableAnswer
 from app.heartbeat import Configuration
 from app.ids import OrderKey
-from app.ledger.history import LONGEST, Entry
+from app.ledger.history import LONGEST, DeliveryEnded, Entry
 from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import RESUME
@@ -157,7 +157,8 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         if self.breaker is not None:
             yield from _fact("breaker", f"open: {self.breaker_words}")
         for sink in self.sinks:
-            yield from _fact("sink", f"{sink.name}: {_delivery(sink, self.record.revision)}")
+            skipped = _skip(self.history, sink)
+            yield from _fact("sink", f"{sink.name}: {skipped or _delivery(sink, self.record.revision)}")
         yield ""
         if self.older_steps_lost:
             yield f"(only the latest {LONGEST} history entries are kept; older ones are gone)"
@@ -179,14 +180,14 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     snapshot = SnapshotReader(here.settings.companies).read(here.redis)
     now = times.from_ms(snapshot.now)
     state, history = record.state(now), here.orders.history(key)
-    is_unscheduled = bool(here.orders.unscheduled([key]))
-    due = None if is_unscheduled else here.orders.due(key)
+    names, lost, name = here.redis.names, here.orders.unscheduled([key]).get(key, ()), here.name(key)
+    clocks = {"": names.due, **{sink: names.deliveries(sink) for sink in here.sinks}}
+    due = {sink: here.orders.due(key, sink) for sink, clock in clocks.items() if clock not in lost}
     outstanding = tuple(_outstanding(record, state, due, here.sinks))
-    name = here.name(key)
-    if is_unscheduled:
-        hindrances = [_UNSCHEDULED.format(id=name, due=here.redis.names.due)] * len(outstanding)
-    else:
-        hindrances = _hindrances(snapshot, key.company_id, state, outstanding)
+    hindrances = [
+        _UNSCHEDULED.format(id=name, due=clocks[one.sink]) if clocks.get(one.sink) in lost else why
+        for one, why in zip(outstanding, _hindrances(snapshot, key.company_id, state, outstanding), strict=True)
+    ]
     delivering = record.delivering_since(now) if state == "fetched" else None
     outstanding = tuple(
         msgspec.structs.replace(one, next=None) if why or delivering else one
@@ -214,7 +215,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         references=(order.references if order else ()) or tuple(filter(None, [record.reference])),
         status_message=(order.status_message or "") if order else "",
         content=_content(record, UNREADABLE in outstanding),
-        due=due,
+        due=min(filter(None, due.values()), default=None),
         outstanding=outstanding,
         next=next(filter(None, hindrances), "") or held or next_step(record, state, name, outstanding),
         durations=durations(history),
@@ -271,7 +272,15 @@ def _hindrances(snapshot: Snapshot, company_id: str, state: State, outstanding: 
     if state == "fetching" or all(one.next is None for one in outstanding):
         return [""] * len(outstanding)
     pools = [pool.configuration for pool in snapshot.running_pools().values()]
-    hindrances = (_SUSPENDED if snapshot.suspended else _lacking(one, company_id, pools) for one in outstanding)
+    hindrances = [_SUSPENDED if snapshot.suspended else _lacking(one, company_id, pools) for one in outstanding]
+    for number, one in enumerate(outstanding):
+        sink = snapshot.sinks.get(one.sink)
+        if (
+            sink is not None
+            and not hindrances[number]
+            and (held := sink_words(one.sink, sink, times.from_ms(snapshot.now)))
+        ):
+            hindrances[number] = f"Nothing for this order alone: {one.sink} is not called, {held}"
     return ["" if one.next is None else why for one, why in zip(outstanding, hindrances, strict=True)]
 
 
@@ -290,23 +299,33 @@ def _lacking(one: Outstanding, company_id: str, pools: Collection[Configuration]
 
 
 def _outstanding(
-    record: OrderRecord, state: State, due: datetime | None, declared: tuple[str, ...]
+    record: OrderRecord, state: State, due: Mapping[str, datetime | None], declared: tuple[str, ...]
 ) -> Iterator[Outstanding]:
+    """Yield what is outstanding; `due`: when the fetch ("") and the delivery to each sink come next."""
     is_pending = state in {"pending", "fetching", "deferred"}
     if text := _OUTSTANDING.get(state):
         error = f" ({record.error})" if is_pending and record.error else ""
-        yield Outstanding(f"{text.format(record)}{error}", due if is_pending else None)
+        yield Outstanding(f"{text.format(record)}{error}", due.get("") if is_pending else None)
     for sink in _sinks(record, declared) if state != "erased" else ():
         what = f"{sink.name}: {_delivery(sink, record.revision)}"
         if sink.dead or 0 < record.revision <= sink.discarded:
             yield Outstanding(what, None, sink.name)
         elif sink.revision < record.revision:
-            yield Outstanding(what, sink.next_at or due, sink.name)
+            yield Outstanding(what, due.get(sink.name), sink.name)
 
 
 def _sinks(record: OrderRecord, declared: tuple[str, ...]) -> list[SinkRecord]:
     """Return the state of each declared sink that is to get the order, and of others that have a dead letter."""
     return [sink for sink in record.sinks if sink.name in declared or sink.dead]
+
+
+def _skip(history: Sequence[Entry], sink: SinkRecord) -> str:
+    """Return why a sink did not get the latest revision that it is done with, "" if it got it."""
+    ended = (one for one in reversed(history) if isinstance(one, DeliveryEnded) and one.sink == sink.name)
+    latest = next(ended, None)
+    if latest is None or latest.outcome != "skipped" or latest.revision != sink.revision:
+        return ""
+    return f"revision {latest.revision} skipped: {latest.reason}"
 
 
 def _delivery(sink: SinkRecord, revision: int) -> str:

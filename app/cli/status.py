@@ -42,7 +42,7 @@ _LOOKED_AT: Final = 200
 """Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
 
 _LONG: Final = 10
-"""Seconds from which a delivery that runs is shown: its sink may hang, and holds a worker."""
+"""Seconds from which a delivery that runs is shown: its sink may hang."""
 
 cli = commands()
 
@@ -115,7 +115,7 @@ def status() -> None:
         "no pool declares": undeclared,
         "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
-        "pending": f"{console.many(snapshot.due, 'order')}: fetches, retries, deliveries",
+        "pending": console.many(snapshot.due, "order"),
         "without a due time": _without_due_time(unscheduled) if unscheduled else None,
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
@@ -213,11 +213,15 @@ def _alert(key: Key, state: AlertState, now: int) -> str:
 def _sink_fields(name: str, one: SinkSnapshot, now: int) -> dict[str, object]:
     """Return a sink for machines; docs/json.md describes the keys."""
     found: dict[str, object] = {"sink": name, "behind": one.behind, "fails": one.fails(now)}
-    return found | {"failing_s": one.failing_s(now), "attempts": one.failed_attempts, "error": one.error}
+    found |= {"failing_s": one.failing_s(now), "attempts": one.failed_attempts, "error": one.error}
+    found |= {"breaker": one.breaker, "disabled_at": times.from_ms(one.disabled_at) if one.disabled_at else None}
+    return found | {"disabled_reason": one.disabled_reason}
 
 
 def _sink(name: str, one: SinkSnapshot, now: int) -> str:
     behind = f"{name}: {console.many(one.behind, 'order')} behind"
+    if held := context.sink_words(name, one, times.from_ms(now)):
+        return f"{behind}; {held}"
     failing_s = one.failing_s(now)
     if failing_s is None:
         return behind

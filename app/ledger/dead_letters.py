@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from app.ids import OrderKey
-from app.ledger.orders import Archive, read_fields
+from app.ledger.orders import Archive
 from app.ledger.record import OrderRecord, SinkRecord
 from app.ledger.redis import Redis, Scored, oldest_first
 from app.times import from_ms, to_ms
@@ -79,11 +79,9 @@ class DeadLetters:
 
         One that fails again meanwhile may come again.
         """
-        for page in oldest_first(self._redis, self._redis.names.due):
+        for page in oldest_first(self._redis, self._redis.names.deliveries(sink)):
             orders = [OrderKey.of(member) for member, _ in page]
-            fields = read_fields(self._redis, orders, f"{sink}:next_at")
-            failed = [order for order, (next_at,) in zip(orders, fields, strict=True) if next_at]
-            for record in filter(None, self._archive.records(failed)):
+            for record in filter(None, self._archive.records(orders)):
                 yield from (_waiting(record, one) for one in record.failing_sinks if one.name == sink)
 
     def of(self, order: OrderKey, *, waiting: bool = False) -> list[DeadLetter]:

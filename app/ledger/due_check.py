@@ -1,6 +1,6 @@
-"""Finds orders with outstanding work that are not in `due`, so that no dispatcher would ever see them.
+"""Finds orders with outstanding work that are on no clock, so that no dispatcher would ever see them.
 
-Redis has no rollback, so every script writes `due` before anything else, and no failed step leaves such an order.
+Redis has no rollback, so every script writes the clock before anything else, and no failed step leaves such an order.
 Another program, or a hand in redis-cli, can.
 """
 
@@ -41,6 +41,9 @@ class DueCheck:
         if not lost:
             return 0
         now = server_time(self._redis)
-        # NX: what a step has scheduled since it was read was not lost.
-        added: Any = self._redis.zadd(self._redis.names.due, {order.member: now for order in lost}, nx=True)
-        return int(added)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for order, clocks in lost.items():
+                for clock in clocks:
+                    # NX: what a step has scheduled since it was read was not lost.
+                    pipe.zadd(clock, {order.member: now}, nx=True)
+            return sum(pipe.execute())

@@ -12,7 +12,8 @@
 | `ota:replays` | zset: plan of a replay -> ms when it was made | EVENT_DAYS | replay |
 | `ota:replay:<plan>` | hash: what one replay is to do, and how far it is (below) | EVENT_DAYS | replay |
 | `ota:replay-todo:<plan>` | list: orders to do, and ms of the latest event of each | as its plan | replay |
-| `ota:due` | zset: order -> ms of its next dispatch; the only clock | until nothing is pending | all scripts |
+| `ota:due` | zset: order -> ms of its next fetch; the clock of fetches | until nothing is pending | all scripts |
+| `ota:deliveries:<sink>` | zset: order -> ms of its next delivery; a sink's clock | until it has it | all scripts |
 | `ota:dead` | zset: order -> ms when its fetch became a dead letter | until requeued or discarded | all scripts |
 | `ota:dead-deliveries` | zset: order + sink -> ms when the delivery became one | the same | complete_delivery |
 | `ota:erasing` | zset: erased order -> ms, while its events may be stored | until they are deleted | erase |
@@ -30,6 +31,8 @@
 | `ota:sinks` | hash: sink -> ms when a pool first declared it | until retired (app/deployment.py) | pool, workers |
 | `ota:companies` | hash: company -> slug, id of its breaker, ms since when, path, key id | until retired | pool |
 | `ota:sink-failing:<sink>` | hash: since when every delivery fails (below) | until one succeeds | workers |
+| `ota:sink-breaker:<sink>` | hash: its destination is away (below) | until an attempt ends otherwise | workers |
+| `ota:sinks-disabled` | hash: sink -> ms and reason, while nothing is delivered | until enabled | workers, CLI |
 | `ota:undeclared` | hash: sink or company -> evaluations in which no running pool had it | until retired | pool |
 | `ota:probe:…` | the keys of the event that readiness records | deleted in the same transaction | recorder |
 | `ota:reconcile:<company>` | hash: when the list of orders is read next (below) | none | reconcile |
@@ -53,7 +56,8 @@
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
 | `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
 
-RQ's own keys (`rq:queue:ota-live`, `rq:queue:ota-backfill`, `rq:job:ota-<id>`) are written as RQ writes them.
+RQ's own keys (`rq:queue:ota-live`, `rq:queue:ota-backfill`, `rq:queue:ota-sink-<sink>`, `rq:job:ota-<id>`) are written
+as RQ writes them.
 
 Fields of a record. Counters: `generation` settlements accepted and fetches requested, `started_generation` the
 generation that the latest fetch saw when it started, `fetched_generation` the highest one whose fetch was stored,
@@ -69,11 +73,12 @@ status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last dis
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
 an event `request_id` of the first request), `duplicates`. `erased_at` ms when the order was erased: only counters and
 `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end both. Sinks: `<sink>:revision`
-delivered (0: none yet; absent: the sink was declared after the latest fetch), `<sink>:attempts`, `<sink>:next_at` ms of
-the next one, `<sink>:crashes` deliveries that started and never ended, `<sink>:error` type and place of what it raised
-last, `<sink>:postponed` ms when it first raised Retry, `<sink>:dead` reason, `<sink>:discarded` revision that it is
-never to get; `delivery_lease` ms until the delivery in progress must be done, `delivery_worker`. Reconcile:
-`listed_row` digest of the row in the order list for which it requested the last fetch.
+delivered (0: none yet; absent: the sink was declared after the latest fetch); while it is to get a later one
+`<sink>:job` 1 while a job waits, `<sink>:enqueues` by the dispatcher since the last start, `<sink>:lease` ms until the
+delivery in progress must be done, `<sink>:worker` that makes it, `<sink>:attempts`, `<sink>:next_at` ms before which
+none starts, `<sink>:crashes` deliveries that started and never ended, `<sink>:error` type and place of what it raised
+last, `<sink>:postponed` ms when it first raised Retry, `<sink>:dead` reason; `<sink>:discarded` revision that it is
+never to get. Reconcile: `listed_row` digest of the row in the order list for which it requested the last fetch.
 
 Fields of `ota:revisions:…`, which only an order has whose content changed: `<revision>` MessagePack of when it was
 fetched last, its status, digest and counts, of the last 100; `<revision>:content` as it was stored, of the last
@@ -82,6 +87,10 @@ REVISIONS_KEPT. It ends ORDER_DAYS after the order was last complete, also where
 Fields of `ota:sink-failing:<sink>`: `since` ms of the first failure after which no delivery succeeded; since then
 `orders` whose first attempt failed, `order` the latest of them, `attempts` that failed; `error` type and place of the
 last one.
+
+Fields of `ota:sink-breaker:<sink>`: `failures` attempts in a row whose destination was away. After five of them
+`opened_at` ms, `open_until` ms, `open_ms` for how long it opened last, `reason` of the last one; `probe` worker that
+tries whether it is back, `probe_until` ms.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
 `sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
@@ -135,7 +144,10 @@ class Keys:
         self.sinks: Final = key("sinks")
         self.companies: Final = key("companies")
         self.undeclared: Final = key("undeclared")
+        self.deliveries: Final = key("deliveries:{}").format
         self.sink_failing: Final = key("sink-failing:{}").format
+        self.sink_breaker: Final = key("sink-breaker:{}").format
+        self.sinks_disabled: Final = key("sinks-disabled")
         self.alerts: Final = key("alerts")
         self.alerts_turn: Final = key("alerts-turn")
         self.erasing: Final = key("erasing")

@@ -20,7 +20,6 @@ from app.ledger.work import (
     Delivery,
     DeliveryOutcome,
     Dispatched,
-    Elsewhere,
     FailOutcome,
     Failure,
     Fetch,
@@ -51,9 +50,8 @@ class Ledger:
     """The record of every order, its counters and its clock.
 
     `order_days`: how long an order is kept after its last change; `revisions_kept`: revisions of an order whose content
-    is kept, the latest among them; `fetch_lease`: ms; `sinks`: those that this process
-    delivers to, or its pool; `clock` (ms since 1970) replaces the time of the Redis server in tests. Every method
-    raises OtherSchema, and what redis-py raises.
+    is kept, the latest among them; `fetch_lease`: ms; `sinks`: those of this process's pool; `clock` (ms since 1970)
+    replaces the time of the Redis server in tests. Every method raises OtherSchema, and what redis-py raises.
     """
 
     def __init__(
@@ -113,7 +111,8 @@ class Ledger:
             worker=worker,
             generation=fetch.generation,
             token=fetch.token,
-            delivery_lease=policy.DELIVERY_LEASE,
+            grace=policy.GRACE,
+            job=self._template.fields(),
             recheck_ms=-1 if recheck_ms is None else recheck_ms,
             give_up=give_up,
             digest=content.digest,
@@ -165,14 +164,19 @@ class Ledger:
         )
         return follows.decode()  # type: ignore[return-value]  # the header of fail_fetch.lua names them
 
-    def acquire_delivery(self, order: OrderKey, worker: str) -> Delivery | Elsewhere | None:
-        """Acquire the delivery that is due next, None if none is due or another worker delivers this order."""
+    def acquire_delivery(self, order: OrderKey, sink: str, worker: str) -> Delivery | None:
+        """Acquire the delivery to a sink, None if it is not due or another worker makes it."""
         called = time.monotonic()
-        answer = self._call("acquire_delivery", order, worker=worker, lease=policy.DELIVERY_LEASE, grace=policy.GRACE)
+        answer = self._call(
+            "acquire_delivery",
+            order,
+            sink=sink,
+            worker=worker,
+            lease=policy.DELIVERY_LEASE,
+            longest_open=policy.BREAKER_LONGEST,
+        )
         if answer is None:
             return None
-        if len(answer) == 1:
-            return Elsewhere(answer[0].decode())
         delivery = msgspec.msgpack.decode(answer[0], type=Delivery)
         return msgspec.structs.replace(
             delivery, raw=zlib.decompress(answer[1]), deadline=called + policy.DELIVERY_LEASE / 1000
@@ -189,12 +193,14 @@ class Ledger:
         failure: str = "",
         wait_ms: int = 0,
         duration_ms: int = 0,
-    ) -> None:
+        unavailable: bool = False,
+    ) -> int:
         """Record how a delivery ended; after `retry` and `postponed` its next attempt starts after `wait_ms`.
 
-        `reason` is that of the dead letter, `failure` the type and place of the error, for people.
+        `reason` is that of the dead letter, `failure` the type and place of the error, for people. `unavailable`: the
+        destination takes no order now. Return for how many ms this opened the breaker of the sink, 0 if it did not.
         """
-        self._call(
+        opened: int = self._call(
             "complete_delivery",
             order,
             worker=worker,
@@ -205,30 +211,42 @@ class Ledger:
             reason=reason,
             failure=failure or reason,
             duration_ms=duration_ms,
+            unavailable=int(unavailable),
+            grace=policy.GRACE,
+            job=self._template.fields(),
+            failures=policy.BREAKER_FAILURES,
+            first_open=policy.BREAKER_FIRST,
+            longest_open=policy.BREAKER_LONGEST,
         )
+        return opened
 
     def return_job(self, order: OrderKey) -> Origin:
-        """Put the job of an order, which this process has taken, back at the end of its queue."""
+        """Put the job of a fetch, which this process has taken, back at the end of its queue."""
         found = self._script("return_job")(order=order.member, job=self._template.fields())
         return Origin(*(text.decode() for text in found or ()))
 
     def dispatch_due(self) -> Dispatched:
-        """Enqueue a job for every order that is due."""
+        """Enqueue a job for every order whose fetch is due, or whose delivery to one of the sinks is."""
         looked = enqueued = broken = 0
-        while True:
-            seen, jobs, unreadable = self._script("dispatch_due")(
-                grace=policy.GRACE,
-                longest=policy.LONGEST_WAIT,
-                farthest=policy.FARTHEST,
-                limit=DISPATCH_LIMIT,
-                job=self._template.fields(),
-                sinks=self._sinks,
-            )
-            looked += seen
-            enqueued += jobs
-            broken += unreadable
-            if seen < DISPATCH_LIMIT:
-                return Dispatched(looked, enqueued, broken)
+        for sink in ("", *self._sinks):
+            seen = DISPATCH_LIMIT
+            while seen == DISPATCH_LIMIT:
+                seen, jobs, unreadable = self._script("dispatch_due")(
+                    sink=sink,
+                    grace=policy.GRACE,
+                    longest=policy.LONGEST_WAIT,
+                    farthest=policy.FARTHEST,
+                    limit=DISPATCH_LIMIT,
+                    keep=self._keep,
+                    lease=policy.DELIVERY_LEASE,
+                    longest_open=policy.BREAKER_LONGEST,
+                    job=self._template.fields(),
+                    sinks=self._sinks,
+                )
+                looked += seen
+                enqueued += jobs
+                broken += unreadable
+        return Dispatched(looked, enqueued, broken)
 
     def request_fetch(
         self,
@@ -260,9 +278,23 @@ class Ledger:
             enqueued += outcomes.count(0)
         return enqueued
 
-    def release_worker(self, worker: str, how: WorkerEnd, lost: Iterable[OrderKey] = ()) -> OrderKey | None:
-        """Make due the order that an ended worker had claimed, and those whose jobs were `lost`; return the former."""
-        member = self._script("release_worker")(worker=worker, how=how, orders=[order.member for order in lost])
+    def release_worker(
+        self,
+        worker: str,
+        how: WorkerEnd,
+        fetches: Iterable[OrderKey] = (),
+        deliveries: Iterable[tuple[OrderKey, str]] = (),
+    ) -> OrderKey | None:
+        """Make due what an ended worker had claimed, and return its order.
+
+        `fetches` and `deliveries`, whose jobs may be lost with it, are due too.
+        """
+        member = self._script("release_worker")(
+            worker=worker,
+            how=how,
+            fetches=[order.member for order in fetches],
+            deliveries=[(order.member, sink) for order, sink in deliveries],
+        )
         return OrderKey.of(member.decode()) if member else None
 
     def retry_delivery(self, order: OrderKey, sink: str) -> bool:

@@ -114,16 +114,16 @@ class Archive:
             for order, (record, packed) in zip(orders, found, strict=True)
         ]
 
-    def unscheduled(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
-        """Return those whose outstanding fetch or delivery no dispatcher starts.
+    def unscheduled(self, orders: Sequence[OrderKey]) -> dict[OrderKey, list[str]]:
+        """Return those whose outstanding fetch or delivery no dispatcher starts, and the clocks (keys) that lack them.
 
-        They are not in `due`, or stand there at a time that no wait reaches. An order that a worker fetches now is none
-        of them, nor is one that waits for an operator only.
+        They are not on the clock, or stand there at a time that no wait reaches. An order that a worker fetches now is
+        none of them, nor is one that waits for an operator only.
         """
         names = self._redis.names
         sinks: Any = self._redis.hkeys(names.sinks) if orders else []
-        declared = {sink.decode() for sink in sinks}
-        found: set[OrderKey] = set()
+        clocks = {"": names.due, **{sink.decode(): names.deliveries(sink.decode()) for sink in sinks}}
+        found: dict[OrderKey, list[str]] = {}
         for at in range(0, len(orders), _RECORDS_A_CALL):
             chunk = orders[at : at + _RECORDS_A_CALL]
             # One moment for all: a record that a step ends between two questions would look like one without a time.
@@ -131,17 +131,21 @@ class Archive:
                 pipe.time()
                 for order in chunk:
                     pipe.ttl(names.record(order))
-                    pipe.zscore(names.due, order.member)
-                (seconds, _), *answers = pipe.execute()
-            farthest = seconds * policy.SECOND + policy.FARTHEST
-            # What has neither outstanding work nor a dead letter expires.
-            endless = [
-                order
-                for order, ttl, score in zip(chunk, answers[::2], answers[1::2], strict=True)
-                if ttl == -1 and (score is None or score > farthest)
-            ]
-            now = from_ms(seconds * policy.SECOND)
-            found |= {one.key for one in self.records(endless) if one is not None and one.is_unattended(now, declared)}
+                    pipe.hgetall(names.record(order))
+                    for clock in clocks.values():
+                        pipe.zscore(clock, order.member)
+                (seconds, _), *answers = pipe.execute(raise_on_error=False)
+            farthest, now = seconds * policy.SECOND + policy.FARTHEST, from_ms(seconds * policy.SECOND)
+            each = 2 + len(clocks)
+            for number, order in enumerate(chunk):
+                ttl, fields, *scores = answers[number * each : (number + 1) * each]
+                # What has neither outstanding work nor a dead letter expires.
+                record = _parsed(order, fields, names) if ttl == -1 else None
+                if not isinstance(record, OrderRecord):
+                    continue
+                on = {name for name, score in zip(clocks, scores, strict=True) if score and score <= farthest}
+                if missing := [clocks[one] for one in record.clocks(now, clocks) if one not in on]:
+                    found[order] = missing
         return found
 
     def order(self, order: OrderKey) -> Order | None:
@@ -188,9 +192,10 @@ class Archive:
             raise
         return tuple(parse_entry(entry) for entry in entries)
 
-    def due(self, order: OrderKey) -> datetime | None:
-        """Return when the order is due, None if nothing is outstanding or it is dead."""
-        score = self._redis.zscore(self._redis.names.due, order.member)
+    def due(self, order: OrderKey, sink: str = "") -> datetime | None:
+        """Return when its fetch is due, or its delivery to a sink; None if it is not outstanding or is dead."""
+        names = self._redis.names
+        score = self._redis.zscore(names.deliveries(sink) if sink else names.due, order.member)
         return None if score is None else from_ms(int(score))
 
     def newest_first(

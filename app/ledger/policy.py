@@ -31,7 +31,7 @@ LONGEST_LEASE: Final = 100 * SECOND + LEASE_MARGIN
 """With the longest UPSTREAM_TIMEOUT that the settings take."""
 
 JOB_TIMEOUT: Final = 120
-"""Seconds after which RQ interrupts a job: one fetch and its deliveries."""
+"""Seconds after which RQ interrupts a job: one fetch, or one delivery."""
 
 JOB_OVERDUE: Final = JOB_TIMEOUT + 30
 """Seconds after which the pool kills a worker that RQ's interrupt did not reach: a sink swallowed it, or is C code."""
@@ -57,6 +57,9 @@ hour, without an event (upstream.md 4)."""
 
 RETRY_WAITS: Final = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600) + (7200,) * 12
 """Seconds before each further attempt, 22 over about 26 h: an upstream outage of a day is survived."""
+
+DELIVERY_WAITS: Final = RETRY_WAITS + (7200,) * 23
+"""The same for a delivery: 45 over about 72 h, so that a destination may be away over a weekend."""
 
 CLIENT_ERROR_ATTEMPTS: Final = 4
 """Further attempts for an answer that another attempt seldom changes (400, 401, 403, an unreadable body)."""
@@ -102,7 +105,8 @@ BREAKER_FIRST: Final = 15 * SECOND
 BREAKER_LONGEST: Final = 5 * MINUTE
 BREAKER_FAILURES: Final = 5
 """Orders of a company that fail with no other answered in between, whatever the failure: its breaker opens. One order
-or two that always fail must not close the way for the others."""
+or two that always fail must not close the way for the others. Also the attempts in a row whose destination was away,
+after which the breaker of a sink opens."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -125,6 +129,16 @@ def jittered(milliseconds: float) -> int:
 def retry_wait(attempts: int) -> int | None:
     """Return the wait in ms after `attempts` earlier failures, None when no attempt is left."""
     return jittered(RETRY_WAITS[attempts] * SECOND) if attempts < len(RETRY_WAITS) else None
+
+
+def delivery_wait(attempts: int, after: float | None = None) -> int | None:
+    """Return the wait in ms after `attempts` earlier failures of a delivery, None when no attempt is left.
+
+    It is not shorter than `after`, the seconds that a destination asked for, at most POSTPONED_LONGEST.
+    """
+    if attempts >= len(DELIVERY_WAITS):
+        return None
+    return max(jittered(DELIVERY_WAITS[attempts] * SECOND), postponed_wait(after) if after else 0)
 
 
 def postponed_wait(seconds: float) -> int:

@@ -30,11 +30,12 @@ _DELIVERY_LEASE: Final = timedelta(milliseconds=policy.DELIVERY_LEASE)
 
 
 class SinkRecord(msgspec.Struct, frozen=True):
-    """The deliveries of one sink: `revision` is the latest delivered, `next_at` the next attempt.
+    """The deliveries of one sink: `revision` is the latest delivered, `next_at` the next attempt after a failure.
 
     `dead` is the reason code of a dead delivery, `discarded` the latest revision that an operator discarded: the sink
     never got it, unless it got a later one. `error` is the type and place of what the sink raised last, or the reason
-    why it rejected the revision. `postponed`: when it first asked for another time (Retry).
+    why it rejected the revision. `postponed`: when it first asked for another time (Retry). `lease`: until when the
+    delivery that `worker` makes must be done; a dead worker's stays.
     """
 
     name: str
@@ -45,6 +46,13 @@ class SinkRecord(msgspec.Struct, frozen=True):
     discarded: int = 0
     error: str = ""
     postponed: datetime | None = None
+    lease: datetime | None = None
+    worker: str = ""
+
+    def running_since(self, now: datetime) -> datetime | None:
+        """Return since when a worker delivers the order to it, None if none does at `now`."""
+        since = self.lease - _DELIVERY_LEASE if self.lease is not None else None
+        return since if since is not None and since <= now < since + _DELIVERY_LEASE else None
 
 
 class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_status": "http"}):
@@ -86,7 +94,6 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
     request_id: str = ""
     duplicates: int = 0
     listed_row: str = ""
-    delivery_lease: datetime | None = None
     sinks: tuple[SinkRecord, ...] = ()
 
     @property
@@ -122,20 +129,24 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
 
     def delivering_since(self, now: datetime) -> datetime | None:
         """Return since when a worker delivers the order to a sink, None if none does at `now`."""
-        since = self.delivery_lease - _DELIVERY_LEASE if self.delivery_lease is not None else None
-        return since if since is not None and since <= now < since + _DELIVERY_LEASE else None
+        return min(filter(None, (sink.running_since(now) for sink in self.sinks)), default=None)
 
-    def is_unattended(self, now: datetime, declared: Collection[str]) -> bool:
-        """Return whether an order that does not expire waits at `now` for more than an operator or a running fetch.
+    def clocks(self, now: datetime, declared: Collection[str]) -> list[str]:
+        """Return on which clocks an order that does not expire must stand at `now`: "" is that of fetches.
 
-        `declared`: the sinks of the deployment. What exactly it waits for, start_fetch.lua decides.
+        The others are named by their sinks, of those that are `declared`. An order that waits only for an operator or a
+        running fetch needs none. One that waits for nothing must be looked at, so that it gets its end.
         """
+        found = [one.name for one in self.sinks if one.name in declared and self.is_behind(one) and not self.erased_at]
         if self.is_pending:
-            return not (self.dead or self._is_held(now))
-        behind = [
-            sink for sink in self.sinks if sink.name in declared and sink.revision < self.revision and not sink.dead
-        ]
-        return bool(behind) or not (self.dead or self.dead_sinks)
+            is_waiting = not (self.dead or self._is_held(now))
+        else:
+            is_waiting = not (found or self.dead or self.dead_sinks)
+        return [*found, *[""] * is_waiting]
+
+    def is_behind(self, sink: SinkRecord) -> bool:
+        """Return whether a sink is still to get the latest revision."""
+        return sink.revision < self.revision and not sink.dead
 
     @property
     def is_discarded(self) -> bool:
@@ -181,6 +192,6 @@ def _sinks(texts: Mapping[str, str]) -> list[dict[str, object]]:
         # A sink's own name has colons (`python:package.module:function`), its field is what follows the last.
         sink, _, field = name.rpartition(":")
         if sink:
-            value = from_ms(int(text)) if field in {"next_at", "postponed"} else text
+            value = from_ms(int(text)) if field in {"next_at", "postponed", "lease"} else text
             sinks.setdefault(sink, {"name": sink})[field] = value
     return list(sinks.values())

@@ -26,7 +26,7 @@ _EXAMPLES: Final = {
     WORKERS: """
         watch k | del k | exists k | expire k 1 | pexpire k 1 | persist k | ttl k | pttl k | scan 0 | dbsize
         blmove k k left right 1 | lmove k k left right | blpop k 1 | lrem k 0 1 | ltrim k 0 0
-        hdel k f | hexists k f | hincrbyfloat k f 1 | hsetnx k f 1
+        hdel k f | hincrbyfloat k f 1 | hsetnx k f 1
         smembers k | zrem k m | zremrangebyscore k 0 0
     """,
     COMMANDS: "xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zscan k 0",

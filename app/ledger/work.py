@@ -8,9 +8,9 @@ import msgspec
 
 from app.ids import OrderKey
 
-StartOutcome = Literal["nothing", "held", "dead", "deliver", "fetch"]
+StartOutcome = Literal["nothing", "held", "dead", "fetch"]
 """What an order needs (start_fetch.lua)."""
-StoreOutcome = Literal["refused", "erased", "fetched", "deliver", "pending", "dead"]
+StoreOutcome = Literal["refused", "erased", "fetched", "pending", "dead"]
 """What follows a call of store_fetch.lua; with the first two the answer is not stored."""
 FailOutcome = Literal["refused", "retry", "deferred", "dead", "deleted_upstream"]
 """What follows a failed fetch (fail_fetch.lua)."""
@@ -18,9 +18,10 @@ Failure = Literal["retry", "client_error", "uncounted", "deferred", "not_found",
 """How a fetch failed: `retry` uses an attempt, `client_error` one of its own few, `uncounted` none (perhaps all orders
 fail), `deferred` none (the order is not at fault); `not_found`: 404, perhaps not yet there; `dead`: no further attempt;
 `deleted_upstream`."""
-DeliveryOutcome = Literal["succeeded", "retry", "postponed", "dead", "rejected"]
-"""How a delivery ended. `retry`: it failed, and uses an attempt; `postponed`: the sink asked for another time, which
-uses none; `dead`: no attempt is left; `rejected`: dead at once, since the sink will never take this revision."""
+DeliveryOutcome = Literal["succeeded", "skipped", "retry", "postponed", "dead", "rejected", "disabled"]
+"""How a delivery ended. `skipped`: the sink does not want such an order; `retry`: it failed, and uses an attempt;
+`postponed`: the sink asked for another time, which uses none; `dead`: no attempt is left; `rejected`: dead at once,
+since the sink will never take this revision; `disabled`: its destination wants nothing more, which uses no attempt."""
 PermitOutcome = Literal["good", "missing", "failed", "unknown"]
 """What a request shows of the calls of its company: the order came; upstream has no such order, perhaps not yet; the
 call failed, for this order or for all; or nothing (release_permit.lua)."""
@@ -112,12 +113,6 @@ class Content(msgspec.Struct, frozen=True):
     http_status: int
     duration_ms: int
     references: tuple[str, ...] = ()
-
-
-class Elsewhere(msgspec.Struct, frozen=True):
-    """A delivery is due to a sink that this process does not have."""
-
-    sink: str
 
 
 class Delivery(msgspec.Struct, frozen=True):

@@ -20,10 +20,10 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.upstream.client import ChannelManager
 from workers.sinks.python import Function
-from workers.worker import FetchWorker
+from workers.worker import OrderWorker
 
 STEPS: Final[dict[type, tuple[str, ...]]] = {
-    FetchWorker: ("execute_job", "prepare_job_execution", "handle_job_success"),
+    OrderWorker: ("execute_job", "prepare_job_execution", "handle_job_success"),
     Ledger: (
         *("start_fetch", "store_fetch", "fail_fetch", "acquire_delivery", "complete_delivery"),
         *("dispatch_due", "release_worker"),

@@ -124,10 +124,17 @@ def test_a_company_that_no_pool_knows_is_reported_and_fetched_once_one_does(muse
     assert museum_and_zoo.cli("status")[0] == 0
 
 
+BOTH = ("order.fetched", "delivery.succeeded")
+
+
+def of_pool(worker: str) -> int:
+    """Return the pid of a worker's pool."""
+    return int(worker.split("-")[1])
+
+
 def test_orders_fetched_by_a_pool_without_the_sink_are_delivered_by_the_other(shop: Service) -> None:
     """Also after Redis was flushed, which the pools notice with their next heartbeat."""
-    pool(shop, SINKS=SINK)
-    plain = pool(shop)
+    delivering, plain = pool(shop, SINKS=SINK), pool(shop)
     with Redis.from_url(shop.valkey.url) as redis:
         for _ in range(2):
             orders = shop.issue(30)
@@ -136,9 +143,8 @@ def test_orders_fetched_by_a_pool_without_the_sink_are_delivered_by_the_other(sh
             assert [shop.cli("orders", "explain", one)[0] for one in orders[:2]] == [0, 0]
             redis.flushall()
             eventually(lambda: redis.hlen(KEYS.pools) == 2 and redis.hkeys(KEYS.sinks), 10, what="the state is back")
-    returned = {line["worker"] for line in shop.log("worker", "job.returned")}
-    assert returned
-    assert not returned & {line["worker"] for line in shop.log("worker", "delivery.succeeded")}
+    pids = {event: {of_pool(line["worker"]) for line in shop.log("worker", event)} for event in BOTH}
+    assert pids == {"order.fetched": {delivering.pid, plain.pid}, "delivery.succeeded": {delivering.pid}}
     assert (shop.log("worker", "delivery.failed"), plain.exit_code) == ([], None)
 
 

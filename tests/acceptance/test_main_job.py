@@ -16,6 +16,7 @@ import pytest
 from app.dev.processes import Process
 from app.dev.sandbox.submission import order_body
 from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
+from app.ledger.rq_jobs import sink_queue
 from tests import command
 from tests.eventually import eventually
 from tests.service import ROOT, Service, ask
@@ -156,7 +157,32 @@ def _block(page: str, kind: str) -> str:
     return "".join(re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
 
 
-def test_a_replay_to_sinks_costs_no_get_order_and_uses_the_backfill_queue(bare: Service) -> None:
+def test_a_sink_that_hangs_for_every_order_delays_neither_fetches_nor_another_sink(bare: Service) -> None:
+    """Its own orders wait, and go on where they were when it works again."""
+    (bare.folder / "shop.py").write_text(
+        "import os, time\n"
+        "def hangs(order, context):\n    while os.path.exists('hang'): time.sleep(0.02)\n"
+        "def works(order, context): pass\n"
+    )
+    hang, names = bare.folder / "hang", ("python:shop:hangs", "python:shop:works")
+    hang.touch()
+    bare.variables["SINKS"] = ",".join(names)
+    bare.start("web")
+    bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0", SINK_WORKERS="1")
+    orders = bare.issue(20)
+    assert bare.post(*(bare.event(one) for one in orders))[0] == 200
+
+    def delivered(name: str) -> int:
+        return sum(line["sink"] == name for line in bare.log("worker", "delivery.succeeded"))
+
+    eventually(lambda: delivered(names[1]) == 20, 10, what="the other sink has all")
+    assert (len(bare.log("worker", "order.fetched")), delivered(names[0])) == (20, 0)
+    assert [one["behind"] for one in bare.cli("status")[1][0]["sinks"]] == [20, 0]
+    hang.unlink()
+    eventually(lambda: delivered(names[0]) == 20, 10, what="this sink has all")
+
+
+def test_a_replay_to_sinks_costs_no_get_order_and_no_worker_that_fetches(bare: Service) -> None:
     """The sink gets the same idempotency key again."""
     calls = bare.folder / "calls"
     (bare.folder / "shop.py").write_text(
@@ -179,7 +205,8 @@ def test_a_replay_to_sinks_costs_no_get_order_and_uses_the_backfill_queue(bare: 
     assert (code, sent["queued"]) == (0, 3)
     assert sorted(calls.read_text().splitlines()) == sorted(once * 2)
     assert [bare.row(one)["gets"] for one in orders] == [1, 1, 1]
-    assert all("-backfill-" in line["worker"] for line in bare.log("worker", "delivery.succeeded")[3:])
+    workers = {line["worker"] for line in bare.log("worker", "delivery.succeeded")}
+    assert all(f"-{sink_queue('python:shop:on_order')}-" in worker for worker in workers)
 
     code, (sent,) = bare.cli("events", "replay", "--since", "1h", "--force", "--rate", "100", "--yes")
     eventually(lambda: len(bare.log("worker", "order.fetched")) == 6, 20, what="three orders are fetched again")

@@ -67,7 +67,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
             ["reconcile"],
             ["audit"],
             ["keys", "create", "--name", "desk", "--scope", "feed", "--scope", "orders:read", "--from-now"],
-            ["orders", "erase", order_ids[1], "--why", "asked", "--yes"],
+            *[["orders", "erase", order_ids[1], "--why", "asked", "--yes"]] * 2,
         ):
             code, out = bare.cli(*arguments)[:2]
             assert code in (0, 1), (arguments, code, out)

@@ -39,7 +39,7 @@ def forks(order, context):
 
 def on_order(order, context):
     with open("delivered", "a") as file:
-        file.write(f"{order.order_id} {context.revision}\\n")
+        file.write(context.idempotency_key + "\\n")
     poison = pathlib.Path("poison")
     if poison.exists() and order.order_id in poison.read_text():
         if "exits" in poison.read_text():
@@ -50,6 +50,7 @@ def on_order(order, context):
             except BaseException:
                 pass
 """
+SINK_NAME = "python:kill_sink:on_order"
 SOON = 5.0
 """Seconds until an order is fetched whose worker died: the pool notices at once and dispatches each second."""
 
@@ -128,18 +129,24 @@ class Killing:
         return {name.decode(): value.decode() for name, value in found.items()}
 
     def is_fetched(self, order: str) -> bool:
+        """Return whether the order is fetched and delivered."""
         record = self.record(order)
         is_stored = int(record.get("fetched_generation", 0)) >= int(record.get("generation", 1))
-        return is_stored and self.redis.zscore(KEYS.due, self.key(order).member) is None
+        clocks, member = (KEYS.due, KEYS.deliveries(SINK_NAME)), self.key(order).member
+        return is_stored and all(self.redis.zscore(clock, member) is None for clock in clocks)
 
     def stored(self, order: str) -> int:
         """Return the number of stored answers."""
         entries: Any = self.redis.lrange(KEYS.history(self.key(order)), 0, -1)
         return sum(isinstance(parse_entry(entry), FetchStored) for entry in entries)
 
-    def deliveries(self, order: str) -> int:
+    def keys(self, order: str) -> list[str]:
+        """Return the idempotency key of each delivery."""
         path = self.service.folder / "delivered"
-        return path.read_text().count(order) if path.exists() else 0
+        return [key for key in path.read_text().split() if order in key] if path.exists() else []
+
+    def deliveries(self, order: str) -> int:
+        return len(self.keys(order))
 
     def gets(self, order: str) -> int:
         return int(self.service.row(order)["gets"])
@@ -152,7 +159,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killing]:
     with service(folder) as one:
         one.start_valkey()
         one.start_sandbox()
-        one.variables |= {"SINKS": "python:kill_sink:on_order", "UPSTREAM_TIMEOUT": "5"}
+        one.variables |= {"SINKS": SINK_NAME, "UPSTREAM_TIMEOUT": "5"}
         one.start("web")
         yield Killing(one)
 
@@ -190,6 +197,7 @@ def test_an_order_is_fetched_though_its_worker_is_killed_at(one_worker: Killing,
     assert time.monotonic() - died_at < SOON
     assert killing.stored(order) == 1
     assert (killing.gets(order), killing.deliveries(order)) == STEPS[step]
+    assert len(set(killing.keys(order))) == 1, "a repeat has the same key"
     assert "crashes" not in killing.record(order)
 
 
@@ -210,9 +218,10 @@ def test_the_next_pool_fetches_the_order_of_a_pool_that_was_killed_at(killing: K
     eventually(lambda: not any(map(is_running, workers)), what="the workers have died with the pool")
     killing.start(WORKERS="1", BACKFILL_WORKERS="0")
 
-    if killing.record(order).get("job"):
-        # Its job may be lost between queue and worker; the dispatcher pushes another after GRACE, here at once.
-        killing.redis.zadd(KEYS.due, {killing.key(order).member: 0}, xx=True)
+    # Its job may be lost between queue and worker; the dispatcher pushes another after GRACE, here at once.
+    for clock, job in ((KEYS.due, "job"), (KEYS.deliveries(SINK_NAME), f"{SINK_NAME}:job")):
+        if killing.record(order).get(job):
+            killing.redis.zadd(clock, {killing.key(order).member: 0}, xx=True)
     eventually(lambda: killing.is_fetched(order), 10, what=f"the order is fetched: {killing.record(order)}")
     assert killing.stored(order) == 1
     assert killing.gets(order) <= 2

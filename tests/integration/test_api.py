@@ -257,6 +257,34 @@ def test_the_lines_of_the_page_read_the_feed_to_its_end(
     assert client.ids("/feed") == []
 
 
+def test_the_reader_of_the_page_gets_each_order_and_again_what_it_could_not_store(
+    client: Client, api: Web, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/api.md has it: it dies with the second order of the first page."""
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("127.0.0.1:8081", f"127.0.0.1:{api.port}").replace("limit=100", "limit=2")
+    (tmp_path / "billing.key").write_text(f"{client.key}\n")
+    monkeypatch.chdir(tmp_path)
+    for one in (ONE, TWO, THREE):
+        lab.accept_and_fetch(one)
+    stored: list[str] = []
+
+    def store(key: str, document: dict[str, Any]) -> None:
+        assert key.split("/")[1] == document["orderId"]
+        if len(stored) == 1:
+            stored.append("failed")
+            raise OSError
+        stored.append(document["orderId"])
+
+    with pytest.raises(OSError, match=r"^$"):
+        exec(code, {"store": store})
+    exec(code, {"store": store})
+
+    assert stored == [ONE.order_id, "failed", ONE.order_id, TWO.order_id, THREE.order_id]
+    assert client.ids("/feed") == []
+
+
 def test_an_older_acknowledgement_changes_nothing_and_says_where_the_consumer_is(client: Client, lab: Lab) -> None:
     """Of a request that was repeated late, or of a second process of the same consumer."""
     for one in (ONE, TWO):

@@ -100,12 +100,9 @@ def test_each_sink_is_named_with_where_it_delivers_and_which_orders_it_gets(lab:
     found = lab.run_command("check", "--json", SINKS_FILE=str(file)).objects
     none = lab.run_command("check", "--json", SINKS="").objects
 
-    sinks = [(one["what"], one["level"], one["detail"]) for one in found if one["about"] == "sinks"]
-    assert sinks == [
-        ("python", "good", f"{SINK}: {SINK}"),
-        ("python", "good", "own: operator:lt; only status Issued, Error"),
-    ]
-    assert [(one["what"], one["level"]) for one in none if one["about"] == "sinks"] == [("sinks", "note")]
+    sinks = [(one["about"], one["level"], one["detail"]) for one in found if one["what"] == "python"]
+    assert sinks == [(SINK, "good", SINK), ("own", "good", "operator:lt; only status Issued, Error")]
+    assert [(one["about"], one["level"]) for one in none if one["what"] == "sinks"] == [("settings", "note")]
 
 
 def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path) -> None:
@@ -125,7 +122,7 @@ def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path)
     found = [*of_sinks(tuple(one for one, _ in of_file(tmp_path / "sinks.toml", problems)))]
 
     assert problems == []
-    assert [one.detail for one in found if one.what.islower()] == [
+    assert [f"{one.about}: {one.detail}" for one in found if one.what.islower()] == [
         "shop: https://shop.example.com",
         "database: postgresql+psycopg://db.example.com",
         "stream: rediss://redis.example.com; only company zoo",
@@ -134,6 +131,7 @@ def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path)
     ]
     assert [one.what for one in found if one.what.isupper()] == ["URL", "SECRET", "URL", "URL"]
     assert "canary" not in str(found)
+    assert "Y2FuYXJ5" not in str(found)
 
 
 def test_with_a_partner_id_the_order_list_is_read(lab: Lab, sandbox: Sandbox) -> None:

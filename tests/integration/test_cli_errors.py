@@ -20,7 +20,7 @@ from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
 from tests.command import Ended
 from tests.eventually import eventually
-from tests.lab import MUSEUM, PARTNER, VENUE, Lab, event_of, order
+from tests.lab import MUSEUM, PARTNER, SINK, VENUE, Lab, event_of, order
 from tests.samples import sample
 
 COMMAND: Final = (sys.executable, "-m", "app.cli")
@@ -148,7 +148,7 @@ def test_a_table_that_does_not_fit_hides_what_is_least_needed_and_puts_the_error
     narrow = everything.on_terminal(80, "orders", "list")
 
     assert narrow.err == "Hidden for lack of room: status, wallets, tickets, coupons. --json shows all.\n"
-    assert "\n    error: ValueError\n" in narrow.out
+    assert f"\n    error: {SINK}: ValueError\n" in narrow.out
     assert [line for line in narrow.out.splitlines() if order(2).order_id in line and REFERENCE in line] != []
     assert everything.on_terminal(200, "orders", "list").err == ""
 

@@ -103,9 +103,9 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "dead", "drop", "--all", "--yes", "--dry-run"
     yield "dead", "drop", "--all", "--yes"
     yield ("audit",)
+    lab.run_command("keys", "create", "--name", "reader", "--scope", "feed")
     yield "sinks", "migrate", "--dry-run"
     yield "sinks", "migrate"
-    lab.run_command("keys", "create", "--name", "reader", "--scope", "feed")
     yield ("status",)
     yield ("check",)
     yield ("health",)

@@ -16,7 +16,6 @@ from app import times
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
-from app.ledger.work import Elsewhere
 from tests.command import Ended
 from tests.lab import KEYS, LEASE, MUSEUM, SINK, VENUE, WORKER, Lab, configuration, event_of, order
 
@@ -196,7 +195,7 @@ def test_one_broken_record_hides_no_other_order(lab: Lab, broken: str) -> None:
     assert (len(listed.err.splitlines()), KEYS.record(order(2)) in listed.err) == (1, True)
     assert found.objects[0]["order_id"] == order(3).order_id
     assert (searched.code, "'CM-NOWHERE'" in searched.err) == (1, True)
-    assert (status.err, status.objects[0]["due"]) == ("", 3)
+    assert (status.err, status.objects[0]["due"]) == ("", 2)
     assert (itself.code, itself.out, KEYS.record(order(2)) in itself.err) == (1, "", True)
 
 
@@ -292,7 +291,7 @@ def _deliver_for_a_while(lab: Lab, first: Literal["", "retry"] = "", lease_left:
         lab.deliver(first, order(1), failure="E at a.py:1", wait=0)
     lab.start_delivery(order(1))
     if lease_left:
-        lab.redis.hset(KEYS.record(order(1)), "delivery_lease", lab.now + lease_left)
+        lab.redis.hset(KEYS.record(order(1)), f"{SINK}:lease", lab.now + lease_left)
 
 
 DELIVERING: Final = ("not delivered yet", "next Nothing: a delivery has been running since ")
@@ -336,8 +335,8 @@ NOT_BY_ITSELF: dict[str, tuple[Callable[[Lab], object], str]] = {
         UNSCHEDULED,
     ),
     "a delivery in no due": (
-        lambda lab: (lab.accept_and_fetch(order(1)), lab.deliver("retry", order(1)), lab.redis.delete(KEYS.due)),
-        UNSCHEDULED,
+        lambda lab: (lab.accept_and_fetch(order(1)), lab.redis.delete(KEYS.deliveries(SINK))),
+        f"It has no time in {KEYS.deliveries(SINK)}, or one days ahead",
     ),
     "a fetch in no due whose worker died": (
         lambda lab: (
@@ -468,7 +467,18 @@ def test_an_order_fetched_before_a_sink_was_declared_is_delivered_to_it_by_a_rep
     assert replayed.code == 0, replayed.err
     ended = explain(lab, order(1))
     assert (ended.code, "pending python:operator:eq: revision 1 not delivered yet" in flat(ended)) == (1, True)
-    assert lab.ledger.acquire_delivery(order(1), WORKER) == Elsewhere("python:operator:eq")
+    assert lab.start_delivery(order(1), sink="python:operator:eq").revision == 1
+
+
+def test_a_revision_that_a_sink_does_not_want_is_shown_as_skipped(lab: Lab) -> None:
+    _fetch_while_a_pool_runs(lab)
+    lab.deliver("skipped", order(1), failure="status Issued")
+
+    ended = explain(lab, order(1))
+
+    assert ended.code == 0
+    assert f"sink {SINK}: revision 1 skipped: status Issued" in flat(ended)
+    assert f"delivery of revision 1 to {SINK} skipped: status Issued" in flat(ended)
 
 
 def test_the_advice_for_a_sink_without_a_planned_delivery_works(lab: Lab) -> None:

@@ -154,7 +154,7 @@ def test_a_database_that_is_away_or_refuses_ends_the_command_in_one_sentence(lab
     refused = migrate(lab, warehouse=url.replace("//ota:", "//unknown:"))
 
     assert [one.code for one in (away, refused)] == [1, 1]
-    assert away.err == refused.err == "warehouse: cannot connect: OperationalError.\n"
+    assert away.err == refused.err == "cannot connect: OperationalError.\n"
 
 
 @pytest.mark.parametrize(
@@ -187,15 +187,15 @@ def test_check_says_whether_the_tables_are_there(lab: Lab, server: Postgres) -> 
     def found(url: str) -> dict[str, Any]:
         ended = lab.run_command("check", "--json", **sinks_file(lab, warehouse=url))
         assert PASSWORD not in ended.out + ended.err
-        return next(one for one in ended.objects if one["what"] == "tables" or one["level"] == "wrong")
+        return next(one for one in ended.objects if one["what"] == "database" or one["level"] == "wrong")
 
     missing = found(url)
-    assert (missing["level"], missing["detail"]) == ("todo", "warehouse: they are missing")
+    assert (missing["level"], missing["detail"]) == ("todo", "the tables are missing")
     assert missing["advice"] == "Run ota-receiver sinks migrate warehouse"
     migrate(lab, warehouse=url)
-    assert (found(url)["level"], found(url)["detail"]) == ("good", "warehouse: of version 1")
+    assert (found(url)["level"], found(url)["detail"]) == ("good", "answers, and has tables of version 1")
     away = found(url.replace(str(server.port), "1"))
-    assert (away["level"], away["detail"]) == ("todo", "warehouse: cannot connect: OperationalError")
+    assert (away["level"], away["detail"]) == ("todo", "cannot connect: OperationalError")
     assert found("sqlite://")["level"] == "wrong"
 
 

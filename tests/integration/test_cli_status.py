@@ -48,7 +48,7 @@ def test_the_backlog_of_each_queue_has_an_expected_end(lab: Lab) -> None:
     found = status(lab, 0)
 
     live, backfill = found["queues"]
-    assert (found["pools"], found["alerts"], found["due"], found["get_order_s"]) == (1, [], 101, 0.042)
+    assert (found["pools"], found["alerts"], found["due"], found["get_order_s"]) == (1, [], 100, 0.042)
     assert (live["queue"], live["jobs"], live["workers"], live["rate"], live["done_s"]) == ("live", 100, 2, 47.62, 2)
     few = lab.run_command("status", "--json", UPSTREAM_REQUESTS_PER_5_MIN="60").objects[0]["queues"][0]
     assert (few["rate"], few["done_s"]) == (0.2, 200)
@@ -190,13 +190,13 @@ def test_a_sink_that_does_not_return_is_shown_before_its_time_limit(lab: Lab) ->
     for number, ago in ((1, 80), (2, 5), (3, 400)):
         lab.accept_and_fetch(order(number))
         lab.start_delivery(order(number), f"worker-{number}")
-        lab.redis.hset(KEYS.record(order(number)), "delivery_lease", lab.now + policy.DELIVERY_LEASE - ago * 1000)
+        lab.redis.hset(KEYS.record(order(number)), f"{SINK}:lease", lab.now + policy.DELIVERY_LEASE - ago * 1000)
 
     assert status(lab, 0)["longest_delivery_s"] in (80, 81)
     assert re.search(
         "longest delivery      has run for 8[01] s; a job is interrupted after 120 s", lab.run_command("status").out
     )
-    lab.redis.hdel(KEYS.record(order(1)), "delivery_lease")
+    lab.redis.hdel(KEYS.record(order(1)), f"{SINK}:lease")
     assert "longest delivery" not in lab.run_command("status").out
 
 

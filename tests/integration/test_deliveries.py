@@ -10,8 +10,11 @@ from app.erasure import Erasure
 from app.ledger import policy
 from app.ledger.history import WorkerCrashed
 from app.ledger.redis import Redis
+from app.ledger.rq_jobs import sink_queue
 from app.ledger.work import DeliveryOutcome, Failure, WorkerEnd
 from tests.lab import KEYS, ONE, START, WORKER, Lab, order
+
+SHOP_QUEUE = sink_queue("shop")
 
 
 def store(bare: Lab, *versions: int) -> Lab:
@@ -32,16 +35,23 @@ def fetched(shop: Lab) -> Lab:
     return store(shop, 1)
 
 
+@pytest.fixture
+def two_sinks(redis_client: Redis) -> Lab:
+    return Lab(redis_client, sinks=("shop", "mail"), now=START)
+
+
 class TestOrder:
     def test_a_new_revision_is_delivered_once(self, fetched: Lab) -> None:
-        assert (fetched.due_in(), fetched.days_kept()) == (policy.DELIVERY_LEASE / 1000, {None})
+        assert (fetched.due_in(), fetched.delivery_in(), fetched.days_kept()) == (None, policy.GRACE / 1000, {None})
+        assert fetched.queued(SHOP_QUEUE) == [ONE.order_id]
         delivery = fetched.start_delivery()
         assert (delivery.sink, delivery.revision, delivery.attempts, delivery.raw) == ("shop", 1, 1, b"1")
 
         fetched.complete_delivery(delivery)
 
         assert fetched.acquire_delivery() is None
-        assert (fetched.field("shop:revision"), fetched.due_in(), fetched.days_kept()) == ("1", None, {400})
+        assert (fetched.field("shop:revision"), fetched.delivery_in(), fetched.days_kept()) == ("1", None, {400})
+        assert [name for name in fetched.record() if name.startswith("shop:")] == ["shop:revision"]
 
     def test_a_newer_revision_replaces_those_not_yet_delivered(self, fetched: Lab) -> None:
         store(fetched, 2, 3)
@@ -52,42 +62,146 @@ class TestOrder:
 
     @pytest.mark.parametrize("outcome", ["succeeded", "dead"])
     def test_a_revision_stored_during_a_delivery_comes_next(self, fetched: Lab, outcome: DeliveryOutcome) -> None:
+        """Its job found the sink busy with this order, so the end of the delivery pushes another."""
         delivery = fetched.start_delivery()
         fetched.accept()
         fetched.fetch_and_store(answer=2, worker="b")
         assert fetched.acquire_delivery(worker="b") is None
+        fetched.clear_queues()
 
         fetched.complete_delivery(delivery, outcome)
 
+        assert fetched.queued(SHOP_QUEUE) == [ONE.order_id]
         assert (fetched.field("shop:dead"), fetched.deliver().revision) == (None, 2)
         assert (fetched.acquire_delivery(), fetched.days_kept()) == (None, {400})
 
+    def test_revisions_share_a_job_that_waits(self, fetched: Lab) -> None:
+        store(fetched, 2, 3)
+
+        assert len(fetched.jobs(SHOP_QUEUE)) == 1
+
+    def test_two_sinks_get_an_order_at_the_same_time(self, two_sinks: Lab) -> None:
+        store(two_sinks, 1)
+
+        first, second = (two_sinks.start_delivery(sink=sink, worker=sink) for sink in two_sinks.sinks)
+
+        assert (first.sink, second.sink, first.revision, second.revision) == ("shop", "mail", 1, 1)
+        assert two_sinks.acquire_delivery(sink="mail", worker="another") is None
+        for one in (first, second):
+            assert two_sinks.days_kept() == {None}
+            two_sinks.complete_delivery(one, worker=one.sink)
+        assert (two_sinks.pending(), two_sinks.days_kept()) == (0, {400})
+
+    def test_pools_with_the_same_sinks_deliver_it_once(self, fetched: Lab) -> None:
+        fetched.clear_queues()
+        fetched.later(policy.GRACE / 1000)
+        other = Lab(fetched.redis, sinks=fetched.sinks, now=fetched.now)
+
+        assert (fetched.dispatch(), other.dispatch(), len(fetched.jobs(SHOP_QUEUE))) == (1, 0, 1)
+        delivery = fetched.start_delivery(worker="a")
+        assert other.acquire_delivery(worker="b") is None
+        fetched.complete_delivery(delivery, worker="a")
+        assert (other.acquire_delivery(worker="b"), fetched.pending()) == (None, 0)
+
+    def test_a_worker_that_was_frozen_past_its_lease_ends_the_delivery_of_no_other(self, fetched: Lab) -> None:
+        """It did its work, though: the sink has the revision, and the failure of the other changes that no more."""
+        frozen = fetched.start_delivery(worker="frozen")
+        fetched.later(policy.DELIVERY_LEASE / 1000)
+        other = fetched.start_delivery(worker="other")
+
+        fetched.complete_delivery(frozen, worker="frozen")
+        fetched.complete_delivery(other, "dead", worker="other")
+
+        assert (fetched.field("shop:revision"), fetched.field("shop:dead"), fetched.pending()) == ("1", None, 0)
+
+    def test_a_job_that_was_lost_leaves_nothing_in_the_record(self, fetched: Lab) -> None:
+        delivery = fetched.start_delivery()
+        fetched.later(policy.DELIVERY_LEASE / 1000)
+        assert fetched.dispatch() == 1
+        fetched.clear_queues()
+
+        fetched.complete_delivery(delivery)
+
+        assert [name for name in fetched.record() if name.startswith("shop:")] == ["shop:revision"]
+
+    def test_a_refetch_puts_a_delivery_that_its_clock_lost_back_there(self, fetched: Lab) -> None:
+        """`orders explain` advises it. The content is the same."""
+        fetched.redis.delete(KEYS.deliveries("shop"))
+
+        store(fetched, 1)
+
+        assert (fetched.delivery_in(), fetched.deliver().revision) == (policy.GRACE / 1000, 1)
+
+    def test_a_sink_that_does_not_want_the_revision_is_done_with_it(self, fetched: Lab) -> None:
+        """That says nothing of whether it works."""
+        fetched.accept_and_fetch(order(2), 2)
+        fetched.deliver("retry", order(2), failure="ValueError")
+
+        fetched.deliver("skipped", failure="status Issued")
+
+        assert (fetched.field("shop:revision"), fetched.delivery_in(), fetched.days_kept()) == ("1", None, {400})
+        assert [name for name in fetched.record() if name.startswith("shop:")] == ["shop:revision"]
+        assert fetched.redis.exists(KEYS.sink_failing("shop"))
+        store(fetched, 2)
+        assert fetched.deliver().revision == 2
+
+    def test_the_ids_of_jobs_never_come_twice(self, two_sinks: Lab) -> None:
+        ids: list[str] = []
+
+        def taken() -> None:
+            ids.extend(job for sink in two_sinks.sinks for job in two_sinks.jobs(sink_queue(sink)))
+            two_sinks.clear_queues()
+
+        store(two_sinks, 1)
+        taken()
+        two_sinks.later(policy.GRACE / 1000)
+        two_sinks.dispatch()
+        taken()
+        delivery = two_sinks.start_delivery()
+        store(two_sinks, 2)
+        taken()
+        two_sinks.complete_delivery(delivery)
+        two_sinks.later(1000)
+        two_sinks.dispatch()
+        taken()
+
+        assert len(ids) == len(set(ids)) == 7
+
 
 class TestFailing:
-    def test_a_failing_sink_does_not_delay_another(self, redis_client: Redis) -> None:
-        """A failed delivery ends its job, since RQ's time limit strikes once per job: the next job is due at once."""
-        two_sinks = store(Lab(redis_client, sinks=("shop", "mail"), now=START), 1)
-        failed = two_sinks.deliver("retry", wait=300)
-        assert two_sinks.due_in() == 0
-        assert (two_sinks.dispatch(), two_sinks.try_start()) == (1, "deliver")
+    def test_a_failing_sink_does_not_delay_another(self, two_sinks: Lab) -> None:
+        store(two_sinks, 1)
+        two_sinks.deliver("retry", wait=300)
 
-        assert {failed.sink, two_sinks.deliver().sink} == {"shop", "mail"}
+        two_sinks.deliver(sink="mail")
 
-        assert (two_sinks.acquire_delivery(), two_sinks.due_in(), two_sinks.days_kept()) == (None, 300, {None})
+        assert (two_sinks.delivery_in(), two_sinks.delivery_in(sink="mail")) == (300, None)
+        assert two_sinks.days_kept() == {None}
 
     def test_a_retry_of_a_delivery_causes_no_getorder(self, fetched: Lab) -> None:
         for attempts in (1, 2, 3):
             assert fetched.deliver("retry", wait=300).attempts == attempts
-            assert (fetched.acquire_delivery(), fetched.due_in()) == (None, 300)
+            assert (fetched.acquire_delivery(), fetched.delivery_in()) == (None, 300)
             fetched.later(300)
-            assert (fetched.dispatch(), fetched.try_start()) == (1, "deliver")
+            assert (fetched.dispatch(), fetched.try_start()) == (1, "nothing")
 
         assert fetched.field("fencing_token") == "1"
+
+    def test_repeated_jobs_of_a_sink_that_takes_none_back_off(self, fetched: Lab) -> None:
+        waits = []
+        for _ in range(8):
+            fetched.later(fetched.delivery_in() or 0)
+            assert fetched.dispatch() == 1
+            waits.append(fetched.delivery_in())
+
+        assert waits == [120, 240, 480, 960, 1920, 3600, 3600, 3600]
+        fetched.acquire_delivery()
+        assert fetched.field("shop:enqueues") is None
 
     def test_a_dead_delivery_keeps_the_order_until_new_content_comes(self, fetched: Lab) -> None:
         fetched.deliver("dead")
 
-        assert (fetched.acquire_delivery(), fetched.due_in(), fetched.days_kept()) == (None, None, {None})
+        assert (fetched.acquire_delivery(), fetched.delivery_in(), fetched.days_kept()) == (None, None, {None})
         assert fetched.field("shop:dead") == "reason"
         assert fetched.redis.zrange(KEYS.dead_deliveries, 0, -1) == [f"{ONE.member} shop".encode()]
 
@@ -198,7 +312,7 @@ class TestASinkThatFailsForEverything:
 
         assert fetched.ledger.retry_delivery(ONE, "shop")
 
-        assert (fetched.due_in(), fetched.start_delivery().attempts) == (0, 1)
+        assert (fetched.delivery_in(), fetched.start_delivery().attempts) == (0, 1)
         assert not fetched.ledger.retry_delivery(ONE, "shop"), "it is being delivered"
 
     def test_what_waits_cannot_be_discarded(self, fetched: Lab) -> None:
@@ -216,24 +330,22 @@ class TestBesideAFetch:
 
         assert fetched.fail_fetch("deleted_upstream", worker="b") == "deleted_upstream"
 
-        assert (fetched.due_in(), fetched.days_kept()) == (300, {None})
+        assert (fetched.due_in(), fetched.delivery_in(), fetched.days_kept()) == (None, 300, {None})
         fetched.later(300)
-        assert (fetched.dispatch(), fetched.try_start(), fetched.deliver().raw) == (1, "deliver", b"1")
+        assert (fetched.dispatch(), fetched.deliver().raw) == (1, b"1")
 
     @pytest.mark.parametrize("failure", ["dead", "deferred", "retry", "client_error"])
     def test_a_delivery_does_not_wait_for_a_fetch_that_failed(self, fetched: Lab, failure: Failure) -> None:
         fetched.deliver("retry", wait=5)
         fetched.accept()
         fetched.fail_fetch(failure, wait=4500)
-        assert fetched.acquire_delivery() is None
-        assert (fetched.due_in() or 99) <= 5
+        assert (fetched.acquire_delivery(), fetched.delivery_in()) == (None, 5)
 
         fetched.later(5)
-        fetched.dispatch()
 
-        assert fetched.try_start() == "deliver"
-        assert (fetched.deliver().revision, fetched.acquire_delivery()) == (1, None)
+        assert (fetched.dispatch(), fetched.deliver().revision, fetched.acquire_delivery()) == (1, 1, None)
         assert (fetched.due_in(), fetched.is_dead()) == ((None, True) if failure == "dead" else (4495, False))
+        assert fetched.days_kept() == {None}
 
     def test_a_delivery_does_not_wait_for_a_recheck(self, fetched: Lab) -> None:
         """Unsettled content is a revision too."""
@@ -244,9 +356,8 @@ class TestBesideAFetch:
         assert fetched.acquire_delivery() is None
 
         fetched.later(5)
-        fetched.dispatch()
 
-        assert (fetched.try_start(), fetched.deliver().revision) == ("deliver", 2)
+        assert (fetched.dispatch(), fetched.deliver().revision) == (1, 2)
         assert (fetched.acquire_delivery(), fetched.try_start(), fetched.due_in()) == (None, "nothing", 4495)
 
     def test_content_that_an_older_fetch_stores_for_a_dead_order_is_delivered(self, fetched: Lab) -> None:
@@ -259,8 +370,8 @@ class TestBesideAFetch:
 
         assert fetched.store_fetch(older, 2, worker="a") == "pending"
 
-        fetched.later(fetched.due_in() or 0)
-        assert (fetched.dispatch(), fetched.try_start()) == (1, "deliver")
+        fetched.later(fetched.delivery_in() or 0)
+        assert (fetched.dispatch(), fetched.due_in()) == (1, None)
         assert (fetched.deliver().revision, fetched.acquire_delivery()) == (2, None)
         assert (fetched.is_dead(), fetched.due_in(), fetched.days_kept()) == (True, None, {None})
 
@@ -272,7 +383,7 @@ class TestCrashes:
             delivery = fetched.start_delivery(worker=f"w{number}")
             crashes = number if end == "killed" else 0
             assert (delivery.revision, delivery.attempts, delivery.crashes) == (1, number + 1, crashes)
-            assert (fetched.ledger.release_worker(f"w{number}", end), fetched.due_in()) == (ONE, 0)
+            assert (fetched.ledger.release_worker(f"w{number}", end), fetched.delivery_in()) == (ONE, 0)
         lost = [f"w{number}" for number in range(policy.CRASHES_ALLOWED + 1)] if end == "killed" else []
         assert crashed(fetched) == lost
 

@@ -28,6 +28,7 @@ from app.intake.spool_file import NAME, SpoolFile, erase_rows
 from app.ledger import policy
 from app.ledger.orders import Archive
 from app.ledger.redis import Redis
+from app.ledger.rq_jobs import sink_queue
 from app.reconcile.compare import compare, compare_watched
 from app.reconcile.state import Checkpoint
 from app.replay import Plans
@@ -74,7 +75,7 @@ def assert_at_rest(shop: Lab) -> None:
     assert shop.redis.exists(KEYS.content(ONE)) == 0
     assert shop.record().keys() <= KEPT
     assert shop.record()["generation"] == shop.field("fetched_generation")
-    assert (shop.due_in(), shop.is_dead(), shop.days_kept()) == (None, False, {400.0})
+    assert (shop.due_in(), shop.delivery_in(), shop.is_dead(), shop.days_kept()) == (None, None, False, {400.0})
     assert (shop.try_start(worker="last"), shop.acquire_delivery(worker="last")) == ("nothing", None)
     assert shop.due_in() is None
 
@@ -123,6 +124,13 @@ class TestTheNextStep:
 
         (copy,) = left.copies
         assert (copy.sink, copy.keys_begin) == (SHOP, (f"{ONE.company_id}/{ONE.order_id}/1/",))
+        assert_at_rest(shop)
+
+    def test_a_sink_that_skipped_it_has_no_copy(self, shop: Lab) -> None:
+        shop.accept_and_fetch()
+        shop.deliver("skipped", failure="status Issued")
+
+        assert erase(shop).copies == ()
         assert_at_rest(shop)
 
     @pytest.mark.parametrize("outcome", ["postponed", "rejected"])
@@ -234,7 +242,7 @@ STEPS: dict[str, Callable[[Lab], object]] = {
     "acquire": Lab.acquire_delivery,
     "kill": lambda shop: shop.ledger.release_worker("w", "killed"),
     "retry_delivery": lambda shop: shop.ledger.retry_delivery(ONE, SHOP),
-    "wake": lambda shop: shop.ledger.release_worker("unknown", "ended", [ONE]),
+    "wake": lambda shop: shop.ledger.release_worker("unknown", "ended", [ONE], [(ONE, SHOP)]),
 }
 
 
@@ -268,7 +276,7 @@ def test_no_interleaving_brings_it_back(shop: Lab, before: list[str], after: lis
             shop.complete_delivery(delivery)
         elif name in STEPS:
             STEPS[name](shop)
-        assert (len(shop.queued()), len(shop.queued("backfill"))) == (0, 0)
+        assert [shop.queued(queue) for queue in ("live", "backfill", sink_queue(SHOP))] == [[], [], []]
 
     assert shop.field("generation") == generation
     assert_at_rest(shop)

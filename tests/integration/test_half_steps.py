@@ -16,13 +16,14 @@ from typing import Any, Final, NamedTuple
 import pytest
 from redis.exceptions import ResponseError
 
+from app.deployment import Deployment
 from app.erasure import Erasure
 from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake import recorder
 from app.ledger import policy, redis
 from app.ledger.redis import Redis
-from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
+from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.ledger.work import Delivery, DeliveryOutcome, Failure, Fetch
 from app.replay import Plans
 from tests.lab import KEYS, ONE, START, WORKER, Lab, order
@@ -41,7 +42,7 @@ local function broken(...)
   end
   return real.call(...)
 end
-local redis = {call = broken, pcall = redis.pcall, error_reply = redis.error_reply}
+local redis = {call = broken, pcall = redis.pcall, error_reply = redis.error_reply, sha1hex = redis.sha1hex}
 """
 """Stands before every script: its call number `test:breaks-at` fails."""
 
@@ -98,13 +99,49 @@ def taken(lab: Lab) -> None:
     lab.clear_queues()
 
 
-def deliver_elsewhere(lab: Lab, _: Any) -> None:
-    Lab(lab.redis, sinks=(), now=lab.now).ledger.acquire_delivery(ONE, "w-2")
-
-
 def delivering(lab: Lab) -> Any:
     lab.accept_and_fetch(ONE, 1)
     return lab.start_delivery()
+
+
+def delivery_overtaken(lab: Lab) -> Any:
+    """A newer revision is stored during the delivery, and its job finds the sink busy."""
+    delivery = delivering(lab)
+    lab.accept_and_fetch(ONE, 2)
+    lab.acquire_delivery(worker="w-2")
+    return delivery
+
+
+def delivery_late(lab: Lab) -> None:
+    lab.accept_and_fetch(ONE, 1)
+    lab.clear_queues()
+    lab.later(200)
+
+
+def away(lab: Lab, delivery: Delivery) -> None:
+    lab.complete_delivery(delivery, "retry", unavailable=True)
+
+
+def about_to_open(lab: Lab) -> Delivery:
+    for number in range(1, policy.BREAKER_FAILURES):
+        lab.accept_and_fetch(TWO, number)
+        lab.complete_delivery(lab.start_delivery(TWO), "retry", TWO, unavailable=True)
+    lab.accept_and_fetch(ONE, 1)
+    return lab.start_delivery()
+
+
+def half_open(lab: Lab) -> None:
+    away(lab, about_to_open(lab))
+    lab.later(policy.BREAKER_FIRST / 1000)
+
+
+def left_on_its_clocks(lab: Lab) -> None:
+    """A worker died before it took the order from there."""
+    fetched(lab)
+    for clock in (KEYS.due, KEYS.deliveries("shop")):
+        lab.redis.zadd(clock, {ONE.member: lab.now})
+    for key in (KEYS.record(ONE), KEYS.history(ONE), KEYS.content(ONE)):
+        lab.redis.persist(key)
 
 
 def overtaken(lab: Lab) -> Any:
@@ -179,6 +216,8 @@ STEPS: Final = {
     "request_fetch": Step(fetched, lambda lab, _: lab.request_fetch(ONE), is_repeated=True),
     "request_fetch_of_a_dead_order": Step(dead, lambda lab, _: lab.request_fetch(ONE), is_repeated=True),
     "dispatch": Step(late, lambda lab, _: lab.dispatch()),
+    "dispatch_of_a_delivery": Step(delivery_late, lambda lab, _: lab.dispatch()),
+    "dispatch_of_a_delivered_order": Step(left_on_its_clocks, lambda lab, _: lab.dispatch()),
     "start_fetch": Step(Lab.accept, lambda lab, _: lab.try_start()),
     "start_fetch_after_crashes": Step(crashed, lambda lab, _: lab.try_start()),
     "store_fetch": Step(started, lambda lab, fetch: lab.store_fetch(fetch, 1)),
@@ -195,12 +234,14 @@ STEPS: Final = {
     "fail_fetch_unanswered": Step(started, lambda lab, fetch: lab.fail_fetch("dead", fetch=fetch, unanswered=True)),
     "store_fetch_that_requeues": Step(unanswered, lambda lab, fetch: lab.store_fetch(fetch, 2, order=TWO)),
     "acquire_delivery": Step(stored, lambda lab, _: lab.acquire_delivery()),
-    "acquire_delivery_elsewhere": Step(stored, deliver_elsewhere),
     "return_job": Step(taken, lambda lab, _: lab.ledger.return_job(ONE)),
     **{
         f"complete_delivery_{outcome}": Step(delivering, partial(complete, outcome))
-        for outcome in ("succeeded", "retry", "postponed", "dead", "rejected")
+        for outcome in ("succeeded", "skipped", "retry", "postponed", "dead", "rejected", "disabled")
     },
+    "complete_delivery_that_opens_the_breaker": Step(about_to_open, away),
+    "acquire_delivery_of_a_probe": Step(half_open, lambda lab, _: lab.acquire_delivery()),
+    "complete_delivery_overtaken": Step(delivery_overtaken, partial(complete, "succeeded")),
     "release_worker_in_a_fetch": Step(started, lambda lab, _: lab.ledger.release_worker(WORKER, "killed")),
     "release_worker_in_a_delivery": Step(delivering, lambda lab, _: lab.ledger.release_worker(WORKER, "ended")),
     "retry_of_a_delivery": Step(delivery_dead, lambda lab, _: lab.ledger.retry_delivery(ONE, "shop"), is_repeated=True),
@@ -263,6 +304,7 @@ def finish(lab: Lab) -> None:
             lab.ledger.retry_delivery(OrderKey.of(member.decode().partition(" ")[0]), "shop")
         if not lab.pending():
             return
+        Deployment(lab.redis).enable("shop")
         lab.later(300)
         lab.dispatch()
     raise AssertionError(f"still due: {lab.due()}, {lab.record()}")
@@ -271,14 +313,15 @@ def finish(lab: Lab) -> None:
 def work(lab: Lab) -> None:
     """Take all jobs, as workers do; upstream answers version 2."""
     redis: Any = lab.redis
-    while job := redis.lpop(queue_key(LIVE, KEYS)) or redis.lpop(queue_key(BACKFILL, KEYS)):
-        one = order_of(job.decode())
-        assert one is not None
-        what, fetch, _ = lab.ledger.start_fetch(one, "w-2")
-        if fetch is not None:
-            lab.store_fetch(fetch, 2, order=one, worker="w-2")
-        if what in ("fetch", "deliver"):
-            while (delivery := lab.acquire_delivery(one, "w-2")) is not None:
+    queues = [queue_key(queue, KEYS) for queue in (LIVE, BACKFILL, sink_queue("shop"))]
+    while job := next(filter(None, map(redis.lpop, queues)), None):
+        if one := order_of(job.decode()):
+            _, fetch, _ = lab.ledger.start_fetch(one, "w-2")
+            if fetch is not None:
+                lab.store_fetch(fetch, 2, order=one, worker="w-2")
+        elif found := delivery_of(job.decode()):
+            one, _ = found
+            if (delivery := lab.acquire_delivery(one, "w-2")) is not None:
                 lab.complete_delivery(delivery, order=one, worker="w-2")
 
 
@@ -309,4 +352,4 @@ def versions(name: str, error: str) -> tuple[int, ...]:
     """Return the versions that may be delivered in the end: 1 was fetched before or in the step, 2 after it."""
     if name == "store_fetch" or (name == "replay" and error == "of_a_key"):
         return 1, 2  # stored or fetched again; a replay passes over an order whose keys are broken
-    return (1,) if "delivery" in name or name == "replay_to_sinks" else (2,)
+    return (1,) if ("deliver" in name and "overtaken" not in name) or name == "replay_to_sinks" else (2,)

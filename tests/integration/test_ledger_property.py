@@ -24,7 +24,7 @@ from app.ids import OrderKey
 from app.ledger import redis
 from app.ledger.redis import source
 from app.ledger.rq_jobs import BACKFILL, LIVE
-from tests.integration.ledger_model.driver import ANOTHER, ORDERS, WORKERS, Driver, Step
+from tests.integration.ledger_model.driver import ANOTHER, FETCHING, ORDERS, SINK, WORKERS, Driver, Step
 from tests.integration.ledger_model.model import Audit, Lost, Row, SocketRedis
 from tests.lab import KEYS, ONE, SAME_ID, START, Lab
 
@@ -33,11 +33,14 @@ INTERLEAVINGS: Final = int(os.environ.get("INTERLEAVINGS") or "1500")
 SEED: Final = int(os.environ.get("INTERLEAVINGS_SEED") or ("1" if os.environ.get("CI") else secrets.randbelow(2**32)))
 ENOUGH_TO_REFUTE: Final = 20_000
 """A flag loses an order much sooner, and the test ends with the first loss."""
-SINK: Final = "shop"
 
 
 def _each_worker(name: str, *more: str) -> list[Step]:
-    return [Step(name, (worker, *more)) for worker in range(len(WORKERS))]
+    return [Step(name, (worker, *more)) for worker in range(len(FETCHING))]
+
+
+def _each_of_the_sink(name: str) -> list[Step]:
+    return [Step(name, (worker,)) for worker in range(len(FETCHING), len(WORKERS))]
 
 
 _ALWAYS: Final = [
@@ -64,9 +67,11 @@ _SOMETIMES: Final = [
     [Step("request", (ONE, LIVE))],
     [*[Step("request", (ONE, BACKFILL))] * 2, Step("request", (ANOTHER, BACKFILL))],
 ]
+_ALWAYS_WITH_A_SINK: Final = [*_each_of_the_sink("work") * 4, *_each_of_the_sink("start") * 3]
 _WITH_A_SINK: Final = [
-    _each_worker("sink_fails") * 3,
-    _each_worker("sink_rejects") * 3,
+    _each_of_the_sink("sink_fails") * 3,
+    _each_of_the_sink("sink_rejects") * 3,
+    _each_of_the_sink("kill") * 2,
     [Step("retry_delivery", (ONE,))] * 2,
     [Step("pass_time", (151,))] * 3,
     _each_worker("fetch_and_store") * 2,
@@ -82,6 +87,7 @@ def interleavings(sinks: Sequence[str], more: Sequence[Sequence[Step]] = ()) -> 
     With all families at once, four faults of one kind would hardly ever meet. `more` are further families.
     """
     families = [*_SOMETIMES, *(_WITH_A_SINK if sinks else []), *more]
+    always = [*_ALWAYS, *(_ALWAYS_WITH_A_SINK if sinks else [])]
 
     # Not the bits of a number: Hypothesis prefers small ones, and the last families would hardly ever be drawn.
     each = st.lists(st.booleans(), min_size=len(families), max_size=len(families))
@@ -90,7 +96,7 @@ def interleavings(sinks: Sequence[str], more: Sequence[Sequence[Step]] = ()) -> 
         choice, length = drawn
         chosen = [step for one, family in zip(choice, families, strict=True) if one for step in family]
         # By itself Hypothesis prefers lists that are too short for two faults to meet.
-        return st.lists(st.sampled_from([*_ALWAYS, *chosen]), min_size=length, max_size=length)
+        return st.lists(st.sampled_from([*always, *chosen]), min_size=length, max_size=length)
 
     return st.tuples(each, st.integers(4, 40)).flatmap(steps)
 
@@ -182,6 +188,8 @@ def check_end(driver: Driver, order: OrderKey, row: Row, sinks: Sequence[str]) -
     assert not row.delivery_dead or row.revision in model.rejected, f"a dead letter without an attempt: {row}"
     if row.generation and not row.must_be_kept(sinks):
         assert row.all_expire, f"never expires: {row}"
+        left = {field for field in driver.redis("HKEYS", KEYS.record(order)) if field.startswith(b"shop:")}
+        assert left <= {b"shop:revision"}, f"a delivered order keeps {left}"
     check_revisions(driver, order, row)
 
 

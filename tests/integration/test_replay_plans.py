@@ -204,7 +204,7 @@ class TestToSinks:
 
         feed(lab, plans, plan)
 
-        assert (lab.dispatch(), lab.try_start(order(1)), lab.is_dead(order(1))) == (1, "deliver", True)
+        assert (lab.dispatch(), lab.try_start(order(1)), lab.is_dead(order(1))) == (1, "nothing", True)
 
     def test_a_pending_fetch_stays_in_the_live_queue(self, lab: Lab, plans: Plans) -> None:
         delivered(lab, 1)

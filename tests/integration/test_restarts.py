@@ -78,12 +78,12 @@ class TestAnOlderCopyIsRestored:
     def test_an_order_fetched_since_the_copy_is_pending_and_fetched_again(self, shop: Lab, copy: Copy) -> None:
         shop.accept()
         copy.take()
-        assert shop.fetch_and_store() == "deliver"
+        assert shop.fetch_and_store() == "fetched"
         copy.put_back()
 
         shop.later(GRACE)
         assert shop.dispatch() == 1
-        assert shop.fetch_and_store(worker="after") == "deliver"
+        assert shop.fetch_and_store(worker="after") == "fetched"
 
     def test_a_running_fetch_counts_for_no_settlement_of_the_restored_ledger(self, shop: Lab, copy: Copy) -> None:
         """It saw three settlements of a ledger that is no more: the next ones must not look fetched."""
@@ -96,7 +96,7 @@ class TestAnOlderCopyIsRestored:
 
         assert shop.store_fetch(fetch, 1, worker="before") == "refused"
         for version in range(2, 4):
-            assert shop.accept_and_fetch(answer=version) == "deliver"
+            assert shop.accept_and_fetch(answer=version) == "fetched"
             assert shop.field("digest") == str(version)
 
 
@@ -114,7 +114,7 @@ class TestRedisIsFlushed:
 
         assert shop.store_fetch(fetch, 1, worker="before") == "refused"
 
-        assert shop.fetch_and_store(answer=2, worker="after") == "deliver"
+        assert shop.fetch_and_store(answer=2, worker="after") == "fetched"
         assert (shop.field("digest"), shop.field("fetched_generation")) == ("2", "1")
 
     def test_a_fetch_that_failed_for_good_makes_no_dead_letter_of_a_new_event(self, shop: Lab) -> None:

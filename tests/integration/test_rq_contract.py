@@ -6,6 +6,7 @@ own tools. The worker and the pool rely on names and keys that RQ does not docum
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -30,11 +31,12 @@ from app import log
 from app.dev.processes import Process
 from app.heartbeat import Configuration
 from app.ledger import policy
-from app.ledger.rq_jobs import BACKFILL, DESCRIPTION, FAILURE_TTL, FETCH_ORDER, LIVE, queue
-from tests.lab import ONE, Lab, now_ms, order
+from app.ledger.redis import Redis
+from app.ledger.rq_jobs import BACKFILL, DELIVER_ORDER, FAILURE_TTL, FETCH_ORDER, LIVE, queue, sink_queue
+from tests.lab import ONE, SAME_ID, Lab, now_ms, order
 from tests.service import settings_of_one_company
 from workers.pool import WorkerRecovery
-from workers.worker import FetchWorker
+from workers.worker import DeliveryJob, FetchJob, OrderWorker
 
 TIMES = {"created_at", "enqueued_at"}
 WORKER = "pool-live-1"
@@ -47,11 +49,28 @@ def dispatched(bare: Lab) -> None:
     assert bare.dispatch() == 1
 
 
-ENQUEUED: Final[dict[str, tuple[str, Callable[[Lab], object]]]] = {
-    "event": (LIVE, Lab.accept),
-    "request": (LIVE, Lab.request_fetch),
-    "backfill": (BACKFILL, lambda bare: bare.request_fetch(queue="backfill")),
-    "dispatcher": (LIVE, dispatched),
+def stored(shop: Lab) -> None:
+    shop.accept_and_fetch()
+    shop.redis.delete("rq:queue:ota-live", *shop.redis.keys("rq:job:ota-f-*"))
+
+
+def dispatched_delivery(shop: Lab) -> None:
+    stored(shop)
+    shop.redis.delete(f"rq:queue:ota-{SHOP}", *shop.redis.keys("rq:job:*"))
+    shop.later(policy.GRACE / 1000)
+    assert shop.dispatch() == 1
+
+
+SHOP: Final = sink_queue("shop")
+FETCH: Final = (FETCH_ORDER, tuple(ONE), "fetch order")
+DELIVERY: Final = (DELIVER_ORDER, (*ONE, "shop"), "deliver order")
+ENQUEUED: Final[dict[str, tuple[str, tuple[str, tuple[str, ...], str], Callable[[Lab], object]]]] = {
+    "event": (LIVE, FETCH, Lab.accept),
+    "request": (LIVE, FETCH, Lab.request_fetch),
+    "backfill": (BACKFILL, FETCH, lambda shop: shop.request_fetch(queue="backfill")),
+    "dispatcher": (LIVE, FETCH, dispatched),
+    "revision": (SHOP, DELIVERY, stored),
+    "dispatcher of a delivery": (SHOP, DELIVERY, dispatched_delivery),
 }
 
 
@@ -70,22 +89,22 @@ def hash_of(bare: Lab, job: Job) -> dict[str, bytes | str]:
 
 
 @pytest.mark.parametrize("by", ENQUEUED)
-def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, by: str) -> None:
-    queue_name, enqueue = ENQUEUED[by]
-    enqueue(bare)
-    ours = enqueued(bare, queue_name)
-    queues = bare.redis.smembers("rq:queues")
-    queue(queue_name, bare.redis).enqueue(
-        FETCH_ORDER,
-        args=tuple(ONE),
+def test_a_job_is_field_by_field_what_rq_itself_enqueues(shop: Lab, by: str) -> None:
+    queue_name, (function, arguments, description), enqueue = ENQUEUED[by]
+    enqueue(shop)
+    ours = enqueued(shop, queue_name)
+    queues = shop.redis.smembers("rq:queues")
+    queue(queue_name, shop.redis).enqueue(
+        function,
+        args=arguments,
         job_timeout=policy.JOB_TIMEOUT,
         result_ttl=0,
         failure_ttl=FAILURE_TTL,
-        description=DESCRIPTION,
+        description=description,
         job_id="theirs",
     )
-    theirs = fetched(bare, "theirs")
-    our_hash, their_hash = hash_of(bare, ours), hash_of(bare, theirs)
+    theirs = fetched(shop, "theirs")
+    our_hash, their_hash = hash_of(shop, ours), hash_of(shop, theirs)
     # Nothing of an event but the ids of its order.
     assert ("CM-" in str(our_hash), ONE.order_id in str(our_hash)) == (False, True)
 
@@ -99,8 +118,8 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(bare: Lab, by: str) -> 
         at, like = str(as_text(our_hash[name])), str(as_text(their_hash[name]))
         assert re.sub(r"\d", "9", at) == re.sub(r"\d", "9", like)
         assert abs(utcparse(at) - utcparse(like)) < timedelta(minutes=1)
-    assert bare.redis.ttl(ours.key) == bare.redis.ttl(theirs.key) == -1
-    assert queues == bare.redis.smembers("rq:queues")
+    assert shop.redis.ttl(ours.key) == shop.redis.ttl(theirs.key) == -1
+    assert queues == shop.redis.smembers("rq:queues")
 
 
 def test_job_ids_are_never_used_twice(bare: Lab) -> None:
@@ -116,9 +135,16 @@ def test_job_ids_are_never_used_twice(bare: Lab) -> None:
     assert len(ids) == len(set(ids)) == 5
 
 
-def worker(bare: Lab, kind: type[FetchWorker] = FetchWorker, queues: Sequence[str] = (LIVE,)) -> FetchWorker:
+def worker(bare: Lab, kind: type[OrderWorker] = OrderWorker, queues: Sequence[str] = (LIVE,)) -> OrderWorker:
     """Return a worker as the pool's children make it, in this process."""
-    return kind(WORKER, queues, bare.redis, memoryview(bytearray(8)).cast("d"))
+    of_sink = any(one.startswith("sink-") for one in queues)
+    return kind(
+        WORKER,
+        queues,
+        bare.redis,
+        memoryview(bytearray(8)).cast("d"),
+        DeliveryJob if of_sink else FetchJob,
+    )
 
 
 @pytest.fixture
@@ -171,21 +197,57 @@ def test_a_job_that_another_program_wrote_runs_nothing_and_its_order_comes_again
     assert (bare.dispatch(), bare.queued()) == (1, [ONE.order_id])
 
 
+OTHER_CALLS: Final[dict[str, list[object]]] = {
+    FETCH_ORDER: [FETCH_ORDER, None, [*ONE], {}],
+    f"{DELIVER_ORDER} with other arguments": [DELIVER_ORDER, None, [*ONE, "mail"], {}],
+    f"{DELIVER_ORDER} with other arguments ": [DELIVER_ORDER, None, [*SAME_ID, "shop"], {}],
+}
+
+
+@pytest.mark.parametrize("named", OTHER_CALLS)
+@pytest.mark.usefixtures("signals")
+def test_a_worker_of_a_sink_delivers_the_order_of_the_job_to_this_sink_and_does_nothing_else(
+    shop: Lab, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.worker._log", log.get())
+    stored(shop)
+    shop.redis.hset(enqueued(shop, SHOP).key, "data", json.dumps(OTHER_CALLS[named]))
+    before = shop.record()
+
+    with capture_logs() as lines:
+        worker(shop, queues=(SHOP,)).work(burst=True, logging_level="CRITICAL")
+
+    assert [line["function"] for line in lines if line["event"] == "job.refused"] == [named.strip()]
+    assert shop.record() == before
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_worker_that_fetches_runs_no_delivery(shop: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.worker._log", log.get())
+    stored(shop)
+    shop.redis.lmove(f"rq:queue:ota-{SHOP}", "rq:queue:ota-live")
+
+    with capture_logs() as lines:
+        worker(shop).work(burst=True, logging_level="CRITICAL")
+
+    assert [line["function"] for line in lines if line["event"] == "job.refused"] == [DELIVER_ORDER]
+
+
 class Killed(SystemExit):
     """Ends a worker in the middle of a job, as a kill would."""
 
 
-class KilledWhenTaken(FetchWorker):
+class KilledWhenTaken(OrderWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         raise Killed
 
 
-class KilledWhenStarted(FetchWorker):
+class KilledWhenStarted(OrderWorker):
     def perform_job(self, *arguments: object, **named: object) -> bool:
         raise Killed
 
 
-class Noting(FetchWorker):
+class Noting(OrderWorker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         self.connection.rpush("test:queues", queue.name)
         super().execute_job(job, queue)
@@ -202,26 +264,29 @@ def test_a_worker_of_two_queues_takes_the_first_one_first(bare: Lab) -> None:
     assert bare.redis.lrange("test:queues", 0, -1) == [b"ota-live"] * 2 + [b"ota-backfill"] * 2
 
 
-@pytest.mark.parametrize("queues", [(LIVE,), (LIVE, BACKFILL)], ids=["one queue", "two queues"])
+@pytest.mark.parametrize("queues", [(LIVE,), (LIVE, BACKFILL), (SHOP,)], ids=["one queue", "two queues", "sink"])
 @pytest.mark.parametrize("kind", [KilledWhenTaken, KilledWhenStarted])
 @pytest.mark.usefixtures("signals")
 def test_the_pool_finds_the_order_of_a_job_that_a_killed_worker_had_taken(
-    bare: Lab, kind: type[FetchWorker], queues: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    shop: Lab, kind: type[OrderWorker], queues: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RQ lists it in the intermediate queue, then in the worker's executions; RQ's own recovery takes minutes."""
     # A killed worker does not unregister, which removes its executions.
     monkeypatch.setattr(kind, "teardown", lambda self: None)
     if BACKFILL in queues:
-        bare.request_fetch(queue="backfill")
+        shop.request_fetch(queue="backfill")
+    elif SHOP in queues:
+        stored(shop)
     else:
-        bare.accept()
+        shop.accept()
     with pytest.raises(Killed):
-        worker(bare, kind, queues).work(burst=True, logging_level="CRITICAL")
-    assert bare.due_in() == policy.GRACE / 1000
+        worker(shop, kind, queues).work(burst=True, logging_level="CRITICAL")
+    waits = shop.delivery_in if SHOP in queues else shop.due_in
+    assert waits() == policy.GRACE / 1000
 
-    WorkerRecovery(bare.redis, bare.ledger, [], Configuration()).release(WORKER, "killed")
+    WorkerRecovery(shop.redis, shop.ledger, [], Configuration()).release(WORKER, "killed")
 
-    assert bare.due_in() == 0
+    assert waits() == 0
 
 
 @pytest.mark.usefixtures("signals")
@@ -249,28 +314,33 @@ def test_a_second_signal_does_not_cut_off_a_fetch(bare: Lab) -> None:
     assert made._stop_requested
 
 
-def test_a_plain_rq_worker_runs_the_job(bare: Lab, redis_url: str, free_port: int, tmp_path: Path) -> None:
+def test_a_plain_rq_worker_runs_the_jobs(redis_client: Redis, redis_url: str, free_port: int, tmp_path: Path) -> None:
     """Upstream refuses the connection: RQ sees success, and the order stays pending with a time of its own.
 
-    What the sink prints is in the log.
+    Another one is delivered; what the sink prints is in the log.
     """
-    (tmp_path / "prints.py").write_text("print('imported')\ndef on_order(order, context): pass\n")
+    sink, other = "python:prints:on_order", order(2)
+    bare = Lab(redis_client, sinks=(sink,), now=now_ms())
+    bare.accept_and_fetch(other)
+    bare.redis.delete("rq:queue:ota-live")
+    (tmp_path / "prints.py").write_text("print('imported')\ndef on_order(order, context): print('taken')\n")
     settings = settings_of_one_company(redis_url) | {
-        "SINKS": "python:prints:on_order",
+        "SINKS": sink,
         "PYTHONPATH": str(tmp_path),
         "RQ_REDIS_URL": redis_url,
         "NP_BASE_URL": f"http://127.0.0.1:{free_port}",
         "NP_COMPANY_ID": ONE.company_id,
     }
     program = [str(Path(sys.executable).with_name("rq")), "worker", "--burst"]
-    program += ["--serializer", "rq.serializers.JSONSerializer", f"ota-{LIVE}"]
-    bare.now = now_ms()
+    program += ["--serializer", "rq.serializers.JSONSerializer", f"ota-{LIVE}", f"ota-{sink_queue(sink)}"]
     bare.accept()
     job = enqueued(bare)
 
     with Process.start(program, env={**os.environ, **settings}, cwd=tmp_path, log=tmp_path / "log") as process:
         assert process.wait(60) == 0, process.output
-        assert re.search(r'"event":"sink.output".*"text":"imported"', process.output), process.output
+        for text in ("imported", "taken"):
+            assert re.search(rf'"event":"sink.output".*"text":"{text}"', process.output), process.output
+    assert bare.field(f"{sink}:revision", other) == "1"
 
     assert (len(bare.queued()), bare.redis.exists(job.key)) == (0, 0)
     assert len(FailedJobRegistry(LIVE, connection=bare.redis, serializer=JSONSerializer)) == 0

@@ -126,7 +126,7 @@ def test_a_retry_comes_after_the_time_that_it_names_and_uses_no_attempt(
     lab.run_for(1)
     fetched_at = lab.field("fetched_at", order)
     assert [lab.field(f"{name}:{field}", order) for field in ("attempts", "revision")] == ["0", "0"]
-    assert lab.due_in(order) == pytest.approx(600, abs=2)
+    assert lab.delivery_in(order) == pytest.approx(600, abs=2)
 
     lab.run_for(6 * HOUR)
 
@@ -239,6 +239,29 @@ def test_a_rejection_shows_that_the_sink_works_and_a_retry_shows_nothing(plain: 
     module.answer = raises(lambda: Reject("unknown"), 1)
     plain.issue()
     plain.work()
+    assert not failing(plain, TAKE)
+
+
+@pytest.mark.parametrize(
+    ("filters", "reason"),
+    [
+        ({"statuses": ("Draft", "Error")}, "status Issued"),
+        ({"companies": ("museum",)}, "company venue"),
+        ({"companies": ("venue",), "statuses": ("Issued",)}, ""),
+    ],
+)
+def test_a_sink_gets_only_the_companies_and_statuses_that_it_names(
+    plain: WorkerLab, module: Any, filters: dict[str, tuple[str, ...]], reason: str
+) -> None:
+    plain.deliverer = plain.deliver_to({TAKE: of_specification(TAKE).model_copy(update=filters).unwanted})
+    (order,) = plain.issue()
+
+    with capture_logs() as lines:
+        plain.work()
+
+    assert outcomes(plain, order) == [("skipped", reason) if reason else ("succeeded", "")]
+    assert [one["reason"] for one in lines if one["event"] == "delivery.skipped"] == [reason] * bool(reason)
+    assert (len(module.calls), plain.field(f"{TAKE}:revision", order), plain.pending()) == (int(not reason), "1", 0)
     assert not failing(plain, TAKE)
 
 

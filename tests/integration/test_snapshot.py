@@ -21,10 +21,12 @@ from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault, NotRecorded, OtherDeployment
 from app.intake.spool import SpoolState
+from app.ledger.due_check import DueCheck
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.policy import BREAKER_FAILURES
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import Redis
+from app.ledger.rq_jobs import sink_queue
 from app.metrics import GAUGES, Metrics, add, record_whole_list
 from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
@@ -514,7 +516,10 @@ def test_companies_of_one_name_have_alerts_of_their_own(lab: Lab) -> None:
 
 
 def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: Lab) -> None:
-    """Its deliveries are no longer waited for: an order that lacks only these is complete, and expires."""
+    """Its deliveries are no longer waited for: an order that lacks only these is complete, and expires.
+
+    Its clock, its queue and the jobs there are deleted.
+    """
     deployment = Deployment(lab.redis)
     lab.accept_and_fetch(order(1))
     lab.declare("former")
@@ -527,8 +532,9 @@ def test_what_no_pool_declares_is_retired_after_a_day_in_which_pools_run(lab: La
 
     assert lab.run_command("orders", "explain", order(1).order_id).code == 0
     assert deployment.companies().keys() == {MUSEUM}
+    assert lab.redis.keys("rq:*sink*") + lab.redis.keys("rq:job:ota-d-*") + lab.redis.keys("*:deliveries:*") == []
     plain = Lab(lab.redis, sinks=(), now=lab.now + HOUR)
-    assert (plain.dispatch(), plain.try_start(), plain.days_kept()) == (1, "nothing", {400})
+    assert (DueCheck(plain.redis).step(), plain.dispatch(), plain.days_kept()) == (1, 0, {400})
 
 
 @pytest.mark.parametrize("flushed", [False, True])
@@ -578,18 +584,14 @@ def test_a_company_can_replace_another_step_by_step(lab: Lab) -> None:
 
 
 def test_what_waits_for_a_pool_is_due_when_it_starts_and_nothing_else_is(lab: Lab) -> None:
-    """A delivery and a fetch; not the retry of a delivery, nor an order whose job waits in a queue."""
+    """Not an order whose job waits in a queue."""
     mine = configuration()
     lab.declare("former")
     lab.redis.hdel(KEYS.pools, "former")
-    lab.accept_and_fetch(order(1))
-    lab.accept_and_fetch(order(2))
-    lab.deliver("retry", order(2))
-    lab.redis.zadd(KEYS.due, {order(2).member: lab.now + 60_000})
-    lab.accept_and_fetch(order(4))
+    for number in (3, 4):
+        lab.accept(order(number))
+        lab.fail_fetch("deferred", order(number), reason="unknown_company")
     lab.redis.hset(KEYS.record(order(4)), "job", "live")
-    lab.accept(order(3))
-    lab.fail_fetch("deferred", order(3), reason="unknown_company")
     lab.declare("plain", sinks=(), companies=configuration((), "museum").companies)
 
     def due() -> set[str]:
@@ -598,12 +600,13 @@ def test_what_waits_for_a_pool_is_due_when_it_starts_and_nothing_else_is(lab: La
 
     assert due() == set()
     assert Deployment(lab.redis).wake("plain", configuration((), "museum")) == 0
-    assert Deployment(lab.redis).wake("mine", mine) == 2
-    assert due() == {order(1).member, order(3).member}
+    assert Deployment(lab.redis).wake("mine", mine) == 1
+    assert due() == {order(3).member}
     assert lab.field("fetch_at", order(3)) is None
 
 
-def test_a_sink_that_returns_within_the_day_gets_what_it_missed(lab: Lab) -> None:
+def test_a_sink_that_returns_within_the_day_goes_on_where_it_was(lab: Lab) -> None:
+    """What came meanwhile has a job in its queue; what it took before and lost is due."""
     deployment = Deployment(lab.redis)
     lab.declare("former")
     lab.redis.hdel(KEYS.pools, "former")
@@ -615,4 +618,7 @@ def test_a_sink_that_returns_within_the_day_gets_what_it_missed(lab: Lab) -> Non
     deployment.retire(deployment.running())
 
     assert (deployment.sinks(), lab.redis.exists(KEYS.undeclared)) == ((SINK,), 0)
-    assert lab.start_delivery(order(1)).sink == SINK
+    assert lab.queued(sink_queue(SINK)) == [order(1).order_id]
+    lab.clear_queues()
+    lab.now += 2 * MINUTE
+    assert (lab.dispatch(), lab.start_delivery(order(1)).sink) == (1, SINK)

@@ -442,6 +442,22 @@ def test_the_rights_of_the_page_are_enough_and_its_outbox_reader_takes_each_row_
     assert in_server.run(reader) == []
 
 
+def test_the_upsert_of_the_page_keeps_the_latest_content(database: Database) -> None:
+    database.run(
+        "create table shop_order (company_id text, order_id text, fetched_at bigint, status text,"
+        " document text, primary key (company_id, order_id))"
+    )
+    (upsert,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "consumer.md").read_text(), re.DOTALL)
+    of_order = {"companyId": COMPANY_ID, "orderId": ORDER_ID, "document": "{}"}
+    for at, status in ((2, "Draft"), (1, "Error"), (3, "Issued"), (3, "Issued")):
+        statement = upsert
+        for name, value in (of_order | {"fetchedAt": str(at), "status": status}).items():
+            statement = statement.replace(f":{name}", f"'{value}'")
+        database.run(statement)
+
+    assert database.run("select fetched_at, status from shop_order") == [(3, "Issued")]
+
+
 @pytest.fixture
 def lab(redis_url: str, sandbox: Sandbox, database: Database, tables: Tables) -> Iterator[WorkerLab]:
     """A lab with the sink `warehouse`, whose database has its tables."""

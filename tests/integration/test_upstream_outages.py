@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from app.dev.sandbox.process import Sandbox
 from app.ledger import policy
 from app.ledger.history import FetchFailed, FetchRequested
 from app.ledger.rate_limit import WINDOW
-from tests.lab import KEYS, WORKER, now_ms
+from tests.lab import KEYS
 from tests.lab_upstream import Shop, WorkerLab, worker_lab
 
 DAY = 86_400
@@ -417,17 +416,3 @@ def test_no_worker_calls_while_the_key_is_throttled(lab: WorkerLab, retry_after:
     assert not any(
         isinstance(entry, FetchFailed) and entry.outcome == "retry" for order in orders for entry in lab.history(order)
     )
-
-
-def test_a_worker_without_the_sink_goes_on_fetching_at_full_speed(redis_url: str, sandbox: Sandbox) -> None:
-    """It passes each delivery on to the pool with the sink; only jobs with nothing for it make it rest for longer."""
-    with worker_lab(redis_url, sandbox) as lab:
-        lab.now = now_ms()
-        lab.declare(sinks=("python:operator:is_",))
-        started = time.monotonic()
-        for one in lab.issue(12):
-            lab.processor.process(one, WORKER)
-
-        assert time.monotonic() - started < 8
-        assert len(lab.calls) == 12
-        assert len(lab.jobs()) == 24, "one of each event, and one that went back"

@@ -1,66 +1,57 @@
--- acquire_delivery: acquire the delivery that is due next; one an order at a time.
+-- acquire_delivery: acquire the delivery of an order to a sink; one of both at a time.
 --
 -- Attempt and crash are counted here, before the sink is called; complete_delivery takes the crash back. So a sink that
 -- ends its worker, or holds it until the pool does, runs out of both.
--- a  order (member), worker, lease ms, keep ms, sinks (of this worker; it delivers to no other), grace ms
--- Returns nil when none is due or another worker delivers, {sink} when one is due to a sink that this worker lacks, else
---   {a MessagePack map (class Delivery of work.py), content}.
-local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'delivery_lease', 'delivery_worker', 'dead',
-  'request_id', 'traceparent', 'fetch_at', 'digest', 'fetched_at', 'erased_at'})
+-- a  order (member), sink, worker, lease ms, keep ms, longest_open ms (of a breaker)
+-- Returns nil when none is due or another worker delivers, else {a MessagePack map (class Delivery of work.py), content}.
+local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'dead', 'request_id', 'traceparent', 'digest',
+  'fetched_at', 'erased_at'})
+local clock, name = deliveries .. a.sink, a.sink .. ':'
 if o.generation == 0 or o.erased_at > 0 then
+  redis.call('ZREM', clock, o.member)
   return
 end
--- Where a fetch is pending too, the order may only become due earlier: start_fetch decides what is due.
-local pending = not o.dead and o.fetched_generation < o.generation
-local sink, at = next_delivery(o)
-if not sink then
-  if not pending then
-    schedule_delivery(o, now)
-  elseif o.fetch_at > now then
-    redis.call('ZADD', due, o.fetch_at, o.member)
-  end
+local s = of_sink(o, a.sink, 'revision', 'dead', 'next_at', 'lease', 'worker', 'postponed')
+redis.call('HDEL', o.record, name .. 'job', name .. 'enqueues')
+if not is_behind(o, s) then
+  leave(o, clock)
   return
 end
 -- A lease that reaches farther than any lease can was taken from a Redis server whose clock was ahead.
-local is_leased = o.delivery_lease > now and o.delivery_lease <= now + a.lease
-local is_mine = o.delivery_worker == a.worker
+local lease, next_at = tonumber(s.lease or '0'), tonumber(s.next_at or '0')
+local is_leased = lease > now and lease <= now + a.lease
+local is_mine = s.worker == a.worker
 if is_leased and not is_mine then
   return
-end
-local function set_due(time)
-  if pending then
-    redis.call('ZADD', due, 'LT', time, o.member)
-  else
-    redis.call('ZADD', due, time, o.member)
-  end
-end
-if at > now then
-  set_due(at)
+elseif next_at > now then
+  redis.call('ZADD', clock, next_at, o.member)
   return
 end
-local elsewhere = sink
-sink, at = next_delivery(o, a.sinks)
-if not sink or at > now then
-  set_due(now + a.grace)
-  return {elsewhere}
+local may = may_deliver(a.sink, a.worker)
+if may == 'no' then
+  -- No attempt is used. The dispatcher pushes a job when one may start.
+  redis.call('ZADD', clock, now, o.member)
+  return
 end
-set_due(now + a.lease)
+redis.call('ZADD', clock, now + a.lease, o.member)
+if may == 'probe' then
+  redis.call('HSET', prefix .. 'sink-breaker:' .. a.sink, 'probe', a.worker, 'probe_until', now + a.lease)
+end
 -- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt.
 local one_more = is_leased and is_mine and 0 or 1
-redis.call('HSET', o.record, 'delivery_lease', now + a.lease, 'delivery_worker', a.worker)
-local attempts = redis.call('HINCRBY', o.record, sink .. ':attempts', one_more)
-local crashes = redis.call('HINCRBY', o.record, sink .. ':crashes', one_more)
-redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' 0 ' .. sink, 'PX', 3600000)
-if o.delivery_worker and one_more == 1 and crashes > 1 then
-  append_history(o, 'crashed', o.delivery_worker, sink)
+redis.call('HSET', o.record, name .. 'lease', now + a.lease, name .. 'worker', a.worker)
+local attempts = redis.call('HINCRBY', o.record, name .. 'attempts', one_more)
+local crashes = redis.call('HINCRBY', o.record, name .. 'crashes', one_more)
+redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' 0 ' .. a.sink, 'PX', 3600000)
+if s.worker and one_more == 1 and crashes > 1 then
+  append_history(o, 'crashed', s.worker, a.sink)
 end
-local postponed = tonumber(redis.call('HGET', o.record, sink .. ':postponed') or now)
 local delivery = {
-  sink = sink,
+  sink = a.sink,
   revision = o.revision,
   attempts = attempts,
   crashes = crashes - 1,
-  postponed_ms = math.max(now - postponed, 0),
+  postponed_ms = math.max(now - tonumber(s.postponed or now), 0),
   fetched_at = o.fetched_at,
   request_id = o.request_id or '',
   traceparent = o.traceparent or '',

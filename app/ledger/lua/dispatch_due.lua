@@ -1,49 +1,62 @@
--- dispatch_due: enqueue a job for every order that is due. Any number of dispatchers may run it.
+-- dispatch_due: enqueue a job for every order whose fetch is due, or whose delivery to a sink. Any number of dispatchers may
+-- run it.
 --
--- a  grace ms, longest ms (the longest wait), farthest ms, limit (orders a call), job, sinks
+-- a  sink ('' = fetches), grace ms, longest ms (the longest wait), farthest ms, limit (orders a call), keep ms, job, sinks,
+--    lease ms (of a delivery), longest_open ms (of the breaker of a sink)
 -- Returns {orders that were due, jobs pushed, orders whose keys are broken}: those are due again after `longest`.
 -- Pushed again without a start in between, the wait doubles: a long backlog is not filled with repeats.
+local is_fetch = a.sink == ''
+local clock, name = is_fetch and due or deliveries .. a.sink, is_fetch and '' or a.sink .. ':'
 
 -- No wait of ours reaches farther than `farthest`: such a time was taken from a Redis server whose clock was ahead.
 -- Its right value is unknown: it becomes `grace` from now, by when a fetch in progress has ended.
 local function bring_near(member)
-  local record, fields = prefix .. 'order:' .. member, {'fetch_at'}
-  for _, sink in ipairs(sinks()) do
-    table.insert(fields, sink .. ':next_at')
-  end
-  for i, time in ipairs(redis.call('HMGET', record, unpack(fields))) do
-    if time and tonumber(time) > now + a.farthest then
-      redis.call('HSET', record, fields[i], now + a.grace)
-    end
+  local record, field = prefix .. 'order:' .. member, is_fetch and 'fetch_at' or name .. 'next_at'
+  local time = redis.call('HGET', record, field)
+  if time and tonumber(time) > now + a.farthest then
+    redis.call('HSET', record, field, now + a.grace)
   end
 end
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', due, '(' .. now + a.farthest, '+inf', 'LIMIT', 0, a.limit)) do
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', clock, '(' .. now + a.farthest, '+inf', 'LIMIT', 0, a.limit)) do
   isolate(bring_near, member)
-  redis.call('ZADD', due, now + a.grace, member)
+  redis.call('ZADD', clock, now + a.grace, member)
 end
 
-local jobs, broken = 0, 0
+local jobs, broken, limit = 0, 0, a.limit
+if not is_fetch then
+  limit = ({yes = a.limit, probe = 1, no = 0})[may_deliver(a.sink)]
+end
 local function dispatch(member)
-  local o = load(member, {'generation', 'fetched_generation', 'dead', 'revision', 'queue', 'enqueues',
-    'enqueues_total'})
-  -- An order that needs nothing and has no end was left by a worker that died after its last delivery: start_fetch
-  -- ends it.
-  local pending = not o.dead and (o.fetched_generation < o.generation or redis.call('PTTL', o.record) == -1)
-  if o.generation == 0 or not (pending or next_delivery(o)) then
-    redis.call('ZREM', due, member)
+  local o = load(member, {'generation', 'fetched_generation', 'dead', 'revision', 'queue', 'erased_at'})
+  if o.generation == 0 or o.erased_at > 0 then
+    redis.call('ZREM', clock, member)
     return
   end
-  local queue = o.queue == 'backfill' and 'backfill' or 'live'
-  redis.call('ZADD', due, now + math.min(a.grace * 2 ^ math.min(o.enqueues, 20), a.longest), member)
-  redis.call('HSET', o.record, 'enqueues', o.enqueues + 1, 'enqueues_total', o.enqueues_total + 1, 'job', queue)
-  push_job(o, queue, o.generation, '-t' .. o.enqueues_total + 1)
+  local is_pending = o.fetched_generation < o.generation and not o.dead
+  if not is_fetch then
+    is_pending = is_behind(o, of_sink(o, a.sink, 'revision', 'dead'))
+  end
+  if not is_pending then
+    -- Left by a worker that died after its last step, or by a step that failed.
+    leave(o, clock)
+    return
+  end
+  local enqueues = redis.call('HINCRBY', o.record, name .. 'enqueues', 1) - 1
+  redis.call('ZADD', clock, now + math.min(a.grace * 2 ^ math.min(enqueues, 20), a.longest), member)
+  if is_fetch then
+    local queue = o.queue == 'backfill' and 'backfill' or 'live'
+    redis.call('HSET', o.record, 'job', queue)
+    push_fetch(o, queue, next_suffix(o))
+  else
+    push_delivery(o, a.sink, next_suffix(o))
+  end
   jobs = jobs + 1
 end
-local members = redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, a.limit)
+local members = redis.call('ZRANGEBYSCORE', clock, '-inf', now, 'LIMIT', 0, limit)
 for _, member in ipairs(members) do
   if not isolate(dispatch, member) then
     broken = broken + 1
-    redis.call('ZADD', due, now + a.longest, member)
+    redis.call('ZADD', clock, now + a.longest, member)
   end
 end
 flush_jobs()

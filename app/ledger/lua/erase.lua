@@ -31,6 +31,9 @@ local erased_at = o.erased_at > 0 and o.erased_at or now
 redis.call('HSET', o.record, 'fetched_generation', o.generation, 'started_generation', o.generation,
   'erased_at', erased_at)
 redis.call('ZREM', due, o.member)
+for _, sink in ipairs(sinks()) do
+  redis.call('ZREM', deliveries .. sink, o.member)
+end
 redis.call('ZREM', dead, o.member)
 redis.call('ZREM', prefix .. 'feed', o.member)
 redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)

@@ -31,7 +31,7 @@ for _, member in ipairs(found) do
   local left = redis.call('PTTL', record)
   -- A delivery ends at most a few days after the last change. More is left only of a longer ORDER_DAYS, which counts no
   -- longer; a tombstone stays as long as was promised.
-  local is_kept = redis.call('HEXISTS', record, 'erased_at') == 1 or redis.call('ZSCORE', due, member)
+  local is_kept = redis.call('HGET', record, 'erased_at') or redis.call('ZSCORE', due, member)
   if left > a.late and not is_kept and is_left(member) then
     redis.call('UNLINK', record, prefix .. 'history:' .. member, prefix .. 'content:' .. member,
       prefix .. 'revisions:' .. member)

@@ -46,11 +46,11 @@ if deleted and o.fetched_generation >= o.generation then
     'failing_since')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
-  schedule_delivery(o, now)
+  leave(o, due)
   return 'deleted_upstream'
 elseif o.fetched_generation >= o.generation then
   -- An older fetch, which counted as lost, has stored everything meanwhile: this failure changes nothing.
-  schedule_delivery(o, now)
+  leave(o, due)
   return 'refused'
 elseif not uses_none and o.generation > a.generation then
   -- A new settlement was accepted meanwhile, and has all its attempts.

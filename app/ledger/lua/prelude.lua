@@ -7,6 +7,7 @@ local a = cmsgpack.unpack(ARGV[1])
 local prefix = a.prefix
 local due, dead, dead_deliveries = prefix .. 'due', prefix .. 'dead', prefix .. 'dead-deliveries'
 local orders, counters = prefix .. 'orders', prefix .. 'counters'
+local deliveries = prefix .. 'deliveries:'
 
 local now = a.now
 if not now then
@@ -43,7 +44,7 @@ end
 
 -- The fields of a record that are texts; all others are numbers. keys.py describes them.
 local text = {job = 1, queue = 1, worker = 1, error = 1, dead = 1, status = 1, last_event_status = 1, reference = 1,
-  request_id = 1, traceparent = 1, digest = 1, delivery_worker = 1}
+  request_id = 1, traceparent = 1, digest = 1}
 
 -- Returns an order with its keys and the named fields of its record; what is not there is 0 or nil.
 local function load(member, fields)
@@ -149,7 +150,7 @@ local function sinks()
     for _, sink in ipairs(declared) do
       known[sink] = true
     end
-    for _, sink in ipairs(a.sinks) do
+    for _, sink in ipairs(a.sinks or {}) do
       if not known[sink] then
         redis.call('HSET', prefix .. 'sinks', sink, now)
         declared[#declared + 1] = sink
@@ -159,46 +160,62 @@ local function sinks()
   return declared
 end
 
--- Returns the sink whose delivery of the latest revision is due first, and when (0 = at once); nil if every sink has it
--- or is dead. Without `among` all sinks of the deployment count. A sink without a revision in the record was declared
--- after the order was fetched, and is to get it only by a replay.
-local function next_delivery(o, among)
-  local name, at
-  if o.revision > 0 then
-    for _, sink in ipairs(among or sinks()) do
-      local s = redis.call('HMGET', o.record, sink .. ':revision', sink .. ':dead', sink .. ':next_at')
-      local next_at = tonumber(s[3] or '0')
-      if s[1] and not s[2] and tonumber(s[1]) < o.revision and (not name or next_at < at) then
-        name, at = sink, next_at
-      end
-    end
+-- Returns the named fields of the deliveries of an order to a sink, as texts; what is not there is false.
+local function of_sink(o, sink, ...)
+  local s, names, fields = {}, {...}, {}
+  for i, name in ipairs(names) do
+    fields[i] = sink .. ':' .. name
   end
-  return name, at
+  for i, value in ipairs(redis.call('HMGET', o.record, unpack(fields))) do
+    s[names[i]] = value
+  end
+  return s
 end
 
--- Of an order without a pending fetch: make it due for its next delivery, not before `earliest`. Without one it leaves
--- `due`, and its keys expire after `a.keep`, unless its fetch or a delivery is dead.
-local function schedule_delivery(o, earliest)
-  local sink, at = next_delivery(o)
-  if sink then
-    redis.call('ZADD', due, math.max(at, earliest), o.member)
-    return sink
+-- Whether a sink is still to get the latest revision; `s` has its revision and dead. A sink without a revision in the
+-- record was declared after the order was fetched, and is to get it only by a replay.
+local function is_behind(o, s)
+  return s.revision and not s.dead and tonumber(s.revision) < o.revision
+end
+
+-- Returns whether deliveries to a sink may start: yes, probe (one, to see whether its destination is back), or no: it is
+-- disabled, its breaker is open, or another worker makes the probe. Where these keys are broken they may. A time that
+-- reaches farther than any wait was taken from a Redis server whose clock was ahead.
+local function may_deliver(sink, worker)
+  local worked, answer = isolate(function()
+    if redis.call('HEXISTS', prefix .. 'sinks-disabled', sink) == 1 then
+      return 'no'
+    end
+    local b = redis.call('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'probe_until', 'probe')
+    local open_until, probe_until = tonumber(b[1] or '0'), tonumber(b[2] or '0')
+    if open_until == 0 then
+      return 'yes'
+    end
+    local is_open = open_until > now and open_until <= now + a.longest_open
+    local is_probed = probe_until > now and probe_until <= now + a.lease and b[3] ~= worker
+    return (is_open or is_probed) and 'no' or 'probe'
+  end)
+  return worked and answer or 'yes'
+end
+
+-- Of an order without a pending fetch, or whose fetch is dead: take it off `clock`, which is `due` or that of a sink. Where
+-- no sink is to get it and nothing of it is dead, its keys expire after `a.keep`. The clock comes last: where this script
+-- fails before that, the order is due again. `o` needs generation, fetched_generation, dead and revision.
+local function leave(o, clock)
+  local is_kept = o.dead or o.fetched_generation < o.generation
+  for _, sink in ipairs(is_kept and {} or sinks()) do
+    local s = of_sink(o, sink, 'revision', 'dead')
+    is_kept = is_kept or s.dead or is_behind(o, s)
   end
-  redis.call('ZREM', due, o.member)
-  if o.dead then
-    return
-  end
-  for _, one in ipairs(sinks()) do
-    if redis.call('HEXISTS', o.record, one .. ':dead') == 1 then
-      return
+  if not is_kept then
+    for _, key in ipairs({o.record, o.history, o.content}) do
+      redis.call('PEXPIRE', key, a.keep)
+    end
+    if o.revision > 1 then
+      redis.call('PEXPIRE', o.revisions, a.keep)
     end
   end
-  for _, key in ipairs({o.record, o.history, o.content}) do
-    redis.call('PEXPIRE', key, a.keep)
-  end
-  if o.revision > 1 then
-    redis.call('PEXPIRE', o.revisions, a.keep)
-  end
+  redis.call('ZREM', clock, o.member)
 end
 
 -- Make the fetch of an order a dead letter; its sinks still get the stored revision.
@@ -207,19 +224,39 @@ local function dead_letter_fetch(o, reason)
   redis.call('ZADD', dead, now, o.member)
   redis.call('HSET', o.record, 'dead', reason, 'dead_at', now)
   count('dead|' .. o.company .. '|' .. reason)
-  schedule_delivery(o, now)
+  redis.call('ZREM', due, o.member)
 end
 
 -- Write an RQ job as RQ's own enqueue does; `flush_jobs` hands the collected ids to the queues. `a.job` is made by
 -- rq_jobs.py from a job that RQ itself serialised. Its data is not compressed: RQ restores either form.
 local pushed = {}
-local function push_job(o, queue, generation, suffix)
+local function push_job(queue, id, data, description)
   local job = a.job
-  local id = job.names .. 'f-' .. o.company .. '-' .. o.id .. '-' .. generation .. (suffix or '')
-  redis.call('HSET', job.prefix .. id, 'data', job.data[1] .. o.company .. job.data[2] .. o.id .. job.data[3],
-    'origin', job.names .. queue, unpack(job.fields))
+  id = job.names .. id
+  redis.call('HSET', job.prefix .. id, 'data', data, 'origin', job.names .. queue, 'description', description,
+    unpack(job.fields))
   pushed[queue] = pushed[queue] or {}
   pushed[queue][#pushed[queue] + 1] = id
+end
+
+local function push_fetch(o, queue, suffix)
+  local data = a.job.fetch
+  push_job(queue, 'f-' .. o.company .. '-' .. o.id .. '-' .. o.generation .. (suffix or ''),
+    data[1] .. o.company .. data[2] .. o.id .. data[3], 'fetch order')
+end
+
+-- RQ takes no colon in an id, and the name of a sink may have some: its id stands there (rq_jobs.py).
+local function push_delivery(o, sink, suffix)
+  local data = a.job.deliver
+  redis.call('HSET', o.record, sink .. ':job', 1)
+  local sink_id = string.sub(redis.sha1hex(sink), 1, 8)
+  push_job('sink-' .. sink, 'd-' .. o.company .. '-' .. o.id .. '-' .. sink_id .. '-' .. o.revision .. (suffix or ''),
+    data[1] .. o.company .. data[2] .. o.id .. data[3] .. sink .. data[4], 'deliver order')
+end
+
+-- Returns what makes the id of a further job for the same generation or revision another one: no id comes twice.
+local function next_suffix(o)
+  return '-t' .. redis.call('HINCRBY', o.record, 'enqueues_total', 1)
 end
 
 local function flush_jobs()
@@ -278,6 +315,6 @@ local function request_fetch(o, queue, fields)
   if waits then
     return 'coalesced'
   end
-  push_job(o, queue, o.generation)
+  push_fetch(o, queue)
   return 'queued'
 end

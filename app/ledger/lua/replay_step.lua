@@ -26,25 +26,23 @@ end
 -- Returns whether anything changed. The revision stays the same, and so does the idempotency key.
 local function redeliver(o)
   local changed = false
-  redis.call('ZADD', due, 'LT', now, o.member)
+  for _, sink in ipairs(a.deliver_to) do
+    redis.call('ZADD', deliveries .. sink, 'LT', now, o.member)
+  end
   for _, key in ipairs({o.record, o.history, o.content}) do
     redis.call('PERSIST', key)
   end
   for _, sink in ipairs(a.deliver_to) do
-    local s = redis.call('HMGET', o.record, sink .. ':revision', sink .. ':dead')
+    local s = of_sink(o, sink, 'revision', 'dead')
     reset_delivery(o, sink)
     redis.call('HDEL', o.record, sink .. ':discarded')
     -- A sink without a revision was declared after the order was fetched.
-    local has_it = not s[1] or tonumber(s[1]) >= o.revision
+    local has_it = not s.revision or tonumber(s.revision) >= o.revision
     if has_it then
       redis.call('HSET', o.record, sink .. ':revision', o.revision - 1)
     end
-    changed = changed or s[2] or has_it
+    changed = changed or s.dead or has_it
     append_history(o, 'redelivered', a.plan, sink)
-  end
-  -- A pending fetch keeps its queue: live traffic is not put back for this.
-  if not o.job and (o.dead or o.fetched_generation >= o.generation) then
-    redis.call('HSET', o.record, 'queue', 'backfill')
   end
   return changed
 end

@@ -6,6 +6,7 @@
 -- A new event, a replay or a refetch raises the generation as ever, and a late answer is stored as ever: either ends the
 -- discard.
 local o = load(a.order, {'generation', 'fetched_generation', 'dead', 'revision', 'status'})
+local clock = a.sink == '' and due or deliveries .. a.sink
 if a.sink == '' then
   if o.generation == 0 or not o.dead then
     -- A dead letter without a record has nothing else to resolve.
@@ -20,14 +21,14 @@ if a.sink == '' then
   o.fetched_generation, o.dead = o.generation, nil
   append_history(o, 'discarded', reason, '')
 else
-  local s = redis.call('HMGET', o.record, a.sink .. ':dead', a.sink .. ':next_at')
-  local reason = s[1]
-  if not reason and not (a.action == 'retry' and tonumber(s[2] or '0') > now) then
+  local s = of_sink(o, a.sink, 'dead', 'next_at')
+  local reason = s.dead
+  if not reason and not (a.action == 'retry' and tonumber(s.next_at or '0') > now) then
     return redis.call('ZREM', dead_deliveries, o.member .. ' ' .. a.sink)
   end
   if a.action == 'retry' then
     -- LT: what is due earlier stays so.
-    redis.call('ZADD', due, 'LT', now, o.member)
+    redis.call('ZADD', clock, 'LT', now, o.member)
     reset_delivery(o, a.sink)
     append_history(o, 'retried', a.sink)
     return 1
@@ -36,7 +37,5 @@ else
   redis.call('HSET', o.record, a.sink .. ':revision', o.revision, a.sink .. ':discarded', o.revision)
   append_history(o, 'discarded', reason, a.sink)
 end
-if o.fetched_generation >= o.generation then
-  schedule_delivery(o, now)
-end
+leave(o, clock)
 return 1

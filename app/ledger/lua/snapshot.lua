@@ -1,7 +1,7 @@
 -- snapshot: the state of the receiver, in one step that costs the same with one order and with a million. Writes nothing.
 --
--- a  sample (orders of `due` to look at, from either end, and latest dead letters), companies (id, slug, and the ids of
---    breaker and API key of each), job_prefix, queues (name -> key), suspended (key that RQ sets). Companies that a pool
+-- a  sample (orders of `due` and of each sink to look at, from either end, and latest dead letters), companies (id, slug, and
+--    the ids of breaker and API key of each), job_prefix, queue_prefix, queues (names), suspended (key that RQ sets). Companies that a pool
 --    has declared are added; breaker and key of each are those that are declared.
 -- Returns JSON; its fields are those of app/snapshot.py. Maps only: an empty Lua table has no type.
 local companies, sinks, queues = {}, {}, {}
@@ -38,19 +38,60 @@ for _, one in ipairs(a.companies) do
     subscription = redis.call('HGET', prefix .. 'subscription:' .. id, 'state') or '',
   }
 end
+
+-- One unreadable record must not hide all others.
+local function number(text)
+  return tonumber(text or '0') or 0
+end
+
+-- Returns the members at either end of a clock, as a set, and the time of the first.
+local function sample(clock)
+  local found = {}
+  local first = redis.call('ZRANGE', clock, 0, a.sample - 1, 'WITHSCORES')
+  for i = 1, #first, 2 do
+    found[first[i]] = true
+  end
+  for _, member in ipairs(redis.call('ZREVRANGE', clock, 0, a.sample - 1)) do
+    found[member] = true
+  end
+  return found, tonumber(first[2] or '0')
+end
+
+local function failing(clock, sink)
+  local count = 0
+  for member in pairs(sample(clock)) do
+    local attempts = redis.pcall('HGET', prefix .. 'order:' .. member, sink .. ':attempts')
+    count = count + (type(attempts) == 'string' and number(attempts) > 0 and 1 or 0)
+  end
+  return count
+end
+
 for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
+  a.queues[#a.queues + 1] = 'sink-' .. sink
   local f = redis.pcall('HMGET', prefix .. 'sink-failing:' .. sink, 'since', 'orders', 'attempts', 'error')
   if f.err then
     f = {}
   end
+  local b = redis.pcall('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'opened_at', 'reason')
+  if b.err then
+    b = {}
+  end
+  local disabled = redis.pcall('HGET', prefix .. 'sinks-disabled', sink)
+  local disabled_at, why = string.match(type(disabled) == 'string' and disabled or '', '^(%d+) (.*)$')
+  local key = prefix .. 'deliveries:' .. sink
   sinks[sink] = {
-    behind = 0,
-    failing = 0,
+    behind = redis.call('ZCARD', key),
+    failing = failing(key, sink),
     failing_since = tonumber(f[1] or '0'),
     failed_orders = tonumber(f[2] or '0'),
     failed_attempts = tonumber(f[3] or '0'),
     error = f[4] or '',
     dead_at = 0,
+    breaker_open_until = tonumber(b[1] or '0'),
+    breaker_opened_at = tonumber(b[2] or '0'),
+    breaker_reason = b[3] or '',
+    disabled_at = tonumber(disabled_at or '0'),
+    disabled_reason = why or '',
   }
 end
 
@@ -91,24 +132,12 @@ latest(dead, '^[^:]*', companies)
 latest(dead_deliveries, ' (.*)$', sinks)
 
 -- Orders due first have waited longest for a worker, orders due last have failed most often.
-local seen, elsewhere = {}, {}
-local first = redis.call('ZRANGE', due, 0, a.sample - 1, 'WITHSCORES')
-local last = redis.call('ZREVRANGE', due, 0, a.sample - 1)
-for i = 1, #first, 2 do
-  seen[first[i]] = true
-end
-for _, member in ipairs(last) do
-  seen[member] = true
-end
--- One unreadable record must not hide all others.
-local function number(text)
-  return tonumber(text or '0') or 0
-end
-
+local elsewhere = {}
+local seen, next_due_at = sample(due)
 for member in pairs(seen) do
   local record = prefix .. 'order:' .. member
   local r = redis.pcall('HMGET', record, 'generation', 'fetched_generation', 'dead', 'last_event_at',
-    'latency_recorded_for', 'rechecks', 'revision')
+    'latency_recorded_for', 'rechecks')
   if r.err then
     r = {}
   end
@@ -119,14 +148,6 @@ for member in pairs(seen) do
       company.oldest_pending_ms = math.max(company.oldest_pending_ms, age)
     else
       elsewhere[id] = math.max(elsewhere[id] or 0, age)
-    end
-  end
-  local revision = number(r[7])
-  for sink, found in pairs(sinks) do
-    local s = revision > 0 and redis.call('HMGET', record, sink .. ':revision', sink .. ':dead', sink .. ':attempts') or {}
-    if s[1] and not s[2] and number(s[1]) < revision then
-      found.behind = found.behind + 1
-      found.failing = found.failing + (number(s[3]) > 0 and 1 or 0)
     end
   end
 end
@@ -152,13 +173,13 @@ local function map(key)
   return found
 end
 
-for name, key in pairs(a.queues) do
-  queues[name] = queue(key)
+for _, name in ipairs(a.queues) do
+  queues[name] = queue(a.queue_prefix .. name)
 end
 return cjson.encode({
   now = now,
   due = redis.call('ZCARD', due),
-  next_due_at = tonumber(first[2] or '0'),
+  next_due_at = next_due_at,
   dead = redis.call('ZCARD', dead),
   dead_deliveries = redis.call('ZCARD', dead_deliveries),
   suspended = redis.call('EXISTS', a.suspended) == 1,

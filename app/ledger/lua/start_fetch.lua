@@ -1,12 +1,11 @@
--- start_fetch: return what is due for an order; start its fetch, if that is due. Called before every getOrder.
+-- start_fetch: start the fetch of an order, if one is due. Called before every getOrder.
 --
 -- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks
 -- Returns {what, request_id and traceparent of the order, for a fetch also a MessagePack map (class Fetch of work.py)};
 -- what:
---   nothing   nothing is due now
+--   nothing   no fetch is due now
 --   held      another worker fetches this very settlement
 --   dead      its fetches killed their workers too often: it is a dead letter now
---   deliver   no fetch is due, but a delivery is
 --   fetch     this fetch has started
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'lease',
   'dead', 'revision', 'attempts', 'rechecks', 'deferrals', 'first_404_at', 'status', 'last_event_status', 'request_id',
@@ -21,17 +20,12 @@ if o.generation == 0 or o.erased_at > 0 then
 end
 redis.call('HDEL', o.record, 'job', 'enqueues')
 local pending = o.fetched_generation < o.generation and not o.dead
-if not pending or o.fetch_at > now then
-  -- No fetch now: the order is dead or fetched, or its fetch is not due (a job left over from before must use no
-  -- attempt). Deliveries have times of their own.
-  local sink, at = next_delivery(o)
-  if sink and at <= now then
-    return answer('deliver')
-  elseif pending then
-    redis.call('ZADD', due, sink and math.min(at, o.fetch_at) or o.fetch_at, o.member)
-  else
-    schedule_delivery(o, now)
-  end
+if not pending then
+  leave(o, due)
+  return answer('nothing')
+elseif o.fetch_at > now then
+  -- A job that is left over from before must use no attempt.
+  redis.call('ZADD', due, o.fetch_at, o.member)
   return answer('nothing')
 end
 local is_new = o.started_generation < o.generation

@@ -1,13 +1,13 @@
 -- store_fetch: store what getOrder answered, unless a fetch that started later has stored.
 --
 -- ARGV[2]  the content
--- a  order (member), worker, generation and token of the fetch, keep ms, delivery_lease ms, sinks,
+-- a  order (member), worker, generation and token of the fetch, keep ms, grace ms, sinks, job,
 --    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
 --    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
 --    bounds and call_bounds (upper bounds of the histograms: from event to stored, and of a getOrder),
 --    contents_kept and digests_kept (revisions before the latest: so many with content, and so many in all)
--- Returns a MessagePack map: what, revision, changed, requeued (pairs of order and request_id); what: refused, erased (nothing is stored),
---   fetched, deliver (a delivery is due), pending (the order needs another fetch), dead.
+-- Returns a MessagePack map: what, revision, changed, requeued (pairs of order and request_id);
+--   what: refused, erased (nothing is stored), fetched, pending (the order needs another fetch), dead.
 -- Called again by a worker that did not get the answer, it changes nothing.
 local o = load(a.order, {'generation', 'started_generation', 'fetched_generation', 'fencing_token', 'stored_token',
   'digest', 'revision', 'job', 'dead', 'last_event_at', 'latency_recorded_for', 'erased_at', 'fetched_at', 'status',
@@ -30,7 +30,7 @@ elseif o.stored_token > a.token or a.token > o.fencing_token or a.generation > o
   return answer('refused')
 elseif o.stored_token == a.token then
   if o.fetched_generation >= o.generation then
-    return answer(next_delivery(o) and 'deliver' or 'fetched')
+    return answer('fetched')
   end
   return answer(o.dead and o.dead == a.give_up and 'dead' or 'pending')
 end
@@ -68,9 +68,20 @@ if changed or stood ~= ARGV[2] then
   redis.call('ZADD', prefix .. 'feed', position, o.member)
 end
 redis.call('SET', o.content, ARGV[2])
+local without_job = {}
 for _, sink in ipairs(sinks()) do
   -- Every sink that is declared by now is to get it.
-  redis.call('HSETNX', o.record, sink .. ':revision', 0)
+  local s = of_sink(o, sink, 'revision', 'dead', 'job')
+  if is_behind(o, s) and not changed then
+    -- It is on the clock already, unless another program has removed it.
+    redis.call('ZADD', deliveries .. sink, 'NX', now + a.grace, o.member)
+  elseif changed or not s.revision then
+    redis.call('ZADD', deliveries .. sink, 'LT', now + a.grace, o.member)
+    redis.call('HSETNX', o.record, sink .. ':revision', 0)
+    if not s.job then
+      without_job[#without_job + 1] = sink
+    end
+  end
   if changed then
     -- What a sink refused for good was the old content: the new one gets its own attempts.
     reset_delivery(o, sink)
@@ -117,6 +128,10 @@ local function finish(what)
     isolate(requeue, member)
     redis.call('ZREM', unanswered, member)
   end
+  for _, sink in ipairs(without_job) do
+    push_delivery(o, sink, not changed and next_suffix(o))
+  end
+  flush_jobs()
   return answer(what)
 end
 
@@ -130,12 +145,10 @@ if o.fetched_generation >= o.generation then
   redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
   redis.call('ZREM', dead, o.member)
   o.dead = nil
-  return finish(schedule_delivery(o, now + a.delivery_lease) and 'deliver' or 'fetched')
+  leave(o, due)
+  return finish('fetched')
 elseif o.dead then
-  -- The order stays a dead letter, but this content is to be delivered.
-  if next_delivery(o) then
-    schedule_delivery(o, now + a.delivery_lease)
-  end
+  -- The order stays a dead letter, and this content is delivered.
 elseif is_latest and o.generation > a.generation then
   if not o.job then
     redis.call('ZADD', due, now, o.member)

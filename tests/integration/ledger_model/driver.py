@@ -9,13 +9,16 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.rq_jobs import BACKFILL, LIVE, order_of, queue_key
-from app.ledger.work import Delivery, DeliveryOutcome, Failure
+from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
+from app.ledger.work import DeliveryOutcome, Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
 from tests.lab import KEYS, LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
-WORKERS: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
-"""The queues of each worker; the last one stands for the workers of both queues."""
+SINK: Final = "shop"
+FETCHING: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
+"""The queues of each worker that fetches; the last one stands for the workers of both queues."""
+DELIVERING: Final = ((sink_queue(SINK),),) * 2
+WORKERS: Final = (*FETCHING, *DELIVERING)
 ANOTHER: Final = OrderKey(ONE.company_id, "00000000-0000-4000-8000-000000000002")
 ORDERS: Final = (ONE, SAME_ID, ANOTHER)
 _NAMES: Final = {ONE: "ONE", SAME_ID: "SAME_ID", ANOTHER: "ANOTHER"}
@@ -36,28 +39,28 @@ class Step(NamedTuple):
 
 @dataclass
 class Worker:
-    """A worker process, as workers/processor.py works: each public method ends where a kill may come."""
+    """A worker process, as workers/processor.py and delivery.py work: each public method ends where a kill may come."""
 
     driver: Driver
     name: str
     queues: tuple[str, ...]
     job: OrderKey | None = None
     fetch: RunningFetch | None = None
-    delivering: OrderKey | None = None
+    delivery_job: OrderKey | None = None
     delivery: RunningDelivery | None = None
 
     @property
     def order(self) -> OrderKey | None:
         """Return the order it works on."""
         running = self.fetch or self.delivery
-        return running.order if running else self.job or self.delivering
+        return running.order if running else self.job or self.delivery_job
 
     def work(self) -> None:
         """Take the next step; nothing fails."""
         if self.delivery is not None:
             self._complete(self.delivery, "succeeded")
-        elif self.delivering is not None:
-            self._acquire(self.delivering)
+        elif self.delivery_job is not None:
+            self._acquire(self.delivery_job)
         elif self.fetch is not None:
             if self.fetch.version is None:
                 self._read(self.fetch)
@@ -69,10 +72,10 @@ class Worker:
             self._pop()
 
     def start(self) -> None:
-        """Take a job and start its fetch, in one go."""
+        """Take a job and start its fetch or delivery, in one go."""
         if self.order is None:
             self.work()
-        if self.job is not None:
+        if self.job is not None or self.delivery_job is not None:
             self.work()
 
     def fetch_and_store(self) -> None:
@@ -122,6 +125,8 @@ class Worker:
         assert job_id not in self.driver.job_ids, f"{job_id} was used twice: RQ would skip the second"
         self.driver.job_ids.add(job_id)
         self.job = order_of(job_id.decode())
+        if found := delivery_of(job_id.decode()):
+            self.delivery_job, _ = found
 
     def _start(self, order: OrderKey) -> None:
         self.driver.touch(order)
@@ -130,8 +135,6 @@ class Worker:
         if fetch is not None:
             self.fetch = RunningFetch(order, fetch, self.driver.step, self.driver.now + LEASE)
             self.driver.orders[order].start_fetch(self.fetch, self.driver.now)
-        elif outcome == "deliver":
-            self.delivering = order
         elif outcome == "dead":
             self.driver.orders[order].exhaust_crashes()
 
@@ -156,21 +159,17 @@ class Worker:
                 running.retry_from(now + recheck_ms)
 
     def _end_fetch(self, order: OrderKey) -> OrderKey:
-        """However a fetch ends, revisions stored before it are still delivered."""
         self.driver.touch(order)
         self.fetch = None
-        if self.driver.lab.sinks:
-            self.delivering = order
         return order
 
     def _acquire(self, order: OrderKey) -> None:
         self.driver.touch(order)
         model, now = self.driver.orders[order], self.driver.now
-        delivery = self.driver.lab.ledger.acquire_delivery(order, self.name)
+        self.delivery_job = None
+        delivery = self.driver.lab.ledger.acquire_delivery(order, SINK, self.name)
         if delivery is None:
-            self.delivering = None
             return
-        assert isinstance(delivery, Delivery)
         assert model.delivery is None or model.delivery.lease_ends <= now, "two deliveries of one order at once"
         assert delivery.revision > model.delivered, "the sink received this revision before"
         assert delivery.raw == b"%d" % (model.stored_version or 0), "not the content that is stored"
@@ -179,8 +178,7 @@ class Worker:
     def _complete(self, running: RunningDelivery, outcome: DeliveryOutcome) -> None:
         order = running.order
         self.driver.touch(order)
-        # A failed delivery ends the job; after a success comes the next sink.
-        self.delivery, self.delivering = None, order if outcome == "succeeded" else None
+        self.delivery = None
         self.driver.orders[order].complete(running, outcome)
         self._call(
             lambda: self.driver.lab.ledger.complete_delivery(
@@ -277,7 +275,7 @@ class Driver:
     def retry_delivery(self, order: OrderKey) -> None:
         """Somebody gives a dead delivery new attempts."""
         self.touch(order)
-        self._ledger.retry_delivery(order, self.lab.sinks[0])
+        self._ledger.retry_delivery(order, SINK)
 
     def kill(self, number: int) -> None:
         """A worker is killed where it is; another one takes its place."""
@@ -292,7 +290,9 @@ class Driver:
         worker = self._killed.pop()
         if worker.order is not None:
             self.touch(worker.order)
-        self._ledger.release_worker(worker.name, "killed", [] if worker.job is None else [worker.job])
+        fetches = [] if worker.job is None else [worker.job]
+        deliveries = [] if worker.delivery_job is None else [(worker.delivery_job, SINK)]
+        self._ledger.release_worker(worker.name, "killed", fetches, deliveries)
         if worker.fetch is not None:
             worker.fetch.repeatable = True
         if worker.delivery is not None:
@@ -305,7 +305,7 @@ class Driver:
     def wake(self, order: OrderKey) -> None:
         """The job of an order was lost with a worker that had not started it."""
         self.touch(order)
-        self._ledger.release_worker("unknown", "ended", [order])
+        self._ledger.release_worker("unknown", "ended", [order], [(order, SINK)])
 
     def pass_time(self, seconds: int) -> None:
         self.lab.later(seconds)
@@ -354,16 +354,17 @@ class Driver:
                 self._step("work", number)
         for _ in range(_ROUNDS):
             self._empty_the_queues()
-            soonest = self.redis("ZRANGE", KEYS.due, 0, 0, "WITHSCORES")
-            if not soonest:
+            clocks = (KEYS.due, KEYS.deliveries(SINK))
+            first = [found[1] for clock in clocks if (found := self.redis("ZRANGE", clock, 0, 0, "WITHSCORES"))]
+            if not first:
                 return
-            self.lab.now = max(self.now, int(float(soonest[1])))
+            self.lab.now = max(self.now, min(int(float(score)) for score in first))
             self._step("dispatch")
         raise Lost(f"some order is still due after {_ROUNDS} rounds")
 
     def _empty_the_queues(self) -> None:
-        number = len(self._workers) - 1
-        while True:
-            self._step("work", number)
-            if self._workers[number].order is None and not self.touched:
-                return
+        for number in (len(FETCHING) - 1, len(WORKERS) - 1):
+            is_empty = False
+            while not is_empty:
+                self._step("work", number)
+                is_empty = self._workers[number].order is None and not self.touched

@@ -137,6 +137,7 @@ class Row(NamedTuple):
     digest: str
     dead: str
     due: int | None
+    delivery_due: int | None
     died_at: int | None
     record: int
     history: int
@@ -160,7 +161,7 @@ class Row(NamedTuple):
         return self.fetch_is_pending or (bool(sinks) and (self.delivery_is_pending(sinks) or bool(self.delivery_dead)))
 
 
-EMPTY: Final = Row(0, 0, 0, 0, 0, 0, 0, "", "", "", None, None, NO_KEY, NO_KEY, NO_KEY, NO_KEY)
+EMPTY: Final = Row(0, 0, 0, 0, 0, 0, 0, "", "", "", None, None, None, NO_KEY, NO_KEY, NO_KEY, NO_KEY)
 
 
 class Audit:
@@ -195,8 +196,10 @@ class Audit:
         assert row.revision <= before.revision + 1, f"{before} -> {row}"
         assert bool(row.dead) == (row.died_at is not None), f"record and list of dead letters differ: {row}"
         assert not row.dead or row.fetch_is_pending, f"dead, but no fetch is pending: {row}"
-        if (row.fetch_is_pending and not row.dead) or row.delivery_is_pending(self._sinks):
+        if row.fetch_is_pending and not row.dead:
             assert row.due is not None, f"pending, but not in due: {row}"
+        if row.delivery_is_pending(self._sinks):
+            assert row.delivery_due is not None, f"behind, but not on the clock of its sink: {row}"
         if row.must_be_kept(self._sinks):
             assert EXPIRES not in (row.record, row.history, row.content), f"pending, but a key expires: {row}"
 
@@ -206,6 +209,7 @@ def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
     return [
         ("HMGET", KEYS.record(order), *_NUMBERS, f"{sink}:revision", f"{sink}:dead", "digest", "dead"),
         ("ZSCORE", KEYS.due, order.member),
+        ("ZSCORE", KEYS.deliveries(sink), order.member),
         ("ZSCORE", KEYS.dead, order.member),
         ("PTTL", KEYS.record(order)),
         ("PTTL", KEYS.history(order)),
@@ -215,13 +219,13 @@ def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _row(answers: list[Any]) -> Row:
-    record, due, died_at, *expiries = answers
+    record, due, delivery_due, died_at, *expiries = answers
     numbers, texts = record[: len(_NUMBERS) + 1], record[len(_NUMBERS) + 1 :]
     return Row._make(
         [
             *(int(value or 0) for value in numbers),
             *((value or b"").decode() for value in texts),
-            *(None if score is None else int(float(score)) for score in (due, died_at)),
+            *(None if score is None else int(float(score)) for score in (due, delivery_due, died_at)),
             *(min(ms, EXPIRES) for ms in expiries),
         ]
     )
