@@ -337,7 +337,8 @@ def test_a_snapshot_costs_the_same_with_many_orders(lab: Lab) -> None:
 def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     lab.accept(order(1), at=lab.now - 10 * MINUTE)
     lab.accept_and_fetch(order(2, MUSEUM))
-    lab.redis.hset(KEYS.pools, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3")))
+    of_sinks = f"p-{sink_queue(SINK)}-4", f"p-{sink_queue('live')}-5"
+    lab.redis.hset(KEYS.pools, "p", json.dumps(heartbeat(lab.now, "p-live-1", "p-live-2", "p-backfill-3", *of_sinks)))
     record_whole_list(lab.redis, VENUE, 1_795_000_000_000)
     lab.redis.hset(KEYS.subscription(VENUE), "state", "missing")
     ApiKeys(lab.redis).create("desk", ("feed",))
@@ -350,7 +351,8 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert found["ota_oldest_pending_fetch_seconds venue"] >= 600
     assert found["ota_events_total museum queued"] == 1
     assert found["ota_event_to_fetch_seconds_count museum"] == 1
-    assert found["ota_queue_jobs live"] == 2
+    assert (found["ota_queue_jobs live"], found[f"ota_queue_jobs {sink_queue(SINK)}"]) == (2, 1)
+    assert found[f"ota_workers {sink_queue(SINK)}"] == 1
     assert (found["ota_pools"], found["ota_workers live"], found["ota_workers backfill"]) == (1, 2, 1)
     assert found["ota_reconcile_last_success_timestamp_seconds venue"] == 1_795_000_000
     assert found["ota_last_event_timestamp_seconds museum current"] > 0

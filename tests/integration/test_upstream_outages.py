@@ -342,10 +342,10 @@ def test_a_delivery_always_refused_is_a_dead_letter(lab: WorkerLab, shop: Shop, 
 
     lab.run_for(1)
     assert sorted(shop.received) == sorted(order.order_id for order in others)
-    lab.run_for(2 * DAY)
+    lab.run_for(4 * DAY)
 
     assert lab.field("shop:dead", poison) == error.__name__
-    assert shop.called.count(poison.order_id) == len(policy.RETRY_WAITS) + 1
+    assert shop.called.count(poison.order_id) == len(policy.DELIVERY_WAITS) + 1
     assert len(lab.calls) == 4
     assert (lab.pending(), lab.redis.zcard(KEYS.dead_deliveries), lab.dead()) == (0, 1, 0)
     assert "canary" not in repr(lab.history(poison))
