@@ -14,7 +14,7 @@ from app.dev.sandbox.process import Sandbox
 from app.replay import Plans
 from tests.integration.test_cli_changes import draft
 from tests.integration.test_cli_events import objects, tailing
-from tests.lab import KEYS, PARTNER, VENUE, Lab, order
+from tests.lab import KEYS, PARTNER, SINK, VENUE, Lab, order
 from tests.unit.test_docs import COMMANDS, PAGES, names, rows
 
 OPAQUE: Final = frozenset({"order", "history", "pools_differ", "oldest_pending_s"})
@@ -71,6 +71,7 @@ def filled(connected: Lab, sandbox: Sandbox) -> Lab:
     connected.request_fetch(FETCHED)
     connected.fetch_and_store(FETCHED)
     connected.dead_letter_delivery(FETCHED)
+    connected.redis.hset(KEYS.sink_breaker(SINK), mapping=opened | {"reason": "HTTP 503"})
     return connected
 
 
@@ -107,6 +108,8 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "sinks", "migrate", "--dry-run"
     yield "sinks", "migrate"
     yield ("status",)
+    yield "sinks", "disable", SINK
+    yield "sinks", "enable", SINK
     yield ("check",)
     yield ("health",)
     yield ("reconcile",)
