@@ -40,11 +40,15 @@ _KILLS_WITH_OUTAGE: Final = 20
 
 @dataclass(frozen=True)
 class Kill:
-    """A SIGKILL, a SIGSTOP (`freeze`), or 503 for all getOrders (`outage`); `down` seconds until that ends."""
+    """A SIGKILL, a SIGSTOP (`freeze`), or 503 for all getOrders (`outage`); `down` seconds until that ends.
+
+    `victim`, from 0 to 1, chooses among the processes of the pool, of which `worker` kills one.
+    """
 
     at: float
     kind: Kind
     down: float
+    victim: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def _kills(rng: random.Random, kills: int, seconds: float) -> Iterator[Kill]:
     stretch = (seconds - _FIRST_KILL) / len(kinds)
     for number, kind in enumerate(kinds):
         at = _FIRST_KILL + (number + rng.random()) * stretch
-        yield Kill(at, kind, rng.uniform(*_DOWN[kind]))
+        yield Kill(at, kind, rng.uniform(*_DOWN[kind]), rng.random())
 
 
 def _shots(rng: random.Random, count: int) -> list[Shot]:

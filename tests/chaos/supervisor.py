@@ -10,7 +10,7 @@ from math import inf
 from typing import Final
 
 from app.dev.processes import Process
-from tests.chaos.plan import Kill, Kind, outage
+from tests.chaos.plan import Kill, outage
 from tests.service import Service, children
 
 _PAUSE: Final = 0.5
@@ -58,7 +58,7 @@ class Supervisor:
         name = {"pool": "worker", "freeze": "valkey"}.get(kill.kind, kill.kind)
         if kill.kind == "outage":
             self._service.admin("POST", "faults", outage(kill.down))
-        elif (target := self._target(kill.kind, self._parts[name])) is None:
+        elif (target := self._target(kill, self._parts[name])) is None:
             return False
         elif kill.kind == "freeze":
             self._service.valkey.pause()
@@ -76,15 +76,16 @@ class Supervisor:
         """Return whether every part runs."""
         return self._resume_at == inf and all(part.exit_code is None for part in self._parts.values())
 
-    def _target(self, kind: Kind, part: Process) -> int | None:
+    def _target(self, kill: Kill, part: Process) -> int | None:
         """Return the pid that is struck; None while the part does not do its work."""
         if part.exit_code is not None:
             return None
-        match kind:
+        match kill.kind:
             case "web":
                 return part.pid if self._service.web_listens() else None
             case "worker" | "pool":
                 workers = children(part.pid)
-                # The worker that runs longest, so that each has its turn.
-                return (part.pid if kind == "pool" else workers[0]) if workers else None
+                if not workers:
+                    return None
+                return part.pid if kill.kind == "pool" else workers[int(kill.victim * len(workers))]
         return part.pid if self._resume_at == inf else None

@@ -153,7 +153,7 @@ def test_a_database_that_is_away_or_refuses_ends_the_command_in_one_sentence(lab
     refused = migrate(lab, warehouse=url.replace("//ota:", "//unknown:"))
 
     assert [one.code for one in (away, refused)] == [1, 1]
-    assert away.err == refused.err == "cannot connect: OperationalError.\n"
+    assert away.err == refused.err == "warehouse: cannot connect: OperationalError.\n"
 
 
 @pytest.mark.parametrize(
