@@ -33,6 +33,8 @@ Action = Literal[
     "subscription-repair",
     "key-create",
     "key-revoke",
+    "sink-disable",
+    "sink-enable",
 ]
 """What the audit lists."""
 
@@ -40,8 +42,8 @@ Action = Literal[
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One action: `what` (Action), its plan ("" without one), and the number of orders.
 
-    `selected`: an order's company and id, a selection in words, a company and the address of a subscription, or a key's
-    name and its scopes or short id. `who` and `why` are a person's own words: no log has them.
+    `selected`: an order's company and id, a selection in words, a company and the address of a subscription, a key's
+    name and its scopes or short id, or the name of a sink. `who` and `why` are a person's own words: no log has them.
     """
 
     what: str

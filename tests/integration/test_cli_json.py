@@ -108,6 +108,8 @@ def commands(lab: Lab, sandbox: Sandbox) -> Iterator[tuple[str, ...]]:
     yield "sinks", "migrate", "--dry-run"
     yield "sinks", "migrate"
     yield ("status",)
+    yield "sinks", "disable", SINK
+    yield "sinks", "enable", SINK
     yield ("check",)
     yield ("health",)
     yield ("reconcile",)

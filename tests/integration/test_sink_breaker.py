@@ -283,3 +283,29 @@ class TestShown:
         assert "disabled since" in page
         assert f"{SINK} is not called, disabled since " in explained
         assert f": HTTP 410. To go on: ota-receiver sinks enable {SINK}" in explained
+
+    def test_it_is_disabled_and_enabled_by_hand_with_an_entry_in_the_audit(self, lab: Lab) -> None:
+        lab.declare()
+        lab.accept_and_fetch(order(1))
+        disable, enable = ("sinks", "disable", SINK), ("sinks", "enable", SINK)
+
+        ended = [lab.run_command(*words, "--why", "the shop moves") for words in (disable, disable)]
+        assert [one.code for one in ended] == [0, 1]
+        assert "disabled since" in lab.run_command("status").out
+        assert lab.acquire_delivery(order(1)) is None
+        ended = [lab.run_command(*words) for words in (enable, enable)]
+        assert [one.code for one in ended] == [0, 1]
+        assert lab.start_delivery(order(1)).attempts == 1
+
+        entries = [(one["what"], one["selected"]) for one in lab.run_command("audit", "--json").objects]
+        assert entries[0] == ("sink-enable", SINK)
+        assert entries[-1] == ("sink-disable", SINK)
+
+    @pytest.mark.parametrize("what", ["enable", "disable"])
+    def test_a_name_that_no_sink_has_is_refused_with_those_that_there_are(self, lab: Lab, what: str) -> None:
+        lab.declare(sinks=("shop",))
+
+        ended = lab.run_command("sinks", what, "shpo")
+
+        assert (ended.code, "There are: shop." in ended.err) == (1, True)
+        assert lab.redis.exists(KEYS.audit, KEYS.sinks_disabled) == 0

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any, cast
@@ -253,12 +254,14 @@ def test_after_redis_was_emptied_the_time_of_the_fetch_decides_and_not_the_revis
 
 def test_processes_that_deliver_the_same_order_at_once_leave_its_latest_content(database: Database) -> None:
     migrated(database)
-    processes = [
-        forked(lambda start=start: deliver(tables_of(database.url), *map(revision, range(start, 25, 3))))  # type: ignore[misc]
-        for start in (1, 2, 3, 1)
-    ]
 
-    assert [exit_code(pid) for pid in processes] == [0] * 4
+    def deliver_some(start: int) -> None:
+        deliver(tables_of(database.url), *map(revision, range(start, 25, 3)))
+        os._exit(7)  # not reached after an error
+
+    processes = [forked(partial(deliver_some, start)) for start in (1, 2, 3, 1)]
+
+    assert [exit_code(pid) for pid in processes] == [7] * 4
     assert database.run("select revision, fetched_at from ota_order")[0][0] == 24
     assert database.counts()[:4] == [1, 2, 2, 3]
     events = database.column("select id from ota_order_event order by fetched_at")

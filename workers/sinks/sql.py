@@ -52,7 +52,7 @@ _POSTGRESQL_LIMITS: Final = {
 }
 """Set in each transaction: PgBouncer refuses them as parameters of a connection."""
 
-_PSYCOPG: Final = {
+_PSYCOPG: Final[dict[str, Any]] = {
     "connect_timeout": CONNECT_TIMEOUT,
     # A server that vanishes without a word is noticed after 15 s.
     "tcp_user_timeout": 15_000,
@@ -199,7 +199,7 @@ def _engine(address: str) -> Engine:
     if engine.dialect.is_async:
         raise SettingsError("URL names a driver for asyncio; use another, such as postgresql+psycopg")
     if backend == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+        # The driver itself would begin with the first change, when another process may have changed what was read.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
 
@@ -209,12 +209,6 @@ def _connect_args(url: URL) -> dict[str, Any]:
     driver = url.get_dialect().driver
     ours = _PSYCOPG if driver == "psycopg" else {"timeout": CONNECT_TIMEOUT} if driver == "pysqlite" else {}
     return {name: value for name, value in ours.items() if name not in url.query}
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    # The driver would begin a transaction before the first change only, when another process may have changed the row.
-    connection.isolation_level = None
-    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _write(connection: Connection, document: OrderDocument) -> None:
