@@ -183,7 +183,7 @@ end
 -- reaches farther than any wait was taken from a Redis server whose clock was ahead.
 local function may_deliver(sink, worker)
   local worked, answer = isolate(function()
-    if redis.call('HEXISTS', prefix .. 'sinks-disabled', sink) == 1 then
+    if redis.call('HGET', prefix .. 'sinks-disabled', sink) then
       return 'no'
     end
     local b = redis.call('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'probe_until', 'probe')
