@@ -74,10 +74,15 @@ class TestBreaker:
 
         assert not is_open(shop)
 
-    def test_a_revision_that_the_sink_does_not_want_shows_nothing(self, shop: Lab) -> None:
+    @pytest.mark.parametrize(
+        ("outcome", "reason"), [("skipped", ""), ("dead", "kills_worker"), ("retry", "unreadable_answer")]
+    )
+    def test_a_delivery_that_did_not_call_the_sink_shows_nothing(
+        self, shop: Lab, outcome: DeliveryOutcome, reason: str
+    ) -> None:
         for number in range(policy.BREAKER_FAILURES - 1):
             away(shop, number)
-        shop.deliver("skipped", order(9))
+        shop.deliver(outcome, order(9), reason=reason)
 
         away(shop, 10)
 

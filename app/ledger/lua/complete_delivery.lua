@@ -23,15 +23,16 @@ if is_first_call or o.revision < a.revision then
   local failure = o.erased_at > 0 and a.outcome == 'rejected' and '' or a.failure
   append_history(o, 'delivery', a.sink, a.revision, a.outcome, failure, a.duration_ms)
 end
--- What this attempt shows of the destination, or nothing. An attempt that began before the breaker opened opens it no
--- further; whatever else a destination answers, it is back.
+-- What this attempt shows of the destination: nothing if the sink was not called. An attempt that began before the breaker
+-- opened opens it no further; whatever else a destination answers, it is back.
+local was_called = a.outcome ~= 'skipped' and a.reason ~= 'kills_worker' and a.reason ~= 'unreadable_answer'
 local function note_destination()
   local key = prefix .. 'sink-breaker:' .. a.sink
   local b = redis.call('HMGET', key, 'probe', 'open_ms', 'open_until')
   if b[1] == a.worker then
     redis.call('HDEL', key, 'probe', 'probe_until')
   end
-  if a.outcome == 'skipped' or not is_first_call then
+  if not was_called or not is_first_call then
     return 0
   elseif a.outcome == 'disabled' then
     redis.call('HSETNX', prefix .. 'sinks-disabled', a.sink, now .. ' ' .. a.reason)
