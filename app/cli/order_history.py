@@ -77,6 +77,7 @@ _OUTCOMES: Final = {
     "uncounted": "perhaps all orders fail: does not count as an attempt",
     "not_found": "not there yet, will retry",
     "dead": "now a dead letter",
+    "disabled": "so the sink is disabled, does not count as an attempt",
     "deleted_upstream": "deleted upstream",
 }
 
