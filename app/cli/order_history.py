@@ -95,8 +95,6 @@ def describe(entry: kinds.Entry) -> str:
             text = "revision {0.revision} delivered to {0.sink} in {0.duration_ms} ms"
         case kinds.DeliveryEnded(outcome="skipped"):
             text = "delivery of revision {0.revision} to {0.sink} skipped: {0.reason}"
-        case kinds.DeliveryEnded(outcome="disabled"):
-            text = "{0.sink} disabled, as its destination wants nothing more: {0.reason}"
         case kinds.DeliveryEnded(outcome="postponed"):
             text = "revision {0.revision} postponed by {0.sink} after {0.duration_ms} ms: {0.reason}"
         case kinds.DeliveryEnded(outcome="rejected"):
