@@ -85,7 +85,7 @@ class WorkerLab(Lab):
     def deliver_to(self, filters: Mapping[str, Callable[[str, str], str]]) -> Deliverer:
         """Return what delivers to the sinks, of which some may have a filter (SinkSettings.unwanted)."""
         every = {name: filters.get(name, lambda company, status: "") for name in self._sinks}
-        return Deliverer(self.ledger, self._sinks, every, {self.company_id: "venue"}, self.erasure, SinkOutput())
+        return Deliverer(self.ledger, self._sinks, every, lambda _: "venue", self.erasure, SinkOutput())
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""

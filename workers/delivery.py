@@ -53,35 +53,38 @@ class Deliverer:
         ledger: Ledger,
         sinks: Mapping[str, Sink],
         filters: Mapping[str, Callable[[str, str], str]],
-        companies: Mapping[str, str],
+        slug_of: Callable[[str], str],
         erasure: Erasure,
         output: SinkOutput,
     ) -> None:
-        """`filters`: why a sink does not get an order (SinkSettings.unwanted); `companies`: their slugs by id.
+        """`filters`: why a sink does not get an order (SinkSettings.unwanted); `slug_of` names a company by its id.
 
         `output` logs what a sink prints.
         """
         self._ledger = ledger
         self._sinks = sinks
         self._filters = filters
-        self._companies = companies
+        self._slug_of = slug_of
         self._erasure = erasure
         self._output = output
 
     def process(self, order: OrderKey, sink: str, worker: str) -> None:
         """Deliver the latest revision to the sink, if that is due; raises KeyError for a sink that this one lacks."""
         own, redis = self._sinks[sink], self._ledger.redis
+        company = wait_for_redis(redis, partial(self._slug_of, order.company_id))
         if wait_for_redis(redis, partial(self._erasure.erase_again, order)):
-            _log.warning("order.erased_again", **self._names(order))
+            _log.warning("order.erased_again", order_id=order.order_id, company=company)
         acquire = partial(self._ledger.acquire_delivery, order, sink, worker)
         if (delivery := wait_for_redis(redis, acquire)) is not None:
-            self._deliver(order, delivery, own, worker)
+            self._deliver(order, company, delivery, own, worker)
 
-    def _deliver(self, order: OrderKey, delivery: Delivery, sink: Sink, worker: str) -> None:
+    def _deliver(self, order: OrderKey, company: str, delivery: Delivery, sink: Sink, worker: str) -> None:
         # An event may have come since the fetch.
         bind_origin(Origin(delivery.request_id, delivery.traceparent))
         started = time.perf_counter()
-        ended = self._attempt(order, delivery, sink)
+        names = {"order_id": order.order_id, "company": company, "sink": delivery.sink}
+        with bound_contextvars(**names):
+            ended = self._attempt(order, company, delivery, sink)
         duration = round((time.perf_counter() - started) * 1000)
         complete = partial(
             self._ledger.complete_delivery,
@@ -97,7 +100,7 @@ class Deliverer:
         )
         deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
         opened_ms = retry_until(self._ledger.redis, deadline, complete)
-        common = {"sink": delivery.sink, "revision": delivery.revision, **self._names(order)}
+        common = names | {"revision": delivery.revision}
         attempts, due_in_s = delivery.attempts, round(ended.wait_ms / 1000, 1)
         if ended.outcome == "succeeded":
             _log.info("delivery.succeeded", duration_ms=duration, **common)
@@ -119,13 +122,13 @@ class Deliverer:
         if opened_ms:
             _log.warning("sink.unavailable", sink=delivery.sink, reason=ended.reason, due_in_s=opened_ms // 1000)
 
-    def _attempt(self, order: OrderKey, delivery: Delivery, sink: Sink) -> _Ended:
+    def _attempt(self, order: OrderKey, company: str, delivery: Delivery, sink: Sink) -> _Ended:
         """Call the sink, unless it is not to get this order or its attempts are used up; return how that ended."""
         if delivery.attempts > len(policy.DELIVERY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             return _Ended("dead", KILLS_WORKER)
         try:
-            document = self._document(order, delivery)
-            if unwanted := self._filters[delivery.sink](document.company, document.status):
+            document = _document(order, company, delivery)
+            if unwanted := self._filters[delivery.sink](company, document.status):
                 return _Ended("skipped", failure=unwanted)
             context = Context(
                 idempotency_key=document.idempotency_key,
@@ -136,7 +139,7 @@ class Deliverer:
                 request_id=delivery.request_id,
                 fetched_at=delivery.fetched_at,
             )
-            with bound_contextvars(sink=delivery.sink, **self._names(order)), self._output.caught():
+            with self._output.caught():
                 sink.deliver(document, context)
         except Reject as rejected:
             return _Ended("rejected", f"rejected: {rejected.reason}", rejected.reason)
@@ -161,21 +164,18 @@ class Deliverer:
             return _Ended(outcome, reason, failure, wait or 0, log.trace_of(error), is_away)
         return _Ended("succeeded")
 
-    def _document(self, order: OrderKey, delivery: Delivery) -> OrderDocument:
-        """Return what is delivered; raises UnreadableAnswer."""
-        found = parse_order(delivery.raw)
-        return OrderDocument(
-            company=self._names(order)["company"],
-            company_id=order.company_id,
-            order_id=order.order_id,
-            revision=delivery.revision,
-            digest=delivery.digest,
-            fetched_at=delivery.fetched_at,
-            idempotency_key=delivery.idempotency_key(order),
-            status=found.status,
-            order=found,
-        )
 
-    def _names(self, order: OrderKey) -> dict[str, str]:
-        """Return what names the order in the log."""
-        return {"order_id": order.order_id, "company": self._companies.get(order.company_id, "unknown")}
+def _document(order: OrderKey, company: str, delivery: Delivery) -> OrderDocument:
+    """Return what is delivered; raises UnreadableAnswer."""
+    found = parse_order(delivery.raw)
+    return OrderDocument(
+        company=company,
+        company_id=order.company_id,
+        order_id=order.order_id,
+        revision=delivery.revision,
+        digest=delivery.digest,
+        fetched_at=delivery.fetched_at,
+        idempotency_key=delivery.idempotency_key(order),
+        status=found.status,
+        order=found,
+    )

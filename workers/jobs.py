@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from typing import TypeVar
 
 from rq import get_current_job
@@ -84,9 +85,18 @@ def import_sinks(found: Settings, *names: str) -> Deliverer:
     redis = bootstrap.worker_redis(found)
     ledger, erasure = bootstrap.ledger(found, redis, bootstrap.sink_names(found)), bootstrap.erasure(found, redis)
     slugs = {company.np_company_id: company.slug for company in found.companies}
+    slug_of = partial(_slug, slugs, Deployment(redis))
     filters = {one.name: one.unwanted for one in found.declared_sinks}
-    _deliverer = Deliverer(ledger, sinks, filters, slugs, erasure, output)
+    _deliverer = Deliverer(ledger, sinks, filters, slug_of, erasure, output)
     return _deliverer
+
+
+def _slug(own: Mapping[str, str], deployment: Deployment, company_id: str) -> str:
+    """Return the name of a company of ours or of another pool; its id if no pool has declared it for a day."""
+    if company_id in own:
+        return own[company_id]
+    declared = deployment.companies().get(company_id)
+    return declared.slug if declared else company_id
 
 
 def try_sinks(found: Settings) -> None:
