@@ -241,7 +241,7 @@ class TestFailing:
     ) -> None:
         delivery = fetched.start_delivery()
         plans = Plans(fetched.redis, event_days=90, clock=fetched.clock)
-        plan = plans.file([(ONE.member, None)], rate=100, sinks=["shop"])
+        plan = plans.file([(ONE.member, None)], rate=100, sinks=("shop",))
         fetched.later(1)
         plans.feed(plan)
 
