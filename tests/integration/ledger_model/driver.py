@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
+from app.deployment import Deployment
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
@@ -15,9 +16,10 @@ from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelive
 from tests.lab import KEYS, LEASE, ONE, SAME_ID, START, Lab, content_of, event_of
 
 SINK: Final = "shop"
+SINKS: Final = (SINK, "mail")
 FETCHING: Final = ((LIVE,), (LIVE,), (BACKFILL, LIVE))
 """The queues of each worker that fetches; the last one stands for the workers of both queues."""
-DELIVERING: Final = ((sink_queue(SINK),),) * 2
+DELIVERING: Final = tuple((sink_queue(sink),) for sink in (SINK, *SINKS))
 WORKERS: Final = (*FETCHING, *DELIVERING)
 ANOTHER: Final = OrderKey(ONE.company_id, "00000000-0000-4000-8000-000000000002")
 ORDERS: Final = (ONE, SAME_ID, ANOTHER)
@@ -48,6 +50,12 @@ class Worker:
     fetch: RunningFetch | None = None
     delivery_job: OrderKey | None = None
     delivery: RunningDelivery | None = None
+
+    @property
+    def sink(self) -> str:
+        """Return the sink of a worker that delivers."""
+        (queue,) = self.queues
+        return queue.removeprefix(sink_queue(""))
 
     @property
     def order(self) -> OrderKey | None:
@@ -108,11 +116,25 @@ class Worker:
 
     def sink_fails(self) -> None:
         """The delivery fails or is postponed, and is retried."""
+        self.start()
         if self.delivery is not None:
             self._complete(self.delivery, "postponed" if self.driver.step % 2 else "retry")
 
+    def sink_is_away(self) -> None:
+        """The destination is away, as it may be for every order."""
+        self.start()
+        if self.delivery is not None:
+            self._complete(self.delivery, "retry", unavailable=True)
+
+    def sink_disables(self) -> None:
+        """The destination wants nothing more."""
+        self.start()
+        if self.delivery is not None:
+            self._complete(self.delivery, "disabled")
+
     def sink_rejects(self) -> None:
         """The delivery fails for good, or at once."""
+        self.start()
         if self.delivery is not None:
             self._complete(self.delivery, "rejected" if self.driver.step % 2 else "dead")
 
@@ -166,25 +188,35 @@ class Worker:
     def _acquire(self, order: OrderKey) -> None:
         self.driver.touch(order)
         model, now = self.driver.orders[order], self.driver.now
+        received = model.sinks[self.sink]
         self.delivery_job = None
-        delivery = self.driver.lab.ledger.acquire_delivery(order, SINK, self.name)
+        delivery = self.driver.lab.ledger.acquire_delivery(order, self.sink, self.name)
         if delivery is None:
             return
-        assert model.delivery is None or model.delivery.lease_ends <= now, "two deliveries of one order at once"
-        assert delivery.revision > model.delivered, "the sink received this revision before"
+        assert not self.driver.redis("HEXISTS", KEYS.sinks_disabled, self.sink), "the sink is disabled"
+        assert delivery.attempts > 0 <= delivery.crashes, delivery
+        running = received.delivery
+        assert running is None or running.lease_ends <= now, "two deliveries of one order at once"
+        assert delivery.revision > received.delivered, "the sink received this revision before"
         assert delivery.raw == b"%d" % (model.stored_version or 0), "not the content that is stored"
-        self.delivery = model.delivery = RunningDelivery(order, delivery, now + policy.DELIVERY_LEASE)
+        self.delivery = received.delivery = RunningDelivery(order, delivery, now + policy.DELIVERY_LEASE)
 
-    def _complete(self, running: RunningDelivery, outcome: DeliveryOutcome) -> None:
+    def _complete(self, running: RunningDelivery, outcome: DeliveryOutcome, *, unavailable: bool = False) -> None:
         order = running.order
         self.driver.touch(order)
         self.delivery = None
-        self.driver.orders[order].complete(running, outcome)
-        self._call(
-            lambda: self.driver.lab.ledger.complete_delivery(
-                order, self.name, running.delivery, outcome=outcome, reason="refused", wait_ms=_RETRY
+        self.driver.orders[order].sinks[self.sink].complete(running, outcome)
+        # A repeated call may find the breaker open, so its answer is another one.
+        for _ in range(2 if self.driver.step % 3 == 0 else 1):
+            self.driver.lab.ledger.complete_delivery(
+                order,
+                self.name,
+                running.delivery,
+                outcome=outcome,
+                reason="refused",
+                wait_ms=_RETRY,
+                unavailable=unavailable,
             )
-        )
 
     def _call(self, script: Callable[[], T]) -> T:
         """Call a script; in every third step twice, as a worker does that lost the first answer."""
@@ -202,7 +234,7 @@ class Driver:
         lab.redis.flushdb()
         lab.now = START
         self.lab, self._ledger, self._check = lab, lab.ledger, check
-        self.orders = {order: OrderModel(order) for order in ORDERS}
+        self.orders = {order: OrderModel(order, SINKS) for order in ORDERS}
         self.step, self.job_ids = 0, set[bytes]()
         self.touched = frozenset[OrderKey]()
         """The orders that the latest step was about."""
@@ -231,6 +263,8 @@ class Driver:
         for name, arguments in steps:
             self._step(name, *arguments)
         self._step("send_events")
+        for sink in self.lab.sinks:
+            self._step("enable", sink)
         self._run_until_quiet()
         dead = [OrderKey.of(member.decode()) for member in self.redis("ZRANGE", KEYS.dead, 0, -1)]
         for order in dead:
@@ -277,6 +311,19 @@ class Driver:
         self.touch(order)
         self._ledger.retry_delivery(order, SINK)
 
+    def discard_delivery(self, order: OrderKey) -> None:
+        """Somebody discards a dead delivery."""
+        self.touch(order)
+        self._ledger.discard(order, SINK)
+
+    def disable(self, sink: str) -> None:
+        """Somebody disables a sink."""
+        Deployment(self.lab.redis).disable(sink, "by hand")
+
+    def enable(self, sink: str) -> None:
+        """Somebody enables a sink, which may be disabled or not."""
+        Deployment(self.lab.redis).enable(sink)
+
     def kill(self, number: int) -> None:
         """A worker is killed where it is; another one takes its place."""
         self._killed.append(self._workers[number])
@@ -291,7 +338,7 @@ class Driver:
         if worker.order is not None:
             self.touch(worker.order)
         fetches = [] if worker.job is None else [worker.job]
-        deliveries = [] if worker.delivery_job is None else [(worker.delivery_job, SINK)]
+        deliveries = [] if worker.delivery_job is None else [(worker.delivery_job, worker.sink)]
         self._ledger.release_worker(worker.name, "killed", fetches, deliveries)
         if worker.fetch is not None:
             worker.fetch.repeatable = True
@@ -305,7 +352,7 @@ class Driver:
     def wake(self, order: OrderKey) -> None:
         """The job of an order was lost with a worker that had not started it."""
         self.touch(order)
-        self._ledger.release_worker("unknown", "ended", [order], [(order, SINK)])
+        self._ledger.release_worker("unknown", "ended", [order], [(order, sink) for sink in self.lab.sinks])
 
     def pass_time(self, seconds: int) -> None:
         self.lab.later(seconds)
@@ -319,8 +366,9 @@ class Driver:
         for model in self.orders.values():
             if model.latest is not None:
                 model.latest.retry_from(0)
-            if model.delivery is not None:
-                model.delivery.lease_ends = 0
+            for received in model.sinks.values():
+                if received.delivery is not None:
+                    received.delivery.lease_ends = 0
 
     def _step(self, name: str, *arguments: Any) -> None:
         """Run one step, a millisecond after the last."""
@@ -354,16 +402,18 @@ class Driver:
                 self._step("work", number)
         for _ in range(_ROUNDS):
             self._empty_the_queues()
-            clocks = (KEYS.due, KEYS.deliveries(SINK))
+            clocks = (KEYS.due, *map(KEYS.deliveries, self.lab.sinks))
             first = [found[1] for clock in clocks if (found := self.redis("ZRANGE", clock, 0, 0, "WITHSCORES"))]
             if not first:
                 return
-            self.lab.now = max(self.now, min(int(float(score)) for score in first))
+            next_at = min(int(float(score)) for score in first)
+            # What an open breaker holds back is due all the time.
+            self.lab.now = next_at if next_at > self.now else self.now + policy.BREAKER_FIRST
             self._step("dispatch")
         raise Lost(f"some order is still due after {_ROUNDS} rounds")
 
     def _empty_the_queues(self) -> None:
-        for number in (len(FETCHING) - 1, len(WORKERS) - 1):
+        for number in range(len(FETCHING) - 1, len(WORKERS)):
             is_empty = False
             while not is_empty:
                 self._step("work", number)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -54,10 +54,29 @@ class RunningDelivery:
 
 
 @dataclass
+class Received:
+    """What a sink has received of an order, and is receiving now."""
+
+    delivered: int = 0
+    delivery: RunningDelivery | None = None
+    rejected: set[int] = field(default_factory=set)
+
+    def complete(self, running: RunningDelivery, outcome: str) -> None:
+        if self.delivery is running:
+            self.delivery = None
+        if outcome == "succeeded":
+            self.delivered = max(self.delivered, running.delivery.revision)
+        elif outcome in {"dead", "rejected"}:
+            self.rejected.add(running.delivery.revision)
+
+
+@dataclass
 class OrderModel:
     """Upstream's version of an order, the steps of its settlements, and what was fetched and delivered of it."""
 
     order: OrderKey
+    names: InitVar[Sequence[str]]
+    sinks: dict[str, Received] = field(init=False)
     version: int = 0
     settled_at: list[int] = field(default_factory=list)
     fetched_at: int = -1
@@ -65,10 +84,10 @@ class OrderModel:
     stored_token: int = 0
     deleted: bool = False
     latest: RunningFetch | None = None
-    delivered: int = 0
-    delivery: RunningDelivery | None = None
-    rejected: set[int] = field(default_factory=set)
     last_timestamp: str = ""
+
+    def __post_init__(self, names: Sequence[str]) -> None:
+        self.sinks = {name: Received() for name in names}
 
     def start_fetch(self, running: RunningFetch, now: int) -> None:
         """Raises AssertionError for a second getOrder of the same settlement without a reason."""
@@ -93,14 +112,6 @@ class OrderModel:
         if settled:
             self.fetched_at = max(self.fetched_at, running.step)
 
-    def complete(self, running: RunningDelivery, outcome: str) -> None:
-        if self.delivery is running:
-            self.delivery = None
-        if outcome == "succeeded":
-            self.delivered = max(self.delivered, running.delivery.revision)
-        elif outcome in {"dead", "rejected"}:
-            self.rejected.add(running.delivery.revision)
-
     def check_fetched(self, content: bytes | None) -> None:
         """Raises Lost unless every settlement was fetched after it was accepted, and `content` is the newest."""
         missed = [step for step in self.settled_at if step > self.fetched_at]
@@ -123,6 +134,14 @@ _NUMBERS: Final = (
 )
 
 
+class SinkRow(NamedTuple):
+    """The delivery of one order to one sink as the ledger has it."""
+
+    delivered: int
+    dead: str
+    due: int | None
+
+
 class Row(NamedTuple):
     """One order as the ledger has it; `record`, `history`, `content`, `revisions`: NO_KEY, NEVER or EXPIRES."""
 
@@ -132,12 +151,10 @@ class Row(NamedTuple):
     token: int
     stored: int
     revision: int
-    delivered: int
-    delivery_dead: str
     digest: str
     dead: str
+    sinks: tuple[SinkRow, ...]
     due: int | None
-    delivery_due: int | None
     died_at: int | None
     record: int
     history: int
@@ -148,34 +165,34 @@ class Row(NamedTuple):
     def fetch_is_pending(self) -> bool:
         return self.fetched < self.generation
 
-    def delivery_is_pending(self, sinks: Sequence[str]) -> bool:
-        return bool(sinks) and not self.delivery_dead and self.delivered < self.revision
+    def is_behind(self, sink: SinkRow) -> bool:
+        return not sink.dead and sink.delivered < self.revision
 
     @property
     def all_expire(self) -> bool:
         """Tell whether every key of the order expires."""
         return self.record == self.history == EXPIRES and NEVER not in (self.content, self.revisions)
 
-    def must_be_kept(self, sinks: Sequence[str]) -> bool:
+    @property
+    def must_be_kept(self) -> bool:
         """Tell whether a fetch or a delivery is pending, or is a dead letter."""
-        return self.fetch_is_pending or (bool(sinks) and (self.delivery_is_pending(sinks) or bool(self.delivery_dead)))
-
-
-EMPTY: Final = Row(0, 0, 0, 0, 0, 0, 0, "", "", "", None, None, None, NO_KEY, NO_KEY, NO_KEY, NO_KEY)
+        return self.fetch_is_pending or any(sink.dead or self.is_behind(sink) for sink in self.sinks)
 
 
 class Audit:
     """Reads the orders with every script that the connection runs, and compares them with the step before."""
 
     def __init__(self, connection: SocketRedis, orders: Iterable[OrderKey], sinks: Sequence[str]) -> None:
-        self._connection, self._orders, self._sinks = connection, tuple(orders), tuple(sinks)
+        self._connection, self._orders = connection, tuple(orders)
+        nothing = (SinkRow(0, "", None),) * len(sinks)
+        self._empty = Row(0, 0, 0, 0, 0, 0, "", "", nothing, None, None, NO_KEY, NO_KEY, NO_KEY, NO_KEY)
         connection.follow([command for order in self._orders for command in _reads(order, sinks)])
         self._each = len(_reads(self._orders[0], sinks))
         self.reset()
 
     def reset(self) -> None:
         """Expect an empty server."""
-        self.rows = dict.fromkeys(self._orders, EMPTY)
+        self.rows = dict.fromkeys(self._orders, self._empty)
 
     def check(self, touched: Iterable[OrderKey]) -> None:
         """Raises AssertionError if a step about `touched` broke a promise, or changed another order."""
@@ -190,7 +207,7 @@ class Audit:
     def _check(self, before: Row, row: Row) -> None:
         assert row.fetched <= row.started <= row.generation, row
         assert row.stored <= row.token, row
-        for name in ("generation", "started", "fetched", "token", "stored", "revision", "delivered"):
+        for name in ("generation", "started", "fetched", "token", "stored", "revision"):
             assert getattr(row, name) >= getattr(before, name), f"{name} fell: {before} -> {row}"
         assert (row.revision > before.revision) == (row.digest != before.digest), f"{before} -> {row}"
         assert row.revision <= before.revision + 1, f"{before} -> {row}"
@@ -198,18 +215,20 @@ class Audit:
         assert not row.dead or row.fetch_is_pending, f"dead, but no fetch is pending: {row}"
         if row.fetch_is_pending and not row.dead:
             assert row.due is not None, f"pending, but not in due: {row}"
-        if row.delivery_is_pending(self._sinks):
-            assert row.delivery_due is not None, f"behind, but not on the clock of its sink: {row}"
-        if row.must_be_kept(self._sinks):
+        for had, sink in zip(before.sinks, row.sinks, strict=True):
+            assert sink.delivered >= had.delivered, f"delivered fell: {before} -> {row}"
+            if row.is_behind(sink):
+                assert sink.due is not None, f"behind, but not on the clock of its sink: {row}"
+        if row.must_be_kept:
             assert EXPIRES not in (row.record, row.history, row.content), f"pending, but a key expires: {row}"
 
 
 def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
-    sink = sinks[0] if sinks else "none"
+    of_sinks = [f"{sink}:{field}" for sink in sinks for field in ("revision", "dead")]
     return [
-        ("HMGET", KEYS.record(order), *_NUMBERS, f"{sink}:revision", f"{sink}:dead", "digest", "dead"),
+        ("HMGET", KEYS.record(order), *_NUMBERS, "digest", "dead", *of_sinks),
+        *(("ZSCORE", KEYS.deliveries(sink), order.member) for sink in sinks),
         ("ZSCORE", KEYS.due, order.member),
-        ("ZSCORE", KEYS.deliveries(sink), order.member),
         ("ZSCORE", KEYS.dead, order.member),
         ("PTTL", KEYS.record(order)),
         ("PTTL", KEYS.history(order)),
@@ -219,16 +238,28 @@ def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _row(answers: list[Any]) -> Row:
-    record, due, delivery_due, died_at, *expiries = answers
-    numbers, texts = record[: len(_NUMBERS) + 1], record[len(_NUMBERS) + 1 :]
+    record, *clocks, due, died_at, for_record, for_history, for_content, for_revisions = answers
+    digest, dead, *of_sinks = record[len(_NUMBERS) :]
+    sinks = zip(of_sinks[::2], of_sinks[1::2], clocks, strict=True)
     return Row._make(
         [
-            *(int(value or 0) for value in numbers),
-            *((value or b"").decode() for value in texts),
-            *(None if score is None else int(float(score)) for score in (due, delivery_due, died_at)),
-            *(min(ms, EXPIRES) for ms in expiries),
+            *(int(value or 0) for value in record[: len(_NUMBERS)]),
+            _text(digest),
+            _text(dead),
+            tuple(SinkRow(int(delivered or 0), _text(why), _ms(score)) for delivered, why, score in sinks),
+            _ms(due),
+            _ms(died_at),
+            *(min(ms, EXPIRES) for ms in (for_record, for_history, for_content, for_revisions)),
         ]
     )
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode()
+
+
+def _ms(score: bytes | None) -> int | None:
+    return None if score is None else int(float(score))
 
 
 class SocketRedis(Redis):
