@@ -81,7 +81,7 @@ for _, sink in ipairs(sinks()) do
       without_job[#without_job + 1] = sink
     end
   end
-  if changed then
+  if changed and s.revision then
     -- What a sink refused for good was the old content: the new one gets its own attempts.
     reset_delivery(o, sink)
   end
