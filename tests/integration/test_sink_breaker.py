@@ -118,6 +118,26 @@ class TestBreaker:
 
         assert pauses == [15, 30, 60, 120, 240, 300]
 
+    @pytest.mark.parametrize("waited", [0.0, 6.0])
+    def test_a_requeue_by_hand_makes_the_probe_now_and_its_success_lets_all_go_on(
+        self, shop: Lab, waited: float
+    ) -> None:
+        """Also where only the breaker still holds the delivery: after six seconds its own wait is over."""
+        opened(shop).later(waited)
+        assert shop.dispatch() == 0
+
+        requeued = [shop.ledger.retry_delivery(order(number), "shop") for number in range(policy.BREAKER_FAILURES)]
+
+        assert requeued == [True] * policy.BREAKER_FAILURES
+        assert shop.dispatch() == 1, "still one at a time: the cause may not be gone"
+        shop.deliver("succeeded", order(1))
+        assert (is_open(shop), shop.dispatch()) == (False, MANY - 2)
+
+    def test_a_requeue_of_what_has_not_failed_makes_no_probe(self, shop: Lab) -> None:
+        assert not opened(shop).ledger.retry_delivery(order(9), "shop")
+
+        assert shop.dispatch() == 0
+
     def test_attempts_that_began_before_it_opened_open_it_no_further(self, shop: Lab) -> None:
         late = [shop.start_delivery(order(number), f"w{number}") for number in (10, 11)]
         opened(shop)
