@@ -38,7 +38,7 @@ if may == 'probe' then
   redis.call('HSET', prefix .. 'sink-breaker:' .. a.sink, 'probe', a.worker, 'probe_until', now + a.lease)
 end
 -- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt, unless a newer
--- revision or a replay counts anew since.
+-- revision, or a replay, counts anew since.
 local one_more = is_leased and is_mine and s.attempts and 0 or 1
 redis.call('HSET', o.record, name .. 'lease', now + a.lease, name .. 'worker', a.worker)
 local attempts = redis.call('HINCRBY', o.record, name .. 'attempts', one_more)

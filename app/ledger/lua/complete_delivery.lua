@@ -85,7 +85,7 @@ elseif is_mine and o.revision == a.revision and is_behind(o, s) then
     is_done = true
   end
   if (a.outcome == 'postponed' or a.outcome == 'disabled') and s.attempts then
-    -- Else a replay counts anew since.
+    -- Else a replay counts anew meanwhile.
     redis.call('HINCRBY', o.record, name .. 'attempts', -1)
   end
   if a.outcome == 'postponed' then
