@@ -19,6 +19,7 @@ from app import log
 from app.api.answers import CACHE, Acknowledgement, Refused, answer
 from app.api.keys import Caller
 from app.deployment import Deployment
+from app.erased_file import ErasedFile
 from app.errors import BrokenRecord, UnknownCursor, UnreadableAnswer
 from app.ids import OrderKey, guid
 from app.ledger.feed import Entry, Feed, cursor_of, position_of
@@ -90,7 +91,9 @@ class Orders:
     ONE: Final = frozenset({"company"})
     FEED: Final = frozenset({"after", "limit"})
 
-    def __init__(self, redis: Redis, companies: Sequence[Company]) -> None:
+    def __init__(self, redis: Redis, companies: Sequence[Company], erased: ErasedFile | None = None) -> None:
+        """`erased`: orders that are given to nobody, also where Redis was restored from a copy that has them."""
+        self._erased = erased or ErasedFile(None)
         self._archive = Archive(redis)
         self._references = References(redis)
         self._feed = Feed(redis)
@@ -183,10 +186,11 @@ class Orders:
             before = entries[-1].position
 
     def _stored(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, StoredOrder | BrokenRecord | None]]:
-        """Yield each entry with what is stored of its order, read as it is wanted."""
+        """Yield each entry with what is stored of its order, read as it is wanted; None for an erased one."""
         for at in range(0, len(entries), READ_AT_ONCE):
             some = entries[at : at + READ_AT_ONCE]
-            yield from zip(some, self._archive.stored([one.order for one in some]), strict=True)
+            for entry, stored in zip(some, self._archive.stored([one.order for one in some]), strict=True):
+                yield entry, None if entry.order in self._erased else stored
 
     def _find(self, call: Call) -> tuple[OrderKey, Mapping[str, str]]:
         """Return the order that a path names, and the slugs of all companies by id."""
@@ -212,7 +216,7 @@ class Orders:
         (stored,) = self._archive.stored([order])
         if stored is None:
             raise _not_found()
-        if isinstance(stored, StoredOrder) and stored.record.erased_at:
+        if order in self._erased or (isinstance(stored, StoredOrder) and stored.record.erased_at):
             raise Refused("order_erased", "Its content was deleted here, for good.")
         return stored
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from app.api import orders
 from app.api.keys import ApiKeys, Caller, Scope
 from app.dev.valkey import Valkey, start
+from app.erased_file import ErasedFile
 from app.ledger.feed import cursor_of
 from app.ledger.redis import Redis
 from app.times import from_ms
@@ -33,8 +34,14 @@ CM_1: Final = {"buyFromOrderReference": "CM-1"}
 
 
 @pytest.fixture(scope="module")
-def api(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    settings = settings_of_one_company(valkey.url) | {"API_REQUESTS_PER_MIN": str(PER_MIN)}
+def erased_file(tmp_path_factory: pytest.TempPathFactory) -> ErasedFile:
+    return ErasedFile(tmp_path_factory.mktemp("erased") / "erased")
+
+
+@pytest.fixture(scope="module")
+def api(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory, erased_file: ErasedFile) -> Iterator[Web]:
+    own = {"API_REQUESTS_PER_MIN": str(PER_MIN), "ERASED_FILE": str(erased_file.path)}
+    settings = settings_of_one_company(valkey.url) | own
     with serving(tmp_path_factory.mktemp("api"), settings, API) as one:
         yield one
 
@@ -140,6 +147,21 @@ def test_an_order_that_is_not_here_says_why(client: Client, lab: Lab, what: str)
     assert wrong(client.get(f"/orders/{TWO.order_id}{what}")) == (410, "order_erased")
     if not what:
         assert wrong(client.get(f"/orders/{ONE.order_id}")) == (404, "order_not_fetched")
+
+
+def test_an_erased_order_that_an_older_copy_of_redis_has_again_is_given_to_nobody(
+    client: Client, lab: Lab, erased_file: ErasedFile
+) -> None:
+    erased = order(77)
+    for one in (erased, TWO):
+        lab.accept_and_fetch(one, **CM_1)
+    assert client.ids("/feed") == [erased.order_id, TWO.order_id]
+    erased_file.add([erased])
+
+    for path in (f"/orders/{erased.order_id}", f"/orders/{erased.order_id}/history"):
+        assert wrong(client.get(path)) == (410, "order_erased")
+    for path in ("/feed", "/feed?limit=1", "/orders", "/orders?reference=CM-1", "/orders?status=issued"):
+        assert client.ids(path) == [TWO.order_id]
 
 
 @pytest.mark.parametrize("key", ["record", "content"])
