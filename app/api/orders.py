@@ -92,7 +92,7 @@ class Orders:
     FEED: Final = frozenset({"after", "limit"})
 
     def __init__(self, redis: Redis, companies: Sequence[Company], erased: ErasedFile | None = None) -> None:
-        """`erased`: orders that are given to nobody, also where Redis was restored from a copy that has them."""
+        """`erased`: orders that no caller gets, also where Redis was restored from a copy that has them."""
         self._erased = erased or ErasedFile(None)
         self._archive = Archive(redis)
         self._references = References(redis)

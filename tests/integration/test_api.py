@@ -149,7 +149,7 @@ def test_an_order_that_is_not_here_says_why(client: Client, lab: Lab, what: str)
         assert wrong(client.get(f"/orders/{ONE.order_id}")) == (404, "order_not_fetched")
 
 
-def test_an_erased_order_that_an_older_copy_of_redis_has_again_is_given_to_nobody(
+def test_an_erased_order_that_an_older_copy_of_redis_has_again_is_not_given_out(
     client: Client, lab: Lab, erased_file: ErasedFile
 ) -> None:
     erased = order(77)
