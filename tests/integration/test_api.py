@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,6 +279,22 @@ def test_the_lines_of_the_page_read_the_feed_to_its_end(
 
     assert stored == [ONE.order_id, TWO.order_id]
     assert client.ids("/feed") == []
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed: the lines of docs/api.md were not run")
+def test_each_curl_line_of_the_page_is_answered_200_with_the_keys_that_the_page_makes(
+    api: Web, lab: Lab, tmp_path: Path
+) -> None:
+    lab.accept_and_fetch(ONE)
+    feed = Client(api, lab, "feed", name="billing")
+    (tmp_path / "billing.key").write_text(f"{feed.key}\n")
+    (tmp_path / "desk.key").write_text(f"{Client(api, lab, 'orders:read').key}\n")
+    _, *blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("8081", str(api.port)).replace("curl ", "curl -sS -o answer -w '%{http_code} ' ")
+    lines = re.sub(r"[0-9a-f-]{36}", ONE.order_id, lines).replace("MTc5NTg5MTIzNDU2Nw", feed.read("/feed")["next"])
+    done = subprocess.run(["/bin/sh", "-ec", lines], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["200"] * 6
 
 
 def test_the_reader_of_the_page_gets_each_order_and_again_what_it_could_not_store(

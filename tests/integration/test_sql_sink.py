@@ -37,7 +37,7 @@ from workers.sinks.sql import Tables
 ROOT = Path(__file__).parents[2]
 FETCHED = 1_780_000_000_000
 TABLES = ("ota_order", "ota_item", "ota_wallet", "ota_asset", "ota_order_event")
-MISSING = "tables are missing or old: run ota-receiver sinks migrate warehouse"
+MISSING = "tables are missing or old (`sinks migrate warehouse` makes them)"
 
 
 @dataclass
