@@ -118,7 +118,7 @@ def api_app(settings: Settings) -> ASGIApp:
     redis = client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
     return application(
         redis,
-        Orders(redis, settings.companies),
+        Orders(redis, settings.companies, ErasedFile(settings.erased_file)),
         requests_per_min=settings.api_requests_per_min,
         proxies=Proxies(settings.trusted_proxies),
         webhook_path=settings.webhook_path,

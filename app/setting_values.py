@@ -224,7 +224,7 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 BucketUrl = Annotated[
     str,
     _form(
-        "(s3|gs|az)://[A-Za-z0-9._-]+(/[A-Za-z0-9._=-]+)*/?",
+        r"(s3|gs|az)://[A-Za-z0-9._-]+(/(?!\.{1,2}(/|$))[A-Za-z0-9._=-]+)*/?",
         "is not s3://, gs:// or az:// with a bucket and a prefix of letters, digits and any of . _ = - /",
     ),
 ]

@@ -19,6 +19,7 @@ from app import log
 from app.api.answers import CACHE, Acknowledgement, Refused, answer
 from app.api.keys import Caller
 from app.deployment import Deployment
+from app.erased_file import ErasedFile
 from app.errors import BrokenRecord, UnknownCursor, UnreadableAnswer
 from app.ids import OrderKey, guid
 from app.ledger.feed import Entry, Feed, cursor_of, position_of
@@ -38,6 +39,9 @@ DEFAULT: Final = 50
 
 MOST_BYTES: Final = 8 * 2**20
 """Of the orders of one page, which ends with the order that exceeds it: an order may have 16 MiB."""
+
+READ_AT_ONCE: Final = 10
+"""Orders of one round trip: a page that is full reads no further, and contents can be large."""
 
 MOST_SEARCHED: Final = 1000
 """Orders of one request whose status is looked at; the next page goes on behind them."""
@@ -87,7 +91,9 @@ class Orders:
     ONE: Final = frozenset({"company"})
     FEED: Final = frozenset({"after", "limit"})
 
-    def __init__(self, redis: Redis, companies: Sequence[Company]) -> None:
+    def __init__(self, redis: Redis, companies: Sequence[Company], erased: ErasedFile | None = None) -> None:
+        """`erased`: orders that no caller gets, also where Redis was restored from a copy that has them."""
+        self._erased = erased or ErasedFile(None)
         self._archive = Archive(redis)
         self._references = References(redis)
         self._feed = Feed(redis)
@@ -127,7 +133,7 @@ class Orders:
         searched = 0
         for entries in self._pages(call.query.get("reference"), before, since):
             wanted = [one for one in entries if company_id in (None, one.order.company_id)]
-            for entry, stored in zip(wanted, self._archive.stored([one.order for one in wanted]), strict=True):
+            for entry, stored in self._stored(wanted):
                 if _is_wanted(stored, status):
                     page.add(_document(stored, slugs))
                 if page.is_full:
@@ -145,7 +151,7 @@ class Orders:
         page = Page(limit)
         # An order that was erased in this moment, or is unreadable, must not look like the end of the feed.
         while not page.orders and (entries := self._feed.after(position, limit)):
-            for entry, stored in zip(entries, self._archive.stored([one.order for one in entries]), strict=True):
+            for entry, stored in self._stored(entries):
                 page.add(_document(stored, slugs))
                 position = entry.position
                 if page.is_full:
@@ -168,16 +174,23 @@ class Orders:
     def _pages(self, reference: str | None, before: int | None, since: int | None) -> Iterator[list[Entry]]:
         """Yield the entries of all orders, or of those with the reference, latest first."""
         if reference is not None:
-            found = self._feed.positions(self._references.of_fetched(reference))
-            yield [
+            found = [
                 one
-                for one in found
+                for one in self._feed.positions(self._references.of_fetched(reference))
                 if (before is None or one.position < before) and (since is None or one.position >= since)
             ]
+            yield from (found[at : at + MOST] for at in range(0, len(found), MOST))
             return
         while entries := self._feed.before(before, since, MOST):
             yield entries
             before = entries[-1].position
+
+    def _stored(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, StoredOrder | BrokenRecord | None]]:
+        """Yield each entry with what is stored of its order, read as it is wanted; None for an erased one."""
+        for at in range(0, len(entries), READ_AT_ONCE):
+            some = entries[at : at + READ_AT_ONCE]
+            for entry, stored in zip(some, self._archive.stored([one.order for one in some]), strict=True):
+                yield entry, None if entry.order in self._erased else stored
 
     def _find(self, call: Call) -> tuple[OrderKey, Mapping[str, str]]:
         """Return the order that a path names, and the slugs of all companies by id."""
@@ -203,7 +216,7 @@ class Orders:
         (stored,) = self._archive.stored([order])
         if stored is None:
             raise _not_found()
-        if isinstance(stored, StoredOrder) and stored.record.erased_at:
+        if order in self._erased or (isinstance(stored, StoredOrder) and stored.record.erased_at):
             raise Refused("order_erased", "Its content was deleted here, for good.")
         return stored
 

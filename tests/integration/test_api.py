@@ -19,6 +19,7 @@ from starlette.responses import Response
 from app.api import orders
 from app.api.keys import ApiKeys, Caller, Scope
 from app.dev.valkey import Valkey, start
+from app.erased_file import ErasedFile
 from app.ledger.feed import cursor_of
 from app.ledger.redis import Redis
 from app.times import from_ms
@@ -30,11 +31,18 @@ from tests.service import API, ROOT, Web, serving, settings_of_one_company
 TWO, THREE = order(2), order(3)
 UNKNOWN: Final = order(999).order_id
 PER_MIN: Final = 40
+CM_1: Final = {"buyFromOrderReference": "CM-1"}
 
 
 @pytest.fixture(scope="module")
-def api(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    settings = settings_of_one_company(valkey.url) | {"API_REQUESTS_PER_MIN": str(PER_MIN)}
+def erased_file(tmp_path_factory: pytest.TempPathFactory) -> ErasedFile:
+    return ErasedFile(tmp_path_factory.mktemp("erased") / "erased")
+
+
+@pytest.fixture(scope="module")
+def api(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory, erased_file: ErasedFile) -> Iterator[Web]:
+    own = {"API_REQUESTS_PER_MIN": str(PER_MIN), "ERASED_FILE": str(erased_file.path)}
+    settings = settings_of_one_company(valkey.url) | own
     with serving(tmp_path_factory.mktemp("api"), settings, API) as one:
         yield one
 
@@ -140,6 +148,21 @@ def test_an_order_that_is_not_here_says_why(client: Client, lab: Lab, what: str)
     assert wrong(client.get(f"/orders/{TWO.order_id}{what}")) == (410, "order_erased")
     if not what:
         assert wrong(client.get(f"/orders/{ONE.order_id}")) == (404, "order_not_fetched")
+
+
+def test_an_erased_order_that_an_older_copy_of_redis_has_again_is_not_given_out(
+    client: Client, lab: Lab, erased_file: ErasedFile
+) -> None:
+    erased = order(77)
+    for one in (erased, TWO):
+        lab.accept_and_fetch(one, **CM_1)
+    assert client.ids("/feed") == [erased.order_id, TWO.order_id]
+    erased_file.add([erased])
+
+    for path in (f"/orders/{erased.order_id}", f"/orders/{erased.order_id}/history"):
+        assert wrong(client.get(path)) == (410, "order_erased")
+    for path in ("/feed", "/feed?limit=1", "/orders", "/orders?reference=CM-1", "/orders?status=issued"):
+        assert client.ids(path) == [TWO.order_id]
 
 
 @pytest.mark.parametrize("key", ["record", "content"])
@@ -359,6 +382,39 @@ def test_a_page_of_large_orders_ends_early_and_passes_over_none(lab: Lab, monkey
 
     assert pages(operations.feed, "after") == [[ONE.order_id], [TWO.order_id], [THREE.order_id], []]
     assert pages(operations.listed, "cursor") == [[THREE.order_id], [TWO.order_id], [ONE.order_id], []]
+
+
+@pytest.mark.parametrize("path", ["/orders?limit=1", "/orders?limit=1&reference=CM-1", "/feed?limit=1"])
+def test_a_page_reads_few_contents_more_than_it_has(client: Client, lab: Lab, path: str) -> None:
+    """Also where very many orders have one reference, such as TEST."""
+    for number in range(1, 31):
+        lab.accept_and_fetch(order(number), **CM_1)
+    redis: Any = lab.redis
+    redis.config_resetstat()
+
+    assert len(client.ids(path)) == 1
+    assert redis.info("commandstats")["cmdstat_get"]["calls"] < 15
+
+
+@pytest.mark.parametrize("reference", [{}, {"reference": "CM-1"}])
+def test_a_search_for_a_status_ends_early_and_goes_on_with_the_next_page(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, reference: dict[str, str]
+) -> None:
+    monkeypatch.setattr(orders, "MOST", 1)
+    monkeypatch.setattr(orders, "MOST_SEARCHED", 2)
+    for number in range(1, 6):
+        lab.accept_and_fetch(order(number), "order-cancelled" if number == 1 else "order-issued", **CM_1)
+    operations, found = orders.Orders(lab.redis, []), []
+    query = {"status": "cancelled", "limit": "1"} | reference
+
+    while query.get("cursor", "") is not None:
+        call = orders.Call(Caller("", "desk", ("orders:read",), 0), {}, query, "", b"", {})
+        body = json.loads(bytes(operations.listed(call).body))
+        found.append([one["orderId"] for one in body["orders"]])
+        query["cursor"] = body["next"]
+
+    assert found[:3] == [[], [], [ONE.order_id]]
+    assert found[3:] in ([], [[]])
 
 
 def test_consumers_are_apart_and_keys_of_one_name_are_one(client: Client, api: Web, lab: Lab) -> None:
