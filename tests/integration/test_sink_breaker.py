@@ -310,6 +310,22 @@ class TestShown:
         assert "so the sink is disabled, does not count as an attempt" in explained
         assert f": HTTP 410. To go on: ota-receiver sinks enable {SINK}" in explained
 
+    def test_status_ends_with_1_for_a_disabled_sink_and_for_orders_that_wait_for_a_breaker(self, lab: Lab) -> None:
+        """At once, not with the alert; also where the order that failed was requeued, so the sink does not fail."""
+        lab.declare()
+        lab.accept_and_fetch(order(1))
+        for _ in range(policy.BREAKER_FAILURES):
+            lab.deliver("retry", order(1), wait=0, reason="HTTP 503", unavailable=True)
+        assert lab.ledger.retry_delivery(order(1), SINK)
+        (found,) = lab.run_command("status", "--json").objects
+        assert (found["sinks"][0]["fails"], found["sinks"][0]["behind"]) == (False, 1)
+
+        assert lab.run_command("status").code == 1
+        lab.deliver(order=order(1))
+        assert lab.run_command("status").code == 0
+        assert lab.run_command("sinks", "disable", SINK).code == 0
+        assert lab.run_command("status").code == 1
+
     def test_explain_says_of_each_sink_why_it_waits_and_first_what_only_a_person_ends(self, lab: Lab) -> None:
         """Five sinks: one away, one disabled, one that failed, one that is called now, and one whose turn is next."""
         lab.declare(sinks=("away", "off", "failed", "busy", SINK))

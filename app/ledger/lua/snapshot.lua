@@ -60,8 +60,10 @@ end
 local function failing(clock, sink)
   local count = 0
   for member in pairs(sample(clock)) do
-    local attempts = redis.pcall('HGET', prefix .. 'order:' .. member, sink .. ':attempts')
-    count = count + (type(attempts) == 'string' and number(attempts) > 0 and 1 or 0)
+    local s = redis.pcall('HMGET', prefix .. 'order:' .. member, sink .. ':attempts', sink .. ':lease')
+    -- The attempt that runs now has been counted, and has not failed.
+    local failed = s.err and 0 or number(s[1]) - (number(s[2]) > now and 1 or 0)
+    count = count + (failed > 0 and 1 or 0)
   end
   return count
 end
