@@ -6,7 +6,7 @@ Also the options that several commands share, and the advice on upstream's error
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -89,6 +89,11 @@ class CommandContext:
     def no_sink(self, name: str, code: int = USAGE) -> Stop:
         """Return the error for a sink that no worker pool has declared; it names those that there are."""
         return Stop(f"No worker pool has declared a sink {name!r}. There are: {', '.join(self.sinks) or 'none'}.", code)
+
+    def warn_of_disabled(self, sinks: Collection[str]) -> None:
+        """Say which of these sinks are disabled: what is requested is delivered once they are enabled."""
+        for name in sorted(self.deployment.disabled().intersection(sinks)):
+            console.remark(f"{name} is disabled, so its deliveries wait. To go on: ota-receiver sinks enable {name}")
 
     def now(self) -> datetime:
         """Return the time of the Redis server, which set the leases and due times."""

@@ -380,6 +380,24 @@ class TestShown:
         assert entries[0] == ("sink-enable", SINK)
         assert entries[-1] == ("sink-disable", SINK)
 
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("dead", "requeue", "--sink", SINK),
+            ("dead", "requeue", order(1).order_id),
+            ("events", "replay", "--since", "1h", "--to-sinks", SINK),
+        ],
+    )
+    def test_what_is_requested_for_a_disabled_sink_says_that_it_waits(self, lab: Lab, words: tuple[str, ...]) -> None:
+        lab.declare()
+        lab.accept_and_fetch(order(1))
+        lab.deliver("retry", order(1), wait=600)
+
+        assert "disabled" not in lab.run_command(*words, "--dry-run").err
+        lab.run_command("sinks", "disable", SINK)
+
+        assert f"{SINK} is disabled" in lab.run_command(*words, "--yes", "--why", "it is back").err
+
     @pytest.mark.parametrize("what", ["enable", "disable"])
     def test_a_name_that_no_sink_has_is_refused_with_those_that_there_are(self, lab: Lab, what: str) -> None:
         lab.declare(sinks=("shop",))
