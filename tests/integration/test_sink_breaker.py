@@ -295,6 +295,25 @@ class TestShown:
         assert f"next Nothing for this order alone: {SINK} is not called, breaker open: HTTP 503 since " in explained
         assert "next probe at " in explained
 
+    @pytest.mark.parametrize("ended", ["runs", "failed", "its worker died"])
+    def test_a_probe_is_shown_while_it_runs(self, lab: Lab, ended: str) -> None:
+        lab.declare()
+        for number in range(6):
+            lab.accept_and_fetch(order(number))
+        for number in range(policy.BREAKER_FAILURES):
+            lab.deliver("retry", order(number), reason="HTTP 503", unavailable=True)
+        lab.redis.hset(KEYS.sink_breaker(SINK), "open_until", lab.now - 1)
+        assert "next probe with the next order that is due" in lab.run_command("status").out
+
+        probe = lab.start_delivery(order(5))
+        if ended == "failed":
+            lab.complete_delivery(probe, "retry", order(5), reason="HTTP 503", unavailable=True)
+        elif ended == "its worker died":
+            lab.redis.hset(KEYS.sink_breaker(SINK), "probe_until", lab.now - 1)
+
+        page = lab.run_command("status").out
+        assert ("; a probe runs" in page, "next probe " in page) == (ended == "runs", ended != "runs")
+
     def test_a_disabled_sink_is_shown_and_fires_an_alert(self, lab: Lab) -> None:
         lab.declare()
         lab.accept_and_fetch(order(1))

@@ -74,7 +74,7 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
   if f.err then
     f = {}
   end
-  local b = redis.pcall('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'opened_at', 'reason')
+  local b = redis.pcall('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'opened_at', 'reason', 'probe_until')
   if b.err then
     b = {}
   end
@@ -92,6 +92,7 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
     breaker_open_until = tonumber(b[1] or '0'),
     breaker_opened_at = tonumber(b[2] or '0'),
     breaker_reason = b[3] or '',
+    probe_until = number(b[4]),
     disabled_at = tonumber(disabled_at or '0'),
     disabled_reason = why or '',
   }
