@@ -1,4 +1,4 @@
-# One image for both processes: `ota-receiver serve` (default) and `ota-receiver worker`.
+# One image for all processes: `ota-receiver serve` (default), `ota-receiver worker` and `ota-receiver api`.
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY requirements.txt .
@@ -16,7 +16,7 @@ RUN rm -rf app/dev \
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin receiver \
  && install -d -o receiver -g receiver -m 0700 /var/lib/ota-receiver /var/lib/ota-receiver/spool \
-    /var/lib/ota-receiver/erased
+    /var/lib/ota-receiver/erased /var/lib/ota-receiver/orders
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

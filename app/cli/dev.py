@@ -29,7 +29,6 @@ from app.cli.command import (
     flags,
 )
 from app.errors import ReceiverError
-from app.sink_settings import of_specification
 
 if TYPE_CHECKING:  # in the image there is no such module
     from app.dev.simulator.run import Report
@@ -63,7 +62,7 @@ def demo() -> None:
     raise typer.Exit(0 if run(Console()) else 1)
 
 
-@cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks python:mypackage.orders:on_order", codes=_DEV_CODES))
+@cli.command(epilog=epilog("ota-receiver dev --port 8090 --sinks-file sinks.toml", codes=_DEV_CODES))
 def dev(
     port: Annotated[
         int | None,
@@ -75,6 +74,9 @@ def dev(
     sinks: Annotated[
         str, typer.Option(help="SINKS of the workers: python:package.module:function, or entry:NAME.")
     ] = "",
+    sinks_file: Annotated[
+        Path | None, typer.Option(help="SINKS_FILE of the workers: a TOML file of sinks. Paths in it are absolute.")
+    ] = None,
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
@@ -84,15 +86,14 @@ def dev(
     from rich.console import Console
 
     from app.dev.demo import keep_running  # here: the image has no app.dev
-    from workers.sinks.build import build
 
     _handle_signals()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     sys.path.insert(0, os.getcwd())
     try:
-        build(map(of_specification, filter(None, map(str.strip, sinks.split(",")))))
-        keep_running(Console(), folder.resolve(), port, sinks)
+        given = {"SINKS": sinks, "SINKS_FILE": str(sinks_file.resolve()) if sinks_file else ""}
+        keep_running(Console(), folder.resolve(), port, {name: value for name, value in given.items() if value})
     except KeyboardInterrupt:
         return
     except ReceiverError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +46,7 @@ _GUIDE: Final = """
   sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
   logs        tail -F {folder}/web.log {folder}/worker.log
   settings    set -a; . {folder}/env; set +a
-              then: uv run ota-receiver orders list · events list · check
+              then: uv run ota-receiver orders list · events list · check · api
 
 Ctrl-C stops everything; the data stays in {folder}.
 """
@@ -160,10 +161,11 @@ def run(console: Console) -> bool:
         return not any(sample.problems for sample in orders)
 
 
-def keep_running(console: Console, folder: Path, port: int | None, sinks: str) -> None:
+def keep_running(console: Console, folder: Path, port: int | None, sinks: Mapping[str, str]) -> None:
     """Keep all parts running until KeyboardInterrupt, or until one of them ends.
 
     All ports are those of the last start in the folder, except those that are taken; `port` is to be that of web.
+    `sinks` has SINKS and SINKS_FILE of the workers.
     """
     environment = folder / "env"
     last, _ = of_dotenv(environment)

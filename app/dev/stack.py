@@ -21,6 +21,7 @@ from app.dev.sandbox import process as sandbox_process
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.values import company_id
 from app.settings import NAMES, Settings, parse
+from workers.sinks.build import build
 from workers.sinks.output import TRACEBACKS
 
 TENANT: Final = "5d2c6b0e-3f1a-4a57-9d0e-0c4c5b7f1a11"
@@ -60,15 +61,15 @@ def start(
     port: int = 0,
     last: Mapping[str, str] = MappingProxyType({}),
     sandbox_options: Sequence[str] = (),
-    sinks: str = "",
+    sinks: Mapping[str, str] = MappingProxyType({}),
     tracebacks: Path | None = None,
 ) -> Iterator[Stack]:
     """Start all parts and stop them at the end; their data and logs go to `folder`. Main thread only (see Process).
 
     `port` is that of web. `last` are the variables of an earlier start, whose addresses the others keep if they are
-    free. `sinks` is SINKS of the workers; their functions are also searched in the working directory. `tracebacks`: a
-    file for the tracebacks of the sinks.
-    Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError.
+    free. `sinks` has SINKS and SINKS_FILE of the workers; functions are also searched in the working directory.
+    `tracebacks`: a file for the tracebacks of the sinks.
+    Raises PortTaken, ValkeyUnavailable, ProcessEnded, TimeoutError, SettingsError.
     """
     if port:
         # The /readyz of another process would pass for that of our web process.
@@ -88,7 +89,13 @@ def start(
         }
         if sinks:
             path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
-            environment |= {"SINKS": sinks, "PYTHONPATH": path}
+            environment |= {**sinks, "PYTHONPATH": path}
+        variables = {name: environment[name] for name in ours if name in environment}
+        settings = parse(variables)
+        build(settings.declared_sinks)
+        if sinks:
+            # Commands that read them, such as `check`, search the functions too.
+            variables["PYTHONPATH"] = environment["PYTHONPATH"]
         if tracebacks:
             tracebacks.touch(mode=0o600)
             environment[TRACEBACKS] = str(tracebacks)
@@ -100,11 +107,6 @@ def start(
             return parts.enter_context(Process.start(argv, env=environment, cwd=folder, log=folder / log))
 
         web, worker = started("serve", "web.log"), started("worker", "worker.log")
-        variables = {name: environment[name] for name in ours if name in environment}
-        settings = parse(variables)
-        if sinks:
-            # Commands that read SINKS, such as `check`, search its functions too.
-            variables["PYTHONPATH"] = environment["PYTHONPATH"]
         stack = Stack(settings, variables, sandbox, web, worker)
         web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from app.dev.processes import Process, free_port
 from tests.eventually import eventually
 from tests.service import ask, children, is_running
@@ -42,6 +44,8 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
     sandbox, valkey, folder = free_port(), free_port(), tmp_path / ".ota-receiver"
     folder.mkdir(mode=0o700)
     (tmp_path / "shop.py").write_text("def on_order(order, context):\n    raise LookupError(order.order_id)\n")
+    (tmp_path / "orders").mkdir()
+    (tmp_path / "sinks.toml").write_text(f'[sinks.archive]\nkind = "files"\nfolder = "{tmp_path / "orders"}"\n')
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -49,10 +53,13 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
         urls = [f"http://127.0.0.1:{sandbox}", f"redis://:kept@127.0.0.1:{valkey}/0"]
         (folder / "env").write_text(f"PORT={was}\nNP_BASE_URL={urls[0]}\nREDIS_URL={urls[1]}\n")
         with Process.start(
-            [PROGRAM, "dev", "--sinks", "python:shop:on_order"], cwd=tmp_path, log=tmp_path / "out"
+            [PROGRAM, "dev", "--sinks", "python:shop:on_order", "--sinks-file", "sinks.toml"],
+            cwd=tmp_path,
+            log=tmp_path / "out",
         ) as dev:
             dev.wait_for_line("Ctrl-C stops everything", 30)
             assert re.search(r"LookupError: [0-9a-f]{8}-", dev.wait_for_line("LookupError: ", 10))
+            eventually(lambda: any((tmp_path / "orders").iterdir()), 10, what="the sink of the file gets an order")
             shell = "set -a; . .ota-receiver/env; echo $NP_BASE_URL $REDIS_URL $PORT $NP_COMPANY"
             done = subprocess.run(["/bin/sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True)
             *kept, port, company = done.stdout.rstrip().split(" ", 3)
@@ -65,6 +72,7 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
             shell = f"set -a; . {folder}/env; set +a; cd /; {PROGRAM} check"
             done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout
+            assert f"files         {tmp_path / 'orders'}" in done.stdout
             parts = children(dev.pid)
             assert len(parts) == 4
             os.kill(dev.pid, signal.SIGTERM)
@@ -81,6 +89,24 @@ def test_dev_refuses_a_wrong_sink_at_once(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"SINKS: number 1 cannot be imported: no module no_such_shop in {tmp_path}, ")
     assert "Traceback" not in done.stderr
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "SINKS_FILE: the file is missing, "),
+        ('[sinks.own]\nkind = "python"\nfunction = "no_such_shop:on_order"\n', "SINKS_FILE [sinks.own]: cannot be imp"),
+        ('[sinks.a]\nkind = "files"\nfolder = "/tmp"\ncompanies = ["louvre"]\n', "COMPANIES (SINKS_FILE [sinks.a]"),
+    ],
+)
+def test_dev_refuses_a_wrong_file_of_sinks_at_once(tmp_path: Path, text: str | None, problem: str) -> None:
+    if text:
+        (tmp_path / "sinks.toml").write_text(text)
+    done = ota_receiver("dev", "--sinks-file", "sinks.toml", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(problem)
+    assert "Traceback" not in done.stderr
 
 
 def test_dev_names_a_taken_port(tmp_path: Path) -> None:

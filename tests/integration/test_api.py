@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -257,6 +258,22 @@ def test_the_lines_of_the_page_read_the_feed_to_its_end(
     assert client.ids("/feed") == []
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed: the lines of docs/api.md were not run")
+def test_each_curl_line_of_the_page_is_answered_200_with_the_keys_that_the_page_makes(
+    api: Web, lab: Lab, tmp_path: Path
+) -> None:
+    lab.accept_and_fetch(ONE)
+    feed = Client(api, lab, "feed", name="billing")
+    (tmp_path / "billing.key").write_text(f"{feed.key}\n")
+    (tmp_path / "desk.key").write_text(f"{Client(api, lab, 'orders:read').key}\n")
+    _, *blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("8081", str(api.port)).replace("curl ", "curl -sS -o answer -w '%{http_code} ' ")
+    lines = re.sub(r"[0-9a-f-]{36}", ONE.order_id, lines).replace("MTc5NTg5MTIzNDU2Nw", feed.read("/feed")["next"])
+    done = subprocess.run(["/bin/sh", "-ec", lines], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["200"] * 6
+
+
 def test_the_reader_of_the_page_gets_each_order_and_again_what_it_could_not_store(
     client: Client, api: Web, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +325,9 @@ def test_an_older_acknowledgement_changes_nothing_and_says_where_the_consumer_is
         (b"cursor=MA", (400, "not_json")),
         (b"\xff", (400, "not_json")),
         (b"", (400, "not_json")),
+        (b'{"x":' + 2000 * b"[", (400, "not_json")),
+        (b'{"x":' + 1010 * b'{"":', (400, "not_json")),
+        (b'{"x":' + 1500 * b"[" + 1500 * b"]" + b',"cursor":"MA"}', (400, "not_json")),
         (b'"' + 5000 * b"x" + b'"', (413, "body_too_large")),
     ],
 )
@@ -398,6 +418,16 @@ def test_without_a_valid_key_everything_but_the_public_paths_is_401_before_it_is
         api.http.head("/feed", headers={"authorization": f"Bearer {client.key}"}).content,
     ) == (200, b"")
     assert api.http.get("/openapi.json").json()["openapi"] == "3.1.0"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/feed"])
+def test_each_answer_has_the_id_of_its_own_request_alone(api: Web, path: str) -> None:
+    """Also where all requests get the same answer: its head must not grow with each of them."""
+    heads = [api.http.get(path).headers for _ in range(3)]
+
+    ids = [head.get_list("x-request-id") for head in heads]
+    assert [len(one) for one in ids] == [1, 1, 1]
+    assert len({one for (one,) in ids}) == 3
 
 
 def test_a_key_allows_what_its_scopes_say(api: Web, lab: Lab) -> None:

@@ -166,6 +166,14 @@ class TestBreaker:
 
         assert shop.start_delivery(order(6), "b").attempts == 1
 
+    def test_a_probe_that_fails_after_a_clock_was_ahead_opens_it_again(self, shop: Lab) -> None:
+        shop.later(policy.DAY / 1000)
+        opened(shop).later(-policy.DAY / 1000)
+
+        away(shop, 6)
+
+        assert (shop.acquire_delivery(order(7)), attempts(shop, 7)) == (None, None)
+
     def test_a_broken_key_of_it_stops_no_delivery(self, shop: Lab) -> None:
         for key in (KEYS.sink_breaker("shop"), KEYS.sinks_disabled):
             shop.overwrite(key, b"of another program")

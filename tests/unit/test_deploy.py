@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_compose_gives_each_secret_once_as_a_file_that_is_mounted() -> None:
         assert all(environment[name] == "" for name in files)
         assert all(environment[f"{name}_FILE"] == f"/run/secrets/{name.lower()}" for name in files)
     assert compose()["secrets"].keys() == {*mounted, "redis_password"}
+
+
+def test_the_folder_of_the_example_sink_outlives_its_container_and_is_of_its_user() -> None:
+    """A named volume takes over the owner of the image's folder."""
+    folder = tomllib.loads((DEPLOY.parent / "sinks.example.toml").read_text())["sinks"]["archive"]["folder"]
+
+    assert f"orders:{folder}" in compose()["services"]["worker"]["volumes"]
+    made = re.findall(r"install -d -o receiver .*?\nCOPY", (DEPLOY.parent / "Dockerfile").read_text(), re.DOTALL)[0]
+    assert folder in made.split()
 
 
 def test_the_commands_of_deploy_exist() -> None:

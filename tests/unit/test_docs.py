@@ -21,6 +21,7 @@ from app.dev import demo
 from app.ledger.record import State
 from app.metrics import GAUGES, HISTOGRAMS, METRICS
 from app.settings import Company
+from app.sink_settings import KINDS
 from app.upstream.models import Asset, ComponentSchedule, Item, Order, Wallet
 from tests import demo_picture
 from workers.sinks import Context
@@ -77,6 +78,13 @@ def test_the_example_of_companies_file_shows_every_field() -> None:
     shown = set(re.findall(r"^(\w+?)(?:_file)? = ", example, re.MULTILINE))
 
     assert Company.model_fields.keys() - shown == {"slug", "client_state_previous"}
+
+
+def test_the_example_of_sinks_file_shows_every_field() -> None:
+    example = (ROOT / "sinks.example.toml").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^(?:# )?(\w+?)(?:_file)? = ", example, re.MULTILINE))
+
+    assert {name.removesuffix("_file") for kind in KINDS.values() for name in kind.model_fields} - shown == {"name"}
 
 
 def test_commands_lists_every_command_and_no_other() -> None:
@@ -198,7 +206,7 @@ def test_every_command_that_a_page_names_exists_and_those_in_shell_blocks_have_t
 
     for block in re.findall(r"^```sh\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL):
         for line in re.findall(r"\bota-receiver .*", block):
-            arguments = shlex.split(line.partition(" < ")[0], comments=True)[1:]
+            arguments = shlex.split(re.split(" [<>] ", line)[0], comments=True)[1:]
             name = arguments[0] if arguments[0] in COMMANDS else " ".join(arguments[:2])
             if name in COMMANDS:
                 COMMANDS[name].make_context("ota-receiver", arguments[len(name.split()) :])
