@@ -160,6 +160,10 @@ class Deployment:
         now = server_time(self._redis)
         return bool(self._redis.hsetnx(self._redis.names.sinks_disabled, sink, f"{now} {reason}"))
 
+    def disabled(self) -> set[str]:
+        """Return the sinks to which nothing is delivered until they are enabled."""
+        return {name.decode() for name in self._redis.hkeys(self._redis.names.sinks_disabled)}
+
     def enable(self, sink: str) -> bool:
         """Deliver to a sink again: what waits is due at once, and its breaker is closed.
 

@@ -109,8 +109,8 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     delivery has succeeded since `failing_since` (ms since 1970, 0 if the latest succeeded): since then
     `failed_orders` failed at their first attempt, with `failed_attempts` in all; `error` is type and place of the last.
     `dead_at` as for a company. Its breaker is open since `breaker_opened_at` for `breaker_reason`, and the next attempt
-    is made at `breaker_open_until`, which may lie in the past while no order has come for it; 0 while it is closed. It
-    is disabled since `disabled_at`, 0 while it is not.
+    is made at `breaker_open_until`, which may lie in the past while no order has come for it; 0 while it is closed. A
+    probe under way must be done by `probe_until`; 0 without one. It is disabled since `disabled_at`, 0 while it is not.
     """
 
     behind: int
@@ -123,6 +123,7 @@ class SinkSnapshot(msgspec.Struct, frozen=True):
     breaker_open_until: int = 0
     breaker_opened_at: int = 0
     breaker_reason: str = ""
+    probe_until: int = 0
     disabled_at: int = 0
     disabled_reason: str = ""
 

@@ -114,6 +114,9 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     for declared in loaded.declared_sinks:
         if declared.kind == "sql":
             yield _of_tables(declared.name, sinks[declared.name])
+        if isinstance(declared, FilesSink) and not os.access(declared.folder, os.W_OK | os.X_OK):
+            hint = "It must be there, and writable, where the workers run."
+            yield Finding(declared.name, "folder", "note", "is missing here, or may not be written", hint)
     for sentence in loaded.unknown:
         yield Finding("settings", "unknown name", "note", sentence, "Correct it, or remove it.")
     yield from _of_secrets("settings", loaded)
@@ -285,7 +288,7 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
 
 
 def _of_work(snapshot: Snapshot) -> Iterator[Finding]:
-    """Return what keeps the pools from fetching, which a call of ours may not show."""
+    """Return what keeps the pools from fetching or delivering, which a call of ours may not show."""
     if snapshot.suspended:
         detail = "RQ is suspended: nothing is fetched or delivered"
         yield Finding("redis", "rq", "todo", detail, f"To go on: {RESUME}")
@@ -296,6 +299,16 @@ def _of_work(snapshot: Snapshot) -> Iterator[Finding]:
     for slug, until in snapshot.throttled().items():
         detail = f"the API key is throttled (Retry-After) until {times.short(until)}: nothing is fetched"
         yield Finding(slug, "throttled", "todo", detail, advice("throttled", API_PERMISSIONS))
+    for name, sink in snapshot.sinks.items():
+        if sink.disabled_at:
+            detail = f"disabled since {times.short(times.from_ms(sink.disabled_at))}: {sink.disabled_reason}"
+            hint = f"When it takes orders again: ota-receiver sinks enable {name}"
+            yield Finding(name, "deliveries", "todo", detail, hint)
+        elif sink.fails(snapshot.now) or (sink.breaker and sink.behind):
+            detail = f"nothing is delivered: {sink.breaker_reason or sink.error}"
+            yield Finding(
+                name, "deliveries", "todo", detail, "See ota-receiver status, docs/operations.md#sink-failing."
+            )
 
 
 def of_address(url: str) -> Iterator[Finding]:

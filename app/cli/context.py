@@ -6,7 +6,7 @@ Also the options that several commands share, and the advice on upstream's error
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
@@ -89,6 +89,11 @@ class CommandContext:
     def no_sink(self, name: str, code: int = USAGE) -> Stop:
         """Return the error for a sink that no worker pool has declared; it names those that there are."""
         return Stop(f"No worker pool has declared a sink {name!r}. There are: {', '.join(self.sinks) or 'none'}.", code)
+
+    def warn_of_disabled(self, sinks: Collection[str]) -> None:
+        """Say which of these sinks are disabled: what is requested is delivered once they are enabled."""
+        for name in sorted(self.deployment.disabled().intersection(sinks)):
+            console.remark(f"{name} is disabled, so its deliveries wait. To go on: ota-receiver sinks enable {name}")
 
     def now(self) -> datetime:
         """Return the time of the Redis server, which set the leases and due times."""
@@ -222,11 +227,14 @@ OutcomeOption = Annotated[
 
 def breaker_words(breaker: Breaker, now: datetime) -> str:
     """Return why nothing is fetched for a company, since when, and when the next probe is made."""
+    probe = f"at {times.short(breaker.probe_at)}" if breaker.probe_at > now else "with the next order that is due"
+    return f"{_opened(breaker, now)}; next probe {probe}"
+
+
+def _opened(breaker: Breaker, now: datetime) -> str:
     is_named = not breaker.http_status or str(breaker.http_status) in breaker.reason
     http = "" if is_named else f" (HTTP {breaker.http_status})"
-    probe = f"at {times.short(breaker.probe_at)}" if breaker.probe_at > now else "with the next order that is due"
-    since = f"{times.short(breaker.since)} ({times.age(now - breaker.since)})"
-    return f"{breaker.reason}{http} since {since}; next probe {probe}"
+    return f"{breaker.reason}{http} since {times.short(breaker.since)} ({times.age(now - breaker.since)})"
 
 
 def sink_words(name: str, sink: SinkSnapshot, now: datetime) -> str:
@@ -234,7 +242,11 @@ def sink_words(name: str, sink: SinkSnapshot, now: datetime) -> str:
     if sink.disabled_at:
         since = times.short(times.from_ms(sink.disabled_at))
         return f"disabled since {since}: {sink.disabled_reason}. To go on: ota-receiver sinks enable {name}"
-    return f"breaker open: {breaker_words(sink.breaker, now)}" if sink.breaker else ""
+    if sink.breaker is None:
+        return ""
+    if times.from_ms(sink.probe_until) > now:
+        return f"breaker open: {_opened(sink.breaker, now)}; a probe runs"
+    return f"breaker open: {breaker_words(sink.breaker, now)}"
 
 
 API_PERMISSIONS: Final = "NPR API Channel Mgr"

@@ -212,6 +212,7 @@ def _dead_order(here: CommandContext, text: str, *, waiting: bool) -> OrderKey |
 def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int, skipped: int) -> None:
     ledger = letters.here.ledger
     queued = waiting = deliveries = 0
+    sinks: set[str] = set()
     # No more than were counted: what fails again meanwhile would come again.
     left = islice((letter for letter in letters if letter.reason != RECORD_GONE), count)
     with console.progress("requeueing", count) as step:
@@ -219,11 +220,13 @@ def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int,
             orders = [letter.key for letter in chunk if not letter.sink]
             new = ledger.request_fetch(orders, queue=queue, reason="requeue")
             queued, waiting = queued + new, waiting + len(orders) - new
+            sinks.update(letter.sink for letter in chunk)
             deliveries += sum(ledger.retry_delivery(letter.key, letter.sink) for letter in chunk if letter.sink)
             step(len(chunk))
     text = f"{console.many(queued, 'order')} queued, {waiting:,} already waiting"
     due = f"{console.many(deliveries, 'delivery')} due now"
     no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
+    letters.here.warn_of_disabled(sinks)
     found = {"queued": queued, "waiting": waiting, "deliveries": deliveries, "not_dead": skipped}
     console.result(f"{text}, {due}{no_letter}.", found)
 

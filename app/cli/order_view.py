@@ -191,7 +191,7 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         _UNSCHEDULED.format(id=name, due=clocks[one.sink]) if clocks.get(one.sink) in lost else why
         for one, why in zip(outstanding, _hindrances(snapshot, key.company_id, state, outstanding), strict=True)
     ]
-    running = {one.name: since for one in record.sinks if (since := one.running_since(now)) is not None}
+    running = record.delivering(now)
     outstanding = tuple(
         _explained(one, why, snapshot.sinks.get(one.sink), running.get(one.sink), now)
         for one, why in zip(outstanding, hindrances, strict=True)

@@ -102,6 +102,7 @@ def replay(
         if wrong is not None:
             raise Stop(f"{wrong!r} is not an event id. For an order use --order.")
         sinks = _sinks(here, to_sinks or [])
+        here.warn_of_disabled(sinks)
         selection = Selection(
             event_ids=tuple(dict.fromkeys(event_ids)),
             orders=tuple(dict.fromkeys(here.order(text) for text in order or [])),

@@ -31,8 +31,8 @@ from app.snapshot import AlertState, ConsumerSnapshot, SinkSnapshot, Snapshot, S
 
 _CODES: Final = {
     DONE: "nothing needs a look",
-    FOUND: "an alert is active, a breaker is open, a sink fails, no worker pool runs, RQ is suspended, or orders have"
-    " no due time or no pool",
+    FOUND: "an alert is active, a breaker is open, a sink fails or is disabled, no worker pool runs, RQ is suspended,"
+    " or orders have no due time or no pool",
 }
 _FIVE_MINUTES: Final = 300
 _LATEST: Final = 20
@@ -75,7 +75,7 @@ def status() -> None:
         suspended = snapshot.suspended
         queues = _queues(here, snapshot, get_order)
         unscheduled = len(here.orders.unscheduled(latest))
-    longest = _longest_delivery(records, now)
+    slow_sink, longest = _longest_delivery(records, now)
     alerts = [one for one in snapshot.alert_states().items() if one[1].firing_at]
     pools = len(snapshot.running_pools())
     differing = differences(snapshot.running_pools())
@@ -99,6 +99,7 @@ def status() -> None:
         "oldest_pending_s": oldest,
         "get_order_s": round(get_order, 3),
         "longest_delivery_s": longest,
+        "longest_delivery_sink": slow_sink,
         "dead_letters": snapshot.dead,
         "dead_deliveries": snapshot.dead_deliveries,
         "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in breakers.items()],
@@ -109,7 +110,7 @@ def status() -> None:
     }
     facts = {
         "alerts": [_alert(*one, snapshot.now) for one in alerts] or "none",
-        "worker pools running": pools or "0: nothing is fetched; start `ota-receiver worker`",
+        "worker pools running": pools or "0: nothing is fetched or delivered; start `ota-receiver worker`",
         "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
         + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
         "no pool declares": undeclared,
@@ -120,17 +121,17 @@ def status() -> None:
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
         "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "breakers open": [f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
+        "upstream breakers": [f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": [_sink(*one, snapshot.now) for one in snapshot.sinks.items()],
         "feed": [_consumer(*one, snapshot.now) for one in snapshot.consumers.items()],
-        "longest delivery": f"has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
+        "longest delivery": f"to {slow_sink}: has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
         if longest >= _LONG
         else None,
         "spooled here": unknown if spooled is None else console.many(spooled, "event"),
     }
     console.facts("", facts, found)
-    fails = any(one.fails(snapshot.now) for one in snapshot.sinks.values())
+    fails = any(_needs_a_look(one, snapshot.now) for one in snapshot.sinks.values())
     if alerts or breakers or fails or undeclared or not pools or suspended or unscheduled:
         raise typer.Exit(FOUND)
 
@@ -210,6 +211,11 @@ def _alert(key: Key, state: AlertState, now: int) -> str:
     return f"{' '.join(filter(None, key))}: {words}; {runbook(key[0])}"
 
 
+def _needs_a_look(one: SinkSnapshot, now: int) -> bool:
+    """Return whether a sink fails, is disabled, or has orders that wait for its breaker."""
+    return one.fails(now) or one.disabled_at > 0 or (one.breaker is not None and one.behind > 0)
+
+
 def _sink_fields(name: str, one: SinkSnapshot, now: int) -> dict[str, object]:
     """Return a sink for machines; docs/json.md describes the keys."""
     found: dict[str, object] = {"sink": name, "behind": one.behind, "fails": one.fails(now)}
@@ -246,10 +252,11 @@ def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> floa
     return max(mean(took), 1) / 1000 if took else GET_ORDER
 
 
-def _longest_delivery(records: Sequence[OrderRecord], now: datetime) -> int:
-    """Return for how many seconds the longest delivery of these orders has been running, 0 if none runs."""
-    running = (one.delivering_since(now) for one in records)
-    return round(max(((now - since).total_seconds() for since in running if since), default=0))
+def _longest_delivery(records: Sequence[OrderRecord], now: datetime) -> tuple[str, int]:
+    """Return the sink of the longest delivery of these orders, and for how many seconds it has run; "", 0 if none."""
+    running = ((since, name) for one in records for name, since in one.delivering(now).items())
+    since, name = min(running, default=(now, ""))
+    return name, round((now - since).total_seconds())
 
 
 def _without_due_time(unscheduled: int) -> str:

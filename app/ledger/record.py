@@ -127,9 +127,9 @@ class OrderRecord(msgspec.Struct, frozen=True, kw_only=True, rename={"http_statu
         """Return the sinks whose delivery is dead."""
         return tuple(sink for sink in self.sinks if sink.dead)
 
-    def delivering_since(self, now: datetime) -> datetime | None:
-        """Return since when a worker delivers the order to a sink, None if none does at `now`."""
-        return min(filter(None, (sink.running_since(now) for sink in self.sinks)), default=None)
+    def delivering(self, now: datetime) -> dict[str, datetime]:
+        """Return each sink to which a worker delivers the order at `now`, and since when."""
+        return {sink.name: since for sink in self.sinks if (since := sink.running_since(now)) is not None}
 
     def clocks(self, now: datetime, declared: Collection[str]) -> list[str]:
         """Return on which clocks an order that does not expire must stand at `now`: "" is that of fetches.

@@ -105,6 +105,45 @@ def test_each_sink_is_named_with_where_it_delivers_and_which_orders_it_gets(lab:
     assert [(one["about"], one["level"]) for one in none if one["what"] == "sinks"] == [("settings", "note")]
 
 
+def test_a_folder_that_is_not_there_is_noted(lab: Lab, tmp_path: Path) -> None:
+    """The workers may run elsewhere."""
+    file, folder = tmp_path / "sinks.toml", tmp_path / "archive"
+    file.write_text(f'[sinks.archive]\nkind = "files"\nfolder = "{folder}"\n')
+
+    def level() -> list[str]:
+        found = lab.run_command("check", "--json", SINKS_FILE=str(file)).objects
+        return [one["level"] for one in found if (one["about"], one["what"]) == ("archive", "folder")]
+
+    assert level() == ["note"]
+    folder.mkdir()
+    assert level() == []
+
+
+@pytest.mark.parametrize("trouble", ["disabled", "breaker open", "fails for all orders"])
+def test_a_sink_that_gets_nothing_is_to_be_looked_at(lab: Lab, trouble: str) -> None:
+    lab.declare()
+    for number in range(5):
+        lab.accept_and_fetch(order(number))
+        if trouble == "disabled":
+            lab.deliver("disabled", order(number), reason="HTTP 410")
+            break
+        is_away = trouble == "breaker open"
+        lab.deliver("retry", order(number), reason="HTTP 503", failure="HTTP 503", unavailable=is_away, wait=600)
+
+    def found() -> list[tuple[str, str]]:
+        ended = lab.run_command("check", "--json")
+        return [(one["level"], one["detail"]) for one in ended.objects if one["what"] == "deliveries"]
+
+    ((level, detail),) = found()
+    assert level == "todo"
+    if trouble == "disabled":
+        assert (detail.startswith("disabled since "), detail.endswith(": HTTP 410")) == (True, True)
+    else:
+        assert detail == "nothing is delivered: HTTP 503"
+    lab.redis.delete(KEYS.sinks_disabled, KEYS.sink_breaker(SINK), KEYS.sink_failing(SINK))
+    assert found() == []
+
+
 def test_of_the_address_of_a_sink_only_scheme_and_host_are_shown(tmp_path: Path) -> None:
     (tmp_path / "sinks.toml").write_text(
         """

@@ -20,6 +20,7 @@ from app.intake.envelope import OrderProcessed
 from app.intake.spool_file import NAME, SpoolFile
 from app.ledger import policy
 from app.ledger.rate_limit import breaker_id
+from tests.eventually import eventually
 from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, configuration, order, shown
 from tests.lab_upstream import Upstream, says
 
@@ -192,9 +193,11 @@ def test_a_sink_that_does_not_return_is_shown_before_its_time_limit(lab: Lab) ->
         lab.start_delivery(order(number), f"worker-{number}")
         lab.redis.hset(KEYS.record(order(number)), f"{SINK}:lease", lab.now + policy.DELIVERY_LEASE - ago * 1000)
 
-    assert status(lab, 0)["longest_delivery_s"] in (80, 81)
+    found = status(lab, 0)
+    assert (found["longest_delivery_s"] in (80, 81), found["longest_delivery_sink"]) == (True, SINK)
     assert re.search(
-        "longest delivery      has run for 8[01] s; a job is interrupted after 120 s", lab.run_command("status").out
+        f"longest delivery      to {SINK}: has run for 8[01] s; a job is interrupted after 120 s",
+        lab.run_command("status").out,
     )
     lab.redis.hdel(KEYS.record(order(1)), f"{SINK}:lease")
     assert "longest delivery" not in lab.run_command("status").out
@@ -321,6 +324,18 @@ def test_a_pool_that_was_killed_is_not_ready_though_its_heartbeat_is_fresh(lab: 
 
     beat(lab, "successor")
     assert lab.run_command("health", "--role", "worker", "--ready").code == 0
+
+
+def test_a_pool_that_was_killed_and_whose_parent_has_not_noticed_is_not_ready(lab: Lab) -> None:
+    """Its start time is still in /proc."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        beat(lab, "killed", pid=process.pid, started=stat.read_text().rpartition(")")[2].split()[19])
+        assert lab.run_command("health", "--role", "worker", "--ready").code == 0
+        process.kill()
+        eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z", 5, what="it has ended")
+
+        assert lab.run_command("health", "--role", "worker", "--ready").code == 1
 
 
 def test_without_redis_the_worker_is_not_ready_and_a_web_process_with_a_spool_is(lab: Lab, upstream: Upstream) -> None:

@@ -303,6 +303,25 @@ class TestShown:
         assert f"next Nothing for this order alone: {SINK} is not called, breaker open: HTTP 503 since " in explained
         assert "next probe at " in explained
 
+    @pytest.mark.parametrize("ended", ["runs", "failed", "its worker died"])
+    def test_a_probe_is_shown_while_it_runs(self, lab: Lab, ended: str) -> None:
+        lab.declare()
+        for number in range(6):
+            lab.accept_and_fetch(order(number))
+        for number in range(policy.BREAKER_FAILURES):
+            lab.deliver("retry", order(number), reason="HTTP 503", unavailable=True)
+        lab.redis.hset(KEYS.sink_breaker(SINK), "open_until", lab.now - 1)
+        assert "next probe with the next order that is due" in lab.run_command("status").out
+
+        probe = lab.start_delivery(order(5))
+        if ended == "failed":
+            lab.complete_delivery(probe, "retry", order(5), reason="HTTP 503", unavailable=True)
+        elif ended == "its worker died":
+            lab.redis.hset(KEYS.sink_breaker(SINK), "probe_until", lab.now - 1)
+
+        page = lab.run_command("status").out
+        assert ("; a probe runs" in page, "next probe " in page) == (ended == "runs", ended != "runs")
+
     def test_a_disabled_sink_is_shown_and_fires_an_alert(self, lab: Lab) -> None:
         lab.declare()
         lab.accept_and_fetch(order(1))
@@ -317,6 +336,22 @@ class TestShown:
         assert f"{SINK} is not called, disabled since " in explained
         assert "so the sink is disabled, does not count as an attempt" in explained
         assert f": HTTP 410. To go on: ota-receiver sinks enable {SINK}" in explained
+
+    def test_status_ends_with_1_for_a_disabled_sink_and_for_orders_that_wait_for_a_breaker(self, lab: Lab) -> None:
+        """At once, not with the alert; also where the order that failed was requeued, so the sink does not fail."""
+        lab.declare()
+        lab.accept_and_fetch(order(1))
+        for _ in range(policy.BREAKER_FAILURES):
+            lab.deliver("retry", order(1), wait=0, reason="HTTP 503", unavailable=True)
+        assert lab.ledger.retry_delivery(order(1), SINK)
+        (found,) = lab.run_command("status", "--json").objects
+        assert (found["sinks"][0]["fails"], found["sinks"][0]["behind"]) == (False, 1)
+
+        assert lab.run_command("status").code == 1
+        lab.deliver(order=order(1))
+        assert lab.run_command("status").code == 0
+        assert lab.run_command("sinks", "disable", SINK).code == 0
+        assert lab.run_command("status").code == 1
 
     def test_explain_says_of_each_sink_why_it_waits_and_first_what_only_a_person_ends(self, lab: Lab) -> None:
         """Five sinks: one away, one disabled, one that failed, one that is called now, and one whose turn is next."""
@@ -371,6 +406,24 @@ class TestShown:
         entries = [(one["what"], one["selected"]) for one in lab.run_command("audit", "--json").objects]
         assert entries[0] == ("sink-enable", SINK)
         assert entries[-1] == ("sink-disable", SINK)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("dead", "requeue", "--sink", SINK),
+            ("dead", "requeue", order(1).order_id),
+            ("events", "replay", "--since", "1h", "--to-sinks", SINK),
+        ],
+    )
+    def test_what_is_requested_for_a_disabled_sink_says_that_it_waits(self, lab: Lab, words: tuple[str, ...]) -> None:
+        lab.declare()
+        lab.accept_and_fetch(order(1))
+        lab.deliver("retry", order(1), wait=600)
+
+        assert "disabled" not in lab.run_command(*words, "--dry-run").err
+        lab.run_command("sinks", "disable", SINK)
+
+        assert f"{SINK} is disabled" in lab.run_command(*words, "--yes", "--why", "it is back").err
 
     @pytest.mark.parametrize("what", ["enable", "disable"])
     def test_a_name_that_no_sink_has_is_refused_with_those_that_there_are(self, lab: Lab, what: str) -> None:

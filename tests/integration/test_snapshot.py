@@ -189,6 +189,19 @@ def test_orders_that_a_sink_lacks_or_refuses_are_counted(lab: Lab) -> None:
     assert (snapshot(lab).sinks[SINK].behind, snapshot(lab).sinks[SINK].failing) == (2, 1)
 
 
+@pytest.mark.parametrize(("attempts", "failing"), [(0, 0), (1, 1), (2, 1)])
+def test_a_delivery_that_runs_counts_as_failing_only_if_an_attempt_before_it_failed(
+    lab: Lab, attempts: int, failing: int
+) -> None:
+    """A sink that always has one under way does not fail."""
+    lab.accept_and_fetch(order(1))
+    for _ in range(attempts):
+        lab.deliver("retry", order(1), wait=0)
+    lab.start_delivery(order(1))
+
+    assert snapshot(lab).sinks[SINK].failing == failing
+
+
 @pytest.mark.parametrize(
     ("orders", "later", "fires"), [(1, 29, False), (1, 31, True), (2, 29, False), (3, 0, True)], ids=str
 )

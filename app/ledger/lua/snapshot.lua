@@ -60,8 +60,10 @@ end
 local function failing(clock, sink)
   local count = 0
   for member in pairs(sample(clock)) do
-    local attempts = redis.pcall('HGET', prefix .. 'order:' .. member, sink .. ':attempts')
-    count = count + (type(attempts) == 'string' and number(attempts) > 0 and 1 or 0)
+    local s = redis.pcall('HMGET', prefix .. 'order:' .. member, sink .. ':attempts', sink .. ':lease')
+    -- The attempt that runs now has been counted, and has not failed.
+    local failed = s.err and 0 or number(s[1]) - (number(s[2]) > now and 1 or 0)
+    count = count + (failed > 0 and 1 or 0)
   end
   return count
 end
@@ -72,7 +74,7 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
   if f.err then
     f = {}
   end
-  local b = redis.pcall('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'opened_at', 'reason')
+  local b = redis.pcall('HMGET', prefix .. 'sink-breaker:' .. sink, 'open_until', 'opened_at', 'reason', 'probe_until')
   if b.err then
     b = {}
   end
@@ -90,6 +92,7 @@ for _, sink in ipairs(redis.call('HKEYS', prefix .. 'sinks')) do
     breaker_open_until = tonumber(b[1] or '0'),
     breaker_opened_at = tonumber(b[2] or '0'),
     breaker_reason = b[3] or '',
+    probe_until = number(b[4]),
     disabled_at = tonumber(disabled_at or '0'),
     disabled_reason = why or '',
   }
