@@ -159,7 +159,7 @@ class Orders:
             position = self._feed.acknowledge(call.caller.name, position_of(cursor))
         except msgspec.ValidationError:
             raise Refused("bad_body", 'It must be an object {"cursor": "…"}.') from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Refused("not_json", 'It must be an object {"cursor": "…"}.') from None
         except UnknownCursor:
             raise Refused("unknown_cursor", "Acknowledge a `next` that the feed gave.") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +26,7 @@ from app.ledger.policy import JOB_TIMEOUT, NO_ORDER_ANSWERED
 from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import RESUME
 from app.sink_settings import setting_of
-from app.snapshot import Breaker, Snapshot, SnapshotReader
+from app.snapshot import Breaker, SinkSnapshot, Snapshot, SnapshotReader
 from app.upstream.models import UNSETTLED, Item, Order
 
 _INDENT: Final = 10
@@ -52,7 +53,7 @@ _SUSPENDED: Final = f"It will not be fetched or delivered: RQ is suspended. Its 
 _NO_POOL: Final = "It will not be fetched or delivered: no worker pool runs. Start one: ota-receiver worker"
 
 _DELIVERING: Final = (
-    "Nothing: a delivery has been running since {}. A sink that hangs is interrupted"
+    "Nothing: a delivery to {} has been running since {}. A sink that hangs is interrupted"
     f" {JOB_TIMEOUT} s after its job began, and called again later."
 )
 _BREAKER_OPEN: Final = "Nothing for this order alone: no order of its company is fetched. See: ota-receiver check"
@@ -97,12 +98,14 @@ _BY_REASON: Final = {
 class Outstanding(msgspec.Struct, frozen=True):
     """Something that the order still lacks: a delivery to `sink`, else a fetch or its content.
 
-    `next` is the next automatic attempt, None if there is none.
+    `next` is the next automatic attempt, None if there is none. `why` says what holds a delivery back, or that it runs;
+    "" if neither.
     """
 
     what: str
     next: datetime | None
     sink: str = ""
+    why: str = ""
 
 
 UNREADABLE: Final = Outstanding("its content is unreadable", None)
@@ -167,8 +170,8 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
         for name, text in zip(("took", ""), _took(self.durations), strict=False):
             yield from _fact(name, text)
         for one in self.outstanding:
-            attempt = f"; next attempt {times.short(one.next)}" if one.next is not None else ""
-            yield from _fact("pending", f"{one.what}{attempt}")
+            attempt = f"next attempt {times.short(one.next)}" if one.next is not None else ""
+            yield from _fact("pending", "; ".join(filter(None, (one.what, attempt, one.why))))
         yield from _fact("next", self.next)
 
 
@@ -188,11 +191,14 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
         _UNSCHEDULED.format(id=name, due=clocks[one.sink]) if clocks.get(one.sink) in lost else why
         for one, why in zip(outstanding, _hindrances(snapshot, key.company_id, state, outstanding), strict=True)
     ]
-    delivering = record.delivering_since(now) if state == "fetched" else None
+    running = {one.name: since for one in record.sinks if (since := one.running_since(now)) is not None}
     outstanding = tuple(
-        msgspec.structs.replace(one, next=None) if why or delivering else one
+        _explained(one, why, snapshot.sinks.get(one.sink), running.get(one.sink), now)
         for one, why in zip(outstanding, hindrances, strict=True)
     )
+    disabled = {name for name, one in snapshot.sinks.items() if one.disabled_at}
+    # First what only a person ends.
+    hindrances = [why for one, why in zip(outstanding, hindrances, strict=True) if one.sink in disabled] + hindrances
     try:
         order = here.orders.order(key)
     except UnreadableAnswer:
@@ -200,7 +206,10 @@ def view_of(here: CommandContext, key: OrderKey, *, reveal: bool = False) -> Ord
     if order is not None and not reveal:
         order = masked(order)
     breaker = snapshot.breaker(key.company_id) if state in {"deferred", "pending"} else None
-    held = _BREAKER_OPEN if breaker is not None else _DELIVERING.format(times.short(delivering)) if delivering else ""
+    held = _BREAKER_OPEN if breaker is not None else ""
+    if running and state == "fetched" and not record.dead_sinks and all(one.next is None for one in outstanding):
+        sink, since = min(running.items(), key=itemgetter(1))
+        held = _DELIVERING.format(sink, times.short(since))
     return OrderView(
         record=record,
         order=order,
@@ -296,6 +305,17 @@ def _lacking(one: Outstanding, company_id: str, pools: Collection[Configuration]
     if not one.sink and not any(company_id in pool.companies for pool in pools):
         return f"No running pool has the company {company_id}. Add it to the settings of a pool, and restart that pool."
     return ""
+
+
+def _explained(
+    one: Outstanding, hindrance: str, sink: SinkSnapshot | None, running_since: datetime | None, now: datetime
+) -> Outstanding:
+    """Return it with why it waits, and without the time of an attempt that will not be made then."""
+    if one.next is None or sink is None:
+        return msgspec.structs.replace(one, next=None) if hindrance else one
+    if running_since is not None:
+        return msgspec.structs.replace(one, next=None, why=f"running since {times.short(running_since)}")
+    return msgspec.structs.replace(one, next=None if hindrance else one.next, why=sink_words(one.sink, sink, now))
 
 
 def _outstanding(

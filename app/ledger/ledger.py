@@ -206,6 +206,7 @@ class Ledger:
             worker=worker,
             sink=delivery.sink,
             revision=delivery.revision,
+            digest=delivery.digest,
             outcome=outcome,
             wait=wait_ms,
             reason=reason,

@@ -33,6 +33,7 @@ MAX_VALUES: Final = 1_000_000
 """Values in one answer, counted by their commas; those 35,000 wallets have 560,000."""
 
 _LONGEST_REQUIRED = 50  # the event carries the same texts in 50 characters (upstream.md 0)
+_LARGEST_WHOLE = 2**63  # of upstream's types, and of what consumers have for whole numbers
 _LARGEST_EXPONENT = 30  # beyond any money; printing 1E+999999999 in full would take a gigabyte
 
 
@@ -158,7 +159,9 @@ def _decimal(raw: object) -> Decimal | None:
 
 def _whole(raw: object) -> int | None:
     number = _decimal(raw)
-    return int(number) if number is not None and number == number.to_integral_value() else None
+    if number is None or number != number.to_integral_value() or not -_LARGEST_WHOLE <= number < _LARGEST_WHOLE:
+        return None
+    return int(number)
 
 
 def _datetime(raw: object) -> datetime | None:

@@ -23,6 +23,7 @@ from app.errors import SettingsError
 
 _CONNECTIONS = 10  # a worker process makes one call at a time; the rest is for threads of the CLI
 _KEEP_ALIVE_SECONDS = 30.0
+_WRITTEN_AT_ONCE = 16 * 1024  # one record of TLS; the system takes it in two parts at most
 
 
 class DeadlineTransport(httpx.HTTPTransport):
@@ -135,7 +136,10 @@ class _DeadlineStream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _left(timeout, httpcore.WriteTimeout))
+        # httpcore gives the whole time to each part that the system takes, and of a large body those are many.
+        for at in range(0, len(buffer), _WRITTEN_AT_ONCE):
+            part = buffer[at : at + _WRITTEN_AT_ONCE]
+            self._stream.write(part, _left(timeout, httpcore.WriteTimeout))
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None

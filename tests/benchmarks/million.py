@@ -168,6 +168,7 @@ def _memory(redis: Redis, plan: Plan, used: int) -> Iterator[tuple[str, float]]:
         "history": of(*(KEYS.history(one.order) for one in sample)),
         "two references": 2 * of(*names),
         "place in the list of orders": of(KEYS.orders) / orders,
+        "place in the feed": of(KEYS.feed) / orders,
     }
     yield from ((f"order: {what}", size) for what, size in per_order.items())
     yield "order", sum(per_order.values())

@@ -325,6 +325,9 @@ def test_an_older_acknowledgement_changes_nothing_and_says_where_the_consumer_is
         (b"cursor=MA", (400, "not_json")),
         (b"\xff", (400, "not_json")),
         (b"", (400, "not_json")),
+        (b'{"x":' + 2000 * b"[", (400, "not_json")),
+        (b'{"x":' + 1010 * b'{"":', (400, "not_json")),
+        (b'{"x":' + 1500 * b"[" + 1500 * b"]" + b',"cursor":"MA"}', (400, "not_json")),
         (b'"' + 5000 * b"x" + b'"', (413, "body_too_large")),
     ],
 )
@@ -415,6 +418,16 @@ def test_without_a_valid_key_everything_but_the_public_paths_is_401_before_it_is
         api.http.head("/feed", headers={"authorization": f"Bearer {client.key}"}).content,
     ) == (200, b"")
     assert api.http.get("/openapi.json").json()["openapi"] == "3.1.0"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/feed"])
+def test_each_answer_has_the_id_of_its_own_request_alone(api: Web, path: str) -> None:
+    """Also where all requests get the same answer: its head must not grow with each of them."""
+    heads = [api.http.get(path).headers for _ in range(3)]
+
+    ids = [head.get_list("x-request-id") for head in heads]
+    assert [len(one) for one in ids] == [1, 1, 1]
+    assert len({one for (one,) in ids}) == 3
 
 
 def test_a_key_allows_what_its_scopes_say(api: Web, lab: Lab) -> None:

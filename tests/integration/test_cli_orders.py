@@ -294,7 +294,7 @@ def _deliver_for_a_while(lab: Lab, first: Literal["", "retry"] = "", lease_left:
         lab.redis.hset(KEYS.record(order(1)), f"{SINK}:lease", lab.now + lease_left)
 
 
-DELIVERING: Final = ("not delivered yet", "next Nothing: a delivery has been running since ")
+DELIVERING: Final = ("not delivered yet", f"next Nothing: a delivery to {SINK} has been running since ")
 INCOMPLETE: dict[str, tuple[Callable[[Lab], object], tuple[str, ...]]] = {
     "not delivered": (
         _fetch_while_a_pool_runs,

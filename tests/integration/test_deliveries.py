@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from app.deployment import Deployment
 from app.erasure import Erasure
 from app.ledger import policy
 from app.ledger.history import WorkerCrashed
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import sink_queue
 from app.ledger.work import DeliveryOutcome, Failure, WorkerEnd
+from app.replay import Plans
 from tests.lab import KEYS, ONE, START, WORKER, Lab, order
 
 SHOP_QUEUE = sink_queue("shop")
@@ -224,6 +226,56 @@ class TestFailing:
 
         assert (again.revision, again.attempts, again.crashes) == (first.revision, 1, 0)
 
+    def test_an_acquire_repeated_after_a_newer_revision_is_the_first_attempt_of_that(self, fetched: Lab) -> None:
+        fetched.start_delivery(worker="a")
+        fetched.accept()
+        fetched.fetch_and_store(answer=2, worker="b")
+
+        again = fetched.start_delivery(worker="a")
+
+        assert (again.revision, again.attempts, again.crashes) == (2, 1, 0)
+
+    @pytest.mark.parametrize("outcome", ["postponed", "disabled", "retry"])
+    def test_after_a_replay_during_a_delivery_attempts_are_counted_from_one(
+        self, fetched: Lab, outcome: DeliveryOutcome
+    ) -> None:
+        delivery = fetched.start_delivery()
+        plans = Plans(fetched.redis, event_days=90, clock=fetched.clock)
+        plan = plans.file([(ONE.member, None)], rate=100, sinks=("shop",))
+        fetched.later(1)
+        plans.feed(plan)
+
+        fetched.complete_delivery(delivery, outcome)
+
+        Deployment(fetched.redis).enable("shop")
+        fetched.later(5)
+        assert fetched.start_delivery().attempts == 1
+
+
+class TestAFlushDuringADelivery:
+    @pytest.mark.parametrize("outcome", ["succeeded", "skipped", "dead"])
+    def test_another_content_under_the_same_number_is_still_delivered(
+        self, fetched: Lab, outcome: DeliveryOutcome
+    ) -> None:
+        """Revisions are counted anew, and the order has changed since its delivery began."""
+        delivery = fetched.start_delivery(worker="a")
+        fetched.redis.flushdb()
+        store(fetched, 2)
+
+        fetched.complete_delivery(delivery, outcome, worker="a")
+
+        assert (fetched.delivery_in(), fetched.days_kept()) == (policy.GRACE / 1000, {None})
+        assert fetched.deliver().raw == b"2"
+
+    def test_the_same_content_is_delivered_once(self, fetched: Lab) -> None:
+        delivery = fetched.start_delivery(worker="a")
+        fetched.redis.flushdb()
+        store(fetched, 1)
+
+        fetched.complete_delivery(delivery, worker="a")
+
+        assert (fetched.acquire_delivery(), fetched.delivery_in()) == (None, None)
+
 
 class TestASinkThatFailsForEverything:
     """`ota:sink-failing:<sink>`: since when no delivery has succeeded."""
@@ -374,6 +426,22 @@ class TestBesideAFetch:
         assert (fetched.dispatch(), fetched.due_in()) == (1, None)
         assert (fetched.deliver().revision, fetched.acquire_delivery()) == (2, None)
         assert (fetched.is_dead(), fetched.due_in(), fetched.days_kept()) == (True, None, {None})
+
+    def test_content_that_an_older_fetch_stores_for_a_discarded_order_is_kept_until_it_is_delivered(
+        self, fetched: Lab
+    ) -> None:
+        fetched.deliver()
+        fetched.accept()
+        older = fetched.start_fetch(worker="a")
+        fetched.accept()
+        fetched.fail_fetch("dead", worker="b")
+        fetched.ledger.discard(ONE)
+        assert fetched.days_kept() == {400}
+
+        fetched.store_fetch(older, 2, worker="a")
+
+        assert (fetched.delivery_in(), fetched.days_kept()) == (policy.GRACE / 1000, {None})
+        assert (fetched.deliver().revision, fetched.days_kept()) == (2, {400})
 
 
 class TestCrashes:

@@ -9,12 +9,15 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import chain, count, repeat
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import msgspec
 import pytest
 from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
@@ -252,6 +255,30 @@ class TestAnswer:
             shop.deliver(DOCUMENT, CONTEXT)
 
         assert SECONDS * 0.9 < time.monotonic() - started < SECONDS * 3
+
+    @pytest.mark.parametrize("read_at_once", [400_000, 700_000])
+    @pytest.mark.usefixtures("brief")
+    def test_a_server_that_reads_slowly_holds_the_worker_no_longer_than_the_time_limit(self, read_at_once: int) -> None:
+        order = msgspec.structs.replace(DOCUMENT.order, extra={"note": 30_000_000 * "x"})
+        large = msgspec.structs.replace(DOCUMENT, order=order)
+
+        def read(server: socket.socket) -> None:
+            with server.accept()[0] as connection, suppress(ConnectionError):
+                while connection.recv(read_at_once):
+                    time.sleep(SECONDS / 10)
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            reader = Thread(target=read, args=(server,))
+            reader.start()
+            shop = sink(f"http://127.0.0.1:{server.getsockname()[1]}")
+            started = time.monotonic()
+            with pytest.raises(Unavailable, match=f"^time-out after {SECONDS} s$"):
+                shop.deliver(large, CONTEXT)
+            took = time.monotonic() - started
+            vars(shop)["_http"].close()
+            reader.join()
+
+        assert SECONDS * 0.9 < took < SECONDS * 3
 
     @pytest.mark.parametrize("status", [200, 500])
     def test_an_endless_answer_is_not_read(self, upstream: Upstream, status: int) -> None:

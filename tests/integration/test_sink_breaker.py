@@ -118,6 +118,26 @@ class TestBreaker:
 
         assert pauses == [15, 30, 60, 120, 240, 300]
 
+    @pytest.mark.parametrize("waited", [0.0, 6.0])
+    def test_a_requeue_by_hand_makes_the_probe_now_and_its_success_lets_all_go_on(
+        self, shop: Lab, waited: float
+    ) -> None:
+        """Also where only the breaker still holds the delivery: after six seconds its own wait is over."""
+        opened(shop).later(waited)
+        assert shop.dispatch() == 0
+
+        requeued = [shop.ledger.retry_delivery(order(number), "shop") for number in range(policy.BREAKER_FAILURES)]
+
+        assert requeued == [True] * policy.BREAKER_FAILURES
+        assert shop.dispatch() == 1, "still one at a time: the cause may not be gone"
+        shop.deliver("succeeded", order(1))
+        assert (is_open(shop), shop.dispatch()) == (False, MANY - 2)
+
+    def test_a_requeue_of_what_has_not_failed_makes_no_probe(self, shop: Lab) -> None:
+        assert not opened(shop).ledger.retry_delivery(order(9), "shop")
+
+        assert shop.dispatch() == 0
+
     def test_attempts_that_began_before_it_opened_open_it_no_further(self, shop: Lab) -> None:
         late = [shop.start_delivery(order(number), f"w{number}") for number in (10, 11)]
         opened(shop)
@@ -145,6 +165,14 @@ class TestBreaker:
         shop.later(-policy.DAY / 1000)
 
         assert shop.start_delivery(order(6), "b").attempts == 1
+
+    def test_a_probe_that_fails_after_a_clock_was_ahead_opens_it_again(self, shop: Lab) -> None:
+        shop.later(policy.DAY / 1000)
+        opened(shop).later(-policy.DAY / 1000)
+
+        away(shop, 6)
+
+        assert (shop.acquire_delivery(order(7)), attempts(shop, 7)) == (None, None)
 
     def test_a_broken_key_of_it_stops_no_delivery(self, shop: Lab) -> None:
         for key in (KEYS.sink_breaker("shop"), KEYS.sinks_disabled):
@@ -289,6 +317,43 @@ class TestShown:
         assert f"{SINK} is not called, disabled since " in explained
         assert "so the sink is disabled, does not count as an attempt" in explained
         assert f": HTTP 410. To go on: ota-receiver sinks enable {SINK}" in explained
+
+    def test_explain_says_of_each_sink_why_it_waits_and_first_what_only_a_person_ends(self, lab: Lab) -> None:
+        """Five sinks: one away, one disabled, one that failed, one that is called now, and one whose turn is next."""
+        lab.declare(sinks=("away", "off", "failed", "busy", SINK))
+        for number in range(policy.BREAKER_FAILURES):
+            lab.accept_and_fetch(order(number))
+            lab.deliver("retry", order(number), sink="away", reason="HTTP 503", unavailable=True)
+        lab.deliver("disabled", sink="off", order=order(1), reason="HTTP 410")
+        lab.deliver("retry", sink="failed", order=order(1), failure="HTTP 422", wait=60)
+        lab.start_delivery(order(1), sink="busy")
+
+        page = " ".join(lab.run_command("orders", "explain", order(1).order_id).out.split())
+        (found,) = lab.run_command("orders", "explain", order(1).order_id, "--json").objects
+
+        why = {one["sink"]: one["why"].split(" since")[0] for one in found["outstanding"]}
+        assert why == {
+            "away": "breaker open: HTTP 503",
+            "off": "disabled",
+            "failed": "",
+            "busy": "running",
+            SINK: "",
+        }
+        planned = {one["sink"] for one in found["outstanding"] if one["next"]}
+        assert planned == {"failed", SINK}, "a delivery that runs hides no attempt of another sink"
+        assert "pending off: revision 1 not delivered yet; disabled since " in page
+        assert found["next"].startswith("Nothing for this order alone: off is not called, disabled since ")
+        assert found["next"].endswith("ota-receiver sinks enable off")
+
+    def test_explain_names_the_sink_that_failed_while_another_one_is_called(self, lab: Lab) -> None:
+        lab.declare(sinks=("failed", "busy", SINK))
+        lab.accept_and_fetch(order(1))
+        lab.deliver("retry", sink="failed", order=order(1), failure="HTTP 422", wait=60)
+        lab.start_delivery(order(1), sink="busy")
+
+        (found,) = lab.run_command("orders", "explain", order(1).order_id, "--json").objects
+
+        assert found["next"].startswith("Fix the sink failed (HTTP 422). Delivery is attempted again at ")
 
     def test_it_is_disabled_and_enabled_by_hand_with_an_entry_in_the_audit(self, lab: Lab) -> None:
         lab.declare()

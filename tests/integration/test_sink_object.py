@@ -278,18 +278,27 @@ def test_a_store_that_hangs_costs_one_time_limit(
         assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((403, ""), "credentials: HTTP 403"),
+        ((412, "PreconditionFailed"), "credentials: HTTP 412 PreconditionFailed"),
+        ((409, "BlobAlreadyExists"), "credentials: HTTP 409 BlobAlreadyExists"),
+    ],
+)
 def test_credentials_that_are_refused_are_told_apart_from_the_bucket(
-    server: type[Answers], monkeypatch: pytest.MonkeyPatch
+    server: type[Answers], monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str], reason: str
 ) -> None:
+    """Whatever is answered to the request for them, it does not say that the object is there."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
-    server.answers[:] = [(403, ""), (403, "")]
+    server.answers[:] = [answer] * 6
 
     with pytest.raises(Failed) as refused:
         sink_of(URLS[0]).deliver(DOCUMENT, UNUSED)
 
-    assert refused.value.reason == "credentials: HTTP 403"
+    assert refused.value.reason == reason
 
 
 @pytest.mark.parametrize(

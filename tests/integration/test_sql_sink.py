@@ -37,8 +37,7 @@ from workers.sinks.sql import Tables
 ROOT = Path(__file__).parents[2]
 FETCHED = 1_780_000_000_000
 TABLES = ("ota_order", "ota_item", "ota_wallet", "ota_asset", "ota_order_event")
-MISSING = "tables are missing or old: sinks migrate warehouse makes them"
-"""A command in the middle of a reason would stand on a line of its own in `orders explain`, with what follows it."""
+MISSING = "tables are missing or old (`sinks migrate warehouse` makes them)"
 
 
 @dataclass

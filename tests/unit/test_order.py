@@ -126,6 +126,23 @@ def test_a_number_sent_as_text_and_a_text_sent_as_number_are_both_read() -> None
     assert (item.quantity, item.line_no, item.item_number) == (2, 100000, "31001")
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (2**63 - 1, 2**63 - 1),
+        (2**63, None),
+        (-(2**63), -(2**63)),
+        (-(2**63) - 1, None),
+        ("9E29", None),
+        (1.5, None),
+    ],
+)
+def test_a_whole_number_is_one_that_a_database_can_hold(sent: object, read: int | None) -> None:
+    item = order_with(items=[{"quantity": sent, "lineNo": sent}]).items[0]
+
+    assert (item.quantity, item.line_no) == (read, read)
+
+
 def test_unknown_fields_are_kept_at_every_level() -> None:
     order = order_with(loyalty={"points": 7}, items=[{"seat": "A1", "wallets": [{"colour": "red"}]}])
 

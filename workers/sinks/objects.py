@@ -79,13 +79,14 @@ def _failure(text: str, digest: str) -> Failed | None:
     """
     status, code = _STATUS.search(text), _CODE.search(text)
     # Else the request was one for credentials.
-    what = "" if digest in text else "credentials: "
+    is_of_object = digest in text
+    what = "" if is_of_object else "credentials: "
     if status is None:
         is_sent = "HTTP error" in text and "builder error" not in text
         if is_sent:
             return Unavailable(f"{what}no answer")
         return Failed(f"{what}no address, http:// without allow_http, or the wrong region")
-    if status[1] == "412" or (code and code[1] == "BlobAlreadyExists"):
+    if is_of_object and (status[1] == "412" or (code and code[1] == "BlobAlreadyExists")):
         return None
     kind = Unavailable if status[1] >= "500" or status[1] in _MAY_PASS else Failed
     return kind(f"{what}HTTP {status[1]}" + (f" {code[1]}" if code else ""))

@@ -147,7 +147,7 @@ class Tables:
         self._are_current = True
 
     def _missing(self) -> Unavailable:
-        return Unavailable(f"tables are missing or old: sinks migrate {self._name} makes them")
+        return Unavailable(f"tables are missing or old (`sinks migrate {self._name}` makes them)")
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

@@ -11,7 +11,7 @@ if o.generation == 0 or o.erased_at > 0 then
   redis.call('ZREM', clock, o.member)
   return
 end
-local s = of_sink(o, a.sink, 'revision', 'dead', 'next_at', 'lease', 'worker', 'postponed')
+local s = of_sink(o, a.sink, 'revision', 'dead', 'next_at', 'lease', 'worker', 'postponed', 'attempts')
 redis.call('HDEL', o.record, name .. 'job', name .. 'enqueues')
 if not is_behind(o, s) then
   leave(o, clock)
@@ -37,8 +37,9 @@ redis.call('ZADD', clock, now + a.lease, o.member)
 if may == 'probe' then
   redis.call('HSET', prefix .. 'sink-breaker:' .. a.sink, 'probe', a.worker, 'probe_until', now + a.lease)
 end
--- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt.
-local one_more = is_leased and is_mine and 0 or 1
+-- A delivery that this worker holds was acquired by a call whose answer was lost: it is the same attempt, unless a newer
+-- revision, or a replay, counts anew since.
+local one_more = is_leased and is_mine and s.attempts and 0 or 1
 redis.call('HSET', o.record, name .. 'lease', now + a.lease, name .. 'worker', a.worker)
 local attempts = redis.call('HINCRBY', o.record, name .. 'attempts', one_more)
 local crashes = redis.call('HINCRBY', o.record, name .. 'crashes', one_more)

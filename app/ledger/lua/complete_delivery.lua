@@ -1,24 +1,28 @@
 -- complete_delivery: a delivery ended. Where a newer revision has come meanwhile, it gets a job at once.
 --
 -- Repeated by a worker that did not get the answer, it changes nothing.
--- a  order (member), worker, sink, revision, outcome (DeliveryOutcome of work.py), wait ms (until the next attempt), reason,
---    failure (type and place of the error, or the reason of a rejection or a skip; '' if it succeeded), duration_ms,
+-- a  order (member), worker, sink, revision and digest of the delivery, outcome (DeliveryOutcome of work.py), wait ms (until
+--    the next attempt), reason, failure (type and place of the error, or the reason of a rejection or a skip; '' if it
+--    succeeded), duration_ms,
 --    unavailable (1 = its destination takes no order now), keep ms, grace ms, job, sinks, failures (attempts in a row after
 --    which the breaker opens), first_open ms, longest_open ms
 -- Returns for how many ms this attempt has opened the breaker of the sink, 0 if it has not.
 local is_first_call = redis.call('DEL', prefix .. 'claim:' .. a.worker) == 1
-local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'dead', 'erased_at'})
+local o = load(a.order, {'generation', 'fetched_generation', 'revision', 'dead', 'erased_at', 'digest'})
 if redis.call('EXISTS', o.record) == 0 then
   return 0
 end
 local clock, name = deliveries .. a.sink, a.sink .. ':'
-local s = of_sink(o, a.sink, 'revision', 'dead', 'worker', 'job')
+local s = of_sink(o, a.sink, 'revision', 'dead', 'worker', 'job', 'attempts')
 -- A worker that was frozen past its lease must not end the delivery of another.
 local is_mine = s.worker == a.worker
 if is_mine then
   redis.call('HDEL', o.record, name .. 'lease', name .. 'worker', name .. 'crashes')
 end
-if is_first_call or o.revision < a.revision then
+-- Delivered before Redis was flushed or restored from an older copy: this record has no such revision, or counts another
+-- content by its number.
+local is_unknown = o.revision < a.revision or (o.revision == a.revision and o.digest and o.digest ~= a.digest)
+if is_first_call or is_unknown then
   -- Of an erased order no text of the sink is kept, as in erase.
   local failure = o.erased_at > 0 and a.outcome == 'rejected' and '' or a.failure
   append_history(o, 'delivery', a.sink, a.revision, a.outcome, failure, a.duration_ms)
@@ -41,8 +45,8 @@ local function note_destination()
     redis.call('DEL', key)
     return 0
   end
-  local failures = redis.call('HINCRBY', key, 'failures', 1)
-  if failures < a.failures or tonumber(b[3] or '0') > now then
+  local failures, open_until = redis.call('HINCRBY', key, 'failures', 1), tonumber(b[3] or '0')
+  if failures < a.failures or (open_until > now and open_until <= now + a.longest_open) then
     return 0
   end
   local open_ms = math.min(b[2] and 2 * tonumber(b[2]) or a.first_open, a.longest_open)
@@ -54,8 +58,7 @@ local noted, opened_ms = isolate(note_destination)
 opened_ms = noted and opened_ms or 0
 
 local is_done = a.outcome == 'succeeded' or a.outcome == 'skipped'
-if o.revision < a.revision then
-  -- Delivered before Redis was flushed or restored from an older copy: this record has no such revision yet.
+if is_unknown then
   return opened_ms
 elseif is_done then
   if tonumber(s.revision or '0') < a.revision then
@@ -75,15 +78,17 @@ elseif is_mine and o.revision == a.revision and is_behind(o, s) then
   elseif a.outcome == 'disabled' then
     -- It waits for the operator.
     redis.call('ZADD', clock, now, o.member)
-    redis.call('HINCRBY', o.record, name .. 'attempts', -1)
   else
     redis.call('ZADD', dead_deliveries, now, o.member .. ' ' .. a.sink)
     redis.call('HSET', o.record, name .. 'dead', a.reason)
     count('deliveries_dead_lettered|' .. a.sink)
     is_done = true
   end
-  if a.outcome == 'postponed' then
+  if (a.outcome == 'postponed' or a.outcome == 'disabled') and s.attempts then
+    -- Else a replay counts anew meanwhile.
     redis.call('HINCRBY', o.record, name .. 'attempts', -1)
+  end
+  if a.outcome == 'postponed' then
     redis.call('HSETNX', o.record, name .. 'postponed', now)
     redis.call('HSET', o.record, name .. 'error', a.failure)
   elseif a.outcome == 'rejected' then

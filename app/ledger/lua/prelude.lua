@@ -198,6 +198,13 @@ local function may_deliver(sink, worker)
   return worked and answer or 'yes'
 end
 
+-- Of an order that was complete and is no longer: its keys do not expire.
+local function persist(o)
+  for _, key in ipairs({o.record, o.history, o.content}) do
+    redis.call('PERSIST', key)
+  end
+end
+
 -- Of an order without a pending fetch, or whose fetch is dead: take it off `clock`, which is `due` or that of a sink. Where
 -- no sink is to get it and nothing of it is dead, its keys expire after `a.keep`. The clock comes last: where this script
 -- fails before that, the order is due again. `o` needs generation, fetched_generation, dead and revision.
@@ -295,9 +302,7 @@ local function request_fetch(o, queue, fields)
   local waits = o.job == queue or o.job == 'live'
   o.queue = waits and o.job or queue
   if o.generation > 0 then
-    for _, key in ipairs({o.record, o.history, o.content}) do
-      redis.call('PERSIST', key)
-    end
+    persist(o)
     reset_fetch(o)
   end
   o.generation = o.generation + 1

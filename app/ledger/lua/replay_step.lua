@@ -29,9 +29,7 @@ local function redeliver(o)
   for _, sink in ipairs(a.deliver_to) do
     redis.call('ZADD', deliveries .. sink, 'LT', now, o.member)
   end
-  for _, key in ipairs({o.record, o.history, o.content}) do
-    redis.call('PERSIST', key)
-  end
+  persist(o)
   for _, sink in ipairs(a.deliver_to) do
     local s = of_sink(o, sink, 'revision', 'dead')
     reset_delivery(o, sink)

@@ -22,8 +22,20 @@ if a.sink == '' then
   append_history(o, 'discarded', reason, '')
 else
   local s = of_sink(o, a.sink, 'dead', 'next_at')
-  local reason = s.dead
-  if not reason and not (a.action == 'retry' and tonumber(s.next_at or '0') > now) then
+  local reason, is_held = s.dead, false
+  if a.action == 'retry' then
+    -- An open breaker would hold it for minutes more: the next attempt is the probe, now.
+    isolate(function()
+      local breaker = prefix .. 'sink-breaker:' .. a.sink
+      local open_until = tonumber(redis.call('HGET', breaker, 'open_until') or '0')
+      is_held = open_until > 0
+      if open_until > now and (reason or s.next_at) then
+        redis.call('HSET', breaker, 'open_until', now)
+      end
+    end)
+  end
+  local waits = s.next_at and (is_held or tonumber(s.next_at) > now)
+  if not reason and not (a.action == 'retry' and waits) then
     return redis.call('ZREM', dead_deliveries, o.member .. ' ' .. a.sink)
   end
   if a.action == 'retry' then

@@ -61,8 +61,7 @@ if o.digest ~= a.digest then
 end
 -- Also where nothing changed: what stands there may have become unreadable, and a refetch is to repair it. In the feed an
 -- order moves behind all others, above every position ever given, since its readers may have passed over the unreadable one.
-local stood = redis.pcall('GET', o.content)
-if changed or stood ~= ARGV[2] then
+if changed or redis.pcall('GET', o.content) ~= ARGV[2] then
   local position = math.max(now, (tonumber(redis.call('GET', prefix .. 'feed-position') or '0') or 0) + 1)
   redis.call('SET', prefix .. 'feed-position', position)
   redis.call('ZADD', prefix .. 'feed', position, o.member)
@@ -86,6 +85,10 @@ for _, sink in ipairs(sinks()) do
     -- What a sink refused for good was the old content: the new one gets its own attempts.
     reset_delivery(o, sink)
   end
+end
+if o.fetched_generation >= o.generation then
+  -- It was discarded: a sink may take this content only after ORDER_DAYS.
+  persist(o)
 end
 local settled = a.recheck_ms < 0
 if settled then
