@@ -93,12 +93,16 @@ def check() -> None:
         loaded = settings.load()
         found = [*_of_settings(loaded), *_of_redis(loaded), *_of_companies(loaded)]
     except SettingsError as error:
-        correct = "Correct it: docs/settings.md explains every setting."
-        found = [Finding("settings", "settings", "wrong", line, correct) for line in str(error).splitlines()]
+        found = [_of_problem(line) for line in str(error).splitlines()]
     signs = ("", lambda one: _SIGNS[one.level])
     console.listing(found, (signs, "about", "what", ("found", "detail"), (">what to do", "advice")))
     levels = {finding.level for finding in found}
     raise typer.Exit(USAGE if "wrong" in levels else FOUND if "todo" in levels else DONE)
+
+
+def _of_problem(line: str) -> Finding:
+    page = "docs/sinks.md explains every kind" if "SINKS_FILE" in line else "docs/settings.md explains every setting"
+    return Finding("settings", "settings", "wrong", line, f"Correct it: {page}.")
 
 
 def _of_settings(loaded: Settings) -> Iterator[Finding]:

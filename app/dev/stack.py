@@ -91,7 +91,8 @@ def start(
             path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
             environment |= {**sinks, "PYTHONPATH": path}
         variables = {name: environment[name] for name in ours if name in environment}
-        settings = parse(variables)
+        with contextlib.chdir(folder):  # the processes work there, and read relative paths from there
+            settings = parse(variables)
         build(settings.declared_sinks)
         if sinks:
             # Commands that read them, such as `check`, search the functions too.

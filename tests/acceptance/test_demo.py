@@ -97,6 +97,7 @@ def test_dev_refuses_a_wrong_sink_at_once(tmp_path: Path) -> None:
         (None, "SINKS_FILE: the file is missing, "),
         ('[sinks.own]\nkind = "python"\nfunction = "no_such_shop:on_order"\n', "SINKS_FILE [sinks.own]: cannot be imp"),
         ('[sinks.a]\nkind = "files"\nfolder = "/tmp"\ncompanies = ["louvre"]\n', "COMPANIES (SINKS_FILE [sinks.a]"),
+        ('[sinks.a]\nkind = "sql"\nurl_file = "sinks.toml"\n', "URL (SINKS_FILE [sinks.a] line 3): the file of "),
     ],
 )
 def test_dev_refuses_a_wrong_file_of_sinks_at_once(tmp_path: Path, text: str | None, problem: str) -> None:

@@ -427,12 +427,17 @@ def test_a_spool_whose_file_was_deleted_is_found(lab: Lab) -> None:
     assert problems(lab.run_command("check", "--json", SPOOL_DIR=str(folder))) == [("settings", "spool")]
 
 
-def test_wrong_settings_are_findings_with_exit_code_2(lab: Lab) -> None:
+def test_wrong_settings_are_findings_with_exit_code_2(lab: Lab, tmp_path: Path) -> None:
+    """Each names the page that explains it."""
+    (tmp_path / "sinks.toml").write_text('[sinks.a]\nkind = "files"\n')
     wrong = {"REDIS_URL": "http://nonsense", "PORT": "x"}
     lines, table = lab.run_command("check", "--json", **wrong), lab.run_command("check", **wrong)
+    sinks = lab.run_command("check", "--json", SINKS_FILE=str(tmp_path / "sinks.toml"))
 
-    assert (lines.code, table.code) == (2, 2)
+    assert (lines.code, table.code, sinks.code) == (2, 2, 2)
     assert [one["detail"].split(":")[0] for one in lines.objects] == ["REDIS_URL", "PORT"]
+    pages = [one["advice"].split()[2] for one in (*lines.objects, *sinks.objects)]
+    assert pages == ["docs/settings.md", "docs/settings.md", "docs/sinks.md"]
 
 
 @pytest.mark.parametrize(

@@ -384,6 +384,13 @@ class TestSinksFile:
         assert "canary" not in repr(found)
         assert list(build_declared([short, own])) == ["python:operator:is_", "own"]
 
+    @pytest.mark.parametrize("function", ["operator:lt", "python:operator:lt"])
+    def test_a_function_may_be_written_as_in_the_short_form(self, function: str, tmp_path: Path) -> None:
+        """The message about a wrong one asks for it."""
+        *_, found = declare(tmp_path, f'[sinks.own]\nkind = "python"\nfunction = "{function}"\n').declared_sinks
+
+        assert list(build_declared([found])) == ["own"]
+
     @pytest.mark.parametrize(
         ("url", "more"),
         [

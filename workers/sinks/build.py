@@ -33,7 +33,7 @@ def _sink(declared: SinkSettings) -> Sink:
     """Return the sink; each kind is imported where one is declared, since some bring libraries of many MB."""
     match declared:
         case PythonSink(function=function):
-            is_whole = declared.is_short or function.startswith("entry:")
+            is_whole = declared.is_short or function.startswith(("entry:", "python:"))
             return Function(function if is_whole else f"python:{function}")
         case HttpsSink():
             from workers.sinks.https import Https
