@@ -142,6 +142,9 @@ class Pool:
             self._exit_code = FAILED
         finally:
             self._stop()
+            # Python restores the default handlers as it ends: a second signal would be the exit code then.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         return self._exit_code
 
     def _has_good_sinks(self) -> bool:

@@ -70,8 +70,14 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
             seen = folder / "worker.log"
             eventually(lambda: "subscription.active" in seen.read_text(), 10, what="a pool sees the subscription")
             shell = f"set -a; . {folder}/env; set +a; cd /; {PROGRAM} check"
-            done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout
+
+            def check() -> subprocess.CompletedProcess[str]:
+                ended = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, check=False)
+                assert "nothing is delivered: LookupError at shop.py:2" in ended.stdout
+                return ended
+
+            done = eventually(check, 20, what="check names the sink that fails")
+            assert (done.returncode, done.stdout.count("✗")) == (1, 1), done.stdout
             assert f"files         {tmp_path / 'orders'}" in done.stdout
             parts = children(dev.pid)
             assert len(parts) == 4
