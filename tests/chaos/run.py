@@ -36,8 +36,8 @@ FETCHED_WITHIN: Final = 60.0
 """Seconds from the last kill until nothing is pending."""
 
 DELIVERED_WITHIN: Final = 150.0
-"""Seconds from the last kill until every sink has everything: four failures of one delivery wait 5, 15, 30 and 60 s, ±20 %,
-and the lease of a delivery is longer."""
+"""Seconds from the last kill until every sink has everything: four failures of one delivery wait 5, 15, 30 and 60 s,
+±20 %, and the lease of a delivery is longer."""
 
 ANSWERS_PER_SETTLEMENT: Final = 1.05
 
