@@ -27,6 +27,7 @@ from app.ledger.events import EventLog
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_ALIKE, MOST_SEARCHED, Archive, References
 from app.ledger.redis import Redis, for_command, server_time
+from app.operations import Operations
 from app.replay import Plans
 from app.settings import Company, Settings
 from app.snapshot import Breaker, SinkSnapshot
@@ -80,6 +81,10 @@ class CommandContext:
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
+
+    @cached_property
+    def operations(self) -> Operations:
+        return Operations(self.ledger, self.plans, who=flags().who, why=flags().why)
 
     @cached_property
     def sinks(self) -> tuple[str, ...]:

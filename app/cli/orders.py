@@ -26,9 +26,6 @@ from app.ledger.record import OrderRecord, State
 from app.ledger.redis import translated_errors
 from app.upstream.client import ChannelManager, Fetched
 
-CHUNK: Final = 200
-"""Orders in one call of request_fetch.lua: between two calls Redis serves others."""
-
 _CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
 _LONGEST_REFERENCE: Final = 50
 _CHANGE_CODES: Final = {
@@ -61,24 +58,22 @@ command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.C
 
 
 def request_fetches(
-    here: CommandContext, orders: Mapping[OrderKey, str], queue: Literal["live", "backfill"], what: str
+    here: CommandContext,
+    orders: Mapping[OrderKey, str],
+    queue: Literal["live", "backfill"],
+    what: Literal["refetch", "reconcile"],
 ) -> tuple[str, dict[str, int]]:
-    """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued.
+    """Request the fetches of the orders.
 
     Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
     `orders`: of each the digest of the row in the order list that causes its request, "" without one.
     """
-    context.note(here.redis, what, context.about([*orders]), len(orders))
-    erased = here.erasure.erased_among([*orders])
-    left = iter([order for order in orders if order not in erased])
-    count, queued = len(orders) - len(erased), 0
-    with console.progress("requesting fetches", count) as step:
-        while chunk := list(islice(left, CHUNK)):
-            queued += here.ledger.request_fetch(chunk, queue=queue, reason=what, listed_rows=orders)
-            step(len(chunk))
-    found = {"orders": len(orders), "queued": queued, "waiting": count - queued, "erased": len(erased)}
-    not_fetched = f", {len(erased):,} erased and no longer fetched" if erased else ""
-    counts = f"{queued:,} queued, {count - queued:,} already waiting{not_fetched}"
+    with console.progress("requesting fetches", len(orders)) as step:
+        done = here.operations.refetch(orders, queue=queue, what=what, selected=context.about([*orders]), step=step)
+    waiting = done.waiting + done.broken
+    found = {"orders": len(orders), "queued": done.queued, "waiting": waiting, "erased": done.erased}
+    not_fetched = f", {done.erased:,} erased and no longer fetched" if done.erased else ""
+    counts = f"{done.queued:,} queued, {waiting:,} already waiting{not_fetched}"
     return f"{console.many(len(orders), 'order')}: {counts}.", found
 
 
@@ -277,7 +272,7 @@ def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> 
     """Return whether the fetch has a new job; raises Stop, which begins with `what`, where Redis cannot take it."""
     try:
         with translated_errors(here.redis):
-            return here.ledger.request_fetch([key], queue="live", reason=why) == 1
+            return here.ledger.request_fetch([key], queue="live", reason=why).queued == 1
     except StoreUnavailable as error:
         again = f"ota-receiver orders refetch {key.order_id}"
         raise Stop(f"{what}, and its fetch could not be queued. {error}. Then: {again}", AWAY) from None

@@ -178,6 +178,11 @@ class Archive:
             found.append(StoredOrder(record, packed) if isinstance(record, OrderRecord) else record)
         return found
 
+    def erased_among(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
+        """Return the erased orders among these: they are not fetched or delivered any more."""
+        found = read_fields(self._redis, orders, "erased_at")
+        return {order for order, (erased_at,) in zip(orders, found, strict=True) if erased_at}
+
     def history(self, order: OrderKey) -> tuple[Entry, ...]:
         """Return what happened to the order, oldest first; the last 200 entries are kept.
 
