@@ -19,6 +19,7 @@ from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
 from app.cli.replay import GET_ORDER
 from app.deployment import differences
+from app.explain.words import breaker_words, many, sink_words
 from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
 from app.ledger.history import FetchStored
@@ -116,19 +117,19 @@ def status() -> None:
         "no pool declares": undeclared,
         "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if suspended else None,
         **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
-        "pending": console.many(snapshot.due, "order"),
+        "pending": many(snapshot.due, "order"),
         "without a due time": _without_due_time(unscheduled) if unscheduled else None,
         "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
         "average getOrder": f"{round(get_order, 3):g} s",
-        "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "upstream breakers": [f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
+        "dead letters": f"{many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
+        "upstream breakers": [f"{slug}: {breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
         "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
         "sinks": [_sink(*one, snapshot.now) for one in snapshot.sinks.items()],
         "feed": [_consumer(*one, snapshot.now) for one in snapshot.consumers.items()],
         "longest delivery": f"to {slow_sink}: has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
         if longest >= _LONG
         else None,
-        "spooled here": unknown if spooled is None else console.many(spooled, "event"),
+        "spooled here": unknown if spooled is None else many(spooled, "event"),
     }
     console.facts("", facts, found)
     fails = any(_needs_a_look(one, snapshot.now) for one in snapshot.sinks.values())
@@ -162,7 +163,7 @@ def _words(here: CommandContext, selected: str) -> str:
     company_id, _, order_id = selected.partition(":")
     if guid(company_id) is None or guid(order_id) is None:
         return selected
-    return f"{order_id} of {here.companies.slug(company_id)}" if here.companies.are_several else order_id
+    return f"{order_id} of {here.slug(company_id)}" if here.are_several else order_id
 
 
 def _queues(here: CommandContext, snapshot: Snapshot, get_order: float) -> list[QueueStatus]:
@@ -206,7 +207,7 @@ def _alert_fields(key: Key, state: AlertState) -> dict[str, object]:
 def _alert(key: Key, state: AlertState, now: int) -> str:
     # What was true at the last evaluation has not ended.
     last = f"last at {times.short(times.from_ms(state.last_true_at))}" if now - state.last_true_at > SURE else ""
-    count = console.many(state.risen, "time") if state.count >= 0 else ""
+    count = many(state.risen, "time") if state.count >= 0 else ""
     words = ", ".join(filter(None, (f"for {_age((now - state.since) // 1000)}", count, state.reason, last)))
     return f"{' '.join(filter(None, key))}: {words}; {runbook(key[0])}"
 
@@ -225,13 +226,13 @@ def _sink_fields(name: str, one: SinkSnapshot, now: int) -> dict[str, object]:
 
 
 def _sink(name: str, one: SinkSnapshot, now: int) -> str:
-    behind = f"{name}: {console.many(one.behind, 'order')} behind"
-    if held := context.sink_words(name, one, times.from_ms(now)):
+    behind = f"{name}: {many(one.behind, 'order')} behind"
+    if held := sink_words(name, one, times.from_ms(now)):
         return f"{behind}; {held}"
     failing_s = one.failing_s(now)
     if failing_s is None:
         return behind
-    failed = f"{console.many(one.failed_attempts, 'attempt')} failed, {one.error}"
+    failed = f"{many(one.failed_attempts, 'attempt')} failed, {one.error}"
     return f"{behind}; nothing delivered for {_age(failing_s)}: {failed}"
 
 
@@ -242,7 +243,7 @@ def _consumer_fields(name: str, one: ConsumerSnapshot, now: int) -> dict[str, ob
 
 def _consumer(name: str, one: ConsumerSnapshot, now: int) -> str:
     oldest = f", the oldest for {_age(one.waiting_s(now))}" if one.behind else ""
-    return f"{name}: {console.many(one.behind, 'order')} unacknowledged{oldest}"
+    return f"{name}: {many(one.behind, 'order')} unacknowledged{oldest}"
 
 
 def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> float:
@@ -260,14 +261,14 @@ def _longest_delivery(records: Sequence[OrderRecord], now: datetime) -> tuple[st
 
 
 def _without_due_time(unscheduled: int) -> str:
-    orders = f"{console.many(unscheduled, 'order')} of the {_LOOKED_AT} changed last"
+    orders = f"{many(unscheduled, 'order')} of the {_LOOKED_AT} changed last"
     return f"{orders}; a pool finds these and others within the hour. At once: ota-receiver orders refetch ORDER"
 
 
 def _backlog(one: QueueStatus, pause: str) -> str:
     """Return what waits and when it is done; `pause`: until when nothing is fetched, where that is known."""
     workers, speed = (
-        console.many(one.workers, "worker"),
+        many(one.workers, "worker"),
         f"up to {one.rate:g}/s" if one.rate else f"fetching is paused{pause}",
     )
     if not one.jobs:
