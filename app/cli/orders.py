@@ -17,9 +17,9 @@ from app import bootstrap
 from app.cli import console, context, erase, order_diff
 from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
-from app.cli.order_view import asset_rows, lines
+from app.cli.order_view import lines
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
-from app.explain.order_view import view_of
+from app.explain.order_view import asset_rows, view_of
 from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.history import as_object
