@@ -19,7 +19,7 @@ from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, command
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
 from app.cli.order_view import lines
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
-from app.explain.order_view import asset_rows, view_of
+from app.explain.order_view import NOT_FOUND, asset_rows, view_of
 from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.history import as_object
@@ -40,16 +40,6 @@ _EXPLAIN_CODES: Final = {
     DONE: "complete: fetched, and every sink has it (or deleted upstream)",
     FOUND: "not complete, or order not found",
 }
-_NOT_FOUND: Final = (
-    "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
-    "It may not be settled yet: its event arrives about a minute after createOrder.",
-    (
-        "Its event may be lost, or refused because of a wrong clientState. Fetch it through the Channel Manager's order"
-        " list (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
-    ),
-    "If no events arrive at all, check the subscription: ota-receiver check",
-    "References of orders never fetched are searched among the newest orders only: give the orderId.",
-)
 _NO_POOL: Final = (
     "No worker pool runs under KEY_PREFIX {prefix}: is this the Redis and the KEY_PREFIX of the pools?"
     " See: ota-receiver check"
@@ -158,7 +148,7 @@ def explain(order: context.Order) -> None:
     with open_context() as here:
         key = here.only_order(order)
         if key is None:
-            sentences = [line.format(text=order) for line in _NOT_FOUND]
+            sentences = [line.format(text=order) for line in NOT_FOUND]
             if not here.deployment.running():
                 sentences.insert(1, _NO_POOL.format(prefix=here.settings.key_prefix))
             if flags().as_json:

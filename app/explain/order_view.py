@@ -34,6 +34,18 @@ _OUTSTANDING: Final = {
     "deferred": "fetch deferred",
 }
 
+NOT_FOUND: Final = (
+    "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
+    "It may not be settled yet: its event arrives about a minute after createOrder.",
+    (
+        "Its event may be lost, or refused because of a wrong clientState. Fetch it through the Channel Manager's order"
+        " list (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
+    ),
+    "If no events arrive at all, check the subscription: ota-receiver check",
+    "References of orders never fetched are searched among the newest orders only: give the orderId.",
+)
+"""What to do where there is no order that `text` names."""
+
 _REFETCH: Final = "Then: ota-receiver orders refetch {id}"
 _REQUEUE: Final = "Then: ota-receiver dead requeue {id}"
 
