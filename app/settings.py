@@ -244,7 +244,7 @@ class Settings(Declared):
     )
     ops_act_token: Annotated[HeaderSecret | None, besides("ops_token")] = Field(
         default=None,
-        description="Password of the ops page for those who may also act there; without it nobody can.",
+        description="Password of the ops page for those who may also act there; without it no one can.",
         examples=["the output of openssl rand -hex 20"],
     )
     ops_host: Host = Field(default="127.0.0.1", description="Address that `ops` listens on. The image sets `0.0.0.0`.")
