@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from redis.backoff import NoBackoff
@@ -16,6 +17,7 @@ from app import log
 from app.deployment import Deployment, refuse_undeclared
 from app.erased_file import ErasedFile
 from app.erasure import Erasure
+from app.errors import SettingsError
 from app.health import Check, Health
 from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
@@ -25,7 +27,9 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id, key_id
 from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
+from app.operations import Operations
 from app.reconcile.run import OrderList
+from app.replay import Plans
 from app.setting_values import is_loopback
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
@@ -111,11 +115,9 @@ def api_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.api.app import application
     from app.api.orders import Orders
-    from app.web.app import Proxies
+    from app.web.requests import Proxies
 
-    # One more try: after a restart of Redis each connection of the pool fails once.
-    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
-    redis = client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
+    redis = _for_readers(settings)
     return application(
         redis,
         Orders(redis, settings.companies, ErasedFile(settings.erased_file)),
@@ -123,6 +125,48 @@ def api_app(settings: Settings) -> ASGIApp:
         proxies=Proxies(settings.trusted_proxies),
         webhook_path=settings.webhook_path,
     )
+
+
+def ops_app(settings: Settings) -> ASGIApp:
+    """Return the app of the ops page; it starts without Redis, as web does. Raises SettingsError without OPS_TOKEN."""
+    # Here, as in web_app.
+    from app.explain.stores import Stores
+    from app.ops.access import Access
+    from app.ops.app import application
+    from app.ops.order import OrderScreens
+    from app.ops.overview import Overview
+    from app.ops.pages import Pages
+    from app.ops.search import SearchScreen
+    from app.web.requests import Proxies
+
+    if settings.ops_token is None:
+        raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
+    act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
+    redis, pages = _for_readers(settings), Pages()
+    stores = partial(Stores, redis, settings)
+    return application(
+        redis,
+        pages,
+        [
+            *Overview(redis, settings, pages).screens(),
+            *SearchScreen(pages, stores).screens(),
+            *OrderScreens(pages, stores, partial(operations, settings, redis)).screens(),
+        ],
+        access=Access(settings.ops_token.get_secret_value(), act_token),
+        can_act=act_token is not None,
+        proxies=Proxies(settings.trusted_proxies),
+    )
+
+
+def operations(settings: Settings, redis: Redis, who: str, why: str) -> Operations:
+    """Return what one person does to orders by hand, and why."""
+    return Operations(ledger(settings, redis), Plans(redis, event_days=settings.event_days), who=who, why=why)
+
+
+def _for_readers(settings: Settings) -> Redis:
+    """Return the client of a process that answers readers: after a restart of Redis each connection fails once."""
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
+    return client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:

@@ -59,7 +59,7 @@ class CommandContext(Stores):
 
     @cached_property
     def operations(self) -> Operations:
-        return Operations(self.ledger, self.plans, who=flags().who, why=flags().why)
+        return bootstrap.operations(self.settings, self.redis, flags().who, flags().why)
 
     def no_sink(self, name: str, code: int = USAGE) -> Stop:
         """Return the error for a sink that no worker pool has declared; it names those that there are."""
