@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app import times
 from app.snapshot import Breaker, SinkSnapshot
@@ -14,6 +14,11 @@ def many(count: int, noun: str) -> str:
         return f"1 {noun}"
     plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ny")) else f"{noun}es" if noun.endswith("sh") else f"{noun}s"
     return f"{count:,} {plural}"
+
+
+def age(seconds: int) -> str:
+    """Return a number of seconds in its largest unit, as `times.age` does."""
+    return times.age(timedelta(seconds=seconds))
 
 
 def breaker_words(breaker: Breaker, now: datetime) -> str:
