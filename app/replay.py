@@ -7,7 +7,7 @@ so a feeder may be killed at any instruction and another continues. Two feeders 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
@@ -21,7 +21,8 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.events import EventLog, EventQuery, StoredEvent
 from app.ledger.orders import read_fields
-from app.ledger.redis import Redis, Script, oldest_first, server_time
+from app.ledger.pages import Page, scored_page
+from app.ledger.redis import Redis, Scored, Script, oldest_first, server_time
 from app.ledger.rq_jobs import JobTemplate
 from app.settings import Settings
 from app.times import from_ms, to_ms
@@ -177,6 +178,25 @@ class Plans:
     def newest_first(self) -> Iterator[Plan]:
         """Return the plans of the last EVENT_DAYS."""
         return self._read(self.ids())
+
+    def page(
+        self,
+        after: str | None = None,
+        limit: int = 50,
+        *,
+        state: State | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Page[Plan]:
+        """Return a page of these plans, of one state or of all, made between two times; raises UnknownCursor."""
+
+        def matching(entries: Sequence[Scored]) -> Iterator[Plan | None]:
+            plans = {plan.id: plan for plan in self._read([plan_id for plan_id, _ in entries])}
+            found = (plans.get(plan_id) for plan_id, _ in entries)
+            return (plan if plan is not None and state in (None, plan.state) else None for plan in found)
+
+        zsets = [self._redis.names.replays]
+        return scored_page(self._redis, zsets, matching, after, limit, since=since, until=until, newest_first=True)
 
     def feed(self, plan: Plan) -> Step:
         """Take what the rate allows off the plan and request fetches or deliveries, in one step; raises OtherSchema."""
