@@ -20,17 +20,9 @@ from app.cli.context import CommandContext, only, open_context
 from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Plan, Selected, Selection, needless, select
-from app.settings import Settings
+from app.replay import Plan, Selected, Selection, default_rate, needless, select
 from app.sink_settings import EVERY
 
-GET_ORDER: Final = 0.25
-"""Seconds that a getOrder is assumed to take, for the default rate. With a faster upstream, permits stay unused."""
-
-SHARE: Final = 0.2
-"""Share of UPSTREAM_REQUESTS_PER_5_MIN that replays take by default; the rest is for live orders."""
-
-_WINDOW: Final = 300
 _SHORTEST_WAIT: Final = 10
 """ms between two steps: at a high rate each takes several orders."""
 
@@ -51,13 +43,6 @@ Rate = Annotated[
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan; its beginning is enough.")]
 
 cli = commands(name="replays", help="Plans made by `events replay`.")
-
-
-def default_rate(settings: Settings) -> float:
-    """Return the orders a second that the backfill's permits and its share of the window allow."""
-    by_permits = settings.backfill_concurrency / GET_ORDER
-    by_window = SHARE * settings.upstream_requests_per_5_min / _WINDOW
-    return min(by_permits, by_window)
 
 
 def replay(

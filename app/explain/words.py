@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from app import times
@@ -23,6 +23,11 @@ def many(count: int, noun: str) -> str:
 def commands_apart(text: str) -> list[str]:
     """Return the parts of a text, of which those that begin with `ota-receiver ` are commands."""
     return [*filter(None, map(str.strip, _COMMAND.split(text)))]
+
+
+def age(seconds: int) -> str:
+    """Return a number of seconds in its largest unit, as `times.age` does."""
+    return times.age(timedelta(seconds=seconds))
 
 
 def breaker_words(breaker: Breaker, now: datetime) -> str:

@@ -18,7 +18,7 @@ from app.audit import LONGEST_TEXT
 from app.errors import BrokenRecord, NotKnown, UnreadableAnswer
 from app.explain.order_diff import Difference, difference
 from app.explain.order_history import Step, took
-from app.explain.order_view import NOT_FOUND, OrderView, asset_rows, error_words, sink_state, view_of
+from app.explain.order_view import NOT_FOUND, OrderView, Outstanding, asset_rows, error_words, sink_state, view_of
 from app.explain.stores import Stores
 from app.explain.words import commands_apart
 from app.ids import OrderKey, guid
@@ -307,7 +307,7 @@ def _values(stores: Stores, view: OrderView) -> dict[str, Any]:
         "headline": headline,
         "kind": kind,
         "next": commands_apart(view.next),
-        "outstanding": [(one, commands_apart(one.why)) for one in view.outstanding],
+        "outstanding": list(_outstanding(view)),
         "error": error_words(view.record),
         "sinks": [(one, sink_state(view, one)) for one in view.sinks],
         "took": list(took(view.durations)),
@@ -343,6 +343,14 @@ def _headline(view: OrderView) -> tuple[str, str]:
         return "COMPLETE", "ok"
     is_dead = view.state == "dead" or bool(view.record.dead_sinks)
     return "NOT COMPLETE", "bad" if is_dead else "warn"
+
+
+def _outstanding(view: OrderView) -> Iterator[tuple[str, Outstanding, list[str]]]:
+    """Yield what is outstanding, what has failed for good first: the kind of its sign, and why it waits."""
+    dead = {*([""] if view.state == "dead" else []), *(sink.name for sink in view.record.dead_sinks)}
+    found = [("bad" if one.sink in dead else "info" if one.next else "warn", one) for one in view.outstanding]
+    for kind, one in sorted(found, key=lambda pair: pair[0] != "bad"):
+        yield kind, one, commands_apart(one.why)
 
 
 def _rows(steps: Sequence[Step]) -> Iterator[Row]:
