@@ -68,10 +68,12 @@ class Stores:
         All orders are searched for an orderId, and the fetched ones for a reference; the others, and request ids, among
         the newest MOST_AT_ONCE of each list. An orderId that begins so is searched among the newest MOST_SEARCHED.
         """
-        found = self.find_whole(text) if guid(text) else self.references.orders(text, most=MOST_AT_ONCE)
-        prefix = beginning(text)
+        found = self.find_whole(text) if guid(text) else self.references.of_fetched(text)
         if found or guid(text):
             return found, True
+        if found := self.references.orders(text, most=MOST_AT_ONCE):
+            return found, self.orders.count() <= MOST_AT_ONCE
+        prefix = beginning(text)
         found = [] if prefix is None else self.orders.newest_beginning_with(prefix)
         return found, self.orders.count() <= (MOST_SEARCHED if found else MOST_AT_ONCE)
 

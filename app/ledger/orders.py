@@ -437,15 +437,14 @@ class References:
         return [(one, [key for key in orders if key in stored]) for one, orders in zip(references, found, strict=True)]
 
     def _searched(self, reference: str, company_id: str | None, most: int) -> set[OrderKey]:
-        # The outstanding and the dead first: after a long outage they are not among the newest.
-        for zset in (self._redis.names.due, self._redis.names.dead, self._redis.names.orders):
-            members = islice(chain.from_iterable(newest_first(self._redis, zset)), most)
-            orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
-            names = read_fields(self._redis, orders, "reference", "request_id")
-            known = zip(orders, ([_folded(one) for one in both] for both in names), strict=True)
-            if found := {order for order, texts in known if reference in texts}:
-                return found
-        return set()
+        # The outstanding and the dead too: after a long outage they are not among the newest.
+        zsets = (self._redis.names.due, self._redis.names.dead, self._redis.names.orders)
+        pages = (islice(chain.from_iterable(newest_first(self._redis, zset)), most) for zset in zsets)
+        every = map(OrderKey.of, {member for member, _ in chain.from_iterable(pages)})
+        orders = [order for order in every if company_id in (None, order.company_id)]
+        names = read_fields(self._redis, orders, "reference", "request_id")
+        known = zip(orders, ([_folded(one) for one in both] for both in names), strict=True)
+        return {order for order, texts in known if reference in texts}
 
     def _event_references(self, orders: Sequence[OrderKey]) -> Iterator[str]:
         return (_folded(text) for (text,) in read_fields(self._redis, orders, "reference"))
