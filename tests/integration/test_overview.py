@@ -16,6 +16,7 @@ from app.deployment import Deployment
 from app.errors import ConnectionFault, Throttled
 from app.explain import overview
 from app.explain.overview import HOURS_SHOWN, Company, Overview
+from app.ledger.latency import Latency
 from app.ledger.policy import BREAKER_FAILURES, MINUTE
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.metrics import record_whole_list
@@ -179,6 +180,15 @@ def test_a_company_has_its_unsettled_orders_subscription_and_last_event(lab: Lab
     assert venue.unsettled_since == venue.last_event_at == times.from_ms(at)
     assert (museum.unsettled, museum.subscription, museum.pending_s) == (0, "", 0)
     assert museum.unsettled_since is museum.last_event_at is None
+
+
+def test_a_company_has_the_time_from_event_to_fetch_of_its_fetches(lab: Lab) -> None:
+    for number, seconds in enumerate((4, 4, 90), 1):
+        lab.accept(order(number), at=lab.now - seconds * 1000)
+        lab.fetch_and_store(order(number))
+
+    assert company(lab).latency == Latency(p50_ms=5000, p95_ms=120_000, fetches=3)
+    assert company(lab, "museum").latency.fetches == 0
 
 
 def test_a_company_has_its_breaker_and_the_retry_after_of_its_key(lab: Lab) -> None:
