@@ -89,13 +89,14 @@ class HourCount(msgspec.Struct, frozen=True):
 
 
 class Company(msgspec.Struct, frozen=True, kw_only=True):
-    """One company. `pending_s`: age of its oldest pending fetch, 0 without one. `hours`: oldest first.
-    `latency`: from event to fetch, of the last LATENCY_HOURS.
+    """One company.
 
-    `unsettled` counts orders that the order list shows unsettled, the first of them since `unsettled_since`.
-    `subscription`: its state as a pool saw it last (app/subscriptions.py), "" before the first check. `breaker` is the
-    open one, None while it is closed, and `breaker_words` the same for people. `throttled_until`: a Retry-After of its
-    API key ends. `reconciled_at`: its whole list was read last; `reconcile_at`: it is read next; None for never.
+    `pending_s`: age of its oldest pending fetch, 0 without one. `hours`: oldest first. `latency`: from event to fetch,
+    of the last LATENCY_HOURS. `unsettled` counts orders that the order list shows unsettled, the first of them since
+    `unsettled_since`. `subscription`: its state as a pool saw it last (app/subscriptions.py), "" before the first
+    check. `breaker` is the open one, None while it is closed, and `breaker_words` the same for people.
+    `throttled_until`: a Retry-After of its API key ends. `reconciled_at`: its whole list was read last;
+    `reconcile_at`: it is read next; None for never.
     """
 
     company_id: str

@@ -97,7 +97,7 @@ def test_the_sentence_has_the_pending_orders_and_the_age_of_the_oldest_of_any_co
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "words"),
     [
         (lambda lab: suspend(lab.redis), "RQ is suspended"),
         (lambda lab: lab.redis.delete(KEYS.pools), "no worker pool runs"),
@@ -111,7 +111,7 @@ def test_the_sentence_has_the_pending_orders_and_the_age_of_the_oldest_of_any_co
     ids=["rq", "no pool", "breaker", "sink fails", "sink away", "sink disabled", "undeclared", "unscheduled"],
 )
 def test_what_needs_a_look_is_in_the_sentence_and_status_ends_with_1(
-    lab: Lab, cause: Callable[[Lab], object], said: str
+    lab: Lab, cause: Callable[[Lab], object], words: str
 ) -> None:
     declare(lab)
     assert lab.run_command("status").code == 0
@@ -119,7 +119,7 @@ def test_what_needs_a_look_is_in_the_sentence_and_status_ends_with_1(
 
     found, page = read(lab), lab.run_command("status")
 
-    assert (found.status, found.sentence.rpartition("; ")[2]) == ("look", f"{said}.")
+    assert (found.status, found.sentence.rpartition("; ")[2]) == ("look", f"{words}.")
     assert (page.code, page.out.split("\n")[0]) == (1, found.sentence)
     assert lab.run_command("status", "--json").objects[0]["sentence"] == found.sentence
 
