@@ -129,22 +129,16 @@ def ops_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.ops.access import Access
     from app.ops.app import application
-    from app.ops.overview import Overview
+    from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
-    from app.web.requests import Proxies
+    from app.ops.runbook import Runbook
 
     if settings.ops_token is None:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
     act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
     redis, pages = _for_readers(settings), Pages()
-    return application(
-        redis,
-        pages,
-        [*Overview(redis, settings, pages).screens()],
-        access=Access(settings.ops_token.get_secret_value(), act_token),
-        can_act=act_token is not None,
-        proxies=Proxies(settings.trusted_proxies),
-    )
+    screens = [*FirstScreen(pages).screens(), *Runbook(pages).screens()]
+    return application(redis, settings, pages, screens, Access(settings.ops_token.get_secret_value(), act_token))
 
 
 def _for_readers(settings: Settings) -> Redis:
