@@ -130,32 +130,25 @@ def api_app(settings: Settings) -> ASGIApp:
 def ops_app(settings: Settings) -> ASGIApp:
     """Return the app of the ops page; it starts without Redis, as web does. Raises SettingsError without OPS_TOKEN."""
     # Here, as in web_app.
-    from app.explain.stores import Stores
     from app.ops.access import Access
     from app.ops.app import application
     from app.ops.order import OrderScreens
-    from app.ops.overview import Overview
+    from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
+    from app.ops.runbook import Runbook
     from app.ops.search import SearchScreen
-    from app.web.requests import Proxies
 
     if settings.ops_token is None:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
     act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
     redis, pages = _for_readers(settings), Pages()
-    stores = partial(Stores, redis, settings)
-    return application(
-        redis,
-        pages,
-        [
-            *Overview(redis, settings, pages).screens(),
-            *SearchScreen(pages, stores).screens(),
-            *OrderScreens(pages, stores, partial(operations, settings, redis)).screens(),
-        ],
-        access=Access(settings.ops_token.get_secret_value(), act_token),
-        can_act=act_token is not None,
-        proxies=Proxies(settings.trusted_proxies),
-    )
+    screens = [
+        *FirstScreen(pages).screens(),
+        *SearchScreen(pages).screens(),
+        *OrderScreens(pages, partial(operations, settings, redis)).screens(),
+        *Runbook(pages).screens(),
+    ]
+    return application(redis, settings, pages, screens, Access(settings.ops_token.get_secret_value(), act_token))
 
 
 def operations(settings: Settings, redis: Redis, who: str, why: str) -> Operations:

@@ -66,6 +66,9 @@ def ops() -> None:
     time.tzset()
     with _settings("ops") as found:
         _refuse_other_deployment(found)
+        # Its times are UTC, as those of the log: who looks may be in any zone.
+        os.environ["TZ"] = "UTC"
+        time.tzset()
         app = bootstrap.ops_app(found)
         if not is_loopback(f"//{found.ops_host}"):
             _log.warning("ops.open", advice="The page sends passwords: put a proxy with TLS before OPS_HOST.")

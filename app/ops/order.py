@@ -96,11 +96,8 @@ class Row(NamedTuple):
 class OrderScreens:
     """The page of an order and its actions; `operations` makes the operations of a person, for a reason."""
 
-    def __init__(
-        self, pages: Pages, stores: Callable[[], Stores], operations: Callable[[str, str], Operations]
-    ) -> None:
+    def __init__(self, pages: Pages, operations: Callable[[str, str], Operations]) -> None:
         self._pages = pages
-        self._stores = stores
         self._operations = operations
 
     def screens(self) -> Iterator[Screen]:
@@ -116,8 +113,7 @@ class OrderScreens:
         done, revision = visit.query.get("done", ""), _number(visit.query.get("revision", ""))
         if done and done not in NOTICES:
             raise _bad("This page takes no such `done`.")
-        stores = self._stores()
-        found = _orders(stores, visit, visit.query)
+        stores, found = visit.stores, _orders(visit, visit.query)
         if len(found) > 1:
             companies = [(stores.slug(key.company_id), address(stores, key)) for key in found]
             order_id = found[0].order_id
@@ -194,8 +190,7 @@ class OrderScreens:
         if not why or len(why) > LONGEST_TEXT or not why.isprintable():
             detail = f"Say why, on one line of at most {LONGEST_TEXT} characters, for the audit. Nothing was done."
             raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "Why?", detail)
-        stores = self._stores()
-        found = _orders(stores, visit, visit.form)
+        stores, found = visit.stores, _orders(visit, visit.form)
         if len(found) > 1:
             raise _bad("Several companies have this order: name one with `company`.")
         (key,) = found
@@ -283,9 +278,9 @@ def _back(stores: Stores, key: OrderKey, done: str) -> Response:
     return see_other(address(stores, key, done=done))
 
 
-def _orders(stores: Stores, visit: Visit, given: Mapping[str, str]) -> list[OrderKey]:
+def _orders(visit: Visit, given: Mapping[str, str]) -> list[OrderKey]:
     """Return the orders with the id in the path, of the company given if one is; raises Refused without any."""
-    text, company = visit.path["order_id"], given.get("company")
+    stores, text, company = visit.stores, visit.path["order_id"], given.get("company")
     order_id = guid(text)
     company_id = next((one for one, slug in stores.slugs.items() if slug == company), guid(company))
     if order_id is None or (company is not None and company_id is None):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from app.explain.order_view import NOT_FOUND
-from app.explain.stores import MOST_AT_ONCE, Stores
+from app.explain.stores import MOST_AT_ONCE
 from app.explain.words import commands_apart
 from app.ids import OrderKey, beginning
 from app.ledger.orders import MOST_SEARCHED
@@ -28,9 +28,8 @@ MOST_SHOWN: Final = 50
 class SearchScreen:
     """Finds orders: at once where that is cheap, and among all of them on request."""
 
-    def __init__(self, pages: Pages, stores: Callable[[], Stores]) -> None:
+    def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._stores = stores
 
     def screens(self) -> Iterator[Screen]:
         yield Screen("/search", self.search, frozenset({"q", "all"}))
@@ -47,7 +46,7 @@ class SearchScreen:
             )
             detail = f"Give an orderId or its first 4 digits, a reference, or a request id: no order has a {what}."
             raise Refused(HTTPStatus.BAD_REQUEST, "bad_search", "This cannot be found", detail)
-        stores, is_whole = self._stores(), True
+        stores, is_whole = visit.stores, True
         found: list[OrderKey] = []
         if text and "all" in visit.query:
             found = stores.find(text)
