@@ -296,7 +296,7 @@ def test_an_unknown_order_is_404_with_what_to_do_and_the_search(ops: OpsSite, la
 
 
 @pytest.mark.parametrize("broken", [None, b"another program"])
-def test_a_broken_record_is_told_and_the_others_are_shown(ops: OpsSite, lab: Lab, broken: bytes | None) -> None:
+def test_a_broken_record_is_shown_and_the_others_are_shown(ops: OpsSite, lab: Lab, broken: bytes | None) -> None:
     lab.accept(ONE, order(2))
     lab.overwrite(KEYS.record(ONE), broken)
 
@@ -309,7 +309,7 @@ def test_a_broken_record_is_told_and_the_others_are_shown(ops: OpsSite, lab: Lab
     assert order(2).order_id in ops.read(page_of(order(2)))
 
 
-def test_a_broken_history_is_told_on_the_page(lab: Lab, desk: Desk) -> None:
+def test_a_broken_history_is_shown_on_the_page(lab: Lab, desk: Desk) -> None:
     has_it(lab)
     lab.overwrite(KEYS.history(ONE), b"another program")
 
@@ -413,7 +413,7 @@ def test_a_sink_that_was_declared_later_can_get_the_order(lab: Lab, desk: Desk) 
     assert lab.start_delivery().revision == 1
 
 
-def test_a_disabled_sink_is_told(lab: Lab, desk: Desk) -> None:
+def test_a_disabled_sink_is_shown(lab: Lab, desk: Desk) -> None:
     has_it(lab)
     assert lab.run_command("sinks", "disable", SINK, "--why", "test").code == 0
 
@@ -485,7 +485,7 @@ def refetch(lab: Lab) -> None:
         (has_it, "refetch", "", erase, "erased"),
     ],
 )
-def test_what_had_changed_since_the_page_was_read_is_told_and_nothing_is_done(
+def test_what_had_changed_since_the_page_was_read_is_shown_and_nothing_is_done(
     lab: Lab,
     desk: Desk,
     before: Callable[[Lab], None],
