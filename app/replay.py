@@ -24,11 +24,19 @@ from app.ledger.orders import read_fields
 from app.ledger.pages import Page, scored_page
 from app.ledger.redis import Redis, Scored, Script, oldest_first, server_time
 from app.ledger.rq_jobs import JobTemplate
+from app.settings import Settings
 from app.times import from_ms, to_ms
 
 MOST_A_STEP: Final = 50
 """Orders per step, about a millisecond of Redis: live traffic is served in between."""
 
+GET_ORDER: Final = 0.25
+"""Seconds that a getOrder is assumed to take, for the default rate. With a faster upstream, permits stay unused."""
+
+SHARE: Final = 0.2
+"""Share of UPSTREAM_REQUESTS_PER_5_MIN that replays take by default; the rest is for live orders."""
+
+_WINDOW: Final = 300
 _WRITTEN_AT_ONCE: Final = 1000
 _DRAFT: Final = policy.DAY
 """How long the list of an unfinished plan is kept: its writer died or sleeps."""
@@ -305,3 +313,10 @@ def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:
     times = {name: from_ms(int(texts[name])) for name in ("at", "ended") if name in texts}
     sinks = [*filter(None, texts["sinks"].split(","))]
     return msgspec.convert({"id": plan_id, "left": left} | texts | times | {"sinks": sinks}, Plan, strict=False)
+
+
+def default_rate(settings: Settings) -> float:
+    """Return the orders a second that the backfill's permits and its share of the window allow."""
+    by_permits = settings.backfill_concurrency / GET_ORDER
+    by_window = SHARE * settings.upstream_requests_per_5_min / _WINDOW
+    return min(by_permits, by_window)
