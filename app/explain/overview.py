@@ -138,6 +138,7 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True):
 
     sink: str
     behind: int
+    failing: int
     fails: bool
     failing_s: int | None
     attempts: int
@@ -351,6 +352,7 @@ def _sink(name: str, one: SinkSnapshot, now: int) -> Sink:
     return Sink(
         sink=name,
         behind=one.behind,
+        failing=one.failing,
         fails=one.fails(now),
         failing_s=one.failing_s(now),
         attempts=one.failed_attempts,
