@@ -11,6 +11,8 @@ _COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
 
 def printable(text: str) -> str:
     """Return the text with a replacement for each control code: no terminal may obey one."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
