@@ -1,12 +1,14 @@
 """Replays: which orders to fetch or deliver again, and the plans that feed them to the backfill queue at a rate.
 
-A plan is a hash and a list of the orders still to do. One script takes orders off the list and requests their fetches,
-so a feeder may be killed at any instruction and another continues. Two feeders share the rate and never an order.
+A plan is a hash and a list of the orders still to do, or of the dead letters still to requeue. One script takes orders
+off the list and requests their fetches, so a feeder may be killed at any instruction and another continues. Two feeders
+share the rate and never an order.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import islice
@@ -19,28 +21,50 @@ from app import audit
 from app.audit import AuditEntry
 from app.ids import OrderKey
 from app.ledger import policy
+from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery, StoredEvent
 from app.ledger.orders import read_fields
 from app.ledger.redis import Redis, Script, oldest_first, server_time
 from app.ledger.rq_jobs import JobTemplate
+from app.settings import Settings
 from app.times import from_ms, to_ms
 
 MOST_A_STEP: Final = 50
 """Orders per step, about a millisecond of Redis: live traffic is served in between."""
 
+GET_ORDER: Final = 0.25
+"""Seconds that a getOrder is assumed to take, for the default rate. With a faster upstream, permits stay unused."""
+
+SHARE: Final = 0.2
+"""Share of UPSTREAM_REQUESTS_PER_5_MIN that replays take by default; the rest is for live orders."""
+
+WINDOW: Final = 300
+"""Seconds for which UPSTREAM_REQUESTS_PER_5_MIN counts."""
+
+_SHORTEST_WAIT: Final = 10
+"""ms between two steps: at a high rate each takes several orders."""
+
+_LONGEST_WAIT: Final = 1000
+"""ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
+
 _WRITTEN_AT_ONCE: Final = 1000
 _DRAFT: Final = policy.DAY
 """How long the list of an unfinished plan is kept: its writer died or sleeps."""
 
-State = Literal["open", "done", "cancelled"]
+State = Literal["draft", "open", "done", "cancelled"]
+Feeder = Literal["command", "ops"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One plan: fetch the orders, or deliver their stored revision to `sinks` without a fetch.
 
+    A plan of the `kind` dead requeues dead letters: each fetch or delivery that was dead when it was made, and is the
+    same dead letter still. It is a `draft` until its list is written. `fed_by` names what feeds it: the command that
+    made it, for as long as it runs, or the ops page.
+
     `rate` is in orders a second; `who` and `why` are a person's own words. Of the `orders`, `left` are still to do, or
     were when it was cancelled. `queued` got a new job or delivery, `waiting` had one already, `passed` needed none:
-    their copy is newer by now, or nothing is stored to deliver.
+    their copy is newer by now, nothing is stored to deliver, or the dead letter is gone.
     """
 
     id: str
@@ -51,12 +75,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     sinks: tuple[str, ...]
     state: State
+    kind: Literal["events", "dead"] = "events"
+    fed_by: Feeder = "command"
     orders: int
     left: int
     queued: int = 0
     waiting: int = 0
     passed: int = 0
     ended: datetime | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in {"done", "cancelled"}
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -129,33 +159,54 @@ class Plans:
         `orders`: member and ms of its last event, None to fetch it whatever is stored. A writer that dies here leaves
         only a list that expires after a day.
         """
-        plan_id = ""
-        while not plan_id or self._redis.exists(
-            self._redis.names.replay(plan_id), self._redis.names.replay_todo(plan_id)
-        ):
-            plan_id = secrets.token_hex(3)
+        plan_id = self._new_id()
         todo = self._redis.names.replay_todo(plan_id)
-        left = iter(orders)
-        count = 0
-        while chunk := list(islice(left, _WRITTEN_AT_ONCE)):
-            with self._redis.pipeline(transaction=True) as pipe:
-                pipe.rpush(todo, *(f"{member} {'-' if event_at is None else event_at}" for member, event_at in chunk))
-                pipe.pexpire(todo, _DRAFT)
-                pipe.execute()
-            count += len(chunk)
-        now = self._now()
+        count = self._write(todo, (f"{member} {'-' if event_at is None else event_at}" for member, event_at in orders))
         texts = {"who": who, "why": why, "selected": selected}
-        fields: dict[Any, Any] = {"at": now, "paced": now, "rate": rate, "sinks": ",".join(sinks), "orders": count}
-        entry = AuditEntry(what="replay", plan=plan_id, orders=count, **texts)
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._redis.names.replay(plan_id), mapping={"state": "open"} | texts | fields)
-            pipe.pexpire(self._redis.names.replay(plan_id), self._keep)
-            pipe.pexpire(todo, self._keep)
-            pipe.zadd(self._redis.names.replays, {plan_id: now})
-            audit.append(pipe, self._redis.names, entry)
-            pipe.execute()
-        (stored,) = self._read([plan_id])
-        return stored
+        return self._store(plan_id, "replay", count, texts, {"state": "open", "rate": rate, "sinks": ",".join(sinks)})
+
+    def draft(
+        self, query: DeadQuery, *, count: int, rate: float, selected: str, who: str, why: str, fed_by: Feeder = "ops"
+    ) -> Plan:
+        """Store a new plan of these dead letters with its audit entry, and return it; `make` writes its list.
+
+        `count`: how many they are about. Those that become dead after `query.until` are not among them.
+        """
+        texts = {"who": who, "why": why, "selected": selected}
+        made = {"state": "draft", "kind": "dead", "query": msgspec.json.encode(query), "left": count}
+        return self._store(
+            self._new_id(), "requeue", count, texts, made | {"rate": rate, "sinks": "", "fed_by": fed_by}
+        )
+
+    def make(self, plan: Plan) -> None:
+        """Write the list of a draft, and open it; raises what redis-py raises.
+
+        Each maker writes a list of its own, and the first one that is done opens the plan with it. The list of a maker
+        that dies expires after a day.
+        """
+        plan_key, todo = self._redis.names.replay(plan.id), self._redis.names.replay_todo(plan.id)
+        query: Any = self._redis.hget(plan_key, "query")
+        if query is None:
+            return
+        own = self._redis.names.replay_todo(f"{plan.id}-{secrets.token_hex(3)}")
+        letters = DeadLetters(self._redis).oldest_first(msgspec.json.decode(query, type=DeadQuery))
+        count = self._write(own, (f"{one.key.member} {to_ms(one.at)} {one.sink}" for one in letters))
+        now = self._now()
+
+        def open_plan(pipe: Pipeline) -> None:
+            # Watched: another maker may be done, or the plan be cancelled, between this read and the transaction.
+            state: Any = pipe.hget(plan_key, "state")
+            pipe.multi()
+            if state != b"draft":
+                pipe.delete(own)
+                return
+            if count:
+                pipe.rename(own, todo)
+                pipe.pexpire(todo, self._keep)
+            pipe.hset(plan_key, mapping={"state": "open", "orders": count, "paced": now})
+            pipe.hdel(plan_key, "left", "query")
+
+        self._redis.transaction(open_plan, plan_key)
 
     def of(self, plan_id: str) -> Plan | None:
         """Return a plan, None if it does not exist (any more)."""
@@ -170,6 +221,30 @@ class Plans:
         """Return the plans of the last EVENT_DAYS."""
         return self._read(self.ids())
 
+    def of_ops(self) -> list[Plan]:
+        """Return the plans that the ops page is to make or to feed, newest first."""
+        plan_ids = self.ids()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for plan_id in plan_ids:
+                pipe.hmget(self._redis.names.replay(plan_id), "fed_by", "state")
+            answers = pipe.execute()
+        to_do = ([b"ops", b"draft"], [b"ops", b"open"])
+        return list(self._read([one for one, answer in zip(plan_ids, answers, strict=True) if answer in to_do]))
+
+    def run(self, plan: Plan) -> Iterator[int]:
+        """Make the plan if it is a draft, and feed it until it ends; yield after each step how many orders are left.
+
+        Raises OtherSchema, and what redis-py raises; another run goes on where this one ended.
+        """
+        if plan.state == "draft":
+            self.make(plan)
+        while True:
+            fed = self.feed(plan)
+            yield fed.left
+            if fed.state != "open":
+                return
+            time.sleep(min(max(fed.wait, _SHORTEST_WAIT), _LONGEST_WAIT) / 1000)
+
     def feed(self, plan: Plan) -> Step:
         """Take what the rate allows off the plan and request fetches or deliveries, in one step; raises OtherSchema."""
         state, left, wait = self._step(
@@ -181,9 +256,12 @@ class Plans:
         )
         return Step(state.decode(), left, wait)
 
-    def resume(self, plan: Plan, who: str, rate: float | None = None) -> Plan:
-        """Write to the audit who continues the plan, from now on at `rate` if one is given."""
-        return self._change(plan, {} if rate is None else {"rate": rate}, "resume", who, "")
+    def resume(
+        self, plan: Plan, who: str, why: str = "", *, rate: float | None = None, fed_by: Feeder | None = None
+    ) -> Plan:
+        """Write to the audit who continues the plan; from now on at `rate` and `fed_by` this, if they are given."""
+        changed = {"rate": rate, "fed_by": fed_by}
+        return self._change(plan, {name: to for name, to in changed.items() if to is not None}, "resume", who, why)
 
     def cancel(self, plan: Plan, who: str, why: str) -> Plan:
         """End the plan; queued orders stay queued. One that has ended meanwhile stays as it is."""
@@ -197,9 +275,9 @@ class Plans:
             state: Any = pipe.hget(plan_key, "state")
             left: Any = pipe.llen(todo)
             pipe.multi()
-            if state != b"open":
+            if state not in (b"draft", b"open"):
                 return
-            if what == "cancel":
+            if what == "cancel" and state == b"open":
                 fields["left"] = left
                 pipe.delete(todo)
             if fields:
@@ -211,6 +289,47 @@ class Plans:
         (changed,) = self._read([plan.id])
         return changed
 
+    def _new_id(self) -> str:
+        names = self._redis.names
+        while True:
+            plan_id = secrets.token_hex(3)
+            if not self._redis.exists(names.replay(plan_id), names.replay_todo(plan_id)):
+                return plan_id
+
+    def _write(self, todo: str, entries: Iterable[str]) -> int:
+        """Write the list of a plan that is not open yet; return its length."""
+        left = iter(entries)
+        count = 0
+        while chunk := list(islice(left, _WRITTEN_AT_ONCE)):
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.rpush(todo, *chunk)
+                pipe.pexpire(todo, _DRAFT)
+                pipe.execute()
+            count += len(chunk)
+        return count
+
+    def _store(
+        self,
+        plan_id: str,
+        what: Literal["replay", "requeue"],
+        count: int,
+        texts: dict[str, str],
+        fields: dict[str, Any],
+    ) -> Plan:
+        """Store a new plan and its audit entry; its list, if it is written, lives as long."""
+        names, now = self._redis.names, self._now()
+        entry = AuditEntry(what=what, plan=plan_id, orders=count, **texts)
+        whole: dict[Any, Any] = {"at": now, "paced": now, "orders": count} | texts | fields
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(names.replay(plan_id), mapping=whole)
+            pipe.pexpire(names.replay(plan_id), self._keep)
+            pipe.pexpire(names.replay_todo(plan_id), self._keep)
+            pipe.zadd(names.replays, {plan_id: now})
+            audit.append(pipe, names, entry)
+            pipe.execute()
+        (stored,) = self._read([plan_id])
+        return stored
+
     def _read(self, plan_ids: list[str]) -> Iterator[Plan]:
         with self._redis.pipeline(transaction=False) as pipe:
             for plan_id in plan_ids:
@@ -220,6 +339,13 @@ class Plans:
         for plan_id, fields, left in zip(plan_ids, answers[::2], answers[1::2], strict=True):
             if fields:
                 yield _plan(plan_id, fields, left)
+
+
+def default_rate(settings: Settings) -> float:
+    """Return the orders a second that the backfill's permits and its share of the window allow."""
+    by_permits = settings.backfill_concurrency / GET_ORDER
+    by_window = SHARE * settings.upstream_requests_per_5_min / WINDOW
+    return min(by_permits, by_window)
 
 
 def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> Selected:

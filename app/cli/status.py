@@ -17,7 +17,6 @@ from app.audit import Action, AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
-from app.cli.replay import GET_ORDER
 from app.deployment import differences
 from app.ids import OrderKey, guid
 from app.intake.spool_file import waiting
@@ -27,6 +26,7 @@ from app.ledger.policy import JOB_TIMEOUT
 from app.ledger.rate_limit import spent
 from app.ledger.record import OrderRecord
 from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
+from app.replay import GET_ORDER
 from app.snapshot import AlertState, ConsumerSnapshot, SinkSnapshot, Snapshot, SnapshotReader
 
 _CODES: Final = {

@@ -7,21 +7,25 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app import audit
+from app.audit import AuditEntry
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
+from app.erasure import Erasure
 from app.errors import OtherSchema
+from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.history import FetchRequested, Redelivered
 from app.ledger.policy import DAY
 from app.ledger.redis import VERSION, Redis
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Plan, Plans, Step
-from app.times import to_ms
+from app.times import from_ms, to_ms
 from tests.eventually import eventually
-from tests.lab import KEYS, SINK, Lab, order
+from tests.lab import KEYS, MUSEUM, ONE, SINK, VENUE, Lab, order
 
 OTHER = "python:operator:eq"
 NOW = 1_800_000_000_000
@@ -224,6 +228,151 @@ class TestToSinks:
 
         assert current(plans, plan).passed == 2
         assert lab.record(order(2)) == {}
+
+
+def dead_fetch(lab: Lab, number: int, reason: str = "order_missing", *, company_id: str = VENUE) -> None:
+    lab.accept(order(number, company_id))
+    lab.dead_letter(order(number, company_id), reason)
+
+
+def dead_delivery(lab: Lab, number: int) -> None:
+    lab.accept_and_fetch(order(number))
+    lab.dead_letter_delivery(order(number))
+
+
+def requeueing(lab: Lab, plans: Plans, *, rate: float = 1000, **conditions: Any) -> Plan:
+    """Make a plan of the dead letters that match, whose jobs are gone."""
+    lab.clear_queues()
+    query = DeadQuery(until=from_ms(lab.now), **conditions)
+    draft = plans.draft(query, count=4, rate=rate, selected="all", who="ann", why="venue is back")
+    plans.make(draft)
+    return current(plans, draft)
+
+
+class TestDeadLetters:
+    def test_each_dead_fetch_and_each_dead_delivery_is_revived(self, lab: Lab, plans: Plans) -> None:
+        """The fetch in the backfill queue, and the delivery with new attempts and without a fetch."""
+        dead_fetch(lab, 1)
+        dead_delivery(lab, 2)
+        plan = requeueing(lab, plans)
+        assert (plan.state, plan.orders, plan.left) == ("open", 2, 2)
+
+        step = feed(lab, plans, plan)
+
+        assert (step.state, current(plans, plan).queued, lab.dead()) == ("done", 2, 0)
+        assert lab.redis.zcard(KEYS.dead_deliveries) == 0
+        assert lab.queued("backfill") == [order(1).order_id]
+        assert lab.fetch_and_store(order(1)) == "fetched"
+        assert lab.deliver(order=order(2)).attempts == 1
+        assert (lab.field("generation", order(2)), lab.acquire_delivery(order(2))) == ("1", None)
+
+    @pytest.mark.parametrize(
+        ("conditions", "numbers"),
+        [
+            ({}, {1, 2, 3, 4}),
+            ({"company_id": VENUE}, {1, 2, 3}),
+            ({"reason": "order_missing"}, {1, 4}),
+            ({"sink": SINK}, {3}),
+            ({"since": from_ms(NOW + 1)}, set()),
+        ],
+    )
+    def test_only_those_that_match_are_revived(
+        self, lab: Lab, plans: Plans, conditions: dict[str, Any], numbers: set[int]
+    ) -> None:
+        dead_fetch(lab, 1)
+        dead_fetch(lab, 2, "http_400")
+        dead_delivery(lab, 3)
+        dead_fetch(lab, 4, company_id=MUSEUM)
+
+        feed(lab, plans, requeueing(lab, plans, **conditions))
+
+        letters = DeadLetters(lab.redis).oldest_first(DeadQuery(until=from_ms(lab.now)))
+        left = {letter.order_id for letter in letters}
+        assert left == {order(number).order_id for number in {1, 2, 3, 4} - numbers}
+
+    @pytest.mark.parametrize("meanwhile", ["requeued", "requeued and dead again", "discarded", "erased", "record gone"])
+    @pytest.mark.parametrize("sink", ["", SINK])
+    def test_what_is_no_longer_the_letter_that_was_counted_is_passed_over(
+        self, lab: Lab, plans: Plans, meanwhile: str, sink: str
+    ) -> None:
+        (dead_delivery if sink else dead_fetch)(lab, 1)
+        plan = requeueing(lab, plans)
+        lab.later(1)
+        if meanwhile.startswith("requeued"):
+            lab.ledger.retry_delivery(ONE, sink) if sink else lab.request_fetch(queue="backfill")
+        if meanwhile.endswith("again"):
+            lab.dead_letter_delivery(ONE) if sink else lab.dead_letter(ONE)
+        if meanwhile == "discarded":
+            assert lab.ledger.discard(ONE, sink)
+        if meanwhile == "erased":
+            erasure = Erasure(lab.redis, order_days=400)
+            traces = erasure.traces(ONE)
+            assert traces is not None
+            erasure.erase(traces)
+        if meanwhile == "record gone":
+            lab.redis.delete(KEYS.record(ONE))
+        before = (lab.record(), lab.is_dead(), lab.pending(), lab.jobs("backfill"))
+
+        feed(lab, plans, plan, 3000)
+
+        ended = current(plans, plan)
+        assert (ended.state, ended.queued, ended.passed) == ("done", 0, 1)
+        assert (lab.record(), lab.is_dead(), lab.pending(), lab.jobs("backfill")) == before
+
+    def test_one_that_dies_after_the_count_is_not_in_the_plan(self, lab: Lab, plans: Plans) -> None:
+        dead_fetch(lab, 1)
+        until = from_ms(lab.now)
+        lab.later(1)
+        dead_fetch(lab, 2)
+        draft = plans.draft(DeadQuery(until=until), count=1, rate=1000, selected="", who="ann", why="")
+
+        plans.make(draft)
+        feed(lab, plans, draft, 3000)
+
+        assert [lab.is_dead(order(number)) for number in (1, 2)] == [False, True]
+
+    def test_the_audit_names_who_and_why_before_the_list_is_written(self, lab: Lab, plans: Plans) -> None:
+        draft = plans.draft(DeadQuery(until=from_ms(NOW)), count=412, rate=4, selected="all", who="ann", why="back")
+
+        ((_, entry),) = audit.newest_first(lab.redis)
+        assert entry == AuditEntry(what="requeue", plan=draft.id, who="ann", why="back", selected="all", orders=412)
+        assert (draft.state, draft.fed_by, draft.left, feed(lab, plans, draft).state) == ("draft", "ops", 412, "draft")
+
+    def test_two_makers_at_once_give_one_list(self, lab: Lab, plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second one makes the plan, and feeds half of it, while the first one still writes."""
+        for number in (1, 2):
+            dead_fetch(lab, number)
+        draft = plans.draft(DeadQuery(until=from_ms(NOW)), count=2, rate=1, selected="", who="ann", why="")
+        second = Plans(lab.redis, event_days=90, clock=lab.clock)
+        write = plans._write
+
+        def is_overtaken(todo: str, entries: Iterable[str]) -> int:
+            written = write(todo, entries)
+            second.make(draft)
+            feed(lab, second, draft)
+            return written
+
+        monkeypatch.setattr(plans, "_write", is_overtaken)
+        plans.make(draft)
+
+        now = current(plans, draft)
+        assert (now.state, now.orders, now.left, now.queued) == ("open", 2, 1, 1)
+        assert lab.redis.keys("ota:replay-todo:*") == [KEYS.replay_todo(draft.id).encode()]
+
+    def test_a_draft_that_is_cancelled_is_not_made(self, lab: Lab, plans: Plans) -> None:
+        dead_fetch(lab, 1)
+        draft = plans.draft(DeadQuery(until=from_ms(NOW)), count=1, rate=1, selected="", who="ann", why="")
+
+        cancelled = plans.cancel(draft, "bob", "wrong filter")
+        plans.make(draft)
+
+        assert (cancelled.state, cancelled.left, current(plans, draft)) == ("cancelled", 1, cancelled)
+        assert (list(plans.run(draft)), lab.is_dead(order(1))) == ([0], True)
+
+    def test_none_left_when_it_is_made_is_done(self, lab: Lab, plans: Plans) -> None:
+        plan = requeueing(lab, plans)
+
+        assert (feed(lab, plans, plan).state, current(plans, plan).orders) == ("done", 0)
 
 
 ORDERS = 60
