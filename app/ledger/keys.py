@@ -16,6 +16,8 @@
 | `ota:deliveries:<sink>` | zset: order -> ms of its next delivery; a sink's clock | until it has it | all scripts |
 | `ota:dead` | zset: order -> ms when its fetch became a dead letter | until requeued or discarded | all scripts |
 | `ota:dead-deliveries` | zset: order + sink -> ms when the delivery became one | the same | complete_delivery |
+| `ota:dead-by:<sink>|<reason>` | zset: the entries of one kind in these two (sink "": fetches) | the same | the same |
+| `ota:dead-kinds` | set: the kinds that have entries | none | the same |
 | `ota:erasing` | zset: erased order -> ms, while its events may be stored | until they are deleted | erase |
 | `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS | accept, request_fetch, store_fetch |
 | `ota:feed` | zset: order -> position of its latest revision, about the ms when it came | as the record | store_fetch |
@@ -133,6 +135,8 @@ class Keys:
         self.due: Final = key("due")
         self.dead: Final = key("dead")
         self.dead_deliveries: Final = key("dead-deliveries")
+        self.dead_by: Final = key("dead-by:{}").format
+        self.dead_kinds: Final = key("dead-kinds")
         self.audit: Final = key("audit")
         self.replays: Final = key("replays")
         self.events: Final = key("events")

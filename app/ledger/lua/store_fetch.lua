@@ -146,7 +146,7 @@ if o.fetched_generation >= o.generation then
   end
   -- A worker that counted as dead may still store an order that is a dead letter by now.
   redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
-  redis.call('ZREM', dead, o.member)
+  remove_dead_letter(o, '')
   o.dead = nil
   leave(o, due)
   return finish('fetched')
