@@ -189,8 +189,9 @@ class Plans:
         if query is None:
             return
         own = self._redis.names.replay_todo(f"{plan.id}-{secrets.token_hex(3)}")
-        letters = DeadLetters(self._redis).oldest_first(msgspec.json.decode(query, type=DeadQuery))
-        count = self._write(own, (f"{one.key.member} {to_ms(one.at)} {one.sink}" for one in letters))
+        letters = DeadLetters(self._redis).entries(msgspec.json.decode(query, type=DeadQuery))
+        named = ((member.partition(" "), ms) for member, ms in letters)
+        count = self._write(own, (f"{order} {ms} {sink}" for (order, _, sink), ms in named))
         now = self._now()
 
         def open_plan(pipe: Pipeline) -> None:

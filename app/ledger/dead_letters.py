@@ -101,14 +101,43 @@ class DeadLetters:
 
     def oldest_first(self, query: DeadQuery) -> Iterator[DeadLetter]:
         """Return the orders that match, then the deliveries that match, each from the oldest on."""
-        since = None if query.since is None else to_ms(query.since)
-        # With an end: what is requeued and dies again meanwhile must not come again and again.
-        until = to_ms(query.until)
-        for zsets in self._zsets(query):
-            walks = [chain.from_iterable(oldest_first(self._redis, zset, since, until)) for zset in zsets]
-            merged = heapq.merge(*walks, key=itemgetter(1))
-            while entries := list(islice(merged, PAGE)):
-                yield from filter(None, self._matching(query, entries))
+        for entries in self._walk(query):
+            yield from filter(None, self._matching(query, entries))
+
+    def entries(self, query: DeadQuery) -> Iterator[Scored]:
+        """Return the same as entries, each with its ms: an order, and for a delivery a space and its sink.
+
+        No record is read where the entries tell which match.
+        """
+        of_company = f"{query.company_id or ''}:"
+        for entries in self._walk(query):
+            if _needs_records(query):
+                found = zip(entries, self._matching(query, entries), strict=True)
+                yield from (entry for entry, letter in found if letter is not None)
+            else:
+                yield from (one for one in entries if query.company_id is None or one[0].startswith(of_company))
+
+    def count(self, query: DeadQuery, most: int) -> tuple[int, bool]:
+        """Return how many match, and whether this is all: where entries must be read, it looks at `most` or a few more.
+
+        Without a company, and with a reason that ends before its first colon, none need to be read.
+        """
+        if query.company_id is None and not _needs_records(query):
+            since = "-inf" if query.since is None else to_ms(query.since)
+            with self._redis.pipeline(transaction=False) as pipe:
+                for zset in chain(*self._zsets(query)):
+                    pipe.zcount(zset, since, to_ms(query.until))
+                return sum(pipe.execute()), True
+        count = looked = 0
+        for entries in self._walk(query):
+            if looked >= most:
+                return count, False
+            looked += len(entries)
+            if _needs_records(query):
+                count += sum(letter is not None for letter in self._matching(query, entries))
+            else:
+                count += sum(member.startswith(f"{query.company_id}:") for member, _ in entries)
+        return count, True
 
     def page(
         self, query: DeadQuery, after: str | None = None, limit: int = 50, most: int = MOST_LOOKED_AT
@@ -165,9 +194,20 @@ class DeadLetters:
         fetches = [names.dead_by("|".join(one)) for one in wanted if not one[0]]
         return fetches, [names.dead_by("|".join(one)) for one in wanted if one[0]]
 
+    def _walk(self, query: DeadQuery) -> Iterator[list[Scored]]:
+        """Return pages of the entries that may match: those of fetches, then those of deliveries, each oldest first."""
+        since = None if query.since is None else to_ms(query.since)
+        # With an end: what is requeued and dies again meanwhile must not come again and again.
+        until = to_ms(query.until)
+        for zsets in self._zsets(query):
+            walks = [chain.from_iterable(oldest_first(self._redis, zset, since, until)) for zset in zsets]
+            merged = heapq.merge(*walks, key=itemgetter(1))
+            while entries := list(islice(merged, PAGE)):
+                yield entries
+
     def _matching(self, query: DeadQuery, entries: Sequence[Scored]) -> list[DeadLetter | None]:
         """Return the dead letter of each entry that `_zsets` has, None where it does not match."""
-        if query.reason != RECORD_GONE and query.reason == _general(query.reason or ""):
+        if not _needs_records(query):
             # The list of a kind has no other, and where the record is lost it alone knows the reason.
             query = msgspec.structs.replace(query, reason=None)
         parts = [member.partition(" ") for member, _ in entries]
@@ -184,6 +224,11 @@ class DeadLetters:
         }
         found = (letters.get((member, sink)) for member, _, sink in parts)
         return [one if one is not None and query.matches(one) else None for one in found]
+
+
+def _needs_records(query: DeadQuery) -> bool:
+    """Return whether only the record tells whether an entry matches: the rest of a reason, or that there is none."""
+    return query.reason is not None and (query.reason == RECORD_GONE or query.reason != _general(query.reason))
 
 
 def _general(reason: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app.ledger.history import FetchRequested, Redelivered
 from app.ledger.policy import DAY
 from app.ledger.redis import VERSION, Redis
 from app.ledger.work import DeliveryOutcome
+from app.ops.feeder import Feeder
 from app.replay import MOST_A_STEP, Plan, Plans, Step
 from app.times import from_ms, to_ms
 from tests.eventually import eventually
@@ -492,3 +494,70 @@ def test_a_failure_of_redis_stops_it_and_nothing_is_lost(own_valkey: Valkey, tmp
         assert resumed.code == 0
         assert fed(lab, plan) == list(range(ORDERS))
         assert redis.zcard(KEYS.due) == ORDERS
+
+
+@pytest.fixture
+def dead(lab: Lab) -> Lab:
+    """A lab of which every order is dead; no job waits."""
+    lab.accept(*map(order, range(ORDERS)))
+    for number in range(ORDERS):
+        lab.dead_letter(order(number))
+    lab.clear_queues()
+    return lab
+
+
+def start_ops(lab: Lab) -> None:
+    """Start what an ops process runs to feed plans."""
+    Feeder(partial(Redis.from_url, lab.url), event_days=90).start()
+
+
+def draft(lab: Lab, rate: float) -> Plan:
+    query = DeadQuery(until=from_ms(lab.now))
+    return Plans(lab.redis, event_days=90).draft(query, count=ORDERS, rate=rate, selected="", who="ann", why="")
+
+
+def is_done(lab: Lab, plan: Plan) -> bool:
+    return current(Plans(lab.redis, event_days=90), plan).state == "done"
+
+
+def test_two_processes_of_the_ops_page_share_a_plan_and_its_rate(dead: Lab) -> None:
+    start_ops(dead)
+    start_ops(dead)
+    plan = draft(dead, rate=40)
+
+    eventually(lambda: is_done(dead, plan), 15, what="the plan is done")
+
+    assert fed(dead, plan) == list(range(ORDERS))
+    assert sorted(dead.queued("backfill")) == [order(number).order_id for number in range(ORDERS)]
+    elapsed = [at - to_ms(plan.at) for at, _ in requests(dead, plan)]
+    assert all(ms >= (count + 1) * 25 - 1 for count, ms in enumerate(elapsed))
+
+
+def test_a_plan_of_a_command_is_fed_by_the_ops_page_from_its_resume_there_on(filled: Lab) -> None:
+    start_ops(filled)
+    plans = Plans(filled.redis, event_days=90)
+    plan = file(plans, range(ORDERS), rate=1000)
+    mine = draft(filled, rate=1000)
+    eventually(lambda: is_done(filled, mine), 10, what="the plan of the page is done")
+    assert current(plans, plan).left == ORDERS
+
+    plans.resume(plan, "ann", "bob has left", fed_by="ops")
+
+    eventually(lambda: is_done(filled, plan), 10, what="the plan is done")
+    noted = [(one.what, one.who, one.why) for _, one in audit.newest_first(filled.redis) if one.plan == plan.id]
+    assert noted == [("resume", "ann", "bob has left"), ("replay", "ann@host", "a test")]
+
+
+def test_while_redis_is_away_the_ops_page_waits_and_then_goes_on(own_valkey: Valkey, tmp_path: Path) -> None:
+    with Redis.from_url(own_valkey.url, socket_timeout=5) as redis:
+        lab = fill(Lab(redis, own_valkey.url, tmp_path))
+        plan = file(Plans(redis, event_days=90), range(ORDERS), rate=100)
+        Plans(redis, event_days=90).resume(plan, "ann", fed_by="ops")
+        start_ops(lab)
+        plan_of(lab)
+        own_valkey.kill()
+        own_valkey.restart()
+
+        eventually(lambda: is_done(lab, plan), 10, what="the plan is done")
+
+        assert fed(lab, plan) == list(range(ORDERS))
