@@ -13,9 +13,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.deployment import differences
+from app.ledger import policy
 from app.ledger.policy import DAY, MINUTE, SECOND
 from app.ledger.redis import Redis
-from app.snapshot import SAMPLE, AlertState, CompanySnapshot, Snapshot
+from app.snapshot import AlertState, CompanySnapshot, Snapshot
 from app.subscriptions import ACTIVE
 
 EVERY: Final = 20 * SECOND
@@ -300,7 +301,7 @@ def _of_company(snapshot: Snapshot, company_id: str, hours: Hours) -> Iterator[C
 
 def _left_at(dead_at: int, dead: int) -> int | None:
     """Return when the latest dead letter of a company or a sink became one; None if it may be beyond the sample."""
-    return dead_at if dead_at or dead <= SAMPLE else None
+    return dead_at if dead_at or dead <= policy.SAMPLE else None
 
 
 def _not_ahead(state: AlertState, now: int) -> AlertState:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
@@ -24,7 +24,8 @@ from app.ledger import policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery, StoredEvent
 from app.ledger.orders import read_fields
-from app.ledger.redis import Redis, Script, oldest_first, server_time
+from app.ledger.pages import Page, scored_page
+from app.ledger.redis import Redis, Scored, Script, oldest_first, server_time
 from app.ledger.rq_jobs import JobTemplate
 from app.settings import Settings
 from app.times import from_ms, to_ms
@@ -245,6 +246,25 @@ class Plans:
             if fed.state != "open":
                 return
             time.sleep(min(max(fed.wait, _SHORTEST_WAIT), _LONGEST_WAIT) / 1000)
+
+    def page(
+        self,
+        after: str | None = None,
+        limit: int = 50,
+        *,
+        state: State | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Page[Plan]:
+        """Return a page of these plans, of one state or of all, made between two times; raises UnknownCursor."""
+
+        def matching(entries: Sequence[Scored]) -> Iterator[Plan | None]:
+            plans = {plan.id: plan for plan in self._read([plan_id for plan_id, _ in entries])}
+            found = (plans.get(plan_id) for plan_id, _ in entries)
+            return (plan if plan is not None and state in (None, plan.state) else None for plan in found)
+
+        zsets = [self._redis.names.replays]
+        return scored_page(self._redis, zsets, matching, after, limit, since=since, until=until, newest_first=True)
 
     def feed(self, plan: Plan) -> Step:
         """Take what the rate allows off the plan and request fetches or deliveries, in one step; raises OtherSchema."""

@@ -197,6 +197,12 @@ class Settings(Declared):
         description="Calls in any 5 minutes with one API key, on all machines together.",
     )
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
+    fetch_target: Seconds = Field(
+        ge=1,
+        le=86_400,
+        default=30,
+        description="95 of 100 events should be fetched within this time of their arrival; the ops page shows it.",
+    )
     sinks: CommaList = Field(
         default=(),
         description="Functions that get each order, separated by commas; `entry:NAME` for that of an installed package."

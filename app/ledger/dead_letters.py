@@ -152,8 +152,8 @@ class DeadLetters:
             partial(self._matching, query),
             after,
             limit,
-            since=None if query.since is None else to_ms(query.since),
-            until=to_ms(query.until),
+            since=query.since,
+            until=query.until,
             most=most,
         )
 

@@ -7,6 +7,7 @@ and none is left out, unless its own time changes meanwhile.
 
 from __future__ import annotations
 
+import math
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +17,14 @@ from typing import Final, Generic, TypeVar, cast
 import msgspec
 
 from app.errors import UnknownCursor
-from app.ledger.redis import PAGE, Redis, Scored
-from app.times import from_ms
+from app.ledger.redis import Redis, Scored
+from app.times import from_ms, to_ms
 
 MOST_LOOKED_AT: Final = 2_000
 """Entries of one page of which nothing but name and time is read for those that do not match."""
 
 _CURSOR: Final = re.compile(r"[\w-]{2,600}", re.ASCII)
-_SCORED: Final = re.compile(r"(0|[1-9][0-9]{0,15}) (.+)")
+_SCORED: Final = re.compile(r"(0|[1-9][0-9]{0,15}) ([ -~]+)")
 _ID: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 E = TypeVar("E")
@@ -66,24 +67,33 @@ def scored_page(
     after: str | None,
     limit: int,
     *,
-    since: int | None = None,
-    until: int | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
     newest_first: bool = False,
     most: int = MOST_LOOKED_AT,
 ) -> Page[R]:
     """Return a page of zsets whose scores are ms since 1970, merged by score, then by member; raises UnknownCursor.
 
-    `rows_of` returns a row for each entry, None where it does not match. `since` and `until` are ms and inclusive.
+    `rows_of` returns a row for each entry, None where it does not match. `since` and `until` are aware, inclusive.
     """
-    behind = None if after is None else _SCORED.fullmatch(text_of(after))
-    if after is not None and behind is None:
-        raise UnknownCursor
-    start = None if behind is None else (behind[2], int(behind[1]))
+    low, high = -math.inf if since is None else to_ms(since), math.inf if until is None else to_ms(until)
 
     def read(last: Scored | None, count: int) -> list[Scored]:
-        return _read_behind(redis, zsets, last, since, until, count, newest_first=newest_first)
+        return _read_behind(redis, zsets, last, low, high, count, newest_first=newest_first)
 
-    return _page(read, rows_of, start, limit, most, lambda one: (f"{one[1]} {one[0]}", one[1]))
+    return _page(read, rows_of, _last_of(after), limit, most, _place)
+
+
+def page_of(
+    entries: Sequence[Scored], rows_of: Callable[[Sequence[Scored]], Iterable[R | None]], after: str | None, limit: int
+) -> Page[R]:
+    """Return a page of these entries, lowest score first, as `scored_page` does of zsets; raises UnknownCursor."""
+    ordered = sorted(entries, key=_order_of)
+
+    def read(last: Scored | None, count: int) -> list[Scored]:
+        return [one for one in ordered if last is None or _order_of(one) > _order_of(last)][:count]
+
+    return _page(read, rows_of, _last_of(after), limit, len(entries) + 1, _place)
 
 
 def stream_page(
@@ -93,14 +103,15 @@ def stream_page(
     after: str | None,
     limit: int,
     *,
-    low: str = "-",
-    high: str = "+",
+    since: datetime | None = None,
+    until: datetime | None = None,
     most: int = MOST_LOOKED_AT,
 ) -> Page[R]:
-    """Return a page of a stream, newest first; `rows_of` as above, `low` and `high` are ids; raises UnknownCursor."""
+    """Return a page of a stream, newest first; the rest as for `scored_page`; raises UnknownCursor."""
     start = None if after is None else text_of(after)
     if start is not None and not _ID.fullmatch(start):
         raise UnknownCursor
+    low, high = ids_between(since, until)
     first: StreamEntry | None = None if start is None else (start.encode(), {})
 
     def read(last: StreamEntry | None, count: int) -> list[StreamEntry]:
@@ -113,6 +124,12 @@ def stream_page(
     return _page(read, rows_of, first, limit, most, place)
 
 
+def ids_between(since: datetime | None, until: datetime | None) -> tuple[str, str]:
+    """Return the bounds of the ids of a stream's entries between two times, both inclusive."""
+    # An id is the ms of its entry; without its second half it means the first, or as an end the last, of that ms.
+    return "-" if since is None else str(max(0, to_ms(since))), "+" if until is None else str(max(0, to_ms(until)))
+
+
 def _page(
     read: Callable[[E | None, int], Sequence[E]],
     rows_of: Callable[[Sequence[E]], Iterable[R | None]],
@@ -123,9 +140,9 @@ def _page(
 ) -> Page[R]:
     """Return the page behind `last`; `read` returns the next entries behind one, `place` text and ms of its cursor."""
     rows: list[R] = []
-    left = most
+    left, count = most, limit + 1
     while left:
-        count = min(limit + 1 if left == most else PAGE, left)
+        count = min(count, left)
         entries = read(last, count)
         for entry, row in zip(entries, rows_of(entries), strict=True):
             if row is not None:
@@ -133,9 +150,10 @@ def _page(
                     return Page(rows, cursor_of(place(last)[0]))
                 rows.append(row)
             last = entry
-        left -= len(entries)
         if len(entries) < count or last is None:
             return Page(rows)
+        # Where few match, fewer and larger reads.
+        left, count = left - count, 2 * count
     text, ms = place(last) if last is not None else ("", 0)
     return Page(rows, cursor_of(text), from_ms(ms) if len(rows) < limit else None)
 
@@ -144,23 +162,21 @@ def _read_behind(
     redis: Redis,
     zsets: Sequence[str],
     last: Scored | None,
-    since: int | None,
-    until: int | None,
+    low: float,
+    high: float,
     count: int,
     *,
     newest_first: bool,
 ) -> list[Scored]:
     """Return the first `count` entries of all zsets behind the entry `last`, which need not be there any more."""
-    low: float | int = float("-inf") if since is None else since
-    high: float | int = float("inf") if until is None else until
     if last is not None:
         low, high = (low, min(high, last[1])) if newest_first else (max(low, last[1]), high)
     start, end = (high, low) if newest_first else (low, high)
 
     def is_behind(entry: Scored) -> bool:
-        if last is None or entry[1] != last[1]:
+        if last is None:
             return True
-        return entry[0] < last[0] if newest_first else entry[0] > last[0]
+        return _order_of(entry) < _order_of(last) if newest_first else _order_of(entry) > _order_of(last)
 
     found: list[Scored] = []
     left, size = list(zsets), count + 1
@@ -178,4 +194,22 @@ def _read_behind(
             else:
                 found += fresh
         left, size = again, 2 * size
-    return sorted(found, key=lambda one: (one[1], one[0]), reverse=newest_first)[:count]
+    return sorted(found, key=_order_of, reverse=newest_first)[:count]
+
+
+def _order_of(entry: Scored) -> tuple[int, str]:
+    return entry[1], entry[0]
+
+
+def _place(entry: Scored) -> tuple[str, int]:
+    return f"{entry[1]} {entry[0]}", entry[1]
+
+
+def _last_of(cursor: str | None) -> Scored | None:
+    """Return the entry that a cursor names; raises UnknownCursor."""
+    if cursor is None:
+        return None
+    found = _SCORED.fullmatch(text_of(cursor))
+    if found is None:
+        raise UnknownCursor
+    return found[2], int(found[1])

@@ -81,7 +81,7 @@ local function count(name, by)
   isolate(redis.call, 'HINCRBY', counters, name, by or 1)
 end
 
--- Count a duration in its bucket of a histogram, and add it to the sum.
+-- Count a duration in its bucket of a histogram, and add it to the sum. Returns the bucket.
 local function observe(name, took, bounds)
   local bucket = 'inf'
   for _, bound in ipairs(bounds) do
@@ -92,6 +92,7 @@ local function observe(name, took, bounds)
   end
   count(name .. '|' .. bucket)
   count(name .. '|sum', took)
+  return bucket
 end
 
 -- A dead letter stands in its list, and in the list of its kind: sink ('' = fetches) and reason up to its first colon,
