@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from redis.backoff import NoBackoff
@@ -129,8 +130,11 @@ def ops_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.ops.access import Access
     from app.ops.app import application
+    from app.ops.feeder import Feeder
+    from app.ops.lists import Lists
     from app.ops.overview import Overview
     from app.ops.pages import Pages
+    from app.ops.plans import PlanPages
     from app.web.requests import Proxies
 
     if settings.ops_token is None:
@@ -140,9 +144,14 @@ def ops_app(settings: Settings) -> ASGIApp:
     return application(
         redis,
         pages,
-        [*Overview(redis, settings, pages).screens()],
+        [
+            *Overview(redis, settings, pages).screens(),
+            *Lists(redis, settings, pages).screens(),
+            *PlanPages(redis, settings, pages).screens(),
+        ],
         access=Access(settings.ops_token.get_secret_value(), act_token),
         can_act=act_token is not None,
+        feeder=Feeder(partial(worker_redis, settings), event_days=settings.event_days) if act_token else None,
         proxies=Proxies(settings.trusted_proxies),
     )
 

@@ -160,24 +160,23 @@ class Plans:
         `orders`: member and ms of its last event, None to fetch it whatever is stored. A writer that dies here leaves
         only a list that expires after a day.
         """
-        plan_id = self._new_id()
+        plan_id = self.new_id()
         todo = self._redis.names.replay_todo(plan_id)
         count = self._write(todo, (f"{member} {'-' if event_at is None else event_at}" for member, event_at in orders))
         texts = {"who": who, "why": why, "selected": selected}
         return self._store(plan_id, "replay", count, texts, {"state": "open", "rate": rate, "sinks": ",".join(sinks)})
 
     def draft(
-        self, query: DeadQuery, *, count: int, rate: float, selected: str, who: str, why: str, fed_by: Feeder = "ops"
+        self, plan_id: str, query: DeadQuery, *, count: int, rate: float, selected: str, who: str, why: str
     ) -> Plan:
-        """Store a new plan of these dead letters with its audit entry, and return it; `make` writes its list.
+        """Store a plan of these dead letters with its audit entry, and return it; the ops page makes and feeds it.
 
-        `count`: how many they are about. Those that become dead after `query.until` are not among them.
+        If there is a plan with this id, it is returned: a form that is sent twice makes one. `count`: how many letters
+        they are about. Those that become dead after `query.until` are not among them.
         """
         texts = {"who": who, "why": why, "selected": selected}
-        made = {"state": "draft", "kind": "dead", "query": msgspec.json.encode(query), "left": count}
-        return self._store(
-            self._new_id(), "requeue", count, texts, made | {"rate": rate, "sinks": "", "fed_by": fed_by}
-        )
+        fields = {"state": "draft", "kind": "dead", "query": msgspec.json.encode(query), "left": count}
+        return self._store(plan_id, "requeue", count, texts, fields | {"rate": rate, "sinks": "", "fed_by": "ops"})
 
     def make(self, plan: Plan) -> None:
         """Write the list of a draft, and open it; raises what redis-py raises.
@@ -310,7 +309,8 @@ class Plans:
         (changed,) = self._read([plan.id])
         return changed
 
-    def _new_id(self) -> str:
+    def new_id(self) -> str:
+        """Return the id for a plan, which no other one has."""
         names = self._redis.names
         while True:
             plan_id = secrets.token_hex(3)
@@ -341,13 +341,19 @@ class Plans:
         names, now = self._redis.names, self._now()
         entry = AuditEntry(what=what, plan=plan_id, orders=count, **texts)
         whole: dict[Any, Any] = {"at": now, "paced": now, "orders": count} | texts | fields
-        with self._redis.pipeline(transaction=True) as pipe:
+
+        def store(pipe: Pipeline) -> None:
+            is_there: Any = pipe.exists(names.replay(plan_id))
+            pipe.multi()
+            if is_there:
+                return
             pipe.hset(names.replay(plan_id), mapping=whole)
             pipe.pexpire(names.replay(plan_id), self._keep)
             pipe.pexpire(names.replay_todo(plan_id), self._keep)
             pipe.zadd(names.replays, {plan_id: now})
             audit.append(pipe, names, entry)
-            pipe.execute()
+
+        self._redis.transaction(store, names.replay(plan_id))
         (stored,) = self._read([plan_id])
         return stored
 

@@ -33,6 +33,7 @@ LAYERS = (
     ("app.audit", "app.erased_file", "app.intake", "app.snapshot"),
     ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
     ("app.alerts", "app.web"),
+    ("app.explain",),
     ("app.api", "app.ops"),
     ("app.bootstrap",),
     ("workers",),

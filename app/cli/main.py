@@ -29,7 +29,7 @@ from app.cli.command import (
     commands,
     epilog,
 )
-from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
+from app.errors import BrokenRecord, NotKnown, OtherSchema, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
     "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
@@ -136,7 +136,7 @@ def main() -> None:
     except SettingsError as error:
         lines = [f"  {line}" for line in str(error).splitlines()]
         _end("\n".join(["The settings are incomplete or wrong:", *lines]), USAGE)
-    except BrokenRecord as error:
+    except (BrokenRecord, NotKnown) as error:
         _end(str(error), FOUND)
     except StoreUnavailable as error:
         _end(str(error), OTHER_SCHEMA if isinstance(error, OtherSchema) else AWAY)

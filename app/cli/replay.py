@@ -16,6 +16,7 @@ from app import times
 from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, only, open_context
+from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
 from app.replay import Plan, Selected, Selection, default_rate, needless, select
@@ -125,7 +126,7 @@ def _start(
     """
     to_do = len(found.orders)
     calls = 0 if sinks else to_do
-    orders, rate = console.many(to_do, "order"), round(speed, 3)
+    orders, rate = many(to_do, "order"), round(speed, 3)
     seconds = round(to_do / speed)
     takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
     forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
@@ -134,7 +135,7 @@ def _start(
     why_skipped = "the stored copy is newer than the event; --force fetches them too."
     if sinks:
         why_skipped = "nothing is stored of them."
-    skipped = f"{console.many(passed, 'order')} skipped: {why_skipped}" if passed else ""
+    skipped = f"{many(passed, 'order')} skipped: {why_skipped}" if passed else ""
     if flags().dry_run:
         facts = {
             "events": f"{found.events:,}",
@@ -153,7 +154,7 @@ def _start(
     if not to_do:
         console.result("Nothing to do.", forecast)
         return
-    what = f"Fetch {orders} again ({console.many(calls, 'getOrder call')})"
+    what = f"Fetch {orders} again ({many(calls, 'getOrder call')})"
     if sinks:
         what = f"Deliver {orders} to {', '.join(sinks)} again (no getOrder)"
     console.confirm(f"{what}: at {rate:g}/s this takes {takes}, until {times.short(ends)}?")
@@ -219,7 +220,7 @@ def _finish(here: CommandContext, plan: Plan) -> None:
                 step(left - still_left)
                 left = still_left
     except BaseException:
-        orders = console.many(left, "order")
+        orders = many(left, "order")
         console.remark(f"Stopped: {orders} of plan {plan.id} left. Resume: ota-receiver replays resume {plan.id}")
         raise
     ended = here.plans.of(plan.id)
@@ -234,6 +235,6 @@ def _sentence(plan: Plan) -> str:
     skipped = f", {plan.passed:,} skipped" if plan.passed else ""
     left = f", {plan.left:,} left" if plan.left else ""
     unit = "dead letter" if plan.kind == "dead" else "delivery" if plan.sinks else "order"
-    units = console.many(plan.orders, unit)
+    units = many(plan.orders, unit)
     counts = f"{plan.queued:,} queued, {plan.waiting:,} already waiting"
     return f"Plan {plan.id} {plan.state}: {units}, {counts}{skipped}{left}."

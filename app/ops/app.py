@@ -27,6 +27,7 @@ from app import log
 from app.errors import OtherSchema, StoreUnavailable
 from app.ledger.redis import VERSION, Redis, cause, code, log_outage, refuse_other_schema
 from app.ops.access import Access, Refused, Role, User, refuse_other_origin
+from app.ops.feeder import Feeder
 from app.ops.pages import HEADERS, Pages
 from app.web.requests import CallerLog, Proxies
 
@@ -72,7 +73,14 @@ class Screen(NamedTuple):
 
 
 def application(
-    redis: Redis, pages: Pages, screens: Sequence[Screen], *, access: Access, can_act: bool, proxies: Proxies
+    redis: Redis,
+    pages: Pages,
+    screens: Sequence[Screen],
+    *,
+    access: Access,
+    can_act: bool,
+    proxies: Proxies,
+    feeder: Feeder | None = None,
 ) -> ASGIApp:
     """Return the ASGI app; it closes `redis` at shutdown. `can_act`: whether OPS_ACT_TOKEN is set."""
     gate = Gate(redis, pages, access, proxies)
@@ -95,7 +103,7 @@ def application(
             StoreUnavailable: gate.unavailable,
             Exception: gate.failed,
         },
-        lifespan=lambda _: gate.open(),
+        lifespan=lambda _: gate.open(feeder),
     )
     app.router.redirect_slashes = False
     return CallerLog(Secured(app), proxies, "user", _log_request)
@@ -202,8 +210,12 @@ class Gate:
         )
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
+    async def open(self, feeder: Feeder | None) -> AsyncIterator[None]:
+        if feeder:
+            feeder.start()
         yield
+        if feeder:
+            feeder.stop()
         self._redis.close()
 
     def _note_outage(self, error: Exception) -> None:

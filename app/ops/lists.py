@@ -86,7 +86,17 @@ class Lists:
             return stores.events.page(msgspec.structs.replace(query, since=since), after, limit)
 
         return show_list(
-            self._pages, visit, "events.html", stores, chosen, query.since, read, outcomes=OUTCOMES, follows=follows
+            self._pages,
+            visit,
+            "events.html",
+            stores,
+            chosen,
+            query.since,
+            read,
+            outcomes=OUTCOMES,
+            follows=follows,
+            follow=chosen.address("/events", "after", "seen", follow="1"),
+            unfollow=chosen.address("/events", "after", "seen", "follow"),
         )
 
     def orders(self, visit: Visit) -> Response:
@@ -150,6 +160,7 @@ class Lists:
             reasons=_with(chosen.text("reason"), (one.reason for one in kinds)),
             sinks=_with(chosen.sink(), (*stores.sinks, *(one.sink for one in kinds))),
             fetches=FETCHES,
+            plan=chosen.address("/dead/plan", "after", "seen"),
             now=stores.now(),
         )
 
@@ -217,7 +228,7 @@ def show_list(
                 fresh = len(read(behind if since is None else max(behind, since), None, MOST_NEW + 1).rows)
     except UnknownCursor:
         chosen.errors["after"] = "The address of this page was cut, or changed: begin with the first page."
-    common = {
+    common: dict[str, Any] = {
         "path": path,
         "chosen": chosen.typed,
         "errors": chosen.errors,

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from app.ledger.history import FetchRequested, Redelivered
 from app.ledger.policy import DAY
 from app.ledger.redis import VERSION, Redis
 from app.ledger.work import DeliveryOutcome
-from app.ops.feeder import Feeder
 from app.replay import MOST_A_STEP, Plan, Plans, Step
 from app.times import from_ms, to_ms
 from tests.eventually import eventually
@@ -246,7 +244,7 @@ def requeueing(lab: Lab, plans: Plans, *, rate: float = 1000, **conditions: Any)
     """Make a plan of the dead letters that match, whose jobs are gone."""
     lab.clear_queues()
     query = DeadQuery(until=from_ms(lab.now), **conditions)
-    draft = plans.draft(query, count=4, rate=rate, selected="all", who="ann", why="venue is back")
+    draft = plans.draft(plans.new_id(), query, count=4, rate=rate, selected="all", who="ann", why="venue is back")
     plans.make(draft)
     return current(plans, draft)
 
@@ -326,7 +324,7 @@ class TestDeadLetters:
         until = from_ms(lab.now)
         lab.later(1)
         dead_fetch(lab, 2)
-        draft = plans.draft(DeadQuery(until=until), count=1, rate=1000, selected="", who="ann", why="")
+        draft = plans.draft(plans.new_id(), DeadQuery(until=until), count=1, rate=1000, selected="", who="ann", why="")
 
         plans.make(draft)
         feed(lab, plans, draft, 3000)
@@ -334,7 +332,9 @@ class TestDeadLetters:
         assert [lab.is_dead(order(number)) for number in (1, 2)] == [False, True]
 
     def test_the_audit_names_who_and_why_before_the_list_is_written(self, lab: Lab, plans: Plans) -> None:
-        draft = plans.draft(DeadQuery(until=from_ms(NOW)), count=412, rate=4, selected="all", who="ann", why="back")
+        draft = plans.draft(
+            plans.new_id(), DeadQuery(until=from_ms(NOW)), count=412, rate=4, selected="all", who="ann", why="back"
+        )
 
         ((_, entry),) = audit.newest_first(lab.redis)
         assert entry == AuditEntry(what="requeue", plan=draft.id, who="ann", why="back", selected="all", orders=412)
@@ -344,7 +344,9 @@ class TestDeadLetters:
         """The second one makes the plan, and feeds half of it, while the first one still writes."""
         for number in (1, 2):
             dead_fetch(lab, number)
-        draft = plans.draft(DeadQuery(until=from_ms(NOW)), count=2, rate=1, selected="", who="ann", why="")
+        draft = plans.draft(
+            plans.new_id(), DeadQuery(until=from_ms(NOW)), count=2, rate=1, selected="", who="ann", why=""
+        )
         second = Plans(lab.redis, event_days=90, clock=lab.clock)
         write = plans._write
 
@@ -363,7 +365,9 @@ class TestDeadLetters:
 
     def test_a_draft_that_is_cancelled_is_not_made(self, lab: Lab, plans: Plans) -> None:
         dead_fetch(lab, 1)
-        draft = plans.draft(DeadQuery(until=from_ms(NOW)), count=1, rate=1, selected="", who="ann", why="")
+        draft = plans.draft(
+            plans.new_id(), DeadQuery(until=from_ms(NOW)), count=1, rate=1, selected="", who="ann", why=""
+        )
 
         cancelled = plans.cancel(draft, "bob", "wrong filter")
         plans.make(draft)
@@ -394,11 +398,11 @@ def fill(lab: Lab) -> Lab:
     return lab
 
 
-def feeder(lab: Lab, *arguments: str) -> Process:
+def feeder(lab: Lab, *arguments: str, **env: str) -> Process:
     command = [sys.executable, "-m", "app.cli", *arguments]
     log = lab.folder / f"feeder-{len(list(lab.folder.glob('feeder-*')))}.log"
     root = Path(__file__).parents[2]
-    return Process.start(command, env=lab.env | {"PYTHONPATH": str(root)}, cwd=lab.folder, log=log)
+    return Process.start(command, env=lab.env | env | {"PYTHONPATH": str(root)}, cwd=lab.folder, log=log)
 
 
 def plan_of(lab: Lab) -> Plan:
@@ -506,14 +510,15 @@ def dead(lab: Lab) -> Lab:
     return lab
 
 
-def start_ops(lab: Lab) -> None:
-    """Start what an ops process runs to feed plans."""
-    Feeder(partial(Redis.from_url, lab.url), event_days=90).start()
+def ops(lab: Lab) -> Process:
+    """Start a process of the ops page in which people may act."""
+    return feeder(lab, "ops", OPS_TOKEN="token-to-read", OPS_ACT_TOKEN="token-to-act", OPS_PORT="0")
 
 
 def draft(lab: Lab, rate: float) -> Plan:
+    plans = Plans(lab.redis, event_days=90)
     query = DeadQuery(until=from_ms(lab.now))
-    return Plans(lab.redis, event_days=90).draft(query, count=ORDERS, rate=rate, selected="", who="ann", why="")
+    return plans.draft(plans.new_id(), query, count=ORDERS, rate=rate, selected="", who="ann", why="")
 
 
 def is_done(lab: Lab, plan: Plan) -> bool:
@@ -521,11 +526,9 @@ def is_done(lab: Lab, plan: Plan) -> bool:
 
 
 def test_two_processes_of_the_ops_page_share_a_plan_and_its_rate(dead: Lab) -> None:
-    start_ops(dead)
-    start_ops(dead)
     plan = draft(dead, rate=40)
-
-    eventually(lambda: is_done(dead, plan), 15, what="the plan is done")
+    with ops(dead), ops(dead):
+        eventually(lambda: is_done(dead, plan), 20, what="the plan is done")
 
     assert fed(dead, plan) == list(range(ORDERS))
     assert sorted(dead.queued("backfill")) == [order(number).order_id for number in range(ORDERS)]
@@ -534,16 +537,16 @@ def test_two_processes_of_the_ops_page_share_a_plan_and_its_rate(dead: Lab) -> N
 
 
 def test_a_plan_of_a_command_is_fed_by_the_ops_page_from_its_resume_there_on(filled: Lab) -> None:
-    start_ops(filled)
     plans = Plans(filled.redis, event_days=90)
     plan = file(plans, range(ORDERS), rate=1000)
     mine = draft(filled, rate=1000)
-    eventually(lambda: is_done(filled, mine), 10, what="the plan of the page is done")
-    assert current(plans, plan).left == ORDERS
+    with ops(filled):
+        eventually(lambda: is_done(filled, mine), 20, what="the plan of the page is done")
+        assert current(plans, plan).left == ORDERS
 
-    plans.resume(plan, "ann", "bob has left", fed_by="ops")
+        plans.resume(plan, "ann", "bob has left", fed_by="ops")
 
-    eventually(lambda: is_done(filled, plan), 10, what="the plan is done")
+        eventually(lambda: is_done(filled, plan), 10, what="the plan is done")
     noted = [(one.what, one.who, one.why) for _, one in audit.newest_first(filled.redis) if one.plan == plan.id]
     assert noted == [("resume", "ann", "bob has left"), ("replay", "ann@host", "a test")]
 
@@ -551,13 +554,28 @@ def test_a_plan_of_a_command_is_fed_by_the_ops_page_from_its_resume_there_on(fil
 def test_while_redis_is_away_the_ops_page_waits_and_then_goes_on(own_valkey: Valkey, tmp_path: Path) -> None:
     with Redis.from_url(own_valkey.url, socket_timeout=5) as redis:
         lab = fill(Lab(redis, own_valkey.url, tmp_path))
-        plan = file(Plans(redis, event_days=90), range(ORDERS), rate=100)
+        plan = file(Plans(redis, event_days=90), range(ORDERS), rate=40)
         Plans(redis, event_days=90).resume(plan, "ann", fed_by="ops")
-        start_ops(lab)
-        plan_of(lab)
-        own_valkey.kill()
-        own_valkey.restart()
+        with ops(lab):
+            plan_of(lab)
+            own_valkey.kill()
+            own_valkey.restart()
 
-        eventually(lambda: is_done(lab, plan), 10, what="the plan is done")
+            eventually(lambda: is_done(lab, plan), 20, what="the plan is done")
 
         assert fed(lab, plan) == list(range(ORDERS))
+
+
+def test_after_a_kill_the_ops_page_goes_on_with_the_plan(dead: Lab) -> None:
+    plan = draft(dead, rate=40)
+    with ops(dead) as first:
+        plan_of(dead)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait(20)
+    assert 0 < len(fed(dead, plan)) < ORDERS
+
+    with ops(dead):
+        eventually(lambda: is_done(dead, plan), 20, what="the plan is done")
+
+    assert fed(dead, plan) == list(range(ORDERS))
+    assert sorted(dead.queued("backfill")) == [order(number).order_id for number in range(ORDERS)]
