@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from urllib.parse import urlencode
@@ -15,18 +16,18 @@ FETCHES = "-"
 
 
 class Filter:
-    """The fields of one address. `typed` has the text of each, `errors` why one cannot be used.
+    """The fields of one address. `typed` has the text of each, "" of others; `errors` why one cannot be used.
 
     Each reader returns None for a field that is empty, or wrong and then in `errors`.
     """
 
     def __init__(self, typed: Mapping[str, str], stores: Stores) -> None:
-        self.typed = dict(typed)
+        self.typed = defaultdict(str, typed)
         self.errors: dict[str, str] = {}
         self._ids = {slug: company_id for company_id, slug in stores.slugs.items()}
 
     def text(self, name: str) -> str | None:
-        return self.typed.get(name, "").strip() or None
+        return self.typed[name].strip() or None
 
     def one_of(self, name: str, known: Collection[str]) -> str | None:
         """Return one of the known values."""

@@ -40,7 +40,7 @@ _PLAN_ID: Final = re.compile(r"[0-9a-f]{6}")
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan of `count` dead letters costs; not `exact`: of more than could be read, so each number is a minimum.
 
-    `share`: percent of the `window` calls of an API key in 5 min that it takes at most, if all are of one key.
+    `calls` of the `window` calls that an API key has in 5 min: what it takes of them at most, if all are of one key.
     """
 
     count: int
@@ -49,7 +49,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     deliveries: int
     seconds: int
     ends: datetime
-    share: int
+    calls: int
     window: int
 
 
@@ -143,7 +143,7 @@ class PlanPages:
         rate = chosen.number("rate", SLOWEST, FASTEST) or round(default_rate(self._settings), 3)
         bad_filter = chosen.errors.keys() & _DEAD
         # From here on the same letters, however long the page is looked at: `2h` would mean others later.
-        hidden = {name: chosen.typed.get(name, "") for name in ("company", "reason", "sink")}
+        hidden = {name: chosen.typed[name] for name in ("company", "reason", "sink")}
         hidden["since"] = "" if query.since is None else query.since.isoformat()
         hidden["until"] = query.until.isoformat()
         hidden["plan"] = chosen.text("plan") or self._plans.new_id()
@@ -159,7 +159,7 @@ class PlanPages:
             selected=_words(query, stores),
             until=query.until,
             hidden={name: text for name, text in hidden.items() if text},
-            rate=chosen.typed.get("rate") or f"{rate:g}",
+            rate=chosen.typed["rate"] or f"{rate:g}",
             back=chosen.address("/dead", "rate", "why", "plan"),
         )
 
@@ -178,7 +178,7 @@ class PlanPages:
             deliveries=max(count - fetches, 0),
             seconds=round(count / rate),
             ends=now + timedelta(seconds=count / rate),
-            share=round(100 * min(fetches, rate * WINDOW) / window),
+            calls=round(min(fetches, rate * WINDOW)),
             window=window,
         )
 
