@@ -6,6 +6,8 @@ RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.txt
 COPY pyproject.toml README.md ./
 COPY app app
+# app/ops/operations.md is a link to it.
+COPY docs/operations.md docs/operations.md
 COPY workers workers
 # Parts for laptops and tests stay out of the image, also where .dockerignore is not honoured.
 RUN rm -rf app/dev \

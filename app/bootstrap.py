@@ -132,28 +132,24 @@ def ops_app(settings: Settings) -> ASGIApp:
     from app.ops.app import application
     from app.ops.feeder import Feeder
     from app.ops.lists import Lists
-    from app.ops.overview import Overview
+    from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
     from app.ops.plans import PlanPages
-    from app.web.requests import Proxies
+    from app.ops.runbook import Runbook
 
     if settings.ops_token is None:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
     act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
     redis, pages = _for_readers(settings), Pages()
-    return application(
-        redis,
-        pages,
-        [
-            *Overview(redis, settings, pages).screens(),
-            *Lists(redis, settings, pages).screens(),
-            *PlanPages(redis, settings, pages).screens(),
-        ],
-        access=Access(settings.ops_token.get_secret_value(), act_token),
-        can_act=act_token is not None,
-        feeder=Feeder(partial(worker_redis, settings), event_days=settings.event_days) if act_token else None,
-        proxies=Proxies(settings.trusted_proxies),
-    )
+    feeder = Feeder(partial(worker_redis, settings), event_days=settings.event_days) if act_token else None
+    screens = [
+        *FirstScreen(pages).screens(),
+        *Lists(pages).screens(),
+        *PlanPages(pages).screens(),
+        *Runbook(pages).screens(),
+    ]
+    access = Access(settings.ops_token.get_secret_value(), act_token)
+    return application(redis, settings, pages, screens, access, feeder)
 
 
 def _for_readers(settings: Settings) -> Redis:

@@ -70,6 +70,8 @@ DOORS = {
     "sqlalchemy": ("workers.sinks",),
     "starlette": ("app.api", "app.ops", "app.web", "app.dev", "app.bootstrap", "app.cli.serve"),
     "jinja2": ("app.ops.pages",),
+    "markupsafe": ("app.ops",),
+    "markdown_it": ("app.ops.runbook",),
     "uvicorn": ("app.web", "app.dev"),
     "dotenv": ("app.settings",),
     "sqlite3": ("app.intake.spool_file",),

@@ -21,6 +21,7 @@ from app.explain.words import age, breaker_words, many, sink_words
 from app.heartbeat import Heartbeat, decoded
 from app.ids import OrderKey
 from app.intake.spool_file import waiting
+from app.ledger.dead_letters import DeadCount
 from app.ledger.history import FetchStored
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
@@ -130,6 +131,7 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True):
 
     sink: str
     behind: int
+    failing: int
     fails: bool
     failing_s: int | None
     attempts: int
@@ -185,9 +187,10 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     `due`: orders with a pending fetch. `unscheduled`: of the LOOKED_AT changed last, those whose outstanding work has
     no due time. `elsewhere_s`: age of the oldest pending fetch of each company that is not among `companies`, by id.
-    `undeclared`: companies and sinks that orders wait for and no running pool has. `get_order_s`: average duration of
-    a getOrder. `longest_delivery_s`: for how long the longest delivery of the latest orders has run, 0 without one,
-    with the sink "". `spooled`: events in the spool of this machine, None if that is unknown or it has none.
+    `undeclared`: companies and sinks that orders wait for and no running pool has. `dead`: dead letters by sink and
+    reason. `get_order_s`: average duration of a getOrder. `longest_delivery_s`: for how long the longest delivery of
+    the latest orders has run, 0 without one, with the sink "". `spooled`: events in the spool of this machine, None if
+    that is unknown or it has none.
     """
 
     now: datetime
@@ -202,12 +205,17 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     unscheduled: int
     elsewhere_s: dict[str, int]
     undeclared: tuple[str, ...]
+    dead: tuple[DeadCount, ...]
     dead_letters: int
     dead_deliveries: int
     get_order_s: float
     longest_delivery_s: int
     longest_delivery_sink: str
     spooled: int | None
+
+    def dead_deliveries_to(self, sink: str) -> int:
+        """Return how many deliveries to this sink are dead letters."""
+        return sum(one.count for one in self.dead if one.sink == sink)
 
     @property
     def running(self) -> int:
@@ -285,6 +293,7 @@ def read(stores: Stores) -> Overview:
         unscheduled=len(stores.orders.unscheduled(latest)),
         elsewhere_s={company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()},
         undeclared=tuple(company or sink for company, sink in snapshot.undeclared()),
+        dead=tuple(stores.dead_letters.counts()),
         dead_letters=snapshot.dead,
         dead_deliveries=snapshot.dead_deliveries,
         get_order_s=get_order,
@@ -334,6 +343,7 @@ def _sink(name: str, one: SinkSnapshot, now: int) -> Sink:
     return Sink(
         sink=name,
         behind=one.behind,
+        failing=one.failing,
         fails=one.fails(now),
         failing_s=one.failing_s(now),
         attempts=one.failed_attempts,

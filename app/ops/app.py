@@ -25,10 +25,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import log
 from app.errors import OtherSchema, StoreUnavailable
+from app.explain.stores import Stores
 from app.ledger.redis import VERSION, Redis, cause, code, log_outage, refuse_other_schema
 from app.ops.access import Access, Refused, Role, User, refuse_other_origin
 from app.ops.feeder import Feeder
 from app.ops.pages import HEADERS, Pages
+from app.settings import Settings
 from app.web.requests import CallerLog, Proxies
 
 LONGEST_BODY: Final = 8192
@@ -46,11 +48,13 @@ _log = log.get()
 class Visit(NamedTuple):
     """One request of a known user.
 
-    `here`: path and query. `query` and `form` hold each name once; `path` the parts of the address that vary. `line`:
-    the fields of its log line, to which an answer may add such as `order_id`.
+    `stores` see the deployment as it is at this request. `here`: path and query. `query` and `form` hold each name
+    once; `path` the parts of the address that vary. `line`: the fields of its log line, to which an answer may add
+    such as `order_id`.
     """
 
     user: User
+    stores: Stores
     here: str
     path: Mapping[str, str]
     query: Mapping[str, str]
@@ -74,19 +78,18 @@ class Screen(NamedTuple):
 
 def application(
     redis: Redis,
+    settings: Settings,
     pages: Pages,
     screens: Sequence[Screen],
-    *,
     access: Access,
-    can_act: bool,
-    proxies: Proxies,
     feeder: Feeder | None = None,
 ) -> ASGIApp:
-    """Return the ASGI app; it closes `redis` at shutdown. `can_act`: whether OPS_ACT_TOKEN is set."""
-    gate = Gate(redis, pages, access, proxies)
+    """Return the ASGI app; it closes `redis` at shutdown. `feeder` feeds plans while it runs."""
+    proxies = Proxies(settings.trusted_proxies)
+    gate = Gate(redis, settings, pages, access, proxies)
     by_path: dict[str, dict[str, Screen]] = {}
     for screen in screens:
-        if can_act or (screen.needs == "read" and screen.method == "GET"):
+        if settings.ops_act_token or (screen.needs == "read" and screen.method == "GET"):
             by_path.setdefault(screen.path, {})[screen.method] = screen
     app = Starlette(
         routes=[
@@ -139,7 +142,7 @@ class Endpoint:
             raise Refused(HTTPStatus.FORBIDDEN, "may_only_read", "You may only look", detail)
         query = _once(request.query_params.multi_items(), screen.parameters if screen.method == "GET" else frozenset())
         form = _once(await _form(request), screen.parameters) if screen.method == "POST" else MappingProxyType({})
-        visit = Visit(user, here(request), scope["path_params"], query, form, line)
+        visit = partial(Visit, user, here=here(request), path=scope["path_params"], query=query, form=form, line=line)
         response = await run_in_threadpool(self._gate.answer, screen, visit)
         await response(scope, receive, send)
 
@@ -164,8 +167,9 @@ class Public:
 class Gate:
     """Lets users in, and answers with a page whatever fails; it knows whether Redis answers, and logs each change."""
 
-    def __init__(self, redis: Redis, pages: Pages, access: Access, proxies: Proxies) -> None:
+    def __init__(self, redis: Redis, settings: Settings, pages: Pages, access: Access, proxies: Proxies) -> None:
         self._redis = redis
+        self._settings = settings
         self._pages = pages
         self._access = access
         self._proxies = proxies
@@ -179,10 +183,13 @@ class Gate:
         request.state.line["user"] = user.who
         return user
 
-    def answer(self, screen: Screen, visit: Visit) -> Response:
-        """Return what a screen answers; raises Refused, OtherSchema, and what redis-py raises."""
+    def answer(self, screen: Screen, visit: Callable[..., Visit]) -> Response:
+        """Return what a screen answers to a visit, which lacks the `stores`.
+
+        Raises Refused, OtherSchema, and what redis-py raises.
+        """
         refuse_other_schema(self._redis)
-        response = screen.answer(visit)
+        response = screen.answer(visit(stores=Stores(self._redis, self._settings)))
         if self._down_since is not None:
             away_s, self._down_since = round(perf_counter() - self._down_since, 1), None
             _log.warning("redis.recovered", role="ops", away_s=away_s)

@@ -26,11 +26,9 @@ from app.ledger.order_lists import OrderLists
 from app.ledger.orders import ON_THE_CLOCK, OrderQuery
 from app.ledger.pages import Page
 from app.ledger.record import OrderRecord, State
-from app.ledger.redis import Redis
 from app.ops.app import Screen, Visit
 from app.ops.filters import FETCHES, Filter
 from app.ops.pages import Pages
-from app.settings import Settings
 from app.times import from_ms, to_ms
 
 ROWS: Final = 50
@@ -56,11 +54,8 @@ Read = Callable[[datetime | None, str | None, int], Page[R]]
 class Lists:
     """The screens `/events`, `/orders`, `/dead` and `/audit`. Their methods raise what redis-py raises."""
 
-    def __init__(self, redis: Redis, settings: Settings, pages: Pages) -> None:
-        self._redis = redis
-        self._settings = settings
+    def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._orders = OrderLists(redis)
 
     def screens(self) -> list[Screen]:
         return [
@@ -72,7 +67,7 @@ class Lists:
 
     def events(self, visit: Visit) -> Response:
         """Return the accepted events, the latest first; with `follow` the list itself is alive."""
-        stores, chosen = self._opened(visit)
+        stores, chosen = visit.stores, Filter(visit.query, visit.stores)
         query = EventQuery(
             company_id=chosen.company(),
             status=chosen.text("status"),
@@ -89,7 +84,6 @@ class Lists:
             self._pages,
             visit,
             "events.html",
-            stores,
             chosen,
             query.since,
             read,
@@ -101,8 +95,8 @@ class Lists:
 
     def orders(self, visit: Visit) -> Response:
         """Return orders: those that match, or those that a sink lacks (`behind`) or has refused (`failing`)."""
-        stores, chosen = self._opened(visit)
-        now = stores.now()
+        stores, chosen = visit.stores, Filter(visit.query, visit.stores)
+        now, lists = stores.now(), OrderLists(stores.redis)
         states = ("outstanding", *STATES)
         state = chosen.one_of("state", states)
         company_id, behind, failing = chosen.company(), chosen.text("behind"), chosen.text("failing")
@@ -120,16 +114,15 @@ class Lists:
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[OrderRecord]:
             if failing:
-                return self._orders.failing(failing, now, after, limit, company_id=company_id)
+                return lists.failing(failing, now, after, limit, company_id=company_id)
             if by_clock:
-                return self._orders.outstanding(behind or "", after, limit, company_id=company_id)
-            return self._orders.page(msgspec.structs.replace(query, since=since), now, after, limit)
+                return lists.outstanding(behind or "", after, limit, company_id=company_id)
+            return lists.page(msgspec.structs.replace(query, since=since), now, after, limit)
 
         return show_list(
             self._pages,
             visit,
             "orders.html",
-            stores,
             chosen,
             query.since,
             read,
@@ -141,7 +134,7 @@ class Lists:
 
     def dead(self, visit: Visit) -> Response:
         """Return dead letters, the oldest first, how many match, and the way to a plan that requeues them."""
-        stores, chosen = self._opened(visit)
+        stores, chosen = visit.stores, Filter(visit.query, visit.stores)
         query = dead_query(chosen, stores.now())
         kinds = stores.dead_letters.counts()
 
@@ -152,7 +145,6 @@ class Lists:
             self._pages,
             visit,
             "dead.html",
-            stores,
             chosen,
             query.since,
             read,
@@ -166,28 +158,23 @@ class Lists:
 
     def audit(self, visit: Visit) -> Response:
         """Return what people changed by hand, the latest first."""
-        stores, chosen = self._opened(visit)
+        stores, chosen = visit.stores, Filter(visit.query, visit.stores)
         what: Any = chosen.one_of("what", ACTIONS)
         since, until = chosen.time("since"), chosen.time("until")
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[Any]:
-            return audit.page(self._redis, after, limit, what=what, since=since, until=until)
+            return audit.page(stores.redis, after, limit, what=what, since=since, until=until)
 
         return show_list(
             self._pages,
             visit,
             "audit.html",
-            stores,
             chosen,
             since,
             read,
             actions=ACTIONS,
             order_in=partial(_order_in, stores),
         )
-
-    def _opened(self, visit: Visit) -> tuple[Stores, Filter]:
-        stores = Stores(self._redis, self._settings)
-        return stores, Filter(visit.query, stores)
 
 
 def dead_query(chosen: Filter, now: datetime) -> DeadQuery:
@@ -205,7 +192,6 @@ def show_list(
     pages: Pages,
     visit: Visit,
     template: str,
-    stores: Stores,
     chosen: Filter,
     since: datetime | None,
     read: Read[Any],
@@ -217,7 +203,7 @@ def show_list(
 
     `read` reads what matches, from `since` on. `counts_new`: whether a row that comes later has a later time.
     """
-    path = visit.here.partition("?")[0]
+    path, stores = visit.here.partition("?")[0], visit.stores
     seen = chosen.number("seen", 0, 1e14) or to_ms(stores.now())
     found, fresh = Page[Any]([]), 0
     try:
@@ -232,7 +218,7 @@ def show_list(
         "path": path,
         "chosen": chosen.typed,
         "errors": chosen.errors,
-        "companies": sorted(stores.slugs.values()) if stores.are_several else [],
+        "companies": sorted(stores.slugs.values()) if stores.are_several or chosen.text("company") else [],
         "slug": stores.slug,
         "rows": found.rows,
         "searched_to": found.searched_to,

@@ -3,56 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from threading import Lock
 from time import monotonic
-from typing import Final, Generic, TypeVar
+from typing import Final, NamedTuple
 
 from starlette.responses import Response
 
-from app.alerts import runbook
-from app.ledger.redis import Redis
+from app.explain import overview
+from app.explain.overview import Overview
+from app.explain.stores import Stores
+from app.ledger.dead_letters import DeadCount
+from app.ledger.latency import Latency, read_latency
 from app.ops.app import Screen, Visit
 from app.ops.pages import Pages
-from app.settings import Settings
-from app.snapshot import Snapshot, SnapshotReader
 
 FRESH_SECONDS: Final = 1.0
 """What was read so lately is shown again: fifty viewers cost Redis as much as one."""
 
-T = TypeVar("T")
+
+class Figures(NamedTuple):
+    """What the screen shows; `latency` of the last 24 hours by company id, `target_s` as of FETCH_TARGET."""
+
+    now: Overview
+    latency: dict[str, Latency]
+    dead: list[tuple[str, list[DeadCount]]]
+    target_s: int
 
 
-class Overview:
-    """The screen `/`."""
+class FirstScreen:
+    """The screen `/`. Of several readers at once one reads Redis, and the others wait for it."""
 
-    def __init__(self, redis: Redis, settings: Settings, pages: Pages) -> None:
-        reader = SnapshotReader(settings.companies)
+    def __init__(self, pages: Pages, clock: Callable[[], float] = monotonic) -> None:
         self._pages = pages
-        self._snapshot: Latest[Snapshot] = Latest(lambda: reader.read(redis))
+        self._clock = clock
+        self._lock = Lock()
+        self._read: tuple[Figures, float] | None = None
 
     def screens(self) -> list[Screen]:
         return [Screen("/", self.show)]
 
     def show(self, visit: Visit) -> Response:
         """Return the page; raises what redis-py raises."""
-        snapshot = self._snapshot.read()
-        alerts = [(key, one) for key, one in snapshot.alert_states().items() if one.firing_at]
-        return self._pages.page(
-            "overview.html", visit.user, visit.here, snapshot=snapshot, alerts=alerts, runbook=runbook
-        )
-
-
-class Latest(Generic[T]):
-    """What `read` returned, for FRESH_SECONDS; of several readers at once one reads, and the others wait for it."""
-
-    def __init__(self, read: Callable[[], T], clock: Callable[[], float] = monotonic) -> None:
-        self._read = read
-        self._clock = clock
-        self._lock = Lock()
-        self._found: tuple[T, float] | None = None
-
-    def read(self) -> T:
         with self._lock:
-            if self._found is None or self._clock() - self._found[1] >= FRESH_SECONDS:
-                self._found = self._read(), self._clock()
-            return self._found[0]
+            if self._read is None or self._clock() - self._read[1] >= FRESH_SECONDS:
+                self._read = _figures(visit.stores), self._clock()
+            figures = self._read[0]
+        return self._pages.page("overview.html", visit.user, visit.here, **figures._asdict())
+
+
+def _figures(stores: Stores) -> Figures:
+    now = overview.read(stores)
+    latency = read_latency(stores.redis, [one.company_id for one in now.companies])
+    by_reason = groupby(sorted(now.dead, key=lambda one: (one.reason, one.sink)), key=lambda one: one.reason)
+    dead = [(reason, [*counts]) for reason, counts in by_reason]
+    dead.sort(key=lambda one: -sum(count.count for count in one[1]))
+    return Figures(now, latency, dead, stores.settings.fetch_target)

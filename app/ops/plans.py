@@ -19,14 +19,12 @@ from app.explain.stores import Stores
 from app.explain.words import many
 from app.ledger.dead_letters import DeadQuery
 from app.ledger.pages import Page
-from app.ledger.redis import Redis
 from app.ops.access import Refused
 from app.ops.app import Screen, Visit, see_other
 from app.ops.filters import FETCHES, Filter
 from app.ops.lists import MOST_COUNTED, dead_query, show_list
 from app.ops.pages import Pages
-from app.replay import WINDOW, Plan, Plans, State, default_rate
-from app.settings import Settings
+from app.replay import WINDOW, Plan, State, default_rate
 
 SLOWEST, FASTEST = 0.01, 5000.0
 """Orders a second, as for the commands."""
@@ -56,11 +54,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 class PlanPages:
     """The screens below `/replays`, and `/dead/plan`. Their methods raise what redis-py raises."""
 
-    def __init__(self, redis: Redis, settings: Settings, pages: Pages) -> None:
-        self._redis = redis
-        self._settings = settings
+    def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._plans = Plans(redis, event_days=settings.event_days)
 
     def screens(self) -> list[Screen]:
         form = _DEAD | {"rate", "why", "plan"}
@@ -75,19 +70,18 @@ class PlanPages:
 
     def list_(self, visit: Visit) -> Response:
         """Return the plans, the latest first."""
-        stores = Stores(self._redis, self._settings)
-        chosen = Filter(visit.query, stores)
+        chosen = Filter(visit.query, visit.stores)
         state: Any = chosen.one_of("state", STATES)
         since, until = chosen.time("since"), chosen.time("until")
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[Plan]:
-            return self._plans.page(after, limit, state=state, since=since, until=until)
+            return visit.stores.plans.page(after, limit, state=state, since=since, until=until)
 
-        return show_list(self._pages, visit, "replays.html", stores, chosen, since, read, states=STATES)
+        return show_list(self._pages, visit, "replays.html", chosen, since, read, states=STATES)
 
     def show(self, visit: Visit) -> Response:
         """Return one plan with its progress."""
-        plan, now = self._plan(visit), Stores(self._redis, self._settings).now()
+        plan, now = _plan(visit), visit.stores.now()
         what = "Fetch orders again, with a getOrder for each"
         skipped = "Skipped: their stored copy is newer, or nothing is stored of them, or they were erased."
         if plan.kind == "dead":
@@ -100,22 +94,21 @@ class PlanPages:
 
     def cancel(self, visit: Visit) -> Response:
         """End a plan."""
-        plan = self._plans.cancel(self._plan(visit), visit.user.who, _why(visit.form))
+        plan = visit.stores.plans.cancel(_plan(visit), visit.user.who, _why(visit.form))
         return see_other(f"/replays/{plan.id}")
 
     def resume(self, visit: Visit) -> Response:
         """Feed a plan from this page from now on."""
-        plan = self._plans.resume(self._plan(visit), visit.user.who, _why(visit.form), fed_by="ops")
+        plan = visit.stores.plans.resume(_plan(visit), visit.user.who, _why(visit.form), fed_by="ops")
         return see_other(f"/replays/{plan.id}")
 
     def offer(self, visit: Visit) -> Response:
         """Return what it costs to requeue the dead letters of a filter, and the form that asks why."""
-        return self._offer(visit, Filter(visit.query, Stores(self._redis, self._settings)))
+        return self._offer(visit, Filter(visit.query, visit.stores))
 
     def make(self, visit: Visit) -> Response:
         """Make the plan that requeues them; the form again, with 400, if a field is wrong."""
-        stores = Stores(self._redis, self._settings)
-        chosen = Filter(visit.form, stores)
+        stores, chosen = visit.stores, Filter(visit.form, visit.stores)
         query, rate = dead_query(chosen, stores.now()), chosen.number("rate", SLOWEST, FASTEST)
         why, plan_id = chosen.text("why") or "", chosen.text("plan") or ""
         if not _is_reason(why):
@@ -125,11 +118,11 @@ class PlanPages:
         if chosen.errors:
             return self._offer(visit, chosen)
         count, _ = stores.dead_letters.count(query, MOST_COUNTED)
-        plan = self._plans.draft(
+        plan = stores.plans.draft(
             plan_id,
             query,
             count=count,
-            rate=rate or default_rate(self._settings),
+            rate=rate or default_rate(stores.settings),
             selected=_words(query, stores),
             who=visit.user.who,
             why=why,
@@ -137,16 +130,15 @@ class PlanPages:
         return see_other(f"/replays/{plan.id}")
 
     def _offer(self, visit: Visit, chosen: Filter) -> Response:
-        stores = Stores(self._redis, self._settings)
-        now = stores.now()
+        stores, now = visit.stores, visit.stores.now()
         query = dead_query(chosen, now)
-        rate = chosen.number("rate", SLOWEST, FASTEST) or round(default_rate(self._settings), 3)
+        rate = chosen.number("rate", SLOWEST, FASTEST) or round(default_rate(stores.settings), 3)
         bad_filter = chosen.errors.keys() & _DEAD
         # From here on the same letters, however long the page is looked at: `2h` would mean others later.
         hidden = {name: chosen.typed[name] for name in ("company", "reason", "sink")}
         hidden["since"] = "" if query.since is None else query.since.isoformat()
         hidden["until"] = query.until.isoformat()
-        hidden["plan"] = chosen.text("plan") or self._plans.new_id()
+        hidden["plan"] = chosen.text("plan") or stores.plans.new_id()
         status = HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK
         return self._pages.page(
             "dead_plan.html",
@@ -155,7 +147,7 @@ class PlanPages:
             status,
             chosen=chosen.typed,
             errors=chosen.errors,
-            forecast=None if bad_filter else self._forecast(stores, query, rate, now),
+            forecast=None if bad_filter else _forecast(stores, query, rate, now),
             selected=_words(query, stores),
             until=query.until,
             hidden={name: text for name, text in hidden.items() if text},
@@ -163,32 +155,34 @@ class PlanPages:
             back=chosen.address("/dead", "rate", "why", "plan"),
         )
 
-    def _forecast(self, stores: Stores, query: DeadQuery, rate: float, now: datetime) -> Forecast:
-        count, exact = stores.dead_letters.count(query, MOST_COUNTED)
-        fetches = count
-        if query.sink:
-            fetches = 0
-        elif query.sink is None:
-            fetches, _ = stores.dead_letters.count(msgspec.structs.replace(query, sink=""), MOST_COUNTED)
-        window = self._settings.upstream_requests_per_5_min
-        return Forecast(
-            count=count,
-            exact=exact,
-            fetches=min(fetches, count),
-            deliveries=max(count - fetches, 0),
-            seconds=round(count / rate),
-            ends=now + timedelta(seconds=count / rate),
-            calls=round(min(fetches, rate * WINDOW)),
-            window=window,
-        )
 
-    def _plan(self, visit: Visit) -> Plan:
-        """Return the plan of an address; raises Refused when there is none (any more)."""
-        plan = self._plans.of(visit.path["plan"])
-        if plan is None:
-            detail = f"Plans are kept for {many(self._settings.event_days, 'day')}."
-            raise Refused(HTTPStatus.NOT_FOUND, "not_found", "There is no such replay", detail)
-        return plan
+def _forecast(stores: Stores, query: DeadQuery, rate: float, now: datetime) -> Forecast:
+    count, exact = stores.dead_letters.count(query, MOST_COUNTED)
+    fetches = count
+    if query.sink:
+        fetches = 0
+    elif query.sink is None:
+        fetches, _ = stores.dead_letters.count(msgspec.structs.replace(query, sink=""), MOST_COUNTED)
+    window = stores.settings.upstream_requests_per_5_min
+    return Forecast(
+        count=count,
+        exact=exact,
+        fetches=min(fetches, count),
+        deliveries=max(count - fetches, 0),
+        seconds=round(count / rate),
+        ends=now + timedelta(seconds=count / rate),
+        calls=round(min(fetches, rate * WINDOW)),
+        window=window,
+    )
+
+
+def _plan(visit: Visit) -> Plan:
+    """Return the plan of an address; raises Refused when there is none (any more)."""
+    plan = visit.stores.plans.of(visit.path["plan"])
+    if plan is None:
+        detail = f"Plans are kept for {many(visit.stores.settings.event_days, 'day')}."
+        raise Refused(HTTPStatus.NOT_FOUND, "not_found", "There is no such replay", detail)
+    return plan
 
 
 def _words(query: DeadQuery, stores: Stores) -> str:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import quote
 
@@ -21,9 +21,10 @@ from app.ledger.redis import Redis, client_of
 from app.ops.access import LONGEST_NAME, SENDERS, TRIES, TRIES_SECONDS, Access, Refused
 from app.ops.app import LONGEST_BODY, Screen, Visit, application, see_other
 from app.ops.pages import FOR_EVER, HEADERS, Pages
-from app.web.requests import Proxies
+from app.settings import parse
 from tests.lab import Lab
 from tests.ops_site import ACT, READ, WHO, OpsSite, site_of
+from tests.service import settings_of_one_company
 from tests.vendor_htmx import STATIC, digest
 
 STOP: Final = {"why": "a guest asked"}
@@ -50,10 +51,9 @@ def kitchen(valkey: Valkey, *, can_act: bool) -> ASGIApp:
         Screen("/kitchen/knives", lambda visit: PlainTextResponse("sharp"), needs="act"),
     ]
     access = Access(READ, ACT if can_act else None)
-    proxies = Proxies([ip_network("127.0.0.0/8")])
-    return application(
-        client_of(Redis, valkey.url, DEFAULT_PREFIX), Pages(), screens, access=access, can_act=can_act, proxies=proxies
-    )
+    tokens = {"OPS_TOKEN": READ} | ({"OPS_ACT_TOKEN": ACT} if can_act else {})
+    found = parse(settings_of_one_company(valkey.url) | tokens)
+    return application(client_of(Redis, valkey.url, DEFAULT_PREFIX), found, Pages(), screens, access)
 
 
 def title(answer: httpx.Response) -> tuple[int, str]:

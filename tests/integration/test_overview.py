@@ -250,6 +250,22 @@ def test_each_sink_and_each_consumer_of_the_feed_says_what_it_lacks(lab: Lab) ->
     assert sink.held.endswith(f": by hand. To go on: ota-receiver sinks enable {SINK}")
 
 
+def test_dead_letters_are_counted_by_sink_and_reason(lab: Lab) -> None:
+    assert read(lab).dead == ()
+    lab.accept(order(1), order(2, MUSEUM), order(3))
+    for one, reason in ((order(1), "order_missing"), (order(2, MUSEUM), "order_missing"), (order(3), "unsettled")):
+        lab.dead_letter(one, reason)
+    for number in (4, 5):
+        lab.accept_and_fetch(order(number))
+        lab.dead_letter_delivery(order(number))
+
+    found = read(lab)
+
+    counted = {(one.sink, one.reason): one.count for one in found.dead}
+    assert counted == {("", "order_missing"): 2, ("", "unsettled"): 1, (SINK, "ValueError"): 2}
+    assert (found.dead_letters, found.dead_deliveries, found.dead_deliveries_to(SINK)) == (3, 2, 2)
+
+
 def test_it_costs_the_same_with_twice_the_orders_and_changes_nothing(lab: Lab) -> None:
     lab.declare()
     calls = []
