@@ -176,6 +176,15 @@ def test_pages_of_orders_are_filtered(shop: Lab, query: OrderQuery, expected: li
     assert numbers(walk(lambda after: OrderLists(shop.redis).page(query, now, after, limit=1))) == expected
 
 
+def test_a_dead_order_is_found_behind_any_number_of_others(shop: Lab) -> None:
+    died(shop, 1)
+    shop.redis.zadd(KEYS.orders, {order(number).member: shop.now + 1 for number in range(2, 1_000)})
+
+    page = OrderLists(shop.redis).page(OrderQuery(state="dead"), from_ms(shop.now))
+
+    assert (numbers(page.rows), page.searched_to, page.next) == ([1], None, None)
+
+
 def test_the_lists_of_what_is_outstanding_are_those_that_the_snapshot_counts(shop: Lab) -> None:
     """One record is lost, one is broken, one delivery runs for the first time, and one for the second."""
     for number in range(1, 9):
@@ -251,7 +260,7 @@ def test_pages_of_the_audit_and_of_replays_are_newest_first(shop: Lab) -> None:
 
 CURSORS: Final = {
     "no_base64": "!",
-    "a_bit_too_much": cursor_of("12 a") + "A",
+    "a_bit_too_much": cursor_of("12 a").replace("YQ", "YR"),
     "no_text": "_-_-",
     "a_position": cursor_of("12"),
     "below_zero": cursor_of("-1 a"),
@@ -280,7 +289,7 @@ def test_a_cursor_that_no_page_gave_is_refused(shop: Lab, name: str) -> None:
 
 
 def test_the_latency_of_each_company_is_the_bound_below_which_the_quantile_lies(shop: Lab) -> None:
-    took = [*[0.2] * 10, *[9] * 9, 100]
+    took = [*[0.2] * 10, *[9] * 8, 20, 100]
     for number, seconds in enumerate(took):
         shop.accept(order(number))
         shop.later(seconds)
@@ -295,7 +304,7 @@ def test_the_latency_of_each_company_is_the_bound_below_which_the_quantile_lies(
         return read_latency(shop.redis, [VENUE, MUSEUM, "none"], now=shop.now + later * HOUR * 1000)
 
     none = Latency(p50_ms=None, p95_ms=None, fetches=0)
-    assert read(-48)[VENUE] == Latency(p50_ms=250, p95_ms=10_000, fetches=20)
+    assert read(-48)[VENUE] == Latency(p50_ms=250, p95_ms=30_000, fetches=20)
     assert read() == {VENUE: none, MUSEUM: Latency(p50_ms=None, p95_ms=None, fetches=1), "none": none}
     assert read(23)[MUSEUM].fetches == 1
     assert read(24)[MUSEUM] == none
