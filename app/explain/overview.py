@@ -23,6 +23,7 @@ from app.ids import OrderKey
 from app.intake.spool_file import waiting
 from app.ledger.dead_letters import DeadCount
 from app.ledger.history import FetchStored
+from app.ledger.latency import Latency, read_latency
 from app.ledger.orders import OrderQuery
 from app.ledger.rate_limit import spent
 from app.ledger.record import OrderRecord
@@ -36,6 +37,9 @@ LOOKED_AT: Final = 200
 
 HOURS_SHOWN: Final = 48
 """Hours of events of each company, the current one included."""
+
+LATENCY_HOURS: Final = 24
+"""Hours whose fetches give the latency of a company, the current one included."""
 
 _LATEST: Final = 20
 """Orders whose getOrders give the average duration."""
@@ -85,12 +89,14 @@ class HourCount(msgspec.Struct, frozen=True):
 
 
 class Company(msgspec.Struct, frozen=True, kw_only=True):
-    """One company. `pending_s`: age of its oldest pending fetch, 0 without one. `hours`: oldest first.
+    """One company.
 
-    `unsettled` counts orders that the order list shows unsettled, the first of them since `unsettled_since`.
-    `subscription`: its state as a pool saw it last (app/subscriptions.py), "" before the first check. `breaker` is the
-    open one, None while it is closed, and `breaker_words` the same for people. `throttled_until`: a Retry-After of its
-    API key ends. `reconciled_at`: its whole list was read last; `reconcile_at`: it is read next; None for never.
+    `pending_s`: age of its oldest pending fetch, 0 without one. `hours`: oldest first. `latency`: from event to fetch,
+    of the last LATENCY_HOURS. `unsettled` counts orders that the order list shows unsettled, the first of them since
+    `unsettled_since`. `subscription`: its state as a pool saw it last (app/subscriptions.py), "" before the first
+    check. `breaker` is the open one, None while it is closed, and `breaker_words` the same for people.
+    `throttled_until`: a Retry-After of its API key ends. `reconciled_at`: its whole list was read last;
+    `reconcile_at`: it is read next; None for never.
     """
 
     company_id: str
@@ -98,6 +104,7 @@ class Company(msgspec.Struct, frozen=True, kw_only=True):
     pending_s: int
     last_event_at: datetime | None
     hours: tuple[HourCount, ...]
+    latency: Latency
     unsettled: int
     unsettled_since: datetime | None
     subscription: str
@@ -313,6 +320,7 @@ def _alerts(snapshot: Snapshot) -> Iterator[Alert]:
 
 def _companies(stores: Stores, snapshot: Snapshot, now: datetime) -> Iterator[Company]:
     hours, next_at = read_hours(stores.redis, snapshot.companies), next_runs(stores.redis, snapshot.companies)
+    latency = read_latency(stores.redis, snapshot.companies, LATENCY_HOURS, snapshot.now)
     breakers, throttled = snapshot.open_breakers(), snapshot.throttled()
     for company_id, one in snapshot.companies.items():
         breaker = breakers.get(one.slug)
@@ -322,6 +330,7 @@ def _companies(stores: Stores, snapshot: Snapshot, now: datetime) -> Iterator[Co
             pending_s=one.oldest_pending_ms // 1000,
             last_event_at=_moment(one.last_event_at),
             hours=tuple(_hours(hours[company_id], snapshot.now)),
+            latency=latency[company_id],
             unsettled=one.unsettled,
             unsettled_since=_moment(one.unsettled_since),
             subscription=one.subscription,

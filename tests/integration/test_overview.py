@@ -16,6 +16,7 @@ from app.deployment import Deployment
 from app.errors import ConnectionFault, Throttled
 from app.explain import overview
 from app.explain.overview import HOURS_SHOWN, Company, Overview
+from app.ledger.latency import Latency
 from app.ledger.policy import BREAKER_FAILURES, MINUTE
 from app.ledger.rate_limit import Limits, RateLimiter
 from app.metrics import record_whole_list
@@ -96,7 +97,7 @@ def test_the_sentence_has_the_pending_orders_and_the_age_of_the_oldest_of_any_co
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "words"),
     [
         (lambda lab: suspend(lab.redis), "RQ is suspended"),
         (lambda lab: lab.redis.delete(KEYS.pools), "no worker pool runs"),
@@ -110,7 +111,7 @@ def test_the_sentence_has_the_pending_orders_and_the_age_of_the_oldest_of_any_co
     ids=["rq", "no pool", "breaker", "sink fails", "sink away", "sink disabled", "undeclared", "unscheduled"],
 )
 def test_what_needs_a_look_is_in_the_sentence_and_status_ends_with_1(
-    lab: Lab, cause: Callable[[Lab], object], said: str
+    lab: Lab, cause: Callable[[Lab], object], words: str
 ) -> None:
     declare(lab)
     assert lab.run_command("status").code == 0
@@ -118,7 +119,7 @@ def test_what_needs_a_look_is_in_the_sentence_and_status_ends_with_1(
 
     found, page = read(lab), lab.run_command("status")
 
-    assert (found.status, found.sentence.rpartition("; ")[2]) == ("look", f"{said}.")
+    assert (found.status, found.sentence.rpartition("; ")[2]) == ("look", f"{words}.")
     assert (page.code, page.out.split("\n")[0]) == (1, found.sentence)
     assert lab.run_command("status", "--json").objects[0]["sentence"] == found.sentence
 
@@ -179,6 +180,15 @@ def test_a_company_has_its_unsettled_orders_subscription_and_last_event(lab: Lab
     assert venue.unsettled_since == venue.last_event_at == times.from_ms(at)
     assert (museum.unsettled, museum.subscription, museum.pending_s) == (0, "", 0)
     assert museum.unsettled_since is museum.last_event_at is None
+
+
+def test_a_company_has_the_time_from_event_to_fetch_of_its_fetches(lab: Lab) -> None:
+    for number, seconds in enumerate((4, 4, 90), 1):
+        lab.accept(order(number), at=lab.now - seconds * 1000)
+        lab.fetch_and_store(order(number))
+
+    assert company(lab).latency == Latency(p50_ms=5000, p95_ms=120_000, fetches=3)
+    assert company(lab, "museum").latency.fetches == 0
 
 
 def test_a_company_has_its_breaker_and_the_retry_after_of_its_key(lab: Lab) -> None:
