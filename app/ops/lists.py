@@ -228,7 +228,7 @@ def show_list(
         "most_new": MOST_NEW,
         "poll": chosen.address(path, seen=str(int(seen))) if counts_new else None,
     }
-    status = HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK
+    status = int(HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK)
     return pages.page(template, visit.user, visit.here, status, **common, **values)
 
 

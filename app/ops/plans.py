@@ -139,7 +139,7 @@ class PlanPages:
         hidden["since"] = "" if query.since is None else query.since.isoformat()
         hidden["until"] = query.until.isoformat()
         hidden["plan"] = chosen.text("plan") or stores.plans.new_id()
-        status = HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK
+        status = int(HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK)
         return self._pages.page(
             "dead_plan.html",
             visit.user,
