@@ -17,7 +17,7 @@ import msgspec
 
 from app.ids import OrderKey
 from app.ledger.orders import Archive
-from app.ledger.pages import MOST_LOOKED_AT, Page, scored_page
+from app.ledger.pages import MOST_LOOKED_AT, MOST_READ, Page, scored_page
 from app.ledger.record import OrderRecord, SinkRecord
 from app.ledger.redis import PAGE, Redis, Scored, oldest_first
 from app.times import from_ms, to_ms
@@ -118,9 +118,10 @@ class DeadLetters:
                 yield from (one for one in entries if query.company_id is None or one[0].startswith(of_company))
 
     def count(self, query: DeadQuery, most: int) -> tuple[int, bool]:
-        """Return how many match, and whether this is all: where entries must be read, it looks at `most` or a few more.
+        """Return how many match, and whether these are all.
 
-        Without a company, and with a reason that ends before its first colon, none need to be read.
+        Without a company, and with a reason that ends before its first colon, they are. Otherwise it looks at no more
+        than `most` entries, or MOST_READ of which it must read the records.
         """
         if query.company_id is None and not _needs_records(query):
             since = "-inf" if query.since is None else to_ms(query.since)
@@ -129,8 +130,9 @@ class DeadLetters:
                     pipe.zcount(zset, since, to_ms(query.until))
                 return sum(pipe.execute()), True
         count = looked = 0
+        most = MOST_READ if _needs_records(query) else most
         for entries in self._walk(query):
-            if looked >= most:
+            if looked + len(entries) > most:
                 return count, False
             looked += len(entries)
             if _needs_records(query):
@@ -139,13 +141,8 @@ class DeadLetters:
                 count += sum(member.startswith(f"{query.company_id}:") for member, _ in entries)
         return count, True
 
-    def page(
-        self, query: DeadQuery, after: str | None = None, limit: int = 50, most: int = MOST_LOOKED_AT
-    ) -> Page[DeadLetter]:
-        """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor.
-
-        It looks at no more than `most` entries.
-        """
+    def page(self, query: DeadQuery, after: str | None = None, limit: int = 50) -> Page[DeadLetter]:
+        """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor."""
         return scored_page(
             self._redis,
             [*chain(*self._zsets(query))],
@@ -154,7 +151,7 @@ class DeadLetters:
             limit,
             since=query.since,
             until=query.until,
-            most=most,
+            most=MOST_READ if _needs_records(query) else MOST_LOOKED_AT,
         )
 
     def waiting(self, sink: str) -> Iterator[DeadLetter]:
@@ -207,7 +204,7 @@ class DeadLetters:
 
     def _matching(self, query: DeadQuery, entries: Sequence[Scored]) -> list[DeadLetter | None]:
         """Return the dead letter of each entry that `_zsets` has, None where it does not match."""
-        if not _needs_records(query):
+        if query.reason is not None and not _needs_records(query):
             # The list of a kind has no other, and where the record is lost it alone knows the reason.
             query = msgspec.structs.replace(query, reason=None)
         parts = [member.partition(" ") for member, _ in entries]

@@ -12,7 +12,7 @@ from app import audit
 from app.audit import AuditEntry
 from app.errors import UnknownCursor
 from app.ids import OrderKey
-from app.ledger import policy
+from app.ledger import dead_letters, policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
 from app.ledger.latency import Latency, read_latency
@@ -113,7 +113,8 @@ def test_pages_of_dead_letters_are_filtered(shop: Lab, conditions: dict[str, Any
     assert numbers(walk(lambda after: DeadLetters(shop.redis).page(query, after, limit=1))) == expected
 
 
-def test_a_page_whose_search_ends_early_has_a_cursor_to_go_on(shop: Lab) -> None:
+def test_a_page_whose_search_ends_early_has_a_cursor_to_go_on(shop: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "MOST_LOOKED_AT", 12)
     died(shop, *range(1, 30))
     shop.later(1)
     one = order(77, MUSEUM)
@@ -121,7 +122,7 @@ def test_a_page_whose_search_ends_early_has_a_cursor_to_go_on(shop: Lab) -> None
     shop.dead_letter(one)
     query = DeadQuery(company_id=MUSEUM, until=ever(shop))
 
-    read = pages_of(lambda after: DeadLetters(shop.redis).page(query, after, limit=5, most=12))
+    read = pages_of(lambda after: DeadLetters(shop.redis).page(query, after, limit=5))
     found = [(numbers(page.rows), page.searched_to, page.next is None) for page in read]
 
     at = from_ms(shop.now - 1000)
