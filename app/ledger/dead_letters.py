@@ -54,6 +54,18 @@ class DeadCount(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class DeadTotal(msgspec.Struct, frozen=True):
+    """How many dead fetches and dead deliveries match; at least so many unless it `is_whole`."""
+
+    fetches: int
+    deliveries: int
+    is_whole: bool
+
+    @property
+    def count(self) -> int:
+        return self.fetches + self.deliveries
+
+
 class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it became one.
 
@@ -101,8 +113,7 @@ class DeadLetters:
 
     def oldest_first(self, query: DeadQuery) -> Iterator[DeadLetter]:
         """Return the orders that match, then the deliveries that match, each from the oldest on."""
-        for entries in self._walk(query):
-            yield from filter(None, self._matching(query, entries))
+        return filter(None, self._looked_at(query))
 
     def entries(self, query: DeadQuery) -> Iterator[Scored]:
         """Return the same as entries, each with its ms: an order, and for a delivery a space and its sink.
@@ -117,29 +128,34 @@ class DeadLetters:
             else:
                 yield from (one for one in entries if query.company_id is None or one[0].startswith(of_company))
 
-    def count(self, query: DeadQuery, most: int) -> tuple[int, bool]:
-        """Return how many match, and whether these are all.
+    def total(self, query: DeadQuery, most: int) -> DeadTotal:
+        """Return how many match.
 
-        Without a company, and with a reason that ends before its first colon, they are. Otherwise it looks at no more
-        than `most` entries, or MOST_READ of which it must read the records.
+        Without a company, and with a reason that ends before its first colon, these are all. Otherwise it looks at no
+        more than `most` fetches and as many deliveries, or at MOST_READ of both where it must read their records.
         """
-        if query.company_id is None and not _needs_records(query):
-            since = "-inf" if query.since is None else to_ms(query.since)
-            with self._redis.pipeline(transaction=False) as pipe:
-                for zset in chain(*self._zsets(query)):
-                    pipe.zcount(zset, since, to_ms(query.until))
-                return sum(pipe.execute()), True
-        count = looked = 0
-        most = MOST_READ if _needs_records(query) else most
-        for entries in self._walk(query):
-            if looked + len(entries) > most:
-                return count, False
-            looked += len(entries)
-            if _needs_records(query):
-                count += sum(letter is not None for letter in self._matching(query, entries))
-            else:
-                count += sum(member.startswith(f"{query.company_id}:") for member, _ in entries)
-        return count, True
+        if _needs_records(query):
+            letters = list(islice(self._looked_at(query), MOST_READ))
+            matching = [letter for letter in letters if letter is not None]
+            fetches = sum(not letter.sink for letter in matching)
+            return DeadTotal(fetches, len(matching) - fetches, len(letters) < MOST_READ)
+        low: Any = "-inf" if query.since is None else to_ms(query.since)
+        high, of_company = to_ms(query.until), f"{query.company_id}:".encode()
+        client: Any = self._redis
+        counts, is_whole = [], True
+        for zsets in self._zsets(query):
+            count, left = 0, most
+            for zset in zsets:
+                if query.company_id is None:
+                    count += client.zcount(zset, low, high)
+                    continue
+                members = client.zrange(zset, low, high, byscore=True, offset=0, num=left + 1)
+                is_whole = is_whole and len(members) <= left
+                count += sum(member.startswith(of_company) for member in members[:left])
+                left -= min(left, len(members))
+            counts.append(count)
+        fetches, deliveries = counts
+        return DeadTotal(fetches, deliveries, is_whole)
 
     def page(self, query: DeadQuery, after: str | None = None, limit: int = 50) -> Page[DeadLetter]:
         """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor."""
@@ -190,6 +206,10 @@ class DeadLetters:
         wanted = [one for one in self._kinds() if query.sink in (None, one[0]) and reason in (None, one[1])]
         fetches = [names.dead_by("|".join(one)) for one in wanted if not one[0]]
         return fetches, [names.dead_by("|".join(one)) for one in wanted if one[0]]
+
+    def _looked_at(self, query: DeadQuery) -> Iterator[DeadLetter | None]:
+        """Return the dead letter of each entry that may match, None where it does not."""
+        return chain.from_iterable(self._matching(query, entries) for entries in self._walk(query))
 
     def _walk(self, query: DeadQuery) -> Iterator[list[Scored]]:
         """Return pages of the entries that may match: those of fetches, then those of deliveries, each oldest first."""

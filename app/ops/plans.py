@@ -17,7 +17,7 @@ from starlette.responses import Response
 from app.audit import LONGEST_TEXT
 from app.explain.stores import Stores
 from app.explain.words import many
-from app.ledger.dead_letters import DeadQuery
+from app.ledger.dead_letters import DeadQuery, DeadTotal
 from app.ledger.pages import Page
 from app.ops.access import Refused
 from app.ops.app import Screen, Visit, see_other
@@ -36,15 +36,12 @@ _PLAN_ID: Final = re.compile(r"[0-9a-f]{6}")
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan of `count` dead letters costs; not `exact`: of more than could be read, so each number is a minimum.
+    """What a plan of so many dead letters costs.
 
     `calls` of the `window` calls that an API key has in 5 min: what it takes of them at most, if all are of one key.
     """
 
-    count: int
-    exact: bool
-    fetches: int
-    deliveries: int
+    total: DeadTotal
     seconds: int
     ends: datetime
     calls: int
@@ -117,7 +114,7 @@ class PlanPages:
             chosen.errors["plan"] = "The form was cut, or changed."
         if chosen.errors:
             return self._offer(visit, chosen)
-        count, _ = stores.dead_letters.count(query, MOST_COUNTED)
+        count = stores.dead_letters.total(query, MOST_COUNTED).count
         plan = stores.plans.draft(
             plan_id,
             query,
@@ -157,21 +154,13 @@ class PlanPages:
 
 
 def _forecast(stores: Stores, query: DeadQuery, rate: float, now: datetime) -> Forecast:
-    count, exact = stores.dead_letters.count(query, MOST_COUNTED)
-    fetches = count
-    if query.sink:
-        fetches = 0
-    elif query.sink is None:
-        fetches, _ = stores.dead_letters.count(msgspec.structs.replace(query, sink=""), MOST_COUNTED)
+    total = stores.dead_letters.total(query, MOST_COUNTED)
     window = stores.settings.upstream_requests_per_5_min
     return Forecast(
-        count=count,
-        exact=exact,
-        fetches=min(fetches, count),
-        deliveries=max(count - fetches, 0),
-        seconds=round(count / rate),
-        ends=now + timedelta(seconds=count / rate),
-        calls=round(min(fetches, rate * WINDOW)),
+        total=total,
+        seconds=round(total.count / rate),
+        ends=now + timedelta(seconds=total.count / rate),
+        calls=round(min(total.fetches, rate * WINDOW)),
         window=window,
     )
 

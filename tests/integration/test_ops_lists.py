@@ -113,6 +113,34 @@ def test_a_filter_shows_all_that_match_once_page_by_page(
     assert walk(ops, path) == numbers(*expected)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dead?",
+        "/dead?sink=-&",
+        f"/dead?sink={SINK}&",
+        "/dead?reason=rejected&",
+        "/dead?reason=rejected:%20sold%20out&",
+    ],
+)
+@pytest.mark.parametrize("company", ["", "company=museum", "since=1h&until=0s"])
+def test_the_number_above_the_dead_letters_is_that_of_their_rows(
+    mixed: Lab, ops: OpsSite, path: str, company: str
+) -> None:
+    (number,) = re.findall(r"<strong>(.*?)</strong> match", ops.read(path + company))
+
+    assert int(number) == len(walk(ops, path + company))
+
+
+def test_of_more_dead_letters_than_are_counted_it_says_at_least(
+    mixed: Lab, ops: OpsSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "MOST_COUNTED", 2)
+
+    assert "<strong>6</strong> match" in ops.read("/dead")
+    assert "<strong>at least 2</strong> match" in ops.read("/dead?company=venue")
+
+
 def test_each_number_of_the_first_screen_opens_the_list_that_it_counts(mixed: Lab, ops: OpsSite) -> None:
     links = re.findall(r'<a href="(/(?:orders|dead|events)\?[^"]+)">(\d+)\b', ops.read("/"))
 
