@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from ipaddress import ip_address
@@ -44,6 +45,8 @@ SECRET: Final = "canary-right-client-state"
 FORMER_SECRET: Final = "canary-former-client-state"
 API_KEY: Final = "canary-api-key"
 OPS_TOKEN: Final = "canary-ops-token"
+VISITOR: Final = {"authorization": f"Basic {b64encode(f'Ada:{OPS_TOKEN}'.encode()).decode()}"}
+"""The header of a reader of the ops page."""
 HOOK: Final = "/webhooks/ota-channel-manager"
 
 SELF_SIGNED: Final = (

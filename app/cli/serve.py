@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -62,6 +63,9 @@ def ops() -> None:
     """Show people their orders in a browser: run the ops page (the `ops` process). Needs OPS_TOKEN."""
     with _settings("ops") as found:
         _refuse_other_deployment(found)
+        # Its times are UTC, as those of the log: who looks may be in any zone.
+        os.environ["TZ"] = "UTC"
+        time.tzset()
         app = bootstrap.ops_app(found)
         if not is_loopback(f"//{found.ops_host}"):
             _log.warning("ops.open", advice="The page sends passwords: put a proxy with TLS before OPS_HOST.")

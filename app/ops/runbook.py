@@ -15,7 +15,7 @@ from app.ops.access import Refused
 from app.ops.app import Screen, Visit
 from app.ops.pages import Pages
 
-_SECTION: Final = re.compile(r'^<a id="([^"]+)"></a>\n### (.+)\n(.*?)(?=^<a id=|^## |\Z)', re.DOTALL | re.MULTILINE)
+_SECTION: Final = re.compile(r'^<a id="([^"]+)"></a>\n### ([^\n]+)\n(.*?)(?=^<a id=|^## |\Z)', re.DOTALL | re.MULTILINE)
 
 
 class Section(NamedTuple):

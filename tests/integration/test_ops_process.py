@@ -43,6 +43,15 @@ def test_the_second_password_needs_the_first_and_another_value(lab: Lab, tokens:
     assert READ not in ended.err
 
 
+def test_an_address_that_others_reach_is_warned_of(lab: Lab) -> None:
+    ended = lab.run_command("ops", OPS_HOST="192.0.2.1", OPS_TOKEN=READ, LOG_FORMAT="json")
+
+    assert [line["event"] for line in ended.objects if line["level"] in {"warning", "error"}] == [
+        "ops.open",
+        "service.cannot_listen",
+    ]
+
+
 def test_a_request_is_logged_with_who_and_the_route_and_without_what_was_searched_for(page: Web, lab: Lab) -> None:
     for path in ("/?q=", "/search?q=", "/orders/"):
         page.http.get(path + SEARCH, auth=(WHO, READ))
