@@ -1,4 +1,4 @@
-"""Lists in pages: each row once, whatever happens in between; a bounded look; cursors that nobody can make up."""
+"""Lists in pages: each row once, whatever happens in between; a bounded look; made-up cursors are refused."""
 
 from __future__ import annotations
 
@@ -97,17 +97,17 @@ def test_pages_of_dead_letters_hold_each_once_also_those_of_one_millisecond(shop
     ],
 )
 def test_pages_of_dead_letters_are_filtered(shop: Lab, conditions: dict[str, Any], expected: list[int]) -> None:
-    begun = shop.now
+    start = shop.now
     for number, reason in ((1, "order_missing"), (2, "bad_request"), (3, "order_missing")):
-        shop.now = begun + number * 1000
+        shop.now = start + number * 1000
         one = order(number, MUSEUM if number == 3 else VENUE)
         shop.accept(one)
         shop.dead_letter(one, reason)
     for number, reason in ((4, "KeyError"), (5, "rejected: no")):
-        shop.now = begun + number * 1000
+        shop.now = start + number * 1000
         shop.accept_and_fetch(order(number))
         shop.dead_letter_delivery(order(number), reason)
-    times = {name: from_ms(begun + conditions[name] * 1000) for name in ("since", "until") if name in conditions}
+    times = {name: from_ms(start + conditions[name] * 1000) for name in ("since", "until") if name in conditions}
     query = DeadQuery(**({"until": ever(shop)} | conditions | times))
 
     assert numbers(walk(lambda after: DeadLetters(shop.redis).page(query, after, limit=1))) == expected
