@@ -27,7 +27,9 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id, key_id
 from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
+from app.operations import Operations
 from app.reconcile.run import OrderList
+from app.replay import Plans
 from app.setting_values import is_loopback
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
@@ -132,10 +134,12 @@ def ops_app(settings: Settings) -> ASGIApp:
     from app.ops.app import application
     from app.ops.feeder import Feeder
     from app.ops.lists import Lists
+    from app.ops.order import OrderScreens
     from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
     from app.ops.plans import PlanPages
     from app.ops.runbook import Runbook
+    from app.ops.search import SearchScreen
 
     if settings.ops_token is None:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
@@ -144,12 +148,19 @@ def ops_app(settings: Settings) -> ASGIApp:
     feeder = Feeder(partial(worker_redis, settings), event_days=settings.event_days) if act_token else None
     screens = [
         *FirstScreen(pages).screens(),
+        *SearchScreen(pages).screens(),
+        *OrderScreens(pages, partial(operations, settings, redis)).screens(),
         *Lists(pages).screens(),
         *PlanPages(pages).screens(),
         *Runbook(pages).screens(),
     ]
     access = Access(settings.ops_token.get_secret_value(), act_token)
     return application(redis, settings, pages, screens, access, feeder)
+
+
+def operations(settings: Settings, redis: Redis, who: str, why: str) -> Operations:
+    """Return what one person does to orders by hand, and why."""
+    return Operations(ledger(settings, redis), Plans(redis, event_days=settings.event_days), who=who, why=why)
 
 
 def _for_readers(settings: Settings) -> Redis:
