@@ -234,8 +234,8 @@ def test_a_search_that_ends_before_the_page_is_full_goes_on_from_there(
         ("/events?since=soon&status=Draft", ("'soon' is not a time", 'value="soon"', 'value="Draft"')),
         ("/events?outcome=lost", ("'lost' is none of queued, coalesced, erased", 'value="lost" selected')),
         (
-            "/orders?company=nobody",
-            ("No company 'nobody' is known. There are: museum, venue.", 'value="nobody" selected'),
+            "/orders?company=other",
+            ("No company 'other' is known. There are: museum, venue.", 'value="other" selected'),
         ),
         ("/orders?state=fetched&behind=shop", ("cannot be combined", 'value="shop" selected')),
         ("/dead?until=never&reason=http_400", ("'never' is not a time", 'value="http_400" selected')),
