@@ -1,4 +1,4 @@
-"""Dead letters are requeued on the ops page, in real processes from the form to the sink; and how fast its pages are."""
+"""Dead letters are requeued on the ops page, in real processes and to the sink; and how fast its pages are."""
 
 from __future__ import annotations
 
