@@ -84,7 +84,8 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         ):
             assert ask("GET", f"{api}/{path}", headers=caller)[0] == 200
         ops = f"http://127.0.0.1:{bare.variables['OPS_PORT']}"
-        for path in ("", "healthz", "events", "orders", "dead", "replays", "audit"):
+        shown = (f"orders/{order_ids[0]}", f"search?q={order_ids[0][:13]}&all=1")
+        for path in ("", "healthz", "events", "orders", "dead", "replays", "audit", *shown):
             assert ask("GET", f"{ops}/{path}", headers=VISITOR)[0] == 200
         redis.zadd(f"{prefix}:dead", {f"{bare.company_id}:{order_ids[2]}": 1})
         form = {"content-type": "application/x-www-form-urlencoded", "origin": ops}
