@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from http import HTTPStatus
+from threading import Lock
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from app.explain.order_view import NOT_FOUND
-from app.explain.stores import MOST_AT_ONCE
+from app.explain.stores import MOST_AT_ONCE, Stores
 from app.ids import OrderKey, beginning
 from app.ledger.orders import MOST_SEARCHED
 from app.ops.access import Refused
-from app.ops.app import Screen, Visit, see_other
+from app.ops.app import RETRY_AFTER, Screen, Visit, see_other
 from app.ops.order import address
 from app.ops.pages import Pages
 from app.texts import cleaned, commands_apart, invisible
@@ -25,10 +26,14 @@ MOST_SHOWN: Final = 50
 
 
 class SearchScreen:
-    """Finds orders: at once where that is cheap, and among all of them on request."""
+    """Finds orders: at once where that is cheap, and among all of them on request.
+
+    Of the latter only one runs: a few of them would take all threads, and let Redis answer late also to the webhook.
+    """
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
+        self._searches_all = Lock()
 
     def screens(self) -> Iterator[Screen]:
         yield Screen("/search", self.search, frozenset({"q", "all"}))
@@ -50,7 +55,7 @@ class SearchScreen:
         stores, is_whole = visit.stores, True
         found: list[OrderKey] = []
         if text and "all" in visit.query:
-            found = stores.find(text)
+            found = self._find(stores, text)
         elif text:
             found, is_whole = stores.find_at_once(text)
         if len(found) == 1 and is_whole:
@@ -72,3 +77,14 @@ class SearchScreen:
         }
         status = HTTPStatus.OK if found or not text else HTTPStatus.NOT_FOUND
         return self._pages.page("search.html", visit.user, visit.here, status, **values)
+
+    def _find(self, stores: Stores, text: str) -> list[OrderKey]:
+        """Return what is found among all orders; raises Refused while another such search runs."""
+        if not self._searches_all.acquire(blocking=False):
+            detail = "All orders are searched for somebody else, which takes seconds. Reload this page then."
+            headers = {"retry-after": str(RETRY_AFTER)}
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "search_runs", "Another search runs", detail, headers)
+        try:
+            return stores.find(text)
+        finally:
+            self._searches_all.release()
