@@ -114,7 +114,9 @@ def test_without_the_password_every_address_is_401_also_those_that_are_not_there
 ) -> None:
     for path in ("/", "/kitchen", "/no-such-page", "/kitchen/stop"):
         for method in ("GET", "POST"):
-            assert title(acting.http.request(method, path, headers=header)) == (401, "Password needed")
+            answer = acting.http.request(method, path, headers=header)
+            assert title(answer) == (401, "Password needed")
+            assert "Version" not in answer.text
 
 
 @pytest.mark.parametrize("path", ["/kitchen", "/no-such-page", "/kitchen/fire", "/healthz", "/static/ops.css"])
