@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser
 
+from app.audit import AuditEntry, append
 from app.ledger.dead_letters import DeadQuery
 from app.replay import Plans
 from app.times import from_ms
 from tests.browser import NARROW, WIDE, Scheme, Tab, beside, chromium, tab_of
 from tests.eventually import eventually
-from tests.lab import KEYS, MUSEUM, Lab, order
+from tests.lab import KEYS, MUSEUM, Lab, event_of, order
 from tests.ops_site import OpsSite
 
 PAGES: Final = {
@@ -212,6 +214,32 @@ def test_a_list_that_is_followed_moves_as_events_arrive(tab: Tab, busy: Lab) -> 
 
     page.get_by_role("link", name=order(7).order_id).wait_for()
     assert page.locator("tbody tr").count() == 2
+
+
+def test_texts_from_outside_leave_the_rows_beside_them_as_they_are(tab: Tab, lab: Lab) -> None:
+    """Long words without blanks, and letters that pile up marks, which are drawn above their own line."""
+    piled, word = "A" + "\N{COMBINING ACUTE ACCENT}" * 49, "x" * 180
+
+    def fill() -> None:
+        lab.accept_events(msgspec.structs.replace(event_of(order(6)), reference=piled))
+        lab.accept(order(7))
+        append(lab.redis, KEYS, AuditEntry(what="refetch", who=word, why=word, selected=word, orders=1))
+
+    beside(fill)
+    for path in (f"/dead?reason={word}", f"/orders?behind={word}", f"/dead?company={word}"):
+        for width in (WIDE, NARROW):
+            tab.resize(width, "light")
+            tab.open(path)
+            assert tab.overflow() == 0, path
+    # The last address has an unknown company.
+    tab.problems = [one for one in tab.problems if "400 (Bad Request)" not in one]
+    tab.resize(WIDE, "light")
+    assert (tab.open("/audit").locator("tbody tr").first.bounding_box() or {})["height"] < 200
+    page = tab.open("/events")
+    above, below = page.locator("tbody tr").nth(0), page.locator("tbody tr").nth(1)
+    before = above.screenshot()
+    below.locator("td", has_text="\N{COMBINING ACUTE ACCENT}").evaluate("cell => cell.textContent = 'A'")
+    assert above.screenshot() == before
 
 
 def test_dead_letters_are_requeued_with_a_form_and_the_progress_is_alive(tab: Tab, busy: Lab) -> None:
