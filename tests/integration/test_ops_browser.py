@@ -234,7 +234,9 @@ def test_texts_from_outside_leave_the_rows_beside_them_as_they_are(tab: Tab, lab
     # The last address has an unknown company.
     tab.problems = [one for one in tab.problems if "400 (Bad Request)" not in one]
     tab.resize(WIDE, "light")
-    assert (tab.open("/audit").locator("tbody tr").first.bounding_box() or {})["height"] < 200
+    row = tab.open("/audit").locator("tbody tr").first.bounding_box()
+    assert row is not None
+    assert row["height"] < 200
     page = tab.open("/events")
     above, below = page.locator("tbody tr").nth(0), page.locator("tbody tr").nth(1)
     before = above.screenshot()
