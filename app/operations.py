@@ -1,7 +1,7 @@
 """What people do to orders by hand: refetch, requeue, redeliver, discard. Commands and the ops page do the same.
 
 Each writes who and why to the audit first, since it may be interrupted, then acts, and returns what happened. None
-revives an order that was erased.
+brings back an order that was erased.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ import typer
 
 from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
-from app.explain.words import commands_apart
-from app.texts import printable
+from app.texts import commands_apart, printable
 
 WIDTH: Final = 80
 """Columns of text for people."""

@@ -61,9 +61,6 @@ def api() -> None:
 @cli.command(epilog=epilog("ota-receiver ops", codes=_OPS_CODES))
 def ops() -> None:
     """Show people their orders in a browser: run the ops page (the `ops` process). Needs OPS_TOKEN."""
-    # The views it shares with the commands write local times: a page is read from several zones, and says UTC.
-    os.environ["TZ"] = "UTC"
-    time.tzset()
     with _settings("ops") as found:
         _refuse_other_deployment(found)
         # Its times are UTC, as those of the log: who looks may be in any zone.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timedelta
-from typing import Final
 
 from app import times
 from app.snapshot import Breaker, SinkSnapshot
-
-_COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
 
 
 def many(count: int, noun: str) -> str:
@@ -18,11 +14,6 @@ def many(count: int, noun: str) -> str:
         return f"1 {noun}"
     plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ny")) else f"{noun}es" if noun.endswith("sh") else f"{noun}s"
     return f"{count:,} {plural}"
-
-
-def commands_apart(text: str) -> list[str]:
-    """Return the parts of a text, of which those that begin with `ota-receiver ` are commands."""
-    return [*filter(None, map(str.strip, _COMMAND.split(text)))]
 
 
 def age(seconds: int) -> str:

@@ -20,7 +20,6 @@ from app.explain.order_diff import Difference, difference
 from app.explain.order_history import Step, took
 from app.explain.order_view import NOT_FOUND, OrderView, Outstanding, asset_rows, error_words, sink_state, view_of
 from app.explain.stores import Stores
-from app.explain.words import commands_apart
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetter
 from app.ledger.history import LONGEST
@@ -29,6 +28,7 @@ from app.operations import Operations
 from app.ops.access import Refused
 from app.ops.app import Screen, Visit, see_other
 from app.ops.pages import Pages
+from app.texts import commands_apart
 
 ADDRESS: Final = "/orders/{order_id}"
 
@@ -213,7 +213,7 @@ def address(stores: Stores, key: OrderKey, **query: object) -> str:
 def actions_of(stores: Stores, record: OrderRecord, letters: Sequence[DeadLetter]) -> Iterator[Action]:
     """Yield what makes sense for an order in this state; `letters`: its dead letters, and deliveries that wait.
 
-    An action is done only where the page would offer the same now: nobody acts on a failure that they have not seen.
+    An action is done only where the page would offer the same now: no one acts on a failure that they have not seen.
     """
     if record.erased_at:
         return
@@ -237,7 +237,7 @@ def actions_of(stores: Stores, record: OrderRecord, letters: Sequence[DeadLetter
         if letter.sink in dead:
             what = f"the delivery to {letter.sink}" if letter.sink else "the fetch"
             after = "The next revision is delivered again." if letter.sink else "A new event, or a refetch, fetches it."
-            text = f"Gives up {what} for good ({letter.reason}). {after}"
+            text = f"Ends {what} for good ({letter.reason}). {after}"
             seen = _token(_seen(letter, dead))
             yield Action(what="discard", label=f"Discard {what}", text=text, sink=letter.sink, seen=seen)
 

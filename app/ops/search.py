@@ -10,14 +10,13 @@ from starlette.responses import Response
 
 from app.explain.order_view import NOT_FOUND
 from app.explain.stores import MOST_AT_ONCE
-from app.explain.words import commands_apart
 from app.ids import OrderKey, beginning
 from app.ledger.orders import MOST_SEARCHED
 from app.ops.access import Refused
 from app.ops.app import Screen, Visit, see_other
 from app.ops.order import address
 from app.ops.pages import Pages
-from app.texts import cleaned, invisible
+from app.texts import cleaned, commands_apart, invisible
 
 LONGEST: Final = 100
 """Characters; a GUID has 38, a reference at most 50."""
@@ -42,7 +41,9 @@ class SearchScreen:
         text = cleaned(visit.query.get("q", ""))
         if len(text) > LONGEST or (hidden := invisible(text)):
             what = (
-                f"longer than {LONGEST} characters" if len(text) > LONGEST else f"text with {hidden}, which nobody sees"
+                f"longer than {LONGEST} characters"
+                if len(text) > LONGEST
+                else f"text with {hidden}, which is invisible"
             )
             detail = f"Give an orderId or its first 4 digits, a reference, or a request id: no order has a {what}."
             raise Refused(HTTPStatus.BAD_REQUEST, "bad_search", "This cannot be found", detail)

@@ -171,7 +171,7 @@ OPERATIONS: dict[str, Callable[[Lab, Operations, list[DeadLetter]], Any]] = {
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("before", [has_it, dead_delivery, failed_delivery])
-def test_no_operation_revives_an_order_that_was_erased_since_it_was_read(
+def test_no_operation_brings_back_an_order_that_was_erased_since_it_was_read(
     lab: Lab, by_ann: Operations, before: Callable[[Lab], None], operation: str
 ) -> None:
     before(lab)

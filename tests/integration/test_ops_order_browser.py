@@ -79,7 +79,7 @@ def test_a_reader_finds_the_order_by_keyboard_and_sees_no_button(browser: Browse
         assert page.locator("main button").count() == 0
 
 
-@pytest.mark.parametrize("state", ["dead_fetch_of_fetched", "two_revisions"])
+@pytest.mark.parametrize("state", ["dead_fetch_of_fetched"])
 def test_axe_and_the_browser_find_nothing_in_any_state(tab: Tab, lab: Lab, state: str) -> None:
     beside(STATES[state], lab)
     tab.open(ADDRESS)
