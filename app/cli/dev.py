@@ -83,8 +83,8 @@ def dev(
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
-    An order created at the simulated Channel Manager (the sandbox) arrives as in production, and the ops page shows it in
-    a browser. Data and ports stay in --folder for the next start. What a sink raises is shown with its whole traceback.
+    An order created at the simulated Channel Manager (the sandbox) arrives as in production; the ops page shows it in a
+    browser. Data and ports stay in --folder for the next start. What a sink raises is shown with its whole traceback.
     """
     from rich.console import Console
 
