@@ -17,7 +17,7 @@ import msgspec
 
 from app.ids import OrderKey
 from app.ledger.orders import Archive
-from app.ledger.pages import MOST_LOOKED_AT, Page, scored_page
+from app.ledger.pages import MOST_LOOKED_AT, MOST_READ, Page, scored_page
 from app.ledger.record import OrderRecord, SinkRecord
 from app.ledger.redis import PAGE, Redis, Scored, oldest_first
 from app.times import from_ms, to_ms
@@ -110,13 +110,10 @@ class DeadLetters:
             while entries := list(islice(merged, PAGE)):
                 yield from filter(None, self._matching(query, entries))
 
-    def page(
-        self, query: DeadQuery, after: str | None = None, limit: int = 50, most: int = MOST_LOOKED_AT
-    ) -> Page[DeadLetter]:
-        """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor.
-
-        It looks at no more than `most` entries.
-        """
+    def page(self, query: DeadQuery, after: str | None = None, limit: int = 50) -> Page[DeadLetter]:
+        """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor."""
+        # The other reasons have a list of their own.
+        reads_each = query.reason is not None and (query.reason == RECORD_GONE or ":" in query.reason)
         return scored_page(
             self._redis,
             [*chain(*self._zsets(query))],
@@ -125,7 +122,7 @@ class DeadLetters:
             limit,
             since=query.since,
             until=query.until,
-            most=most,
+            most=MOST_READ if reads_each else MOST_LOOKED_AT,
         )
 
     def waiting(self, sink: str) -> Iterator[DeadLetter]:
@@ -167,7 +164,7 @@ class DeadLetters:
 
     def _matching(self, query: DeadQuery, entries: Sequence[Scored]) -> list[DeadLetter | None]:
         """Return the dead letter of each entry that `_zsets` has, None where it does not match."""
-        if query.reason != RECORD_GONE and query.reason == _general(query.reason or ""):
+        if query.reason is not None and query.reason != RECORD_GONE and ":" not in query.reason:
             # The list of a kind has no other, and where the record is lost it alone knows the reason.
             query = msgspec.structs.replace(query, reason=None)
         parts = [member.partition(" ") for member, _ in entries]

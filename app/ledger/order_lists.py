@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.orders import ON_THE_CLOCK, Archive, OrderQuery
-from app.ledger.pages import Page, page_of, scored_page
+from app.ledger.pages import MOST_READ, Page, page_of, scored_page
 from app.ledger.record import OrderRecord
 from app.ledger.redis import Redis, Scored
-
-MOST_READ: Final = 500
-"""Records that one page reads: Redis serves others in between."""
 
 
 class OrderLists:

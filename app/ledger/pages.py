@@ -23,6 +23,9 @@ from app.times import from_ms, to_ms
 MOST_LOOKED_AT: Final = 2_000
 """Entries of one page of which nothing but name and time is read for those that do not match."""
 
+MOST_READ: Final = 500
+"""Entries of one page whose records must be read to see whether they match: Redis serves others in between."""
+
 _CURSOR: Final = re.compile(r"[\w-]{2,600}", re.ASCII)
 _SCORED: Final = re.compile(r"(0|[1-9][0-9]{0,15}) ([ -~]+)")
 _ID: Final = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")

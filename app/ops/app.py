@@ -296,4 +296,4 @@ async def _disconnected(request: Request, error: Exception) -> Response:
 
 
 def _log_request(method: str, status: int, duration_ms: float, line: Mapping[str, Any]) -> None:
-    _log.info("ops.request", method=method, status=status, duration_ms=duration_ms, **line)
+    _log.info("ops.request", method=method, status=int(status), duration_ms=duration_ms, **line)

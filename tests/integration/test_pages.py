@@ -1,4 +1,4 @@
-"""Lists in pages: each row once, whatever happens in between; a bounded look; cursors that nobody can make up."""
+"""Lists in pages: each row once, whatever happens in between; a bounded look; made-up cursors are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app import audit
 from app.audit import AuditEntry
 from app.errors import UnknownCursor
 from app.ids import OrderKey
-from app.ledger import policy
+from app.ledger import dead_letters, policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
 from app.ledger.latency import Latency, read_latency
@@ -97,23 +97,24 @@ def test_pages_of_dead_letters_hold_each_once_also_those_of_one_millisecond(shop
     ],
 )
 def test_pages_of_dead_letters_are_filtered(shop: Lab, conditions: dict[str, Any], expected: list[int]) -> None:
-    begun = shop.now
+    start = shop.now
     for number, reason in ((1, "order_missing"), (2, "bad_request"), (3, "order_missing")):
-        shop.now = begun + number * 1000
+        shop.now = start + number * 1000
         one = order(number, MUSEUM if number == 3 else VENUE)
         shop.accept(one)
         shop.dead_letter(one, reason)
     for number, reason in ((4, "KeyError"), (5, "rejected: no")):
-        shop.now = begun + number * 1000
+        shop.now = start + number * 1000
         shop.accept_and_fetch(order(number))
         shop.dead_letter_delivery(order(number), reason)
-    times = {name: from_ms(begun + conditions[name] * 1000) for name in ("since", "until") if name in conditions}
+    times = {name: from_ms(start + conditions[name] * 1000) for name in ("since", "until") if name in conditions}
     query = DeadQuery(**({"until": ever(shop)} | conditions | times))
 
     assert numbers(walk(lambda after: DeadLetters(shop.redis).page(query, after, limit=1))) == expected
 
 
-def test_a_page_whose_search_ends_early_has_a_cursor_to_go_on(shop: Lab) -> None:
+def test_a_page_whose_search_ends_early_has_a_cursor_to_go_on(shop: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "MOST_LOOKED_AT", 12)
     died(shop, *range(1, 30))
     shop.later(1)
     one = order(77, MUSEUM)
@@ -121,7 +122,7 @@ def test_a_page_whose_search_ends_early_has_a_cursor_to_go_on(shop: Lab) -> None
     shop.dead_letter(one)
     query = DeadQuery(company_id=MUSEUM, until=ever(shop))
 
-    read = pages_of(lambda after: DeadLetters(shop.redis).page(query, after, limit=5, most=12))
+    read = pages_of(lambda after: DeadLetters(shop.redis).page(query, after, limit=5))
     found = [(numbers(page.rows), page.searched_to, page.next is None) for page in read]
 
     at = from_ms(shop.now - 1000)
