@@ -2,7 +2,7 @@
 
     uv run python -m tests.ops_picture
 
-Run it again after a change of what the first screen shows; it takes about two minutes and needs Debian's `chromium`.
+Run it again after a change of what the first screen shows; it takes two to five minutes and needs Debian's `chromium`.
 
 Everything on the page has come through the receiver: events recorded by the intake's script, orders of the sandbox
 fetched and delivered by the code of the workers, failures of the sandbox and of a sink. Only time is not real: the
