@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from app.ledger.dead_letters import DeadQuery
 from app.replay import Plans
 from app.times import from_ms
-from tests.browser import NARROW, WIDE, Scheme, Tab, beside, chromium, tab_of
+from tests.browser import NARROW, WIDE, Scheme, Tab, beside, tab_of
 from tests.eventually import eventually
 from tests.lab import KEYS, MUSEUM, Lab, order
 from tests.ops_site import OpsSite
@@ -31,12 +31,6 @@ PAGES: Final = {
 """Name of its picture -> a page."""
 
 SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("light", NARROW), ("dark", WIDE), ("dark", NARROW))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture
