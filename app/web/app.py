@@ -28,6 +28,7 @@ from app.health import Health
 from app.ids import new_request_id, parent_id, trace_id, traceparent
 from app.intake.service import Intake
 from app.metrics import CONTENT_TYPE
+from app.traces import ExportingTracer
 
 BODY_SECONDS: Final = 10.0
 """A body slower than this is answered 408."""
@@ -58,6 +59,7 @@ def application(
     count: Callable[[int, float], None],
     trusted_proxies: Sequence[IPv4Network | IPv6Network],
     resources: Callable[[], AbstractAsyncContextManager[None]],
+    tracer: ExportingTracer | None = None,
 ) -> ASGIApp:
     """Return the ASGI app.
 
@@ -80,7 +82,8 @@ def application(
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False
-    return RequestLog(app, paths, count, Proxies(trusted_proxies))
+    traced = Traced(app, path, paths, tracer) if tracer else app
+    return RequestLog(traced, paths, count, Proxies(trusted_proxies))
 
 
 class RequestLog:
@@ -168,6 +171,46 @@ class RequestLog:
             return False
         sender = scope["state"]["line"]["sender"] = self._proxies.sender(scope)
         return self._sampled.passes(status, sender)
+
+
+class Traced:
+    """Below RequestLog, where there is a collector: the span of each POST for the webhook that is sampled.
+
+    Its id is that of the events of the POST and of its log lines, instead of the sender's.
+    """
+
+    def __init__(self, app: ASGIApp, route: str, webhook_paths: Set[str], tracer: ExportingTracer) -> None:
+        self._app = app
+        self._route = route
+        self._webhook_paths = webhook_paths
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._webhook_paths:
+            await self._app(scope, receive, send)
+            return
+        state = scope["state"]
+        given = state["traceparent"]
+        post = self._tracer.post(given, scope["headers"], self._route)
+        if post is None:
+            # Whatever the sender samples: what follows from its events is sampled as the POST is.
+            state["traceparent"] = given and f"{given[:-2]}00"
+            await self._app(scope, receive, send)
+            return
+        state["traceparent"] = post.traceparent
+        bind_contextvars(trace_id=trace_id(post.traceparent), span_id=parent_id(post.traceparent))
+        status = 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            post.end(state["request_id"], status, state["line"])
 
 
 def _words(path: str) -> set[str]:
