@@ -331,7 +331,9 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
         raise SettingsError("\n".join(problems))
     settings._companies = tuple(companies)
     settings._declared_sinks = sinks
-    settings._otel = {name: value for name, value in variables.items() if name.startswith(_OTEL)}
+    settings._otel = {
+        name: cleaned(value) for name, value in variables.items() if name.startswith(_OTEL) and cleaned(value)
+    }
     if settings.otel_exporter_otlp_endpoint:
         settings._otel["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.otel_exporter_otlp_endpoint
     settings._unknown = _unknown(variables, places, settings)

@@ -87,7 +87,7 @@ class ExportingTracer(Tracer):
         Raises SettingsError without the extra `traces`, and for values that OpenTelemetry refuses.
         """
         os.environ.update(variables)
-        if SAMPLER not in os.environ:
+        if not os.environ.get(SAMPLER):
             os.environ[SAMPLER] = "parentbased_traceidratio"
             os.environ.setdefault(f"{SAMPLER}_ARG", SAMPLED)
         # Their lines quote addresses and headers. That of an unknown sampler stays: it samples everything.
