@@ -35,7 +35,7 @@ SAMPLER: Final = "OTEL_TRACES_SAMPLER"
 SAMPLED: Final = "0.01"
 """The share of traces that begin here, unless OTEL_TRACES_SAMPLER says otherwise."""
 
-FLUSH_SECONDS: Final = 1.5
+FLUSH_SECONDS: Final = 1.0
 """At the end of a process, for the spans that are not sent yet."""
 
 _COUNTS: Final = ("events", "queued", "coalesced", "duplicates", "spooled", "erased", "ignored", "invalid_items")
