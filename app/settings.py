@@ -40,6 +40,7 @@ from app.setting_values import (
     Slug,
     Text,
     WebhookPath,
+    besides,
     not_,
 )
 from app.sink_settings import SinkSettings, of_file, of_specification
@@ -197,6 +198,12 @@ class Settings(Declared):
         description="Calls in any 5 minutes with one API key, on all machines together.",
     )
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
+    fetch_target: Seconds = Field(
+        ge=1,
+        le=86_400,
+        default=30,
+        description="95 of 100 events should be fetched within this time of their arrival; the ops page shows it.",
+    )
     sinks: CommaList = Field(
         default=(),
         description="Functions that get each order, separated by commas; `entry:NAME` for that of an installed package."
@@ -238,9 +245,17 @@ class Settings(Declared):
     )
     ops_token: HeaderSecret | None = Field(
         default=None,
-        description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`.",
+        description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`, and the password of"
+        " the [ops page](ops-page.md).",
         examples=["the output of openssl rand -hex 20"],
     )
+    ops_act_token: Annotated[HeaderSecret | None, besides("ops_token")] = Field(
+        default=None,
+        description="Password of the ops page for those who may also act there; without it no one can.",
+        examples=["the output of openssl rand -hex 20"],
+    )
+    ops_host: Host = Field(default="127.0.0.1", description="Address that `ops` listens on. The image sets `0.0.0.0`.")
+    ops_port: int = Field(ge=0, le=65535, default=8082, description="Port that `ops` listens on.")
     otel_exporter_otlp_endpoint: CollectorUrl | None = Field(
         default=None,
         description="Address of an OpenTelemetry collector, for OTLP by HTTP. Without it no traces are made."
