@@ -21,7 +21,7 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 
 from app import log
 from app.errors import SettingsError
-from app.ids import is_sampled, parent_id, trace_id
+from app.ids import is_sampled, parent_id, trace_id, traceparent
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -51,7 +51,7 @@ class Tracer:
         `posts`: the traceparents of the POSTs whose events it serves, the latest first, separated by blanks. Yields the
         traceparent to pass on: that of the span, or else of the latest POST, "" without one.
         """
-        return nullcontext(posts.partition(" ")[0])
+        return nullcontext(_latest(posts))
 
     def call(self, method: str, template: str, url: str) -> AbstractContextManager[None]:
         """Make the span of a call by HTTP within a job; of the URL it shows host and port alone."""
@@ -107,15 +107,15 @@ class ExportingTracer(Tracer):
     def _sdk(self) -> _Sdk:
         return _open()
 
-    def post(self, traceparent: str, headers: Iterable[tuple[bytes, bytes]], route: str) -> Post | None:
+    def post(self, given: str, headers: Iterable[tuple[bytes, bytes]], route: str) -> Post | None:
         """Return the span of a POST, which continues the trace of its sender; None if it is not sampled.
 
-        `traceparent` as app.ids.traceparent returns it; a tracestate is taken from the headers.
+        `given`: the sender's traceparent, as app.ids.traceparent returns it. A tracestate is taken from the headers.
         """
         from opentelemetry.trace import SpanKind
 
-        state = b",".join([value for name, value in headers if name == b"tracestate"]) if traceparent else b""
-        parent = _context(traceparent, state.decode("latin-1")) if traceparent else None
+        state = b",".join([value for name, value in headers if name == b"tracestate"]) if given else b""
+        parent = _context(given, state.decode("latin-1")) if given else None
         span = self._sdk.sampling.start_span(f"POST {route}", _below(parent), SpanKind.SERVER)
         return Post(span, route) if span.is_recording() else None
 
@@ -149,26 +149,32 @@ class ExportingTracer(Tracer):
         The span begins a trace of its own, linked to the POSTs: events coalesce, and a retry comes hours later. It is
         sampled if one of them is. A job without a known POST (of reconciling, of a replay) is sampled as a POST is.
         """
-        from opentelemetry.trace import SpanKind, use_span
+        from opentelemetry.trace import use_span
 
-        latest, *_ = given = posts.split(" ")
-        links = _links(filter(None, given))
-        tracer = self._sdk.always if any(map(is_sampled, given)) else None if links else self._sdk.sampling
-        ids = get_contextvars()
-        attributes = _messaging("process", queue) | {"messaging.message.id": ids.get("job_id") or ""}
-        attributes |= {f"ota.{name}": ids[name] for name in ("request_id", "worker") if name in ids}
-        attributes |= {f"ota.{name}": value for name, value in about.items()}
-        span = tracer and tracer.start_span(
-            f"process {queue}", _below(None), SpanKind.CONSUMER, attributes, links, started
-        )
-        if not span or not span.is_recording():
-            yield latest
+        known = [one for one in map(_valid, posts.split(" ")) if one]
+        span = None
+        if not known or any(map(is_sampled, known)):
+            span = self._start_job(queue, known, started, about)
+        if span is None or not span.is_recording():
+            yield _latest(posts)
             return
         own = _traceparent(span)
         bind_contextvars(trace_id=trace_id(own), span_id=parent_id(own))
         # The current one, so that spans of a sink that uses OpenTelemetry itself belong to it.
         with _ending(span), use_span(span, record_exception=False, set_status_on_exception=False):
             yield own
+
+    def _start_job(self, queue: str, posts: Sequence[str], started: int, about: Mapping[str, str | int]) -> Span:
+        from opentelemetry.trace import SpanKind
+
+        ids = get_contextvars()
+        attributes = _messaging("process", queue) | {"messaging.message.id": ids.get("job_id") or ""}
+        attributes |= {f"ota.{name}": ids[name] for name in ("request_id", "worker") if name in ids}
+        attributes |= {f"ota.{name}": value for name, value in about.items()}
+        tracer = self._sdk.always if posts else self._sdk.sampling
+        return tracer.start_span(
+            f"process {queue}", _below(None), SpanKind.CONSUMER, attributes, _links(posts), started
+        )
 
     def call(self, method: str, template: str, url: str) -> AbstractContextManager[None]:
         parts = urlsplit(url)
@@ -298,11 +304,20 @@ class _Exporter:
         return result
 
 
-def _context(traceparent: str, state: str = "") -> SpanContext:
+def _valid(given: str) -> str:
+    """Return the traceparent, "" for what another program may have written to Redis."""
+    return traceparent(given.encode())
+
+
+def _latest(posts: str) -> str:
+    return _valid(posts.partition(" ")[0])
+
+
+def _context(given: str, state: str = "") -> SpanContext:
     from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
-    flags = TraceFlags(int(traceparent[53:], 16))
-    trace, span = int(trace_id(traceparent), 16), int(parent_id(traceparent), 16)
+    flags = TraceFlags(int(given[53:], 16))
+    trace, span = int(trace_id(given), 16), int(parent_id(given), 16)
     return SpanContext(trace, span, is_remote=True, trace_flags=flags, trace_state=TraceState.from_header([state]))
 
 

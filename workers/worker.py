@@ -229,10 +229,8 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
             # be shared.
             jobs.import_sinks(settings, sink.name, tracer=tracer)
     redis = bootstrap.for_rq(settings)
-    with (
-        closing(tracer),
-        suppress(RedisError),
-    ):  # the pool logs an outage once; RQ raises what it meets when it signs off
+    # The pool logs an outage once; RQ raises what it meets when it signs off.
+    with closing(tracer), suppress(RedisError):
         # No queue is without workers: its jobs would wait for ever.
         helps = queue_name == LIVE and not settings.backfill_workers
         queues = [LIVE, BACKFILL] if helps else [queue_name]

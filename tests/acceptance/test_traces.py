@@ -20,10 +20,10 @@ from structlog.testing import capture_logs
 
 from app import bootstrap
 from app.dev.processes import free_port
-from app.ids import OrderKey
+from app.ids import OrderKey, traceparent
 from app.ledger.redis import Redis
 from app.settings import parse
-from app.traces import ExportingTracer
+from app.traces import OFF, ExportingTracer
 from tests import command
 from tests.eventually import eventually
 from tests.lab import event_of
@@ -188,10 +188,10 @@ def tracer(collector: Collector) -> Iterator[ExportingTracer]:
         yield ExportingTracer({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
 
 
-def post(service: Service, order_id: str, traceparent: str = "", **headers: str) -> None:
+def post(service: Service, order_id: str, trace: str = "", **headers: str) -> None:
     """POST an event of the order, of a sender with this traceparent."""
     body = {"values": [service.event(order_id)]}
-    given = headers | ({"traceparent": traceparent} if traceparent else {})
+    given = headers | ({"traceparent": trace} if trace else {})
     assert ask("POST", service.webhook, body, given)[0] == 200
 
 
@@ -363,6 +363,22 @@ def test_a_group_belongs_to_its_first_sampled_post_and_is_linked_to_the_others(
     assert (group.trace, group.parent, group.links) == (TRACE, PARENT, (f"{1:016x}", f"{2:016x}"))
     assert group.attributes["messaging.batch.message_count"] == 7
     assert failed.error == "KeyError"
+
+
+def test_what_another_program_or_a_hostile_sender_wrote_stops_no_work(
+    collector: Collector, tracer: ExportingTracer
+) -> None:
+    for state in (b"", b"a", b"=", b"a=1,,b=2,\xff=\x00", b"a=1," * 10_000, b"a" * 60_000):
+        span = tracer.post(SAMPLED, [(b"tracestate", state), (b"tracestate", b"b=2")], "/hook")
+        assert span is not None
+        span.end("request", 200, {})
+    for record in ("canary", f"can\nary {SAMPLED}", f"  {SAMPLED}", f"{SAMPLED}-1", "ä"):
+        for either in (tracer, OFF):
+            with either.job("ota-live", record, time.time_ns()) as passed_on:
+                assert passed_on == traceparent(passed_on.encode())  # it becomes a header
+    tracer.close()
+
+    assert [one.links for one in collector.spans() if one.name == FETCH] == [(PARENT,), (PARENT,)]
 
 
 def test_a_failed_call_is_an_error_of_its_job_with_the_reason_code(
