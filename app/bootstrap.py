@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from redis.backoff import NoBackoff
@@ -26,7 +27,9 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id, key_id
 from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
+from app.operations import Operations
 from app.reconcile.run import OrderList
+from app.replay import Plans
 from app.setting_values import is_loopback
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
@@ -134,16 +137,28 @@ def ops_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.ops.access import Access
     from app.ops.app import application
+    from app.ops.order import OrderScreens
     from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
     from app.ops.runbook import Runbook
+    from app.ops.search import SearchScreen
 
     if settings.ops_token is None:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
     act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
     redis, pages = _for_readers(settings), Pages()
-    screens = [*FirstScreen(pages).screens(), *Runbook(pages).screens()]
+    screens = [
+        *FirstScreen(pages).screens(),
+        *SearchScreen(pages).screens(),
+        *OrderScreens(pages, partial(operations, settings, redis)).screens(),
+        *Runbook(pages).screens(),
+    ]
     return application(redis, settings, pages, screens, Access(settings.ops_token.get_secret_value(), act_token))
+
+
+def operations(settings: Settings, redis: Redis, who: str, why: str) -> Operations:
+    """Return what one person does to orders by hand, and why."""
+    return Operations(ledger(settings, redis), Plans(redis, event_days=settings.event_days), who=who, why=why)
 
 
 def _for_readers(settings: Settings) -> Redis:

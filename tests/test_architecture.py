@@ -33,7 +33,7 @@ LAYERS = (
     ("app.deployment",),
     ("app.audit", "app.erased_file", "app.intake", "app.snapshot"),
     ("app.erasure", "app.health", "app.metrics", "app.reconcile", "app.replay", "app.subscriptions"),
-    ("app.alerts", "app.web"),
+    ("app.alerts", "app.operations", "app.web"),
     ("app.explain",),
     ("app.api", "app.ops"),
     ("app.bootstrap",),

@@ -105,7 +105,7 @@ def replay(
             console.remark(f"No event {text!r} found.")
         if not found.orders:
             raise Stop("No event matches.", FOUND)
-        for erased in here.erasure.erased_among([OrderKey.of(member) for member in found.orders]):
+        for erased in here.orders.erased_among([OrderKey.of(member) for member in found.orders]):
             del found.orders[erased.member]
         if not found.orders:
             raise Stop("All orders that match were erased.", FOUND)

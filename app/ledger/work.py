@@ -48,6 +48,21 @@ class Dispatched(msgspec.Struct, frozen=True):
     broken: int
 
 
+class Requested(msgspec.Struct, frozen=True):
+    """How many orders of a request for fetches have a new job, had one already, were erased, or have a broken key.
+
+    Those erased or broken are not fetched.
+    """
+
+    queued: int = 0
+    waiting: int = 0
+    erased: int = 0
+    broken: int = 0
+
+    def __add__(self, other: Requested) -> Requested:
+        return Requested(*map(sum, zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)))
+
+
 class Origin(NamedTuple):
     """Where an order comes from: the POST with its latest event, or "" for what is not known.
 

@@ -1,0 +1,171 @@
+"""The ops page in a real Chromium: what it shows, how it is reached, and that neither axe nor the browser complains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browser import NARROW, WIDE, Scheme, Tab, beside, chromium, tab_of
+from tests.eventually import eventually
+from tests.lab import KEYS, MUSEUM, Lab, order
+from tests.ops_site import OpsSite
+
+PAGES: Final = {
+    "overview": "/",
+    "runbook": "/runbook/fetch-late",
+}
+"""Name of its picture -> a page."""
+
+SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("light", NARROW), ("dark", WIDE), ("dark", NARROW))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture
+def busy(lab: Lab) -> Lab:
+    """A receiver with something of everything."""
+
+    def fill() -> None:
+        lab.declare()
+        lab.accept_and_fetch(order(1))
+        lab.deliver()
+        lab.accept_and_fetch(order(2))
+        lab.accept(order(3), at=lab.now - 600_000)
+        lab.accept(order(4, MUSEUM))
+        lab.dead_letter(order(4, MUSEUM))
+        lab.accept_and_fetch(order(5))
+        lab.dead_letter_delivery(order(5))
+
+    beside(fill)
+    return lab
+
+
+@pytest.fixture
+def tab(browser: Browser, ops: OpsSite, busy: Lab) -> Iterator[Tab]:
+    """A tab of a user who may act, over a busy receiver."""
+    with tab_of(browser, ops) as one:
+        yield one
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_and_the_browser_find_nothing_at_any_width_in_light_and_dark(tab: Tab, name: str) -> None:
+    """Colours are those of the preference and places those of the width, so axe looks at two of the four."""
+    tab.open(PAGES[name])
+    for scheme, width in SHOWN:
+        tab.resize(width, scheme)
+        tab.picture(f"{name}-{scheme}-{width}")
+
+        assert tab.overflow() == 0
+        if (scheme == "light") == (width == WIDE):
+            assert tab.violations() == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_without_javascript_a_page_shows_the_same(browser: Browser, ops: OpsSite, busy: Lab, name: str) -> None:
+    with tab_of(browser, ops) as with_it, tab_of(browser, ops, javascript=False) as without:
+        # The ages of what waits grow between the two.
+        shown = [re.sub(r"\d+", "0", one.open(PAGES[name]).locator("main").inner_text()) for one in (with_it, without)]
+
+        assert shown[0] == shown[1]
+        assert len(shown[1]) > 100
+
+
+def test_what_a_page_may_not_do_the_browser_forbids(tab: Tab) -> None:
+    """Were hostile text not escaped, the policy would still stop it."""
+    page = tab.open("/")
+    page.evaluate(
+        """() => {
+          const add = (html) => document.body.insertAdjacentHTML("beforeend", html);
+          add(`<img src="x" onerror="document.title = 'taken'">`);
+          add(`<p style="color: red">red</p>`);
+          add(`<img src="http://127.0.0.1:1/pixel">`);
+          add(`<iframe src="/"></iframe>`);
+          const script = document.createElement("script");
+          script.textContent = "document.title = 'taken'";
+          document.body.append(script);
+        }"""
+    )
+    expected = {"script-src-attr", "style-src-attr", "img-src", "frame-src", "script-src-elem"}
+    page.wait_for_function("document.querySelector('iframe')")
+    seen = eventually(lambda: (found := reported(tab)) >= expected and found, what="a report of each")
+    assert seen == expected
+    assert page.title() != "taken"
+    tab.problems.clear()
+
+
+def reported(tab: Tab) -> set[str]:
+    """Return the directives that reports of the CSP name, once the browser has sent what it has."""
+    tab.page.evaluate("0")
+    return {text.split()[2] for text in tab.problems if text.startswith("error: CSP: ")}
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(tab: Tab) -> None:
+    page = tab.open("/")
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Skip to the content"
+    assert page.locator(":focus").is_visible()
+
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+    reachable = page.evaluate("document.querySelectorAll('main a, main button, main input, main summary').length")
+    reached = 0
+    for _ in range(reachable + 20):
+        page.keyboard.press("Tab")
+        tag, outline, is_in_main = page.evaluate(
+            """() => {
+              const one = document.activeElement, style = getComputedStyle(one);
+              return [one.tagName, style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth),
+                      one.matches("main *")];
+            }"""
+        )
+        if tag == "BODY" or not is_in_main:
+            break
+        assert outline >= 2, tag
+        reached += tag in {"A", "BUTTON", "INPUT", "SUMMARY"}
+    assert reached == reachable
+
+
+def test_a_poll_shows_what_is_new_and_keeps_focus_and_text_and_what_is_open(tab: Tab, busy: Lab) -> None:
+    tab.page.clock.install()
+    page = tab.open("/")
+    pending, details = page.locator("h1"), page.locator("main details").first
+    assert "2 orders are pending" not in pending.inner_text()
+    details.locator("summary").click()
+    page.get_by_label("Where is an order?").fill("CM-2611")
+    beside(busy.accept, order(6))
+
+    page.clock.run_for(5000)
+    pending.filter(has_text="2 orders are pending").wait_for()
+
+    assert page.evaluate("document.activeElement.value") == "CM-2611"
+    assert details.get_attribute("open") is not None
+
+
+def test_a_page_says_while_it_is_not_up_to_date(tab: Tab, busy: Lab) -> None:
+    tab.page.clock.install()
+    page = tab.open("/")
+    notice = page.get_by_text("Not up to date.")
+    schema = busy.redis.get(KEYS.schema)
+    assert not notice.is_visible()
+
+    busy.redis.set(KEYS.schema, "another")
+    page.clock.run_for(5000)
+    notice.wait_for()
+    assert "pending" in page.locator("h1").inner_text()
+
+    busy.redis.set(KEYS.schema, schema or b"")
+    page.clock.run_for(5000)
+    notice.wait_for(state="hidden")
+    assert {text.partition(" (")[0] for text in tab.problems} == {
+        "error: Failed to load resource: the server responded with a status of 503"
+    }
+    tab.problems.clear()
