@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-    from opentelemetry.trace import Span, SpanContext
+    from opentelemetry.trace import Span, SpanContext, SpanKind
     from opentelemetry.trace import Tracer as SdkTracer
     from requests import Response
 
@@ -112,11 +112,12 @@ class ExportingTracer(Tracer):
 
         `given`: the sender's traceparent, as app.ids.traceparent returns it. A tracestate is taken from the headers.
         """
-        from opentelemetry.trace import SpanKind
-
-        state = b",".join([value for name, value in headers if name == b"tracestate"]) if given else b""
-        parent = _context(given, state.decode("latin-1")) if given else None
-        span = self._sdk.sampling.start_span(f"POST {route}", _below(parent), SpanKind.SERVER)
+        sdk = self._sdk
+        context = sdk.root
+        if given:
+            state = b",".join([value for name, value in headers if name == b"tracestate"])
+            context = _below(_context(given, state.decode("latin-1")))
+        span = sdk.sampling.start_span(f"POST {route}", context, sdk.kinds.SERVER)
         return Post(span, route) if span.is_recording() else None
 
     @contextmanager
@@ -126,8 +127,6 @@ class ExportingTracer(Tracer):
         `posts`: the traceparents of their POSTs. The span belongs to the first one that is sampled, and is linked to
         the others.
         """
-        from opentelemetry.trace import SpanKind
-
         sampled = [one for one in posts if is_sampled(one)]
         if not sampled:
             yield
@@ -135,7 +134,7 @@ class ExportingTracer(Tracer):
         span = self._sdk.always.start_span(
             f"send {queue}",
             _below(_context(sampled[0])),
-            SpanKind.PRODUCER,
+            self._sdk.kinds.PRODUCER,
             {**_messaging("send", queue), "messaging.batch.message_count": events},
             _links(sampled[1:]),
         )
@@ -165,15 +164,13 @@ class ExportingTracer(Tracer):
             yield own
 
     def _start_job(self, queue: str, posts: Sequence[str], started: int, about: Mapping[str, str | int]) -> Span:
-        from opentelemetry.trace import SpanKind
-
         ids = get_contextvars()
         attributes = _messaging("process", queue) | {"messaging.message.id": ids.get("job_id") or ""}
         attributes |= {f"ota.{name}": ids[name] for name in ("request_id", "worker") if name in ids}
         attributes |= {f"ota.{name}": value for name, value in about.items()}
         tracer = self._sdk.always if posts else self._sdk.sampling
         return tracer.start_span(
-            f"process {queue}", _below(None), SpanKind.CONSUMER, attributes, _links(posts), started
+            f"process {queue}", self._sdk.root, self._sdk.kinds.CONSUMER, attributes, _links(posts), started
         )
 
     def call(self, method: str, template: str, url: str) -> AbstractContextManager[None]:
@@ -189,12 +186,12 @@ class ExportingTracer(Tracer):
 
     @contextmanager
     def _within_job(self, name: str, attributes: Mapping[str, str | int]) -> Iterator[None]:
-        from opentelemetry.trace import SpanKind, get_current_span, use_span
+        from opentelemetry.trace import get_current_span, use_span
 
         if not get_current_span().is_recording():
             yield
             return
-        span = self._sdk.always.start_span(name, None, SpanKind.CLIENT, attributes)
+        span = self._sdk.always.start_span(name, None, self._sdk.kinds.CLIENT, attributes)
         with _ending(span), use_span(span, record_exception=False, set_status_on_exception=False):
             yield
 
@@ -245,27 +242,35 @@ class Post:
 
 
 class _Sdk(NamedTuple):
-    """What makes the spans of a process: `sampling` asks the sampler, `always` is for what is sampled already."""
+    """What makes the spans of a process: `sampling` asks the sampler, `always` is for what is sampled already.
+
+    `root` is the context of the first span of a trace.
+    """
 
     sampling: SdkTracer
     always: SdkTracer
     processor: Any
+    root: Context
+    kinds: type[SpanKind]
 
 
 def _open() -> _Sdk:
     """Start the thread that sends; raises ModuleNotFoundError without the extra, ValueError for a wrong variable."""
+    from opentelemetry.context import Context
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+    from opentelemetry.trace import SpanKind
 
-    ours = {"service.name": "ota-receiver", "service.version": version("ota-receiver")}
+    names = ("ota-receiver", version("ota-receiver"))
+    ours = {"service.name": names[0], "service.version": names[1]}
     resource = Resource.create({**ours, **OTELResourceDetector().detect().attributes})
     processor = BatchSpanProcessor(cast("SpanExporter", _Exporter()))
     sampling, always = (TracerProvider(sampler, resource, shutdown_on_exit=False) for sampler in (None, ALWAYS_ON))
     for provider in (sampling, always):
         provider.add_span_processor(processor)
-    return _Sdk(sampling.get_tracer("ota-receiver"), always.get_tracer("ota-receiver"), processor)
+    return _Sdk(sampling.get_tracer(*names), always.get_tracer(*names), processor, Context(), SpanKind)
 
 
 class _Exporter:
@@ -326,12 +331,12 @@ def _traceparent(span: Span) -> str:
     return f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}"
 
 
-def _below(parent: SpanContext | None) -> Context:
-    """Return the context of a span with this parent, or of the first one of its trace."""
+def _below(parent: SpanContext) -> Context:
+    """Return the context of a span with this parent."""
     from opentelemetry.context import Context
     from opentelemetry.trace import NonRecordingSpan, set_span_in_context
 
-    return set_span_in_context(NonRecordingSpan(parent), Context()) if parent else Context()
+    return set_span_in_context(NonRecordingSpan(parent), Context())
 
 
 def _links(traceparents: Iterable[str]) -> list[Any]:
