@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser import NARROW, WIDE, Scheme, Tab, beside, chromium, tab_of
+from tests.browser import NARROW, WIDE, Scheme, Tab, beside, tab_of
 from tests.eventually import eventually
 from tests.lab import KEYS, MUSEUM, Lab, order
 from tests.ops_site import OpsSite
@@ -21,12 +21,6 @@ PAGES: Final = {
 """Name of its picture -> a page."""
 
 SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("light", NARROW), ("dark", WIDE), ("dark", NARROW))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture
