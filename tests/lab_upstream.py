@@ -49,7 +49,7 @@ class WorkerLab(Lab):
     """One worker, one dispatcher and one company of the sandbox, under a clock of the test."""
 
     def __init__(
-        self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int, tracer: Tracer
+        self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int, tracer: Tracer = OFF
     ) -> None:
         super().__init__(for_worker(url, DEFAULT_PREFIX), sinks=tuple(sinks), now=START)
         self.sandbox = sandbox
