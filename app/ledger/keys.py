@@ -44,6 +44,7 @@
 | `ota:subscription:<company>` | hash: how the subscription is, and its repair (below) | none | subscriptions |
 | `ota:subscription-turn:<company>` | string: a pool has checked it | SUBSCRIPTION_CHECK_EVERY | subscriptions |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
+| `ota:job-template:<queue>` | hash: what all jobs of a script call have in common (push_job) | none | scripts |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
 | `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next evaluation | alerts |
@@ -69,6 +70,7 @@ answer, `deferrals`, `crashes`, `first_404_at` ms, `failing_since` ms of the fir
 status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last discarded by hand (then
 `fetched_generation` is `generation`). Content: `status`, `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`,
 `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
+`first_event` id of the first event (its entry of the history is in the stream alone until another one comes),
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
 an event `request_id` of the first request), `duplicates`. `erased_at` ms when the order was erased: only counters and

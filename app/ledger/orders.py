@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.history import Entry, Unread, parse_entry
+from app.ledger.history import Entry, EventReceived, Unread, parse_entry
 from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
 from app.ledger.redis import PAGE, Redis, Scored, newest_first, oldest_first, server_time
@@ -185,12 +185,24 @@ class Archive:
         """
         try:
             entries: list[Any] = self._redis.lrange(self._redis.names.history(order), 0, -1)
+            if not entries:
+                return tuple(self._first_event(order))
         except ResponseError as error:
             if is_wrong_type(error):
                 where = self._redis.names.history(order)
                 return (Unread(server_time(self._redis), f"the history is unreadable: look at {where} in Redis"),)
             raise
         return tuple(parse_entry(entry) for entry in entries)
+
+    def _first_event(self, order: OrderKey) -> Iterator[Entry]:
+        """Return the history of an order to which nothing has happened since its first event: the stream has it."""
+        names = self._redis.names
+        found: Any = self._redis.hmget(names.record(order), "first_event", "first_at")
+        event_id, at = found
+        entries: Any = self._redis.xrange(names.events, event_id, event_id) if event_id else ()
+        for _, fields in entries:
+            texts = (fields[name].decode() for name in (b"status", b"outcome", b"secret", b"request"))
+            yield EventReceived(int(at), event_id.decode(), *texts)
 
     def due(self, order: OrderKey, sink: str = "") -> datetime | None:
         """Return when its fetch is due, or its delivery to a sink; None if it is not outstanding or is dead."""
