@@ -111,7 +111,7 @@ def api_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.api.app import application
     from app.api.orders import Orders
-    from app.web.app import Proxies
+    from app.web.requests import Proxies
 
     # One more try: after a restart of Redis each connection of the pool fails once.
     timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}

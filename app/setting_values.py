@@ -170,6 +170,20 @@ def _comma_list(value: object) -> object:
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
 
+def besides(other: str) -> AfterValidator:
+    """Refuse a secret without the one in the field `other`, declared before, or that is the same."""
+
+    def check(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and other in info.data:
+            if info.data[other] is None:
+                raise ValueError(f"needs {other.upper()}")
+            if info.data[other] == value:
+                raise ValueError(f"must not be the same as {other.upper()}")
+        return value
+
+    return AfterValidator(check)
+
+
 def not_(relation: str, other: str, is_wrong: Callable[[int, int], bool]) -> AfterValidator:
     """Compare with a field that was declared before; if that one is wrong itself, there is nothing to compare with."""
 

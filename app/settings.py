@@ -39,6 +39,7 @@ from app.setting_values import (
     Slug,
     Text,
     WebhookPath,
+    besides,
     not_,
 )
 from app.sink_settings import SinkSettings, of_file, of_specification
@@ -237,9 +238,17 @@ class Settings(Declared):
     )
     ops_token: HeaderSecret | None = Field(
         default=None,
-        description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`.",
+        description="Bearer token for `/metrics` (404 without it) and for the details of `/readyz`, and the password of"
+        " the [ops page](ops-page.md).",
         examples=["the output of openssl rand -hex 20"],
     )
+    ops_act_token: Annotated[HeaderSecret | None, besides("ops_token")] = Field(
+        default=None,
+        description="Password of the ops page for those who may also act there; without it nobody can.",
+        examples=["the output of openssl rand -hex 20"],
+    )
+    ops_host: Host = Field(default="127.0.0.1", description="Address that `ops` listens on. The image sets `0.0.0.0`.")
+    ops_port: int = Field(ge=0, le=65535, default=8082, description="Port that `ops` listens on.")
     log_format: Annotated[Literal["auto", "json", "ecs", "console"], BeforeValidator(str.lower)] = Field(
         default="auto",
         description="`json`, `ecs` (JSON with the field names of Elastic), `console`, or `auto`: JSON unless stdout is"

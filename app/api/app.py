@@ -7,7 +7,7 @@ public paths needs a key; whatever is wrong is answered as a problem (RFC 9457).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from time import perf_counter
@@ -20,8 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import log
 from app.api import openapi
@@ -30,9 +29,8 @@ from app.api.keys import ApiKeys, Caller
 from app.api.keys import Scope as KeyScope
 from app.api.orders import Call, Orders
 from app.errors import OtherSchema, StoreUnavailable
-from app.ids import new_request_id
 from app.ledger.redis import VERSION, Redis, cause, code, log_outage
-from app.web.app import Proxies
+from app.web.requests import CallerLog, Proxies
 
 LONGEST_BODY: Final = 4096
 """Bytes: an acknowledgement is a cursor."""
@@ -93,7 +91,7 @@ def application(
         lifespan=lambda _: access.open(),
     )
     app.router.redirect_slashes = False
-    return RequestLog(app, proxies)
+    return CallerLog(app, proxies, "key", _log_request)
 
 
 class Endpoint:
@@ -191,56 +189,8 @@ class Access:
         self._redis.close()
 
 
-class RequestLog:
-    """The outermost layer: gives each request an id and a log line, which names the path without what a caller wrote.
-
-    Anybody can send what has no valid key: of those, one line a second has the status, the sender and their number.
-    """
-
-    def __init__(self, app: ASGIApp, proxies: Proxies) -> None:
-        self._app = app
-        self._proxies = proxies
-        self._sampled = log.Sampler(_log_rest)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, request_id, status = perf_counter(), new_request_id(), 500
-        line: dict[str, Any] = {"path": "unknown"}
-        scope["state"] |= {"request_id": request_id, "line": line}
-
-        async def with_request_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                # A list of its own: the answer of a public path is one object for all requests.
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        clear_contextvars()
-        bind_contextvars(request_id=request_id)
-        try:
-            await self._app(scope, receive, with_request_id)
-        except Exception as error:
-            # Starlette has answered 500.
-            _log.error("request.failed", path=line["path"], error=type(error).__name__, trace=log.trace_of(error))
-        finally:
-            if self._is_logged(scope, line, status):
-                duration_ms = round((perf_counter() - started) * 1000, 2)
-                _log.info("api.request", method=scope["method"], status=status, duration_ms=duration_ms, **line)
-
-    def _is_logged(self, scope: Scope, line: dict[str, Any], status: int) -> bool:
-        if "key" in line:
-            return True
-        if status < 400:
-            return False
-        line["sender"] = self._proxies.sender(scope)
-        return self._sampled.passes(status, line["sender"])
-
-
-def _log_rest(status: int, sender: str, requests: int) -> None:
-    _log.info("requests.unlogged", status=status, sender=sender, requests=requests)
+def _log_request(method: str, status: int, duration_ms: float, line: Mapping[str, Any]) -> None:
+    _log.info("api.request", method=method, status=status, duration_ms=duration_ms, **line)
 
 
 def _query(request: Request, known: frozenset[str]) -> dict[str, str]:

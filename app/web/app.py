@@ -6,11 +6,9 @@ import asyncio
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from contextlib import AbstractAsyncContextManager, suppress
-from functools import lru_cache
+from contextlib import AbstractAsyncContextManager
 from hmac import compare_digest
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from time import perf_counter
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
 import msgspec
@@ -19,15 +17,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from app import log
 from app.errors import NotRecorded, ReceiverError, RequestRefused, Unauthenticated
 from app.health import Health
-from app.ids import new_request_id, parent_id, trace_id, traceparent
+from app.ids import parent_id, trace_id, traceparent
 from app.intake.service import Intake
 from app.metrics import CONTENT_TYPE
+from app.web.requests import Proxies, RequestLog, peer
 
 BODY_SECONDS: Final = 10.0
 """A body slower than this is answered 408."""
@@ -80,11 +79,11 @@ def application(
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False
-    return RequestLog(app, paths, count, Proxies(trusted_proxies))
+    return WebhookLog(app, paths, count, Proxies(trusted_proxies))
 
 
-class RequestLog:
-    """The outermost layer: gives each request an id, one log line, and a count if it is for the webhook.
+class WebhookLog(RequestLog):
+    """Logs and counts each request for the webhook.
 
     Probes are logged only when they fail. Anybody can send what is refused, handshakes and other paths: of those one
     line a second has the status, the sender and their number. A POST to a path that shares a word with the webhook's is
@@ -94,53 +93,33 @@ class RequestLog:
     def __init__(
         self, app: ASGIApp, webhook_paths: Set[str], count: Callable[[int, float], None], proxies: Proxies
     ) -> None:
-        self._app = app
+        super().__init__(app, proxies)
         self._webhook_paths = webhook_paths
         self._words = _words("".join(webhook_paths))
         self._near: set[str] = set()
         self._count = count
-        self._proxies = proxies
-        self._sampled = log.Sampler(_log_rest)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = perf_counter()
-        request_id = new_request_id()
-        line, trace = self._given_ids(scope)
-        scope["state"] |= {"request_id": request_id, "line": line, "traceparent": trace}
-        status = 500
-
-        async def with_request_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
-            await send(message)
-
-        clear_contextvars()
-        bind_contextvars(request_id=request_id)
-        if trace:
+    def open(self, scope: Scope, state: dict[str, Any]) -> None:
+        state["line"], state["traceparent"] = self._given_ids(scope)
+        if trace := state["traceparent"]:
             bind_contextvars(trace_id=trace_id(trace))
+
+    def close(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"]
-        try:
-            await self._app(scope, receive, with_request_id)
-        except Exception as error:
-            # Starlette has answered 500.
-            _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
-        finally:
-            seconds = perf_counter() - started
-            is_near = status == 404 and scope["method"] == "POST" and not self._words.isdisjoint(_words(path[:200]))
-            if is_near or path in self._webhook_paths:
-                self._count(status, seconds)
-            if is_near:
-                self._warn(path[:200])
-            if self._is_logged(scope, status):
-                duration_ms = round(seconds * 1000, 2)
-                _log.info(
-                    "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
-                )
+        is_near = status == 404 and scope["method"] == "POST" and not self._words.isdisjoint(_words(path[:200]))
+        if is_near or path in self._webhook_paths:
+            self._count(status, seconds)
+        if is_near:
+            self._warn(path[:200])
+        if self._is_logged(scope, status):
+            line, duration_ms = scope["state"]["line"], round(seconds * 1000, 2)
+            _log.info(
+                "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
+            )
+
+    def path(self, scope: Scope) -> str:
+        found: str = scope["path"]
+        return found
 
     def _given_ids(self, scope: Scope) -> tuple[dict[str, Any], str]:
         """Return the ids of others as fields of the line, and the traceparent; none where one header is repeated."""
@@ -150,7 +129,7 @@ class RequestLog:
         for name, value in given if len(dict(given)) == len(given) else ():
             if name == b"traceparent" and (trace := traceparent(value)):
                 line["parent_id"] = parent_id(trace)
-            if name == b"x-request-id" and _PROXY_ID.fullmatch(value) and self._proxies.trust(_peer(scope)):
+            if name == b"x-request-id" and _PROXY_ID.fullmatch(value) and self._proxies.trust(peer(scope)):
                 line["proxy_request_id"] = value.decode()
         return line, trace
 
@@ -164,60 +143,12 @@ class RequestLog:
         path = scope["path"]
         if path in self._webhook_paths and scope["method"] == "POST" and not 400 <= status < 500:
             return True
-        if path in _PROBES and status < 400:
-            return False
-        sender = scope["state"]["line"]["sender"] = self._proxies.sender(scope)
-        return self._sampled.passes(status, sender)
+        return not (path in _PROBES and status < 400) and self.samples(scope, status)
 
 
 def _words(path: str) -> set[str]:
     """Return the words of a path, alike in singular and plural and in any case."""
     return {word.rstrip("s") for word in _WORD.findall(path.casefold())}
-
-
-class Proxies:
-    """The proxies whose headers are believed: TRUSTED_PROXIES."""
-
-    def __init__(self, networks: Sequence[IPv4Network | IPv6Network]) -> None:
-        self._networks = networks
-        self.trust = lru_cache(1024)(self._trust)
-
-    def sender(self, scope: Scope) -> str:
-        """Return the address that the request came from: the last one that is no trusted proxy's."""
-        sender = _peer(scope)
-        headers = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        hops = b",".join(headers).decode("latin-1").split(",") if headers else []
-        while hops and self.trust(sender):
-            hop = _address(hops.pop())
-            if hop is None:
-                break
-            sender = str(hop)
-        return sender
-
-    def _trust(self, address: str) -> bool:
-        found = _address(address)
-        return found is not None and any(found in network for network in self._networks)
-
-
-def _peer(scope: Scope) -> str:
-    return scope["client"][0] if scope["client"] else ""
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return an IP address, None for anything else; some proxies write a port after it.
-
-    Without its zone: after a `%` Python takes any text of any length for one.
-    """
-    text = text.strip().partition("%")[0]
-    for form in (text, text.rpartition(":")[0].strip("[]")):
-        with suppress(ValueError):
-            found = ip_address(form)
-            return getattr(found, "ipv4_mapped", None) or found
-    return None
-
-
-def _log_rest(status: int, sender: str, requests: int) -> None:
-    _log.info("requests.unlogged", status=status, sender=sender, requests=requests)
 
 
 class Webhook:

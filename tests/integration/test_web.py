@@ -16,7 +16,8 @@ import pytest
 
 from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
-from app.web.app import NEAR_PATHS, Proxies
+from app.web.app import NEAR_PATHS
+from app.web.requests import Proxies
 from tests.eventually import eventually
 from tests.lab import Lab
 from tests.samples import sample

@@ -77,7 +77,8 @@ def _calls() -> Iterator[Call]:
                     assert isinstance(args[0], ast.Constant), f"{where}: the event must be one literal name"
                     fields = frozenset(keyword.arg for keyword in keywords if keyword.arg is not None)
                     expands = len(fields) < len(keywords)
-                    may_have = fields | (texts_in(path.parent) if expands else frozenset())
+                    # app/web/requests.py frames the requests of the other HTTP processes too.
+                    may_have = fields | (texts_in(path.parent) | texts_in(ROOT / "app/web") if expands else frozenset())
                     yield Call(where, level, str(args[0].value), fields, may_have)
 
 
