@@ -13,9 +13,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from app.deployment import differences
+from app.ledger import policy
 from app.ledger.policy import DAY, MINUTE, SECOND
 from app.ledger.redis import Redis
-from app.snapshot import SAMPLE, AlertState, CompanySnapshot, Snapshot
+from app.snapshot import AlertState, CompanySnapshot, Snapshot
 from app.subscriptions import ACTIVE
 
 EVERY: Final = 20 * SECOND
@@ -144,9 +145,7 @@ class AlertStore:
 
     def hours(self, company_id: str, now: int) -> Hours:
         """Return the new events of each hour; deletes hours older than HOURS_KEPT."""
-        saved: Any = self._redis.hgetall(self._redis.names.event_rate(company_id))
-        counts = ((field.partition(b":"), int(value)) for field, value in saved.items())
-        found = {int(hour): count for (kind, _, hour), count in counts if kind == b"hour"}
+        found = read_hours(self._redis, [company_id])[company_id]
         if old := [hour for hour in found if hour < now // HOUR - HOURS_KEPT]:
             self._redis.hdel(self._redis.names.event_rate(company_id), *(f"hour:{hour}" for hour in old))
         return {hour: count for hour, count in found.items() if hour not in old}
@@ -161,6 +160,19 @@ class AlertStore:
                     mapping={"|".join(key): msgspec.json.encode(one) for key, one in states.items()},
                 )
             pipe.execute()
+
+
+def read_hours(redis: Redis, company_ids: Iterable[str]) -> dict[str, Hours]:
+    """Return the new events of each hour by company; raises what redis-py raises."""
+    ids, found = list(company_ids), dict[str, Hours]()
+    with redis.pipeline(transaction=False) as pipe:
+        for company_id in ids:
+            pipe.hgetall(redis.names.event_rate(company_id))
+        saved: list[Any] = pipe.execute()
+    for company_id, fields in zip(ids, saved, strict=True):
+        counts = ((field.partition(b":"), int(value)) for field, value in fields.items())
+        found[company_id] = {int(hour): count for (kind, _, hour), count in counts if kind == b"hour"}
+    return found
 
 
 def runbook(name: str) -> str:
@@ -300,7 +312,7 @@ def _of_company(snapshot: Snapshot, company_id: str, hours: Hours) -> Iterator[C
 
 def _left_at(dead_at: int, dead: int) -> int | None:
     """Return when the latest dead letter of a company or a sink became one; None if it may be beyond the sample."""
-    return dead_at if dead_at or dead <= SAMPLE else None
+    return dead_at if dead_at or dead <= policy.SAMPLE else None
 
 
 def _not_ahead(state: AlertState, now: int) -> AlertState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -10,6 +10,7 @@ import msgspec
 from redis.client import Pipeline
 
 from app.ledger.keys import Keys
+from app.ledger.pages import Page, StreamEntry, stream_page
 from app.ledger.redis import Redis, stream_pages
 from app.times import from_ms
 
@@ -63,8 +64,28 @@ def append(redis: Redis | Pipeline, names: Keys, *entries: AuditEntry) -> None:
 
 def newest_first(redis: Redis) -> Iterator[tuple[datetime, AuditEntry]]:
     """Return the entries of the last EVENT_DAYS, each with its time."""
-    for page in stream_pages(redis, redis.names.audit, newest_first=True):
-        for entry_id, fields in page:
-            texts = {name.decode(): value.decode() for name, value in fields.items()}
-            at = from_ms(int(entry_id.partition(b"-")[0]))
-            yield at, msgspec.convert(texts, AuditEntry, strict=False)
+    for entries in stream_pages(redis, redis.names.audit, newest_first=True):
+        yield from map(_parsed, entries)
+
+
+def page(
+    redis: Redis,
+    after: str | None = None,
+    limit: int = 50,
+    *,
+    what: Action | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Page[tuple[datetime, AuditEntry]]:
+    """Return a page of the same, of one action or of all; `since` and `until` are inclusive; raises UnknownCursor."""
+
+    def matching(entries: Sequence[StreamEntry]) -> Iterator[tuple[datetime, AuditEntry] | None]:
+        return (one if what in (None, one[1].what) else None for one in map(_parsed, entries))
+
+    return stream_page(redis, redis.names.audit, matching, after, limit, since=since, until=until)
+
+
+def _parsed(entry: StreamEntry) -> tuple[datetime, AuditEntry]:
+    entry_id, fields = entry
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    return from_ms(int(entry_id.partition(b"-")[0])), msgspec.convert(texts, AuditEntry, strict=False)

@@ -16,6 +16,7 @@ from app import log
 from app.deployment import Deployment, refuse_undeclared
 from app.erased_file import ErasedFile
 from app.erasure import Erasure
+from app.errors import SettingsError
 from app.health import Check, Health
 from app.heartbeat import Configuration, DeclaredCompany
 from app.intake.auth import Authenticator
@@ -113,9 +114,7 @@ def api_app(settings: Settings) -> ASGIApp:
     from app.api.orders import Orders
     from app.web.requests import Proxies
 
-    # One more try: after a restart of Redis each connection of the pool fails once.
-    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
-    redis = client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
+    redis = _for_readers(settings)
     return application(
         redis,
         Orders(redis, settings.companies, ErasedFile(settings.erased_file)),
@@ -123,6 +122,29 @@ def api_app(settings: Settings) -> ASGIApp:
         proxies=Proxies(settings.trusted_proxies),
         webhook_path=settings.webhook_path,
     )
+
+
+def ops_app(settings: Settings) -> ASGIApp:
+    """Return the app of the ops page; it starts without Redis, as web does. Raises SettingsError without OPS_TOKEN."""
+    # Here, as in web_app.
+    from app.ops.access import Access
+    from app.ops.app import application
+    from app.ops.overview import FirstScreen
+    from app.ops.pages import Pages
+    from app.ops.runbook import Runbook
+
+    if settings.ops_token is None:
+        raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
+    act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
+    redis, pages = _for_readers(settings), Pages()
+    screens = [*FirstScreen(pages).screens(), *Runbook(pages).screens()]
+    return application(redis, settings, pages, screens, Access(settings.ops_token.get_secret_value(), act_token))
+
+
+def _for_readers(settings: Settings) -> Redis:
+    """Return the client of a process that answers readers: after a restart of Redis each connection fails once."""
+    timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
+    return client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:

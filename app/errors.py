@@ -53,6 +53,10 @@ class BrokenRecord(ReceiverError):
         super().__init__(f"The record of order {order_id} is unreadable: look at {key} in Redis.")
 
 
+class NotKnown(ReceiverError):
+    """The order has no record here, or no such revision; the text is a sentence for people."""
+
+
 class Denied(ReceiverError):
     """No call to upstream now; `wait_ms` until the next attempt.
 

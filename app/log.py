@@ -36,7 +36,7 @@ _FIELDS: Final = """
     invalid_items items key kind lasted_s lines lost manifest method name next_in_s no_event open_s orders ours outcome
     pages parent_id path pid place pool problems processes proxy_request_id queue queued quiet_s reason requests
     revision role rows runbook sender shape sink spooled status stored_status stuck text tickets trace unreadable
-    unscheduled usual waiting wallets what workers
+    unscheduled user usual waiting wallets what workers
 """
 
 SAMPLE_SECONDS: Final = 1.0

@@ -7,7 +7,7 @@ so a feeder may be killed at any instruction and another continues. Two feeders 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final, Literal
@@ -21,13 +21,22 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.events import EventLog, EventQuery, StoredEvent
 from app.ledger.orders import read_fields
-from app.ledger.redis import Redis, Script, oldest_first, server_time
+from app.ledger.pages import Page, scored_page
+from app.ledger.redis import Redis, Scored, Script, oldest_first, server_time
 from app.ledger.rq_jobs import JobTemplate
+from app.settings import Settings
 from app.times import from_ms, to_ms
 
 MOST_A_STEP: Final = 50
 """Orders per step, about a millisecond of Redis: live traffic is served in between."""
 
+GET_ORDER: Final = 0.25
+"""Seconds that a getOrder is assumed to take, for the default rate. With a faster upstream, permits stay unused."""
+
+SHARE: Final = 0.2
+"""Share of UPSTREAM_REQUESTS_PER_5_MIN that replays take by default; the rest is for live orders."""
+
+_WINDOW: Final = 300
 _WRITTEN_AT_ONCE: Final = 1000
 _DRAFT: Final = policy.DAY
 """How long the list of an unfinished plan is kept: its writer died or sleeps."""
@@ -170,6 +179,25 @@ class Plans:
         """Return the plans of the last EVENT_DAYS."""
         return self._read(self.ids())
 
+    def page(
+        self,
+        after: str | None = None,
+        limit: int = 50,
+        *,
+        state: State | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Page[Plan]:
+        """Return a page of these plans, of one state or of all, made between two times; raises UnknownCursor."""
+
+        def matching(entries: Sequence[Scored]) -> Iterator[Plan | None]:
+            plans = {plan.id: plan for plan in self._read([plan_id for plan_id, _ in entries])}
+            found = (plans.get(plan_id) for plan_id, _ in entries)
+            return (plan if plan is not None and state in (None, plan.state) else None for plan in found)
+
+        zsets = [self._redis.names.replays]
+        return scored_page(self._redis, zsets, matching, after, limit, since=since, until=until, newest_first=True)
+
     def feed(self, plan: Plan) -> Step:
         """Take what the rate allows off the plan and request fetches or deliveries, in one step; raises OtherSchema."""
         state, left, wait = self._step(
@@ -285,3 +313,10 @@ def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:
     times = {name: from_ms(int(texts[name])) for name in ("at", "ended") if name in texts}
     sinks = [*filter(None, texts["sinks"].split(","))]
     return msgspec.convert({"id": plan_id, "left": left} | texts | times | {"sinks": sinks}, Plan, strict=False)
+
+
+def default_rate(settings: Settings) -> float:
+    """Return the orders a second that the backfill's permits and its share of the window allow."""
+    by_permits = settings.backfill_concurrency / GET_ORDER
+    by_window = SHARE * settings.upstream_requests_per_5_min / _WINDOW
+    return min(by_permits, by_window)

@@ -197,6 +197,12 @@ class Settings(Declared):
         description="Calls in any 5 minutes with one API key, on all machines together.",
     )
     upstream_timeout: Seconds = Field(ge=1, le=100, default=20, description="Time for a whole call, at most 100 s.")
+    fetch_target: Seconds = Field(
+        ge=1,
+        le=86_400,
+        default=30,
+        description="95 of 100 events should be fetched within this time of their arrival; the ops page shows it.",
+    )
     sinks: CommaList = Field(
         default=(),
         description="Functions that get each order, separated by commas; `entry:NAME` for that of an installed package."
@@ -244,7 +250,7 @@ class Settings(Declared):
     )
     ops_act_token: Annotated[HeaderSecret | None, besides("ops_token")] = Field(
         default=None,
-        description="Password of the ops page for those who may also act there; without it nobody can.",
+        description="Password of the ops page for those who may also act there; without it no one can.",
         examples=["the output of openssl rand -hex 20"],
     )
     ops_host: Host = Field(default="127.0.0.1", description="Address that `ops` listens on. The image sets `0.0.0.0`.")

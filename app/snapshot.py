@@ -1,8 +1,8 @@
 """The state of the whole receiver, read in one script call for /metrics, the alerts and `ota-receiver status`.
 
-The call costs the same with one order and with a million: it looks at SAMPLE orders from either end of `due`, and of
-the clock of each sink. Those due first have waited longest for a worker, those due last have failed most often. So the
-oldest pending fetch is among them, or one nearly as old is. Up to twice SAMPLE pending orders it is exact.
+The call costs the same with one order and with a million: it looks at policy.SAMPLE orders from either end of `due`,
+and of the clock of each sink. Those due first have waited longest for a worker, those due last have failed most often.
+So the oldest pending fetch is among them, or one nearly as old is. Up to twice SAMPLE pending orders it is exact.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from app.ledger.redis import AsyncRedis, Redis, packed, source
 from app.ledger.rq_jobs import BACKFILL, LIVE, queue_key
 from app.settings import Company
 from app.times import from_ms, to_ms
-
-SAMPLE: Final = 200
 
 _QUEUE_OF: Final = re.compile(r".*?-(live|backfill|sink-.+)-\d+")
 """The queue in the name of a worker."""
@@ -273,7 +271,7 @@ class SnapshotReader:
         self._script = source("snapshot")
         self._arguments = {
             "schema": None,
-            "sample": SAMPLE,
+            "sample": policy.SAMPLE,
             "companies": [_arguments(one) for one in companies],
             "job_prefix": Job.redis_job_namespace_prefix,
             "queues": [LIVE, BACKFILL],

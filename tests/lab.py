@@ -20,8 +20,9 @@ from zoneinfo import ZoneInfo
 import msgspec
 from pydantic import SecretStr
 
-from app import times
+from app import settings, times
 from app.deployment import Deployment
+from app.explain.stores import Stores
 from app.heartbeat import Configuration, DeclaredCompany, Heartbeat
 from app.ids import OrderKey
 from app.intake import recorder
@@ -421,6 +422,10 @@ class Lab:
             "TZ": "Europe/Copenhagen",
             "PYTHONWARNINGS": "error",
         }
+
+    def stores(self, **env: str) -> Stores:
+        """Return what a command or a page reads, with the settings of commands."""
+        return Stores(self.redis, settings.parse(self.env | env))
 
     def change_companies(self, old: str, new: str) -> None:
         """Change a text of the companies' file."""

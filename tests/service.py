@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, contextmanager, suppress
 from ipaddress import ip_address
@@ -44,6 +45,8 @@ SECRET: Final = "canary-right-client-state"
 FORMER_SECRET: Final = "canary-former-client-state"
 API_KEY: Final = "canary-api-key"
 OPS_TOKEN: Final = "canary-ops-token"
+VISITOR: Final = {"authorization": f"Basic {b64encode(f'Ada:{OPS_TOKEN}'.encode()).decode()}"}
+"""The header of a reader of the ops page."""
 HOOK: Final = "/webhooks/ota-channel-manager"
 
 SELF_SIGNED: Final = (
@@ -52,6 +55,7 @@ SELF_SIGNED: Final = (
 )
 SERVE: Final = (sys.executable, "-m", "app.cli", "serve")
 API: Final = (sys.executable, "-m", "app.cli", "api")
+OPS: Final = (sys.executable, "-m", "app.cli", "ops")
 _senders = count()
 _SERVE_CHANGED: Final = """
 import sys
@@ -64,6 +68,7 @@ main()
 _READY: Final = {
     "web": "Application startup complete",
     "api": "Application startup complete",
+    "ops": "Application startup complete",
     "worker": "pool.worker_started",
 }
 _READY_WITHIN: Final = 20.0
@@ -124,6 +129,7 @@ class Service:
             "NP_PARTNER_ID": PARTNER_ID,
             "PORT": str(free_port()),
             "API_PORT": str(free_port()),
+            "OPS_PORT": str(free_port()),
             "LOG_FORMAT": "json",
             # Most tests have no subscription: the pools would raise an alert.
             "SUBSCRIPTION_CHECK_EVERY": "0",
@@ -318,13 +324,13 @@ class Web:
 
 @contextmanager
 def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE) -> Iterator[Web]:
-    """Run the web process, or that of the API, until the block ends; it is ready when /healthz says 200."""
+    """Run the web process, or another that serves HTTP, until the block ends; it is ready when /healthz says 200."""
     port = free_port()
-    env = {**os.environ, **settings, "PORT": str(port), "API_PORT": str(port)}
+    env = {**os.environ, **settings, "PORT": str(port), "API_PORT": str(port), "OPS_PORT": str(port)}
     with (
         Process.start(program, env=env, cwd=folder, log=folder / "web.log") as process,
         httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10, event_hooks={"request": [_as_another]}
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10, event_hooks={"request": [as_another]}
         ) as http,
     ):
         process.wait_until(lambda: is_up(http), 20, "/healthz says 200")
@@ -332,7 +338,7 @@ def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = 
         process.kill()  # at once: a stop that matters is a step of the test
 
 
-def _as_another(request: httpx.Request) -> None:
+def as_another(request: httpx.Request) -> None:
     """Let each request come from a sender of its own: of one sender not every refused request has a line."""
     request.headers.setdefault("x-forwarded-for", str(ip_address("198.18.0.0") + next(_senders)))
 

@@ -23,7 +23,7 @@ import typer
 from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import DONE, FOUND, LOOPBACK, NO_REDIS, USAGE, command, commands
-from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, breaker_words, reason
+from app.cli.context import API_PERMISSIONS, WEBHOOK_PERMISSIONS, advice, reason
 from app.declared import Declared
 from app.deployment import Deployment, differences
 from app.erased_file import ErasedFile
@@ -36,6 +36,7 @@ from app.errors import (
     UnreadableAnswer,
     UpstreamError,
 )
+from app.explain.words import breaker_words, many
 from app.ids import guid
 from app.intake.spool import refuse_open
 from app.intake.spool_file import ROOM, free_bytes, own_files, waiting
@@ -112,7 +113,7 @@ def _of_settings(loaded: Settings) -> Iterator[Finding]:
     ErasedFile(loaded.erased_file).read()
     yield from _of_spool(loaded.spool_dir)
     slugs = ", ".join(company.slug for company in loaded.companies)
-    companies = console.many(len(loaded.companies), "company")
+    companies = many(len(loaded.companies), "company")
     yield Finding("settings", "settings", "good", f"complete ({companies}: {slugs})")
     yield from of_sinks(loaded.declared_sinks)
     for declared in loaded.declared_sinks:
@@ -217,7 +218,7 @@ def _of_spool_folder(folder: Path) -> Iterator[Finding]:
         detail = "the file is broken, not ours, or was deleted"
         yield Finding("settings", "spool", "todo", detail, "See docs/operations.md#spool-filling.")
     elif events:
-        detail = f"{console.many(events, 'event')} wait on this machine for Redis"
+        detail = f"{many(events, 'event')} wait on this machine for Redis"
         hint = "A running `ota-receiver serve` records them when Redis is back."
         yield Finding("settings", "spool", "todo", detail, hint)
     ours = own_files(folder)
@@ -233,7 +234,7 @@ def _of_secrets(about: str, declared: Declared) -> Iterator[Finding]:
     """Return by what each secret can be compared with the one in another place without being shown."""
     for name, value, origin in declared.secrets():
         fingerprint = sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        detail = f"{console.many(len(value), 'character')} from {origin}, fingerprint {fingerprint}"
+        detail = f"{many(len(value), 'character')} from {origin}, fingerprint {fingerprint}"
         yield Finding(about, name, "good", detail)
 
 
@@ -280,7 +281,7 @@ def _of_pools(loaded: Settings) -> Iterator[Finding]:
             yield Finding("redis", "pools", "note", f"pool {name} differs: {', '.join(words)}", hint)
         yield from _of_work(SnapshotReader(loaded.companies).read(redis))
         if pools:
-            yield Finding("redis", "pools", "good", f"{console.many(len(pools), 'worker pool')} under this KEY_PREFIX")
+            yield Finding("redis", "pools", "good", f"{many(len(pools), 'worker pool')} under this KEY_PREFIX")
             return
         detail = f"no worker pool runs under KEY_PREFIX {loaded.key_prefix}: nothing is fetched"
         # The Redis user may have no right to see the keys of others.

@@ -178,14 +178,6 @@ def wrap(text: str, first: str, further: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
 
 
-def many(count: int, noun: str) -> str:
-    """Return `1 order`, `2,000 orders`, `3 companies`, `4 crashes`."""
-    if count == 1:
-        return f"1 {noun}"
-    plural = f"{noun[:-1]}ies" if noun.endswith(("ry", "ny")) else f"{noun}es" if noun.endswith("sh") else f"{noun}s"
-    return f"{count:,} {plural}"
-
-
 def confirm(question: str) -> None:
     """Return if the answer is yes, or --yes is given; raises Stop when it is no, or when there is no terminal."""
     if flags().yes:

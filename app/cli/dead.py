@@ -16,8 +16,10 @@ from app import times
 from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
-from app.cli.order_view import view_of
+from app.cli.order_view import lines
 from app.cli.orders import CHUNK
+from app.explain.order_view import view_of
+from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.dead_letters import RECORD_GONE, DeadLetter, DeadQuery
 
@@ -88,7 +90,7 @@ def list_(
         age = ("age", lambda letter: times.age(now - letter.at))
         query = DeadQuery(company_id=here.company_id, sink=sink, reason=reason, since=since, until=until or now)
         found = list(islice(here.dead_letters.oldest_first(query), limit + 1))
-        company, order, since_ = here.companies.column(found), ("=order", "order_id"), ("?@since", "at")
+        company, order, since_ = here.company_column(found), ("=order", "order_id"), ("?@since", "at")
         columns = (age, *company, order, "reason", "=reference", ">sink", ("#http", "http_status"), "?status", since_)
         shown = partial(_view, here, now=now)
         console.listing(found[:limit], columns, shown, nothing="No dead letter matches.")
@@ -114,7 +116,7 @@ def show(order: context.Order) -> None:
         http = f" (HTTP {letter.http_status})" if letter.http_status else ""
         since = f"{times.short(letter.at)} ({times.age(now - letter.at)} ago)"
         console.say(f"{what} failed for good {since}: {letter.reason}{http}")
-    for line in view.lines(_LATEST_STEPS):
+    for line in lines(view, _LATEST_STEPS):
         console.say(line)
 
 
@@ -187,7 +189,7 @@ def _change(
             raise here.no_sink(sink, FOUND)
         if not count:
             raise Stop("No dead letter matches.", FOUND)
-        text = console.many(count, "failure" if what == "requeue" and (named or sink) else "dead letter")
+        text = many(count, "failure" if what == "requeue" and (named or sink) else "dead letter")
         if flags().dry_run:
             view = {"letters": count, "not_dead": skipped, "dry_run": True}
             console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
@@ -201,7 +203,7 @@ def _change(
 
 def _dead_order(here: CommandContext, text: str, *, waiting: bool) -> OrderKey | None:
     """Return the order of this name; None, and a remark, if it has no dead letter, nor a delivery that waits."""
-    order = here.find(text)
+    order = here.only_order(text)
     if order and here.dead_letters.of(order, waiting=waiting):
         return order
     erased = order and here.erasure.erased_among([order])
@@ -223,8 +225,8 @@ def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int,
             sinks.update(letter.sink for letter in chunk)
             deliveries += sum(ledger.retry_delivery(letter.key, letter.sink) for letter in chunk if letter.sink)
             step(len(chunk))
-    text = f"{console.many(queued, 'order')} queued, {waiting:,} already waiting"
-    due = f"{console.many(deliveries, 'delivery')} due now"
+    text = f"{many(queued, 'order')} queued, {waiting:,} already waiting"
+    due = f"{many(deliveries, 'delivery')} due now"
     no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
     letters.here.warn_of_disabled(sinks)
     found = {"queued": queued, "waiting": waiting, "deliveries": deliveries, "not_dead": skipped}
@@ -238,7 +240,7 @@ def _discard(letters: Selection, count: int, skipped: int) -> None:
             discarded += letters.here.ledger.discard(letter.key, letter.sink)
             step(1)
     found = {"discarded": discarded, "not_dead": skipped + count - discarded}
-    console.result(f"{console.many(discarded, 'dead letter')} discarded.", found)
+    console.result(f"{many(discarded, 'dead letter')} discarded.", found)
 
 
 def _view(here: CommandContext, letter: DeadLetter, now: datetime) -> dict[str, object]:

@@ -29,6 +29,7 @@ from app.cli.command import (
     flags,
 )
 from app.errors import ReceiverError
+from app.explain.words import many
 
 if TYPE_CHECKING:  # in the image there is no such module
     from app.dev.simulator.run import Report
@@ -208,7 +209,7 @@ def simulate(
         console.say("All orders are right.")
         return
     shown = [(one.order_id, "; ".join(one.problems)) for one in report.wrong[:_MOST_SHOWN]]
-    console.table(f"{console.many(len(report.wrong), 'id')} wrong", ("=order", ">what"), shown)
+    console.table(f"{many(len(report.wrong), 'id')} wrong", ("=order", ">what"), shown)
     if len(report.wrong) > _MOST_SHOWN and not flags().as_json:
         console.remark(f"{len(report.wrong) - _MOST_SHOWN:,} more: --json names all.")
     raise typer.Exit(FOUND)
@@ -229,7 +230,7 @@ def _check_address(url: str, beyond_loopback: bool) -> None:
 def _facts(report: Report) -> dict[str, object]:
     recognised, complete = report.duplicates_recognised, report.orders_complete
     right = "" if complete is None else f", {complete:,} complete and right"
-    refused = f"{console.many(report.forged_posts_refused, 'POST')} of only these answered 401"
+    refused = f"{many(report.forged_posts_refused, 'POST')} of only these answered 401"
     forged = f"{report.forged_sent:,}, {report.forged_orders_fetched:,} fetched, {refused}"
     known = "" if recognised is None else f", {recognised:,} recognised"
     return {

@@ -13,6 +13,7 @@ from app.cli import console
 from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, Stop, flags
 from app.cli.context import CommandContext, open_context
 from app.erasure import Traces, are_in
+from app.explain.words import many
 from app.ids import beginning
 from app.intake.spool_file import Swept, erase_rows
 
@@ -44,7 +45,7 @@ def erase(
     address = _address(email)
     with open_context() as here:
         rest = here.erasure.unfinished()
-        named = {text: here.find_whole(text) for text in order or []}
+        named = {text: here.only_whole(text) for text in order or []}
         missing = [here.not_found(text) for text, key in named.items() if key is None]
         orders = [key for key in named.values() if key is not None]
         if address:
@@ -66,7 +67,7 @@ def erase(
             _show(here, found)
         if given.dry_run:
             return
-        console.confirm(f"Erase {console.many(len(found), 'order')} for good?")
+        console.confirm(f"Erase {many(len(found), 'order')} for good?")
         left = _erase(here, found)
         if not left:
             here.erasure.finish([*orders, *rest])
@@ -104,9 +105,9 @@ def _erase(here: CommandContext, found: Sequence[Traces]) -> bool:
         for one in erased:
             console.json_line(_view(here, one))
     totals = {"orders": len(erased), "events": events, "spooled": swept.rows, "texts": texts, "left": swept.problems}
-    counts = f"{console.many(events, 'event')}, {console.many(swept.rows, 'spooled event')}"
-    texts_of = f"{console.many(texts, 'text')} of the audit and of replays"
-    console.result(f"{console.many(len(erased), 'order')} erased, with {counts} and {texts_of}.", totals)
+    counts = f"{many(events, 'event')}, {many(swept.rows, 'spooled event')}"
+    texts_of = f"{many(texts, 'text')} of the audit and of replays"
+    console.result(f"{many(len(erased), 'order')} erased, with {counts} and {texts_of}.", totals)
     copies = [(copy.sink, key) for one in erased for copy in one.copies for key in copy.keys_begin]
     if copies:
         columns = ("sink", ">idempotency key begins with")
@@ -137,7 +138,7 @@ def _show(here: CommandContext, found: Sequence[Traces]) -> None:
         return f"revision {traces.revision}" if traces.revision and traces.erased is None else "none"
 
     columns = (
-        *here.companies.column([traces.order for traces in found]),
+        *here.company_column([traces.order for traces in found]),
         ("=order", "order_id"),
         "erased",
         ("content", content),
@@ -150,5 +151,5 @@ def _show(here: CommandContext, found: Sequence[Traces]) -> None:
 
 def _view(here: CommandContext, traces: Traces) -> dict[str, object]:
     """Return an order for machines. `erased`: when it was first erased. `copies`: what sinks have, or may have."""
-    company = {"company": here.companies.slug(traces.order.company_id)}
+    company = {"company": here.slug(traces.order.company_id)}
     return company | traces.order._asdict() | {"erased": traces.erased, "copies": traces.copies}

@@ -17,8 +17,8 @@ from app import times
 from app.cli import console, context, replay
 from app.cli.command import AWAY, DONE, FOUND, Stop, command, commands
 from app.cli.context import CommandContext, open_context
-from app.cli.order_view import assets
 from app.errors import StoreUnavailable
+from app.explain.order_view import assets
 from app.ids import OrderKey, beginning, guid
 from app.ledger.events import EventQuery, StoredEvent
 from app.ledger.record import OrderRecord, State
@@ -54,7 +54,7 @@ def list_(
     with open_context() as here:
         query = EventQuery(company_id=here.company_id, status=status, outcome=outcome, since=since, until=until)
         found = list(islice(here.events.newest_first(query), limit))[::-1]
-        company, event_id = here.companies.column(found), ("?=event", "id")
+        company, event_id = here.company_column(found), ("?=event", "id")
         columns = (("@received", "at"), *company, ("=order", "order_id"), "status", "=reference", event_id, "?outcome")
         console.listing(found, columns, here.view, nothing="No event matches.")
 
@@ -172,7 +172,7 @@ class Tail:
         reached = {"fetched": record.fetched_at, "dead": record.dead_at, "discarded": record.discarded_at}.get(state)
         at = max(since, reached or self.now)
         took = to_ms(at) - to_ms(since)
-        slug, status = self.here.companies.slug(record.company_id), record.known_status
+        slug, status = self.here.slug(record.company_id), record.known_status
         reason = record.dead or (record.error if state != "fetched" else "")
         outcome = {"what": "outcome", "company": slug, **record.key._asdict(), "state": state, "status": status}
         outcome |= {"reason": reason, "took_ms": took}
@@ -182,8 +182,8 @@ class Tail:
         self._print(at, f"{text}: {detail}" if detail else text, outcome)
 
     def _name(self, order: OrderKey) -> str:
-        companies = self.here.companies
-        return f"{order.order_id} {companies.slug(order.company_id)}" if companies.are_several else order.order_id
+        here = self.here
+        return f"{order.order_id} {here.slug(order.company_id)}" if here.are_several else order.order_id
 
     def _print(self, at: datetime, text: str, value: Any) -> None:
         console.result(f"{at.astimezone():%H:%M:%S} {text.rstrip()}", value)
@@ -198,6 +198,6 @@ def _matcher(here: CommandContext, text: str | None) -> Callable[[StoredEvent], 
         return lambda event: event.order_id == order_id
     known: set[OrderKey | None] = set(here.references.orders(text, here.company_id))
     if not known and beginning(text):
-        known.add(here.find(text))
+        known.add(here.only_order(text))
     reference = text.strip().casefold()
     return lambda event: event.key in known or event.reference.casefold() == reference

@@ -1,4 +1,4 @@
-"""The command for HEALTHCHECK: does the web process, the pool or the API of this container live, and is it ready?
+"""The command for HEALTHCHECK: does a process of this container live, and is it ready?
 
 Alive needs no Redis: a restart does not bring it back. What is not alive hangs or has ended, and a restart helps.
 
@@ -30,12 +30,12 @@ cli = commands()
 @command(cli, "ota-receiver health --role worker", "ota-receiver health --role web --ready", codes=_CODES)
 def health(
     role: Annotated[
-        Literal["web", "worker", "api"] | None,
+        Literal["web", "worker", "api", "ops"] | None,
         typer.Option(help="Check only this role; otherwise one healthy role is enough."),
     ] = None,
     ready: Annotated[bool, typer.Option("--ready", help="Check that it can work now: with Redis, or a spool.")] = False,
 ) -> None:
-    """Check that the web process, the worker pool or the API of this machine (or container) works.
+    """Check that the web process, the worker pool, the API or the ops page of this machine (or container) works.
 
     That is: it lives, also while Redis is away (for liveness probes); with --ready, it can do its work now, but of the
     API only that it lives. Of a pool, only its own user and root see whether it lives.
@@ -46,6 +46,7 @@ def health(
         "web": partial(_http, loaded.host, loaded.port, "/readyz" if ready else "/healthz"),
         "worker": partial(_worker_ready if ready else _worker, loaded),
         "api": partial(_http, loaded.api_host, loaded.api_port, "/healthz"),
+        "ops": partial(_http, loaded.ops_host, loaded.ops_port, "/healthz"),
     }
     for name, check in checks.items():
         if role in (None, name) and not healthy:

@@ -29,17 +29,18 @@ from app.cli.command import (
     commands,
     epilog,
 )
-from app.errors import BrokenRecord, OtherSchema, SettingsError, StoreUnavailable
+from app.errors import BrokenRecord, NotKnown, OtherSchema, SettingsError, StoreUnavailable
 
 COMMANDS: Final = {
     "serve": ("serve", "Receive events: run the HTTP endpoint (the `web` process)."),
     "worker": ("serve", "Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."),
     "api": ("serve", "Serve orders and the feed to your own services: run the API (the `api` process)."),
+    "ops": ("serve", "Show people their orders in a browser: run the ops page (the `ops` process)."),
     "keys": ("keys", "Keys of the API: who may read orders and the feed."),
     "check": ("check", "Check the settings, Redis and its durability, and each company's API and subscription."),
     "health": (
         "health",
-        "Check that the web process, the worker pool or the API of this machine (or container) works.",
+        "Check that the web process, the worker pool, the API or the ops page of this machine (or container) works.",
     ),
     "status": ("status", "Show the backlog and its expected end, failures, worker pools and alerts."),
     "events": ("events", "Events received from the Channel Manager."),
@@ -57,7 +58,7 @@ COMMANDS: Final = {
 """Name -> its module, and its line in `--help`: the first sentence of its own help."""
 
 _PANELS: Final[dict[Panel, tuple[str, ...]]] = {
-    "Run": ("serve", "worker", "api", "keys", "check", "health"),
+    "Run": ("serve", "worker", "api", "ops", "keys", "check", "health"),
     "Look": ("status", "events", "orders", "audit"),
     "Repair": ("dead", "replays", "sinks", "subscription", "reconcile"),
     "Try": ("demo", "dev", "simulate"),
@@ -135,7 +136,7 @@ def main() -> None:
     except SettingsError as error:
         lines = [f"  {line}" for line in str(error).splitlines()]
         _end("\n".join(["The settings are incomplete or wrong:", *lines]), USAGE)
-    except BrokenRecord as error:
+    except (BrokenRecord, NotKnown) as error:
         _end(str(error), FOUND)
     except StoreUnavailable as error:
         _end(str(error), OTHER_SCHEMA if isinstance(error, OtherSchema) else AWAY)

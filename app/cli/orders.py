@@ -17,8 +17,10 @@ from app import bootstrap
 from app.cli import console, context, erase, order_diff
 from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
-from app.cli.order_view import asset_rows, view_of
+from app.cli.order_view import asset_rows, lines
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
+from app.explain.order_view import view_of
+from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.history import as_object
 from app.ledger.orders import OrderQuery
@@ -79,7 +81,7 @@ def request_fetches(
     found = {"orders": len(orders), "queued": queued, "waiting": count - queued, "erased": len(erased)}
     not_fetched = f", {len(erased):,} erased and no longer fetched" if erased else ""
     counts = f"{queued:,} queued, {count - queued:,} already waiting{not_fetched}"
-    return f"{console.many(len(orders), 'order')}: {counts}.", found
+    return f"{many(len(orders), 'order')}: {counts}.", found
 
 
 @command(cli, "ota-receiver orders list --state deferred --since 6h", options="company")
@@ -101,7 +103,7 @@ def list_(
         found = list(islice(matching, limit))
         columns = (
             ("@changed", lambda record: record.changed),
-            *here.companies.column(found),
+            *here.company_column(found),
             ("=order", "order_id"),
             "state",
             "=reference",
@@ -146,7 +148,7 @@ def show(
             return
         view = view_of(here, here.order(order), reveal=reveal)
     whole = view.as_object() | {"order": view.order, "history": [as_object(entry) for entry in view.history]}
-    console.result(view.lines(), whole)
+    console.result(lines(view), whole)
     if view.order is not None and view.order.manifest_url:
         console.say(f"manifest  {view.order.manifest_url}")
     if view.order is not None and view.order.wallets:
@@ -159,7 +161,7 @@ def show(
 def explain(order: context.Order) -> None:
     """Explain where an order is and what to do. It shows the history, what is pending, and the next attempt."""
     with open_context() as here:
-        key = here.find(order)
+        key = here.only_order(order)
         if key is None:
             sentences = [line.format(text=order) for line in _NOT_FOUND]
             if not here.deployment.running():
@@ -169,7 +171,7 @@ def explain(order: context.Order) -> None:
                 raise typer.Exit(FOUND)
             raise Stop("\n".join(line for sentence in sentences for line in console.wrapped(sentence)), FOUND)
         view = view_of(here, key)
-    console.result(view.lines(), view.as_object())
+    console.result(lines(view), view.as_object())
     if not view.complete:
         raise typer.Exit(FOUND)
 
@@ -240,7 +242,7 @@ def _change(text: str, what: str, question: str, call: Callable[[ChannelManager,
         if company is None:
             raise Stop(f"The settings have no company {key.company_id}: its order cannot be changed from here.")
         known = record.known_status if record is not None else "unknown"
-        wallets = f", {console.many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
+        wallets = f", {many(record.wallets, 'wallet')}" if record is not None and record.wallets else ""
         console.confirm(f"{question}: {key.order_id} of {company.slug}, last known status {known}{wallets}?")
         context.note(here.redis, f"order-{what}", key.member, 1)
         request = partial(_request_fetch, here, key)

@@ -17,6 +17,7 @@ from app.cli.command import DONE, FOUND, NO_ANSWER, Stop, command, commands, fla
 from app.cli.context import CommandContext, open_context, reason
 from app.cli.orders import request_fetches
 from app.errors import BadExpected, UpstreamError
+from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.orders import read_fields
 from app.ledger.redis import server_time
@@ -77,7 +78,7 @@ def _show_and_request(here: CommandContext, orders: Mapping[OrderKey, str], show
     # With --yes the fetches are requested first: they must be, even if the reader of the output leaves early.
     if not flags().yes:
         show()
-    console.confirm(f"Fetch {console.many(len(orders), 'order')} (one getOrder each)?")
+    console.confirm(f"Fetch {many(len(orders), 'order')} (one getOrder each)?")
     requested = request_fetches(here, orders, "backfill", "reconcile")
     if flags().yes:
         show()
@@ -101,7 +102,7 @@ def _compare_list(here: CommandContext, from_zero: bool, apply: bool) -> int:
     wanted = {one.key: one.row for one in differences if one.fetchable and apply}
     _show_and_request(here, wanted, partial(_show, here, differences))
     for_good = sum(one.for_good for one in differences)
-    console.say(_summary(differences, f"{console.many(listed, 'order')} listed", apply))
+    console.say(_summary(differences, f"{many(listed, 'order')} listed", apply))
     if for_good:
         differ = "order differs" if for_good == 1 else "orders differ"
         console.remark(_FOR_GOOD.format(f"{for_good:,} {differ}"))
@@ -118,13 +119,13 @@ def _summary(differences: Sequence[Discrepancy], listed: str, requested: bool) -
     hint = " Fetch them with --apply." if any(one.fetchable for one in differences) and not requested else ""
     dead = sum(one.kind == "dead" and not one.fetchable for one in differences)
     if dead:
-        hint += f" {console.many(dead, 'dead letter')} must be requeued by hand: ota-receiver dead list"
-    return f"{console.many(len(differences), 'difference')}: {counts}; {listed}.{hint}"
+        hint += f" {many(dead, 'dead letter')} must be requeued by hand: ota-receiver dead list"
+    return f"{many(len(differences), 'difference')}: {counts}; {listed}.{hint}"
 
 
 def _companies(here: CommandContext) -> list[Company]:
     """Return the companies whose list can be read; raises Stop if there is none."""
-    chosen = here.companies.chosen
+    chosen = here.chosen
     without = [one.slug for one in chosen if one.np_partner_id is None]
     if not chosen:
         raise Stop(f"Company {flags().company!r} is not in the settings: its list cannot be read.")
@@ -153,7 +154,7 @@ def _read(here: CommandContext, company: Company, from_zero: bool) -> Iterator[t
 
 def _show(here: CommandContext, differences: Sequence[Discrepancy]) -> None:
     columns = (
-        *here.companies.column(differences),
+        *here.company_column(differences),
         ("=order", "order_id"),
         ("difference", lambda one: f"{one.kind} (for good)" if one.for_good else one.kind),
         "=reference",
@@ -177,18 +178,18 @@ def _compare_file(here: CommandContext, path: Path, apply: bool) -> int:
     if not expected:
         # A broken export must not look like "none is missing".
         raise Stop(f"{path} names no order.")
-    company_ids = here.companies.ids if here.company_id is None else (here.company_id,)
+    company_ids = here.company_ids if here.company_id is None else (here.company_id,)
     missing = _missing(here, expected, company_ids)
 
     def show() -> None:
         columns = (("line", lambda one: str(one.line)), ("=order", "order_id"), "=references")
         console.listing(missing, columns, lambda one: {"kind": "missing"} | msgspec.structs.asdict(one))
-        of = f"{console.many(len(expected), 'order')} expected"
+        of = f"{many(len(expected), 'order')} expected"
         console.say(f"{len(missing):,} missing of {of}." if missing else f"None is missing: {of}.")
 
     fetchable = [one.order_id for one in missing if one.order_id] if apply else []
     if fetchable and len(company_ids) > 1:
-        slugs = ", ".join(sorted(map(here.companies.slug, company_ids)))
+        slugs = ", ".join(sorted(map(here.slug, company_ids)))
         raise Stop(f"To which company do the orders belong? Give --company with --apply. There are: {slugs}.")
     _show_and_request(here, {OrderKey(company_ids[0], one): "" for one in fetchable}, show)
     left = len(missing) - len(fetchable)

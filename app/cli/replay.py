@@ -17,19 +17,12 @@ from app import times
 from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, only, open_context
+from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.events import is_event_id
-from app.replay import Plan, Selected, Selection, needless, select
-from app.settings import Settings
+from app.replay import Plan, Selected, Selection, default_rate, needless, select
 from app.sink_settings import EVERY
 
-GET_ORDER: Final = 0.25
-"""Seconds that a getOrder is assumed to take, for the default rate. With a faster upstream, permits stay unused."""
-
-SHARE: Final = 0.2
-"""Share of UPSTREAM_REQUESTS_PER_5_MIN that replays take by default; the rest is for live orders."""
-
-_WINDOW: Final = 300
 _SHORTEST_WAIT: Final = 10
 """ms between two steps: at a high rate each takes several orders."""
 
@@ -50,13 +43,6 @@ Rate = Annotated[
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan; its beginning is enough.")]
 
 cli = commands(name="replays", help="Plans made by `events replay`.")
-
-
-def default_rate(settings: Settings) -> float:
-    """Return the orders a second that the backfill's permits and its share of the window allow."""
-    by_permits = settings.backfill_concurrency / GET_ORDER
-    by_window = SHARE * settings.upstream_requests_per_5_min / _WINDOW
-    return min(by_permits, by_window)
 
 
 def replay(
@@ -147,7 +133,7 @@ def _start(
     """
     to_do = len(found.orders)
     calls = 0 if sinks else to_do
-    orders, rate = console.many(to_do, "order"), round(speed, 3)
+    orders, rate = many(to_do, "order"), round(speed, 3)
     seconds = round(to_do / speed)
     takes, ends = times.age(timedelta(seconds=seconds)), times.now() + timedelta(seconds=seconds)
     forecast: dict[str, object] = {"events": found.events, "orders": passed + to_do, "passed": passed, "to_do": to_do}
@@ -156,7 +142,7 @@ def _start(
     why_skipped = "the stored copy is newer than the event; --force fetches them too."
     if sinks:
         why_skipped = "nothing is stored of them."
-    skipped = f"{console.many(passed, 'order')} skipped: {why_skipped}" if passed else ""
+    skipped = f"{many(passed, 'order')} skipped: {why_skipped}" if passed else ""
     if flags().dry_run:
         facts = {
             "events": f"{found.events:,}",
@@ -175,7 +161,7 @@ def _start(
     if not to_do:
         console.result("Nothing to do.", forecast)
         return
-    what = f"Fetch {orders} again ({console.many(calls, 'getOrder call')})"
+    what = f"Fetch {orders} again ({many(calls, 'getOrder call')})"
     if sinks:
         what = f"Deliver {orders} to {', '.join(sinks)} again (no getOrder)"
     console.confirm(f"{what}: at {rate:g}/s this takes {takes}, until {times.short(ends)}?")
@@ -245,7 +231,7 @@ def _finish(here: CommandContext, plan: Plan) -> None:
                     break
                 time.sleep(min(max(fed.wait, _SHORTEST_WAIT), _LONGEST_WAIT) / 1000)
     except BaseException:
-        orders = console.many(left, "order")
+        orders = many(left, "order")
         console.remark(f"Stopped: {orders} of plan {plan.id} left. Resume: ota-receiver replays resume {plan.id}")
         raise
     ended = here.plans.of(plan.id)
@@ -259,6 +245,6 @@ def _finish(here: CommandContext, plan: Plan) -> None:
 def _sentence(plan: Plan) -> str:
     skipped = f", {plan.passed:,} skipped" if plan.passed else ""
     left = f", {plan.left:,} left" if plan.left else ""
-    units = console.many(plan.orders, "delivery" if plan.sinks else "order")
+    units = many(plan.orders, "delivery" if plan.sinks else "order")
     counts = f"{plan.queued:,} queued, {plan.waiting:,} already waiting"
     return f"Plan {plan.id} {plan.state}: {units}, {counts}{skipped}{left}."

@@ -1,10 +1,11 @@
-"""The commands that run the service: serve, worker, api."""
+"""The commands that run the service: serve, worker, api, ops."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -14,16 +15,20 @@ import typer
 from app import bootstrap, log, settings
 from app.cli.command import AWAY, DONE, FOUND, INTERRUPTED, NO_REDIS, OTHER_DEPLOYMENT, USAGE, commands, epilog
 from app.errors import OtherDeployment, SettingsError
+from app.setting_values import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _log = log.get()
 
+Role = Literal["web", "api", "ops"]
+
 _ENDS = {DONE: "stopped on request", USAGE: "wrong settings"}
 _OTHER = {OTHER_DEPLOYMENT: "another deployment uses this Redis under the same KEY_PREFIX"}
 _SERVE_CODES = NO_REDIS | _ENDS | _OTHER | {FOUND: "cannot listen on HOST and PORT"}
 _API_CODES = NO_REDIS | _ENDS | _OTHER | {FOUND: "cannot listen on API_HOST and API_PORT"}
+_OPS_CODES = NO_REDIS | _ENDS | _OTHER | {FOUND: "cannot listen on OPS_HOST and OPS_PORT"}
 _WORKER_CODES = {
     **_ENDS,
     **_OTHER,
@@ -53,6 +58,20 @@ def api() -> None:
     _listen("api", app, {"API_HOST": found.api_host, "API_PORT": found.api_port})
 
 
+@cli.command(epilog=epilog("ota-receiver ops", codes=_OPS_CODES))
+def ops() -> None:
+    """Show people their orders in a browser: run the ops page (the `ops` process). Needs OPS_TOKEN."""
+    with _settings("ops") as found:
+        _refuse_other_deployment(found)
+        # Its times are UTC, as those of the log: who looks may be in any zone.
+        os.environ["TZ"] = "UTC"
+        time.tzset()
+        app = bootstrap.ops_app(found)
+        if not is_loopback(f"//{found.ops_host}"):
+            _log.warning("ops.open", advice="The page sends passwords: put a proxy with TLS before OPS_HOST.")
+    _listen("ops", app, {"OPS_HOST": found.ops_host, "OPS_PORT": found.ops_port})
+
+
 @cli.command(epilog=epilog("WORKERS=4 ota-receiver worker", codes=_WORKER_CODES))
 def worker() -> None:
     """Fetch orders: run the pool of worker processes and its dispatcher (the `worker` process)."""
@@ -71,7 +90,7 @@ def _refuse_other_deployment(found: settings.Settings) -> None:
         raise typer.Exit(OTHER_DEPLOYMENT) from None
 
 
-def _listen(role: Literal["web", "api"], app: ASGIApp, address: Mapping[str, Any]) -> NoReturn:
+def _listen(role: Role, app: ASGIApp, address: Mapping[str, Any]) -> NoReturn:
     """Serve the app until SIGTERM or SIGINT. `address`: the settings of host and port, by name."""
     from app.web.server import Server, listen  # the pool imports no web server
 
@@ -95,7 +114,7 @@ def _listen(role: Literal["web", "api"], app: ASGIApp, address: Mapping[str, Any
 
 
 @contextmanager
-def _settings(role: Literal["web", "worker", "api"]) -> Iterator[settings.Settings]:
+def _settings(role: Role | Literal["worker"]) -> Iterator[settings.Settings]:
     """Give the settings and set up the log; with LOG_FORMAT=json a SettingsError, also one of the block, is a line."""
     try:
         found = settings.load()

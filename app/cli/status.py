@@ -2,138 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
-from statistics import mean
 from typing import Annotated, Final
 
 import msgspec
 import typer
 
 from app import times
-from app.alerts import SURE, Key, runbook
 from app.audit import Action, AuditEntry, newest_first
 from app.cli import console, context
 from app.cli.command import DONE, FOUND, command, commands
 from app.cli.context import CommandContext, open_context
-from app.cli.replay import GET_ORDER
-from app.deployment import differences
-from app.ids import OrderKey, guid
-from app.intake.spool_file import waiting
-from app.ledger.history import FetchStored
-from app.ledger.orders import OrderQuery
+from app.explain import overview
+from app.explain.overview import LOOKED_AT, Overview, Queue
+from app.explain.words import age, many
+from app.ids import guid
 from app.ledger.policy import JOB_TIMEOUT
-from app.ledger.rate_limit import spent
-from app.ledger.record import OrderRecord
-from app.ledger.rq_jobs import BACKFILL, LIVE, RESUME
-from app.snapshot import AlertState, ConsumerSnapshot, SinkSnapshot, Snapshot, SnapshotReader
+from app.ledger.rq_jobs import RESUME
 
 _CODES: Final = {
     DONE: "nothing needs a look",
     FOUND: "an alert is active, a breaker is open, a sink fails or is disabled, no worker pool runs, RQ is suspended,"
     " or orders have no due time or no pool",
 }
-_FIVE_MINUTES: Final = 300
-_LATEST: Final = 20
-"""Orders whose getOrders give the average duration."""
-
-_LOOKED_AT: Final = 200
-"""Orders, the latest changes first, of which `status` looks whether their outstanding work has a due time."""
-
 _LONG: Final = 10
 """Seconds from which a delivery that runs is shown: its sink may hang."""
 
 cli = commands()
 
 
-class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs that wait in one queue; the first has waited `waited_s`.
-
-    `rate`: fetches a second that the workers and the limits of the API keys allow now, 0 while none may be used.
-    `done_s`: until the queue is empty if no event arrives, None if nothing is fetched.
-    """
-
-    queue: str
-    jobs: int
-    waited_s: int
-    workers: int
-    rate: float
-    done_s: int | None
-
-
 @command(cli, "ota-receiver status", codes=_CODES)
 def status() -> None:
     """Show the backlog and its expected end, failures, worker pools and alerts."""
     with open_context() as here:
-        snapshot = SnapshotReader(here.settings.companies).read(here.redis)
-        companies, spool, now = snapshot.companies, here.settings.spool_dir, times.from_ms(snapshot.now)
-        breakers, throttled = snapshot.open_breakers(), snapshot.throttled()
-        records = list(islice(here.orders.newest_first(OrderQuery(), here.now()), _LOOKED_AT))
-        latest = [one.key for one in records]
-        get_order = _get_order_seconds(here, latest[:_LATEST])
-        suspended = snapshot.suspended
-        queues = _queues(here, snapshot, get_order)
-        unscheduled = len(here.orders.unscheduled(latest))
-    slow_sink, longest = _longest_delivery(records, now)
-    alerts = [one for one in snapshot.alert_states().items() if one[1].firing_at]
-    pools = len(snapshot.running_pools())
-    differing = differences(snapshot.running_pools())
-    undeclared = tuple(company or sink for company, sink in snapshot.undeclared())
-    oldest = {one.slug: one.oldest_pending_ms // 1000 for one in companies.values()}
-    oldest |= {company_id: age // 1000 for company_id, age in snapshot.elsewhere.items()}
-    spooled = waiting(spool) if spool else None
-    unknown = "unknown: see `ota-receiver check`" if spool else None
-    until = [*throttled.values(), *(one.probe_at for one in breakers.values())]
-    # With one company that may be called, nothing as a whole is paused.
-    pause = "" if suspended or not until or not pools else f" until {times.short(min(until))}"
-    found = {
-        "alerts": [_alert_fields(*one) for one in alerts],
-        "pools": pools,
-        "pools_differ": differing,
-        "undeclared": undeclared,
-        "queues": queues,
-        "suspended": suspended,
-        "due": snapshot.due,
-        "unscheduled": unscheduled,
-        "oldest_pending_s": oldest,
-        "get_order_s": round(get_order, 3),
-        "longest_delivery_s": longest,
-        "longest_delivery_sink": slow_sink,
-        "dead_letters": snapshot.dead,
-        "dead_deliveries": snapshot.dead_deliveries,
-        "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in breakers.items()],
-        "sinks": [_sink_fields(*one, snapshot.now) for one in snapshot.sinks.items()],
-        "feed": [_consumer_fields(*one, snapshot.now) for one in snapshot.consumers.items()],
-        "throttled_until": throttled,
-        "spooled": spooled,
-    }
-    facts = {
-        "alerts": [_alert(*one, snapshot.now) for one in alerts] or "none",
-        "worker pools running": pools or "0: nothing is fetched or delivered; start `ota-receiver worker`",
-        "pools that differ": tuple(f"{name}: {', '.join(words)}" for name, words in differing.items())
-        + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
-        "no pool declares": undeclared,
-        "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if suspended else None,
-        **{f"{one.queue} jobs": _backlog(one, pause) for one in queues},
-        "pending": console.many(snapshot.due, "order"),
-        "without a due time": _without_due_time(unscheduled) if unscheduled else None,
-        "oldest pending": tuple(f"{slug} {_age(seconds)}" for slug, seconds in oldest.items() if seconds) or "none",
-        "average getOrder": f"{round(get_order, 3):g} s",
-        "dead letters": f"{console.many(snapshot.dead, 'order')}, failed deliveries {snapshot.dead_deliveries:,}",
-        "upstream breakers": [f"{slug}: {context.breaker_words(one, now)}" for slug, one in breakers.items()] or "none",
-        "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in throttled.items()) or None,
-        "sinks": [_sink(*one, snapshot.now) for one in snapshot.sinks.items()],
-        "feed": [_consumer(*one, snapshot.now) for one in snapshot.consumers.items()],
-        "longest delivery": f"to {slow_sink}: has run for {longest} s; a job is interrupted after {JOB_TIMEOUT} s"
-        if longest >= _LONG
-        else None,
-        "spooled here": unknown if spooled is None else console.many(spooled, "event"),
-    }
-    console.facts("", facts, found)
-    fails = any(_needs_a_look(one, snapshot.now) for one in snapshot.sinks.values())
-    if alerts or breakers or fails or undeclared or not pools or suspended or unscheduled:
+        found, has_spool = overview.read(here), here.settings.spool_dir is not None
+    console.facts(found.sentence, _facts(found, has_spool), _as_object(found))
+    if found.status == "look":
         raise typer.Exit(FOUND)
+
+
+def _facts(found: Overview, has_spool: bool) -> dict[str, object]:
+    """Return the lines for people, by name."""
+    differing = tuple(f"{one.name}: {', '.join(one.differs)}" for one in found.pools if one.differs)
+    unknown = "unknown: see `ota-receiver check`" if has_spool else None
+    until = [*found.throttled.values(), *(one.probe_at for one in found.breakers.values())]
+    # With one company that may be called, nothing as a whole is paused.
+    pause = "" if found.suspended or not until or not found.running else f" until {times.short(min(until))}"
+    oldest = tuple(f"{slug} {age(seconds)}" for slug, seconds in found.oldest_pending_s.items() if seconds)
+    longest = f"to {found.longest_delivery_sink}: has run for {found.longest_delivery_s} s"
+    return {
+        "alerts": [f"{one.subject}: {one.words(found.now)}; {one.runbook}" for one in found.alerts] or "none",
+        "worker pools running": found.running or "0: nothing is fetched or delivered; start `ota-receiver worker`",
+        "pools that differ": differing + (("a rolling change, if it ends within 10 minutes",) if differing else ()),
+        "no pool declares": found.undeclared,
+        "RQ": f"suspended: nothing is fetched or delivered. To go on: {RESUME}" if found.suspended else None,
+        **{f"{one.queue} jobs": _backlog(one, pause) for one in found.queues},
+        "pending": many(found.due, "order"),
+        "without a due time": _without_due_time(found.unscheduled) if found.unscheduled else None,
+        "oldest pending": oldest or "none",
+        "average getOrder": f"{round(found.get_order_s, 3):g} s",
+        "dead letters": f"{many(found.dead_letters, 'order')}, failed deliveries {found.dead_deliveries:,}",
+        "upstream breakers": [f"{one.slug}: {one.breaker_words}" for one in found.companies if one.breaker] or "none",
+        "throttled": tuple(f"{slug} until {times.short(at)} (Retry-After)" for slug, at in found.throttled.items())
+        or None,
+        "sinks": [f"{one.sink}: {one.words()}" for one in found.sinks],
+        "feed": [f"{one.consumer}: {one.words()}" for one in found.consumers],
+        "longest delivery": f"{longest}; a job is interrupted after {JOB_TIMEOUT} s"
+        if found.longest_delivery_s >= _LONG
+        else None,
+        "spooled here": unknown if found.spooled is None else many(found.spooled, "event"),
+    }
+
+
+def _as_object(found: Overview) -> dict[str, object]:
+    """Return the same for machines; docs/json.md describes the keys."""
+    return {
+        "sentence": found.sentence,
+        "alerts": found.alerts,
+        "pools": found.running,
+        "pools_differ": {one.name: one.differs for one in found.pools if one.differs},
+        "undeclared": found.undeclared,
+        "queues": found.queues,
+        "suspended": found.suspended,
+        "due": found.due,
+        "unscheduled": found.unscheduled,
+        "oldest_pending_s": found.oldest_pending_s,
+        "get_order_s": round(found.get_order_s, 3),
+        "longest_delivery_s": found.longest_delivery_s,
+        "longest_delivery_sink": found.longest_delivery_sink,
+        "dead_letters": found.dead_letters,
+        "dead_deliveries": found.dead_deliveries,
+        "breakers": [{"company": slug} | msgspec.structs.asdict(one) for slug, one in found.breakers.items()],
+        "sinks": found.sinks,
+        "feed": found.consumers,
+        "throttled_until": found.throttled,
+        "spooled": found.spooled,
+    }
 
 
 @command(cli, "ota-receiver audit --what replay --limit 10")
@@ -162,119 +127,21 @@ def _words(here: CommandContext, selected: str) -> str:
     company_id, _, order_id = selected.partition(":")
     if guid(company_id) is None or guid(order_id) is None:
         return selected
-    return f"{order_id} of {here.companies.slug(company_id)}" if here.companies.are_several else order_id
-
-
-def _queues(here: CommandContext, snapshot: Snapshot, get_order: float) -> list[QueueStatus]:
-    """Return what waits in each queue, if a getOrder takes `get_order` seconds."""
-    held = {**snapshot.open_breakers(), **snapshot.throttled()}
-    keys = {one.key for one in snapshot.companies.values() if one.slug not in held} if not snapshot.suspended else set()
-    of_key = here.settings.upstream_requests_per_5_min
-    room = sum(max(of_key - spent(here.redis, one, snapshot.now), 0) for one in keys)
-    permits = {LIVE: here.settings.upstream_concurrency, BACKFILL: here.settings.backfill_concurrency}
-    found = []
-    for queue, at_once in permits.items():
-        # Without backfill workers the live workers take these jobs too.
-        workers, jobs = snapshot.workers(queue) or snapshot.workers(LIVE), snapshot.queues[queue].jobs
-        speed = min(workers, len(keys) * at_once) / get_order
-        # A burst goes as fast as the permits allow; what the window has no room for goes at the rate of the window.
-        by_window = len(keys) * of_key / _FIVE_MINUTES
-        rate = speed if jobs <= room else min(speed, by_window)
-        done = 0 if not jobs else round(max(jobs / speed, (jobs - room) / by_window)) if speed else None
-        waited = snapshot.queue_age_ms(queue) // 1000
-        found.append(
-            QueueStatus(queue=queue, jobs=jobs, waited_s=waited, workers=workers, rate=round(rate, 2), done_s=done)
-        )
-    return found
-
-
-def _alert_fields(key: Key, state: AlertState) -> dict[str, object]:
-    """Return an alert that fires for machines; docs/json.md describes the keys."""
-    name, company, sink = key
-    return {
-        "name": name,
-        "company": company,
-        "sink": sink,
-        "reason": state.reason,
-        "since": times.from_ms(state.since),
-        "count": state.risen if state.count >= 0 else None,
-        "last_at": times.from_ms(state.last_true_at),
-        "runbook": runbook(name),
-    }
-
-
-def _alert(key: Key, state: AlertState, now: int) -> str:
-    # What was true at the last evaluation has not ended.
-    last = f"last at {times.short(times.from_ms(state.last_true_at))}" if now - state.last_true_at > SURE else ""
-    count = console.many(state.risen, "time") if state.count >= 0 else ""
-    words = ", ".join(filter(None, (f"for {_age((now - state.since) // 1000)}", count, state.reason, last)))
-    return f"{' '.join(filter(None, key))}: {words}; {runbook(key[0])}"
-
-
-def _needs_a_look(one: SinkSnapshot, now: int) -> bool:
-    """Return whether a sink fails, is disabled, or has orders that wait for its breaker."""
-    return one.fails(now) or one.disabled_at > 0 or (one.breaker is not None and one.behind > 0)
-
-
-def _sink_fields(name: str, one: SinkSnapshot, now: int) -> dict[str, object]:
-    """Return a sink for machines; docs/json.md describes the keys."""
-    found: dict[str, object] = {"sink": name, "behind": one.behind, "fails": one.fails(now)}
-    found |= {"failing_s": one.failing_s(now), "attempts": one.failed_attempts, "error": one.error}
-    found |= {"breaker": one.breaker, "disabled_at": times.from_ms(one.disabled_at) if one.disabled_at else None}
-    return found | {"disabled_reason": one.disabled_reason}
-
-
-def _sink(name: str, one: SinkSnapshot, now: int) -> str:
-    behind = f"{name}: {console.many(one.behind, 'order')} behind"
-    if held := context.sink_words(name, one, times.from_ms(now)):
-        return f"{behind}; {held}"
-    failing_s = one.failing_s(now)
-    if failing_s is None:
-        return behind
-    failed = f"{console.many(one.failed_attempts, 'attempt')} failed, {one.error}"
-    return f"{behind}; nothing delivered for {_age(failing_s)}: {failed}"
-
-
-def _consumer_fields(name: str, one: ConsumerSnapshot, now: int) -> dict[str, object]:
-    """Return a consumer of the feed for machines; docs/json.md describes the keys."""
-    return {"consumer": name, "behind": one.behind, "waiting_s": one.waiting_s(now)}
-
-
-def _consumer(name: str, one: ConsumerSnapshot, now: int) -> str:
-    oldest = f", the oldest for {_age(one.waiting_s(now))}" if one.behind else ""
-    return f"{name}: {console.many(one.behind, 'order')} unacknowledged{oldest}"
-
-
-def _get_order_seconds(here: CommandContext, orders: Sequence[OrderKey]) -> float:
-    """Return the average duration of the getOrders of these orders."""
-    histories = map(here.orders.history, orders)
-    took = [entry.duration_ms for history in histories for entry in history if isinstance(entry, FetchStored)]
-    return max(mean(took), 1) / 1000 if took else GET_ORDER
-
-
-def _longest_delivery(records: Sequence[OrderRecord], now: datetime) -> tuple[str, int]:
-    """Return the sink of the longest delivery of these orders, and for how many seconds it has run; "", 0 if none."""
-    running = ((since, name) for one in records for name, since in one.delivering(now).items())
-    since, name = min(running, default=(now, ""))
-    return name, round((now - since).total_seconds())
+    return f"{order_id} of {here.slug(company_id)}" if here.are_several else order_id
 
 
 def _without_due_time(unscheduled: int) -> str:
-    orders = f"{console.many(unscheduled, 'order')} of the {_LOOKED_AT} changed last"
+    orders = f"{many(unscheduled, 'order')} of the {LOOKED_AT} changed last"
     return f"{orders}; a pool finds these and others within the hour. At once: ota-receiver orders refetch ORDER"
 
 
-def _backlog(one: QueueStatus, pause: str) -> str:
+def _backlog(one: Queue, pause: str) -> str:
     """Return what waits and when it is done; `pause`: until when nothing is fetched, where that is known."""
     workers, speed = (
-        console.many(one.workers, "worker"),
+        many(one.workers, "worker"),
         f"up to {one.rate:g}/s" if one.rate else f"fetching is paused{pause}",
     )
     if not one.jobs:
         return f"none; {workers}, {speed}"
-    end = f": done in {_age(one.done_s)}" if one.done_s is not None else ""
-    return f"{one.jobs:,}, the first for {_age(one.waited_s)}; {workers}, {speed}{end}"
-
-
-def _age(seconds: int) -> str:
-    return times.age(timedelta(seconds=seconds))
+    end = f": done in {age(one.done_s)}" if one.done_s is not None else ""
+    return f"{one.jobs:,}, the first for {age(one.waited_s)}; {workers}, {speed}{end}"

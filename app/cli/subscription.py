@@ -27,8 +27,9 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from app import bootstrap, settings, subscriptions, times
 from app.cli import console
 from app.cli.command import AWAY, DONE, FOUND, LOOPBACK, NO_ANSWER, Stop, command, commands, flags
-from app.cli.context import WEBHOOK_PERMISSIONS, Companies, advice, note, trouble
+from app.cli.context import WEBHOOK_PERMISSIONS, advice, chosen, note, trouble
 from app.errors import RequestRejected, StoreUnavailable, Unavailable, UnreadableAnswer, UpstreamError
+from app.explain.stores import slugs_of
 from app.ids import guid
 from app.ledger.redis import Redis, for_command, translated_errors
 from app.setting_values import Seconds
@@ -61,11 +62,11 @@ def _open_clients() -> Iterator[tuple[Settings, list[Client]]]:
     """Open the client of the company that was chosen, else those of all; raises SettingsError, Stop."""
     bootstrap.configure_cli_log()
     found = settings.load()
-    chosen = Companies(found.companies, {}).chosen
-    if not chosen:
+    _, companies = chosen(found.companies, slugs_of(found.companies, {}))
+    if not companies:
         raise Stop(f"No company {flags().company!r} in the settings.")
     with bootstrap.http(found) as http:
-        yield found, [(one, bootstrap.channel_manager(found, one, http)) for one in chosen]
+        yield found, [(one, bootstrap.channel_manager(found, one, http)) for one in companies]
 
 
 def _only(clients: list[Client]) -> Client:

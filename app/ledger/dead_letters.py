@@ -5,16 +5,21 @@ Where a method is asked for it, also deliveries that failed and wait for their n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
 from app.ids import OrderKey
 from app.ledger.orders import Archive
+from app.ledger.pages import MOST_LOOKED_AT, MOST_READ, Page, scored_page
 from app.ledger.record import OrderRecord, SinkRecord
-from app.ledger.redis import Redis, Scored, oldest_first
+from app.ledger.redis import PAGE, Redis, Scored, oldest_first
 from app.times import from_ms, to_ms
 
 RECORD_GONE = "record_gone"
@@ -38,8 +43,22 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         return OrderKey(self.company_id, self.order_id)
 
 
+class DeadCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many dead fetches (`sink` is ""), or deliveries to a sink, have a reason.
+
+    `reason` ends before its first colon: `rejected` counts all that a sink rejected, for whatever reason of its own.
+    """
+
+    sink: str
+    reason: str
+    count: int
+
+
 class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it became one."""
+    """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it became one.
+
+    `reason` may end before its first colon, as in DeadCount.
+    """
 
     company_id: str | None = None
     sink: str | None = None
@@ -51,7 +70,7 @@ class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
         return (
             self.company_id in (None, letter.company_id)
             and self.sink in (None, letter.sink)
-            and self.reason in (None, letter.reason)
+            and self.reason in (None, letter.reason, _general(letter.reason))
             and (self.since is None or letter.at >= self.since)
             and letter.at <= self.until
         )
@@ -64,15 +83,47 @@ class DeadLetters:
         self._redis = redis
         self._archive = Archive(redis)
 
+    def counts(self) -> list[DeadCount]:
+        """Return the kinds of dead letters with their numbers, by sink and reason.
+
+        One whose record is lost counts for the reason that it had.
+        """
+        kinds = self._kinds()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for kind in kinds:
+                pipe.zcard(self._redis.names.dead_by("|".join(kind)))
+            numbers = pipe.execute()
+        return [
+            DeadCount(sink=sink, reason=reason, count=count)
+            for (sink, reason), count in zip(kinds, numbers, strict=True)
+            if count
+        ]
+
     def oldest_first(self, query: DeadQuery) -> Iterator[DeadLetter]:
         """Return the orders that match, then the deliveries that match, each from the oldest on."""
         since = None if query.since is None else to_ms(query.since)
         # With an end: what is requeued and dies again meanwhile must not come again and again.
         until = to_ms(query.until)
-        fetches = () if query.sink else (self._redis.names.dead,)
-        for zset in (*fetches, self._redis.names.dead_deliveries):
-            for page in oldest_first(self._redis, zset, since, until):
-                yield from filter(query.matches, self._letters(page))
+        for zsets in self._zsets(query):
+            walks = [chain.from_iterable(oldest_first(self._redis, zset, since, until)) for zset in zsets]
+            merged = heapq.merge(*walks, key=itemgetter(1))
+            while entries := list(islice(merged, PAGE)):
+                yield from filter(None, self._matching(query, entries))
+
+    def page(self, query: DeadQuery, after: str | None = None, limit: int = 50) -> Page[DeadLetter]:
+        """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor."""
+        # The other reasons have a list of their own.
+        reads_each = query.reason is not None and (query.reason == RECORD_GONE or ":" in query.reason)
+        return scored_page(
+            self._redis,
+            [*chain(*self._zsets(query))],
+            partial(self._matching, query),
+            after,
+            limit,
+            since=query.since,
+            until=query.until,
+            most=MOST_READ if reads_each else MOST_LOOKED_AT,
+        )
 
     def waiting(self, sink: str) -> Iterator[DeadLetter]:
         """Return the deliveries to a sink that failed and wait for their next attempt, the next one first.
@@ -95,11 +146,45 @@ class DeadLetters:
             own.append(_letter(order, sink.name, from_ms(int(score or 0)), record))
         return own + [_waiting(record, sink) for sink in record.failing_sinks if waiting]
 
-    def _letters(self, page: list[Scored]) -> Iterator[DeadLetter]:
-        named = [(OrderKey.of(order), sink) for order, _, sink in (member.partition(" ") for member, _ in page)]
-        records = self._archive.records([order for order, _ in named])
-        for (order, sink), (_, score), record in zip(named, page, records, strict=True):
-            yield _letter(order, sink, from_ms(score), record)
+    def _kinds(self) -> list[tuple[str, str]]:
+        """Return sink and reason of each kind."""
+        found: Any = self._redis.smembers(self._redis.names.dead_kinds)
+        kinds = (kind.decode().partition("|") for kind in found)
+        return sorted((sink, reason) for sink, _, reason in kinds)
+
+    def _zsets(self, query: DeadQuery) -> tuple[list[str], list[str]]:
+        """Return the lists of the fetches that may match, and those of the deliveries."""
+        names = self._redis.names
+        if query.reason == RECORD_GONE or (query.reason is None and query.sink is None):
+            return [names.dead] if not query.sink else [], [names.dead_deliveries]
+        reason = None if query.reason is None else _general(query.reason)
+        wanted = [one for one in self._kinds() if query.sink in (None, one[0]) and reason in (None, one[1])]
+        fetches = [names.dead_by("|".join(one)) for one in wanted if not one[0]]
+        return fetches, [names.dead_by("|".join(one)) for one in wanted if one[0]]
+
+    def _matching(self, query: DeadQuery, entries: Sequence[Scored]) -> list[DeadLetter | None]:
+        """Return the dead letter of each entry that `_zsets` has, None where it does not match."""
+        if query.reason is not None and query.reason != RECORD_GONE and ":" not in query.reason:
+            # The list of a kind has no other, and where the record is lost it alone knows the reason.
+            query = msgspec.structs.replace(query, reason=None)
+        parts = [member.partition(" ") for member, _ in entries]
+        of_company = f"{query.company_id}:"
+        wanted = [
+            (OrderKey.of(member), sink, score)
+            for (member, _, sink), (_, score) in zip(parts, entries, strict=True)
+            if query.company_id is None or member.startswith(of_company)
+        ]
+        records = self._archive.records([order for order, _, _ in wanted])
+        letters = {
+            (order.member, sink): _letter(order, sink, from_ms(score), record)
+            for (order, sink, score), record in zip(wanted, records, strict=True)
+        }
+        found = (letters.get((member, sink)) for member, _, sink in parts)
+        return [one if one is not None and query.matches(one) else None for one in found]
+
+
+def _general(reason: str) -> str:
+    return reason.partition(":")[0]
 
 
 def _waiting(record: OrderRecord, sink: SinkRecord) -> DeadLetter:

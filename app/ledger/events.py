@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -12,8 +12,9 @@ import msgspec
 from app.ids import OrderKey
 from app.ledger.history import EventReceived
 from app.ledger.orders import Archive
+from app.ledger.pages import Page, StreamEntry, ids_between, stream_page
 from app.ledger.redis import PAGE, Redis, stream_pages
-from app.times import from_ms, to_ms
+from app.times import from_ms
 
 _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
 _DIGITS: Final = 13
@@ -94,14 +95,24 @@ class EventLog:
 
     def oldest_first(self, query: EventQuery, step: Callable[[int], object] = lambda _: None) -> Iterator[StoredEvent]:
         """Return the events that match; `step` gets the number of events of each page."""
-        for entries in stream_pages(self._redis, self._redis.names.events, *_bounds(query)):
+        for entries in stream_pages(self._redis, self._redis.names.events, *ids_between(query.since, query.until)):
             step(len(entries))
             yield from filter(query.matches, _page(entries))
 
     def newest_first(self, query: EventQuery) -> Iterator[StoredEvent]:
         """Return the events that match."""
-        for entries in stream_pages(self._redis, self._redis.names.events, *_bounds(query), newest_first=True):
+        bounds = ids_between(query.since, query.until)
+        for entries in stream_pages(self._redis, self._redis.names.events, *bounds, newest_first=True):
             yield from filter(query.matches, _page(entries))
+
+    def page(self, query: EventQuery, after: str | None = None, limit: int = 50) -> Page[StoredEvent]:
+        """Return a page of the events that match, newest first; raises UnknownCursor."""
+
+        def matching(entries: Sequence[StreamEntry]) -> Iterator[StoredEvent | None]:
+            return (event if query.matches(event) else None for event in _page(entries))
+
+        names, since, until = self._redis.names, query.since, query.until
+        return stream_page(self._redis, names.events, matching, after, limit, since=since, until=until)
 
     def last_id(self) -> str:
         """Return the id behind which the next event will stand."""
@@ -122,14 +133,6 @@ def is_event_id(text: str) -> bool:
 def _order_of(event_id: str) -> tuple[int, int]:
     ms, _, number = event_id.partition("-")
     return int(ms), int(number)
-
-
-def _bounds(query: EventQuery) -> tuple[str, str]:
-    # An id is the ms of its event; without its second half it means the first, or as an end the last, of that ms.
-    return (
-        "-" if query.since is None else str(max(0, to_ms(query.since))),
-        "+" if query.until is None else str(max(0, to_ms(query.until))),
-    )
 
 
 def _page(entries: Any) -> list[StoredEvent]:

@@ -8,30 +8,28 @@ revision came, or one more than the one before it. Erasure and retention remove 
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any, Final, NamedTuple
 
 from app.errors import UnknownCursor
 from app.ids import OrderKey
+from app.ledger import pages
 from app.ledger.orders import read_each
 from app.ledger.redis import Redis, server_time
 
-_CURSOR: Final = re.compile(r"[\w-]{2,22}", re.ASCII)
 _POSITION: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
 
 def cursor_of(position: int) -> str:
     """Return the text that names a position to consumers, who know nothing of its form."""
-    return urlsafe_b64encode(str(position).encode()).decode().rstrip("=")
+    return pages.cursor_of(str(position))
 
 
 def position_of(cursor: str) -> int:
     """Return the position that a cursor names; raises UnknownCursor for a text that `cursor_of` never returns."""
-    if _CURSOR.fullmatch(cursor) and len(cursor) % 4 != 1:
-        text = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("latin-1")
-        if _POSITION.fullmatch(text) and cursor_of(int(text)) == cursor:
-            return int(text)
-    raise UnknownCursor
+    text = pages.text_of(cursor)
+    if not _POSITION.fullmatch(text):
+        raise UnknownCursor
+    return int(text)
 
 
 class Entry(NamedTuple):

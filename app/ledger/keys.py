@@ -16,6 +16,8 @@
 | `ota:deliveries:<sink>` | zset: order -> ms of its next delivery; a sink's clock | until it has it | all scripts |
 | `ota:dead` | zset: order -> ms when its fetch became a dead letter | until requeued or discarded | all scripts |
 | `ota:dead-deliveries` | zset: order + sink -> ms when the delivery became one | the same | complete_delivery |
+| `ota:dead-by:<sink>|<reason>` | zset: the entries of one kind in these two (sink "": fetches) | the same | the same |
+| `ota:dead-kinds` | set: the kinds that have entries | none | the same |
 | `ota:erasing` | zset: erased order -> ms, while its events may be stored | until they are deleted | erase |
 | `ota:orders` | zset: order -> ms of the last change | ORDER_DAYS | accept, request_fetch, store_fetch |
 | `ota:feed` | zset: order -> position of its latest revision, about the ms when it came | as the record | store_fetch |
@@ -47,6 +49,7 @@
 | `ota:job-template:<queue>` | hash: what all jobs of a script call have in common (push_job) | none | scripts |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
+| `ota:latency:<company>:<hour>` | hash: upper bound in ms or `inf` -> fetches (below) | 49 h | store_fetch |
 | `ota:alerts` | hash: alert, company or sink -> JSON of its state | until the next evaluation | alerts |
 | `ota:alerts-turn` | string: a pool has evaluated the alerts | 19 s | alerts |
 | `ota:limiter:<key id>` | hash: Retry-After and last release of one API key | one day | permit scripts |
@@ -111,6 +114,9 @@ failure that opened it last, `probe` permit of the probe, `probe_until` ms.
 
 Fields of `ota:event-rate:<company>`: `secret:<name>` ms when an event that carried it last came,
 `hour:<hours since 1970>` events that were new in that hour.
+
+`ota:latency:…` has, for each company and hour since 1970, how long after its latest event an order was fetched: the
+histogram of the counters, for the hour in which the fetch was stored.
 """
 
 from __future__ import annotations
@@ -132,6 +138,8 @@ class Keys:
         self.due: Final = key("due")
         self.dead: Final = key("dead")
         self.dead_deliveries: Final = key("dead-deliveries")
+        self.dead_by: Final = key("dead-by:{}").format
+        self.dead_kinds: Final = key("dead-kinds")
         self.audit: Final = key("audit")
         self.replays: Final = key("replays")
         self.events: Final = key("events")
@@ -177,6 +185,7 @@ class Keys:
         self.subscription: Final = key("subscription:{}").format
         self.subscription_turn: Final = key("subscription-turn:{}").format
         self.event_rate: Final = key("event-rate:{}").format
+        self.latency: Final = key("latency:{}:{}").format
         self.alert: Final = key("alert:{}").format
         self.api_requests: Final = key("api-requests:{}:{}").format
         self.wakeups: Final = key("wakeups:{}").format

@@ -27,7 +27,7 @@ from app.times import from_ms, to_ms
 from app.upstream.decode import build, decode
 from app.upstream.models import Order, Summary, parse_order
 
-_ON_THE_CLOCK: Final = frozenset({"pending", "deferred", "fetching"})
+ON_THE_CLOCK: Final = frozenset({"pending", "deferred", "fetching"})
 """States of orders that all stand in `due`."""
 
 MOST_SORTED: Final = 20_000
@@ -216,7 +216,7 @@ class Archive:
         """Return the orders that match, the one that changed last first; broken ones are passed to `broken`."""
         since = None if query.since is None else to_ms(query.since)
         until = None if query.until is None else to_ms(query.until)
-        if query.state in _ON_THE_CLOCK and self._redis.zcard(self._redis.names.due) <= MOST_SORTED:
+        if query.state in ON_THE_CLOCK and self._redis.zcard(self._redis.names.due) <= MOST_SORTED:
             found = self._on_the_clock(since, until)
         else:
             # Becoming a dead letter is a change like another: the few dead letters need no walk through all orders.

@@ -24,6 +24,9 @@ FARTHEST: Final = 180 * MINUTE
 """No wait of ours is longer (2.4 h after the last attempts, 1.25 h between rechecks, 1 h of Retry-After): a later time
 was taken from a Redis server whose clock was ahead."""
 
+SAMPLE: Final = 200
+"""Orders at either end of a clock that stand for the whole, where a look at all would cost too much."""
+
 LEASE_MARGIN: Final = 40 * SECOND
 """Beyond UPSTREAM_TIMEOUT: a fetch cannot outlive its lease (60 s with the default of 20 s), so it is never renewed."""
 

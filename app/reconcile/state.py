@@ -183,3 +183,13 @@ class Schedule:
     def postpone(self, until: int) -> None:
         """Record that the run ended early; none starts before `until`, whatever the cause."""
         self._redis.hset(self._key, mapping={"next_run_at": until, "not_before": until})
+
+
+def next_runs(redis: Redis, company_ids: Iterable[str]) -> dict[str, int]:
+    """Return when the list of each company is read next, in ms since 1970; 0 where no run is planned."""
+    ids = list(company_ids)
+    with redis.pipeline(transaction=False) as pipe:
+        for company_id in ids:
+            pipe.hget(redis.names.reconcile(company_id), "next_run_at")
+        found: list[Any] = pipe.execute()
+    return {company_id: int(at or 0) for company_id, at in zip(ids, found, strict=True)}

@@ -80,7 +80,8 @@ class CallerLog(RequestLog):
     """One line for each request of a known caller, with the template of its path instead of what the caller wrote.
 
     Anybody can send what has no caller: of those, one line a second has the status, the sender and their number.
-    `write` gets method, status, milliseconds and the other fields of a line; `caller`: the field that a request has only if its caller is known.
+    `write` gets method, status, milliseconds and the other fields of a line. `caller`: the field that a line has
+    only if the caller is known.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import pytest
 from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab_upstream import Upstream, fake_upstream, says
-from tests.service import Service, ask
+from tests.service import OPS_TOKEN, VISITOR, Service, ask
 
 PEOPLE = ("guest@example.com", "Jane Doe")
 
@@ -64,9 +64,10 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
     (bare.folder / "sinks.toml").write_text(declared)
     bare.variables |= {"SINKS": "python:shop:on_order", "SINKS_FILE": str(bare.folder / "sinks.toml")}
     bare.variables["CLIENT_STATE_PREVIOUS"] = "canary-previous-client-state"
-    bare.variables["OPS_TOKEN"] = "canary-ops-token"
+    bare.variables["OPS_TOKEN"] = OPS_TOKEN
     bare.start("web")
     bare.start("api")
+    bare.start("ops")
     bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1", SINK_WORKERS="1")
     bare.subscribe()
     wrong = "canary-wrong-client-state"
@@ -78,6 +79,9 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
     for query in (f"orders/{order_id}", f"orders/{order_id}/history", "orders?reference=canary-reference", "feed"):
         assert ask("GET", f"{api}/{query}", headers=caller)[0] == 200
     assert ask("GET", f"{api}/canary-path?canary-query", headers=caller)[0] == 404
+    page = f"http://127.0.0.1:{bare.variables['OPS_PORT']}"
+    for query in ("", "search?q=canary-guest", "canary-path", "?canary-query=1"):
+        assert ask("GET", f"{page}/{query}", headers=VISITOR)[0] in {200, 400, 404}
     shown = [bare.cli(*one.split()) for one in ("check", "status", "keys list", "audit", "sinks migrate warehouse")]
     (bare.folder / "shown.log").write_text(repr(shown))
     missing = bare.event("00000000-0000-4000-8000-000000000001", clientState="canary-previous-client-state")
@@ -102,7 +106,7 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
     secrets += ["canary-", secret, key, key.rpartition("_")[2]]
 
     # The append-only file has every value that was ever written to Redis; contents are compressed.
-    logs = [bare.folder / f"{name}.log" for name in ("web", "worker", "api", "cli", "shown")]
+    logs = [bare.folder / f"{name}.log" for name in ("web", "worker", "api", "ops", "cli", "shown")]
     files = list(bare.valkey.data_dir.rglob("*.aof"))
     assert any(order_id.encode() in path.read_bytes() for path in files)
     for path in (*logs, *files):

@@ -38,6 +38,10 @@ def uv(*arguments: str | Path, cwd: Path) -> None:
         run(UV, *arguments, cwd=cwd)
 
 
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
 def test_the_example_installed_beside_the_wheel_passes_its_own_test(tmp_path: Path) -> None:
     for package in (ROOT, EXAMPLE):
         uv("build", "--wheel", "--out-dir", tmp_path / "dist", package, cwd=tmp_path)
@@ -52,3 +56,7 @@ def test_the_example_installed_beside_the_wheel_passes_its_own_test(tmp_path: Pa
 
     assert "4 passed" in tested
     assert found.startswith(str(tmp_path)), "not the wheel was tested"
+    # The wheel holds what the ops page is made of.
+    ours, theirs = ROOT / "app" / "ops", Path(found.strip()).parent / "ops"
+    assert names(ours / "static") == names(theirs / "static") >= {"htmx.min.js", "htmx.LICENSE", "htmx.SHA256"}
+    assert names(ours / "templates") == names(theirs / "templates")

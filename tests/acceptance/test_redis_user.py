@@ -12,7 +12,7 @@ import pytest
 from app.ledger.redis import Redis
 from app.ledger.rights import NEEDED, OPTIONAL, RQ_KEYS, acl_name
 from tests.eventually import eventually
-from tests.service import Service, ask
+from tests.service import OPS_TOKEN, VISITOR, Service, ask
 
 LISTED: Final = {acl_name(command): who for who, commands in NEEDED.items() for command in commands}
 
@@ -30,7 +30,7 @@ def denied(redis: Any) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("prefix", [pytest.param("ota", marks=pytest.mark.nightly), "shop-2"])
 def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them(bare: Service, prefix: str) -> None:
     """No key has the default prefix where there is another."""
-    bare.variables["KEY_PREFIX"] = prefix
+    bare.variables |= {"KEY_PREFIX": prefix, "OPS_TOKEN": OPS_TOKEN}
     (bare.folder / "shop.py").write_text(
         "def on_order(order, context):\n    if context.attempt == 1: raise RuntimeError\n"
     )
@@ -43,6 +43,7 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
         become(bare, redis, f"~{prefix}:*", *(f"~{pattern}" for pattern in RQ_KEYS), "-@all", *commands)
         bare.start("web")
         bare.start("api")
+        bare.start("ops")
         pool = bare.start("worker", WORKERS="2", BACKFILL_WORKERS="1")
         bare.run([sys.executable, "-m", "app.cli", "events", "tail"], "tail.log")
         # One permit and two workers: one of them waits for it.
@@ -82,6 +83,8 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
             "feed",
         ):
             assert ask("GET", f"{api}/{path}", headers=caller)[0] == 200
+        for path in ("", "healthz"):
+            assert ask("GET", f"http://127.0.0.1:{bare.variables['OPS_PORT']}/{path}", headers=VISITOR)[0] == 200
         assert ask("POST", f"{api}/feed/ack", {"cursor": "MA"}, caller)[0] == 200
         pool.kill()
         pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")

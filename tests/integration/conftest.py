@@ -9,15 +9,27 @@ import pytest
 
 from app.dev.sandbox import process
 from app.dev.sandbox.process import Sandbox
+from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
 from tests.lab import API_KEY, COMPANIES, START, Lab
 from tests.lab_upstream import Upstream, fake_upstream
+from tests.ops_site import OpsSite, ops_site
 
 
 @pytest.fixture
 def lab(redis_client: Redis, redis_url: str, tmp_path: Path) -> Lab:
     """An empty receiver of two companies with the sink SINK, for commands too; no upstream answers."""
     return Lab(redis_client, redis_url, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ops(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpsSite]:
+    """The ops page over the Redis of `lab`, where people may act."""
+    with (
+        Redis.from_url(valkey.url) as client,
+        ops_site(Lab(client, valkey.url, tmp_path_factory.mktemp("ops")).env) as site,
+    ):
+        yield site
 
 
 @pytest.fixture

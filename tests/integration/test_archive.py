@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from app.errors import NotKnown
+from app.explain.order_view import view_of
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
@@ -173,3 +175,44 @@ class TestReferences:
         redis_client.zadd(KEYS.orders, {order(1).member: 1})
 
         assert references.orders(reference) == []
+
+
+class TestFind:
+    """What a view finds by the text that a person gives."""
+
+    @pytest.fixture
+    def lab(self, lab: Lab) -> Lab:
+        """The order 1 of both companies was fetched, the order 2 of the venue was not."""
+        for one in (order(1), order(1, MUSEUM)):
+            lab.accept_and_fetch(one)
+        lab.accept(order(2))
+        return lab
+
+    @pytest.mark.parametrize("text", [order(1).order_id, order(1).order_id.upper(), SOLD_AS, f" {BOUGHT_AS.lower()} "])
+    def test_a_whole_name_finds_the_orders_of_every_company_or_of_one(self, lab: Lab, text: str) -> None:
+        assert lab.stores().find(text) == [order(1), order(1, MUSEUM)]
+        assert lab.stores().find(text, MUSEUM) == [order(1, MUSEUM)]
+
+    def test_an_order_id_of_a_company_that_is_chosen_and_does_not_have_it_finds_nothing(self, lab: Lab) -> None:
+        """Also where another company has it, which is looked for among all that ever sent an event."""
+        assert lab.stores().find(order(2).order_id) == [order(2)]
+        assert lab.stores().find(order(2).order_id, MUSEUM) == []
+
+    def test_the_beginning_of_an_order_id_finds_what_begins_so_unless_it_is_a_whole_name(self, lab: Lab) -> None:
+        stores = lab.stores()
+
+        assert stores.find("00000000-0000-4") == [order(1), order(2), order(1, MUSEUM)]
+        assert stores.find("00000000-0000-4", MUSEUM) == [order(1, MUSEUM)]
+        assert stores.find_whole("00000000-0000-4") == []
+
+    @pytest.mark.parametrize("text", ["", " ", "000", "*", "\udcff"])
+    def test_nothing_is_found_by_less_than_a_name(self, lab: Lab, text: str) -> None:
+        assert lab.stores().find(text) == []
+
+    def test_the_words_for_an_order_name_its_company_only_where_another_has_the_same_id(self, lab: Lab) -> None:
+        assert lab.stores().words_for(order(2)) == order(2).order_id
+        assert lab.stores().words_for(order(1, MUSEUM)) == f"{order(1).order_id} --company museum"
+
+    def test_a_view_of_an_order_without_a_record_is_refused(self, lab: Lab) -> None:
+        with pytest.raises(NotKnown, match="has no record"):
+            view_of(lab.stores(), order(3))

@@ -312,7 +312,7 @@ SHOWN: Final = frozenset(
     """
     orderId status partnerId sellToOrderReference buyFromOrderReference sellToLanguage receivedAt jobId itemNumber
     description visitDate visitTime issuedAt currencyCode type
-    """.split()  # noqa: SIM905  # as in app/cli/mask.py
+    """.split()  # noqa: SIM905  # as in app/explain/mask.py
 )
 """Texts of an order that ops need: its ids and references, and what was sold."""
 

@@ -65,7 +65,7 @@ KEPT: Final = frozenset(
     """
     generation started_generation fetched_generation fencing_token stored_token enqueues_total duplicates first_at
     last_event_at revision erased_at shop:revision enqueues job
-    """.split()  # noqa: SIM905  # as in app/cli/mask.py
+    """.split()  # noqa: SIM905  # as in app/explain/mask.py
 )
 """Fields of a tombstone; the last two are what a worker or the dispatcher records for itself."""
 

@@ -22,6 +22,7 @@ from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake import recorder
 from app.ledger import policy, redis
+from app.ledger.dead_letters import DeadCount, DeadLetters
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.ledger.work import Delivery, DeliveryOutcome, Failure, Fetch
@@ -257,6 +258,8 @@ STEPS: Final = {
     "replay_to_sinks": Step(planned("shop"), lambda lab, plan: plans_of(lab).feed(plan), is_repeated=True),
     "erase": Step(fetched, erase, is_repeated=True),
     "erase_of_a_pending_order": Step(started, erase, is_repeated=True),
+    "erase_of_a_dead_order": Step(dead, erase, is_repeated=True),
+    "erase_of_a_dead_delivery": Step(delivery_dead, erase, is_repeated=True),
 }
 
 
@@ -273,12 +276,38 @@ def test_a_step_that_fails_in_the_middle_loses_nothing(shop: Lab, name: str, err
             break
         if step.is_repeated:
             step.run(shop, given)
+        if "erase" in name:
+            assert not shop.redis.exists(KEYS.dead, KEYS.dead_deliveries), "an erased order is a dead letter"
         try:
             finish(shop)
             check_finished(shop, name, error)
         except AssertionError as failure:
             failure.add_note(f"{name} failed at its command {broken_at}, {command}")
             raise
+    assert broken_at > 5, "nothing was broken"
+
+
+@pytest.mark.parametrize("sink", ["", "shop"])
+def test_a_dead_letter_that_a_failed_step_left_counts_once(shop: Lab, sink: str) -> None:
+    """Once the order is dead again, perhaps for another reason."""
+    begin, die = (delivering, shop.complete_delivery) if sink else (started, shop.fail_fetch)
+    for broken_at in count(1):
+        shop.redis.flushdb()
+        given = begin(shop)
+        named = {} if sink else {"fetch": given}
+        first = (given, "dead") if sink else ("dead",)
+        if fail_once(shop, broken_at, "of_the_server", partial(die, *first, reason="first", **named)) is None:
+            break
+        shop.later(200)
+        reason = "first"
+        if shop.field("shop:dead" if sink else "dead") is None:
+            reason = "second"
+            if sink:
+                shop.dead_letter_delivery(reason=f"{reason}: of the sink")
+            else:
+                shop.dead_letter(reason=reason)
+
+        assert DeadLetters(shop.redis).counts() == [DeadCount(sink=sink, reason=reason, count=1)]
     assert broken_at > 5, "nothing was broken"
 
 
@@ -346,6 +375,7 @@ def check_finished(lab: Lab, name: str, error: str) -> None:
         is_in_feed = lab.redis.zscore(KEYS.feed, one.member) is not None
         assert is_in_feed == bool(lab.redis.exists(KEYS.content(one))), "the feed has what has content"
         assert None not in lab.days_kept(one), f"a key does not expire: {record}"
+    assert not lab.redis.exists(KEYS.dead_kinds, *lab.redis.keys(KEYS.dead_by("*"))), "a kind has no dead letter"
 
 
 def versions(name: str, error: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from app.dev.processes import Process
 from app.dev.valkey import Valkey
 from app.errors import ConnectionFault, NotRecorded, OtherDeployment
 from app.intake.spool import SpoolState
+from app.ledger import policy
 from app.ledger.due_check import DueCheck
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.policy import BREAKER_FAILURES
@@ -28,7 +29,7 @@ from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import sink_queue
 from app.metrics import GAUGES, Metrics, add, record_whole_list
-from app.snapshot import SAMPLE, CompanySnapshot, Snapshot, SnapshotReader
+from app.snapshot import CompanySnapshot, Snapshot, SnapshotReader
 from tests.eventually import eventually
 from tests.lab import API_KEY, KEYS, MUSEUM, SINK, VENUE, Lab, company, configuration, order
 from tests.service import samples
@@ -92,7 +93,7 @@ def test_an_order_that_is_retried_later_stays_pending(lab: Lab) -> None:
     """It is due in two hours, after all others: the sample covers that end of `due` too."""
     lab.accept(order(1), at=lab.now - HOUR)
     lab.fail_fetch("retry", order(1), wait=2 * 3600)
-    lab.accept(*(order(number) for number in range(2, SAMPLE + 20)))
+    lab.accept(*(order(number) for number in range(2, policy.SAMPLE + 20)))
 
     assert venue(lab).oldest_pending_ms >= HOUR
 
@@ -344,7 +345,7 @@ def test_a_snapshot_costs_the_same_with_many_orders(lab: Lab) -> None:
     snapshot(lab)
     stats: Any = lab.redis.info("commandstats")
 
-    assert stats["cmdstat_hmget"]["calls"] <= 2 * SAMPLE * 2 + 10
+    assert stats["cmdstat_hmget"]["calls"] <= 2 * policy.SAMPLE * 2 + 10
 
 
 def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:

@@ -38,7 +38,7 @@ def test_compose_holds_to_its_schema() -> None:
 
 def test_compose_gives_each_secret_once_as_a_file_that_is_mounted() -> None:
     services = compose()["services"]
-    for role in ("web", "worker", "api"):
+    for role in ("web", "worker", "api", "ops"):
         environment, mounted = services[role]["environment"], services[role]["secrets"]
 
         assert environment.keys() <= NAMES
@@ -64,10 +64,11 @@ def test_the_commands_of_deploy_exist() -> None:
         services["worker"]["command"][1],
         services["worker"]["healthcheck"]["test"][2],
         services["api"]["command"][1],
+        services["ops"]["command"][1],
     ]
     named += [match for path in UNITS for match in re.findall(r"ExecStart=\S*/ota-receiver (\w+)", path.read_text())]
 
-    assert sorted(named) == ["api", "api", "health", "serve", "worker", "worker"]
+    assert sorted(named) == ["api", "api", "health", "ops", "ops", "serve", "worker", "worker"]
     assert set(named) <= COMMANDS.keys()
 
 

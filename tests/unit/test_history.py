@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from app import ledger
-from app.cli.order_history import describe
+from app.explain.order_history import describe
 from app.ledger.history import (
     UNREAD,
     DeadLettered,

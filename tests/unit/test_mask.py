@@ -7,7 +7,7 @@ import re
 import msgspec
 import pytest
 
-from app.cli.mask import masked
+from app.explain.mask import masked
 from app.upstream.models import Order, parse_order
 from tests.samples import sample
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from app.cli.order_history import Durations, Requested, durations, step_lines, steps
+from app.cli.order_view import step_lines
+from app.explain.order_history import Durations, Requested, durations, steps
 from app.ledger.history import Entry, parse_entry
 from app.times import span
 

@@ -79,7 +79,7 @@ elseif is_mine and o.revision == a.revision and is_behind(o, s) then
     -- It waits for the operator.
     redis.call('ZADD', clock, now, o.member)
   else
-    redis.call('ZADD', dead_deliveries, now, o.member .. ' ' .. a.sink)
+    add_dead_letter(o, a.sink, a.reason)
     redis.call('HSET', o.record, name .. 'dead', a.reason)
     count('deliveries_dead_lettered|' .. a.sink)
     is_done = true

@@ -33,8 +33,9 @@ redis.call('HSET', o.record, 'fetched_generation', o.generation, 'started_genera
 redis.call('ZREM', due, o.member)
 for _, sink in ipairs(sinks()) do
   redis.call('ZREM', deliveries .. sink, o.member)
+  remove_dead_letter(o, sink)
 end
-redis.call('ZREM', dead, o.member)
+remove_dead_letter(o, '')
 redis.call('ZREM', prefix .. 'feed', o.member)
 redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)
 for _, reference in ipairs(a.references) do

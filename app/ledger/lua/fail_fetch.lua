@@ -44,7 +44,7 @@ redis.call('HDEL', o.record, 'lease', 'worker', 'crashes')
 if deleted and o.fetched_generation >= o.generation then
   redis.call('HDEL', o.record, 'attempts', 'rechecks', 'deferrals', 'client_errors', 'first_404_at', 'dead', 'dead_at',
     'failing_since')
-  redis.call('ZREM', dead, o.member)
+  remove_dead_letter(o, '')
   o.dead = nil
   leave(o, due)
   return 'deleted_upstream'

@@ -97,7 +97,7 @@ local function count(name, by)
   isolate(redis.call, 'HINCRBY', counters, name, by or 1)
 end
 
--- Count a duration in its bucket of a histogram, and add it to the sum.
+-- Count a duration in its bucket of a histogram, and add it to the sum. Returns the bucket.
 local function observe(name, took, bounds)
   local bucket = 'inf'
   for _, bound in ipairs(bounds) do
@@ -108,6 +108,52 @@ local function observe(name, took, bounds)
   end
   count(name .. '|' .. bucket)
   count(name .. '|sum', took)
+  return bucket
+end
+
+-- A dead letter stands in its list, and in the list of its kind: sink ('' = fetches) and reason up to its first colon,
+-- behind which a sink writes what it likes. `dead-kinds` has the kinds that have any.
+local dead_kinds = prefix .. 'dead-kinds'
+local function dead_entry(o, sink)
+  if sink == '' then
+    return dead, o.member
+  end
+  return dead_deliveries, o.member .. ' ' .. sink
+end
+
+-- Its record, and so its reason, may be lost: there are few kinds.
+local function remove_from_kinds(entry, sink)
+  local start = sink .. '|'
+  for _, kind in ipairs(redis.call('SMEMBERS', dead_kinds)) do
+    if string.sub(kind, 1, #start) == start then
+      local key = prefix .. 'dead-by:' .. kind
+      redis.call('ZREM', key, entry)
+      if redis.call('EXISTS', key) == 0 then
+        redis.call('SREM', dead_kinds, kind)
+      end
+    end
+  end
+end
+
+local function add_dead_letter(o, sink, reason)
+  local list, entry = dead_entry(o, sink)
+  if redis.call('ZADD', list, now, entry) == 0 then
+    -- A step that failed has left it there, perhaps for another reason.
+    remove_from_kinds(entry, sink)
+  end
+  local kind = sink .. '|' .. string.match(reason, '^[^:]*')
+  redis.call('SADD', dead_kinds, kind)
+  redis.call('ZADD', prefix .. 'dead-by:' .. kind, now, entry)
+end
+
+-- Returns 1, or 0 if it is none. The list comes last: where this script fails before that, the next removal finds it.
+local function remove_dead_letter(o, sink)
+  local list, entry = dead_entry(o, sink)
+  if not redis.call('ZSCORE', list, entry) then
+    return 0
+  end
+  remove_from_kinds(entry, sink)
+  return redis.call('ZREM', list, entry)
 end
 
 -- Clear what earlier fetches counted: a new settlement, or a request, has all its attempts.
@@ -117,7 +163,7 @@ local function reset_fetch(o)
   if o.dead then
     redis.call('ZREM', prefix .. 'unanswered:' .. o.company, o.member)
   end
-  redis.call('ZREM', dead, o.member)
+  remove_dead_letter(o, '')
 end
 
 -- A sink fails for everything from a first attempt that failed until a delivery succeeds. A later attempt that fails may
@@ -146,7 +192,7 @@ end
 local function reset_delivery(o, sink)
   redis.call('HDEL', o.record, sink .. ':dead', sink .. ':attempts', sink .. ':next_at', sink .. ':crashes',
     sink .. ':error', sink .. ':postponed')
-  redis.call('ZREM', dead_deliveries, o.member .. ' ' .. sink)
+  remove_dead_letter(o, sink)
   isolate(function()
     local key = prefix .. 'sink-failing:' .. sink
     local failing = redis.call('HMGET', key, 'orders', 'order')
@@ -244,7 +290,7 @@ end
 -- Make the fetch of an order a dead letter; its sinks still get the stored revision.
 local function dead_letter_fetch(o, reason)
   o.dead = reason
-  redis.call('ZADD', dead, now, o.member)
+  add_dead_letter(o, '', reason)
   redis.call('HSET', o.record, 'dead', reason, 'dead_at', now)
   count('dead|' .. o.company .. '|' .. reason)
   redis.call('ZREM', due, o.member)

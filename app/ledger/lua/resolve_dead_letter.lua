@@ -10,7 +10,7 @@ local clock = a.sink == '' and due or deliveries .. a.sink
 if a.sink == '' then
   if o.generation == 0 or not o.dead then
     -- A dead letter without a record has nothing else to resolve.
-    return redis.call('ZREM', dead, o.member)
+    return remove_dead_letter(o, '')
   end
   local reason = o.dead
   reset_fetch(o)
@@ -36,7 +36,7 @@ else
   end
   local waits = s.next_at and (is_held or tonumber(s.next_at) > now)
   if not reason and not (a.action == 'retry' and waits) then
-    return redis.call('ZREM', dead_deliveries, o.member .. ' ' .. a.sink)
+    return remove_dead_letter(o, a.sink)
   end
   if a.action == 'retry' then
     -- LT: what is due earlier stays so.

@@ -141,12 +141,18 @@ end
 if o.fetched_generation >= o.generation then
   -- From the latest event to its content, once an event; a fetch that people asked for is none of this.
   if o.last_event_at > 0 and o.last_event_at ~= o.latency_recorded_for then
-    observe('latency|' .. o.company, math.max(now - o.last_event_at, 0), a.bounds)
+    local bucket = observe('latency|' .. o.company, math.max(now - o.last_event_at, 0), a.bounds)
+    local hour = prefix .. 'latency:' .. o.company .. ':' .. math.floor(now / 3600000)
+    isolate(function()
+      if redis.call('HINCRBY', hour, bucket, 1) == 1 then
+        redis.call('PEXPIRE', hour, 176400000)
+      end
+    end)
     redis.call('HSET', o.record, 'latency_recorded_for', o.last_event_at)
   end
   -- A worker that counted as dead may still store an order that is a dead letter by now.
   redis.call('HDEL', o.record, 'rechecks', 'dead', 'dead_at')
-  redis.call('ZREM', dead, o.member)
+  remove_dead_letter(o, '')
   o.dead = nil
   leave(o, due)
   return finish('fetched')

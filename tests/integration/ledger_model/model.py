@@ -183,10 +183,11 @@ class Audit:
     """Reads the orders with every script that the connection runs, and compares them with the step before."""
 
     def __init__(self, connection: SocketRedis, orders: Iterable[OrderKey], sinks: Sequence[str]) -> None:
-        self._connection, self._orders = connection, tuple(orders)
+        self._connection, self._orders, self._sinks = connection, tuple(orders), tuple(sinks)
         nothing = (SinkRow(0, "", None),) * len(sinks)
         self._empty = Row(0, 0, 0, 0, 0, 0, "", "", nothing, None, None, NO_KEY, NO_KEY, NO_KEY, NO_KEY)
-        connection.follow([command for order in self._orders for command in _reads(order, sinks)])
+        of_orders = [command for order in self._orders for command in _reads(order, sinks)]
+        connection.follow([*of_orders, *_DEAD_LETTERS])
         self._each = len(_reads(self._orders[0], sinks))
         self.reset()
 
@@ -203,6 +204,20 @@ class Audit:
                 assert order in touched, f"{order.member} was changed by a step about another order"
                 self._check(before, row)
                 self.rows[order] = row
+        self._check_kinds(*answers[-len(_DEAD_LETTERS) :])
+
+    def _check_kinds(self, kinds: list[bytes], dead: list[bytes], dead_deliveries: list[bytes]) -> None:
+        """Raises AssertionError unless each dead letter, and nothing else, is in the list of its sink and reason."""
+        expected: dict[str, dict[str, int]] = {}
+        for member, score in _scores([*dead, *dead_deliveries]).items():
+            order, _, sink = member.partition(" ")
+            row = self.rows[OrderKey.of(order)]
+            reason = row.sinks[self._sinks.index(sink)].dead if sink else row.dead
+            expected.setdefault(f"{sink}|{reason}", {})[member] = score
+        read = self._connection.execute_command
+        names = {kind.decode() for kind in kinds} | expected.keys()
+        found = {name: _scores(read("ZRANGE", KEYS.dead_by(name), 0, -1, "WITHSCORES")) for name in names}
+        assert found == expected, f"the kinds of dead letters have {found}, not {expected}"
 
     def _check(self, before: Row, row: Row) -> None:
         assert row.fetched <= row.started <= row.generation, row
@@ -235,6 +250,17 @@ def _reads(order: OrderKey, sinks: Sequence[str]) -> list[tuple[str, ...]]:
         ("PTTL", KEYS.content(order)),
         ("PTTL", KEYS.revisions(order)),
     ]
+
+
+_DEAD_LETTERS: Final = (
+    ("SMEMBERS", KEYS.dead_kinds),
+    ("ZRANGE", KEYS.dead, 0, -1, "WITHSCORES"),
+    ("ZRANGE", KEYS.dead_deliveries, 0, -1, "WITHSCORES"),
+)
+
+
+def _scores(flat: list[bytes]) -> dict[str, int]:
+    return {member.decode(): int(score) for member, score in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _row(answers: list[Any]) -> Row:

@@ -1,4 +1,4 @@
-"""An order without its secrets: names of guests, numbers and links. Commands show it so, unless --reveal is given."""
+"""An order without its secrets: names of guests, numbers and links. It is shown so, unless a command has --reveal."""
 
 from __future__ import annotations
 

@@ -10,11 +10,9 @@ from typing import Final
 import msgspec
 
 from app import times
-from app.cli import console
 from app.ledger import history as kinds
 from app.upstream.models import UNSETTLED
 
-_STEP_INDENT: Final = 24
 _MS: Final = timedelta(milliseconds=1)
 
 
@@ -150,26 +148,6 @@ def _likeness(numbered: tuple[int, kinds.Entry]) -> tuple[object, ...]:
     return (number,)
 
 
-def step_lines(found: Sequence[Step]) -> Iterator[str]:
-    """Return steps on lines of 80 columns: local time, time since the step before, what happened."""
-    day = None
-    for step in found:
-        local = step.at.astimezone()
-        if local.date() != day:
-            day = local.date()
-            yield f"{day.isoformat()} ({local.tzname()})"
-        clock = f"{local:%H:%M:%S}.{local.microsecond // 1000:03}"
-        since = "" if step.since_ms is None else f"+{times.span(step.since_ms)}"
-        text = step.text if step.times == 1 else f"{step.text}; {step.times} times until {_until(step)}"
-        yield from console.wrap(text, f"{clock}{since:>10}  ", " " * _STEP_INDENT)
-
-
-def _until(step: Step) -> str:
-    local = step.until.astimezone()
-    same_day = local.date() == step.at.astimezone().date()
-    return f"{local:%H:%M:%S}" if same_day else f"{local:%m-%d %H:%M:%S}"
-
-
 def durations(history: Sequence[kinds.Entry]) -> Durations:
     """Return how long fetch and delivery took, as far as the history reaches.
 
@@ -214,6 +192,16 @@ def durations(history: Sequence[kinds.Entry]) -> Durations:
                 elif event.fetched_ms is not None and entry.revision == revision:
                     event = msgspec.structs.replace(event, delivered_ms=_between(event_at, entry.at))
     return Durations(event.fetched_ms, event.delivered_ms, requested if requested.by else None)
+
+
+def took(found: Durations) -> Iterator[str]:
+    """Return the durations in words: those since the event, then those since the request."""
+    event = Requested("event", found.fetched_ms, found.delivered_ms)
+    for one in filter(None, (event if found.fetched_ms is not None else None, found.requested)):
+        fetched = "" if one.fetched_ms is None else f"fetched after {times.span(one.fetched_ms)}"
+        delivered = "" if one.delivered_ms is None else f"delivered after {times.span(one.delivered_ms)}"
+        if took := ", ".join(filter(None, (fetched, delivered))):
+            yield f"{one.by}: {took}"
 
 
 def _between(start: datetime, end: datetime) -> int:
