@@ -50,7 +50,7 @@ QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 
 _PROBE_KEYS: Final = (
     *("schema", "due", "orders", "events", "counters", "seen:probe"),
-    *("order:probe:probe", "job-template:live", "event-rate:probe"),
+    *("order:probe:probe", "job:live", "event-rate:probe"),
 )
 """What accept.lua writes, without the prefix of all keys."""
 

@@ -201,8 +201,8 @@ class Archive:
         event_id, at = found
         entries: Any = self._redis.xrange(names.events, event_id, event_id) if event_id else ()
         for _, fields in entries:
-            texts = (fields[name].decode() for name in (b"status", b"outcome", b"secret", b"request"))
-            yield EventReceived(int(at), event_id.decode(), *texts)
+            status, request = fields[b"status"].decode(), fields[b"request"].decode()
+            yield EventReceived(int(at), event_id.decode(), status, "queued", "current", request)
 
     def due(self, order: OrderKey, sink: str = "") -> datetime | None:
         """Return when its fetch is due, or its delivery to a sink; None if it is not outstanding or is dead."""

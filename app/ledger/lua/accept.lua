@@ -26,13 +26,16 @@ if #seen > 0 then
   end
 end
 
--- Most events are the first of their order, and come as they are sent. This does for them what `record_event` does for all,
--- with five commands instead of six and without a table for each, in 0.75 of its time.
-local function record_first(company, order, status, reference, secret, request, sent)
+-- Most events are the first of their order, come as they are sent, and carry the current secret. This does for them what
+-- `record_other` does for all, in 0.75 of its time: two commands fewer, and no table. What is not written is the default:
+-- of the event its outcome `queued` and the secret, of the record the queue `live`; the history begins with its second
+-- entry (append_history).
+local function record_first(company, order, status, reference, request, sent)
   local record, id = prefix .. 'order:' .. company .. ':' .. order, company .. '-' .. order .. '-1'
-  local event = add_event(company, order, status, reference, names[0], secret, request, sent)
-  redis.call('HSET', record, 'last_event_at', now, 'last_event_status', status, 'reference', reference, 'request_id', request,
-    'first_at', now, 'first_event', event, 'generation', 1, 'queue', 'live', 'job', 'live')
+  local event = redis.call('XADD', events, '*', 'company', company, 'order', order, 'status', status,
+    'reference', reference, 'sent', sent, 'request', request)
+  redis.call('HSET', record, 'last_event_at', now, 'last_event_status', status, 'reference', reference,
+    'request_id', request, 'first_at', now, 'first_event', event, 'generation', 1, 'job', 'live')
   if a.traces[request] then
     redis.call('HSET', record, 'traceparent', a.traces[request])
   end
@@ -77,10 +80,10 @@ end
 
 local function record_event(key, digest, company, order, status, reference, secret, request, sent, received)
   local is_duplicate, outcome = digest ~= '' and is_seen[key], 0
-  local is_first = received == 0 and not is_duplicate
+  local is_first = received == 0 and secret == 'current' and not is_duplicate
     and not redis.call('HGET', prefix .. 'order:' .. company .. ':' .. order, 'generation')
   if is_first then
-    record_first(company, order, status, reference, secret, request, sent)
+    record_first(company, order, status, reference, request, sent)
   else
     outcome = record_other(is_duplicate, company, order, status, reference, secret, request, sent, received)
   end

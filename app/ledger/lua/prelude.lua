@@ -76,7 +76,7 @@ local function first_event(o)
   for i = 1, entry and #entry[2] or 0, 2 do
     f[entry[2][i]] = entry[2][i + 1]
   end
-  return entry and cmsgpack.pack({'event', tonumber(at), id, f.status, f.outcome, f.secret, f.request})
+  return entry and cmsgpack.pack({'event', tonumber(at), id, f.status, f.outcome or 'queued', f.secret or 'current', f.request})
 end
 
 -- Add an entry to what happened to an order (history.py names the values of each kind); the last 200 are kept.
@@ -303,7 +303,7 @@ end
 local pushed = {}
 local function push_job(queue, id, data, description)
   local job = a.job
-  local template = prefix .. 'job-template:' .. queue
+  local template = prefix .. 'job:' .. queue
   if not pushed[queue] then
     redis.call('HSET', template, 'origin', job.names .. queue, 'description', description, unpack(job.fields))
     pushed[queue] = {}
@@ -364,7 +364,7 @@ end
 -- what is pending in live stays in live. `fields` is a flat list of more fields to write, or nil.
 -- Returns queued or coalesced, and sets o.queue; the caller ends with flush_jobs.
 local function request_fetch(o, queue, fields)
-  if queue == 'backfill' and o.queue == 'live' and not o.dead and o.fetched_generation < o.generation then
+  if queue == 'backfill' and o.queue ~= 'backfill' and not o.dead and o.fetched_generation < o.generation then
     queue = 'live'
   end
   local waits = o.job == queue or o.job == 'live'
