@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
 from redis.client import Pipeline
 
+from app.ids import OrderKey
 from app.ledger.keys import Keys
 from app.ledger.pages import Page, StreamEntry, stream_page
 from app.ledger.redis import Redis, stream_pages
 from app.times import from_ms
+
+MOST_READ: Final = 1000
+"""Entries that are searched for those of one order."""
 
 LONGEST_TEXT: Final = 200
 """Characters of `who` and `why`, and of `selected` for one command."""
@@ -60,6 +65,12 @@ def append(redis: Redis | Pipeline, names: Keys, *entries: AuditEntry) -> None:
     for entry in entries:
         fields: Any = msgspec.to_builtins(entry)
         redis.xadd(names.audit, fields)
+
+
+def of_order(redis: Redis, order: OrderKey) -> list[tuple[datetime, AuditEntry]]:
+    """Return those of the latest MOST_READ entries that are about this order alone, newest first."""
+    entries = islice(newest_first(redis), MOST_READ)
+    return [(at, one) for at, one in entries if one.selected.partition(" ")[0] == order.member]
 
 
 def newest_first(redis: Redis) -> Iterator[tuple[datetime, AuditEntry]]:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from redis.backoff import NoBackoff
@@ -26,10 +27,13 @@ from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import Limits, RateLimiter, breaker_id, key_id
 from app.ledger.redis import WORKER_TIMEOUT, AsyncRedis, Redis, client_of, for_worker, log_outage
 from app.metrics import CounterBuffer, Metrics
+from app.operations import Operations
 from app.reconcile.run import OrderList
+from app.replay import Plans
 from app.setting_values import is_loopback
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
+from app.traces import OFF, ExportingTracer, Tracer
 from app.upstream.client import ChannelManager
 from app.upstream.transport import DeadlineTransport
 
@@ -54,7 +58,7 @@ def for_rq(settings: Settings) -> Redis:
 def web_app(settings: Settings) -> ASGIApp:
     """Return the web process's app; Redis is first asked when the app starts, which does not wait for the answer.
 
-    Raises SettingsError for a SPOOL_DIR that is not ours alone.
+    Raises SettingsError for a SPOOL_DIR that is not ours alone, and as `tracer` does.
     """
     # Here, not above: the pool of workers does without a web framework and SQLite.
     from app.intake.failover import Failover
@@ -63,7 +67,8 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.web.app import Probes, Webhook, application
 
     redis = for_web(settings.redis_url.get_secret_value(), settings.key_prefix)
-    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
+    spans = tracer(settings)
+    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, tracer=spans)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
     failover = Failover(inbox, spool, counters.count) if spool else None
@@ -83,6 +88,8 @@ def web_app(settings: Settings) -> ASGIApp:
                 await failover.rescue()
                 await spool.close()
             await redis.aclose()
+            if spans:
+                await asyncio.to_thread(spans.close)
 
     reader = SnapshotReader(settings.companies)
     metrics = Metrics(redis, reader, settings.companies, spool.state if spool else None, settings.reconcile_every)
@@ -95,6 +102,7 @@ def web_app(settings: Settings) -> ASGIApp:
         count=counters.count_request,
         trusted_proxies=settings.trusted_proxies,
         resources=resources,
+        tracer=spans,
     )
 
 
@@ -129,22 +137,49 @@ def ops_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.ops.access import Access
     from app.ops.app import application
+    from app.ops.feeder import Feeder
+    from app.ops.lists import Lists
+    from app.ops.order import OrderScreens
     from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
+    from app.ops.plans import PlanPages
     from app.ops.runbook import Runbook
+    from app.ops.search import SearchScreen
 
     if settings.ops_token is None:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
     act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
     redis, pages = _for_readers(settings), Pages()
-    screens = [*FirstScreen(pages).screens(), *Runbook(pages).screens()]
-    return application(redis, settings, pages, screens, Access(settings.ops_token.get_secret_value(), act_token))
+    feeder = Feeder(partial(worker_redis, settings), event_days=settings.event_days) if act_token else None
+    screens = [
+        *FirstScreen(pages).screens(),
+        *SearchScreen(pages).screens(),
+        *OrderScreens(pages, partial(operations, settings, redis)).screens(),
+        *Lists(pages).screens(),
+        *PlanPages(pages).screens(),
+        *Runbook(pages).screens(),
+    ]
+    access = Access(settings.ops_token.get_secret_value(), act_token)
+    return application(redis, settings, pages, screens, access, feeder)
+
+
+def operations(settings: Settings, redis: Redis, who: str, why: str) -> Operations:
+    """Return what one person does to orders by hand, and why."""
+    return Operations(ledger(settings, redis), Plans(redis, event_days=settings.event_days), who=who, why=why)
 
 
 def _for_readers(settings: Settings) -> Redis:
     """Return the client of a process that answers readers: after a restart of Redis each connection fails once."""
     timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
     return client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
+
+
+def tracer(settings: Settings) -> ExportingTracer | None:
+    """Return what makes spans, None without OTEL_EXPORTER_OTLP_ENDPOINT.
+
+    Raises SettingsError without the extra `traces`, and for a wrong variable of OpenTelemetry.
+    """
+    return ExportingTracer(settings.otel) if settings.otel_exporter_otlp_endpoint else None
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:
@@ -222,8 +257,10 @@ def http(settings: Settings) -> DeadlineTransport:
     return DeadlineTransport(settings.upstream_timeout, proxy=proxy)
 
 
-def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:
-    return ChannelManager(http, company, settings.np_api_version, settings.np_base_url)
+def channel_manager(
+    settings: Settings, company: Company, http: DeadlineTransport, tracer: Tracer = OFF
+) -> ChannelManager:
+    return ChannelManager(http, company, settings.np_api_version, settings.np_base_url, tracer)
 
 
 def order_list(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> OrderList:

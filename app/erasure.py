@@ -23,7 +23,7 @@ from app.errors import UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.history import DeliveryEnded
-from app.ledger.orders import CONTENTS_A_CALL, Archive, get_content, read_each, read_fields
+from app.ledger.orders import CONTENTS_A_CALL, Archive, get_content, read_each
 from app.ledger.record import OrderRecord
 from app.ledger.redis import Redis, Script, oldest_first, stream_pages
 from app.ledger.revisions import get_older_contents, read_revisions
@@ -79,11 +79,6 @@ class Erasure:
         self._keep = order_days * policy.DAY
         self._erase = Script(redis, "erase")
         self._erase_events = Script(redis, "erase_events")
-
-    def erased_among(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
-        """Return the erased orders among these: they are not fetched or delivered any more."""
-        found = read_fields(self._redis, orders, "erased_at")
-        return {order for order, (erased_at,) in zip(orders, found, strict=True) if erased_at}
 
     def traces(self, order: OrderKey) -> Traces | None:
         """Return what is stored of an order, None without a record."""

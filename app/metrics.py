@@ -223,7 +223,9 @@ class Metrics:
         except (RedisError, OSError):
             return render({}, {**samples, ("ota_redis_up",): 0}, slugs)
         slugs = {company_id: one.slug for company_id, one in snapshot.companies.items()}
-        return render(snapshot.counters, {**samples, **_samples(snapshot)}, slugs)
+        # Prometheus sees no increase in a counter that begins above 0, and the first 503 must page.
+        counters = {"requests|503": "0", **snapshot.counters}
+        return render(counters, {**samples, **_samples(snapshot)}, slugs)
 
 
 def render(counters: Mapping[str, str], samples: Samples, slugs: Mapping[str, str]) -> bytes:

@@ -156,7 +156,7 @@ class Lab:
 
     def request_fetch(self, *orders: OrderKey, queue: Literal["live", "backfill"] = "live") -> int:
         """Return how many jobs were enqueued."""
-        return self.ledger.request_fetch(orders or [ONE], queue=queue, reason="refetch")
+        return self.ledger.request_fetch(orders or [ONE], queue=queue, reason="refetch").queued
 
     def run_command(self, *arguments: str, stdin: str = "", **env: str) -> Ended:
         """Run `ota-receiver` with these arguments in this process, as from a pipe."""

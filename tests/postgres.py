@@ -14,26 +14,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import psycopg
-import pytest
 
 from app.dev.processes import Process, free_port
+from tests.programs import installed
 
 PASSWORD: Final = "canary-password"
 USER: Final = "ota"
 _USER_OF_PACKAGE: Final = "postgres"
 _START_WITHIN: Final = 30.0
 _schemas = count()
-
-
-def installed(pattern: str, package: str) -> Path:
-    """Return the newest file below /usr/lib; skips the test where there is none, and fails it in CI."""
-    found = sorted(Path("/usr/lib").glob(pattern))
-    if found:
-        return found[-1]
-    missing = f"{package} is not installed: apt-get install {package}"
-    if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
 
 
 class Postgres(Process):

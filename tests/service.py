@@ -323,9 +323,12 @@ class Web:
 
 
 @contextmanager
-def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE) -> Iterator[Web]:
-    """Run the web process, or another that serves HTTP, until the block ends; it is ready when /healthz says 200."""
-    port = free_port()
+def serving(folder: Path, settings: Mapping[str, str], program: Sequence[str] = SERVE, port: int = 0) -> Iterator[Web]:
+    """Run the web process, or another that serves HTTP, until the block ends; it is ready when /healthz says 200.
+
+    It listens on a free port unless one is named.
+    """
+    port = port or free_port()
     env = {**os.environ, **settings, "PORT": str(port), "API_PORT": str(port), "OPS_PORT": str(port)}
     with (
         Process.start(program, env=env, cwd=folder, log=folder / "web.log") as process,

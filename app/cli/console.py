@@ -23,7 +23,7 @@ import typer
 
 from app import times
 from app.cli.command import FOUND, INTERRUPTED, UNREAD, Stop, flags
-from app.texts import printable
+from app.texts import commands_apart, printable
 
 WIDTH: Final = 80
 """Columns of text for people."""
@@ -33,8 +33,6 @@ _GAP: Final = "  "
 
 _LONGEST_WORD: Final = 44
 """A word up to this length stays on one line: a GUID, a reference, the name of a sink."""
-
-_COMMAND: Final = re.compile(r"(ota-receiver .*?)(?:\. (?=If )|$)")
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
@@ -167,7 +165,7 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:
     """Return the text on lines of 80 columns; a command stands unbroken on a line of its own, to be copied."""
     found: list[str] = []
-    for part in filter(None, map(str.strip, _COMMAND.split(text))):
+    for part in commands_apart(text):
         is_command = part.startswith("ota-receiver ")
         found += [f"  {part}"] if is_command else wrap(part, further if found else first, further)
     return found

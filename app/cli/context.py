@@ -26,6 +26,7 @@ from app.ids import OrderKey, beginning, guid
 from app.ledger.ledger import Ledger
 from app.ledger.orders import MOST_ALIKE, MOST_SEARCHED
 from app.ledger.redis import Redis, for_command
+from app.operations import Operations
 from app.settings import Company, Settings
 
 _TIME_OF_EVENT: Final = re.compile(r"\d{4,13}-?")
@@ -55,6 +56,10 @@ class CommandContext(Stores):
     @cached_property
     def ledger(self) -> Ledger:
         return bootstrap.ledger(self.settings, self.redis)
+
+    @cached_property
+    def operations(self) -> Operations:
+        return bootstrap.operations(self.settings, self.redis, flags().who, flags().why)
 
     def no_sink(self, name: str, code: int = USAGE) -> Stop:
         """Return the error for a sink that no worker pool has declared; it names those that there are."""

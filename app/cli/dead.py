@@ -17,7 +17,6 @@ from app.cli import console, context
 from app.cli.command import FOUND, Stop, command, commands, flags
 from app.cli.context import CommandContext, open_context
 from app.cli.order_view import lines
-from app.cli.orders import CHUNK
 from app.explain.order_view import view_of
 from app.explain.words import many
 from app.ids import OrderKey
@@ -165,7 +164,7 @@ def _change(
     older_than: datetime | None,
     everything: bool,
 ) -> None:
-    """Select dead letters, ask, note the action in the audit, and call `act`; a dry run prints the numbers instead.
+    """Select dead letters, ask, and call `act`; a dry run prints the numbers instead.
 
     `act` gets the dead letters, their number, and how many others are skipped: named orders without a dead letter, and
     for requeue those that have lost their record. Raises Stop when nothing is selected, or the answer is no.
@@ -195,7 +194,6 @@ def _change(
             console.result(f"{text} would be {what.removesuffix('e')}ed.", view)
         else:
             console.confirm(f"{what.title()} {text}{' for good' if what == 'discard' else ''}?")
-            context.note(here.redis, "drop" if what == "discard" else what, letters.words(), count)
             act(letters, count, skipped)
     if skipped:
         raise typer.Exit(FOUND)
@@ -206,39 +204,27 @@ def _dead_order(here: CommandContext, text: str, *, waiting: bool) -> OrderKey |
     order = here.only_order(text)
     if order and here.dead_letters.of(order, waiting=waiting):
         return order
-    erased = order and here.erasure.erased_among([order])
+    erased = order and here.orders.erased_among([order])
     console.remark(f"{text!r} {'was erased: it is no longer fetched' if erased else 'has no dead letter'}.")
     return None
 
 
 def _requeue(queue: Literal["live", "backfill"], letters: Selection, count: int, skipped: int) -> None:
-    ledger = letters.here.ledger
-    queued = waiting = deliveries = 0
-    sinks: set[str] = set()
-    # No more than were counted: what fails again meanwhile would come again.
-    left = islice((letter for letter in letters if letter.reason != RECORD_GONE), count)
     with console.progress("requeueing", count) as step:
-        while chunk := list(islice(left, CHUNK)):
-            orders = [letter.key for letter in chunk if not letter.sink]
-            new = ledger.request_fetch(orders, queue=queue, reason="requeue")
-            queued, waiting = queued + new, waiting + len(orders) - new
-            sinks.update(letter.sink for letter in chunk)
-            deliveries += sum(ledger.retry_delivery(letter.key, letter.sink) for letter in chunk if letter.sink)
-            step(len(chunk))
+        act = letters.here.operations.requeue
+        done = act(letters, queue=queue, selected=letters.words(), count=count, step=step)
+    queued, waiting = done.fetches.queued, done.fetches.waiting + done.fetches.erased + done.fetches.broken
     text = f"{many(queued, 'order')} queued, {waiting:,} already waiting"
-    due = f"{many(deliveries, 'delivery')} due now"
+    due = f"{many(done.deliveries, 'delivery')} due now"
     no_letter = f", {skipped:,} skipped: no dead letter" if skipped else ""
-    letters.here.warn_of_disabled(sinks)
-    found = {"queued": queued, "waiting": waiting, "deliveries": deliveries, "not_dead": skipped}
+    letters.here.warn_of_disabled(done.sinks)
+    found = {"queued": queued, "waiting": waiting, "deliveries": done.deliveries, "not_dead": skipped}
     console.result(f"{text}, {due}{no_letter}.", found)
 
 
 def _discard(letters: Selection, count: int, skipped: int) -> None:
-    discarded = 0
     with console.progress("discarding", count) as step:
-        for letter in letters:
-            discarded += letters.here.ledger.discard(letter.key, letter.sink)
-            step(1)
+        discarded = letters.here.operations.discard(letters, selected=letters.words(), count=count, step=step)
     found = {"discarded": discarded, "not_dead": skipped + count - discarded}
     console.result(f"{many(discarded, 'dead letter')} discarded.", found)
 

@@ -9,7 +9,7 @@ import msgspec
 from app.cli import console
 from app.cli.command import FOUND, Stop
 from app.cli.context import CommandContext
-from app.explain.order_diff import Change, FieldChange, difference
+from app.explain.order_diff import Change, difference
 from app.ids import OrderKey
 from app.ledger.revisions import Revision
 
@@ -48,13 +48,7 @@ def show(here: CommandContext, key: OrderKey, number: int | None, *, reveal: boo
 
 
 def _row(one: Change) -> tuple[object, ...]:
-    return (one.what, one.kind, one.place, one.number, one.item_number, ", ".join(map(_in_words, one.fields)))
-
-
-def _in_words(one: FieldChange) -> str:
-    if one.before == one.after:
-        return f"{one.field} (hidden)"
-    return f"{one.field} {one.before or '–'} → {one.after or '–'}"
+    return (one.what, one.kind, one.place, one.number, one.item_number, ", ".join(map(str, one.fields)))
 
 
 def _revision_row(one: Revision) -> tuple[object, ...]:

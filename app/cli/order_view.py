@@ -10,7 +10,6 @@ from app.cli import console
 from app.explain.order_history import Step, took
 from app.explain.order_view import OrderView, error_words, sink_state
 from app.ledger.history import LONGEST
-from app.upstream.models import Item
 
 _INDENT: Final = 10
 _STEP_INDENT: Final = 24
@@ -61,17 +60,6 @@ def _until(step: Step) -> str:
     local = step.until.astimezone()
     same_day = local.date() == step.at.astimezone().date()
     return f"{local:%H:%M:%S}" if same_day else f"{local:%m-%d %H:%M:%S}"
-
-
-def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
-    """Return wallets, tickets and coupons as rows: line, visit, wallet, guest, asset, number, item, description."""
-    for item in items:
-        visit = " ".join(str(part) for part in (item.visit_date, item.visit_time) if part is not None)
-        for wallet in item.wallets:
-            number, link = wallet.wallet_reference_number, wallet.manifest_url
-            yield (item.line_no, visit, wallet.external_reference_number, wallet.name, "wallet", number, "", link)
-            for one in wallet.assets:
-                yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
 
 
 def _fact(name: str, text: str) -> list[str]:

@@ -17,9 +17,9 @@ from app import bootstrap
 from app.cli import console, context, erase, order_diff
 from app.cli.command import AWAY, DONE, FOUND, NO_ANSWER, Stop, command, commands, flags
 from app.cli.context import API_PERMISSIONS, CommandContext, open_context, reason, trouble
-from app.cli.order_view import asset_rows, lines
+from app.cli.order_view import lines
 from app.errors import ConnectionFault, OrderNotFound, RequestRejected, StoreUnavailable, Throttled, UpstreamError
-from app.explain.order_view import view_of
+from app.explain.order_view import NOT_FOUND, asset_rows, view_of
 from app.explain.words import many
 from app.ids import OrderKey
 from app.ledger.history import as_object
@@ -27,9 +27,6 @@ from app.ledger.orders import OrderQuery
 from app.ledger.record import OrderRecord, State
 from app.ledger.redis import translated_errors
 from app.upstream.client import ChannelManager, Fetched
-
-CHUNK: Final = 200
-"""Orders in one call of request_fetch.lua: between two calls Redis serves others."""
 
 _CONFIRM: Final = "ota-receiver orders confirm CM-4711 --payment-reference PAY-1"
 _LONGEST_REFERENCE: Final = 50
@@ -43,16 +40,6 @@ _EXPLAIN_CODES: Final = {
     DONE: "complete: fetched, and every sink has it (or deleted upstream)",
     FOUND: "not complete, or order not found",
 }
-_NOT_FOUND: Final = (
-    "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
-    "It may not be settled yet: its event arrives about a minute after createOrder.",
-    (
-        "Its event may be lost, or refused because of a wrong clientState. Fetch it through the Channel Manager's order"
-        " list (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
-    ),
-    "If no events arrive at all, check the subscription: ota-receiver check",
-    "References of orders never fetched are searched among the newest orders only: give the orderId.",
-)
 _NO_POOL: Final = (
     "No worker pool runs under KEY_PREFIX {prefix}: is this the Redis and the KEY_PREFIX of the pools?"
     " See: ota-receiver check"
@@ -63,24 +50,22 @@ command(cli, erase.EXAMPLE, options="company why who dry_run yes", codes=erase.C
 
 
 def request_fetches(
-    here: CommandContext, orders: Mapping[OrderKey, str], queue: Literal["live", "backfill"], what: str
+    here: CommandContext,
+    orders: Mapping[OrderKey, str],
+    queue: Literal["live", "backfill"],
+    what: Literal["refetch", "reconcile"],
 ) -> tuple[str, dict[str, int]]:
-    """Note the request in the audit, then queue the orders as given; when interrupted, the first ones are queued.
+    """Request the fetches of the orders.
 
     Returns, in words and by name, how many have a new job, had one already, or were erased and have none.
     `orders`: of each the digest of the row in the order list that causes its request, "" without one.
     """
-    context.note(here.redis, what, context.about([*orders]), len(orders))
-    erased = here.erasure.erased_among([*orders])
-    left = iter([order for order in orders if order not in erased])
-    count, queued = len(orders) - len(erased), 0
-    with console.progress("requesting fetches", count) as step:
-        while chunk := list(islice(left, CHUNK)):
-            queued += here.ledger.request_fetch(chunk, queue=queue, reason=what, listed_rows=orders)
-            step(len(chunk))
-    found = {"orders": len(orders), "queued": queued, "waiting": count - queued, "erased": len(erased)}
-    not_fetched = f", {len(erased):,} erased and no longer fetched" if erased else ""
-    counts = f"{queued:,} queued, {count - queued:,} already waiting{not_fetched}"
+    with console.progress("requesting fetches", len(orders)) as step:
+        done = here.operations.refetch(orders, queue=queue, what=what, selected=context.about([*orders]), step=step)
+    waiting = done.waiting + done.broken
+    found = {"orders": len(orders), "queued": done.queued, "waiting": waiting, "erased": done.erased}
+    not_fetched = f", {done.erased:,} erased and no longer fetched" if done.erased else ""
+    counts = f"{done.queued:,} queued, {waiting:,} already waiting{not_fetched}"
     return f"{many(len(orders), 'order')}: {counts}.", found
 
 
@@ -163,7 +148,7 @@ def explain(order: context.Order) -> None:
     with open_context() as here:
         key = here.only_order(order)
         if key is None:
-            sentences = [line.format(text=order) for line in _NOT_FOUND]
+            sentences = [line.format(text=order) for line in NOT_FOUND]
             if not here.deployment.running():
                 sentences.insert(1, _NO_POOL.format(prefix=here.settings.key_prefix))
             if flags().as_json:
@@ -279,7 +264,7 @@ def _request_fetch(here: CommandContext, key: OrderKey, why: str, what: str) -> 
     """Return whether the fetch has a new job; raises Stop, which begins with `what`, where Redis cannot take it."""
     try:
         with translated_errors(here.redis):
-            return here.ledger.request_fetch([key], queue="live", reason=why) == 1
+            return here.ledger.request_fetch([key], queue="live", reason=why).queued == 1
     except StoreUnavailable as error:
         again = f"ota-receiver orders refetch {key.order_id}"
         raise Stop(f"{what}, and its fetch could not be queued. {error}. Then: {again}", AWAY) from None

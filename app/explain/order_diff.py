@@ -27,6 +27,11 @@ class FieldChange(msgspec.Struct, frozen=True):
     before: str | None
     after: str | None
 
+    def __str__(self) -> str:
+        if self.before == self.after:
+            return f"{self.field} (hidden)"
+        return f"{self.field} {self.before or '–'} → {self.after or '–'}"
+
 
 class Change(msgspec.Struct, frozen=True):
     """A wallet, ticket or coupon (`kind`) that came, changed or went; `place` is its line and its wallet on that line.

@@ -124,8 +124,8 @@ def steps(history: Sequence[kinds.Entry]) -> tuple[Step, ...]:
         entries = [entry for _, entry in group]
         first, last = entries[0], entries[-1]
         # An entry without a time came with its neighbours.
-        known = [entry.at for entry in (*entries, *shown) if entry.at_ms]
-        start, end = (first.at, last.at) if first.at_ms or not known else (before or known[0], before or known[0])
+        known = None if first.at_ms else next((entry.at for entry in (*entries, *shown) if entry.at_ms), None)
+        start, end = (first.at, last.at) if known is None else (before or known, before or known)
         since = None if before is None else round((start - before) / _MS)
         before = end
         what = str(first.__struct_config__.tag)

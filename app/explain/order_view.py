@@ -23,7 +23,7 @@ from app.ledger.record import OrderRecord, SinkRecord, State
 from app.ledger.rq_jobs import RESUME
 from app.sink_settings import setting_of
 from app.snapshot import Breaker, SinkSnapshot, Snapshot, SnapshotReader
-from app.upstream.models import UNSETTLED, Order
+from app.upstream.models import UNSETTLED, Item, Order
 
 _OUTSTANDING: Final = {
     "erased": "it was erased on request: no content is kept, and new events do not fetch it",
@@ -33,6 +33,18 @@ _OUTSTANDING: Final = {
     "fetching": "fetch running",
     "deferred": "fetch deferred",
 }
+
+NOT_FOUND: Final = (
+    "Order {text!r} not found: no event for it was accepted, or ORDER_DAYS have passed.",
+    "It may not be settled yet: its event arrives about a minute after createOrder.",
+    (
+        "Its event may be lost, or refused because of a wrong clientState. Fetch it through the Channel Manager's order"
+        " list (this needs NP_PARTNER_ID): ota-receiver reconcile --from-zero --apply"
+    ),
+    "If no events arrive at all, check the subscription: ota-receiver check",
+    "References of orders never fetched are searched among the newest orders only: give the orderId.",
+)
+"""What to do where there is no order that `text` names."""
 
 _REFETCH: Final = "Then: ota-receiver orders refetch {id}"
 _REQUEUE: Final = "Then: ota-receiver dead requeue {id}"
@@ -62,7 +74,7 @@ _BY_STATE: Final = {
 }
 
 _BY_STATUS: Final = dict.fromkeys(UNSETTLED, f"It is not settled. {_REFETCH}") | {
-    "Issued": "Nothing: the tickets are stores.",
+    "Issued": "Nothing: the tickets are here.",
     "Draft": (
         "When it is paid: ota-receiver orders confirm {id} --payment-reference REF."
         " If it will not be paid: ota-receiver orders cancel {id}"
@@ -234,6 +246,17 @@ def assets(record: OrderRecord) -> str:
     """Return how many wallets, tickets and coupons an order has, in words."""
     counts = ((record.wallets, "wallet"), (record.tickets, "ticket"), (record.coupons, "coupon"))
     return ", ".join(many(count, noun) for count, noun in counts)
+
+
+def asset_rows(items: Sequence[Item]) -> Iterator[tuple[object, ...]]:
+    """Return wallets, tickets and coupons as rows: line, visit, wallet, guest, asset, number, item, description."""
+    for item in items:
+        visit = " ".join(str(part) for part in (item.visit_date, item.visit_time) if part is not None)
+        for wallet in item.wallets:
+            number, link = wallet.wallet_reference_number, wallet.manifest_url
+            yield (item.line_no, visit, wallet.external_reference_number, wallet.name, "wallet", number, "", link)
+            for one in wallet.assets:
+                yield ("", "", "", "", one.type, one.reference_number, one.item_number, one.description)
 
 
 def _hindrances(snapshot: Snapshot, company_id: str, state: State, outstanding: tuple[Outstanding, ...]) -> list[str]:

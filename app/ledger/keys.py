@@ -77,7 +77,8 @@ status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last dis
 `first_event` id of the first event (its entry of the history is in the stream alone until another one comes),
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
-an event `request_id` of the first request), `duplicates`. `erased_at` ms when the order was erased: only counters and
+an event `request_id` of the first request; after the traceparent, separated by blanks, those of up to seven earlier
+POSTs whose events the same job serves), `duplicates`. `erased_at` ms when the order was erased: only counters and
 `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end both. Sinks: `<sink>:revision`
 delivered (0: none yet; absent: the sink was declared after the latest fetch); while it is to get a later one
 `<sink>:job` 1 while a job waits, `<sink>:enqueues` by the dispatcher since the last start, `<sink>:lease` ms until the
@@ -99,8 +100,11 @@ Fields of `ota:sink-breaker:<sink>`: `failures` attempts in a row whose destinat
 tries whether it is back, `probe_until` ms.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
-`sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
-rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
+`sinks` (comma-separated; empty: fetch), `state` draft, open, done or cancelled, `orders` in all, `paced` ms up to which
+the rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
+`fed_by` ops if the ops page feeds it, else its command does. `kind` dead if it requeues dead letters: its list then has
+orders, ms when each became a dead letter, and sinks. While it is a draft, `query` has their filter as JSON, and `left`
+how many they are.
 
 Fields of `ota:reconcile:<company>`: `next_run_at` ms, `not_before` ms before which no run starts, `triggers` counted by
 rejected events, `triggers_handled` those that a run has handled, `next_trigger_at` ms before which they start no run.

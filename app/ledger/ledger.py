@@ -24,6 +24,7 @@ from app.ledger.work import (
     Failure,
     Fetch,
     Origin,
+    Requested,
     Started,
     Stored,
     WorkerEnd,
@@ -75,7 +76,7 @@ class Ledger:
     def start_fetch(self, order: OrderKey, worker: str) -> Started:
         """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
         called = time.monotonic()
-        what, request_id, traceparent, *packed = self._call(
+        what, request_id, traceparents, *packed = self._call(
             "start_fetch",
             order,
             worker=worker,
@@ -83,7 +84,7 @@ class Ledger:
             longest_lease=policy.LONGEST_LEASE,
             crashes_allowed=policy.CRASHES_ALLOWED,
         )
-        origin = Origin(request_id.decode(), traceparent.decode())
+        origin = Origin(request_id.decode(), traceparents.decode())
         if not packed:
             return Started(what.decode(), None, origin)
         fetch = msgspec.msgpack.decode(packed[0], type=Fetch)
@@ -257,15 +258,15 @@ class Ledger:
         reason: str,
         listed_rows: Mapping[OrderKey, str] | None = None,
         request_id: str = "",
-    ) -> int:
-        """Request fetches without an event; return how many jobs were enqueued: the other orders have one already.
+    ) -> Requested:
+        """Request fetches without an event.
 
         `listed_rows`: digests of the rows in the order list that cause the requests; the records keep them.
         `request_id`: of this request, for orders that no event announced; a new one by default.
         """
         left, rows = iter(orders), listed_rows or {}
         request_id = request_id or new_request_id()
-        enqueued = 0
+        requested = Requested()
         while chunk := list(islice(left, _ORDERS_A_CALL)):
             outcomes = self._script("request_fetch")(
                 orders=[order.member for order in chunk],
@@ -276,8 +277,8 @@ class Ledger:
                 grace=policy.GRACE,
                 job=self._template.fields(),
             )
-            enqueued += outcomes.count(0)
-        return enqueued
+            requested += Requested(*(outcomes.count(number) for number in range(4)))
+        return requested
 
     def release_worker(
         self,

@@ -178,6 +178,11 @@ class Archive:
             found.append(StoredOrder(record, packed) if isinstance(record, OrderRecord) else record)
         return found
 
+    def erased_among(self, orders: Sequence[OrderKey]) -> set[OrderKey]:
+        """Return the erased orders among these: they are not fetched or delivered any more."""
+        found = read_fields(self._redis, orders, "erased_at")
+        return {order for order, (erased_at,) in zip(orders, found, strict=True) if erased_at}
+
     def history(self, order: OrderKey) -> tuple[Entry, ...]:
         """Return what happened to the order, oldest first; the last 200 entries are kept.
 
@@ -262,7 +267,22 @@ class Archive:
                 answer: Any = self._redis.zscan(zset, max(cursor, 0), match=pattern, count=_SCANNED_A_CALL)
                 cursor, members = answer
                 found |= {OrderKey.of(member.decode()) for member, _ in members}
-        every = sorted(found)
+        return self._stored(found)
+
+    def newest_beginning_with(self, prefix: str) -> list[OrderKey]:
+        """Return those whose id begins so among the newest MOST_SEARCHED orders, pending ones and dead ones."""
+        names, wanted, found = self._redis.names, f":{prefix}".encode(), set[OrderKey]()
+        for zset in (names.orders, names.due, names.dead):
+            members: Any = self._redis.zrevrange(zset, 0, MOST_SEARCHED - 1)
+            found |= {OrderKey.of(one.decode()) for one in members if wanted in one}
+        return self._stored(found)
+
+    def count(self) -> int:
+        """Return how many orders there are, a little more where some have ended their days."""
+        return int(self._redis.zcard(self._redis.names.orders))
+
+    def _stored(self, orders: Iterable[OrderKey]) -> list[OrderKey]:
+        every = sorted(orders)
         held = read_fields(self._redis, every, "generation")
         return [order for order, (generation,) in zip(every, held, strict=True) if generation]
 
@@ -387,16 +407,17 @@ class References:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def orders(self, reference: str, company_id: str | None = None) -> list[OrderKey]:
+    def orders(self, reference: str, company_id: str | None = None, most: int = MOST_SEARCHED) -> list[OrderKey]:
         """Return the orders that have this buyFromOrderReference, sellToOrderReference or request_id, sorted.
 
-        `company_id` leaves out those of other companies. A blank reference names no order.
+        `company_id` leaves out those of other companies. A blank reference names no order. What is not in the index is
+        searched among the newest `most` of each list.
         """
         if not reference.strip():
             return []
         ((_, indexed),) = self._indexed([reference])
         found = [order for order in indexed if company_id in (None, order.company_id)]
-        return sorted(found or self._searched(reference.strip().casefold(), company_id))
+        return sorted(found or self._searched(reference.strip().casefold(), company_id, most))
 
     def of_fetched(self, reference: str) -> list[OrderKey]:
         """Return the fetched orders that have this reference of either side, sorted."""
@@ -430,16 +451,15 @@ class References:
         stored = {order for order, (generation,) in zip(every, held, strict=True) if generation}
         return [(one, [key for key in orders if key in stored]) for one, orders in zip(references, found, strict=True)]
 
-    def _searched(self, reference: str, company_id: str | None) -> set[OrderKey]:
-        # The outstanding and the dead first: after a long outage they are not among the newest.
-        for zset in (self._redis.names.due, self._redis.names.dead, self._redis.names.orders):
-            members = islice(chain.from_iterable(newest_first(self._redis, zset)), MOST_SEARCHED)
-            orders = [order for member, _ in members if company_id in (None, (order := OrderKey.of(member)).company_id)]
-            names = read_fields(self._redis, orders, "reference", "request_id")
-            known = zip(orders, ([_folded(one) for one in both] for both in names), strict=True)
-            if found := {order for order, texts in known if reference in texts}:
-                return found
-        return set()
+    def _searched(self, reference: str, company_id: str | None, most: int) -> set[OrderKey]:
+        # The outstanding and the dead too: after a long outage they are not among the newest.
+        zsets = (self._redis.names.due, self._redis.names.dead, self._redis.names.orders)
+        pages = (islice(chain.from_iterable(newest_first(self._redis, zset)), most) for zset in zsets)
+        every = map(OrderKey.of, {member for member, _ in chain.from_iterable(pages)})
+        orders = [order for order in every if company_id in (None, order.company_id)]
+        names = read_fields(self._redis, orders, "reference", "request_id")
+        known = zip(orders, ([_folded(one) for one in both] for both in names), strict=True)
+        return {order for order, texts in known if reference in texts}
 
     def _event_references(self, orders: Sequence[OrderKey]) -> Iterator[str]:
         return (_folded(text) for (text,) in read_fields(self._redis, orders, "reference"))

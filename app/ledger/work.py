@@ -48,14 +48,30 @@ class Dispatched(msgspec.Struct, frozen=True):
     broken: int
 
 
-class Origin(NamedTuple):
-    """Where an order comes from: the POST with its latest event (id and W3C traceparent), or "" for what is not known.
+class Requested(msgspec.Struct, frozen=True):
+    """How many orders of a request for fetches have a new job, had one already, were erased, or have a broken key.
 
+    Those erased or broken are not fetched.
+    """
+
+    queued: int = 0
+    waiting: int = 0
+    erased: int = 0
+    broken: int = 0
+
+    def __add__(self, other: Requested) -> Requested:
+        return Requested(*map(sum, zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)))
+
+
+class Origin(NamedTuple):
+    """Where an order comes from: the POST with its latest event, or "" for what is not known.
+
+    `traceparents`: that of this POST, and after it those of earlier ones that the same job serves, separated by blanks.
     An order that no event announced has the id of what first requested its fetch: a reconcile run, a replay, a command.
     """
 
     request_id: str = ""
-    traceparent: str = ""
+    traceparents: str = ""
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -119,7 +135,7 @@ class Delivery(msgspec.Struct, frozen=True):
     """A delivery that a worker has acquired; `attempts` counts it, `crashes` those before it that never ended.
 
     `postponed_ms`: ms since the sink first asked for another time, 0 if it did not. `fetched_at`: ms since 1970 of the
-    latest fetch, which had this content. `deadline`: end of its lease (time.monotonic).
+    latest fetch, which had this content. `traceparents` as in Origin. `deadline`: end of its lease (time.monotonic).
     """
 
     sink: str
@@ -130,7 +146,7 @@ class Delivery(msgspec.Struct, frozen=True):
     digest: str
     postponed_ms: int = 0
     fetched_at: int = 0
-    traceparent: str = ""
+    traceparents: str = ""
     raw: bytes = b""
     deadline: float = 0.0
 

@@ -28,6 +28,7 @@ from app.errors import OtherSchema, StoreUnavailable
 from app.explain.stores import Stores
 from app.ledger.redis import VERSION, Redis, cause, code, log_outage, refuse_other_schema
 from app.ops.access import Access, Refused, Role, User, refuse_other_origin
+from app.ops.feeder import Feeder
 from app.ops.pages import HEADERS, Pages
 from app.settings import Settings
 from app.web.requests import CallerLog, Proxies
@@ -75,8 +76,15 @@ class Screen(NamedTuple):
     needs: Role = "read"
 
 
-def application(redis: Redis, settings: Settings, pages: Pages, screens: Sequence[Screen], access: Access) -> ASGIApp:
-    """Return the ASGI app; it closes `redis` at shutdown."""
+def application(
+    redis: Redis,
+    settings: Settings,
+    pages: Pages,
+    screens: Sequence[Screen],
+    access: Access,
+    feeder: Feeder | None = None,
+) -> ASGIApp:
+    """Return the ASGI app; it closes `redis` at shutdown. `feeder` feeds plans while it runs."""
     proxies = Proxies(settings.trusted_proxies)
     gate = Gate(redis, settings, pages, access, proxies)
     by_path: dict[str, dict[str, Screen]] = {}
@@ -98,7 +106,7 @@ def application(redis: Redis, settings: Settings, pages: Pages, screens: Sequenc
             StoreUnavailable: gate.unavailable,
             Exception: gate.failed,
         },
-        lifespan=lambda _: gate.open(),
+        lifespan=lambda _: gate.open(feeder),
     )
     app.router.redirect_slashes = False
     return CallerLog(Secured(app), proxies, "user", _log_request)
@@ -209,8 +217,12 @@ class Gate:
         )
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
+    async def open(self, feeder: Feeder | None) -> AsyncIterator[None]:
+        if feeder:
+            feeder.start()
         yield
+        if feeder:
+            feeder.stop()
         self._redis.close()
 
     def _note_outage(self, error: Exception) -> None:
@@ -273,7 +285,7 @@ async def _form(request: Request) -> list[tuple[str, str]]:
                     raise _bad_body(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large")
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
             raise _bad_body(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no_form")
-        return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
+        return parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
     except TimeoutError:
         raise _bad_body(HTTPStatus.REQUEST_TIMEOUT, "body_too_slow") from None
     except ValueError:
@@ -296,4 +308,4 @@ async def _disconnected(request: Request, error: Exception) -> Response:
 
 
 def _log_request(method: str, status: int, duration_ms: float, line: Mapping[str, Any]) -> None:
-    _log.info("ops.request", method=method, status=status, duration_ms=duration_ms, **line)
+    _log.info("ops.request", method=method, status=int(status), duration_ms=duration_ms, **line)

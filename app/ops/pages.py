@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app import times
 from app.ops.access import User
+from app.texts import printable
 
 HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
@@ -44,6 +45,7 @@ class Pages:
         env = Environment(
             autoescape=True,
             undefined=StrictUndefined,
+            finalize=_shown,
             loader=PackageLoader("app.ops"),
             trim_blocks=True,
             lstrip_blocks=True,
@@ -84,6 +86,11 @@ class Pages:
 
     def _address(self, name: str) -> str:
         return f"/static/{name}?v={self._tags[name]}"
+
+
+def _shown(value: object) -> object:
+    """Return what a template writes: in texts from outside no control code, and nothing that turns the writing."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _moment(at: datetime | int) -> datetime:

@@ -80,7 +80,7 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
         assert ask("GET", f"{api}/{query}", headers=caller)[0] == 200
     assert ask("GET", f"{api}/canary-path?canary-query", headers=caller)[0] == 404
     page = f"http://127.0.0.1:{bare.variables['OPS_PORT']}"
-    for query in ("", "search?q=canary-guest", "canary-path", "?canary-query=1"):
+    for query in ("", f"orders/{order_id}", "search?q=canary-guest", "canary-path", "?canary-query=1"):
         assert ask("GET", f"{page}/{query}", headers=VISITOR)[0] in {200, 400, 404}
     shown = [bare.cli(*one.split()) for one in ("check", "status", "keys list", "audit", "sinks migrate warehouse")]
     (bare.folder / "shown.log").write_text(repr(shown))

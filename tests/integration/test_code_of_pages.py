@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from moto.server import ThreadedMotoServer
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from tests.programs import program
 from tests.samples import COMPANY_ID, document
 from workers.sinks import Context, Reject
 
@@ -73,15 +73,15 @@ def by_node(headers: Mapping[str, str], body: bytes) -> bool:
 @pytest.fixture(scope="module")
 def by_csharp(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, str], bytes], bool]:
     """Compile the code of the page with Mono; .NET knows all that it uses."""
-    if not shutil.which("mcs") or not shutil.which("mono"):
-        pytest.skip("needs mcs and mono (Debian: mono-mcs): the C# of docs/consumer.md was not run")
+    program("mcs", "mono-mcs")
+    program("mono", "mono-runtime")
     folder = tmp_path_factory.mktemp("csharp")
     call = "OrderSignature.IsGenuine(a[0], a[1], a[2], a[3], System.Convert.FromBase64String(a[4]))"
-    program = (
+    source = (
         f"public static class Program {{ public static void Main(string[] a) {{ System.Console.Write({call}); }} }}"
     )
     (folder / "page.cs").write_text(block("consumer.md", "csharp"), encoding="utf-8")
-    (folder / "program.cs").write_text(program)
+    (folder / "program.cs").write_text(source)
     subprocess.run(["mcs", "-out:page.exe", "page.cs", "program.cs"], cwd=folder, check=True, timeout=30)
 
     def is_genuine(headers: Mapping[str, str], body: bytes) -> bool:
@@ -135,8 +135,8 @@ def test_a_request_is_taken_only_with_a_right_signature_of_now(
     verify: str, request_: str, request: pytest.FixtureRequest
 ) -> None:
     """The signatures are the library's own."""
-    if verify == "by_node" and not shutil.which("node"):
-        pytest.skip("needs node: the JavaScript of docs/consumer.md was not run")
+    if verify == "by_node":
+        program("node", "nodejs")
     is_genuine, headers, body = REQUESTS[request_]()
     found: Any = request.getfixturevalue(verify) if verify == "by_csharp" else globals()[verify]
 

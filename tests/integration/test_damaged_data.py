@@ -12,7 +12,7 @@ from app.ids import OrderKey
 from app.ledger.due_check import LEAST_KEYS, DueCheck
 from app.ledger.orders import Archive
 from app.ledger.redis import VERSION, Redis
-from app.ledger.work import Delivery, Fetch
+from app.ledger.work import Delivery, Fetch, Requested
 from app.replay import Plans
 from tests.lab import KEYS, ONE, SAME_ID, Lab, event_of, order
 from tests.service import OPS_TOKEN, item, serving, settings_of_one_company
@@ -94,7 +94,7 @@ def broken(shop: Lab) -> OrderKey:
 
 
 def test_a_request_for_several_orders_skips_it(shop: Lab, broken: OrderKey) -> None:
-    assert shop.ledger.request_fetch([broken, ONE], queue="backfill", reason="refetch") == 1
+    assert shop.ledger.request_fetch([broken, ONE], queue="backfill", reason="refetch") == Requested(queued=1, broken=1)
 
     assert len(shop.queued("backfill")) == 1
 

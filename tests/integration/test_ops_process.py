@@ -10,7 +10,7 @@ import pytest
 
 from app.dev.valkey import Valkey, start
 from app.ledger.redis import VERSION
-from tests.lab import KEYS, Lab
+from tests.lab import KEYS, ONE, SINK, Lab
 from tests.ops_site import ACT, READ, WHO
 from tests.service import OPS, SERVE, Web, serving, settings_of_one_company
 
@@ -19,7 +19,7 @@ SEARCH = "canary-guest-name"
 
 @pytest.fixture(scope="module")
 def page(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    settings = settings_of_one_company(valkey.url) | {"OPS_TOKEN": READ, "OPS_ACT_TOKEN": ACT}
+    settings = settings_of_one_company(valkey.url) | {"OPS_TOKEN": READ, "OPS_ACT_TOKEN": ACT, "TZ": "IST-5:30"}
     with serving(tmp_path_factory.mktemp("ops"), settings, OPS) as one:
         yield one
 
@@ -62,8 +62,8 @@ def test_a_request_is_logged_with_who_and_the_route_and_without_what_was_searche
     lines = [line for line in page.lines() if line["event"] == "ops.request"]
     assert [(line["path"], line["status"], line.get("user")) for line in lines][-5:] == [
         ("/", 400, WHO),
-        ("unknown", 404, WHO),
-        ("unknown", 404, WHO),
+        ("/search", 404, WHO),
+        ("/orders/{order_id}", 404, WHO),
         ("/", 401, None),
         ("/", 200, WHO),
     ]
@@ -108,3 +108,16 @@ def test_data_of_another_version_is_named_and_not_shown(page: Web, lab: Lab) -> 
 
     assert answer.status_code == 503
     assert f"schema version {VERSION + 1}" in answer.text
+
+
+def test_every_time_on_a_page_is_utc_wherever_its_machine_is(page: Web, lab: Lab) -> None:
+    """Also those in sentences that the commands have too, which write local times."""
+    lab.declare()
+    lab.accept_and_fetch()
+    lab.deliver("retry", wait=7200)
+    due = lab.archive.due(ONE, SINK)
+    assert due is not None
+
+    shown = page.http.get(f"/orders/{ONE.order_id}", auth=(WHO, READ), follow_redirects=True).text
+
+    assert f"Delivery is attempted again at {due:%m-%d %H:%M:%S}." in shown

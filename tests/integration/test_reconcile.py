@@ -22,6 +22,7 @@ from app.dev.valkey import Valkey
 from app.erased_file import ErasedFile
 from app.ledger.ledger import Ledger
 from app.ledger.redis import Redis
+from app.ledger.work import Requested
 from app.reconcile.compare import STUCK_AFTER
 from app.reconcile.run import Reconcile, Report
 from app.reconcile.state import AGAIN_AFTER, FIRST_AFTER, TRIGGER_EVERY, Schedule
@@ -274,7 +275,7 @@ def interrupted(
     ledger = Ledger(lab.redis, order_days=400, fetch_lease=LEASE)
     request_fetch = ledger.request_fetch
 
-    def around(*arguments: Any, **named: Any) -> int:
+    def around(*arguments: Any, **named: Any) -> Requested:
         before()
         queued = request_fetch(*arguments, **named)
         after()

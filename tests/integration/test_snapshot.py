@@ -364,6 +364,7 @@ def test_metrics_show_the_whole_state(lab: Lab, redis_url: str) -> None:
     assert (found["ota_spool_up"], found["ota_spool_waiting_events"]) == (1, 3)
     assert found["ota_oldest_pending_fetch_seconds venue"] >= 600
     assert found["ota_events_total museum queued"] == 1
+    assert found["ota_requests_total 503"] == 0
     assert found["ota_event_to_fetch_seconds_count museum"] == 1
     assert (found["ota_queue_jobs live"], found[f"ota_queue_jobs {sink_queue(SINK)}"]) == (2, 1)
     assert found[f"ota_workers {sink_queue(SINK)}"] == 1

@@ -12,7 +12,6 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import typer.main
-import yaml  # type: ignore[import-untyped]  # it comes with uvicorn, without types
 
 from app.alerts import RULES
 from app.cli.main import COMMANDS as COMMANDS_OF_MAIN
@@ -68,11 +67,6 @@ def anchors(text: str) -> set[str]:
     return slugs | set(re.findall(r'<a id="([^"]+)">', text))
 
 
-def rules() -> list[dict[str, Any]]:
-    found: Any = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))
-    return [rule for group in found["groups"] for rule in group["rules"]]
-
-
 def test_the_example_of_companies_file_shows_every_field() -> None:
     example = (ROOT / "companies.example.toml").read_text(encoding="utf-8")
     shown = set(re.findall(r"^(\w+?)(?:_file)? = ", example, re.MULTILINE))
@@ -116,6 +110,16 @@ def test_the_picture_shows_the_demo_of_this_version_and_no_path() -> None:
 
     assert [sample.title for sample in demo.samples() if sample.title not in picture] == []
     assert re.findall(r"/(?:home|root|tmp|private|Users|var|opt|usr)/[^<\"]*", picture) == []
+
+
+def test_the_readme_shows_a_picture_of_the_ops_page() -> None:
+    """`uv run python -m tests.ops_picture` makes it again."""
+    ((alt, address),) = re.findall(r"!\[(The ops page: [^]]+)\]\((\S+)\)", PAGES["README.md"])
+    picture = (ROOT / address).read_bytes()
+
+    assert len(alt) > 40
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 200_000
 
 
 def test_every_test_that_faults_names_exists() -> None:
@@ -169,34 +173,6 @@ def test_every_alert_of_the_log_is_in_the_table_and_has_a_section() -> None:
     """`runbook` of alert.firing names the section."""
     assert {name for cell, *_ in rows(OPERATIONS, "alert in the log") for name in names(cell)} == RULES.keys()
     assert {name.replace("_", "-") for name in RULES} <= anchors(OPERATIONS)
-
-
-@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
-def test_every_alert_reads_metrics_that_exist_and_leads_to_its_runbook(rule: dict[str, Any]) -> None:
-    """An expression over an unknown metric never fires."""
-    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
-    assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
-    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-    assert page == "docs/operations.md"
-    assert anchor in set(re.findall(r'<a id="([^"]+)">', OPERATIONS))
-
-    read = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bota_\w+", rule["expr"])}
-    assert read
-    assert read <= SCRAPED.keys()
-    for name, label in re.findall(r"(ota_\w+)\{(\w+)=", rule["expr"]):
-        assert label in SCRAPED[name]
-    if alert := re.search(r'ota_alert\{name="(\w+)"', rule["expr"]):
-        assert alert[1] in RULES
-
-
-def test_every_alert_of_the_log_has_a_prometheus_rule_and_every_section_too() -> None:
-    """The rule reads ota_alert, or the metric behind the alert."""
-    by_metric = {"fetch_late": "ota_oldest_pending_fetch_seconds", "breaker_open": "ota_breaker_open"}
-    expressions = "\n".join(rule["expr"] for rule in rules())
-    reached = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules()}
-
-    assert [one for one in RULES if by_metric.get(one, f'ota_alert{{name="{one}"}}') not in expressions] == []
-    assert set(re.findall(r'<a id="([^"]+)">', OPERATIONS)) == reached
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import msgspec
 import pytest
@@ -71,6 +72,18 @@ def test_addresses_and_masked_values_of_other_fields_are_masked_in_the_status_me
     assert shown == (
         f"Ticket … (x…x) of …, Mrs …, in wallet … …: annulled, item {whole.items[0].item_number} is sold out for <…>."
     )
+
+
+@pytest.mark.parametrize(
+    ("long", "shown"), [("x" * 100_000, "x" * 100_000), ("x." * 50_000 + "@x", "…"), ("@" * 100_000, "…")]
+)
+def test_a_long_word_in_the_status_message_takes_no_longer_than_its_length(long: str, shown: str) -> None:
+    """In the square of its length it would take half a minute."""
+    whole = msgspec.structs.replace(order("order-issued"), status_message=long)
+    began = time.perf_counter()
+
+    assert masked(whole).status_message == shown
+    assert time.perf_counter() - began < 2
 
 
 def test_a_short_number_is_cut_out_only_where_it_stands_alone() -> None:
