@@ -76,7 +76,10 @@ class Terminal:
         while text not in said:
             ready, _, _ = select.select([self._descriptor], [], [], max(0, deadline - time.monotonic()))
             assert ready, said
-            said += os.read(self._descriptor, 4096).decode(errors="replace")
+            try:
+                said += os.read(self._descriptor, 4096).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"it has ended: {said}") from None
         return said
 
     def press_enter(self) -> None:
