@@ -71,10 +71,12 @@ class Reader:
         self._stat = Path(f"/proc/{pid}/stat")
 
     def measure(self, page: str, path: str) -> Measured:
-        """Ask for a page _TIMES times; a search leads to the order."""
+        """Ask for a page _TIMES times; a search leads to the order, or finds none."""
         used = self._cpu_ms()
         answers = [self._http.get(path) for _ in range(_TIMES)]
-        return self._measured(page, answers, self._cpu_ms() - used, 200, 303)
+        return self._measured(
+            page, answers, self._cpu_ms() - used, *((303, 404) if path.startswith("/search") else (200,))
+        )
 
     def post(self, page: str, path: str, form: Mapping[str, str]) -> tuple[Measured, str]:
         """Send a form once; return the address that it leads to."""
