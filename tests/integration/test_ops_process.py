@@ -33,14 +33,21 @@ def test_without_its_password_the_page_does_not_start(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "problem"),
-    [({"OPS_ACT_TOKEN": ACT}, "needs OPS_TOKEN"), ({"OPS_ACT_TOKEN": READ, "OPS_TOKEN": READ}, "must not be the same")],
+    [
+        ({"OPS_ACT_TOKEN": ACT}, "needs OPS_TOKEN"),
+        ({"OPS_ACT_TOKEN": READ, "OPS_TOKEN": READ}, "must not be the same"),
+        ({"OPS_ACT_TOKEN": ACT[:15], "OPS_TOKEN": READ}, "must have at least 16 characters"),
+        ({"OPS_ACT_TOKEN": ACT[:15]}, "must have at least 16 characters"),
+    ],
 )
-def test_the_second_password_needs_the_first_and_another_value(lab: Lab, tokens: dict[str, str], problem: str) -> None:
+def test_the_second_password_needs_the_first_another_value_and_a_length(
+    lab: Lab, tokens: dict[str, str], problem: str
+) -> None:
     ended = lab.run_command("ops", **tokens)
 
     assert ended.code == 2
     assert f"OPS_ACT_TOKEN: {problem}" in ended.err
-    assert READ not in ended.err
+    assert not [value for value in tokens.values() if value in ended.err]
 
 
 def test_an_address_that_others_reach_is_warned_of(lab: Lab) -> None:
