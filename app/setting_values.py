@@ -55,7 +55,7 @@ def _header(value: SecretStr) -> SecretStr:
 
 def _hard_to_guess(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < SHORTEST_PASSWORD:
-        raise ValueError(f"must have at least {SHORTEST_PASSWORD} characters: `openssl rand -hex 20` makes one")
+        raise ValueError(f"must have at least {SHORTEST_PASSWORD} characters")
     return value
 
 
