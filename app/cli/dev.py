@@ -54,12 +54,14 @@ cli = commands()
 def demo() -> None:
     """Send sample orders through real processes and show what arrived. Exits 0 only if all is complete.
 
-    Needs no Redis and no account: an embedded Valkey and a simulated Channel Manager are started and stopped.
+    Needs no Redis and no account: an embedded Valkey and a simulated Channel Manager are started and stopped. At a
+    terminal the ops page shows the orders in a browser until Enter.
     """
     from rich.console import Console
 
     from app.dev.demo import run  # here: the image has no app.dev
 
+    _handle_signals()
     raise typer.Exit(0 if run(Console()) else 1)
 
 
@@ -81,8 +83,8 @@ def dev(
 ) -> None:
     """Run everything on a laptop until Ctrl-C, with an embedded Valkey and a simulated Channel Manager.
 
-    An order created at the simulated Channel Manager (the sandbox) arrives as in production. Data and ports stay in
-    --folder for the next start. What a sink raises is shown with its whole traceback.
+    An order created at the simulated Channel Manager (the sandbox) arrives as in production; the ops page shows it in a
+    browser. Data and ports stay in --folder for the next start. What a sink raises is shown with its whole traceback.
     """
     from rich.console import Console
 

@@ -1,12 +1,13 @@
 """`ota-receiver demo` and `dev`: sample orders go through the real processes, and a table shows what arrived.
 
 The demo acts as the partner: it creates and replaces orders at the sandbox, and checks each order at the receiver.
-`dev` then keeps everything running and prints the addresses.
+At a terminal it then shows them on the ops page until Enter. `dev` keeps everything running and prints the addresses.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -40,11 +41,17 @@ _CURL: Final = """curl -i {url} -H 'content-type: application/json' -d '
   "companyName": "CRONUS International Ltd.", "eventName": "ota_cm_order_processed", "eventVersion": "1.0",
   "payload": {{"orderId": "{order}", "buyFromOrderReference": "{reference}", "status": "{status}"}},
   "timestamp": "2026-05-15T09:30:05Z"}}]}}'"""
+_LOOK: Final = """
+Look at these orders in a browser: {ops}
+The user name is your own name, the password {password}
+"""
+_LATER: Final = "`ota-receiver dev` shows such orders in a browser, on the ops page, until Ctrl-C."
 _GUIDE: Final = """
+  ops page    {ops}   (user name: your own name; password: {password})
   webhook     {webhook}
   readiness   {web}/readyz
   sandbox     {sandbox}/_sandbox/settings   (faults, stats, orders: see app/dev/sandbox/__init__.py)
-  logs        tail -F {folder}/web.log {folder}/worker.log
+  logs        tail -F {folder}/web.log {folder}/worker.log {folder}/ops.log
   settings    set -a; . {folder}/env; set +a
               then: uv run ota-receiver orders list · events list · check · api
 
@@ -146,7 +153,10 @@ class Driver:
 
 
 def run(console: Console) -> bool:
-    """Return whether every order arrived complete and each settlement cost exactly one getOrder."""
+    """Return whether every order arrived complete and each settlement cost exactly one getOrder.
+
+    At a terminal everything runs until the reader, who may look at the ops page, presses Enter.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="ota-receiver-demo-") as folder,
         Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress,
@@ -158,7 +168,19 @@ def run(console: Console) -> bool:
         orders = drive(stack, progress)
         progress.stop()
         show(console, orders)
+        end(console, stack, Path(folder))
         return not any(sample.problems for sample in orders)
+
+
+def end(console: Console, stack: Stack, folder: Path) -> None:
+    """At a terminal run the ops page until Enter, Ctrl-D or Ctrl-C; else print what shows it, and return at once."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        console.print(_LATER, markup=False, highlight=False, soft_wrap=True)
+        return
+    with stacks.ops_page(stack, folder), contextlib.suppress(EOFError, KeyboardInterrupt):
+        text = _LOOK.format(ops=stack.ops_url, password=stack.variables["OPS_ACT_TOKEN"])
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        input("Press Enter to end. ")
 
 
 def keep_running(console: Console, folder: Path, port: int | None, sinks: Mapping[str, str]) -> None:
@@ -173,13 +195,21 @@ def keep_running(console: Console, folder: Path, port: int | None, sinks: Mappin
     port_now, tracebacks = port or stacks.free_or(usual), folder / "tracebacks.log"
     tracebacks.unlink(missing_ok=True)
     started = stacks.start(folder, port=port_now, last=last, sinks=sinks, tracebacks=tracebacks)
-    with started as stack, tracebacks.open() as raised:
-        _say_which_moved(console, last | {"PORT": str(port or usual)}, stack.variables)
+    with started as stack, stacks.ops_page(stack, folder) as ops, tracebacks.open() as raised:
+        meant = {"OPS_PORT": stacks.OPS_PORT} | last | {"PORT": str(port or usual)}
+        _say_which_moved(console, meant, stack.variables)
         environment.touch(mode=0o600)
         environment.write_text("".join(f"{stacks.env_line(*one)}\n" for one in stack.variables.items()))
         with Progress(console=console, transient=True) as progress:
             orders = drive(stack, progress)
-        guide = _GUIDE.format(webhook=stack.webhook_url, web=stack.web_url, sandbox=stack.sandbox.url, folder=folder)
+        guide = _GUIDE.format(
+            ops=stack.ops_url,
+            password=stack.variables["OPS_ACT_TOKEN"],
+            webhook=stack.webhook_url,
+            web=stack.web_url,
+            sandbox=stack.sandbox.url,
+            folder=folder,
+        )
         console.print(guide, markup=False, highlight=False, soft_wrap=True)
         console.print("Send an event yourself; the second time it is a duplicate:\n")
         print_curl(console, stack, orders[-1])
@@ -187,7 +217,7 @@ def keep_running(console: Console, folder: Path, port: int | None, sinks: Mappin
             time.sleep(_PROCESS_CHECK)
             if text := raised.read():
                 console.print(text, markup=False, highlight=False, soft_wrap=True)
-            for name, process in (("web", stack.web), ("worker", stack.worker)):
+            for name, process in (("web", stack.web), ("worker", stack.worker), ("ops", ops)):
                 if process.exit_code is not None:
                     console.print(f"{name} ended with {process.exit_code}: see {folder}/{name}.log")
                     return
@@ -195,10 +225,11 @@ def keep_running(console: Console, folder: Path, port: int | None, sinks: Mappin
 
 def _say_which_moved(console: Console, last: dict[str, str], now: dict[str, str]) -> None:
     """Print which ports are other ones than in the last start."""
-    for name, part in (("PORT", "the webhook"), ("NP_BASE_URL", "the sandbox"), ("REDIS_URL", "Valkey")):
+    parts = {"PORT": "the webhook", "OPS_PORT": "the ops page", "NP_BASE_URL": "the sandbox", "REDIS_URL": "Valkey"}
+    for name, part in parts.items():
         was, found = (one.get(name, "").rpartition(":")[2].removesuffix("/0") for one in (last, now))
         if was not in ("", found):
-            console.print(f"Port {was} of {part} is taken by another program: it is {found} this time.", soft_wrap=True)
+            console.print(f"Port {was} of {part} is taken: it is {found} this time.", soft_wrap=True)
 
 
 def drive(stack: Stack, progress: Progress) -> list[Sample]:

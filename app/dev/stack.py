@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -32,12 +33,16 @@ CLIENT_STATE: Final = "secret_value_from_subscription_creation_mirrored"
 API_KEY: Final = "key-of-the-sandbox"
 """Made up, and valid only at the sandbox of one run."""
 
+OPS_PORT: Final = "8082"
+"""Of the ops page, if it is free and an earlier start had no other."""
+
 _READY_WITHIN: Final = 20.0
+_OURS: Final = frozenset(name.upper() for name in NAMES)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The running parts of the service."""
+    """The running parts of the service. `variables`: the settings, of which the two passwords are for this run."""
 
     settings: Settings
     variables: dict[str, str]
@@ -52,6 +57,10 @@ class Stack:
     @property
     def webhook_url(self) -> str:
         return self.web_url + self.settings.webhook_path
+
+    @property
+    def ops_url(self) -> str:
+        return f"http://{self.settings.ops_host}:{self.settings.ops_port}/"
 
 
 @contextlib.contextmanager
@@ -78,40 +87,54 @@ def start(
         server = parts.enter_context(valkey.start(folder / "valkey", last.get("REDIS_URL", "")))
         sandbox_port = free_or(urlsplit(last.get("NP_BASE_URL", "")).port)
         sandbox = parts.enter_context(sandbox_process.start(port=sandbox_port, options=sandbox_options))
-        ours = [name.upper() for name in NAMES]
-        # The caller's own settings are left out.
-        environment = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in ours}
-        environment |= receiver_settings(sandbox.url) | {
+        port = port or free_port()
+        ops_port = free_or(int(last.get("OPS_PORT", OPS_PORT)))
+        variables = receiver_settings(sandbox.url) | {
             "REDIS_URL": server.url,
             "NP_PARTNER_ID": PARTNER_ID,
-            "PORT": str(port or free_port()),
+            "PORT": str(port),
+            "OPS_PORT": str(free_port() if ops_port in (0, port) else ops_port),
+            "OPS_TOKEN": secrets.token_urlsafe(12),
+            "OPS_ACT_TOKEN": secrets.token_urlsafe(12),
             "LOG_FORMAT": "json",
+            **sinks,
         }
-        if sinks:
-            path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
-            environment |= {**sinks, "PYTHONPATH": path}
-        variables = {name: environment[name] for name in ours if name in environment}
         with contextlib.chdir(folder):  # the processes work there, and read relative paths from there
             settings = parse(variables)
         build(settings.declared_sinks)
         if sinks:
             # Commands that read them, such as `check`, search the functions too.
-            variables["PYTHONPATH"] = environment["PYTHONPATH"]
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
         if tracebacks:
             tracebacks.touch(mode=0o600)
-            environment[TRACEBACKS] = str(tracebacks)
-        for name in ("web", "worker"):
-            (folder / f"{name}.log").write_bytes(b"")
-
-        def started(command: str, log: str) -> Process:
-            argv = [sys.executable, "-m", "app.cli", command]
-            return parts.enter_context(Process.start(argv, env=environment, cwd=folder, log=folder / log))
-
-        web, worker = started("serve", "web.log"), started("worker", "worker.log")
+        shown = {TRACEBACKS: str(tracebacks)} if tracebacks else {}
+        web = parts.enter_context(_started("serve", folder / "web.log", variables))
+        worker = parts.enter_context(_started("worker", folder / "worker.log", variables | shown))
         stack = Stack(settings, variables, sandbox, web, worker)
         web.wait_until(lambda: _is_ready(stack.web_url), _READY_WITHIN, "/readyz answers 200")
         worker.wait_for_line("pool.worker_started", _READY_WITHIN)
         yield stack
+
+
+@contextlib.contextmanager
+def ops_page(stack: Stack, folder: Path) -> Iterator[Process]:
+    """Start the ops page of a stack and stop it at the end; its log goes to `folder`. Main thread only (see Process).
+
+    Raises ProcessEnded or TimeoutError.
+    """
+    with _started("ops", folder / "ops.log", stack.variables) as process:
+        process.wait_for_line("Application startup complete", _READY_WITHIN)
+        yield process
+
+
+def _started(command: Literal["serve", "worker", "ops"], log: Path, variables: Mapping[str, str]) -> Process:
+    """Start a command with these settings, in the folder of its log, which begins anew."""
+    # The caller's own settings are left out.
+    environment = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") not in _OURS}
+    log.write_bytes(b"")
+    return Process.start(
+        [sys.executable, "-m", "app.cli", command], env=environment | {**variables}, cwd=log.parent, log=log
+    )
 
 
 def free_or(port: int | None) -> int:

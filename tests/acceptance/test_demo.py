@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
+import httpx
 import pytest
+from rich.console import Console
 
+from app.dev.demo import end
 from app.dev.processes import Process, free_port
+from app.dev.stack import Stack
 from tests.eventually import eventually
 from tests.service import ask, children, is_running
 
@@ -24,16 +33,71 @@ def ota_receiver(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run([PROGRAM, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_the_demo_fetches_every_sample_in_under_20_s(tmp_path: Path) -> None:
+def test_the_demo_fetches_every_sample_in_under_20_s_and_shows_them_until_enter(tmp_path: Path) -> None:
     """It exits 0 only if each settlement cost exactly one getOrder."""
     started = time.monotonic()
-    done = ota_receiver("demo", cwd=tmp_path)
+    with at_terminal(PROGRAM, "demo", cwd=tmp_path) as (demo, terminal):
+        said = terminal.read_until("Every order arrived complete, and each settlement cost exactly one getOrder.")
+        assert time.monotonic() - started < 20
+        said += terminal.read_until("Press Enter to end.")
+        shown = re.search(r"(http://127\.0\.0\.1:\d+/)\s.* password (\S+)", said, re.DOTALL)
+        assert shown is not None, said
+        page = httpx.get(shown[1], auth=("Ada Lovelace", shown[2]), trust_env=False)
+        assert (page.status_code, "read only" in page.text) == (200, False), page.text
+        assert "No order is pending" in page.text
+        parts = children(demo.pid)
+        assert len(parts) == 5
+        terminal.press_enter()
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Every order arrived complete, and each settlement cost exactly one getOrder." in done.stdout
-    assert "http" not in done.stdout, "no address of a receiver that has ended"
-    assert time.monotonic() - started < 20
+        assert demo.wait(20) == 0
+        assert not any(map(is_running, parts))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_waits_for_no_one_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """With colours for a log, as CI asks for them, too: nobody presses Enter there."""
+    end(Console(force_terminal=True), cast("Stack", None), Path())
+
+    said = capsys.readouterr().out
+    assert "`ota-receiver dev` shows such orders in a browser" in said
+    assert "http" not in said, "no address of a receiver that has ended"
+
+
+class Terminal:
+    """The other side of a terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read_until(self, text: str, within: float = 60) -> str:
+        """Return what is shown up to this text; raises AssertionError if it does not come."""
+        said = ""
+        deadline = time.monotonic() + within
+        while text not in said:
+            ready, _, _ = select.select([self._descriptor], [], [], max(0, deadline - time.monotonic()))
+            assert ready, said
+            said += os.read(self._descriptor, 4096).decode(errors="replace")
+        return said
+
+    def press_enter(self) -> None:
+        os.write(self._descriptor, b"\n")
+
+
+@contextmanager
+def at_terminal(*argv: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+    """Run a program on a terminal of its own; it is killed at the end of the block."""
+    ours, theirs = pty.openpty()
+    with ExitStack() as parts:
+        parts.callback(os.close, ours)
+        try:
+            started = subprocess.Popen(
+                argv, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            )
+        finally:
+            os.close(theirs)
+        process = parts.enter_context(started)
+        parts.callback(process.kill)
+        yield process, Terminal(ours)
 
 
 def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> None:
@@ -46,12 +110,10 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
     (tmp_path / "shop.py").write_text("def on_order(order, context):\n    raise LookupError(order.order_id)\n")
     (tmp_path / "orders").mkdir()
     (tmp_path / "sinks.toml").write_text(f'[sinks.archive]\nkind = "files"\nfolder = "{tmp_path / "orders"}"\n')
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        was = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        was, page_was = taken.getsockname()[1], other.getsockname()[1]
         urls = [f"http://127.0.0.1:{sandbox}", f"redis://:kept@127.0.0.1:{valkey}/0"]
-        (folder / "env").write_text(f"PORT={was}\nNP_BASE_URL={urls[0]}\nREDIS_URL={urls[1]}\n")
+        (folder / "env").write_text(f"PORT={was}\nOPS_PORT={page_was}\nNP_BASE_URL={urls[0]}\nREDIS_URL={urls[1]}\n")
         with Process.start(
             [PROGRAM, "dev", "--sinks", "python:shop:on_order", "--sinks-file", "sinks.toml"],
             cwd=tmp_path,
@@ -60,12 +122,19 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
             dev.wait_for_line("Ctrl-C stops everything", 30)
             assert re.search(r"LookupError: [0-9a-f]{8}-", dev.wait_for_line("LookupError: ", 10))
             eventually(lambda: any((tmp_path / "orders").iterdir()), 10, what="the sink of the file gets an order")
-            shell = "set -a; . .ota-receiver/env; echo $NP_BASE_URL $REDIS_URL $PORT $NP_COMPANY"
+            shell = (
+                "set -a; . .ota-receiver/env; echo $NP_BASE_URL $REDIS_URL $PORT $OPS_PORT $OPS_ACT_TOKEN $NP_COMPANY"
+            )
             done = subprocess.run(["/bin/sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True)
-            *kept, port, company = done.stdout.rstrip().split(" ", 3)
+            *kept, port, page_port, password, company = done.stdout.rstrip().split(" ", 5)
             assert (kept, company) == (urls, "CRONUS International Ltd.")
-            assert f"Port {was} of the webhook is taken by another program: it is {port} this time." in dev.output
-            assert dev.output.count("is taken") == 1
+            assert f"Port {was} of the webhook is taken: it is {port} this time." in dev.output
+            assert f"Port {page_was} of the ops page is taken: it is {page_port} this time." in dev.output
+            assert dev.output.count("is taken") == 2
+            page = f"http://127.0.0.1:{page_port}/"
+            assert f"{page}   (user name: your own name; password: {password})" in dev.output
+            assert httpx.get(page, auth=("Ada Lovelace", password), trust_env=False).status_code == 200
+            assert "ops.request" in (folder / "ops.log").read_text()
             assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
             seen = folder / "worker.log"
             eventually(lambda: "subscription.active" in seen.read_text(), 10, what="a pool sees the subscription")
@@ -78,9 +147,9 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
 
             done = eventually(check, 20, what="check names the sink that fails")
             assert (done.returncode, done.stdout.count("✗")) == (1, 1), done.stdout
-            assert f"files         {tmp_path / 'orders'}" in done.stdout
+            assert re.search(rf"files +{re.escape(str(tmp_path / 'orders'))}\n", done.stdout)
             parts = children(dev.pid)
-            assert len(parts) == 4
+            assert len(parts) == 5
             os.kill(dev.pid, signal.SIGTERM)
 
             assert dev.wait(20) == 0
