@@ -273,7 +273,7 @@ async def _form(request: Request) -> list[tuple[str, str]]:
                     raise _bad_body(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large")
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
             raise _bad_body(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no_form")
-        return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
+        return parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
     except TimeoutError:
         raise _bad_body(HTTPStatus.REQUEST_TIMEOUT, "body_too_slow") from None
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Final
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 from app.dev.valkey import Valkey
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.redis import Redis, client_of
+from app.ops import app
 from app.ops.access import LONGEST_NAME, SENDERS, TRIES, TRIES_SECONDS, Access, Refused
 from app.ops.app import LONGEST_BODY, Screen, Visit, application, see_other
 from app.ops.pages import FOR_EVER, HEADERS, Pages
@@ -265,6 +267,16 @@ def test_a_body_that_is_no_form_of_ours_is_refused(acting: OpsSite, status: int,
     answer = acting.http.post("/kitchen/stop", content=body, headers=headers | basic(f"{WHO}:{ACT}".encode()))
 
     assert title(answer)[0] == status
+
+
+def test_a_body_that_comes_too_slowly_is_408(acting: OpsSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    credentials = basic(f"{WHO}:{ACT}".encode())["authorization"]
+    head = f"POST /kitchen/stop HTTP/1.1\r\nhost: x\r\nauthorization: {credentials}\r\nsec-fetch-site: same-origin\r\n"
+    host, _, port = acting.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(f"{head}content-length: 9\r\n\r\nwhy=".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("query", ["?why=a&why=b", "?sort=when", "?by=a&=", "?by&sort="])
