@@ -132,9 +132,12 @@ def ops_app(settings: Settings) -> ASGIApp:
     # Here, as in web_app.
     from app.ops.access import Access
     from app.ops.app import application
+    from app.ops.feeder import Feeder
+    from app.ops.lists import Lists
     from app.ops.order import OrderScreens
     from app.ops.overview import FirstScreen
     from app.ops.pages import Pages
+    from app.ops.plans import PlanPages
     from app.ops.runbook import Runbook
     from app.ops.search import SearchScreen
 
@@ -142,13 +145,17 @@ def ops_app(settings: Settings) -> ASGIApp:
         raise SettingsError("OPS_TOKEN: missing; it is the password of the ops page")
     act_token = settings.ops_act_token.get_secret_value() if settings.ops_act_token else None
     redis, pages = _for_readers(settings), Pages()
+    feeder = Feeder(partial(worker_redis, settings), event_days=settings.event_days) if act_token else None
     screens = [
         *FirstScreen(pages).screens(),
         *SearchScreen(pages).screens(),
         *OrderScreens(pages, partial(operations, settings, redis)).screens(),
+        *Lists(pages).screens(),
+        *PlanPages(pages).screens(),
         *Runbook(pages).screens(),
     ]
-    return application(redis, settings, pages, screens, Access(settings.ops_token.get_secret_value(), act_token))
+    access = Access(settings.ops_token.get_secret_value(), act_token)
+    return application(redis, settings, pages, screens, access, feeder)
 
 
 def operations(settings: Settings, redis: Redis, who: str, why: str) -> Operations:

@@ -1,12 +1,14 @@
 """Replays: which orders to fetch or deliver again, and the plans that feed them to the backfill queue at a rate.
 
-A plan is a hash and a list of the orders still to do. One script takes orders off the list and requests their fetches,
-so a feeder may be killed at any instruction and another continues. Two feeders share the rate and never an order.
+A plan is a hash and a list of the orders still to do, or of the dead letters still to requeue. One script takes orders
+off the list and requests their fetches, so a feeder may be killed at any instruction and another continues. Two feeders
+share the rate and never an order.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -19,6 +21,7 @@ from app import audit
 from app.audit import AuditEntry
 from app.ids import OrderKey
 from app.ledger import policy
+from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery, StoredEvent
 from app.ledger.orders import read_fields
 from app.ledger.pages import Page, scored_page
@@ -36,20 +39,33 @@ GET_ORDER: Final = 0.25
 SHARE: Final = 0.2
 """Share of UPSTREAM_REQUESTS_PER_5_MIN that replays take by default; the rest is for live orders."""
 
-_WINDOW: Final = 300
+WINDOW: Final = 300
+"""Seconds for which UPSTREAM_REQUESTS_PER_5_MIN counts."""
+
+_SHORTEST_WAIT: Final = 10
+"""ms between two steps: at a high rate each takes several orders."""
+
+_LONGEST_WAIT: Final = 1000
+"""ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
+
 _WRITTEN_AT_ONCE: Final = 1000
 _DRAFT: Final = policy.DAY
 """How long the list of an unfinished plan is kept: its writer died or sleeps."""
 
-State = Literal["open", "done", "cancelled"]
+State = Literal["draft", "open", "done", "cancelled"]
+Feeder = Literal["command", "ops"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One plan: fetch the orders, or deliver their stored revision to `sinks` without a fetch.
 
+    A plan of the `kind` dead requeues dead letters: each fetch or delivery that was dead when it was made, and is the
+    same dead letter still. It is a `draft` until its list is written. `fed_by` names what feeds it: the command that
+    made it, for as long as it runs, or the ops page.
+
     `rate` is in orders a second; `who` and `why` are a person's own words. Of the `orders`, `left` are still to do, or
     were when it was cancelled. `queued` got a new job or delivery, `waiting` had one already, `passed` needed none:
-    their copy is newer by now, or nothing is stored to deliver.
+    their copy is newer by now, nothing is stored to deliver, or the dead letter is gone.
     """
 
     id: str
@@ -60,12 +76,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     sinks: tuple[str, ...]
     state: State
+    kind: Literal["events", "dead"] = "events"
+    fed_by: Feeder = "command"
     orders: int
     left: int
     queued: int = 0
     waiting: int = 0
     passed: int = 0
     ended: datetime | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in {"done", "cancelled"}
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -138,33 +160,54 @@ class Plans:
         `orders`: member and ms of its last event, None to fetch it whatever is stored. A writer that dies here leaves
         only a list that expires after a day.
         """
-        plan_id = ""
-        while not plan_id or self._redis.exists(
-            self._redis.names.replay(plan_id), self._redis.names.replay_todo(plan_id)
-        ):
-            plan_id = secrets.token_hex(3)
+        plan_id = self.new_id()
         todo = self._redis.names.replay_todo(plan_id)
-        left = iter(orders)
-        count = 0
-        while chunk := list(islice(left, _WRITTEN_AT_ONCE)):
-            with self._redis.pipeline(transaction=True) as pipe:
-                pipe.rpush(todo, *(f"{member} {'-' if event_at is None else event_at}" for member, event_at in chunk))
-                pipe.pexpire(todo, _DRAFT)
-                pipe.execute()
-            count += len(chunk)
-        now = self._now()
+        count = self._write(todo, (f"{member} {'-' if event_at is None else event_at}" for member, event_at in orders))
         texts = {"who": who, "why": why, "selected": selected}
-        fields: dict[Any, Any] = {"at": now, "paced": now, "rate": rate, "sinks": ",".join(sinks), "orders": count}
-        entry = AuditEntry(what="replay", plan=plan_id, orders=count, **texts)
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._redis.names.replay(plan_id), mapping={"state": "open"} | texts | fields)
-            pipe.pexpire(self._redis.names.replay(plan_id), self._keep)
-            pipe.pexpire(todo, self._keep)
-            pipe.zadd(self._redis.names.replays, {plan_id: now})
-            audit.append(pipe, self._redis.names, entry)
-            pipe.execute()
-        (stored,) = self._read([plan_id])
-        return stored
+        return self._store(plan_id, "replay", count, texts, {"state": "open", "rate": rate, "sinks": ",".join(sinks)})
+
+    def draft(
+        self, plan_id: str, query: DeadQuery, *, count: int, rate: float, selected: str, who: str, why: str
+    ) -> Plan:
+        """Store a plan of these dead letters with its audit entry, and return it; the ops page makes and feeds it.
+
+        If there is a plan with this id, it is returned: a form that is sent twice makes one. `count`: how many letters
+        they are about. Those that become dead after `query.until` are not among them.
+        """
+        texts = {"who": who, "why": why, "selected": selected}
+        fields = {"state": "draft", "kind": "dead", "query": msgspec.json.encode(query), "left": count}
+        return self._store(plan_id, "requeue", count, texts, fields | {"rate": rate, "sinks": "", "fed_by": "ops"})
+
+    def make(self, plan: Plan) -> None:
+        """Write the list of a draft, and open it; raises what redis-py raises.
+
+        Each maker writes a list of its own, and the first one that is done opens the plan with it. The list of a maker
+        that dies expires after a day.
+        """
+        plan_key, todo = self._redis.names.replay(plan.id), self._redis.names.replay_todo(plan.id)
+        query: Any = self._redis.hget(plan_key, "query")
+        if query is None:
+            return
+        own = self._redis.names.replay_todo(f"{plan.id}-{secrets.token_hex(3)}")
+        letters = DeadLetters(self._redis).entries(msgspec.json.decode(query, type=DeadQuery))
+        named = ((member.partition(" "), ms) for member, ms in letters)
+        count = self._write(own, (f"{order} {ms} {sink}" for (order, _, sink), ms in named))
+        now = self._now()
+
+        def open_plan(pipe: Pipeline) -> None:
+            # Watched: another maker may be done, or the plan be cancelled, between this read and the transaction.
+            state: Any = pipe.hget(plan_key, "state")
+            pipe.multi()
+            if state != b"draft":
+                pipe.delete(own)
+                return
+            if count:
+                pipe.rename(own, todo)
+                pipe.pexpire(todo, self._keep)
+            pipe.hset(plan_key, mapping={"state": "open", "orders": count, "paced": now})
+            pipe.hdel(plan_key, "left", "query")
+
+        self._redis.transaction(open_plan, plan_key)
 
     def of(self, plan_id: str) -> Plan | None:
         """Return a plan, None if it does not exist (any more)."""
@@ -178,6 +221,30 @@ class Plans:
     def newest_first(self) -> Iterator[Plan]:
         """Return the plans of the last EVENT_DAYS."""
         return self._read(self.ids())
+
+    def of_ops(self) -> list[Plan]:
+        """Return the plans that the ops page is to make or to feed, newest first."""
+        plan_ids = self.ids()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for plan_id in plan_ids:
+                pipe.hmget(self._redis.names.replay(plan_id), "fed_by", "state")
+            answers = pipe.execute()
+        to_do = ([b"ops", b"draft"], [b"ops", b"open"])
+        return list(self._read([one for one, answer in zip(plan_ids, answers, strict=True) if answer in to_do]))
+
+    def run(self, plan: Plan) -> Iterator[int]:
+        """Make the plan if it is a draft, and feed it until it ends; yield after each step how many orders are left.
+
+        Raises OtherSchema, and what redis-py raises; another run goes on where this one ended.
+        """
+        if plan.state == "draft":
+            self.make(plan)
+        while True:
+            fed = self.feed(plan)
+            yield fed.left
+            if fed.state != "open":
+                return
+            time.sleep(min(max(fed.wait, _SHORTEST_WAIT), _LONGEST_WAIT) / 1000)
 
     def page(
         self,
@@ -209,9 +276,12 @@ class Plans:
         )
         return Step(state.decode(), left, wait)
 
-    def resume(self, plan: Plan, who: str, rate: float | None = None) -> Plan:
-        """Write to the audit who continues the plan, from now on at `rate` if one is given."""
-        return self._change(plan, {} if rate is None else {"rate": rate}, "resume", who, "")
+    def resume(
+        self, plan: Plan, who: str, why: str = "", *, rate: float | None = None, fed_by: Feeder | None = None
+    ) -> Plan:
+        """Write to the audit who continues the plan; from now on at `rate` and `fed_by` this, if they are given."""
+        changed = {"rate": rate, "fed_by": fed_by}
+        return self._change(plan, {name: to for name, to in changed.items() if to is not None}, "resume", who, why)
 
     def cancel(self, plan: Plan, who: str, why: str) -> Plan:
         """End the plan; queued orders stay queued. One that has ended meanwhile stays as it is."""
@@ -225,9 +295,9 @@ class Plans:
             state: Any = pipe.hget(plan_key, "state")
             left: Any = pipe.llen(todo)
             pipe.multi()
-            if state != b"open":
+            if state not in (b"draft", b"open"):
                 return
-            if what == "cancel":
+            if what == "cancel" and state == b"open":
                 fields["left"] = left
                 pipe.delete(todo)
             if fields:
@@ -239,6 +309,54 @@ class Plans:
         (changed,) = self._read([plan.id])
         return changed
 
+    def new_id(self) -> str:
+        """Return the id for a plan, which no other one has."""
+        names = self._redis.names
+        while True:
+            plan_id = secrets.token_hex(3)
+            if not self._redis.exists(names.replay(plan_id), names.replay_todo(plan_id)):
+                return plan_id
+
+    def _write(self, todo: str, entries: Iterable[str]) -> int:
+        """Write the list of a plan that is not open yet; return its length."""
+        left = iter(entries)
+        count = 0
+        while chunk := list(islice(left, _WRITTEN_AT_ONCE)):
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.rpush(todo, *chunk)
+                pipe.pexpire(todo, _DRAFT)
+                pipe.execute()
+            count += len(chunk)
+        return count
+
+    def _store(
+        self,
+        plan_id: str,
+        what: Literal["replay", "requeue"],
+        count: int,
+        texts: dict[str, str],
+        fields: dict[str, Any],
+    ) -> Plan:
+        """Store a new plan and its audit entry; its list, if it is written, lives as long."""
+        names, now = self._redis.names, self._now()
+        entry = AuditEntry(what=what, plan=plan_id, orders=count, **texts)
+        whole: dict[Any, Any] = {"at": now, "paced": now, "orders": count} | texts | fields
+
+        def store(pipe: Pipeline) -> None:
+            is_there: Any = pipe.exists(names.replay(plan_id))
+            pipe.multi()
+            if is_there:
+                return
+            pipe.hset(names.replay(plan_id), mapping=whole)
+            pipe.pexpire(names.replay(plan_id), self._keep)
+            pipe.pexpire(names.replay_todo(plan_id), self._keep)
+            pipe.zadd(names.replays, {plan_id: now})
+            audit.append(pipe, names, entry)
+
+        self._redis.transaction(store, names.replay(plan_id))
+        (stored,) = self._read([plan_id])
+        return stored
+
     def _read(self, plan_ids: list[str]) -> Iterator[Plan]:
         with self._redis.pipeline(transaction=False) as pipe:
             for plan_id in plan_ids:
@@ -248,6 +366,13 @@ class Plans:
         for plan_id, fields, left in zip(plan_ids, answers[::2], answers[1::2], strict=True):
             if fields:
                 yield _plan(plan_id, fields, left)
+
+
+def default_rate(settings: Settings) -> float:
+    """Return the orders a second that the backfill's permits and its share of the window allow."""
+    by_permits = settings.backfill_concurrency / GET_ORDER
+    by_window = SHARE * settings.upstream_requests_per_5_min / WINDOW
+    return min(by_permits, by_window)
 
 
 def select(redis: Redis, selection: Selection, step: Callable[[int], None]) -> Selected:
@@ -313,10 +438,3 @@ def _plan(plan_id: str, fields: Mapping[bytes, bytes], left: int) -> Plan:
     times = {name: from_ms(int(texts[name])) for name in ("at", "ended") if name in texts}
     sinks = [*filter(None, texts["sinks"].split(","))]
     return msgspec.convert({"id": plan_id, "left": left} | texts | times | {"sinks": sinks}, Plan, strict=False)
-
-
-def default_rate(settings: Settings) -> float:
-    """Return the orders a second that the backfill's permits and its share of the window allow."""
-    by_permits = settings.backfill_concurrency / GET_ORDER
-    by_window = SHARE * settings.upstream_requests_per_5_min / _WINDOW
-    return min(by_permits, by_window)

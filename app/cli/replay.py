@@ -6,7 +6,6 @@ queue for as long as it runs; whenever it ends, another one can resume the plan.
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from itertools import islice
 from typing import Annotated, Final
@@ -22,12 +21,6 @@ from app.ids import OrderKey
 from app.ledger.events import is_event_id
 from app.replay import Plan, Selected, Selection, default_rate, needless, select
 from app.sink_settings import EVERY
-
-_SHORTEST_WAIT: Final = 10
-"""ms between two steps: at a high rate each takes several orders."""
-
-_LONGEST_WAIT: Final = 1000
-"""ms between two steps at a low rate, so that a cancelled plan ends its feeders soon."""
 
 EXAMPLES: Final = (
     "ota-receiver events replay --since 6h --status Issued --dry-run",
@@ -183,7 +176,7 @@ def list_(limit: context.Limit = 20) -> None:
 def resume(plan_id: PlanId, rate: Rate = None) -> None:
     """Resume a replay. Several processes may run one plan: they share its rate, and no order is queued twice."""
     with open_context() as here:
-        _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate))
+        _finish(here, here.plans.resume(_open_plan(here, plan_id), flags().who, rate=rate))
 
 
 @command(cli, 'ota-receiver replays cancel k7m2qx --why "too many"', options="why who")
@@ -208,7 +201,7 @@ def _open_plan(here: CommandContext, plan_id: str) -> Plan:
     plan = here.plans.of(known) if known else None
     if plan is None:
         raise Stop(f"No plan {plan_id!r} found; `ota-receiver replays list` shows them.", FOUND)
-    if plan.state != "open":
+    if plan.is_over:
         raise Stop(f"Plan {plan.id} is already {plan.state}.", FOUND)
     return plan
 
@@ -223,13 +216,9 @@ def _finish(here: CommandContext, plan: Plan) -> None:
     left = plan.left
     try:
         with console.progress(f"replay {plan.id}", plan.left) as step:
-            while True:
-                fed = here.plans.feed(plan)
-                step(left - fed.left)
-                left = fed.left
-                if fed.state != "open":
-                    break
-                time.sleep(min(max(fed.wait, _SHORTEST_WAIT), _LONGEST_WAIT) / 1000)
+            for still_left in here.plans.run(plan):
+                step(left - still_left)
+                left = still_left
     except BaseException:
         orders = many(left, "order")
         console.remark(f"Stopped: {orders} of plan {plan.id} left. Resume: ota-receiver replays resume {plan.id}")
@@ -245,6 +234,7 @@ def _finish(here: CommandContext, plan: Plan) -> None:
 def _sentence(plan: Plan) -> str:
     skipped = f", {plan.passed:,} skipped" if plan.passed else ""
     left = f", {plan.left:,} left" if plan.left else ""
-    units = many(plan.orders, "delivery" if plan.sinks else "order")
+    unit = "dead letter" if plan.kind == "dead" else "delivery" if plan.sinks else "order"
+    units = many(plan.orders, unit)
     counts = f"{plan.queued:,} queued, {plan.waiting:,} already waiting"
     return f"Plan {plan.id} {plan.state}: {units}, {counts}{skipped}{left}."

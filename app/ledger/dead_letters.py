@@ -54,6 +54,18 @@ class DeadCount(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class DeadTotal(msgspec.Struct, frozen=True):
+    """How many dead fetches and dead deliveries match; at least so many unless it `is_whole`."""
+
+    fetches: int
+    deliveries: int
+    is_whole: bool
+
+    @property
+    def count(self) -> int:
+        return self.fetches + self.deliveries
+
+
 class DeadQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which dead letters; all conditions must hold. `since` and `until` are aware, inclusive: when it became one.
 
@@ -101,19 +113,52 @@ class DeadLetters:
 
     def oldest_first(self, query: DeadQuery) -> Iterator[DeadLetter]:
         """Return the orders that match, then the deliveries that match, each from the oldest on."""
-        since = None if query.since is None else to_ms(query.since)
-        # With an end: what is requeued and dies again meanwhile must not come again and again.
-        until = to_ms(query.until)
+        return filter(None, self._looked_at(query))
+
+    def entries(self, query: DeadQuery) -> Iterator[Scored]:
+        """Return the same as entries, each with its ms: an order, and for a delivery a space and its sink.
+
+        No record is read where the entries tell which match.
+        """
+        of_company = f"{query.company_id or ''}:"
+        for entries in self._walk(query):
+            if _needs_records(query):
+                found = zip(entries, self._matching(query, entries), strict=True)
+                yield from (entry for entry, letter in found if letter is not None)
+            else:
+                yield from (one for one in entries if query.company_id is None or one[0].startswith(of_company))
+
+    def total(self, query: DeadQuery, most: int) -> DeadTotal:
+        """Return how many match.
+
+        Without a company, and with a reason that ends before its first colon, these are all. Otherwise it looks at no
+        more than `most` fetches and as many deliveries, or at MOST_READ of both where it must read their records.
+        """
+        if _needs_records(query):
+            letters = list(islice(self._looked_at(query), MOST_READ))
+            matching = [letter for letter in letters if letter is not None]
+            fetches = sum(not letter.sink for letter in matching)
+            return DeadTotal(fetches, len(matching) - fetches, len(letters) < MOST_READ)
+        low: Any = "-inf" if query.since is None else to_ms(query.since)
+        high, of_company = to_ms(query.until), f"{query.company_id}:".encode()
+        client: Any = self._redis
+        counts, is_whole = [], True
         for zsets in self._zsets(query):
-            walks = [chain.from_iterable(oldest_first(self._redis, zset, since, until)) for zset in zsets]
-            merged = heapq.merge(*walks, key=itemgetter(1))
-            while entries := list(islice(merged, PAGE)):
-                yield from filter(None, self._matching(query, entries))
+            count, left = 0, most
+            for zset in zsets:
+                if query.company_id is None:
+                    count += client.zcount(zset, low, high)
+                    continue
+                members = client.zrange(zset, low, high, byscore=True, offset=0, num=left + 1)
+                is_whole = is_whole and len(members) <= left
+                count += sum(member.startswith(of_company) for member in members[:left])
+                left -= min(left, len(members))
+            counts.append(count)
+        fetches, deliveries = counts
+        return DeadTotal(fetches, deliveries, is_whole)
 
     def page(self, query: DeadQuery, after: str | None = None, limit: int = 50) -> Page[DeadLetter]:
         """Return a page of what matches, orders and deliveries together, oldest first; raises UnknownCursor."""
-        # The other reasons have a list of their own.
-        reads_each = query.reason is not None and (query.reason == RECORD_GONE or ":" in query.reason)
         return scored_page(
             self._redis,
             [*chain(*self._zsets(query))],
@@ -122,7 +167,7 @@ class DeadLetters:
             limit,
             since=query.since,
             until=query.until,
-            most=MOST_READ if reads_each else MOST_LOOKED_AT,
+            most=MOST_READ if _needs_records(query) else MOST_LOOKED_AT,
         )
 
     def waiting(self, sink: str) -> Iterator[DeadLetter]:
@@ -162,9 +207,24 @@ class DeadLetters:
         fetches = [names.dead_by("|".join(one)) for one in wanted if not one[0]]
         return fetches, [names.dead_by("|".join(one)) for one in wanted if one[0]]
 
+    def _looked_at(self, query: DeadQuery) -> Iterator[DeadLetter | None]:
+        """Return the dead letter of each entry that may match, None where it does not."""
+        return chain.from_iterable(self._matching(query, entries) for entries in self._walk(query))
+
+    def _walk(self, query: DeadQuery) -> Iterator[list[Scored]]:
+        """Return pages of the entries that may match: those of fetches, then those of deliveries, each oldest first."""
+        since = None if query.since is None else to_ms(query.since)
+        # With an end: what is requeued and dies again meanwhile must not come again and again.
+        until = to_ms(query.until)
+        for zsets in self._zsets(query):
+            walks = [chain.from_iterable(oldest_first(self._redis, zset, since, until)) for zset in zsets]
+            merged = heapq.merge(*walks, key=itemgetter(1))
+            while entries := list(islice(merged, PAGE)):
+                yield entries
+
     def _matching(self, query: DeadQuery, entries: Sequence[Scored]) -> list[DeadLetter | None]:
         """Return the dead letter of each entry that `_zsets` has, None where it does not match."""
-        if query.reason is not None and query.reason != RECORD_GONE and ":" not in query.reason:
+        if query.reason is not None and not _needs_records(query):
             # The list of a kind has no other, and where the record is lost it alone knows the reason.
             query = msgspec.structs.replace(query, reason=None)
         parts = [member.partition(" ") for member, _ in entries]
@@ -181,6 +241,11 @@ class DeadLetters:
         }
         found = (letters.get((member, sink)) for member, _, sink in parts)
         return [one if one is not None and query.matches(one) else None for one in found]
+
+
+def _needs_records(query: DeadQuery) -> bool:
+    """Return whether only the record tells whether an entry matches: the rest of a reason, or that there is none."""
+    return query.reason is not None and (query.reason == RECORD_GONE or query.reason != _general(query.reason))
 
 
 def _general(reason: str) -> str:

@@ -96,8 +96,11 @@ Fields of `ota:sink-breaker:<sink>`: `failures` attempts in a row whose destinat
 tries whether it is back, `probe_until` ms.
 
 Fields of `ota:replay:<plan>`: `at` ms when it was made, `who`, `why`, `selected` as text, `rate` orders a second,
-`sinks` (comma-separated; empty: fetch), `state` open, done or cancelled, `orders` in all, `paced` ms up to which the
-rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
+`sinks` (comma-separated; empty: fetch), `state` draft, open, done or cancelled, `orders` in all, `paced` ms up to which
+the rate has been used, `queued`, `waiting` and `passed` orders so far, `ended` ms, `left` orders when it was cancelled.
+`fed_by` ops if the ops page feeds it, else its command does. `kind` dead if it requeues dead letters: its list then has
+orders, ms when each became a dead letter, and sinks. While it is a draft, `query` has their filter as JSON, and `left`
+how many they are.
 
 Fields of `ota:reconcile:<company>`: `next_run_at` ms, `not_before` ms before which no run starts, `triggers` counted by
 rejected events, `triggers_handled` those that a run has handled, `next_trigger_at` ms before which they start no run.

@@ -29,7 +29,7 @@ _EXAMPLES: Final = {
         hdel k f | hincrbyfloat k f 1 | hsetnx k f 1
         smembers k | zrem k m | zremrangebyscore k 0 0
     """,
-    COMMANDS: "xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zscan k 0",
+    COMMANDS: "rename k k | xdel k 0-1 | xrange k - + | xread streams k 0 | xrevrange k + - | zscan k 0",
     API: "incrby k 1",
 }
 NEEDED: Final[Mapping[str, Sequence[Sequence[str]]]] = {

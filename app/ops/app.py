@@ -28,6 +28,7 @@ from app.errors import OtherSchema, StoreUnavailable
 from app.explain.stores import Stores
 from app.ledger.redis import VERSION, Redis, cause, code, log_outage, refuse_other_schema
 from app.ops.access import Access, Refused, Role, User, refuse_other_origin
+from app.ops.feeder import Feeder
 from app.ops.pages import HEADERS, Pages
 from app.settings import Settings
 from app.web.requests import CallerLog, Proxies
@@ -75,8 +76,15 @@ class Screen(NamedTuple):
     needs: Role = "read"
 
 
-def application(redis: Redis, settings: Settings, pages: Pages, screens: Sequence[Screen], access: Access) -> ASGIApp:
-    """Return the ASGI app; it closes `redis` at shutdown."""
+def application(
+    redis: Redis,
+    settings: Settings,
+    pages: Pages,
+    screens: Sequence[Screen],
+    access: Access,
+    feeder: Feeder | None = None,
+) -> ASGIApp:
+    """Return the ASGI app; it closes `redis` at shutdown. `feeder` feeds plans while it runs."""
     proxies = Proxies(settings.trusted_proxies)
     gate = Gate(redis, settings, pages, access, proxies)
     by_path: dict[str, dict[str, Screen]] = {}
@@ -98,7 +106,7 @@ def application(redis: Redis, settings: Settings, pages: Pages, screens: Sequenc
             StoreUnavailable: gate.unavailable,
             Exception: gate.failed,
         },
-        lifespan=lambda _: gate.open(),
+        lifespan=lambda _: gate.open(feeder),
     )
     app.router.redirect_slashes = False
     return CallerLog(Secured(app), proxies, "user", _log_request)
@@ -209,8 +217,12 @@ class Gate:
         )
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
+    async def open(self, feeder: Feeder | None) -> AsyncIterator[None]:
+        if feeder:
+            feeder.start()
         yield
+        if feeder:
+            feeder.stop()
         self._redis.close()
 
     def _note_outage(self, error: Exception) -> None:

@@ -30,7 +30,7 @@ def denied(redis: Any) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("prefix", [pytest.param("ota", marks=pytest.mark.nightly), "shop-2"])
 def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them(bare: Service, prefix: str) -> None:
     """No key has the default prefix where there is another."""
-    bare.variables |= {"KEY_PREFIX": prefix, "OPS_TOKEN": OPS_TOKEN}
+    bare.variables |= {"KEY_PREFIX": prefix, "OPS_TOKEN": "to-read-only", "OPS_ACT_TOKEN": OPS_TOKEN}
     (bare.folder / "shop.py").write_text(
         "def on_order(order, context):\n    if context.attempt == 1: raise RuntimeError\n"
     )
@@ -83,14 +83,20 @@ def test_the_whole_service_runs_with_the_rights_of_the_list_and_uses_all_of_them
             "feed",
         ):
             assert ask("GET", f"{api}/{path}", headers=caller)[0] == 200
-        for path in ("", "healthz", f"orders/{order_ids[0]}", f"search?q={order_ids[0][:13]}&all=1"):
-            assert ask("GET", f"http://127.0.0.1:{bare.variables['OPS_PORT']}/{path}", headers=VISITOR)[0] == 200
+        ops = f"http://127.0.0.1:{bare.variables['OPS_PORT']}"
+        shown = (f"orders/{order_ids[0]}", f"search?q={order_ids[0][:13]}&all=1")
+        for path in ("", "healthz", "events", "orders", "dead", "replays", "audit", *shown):
+            assert ask("GET", f"{ops}/{path}", headers=VISITOR)[0] == 200
+        redis.zadd(f"{prefix}:dead", {f"{bare.company_id}:{order_ids[2]}": 1})
+        form = {"content-type": "application/x-www-form-urlencoded", "origin": ops}
+        assert ask("POST", f"{ops}/dead/plan", b"plan=abcdef&until=2100-01-01&why=x", VISITOR | form)[0] == 200
         assert ask("POST", f"{api}/feed/ack", {"cursor": "MA"}, caller)[0] == 200
         pool.kill()
         pool = bare.start("worker", WORKERS="1", BACKFILL_WORKERS="0")
         eventually(lambda: bare.log("worker", "pool.recovered"), 10, what="the dead pool is found")
-        late = {"cmdstat_lmove", "cmdstat_xread"}
-        eventually(lambda: late <= redis.info("commandstats").keys(), 10, what="both queues and the events are read")
+        late = {"cmdstat_lmove", "cmdstat_xread", "cmdstat_rename"}
+        what = "both queues and the events are read, and the plan of the ops page is made"
+        eventually(lambda: late <= redis.info("commandstats").keys(), 10, what=what)
         assert pool.stop(20) == 0
 
         assert denied(redis) == set()

@@ -16,8 +16,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -76,11 +76,12 @@ class One:
 
 @dataclass(frozen=True)
 class Plan:
-    """`count` events that end at `now` (ms); 1 of 200 orders each is pending, deferred and dead."""
+    """`count` events that end at `now` (ms); of 200 orders those in `kinds` are not fetched."""
 
     count: int
     now: int
     company_id: str
+    kinds: Mapping[int, str] = field(default_factory=lambda: _KINDS)
 
     def one(self, number: int) -> One:
         own = number - (number % 50 == 49)
@@ -95,10 +96,10 @@ class Plan:
             secret="current",
             request_id=f"{number:032x}",
         )
-        return One(order, event, self.now - step + step * number // self.count, _KINDS.get(own % 200, "fetched"))
+        return One(order, event, self.now - step + step * number // self.count, self.kinds.get(own % 200, "fetched"))
 
 
-def _fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> None:
+def fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> None:
     """Record all events and fetch their orders; the jobs of pending orders wait in `live` at the end."""
     now = 0
     client = client_of(AsyncRedis, url, DEFAULT_PREFIX)
@@ -141,7 +142,7 @@ def _fetch(ledger: Ledger, one: One, contents: Sequence[Content]) -> None:
         ledger.fail_fetch(one.order, "host-1-live-1", fetch, **_FAILURES[one.kind])
 
 
-def _contents(one: Service) -> Iterator[Content]:
+def contents_of(one: Service) -> Iterator[Content]:
     """Return answers of getOrder that differ as real orders do: in the ids and numbers of their wallets."""
     made = {"company_id": one.company_id, "count": _CONTENTS, "items": ["31001", "PKG-100"]}
     for row in one.admin("POST", "orders", made)["orders"]:
@@ -240,11 +241,11 @@ def main() -> int:
         one.start_sandbox()
         one.variables["OPS_TOKEN"] = _TOKEN
         plan = Plan(options.orders, time.time_ns() // 1_000_000, one.company_id)
-        contents = list(_contents(one))
+        contents = list(contents_of(one))
         with Redis.from_url(one.valkey.url) as redis:
             redis.config_set("appendonly", "no")
             empty = redis.info("memory")["used_memory"]
-            _fill(redis, one.valkey.url, plan, contents)
+            fill(redis, one.valkey.url, plan, contents)
             sizes = Table("memory", "bytes")
             for what, size in _memory(redis, plan, redis.info("memory")["used_memory"] - empty):
                 sizes.add_row(what, f"{size:,.0f}")

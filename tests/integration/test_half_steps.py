@@ -22,11 +22,12 @@ from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake import recorder
 from app.ledger import policy, redis
-from app.ledger.dead_letters import DeadCount, DeadLetters
+from app.ledger.dead_letters import DeadCount, DeadLetters, DeadQuery
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.ledger.work import Delivery, DeliveryOutcome, Failure, Fetch
 from app.replay import Plans
+from app.times import from_ms
 from tests.lab import KEYS, ONE, START, WORKER, Lab, order
 
 TWO: Final = order(2)
@@ -191,6 +192,19 @@ def planned(*sinks: str) -> Callable[[Lab], Any]:
     return before
 
 
+def requeued(before: Callable[[Lab], Any]) -> Callable[[Lab], Any]:
+    def plan_of_dead_letters(lab: Lab) -> Any:
+        before(lab)
+        plans = plans_of(lab)
+        query = DeadQuery(until=from_ms(lab.now))
+        draft = plans.draft(plans.new_id(), query, count=1, rate=100, selected="", who="", why="")
+        plans.make(draft)
+        lab.later(10)
+        return draft
+
+    return plan_of_dead_letters
+
+
 def fail(outcome: Failure, lab: Lab, fetch: Fetch) -> None:
     lab.fail_fetch(outcome, fetch=fetch)
 
@@ -256,6 +270,10 @@ STEPS: Final = {
     "discard_of_a_delivery": Step(delivery_dead, lambda lab, _: lab.ledger.discard(ONE, "shop"), is_repeated=True),
     "replay": Step(planned(), lambda lab, plan: plans_of(lab).feed(plan), is_repeated=True),
     "replay_to_sinks": Step(planned("shop"), lambda lab, plan: plans_of(lab).feed(plan), is_repeated=True),
+    "replay_of_a_dead_fetch": Step(requeued(dead), lambda lab, plan: plans_of(lab).feed(plan), is_repeated=True),
+    "replay_of_a_dead_delivery": Step(
+        requeued(delivery_dead), lambda lab, plan: plans_of(lab).feed(plan), is_repeated=True
+    ),
     "erase": Step(fetched, erase, is_repeated=True),
     "erase_of_a_pending_order": Step(started, erase, is_repeated=True),
     "erase_of_a_dead_order": Step(dead, erase, is_repeated=True),

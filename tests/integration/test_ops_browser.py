@@ -9,6 +9,9 @@ from typing import Final
 import pytest
 from playwright.sync_api import Browser
 
+from app.ledger.dead_letters import DeadQuery
+from app.replay import Plans
+from app.times import from_ms
 from tests.browser import NARROW, WIDE, Scheme, Tab, beside, chromium, tab_of
 from tests.eventually import eventually
 from tests.lab import KEYS, MUSEUM, Lab, order
@@ -17,6 +20,13 @@ from tests.ops_site import OpsSite
 PAGES: Final = {
     "overview": "/",
     "runbook": "/runbook/fetch-late",
+    "events": "/events",
+    "orders": "/orders",
+    "dead": "/dead",
+    "dead-plan": "/dead/plan",
+    "replays": "/replays",
+    "replay": "/replays/abcdef",
+    "audit": "/audit?since=1h",
 }
 """Name of its picture -> a page."""
 
@@ -42,7 +52,11 @@ def busy(lab: Lab) -> Lab:
         lab.accept(order(4, MUSEUM))
         lab.dead_letter(order(4, MUSEUM))
         lab.accept_and_fetch(order(5))
-        lab.dead_letter_delivery(order(5))
+        lab.dead_letter_delivery(order(5), "rejected: <b>sold out</b>")
+        query = DeadQuery(until=from_ms(lab.now))
+        Plans(lab.redis, event_days=90).draft(
+            "abcdef", query, count=2, rate=0.01, selected="dead letters", who="Ada", why="back"
+        )
 
     beside(fill)
     return lab
@@ -169,3 +183,48 @@ def test_a_page_says_while_it_is_not_up_to_date(tab: Tab, busy: Lab) -> None:
         "error: Failed to load resource: the server responded with a status of 503"
     }
     tab.problems.clear()
+
+
+def test_a_list_stands_still_while_events_arrive_and_says_how_many_there_are(tab: Tab, busy: Lab) -> None:
+    tab.page.clock.install()
+    page = tab.open("/events?company=museum")
+    before = page.locator("tbody").inner_html()
+    beside(busy.accept, order(7, MUSEUM), order(8, MUSEUM), order(9))
+
+    page.clock.run_for(5000)
+    new = page.get_by_role("link", name="2 new events: show them")
+    new.wait_for()
+
+    assert page.locator("tbody").inner_html() == before
+    new.click()
+    page.get_by_role("link", name=order(8).order_id).wait_for()
+    assert (page.url.partition("?")[2], page.locator("tbody tr").count()) == ("company=museum", 3)
+
+
+def test_a_list_that_is_followed_moves_as_events_arrive(tab: Tab, busy: Lab) -> None:
+    tab.page.clock.install()
+    page = tab.open("/events?company=museum")
+    page.get_by_role("link", name="Follow live").click()
+    page.get_by_text("Live:").wait_for()
+    beside(busy.accept, order(7, MUSEUM), order(9))
+
+    page.clock.run_for(5000)
+
+    page.get_by_role("link", name=order(7).order_id).wait_for()
+    assert page.locator("tbody tr").count() == 2
+
+
+def test_dead_letters_are_requeued_with_a_form_and_the_progress_is_alive(tab: Tab, busy: Lab) -> None:
+    page = tab.open("/dead")
+    page.get_by_role("link", name="Requeue these 2…").click()
+    page.get_by_label("Dead letters a second").fill("0.5")
+    page.get_by_role("button", name="Show the cost at this rate").click()
+    page.get_by_text("4 s", exact=True).wait_for()
+    page.get_by_label("Why?").fill("the venue is back")
+    page.get_by_role("button", name="Requeue 2").click()
+
+    page.get_by_text("0 of 2").or_(page.get_by_text("1 of 2")).wait_for()
+    page.locator("#progress").get_by_text("2 of 2").wait_for(timeout=15_000)
+
+    assert "done" in page.locator("#progress").inner_text()
+    assert busy.dead() == 0

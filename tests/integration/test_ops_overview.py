@@ -88,10 +88,10 @@ def test_what_is_pending_links_to_the_pending_orders_of_all_and_of_its_company(o
     lab.accept(ONE, order(2), SAME_ID, at=lab.now - 240_000)
     page = first_screen(ops)
 
-    assert page.address("3 orders are pending, the oldest for 4 min") == "/orders?state=pending"
+    assert page.address("3 orders are pending, the oldest for 4 min") == "/orders?state=outstanding"
     assert {address for text, address in page.links if text == "4 min"} == {
-        "/orders?state=pending&company=venue",
-        "/orders?state=pending&company=museum",
+        "/orders?state=outstanding&company=venue",
+        "/orders?state=outstanding&company=museum",
     }
 
 
@@ -135,6 +135,8 @@ def test_dead_letters_are_counted_by_reason_and_link_to_exactly_these(ops: OpsSi
         ("2", "/dead?reason=order_missing"),
         ("2", "/dead?reason=unsettled"),
         ("1", f"/dead?reason=unsettled&sink={QUOTED}"),
+        ("2", "/dead?reason=order_missing&sink=-"),
+        ("1", "/dead?reason=unsettled&sink=-"),
     }
 
 

@@ -7,21 +7,25 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app import audit
+from app.audit import AuditEntry
 from app.dev.processes import Process
 from app.dev.valkey import Valkey
+from app.erasure import Erasure
 from app.errors import OtherSchema
+from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.history import FetchRequested, Redelivered
 from app.ledger.policy import DAY
 from app.ledger.redis import VERSION, Redis
 from app.ledger.work import DeliveryOutcome
 from app.replay import MOST_A_STEP, Plan, Plans, Step
-from app.times import to_ms
+from app.times import from_ms, to_ms
 from tests.eventually import eventually
-from tests.lab import KEYS, SINK, Lab, order
+from tests.lab import KEYS, MUSEUM, ONE, SINK, VENUE, Lab, order
 
 OTHER = "python:operator:eq"
 NOW = 1_800_000_000_000
@@ -226,6 +230,157 @@ class TestToSinks:
         assert lab.record(order(2)) == {}
 
 
+def dead_fetch(lab: Lab, number: int, reason: str = "order_missing", *, company_id: str = VENUE) -> None:
+    lab.accept(order(number, company_id))
+    lab.dead_letter(order(number, company_id), reason)
+
+
+def dead_delivery(lab: Lab, number: int) -> None:
+    lab.accept_and_fetch(order(number))
+    lab.dead_letter_delivery(order(number))
+
+
+def requeueing(lab: Lab, plans: Plans, *, rate: float = 1000, **conditions: Any) -> Plan:
+    """Make a plan of the dead letters that match, whose jobs are gone."""
+    lab.clear_queues()
+    query = DeadQuery(until=from_ms(lab.now), **conditions)
+    draft = plans.draft(plans.new_id(), query, count=4, rate=rate, selected="all", who="ann", why="venue is back")
+    plans.make(draft)
+    return current(plans, draft)
+
+
+class TestDeadLetters:
+    def test_each_dead_fetch_and_each_dead_delivery_is_revived(self, lab: Lab, plans: Plans) -> None:
+        """The fetch in the backfill queue, and the delivery with new attempts and without a fetch."""
+        dead_fetch(lab, 1)
+        dead_delivery(lab, 2)
+        plan = requeueing(lab, plans)
+        assert (plan.state, plan.orders, plan.left) == ("open", 2, 2)
+
+        step = feed(lab, plans, plan)
+
+        assert (step.state, current(plans, plan).queued, lab.dead()) == ("done", 2, 0)
+        assert lab.redis.zcard(KEYS.dead_deliveries) == 0
+        assert lab.queued("backfill") == [order(1).order_id]
+        assert lab.fetch_and_store(order(1)) == "fetched"
+        assert lab.deliver(order=order(2)).attempts == 1
+        assert (lab.field("generation", order(2)), lab.acquire_delivery(order(2))) == ("1", None)
+
+    @pytest.mark.parametrize(
+        ("conditions", "numbers"),
+        [
+            ({}, {1, 2, 3, 4}),
+            ({"company_id": VENUE}, {1, 2, 3}),
+            ({"reason": "order_missing"}, {1, 4}),
+            ({"sink": SINK}, {3}),
+            ({"since": from_ms(NOW + 1)}, set()),
+        ],
+    )
+    def test_only_those_that_match_are_revived(
+        self, lab: Lab, plans: Plans, conditions: dict[str, Any], numbers: set[int]
+    ) -> None:
+        dead_fetch(lab, 1)
+        dead_fetch(lab, 2, "http_400")
+        dead_delivery(lab, 3)
+        dead_fetch(lab, 4, company_id=MUSEUM)
+
+        feed(lab, plans, requeueing(lab, plans, **conditions))
+
+        letters = DeadLetters(lab.redis).oldest_first(DeadQuery(until=from_ms(lab.now)))
+        left = {letter.order_id for letter in letters}
+        assert left == {order(number).order_id for number in {1, 2, 3, 4} - numbers}
+
+    @pytest.mark.parametrize("meanwhile", ["requeued", "requeued and dead again", "discarded", "erased", "record gone"])
+    @pytest.mark.parametrize("sink", ["", SINK])
+    def test_what_is_no_longer_the_letter_that_was_counted_is_passed_over(
+        self, lab: Lab, plans: Plans, meanwhile: str, sink: str
+    ) -> None:
+        (dead_delivery if sink else dead_fetch)(lab, 1)
+        plan = requeueing(lab, plans)
+        lab.later(1)
+        if meanwhile.startswith("requeued"):
+            lab.ledger.retry_delivery(ONE, sink) if sink else lab.request_fetch(queue="backfill")
+        if meanwhile.endswith("again"):
+            lab.dead_letter_delivery(ONE) if sink else lab.dead_letter(ONE)
+        if meanwhile == "discarded":
+            assert lab.ledger.discard(ONE, sink)
+        if meanwhile == "erased":
+            erasure = Erasure(lab.redis, order_days=400)
+            traces = erasure.traces(ONE)
+            assert traces is not None
+            erasure.erase(traces)
+        if meanwhile == "record gone":
+            lab.redis.delete(KEYS.record(ONE))
+        before = (lab.record(), lab.is_dead(), lab.pending(), lab.jobs("backfill"))
+
+        feed(lab, plans, plan, 3000)
+
+        ended = current(plans, plan)
+        assert (ended.state, ended.queued, ended.passed) == ("done", 0, 1)
+        assert (lab.record(), lab.is_dead(), lab.pending(), lab.jobs("backfill")) == before
+
+    def test_one_that_dies_after_the_count_is_not_in_the_plan(self, lab: Lab, plans: Plans) -> None:
+        dead_fetch(lab, 1)
+        until = from_ms(lab.now)
+        lab.later(1)
+        dead_fetch(lab, 2)
+        draft = plans.draft(plans.new_id(), DeadQuery(until=until), count=1, rate=1000, selected="", who="ann", why="")
+
+        plans.make(draft)
+        feed(lab, plans, draft, 3000)
+
+        assert [lab.is_dead(order(number)) for number in (1, 2)] == [False, True]
+
+    def test_the_audit_names_who_and_why_before_the_list_is_written(self, lab: Lab, plans: Plans) -> None:
+        draft = plans.draft(
+            plans.new_id(), DeadQuery(until=from_ms(NOW)), count=412, rate=4, selected="all", who="ann", why="back"
+        )
+
+        ((_, entry),) = audit.newest_first(lab.redis)
+        assert entry == AuditEntry(what="requeue", plan=draft.id, who="ann", why="back", selected="all", orders=412)
+        assert (draft.state, draft.fed_by, draft.left, feed(lab, plans, draft).state) == ("draft", "ops", 412, "draft")
+
+    def test_two_makers_at_once_give_one_list(self, lab: Lab, plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The second one makes the plan, and feeds half of it, while the first one still writes."""
+        for number in (1, 2):
+            dead_fetch(lab, number)
+        draft = plans.draft(
+            plans.new_id(), DeadQuery(until=from_ms(NOW)), count=2, rate=1, selected="", who="ann", why=""
+        )
+        second = Plans(lab.redis, event_days=90, clock=lab.clock)
+        write = plans._write
+
+        def is_overtaken(todo: str, entries: Iterable[str]) -> int:
+            written = write(todo, entries)
+            second.make(draft)
+            feed(lab, second, draft)
+            return written
+
+        monkeypatch.setattr(plans, "_write", is_overtaken)
+        plans.make(draft)
+
+        now = current(plans, draft)
+        assert (now.state, now.orders, now.left, now.queued) == ("open", 2, 1, 1)
+        assert lab.redis.keys("ota:replay-todo:*") == [KEYS.replay_todo(draft.id).encode()]
+
+    def test_a_draft_that_is_cancelled_is_not_made(self, lab: Lab, plans: Plans) -> None:
+        dead_fetch(lab, 1)
+        draft = plans.draft(
+            plans.new_id(), DeadQuery(until=from_ms(NOW)), count=1, rate=1, selected="", who="ann", why=""
+        )
+
+        cancelled = plans.cancel(draft, "bob", "wrong filter")
+        plans.make(draft)
+
+        assert (cancelled.state, cancelled.left, current(plans, draft)) == ("cancelled", 1, cancelled)
+        assert (list(plans.run(draft)), lab.is_dead(order(1))) == ([0], True)
+
+    def test_none_left_when_it_is_made_is_done(self, lab: Lab, plans: Plans) -> None:
+        plan = requeueing(lab, plans)
+
+        assert (feed(lab, plans, plan).state, current(plans, plan).orders) == ("done", 0)
+
+
 ORDERS = 60
 
 
@@ -243,11 +398,11 @@ def fill(lab: Lab) -> Lab:
     return lab
 
 
-def feeder(lab: Lab, *arguments: str) -> Process:
+def feeder(lab: Lab, *arguments: str, **env: str) -> Process:
     command = [sys.executable, "-m", "app.cli", *arguments]
     log = lab.folder / f"feeder-{len(list(lab.folder.glob('feeder-*')))}.log"
     root = Path(__file__).parents[2]
-    return Process.start(command, env=lab.env | {"PYTHONPATH": str(root)}, cwd=lab.folder, log=log)
+    return Process.start(command, env=lab.env | env | {"PYTHONPATH": str(root)}, cwd=lab.folder, log=log)
 
 
 def plan_of(lab: Lab) -> Plan:
@@ -343,3 +498,84 @@ def test_a_failure_of_redis_stops_it_and_nothing_is_lost(own_valkey: Valkey, tmp
         assert resumed.code == 0
         assert fed(lab, plan) == list(range(ORDERS))
         assert redis.zcard(KEYS.due) == ORDERS
+
+
+@pytest.fixture
+def dead(lab: Lab) -> Lab:
+    """A lab of which every order is dead; no job waits."""
+    lab.accept(*map(order, range(ORDERS)))
+    for number in range(ORDERS):
+        lab.dead_letter(order(number))
+    lab.clear_queues()
+    return lab
+
+
+def ops(lab: Lab) -> Process:
+    """Start a process of the ops page in which people may act."""
+    return feeder(lab, "ops", OPS_TOKEN="token-to-read", OPS_ACT_TOKEN="token-to-act", OPS_PORT="0")
+
+
+def draft(lab: Lab, rate: float) -> Plan:
+    plans = Plans(lab.redis, event_days=90)
+    query = DeadQuery(until=from_ms(lab.now))
+    return plans.draft(plans.new_id(), query, count=ORDERS, rate=rate, selected="", who="ann", why="")
+
+
+def is_done(lab: Lab, plan: Plan) -> bool:
+    return current(Plans(lab.redis, event_days=90), plan).state == "done"
+
+
+def test_two_processes_of_the_ops_page_share_a_plan_and_its_rate(dead: Lab) -> None:
+    plan = draft(dead, rate=40)
+    with ops(dead), ops(dead):
+        eventually(lambda: is_done(dead, plan), 20, what="the plan is done")
+
+    assert fed(dead, plan) == list(range(ORDERS))
+    assert sorted(dead.queued("backfill")) == [order(number).order_id for number in range(ORDERS)]
+    elapsed = [at - to_ms(plan.at) for at, _ in requests(dead, plan)]
+    assert all(ms >= (count + 1) * 25 - 1 for count, ms in enumerate(elapsed))
+
+
+def test_a_plan_of_a_command_is_fed_by_the_ops_page_from_its_resume_there_on(filled: Lab) -> None:
+    plans = Plans(filled.redis, event_days=90)
+    plan = file(plans, range(ORDERS), rate=1000)
+    mine = draft(filled, rate=1000)
+    with ops(filled):
+        eventually(lambda: is_done(filled, mine), 20, what="the plan of the page is done")
+        assert current(plans, plan).left == ORDERS
+
+        plans.resume(plan, "ann", "bob has left", fed_by="ops")
+
+        eventually(lambda: is_done(filled, plan), 10, what="the plan is done")
+    noted = [(one.what, one.who, one.why) for _, one in audit.newest_first(filled.redis) if one.plan == plan.id]
+    assert noted == [("resume", "ann", "bob has left"), ("replay", "ann@host", "a test")]
+
+
+def test_while_redis_is_away_the_ops_page_waits_and_then_goes_on(own_valkey: Valkey, tmp_path: Path) -> None:
+    with Redis.from_url(own_valkey.url, socket_timeout=5) as redis:
+        lab = fill(Lab(redis, own_valkey.url, tmp_path))
+        plan = file(Plans(redis, event_days=90), range(ORDERS), rate=40)
+        Plans(redis, event_days=90).resume(plan, "ann", fed_by="ops")
+        with ops(lab):
+            plan_of(lab)
+            own_valkey.kill()
+            own_valkey.restart()
+
+            eventually(lambda: is_done(lab, plan), 20, what="the plan is done")
+
+        assert fed(lab, plan) == list(range(ORDERS))
+
+
+def test_after_a_kill_the_ops_page_goes_on_with_the_plan(dead: Lab) -> None:
+    plan = draft(dead, rate=40)
+    with ops(dead) as first:
+        plan_of(dead)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait(20)
+    assert 0 < len(fed(dead, plan)) < ORDERS
+
+    with ops(dead):
+        eventually(lambda: is_done(dead, plan), 20, what="the plan is done")
+
+    assert fed(dead, plan) == list(range(ORDERS))
+    assert sorted(dead.queued("backfill")) == [order(number).order_id for number in range(ORDERS)]
