@@ -167,13 +167,14 @@ def test_a_poll_shows_what_is_new_and_keeps_focus_and_text_and_what_is_open(tab:
 def test_a_page_says_while_it_is_not_up_to_date(tab: Tab, busy: Lab) -> None:
     tab.page.clock.install()
     page = tab.open("/")
-    notice = page.get_by_text("Not up to date.")
+    notice = page.locator("#stale")
     schema = busy.redis.get(KEYS.schema)
     assert not notice.is_visible()
 
     busy.redis.set(KEYS.schema, "another")
     page.clock.run_for(5000)
-    notice.wait_for()
+    notice.filter(has_text="Redis cannot be used now").wait_for()
+    assert "UTC" in notice.inner_text()
     assert "pending" in page.locator("h1").inner_text()
 
     busy.redis.set(KEYS.schema, schema or b"")
@@ -182,6 +183,29 @@ def test_a_page_says_while_it_is_not_up_to_date(tab: Tab, busy: Lab) -> None:
     assert {text.partition(" (")[0] for text in tab.problems} == {
         "error: Failed to load resource: the server responded with a status of 503"
     }
+    tab.problems.clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (0, "The ops page does not answer."),
+        (401, "Your password is no longer accepted."),
+        (500, "The ops page answers with error 500."),
+    ],
+)
+def test_a_page_that_is_not_up_to_date_says_why_and_as_of_when(tab: Tab, status: int, said: str) -> None:
+    """That the page is away says nothing of the receiver."""
+    tab.page.clock.install()
+    page = tab.open("/")
+    read_at = page.locator("#read-at").inner_text().removeprefix("Read at ")
+    page.route("**/", lambda route: route.fulfill(status=status) if status else route.abort())
+    page.clock.run_for(5000)
+
+    page.locator("#stale").filter(has_text=said).wait_for()
+
+    assert f"All of this is as of {read_at}." in page.locator("#stale").inner_text()
+    assert page.locator("main").evaluate("one => getComputedStyle(one).filter") == "grayscale(1)"
     tab.problems.clear()
 
 

@@ -92,7 +92,7 @@ def test_without_redis_it_starts_and_says_so_until_redis_is_back(tmp_path: Path)
         settings = settings_of_one_company(server.url) | {"OPS_TOKEN": READ}
         page = parts.enter_context(serving(tmp_path, settings, OPS))
         away = page.http.get("/", auth=(WHO, READ))
-        assert (away.status_code, away.headers["retry-after"]) == (503, "5")
+        assert (away.status_code, away.headers["retry-after"], away.headers["refresh"]) == (503, "5", "5")
         assert "Redis cannot be used now" in away.text
         assert "Traceback" not in away.text
         server.restart()
