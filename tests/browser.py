@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal, ParamSpec, TypeVar
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.ops_site import ACT, WHO, OpsSite
 from tests.programs import program
@@ -61,10 +61,24 @@ class Tab:
         page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         page.on("requestfailed", self._note_lost)
 
-    def open(self, path: str) -> Page:
-        """Open a page of the site; return once it is loaded."""
-        self.page.goto(self._site.url + path)
+    def open(self, path: str, status: int = 200) -> Page:
+        """Open a page of the site, which must answer with this status; return once it is loaded."""
+        answer = self.page.goto(self._site.url + path)
+        assert answer is not None
+        assert answer.status == status, path
+        if status >= 400:
+            self.forget(f"status of {status}")
         return self.page
+
+    def tick(self) -> None:
+        """Let the page ask for what is new, as it does every 5 s while it is visible."""
+        self.page.evaluate("document.body.dispatchEvent(new CustomEvent('ops:tick'))")
+
+    def forget(self, *texts: str) -> None:
+        """Leave out the problems that contain each of these texts: there must be one at least."""
+        kept = [one for one in self.problems if not any(text in one for text in texts)]
+        assert len(kept) < len(self.problems), f"none has {texts}: {self.problems}"
+        self.problems = kept
 
     def resize(self, width: int, scheme: Scheme) -> None:
         """Show the page so wide and with this preference."""
@@ -101,6 +115,7 @@ class Tab:
 def chromium() -> Iterator[Browser]:
     """Run one browser until the block ends."""
     path = program("chromium", "chromium")
+    expect.set_options(timeout=WITHIN_MS)
     with sync_playwright() as driver, driver.chromium.launch(executable_path=path, args=[*_OPTIONS]) as browser:
         yield browser
 

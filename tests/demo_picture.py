@@ -46,7 +46,7 @@ def main() -> None:
     last_frame = _CURSOR.sub("", ended.stdout.rpartition(_ERASE_LINE)[2])
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text(COMMAND, style="bold"))
-    console.print(Text.from_ansi(last_frame.partition("An event like those received")[0].rstrip()))
+    console.print(Text.from_ansi(last_frame.rstrip()))
     picture = console.export_svg(title="ota-receiver demo", unique_id="demo")
     PICTURE.write_text(_FONT_FACE.sub("", picture), encoding="utf-8")
 

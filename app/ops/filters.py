@@ -14,6 +14,9 @@ from app.ids import guid
 FETCHES = "-"
 """The `sink` of a dead fetch in an address, where an empty one means any; no sink has this name."""
 
+_FARTHEST = 4_102_444_800_000
+"""The year 2100, in ms since 1970."""
+
 
 class Filter:
     """The fields of one address. `typed` has the text of each, "" of others; `errors` why one cannot be used.
@@ -59,6 +62,11 @@ class Filter:
         except ValueError as error:
             self.errors[name] = str(error)
             return None
+
+    def moment(self, name: str) -> datetime | None:
+        """Return a time that the page itself has put into an address, as ms since 1970."""
+        found = self.number(name, 0, _FARTHEST)
+        return None if found is None else times.from_ms(int(found))
 
     def number(self, name: str, least: float, most: float) -> float | None:
         found = self.text(name)

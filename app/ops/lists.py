@@ -7,7 +7,7 @@ time (ms since 1970) at which the rows were read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, get_args
@@ -29,7 +29,7 @@ from app.ledger.record import OrderRecord, State
 from app.ops.app import Screen, Visit
 from app.ops.filters import FETCHES, Filter
 from app.ops.pages import Pages
-from app.times import from_ms, to_ms
+from app.times import to_ms
 
 ROWS: Final = 50
 
@@ -87,6 +87,7 @@ class Lists:
             chosen,
             query.since,
             read,
+            read,
             outcomes=OUTCOMES,
             follows=follows,
             follow=chosen.address("/events", "after", "seen", follow="1"),
@@ -108,8 +109,8 @@ class Lists:
             until=chosen.time("until"),
         )
         by_clock = [name for name in ("behind", "failing") if chosen.text(name)] + ["state"] * (state == "outstanding")
-        others = {"status", "since", "until", "state", "behind", "failing"} - {*by_clock[:1]}
-        if by_clock and (both := [name for name in others if chosen.text(name)]):
+        others = ("status", "since", "until", "state", "failing")
+        if by_clock and (both := [name for name in others if chosen.text(name) and name != by_clock[0]]):
             chosen.errors[both[0]] = f"It cannot be combined with {by_clock[0]}."
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[OrderRecord]:
@@ -126,7 +127,7 @@ class Lists:
             chosen,
             query.since,
             read,
-            counts_new=not by_clock and state not in ON_THE_CLOCK,
+            None if by_clock or state in ON_THE_CLOCK else read,
             states=states,
             sinks=stores.sinks,
             now=now,
@@ -147,6 +148,7 @@ class Lists:
             "dead.html",
             chosen,
             query.since,
+            read,
             read,
             total=None if chosen.errors else stores.dead_letters.total(query, MOST_COUNTED),
             reasons=_with(chosen.text("reason"), (one.reason for one in kinds)),
@@ -172,6 +174,7 @@ class Lists:
             chosen,
             since,
             read,
+            read,
             actions=ACTIONS,
             order_in=partial(_order_in, stores),
         )
@@ -195,27 +198,26 @@ def show_list(
     chosen: Filter,
     since: datetime | None,
     read: Read[Any],
-    *,
-    counts_new: bool = True,
+    read_new: Read[Any] | None,
     **values: Any,
 ) -> Response:
     """Return the page of a list: 400 with its form as it was typed if a field of the filter is wrong.
 
-    `read` reads what matches, from `since` on. `counts_new`: whether a row that comes later has a later time.
+    `read` reads what matches from `since` on, `read_new` what came since the rows were `seen`: None where a row that
+    comes later has no later time.
     """
     path, stores = visit.here.partition("?")[0], visit.stores
-    seen = chosen.number("seen", 0, 1e14) or to_ms(stores.now())
+    seen = chosen.moment("seen") or stores.now()
     found, fresh = Page[Any]([]), 0
     try:
         if not chosen.errors:
             found = read(since, visit.query.get("after"), ROWS)
-            if counts_new and "seen" in visit.query:
-                behind = from_ms(int(seen) + 1)
-                fresh = len(read(behind if since is None else max(behind, since), None, MOST_NEW + 1).rows)
+            if read_new and "seen" in visit.query:
+                behind = seen + timedelta(milliseconds=1)
+                fresh = len(read_new(behind if since is None else max(behind, since), None, MOST_NEW + 1).rows)
     except UnknownCursor:
         chosen.errors["after"] = "The address of this page was cut, or changed: begin with the first page."
     common: dict[str, Any] = {
-        "path": path,
         "chosen": chosen.typed,
         "errors": chosen.errors,
         "companies": sorted(stores.slugs.values()) if stores.are_several or chosen.text("company") else [],
@@ -226,7 +228,7 @@ def show_list(
         "first": chosen.address(path, "after", "seen"),
         "fresh": fresh,
         "most_new": MOST_NEW,
-        "poll": chosen.address(path, seen=str(int(seen))) if counts_new else None,
+        "poll": chosen.address(path, seen=str(to_ms(seen))) if read_new else None,
     }
     status = int(HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK)
     return pages.page(template, visit.user, visit.here, status, **common, **values)

@@ -8,7 +8,6 @@ from datetime import UTC
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import quote, urlencode
 
 import msgspec
 from starlette.responses import Response
@@ -18,7 +17,7 @@ from app.audit import LONGEST_TEXT
 from app.errors import BrokenRecord, NotKnown, UnreadableAnswer
 from app.explain.order_diff import Difference, difference
 from app.explain.order_history import Step, took
-from app.explain.order_view import NOT_FOUND, OrderView, Outstanding, asset_rows, error_words, sink_state, view_of
+from app.explain.order_view import OrderView, Outstanding, asset_rows, error_words, sink_state, view_of
 from app.explain.stores import Stores
 from app.ids import OrderKey, guid
 from app.ledger.dead_letters import DeadLetter
@@ -28,6 +27,7 @@ from app.operations import Operations
 from app.ops.access import Refused
 from app.ops.app import Screen, Visit, see_other
 from app.ops.pages import Pages
+from app.ops.search import LONGEST_SOUGHT, address, results
 from app.texts import commands_apart
 
 ADDRESS: Final = "/orders/{order_id}"
@@ -116,18 +116,18 @@ class OrderScreens:
         done, revision = visit.query.get("done", ""), _number(visit.query.get("revision", ""))
         if done and done not in NOTICES:
             raise _bad("This page takes no such `done`.")
-        stores, found = visit.stores, _orders(visit, visit.query)
-        if len(found) > 1:
-            companies = [(stores.slug(key.company_id), address(stores, key)) for key in found]
-            order_id = found[0].order_id
-            return self._pages.page("companies.html", visit.user, visit.here, order_id=order_id, companies=companies)
-        (key,) = found
         try:
-            view = view_of(stores, key)
+            found = _orders(visit, visit.query)
+            view = view_of(visit.stores, found[0]) if len(found) == 1 else None
         except BrokenRecord as error:
             raise _broken(error) from None
         except NotKnown:
-            raise _unknown(key.order_id) from None
+            return results(self._pages, visit, visit.path["order_id"][:LONGEST_SOUGHT], [], is_whole=True)
+        stores, key = visit.stores, found[0]
+        if view is None:
+            companies = [(stores.slug(one.company_id), address(stores, one)) for one in found]
+            values: dict[str, Any] = {"order_id": key.order_id, "companies": companies}
+            return self._pages.page("companies.html", visit.user, visit.here, **values)
         actions = tuple(actions_of(stores, view.record, stores.dead_letters.of(key, waiting=True)))
         offer = _token(*((one.what, one.sink, one.seen) for one in actions))
         seen = visit.query.get("seen", offer)
@@ -193,24 +193,22 @@ class OrderScreens:
         if not why or len(why) > LONGEST_TEXT or not why.isprintable():
             detail = f"Say why, on one line of at most {LONGEST_TEXT} characters, for the audit. Nothing was done."
             raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "Why?", detail)
-        stores, found = visit.stores, _orders(visit, visit.form)
-        if len(found) > 1:
-            raise _bad("Several companies have this order: name one with `company`.")
-        (key,) = found
+        stores = visit.stores
         try:
-            record, letters = stores.orders.record(key), stores.dead_letters.of(key, waiting=True)
+            found = _orders(visit, visit.form)
+            record = stores.orders.record(found[0])
+            letters = stores.dead_letters.of(found[0], waiting=True)
         except BrokenRecord as error:
             raise _broken(error) from None
+        except NotKnown:
+            record = None
         if record is None:
-            raise _unknown(key.order_id)
+            detail = "There is no such order (any more). Nothing was done."
+            raise Refused(HTTPStatus.NOT_FOUND, "unknown_order", "Order not found", detail)
+        if len(found) > 1:
+            raise _bad("Several companies have this order: name one with `company`.")
+        key = record.key
         return Offered(stores, key, record, letters, tuple(actions_of(stores, record, letters)))
-
-
-def address(stores: Stores, key: OrderKey, **query: object) -> str:
-    """Return the address of the page of an order; of `query` what is empty is left out."""
-    named = {"company": stores.slug(key.company_id)} if stores.are_several else {}
-    text = urlencode(named | {name: value for name, value in query.items() if value})
-    return f"/orders/{quote(key.order_id)}{'?' if text else ''}{text}"
 
 
 def actions_of(stores: Stores, record: OrderRecord, letters: Sequence[DeadLetter]) -> Iterator[Action]:
@@ -282,16 +280,16 @@ def _back(stores: Stores, key: OrderKey, done: str) -> Response:
 
 
 def _orders(visit: Visit, given: Mapping[str, str]) -> list[OrderKey]:
-    """Return the orders with the id in the path, of the company given if one is; raises Refused without any."""
+    """Return the orders with the id in the path, of the company given if one is; raises NotKnown without any."""
     stores, text, company = visit.stores, visit.path["order_id"], given.get("company")
     order_id = guid(text)
     company_id = next((one for one, slug in stores.slugs.items() if slug == company), guid(company))
     if order_id is None or (company is not None and company_id is None):
-        raise _unknown(text)
+        raise NotKnown(text)
     visit.line["order_id"] = order_id
     found = stores.find_whole(order_id, company_id)
     if not found:
-        raise _unknown(text)
+        raise NotKnown(text)
     return found
 
 
@@ -389,8 +387,3 @@ def _bad(detail: str) -> Refused:
 def _broken(error: BrokenRecord) -> Refused:
     title = "The record of this order is unreadable"
     return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "broken_record", title, str(error))
-
-
-def _unknown(text: str) -> Refused:
-    detail = " ".join(line.format(text=text[:100]) for line in NOT_FOUND)
-    return Refused(HTTPStatus.NOT_FOUND, "unknown_order", "Order not found", detail)

@@ -71,10 +71,16 @@ class PlanPages:
         state: Any = chosen.one_of("state", STATES)
         since, until = chosen.time("since"), chosen.time("until")
 
+        # The rows are alive, and yet none comes above those that are read.
+        last = min(filter(None, (until, chosen.moment("seen"))), default=None)
+
         def read(since: datetime | None, after: str | None, limit: int) -> Page[Plan]:
+            return visit.stores.plans.page(after, limit, state=state, since=since, until=last)
+
+        def read_new(since: datetime | None, after: str | None, limit: int) -> Page[Plan]:
             return visit.stores.plans.page(after, limit, state=state, since=since, until=until)
 
-        return show_list(self._pages, visit, "replays.html", chosen, since, read, states=STATES)
+        return show_list(self._pages, visit, "replays.html", chosen, since, read, read_new, states=STATES)
 
     def show(self, visit: Visit) -> Response:
         """Return one plan with its progress."""

@@ -55,7 +55,7 @@ def test_the_demo_fetches_every_sample_in_under_20_s_and_shows_them_until_enter(
 
 
 def test_the_demo_waits_for_no_one_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """With colours for a log, as CI asks for them, too: nobody presses Enter there."""
+    """With colours for a log, as CI asks for them, too: no one presses Enter there."""
     end(Console(force_terminal=True), cast("Stack", None), Path())
 
     said = capsys.readouterr().out
@@ -76,7 +76,10 @@ class Terminal:
         while text not in said:
             ready, _, _ = select.select([self._descriptor], [], [], max(0, deadline - time.monotonic()))
             assert ready, said
-            said += os.read(self._descriptor, 4096).decode(errors="replace")
+            try:
+                said += os.read(self._descriptor, 4096).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"it has ended: {said}") from None
         return said
 
     def press_enter(self) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.dev.processes import Process
@@ -19,7 +20,7 @@ from app.dev.stack import ENVIRONMENT, PARTNER_ID, TENANT
 from app.ledger.rq_jobs import sink_queue
 from tests import command
 from tests.eventually import eventually
-from tests.service import ROOT, Service, ask
+from tests.service import OPS_TOKEN, ROOT, Service, ask
 
 FIELDS = ("status", "wallets", "tickets", "coupons", "manifest", "revision")
 
@@ -130,6 +131,11 @@ def test_the_commands_of_the_first_day_lead_from_env_example_to_an_order_in_a_si
                 changed = {"SINKS": sinks[0]} if pools else {}
                 assert [pool.stop() for pool in pools] in ([], [0])
                 pools = [bare.start("worker", WORKERS="1", BACKFILL_WORKERS="1", **changed)]
+            case ["ota-receiver", "ops"]:
+                bare.start("ops", OPS_TOKEN=OPS_TOKEN)
+                search = f"http://127.0.0.1:{bare.variables['OPS_PORT']}/search?q=FIRST-DAY-1"
+                found = httpx.get(search, auth=("Ada", OPS_TOKEN), follow_redirects=True, trust_env=False)
+                assert (found.status_code, found.url.path[:8]) == (200, "/orders/")
             case ["curl", url]:
                 assert ask("GET", url) == (200, "hello")
             case ["curl", "-H", _, "-d", "@order.json", url]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ from app.ledger.redis import Redis
 from tests.lab import API_KEY, COMPANIES, START, Lab
 from tests.lab_upstream import Upstream, fake_upstream
 from tests.ops_site import OpsSite, ops_site
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture
@@ -30,6 +34,15 @@ def ops(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Op
         ops_site(Lab(client, valkey.url, tmp_path_factory.mktemp("ops")).env) as site,
     ):
         yield site
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium without a tab."""
+    from tests.browser import chromium  # here: playwright takes a second to import
+
+    with chromium() as one:
+        yield one
 
 
 @pytest.fixture

@@ -158,12 +158,12 @@ class TestReferences:
             assert 406 < int(str(lab.redis.pttl(KEYS.reference(reference)))) / policy.DAY <= 407
 
     def test_an_unfetched_order_is_found_by_the_reference_of_its_event(self, lab: Lab, references: References) -> None:
-        """Also when it is older than all that is searched: pending and dead orders are searched first."""
+        """Also when it is older than all that is searched: pending and dead orders are searched, too."""
         lab.accept(order(1), order(2))
         lab.dead_letter(order(2))
         lab.redis.delete(KEYS.orders)
 
-        assert references.orders("cm-00000000") == [order(1)]
+        assert references.orders("cm-00000000") == [order(1), order(2)]
         lab.redis.delete(KEYS.due)
         assert references.orders("cm-00000000", VENUE) == [order(2)]
         assert references.orders("cm-00000000", MUSEUM) == []

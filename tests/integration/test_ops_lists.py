@@ -209,6 +209,21 @@ def fresh_line(html: str) -> tuple[str, str]:
     return (unescape(link[2]), unescape(link[1])) if link else ("", "")
 
 
+def test_the_progress_of_replays_is_alive_and_no_new_one_moves_them(lab: Lab, ops: OpsSite) -> None:
+    plans = Plans(lab.redis, event_days=90)
+    first = plans.file([(ONE.member, None), (order(2).member, None)], rate=1)
+    poll = poll_of(ops.read("/replays"))
+    plans.feed(first)
+    lab.redis.hset(KEYS.replay(first.id), "paced", 0)
+    plans.feed(first)
+    second = plans.file([(ONE.member, None)], rate=1)
+
+    polled = ops.read(poll)
+
+    assert ("1 of 2" in polled, second.id in polled) == (True, False)
+    assert fresh_line(polled)[0] == "1 new replay: show it"
+
+
 def test_only_a_list_that_is_followed_moves_by_itself(mixed: Lab, ops: OpsSite) -> None:
     followed = ops.read("/events?follow=1&company=museum")
 

@@ -16,7 +16,7 @@ from app.deployment import Deployment
 from app.explain.stores import MOST_AT_ONCE
 from app.ids import OrderKey
 from app.ops.order import MOST_ROWS, NOTICES, STEPS_SHOWN
-from app.ops.search import LONGEST
+from app.ops.search import LONGEST_SOUGHT
 from tests.integration.test_operations import dead_delivery, discarded_delivery, erase, failed_delivery, has_it
 from tests.lab import KEYS, MUSEUM, ONE, SAME_ID, SINK, VENUE, Lab, event_of, order
 from tests.ops_site import ACT, READ, WHO, OpsSite, ops_site
@@ -640,7 +640,7 @@ def test_nothing_found_says_what_was_searched_and_what_to_do(ops: OpsSite, known
     assert "ota-receiver check" in words(answer.text)
 
 
-@pytest.mark.parametrize("typed", ["x" * (LONGEST + 1), "CM\u200b-1", "CM\x00", "\u202e4711", "a\nb"])
+@pytest.mark.parametrize("typed", ["x" * (LONGEST_SOUGHT + 1), "CM\u200b-1", "CM\x00", "\u202e4711", "a\nb"])
 def test_what_no_order_can_have_is_refused(ops: OpsSite, known: Lab, typed: str) -> None:
     assert ops.http.get("/search", params={"q": typed}, auth=(WHO, READ)).status_code == 400
 

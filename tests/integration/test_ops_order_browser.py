@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser import NARROW, WIDE, Tab, beside, chromium, tab_of
+from tests.browser import NARROW, WIDE, Tab, beside, tab_of
 from tests.integration.test_operations import has_it
 from tests.integration.test_ops_order import HOSTILE, STATES, page_of
 from tests.lab import ONE, SINK, Lab
@@ -15,12 +15,6 @@ from tests.ops_site import READ, OpsSite
 
 TICK = "document.body.dispatchEvent(new CustomEvent('ops:tick'))"
 ADDRESS = page_of(company="venue")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture

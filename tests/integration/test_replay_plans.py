@@ -566,6 +566,19 @@ def test_while_redis_is_away_the_ops_page_waits_and_then_goes_on(own_valkey: Val
         assert fed(lab, plan) == list(range(ORDERS))
 
 
+def test_a_command_makes_and_feeds_a_plan_of_the_ops_page_too(dead: Lab) -> None:
+    """No process of the ops page runs, or people may not act there any more."""
+    plan = draft(dead, rate=1)
+
+    resumed = dead.run_command("replays", "resume", plan.id, "--rate", "5000")
+
+    assert (resumed.code, resumed.out) == (
+        0,
+        f"Plan {plan.id} done: {ORDERS} dead letters, {ORDERS} queued, 0 already waiting.\n",
+    )
+    assert fed(dead, plan) == list(range(ORDERS))
+
+
 def test_after_a_kill_the_ops_page_goes_on_with_the_plan(dead: Lab) -> None:
     plan = draft(dead, rate=40)
     with ops(dead) as first:

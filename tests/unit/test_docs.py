@@ -112,6 +112,16 @@ def test_the_picture_shows_the_demo_of_this_version_and_no_path() -> None:
     assert re.findall(r"/(?:home|root|tmp|private|Users|var|opt|usr)/[^<\"]*", picture) == []
 
 
+def test_the_readme_shows_a_picture_of_the_ops_page() -> None:
+    """`uv run python -m tests.ops_picture` makes it again."""
+    ((alt, address),) = re.findall(r"!\[(The ops page: [^]]+)\]\((\S+)\)", PAGES["README.md"])
+    picture = (ROOT / address).read_bytes()
+
+    assert len(alt) > 40
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 200_000
+
+
 def test_every_test_that_faults_names_exists() -> None:
     named = {word for word in PAGES["docs/faults.md"].split("`") if word.endswith(".py")}
 
