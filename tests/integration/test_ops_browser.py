@@ -54,6 +54,15 @@ FOR_READERS: Final = ("overview", "order-dead", "events", "dead", "replays", "re
 SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("dark", WIDE), ("dark", NARROW))
 
 
+_LINES: Final = """
+all => all.map((one) => {
+  const range = document.createRange();
+  range.selectNodeContents(one);
+  return new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size;
+})
+"""
+
+
 def fill(lab: Lab) -> str:
     """Let there be something of everything; return the id of a plan."""
     lab.declare()
@@ -266,6 +275,22 @@ def test_a_page_says_while_it_is_not_up_to_date(tab: Tab, busy: Lab) -> None:
     page.clock.run_for(5000)
     expect(notice).to_be_hidden()
     tab.forget("status of 503")
+
+
+def test_names_of_any_length_widen_no_page_and_hide_no_column_and_short_ones_are_not_cut(tab: Tab, busy: Lab) -> None:
+    long = "python:a_company.with_many.integrations.of_orders:deliver_to_the_shop"
+    busy.declare("another", sinks=(SINK, long, "tickets"))
+
+    for path in ("/", f"/orders/{order(2).order_id}", "/orders"):
+        page = tab.open(path)
+        tab.resize(NARROW, "light")
+        assert tab.overflow() == 0, path
+
+        tab.resize(WIDE, "light")
+        hidden = page.locator(".box").evaluate_all("all => all.map((one) => one.scrollWidth - one.clientWidth)")
+        assert max(hidden, default=0) == 0, path
+        cells = page.get_by_role("rowheader", name="tickets", exact=True)
+        assert cells.evaluate_all(_LINES) in ([], [1]), path
 
 
 @pytest.mark.parametrize(
