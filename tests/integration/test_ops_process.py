@@ -108,6 +108,7 @@ def test_data_of_another_version_is_named_and_not_shown(page: Web, lab: Lab) -> 
 
     assert answer.status_code == 503
     assert f"schema version {VERSION + 1}" in answer.text
+    assert "This page tries again every 5 s." in answer.text
 
 
 def test_every_time_on_a_page_is_utc_wherever_its_machine_is(page: Web, lab: Lab) -> None:
