@@ -294,14 +294,14 @@ def test_names_of_any_length_widen_no_page_and_hide_no_column_and_short_ones_are
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "text"),
     [
         (0, "The ops page does not answer."),
         (401, "Your password is no longer accepted."),
         (500, "The ops page answers with error 500."),
     ],
 )
-def test_a_page_that_is_not_up_to_date_says_why_and_as_of_when(tab: Tab, status: int, said: str) -> None:
+def test_a_page_that_is_not_up_to_date_says_why_and_as_of_when(tab: Tab, status: int, text: str) -> None:
     """That the page is away says nothing of the receiver."""
     tab.page.clock.install()
     page = tab.open("/")
@@ -309,7 +309,7 @@ def test_a_page_that_is_not_up_to_date_says_why_and_as_of_when(tab: Tab, status:
     page.route("**/", lambda route: route.fulfill(status=status) if status else route.abort())
     page.clock.run_for(5000)
 
-    expect(page.locator("#stale")).to_contain_text(said)
+    expect(page.locator("#stale")).to_contain_text(text)
     expect(page.locator("#stale")).to_contain_text(f"All of this is as of {read_at}.")
     expect(page.locator("main")).to_have_css("filter", "grayscale(1)")
     tab.problems.clear()
