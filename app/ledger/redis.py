@@ -253,6 +253,11 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and _NO_DATABASE not in str(error)
 
 
+def is_wrong_type(answer: object) -> bool:
+    """Return whether a key has another type: the fault of that one order, not of Redis."""
+    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
 def log_outage(role: str, code: str, cause: str) -> None:
     """Log that this process cannot use Redis: it refuses with a code of the server, or cannot be reached."""
     if _CODE.match(code):
