@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import log
+from app.audit import LONGEST_TEXT
 from app.errors import StoreUnavailable
 from app.explain.stores import Stores
 from app.ledger.redis import Outage, Redis, cause, refuse_other_schema
@@ -59,6 +60,14 @@ class Visit(NamedTuple):
     query: Mapping[str, str]
     form: Mapping[str, str]
     line: dict[str, Any]
+
+    def why(self) -> str:
+        """Return why somebody acts; raises Refused without a reason, or for one that is too long."""
+        found = self.form.get("why", "").strip()
+        if not 0 < len(found) <= LONGEST_TEXT or not found.isprintable():
+            detail = f"Say why, on one line of at most {LONGEST_TEXT} characters, for the audit. Nothing was done."
+            raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "Why?", detail)
+        return found
 
 
 class Screen(NamedTuple):

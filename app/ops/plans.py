@@ -6,7 +6,6 @@ A bulk action is a plan: its page shows what it costs and asks why, and then it 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Final, get_args
@@ -14,7 +13,6 @@ from typing import Any, Final, get_args
 import msgspec
 from starlette.responses import Response
 
-from app.audit import LONGEST_TEXT
 from app.explain.stores import Stores
 from app.explain.words import many
 from app.ledger.dead_letters import DeadQuery, DeadTotal
@@ -97,12 +95,12 @@ class PlanPages:
 
     def cancel(self, visit: Visit) -> Response:
         """End a plan."""
-        plan = visit.stores.plans.cancel(_plan(visit), visit.user.who, _why(visit.form))
+        plan = visit.stores.plans.cancel(_plan(visit), visit.user.who, visit.why())
         return see_other(f"/replays/{plan.id}")
 
     def resume(self, visit: Visit) -> Response:
         """Feed a plan from this page from now on."""
-        plan = visit.stores.plans.resume(_plan(visit), visit.user.who, _why(visit.form), fed_by="ops")
+        plan = visit.stores.plans.resume(_plan(visit), visit.user.who, visit.why(), fed_by="ops")
         return see_other(f"/replays/{plan.id}")
 
     def offer(self, visit: Visit) -> Response:
@@ -113,9 +111,11 @@ class PlanPages:
         """Make the plan that requeues them; the form again, with 400, if a field is wrong."""
         stores, chosen = visit.stores, Filter(visit.form, visit.stores)
         query, rate = dead_query(chosen, stores.now()), chosen.number("rate", SLOWEST, FASTEST)
-        why, plan_id = chosen.text("why") or "", chosen.text("plan") or ""
-        if not _is_reason(why):
-            chosen.errors["why"] = f"Say why, in at most {LONGEST_TEXT} characters: it is kept in the audit."
+        why, plan_id = "", chosen.text("plan") or ""
+        try:
+            why = visit.why()
+        except Refused as refusal:
+            chosen.errors["why"] = refusal.detail
         if not _PLAN_ID.fullmatch(plan_id) or not chosen.text("until"):
             chosen.errors["plan"] = "The form was cut, or changed."
         if chosen.errors:
@@ -190,16 +190,3 @@ def _words(query: DeadQuery, stores: Stores) -> str:
         "until": query.until.isoformat(timespec="seconds"),
     }
     return " ".join(["dead letters", *(f"{name}={text}" for name, text in named.items() if text)])
-
-
-def _why(form: Mapping[str, str]) -> str:
-    """Return why somebody acts; raises Refused without a reason, or for one that is too long."""
-    found = form.get("why", "").strip()
-    if not _is_reason(found):
-        detail = f"Say why, in at most {LONGEST_TEXT} printable characters: it is kept in the audit, with your name."
-        raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "The reason is missing", detail)
-    return found
-
-
-def _is_reason(text: str) -> bool:
-    return 0 < len(text) <= LONGEST_TEXT and text.isprintable()
