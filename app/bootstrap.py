@@ -33,6 +33,7 @@ from app.replay import Plans
 from app.setting_values import is_loopback
 from app.settings import Company, Settings
 from app.snapshot import SnapshotReader
+from app.traces import OFF, ExportingTracer, Tracer
 from app.upstream.client import ChannelManager
 from app.upstream.transport import DeadlineTransport
 
@@ -57,7 +58,7 @@ def for_rq(settings: Settings) -> Redis:
 def web_app(settings: Settings) -> ASGIApp:
     """Return the web process's app; Redis is first asked when the app starts, which does not wait for the answer.
 
-    Raises SettingsError for a SPOOL_DIR that is not ours alone.
+    Raises SettingsError for a SPOOL_DIR that is not ours alone, and as `tracer` does.
     """
     # Here, not above: the pool of workers does without a web framework and SQLite.
     from app.intake.failover import Failover
@@ -66,7 +67,8 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.web.app import Probes, Webhook, application
 
     redis = for_web(settings.redis_url.get_secret_value(), settings.key_prefix)
-    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days)
+    spans = tracer(settings)
+    inbox = Inbox(redis, dedup_days=settings.dedup_days, event_days=settings.event_days, tracer=spans)
     counters = CounterBuffer(redis)
     spool = Spool(settings.spool_dir, settings.spool_max_mb * 1024 * 1024) if settings.spool_dir else None
     failover = Failover(inbox, spool, counters.count) if spool else None
@@ -86,6 +88,8 @@ def web_app(settings: Settings) -> ASGIApp:
                 await failover.rescue()
                 await spool.close()
             await redis.aclose()
+            if spans:
+                await asyncio.to_thread(spans.close)
 
     reader = SnapshotReader(settings.companies)
     metrics = Metrics(redis, reader, settings.companies, spool.state if spool else None, settings.reconcile_every)
@@ -98,6 +102,7 @@ def web_app(settings: Settings) -> ASGIApp:
         count=counters.count_request,
         trusted_proxies=settings.trusted_proxies,
         resources=resources,
+        tracer=spans,
     )
 
 
@@ -167,6 +172,14 @@ def _for_readers(settings: Settings) -> Redis:
     """Return the client of a process that answers readers: after a restart of Redis each connection fails once."""
     timeouts = {"socket_timeout": WEB_TIMEOUT, "socket_connect_timeout": WEB_TIMEOUT, "retry": Retry(NoBackoff(), 1)}
     return client_of(Redis, settings.redis_url.get_secret_value(), settings.key_prefix, **timeouts)
+
+
+def tracer(settings: Settings) -> ExportingTracer | None:
+    """Return what makes spans, None without OTEL_EXPORTER_OTLP_ENDPOINT.
+
+    Raises SettingsError without the extra `traces`, and for a wrong variable of OpenTelemetry.
+    """
+    return ExportingTracer(settings.otel) if settings.otel_exporter_otlp_endpoint else None
 
 
 def configure_log(settings: Settings, out: TextIO | None = None) -> None:
@@ -244,8 +257,10 @@ def http(settings: Settings) -> DeadlineTransport:
     return DeadlineTransport(settings.upstream_timeout, proxy=proxy)
 
 
-def channel_manager(settings: Settings, company: Company, http: DeadlineTransport) -> ChannelManager:
-    return ChannelManager(http, company, settings.np_api_version, settings.np_base_url)
+def channel_manager(
+    settings: Settings, company: Company, http: DeadlineTransport, tracer: Tracer = OFF
+) -> ChannelManager:
+    return ChannelManager(http, company, settings.np_api_version, settings.np_base_url, tracer)
 
 
 def order_list(settings: Settings, company: Company, redis: Redis, http: DeadlineTransport) -> OrderList:

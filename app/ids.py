@@ -71,6 +71,11 @@ def parent_id(traceparent: str) -> str:
     return traceparent[36:52]
 
 
+def is_sampled(traceparent: str) -> bool:
+    """Return whether the caller's span is recorded; False without one."""
+    return bool(int(traceparent[53:] or "0", 16) & 1)
+
+
 class OrderKey(NamedTuple):
     """One order: the GUIDs of its company and of itself, canonical (lower case, no braces)."""
 

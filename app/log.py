@@ -29,7 +29,7 @@ from app.texts import printable
 Form = Literal["auto", "json", "ecs", "console"]
 
 _FIELDS: Final = """
-    timestamp level event service version host logger request_id trace_id order_id job_id worker
+    timestamp level event service version host logger request_id trace_id span_id order_id job_id worker
 
     advice attempts away_s busy_s bytes cause changed coalesced company consumer coupons dead due due_in_s duplicates
     duration_ms enqueued erased error events exit_code field figure for_good function held http_status ignored
@@ -62,6 +62,7 @@ _ECS: Final = {
     "pid": "process.pid",
     "request_id": "http.request.id",
     "trace_id": "trace.id",
+    "span_id": "span.id",
     "parent_id": "parent.id",
     "sender": "client.address",
     "method": "http.request.method",

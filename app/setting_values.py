@@ -69,6 +69,16 @@ def _https_unless_loopback(value: str) -> str:
     return value.rstrip("/")
 
 
+def _collector(value: str) -> str:
+    """Refuse what holds a secret, or a path and options that OpenTelemetry would not keep together."""
+    parts = _parts(value)
+    if parts is None or parts[0] not in {"http", "https"} or not parts[1] or not re.fullmatch("[!$-~]+", value):
+        raise ValueError("is not an http(s) address")
+    if "@" in value or "?" in value:
+        raise ValueError("must hold no user, password or option: send a key by OTEL_EXPORTER_OTLP_HEADERS")
+    return value
+
+
 def _endpoint(value: SecretStr, info: ValidationInfo) -> SecretStr:
     """Refuse what no POST can be sent to; `allow_private`, a field declared before, also allows http."""
     url = value.get_secret_value()
@@ -247,6 +257,7 @@ Networks = Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_comma_list)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy)]
 HttpsUrl = Annotated[str, AfterValidator(_https_unless_loopback)]
+CollectorUrl = Annotated[str, AfterValidator(_collector)]
 EndpointUrl = Annotated[SecretStr, AfterValidator(_endpoint)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 WebhookPath = Annotated[

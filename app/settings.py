@@ -23,6 +23,7 @@ from app.declared import Declared, at, meant, tables, unknown_names, unreadable,
 from app.errors import SettingsError
 from app.setting_values import (
     ClientState,
+    CollectorUrl,
     CommaList,
     CompanyName,
     Date,
@@ -255,6 +256,12 @@ class Settings(Declared):
     )
     ops_host: Host = Field(default="127.0.0.1", description="Address that `ops` listens on. The image sets `0.0.0.0`.")
     ops_port: int = Field(ge=0, le=65535, default=8082, description="Port that `ops` listens on.")
+    otel_exporter_otlp_endpoint: CollectorUrl | None = Field(
+        default=None,
+        description="Address of an OpenTelemetry collector, for OTLP by HTTP. Without it no traces are made."
+        " [traces.md](traces.md) explains this one and the other `OTEL_…` variables.",
+        examples=["http://otel-collector:4318"],
+    )
     log_format: Annotated[Literal["auto", "json", "ecs", "console"], BeforeValidator(str.lower)] = Field(
         default="auto",
         description="`json`, `ecs` (JSON with the field names of Elastic), `console`, or `auto`: JSON unless stdout is"
@@ -267,6 +274,7 @@ class Settings(Declared):
     _companies: tuple[Company, ...] = PrivateAttr(default=())
     _declared_sinks: tuple[SinkSettings, ...] = PrivateAttr(default=())
     _unknown: tuple[str, ...] = PrivateAttr(default=())
+    _otel: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
     def companies(self) -> tuple[Company, ...]:
@@ -284,6 +292,11 @@ class Settings(Declared):
         return f"{self.key_prefix} {self.redis_url.get_secret_value()}"
 
     @property
+    def otel(self) -> Mapping[str, str]:
+        """Return the variables of OpenTelemetry, by name; OTEL_EXPORTER_OTLP_HEADERS may hold a secret."""
+        return self._otel
+
+    @property
     def unknown(self) -> tuple[str, ...]:
         """Return a sentence for each name that is no setting: of `.env`, nearly one, or of a proxy that is not used."""
         return self._unknown
@@ -295,6 +308,7 @@ NAMES: Final = (*Settings.model_fields, *_PER_COMPANY)
 """Every setting in lower case."""
 
 _SYSTEM: Final = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt", "SSL_CERT_DIR": "/etc/ssl/certs"}
+_OTEL: Final = "OTEL_"
 _PROXIES: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"})
 
 _ALL_NAMES: Final = frozenset(NAMES) | {f"{name}_file" for name in NAMES}
@@ -332,6 +346,11 @@ def parse(variables: Mapping[str, str], places: Mapping[str, str] = MappingProxy
         raise SettingsError("\n".join(problems))
     settings._companies = tuple(companies)
     settings._declared_sinks = sinks
+    settings._otel = {
+        name: cleaned(value) for name, value in variables.items() if name.startswith(_OTEL) and cleaned(value)
+    }
+    if settings.otel_exporter_otlp_endpoint:
+        settings._otel["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.otel_exporter_otlp_endpoint
     settings._unknown = _unknown(variables, places, settings)
     return settings
 
@@ -342,7 +361,7 @@ def _unknown(variables: Mapping[str, str], places: Mapping[str, str], settings: 
         f"{name}{at(places.get(name))}: unknown name" + (f", perhaps {near.upper()}" if near else "")
         for name in variables
         if name.lower() not in _ALL_NAMES
-        if (near := meant(name, _ALL_NAMES)) or name in places
+        if (near := meant(name, _ALL_NAMES)) or (name in places and not name.startswith(_OTEL))
     )
     proxies = [name for name in variables if name.upper() in _PROXIES and variables[name] and name not in places]
     if proxies and settings.np_proxy is None:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal, ParamSpec, TypeVar
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.ops_site import ACT, WHO, OpsSite
 from tests.programs import program
@@ -115,6 +115,7 @@ class Tab:
 def chromium() -> Iterator[Browser]:
     """Run one browser until the block ends."""
     path = program("chromium", "chromium")
+    expect.set_options(timeout=WITHIN_MS)
     with sync_playwright() as driver, driver.chromium.launch(executable_path=path, args=[*_OPTIONS]) as browser:
         yield browser
 

@@ -32,6 +32,7 @@ from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key,
 from app.order_document import OrderDocument
 from app.reconcile.run import OrderList, Reconcile, Report
 from app.reconcile.state import Checkpoint
+from app.traces import OFF, Tracer
 from app.upstream.client import ChannelManager, Fetched
 from app.upstream.transport import DeadlineTransport
 from tests.lab import API_KEY, KEYS, LEASE, START, WORKER, Lab, company, content_of_answer
@@ -47,13 +48,15 @@ _API_VERSION: Final = "2026-08-21"
 class WorkerLab(Lab):
     """One worker, one dispatcher and one company of the sandbox, under a clock of the test."""
 
-    def __init__(self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int) -> None:
+    def __init__(
+        self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int, tracer: Tracer = OFF
+    ) -> None:
         super().__init__(for_worker(url, DEFAULT_PREFIX), sinks=tuple(sinks), now=START)
         self.sandbox = sandbox
         self.company_id = sandbox.company_id()
         self.calls: list[int] = []
         self.runs = 0
-        self._sinks, self._most = sinks, requests_per_window
+        self._sinks, self._most, self._tracer = sinks, requests_per_window, tracer
         self._http = DeadlineTransport(5)
         # The Channel Manager of a module counts the requests of each key for five real minutes.
         self.use_key(secrets.token_hex(8))
@@ -62,7 +65,7 @@ class WorkerLab(Lab):
         """Start a worker with this key."""
         settings = company("venue", self.company_id, "Sandbox", "sandbox", api_key=api_key)
         limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=self._most, permit_lease=LEASE)
-        client = ChannelManager(self._http, settings, _API_VERSION, self.sandbox.url)
+        client = ChannelManager(self._http, settings, _API_VERSION, self.sandbox.url, self._tracer)
         get_order = client.get_order
 
         def noted(order_id: str) -> Fetched:
@@ -79,13 +82,14 @@ class WorkerLab(Lab):
             Deployment(self.redis),
             {self.company_id: self.connection},
             self.erasure,
+            self._tracer,
         )
         self.deliverer = self.deliver_to({})
 
     def deliver_to(self, filters: Mapping[str, Callable[[str, str], str]]) -> Deliverer:
         """Return what delivers to the sinks, of which some may have a filter (SinkSettings.unwanted)."""
         every = {name: filters.get(name, lambda company, status: "") for name in self._sinks}
-        return Deliverer(self.ledger, self._sinks, every, lambda _: "venue", self.erasure, SinkOutput())
+        return Deliverer(self.ledger, self._sinks, every, lambda _: "venue", self.erasure, SinkOutput(), self._tracer)
 
     def issue(self, count: int = 1) -> list[OrderKey]:
         """Make issued orders at the Channel Manager, and accept their events."""
@@ -155,11 +159,15 @@ class Shop:
 
 @contextmanager
 def worker_lab(
-    url: str, sandbox: Sandbox, sinks: Mapping[str, Sink] | None = None, requests_per_window: int = 6000
+    url: str,
+    sandbox: Sandbox,
+    sinks: Mapping[str, Sink] | None = None,
+    requests_per_window: int = 6000,
+    tracer: Tracer = OFF,
 ) -> Iterator[WorkerLab]:
     """Open a lab on an empty Redis and a Channel Manager without faults."""
     sandbox.admin("DELETE", "faults")
-    lab = WorkerLab(url, sandbox, sinks or {}, requests_per_window)
+    lab = WorkerLab(url, sandbox, sinks or {}, requests_per_window, tracer)
     lab.redis.flushall()
     try:
         yield lab

@@ -21,8 +21,10 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.redis import retry_until
+from app.ledger.rq_jobs import sink_queue
 from app.ledger.work import Delivery, DeliveryOutcome, Origin
 from app.order_document import OrderDocument
+from app.traces import OFF, Tracer
 from app.upstream.models import parse_order
 from workers.processor import bind_origin, wait_for_redis
 from workers.sinks.contract import Context, Disable, Failed, Reject, Retry, Sink, Unavailable
@@ -56,6 +58,7 @@ class Deliverer:
         slug_of: Callable[[str], str],
         erasure: Erasure,
         output: SinkOutput,
+        tracer: Tracer = OFF,
     ) -> None:
         """`filters`: why a sink does not get an order (SinkSettings.unwanted); `slug_of` names a company by its id.
 
@@ -67,6 +70,7 @@ class Deliverer:
         self._slug_of = slug_of
         self._erasure = erasure
         self._output = output
+        self._tracer = tracer
 
     def process(self, order: OrderKey, sink: str, worker: str) -> None:
         """Deliver the latest revision to the sink, if that is due; raises KeyError for a sink that this one lacks."""
@@ -75,16 +79,31 @@ class Deliverer:
         if wait_for_redis(redis, partial(self._erasure.erase_again, order)):
             _log.warning("order.erased_again", order_id=order.order_id, company=company)
         acquire = partial(self._ledger.acquire_delivery, order, sink, worker)
-        if (delivery := wait_for_redis(redis, acquire)) is not None:
-            self._deliver(order, company, delivery, own, worker)
-
-    def _deliver(self, order: OrderKey, company: str, delivery: Delivery, sink: Sink, worker: str) -> None:
+        began = time.time_ns()
+        if (delivery := wait_for_redis(redis, acquire)) is None:
+            return
         # An event may have come since the fetch.
-        bind_origin(Origin(delivery.request_id, delivery.traceparent))
+        bind_origin(Origin(delivery.request_id, delivery.traceparents))
+        queue = redis.names.rq_prefix + sink_queue(sink)
+        with self._tracer.job(
+            queue,
+            delivery.traceparents,
+            began,
+            order_id=order.order_id,
+            company=company,
+            sink=sink,
+            revision=delivery.revision,
+            attempt=delivery.attempts,
+        ) as traceparent:
+            self._deliver(order, company, delivery, own, worker, traceparent)
+
+    def _deliver(
+        self, order: OrderKey, company: str, delivery: Delivery, sink: Sink, worker: str, traceparent: str
+    ) -> None:
         started = time.perf_counter()
         names = {"order_id": order.order_id, "company": company, "sink": delivery.sink}
         with bound_contextvars(**names):
-            ended = self._attempt(order, company, delivery, sink)
+            ended = self._attempt(order, company, delivery, sink, traceparent)
         duration = round((time.perf_counter() - started) * 1000)
         complete = partial(
             self._ledger.complete_delivery,
@@ -99,7 +118,10 @@ class Deliverer:
             unavailable=ended.unavailable,
         )
         deadline = min(delivery.deadline, time.monotonic() + 2 * policy.REDIS_WAIT / 1000)
-        opened_ms = retry_until(self._ledger.redis, deadline, complete)
+        with self._tracer.script("complete_delivery"):
+            opened_ms = retry_until(self._ledger.redis, deadline, complete)
+        is_failure = ended.outcome not in {"succeeded", "skipped", "postponed"}
+        self._tracer.outcome(ended.outcome, ended.reason if is_failure else "")
         common = names | {"revision": delivery.revision}
         attempts, due_in_s = delivery.attempts, round(ended.wait_ms / 1000, 1)
         if ended.outcome == "succeeded":
@@ -122,7 +144,7 @@ class Deliverer:
         if opened_ms:
             _log.warning("sink.unavailable", sink=delivery.sink, reason=ended.reason, due_in_s=opened_ms // 1000)
 
-    def _attempt(self, order: OrderKey, company: str, delivery: Delivery, sink: Sink) -> _Ended:
+    def _attempt(self, order: OrderKey, company: str, delivery: Delivery, sink: Sink, traceparent: str) -> _Ended:
         """Call the sink, unless it is not to get this order or its attempts are used up; return how that ended."""
         if delivery.attempts > len(policy.DELIVERY_WAITS) + 1 or delivery.crashes >= policy.CRASHES_ALLOWED:
             return _Ended("dead", KILLS_WORKER)
@@ -138,6 +160,7 @@ class Deliverer:
                 attempt=delivery.attempts,
                 request_id=delivery.request_id,
                 fetched_at=delivery.fetched_at,
+                traceparent=traceparent,
             )
             with self._output.caught():
                 sink.deliver(document, context)

@@ -15,6 +15,7 @@ from app import bootstrap, log, settings
 from app.deployment import Deployment
 from app.ids import OrderKey
 from app.settings import Settings
+from app.traces import OFF, Tracer
 from workers.delivery import Deliverer
 from workers.processor import Connection, Processor
 from workers.sinks.build import build
@@ -56,24 +57,24 @@ def _job(order_id: str) -> Iterator[str]:
         clear_contextvars()
 
 
-def prepare(found: Settings) -> Processor:
+def prepare(found: Settings, tracer: Tracer = OFF) -> Processor:
     """Build the processor of this process and of its later children; it connects with its first job."""
     global _processor
     redis, http = bootstrap.worker_redis(found), bootstrap.http(found)
     connections = {
         company.np_company_id: Connection(
             company.slug,
-            bootstrap.channel_manager(found, company, http),
+            bootstrap.channel_manager(found, company, http, tracer),
             bootstrap.rate_limiter(found, company, redis),
         )
         for company in found.companies
     }
     ledger = bootstrap.ledger(found, redis, bootstrap.sink_names(found))
-    _processor = Processor(ledger, Deployment(redis), connections, bootstrap.erasure(found, redis))
+    _processor = Processor(ledger, Deployment(redis), connections, bootstrap.erasure(found, redis), tracer)
     return _processor
 
 
-def import_sinks(found: Settings, *names: str) -> Deliverer:
+def import_sinks(found: Settings, *names: str, tracer: Tracer = OFF) -> Deliverer:
     """Build the deliverer of this process for the sinks with these names, or for all.
 
     Raises SettingsError for one that cannot be used.
@@ -87,7 +88,7 @@ def import_sinks(found: Settings, *names: str) -> Deliverer:
     slugs = {company.np_company_id: company.slug for company in found.companies}
     slug_of = partial(_slug, slugs, Deployment(redis))
     filters = {one.name: one.unwanted for one in found.declared_sinks}
-    _deliverer = Deliverer(ledger, sinks, filters, slug_of, erasure, output)
+    _deliverer = Deliverer(ledger, sinks, filters, slug_of, erasure, output, tracer)
     return _deliverer
 
 

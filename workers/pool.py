@@ -42,6 +42,7 @@ from app.ledger.redis import (
 from app.ledger.retention import Retention
 from app.ledger.work import WorkerEnd
 from app.settings import Settings
+from app.traces import OFF
 from app.upstream.client import warm_up
 from workers import jobs
 from workers.background import AlertEvaluator, ReconcileRunner, SubscriptionRunner
@@ -81,6 +82,7 @@ class Pool:
         self._settings = settings
         self._redis = redis
         self._ledger = bootstrap.ledger(settings, redis, bootstrap.sink_names(settings))
+        self._tracer = bootstrap.tracer(settings) or OFF
         limiters = [bootstrap.rate_limiter(settings, company, redis) for company in settings.companies]
         self._recovery = WorkerRecovery(redis, self._ledger, limiters, bootstrap.configuration(settings))
         self._reconcile = ReconcileRunner(settings, redis)
@@ -209,7 +211,7 @@ class Pool:
             self._number += 1
             name = self._recovery.worker_name(queue, self._number)
             try:
-                self._children[name] = WorkerProcess(self._settings, name, queue)
+                self._children[name] = WorkerProcess(self._settings, name, queue, self._tracer)
             except OSError as error:
                 # The system has no memory or no process left; the start stays due.
                 _log.error("pool.worker_failed", worker=name, error=type(error).__name__)
@@ -220,7 +222,7 @@ class Pool:
 
     def _warm_up(self) -> None:
         """Build and import before the first fork what every worker needs, so that the workers share the memory."""
-        jobs.prepare(self._settings)
+        jobs.prepare(self._settings, self._tracer)
         warm_up(self._settings.companies[0])
         load_scripts()
         import_module("_strptime")  # RQ imports it with its first job
@@ -400,7 +402,7 @@ def _kill_leftovers() -> None:
 def run(settings: Settings) -> int:
     """Run a pool until a signal stops it; return the exit code: 0, or one of those above or BAD_SETTINGS.
 
-    Raises SettingsError for an ERASED_FILE or SSL_CERT_FILE that cannot be read.
+    Raises SettingsError for an ERASED_FILE or SSL_CERT_FILE that cannot be read, and as `bootstrap.tracer` does.
     """
     ErasedFile(settings.erased_file).read()
     bootstrap.http(settings).close()

@@ -19,8 +19,9 @@ from app.ledger import policy
 from app.ledger.ledger import Ledger
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import Redis, is_unavailable, retry_until
-from app.ledger.rq_jobs import BACKFILL
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.ledger.work import Content, Fetch, Origin
+from app.traces import OFF, Tracer
 from app.upstream.client import ChannelManager, Fetched
 
 _log = log.get()
@@ -44,8 +45,10 @@ class Processor:
         deployment: Deployment,
         connections: Mapping[str, Connection],
         erasure: Erasure,
+        tracer: Tracer = OFF,
     ) -> None:
         self._ledger = ledger
+        self._tracer = tracer
         self._deployment = deployment
         self._connections = connections
         self._erasure = erasure
@@ -63,6 +66,7 @@ class Processor:
         self._returned = 0
         if self._retried(partial(self._erasure.erase_again, order)):
             _log.warning("order.erased_again", **self._names(order))
+        started = time.time_ns()
         what, fetch, origin = self._retried(partial(self._ledger.start_fetch, order, worker))
         bind_origin(origin)
         if what in {"nothing", "held"}:
@@ -72,14 +76,21 @@ class Processor:
             _log.error("order.dead_lettered", reason="kills_worker", **self._names(order))
             return
         if fetch is not None:
-            try:
-                self._fetch(order, fetch, worker)
-            except Exception as error:
-                # An internal error is a failed attempt, not a crash: three crashes make the dead letter `kills_worker`.
-                is_redis = is_unavailable(error)
-                decision = policy.of_redis_unavailable() if is_redis else policy.of_internal_error(fetch)
-                self._fail(order, fetch, worker, decision)
-                _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
+            queue = self._ledger.redis.names.rq_prefix + (fetch.queue or LIVE)
+            with self._tracer.job(
+                queue, origin.traceparents, started, **self._names(order), attempt=fetch.attempts + 1
+            ):
+                self._try_fetch(order, fetch, worker)
+
+    def _try_fetch(self, order: OrderKey, fetch: Fetch, worker: str) -> None:
+        try:
+            self._fetch(order, fetch, worker)
+        except Exception as error:
+            # An internal error is a failed attempt, not a crash: three crashes make the dead letter `kills_worker`.
+            is_redis = is_unavailable(error)
+            decision = policy.of_redis_unavailable() if is_redis else policy.of_internal_error(fetch)
+            self._fail(order, fetch, worker, decision)
+            _log.error("job.failed", order_id=order.order_id, error=type(error).__name__, trace=log.trace_of(error))
 
     def _is_declared(self, company_id: str) -> bool:
         """Return whether a running pool has this company."""
@@ -135,7 +146,9 @@ class Processor:
         )
         recheck_ms, give_up = (None, "") if found.settled else policy.of_unsettled(fetch)
         store = partial(self._ledger.store_fetch, order, worker, fetch, content, recheck_ms=recheck_ms, give_up=give_up)
-        stored = retry_until(self._ledger.redis, fetch.deadline, store)
+        with self._tracer.script("store_fetch"):
+            stored = retry_until(self._ledger.redis, fetch.deadline, store)
+        self._tracer.outcome(stored.what, give_up if stored.what == "dead" else "")
         common = self._names(order)
         if stored.what in {"refused", "erased"}:
             _log.info("fetch.skipped", reason="superseded" if stored.what == "refused" else "erased", **common)
@@ -181,7 +194,9 @@ class Processor:
             duration_ms=duration_ms,
             unanswered=decision.unanswered,
         )
-        became = retry_until(self._ledger.redis, fetch.deadline, fail)
+        with self._tracer.script("fail_fetch"):
+            became = retry_until(self._ledger.redis, fetch.deadline, fail)
+        self._tracer.outcome(became, decision.reason if became in {"retry", "dead"} else "")
         common = {"http_status": http_status, **self._names(order)}
         wait = {"reason": decision.reason, "due_in_s": round(decision.wait_ms / 1000, 1)}
         if became == "dead":
@@ -209,6 +224,6 @@ def wait_for_redis(redis: Redis, step: Callable[[], T]) -> T:
 
 def bind_origin(origin: Origin) -> None:
     """Name the POST behind the order in every line that follows."""
-    unbind_contextvars("request_id", "trace_id")
-    known = {"request_id": origin.request_id, "trace_id": trace_id(origin.traceparent)}
+    unbind_contextvars("request_id", "trace_id", "span_id")
+    known = {"request_id": origin.request_id, "trace_id": trace_id(origin.traceparents.partition(" ")[0])}
     bind_contextvars(**{name: value for name, value in known.items() if value})

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from mmap import mmap
 from multiprocessing import active_children, get_context
@@ -32,6 +32,7 @@ from app.ids import OrderKey
 from app.ledger.redis import Redis, is_unavailable
 from app.ledger.rq_jobs import BACKFILL, DELIVER_ORDER, FETCH_ORDER, LIVE, delivery_of, order_of, sink_id, sink_queue
 from app.settings import Settings
+from app.traces import Tracer
 from workers import jobs
 
 BAD_SETTINGS: Final = 2
@@ -200,14 +201,14 @@ class OrderWorker(SimpleWorker):
 class WorkerProcess:
     """A worker as its pool sees it; `started` is a time of time.monotonic."""
 
-    def __init__(self, settings: Settings, name: str, queue_name: str) -> None:
+    def __init__(self, settings: Settings, name: str, queue_name: str, tracer: Tracer) -> None:
         """Start the worker; raises OSError when the system has no room for it."""
         # Both processes see it: the time.monotonic at which the job started, 0 without one. The pool reads it also
         # while Redis is unavailable or C code hangs.
         self._busy_since = memoryview(mmap(-1, 8)).cast("d")
         self.queue = queue_name
         self.started = monotonic()
-        self.process = fork(name, partial(_work, settings, name, queue_name, self._busy_since))
+        self.process = fork(name, partial(_work, settings, name, queue_name, self._busy_since, tracer))
 
     def busy_seconds(self) -> float:
         """Return the seconds since the current job started, 0 without one."""
@@ -215,7 +216,7 @@ class WorkerProcess:
         return monotonic() - since if since else 0.0
 
 
-def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview[float]) -> None:
+def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview[float], tracer: Tracer) -> None:
     """Fetch orders, or deliver them to the sink of the queue, until SIGTERM, or until Redis is lost while no job runs.
 
     Raises SettingsError for a sink that cannot be imported.
@@ -226,9 +227,10 @@ def _work(settings: Settings, name: str, queue_name: str, busy_since: memoryview
             kind = DeliveryJob
             # Before the first job: a bad sink stops the start. After the fork: a user's module may open what must not
             # be shared.
-            jobs.import_sinks(settings, sink.name)
+            jobs.import_sinks(settings, sink.name, tracer=tracer)
     redis = bootstrap.for_rq(settings)
-    with suppress(RedisError):  # the pool logs an outage once; RQ raises what it meets when it signs off
+    # The pool logs an outage once; RQ raises what it meets when it signs off.
+    with closing(tracer), suppress(RedisError):
         # No queue is without workers: its jobs would wait for ever.
         helps = queue_name == LIVE and not settings.backfill_workers
         queues = [LIVE, BACKFILL] if helps else [queue_name]

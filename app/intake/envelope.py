@@ -52,7 +52,7 @@ class OrderProcessed(msgspec.Struct, frozen=True):
     """An authenticated event, as accept.lua takes it and as the spool stores it; no clientState is in it.
 
     Ids are canonical GUIDs. `timestamp` is as sent, `secret` the name of the secret that matched, `received` ms since
-    1970 for an event that waits in the spool, 0 for one that is recorded now. `traceparent` is not spooled.
+    1970 for an event that waits in the spool, 0 for one that is recorded now.
     """
 
     company_id: str

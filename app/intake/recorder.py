@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -21,6 +21,7 @@ from app.ledger import policy
 from app.ledger.redis import VERSION, cause, code, fresh, is_other_schema, other_schema, packed, source
 from app.ledger.redis import AsyncRedis as Redis
 from app.ledger.rq_jobs import LIVE, QUEUES_KEY, JobTemplate, queue_key
+from app.traces import ExportingTracer
 
 GROUP: Final = 256
 """Events per write, so that Redis serves others in between. Only a larger POST is a larger write."""
@@ -53,6 +54,8 @@ _PROBE_KEYS: Final = (
     *("order:probe:probe", "history:probe:probe", "event-rate:probe"),
 )
 """What accept.lua writes, without the prefix of all keys."""
+
+_NO_SPAN: Final = nullcontext()
 
 T = TypeVar("T")
 
@@ -147,8 +150,10 @@ class Inbox:
         dedup_days: int,
         event_days: int,
         clock: Callable[[], int] | None = None,
+        tracer: ExportingTracer | None = None,
     ) -> None:
         self._redis = redis
+        self._tracer = tracer
         self._accept = redis.register_script(source("accept"))
         self._template = JobTemplate(redis.names)
         self._dedup = dedup_days * policy.DAY
@@ -218,7 +223,11 @@ class Inbox:
         arguments: list[Any] = [self._header(traces=traces)]
         for event in events:
             arguments += event.arguments()
-        return cast("list[int]", await self._try_twice(lambda redis: self._accept(args=arguments, client=redis)))
+        span: AbstractContextManager[None] = _NO_SPAN
+        if self._tracer is not None:
+            span = self._tracer.send(self._redis.names.rq_prefix + LIVE, traces.values(), len(events))
+        with span:
+            return cast("list[int]", await self._try_twice(lambda redis: self._accept(args=arguments, client=redis)))
 
     def _header(self, **named: Any) -> bytes:
         now = None if self._clock is None else self._clock()

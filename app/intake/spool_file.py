@@ -26,7 +26,7 @@ ERASE_BUSY_SECONDS: Final = 5.0
 """For `orders erase`, which no sender waits for."""
 
 EVENT_BYTES: Final = 600
-"""One event on disk, at most: about 330 bytes in the table, and room for the journal of a group."""
+"""One event on disk, at most: about 390 bytes in the table, and room for the journal of a group."""
 
 ROOM: Final = 100 * EVENT_BYTES
 """With less room than this /readyz reports the spool as full before a sender gets 503."""
@@ -36,7 +36,7 @@ DISK_FULL: Final = "the disk is full"
 RESERVE: Final = 1_000_000
 """Bytes of the disk that no event may take: to delete rows needs room for a journal, about 60 kB for a group."""
 
-_NAMES = [field.name for field in fields(OrderProcessed) if field.name != "traceparent"]
+_NAMES = [field.name for field in fields(OrderProcessed)]
 _COLUMNS = ", ".join(_NAMES)
 _PUT = f"INSERT INTO events ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})"  # noqa: S608  # names of our own
 _AFTER = f"SELECT id, {_COLUMNS} FROM events WHERE id > ? AND id NOT IN recorded ORDER BY id LIMIT ?"  # noqa: S608  # the same

@@ -74,7 +74,8 @@ status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last dis
 `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
-an event `request_id` of the first request), `duplicates`. `erased_at` ms when the order was erased: only counters and
+an event `request_id` of the first request; after the traceparent, separated by blanks, those of up to seven earlier
+POSTs whose events the same job serves), `duplicates`. `erased_at` ms when the order was erased: only counters and
 `<sink>:revision` are left then, of the history the deliveries, and ORDER_DAYS end both. Sinks: `<sink>:revision`
 delivered (0: none yet; absent: the sink was declared after the latest fetch); while it is to get a later one
 `<sink>:job` 1 while a job waits, `<sink>:enqueues` by the dispatcher since the last start, `<sink>:lease` ms until the

@@ -76,7 +76,7 @@ class Ledger:
     def start_fetch(self, order: OrderKey, worker: str) -> Started:
         """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
         called = time.monotonic()
-        what, request_id, traceparent, *packed = self._call(
+        what, request_id, traceparents, *packed = self._call(
             "start_fetch",
             order,
             worker=worker,
@@ -84,7 +84,7 @@ class Ledger:
             longest_lease=policy.LONGEST_LEASE,
             crashes_allowed=policy.CRASHES_ALLOWED,
         )
-        origin = Origin(request_id.decode(), traceparent.decode())
+        origin = Origin(request_id.decode(), traceparents.decode())
         if not packed:
             return Started(what.decode(), None, origin)
         fetch = msgspec.msgpack.decode(packed[0], type=Fetch)

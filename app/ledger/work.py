@@ -64,13 +64,14 @@ class Requested(msgspec.Struct, frozen=True):
 
 
 class Origin(NamedTuple):
-    """Where an order comes from: the POST with its latest event (id and W3C traceparent), or "" for what is not known.
+    """Where an order comes from: the POST with its latest event, or "" for what is not known.
 
+    `traceparents`: that of this POST, and after it those of earlier ones that the same job serves, separated by blanks.
     An order that no event announced has the id of what first requested its fetch: a reconcile run, a replay, a command.
     """
 
     request_id: str = ""
-    traceparent: str = ""
+    traceparents: str = ""
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -134,7 +135,7 @@ class Delivery(msgspec.Struct, frozen=True):
     """A delivery that a worker has acquired; `attempts` counts it, `crashes` those before it that never ended.
 
     `postponed_ms`: ms since the sink first asked for another time, 0 if it did not. `fetched_at`: ms since 1970 of the
-    latest fetch, which had this content. `deadline`: end of its lease (time.monotonic).
+    latest fetch, which had this content. `traceparents` as in Origin. `deadline`: end of its lease (time.monotonic).
     """
 
     sink: str
@@ -145,7 +146,7 @@ class Delivery(msgspec.Struct, frozen=True):
     digest: str
     postponed_ms: int = 0
     fetched_at: int = 0
-    traceparent: str = ""
+    traceparents: str = ""
     raw: bytes = b""
     deadline: float = 0.0
 

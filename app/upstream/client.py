@@ -34,6 +34,7 @@ from app.errors import (
 )
 from app.ids import EMPTY_GUID, guid
 from app.settings import Company
+from app.traces import OFF, Tracer
 from app.upstream.decode import build, decode, digest
 from app.upstream.models import (
     EVENT_NAME,
@@ -49,6 +50,9 @@ from app.upstream.transport import DeadlineTransport
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """A full page of 20,000 summaries is about 10 MiB."""
+
+ORDER_ROUTE: Final = "/{tenant}/{environment}/{company}/channelManager/{orderId}"
+"""The path of getOrder, as traces show it."""
 
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _LONGEST_WAIT: Final = 3600.0  # seconds; a longer Retry-After is taken for a mistake
@@ -85,8 +89,11 @@ class Fetched(Answer):
 class ChannelManager:
     """The calls for one company; the caller opens and closes the HTTP transport, and may share it."""
 
-    def __init__(self, http: httpx.BaseTransport, company: Company, api_version: str, base_url: str) -> None:
+    def __init__(
+        self, http: httpx.BaseTransport, company: Company, api_version: str, base_url: str, tracer: Tracer = OFF
+    ) -> None:
         self._http = http
+        self._tracer = tracer
         self._company = company
         self._api_version = api_version
         self._user_agent = f"ota-receiver/{version('ota-receiver')}"
@@ -94,7 +101,10 @@ class ChannelManager:
 
     def get_order(self, order_id: str) -> Fetched:
         """Return the order; raises OrderNotFound if upstream has none of this id (not yet, or deleted)."""
-        return self._order("GET", order_id)
+        with self._tracer.call("GET", ORDER_ROUTE, self._root):
+            fetched = self._order("GET", order_id)
+            self._tracer.answered(fetched.http_status)
+        return fetched
 
     def confirm_order(self, order_id: str, payment_reference: str) -> Fetched:
         """Confirm a Draft order as paid and return it; upstream sends no event for this (upstream.md 4)."""

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from app import log
@@ -26,6 +26,7 @@ from app.health import Health
 from app.ids import parent_id, trace_id, traceparent
 from app.intake.service import Intake
 from app.metrics import CONTENT_TYPE
+from app.traces import ExportingTracer
 from app.web.requests import Proxies, RequestLog, peer
 
 BODY_SECONDS: Final = 10.0
@@ -57,6 +58,7 @@ def application(
     count: Callable[[int, float], None],
     trusted_proxies: Sequence[IPv4Network | IPv6Network],
     resources: Callable[[], AbstractAsyncContextManager[None]],
+    tracer: ExportingTracer | None = None,
 ) -> ASGIApp:
     """Return the ASGI app.
 
@@ -79,7 +81,8 @@ def application(
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False
-    return WebhookLog(app, paths, count, Proxies(trusted_proxies))
+    traced = Traced(app, path, paths, tracer) if tracer else app
+    return WebhookLog(traced, paths, count, Proxies(trusted_proxies))
 
 
 class WebhookLog(RequestLog):
@@ -144,6 +147,46 @@ class WebhookLog(RequestLog):
         if path in self._webhook_paths and scope["method"] == "POST" and not 400 <= status < 500:
             return True
         return not (path in _PROBES and status < 400) and self.samples(scope, status)
+
+
+class Traced:
+    """Below WebhookLog, where there is a collector: the span of each POST for the webhook that is sampled.
+
+    Its id is that of the events of the POST and of its log lines, instead of the sender's.
+    """
+
+    def __init__(self, app: ASGIApp, route: str, webhook_paths: Set[str], tracer: ExportingTracer) -> None:
+        self._app = app
+        self._route = route
+        self._webhook_paths = webhook_paths
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._webhook_paths:
+            await self._app(scope, receive, send)
+            return
+        state = scope["state"]
+        given = state["traceparent"]
+        post = self._tracer.post(given, scope["headers"], self._route)
+        if post is None:
+            # Whatever the sender samples: what follows from its events is sampled as the POST is.
+            state["traceparent"] = given and f"{given[:-2]}00"
+            await self._app(scope, receive, send)
+            return
+        state["traceparent"] = post.traceparent
+        bind_contextvars(trace_id=trace_id(post.traceparent), span_id=parent_id(post.traceparent))
+        status = 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            post.end(state["request_id"], status, state["line"])
 
 
 def _words(path: str) -> set[str]:

@@ -27,7 +27,7 @@ from app.ledger.redis import Redis
 from tests.service import ask, service
 
 _CONNECTIONS = 32
-_MARKER = "#" * 12
+MARKER = "#" * 12
 """Stands in a body where load.lua writes the request's number."""
 
 _PROOFS = 4 * _CONNECTIONS
@@ -66,7 +66,7 @@ def measure(receiver: str, events_per_post: int, seconds: int) -> Run:
         port_option = [] if receiver == _RECEIVER else ["--port", one.variables["PORT"]]
         web = one.run([*_ARGV[receiver], *port_option], "web.log")
         web.wait_until(one.web_listens, 20, "the port is open")
-        events = [one.event(f"{index:08x}-0000-4000-8000-{_MARKER}") for index in range(events_per_post)]
+        events = [one.event(f"{index:08x}-0000-4000-8000-{MARKER}") for index in range(events_per_post)]
         template = json.dumps({"values": events}, separators=(",", ":"))
         body_file = one.folder / "body.json"
         body_file.write_text(template)
@@ -78,14 +78,14 @@ def measure(receiver: str, events_per_post: int, seconds: int) -> Run:
 
             # wrk drops up to 32 requests at its end that may or may not be recorded, and a receiver that loses one
             # event in a hundred could hide behind them. Here every answer is read. This also warms the server up.
-            bodies = [template.replace(_MARKER, f"{number:012d}").encode() for number in range(_PROOFS)]
+            bodies = [template.replace(MARKER, f"{number:012d}").encode() for number in range(_PROOFS)]
             with ThreadPoolExecutor(_CONNECTIONS) as threads:
                 answers = threads.map(lambda body: ask("POST", one.webhook, body), bodies)
                 proved = sum(status == 200 for status, _ in answers)
             at_first = queued()
-            load = _wrk(one.webhook, body_file, seconds)
+            found = load(one.webhook, body_file, seconds)
             grown = queued() - at_first
-    acknowledged = load["requests"] - load["refused"]
+    acknowledged = found["requests"] - found["refused"]
     fault = ""
     if not proved or not acknowledged:
         fault = "it acknowledged nothing"
@@ -96,19 +96,19 @@ def measure(receiver: str, events_per_post: int, seconds: int) -> Run:
     return Run(
         receiver=receiver,
         events_per_post=events_per_post,
-        events_per_second=acknowledged * events_per_post / (load["microseconds"] / 1e6),
-        p50_ms=load["p50_us"] / 1e3,
-        p99_ms=load["p99_us"] / 1e3,
-        failed=load["refused"] + load["broken"],
+        events_per_second=acknowledged * events_per_post / (found["microseconds"] / 1e6),
+        p50_ms=found["p50_us"] / 1e3,
+        p99_ms=found["p99_us"] / 1e3,
+        failed=found["refused"] + found["broken"],
         fault=fault,
     )
 
 
-def _wrk(url: str, body_file: Path, seconds: int) -> dict[str, int]:
-    """Post the body for `seconds`, numbering the requests from _PROOFS + 1 on; return what load.lua prints."""
+def load(url: str, body_file: Path, seconds: int, first: int = _PROOFS) -> dict[str, int]:
+    """Post the body for `seconds`, numbering the requests from `first` + 1 on; return what load.lua prints."""
     script = str(Path(__file__).with_name("load.lua"))
     command = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", script, url]
-    done = subprocess.run([*command, "--", str(body_file), str(_PROOFS)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--", str(body_file), str(first)], capture_output=True, text=True, check=True)
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
 

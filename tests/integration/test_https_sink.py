@@ -165,6 +165,16 @@ class TestRequest:
             ("Basic YTpi", "a: b")
         ] * 2
 
+    def test_the_trace_of_the_delivery_goes_on_at_the_endpoint(self, upstream: Upstream) -> None:
+        upstream.will(OK)
+        traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+
+        shop = sink(upstream.url)
+        for given in (traceparent, ""):
+            shop.deliver(DOCUMENT, msgspec.structs.replace(CONTEXT, traceparent=given))
+
+        assert [one.headers.get("traceparent") for one in upstream.asked] == [traceparent, None]
+
     def test_one_connection_serves_all_deliveries_and_no_proxy_is_used(
         self, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -205,6 +205,22 @@ def test_an_event_that_waited_in_the_spool_behind_a_later_one_changes_no_id(shop
     assert shop.fields("request_id", "traceparent") == ["post-2", given(TRACE)]
 
 
+def test_while_a_job_waits_the_record_has_the_traces_of_the_last_eight_events_that_it_serves(shop: Lab) -> None:
+    traces = [f"{number:032x}" for number in range(1, 12)]
+    for number, trace in enumerate(traces):
+        announce(shop, ONE, f"post-{number}", trace)
+    latest = shop.ledger.start_fetch(ONE, "w").origin
+    announce(shop, ONE, "during-the-fetch", TRACE)
+    announce(shop, ONE, "without-a-trace")
+    during = shop.fields("request_id", "traceparent")
+    announce(shop, ONE, "another", OTHER_TRACE)
+
+    assert (latest.request_id, latest.traceparents.split(" ")) == ("post-10", [*map(given, traces[:2:-1])])
+    # The first one is that of the POST in request_id.
+    assert during == ["without-a-trace", f" {given(TRACE)}"]
+    assert shop.field("traceparent") == f"{given(OTHER_TRACE)} {given(TRACE)}"
+
+
 @pytest.mark.parametrize(
     ("header", "found"),
     [

@@ -245,8 +245,9 @@ class TestRedisUnavailable:
         """What is answered 200 is in the file itself, which was synced."""
         machine.valkey.stop()
         with machine.serve() as web:
-            one = item()
-            assert web.deliver(one)["spooled"] == 1
+            one, traceparent = item(), f"00-{'a' * 32}-{'b' * 16}-01"
+            answer = web.post({"values": [one]}, headers={"traceparent": traceparent})
+            assert answer.json()["spooled"] == 1
 
             assert machine.spool.stat().st_mode & 0o777 == 0o700
             assert {path.stat().st_mode & 0o777 for path in machine.spool.iterdir()} == {0o600}
@@ -257,6 +258,7 @@ class TestRedisUnavailable:
 
             machine.valkey.restart()
             machine.wait_until_drained(one)
+            assert Lab(machine.redis).field("traceparent", key_of(one)) == traceparent
 
     def test_a_failover_is_found_though_the_former_primary_still_answers(self, machine: Machine) -> None:
         """The address moves; connections to the former primary stay open, and it answers READONLY for ever."""

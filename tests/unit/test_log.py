@@ -31,6 +31,7 @@ COMMON = {
     "logger",
     "request_id",
     "trace_id",
+    "span_id",
     "order_id",
     "job_id",
     "worker",

@@ -258,6 +258,31 @@ def test_dotenv_is_read_as_it_stands_and_unknown_names_have_lines(
     )
 
 
+def test_the_variables_of_opentelemetry_may_stand_in_dotenv_and_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(
+        "OTEL_EXPORTER_OTLP_ENDPOINT='http://collector:4318'\nOTEL_EXPORTER_OTLP_HEADERS='api-key=canary'\n"
+        "OTEL_EXPORTER_OTLP_ENDPIONT=x\n"
+    )
+    for name, value in (GOOD | {"OTEL_SERVICE_NAME": '"orders"', "OTEL_TRACES_SAMPLER": ""}).items():
+        monkeypatch.setenv(name, value)
+
+    found = settings.load()
+
+    assert found.otel == {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
+        "OTEL_EXPORTER_OTLP_HEADERS": "api-key=canary",
+        "OTEL_EXPORTER_OTLP_ENDPIONT": "x",
+        "OTEL_SERVICE_NAME": "orders",
+    }
+    assert found.unknown == (
+        "OTEL_EXPORTER_OTLP_ENDPIONT (.env line 3): unknown name, perhaps OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    assert "canary" not in f"{found!r} {found} {found.model_dump()}"
+
+
 def test_levels_and_formats_are_read_in_any_case() -> None:
     found = load({"LOG_LEVEL": "debug", "LOG_FORMAT": "JSON"})
 
@@ -323,6 +348,11 @@ VALUES = {
     ),
     "NP_BASE_URL=api.npretail.app": "is not an http(s) address, for example https://api.npretail.app",
     "NP_API_VERSION=v1": "is not a date, for example 2026-08-21",
+    "OTEL_EXPORTER_OTLP_ENDPOINT=collector:4318": "is not an http(s) address, for example http://otel-collector:4318",
+    "OTEL_EXPORTER_OTLP_ENDPOINT=https://me:canary@collector": (
+        "must hold no user, password or option: send a key by OTEL_EXPORTER_OTLP_HEADERS,"
+        " for example http://otel-collector:4318"
+    ),
     "NP_PROXY=https://me:canary@proxy:3128": (
         "is not an address http://host:port (percent-encode user and password),"
         " for example http://proxy.example.com:3128"

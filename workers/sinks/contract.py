@@ -19,7 +19,8 @@ class Context(msgspec.Struct, frozen=True):
 
     `idempotency_key` is company/order/revision/digest: the same for every repeat of this revision, and for no other
     content. `attempt` counts from 1, without those that ended with Retry. `fetched_at`: when the Channel Manager last
-    answered with this content, in ms since 1970.
+    answered with this content, in ms since 1970. `traceparent` (W3C) continues the trace of this delivery, or else of
+    the event; "" without one.
     """
 
     idempotency_key: str
@@ -29,6 +30,7 @@ class Context(msgspec.Struct, frozen=True):
     attempt: int
     request_id: str
     fetched_at: int
+    traceparent: str = ""
 
 
 class Retry(Exception):

@@ -46,7 +46,7 @@ _LONGEST_WAIT: Final = policy.POSTPONED_LONGEST / policy.SECOND
 _HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([!-~](?:[ -~]*[!-~])?)[ \t]*")
 _RESERVED: Final = re.compile(
     "connection|content-length|content-type|expect|host|keep-alive|proxy-.*|te|trailer|transfer-encoding|upgrade"
-    "|user-agent|webhook-.*"
+    "|traceparent|user-agent|webhook-.*"
 )
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
@@ -82,7 +82,7 @@ class Https:
 
     def deliver(self, document: OrderDocument, context: Context) -> None:
         """Send the revision; raises Failed, Unavailable or Disable unless the answer is a 2xx."""
-        answer = self._answer(self._request(document))
+        answer = self._answer(self._request(document, context.traceparent))
         status = answer.status_code
         if answer.is_success:
             return
@@ -92,7 +92,7 @@ class Https:
             raise Unavailable(f"HTTP {status}", after=retry_after(answer.headers, _LONGEST_WAIT))
         raise Failed(f"HTTP {status}" + (": redirects are not followed" if 300 <= status < 400 else ""))
 
-    def _request(self, document: OrderDocument) -> httpx.Request:
+    def _request(self, document: OrderDocument, traceparent: str) -> httpx.Request:
         """Return the request, signed at this moment with each secret."""
         body, key = self._encode(document), document.idempotency_key
         now = datetime.now(UTC)  # the library takes any other zone for UTC
@@ -101,6 +101,8 @@ class Https:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": " ".join(signer.sign(key, now, body.decode()) for signer in self._signers),
         }
+        if traceparent:
+            headers["traceparent"] = traceparent
         return httpx.Request("POST", self._url, headers=headers, content=body)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:

@@ -10,6 +10,7 @@
 -- is pending and in `due`, or untouched.
 local names = {[0] = 'queued', [1] = 'coalesced', [2] = 'duplicate', [3] = 'erased', [4] = 'refused'}
 local events = prefix .. 'events'
+local EARLIER = 7 * 56 - 1  -- characters of seven traceparents with blanks between them
 
 local function add_event(company, order, status, reference, outcome, secret, request, sent)
   return redis.call('XADD', events, '*', 'company', company, 'order', order, 'status', status, 'reference', reference,
@@ -53,9 +54,12 @@ local function record_event(at)
         o.first_at = received_at
         fields[9], fields[10] = 'first_at', received_at
       end
-      local trace = a.traces[request]
-      if trace or o.traceparent then
-        fields[#fields + 1], fields[#fields + 2] = 'traceparent', trace or ''
+      local trace, earlier = a.traces[request] or '', o.traceparent or ''
+      if trace ~= '' or earlier ~= '' then
+        -- While a job waits, it will serve the earlier events too.
+        earlier = o.job and string.match(earlier, '%S.*') or ''
+        fields[#fields + 1], fields[#fields + 2] = 'traceparent',
+          trace .. (earlier ~= '' and ' ' .. string.sub(earlier, 1, EARLIER) or '')
       end
     end
     outcome = request_fetch(o, 'live', fields) == 'queued' and 0 or 1

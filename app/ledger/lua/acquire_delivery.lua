@@ -55,7 +55,7 @@ local delivery = {
   postponed_ms = math.max(now - tonumber(s.postponed or now), 0),
   fetched_at = o.fetched_at,
   request_id = o.request_id or '',
-  traceparent = o.traceparent or '',
+  traceparents = o.traceparent or '',
   digest = o.digest or '',
 }
 return {cmsgpack.pack(delivery), redis.call('GET', o.content) or ''}

@@ -1,7 +1,7 @@
 -- start_fetch: start the fetch of an order, if one is due. Called before every getOrder.
 --
 -- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks
--- Returns {what, request_id and traceparent of the order, for a fetch also a MessagePack map (class Fetch of work.py)};
+-- Returns {what, request_id and traceparent of the order's record, for a fetch also a MessagePack map (class Fetch of work.py)};
 -- what:
 --   nothing   no fetch is due now
 --   held      another worker fetches this very settlement
