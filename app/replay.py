@@ -293,7 +293,7 @@ class Plans:
         def change(pipe: Pipeline) -> None:
             # Watched: a feeder may end the plan between this read and the transaction.
             state: Any = pipe.hget(plan_key, "state")
-            left: Any = pipe.llen(todo)
+            left: Any = plan.left if state == b"draft" else pipe.llen(todo)
             pipe.multi()
             if state not in (b"draft", b"open"):
                 return

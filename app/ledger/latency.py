@@ -11,9 +11,6 @@ import msgspec
 from app.ledger.ledger import LATENCY_BOUNDS
 from app.ledger.redis import Redis, server_time
 
-MOST_HOURS: Final = 48
-"""store_fetch.lua keeps an hour for 49."""
-
 _HOUR: Final = 3_600_000
 
 
@@ -32,10 +29,11 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 def read_latency(
     redis: Redis, company_ids: Iterable[str], hours: int = 24, now: int | None = None
 ) -> dict[str, Latency]:
-    """Return the latency of each company in this clock hour and those before it, `hours` in all, at most MOST_HOURS.
+    """Return the latency of each company in this clock hour and those before it, `hours` in all.
 
-    `now` (ms) replaces the time of the Redis server. One fetch counts for all events that it answers, from the latest
-    of them; a fetch that no event asked for does not count. Raises what redis-py raises.
+    At most 48: store_fetch.lua keeps an hour for 49. `now` (ms) replaces the time of the Redis server. One fetch counts
+    for all events that it answers, from the latest of them; a fetch that no event asked for does not count. Raises what
+    redis-py raises.
     """
     companies = list(company_ids)
     current = (server_time(redis) if now is None else now) // _HOUR
