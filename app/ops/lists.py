@@ -136,7 +136,8 @@ class Lists:
     def dead(self, visit: Visit) -> Response:
         """Return dead letters, the oldest first, how many match, and the way to a plan that requeues them."""
         stores, chosen = visit.stores, Filter(visit.query, visit.stores)
-        query = dead_query(chosen, stores.now())
+        now = stores.now()
+        query = dead_query(chosen, now)
         kinds = stores.dead_letters.counts()
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[DeadLetter]:
@@ -155,7 +156,7 @@ class Lists:
             sinks=_with(chosen.sink(), (*stores.sinks, *(one.sink for one in kinds))),
             fetches=FETCHES,
             plan=chosen.address("/dead/plan", "after", "seen"),
-            now=stores.now(),
+            now=now,
         )
 
     def audit(self, visit: Visit) -> Response:
@@ -239,9 +240,10 @@ def _with(typed: str | None, known: Iterable[str]) -> list[str]:
     return sorted({*known, typed or ""} - {""})
 
 
-def _order_in(stores: Stores, selected: str) -> tuple[str, str] | None:
-    """Return order id and slug where the selection of an action is a single order."""
-    company_id, _, order_id = selected.partition(":")
+def _order_in(stores: Stores, selected: str) -> tuple[str, str, str] | None:
+    """Return order id, slug and what follows where the selection of an action is a single order, or its delivery."""
+    member, _, rest = selected.partition(" ")
+    company_id, _, order_id = member.partition(":")
     if guid(company_id) is None or guid(order_id) is None:
         return None
-    return order_id, stores.slug(company_id)
+    return order_id, stores.slug(company_id), rest
