@@ -51,7 +51,7 @@ QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 
 _PROBE_KEYS: Final = (
     *("schema", "due", "orders", "events", "counters", "seen:probe"),
-    *("order:probe:probe", "history:probe:probe", "event-rate:probe"),
+    *("order:probe:probe", "job:live", "event-rate:probe"),
 )
 """What accept.lua writes, without the prefix of all keys."""
 
@@ -205,10 +205,8 @@ class Inbox:
         queue = queue_key(f":probe-{LIVE}", names)
         async with redis.pipeline(transaction=True) as pipe:
             pipe.get(names.schema)
-            header = self._header(prefix=names.probe, job=job)
-            await self._accept(
-                args=[header, "probe", "probe", "probe", "Issued", "", "current", "", "", 0], client=pipe
-            )
+            event = ("probe", "probe", "probe", "Issued", "", "current", "", "", 0)
+            await self._accept(args=[self._header(prefix=names.probe, job=job, events=[event])], client=pipe)
             pipe.unlink(*(names.probe + name for name in _PROBE_KEYS), queue)
             pipe.unlink(f"{job['prefix']}{job['names']}f-probe-probe-1")
             pipe.srem(QUEUES_KEY, queue)
@@ -220,14 +218,12 @@ class Inbox:
 
     async def _write(self, events: list[OrderProcessed]) -> list[int]:
         traces = {event.request_id: event.traceparent for event in events if event.traceparent}
-        arguments: list[Any] = [self._header(traces=traces)]
-        for event in events:
-            arguments += event.arguments()
+        header = self._header(traces=traces, events=[event.arguments() for event in events])
         span: AbstractContextManager[None] = _NO_SPAN
         if self._tracer is not None:
             span = self._tracer.send(self._redis.names.rq_prefix + LIVE, traces.values(), len(events))
         with span:
-            return cast("list[int]", await self._try_twice(lambda redis: self._accept(args=arguments, client=redis)))
+            return cast("list[int]", await self._try_twice(lambda redis: self._accept(args=[header], client=redis)))
 
     def _header(self, **named: Any) -> bytes:
         now = None if self._clock is None else self._clock()

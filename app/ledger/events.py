@@ -30,7 +30,8 @@ class StoredEvent(
     """One accepted event, as the stream has it; `at` is when it was recorded, `sent` its own timestamp as sent.
 
     `reference` is its buyFromOrderReference, `outcome` queued, coalesced or erased, `secret` the name of the
-    clientState that matched. Duplicates are not stored: the history of the order has them.
+    clientState that matched; where the stream has neither they are the usual ones. Duplicates are not stored: the
+    history of the order has them.
     """
 
     id: str
@@ -40,8 +41,8 @@ class StoredEvent(
     status: str = ""
     reference: str = ""
     sent: str = ""
-    outcome: str = ""
-    secret: str = ""
+    outcome: str = "queued"
+    secret: str = "current"  # noqa: S105  # a name
     request_id: str = ""
 
     @property

@@ -46,6 +46,7 @@
 | `ota:subscription:<company>` | hash: how the subscription is, and its repair (below) | none | subscriptions |
 | `ota:subscription-turn:<company>` | string: a pool has checked it | SUBSCRIPTION_CHECK_EVERY | subscriptions |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
+| `ota:job:<queue>` | hash: what all jobs of a script call have in common (push_job) | none | scripts |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
 | `ota:latency:<company>:<hour>` | hash: upper bound in ms or `inf` -> fetches (below) | 49 h | store_fetch |
@@ -65,13 +66,15 @@ as RQ writes them.
 Fields of a record. Counters: `generation` settlements accepted and fetches requested, `started_generation` the
 generation that the latest fetch saw when it started, `fetched_generation` the highest one whose fetch was stored,
 `fencing_token` of the latest fetch, `stored_token` of the latest stored one. Now: `job` queue in which a job waits,
-`queue` queue of this order's jobs, `enqueues` by the dispatcher since the last start, `enqueues_total` by the
+`queue` queue of this order's jobs
+(absent: live), `enqueues` by the dispatcher since the last start, `enqueues_total` by the
 dispatcher ever (no job id comes twice), `lease` ms until the worker must be done, `worker` that fetches, `fetch_at` ms
 before which no fetch starts. Since the last stored fetch: `attempts`, `client_errors`, `rechecks` of an unsettled
 answer, `deferrals`, `crashes`, `first_404_at` ms, `failing_since` ms of the first failure, `error` reason code, `http`
 status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last discarded by hand (then
 `fetched_generation` is `generation`). Content: `status`, `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`,
 `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
+`first_event` id of the first event (its entry of the history is in the stream alone until another one comes),
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
 an event `request_id` of the first request; after the traceparent, separated by blanks, those of up to seven earlier

@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.history import Entry, Unread, parse_entry
+from app.ledger.history import LONGEST, Entry, EventReceived, Unread, parse_entry
 from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
 from app.ledger.redis import PAGE, Redis, Scored, newest_first, oldest_first, server_time
@@ -188,14 +188,29 @@ class Archive:
 
         What is not readable is an Unread.
         """
-        try:
-            entries: list[Any] = self._redis.lrange(self._redis.names.history(order), 0, -1)
-        except ResponseError as error:
-            if is_wrong_type(error):
-                where = self._redis.names.history(order)
-                return (Unread(server_time(self._redis), f"the history is unreadable: look at {where} in Redis"),)
-            raise
-        return tuple(parse_entry(entry) for entry in entries)
+        names = self._redis.names
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.lrange(names.history(order), 0, -1)
+            pipe.hmget(names.record(order), "first_event", "first_at")
+            entries, first = pipe.execute(raise_on_error=False)
+        for answer in (entries, first):
+            if isinstance(answer, Exception) and not is_wrong_type(answer):
+                raise answer
+        if isinstance(entries, Exception):
+            where = names.history(order)
+            return (Unread(server_time(self._redis), f"the history is unreadable: look at {where} in Redis"),)
+        found = tuple(parse_entry(entry) for entry in entries)
+        event_id, at = (None, 0) if isinstance(first, Exception) else first
+        if event_id is None or len(found) >= LONGEST or any(isinstance(one, EventReceived) for one in found[:1]):
+            return found
+        return (*self._first_event(event_id.decode(), int(at)), *found)
+
+    def _first_event(self, event_id: str, at_ms: int) -> Iterator[Entry]:
+        """Return the first event of an order, which only the stream has until something else happens (accept.lua)."""
+        entries: Any = self._redis.xrange(self._redis.names.events, event_id, event_id)
+        for _, fields in entries:
+            status, request = fields[b"status"].decode(), fields[b"request"].decode()
+            yield EventReceived(at_ms, event_id, status, "queued", "current", request)
 
     def due(self, order: OrderKey, sink: str = "") -> datetime | None:
         """Return when its fetch is due, or its delivery to a sink; None if it is not outstanding or is dead."""

@@ -39,7 +39,7 @@ LONGEST_BODY: Final = 8192
 BODY_SECONDS: Final = 10.0
 
 RETRY_AFTER: Final = 5
-"""Seconds that a reader is asked to wait while Redis is unavailable."""
+"""Seconds that a reader is asked to wait while Redis is unavailable, or busy with the search of another one."""
 
 _NOT_FOUND: Final = "There is no such page. Its address may be wrong, or the list that it was in has changed."
 _log = log.get()

@@ -53,14 +53,14 @@ class PlanPages:
         self._pages = pages
 
     def screens(self) -> list[Screen]:
-        form = _DEAD | {"rate", "why", "plan"}
+        form = _DEAD | {"rate"}
         return [
             Screen("/replays", self.list_, frozenset({"state", "since", "until", "after", "seen"})),
             Screen("/replays/{plan}", self.show),
             Screen("/replays/{plan}/cancel", self.cancel, frozenset({"why"}), "POST"),
             Screen("/replays/{plan}/resume", self.resume, frozenset({"why"}), "POST"),
             Screen("/dead/plan", self.offer, form, needs="act"),
-            Screen("/dead/plan", self.make, form, "POST"),
+            Screen("/dead/plan", self.make, form | {"why", "plan", "show"}, "POST"),
         ]
 
     def list_(self, visit: Visit) -> Response:
@@ -108,8 +108,11 @@ class PlanPages:
         return self._offer(visit, Filter(visit.query, visit.stores))
 
     def make(self, visit: Visit) -> Response:
-        """Make the plan that requeues them; the form again, with 400, if a field is wrong."""
+        """Make the plan that requeues them; with `show`, and with 400 if a field is wrong, the form again."""
         stores, chosen = visit.stores, Filter(visit.form, visit.stores)
+        if chosen.text("show"):
+            # A POST too: what was typed is in no address, so in no log of a proxy, and no link repeats the plan's id.
+            return self._offer(visit, chosen)
         query, rate = dead_query(chosen, stores.now()), chosen.number("rate", SLOWEST, FASTEST)
         why, plan_id = "", chosen.text("plan") or ""
         try:
@@ -141,7 +144,7 @@ class PlanPages:
         hidden = {name: chosen.typed[name] for name in ("company", "reason", "sink")}
         hidden["since"] = "" if query.since is None else query.since.isoformat()
         hidden["until"] = query.until.isoformat()
-        hidden["plan"] = chosen.text("plan") or stores.plans.new_id()
+        hidden["plan"] = stores.plans.new_id()
         status = int(HTTPStatus.BAD_REQUEST if chosen.errors else HTTPStatus.OK)
         return self._pages.page(
             "dead_plan.html",
@@ -155,7 +158,7 @@ class PlanPages:
             until=query.until,
             hidden={name: text for name, text in hidden.items() if text},
             rate=chosen.typed["rate"] or f"{rate:g}",
-            back=chosen.address("/dead", "rate", "why", "plan"),
+            back=chosen.address("/dead", "rate", "why", "plan", "show"),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -14,7 +15,7 @@ from app.explain.stores import MOST_AT_ONCE, Stores
 from app.ids import OrderKey, beginning
 from app.ledger.orders import MOST_SEARCHED
 from app.ops.access import Refused
-from app.ops.app import Screen, Visit, see_other
+from app.ops.app import RETRY_AFTER, Screen, Visit, see_other
 from app.ops.pages import Pages
 from app.texts import cleaned, commands_apart, invisible
 
@@ -25,10 +26,14 @@ MOST_SHOWN: Final = 50
 
 
 class SearchScreen:
-    """Finds orders: at once where that is cheap, and among all of them on request."""
+    """Finds orders: at once where that is cheap, and among all of them on request.
+
+    Of the latter only one runs: a few of them would take all threads, and let Redis answer late also to the webhook.
+    """
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
+        self._searches_all = Lock()
 
     def screens(self) -> Iterator[Screen]:
         yield Screen("/search", self.search, frozenset({"q", "all"}))
@@ -45,12 +50,23 @@ class SearchScreen:
             detail = f"It {what}. Give an orderId or its first 4 digits, a reference, or a request id."
             raise Refused(HTTPStatus.BAD_REQUEST, "bad_search", "This cannot be found", detail)
         if "all" in visit.query:
-            found, is_whole = visit.stores.find(text), True
+            found, is_whole = self._find(visit.stores, text), True
         else:
             found, is_whole = visit.stores.find_at_once(text)
         if len(found) == 1 and is_whole:
             return see_other(address(visit.stores, found[0]))
         return results(self._pages, visit, text, found, is_whole=is_whole)
+
+    def _find(self, stores: Stores, text: str) -> list[OrderKey]:
+        """Return what is found among all orders; raises Refused while another such search runs."""
+        if not self._searches_all.acquire(blocking=False):
+            detail = "All orders are searched for somebody else, which takes seconds. Reload this page then."
+            headers = {"retry-after": str(RETRY_AFTER)}
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "search_runs", "Another search runs", detail, headers)
+        try:
+            return stores.find(text)
+        finally:
+            self._searches_all.release()
 
 
 def results(pages: Pages, visit: Visit, text: str, found: Sequence[OrderKey], *, is_whole: bool) -> Response:

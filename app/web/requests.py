@@ -112,8 +112,11 @@ class Proxies:
         self.trust = lru_cache(1024)(self._trust)
 
     def sender(self, scope: Scope) -> str:
-        """Return the address that the request came from: the last one that is no trusted proxy's."""
-        sender = peer(scope)
+        """Return the address that the request came from: the last one that is no trusted proxy's.
+
+        An IPv4 address is written as one, also where a socket of IPv6 takes both: else all of them were one network.
+        """
+        sender = str(_address(peer(scope)) or peer(scope))
         headers = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
         hops = b",".join(headers).decode("latin-1").split(",") if headers else []
         while hops and self.trust(sender):

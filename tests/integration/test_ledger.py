@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from app.intake.envelope import OrderProcessed
 from app.ledger import policy
-from app.ledger.history import FetchStarted, WorkerCrashed
+from app.ledger.history import EventReceived, FetchRequested, FetchStarted, WorkerCrashed
 from app.ledger.redis import Redis, client_of
 from app.ledger.rq_jobs import BACKFILL, LIVE
 from app.ledger.work import Failure
@@ -81,6 +81,46 @@ class TestAccepting:
         bare.fetch_and_store()
         bare.request_fetch(queue="backfill")
         assert (len(bare.queued(BACKFILL)), bare.field("queue")) == (1, BACKFILL), "nothing was pending"
+
+
+@pytest.mark.parametrize(
+    ("step", "follows"),
+    [
+        (lambda _: None, []),
+        (lambda lab: lab.accept(), [EventReceived]),
+        (lambda lab: lab.start_fetch(), [FetchStarted]),
+        (lambda lab: lab.request_fetch(ONE), [FetchRequested]),
+        (lambda lab: (lab.start_fetch(), lab.later(1), lab.accept()), [FetchStarted, EventReceived]),
+    ],
+    ids=["nothing", "another event", "a fetch", "a request", "both"],
+)
+def test_the_history_begins_with_the_first_event_whatever_comes_next(
+    bare: Lab, step: Callable[[Lab], object], follows: list[type]
+) -> None:
+    bare.accept()
+    ((event_id, _),) = cast("Any", bare.redis.xrange(KEYS.events))
+
+    step(bare)
+
+    first, *rest = bare.history()
+    assert isinstance(first, EventReceived)
+    assert (first.at_ms, first.event_id) == (START, event_id.decode())
+    assert (first.status, first.outcome, first.secret) == ("Issued", "queued", "current")
+    assert [type(one) for one in rest] == follows
+
+
+@pytest.mark.parametrize(("trimmed", "found"), [("after", [EventReceived, FetchStarted]), ("before", [FetchStarted])])
+def test_the_history_keeps_the_first_event_if_the_stream_had_it_when_the_next_thing_happened(
+    bare: Lab, trimmed: str, found: list[type]
+) -> None:
+    bare.accept()
+    if trimmed == "before":
+        bare.redis.xtrim(KEYS.events, 0, approximate=False)
+
+    bare.start_fetch()
+
+    bare.redis.xtrim(KEYS.events, 0, approximate=False)
+    assert [type(one) for one in bare.history()] == found
 
 
 class TestLateEvents:

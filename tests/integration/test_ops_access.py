@@ -24,6 +24,7 @@ from app.ops.access import LONGEST_NAME, SENDERS, TRIES, TRIES_SECONDS, Access, 
 from app.ops.app import LONGEST_BODY, Screen, Visit, application, see_other
 from app.ops.pages import FOR_EVER, HEADERS, Pages
 from app.settings import parse
+from app.web.requests import Proxies
 from tests.lab import Lab
 from tests.ops_site import ACT, READ, WHO, OpsSite, site_of
 from tests.service import settings_of_one_company
@@ -113,7 +114,9 @@ def test_without_the_password_every_address_is_401_also_those_that_are_not_there
 ) -> None:
     for path in ("/", "/kitchen", "/no-such-page", "/kitchen/stop"):
         for method in ("GET", "POST"):
-            assert title(acting.http.request(method, path, headers=header)) == (401, "Password needed")
+            answer = acting.http.request(method, path, headers=header)
+            assert title(answer) == (401, "Password needed")
+            assert "Version" not in answer.text
 
 
 @pytest.mark.parametrize("path", ["/kitchen", "/no-such-page", "/kitchen/fire", "/healthz", "/static/ops.css"])
@@ -189,6 +192,16 @@ def test_the_tries_of_a_network_of_ipv6_are_those_of_one_sender() -> None:
 
     assert tries == [401] * TRIES + [429]
     assert wrong(access, "2001:db8:0:2::1") == 401
+
+
+def test_two_addresses_of_ipv4_are_two_senders_also_on_a_socket_of_ipv6() -> None:
+    access, proxies = Access(READ, None), Proxies([])
+
+    def sender(address: str) -> str:
+        return proxies.sender({"client": (f"::ffff:{address}", 1), "headers": []})
+
+    assert [wrong(access, sender("192.0.2.1")) for _ in range(TRIES + 1)] == [401] * TRIES + [429]
+    assert wrong(access, sender("192.0.2.2")) == 401
 
 
 def test_the_memory_of_tries_is_bounded() -> None:

@@ -299,6 +299,33 @@ def test_a_list_stays_as_it_is_while_events_arrive_and_counts_them(tab: Tab, bus
     assert page.get_by_label("Status").input_value() == "Issued"
 
 
+def test_texts_from_outside_leave_the_rows_beside_them_as_they_are(tab: Tab, lab: Lab) -> None:
+    """Long words without blanks, and letters that pile up marks, which are drawn above their own line."""
+    piled, word = "A" + "\N{COMBINING ACUTE ACCENT}" * 49, "x" * 180
+
+    def fill() -> None:
+        lab.accept_events(msgspec.structs.replace(event_of(order(6)), reference=piled))
+        lab.accept(order(7))
+        audit.append(lab.redis, KEYS, AuditEntry(what="refetch", who=word, why=word, selected=word, orders=1))
+
+    beside(fill)
+    unknown = f"/dead?company={word}"
+    for path in (f"/dead?reason={word}", f"/orders?behind={word}", unknown):
+        for width in (WIDE, NARROW):
+            tab.resize(width, "light")
+            tab.open(path, status=400 if path == unknown else 200)
+            assert tab.overflow() == 0, path
+    tab.resize(WIDE, "light")
+    row = tab.open("/audit").locator("tbody tr").first.bounding_box()
+    assert row is not None
+    assert row["height"] < 200
+    page = tab.open("/events")
+    above, below = page.locator("tbody tr").nth(0), page.locator("tbody tr").nth(1)
+    before = above.screenshot()
+    below.locator("td", has_text="\N{COMBINING ACUTE ACCENT}").evaluate("cell => cell.textContent = 'A'")
+    assert above.screenshot() == before
+
+
 def test_a_live_list_moves_and_keeps_its_filter(tab: Tab, busy: Lab) -> None:
     tab.page.clock.install()
     page = tab.open("/events?company=museum")

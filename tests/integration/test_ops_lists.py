@@ -367,6 +367,33 @@ class TestRequeue:
         assert len({answer.headers["location"] for answer in answers}) == 1
         assert (len(Plans(lab.redis, event_days=90).ids()), lab.redis.xlen(KEYS.audit)) == (1, 1)
 
+    def test_the_cost_at_another_rate_makes_nothing_and_puts_no_text_into_an_address(
+        self, lab: Lab, ops: OpsSite
+    ) -> None:
+        form, before = form_of(ops, "/dead/plan") | {"why": "Ada asked", "rate": "0.5"}, lab.dump()
+
+        shown = ops.act("/dead/plan", form | {"show": "cost"})
+
+        assert (shown.status_code, lab.dump() == before) == (200, True)
+        assert "6 s" in shown.text
+        assert 'value="Ada asked"' in shown.text
+        assert "get" not in re.findall(r'method="(\w+)"', shown.text.partition('class="plan"')[2])
+        assert ops.get("/dead/plan?why=Ada+asked", password=ACT).status_code == 400
+
+    def test_a_form_that_is_shown_again_is_another_plan(self, lab: Lab, ops: OpsSite) -> None:
+        form = form_of(ops, "/dead/plan") | {"why": "x", "rate": "0.01"}
+        first = ops.act("/dead/plan", form)
+
+        shown = ops.act("/dead/plan", form | {"show": "cost"}).text
+        second = ops.act("/dead/plan", form | hidden_of(shown))
+
+        assert first.headers["location"] != second.headers["location"]
+
+    @pytest.mark.parametrize("parameter", ["plan=abcdef", "plan=../../x"])
+    def test_no_address_names_the_plan_that_it_would_make(self, lab: Lab, ops: OpsSite, parameter: str) -> None:
+        """Else everybody who opens it would be shown the plan of the first one, as if it were theirs."""
+        assert ops.get(f"/dead/plan?{parameter}", password=ACT).status_code == 400
+
     @pytest.mark.parametrize(
         ("changed", "shown"),
         [
@@ -448,7 +475,10 @@ class TestRequeue:
 
 def form_of(ops: OpsSite, path: str) -> dict[str, str]:
     """Return the fields of the form that a page shows to somebody who may act."""
-    html = ops.get(path, password=ACT).text
+    return hidden_of(ops.get(path, password=ACT).text)
+
+
+def hidden_of(html: str) -> dict[str, str]:
     inputs = re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', html)
     return {name: unescape(value) for name, value in inputs}
 

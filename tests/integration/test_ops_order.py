@@ -6,6 +6,8 @@ import html
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any, Final
 
 import httpx
@@ -13,7 +15,7 @@ import pytest
 
 from app import audit
 from app.deployment import Deployment
-from app.explain.stores import MOST_AT_ONCE
+from app.explain.stores import MOST_AT_ONCE, Stores
 from app.ids import OrderKey
 from app.ops.order import MOST_ROWS, NOTICES, STEPS_SHOWN
 from app.ops.search import LONGEST_SOUGHT
@@ -680,6 +682,29 @@ def test_all_orders_are_searched_on_request(ops: OpsSite, crowded: Lab, typed: s
     assert f"the newest {MOST_AT_ONCE}" in words(at_once.text)
     assert f'<input type="hidden" name="q" value="{typed}"><input type="hidden" name="all" value="1">' in at_once.text
     assert (further.status_code, found.order_id in further.headers["location"]) == (303, True)
+
+
+def test_while_all_orders_are_searched_another_such_search_waits_and_others_do_not(
+    ops: OpsSite, known: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end, find = Event(), Event(), Stores.find
+
+    def slow(stores: Stores, text: str) -> list[OrderKey]:
+        began.set()
+        assert may_end.wait(10)
+        return find(stores, text)
+
+    monkeypatch.setattr(Stores, "find", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ops.get, "/search?q=CM-NOWHERE&all=1")
+        assert began.wait(10)
+        second, cheap = ops.get("/search?q=CM-NOWHERE&all=1"), ops.get("/search?q=CM-NOWHERE")
+        may_end.set()
+
+    assert (second.status_code, second.headers["retry-after"], cheap.status_code) == (503, "5", 404)
+    assert "Another search runs" in second.text
+    assert first.result().status_code == 404
+    assert ops.get("/search?q=CM-NOWHERE&all=1").status_code == 404
 
 
 def test_a_beginning_that_older_orders_may_share_is_not_taken_for_the_only_one(ops: OpsSite, crowded: Lab) -> None:

@@ -65,5 +65,5 @@ return answer('fetch', cmsgpack.pack({
   failing_ms = o.failing_since > 0 and math.max(now - o.failing_since, 0) or 0,
   -- The event and the fetch both name a status; the later of the two is the last one known.
   known_status = (o.fetched_at > o.last_event_at and o.status or o.last_event_status) or '',
-  queue = o.queue or '',
+  queue = o.queue or 'live',
 }))
