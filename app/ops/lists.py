@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, get_args
 
@@ -18,8 +17,6 @@ from starlette.responses import Response
 from app import audit
 from app.audit import Action
 from app.errors import UnknownCursor
-from app.explain.stores import Stores
-from app.ids import guid
 from app.ledger.dead_letters import DeadLetter, DeadQuery
 from app.ledger.events import EventQuery, StoredEvent
 from app.ledger.order_lists import OrderLists
@@ -177,7 +174,6 @@ class Lists:
             read,
             read,
             actions=ACTIONS,
-            order_in=partial(_order_in, stores),
         )
 
 
@@ -238,12 +234,3 @@ def show_list(
 def _with(typed: str | None, known: Iterable[str]) -> list[str]:
     """Return the values of a choice, also the one that was typed: what is chosen stays chosen."""
     return sorted({*known, typed or ""} - {""})
-
-
-def _order_in(stores: Stores, selected: str) -> tuple[str, str, str] | None:
-    """Return order id, slug and what follows where the selection of an action is a single order, or its delivery."""
-    member, _, rest = selected.partition(" ")
-    company_id, _, order_id = member.partition(":")
-    if guid(company_id) is None or guid(order_id) is None:
-        return None
-    return order_id, stores.slug(company_id), rest
