@@ -52,8 +52,10 @@ def test_dead_letters_are_requeued_from_the_form_to_the_sink(bare: Service) -> N
 
 @pytest.mark.nightly
 def test_every_page_is_fast_and_small(tmp_path: Path) -> None:
-    """The benchmark in small: with a million events it is run by hand."""
+    """The benchmark in small, by CPU time, as other tests run beside it: with a million events it is run by hand."""
     with service(tmp_path) as one:
         measured = list(ops_pages.measure(one, 20_000))
 
-    assert [(found.page, found.slow_ms, found.size) for found in measured if not found.is_good] == []
+    assert [found.page for found in measured if not found.succeeded] == []
+    assert [(found.page, found.cpu_ms) for found in measured if found.cpu_ms > ops_pages.MOST_MS] == []
+    assert [(found.page, found.size) for found in measured if found.size > ops_pages.MOST_KB * 1000] == []
