@@ -13,8 +13,9 @@ from app.heartbeat import DeclaredCompany
 from app.ids import OrderKey, beginning, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
-from app.ledger.orders import MOST_SEARCHED, Archive, References
+from app.ledger.orders import MOST_SEARCHED, Archive
 from app.ledger.redis import Redis, server_time
+from app.ledger.references import References
 from app.replay import Plans
 from app.settings import Company, Settings
 

@@ -10,8 +10,9 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
-from app.ledger.orders import MOST_SORTED, OrderQuery, References
+from app.ledger.orders import MOST_SORTED, OrderQuery
 from app.ledger.redis import PAGE, Redis, newest_first
+from app.ledger.references import References
 from app.times import from_ms
 from tests.lab import KEYS, MUSEUM, VENUE, Lab, order
 
