@@ -106,7 +106,7 @@ def fill(redis: Redis, url: str, plan: Plan, contents: Sequence[Content]) -> Non
     inbox = Inbox(client, dedup_days=_DEDUP_DAYS, event_days=_DAYS, clock=lambda: now)
     # The id of a stream entry is the clock's time instead of the server's.
     script = source("accept")
-    assert script.count("events, '*'") == 1
+    assert script.count("events, '*'") == 2
     inbox._accept = client.register_script(script.replace("events, '*'", "events, now .. '-*'"))
     ledger = Ledger(redis, order_days=400, fetch_lease=policy.MINUTE, clock=lambda: now)
     waiting: list[str] = []
