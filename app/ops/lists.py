@@ -1,6 +1,6 @@
 """The lists of events, orders, dead letters and the audit: filtered by their address, page by page.
 
-A list never moves while somebody reads it: where it is alive, a line counts what is new. `seen` in its address is the
+A list never moves while somebody reads it: a line above it counts what is new. `seen` in its address is the
 time (ms since 1970) at which the rows were read.
 """
 
@@ -63,7 +63,7 @@ class Lists:
         ]
 
     def events(self, visit: Visit) -> Response:
-        """Return the accepted events, the latest first; with `follow` the list itself is alive."""
+        """Return the accepted events, the latest first; with `follow` the list itself is refreshed."""
         stores, chosen = visit.stores, Filter(visit.query, visit.stores)
         query = EventQuery(
             company_id=chosen.company(),

@@ -69,7 +69,7 @@ class PlanPages:
         state: Any = chosen.one_of("state", STATES)
         since, until = chosen.time("since"), chosen.time("until")
 
-        # The rows are alive, and yet none comes above those that are read.
+        # The rows are refreshed, and yet none comes above those that are read.
         last = min(filter(None, (until, chosen.moment("seen"))), default=None)
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[Plan]:
