@@ -73,7 +73,7 @@ class Pages:
     ) -> Response:
         """Return a page: `template` with these values.
 
-        `user`: who reads, None if unknown. `here`: path and query of the page, which its parts ask for again to be refreshed.
+        `user`: who reads, None if unknown. `here`: path and query of the page, which parts of it ask for again.
         """
         common = {"user": user, "here": here, "read_at": times.now()}
         text = self._templates[template].render(common | values)
