@@ -199,7 +199,7 @@ def took(found: Durations) -> Iterator[str]:
     event = Requested("event", found.fetched_ms, found.delivered_ms)
     for one in filter(None, (event if found.fetched_ms is not None else None, found.requested)):
         fetched = "" if one.fetched_ms is None else f"fetched after {times.span(one.fetched_ms)}"
-        delivered = "" if one.delivered_ms is None else f"delivered after {times.span(one.delivered_ms)}"
+        delivered = "" if one.delivered_ms is None else f"last delivery after {times.span(one.delivered_ms)}"
         if took := ", ".join(filter(None, (fetched, delivered))):
             yield f"{one.by}: {took}"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from statistics import mean
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -153,13 +153,17 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether it fails, is disabled, or has orders that wait for its breaker."""
         return self.fails or self.disabled_at is not None or (self.breaker is not None and self.behind > 0)
 
+    @property
+    def why(self) -> str:
+        """Return why it lacks orders, "" if deliveries may start and the last one did not fail."""
+        if self.held or self.failing_s is None:
+            return self.held
+        failed = f"{many(self.attempts, 'attempt')} failed, {self.error}"
+        return f"nothing delivered for {age(self.failing_s)}: {failed}"
+
     def words(self) -> str:
         """Return how many orders it lacks, and why."""
-        behind = f"{many(self.behind, 'order')} behind"
-        if self.held or self.failing_s is None:
-            return "; ".join(filter(None, (behind, self.held)))
-        failed = f"{many(self.attempts, 'attempt')} failed, {self.error}"
-        return f"{behind}; nothing delivered for {age(self.failing_s)}: {failed}"
+        return "; ".join(filter(None, (f"{many(self.behind, 'order')} behind", self.why)))
 
 
 class Consumer(msgspec.Struct, frozen=True):
@@ -187,6 +191,16 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     runs: bool
     differs: tuple[str, ...]
+
+
+class Clause(NamedTuple):
+    """A part of the sentence.
+
+    `about`: `pending`, `alerts`, `dead`, the section of docs/operations.md that helps, or "".
+    """
+
+    text: str
+    about: str
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,32 +265,44 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sentence(self) -> str:
-        """Return one sentence on how things are: what is pending, the alerts, and what else needs a look."""
+        """Return one sentence on how things are, the worst first: the texts of the clauses."""
+        return f"{'; '.join(one.text for one in self.clauses)}."
+
+    @property
+    def clauses(self) -> tuple[Clause, ...]:
+        """Return what needs a look, then what is pending, the alerts, and how many dead letters there are."""
         oldest = max(self.oldest_pending_s.values(), default=0)
         pending = f"{many(self.due, 'order')} {'is' if self.due == 1 else 'are'} pending"
         if not self.due:
-            pending = "No order is pending"
+            pending = "no order is pending"
         elif oldest:
             pending += f", the oldest for {age(oldest)}"
         alerts = many(len(self.alerts), "alert") if self.alerts else "no alert"
-        return f"{'; '.join((pending, alerts, *self._troubles()))}."
+        found = [*self._troubles(), Clause(pending, "pending"), Clause(alerts, "alerts")]
+        if count := self.dead_letters + self.dead_deliveries:
+            # Their alerts end an hour after the latest one; the orders still wait for someone.
+            found.append(Clause(many(count, "dead letter"), "dead"))
+        first = found[0].text
+        return (found[0]._replace(text=first[0].upper() + first[1:]), *found[1:])
 
-    def _troubles(self) -> Iterator[str]:
-        if self.suspended:
-            yield "RQ is suspended"
+    def _troubles(self) -> Iterator[Clause]:
         if not self.running:
-            yield "no worker pool runs"
+            yield Clause("no worker pool runs", "pool-silent")
+        if self.suspended:
+            yield Clause("RQ is suspended", "rq-suspended")
         if self.breakers:
-            yield f"nothing is fetched for {', '.join(self.breakers)}"
+            yield Clause(f"nothing is fetched for {', '.join(self.breakers)}", "breaker-open")
         disabled = [one.sink for one in self.sinks if one.disabled_at]
         if failing := [one.sink for one in self.sinks if one.needs_a_look and not one.disabled_at]:
-            yield f"nothing is delivered to {', '.join(failing)}"
+            yield Clause(f"nothing is delivered to {', '.join(failing)}", "sink-failing")
         if disabled:
-            yield f"{', '.join(disabled)} {'is' if len(disabled) == 1 else 'are'} disabled"
+            sinks = "sink" if len(disabled) == 1 else "sinks"
+            are = "is" if len(disabled) == 1 else "are"
+            yield Clause(f"{sinks} {', '.join(disabled)} {are} disabled", "sink-disabled")
         if self.undeclared:
-            yield f"no pool has {', '.join(self.undeclared)}"
+            yield Clause(f"no pool has {', '.join(self.undeclared)}", "undeclared")
         if self.unscheduled:
-            yield f"{many(self.unscheduled, 'order')} without a due time"
+            yield Clause(f"{many(self.unscheduled, 'order')} without a due time", "")
 
 
 def read(stores: Stores) -> Overview:

@@ -210,8 +210,14 @@ class Gate:
         self.outage.begin(error)
         detail = str(error) if isinstance(error, StoreUnavailable) else cause(error, self._redis)
         headers = {"retry-after": str(RETRY_AFTER)}
+        if request.method == "POST":
+            then = "Whether the action was done is not known: look before you repeat it."
+        else:
+            # The browser does it, with and without JavaScript.
+            headers |= {"refresh": str(RETRY_AFTER)}
+            then = f"This page tries again every {RETRY_AFTER} s."
         title = "Redis cannot be used now"
-        refusal = Refused(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", title, f"{detail}.", headers)
+        refusal = Refused(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", title, f"{detail}. {then}", headers)
         return self._error(request, refusal)
 
     async def failed(self, request: Request, error: Exception) -> Response:

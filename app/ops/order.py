@@ -43,12 +43,15 @@ What = Literal["requeue", "refetch", "redeliver", "discard"]
 
 NOTICES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
-        "fetch_queued": ("ok", "Its fetch is queued."),
+        "fetch_queued": ("ok", "The refetch was queued. What comes of it is shown below."),
         "fetch_waiting": ("info", "A job for its fetch was waiting already, so no other one was added."),
         "fetch_broken": ("bad", "Nothing was done: a key of the order in Redis is broken."),
-        "requeued": ("ok", "It is tried again now, with all attempts."),
-        "redelivered": ("ok", "Its delivery is due now, with all attempts."),
-        "redelivery_disabled": ("warn", "Its delivery waits: the sink is disabled until someone enables it."),
+        "requeued": ("ok", "It was requeued, with all attempts. What comes of it is shown below."),
+        "redelivered": ("ok", "The delivery was queued, with all attempts. What comes of it is shown below."),
+        "redelivery_disabled": (
+            "warn",
+            "The delivery was queued, but the sink was disabled: it waits until someone enables the sink.",
+        ),
         "redelivery_waiting": ("info", "Its delivery to this sink was outstanding already."),
         "discarded": ("ok", "The dead letter was discarded."),
         "erased": ("warn", "Nothing was done: the order was erased, and is no longer fetched or delivered."),

@@ -14,7 +14,6 @@ from app.explain import overview
 from app.explain.overview import Overview
 from app.explain.stores import Stores
 from app.ledger.dead_letters import DeadCount
-from app.ledger.latency import Latency, read_latency
 from app.ops.app import Screen, Visit
 from app.ops.pages import Pages
 
@@ -23,10 +22,9 @@ FRESH_SECONDS: Final = 1.0
 
 
 class Figures(NamedTuple):
-    """What the screen shows; `latency` of the last 24 hours by company id, `target_s` as of FETCH_TARGET."""
+    """What the screen shows; `target_s` as of FETCH_TARGET."""
 
     now: Overview
-    latency: dict[str, Latency]
     dead: list[tuple[str, list[DeadCount]]]
     target_s: int
 
@@ -54,8 +52,7 @@ class FirstScreen:
 
 def _figures(stores: Stores) -> Figures:
     now = overview.read(stores)
-    latency = read_latency(stores.redis, [one.company_id for one in now.companies])
     by_reason = groupby(sorted(now.dead, key=lambda one: (one.reason, one.sink)), key=lambda one: one.reason)
     dead = [(reason, [*counts]) for reason, counts in by_reason]
     dead.sort(key=lambda one: -sum(count.count for count in one[1]))
-    return Figures(now, latency, dead, stores.settings.fetch_target)
+    return Figures(now, dead, stores.settings.fetch_target)

@@ -137,7 +137,7 @@ def test_dev_keeps_its_ports_and_leaves_no_process_behind(tmp_path: Path) -> Non
             page = f"http://127.0.0.1:{page_port}/"
             assert f"{page}   (user name: your own name; password: {password})" in dev.output
             assert httpx.get(page, auth=("Ada Lovelace", password), trust_env=False).status_code == 200
-            assert "ops.request" in (folder / "ops.log").read_text()
+            eventually(lambda: "ops.request" in (folder / "ops.log").read_text(), 10, what="its log line")
             assert ask("GET", f"http://127.0.0.1:{port}/readyz")[0] == 200
             seen = folder / "worker.log"
             eventually(lambda: "subscription.active" in seen.read_text(), 10, what="a pool sees the subscription")

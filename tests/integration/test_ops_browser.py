@@ -54,6 +54,15 @@ FOR_READERS: Final = ("overview", "order-dead", "events", "dead", "replays", "re
 SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("dark", WIDE), ("dark", NARROW))
 
 
+_LINES: Final = """
+all => all.map((one) => {
+  const range = document.createRange();
+  range.selectNodeContents(one);
+  return new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size;
+})
+"""
+
+
 def fill(lab: Lab) -> str:
     """Let there be something of everything; return the id of a plan."""
     lab.declare()
@@ -252,19 +261,58 @@ def test_a_poll_shows_what_is_new_and_keeps_focus_and_text_and_what_is_open(tab:
 def test_a_page_says_while_it_is_not_up_to_date(tab: Tab, busy: Lab) -> None:
     tab.page.clock.install()
     page = tab.open("/")
-    notice = page.get_by_text("Not up to date.")
+    notice = page.locator("#stale")
     schema = busy.redis.get(KEYS.schema)
     expect(notice).to_be_hidden()
 
     busy.redis.set(KEYS.schema, "another")
     page.clock.run_for(5000)
-    expect(notice).to_be_visible()
+    expect(notice).to_contain_text("Redis cannot be used now")
+    expect(notice).to_contain_text("UTC")
     expect(page.locator("h1")).to_contain_text("1 order is pending")
 
     busy.redis.set(KEYS.schema, schema or b"")
     page.clock.run_for(5000)
     expect(notice).to_be_hidden()
     tab.forget("status of 503")
+
+
+def test_names_of_any_length_widen_no_page_and_hide_no_column_and_short_ones_are_not_cut(tab: Tab, busy: Lab) -> None:
+    long = "python:a_company.with_many.integrations.of_orders:deliver_to_the_shop"
+    busy.declare("another", sinks=(SINK, long, "tickets"))
+
+    for path in ("/", f"/orders/{order(2).order_id}", "/orders"):
+        page = tab.open(path)
+        tab.resize(NARROW, "light")
+        assert tab.overflow() == 0, path
+
+        tab.resize(WIDE, "light")
+        hidden = page.locator(".box").evaluate_all("all => all.map((one) => one.scrollWidth - one.clientWidth)")
+        assert max(hidden, default=0) == 0, path
+        cells = page.get_by_role("rowheader", name="tickets", exact=True)
+        assert cells.evaluate_all(_LINES) in ([], [1]), path
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "The ops page does not answer."),
+        (401, "Your password is no longer accepted."),
+        (500, "The ops page answers with error 500."),
+    ],
+)
+def test_a_page_that_is_not_up_to_date_says_why_and_as_of_when(tab: Tab, status: int, text: str) -> None:
+    """That the page is away says nothing of the receiver."""
+    tab.page.clock.install()
+    page = tab.open("/")
+    read_at = page.locator("#read-at").inner_text().removeprefix("Read at ")
+    page.route("**/", lambda route: route.fulfill(status=status) if status else route.abort())
+    page.clock.run_for(5000)
+
+    expect(page.locator("#stale")).to_contain_text(text)
+    expect(page.locator("#stale")).to_contain_text(f"All of this is as of {read_at}.")
+    expect(page.locator("main")).to_have_css("filter", "grayscale(1)")
+    tab.problems.clear()
 
 
 def test_a_search_opens_the_only_order_and_lists_several(tab: Tab) -> None:

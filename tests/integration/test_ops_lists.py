@@ -497,3 +497,11 @@ def ended_plan(lab: Lab, plan_id: str) -> Plan:
     found = eventually(ended, 10, what="the plan has ended")
     assert found is not None
     return found
+
+
+def test_an_order_of_which_a_delivery_failed_is_marked_in_lists_and_in_the_search(ops: OpsSite, mixed: Lab) -> None:
+    """12 is refused for good, 14 is tried again, 16 is delivered."""
+    marks = {("/search?q=0000", 12): "✕", ("/search?q=0000", 16): "✓", (f"/orders?failing={SINK}", 14): "▲"}
+    for (path, number), sign in marks.items():
+        row = next(part for part in ops.read(path).split("<tr>") if order(number).order_id in part)
+        assert f"{sign}</span> fetched" in row, number

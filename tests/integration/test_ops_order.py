@@ -715,3 +715,23 @@ def test_a_beginning_that_older_orders_may_share_is_not_taken_for_the_only_one(o
 
     assert ("1 found" in words(at_once), "Search further" in words(at_once)) == (True, True)
     assert "2 found" in words(further)
+
+
+def test_an_action_without_redis_says_that_it_may_have_been_done_and_is_not_repeated_by_itself(
+    ops: OpsSite, lab: Lab
+) -> None:
+    has_it(lab)
+    lab.redis.set(KEYS.schema, "another")
+
+    answer = ops.act(f"/orders/{ONE.order_id}/refetch", {"company": "venue", "why": "the guest waits"})
+
+    assert (answer.status_code, "refresh" in answer.headers) == (503, False)
+    assert "Whether the action was done is not known: look before you repeat it." in words(answer.text)
+
+
+def test_how_long_deliveries_took_is_said_of_the_last_one_as_other_sinks_may_still_lack_it(
+    ops: OpsSite, lab: Lab
+) -> None:
+    has_it(lab)
+
+    assert re.search(r"event: fetched after \d+ m?s, last delivery after \d+ m?s", words(Desk(ops).page()))

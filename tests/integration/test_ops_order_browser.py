@@ -63,7 +63,7 @@ def test_without_javascript_the_page_is_read_and_acts(browser: Browser, ops: Ops
         assert page.url.endswith(ADDRESS), "the browser asks for the reason"
         page.locator("details[open] input[name=why]").fill("the shop is back")
         page.get_by_role("button", name="Requeue").click()
-        expect(page.locator("main > .notice")).to_contain_text("It is tried again now")
+        expect(page.locator("main > .notice")).to_contain_text("It was requeued, with all attempts.")
         expect(page.locator("#facts")).to_contain_text("the shop is back")
 
 

@@ -66,7 +66,9 @@ def first_screen(ops: OpsSite) -> Reader:
 def test_an_empty_receiver_says_that_nothing_is_pending_and_what_is_missing(ops: OpsSite, lab: Lab) -> None:
     page = first_screen(ops)
 
-    assert page.has("Needs a look", "No order is pending; no alert; no worker pool runs.")
+    assert page.has("Needs a look", "No worker pool runs; no order is pending; no alert.")
+    assert page.address("No worker pool runs") == "/runbook/pool-silent"
+    assert page.has("Which sinks there are is known when a worker pool runs.")
     assert page.has("Start ota-receiver worker")
     lab.declare()
     page = first_screen(ops)
@@ -127,8 +129,11 @@ def test_dead_letters_are_counted_by_reason_and_link_to_exactly_these(ops: OpsSi
         lab.dead_letter(order(number), reason)
     lab.fetch_and_store(order(4))
     lab.dead_letter_delivery(order(4), "unsettled")
+    lab.declare()
     page = first_screen(ops)
 
+    assert page.has("Dead letters", "no alert; 4 dead letters.")
+    assert page.address("4 dead letters") == "/dead"
     assert page.has("order_missing", "2", "fetch 2")
     assert page.has("unsettled", "2", f"fetch 1, {SINK} 1")
     assert {link for link in page.links if link[1].startswith("/dead?reason")} == {
@@ -151,7 +156,7 @@ def test_a_sink_links_to_the_orders_that_it_lacks_refuses_and_has_refused_for_go
     lab.deliver("retry", order(1), failure="ValueError at shop.py:7", wait=600)
     lab.dead_letter_delivery(order(2))
     page = first_screen(ops)
-    assert page.has(SINK, "some fail", "ValueError", "2", "1", "1")
+    assert page.has(SINK, "some fail", "nothing delivered for", "2 attempts failed, ValueError", "2", "1", "1")
     assert {link for link in page.links if QUOTED in link[1] and "reason" not in link[1]} == {
         ("2", f"/orders?behind={QUOTED}"),
         ("1", f"/orders?failing={QUOTED}"),
@@ -165,10 +170,11 @@ def test_a_disabled_sink_and_a_silent_pool_are_named(ops: OpsSite, lab: Lab) -> 
     page = first_screen(ops)
 
     assert page.has(SINK, "disabled", "HTTP 410")
-    assert page.has("pool-of-host", "silent for 6 min")
+    assert page.has("pool-of-host", "silent for 6 min", "No worker pool runs")
+    assert page.address(f"sink {SINK} is disabled") == "/runbook/sink-disabled"
 
 
-@pytest.mark.parametrize(("age_s", "shown"), [(4, "✓ 5.0 s of 30 s"), (3000, "▲ 1.0 h of 30 s")])
+@pytest.mark.parametrize(("age_s", "shown"), [(4, "✓ 5.0 s target 30 s"), (3000, "▲ 1.0 h target 30 s")])
 def test_the_time_from_event_to_fetch_is_compared_with_the_target(
     ops: OpsSite, lab: Lab, age_s: int, shown: str
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.dev.valkey import Valkey, start
 from app.ledger.redis import VERSION
+from tests.eventually import eventually
 from tests.lab import KEYS, ONE, SINK, Lab
 from tests.ops_site import ACT, READ, WHO
 from tests.service import OPS, SERVE, Web, serving, settings_of_one_company
@@ -59,7 +61,12 @@ def test_a_request_is_logged_with_who_and_the_route_and_without_what_was_searche
     page.http.get("/healthz")
     shown = page.http.get("/", auth=(WHO, READ))
 
-    lines = [line for line in page.lines() if line["event"] == "ops.request"]
+    def logged() -> list[dict[str, Any]]:
+        """Return the lines of the requests once that of the last one is there: it comes after its answer."""
+        found = [line for line in page.lines() if line["event"] == "ops.request"]
+        return found if found and found[-1]["request_id"] == shown.headers["x-request-id"] else []
+
+    lines = eventually(logged, what="the line of the last request")
     assert [(line["path"], line["status"], line.get("user")) for line in lines][-5:] == [
         ("/", 400, WHO),
         ("/search", 404, WHO),
@@ -67,7 +74,6 @@ def test_a_request_is_logged_with_who_and_the_route_and_without_what_was_searche
         ("/", 401, None),
         ("/", 200, WHO),
     ]
-    assert lines[-1]["request_id"] == shown.headers["x-request-id"]
     assert lines[-2]["reason"] == "wrong_password"
     assert not [secret for secret in (SEARCH, READ, ACT) if secret in page.process.output]
 
@@ -92,7 +98,7 @@ def test_without_redis_it_starts_and_says_so_until_redis_is_back(tmp_path: Path)
         settings = settings_of_one_company(server.url) | {"OPS_TOKEN": READ}
         page = parts.enter_context(serving(tmp_path, settings, OPS))
         away = page.http.get("/", auth=(WHO, READ))
-        assert (away.status_code, away.headers["retry-after"]) == (503, "5")
+        assert (away.status_code, away.headers["retry-after"], away.headers["refresh"]) == (503, "5", "5")
         assert "Redis cannot be used now" in away.text
         assert "Traceback" not in away.text
         server.restart()
@@ -108,6 +114,7 @@ def test_data_of_another_version_is_named_and_not_shown(page: Web, lab: Lab) -> 
 
     assert answer.status_code == 503
     assert f"schema version {VERSION + 1}" in answer.text
+    assert "This page tries again every 5 s." in answer.text
 
 
 def test_every_time_on_a_page_is_utc_wherever_its_machine_is(page: Web, lab: Lab) -> None:

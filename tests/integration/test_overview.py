@@ -100,17 +100,17 @@ def test_the_sentence_has_the_pending_orders_and_the_age_of_the_oldest_of_any_co
     ("cause", "words"),
     [
         (lambda lab: suspend(lab.redis), "RQ is suspended"),
-        (lambda lab: lab.redis.delete(KEYS.pools), "no worker pool runs"),
-        (open_breaker, "nothing is fetched for venue"),
-        (fail_the_sink, f"nothing is delivered to {SINK}"),
-        (lambda lab: fail_the_sink(lab, unavailable=True), f"nothing is delivered to {SINK}"),
-        (lambda lab: Deployment(lab.redis).disable(SINK, "by hand"), f"{SINK} is disabled"),
-        (of_another_pool, "no pool has venue"),
+        (lambda lab: lab.redis.delete(KEYS.pools), "No worker pool runs"),
+        (open_breaker, "Nothing is fetched for venue"),
+        (fail_the_sink, f"Nothing is delivered to {SINK}"),
+        (lambda lab: fail_the_sink(lab, unavailable=True), f"Nothing is delivered to {SINK}"),
+        (lambda lab: Deployment(lab.redis).disable(SINK, "by hand"), f"Sink {SINK} is disabled"),
+        (of_another_pool, "No pool has venue"),
         (lose_due_times, "1 order without a due time"),
     ],
     ids=["rq", "no pool", "breaker", "sink fails", "sink away", "sink disabled", "undeclared", "unscheduled"],
 )
-def test_what_needs_a_look_is_in_the_sentence_and_status_ends_with_1(
+def test_what_needs_a_look_begins_the_sentence_and_status_ends_with_1(
     lab: Lab, cause: Callable[[Lab], object], words: str
 ) -> None:
     declare(lab)
@@ -119,9 +119,34 @@ def test_what_needs_a_look_is_in_the_sentence_and_status_ends_with_1(
 
     found, page = read(lab), lab.run_command("status")
 
-    assert (found.status, found.sentence.rpartition("; ")[2]) == ("look", f"{words}.")
+    assert (found.status, found.sentence.partition("; ")[0]) == ("look", words)
     assert (page.code, page.out.split("\n")[0]) == (1, found.sentence)
     assert lab.run_command("status", "--json").objects[0]["sentence"] == found.sentence
+
+
+def test_of_several_troubles_the_one_that_stops_most_comes_first(lab: Lab) -> None:
+    """What is pending and the alerts follow from it."""
+    declare(lab)
+    fail_the_sink(lab)
+    suspend(lab.redis)
+
+    assert read(lab).sentence == f"RQ is suspended; nothing is delivered to {SINK}; no order is pending; no alert."
+
+    lab.redis.delete(KEYS.pools)
+    assert read(lab).sentence.startswith("No worker pool runs; RQ is suspended; ")
+
+
+def test_dead_letters_are_in_the_sentence_also_when_their_alert_has_ended(lab: Lab) -> None:
+    """The alert ends an hour after the latest of them; the orders wait on."""
+    lab.declare()
+    lab.accept_and_fetch(order(1))
+    lab.dead_letter_delivery(order(1))
+    assert (read(lab).status, read(lab).sentence) == ("ok", "No order is pending; no alert; 1 dead letter.")
+
+    lab.accept(order(2))
+    lab.dead_letter(order(2))
+
+    assert read(lab).sentence.endswith("; 2 dead letters.")
 
 
 def test_an_alert_has_what_it_is_about_since_when_and_its_runbook(lab: Lab) -> None:

@@ -12,9 +12,22 @@
     document.body.dispatchEvent(new CustomEvent("ops:tick"));
   };
 
-  const tell = (failed) => {
+  const CAUSES = {
+    401: "Your password is no longer accepted. Reload the page to log in.",
+    404: "What it shows is no longer there. Reload the page to see why.",
+    503: "Redis cannot be used now. Reload the page to see why.",
+  };
+
+  // Only the page is known to be away, not the receiver: it may work or not.
+  const cause = (status) =>
+    CAUSES[status] || (status ? `The ops page answers with error ${status}.` : "The ops page does not answer.");
+
+  const tell = (text) => {
     const notice = document.getElementById("stale");
-    if (notice) notice.hidden = !failed;
+    if (!notice) return;
+    const readAt = document.getElementById("read-at").textContent.replace("Read at ", "");
+    if (text) notice.querySelector("span").textContent = `${text} All of this is as of ${readAt}.`;
+    notice.hidden = !text;
   };
 
   setInterval(tick, EVERY_MS);
@@ -25,9 +38,9 @@
   // An answer that is no page of ours (an error, a password asked for) replaces nothing.
   document.addEventListener("htmx:before:swap", (event) => {
     const answer = event.detail.ctx.response;
-    if (answer && answer.status === 200) return tell(false);
+    if (answer && answer.status === 200) return tell("");
     event.preventDefault();
-    tell(true);
+    tell(cause(answer && answer.status));
   });
-  document.addEventListener("htmx:error", () => tell(true));
+  document.addEventListener("htmx:error", () => tell(cause(0)));
 })();
