@@ -1,15 +1,18 @@
-"""What happened to one order: the entries of its history, decoded.
+"""What happened to one order: the entries of its history, read and decoded.
 
 A script packs an entry as the MessagePack array [kind, ms, values...] (append_history in prelude.lua).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
+from app.ids import OrderKey
+from app.ledger.redis import Redis, is_wrong_type, server_time
 from app.times import from_ms
 
 LONGEST: Final = 200
@@ -183,6 +186,36 @@ def parse_entry(packed: bytes) -> Entry:
         return _decoder.decode(packed)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return Unread(_time_of(packed), UNREAD)
+
+
+def read_history(redis: Redis, order: OrderKey) -> tuple[Entry, ...]:
+    """Return what happened to the order, oldest first; the last LONGEST entries are kept.
+
+    What is not readable is an Unread. The first event is in the stream alone until something else happens (accept.lua).
+    """
+    names = redis.names
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.lrange(names.history(order), 0, -1)
+        pipe.hmget(names.record(order), "first_event", "first_at")
+        entries, first = pipe.execute(raise_on_error=False)
+    for answer in (entries, first):
+        if isinstance(answer, Exception) and not is_wrong_type(answer):
+            raise answer
+    if isinstance(entries, Exception):
+        where = names.history(order)
+        return (Unread(server_time(redis), f"the history is unreadable: look at {where} in Redis"),)
+    found = tuple(parse_entry(entry) for entry in entries)
+    event_id, at = (None, 0) if isinstance(first, Exception) else first
+    if event_id is None or len(found) >= LONGEST or any(isinstance(one, EventReceived) for one in found[:1]):
+        return found
+    return (*_first_event(redis, event_id.decode(), int(at)), *found)
+
+
+def _first_event(redis: Redis, event_id: str, at_ms: int) -> Iterator[Entry]:
+    entries: Any = redis.xrange(redis.names.events, event_id, event_id)
+    for _, fields in entries:
+        status, request = fields[b"status"].decode(), fields[b"request"].decode()
+        yield EventReceived(at_ms, event_id, status, "queued", "current", request)
 
 
 def _time_of(packed: bytes) -> int:

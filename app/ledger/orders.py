@@ -14,10 +14,10 @@ from redis.exceptions import ResponseError
 from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
-from app.ledger.history import LONGEST, Entry, EventReceived, Unread, parse_entry
+from app.ledger.history import Entry, read_history
 from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
-from app.ledger.redis import PAGE, Redis, Scored, newest_first, oldest_first, server_time
+from app.ledger.redis import PAGE, Redis, Scored, is_wrong_type, newest_first, oldest_first
 from app.ledger.rq_jobs import BACKFILL, queue_key
 from app.times import from_ms, to_ms
 from app.upstream.decode import build, decode
@@ -179,33 +179,8 @@ class Archive:
         return {order for order, (erased_at,) in zip(orders, found, strict=True) if erased_at}
 
     def history(self, order: OrderKey) -> tuple[Entry, ...]:
-        """Return what happened to the order, oldest first; the last 200 entries are kept.
-
-        What is not readable is an Unread.
-        """
-        names = self._redis.names
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.lrange(names.history(order), 0, -1)
-            pipe.hmget(names.record(order), "first_event", "first_at")
-            entries, first = pipe.execute(raise_on_error=False)
-        for answer in (entries, first):
-            if isinstance(answer, Exception) and not is_wrong_type(answer):
-                raise answer
-        if isinstance(entries, Exception):
-            where = names.history(order)
-            return (Unread(server_time(self._redis), f"the history is unreadable: look at {where} in Redis"),)
-        found = tuple(parse_entry(entry) for entry in entries)
-        event_id, at = (None, 0) if isinstance(first, Exception) else first
-        if event_id is None or len(found) >= LONGEST or any(isinstance(one, EventReceived) for one in found[:1]):
-            return found
-        return (*self._first_event(event_id.decode(), int(at)), *found)
-
-    def _first_event(self, event_id: str, at_ms: int) -> Iterator[Entry]:
-        """Return the first event of an order, which only the stream has until something else happens (accept.lua)."""
-        entries: Any = self._redis.xrange(self._redis.names.events, event_id, event_id)
-        for _, fields in entries:
-            status, request = fields[b"status"].decode(), fields[b"request"].decode()
-            yield EventReceived(at_ms, event_id, status, "queued", "current", request)
+        """Return what happened to the order, as `read_history` does."""
+        return read_history(self._redis, order)
 
     def due(self, order: OrderKey, sink: str = "") -> datetime | None:
         """Return when its fetch is due, or its delivery to a sink; None if it is not outstanding or is dead."""
@@ -311,11 +286,6 @@ class Archive:
         return any(
             int(latest or 0) > int(fetched or 0) and queue != BACKFILL.encode() for latest, fetched, queue in fields
         )
-
-
-def is_wrong_type(answer: object) -> bool:
-    """Return whether a key has another type: the fault of that one order, not of Redis."""
-    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
 def _parsed(order: OrderKey, answer: Any, names: Keys) -> OrderRecord | BrokenRecord | None:

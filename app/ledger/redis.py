@@ -253,6 +253,11 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and _NO_DATABASE not in str(error)
 
 
+def is_wrong_type(answer: object) -> bool:
+    """Return whether a key has another type: the fault of that one order, not of Redis."""
+    return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
+
+
 class Outage:
     """Whether a process, `role`, can use Redis: an outage is logged as it begins and as it ends. For one thread."""
 
