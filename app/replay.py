@@ -297,9 +297,10 @@ class Plans:
             pipe.multi()
             if state not in (b"draft", b"open"):
                 return
-            if what == "cancel" and state == b"open":
+            if what == "cancel":
                 fields["left"] = left
                 pipe.delete(todo)
+                pipe.hdel(plan_key, "query")
             if fields:
                 pipe.hset(plan_key, mapping=fields)
             entry = AuditEntry(what=what, plan=plan.id, who=who, why=why, selected=plan.selected, orders=left)

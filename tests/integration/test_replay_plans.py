@@ -373,6 +373,7 @@ class TestDeadLetters:
         cancelled = plans.cancel(draft, "bob", "wrong filter")
         plans.make(draft)
 
+        assert not lab.redis.hexists(KEYS.replay(draft.id), "query"), "what was typed is not needed any more"
         noted = [(entry.what, entry.orders) for _, entry in audit.newest_first(lab.redis)]
         assert noted == [("cancel", 1), ("resume", 1), ("requeue", 1)]
 
