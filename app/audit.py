@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 from redis.client import Pipeline
 
-from app.ids import OrderKey
+from app.ids import OrderKey, guid
 from app.ledger.keys import Keys
 from app.ledger.pages import Page, StreamEntry, stream_page
 from app.ledger.redis import Redis, stream_pages
@@ -59,6 +59,17 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     selected: str
     orders: int
 
+    @property
+    def order(self) -> OrderKey | None:
+        """Return the order that it is about alone, None if it is about others or none."""
+        company_id, _, order_id = self.selected.partition(" ")[0].partition(":")
+        return OrderKey(company_id, order_id) if guid(company_id) and guid(order_id) else None
+
+    @property
+    def about(self) -> str:
+        """Return what of its `order` it is about: "to" and a sink, "" for all of it."""
+        return self.selected.partition(" ")[2]
+
 
 def append(redis: Redis | Pipeline, names: Keys, *entries: AuditEntry) -> None:
     """Add entries; before the action, since it may be interrupted. `redis` may be the pipeline of a transaction."""
@@ -70,7 +81,7 @@ def append(redis: Redis | Pipeline, names: Keys, *entries: AuditEntry) -> None:
 def of_order(redis: Redis, order: OrderKey) -> list[tuple[datetime, AuditEntry]]:
     """Return those of the latest MOST_READ entries that are about this order alone, newest first."""
     entries = islice(newest_first(redis), MOST_READ)
-    return [(at, one) for at, one in entries if one.selected.partition(" ")[0] == order.member]
+    return [(at, one) for at, one in entries if one.order == order]
 
 
 def newest_first(redis: Redis) -> Iterator[tuple[datetime, AuditEntry]]:

@@ -141,7 +141,7 @@ class Erasure:
         audit.append(self._redis, self._redis.names, *entries)
 
     def forget_texts(self, words: Collection[str]) -> int:
-        """Delete audit entries that have one of the words, and who and why of such replays; return how many.
+        """Delete audit entries that have one of the words, and the texts of such replays; return how many.
 
         People typed these texts; the entries of erasures stay.
         """
@@ -159,12 +159,12 @@ class Erasure:
         ]
         redis: Any = self._redis
         plans = [self._redis.names.replay(plan.decode()) for plan in redis.zrange(self._redis.names.replays, 0, -1)]
-        plans = [plan for plan in plans if has_word(*redis.hmget(plan, "who", "why"))]
+        plans = [plan for plan in plans if has_word(*redis.hmget(plan, "who", "why", "selected"))]
         with self._redis.pipeline(transaction=False) as pipe:
             for entry in entries:
                 pipe.xdel(self._redis.names.audit, entry)
             for plan in plans:
-                pipe.hset(plan, mapping={"who": "", "why": ""})
+                pipe.hset(plan, mapping={"who": "", "why": "", "selected": ""})
             pipe.execute()
         return len(entries) + len(plans)
 

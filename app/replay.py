@@ -293,13 +293,14 @@ class Plans:
         def change(pipe: Pipeline) -> None:
             # Watched: a feeder may end the plan between this read and the transaction.
             state: Any = pipe.hget(plan_key, "state")
-            left: Any = pipe.llen(todo)
+            left: Any = plan.left if state == b"draft" else pipe.llen(todo)
             pipe.multi()
             if state not in (b"draft", b"open"):
                 return
-            if what == "cancel" and state == b"open":
+            if what == "cancel":
                 fields["left"] = left
                 pipe.delete(todo)
+                pipe.hdel(plan_key, "query")
             if fields:
                 pipe.hset(plan_key, mapping=fields)
             entry = AuditEntry(what=what, plan=plan.id, who=who, why=why, selected=plan.selected, orders=left)

@@ -30,12 +30,11 @@ from app.ledger.orders import read_fields
 from app.ledger.rate_limit import RateLimiter
 from app.ledger.redis import (
     VERSION,
+    Outage,
     Redis,
-    cause,
     code,
     is_unavailable,
     load_scripts,
-    log_outage,
     refuse_old_server,
     refuse_other_schema,
     server_time,
@@ -97,7 +96,7 @@ class Pool:
         self._starts = [(0.0, queue) for queue in queues]
         self._number = 0
         self._next_dispatch = 0.0
-        self._redis_lost_at: float | None = None
+        self._outage = Outage("worker", redis)
         self._failing: set[str] = set()
         self._missing_rights = ""
         self._loop_time = LoopTime(settings.deployment)
@@ -123,10 +122,7 @@ class Pool:
                     # Not for the children: one that has ended stays in the list until Redis is back.
                     wait([self._wake], DISPATCH_EVERY)
                 else:
-                    if self._redis_lost_at is not None:
-                        away_s = round(time.monotonic() - self._redis_lost_at, 1)
-                        _log.warning("redis.recovered", role="worker", away_s=away_s)
-                        self._redis_lost_at = None
+                    self._outage.end()
                     sentinels = [child.process.sentinel for child in self._children.values()]
                     wait([self._wake, *sentinels], max(0.0, self._next_dispatch - time.monotonic()))
         except OtherSchema as refusal:
@@ -169,9 +165,7 @@ class Pool:
         """Log the begin of an outage once; the next call uses a fresh connection."""
         # After a failover an old connection may lead to what is now a replica.
         self._redis.connection_pool.disconnect()
-        if self._redis_lost_at is None:
-            self._redis_lost_at = time.monotonic()
-            log_outage("worker", code(error), cause(error, self._redis))
+        self._outage.begin(error)
 
     @contextmanager
     def _isolated(self, step: str) -> Iterator[None]:

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
@@ -28,8 +27,8 @@ from app.api.answers import Refused, problem
 from app.api.keys import ApiKeys, Caller
 from app.api.keys import Scope as KeyScope
 from app.api.orders import Call, Orders
-from app.errors import OtherSchema, StoreUnavailable
-from app.ledger.redis import VERSION, Redis, cause, code, log_outage
+from app.errors import StoreUnavailable
+from app.ledger.redis import Outage, Redis
 from app.web.requests import CallerLog, Proxies
 
 LONGEST_BODY: Final = 4096
@@ -116,7 +115,7 @@ class Endpoint:
         body = await _body(request) if operation.method == "POST" else b""
         call = Call(caller, scope["path_params"], query, request.headers.get("if-none-match", ""), body, line)
         response = await run_in_threadpool(operation.answer, call)
-        self._access.succeeded()
+        self._access.outage.end()
         await response(scope, receive, send)
 
 
@@ -135,13 +134,13 @@ class Public:
 
 
 class Access:
-    """Lets requests in by their keys, and knows whether Redis answers, which is logged at each change."""
+    """Lets requests in by their keys. `outage`: whether Redis answers."""
 
     def __init__(self, redis: Redis, requests_per_min: int) -> None:
         self._redis = redis
         self._keys = ApiKeys(redis)
         self._requests_per_min = requests_per_min
-        self._down_since: float | None = None
+        self.outage = Outage("api", redis)
 
     def admit(self, authorization: str, line: dict[str, Any]) -> Caller:
         """Return who calls; raises Refused, OtherSchema, and what redis-py raises."""
@@ -158,23 +157,8 @@ class Access:
 
     async def unavailable(self, request: Request, error: Exception) -> Response:
         """Return 503: Redis does not answer, or holds data of another version."""
-        self._note_outage(error)
+        self.outage.begin(error)
         return problem(request, "unavailable", "Redis cannot be used now.", {"retry-after": str(RETRY_AFTER)})
-
-    def _note_outage(self, error: Exception) -> None:
-        if self._down_since is not None:
-            return
-        self._down_since = perf_counter()
-        if isinstance(error, OtherSchema):
-            _log.error("service.other_schema", held=error.held, ours=VERSION)
-        else:
-            log_outage("api", code(error), cause(error, self._redis))
-
-    def succeeded(self) -> None:
-        """Note that Redis answered."""
-        if self._down_since is not None:
-            away_s, self._down_since = round(perf_counter() - self._down_since, 1), None
-            _log.warning("redis.recovered", role="api", away_s=away_s)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -184,7 +168,7 @@ class Access:
             if all(key.revoked_at for key in keys.values()):
                 _log.warning("api.no_keys", advice="Make one: ota-receiver keys create --name NAME --scope feed")
         except RedisError as error:
-            self._note_outage(error)
+            self.outage.begin(error)
         yield
         self._redis.close()
 

@@ -24,8 +24,9 @@ from app.errors import BrokenRecord, UnknownCursor, UnreadableAnswer
 from app.ids import OrderKey, guid
 from app.ledger.feed import Entry, Feed, cursor_of, position_of
 from app.ledger.history import as_object
-from app.ledger.orders import Archive, References, StoredOrder
+from app.ledger.orders import Archive, StoredOrder
 from app.ledger.redis import Redis
+from app.ledger.references import References
 from app.ledger.work import idempotency_key
 from app.order_document import OrderDocument
 from app.settings import Company

@@ -17,7 +17,6 @@ from app.cli.context import CommandContext, open_context
 from app.explain import overview
 from app.explain.overview import LOOKED_AT, Overview, Queue
 from app.explain.words import age, many
-from app.ids import guid
 from app.ledger.policy import JOB_TIMEOUT
 from app.ledger.rq_jobs import RESUME
 
@@ -113,7 +112,7 @@ def audit(
     with open_context() as here:
         entries = (one for one in newest_first(here.redis) if what in (None, one[1].what))
         found = list(islice(entries, limit))
-        selected = (">selected", lambda one: _words(here, one[1].selected))
+        selected = (">selected", lambda one: _words(here, one[1]))
         columns = (("@when", "at"), "what", "#orders", "who", selected, ">why", "?=plan")
         console.listing(found, columns, _entry, nothing="The audit has no such entry.")
 
@@ -122,12 +121,13 @@ def _entry(one: tuple[datetime, AuditEntry]) -> dict[str, object]:
     return {"at": one[0]} | msgspec.structs.asdict(one[1])
 
 
-def _words(here: CommandContext, selected: str) -> str:
+def _words(here: CommandContext, entry: AuditEntry) -> str:
     """Return a selection as people read it: a single order is stored with the id of its company."""
-    company_id, _, order_id = selected.partition(":")
-    if guid(company_id) is None or guid(order_id) is None:
-        return selected
-    return f"{order_id} of {here.slug(company_id)}" if here.are_several else order_id
+    order = entry.order
+    if order is None:
+        return entry.selected
+    company = f"of {here.slug(order.company_id)}" if here.are_several else ""
+    return " ".join(filter(None, (order.order_id, company, entry.about)))
 
 
 def _without_due_time(unscheduled: int) -> str:

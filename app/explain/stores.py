@@ -13,8 +13,9 @@ from app.heartbeat import DeclaredCompany
 from app.ids import OrderKey, beginning, guid
 from app.ledger.dead_letters import DeadLetters
 from app.ledger.events import EventLog
-from app.ledger.orders import MOST_SEARCHED, Archive, References
+from app.ledger.orders import MOST_SEARCHED, Archive
 from app.ledger.redis import Redis, server_time
+from app.ledger.references import References
 from app.replay import Plans
 from app.settings import Company, Settings
 
@@ -55,12 +56,12 @@ class Stores:
         """Return the time of the Redis server, which set the leases and due times."""
         return times.from_ms(server_time(self.redis))
 
-    def find(self, text: str, company_id: str | None = None) -> list[OrderKey]:
+    def find(self, text: str) -> list[OrderKey]:
         """Return the orders as `find_whole` does; if there is none, those whose orderId begins so.
 
-        `company_id`: only of this company. Of the latter there are at most MOST_ALIKE + 1 (app/ledger/orders.py).
+        Of the latter there are at most MOST_ALIKE + 1 (app/ledger/orders.py).
         """
-        return self.find_whole(text, company_id) or self.find_beginning(text, company_id)
+        return self.find_whole(text) or self.find_beginning(text)
 
     def find_at_once(self, text: str) -> tuple[list[OrderKey], bool]:
         """Return the orders as `find` does as far as that takes no 100 ms, and whether it would find no others.
@@ -78,7 +79,10 @@ class Stores:
         return found, self.orders.count() <= (MOST_SEARCHED if found else MOST_AT_ONCE)
 
     def find_whole(self, text: str, company_id: str | None = None) -> list[OrderKey]:
-        """Return the orders with this orderId, reference of either side or request_id; none for a blank text."""
+        """Return the orders with this orderId, reference of either side or request_id; none for a blank text.
+
+        `company_id`: only of this company.
+        """
         order_id = guid(text)
         if order_id is None:
             return self.references.orders(text, company_id)

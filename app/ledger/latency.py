@@ -9,10 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from app.ledger.ledger import LATENCY_BOUNDS
-from app.ledger.redis import Redis, server_time
-
-MOST_HOURS: Final = 48
-"""store_fetch.lua keeps an hour for 49."""
+from app.ledger.redis import Redis
 
 _HOUR: Final = 3_600_000
 
@@ -29,16 +26,14 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     fetches: int
 
 
-def read_latency(
-    redis: Redis, company_ids: Iterable[str], hours: int = 24, now: int | None = None
-) -> dict[str, Latency]:
-    """Return the latency of each company in this clock hour and those before it, `hours` in all, at most MOST_HOURS.
+def read_latency(redis: Redis, company_ids: Iterable[str], hours: int, now: int) -> dict[str, Latency]:
+    """Return the latency of each company in the clock hour of `now` (ms) and those before it, `hours` in all.
 
-    `now` (ms) replaces the time of the Redis server. One fetch counts for all events that it answers, from the latest
+    At most 48: store_fetch.lua keeps an hour for 49. One fetch counts for all events that it answers, from the latest
     of them; a fetch that no event asked for does not count. Raises what redis-py raises.
     """
     companies = list(company_ids)
-    current = (server_time(redis) if now is None else now) // _HOUR
+    current = now // _HOUR
     with redis.pipeline(transaction=False) as pipe:
         for company in companies:
             for hour in range(current - hours + 1, current + 1):

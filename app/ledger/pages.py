@@ -108,7 +108,6 @@ def stream_page(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
-    most: int = MOST_LOOKED_AT,
 ) -> Page[R]:
     """Return a page of a stream, newest first; the rest as for `scored_page`; raises UnknownCursor."""
     start = None if after is None else text_of(after)
@@ -124,7 +123,7 @@ def stream_page(
     def place(entry: StreamEntry) -> tuple[str, int]:
         return entry[0].decode(), int(entry[0].partition(b"-")[0])
 
-    return _page(read, rows_of, first, limit, most, place)
+    return _page(read, rows_of, first, limit, MOST_LOOKED_AT, place)
 
 
 def ids_between(since: datetime | None, until: datetime | None) -> tuple[str, str]:

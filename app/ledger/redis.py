@@ -258,6 +258,31 @@ def is_wrong_type(answer: object) -> bool:
     return isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE")
 
 
+class Outage:
+    """Whether a process, `role`, can use Redis: an outage is logged as it begins and as it ends. For one thread."""
+
+    def __init__(self, role: str, redis: Redis) -> None:
+        self._role = role
+        self._redis = redis
+        self._since: float | None = None
+
+    def begin(self, error: Exception) -> None:
+        """Note that Redis has failed, or holds data of another version."""
+        if self._since is not None:
+            return
+        self._since = time.monotonic()
+        if isinstance(error, OtherSchema):
+            _log.error("service.other_schema", held=error.held, ours=VERSION)
+        else:
+            log_outage(self._role, code(error), cause(error, self._redis))
+
+    def end(self) -> None:
+        """Note that Redis has answered."""
+        if self._since is not None:
+            _log.warning("redis.recovered", role=self._role, away_s=round(time.monotonic() - self._since, 1))
+            self._since = None
+
+
 def log_outage(role: str, code: str, cause: str) -> None:
     """Log that this process cannot use Redis: it refuses with a code of the server, or cannot be reached."""
     if _CODE.match(code):

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
@@ -24,9 +23,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import log
-from app.errors import OtherSchema, StoreUnavailable
+from app.audit import LONGEST_TEXT
+from app.errors import StoreUnavailable
 from app.explain.stores import Stores
-from app.ledger.redis import VERSION, Redis, cause, code, log_outage, refuse_other_schema
+from app.ledger.redis import Outage, Redis, cause, refuse_other_schema
 from app.ops.access import Access, Refused, Role, User, refuse_other_origin
 from app.ops.feeder import Feeder
 from app.ops.pages import HEADERS, Pages
@@ -60,6 +60,14 @@ class Visit(NamedTuple):
     query: Mapping[str, str]
     form: Mapping[str, str]
     line: dict[str, Any]
+
+    def why(self) -> str:
+        """Return why somebody acts; raises Refused without a reason, or for one that is too long."""
+        found = self.form.get("why", "").strip()
+        if not 0 < len(found) <= LONGEST_TEXT or not found.isprintable():
+            detail = f"Say why, on one line of at most {LONGEST_TEXT} characters, for the audit. Nothing was done."
+            raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "Why?", detail)
+        return found
 
 
 class Screen(NamedTuple):
@@ -144,6 +152,7 @@ class Endpoint:
         form = _once(await _form(request), screen.parameters) if screen.method == "POST" else MappingProxyType({})
         visit = partial(Visit, user, here=here(request), path=scope["path_params"], query=query, form=form, line=line)
         response = await run_in_threadpool(self._gate.answer, screen, visit)
+        self._gate.outage.end()
         await response(scope, receive, send)
 
 
@@ -165,7 +174,7 @@ class Public:
 
 
 class Gate:
-    """Lets users in, and answers with a page whatever fails; it knows whether Redis answers, and logs each change."""
+    """Lets users in, and answers with a page whatever fails. `outage`: whether Redis answers."""
 
     def __init__(self, redis: Redis, settings: Settings, pages: Pages, access: Access, proxies: Proxies) -> None:
         self._redis = redis
@@ -173,7 +182,7 @@ class Gate:
         self._pages = pages
         self._access = access
         self._proxies = proxies
-        self._down_since: float | None = None
+        self.outage = Outage("ops", redis)
 
     def admit(self, request: Request) -> User:
         """Return who sends the request, and note it; raises Refused."""
@@ -189,11 +198,7 @@ class Gate:
         Raises Refused, OtherSchema, and what redis-py raises.
         """
         refuse_other_schema(self._redis)
-        response = screen.answer(visit(stores=Stores(self._redis, self._settings)))
-        if self._down_since is not None:
-            away_s, self._down_since = round(perf_counter() - self._down_since, 1), None
-            _log.warning("redis.recovered", role="ops", away_s=away_s)
-        return response
+        return screen.answer(visit(stores=Stores(self._redis, self._settings)))
 
     async def refused(self, request: Request, error: Exception) -> Response:
         """Return the page of a Refused."""
@@ -202,7 +207,7 @@ class Gate:
 
     async def unavailable(self, request: Request, error: Exception) -> Response:
         """Return 503: Redis does not answer, or holds data of another version."""
-        self._note_outage(error)
+        self.outage.begin(error)
         detail = str(error) if isinstance(error, StoreUnavailable) else cause(error, self._redis)
         headers = {"retry-after": str(RETRY_AFTER)}
         if request.method == "POST":
@@ -230,15 +235,6 @@ class Gate:
         if feeder:
             feeder.stop()
         self._redis.close()
-
-    def _note_outage(self, error: Exception) -> None:
-        if self._down_since is not None:
-            return
-        self._down_since = perf_counter()
-        if isinstance(error, OtherSchema):
-            _log.error("service.other_schema", held=error.held, ours=VERSION)
-        else:
-            log_outage("ops", code(error), cause(error, self._redis))
 
     def _error(self, request: Request, error: Refused) -> Response:
         request.state.line["reason"] = error.reason

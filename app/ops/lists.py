@@ -1,6 +1,6 @@
 """The lists of events, orders, dead letters and the audit: filtered by their address, page by page.
 
-A list never moves while somebody reads it: where it is alive, a line counts what is new. `seen` in its address is the
+A list never moves while somebody reads it: a line above it counts what is new. `seen` in its address is the
 time (ms since 1970) at which the rows were read.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, get_args
 
@@ -18,8 +17,6 @@ from starlette.responses import Response
 from app import audit
 from app.audit import Action
 from app.errors import UnknownCursor
-from app.explain.stores import Stores
-from app.ids import guid
 from app.ledger.dead_letters import DeadLetter, DeadQuery
 from app.ledger.events import EventQuery, StoredEvent
 from app.ledger.order_lists import OrderLists
@@ -66,7 +63,7 @@ class Lists:
         ]
 
     def events(self, visit: Visit) -> Response:
-        """Return the accepted events, the latest first; with `follow` the list itself is alive."""
+        """Return the accepted events, the latest first; with `follow` the list itself is refreshed."""
         stores, chosen = visit.stores, Filter(visit.query, visit.stores)
         query = EventQuery(
             company_id=chosen.company(),
@@ -136,7 +133,8 @@ class Lists:
     def dead(self, visit: Visit) -> Response:
         """Return dead letters, the oldest first, how many match, and the way to a plan that requeues them."""
         stores, chosen = visit.stores, Filter(visit.query, visit.stores)
-        query = dead_query(chosen, stores.now())
+        now = stores.now()
+        query = dead_query(chosen, now)
         kinds = stores.dead_letters.counts()
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[DeadLetter]:
@@ -155,7 +153,7 @@ class Lists:
             sinks=_with(chosen.sink(), (*stores.sinks, *(one.sink for one in kinds))),
             fetches=FETCHES,
             plan=chosen.address("/dead/plan", "after", "seen"),
-            now=stores.now(),
+            now=now,
         )
 
     def audit(self, visit: Visit) -> Response:
@@ -176,7 +174,6 @@ class Lists:
             read,
             read,
             actions=ACTIONS,
-            order_in=partial(_order_in, stores),
         )
 
 
@@ -237,11 +234,3 @@ def show_list(
 def _with(typed: str | None, known: Iterable[str]) -> list[str]:
     """Return the values of a choice, also the one that was typed: what is chosen stays chosen."""
     return sorted({*known, typed or ""} - {""})
-
-
-def _order_in(stores: Stores, selected: str) -> tuple[str, str] | None:
-    """Return order id and slug where the selection of an action is a single order."""
-    company_id, _, order_id = selected.partition(":")
-    if guid(company_id) is None or guid(order_id) is None:
-        return None
-    return order_id, stores.slug(company_id)

@@ -13,7 +13,6 @@ import msgspec
 from starlette.responses import Response
 
 from app import audit, times
-from app.audit import LONGEST_TEXT
 from app.errors import BrokenRecord, NotKnown, UnreadableAnswer
 from app.explain.order_diff import Difference, difference
 from app.explain.order_history import Step, took
@@ -76,9 +75,9 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offered(NamedTuple):
-    """An order as an action finds it."""
+    """An order as an action finds it, and what whoever asks for it may do."""
 
-    stores: Stores
+    by: Operations
     key: OrderKey
     record: OrderRecord
     letters: list[DeadLetter]
@@ -106,10 +105,10 @@ class OrderScreens:
     def screens(self) -> Iterator[Screen]:
         yield Screen(ADDRESS, self.show, frozenset({"company", "revision", "done", "seen"}))
         fields = frozenset({"company", "why"})
-        yield Screen(f"{ADDRESS}/refetch", self.refetch, fields, "POST", "act")
-        yield Screen(f"{ADDRESS}/requeue", self.requeue, fields | {"seen"}, "POST", "act")
-        yield Screen(f"{ADDRESS}/redeliver", self.redeliver, fields | {"seen", "sink"}, "POST", "act")
-        yield Screen(f"{ADDRESS}/discard", self.discard, fields | {"seen", "sink", "sure"}, "POST", "act")
+        yield Screen(f"{ADDRESS}/refetch", self.refetch, fields, "POST")
+        yield Screen(f"{ADDRESS}/requeue", self.requeue, fields | {"seen"}, "POST")
+        yield Screen(f"{ADDRESS}/redeliver", self.redeliver, fields | {"seen", "sink"}, "POST")
+        yield Screen(f"{ADDRESS}/discard", self.discard, fields | {"seen", "sink", "sure"}, "POST")
 
     def show(self, visit: Visit) -> Response:
         """Return the page of the order, or of the companies that have one with this id."""
@@ -142,58 +141,52 @@ class OrderScreens:
 
     def refetch(self, visit: Visit) -> Response:
         """Request its fetch. Repeated, no second job is added while one waits."""
-        stores, key, *_ = self._offered(visit)
-        done = self._by(visit).refetch({key: ""}, queue="live", what="refetch", selected=key.member)
+        by, key, *_ = self._offered(visit)
+        done = by.refetch({key: ""}, queue="live", what="refetch", selected=key.member)
         outcomes = {"erased": done.erased, "fetch_broken": done.broken, "fetch_waiting": done.waiting}
-        return _back(stores, key, next((code for code, is_so in outcomes.items() if is_so), "fetch_queued"))
+        return _back(visit, key, next((code for code, is_so in outcomes.items() if is_so), "fetch_queued"))
 
     def requeue(self, visit: Visit) -> Response:
         """Try its dead fetch, and its deliveries that failed, again now. Repeated, nothing is done."""
-        stores, key, record, letters, actions = self._offered(visit)
+        by, key, record, letters, actions = self._offered(visit)
         if not _is_offered(actions, "requeue", "", visit):
-            return _back(stores, key, meanwhile(record, ""))
-        done = self._by(visit).requeue(letters, queue="live", selected=key.member, count=len(letters))
+            return _back(visit, key, meanwhile(record, ""))
+        done = by.requeue(letters, queue="live", selected=key.member, count=len(letters))
         happened = done.deliveries or done.fetches.queued or done.fetches.waiting
-        return _back(stores, key, "requeued" if happened else "was_requeued")
+        return _back(visit, key, "requeued" if happened else "was_requeued")
 
     def redeliver(self, visit: Visit) -> Response:
         """Deliver the stored revision to one sink again. Repeated, nothing is done until that delivery has ended."""
-        stores, key, record, _, actions = self._offered(visit)
+        by, key, record, _, actions = self._offered(visit)
+        stores = visit.stores
         sink = visit.form.get("sink", "")
         if sink not in stores.sinks:
             detail = f"No worker pool has declared it. There are: {', '.join(stores.sinks) or 'none'}."
             raise Refused(HTTPStatus.BAD_REQUEST, "unknown_sink", "There is no such sink", detail)
         if not _is_offered(actions, "redeliver", sink, visit):
-            return _back(stores, key, meanwhile(record, sink))
-        outcome = self._by(visit).redeliver(key, sink)
+            return _back(visit, key, meanwhile(record, sink))
+        outcome = by.redeliver(key, sink)
         code = {"queued": "redelivered", "waiting": "redelivery_waiting", "passed": "was_requeued"}[outcome]
         if outcome == "queued" and sink in stores.deployment.disabled():
             code = "redelivery_disabled"
-        return _back(stores, key, code)
+        return _back(visit, key, code)
 
     def discard(self, visit: Visit) -> Response:
         """Discard one dead letter for good, if it is the one that was seen. Repeated, nothing is done."""
-        stores, key, record, letters, actions = self._offered(visit)
+        by, key, record, letters, actions = self._offered(visit)
         sink = visit.form.get("sink", "")
         if visit.form.get("sure") != "yes":
             detail = "Tick the box that says that it is for good, and press the button again. Nothing was done."
             raise Refused(HTTPStatus.BAD_REQUEST, "not_sure", "Discard it for good?", detail)
         if not _is_offered(actions, "discard", sink, visit):
-            return _back(stores, key, meanwhile(record, sink))
+            return _back(visit, key, meanwhile(record, sink))
         selected = f"{key.member} to {sink}" if sink else key.member
-        done = self._by(visit).discard([one for one in letters if one.sink == sink], selected=selected, count=1)
-        return _back(stores, key, "discarded" if done else "was_requeued")
-
-    def _by(self, visit: Visit) -> Operations:
-        return self._operations(visit.user.who, visit.form["why"].strip())
+        done = by.discard([one for one in letters if one.sink == sink], selected=selected, count=1)
+        return _back(visit, key, "discarded" if done else "was_requeued")
 
     def _offered(self, visit: Visit) -> Offered:
         """Return the order of a form, and what the page would offer for it now; raises Refused."""
-        why = visit.form.get("why", "").strip()
-        if not why or len(why) > LONGEST_TEXT or not why.isprintable():
-            detail = f"Say why, on one line of at most {LONGEST_TEXT} characters, for the audit. Nothing was done."
-            raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "Why?", detail)
-        stores = visit.stores
+        by, stores = self._operations(visit.user.who, visit.why()), visit.stores
         try:
             found = _orders(visit, visit.form)
             record = stores.orders.record(found[0])
@@ -208,7 +201,7 @@ class OrderScreens:
         if len(found) > 1:
             raise _bad("Several companies have this order: name one with `company`.")
         key = record.key
-        return Offered(stores, key, record, letters, tuple(actions_of(stores, record, letters)))
+        return Offered(by, key, record, letters, tuple(actions_of(stores, record, letters)))
 
 
 def actions_of(stores: Stores, record: OrderRecord, letters: Sequence[DeadLetter]) -> Iterator[Action]:
@@ -275,8 +268,8 @@ def _token(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode(errors="replace")).hexdigest()[:12]
 
 
-def _back(stores: Stores, key: OrderKey, done: str) -> Response:
-    return see_other(address(stores, key, done=done))
+def _back(visit: Visit, key: OrderKey, done: str) -> Response:
+    return see_other(address(visit.stores, key, done=done))
 
 
 def _orders(visit: Visit, given: Mapping[str, str]) -> list[OrderKey]:

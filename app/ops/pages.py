@@ -40,8 +40,8 @@ class Pages:
     """Renders the templates of this package, which are compiled once, here; whatever they are given is escaped."""
 
     def __init__(self) -> None:
-        self.static = {file.name: file.read_bytes() for file in files("app.ops").joinpath("static").iterdir()}
-        self._tags = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in self.static.items()}
+        self._static = {file.name: file.read_bytes() for file in files("app.ops").joinpath("static").iterdir()}
+        self._tags = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in self._static.items()}
         env = Environment(
             autoescape=True,
             undefined=StrictUndefined,
@@ -73,7 +73,7 @@ class Pages:
     ) -> Response:
         """Return a page: `template` with these values.
 
-        `user`: who reads, None if unknown. `here`: path and query of the page, which its live parts ask for again.
+        `user`: who reads, None if unknown. `here`: path and query of the page, which parts of it ask for again.
         """
         common = {"user": user, "here": here, "read_at": times.now()}
         text = self._templates[template].render(common | values)
@@ -81,7 +81,7 @@ class Pages:
 
     def file(self, name: str) -> Response | None:
         """Return a static file, None if there is no such one."""
-        content, kind = self.static.get(name), _TYPES.get(name.rpartition(".")[2])
+        content, kind = self._static.get(name), _TYPES.get(name.rpartition(".")[2])
         return None if content is None or kind is None else Response(content, 200, FOR_EVER, kind)
 
     def _address(self, name: str) -> str:

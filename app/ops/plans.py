@@ -6,7 +6,6 @@ A bulk action is a plan: its page shows what it costs and asks why, and then it 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Final, get_args
@@ -14,7 +13,6 @@ from typing import Any, Final, get_args
 import msgspec
 from starlette.responses import Response
 
-from app.audit import LONGEST_TEXT
 from app.explain.stores import Stores
 from app.explain.words import many
 from app.ledger.dead_letters import DeadQuery, DeadTotal
@@ -71,7 +69,7 @@ class PlanPages:
         state: Any = chosen.one_of("state", STATES)
         since, until = chosen.time("since"), chosen.time("until")
 
-        # The rows are alive, and yet none comes above those that are read.
+        # The rows are refreshed, and yet none comes above those that are read.
         last = min(filter(None, (until, chosen.moment("seen"))), default=None)
 
         def read(since: datetime | None, after: str | None, limit: int) -> Page[Plan]:
@@ -97,12 +95,12 @@ class PlanPages:
 
     def cancel(self, visit: Visit) -> Response:
         """End a plan."""
-        plan = visit.stores.plans.cancel(_plan(visit), visit.user.who, _why(visit.form))
+        plan = visit.stores.plans.cancel(_plan(visit), visit.user.who, visit.why())
         return see_other(f"/replays/{plan.id}")
 
     def resume(self, visit: Visit) -> Response:
         """Feed a plan from this page from now on."""
-        plan = visit.stores.plans.resume(_plan(visit), visit.user.who, _why(visit.form), fed_by="ops")
+        plan = visit.stores.plans.resume(_plan(visit), visit.user.who, visit.why(), fed_by="ops")
         return see_other(f"/replays/{plan.id}")
 
     def offer(self, visit: Visit) -> Response:
@@ -116,9 +114,11 @@ class PlanPages:
             # A POST too: what was typed is in no address, so in no log of a proxy, and no link repeats the plan's id.
             return self._offer(visit, chosen)
         query, rate = dead_query(chosen, stores.now()), chosen.number("rate", SLOWEST, FASTEST)
-        why, plan_id = chosen.text("why") or "", chosen.text("plan") or ""
-        if not _is_reason(why):
-            chosen.errors["why"] = f"Say why, in at most {LONGEST_TEXT} characters: it is kept in the audit."
+        why, plan_id = "", chosen.text("plan") or ""
+        try:
+            why = visit.why()
+        except Refused as refusal:
+            chosen.errors["why"] = refusal.detail
         if not _PLAN_ID.fullmatch(plan_id) or not chosen.text("until"):
             chosen.errors["plan"] = "The form was cut, or changed."
         if chosen.errors:
@@ -193,16 +193,3 @@ def _words(query: DeadQuery, stores: Stores) -> str:
         "until": query.until.isoformat(timespec="seconds"),
     }
     return " ".join(["dead letters", *(f"{name}={text}" for name, text in named.items() if text)])
-
-
-def _why(form: Mapping[str, str]) -> str:
-    """Return why somebody acts; raises Refused without a reason, or for one that is too long."""
-    found = form.get("why", "").strip()
-    if not _is_reason(found):
-        detail = f"Say why, in at most {LONGEST_TEXT} printable characters: it is kept in the audit, with your name."
-        raise Refused(HTTPStatus.BAD_REQUEST, "no_reason", "The reason is missing", detail)
-    return found
-
-
-def _is_reason(text: str) -> bool:
-    return 0 < len(text) <= LONGEST_TEXT and text.isprintable()

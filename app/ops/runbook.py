@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from http import HTTPStatus
 from importlib.resources import files
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -39,11 +41,11 @@ class Runbook:
         """Return the page of a section; raises Refused (404) if there is none."""
         section = self._sections.get(visit.path["section"])
         if section is None:
-            raise Refused(404, "not_found", "Not found", "The runbook has no such section.")
+            raise Refused(HTTPStatus.NOT_FOUND, "not_found", "Not found", "The runbook has no such section.")
         return self._pages.page("runbook.html", visit.user, visit.here, section=section)
 
 
-def _rendered(text: str, sections: Any) -> Markup:
+def _rendered(text: str, sections: Collection[str]) -> Markup:
     """Return markdown as HTML; a link to another section goes to its page, one to another file stays its text."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
@@ -52,7 +54,7 @@ def _rendered(text: str, sections: Any) -> Markup:
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704  # our own file
 
 
-def _linked(tokens: list[Token], sections: Any) -> list[Token]:
+def _linked(tokens: list[Token], sections: Collection[str]) -> list[Token]:
     kept, is_shown = [], True
     for token in tokens:
         if token.type == "link_open":

@@ -10,8 +10,9 @@ from app.ids import OrderKey
 from app.ledger import policy
 from app.ledger.dead_letters import DeadLetters, DeadQuery
 from app.ledger.events import EventLog, EventQuery
-from app.ledger.orders import MOST_SORTED, OrderQuery, References
+from app.ledger.orders import MOST_SORTED, OrderQuery
 from app.ledger.redis import PAGE, Redis, newest_first
+from app.ledger.references import References
 from app.times import from_ms
 from tests.lab import KEYS, MUSEUM, VENUE, Lab, order
 
@@ -191,18 +192,18 @@ class TestFind:
     @pytest.mark.parametrize("text", [order(1).order_id, order(1).order_id.upper(), SOLD_AS, f" {BOUGHT_AS.lower()} "])
     def test_a_whole_name_finds_the_orders_of_every_company_or_of_one(self, lab: Lab, text: str) -> None:
         assert lab.stores().find(text) == [order(1), order(1, MUSEUM)]
-        assert lab.stores().find(text, MUSEUM) == [order(1, MUSEUM)]
+        assert lab.stores().find_whole(text, MUSEUM) == [order(1, MUSEUM)]
 
     def test_an_order_id_of_a_company_that_is_chosen_and_does_not_have_it_finds_nothing(self, lab: Lab) -> None:
         """Also where another company has it, which is looked for among all that ever sent an event."""
         assert lab.stores().find(order(2).order_id) == [order(2)]
-        assert lab.stores().find(order(2).order_id, MUSEUM) == []
+        assert lab.stores().find_whole(order(2).order_id, MUSEUM) == []
 
     def test_the_beginning_of_an_order_id_finds_what_begins_so_unless_it_is_a_whole_name(self, lab: Lab) -> None:
         stores = lab.stores()
 
         assert stores.find("00000000-0000-4") == [order(1), order(2), order(1, MUSEUM)]
-        assert stores.find("00000000-0000-4", MUSEUM) == [order(1, MUSEUM)]
+        assert stores.find_beginning("00000000-0000-4", MUSEUM) == [order(1, MUSEUM)]
         assert stores.find_whole("00000000-0000-4") == []
 
     @pytest.mark.parametrize("text", ["", " ", "000", "*", "\udcff"])

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app.audit import AuditEntry, append
 from app.dev.sandbox.process import Sandbox
 from app.dev.sandbox.submission import order_body
 from app.dev.valkey import Valkey
@@ -17,7 +18,7 @@ from app.ids import OrderKey
 from app.ledger.history import FetchRequested
 from app.ledger.redis import Redis
 from tests.eventually import eventually
-from tests.lab import API_KEY, KEYS, PARTNER, VENUE, Lab, order
+from tests.lab import API_KEY, KEYS, ONE, PARTNER, VENUE, Lab, order
 
 REFERENCE = "canary-pay-4711"
 
@@ -226,6 +227,20 @@ def test_dry_runs_and_refused_changes_are_not_noted(lab: Lab) -> None:
 
     assert [one.code for one in ended] == [0, 2, 1, 2]
     assert lab.redis.exists(KEYS.audit) == 0
+
+
+@pytest.mark.parametrize(
+    ("selected", "shown"),
+    [
+        (ONE.member, f"{ONE.order_id} of venue"),
+        (f"{ONE.member} to shop", f"{ONE.order_id} of venue to shop"),
+        ("status=Issued", "status=Issued"),
+    ],
+)
+def test_the_audit_names_the_order_of_an_action_and_its_company(lab: Lab, selected: str, shown: str) -> None:
+    append(lab.redis, KEYS, AuditEntry(what="requeue", who="ann", why="", selected=selected, orders=1))
+
+    assert shown in " ".join(lab.run_command("audit").out.split())
 
 
 def test_of_an_erased_order_the_audit_keeps_only_the_erasure(lab: Lab) -> None:

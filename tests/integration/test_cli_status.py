@@ -304,12 +304,17 @@ def test_a_web_process_with_another_answer_or_none_is_not_healthy(lab: Lab, upst
     assert "TimeoutError" in ended.objects[0]["detail"]
 
 
+def nothing_listens_on(port: int) -> dict[str, str]:
+    """Return the settings of a machine where no HTTP process runs; on this one another may have the usual ports."""
+    return dict.fromkeys(("PORT", "API_PORT", "OPS_PORT"), str(port))
+
+
 @pytest.mark.parametrize(("age", "code"), [(0, 0), (4, 0), (16, 1)])
 def test_a_pool_is_ready_while_its_heartbeat_is_fresh(lab: Lab, free_port: int, age: int, code: int) -> None:
     """That of another machine does not count."""
     beat(lab, ago_ms=age * 1000)
     assert lab.run_command("health", "--role", "worker", "--ready").code == code
-    assert lab.run_command("health", "--ready", PORT=str(free_port)).code == code
+    assert lab.run_command("health", "--ready", **nothing_listens_on(free_port)).code == code
 
     beat(lab, ago_ms=age * 1000, machine="another-boot-another-namespace")
     assert lab.run_command("health", "--role", "worker", "--ready").code == 1
@@ -351,7 +356,7 @@ def test_a_pool_lives_while_its_loop_runs_with_or_without_redis(
     lab: Lab, free_port: int, monkeypatch: pytest.MonkeyPatch, age: int, code: int
 ) -> None:
     """A liveness probe must not restart every pool when Redis is away. That of another deployment does not count."""
-    away = {"REDIS_URL": "redis://:canary@127.0.0.1:1/0", "PORT": str(free_port)}
+    away = {"REDIS_URL": "redis://:canary@127.0.0.1:1/0", **nothing_listens_on(free_port)}
     monkeypatch.setattr("app.heartbeat.monotonic", lambda: monotonic() - age)
     clocks = [LoopTime(f"ota {away['REDIS_URL']}"), LoopTime(f"other {away['REDIS_URL']}")]
     for one in clocks:

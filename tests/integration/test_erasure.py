@@ -341,6 +341,19 @@ def test_texts_of_replays_that_name_the_order_or_the_guest_are_erased(shop: Lab)
     assert shop.redis.xlen(KEYS.audit) == 2
 
 
+@pytest.mark.parametrize("selected", [f"{ONE.member} to shop", f"dead letters reason={ADDRESS}", "orders CM-12"])
+def test_texts_of_a_replay_that_was_made_for_the_order_are_erased(shop: Lab, selected: str) -> None:
+    """Its reason may tell who the guest is without a name."""
+    plans, erasure = Plans(shop.redis, event_days=90), erasure_of(shop.redis)
+    made = plans.file([], rate=1, who="me", why="the lady with the dog", selected=selected)
+
+    assert erasure.forget_texts([ONE.order_id, "cm-12", ADDRESS]) == 2
+
+    left = plans.of(made.id)
+    assert left is not None
+    assert (left.who, left.why, left.selected, shop.redis.xlen(KEYS.audit)) == ("", "", "", 0)
+
+
 class TestErasedFile:
     """What outlives Redis: salted digests, in a file that `erase` writes and every worker reads."""
 

@@ -273,6 +273,26 @@ def test_a_wrong_filter_is_named_and_the_form_stays_filled(
     assert ids(answer.text) == []
 
 
+@pytest.mark.parametrize(
+    ("selected", "shown", "orders"),
+    [
+        (ONE.member, ONE.order_id, 1),
+        (f"{ONE.member} to {SINK}", f"{ONE.order_id} to {SINK}", 1),
+        ("dead letters sink=shop", "dead letters sink=shop", 0),
+        ("venue https://example.org/x", "venue https://example.org/x", 0),
+    ],
+)
+def test_the_audit_links_to_the_order_that_an_action_was_about(
+    lab: Lab, ops: OpsSite, selected: str, shown: str, orders: int
+) -> None:
+    audit.append(lab.redis, KEYS, AuditEntry(what="requeue", who="ann", why="", selected=selected, orders=1))
+
+    html = ops.read("/audit")
+
+    assert html.count(f'href="/orders/{ONE.order_id}?company=venue"') == orders
+    assert shown in re.sub("<[^>]*>", "", html)
+
+
 def test_hostile_text_is_shown_as_text(lab: Lab, ops: OpsSite) -> None:
     lab.accept_events(*(msgspec.structs.replace(event_of(order(number)), reference=HOSTILE) for number in (1, 2)))
     lab.dead_letter(ONE, HOSTILE)

@@ -302,7 +302,7 @@ def test_the_latency_of_each_company_is_the_bound_below_which_the_quantile_lies(
     shop.fetch_and_store(order(1, MUSEUM))
 
     def read(later: int = 0) -> dict[str, Latency]:
-        return read_latency(shop.redis, [VENUE, MUSEUM, "none"], now=shop.now + later * HOUR * 1000)
+        return read_latency(shop.redis, [VENUE, MUSEUM, "none"], 24, shop.now + later * HOUR * 1000)
 
     none = Latency(p50_ms=None, p95_ms=None, fetches=0)
     assert read(-48)[VENUE] == Latency(p50_ms=250, p95_ms=30_000, fetches=20)

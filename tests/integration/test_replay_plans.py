@@ -369,8 +369,13 @@ class TestDeadLetters:
             plans.new_id(), DeadQuery(until=from_ms(NOW)), count=1, rate=1, selected="", who="ann", why=""
         )
 
+        plans.resume(draft, "bob", "more of it", rate=2)
         cancelled = plans.cancel(draft, "bob", "wrong filter")
         plans.make(draft)
+
+        assert not lab.redis.hexists(KEYS.replay(draft.id), "query"), "what was typed is not needed any more"
+        noted = [(entry.what, entry.orders) for _, entry in audit.newest_first(lab.redis)]
+        assert noted == [("cancel", 1), ("resume", 1), ("requeue", 1)]
 
         assert (cancelled.state, cancelled.left, current(plans, draft)) == ("cancelled", 1, cancelled)
         assert (list(plans.run(draft)), lab.is_dead(order(1))) == ([0], True)

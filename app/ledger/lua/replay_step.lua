@@ -17,11 +17,8 @@ end
 -- Whether this dead letter is still there. One that was requeued, discarded or erased meanwhile is not, and if it failed
 -- once more since it is another one, of a later time.
 local function is_dead(o, dead_at, sink)
-  local zset, letter = dead, o.member
-  if sink ~= '' then
-    zset, letter = dead_deliveries, o.member .. ' ' .. sink
-  end
-  return o.generation > 0 and tonumber(redis.call('ZSCORE', zset, letter) or '-1') == dead_at
+  local list, entry = dead_entry(o, sink)
+  return o.generation > 0 and tonumber(redis.call('ZSCORE', list, entry) or '-1') == dead_at
 end
 
 -- A fetch is not needed where the stored copy is newer than the event, and nothing is pending (`at` is nil for a fetch by

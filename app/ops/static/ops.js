@@ -1,5 +1,5 @@
-// The parts of a page that are alive ask for it again at each `ops:tick`: every 5 s while the page is visible, and as
-// soon as it becomes visible. What cannot be read is told once, above the page, until it can be read again.
+// The parts of a page that are refreshed ask for it again at each `ops:tick`: every 5 s while it is visible, and as
+// soon as it becomes visible. What cannot be read is shown once, above the page, until it can be read again.
 "use strict";
 
 (() => {
