@@ -26,6 +26,9 @@ _REDIS_OPTIONS: Final = {
     "ssl_keyfile": ".+",
 }
 """Options of REDIS_URL, those of TLS only for rediss://. Time-outs, protocol and the rest are ours."""
+SHORTEST_PASSWORD: Final = 16
+"""Characters of OPS_ACT_TOKEN at least."""
+
 _LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -47,6 +50,12 @@ def _header(value: SecretStr) -> SecretStr:
     """Refuse what no header of HTTP can carry."""
     if not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", value.get_secret_value()):
         raise ValueError("must be of printable ASCII characters: it is sent in a header")
+    return value
+
+
+def _hard_to_guess(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < SHORTEST_PASSWORD:
+        raise ValueError(f"must have at least {SHORTEST_PASSWORD} characters")
     return value
 
 
@@ -232,6 +241,7 @@ Guid = Annotated[str, AfterValidator(_guid)]
 ClientState = Annotated[SecretStr, AfterValidator(_client_state)]
 Text = Annotated[str, Field(min_length=1)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(_header)]
+PasswordToAct = Annotated[HeaderSecret, AfterValidator(_hard_to_guess)]
 CompanyName = Annotated[Text, AfterValidator(_company_name)]
 Seconds = Annotated[int, AS_SECONDS]
 SecondsOrOff = Annotated[Seconds, AfterValidator(_zero_or_a_minute)]

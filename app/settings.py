@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from app.declared import Declared, at, meant, tables, unknown_names, unreadable, validated
 from app.errors import SettingsError
 from app.setting_values import (
+    SHORTEST_PASSWORD,
     ClientState,
     CollectorUrl,
     CommaList,
@@ -33,6 +34,7 @@ from app.setting_values import (
     HttpsUrl,
     KeyPrefix,
     Networks,
+    PasswordToAct,
     ProxyUrl,
     RedisUrl,
     Seconds,
@@ -249,9 +251,10 @@ class Settings(Declared):
         " the [ops page](ops-page.md).",
         examples=["the output of openssl rand -hex 20"],
     )
-    ops_act_token: Annotated[HeaderSecret | None, besides("ops_token")] = Field(
+    ops_act_token: Annotated[PasswordToAct | None, besides("ops_token")] = Field(
         default=None,
-        description="Password of the ops page for those who may also act there; without it no one can.",
+        description=f"Password of the ops page for those who may also act there, of {SHORTEST_PASSWORD} characters or"
+        " more; without it no one can.",
         examples=["the output of openssl rand -hex 20"],
     )
     ops_host: Host = Field(default="127.0.0.1", description="Address that `ops` listens on. The image sets `0.0.0.0`.")

@@ -47,7 +47,7 @@ COMMANDS: Final = {
     "orders": ("orders", "Orders: fetched, pending and failed."),
     "audit": ("status", "Show who changed something by hand, when, what and why."),
     "dead": ("dead", "Dead letters: orders and deliveries that failed for good."),
-    "replays": ("replay", "Plans made by `events replay`."),
+    "replays": ("replay", "Replays, made by `events replay` or on the ops page."),
     "sinks": ("sinks", "Sinks: where fetched orders are delivered."),
     "subscription": ("subscription", "The webhook subscription at the Channel Manager."),
     "reconcile": ("reconcile", "Compare the Channel Manager's order list with ours, and show the differences."),

@@ -35,7 +35,7 @@ Rate = Annotated[
 ]
 PlanId = Annotated[str, typer.Argument(metavar="PLAN", help="Id of the plan; its beginning is enough.")]
 
-cli = commands(name="replays", help="Plans made by `events replay`.")
+cli = commands(name="replays", help="Replays, made by `events replay` or on the ops page.")
 
 
 def replay(

@@ -21,7 +21,11 @@ ORDERS = 6
 
 
 def test_dead_letters_are_requeued_from_the_form_to_the_sink(bare: Service) -> None:
-    bare.variables |= {"OPS_TOKEN": "token-to-read", "OPS_ACT_TOKEN": "token-to-act", "SINKS": "python:operator:is_"}
+    bare.variables |= {
+        "OPS_TOKEN": "token-to-read",
+        "OPS_ACT_TOKEN": "a-token-to-act-by",
+        "SINKS": "python:operator:is_",
+    }
     orders = [OrderKey(bare.company_id, order_id) for order_id in bare.issue(ORDERS)]
     bare.start("web")
     bare.start("ops")
@@ -34,7 +38,7 @@ def test_dead_letters_are_requeued_from_the_form_to_the_sink(bare: Service) -> N
             ledger.fail_fetch(one, "worker", fetch, outcome="dead", reason="http_400", http_status=400)
         url = f"http://127.0.0.1:{bare.variables['OPS_PORT']}"
         hooks = {"request": [as_another]}
-        with httpx.Client(base_url=url, auth=("Ada", "token-to-act"), trust_env=False, event_hooks=hooks) as http:
+        with httpx.Client(base_url=url, auth=("Ada", "a-token-to-act-by"), trust_env=False, event_hooks=hooks) as http:
             form = dict(re.findall(r'type="hidden" name="([^"]+)" value="([^"]*)"', http.get("/dead/plan").text))
             fields = {name: unescape(text) for name, text in form.items()} | {"why": "the venue is back", "rate": "20"}
             made = http.post("/dead/plan", data=fields, headers={"origin": url, "sec-fetch-site": "same-origin"})

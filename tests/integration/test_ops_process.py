@@ -14,7 +14,7 @@ from app.ledger.redis import VERSION
 from tests.eventually import eventually
 from tests.lab import KEYS, ONE, SINK, Lab
 from tests.ops_site import ACT, READ, WHO
-from tests.service import OPS, SERVE, Web, serving, settings_of_one_company
+from tests.service import OPS, SERVE, Service, Web, serving, settings_of_one_company
 
 SEARCH = "canary-guest-name"
 
@@ -35,14 +35,40 @@ def test_without_its_password_the_page_does_not_start(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "problem"),
-    [({"OPS_ACT_TOKEN": ACT}, "needs OPS_TOKEN"), ({"OPS_ACT_TOKEN": READ, "OPS_TOKEN": READ}, "must not be the same")],
+    [
+        ({"OPS_ACT_TOKEN": ACT}, "needs OPS_TOKEN"),
+        ({"OPS_ACT_TOKEN": READ, "OPS_TOKEN": READ}, "must not be the same"),
+        ({"OPS_ACT_TOKEN": ACT[:15], "OPS_TOKEN": READ}, "must have at least 16 characters"),
+        ({"OPS_ACT_TOKEN": ACT[:15]}, "must have at least 16 characters"),
+    ],
 )
-def test_the_second_password_needs_the_first_and_another_value(lab: Lab, tokens: dict[str, str], problem: str) -> None:
+def test_the_second_password_needs_the_first_another_value_and_a_length(
+    lab: Lab, tokens: dict[str, str], problem: str
+) -> None:
     ended = lab.run_command("ops", **tokens)
 
     assert ended.code == 2
     assert f"OPS_ACT_TOKEN: {problem}" in ended.err
-    assert READ not in ended.err
+    assert not [value for value in tokens.values() if value in ended.err]
+
+
+@pytest.mark.parametrize("tokens", [{}, {"OPS_TOKEN": ""}])
+def test_without_its_password_the_line_of_the_procfile_runs_on(tmp_path: Path, tokens: dict[str, str]) -> None:
+    """Process managers such as honcho stop all processes when one ends."""
+    with ExitStack() as parts:
+        off = Service(tmp_path, parts).launch("ops", **tokens)
+        off.wait_for_line("OPS_TOKEN is not set: the ops page is off", 5)
+
+        assert off.exit_code is None
+
+
+@pytest.mark.parametrize("name", ["OPS_TOKEN", "OPS_TOKEN_FILE"])
+def test_with_its_password_the_line_of_the_procfile_is_the_command(tmp_path: Path, name: str) -> None:
+    with ExitStack() as parts:
+        ended = Service(tmp_path, parts).launch("ops", **{name: READ})
+
+        assert ended.wait(10) == 2  # no other setting is given
+        assert "REDIS_URL: missing" in ended.output
 
 
 def test_an_address_that_others_reach_is_warned_of(lab: Lab) -> None:

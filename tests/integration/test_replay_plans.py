@@ -517,7 +517,7 @@ def dead(lab: Lab) -> Lab:
 
 def ops(lab: Lab) -> Process:
     """Start a process of the ops page in which people may act."""
-    return feeder(lab, "ops", OPS_TOKEN="token-to-read", OPS_ACT_TOKEN="token-to-act", OPS_PORT="0")
+    return feeder(lab, "ops", OPS_TOKEN="token-to-read", OPS_ACT_TOKEN="a-token-to-act-by", OPS_PORT="0")
 
 
 def draft(lab: Lab, rate: float) -> Plan:
