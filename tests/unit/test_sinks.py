@@ -181,6 +181,8 @@ def test_an_async_function_logs_with_the_order_of_its_delivery() -> None:
             sink.deliver(DOCUMENT, CONTEXT)
 
     assert [one["order_id"] for one in shop.bound] == ["1", "2"]
+    with pytest.raises(LookupError):  # which closes the event loop
+        sink.deliver(DOCUMENT, replace(CONTEXT, attempt=1))
 
 
 @pytest.mark.parametrize(
