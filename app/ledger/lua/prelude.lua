@@ -87,7 +87,9 @@ local function append_history(o, kind, ...)
   if worked and length == 0 then
     local found, first = isolate(first_event, o)
     local entries = {found and first or entry, found and first and entry or nil}
-    isolate(redis.call, 'RPUSH', o.history, unpack(entries))
+    if isolate(redis.call, 'RPUSH', o.history, unpack(entries)) then
+      isolate(redis.call, 'HDEL', o.record, 'first_event')
+    end
   elseif worked and length > 200 then
     redis.call('LTRIM', o.history, -200, -1)
   end
