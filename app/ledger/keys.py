@@ -46,7 +46,7 @@
 | `ota:subscription:<company>` | hash: how the subscription is, and its repair (below) | none | subscriptions |
 | `ota:subscription-turn:<company>` | string: a pool has checked it | SUBSCRIPTION_CHECK_EVERY | subscriptions |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
-| `ota:job:<queue>` | hash: what all jobs of a script call have in common (push_job) | none | scripts |
+| `ota:job:<layout>:<queue>` | hash: the latest job, of which the next is a copy (push_job) | none | scripts |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
 | `ota:latency:<company>:<hour>` | hash: upper bound in ms or `inf` -> fetches (below) | 49 h | store_fetch |
