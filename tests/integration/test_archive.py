@@ -162,7 +162,7 @@ class TestReferences:
         for reference in (BOUGHT_AS, SOLD_AS):
             assert 406 < int(str(lab.redis.pttl(KEYS.reference(reference)))) / policy.DAY <= 407
 
-    def test_an_order_at_home_needs_at_most_2400_bytes(self, bare: Lab) -> None:
+    def test_a_fetched_order_needs_at_most_2400_bytes(self, bare: Lab) -> None:
         """Its places in the list of orders and in the feed are 280 of them."""
         answer = msgspec.json.encode(json.loads(sample("order-issued")))  # as upstream sends it: without blanks
         bare.accept()
