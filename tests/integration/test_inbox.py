@@ -131,7 +131,10 @@ class TestGroups:
         async def work() -> list[object]:
             group = GroupCommit(hang, calls=1)
             async with asyncio.timeout(10):
-                calls = (group.put([event()], seconds) for seconds in (0.1, 60, 60))
+                oldest, same = (asyncio.create_task(group.put([event()], seconds)) for seconds in (0.1, 60))
+                for _ in range(3):
+                    await asyncio.sleep(0)  # their group is under way, and the next caller waits
+                calls = (oldest, same, group.put([event()], 60))
                 return [type(one) for one in await asyncio.gather(*calls, return_exceptions=True)]
 
         assert asyncio.run(work()) == [TimeoutError] * 3
