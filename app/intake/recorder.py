@@ -33,7 +33,7 @@ CALLS: Final = 2
 """Calls of Redis under way at once. With one, web and Redis take turns: each idles while the other works."""
 
 FEW: Final = 16
-"""So few callers share one call, since a call costs as much as ten events."""
+"""So few callers share one call, and more of them a second one: a call costs as much as ten events."""
 
 FIRST_SECONDS: Final = 0.6
 """The first try of a call: the network may have forgotten an idle connection, so that no answer ever comes."""
@@ -100,7 +100,7 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         one = _Waiting(events, loop.create_future(), loop.time() + seconds if seconds else None)
         self._waiting.append(one)
-        if len(self._writers) < self._calls:
+        if not self._writers or (len(self._writers) < self._calls and len(self._waiting) >= FEW):
             self._writers.add(asyncio.create_task(self._write_all()))
         try:
             return await one.answer
@@ -113,7 +113,8 @@ class GroupCommit:
     async def _write_all(self) -> None:
         group: list[_Waiting] = []
         try:
-            while self._waiting:
+            # Fewer than FEW are left to the other writer, which goes on until nobody waits.
+            while self._waiting and (len(self._writers) == 1 or len(self._waiting) >= FEW):
                 group = self._next_group()
                 async with asyncio.timeout_at(group[0].deadline):
                     outcomes = await self._write([event for one in group for event in one.events])
