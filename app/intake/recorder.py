@@ -113,7 +113,7 @@ class GroupCommit:
     async def _write_all(self) -> None:
         group: list[_Waiting] = []
         try:
-            # Fewer than FEW are left to the other writer, which goes on until nobody waits.
+            # Fewer than FEW are left to the other writer, which goes on until none waits.
             while self._waiting and (len(self._writers) == 1 or len(self._waiting) >= FEW):
                 group = self._next_group()
                 async with asyncio.timeout_at(group[0].deadline):
