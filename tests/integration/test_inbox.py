@@ -70,7 +70,7 @@ class TestRecording:
         assert lab.job(lab.jobs()[0])["origin"] == "ota-live"
 
     def test_ten_events_of_one_call_add_at_most_1500_bytes_each_to_the_append_only_file(self, lab: Lab) -> None:
-        """So many share a call when 32 senders post one event at a time."""
+        """At least so many share a call when 32 senders post one event at a time."""
         lab.accept()
 
         before = lab.redis.info("persistence")["aof_current_size"]
