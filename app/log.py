@@ -341,7 +341,7 @@ def _drop_unknown_fields(logger: WrappedLogger, name: str, line: EventDict) -> E
 
 
 def _shaped_as_json(form: Form) -> Processor:
-    """Return what puts the time, level and event first, adds what is the same in each line, and drops unknown fields."""
+    """Return what adds time, level and what is the same in each line, and drops unknown fields."""
     same = {"service": "ota-receiver", "version": version("ota-receiver"), "host": os.uname().nodename}
     names = {field: field for field in FIELDS}
     if form == "ecs":
