@@ -102,12 +102,14 @@ class Webhook:
 
         Raises RequestRefused, ClientDisconnect.
         """
-        length, encoding = b"", b"identity"
+        length, encodings = b"", []
         for name, value in scope["headers"]:
             if name == b"content-length":
                 length = value
             elif name == b"content-encoding":
-                encoding = value.strip().lower()
+                encodings.append(value.strip().lower())
+        # A header that is repeated is one list (RFC 9110 5.3): of a body that is encoded twice nothing is guessed.
+        encoding = b", ".join(encodings) if encodings else b"identity"
         if length.isdigit() and int(length[:20]) > self._max_body_bytes:
             raise RequestRefused(413, "body_too_large")
         if "is_whole" in scope["state"]:

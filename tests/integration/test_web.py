@@ -306,6 +306,17 @@ class TestLimits:
         assert answer.headers.get("accept-encoding") == ("gzip" if status == 415 else None)
 
     @pytest.mark.parametrize(
+        "encodings", [("gzip", "gzip"), ("gzip", "identity"), ("identity", "gzip"), ("br", "gzip"), ("", "gzip")]
+    )
+    def test_an_encoding_in_two_headers_is_a_list_of_two(self, web: Web, lab: Lab, encodings: tuple[str, ...]) -> None:
+        """Whichever one were believed, it would be a guess."""
+        body = gzip.compress(json.dumps({"values": [item()]}).encode())
+        answer = web.post(body, headers=[("content-encoding", one) for one in encodings])
+
+        assert (answer.status_code, answer.json()["reason"]) == (415, "unknown_encoding")
+        assert not lab.events()
+
+    @pytest.mark.parametrize(
         ("sent", "status", "reason"),
         [
             (post(b"", f"content-length: {MAX_BODY + 1}", "expect: 100-continue"), 413, "body_too_large"),
