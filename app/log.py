@@ -220,19 +220,21 @@ class _OncePerTurn:
     def __init__(self, out: Output) -> None:
         self._out = out
         self._held: list[bytes] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def write(self, line: bytes) -> None:
         self._held.append(line)
 
     def flush(self) -> None:
-        if len(self._held) > 1:
-            return  # the first one has called for it
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self._write_held()
         else:
-            loop.call_soon(self._write_held)
+            # A loop that has ended since may have left a line.
+            if len(self._held) == 1 or loop is not self._loop:
+                self._loop = loop
+                loop.call_soon(self._write_held)
 
     def _write_held(self) -> None:
         held, self._held = self._held, []

@@ -252,6 +252,25 @@ def test_what_python_itself_would_print_is_a_line_with_the_place_and_without_the
     assert "canary" not in json.dumps(lines)
 
 
+def test_a_line_of_the_last_turn_of_an_event_loop_is_written_with_the_next_line_wherever_that_is() -> None:
+    """A loop that is stopped there does not write it any more; a held line must not hold all later ones."""
+    lines = run(
+        "log.configure(form='json')\n"
+        "import asyncio\n"
+        "def last_turn(text):\n"
+        "    loop = asyncio.new_event_loop()\n"
+        "    def last():\n        loop.stop()\n        _log.info(text)\n"
+        "    loop.call_soon(last)\n    loop.run_forever()\n    loop.close()\n"
+        "async def other():\n    _log.info('in another loop')\n"
+        "last_turn('first')\n_log.info('outside')\n"
+        "last_turn('second')\nasyncio.run(other())\n"
+        "last_turn('third')\nlogging.getLogger('x').warning('foreign')\n_log.info('end')\n"
+    )
+
+    events = [line["event"] for line in lines]
+    assert events == ["first", "outside", "second", "in another loop", "foreign", "third", "end"]
+
+
 def test_each_line_that_a_sink_prints_is_a_line_of_the_log_and_a_flood_is_cut() -> None:
     """On stdout or stderr, in pieces, as bytes, without an end. The next delivery has lines again."""
     lines = run(
