@@ -33,7 +33,7 @@ CALLS: Final = 2
 """Calls of Redis under way at once. With one, web and Redis take turns: each idles while the other works."""
 
 FEW: Final = 16
-"""So few callers share one call, and more of them a second one: a call costs as much as ten events."""
+"""While fewer callers wait they share one call, and there is no second one: a call costs as much as ten events."""
 
 FIRST_SECONDS: Final = 0.6
 """The first try of a call: the network may have forgotten an idle connection, so that no answer ever comes."""
@@ -93,7 +93,7 @@ class GroupCommit:
         self._writers: set[asyncio.Task[None]] = set()
 
     async def put(self, events: Sequence[OrderProcessed], seconds: float | None) -> Sequence[int]:
-        """Return the outcomes of these events; raises what `write` raises, and TimeoutError after `seconds`, if given.
+        """Return the outcomes of these events; raises what `write` raises, and TimeoutError within `seconds`, if given.
 
         A caller that is cancelled before its turn is not written.
         """

@@ -22,7 +22,8 @@ _log = log.get()
 class RequestLog(ABC):
     """The outermost layer: gives each request an id, and a log line if a subclass writes one.
 
-    `scope["state"]` holds `request_id`, `line`, the fields of the log line, and what `open` adds.
+    `scope["state"]` holds `request_id`, `line`, the fields of the log line, and what `open` adds. The server must give
+    each request a context of its own (`reset_contextvars`): the ids that are bound there are on every line of it.
     """
 
     def __init__(self, app: ASGIApp, proxies: Proxies) -> None:

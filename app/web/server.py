@@ -247,22 +247,27 @@ class Connection(HttpToolsProtocol):
 
 
 class _Answer:
-    """What uvicorn writes an answer to: it writes head and body apart, and each write would be a system call."""
+    """What uvicorn writes the answers of a connection to: head and body apart, each of which would be a system call.
+
+    A head waits for the first part of its body, or for the `end` of an answer without one.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._head: bytes | None = None
+        self._head: bytes | None = None  # empty once it is written
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        if self._head is None and not data.startswith(_CONTINUE):
-            self._head = data
+        if self._head is not None:
+            self._transport.write(self._head + data)
+            self._head = b""
+        elif data.startswith(_CONTINUE):
+            self._transport.write(data)
         else:
-            self._transport.write((self._head or b"") + data)
-            self._head = self._head and b""
+            self._head = data
 
     def end(self) -> None:
-        """Write a head that has no body."""
+        """Write a head that has no body; the next answer begins."""
         if self._head:
             self._transport.write(self._head)
         self._head = None

@@ -104,15 +104,19 @@ def test_uvicorn_has_the_internals_that_the_server_uses() -> None:
     used: dict[Callable[..., object], str] = {
         protocol.__init__: "HttpRequestParser(self) lenient_data_after_close=True"
         " loop server_state connections transport flow pipeline cycle headers",
-        protocol.on_message_begin: "self.url self.headers",
+        protocol.on_message_begin: 'self.url self.headers "state":self.app_state.copy()',
         protocol.connection_made: "self.connections.add(self) self.flow",
         protocol.on_url: "self.url+=url",
         protocol.data_received: "self._unset_keepalive_if_required() self.send_400_response"
         " self._unsupported_upgrade_warning",
         protocol.on_headers_complete: "self.cycle=RequestResponseCycle( self.pipeline.appendleft",
         protocol.shutdown: "self.cycle.keep_alive=False",
-        cycle.__init__: "keep_alive response_started response_complete",
-        cycle.send: "ifnotself.keep_alive:self.transport.close()self.on_response()",
+        protocol._start_asgi_task: "self.config.reset_contextvars context=contextvars.Context()",
+        cycle.__init__: "self.transport=transport keep_alive response_started response_complete",
+        cycle.receive: 'self.transport.write(b"HTTP/1.1100Continue self.transport.is_closing()',
+        cycle.send: 'self.transport.write(b"".join(content))'
+        " ifnotself.keep_alive:self.transport.close()self.on_response()",
+        cycle.run_asgi: "self.transport.close()",
         uvicorn.Server.startup: "config.http_protocol_class( self.servers",
         uvicorn.Server.main_loop: "asyncio.sleep(0.1) self.on_tick(counter)",
         uvicorn.Server.shutdown: "self.server_state.connections timeout_graceful_shutdown",
@@ -243,6 +247,24 @@ class TestOrderOfAnswers:
             connection.shutdown(socket.SHUT_WR)
 
             assert statuses(read_all(connection)) == [200] * 3
+
+    def test_answers_with_and_without_a_body_follow_one_another_whole(self, web: Web) -> None:
+        head, alive = (f"{method} /healthz HTTP/1.1\r\nhost: test\r\n".encode() for method in ("HEAD", "GET"))
+        asked = post(good(), "expect: 100-continue")
+        last = head + b"connection: close\r\n\r\n"
+
+        with web.connect() as connection:
+            connection.sendall(head + b"\r\n")
+            answers = connection.recv(65536)  # it waits for no later request
+            connection.sendall(asked + alive + b"\r\n" + head + b"\r\n" + asked + last)
+            answers += read_all(connection)
+
+        first, *others = answers.split(b"HTTP/1.1 ")
+        assert not first
+        assert [other[:3] for other in others] == [b"200", b"100", b"200", b"200", b"200", b"100", b"200", b"200"]
+        bodies = [other.partition(b"\r\n\r\n")[2] for other in others]
+        assert [body[:1] for body in bodies] == [b"", b"", b"{", b"a", b"", b"", b"{", b""]
+        assert all(body[-1:] in {b"", b"}", b"\n"} for body in bodies)
 
     @pytest.mark.parametrize("cut", [0, 40, 120, 200, 10_000], ids=lambda cut: f"at {cut}")
     @pytest.mark.parametrize("protocol", ["h2c", "websocket"])

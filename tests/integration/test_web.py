@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -577,6 +578,20 @@ class TestLogs:
         assert lines == [[trace, parent], [None, None]]
         kept = [lab.field("traceparent", key_of(one)) for one in posted]
         assert kept == [given[0], None]
+
+    def test_no_request_of_a_connection_has_the_ids_of_the_one_before_it(self, web: Web) -> None:
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        bad = json.dumps({"values": [item("no id")]}).encode()
+        traced, plain = post(bad, f"traceparent: 00-{trace}-00f067aa0ba902b7-01"), post(bad)
+
+        answers = talk(web, traced + plain + traced + post(bad, "connection: close"))
+
+        ids = [found.decode() for found in re.findall(rb"x-request-id: (\w+)", answers)]
+        lines = [line for line in web.lines() if line.get("request_id") in ids]
+        found = {(line["request_id"], line["event"], line.get("trace_id")) for line in lines}
+        events = ("items.invalid", "item.unreadable", "request")
+        traces = [trace, None, trace, None]
+        assert found == {(one, event, of) for one, of in zip(ids, traces, strict=True) for event in events}
 
     def test_successful_probes_are_not_logged(self, web: Web) -> None:
         for path in ("/healthz", "/readyz", "/metrics"):
