@@ -57,6 +57,7 @@ def application(
     paths = {path, f"{path}/"}
     app = Starlette(
         routes=[
+            # No POST comes here (EventsFirst): these tell other methods that POST is allowed.
             *[Route(path, webhook, methods=["POST"]) for path in paths],
             *[Route(path, webhook.handshake, methods=["GET"]) for path in paths],
             Route("/healthz", probes.live),
@@ -178,7 +179,7 @@ class Traced:
 
 
 class EventsFirst:
-    """Passes each POST for the webhook to it, and every other request to the app that also knows its paths."""
+    """Passes each POST for the webhook to it, past the router and middleware of `app`, and the rest to `app`."""
 
     def __init__(self, webhook: ASGIApp, webhook_paths: Set[str], app: ASGIApp) -> None:
         self._webhook = webhook

@@ -53,7 +53,7 @@ class RequestLog(ABC):
         try:
             await self._app(scope, receive, with_request_id)
         except Exception as error:
-            # Starlette has answered 500.
+            # Starlette, or the webhook, has answered 500.
             path = self.path(scope)
             _log.error("request.failed", path=path, error=type(error).__name__, trace=log.trace_of(error))
         finally:
