@@ -23,10 +23,10 @@ from tests.benchmarks.start import LIMIT, OURS, RECEIVERS, Running, running
 from tests.lab import event_of, order
 from tests.service import ROOT
 
-WEB: Final = 3.3
+WEB: Final = 2.1
 """CPU time of web for a POST of one event, in times of that of `limit`, which only acknowledges."""
 
-VALKEY: Final = 2.0
+VALKEY: Final = 2.1
 """CPU time of Valkey for an event, in times of that of the plain commands without which no event can be recorded."""
 
 WORSE: Final = 1.25

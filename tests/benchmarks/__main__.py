@@ -2,7 +2,7 @@
 
     uv run python -m tests.benchmarks [--rounds 3] [--seconds 5] [--only 1x32,20x32] [--receivers limit,ota-receiver]
 
-Takes 12 minutes. Prints one Markdown table of medians on stdout, progress on stderr. Rounds alternate between the
+Takes 13 minutes. Prints one Markdown table of medians on stdout, progress on stderr. Rounds alternate between the
 receivers, each with an empty Valkey of its own, and no event is sent twice. A part of `--only` is EVENTSxCONNECTIONS:
 wrk then sends as much as the receiver takes; `steady` is 500 POSTs a second of one event, whose latency counts from the
 time at which each was due.

@@ -2,7 +2,7 @@
 
     uv run python -m tests.benchmarks.growth [--events 1000000] [--rounds 15] [--svg docs/growth.svg]
 
-Takes 5 minutes, 2 GB of memory and 3 GB of disk. Kept events are recorded by the real script, in large groups, and
+Takes 3 to 5 minutes, 2 GB of memory and 3 GB of disk. Kept events are recorded by the real script, in large groups, and
 their jobs taken away as workers do. Then this service and another one that keeps 10,000 events get the same short loads
 in turns, so that each figure has one of the same minute to compare with. Prints Markdown tables on stdout and progress
 on stderr, and draws the picture. Exits 1 when a POST is refused.
