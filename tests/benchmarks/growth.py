@@ -166,7 +166,7 @@ def levels(kept: Sequence[int], rounds: int, allocator: str) -> Iterator[Level]:
             memory = grown.memory()
             with growing(allocator) as least:
                 found = [(grown.burst(1, _POSTS, 32), least.burst(1, _POSTS, 32)) for _ in range(rounds)]
-                _refuse(grown, least)
+                _exit_if_refused(grown, least)
             costs, times = [cost for cost, _ in found], [_ratios(*both) for both in found]
             yield Level(one, _medians(costs), _medians(times), memory)
 
@@ -178,11 +178,11 @@ def batches(rounds: int, allocator: str) -> dict[int, Cost]:
         for _ in range(rounds):
             for size, costs in found.items():
                 costs.append(service.burst(size, max(_EVENTS // size, 2 * _BATCH_CONNECTIONS), _BATCH_CONNECTIONS))
-        _refuse(service)
+        _exit_if_refused(service)
     return {size: _medians(costs) for size, costs in found.items()}
 
 
-def _refuse(*services: Growing) -> None:
+def _exit_if_refused(*services: Growing) -> None:
     if refused := sum(service.refused for service in services):
         sys.exit(f"invalid: {refused} POSTs were refused")
 
