@@ -213,14 +213,14 @@ class OrderWorker(SimpleWorker):
         """Delete a job and its execution, and count it, in one round trip."""
         with self.connection.pipeline() as pipeline:
             self.increment_successful_job_count(pipeline)
-            self.increment_total_working_time(job.ended_at - job.started_at, pipeline)
+            self.increment_total_working_time(job.ended_at - job.started_at, pipeline)  # type: ignore[operator]  # both are set
             job.cleanup(0, pipeline)
             self.cleanup_execution(job, pipeline, execution)
             self.set_state(WorkerStatus.IDLE, pipeline)
             pipeline.execute()
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        """Write the state of the worker, unless it is there: RQ writes `idle` after each job and again before the next."""
+        """Write the state of the worker where it has changed: RQ writes `idle` after a job and before the next."""
         if pipeline is not None or state != self.get_state():
             super().set_state(state, pipeline)
 

@@ -2,9 +2,9 @@
 
     uv run python -m tests.benchmarks.drain [--seconds 8] [--rounds 1]
 
-Each row is one kind of upstream (duration of a getOrder, calls at once) with one or two pools, as long as `--seconds` at
-the full rate. Exits 1 when a row is below 0.95 of the full rate, when an order is fetched twice or not at all, or when
-upstream answers 429.
+Each row is one kind of upstream (duration of a getOrder, calls at once) with one or two pools, as long as `--seconds`
+at the full rate. Exits 1 when a row is below 0.95 of the full rate, when an order is fetched twice or not at all, or
+when upstream answers 429.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -50,13 +49,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.drain", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8, help="of each row at the full rate (default 8)")
     parser.add_argument("--rounds", type=int, default=1, help="of each row; the median counts (default 1)")
+    for name, kinds in {"latency": [50, 250], "slots": [5, 20], "pools": [1, 2]}.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=kinds, help=f"(default {kinds})")
     options = parser.parse_args()
     faults: list[str] = []
     sys.stdout.write(
-        "| getOrder | slots | pools | orders/s | of the full rate | 429 | CPU ms an order: pools | Valkey | upstream | MB |\n"
+        "| getOrder | slots | pools | orders/s | of full rate | 429 | CPU ms: pools | Valkey | upstream | MB |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    for latency, slots, pools in product((50, 250), (5, 20), (1, 2)):
+    for latency, slots, pools in product(options.latency, options.slots, options.pools):
         full = slots * 1000 / latency
         runs = [_run(latency, slots, pools, round(full * options.seconds), faults) for _ in range(options.rounds)]
         row = Row(*(median(values) for values in zip(*map(msgspec.structs.astuple, runs), strict=True)))
@@ -132,8 +133,10 @@ def _cpu_ms(pids: list[int]) -> float:
 
 
 def _pss_mb(pids: list[int]) -> float:
-    """Return the PSS of these processes and all their descendants; a page that several share counts once. Linux only."""
-    lines = (line for pid in _with_children(pids) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    """Return the PSS of these processes and all their descendants; a shared page counts once. Linux only."""
+    lines = (
+        line for pid in _with_children(pids) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    )
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
 
