@@ -89,7 +89,7 @@ class RateLimiter:
         self._slug = slug
         self._call = route or "get_order"
         self._route = route
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "key": key_id(api_key),
             "breaker": breaker_id(api_key, company, route),
             "lease": limits.permit_lease,
@@ -123,7 +123,7 @@ class RateLimiter:
         call waits: a job of a hanging company takes milliseconds. Its release is retried until `deadline`
         (time.monotonic) while Redis is unavailable. Raises Denied.
         """
-        answer = asked or self._ask(f"{queue[0]}-{self.request(worker)['holder']}", policy.PERMIT_WAIT)
+        answer = asked or self._ask(f"{queue[0]}-{self.request(worker)['holder']}", self._limits["wait"])
         if answer.outcome == "full" and answer.wait_ms:
             # Another worker hands its permit over, and it is ours when this returns.
             told: Any = self._redis.blpop([self._redis.names.granted(answer.token)], timeout=answer.wait_ms / 1000)
