@@ -126,8 +126,8 @@ class RateLimiter:
         answer = asked or self._ask(f"{queue[0]}-{self.request(worker)['holder']}", self._limits["wait"])
         if answer.outcome == "full" and answer.wait_ms:
             # Another worker hands its permit over, and it is ours when this returns.
-            told: Any = self._redis.blpop([self._redis.names.granted(answer.token)], timeout=answer.wait_ms / 1000)
-            is_ours = told is not None and told[1] == b"granted"
+            handed: Any = self._redis.blpop([self._redis.names.granted(answer.token)], timeout=answer.wait_ms / 1000)
+            is_ours = handed is not None and handed[1] == b"granted"
             answer = PermitAnswer("granted", answer.token) if is_ours else self._ask(answer.token, 0)
         if answer.outcome == "closed":
             raise Denied(answer.wait_ms, answer.reason)

@@ -63,7 +63,7 @@ class Key:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a worker that waits for a permit in vain give up soon."""
+    """Let no worker wait long for a permit in vain."""
     monkeypatch.setattr(policy, "PERMIT_WAIT", 250)
 
 
@@ -218,7 +218,7 @@ def test_backfill_that_waits_for_its_share_lets_live_pass(line: Line) -> None:
 
 
 def test_each_company_of_a_key_waits_behind_its_own_breaker(line: Line) -> None:
-    """The failure that opens the breaker of one releases a permit: the other gets it, and the one is told at once."""
+    """The failure that opens the breaker of one releases a permit for the other; the one hears of it at once."""
     key, other = line.key(), line.key("/another/company")
     for _ in range(policy.BREAKER_FAILURES - 1):
         key.fail(FAULT)

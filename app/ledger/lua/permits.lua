@@ -66,7 +66,7 @@ local function acquire_permit(limits, permit, breaker_id, wait)
   return {'granted', permit}
 end
 
--- Hand free permits over to the workers that wait, the first one first: each is told by a list of its own, and begins its
+-- Hand free permits over to the workers that wait, the first one first: each hears of it by a list of its own, and begins its
 -- request without another call. One for which the way is closed by now asks again, and gets the reason.
 local function grant_waiting(limits)
   local waiting = prefix .. 'waiting:' .. limits.key
@@ -79,10 +79,10 @@ local function grant_waiting(limits)
     local permit, breaker_id = string.match(member, '^(%S+) (%S+)$')
     local outcome = acquire_permit(limits, permit, breaker_id, 0)[1]
     if outcome ~= 'full' then
-      local told = prefix .. 'granted:' .. permit
+      local granted = prefix .. 'granted:' .. permit
       redis.call('ZREM', waiting, member)
-      redis.call('RPUSH', told, outcome)
-      redis.call('PEXPIRE', told, 2000)
+      redis.call('RPUSH', granted, outcome)
+      redis.call('PEXPIRE', granted, 2000)
     elseif string.sub(permit, 1, 2) == 'l-' then
       break
     end
