@@ -64,7 +64,8 @@ def web_app(settings: Settings) -> ASGIApp:
     from app.intake.failover import Failover
     from app.intake.service import Intake
     from app.intake.spool import Spool
-    from app.web.app import Probes, Webhook, application
+    from app.web.app import Probes, application
+    from app.web.webhook import Webhook
 
     redis = for_web(settings.redis_url.get_secret_value(), settings.key_prefix)
     spans = tracer(settings)

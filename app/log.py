@@ -203,13 +203,14 @@ class _OncePerTurn:
         self._held.append(line)
 
     def flush(self) -> None:
+        if len(self._held) > 1:
+            return  # the first one has called for it
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self._write_held()
         else:
-            if len(self._held) == 1:
-                loop.call_soon(self._write_held)
+            loop.call_soon(self._write_held)
 
     def _write_held(self) -> None:
         held, self._held = self._held, []

@@ -303,7 +303,13 @@ class Web:
         return connection
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return every log line so far; raises ValueError if one is not JSON."""
+        """Return every log line so far, with those of every answer that was read; raises ValueError if one is not JSON.
+
+        A process writes the lines of a request after its answer, in the next turn of its event loop.
+        """
+        if self.process.exit_code is None:
+            with suppress(httpx.HTTPError):
+                self.http.get("/healthz", timeout=1)
         whole = (line for line in self.process.output.splitlines(keepends=True) if line.endswith("\n"))
         return [json.loads(line) for line in whole]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from hashlib import sha256
 from hmac import compare_digest
@@ -64,8 +64,8 @@ class Authenticator:
         `request_id` and `traceparent` become parts of each event.
         """
         events: list[OrderProcessed] = []
-        invalid: Counter[str] = Counter()
-        rejected: Counter[str] = Counter()
+        invalid: dict[str, int] = defaultdict(int)
+        rejected: dict[str, int] = defaultdict(int)
         proven = ignored = 0
         first_unreadable: int | None = None
         for place, item in enumerate(envelope.items):

@@ -33,7 +33,7 @@ CALLS: Final = 2
 """Calls of Redis under way at once. With one, web and Redis take turns: each idles while the other works."""
 
 FEW: Final = 16
-"""So few callers share one call, since a call costs as much as ten events."""
+"""So few callers share one call, and more of them a second one: a call costs as much as ten events."""
 
 FIRST_SECONDS: Final = 0.6
 """The first try of a call: the network may have forgotten an idle connection, so that no answer ever comes."""
@@ -76,12 +76,14 @@ class Recorded(msgspec.Struct, frozen=True):
 class _Waiting(msgspec.Struct, eq=False):
     events: Sequence[OrderProcessed]
     answer: asyncio.Future[Sequence[int]]
+    deadline: float | None
 
 
 class GroupCommit:
     """Passes the events of all callers that wait to `write`, which returns one outcome per event, or none at all.
 
-    At most `calls` writes are under way at once.
+    At most `calls` writes are under way at once. Each has until the deadline of its oldest caller, and those who still
+    wait get its error: so each caller has an answer by its own deadline, without a timer of its own.
     """
 
     def __init__(self, write: Callable[[list[OrderProcessed]], Awaitable[Sequence[int]]], calls: int) -> None:
@@ -90,14 +92,15 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._writers: set[asyncio.Task[None]] = set()
 
-    async def put(self, events: Sequence[OrderProcessed]) -> Sequence[int]:
-        """Return the outcomes of these events; raises what `write` raises.
+    async def put(self, events: Sequence[OrderProcessed], seconds: float | None) -> Sequence[int]:
+        """Return the outcomes of these events; raises what `write` raises, and TimeoutError after `seconds`, if given.
 
         A caller that is cancelled before its turn is not written.
         """
-        one = _Waiting(events, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        one = _Waiting(events, loop.create_future(), loop.time() + seconds if seconds else None)
         self._waiting.append(one)
-        if len(self._writers) < self._calls:
+        if not self._writers or (len(self._writers) < self._calls and len(self._waiting) >= FEW):
             self._writers.add(asyncio.create_task(self._write_all()))
         try:
             return await one.answer
@@ -110,9 +113,11 @@ class GroupCommit:
     async def _write_all(self) -> None:
         group: list[_Waiting] = []
         try:
-            while self._waiting:
+            # Fewer than FEW are left to the other writer, which goes on until none waits.
+            while self._waiting and (len(self._writers) == 1 or len(self._waiting) >= FEW):
                 group = self._next_group()
-                outcomes = await self._write([event for one in group for event in one.events])
+                async with asyncio.timeout_at(group[0].deadline):
+                    outcomes = await self._write([event for one in group for event in one.events])
                 start = 0
                 for one in group:
                     end = start + len(one.events)
@@ -168,11 +173,9 @@ class Inbox:
         recorded is a duplicate), `other_schema` (Redis holds data of another version), `record_refused` (all are
         recorded but those of orders whose keys are broken).
         """
-        outcomes: list[int] = []
         try:
-            async with asyncio.timeout(ACCEPT_SECONDS):
-                for start in range(0, len(events), LARGEST):
-                    outcomes += await self._group.put(events[start : start + LARGEST])
+            put = self._group.put(events, ACCEPT_SECONDS) if len(events) <= LARGEST else self._put_parts(events)
+            outcomes = await put
         except Exception as error:
             raise self.refusal(error) from None
         if REFUSED in outcomes:
@@ -184,6 +187,13 @@ class Inbox:
             outcomes.count(DUPLICATE),
             erased=outcomes.count(ERASED),
         )
+
+    async def _put_parts(self, events: Sequence[OrderProcessed]) -> Sequence[int]:
+        outcomes: list[int] = []
+        async with asyncio.timeout(ACCEPT_SECONDS):
+            for start in range(0, len(events), LARGEST):
+                outcomes += await self._group.put(events[start : start + LARGEST], ACCEPT_SECONDS)
+        return outcomes
 
     def refusal(self, error: Exception) -> NotRecorded:
         """Return why Redis recorded nothing, from an error of the script or of `probe`."""

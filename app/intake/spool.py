@@ -95,7 +95,7 @@ class Spool:
         """
         try:
             async with asyncio.timeout(PUT_SECONDS):
-                await self._group.put(events)
+                await self._group.put(events, None)  # a disk that hangs is asked once
         except (TimeoutError, *DISK_ERRORS) as error:
             raise NotRecorded("spool_failed", type(error).__name__, reason_of(error)) from None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from hmac import compare_digest
@@ -13,35 +11,24 @@ from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from app import log
-from app.errors import NotRecorded, ReceiverError, RequestRefused, Unauthenticated
+from app.errors import ReceiverError, RequestRefused
 from app.health import Health
 from app.ids import parent_id, trace_id, traceparent
-from app.intake.service import Intake
 from app.metrics import CONTENT_TYPE
 from app.traces import ExportingTracer
 from app.web.requests import Proxies, RequestLog, peer
-
-BODY_SECONDS: Final = 10.0
-"""A body slower than this is answered 408."""
-
-AT_ONCE: Final = 1000
-"""POSTs under way at once; each may hold MAX_BODY_BYTES."""
-
-RETRY_AFTER: Final = 5
-"""Seconds a sender is asked to wait after a 503."""
+from app.web.webhook import Webhook, refused
 
 NEAR_PATHS: Final = 20
 """Paths near the webhook's of which a process warns once each; anybody can invent others."""
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PROXY_ID: Final = re.compile(rb"[!-~]{1,128}")
 _IDS: Final = frozenset({b"traceparent", b"x-request-id"})
 _WORD: Final = re.compile("[a-z0-9]+")
@@ -76,12 +63,13 @@ def application(
             Route("/readyz", probes.ready),
             Route("/metrics", probes.metrics),
         ],
-        exception_handlers={RequestRefused: _refused, ClientDisconnect: _disconnected},
+        exception_handlers={RequestRefused: _refused},
         lifespan=lambda _: resources(),
     )
     # A redirect would name the host that the request claims, and senders of events do not follow one.
     app.router.redirect_slashes = False
-    traced = Traced(app, path, paths, tracer) if tracer else app
+    events: ASGIApp = EventsFirst(webhook, paths, app)
+    traced = Traced(events, path, paths, tracer) if tracer else events
     return WebhookLog(traced, paths, count, Proxies(trusted_proxies))
 
 
@@ -189,136 +177,27 @@ class Traced:
             post.end(state["request_id"], status, state["line"])
 
 
-def _words(path: str) -> set[str]:
-    """Return the words of a path, alike in singular and plural and in any case."""
-    return {word.rstrip("s") for word in _WORD.findall(path.casefold())}
+class EventsFirst:
+    """Passes each POST for the webhook to it, and every other request to the app that also knows its paths."""
 
+    def __init__(self, webhook: ASGIApp, webhook_paths: Set[str], app: ASGIApp) -> None:
+        self._webhook = webhook
+        self._webhook_paths = webhook_paths
+        self._app = app
 
-class Webhook:
-    """Answers POSTs and the handshake; each method raises RequestRefused, which is answered with its status and reason.
-
-    `request.state` holds `request_id`, `traceparent`, and `line`, the fields of the request's log line.
-    """
-
-    def __init__(self, intake: Intake, max_body_bytes: int) -> None:
-        self._intake = intake
-        self._max_body_bytes = max_body_bytes
-        self._under_way = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a POST.
-
-        An ASGI app and no function, since Starlette's wrapper of functions and two reads of `request.state` cost 6 µs
-        of the 140 µs of CPU time that a POST of one event takes: 4 %.
-        """
-        self._under_way += 1
-        try:
-            if self._under_way > AT_ONCE:
-                raise RequestRefused(503, "overloaded")
-            response = await self._receive(Request(scope, receive))
-        except asyncio.CancelledError:
-            # Only the end of the process cancels a request (server.LAST_SECONDS); it may or may not be recorded.
-            raise RequestRefused(503, "shutting_down") from None
-        finally:
-            self._under_way -= 1
-        await response(scope, receive, send)
-
-    async def handshake(self, request: Request) -> Response:
-        """Answer a GET: return its validationToken; raises RequestRefused, or HTTPException if there is none."""
-        token = request.query_params.get("validationToken")
-        if token is None:
-            raise HTTPException(405, headers={"allow": "POST"})
-        return _echo(token)
-
-    async def _receive(self, request: Request) -> Response:
-        """Return 200 when everything valid in the body is recorded; raises RequestRefused, ClientDisconnect."""
-        state = request.scope["state"]
-        line = state["line"]
-        body = await self._body(request)
-        line["bytes"] = len(body)
-        token = request.query_params.get("validationToken")
-        if token is not None and not body.strip():
-            return _echo(token)
-        receipt = await self._intake.receive(body, state["request_id"], state["traceparent"])
-        line["events"] = receipt.events
-        for name in ("queued", "coalesced", "duplicates", "spooled", "erased", "ignored"):
-            if count := getattr(receipt, name):
-                line[name] = count
-        if receipt.invalid_items:
-            line["invalid_items"] = sum(receipt.invalid_items.values())
-        return Response(_encode(receipt), media_type="application/json")
-
-    async def _body(self, request: Request) -> bytes:
-        """Return the body; the rest of one that is too large stays unread.
-
-        Raises RequestRefused, ClientDisconnect.
-        """
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
-            raise RequestRefused(413, "body_too_large")
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > self._max_body_bytes:
-                        raise RequestRefused(413, "body_too_large")
-        except TimeoutError:
-            raise RequestRefused(408, "body_too_slow") from None
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding in {"gzip", "x-gzip"}:
-            return _inflated(bytes(body), self._max_body_bytes)
-        if encoding != "identity":
-            raise RequestRefused(415, "unknown_encoding")
-        return bytes(body)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        is_event = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._webhook_paths
+        return (self._webhook if is_event else self._app)(scope, receive, send)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """Return the status and the reason code of a RequestRefused."""
     assert isinstance(error, RequestRefused)
-    request.state.line["reason"] = error.reason
-    response = Response(
-        _encode({"reason": error.reason, "request_id": request.state.request_id}),
-        error.status,
-        media_type="application/json",
-    )
-    if error.status == 503:
-        response.headers["retry-after"] = str(RETRY_AFTER)
-    if isinstance(error, Unauthenticated):
-        request.state.line["company"] = error.company
-    if isinstance(error, NotRecorded):
-        _log.error("intake.unavailable", error=error.error, cause=error.cause or None)
-    elif error.status == 415:
-        response.headers["accept-encoding"] = "gzip"
-    elif error.status in {408, 413, 503}:
-        response.headers["connection"] = "close"
-    return response
+    return refused(request.scope, error)
 
 
-async def _disconnected(request: Request, error: Exception) -> Response:
-    """Return an answer for the log line; the client has closed its connection."""
-    _log.info("request.client_disconnected", path=request.url.path)
-    return Response(status_code=400)
-
-
-def _inflated(body: bytes, at_most: int) -> bytes:
-    """Return what a gzip body holds; raises RequestRefused: 413 above `at_most` bytes, 400 if it is damaged."""
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        whole = inflate.decompress(body, at_most + 1)
-    except zlib.error:
-        raise RequestRefused(400, "not_gzip") from None
-    if len(whole) > at_most:
-        raise RequestRefused(413, "body_too_large")
-    if not inflate.eof or inflate.unused_data:
-        raise RequestRefused(400, "not_gzip")
-    return whole
-
-
-def _echo(token: str) -> Response:
-    if not token or _CONTROL.search(token):
-        raise RequestRefused(400, "bad_validation_token")
-    return PlainTextResponse(token, headers={"x-content-type-options": "nosniff"})
+def _words(path: str) -> set[str]:
+    """Return the words of a path, alike in singular and plural and in any case."""
+    return {word.rstrip("s") for word in _WORD.findall(path.casefold())}
 
 
 class Probes:

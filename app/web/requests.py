@@ -11,10 +11,10 @@ from time import perf_counter
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from structlog.contextvars import bind_contextvars
 
 from app import log
-from app.ids import new_request_id
+from app.ids import request_ids
 
 _log = log.get()
 
@@ -29,15 +29,15 @@ class RequestLog(ABC):
         self._app = app
         self._proxies = proxies
         self._sampled = log.Sampler(_log_rest)
+        self._new_id = request_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, request_id, status = perf_counter(), new_request_id(), 500
+        started, request_id, status = perf_counter(), self._new_id(), 500
         state = scope["state"]
         state["request_id"] = request_id
-        clear_contextvars()
         bind_contextvars(request_id=request_id)
         self.open(scope, state)
 

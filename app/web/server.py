@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 from httptools import HttpParserUpgrade, HttpRequestParser
@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 from app import log
 
 CONNECTIONS: Final = 1200
-"""Connections at once: more than requests at once (app.AT_ONCE), so that one request too many gets 503."""
+"""Connections at once: more than requests at once (webhook.AT_ONCE), so that one request too many gets 503."""
 
 STALL_SECONDS: Final = 10.0
 """For a whole head, from connecting or from the first byte of a later request, and for reading an answer."""
@@ -52,6 +52,7 @@ LINGER_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 7
 """Then requests under way have so long; with the time-outs of Redis the end comes before the 10 s of `docker stop`."""
 
+_CONTINUE: Final = b"HTTP/1.1 100 "
 _log = log.get()
 
 
@@ -107,6 +108,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._answer = _Answer(transport)
         self.server_state.admit(self, self.loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -159,6 +161,7 @@ class Connection(HttpToolsProtocol):
         if self._is_upgrade():
             return
         super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", self._answer)
         self._in_head, self._in_body, self._in_one_head = False, True, False
         if not self.flow.write_paused:
             self.server_state.forget(self)
@@ -169,8 +172,10 @@ class Connection(HttpToolsProtocol):
         if self._in_body:  # the head of an upgrade is read a second time
             super().on_message_complete()
             self._in_body = False
+            self.scope["state"]["is_whole"] = True
 
     def on_response_complete(self) -> None:
+        self._answer.end()
         is_last = not self.pipeline
         super().on_response_complete()
         if is_last:
@@ -241,6 +246,32 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
 
+class _Answer:
+    """What uvicorn writes an answer to: it writes head and body apart, and each write would be a system call."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and not data.startswith(_CONTINUE):
+            self._head = data
+        else:
+            self._transport.write((self._head or b"") + data)
+            self._head = self._head and b""
+
+    def end(self) -> None:
+        """Write a head that has no body."""
+        if self._head:
+            self._transport.write(self._head)
+        self._head = None
+
+    def close(self) -> None:
+        self.end()
+        self._transport.close()
+
+
 class Server(uvicorn.Server):
     """Serves `app` until SIGTERM or SIGINT, then answers the requests under way, however many signals come.
 
@@ -259,6 +290,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             lifespan="on",
             server_header=False,
+            reset_contextvars=True,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=LAST_SECONDS,
         )

@@ -15,7 +15,7 @@ from app.dev.valkey import Valkey
 from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake.envelope import OrderProcessed
-from app.intake.recorder import GROUP, Inbox, Recorded
+from app.intake.recorder import GROUP, GroupCommit, Inbox, Recorded
 from app.ledger import policy
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.redis import Redis
@@ -122,6 +122,22 @@ class TestGroups:
         receipts = grouped(redis_url, lab, posts, expected_calls=1)
 
         assert receipts == [Recorded(2, 0, 0), Recorded(0, 0, 1), Recorded(0, 1, 0), Recorded(1, 0, 2)]
+
+    def test_a_store_that_hangs_is_given_up_at_the_deadline_of_the_oldest_caller_for_all(self) -> None:
+        async def hang(events: list[OrderProcessed]) -> list[int]:
+            await asyncio.get_running_loop().create_future()
+            return []
+
+        async def work() -> list[object]:
+            group = GroupCommit(hang, calls=1)
+            async with asyncio.timeout(10):
+                oldest, same = (asyncio.create_task(group.put([event()], seconds)) for seconds in (0.1, 60))
+                for _ in range(3):
+                    await asyncio.sleep(0)  # their group is under way, and the next caller waits
+                calls = (oldest, same, group.put([event()], 60))
+                return [type(one) for one in await asyncio.gather(*calls, return_exceptions=True)]
+
+        assert asyncio.run(work()) == [TimeoutError] * 3
 
     def test_a_cancelled_sender_takes_no_answer_from_the_others(self, redis_url: str) -> None:
         async def work() -> list[Recorded]:

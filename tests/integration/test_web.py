@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("redis_client")
 BROKEN = """
 from app.intake.recorder import Inbox
 from app.metrics import Metrics
-from app.web import app as web
+from app.web import webhook as web
 
 async def accept(self, events):
     raise RuntimeError(f"canary-text of {events[0].order_id}")
