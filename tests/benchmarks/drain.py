@@ -29,6 +29,8 @@ LEAST: Final = 0.95
 _EVENTS_PER_POST: Final = 100
 _WORKERS_PER_SLOT: Final = 1.6
 """As by default, 8 for 5: while five wait for upstream, the others store what came and start the next."""
+_AHEAD: Final = 0.1
+"""Calls at once beyond the slots, at least one as by default: upstream lets them wait, and has the next one at hand."""
 _FIRST_JOBS: Final = 4
 _PATIENCE: Final = 120.0
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -80,7 +82,7 @@ def _run(latency: int, slots: int, pools: int, orders: int, faults: list[str]) -
         one.start_sandbox("--latency", str(latency), "--slots", str(slots), "--requests", "1000000")
         workers = round(slots * _WORKERS_PER_SLOT / pools)
         one.variables |= {
-            "UPSTREAM_CONCURRENCY": str(slots),
+            "UPSTREAM_CONCURRENCY": str(slots + max(1, round(slots * _AHEAD))),
             "UPSTREAM_REQUESTS_PER_5_MIN": "1000000",
             "WORKERS": str(workers),
         }
