@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -22,6 +21,7 @@ from app.erased_file import ErasedFile
 from app.errors import UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
+from app.ledger.content import unpack
 from app.ledger.history import DeliveryEnded
 from app.ledger.orders import CONTENTS_A_CALL, Archive, get_content, read_each
 from app.ledger.record import OrderRecord
@@ -184,6 +184,7 @@ class Erasure:
             order=order.member,
             stored_token=traces.stored_token,
             references=[self._redis.names.reference(one) for one in traces.references],
+            digits=order.digits,
             keep=self._keep,
         )
         if outcome == b"unknown":
@@ -201,7 +202,7 @@ class Erasure:
             cursor, found = redis.scan(max(cursor, 0), match=f"{redis.names.reference_prefix}*", count=_KEYS)
             with redis.pipeline(transaction=False) as pipe:
                 for key in found:
-                    pipe.srem(key, *(order.member for order in orders))
+                    pipe.srem(key, *(order.digits for order in orders))
                 pipe.execute()
             step(len(found))
 
@@ -270,8 +271,8 @@ def _pattern(words: Collection[str]) -> re.Pattern[str]:
 
 def _addresses(packed: Any) -> set[str]:
     try:
-        return set(map(_normal, parse_order(zlib.decompress(packed)).addresses))
-    except (TypeError, UnreadableAnswer, zlib.error):  # no content, or not one of ours
+        return set(map(_normal, parse_order(unpack(packed)).addresses))
+    except UnreadableAnswer:  # no content, or not one of ours
         return set()
 
 

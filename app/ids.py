@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
+from uuid import UUID
 
 EMPTY_GUID: Final = "00000000-0000-0000-0000-000000000000"
 """What Business Central writes for "none" (upstream.md 1)."""
@@ -95,8 +96,18 @@ class OrderKey(NamedTuple):
         """Return the form used in zsets and at the end of keys."""
         return f"{self.company_id}:{self.order_id}"
 
+    @property
+    def digits(self) -> str:
+        """Return the form in small sets, 64 hex digits: of a longer member Redis would make a table per set."""
+        return (self.company_id + self.order_id).replace("-", "")
+
     @classmethod
     def of(cls, member: str) -> OrderKey:
         """Return the order a zset member or key ending stands for."""
         company_id, order_id = member.split(":")
         return cls(company_id, order_id)
+
+    @classmethod
+    def of_digits(cls, digits: str) -> OrderKey:
+        """Return the order that 64 hex digits stand for."""
+        return cls(str(UUID(digits[:32])), str(UUID(digits[32:])))

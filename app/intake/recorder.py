@@ -51,9 +51,9 @@ QUEUED, COALESCED, DUPLICATE, ERASED, REFUSED = range(5)
 
 _PROBE_KEYS: Final = (
     *("schema", "due", "orders", "events", "counters", "seen:probe"),
-    *("order:probe:probe", "job:live", "event-rate:probe"),
+    *("order:probe:probe", "event-rate:probe"),
 )
-"""What accept.lua writes, without the prefix of all keys."""
+"""What accept.lua writes besides the job, without the prefix of all keys."""
 
 _NO_SPAN: Final = nullcontext()
 
@@ -218,7 +218,7 @@ class Inbox:
             event = ("probe", "probe", "probe", "Issued", "", "current", "", "", 0)
             await self._accept(args=[self._header(prefix=names.probe, job=job, events=[event])], client=pipe)
             pipe.unlink(*(names.probe + name for name in _PROBE_KEYS), queue)
-            pipe.unlink(f"{job['prefix']}{job['names']}f-probe-probe-1")
+            pipe.unlink(f"{names.probe}job:{job['layout']}:{LIVE}", f"{job['prefix']}{job['names']}f-probe-probe-1")
             pipe.srem(QUEUES_KEY, queue)
             held, outcomes, *_ = await pipe.execute()
         if is_other_schema(held):

@@ -3,7 +3,7 @@
 | key | type | lifetime | written by |
 |---|---|---|---|
 | `ota:order:<company>:<order>` | hash: the record of one order (below) | none while pending, then ORDER_DAYS | all |
-| `ota:content:<company>:<order>` | string: the order as fetched, zlib | as the record | store_fetch |
+| `ota:content:<company>:<order>` | string: the order as fetched (content.py) | as the record | store_fetch |
 | `ota:revisions:<company>:<order>` | hash: the revisions before the latest (below) | as the record | store_fetch |
 | `ota:history:<company>:<order>` | list: what happened to the order, the last 200 entries | as the record | all |
 | `ota:seen:<digest>` | string: this event came already | DEDUP_DAYS | accept |
@@ -26,7 +26,7 @@
 | `ota:api-keys` | hash: short id of a key of the API -> JSON: name, scopes, digest (app/api/keys.py) | none | keys |
 | `ota:api-keys-used` | hash: short id -> ms of its last use, to the minute | none | api |
 | `ota:api-requests:<id>:<minute>` | string: requests of one key in this minute | two minutes | api |
-| `ota:reference:<digest>` | set: orders with this reference, of either side | ORDER_DAYS and a week | store_fetch |
+| `ota:reference:<digest>` | set: orders with this reference (OrderKey.digits) | ORDER_DAYS and a week | store_fetch |
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |
@@ -46,7 +46,7 @@
 | `ota:subscription:<company>` | hash: how the subscription is, and its repair (below) | none | subscriptions |
 | `ota:subscription-turn:<company>` | string: a pool has checked it | SUBSCRIPTION_CHECK_EVERY | subscriptions |
 | `ota:alert:<company>` | string: an alert for rejected events was sent | five minutes | metrics |
-| `ota:job:<queue>` | hash: what all jobs of a script call have in common (push_job) | none | scripts |
+| `ota:job:<layout>:<queue>` | hash: the latest job, of which the next is a copy (push_job) | none | scripts |
 | `ota:counters` | hash: metric and labels -> number | none | scripts, metrics |
 | `ota:event-rate:<company>` | hash: last event by secret, events by hour (below) | four weeks | accept, alerts |
 | `ota:latency:<company>:<hour>` | hash: upper bound in ms or `inf` -> fetches (below) | 49 h | store_fetch |
@@ -75,7 +75,7 @@ answer, `deferrals`, `crashes`, `first_404_at` ms, `failing_since` ms of the fir
 status, `dead` reason code, `dead_at` ms, `discarded_at` ms when it was last discarded by hand (then
 `fetched_generation` is `generation`). Content: `status`, `digest`, `revision`, `fetched_at` ms, `wallets`, `tickets`,
 `coupons`, `manifest` (0 or 1). Events: `first_at` ms,
-`first_event` id of the first event (its entry of the history is in the stream alone until another one comes),
+`first_event` id of the first event, while its entry of the history is in the stream alone: until another one comes,
 `last_event_at` ms when the latest event was received, `latency_recorded_for` the `last_event_at` whose latency was
 counted, `last_event_status`, `reference` its buyFromOrderReference, `request_id` and `traceparent` of its POST (without
 an event `request_id` of the first request; after the traceparent, separated by blanks, those of up to seven earlier

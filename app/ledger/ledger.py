@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import islice
@@ -13,6 +12,7 @@ import msgspec
 
 from app.ids import OrderKey, new_request_id
 from app.ledger import policy
+from app.ledger.content import pack, unpack
 from app.ledger.redis import Redis, Script
 from app.ledger.rq_jobs import JobTemplate
 from app.ledger.work import (
@@ -112,7 +112,7 @@ class Ledger:
         answer = self._call(
             "store_fetch",
             order,
-            zlib.compress(content.raw),
+            pack(content.raw),
             worker=worker,
             generation=fetch.generation,
             token=fetch.token,
@@ -129,6 +129,7 @@ class Ledger:
             http=content.http_status,
             duration_ms=content.duration_ms,
             references=[self.redis.names.reference(one) for one in content.references],
+            digits=order.digits,
             bounds=LATENCY_BOUNDS,
             call_bounds=CALL_BOUNDS,
             contents_kept=self._contents_kept,
@@ -183,9 +184,8 @@ class Ledger:
         if answer is None:
             return None
         delivery = msgspec.msgpack.decode(answer[0], type=Delivery)
-        return msgspec.structs.replace(
-            delivery, raw=zlib.decompress(answer[1]), deadline=called + policy.DELIVERY_LEASE / 1000
-        )
+        deadline = called + policy.DELIVERY_LEASE / 1000
+        return msgspec.structs.replace(delivery, raw=unpack(answer[1]), deadline=deadline)
 
     def complete_delivery(
         self,

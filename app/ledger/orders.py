@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain, islice
@@ -14,6 +13,7 @@ from redis.exceptions import ResponseError
 from app.errors import BrokenRecord, UnreadableAnswer
 from app.ids import OrderKey
 from app.ledger import policy
+from app.ledger.content import unpack
 from app.ledger.history import Entry, read_history
 from app.ledger.keys import Keys
 from app.ledger.record import OrderRecord, State, parse_record
@@ -154,7 +154,7 @@ class Archive:
             if not is_wrong_type(error):
                 raise
             packed = error
-        return None if packed is None else parse_order(_unpacked(packed))
+        return None if packed is None else parse_order(unpack(packed))
 
     def stored(self, orders: Sequence[OrderKey]) -> list[StoredOrder | BrokenRecord | None]:
         """Return record and content of each order, which belong together: they are read in one step."""
@@ -309,14 +309,7 @@ class StoredOrder(msgspec.Struct, frozen=True):
     @property
     def raw(self) -> bytes:
         """Return the content as upstream sent it; raises UnreadableAnswer if what is stored is none."""
-        return _unpacked(self.packed)
-
-
-def _unpacked(packed: Any) -> bytes:
-    try:
-        return zlib.decompress(packed)
-    except (zlib.error, TypeError):
-        raise UnreadableAnswer("unreadable_content") from None
+        return unpack(self.packed)
 
 
 class LocalCopy(msgspec.Struct, frozen=True):
@@ -358,11 +351,9 @@ def _local_copy(record: OrderRecord | BrokenRecord | None, packed: Any, *, is_un
 
 def _summary(packed: Any) -> Summary | None:
     """Return the part of the content that a list shows too: its fields have the same names and rules."""
-    if packed is None or isinstance(packed, Exception):
-        return None
     try:
-        return build(Summary, decode(zlib.decompress(packed)))
-    except (UnreadableAnswer, zlib.error):  # another fetch replaces it
+        return build(Summary, decode(unpack(packed)))
+    except UnreadableAnswer:  # nothing is stored, or another fetch replaces it
         return None
 
 

@@ -296,7 +296,7 @@ def log_outage(role: str, code: str, cause: str) -> None:
         _log.warning("redis.unavailable", role=role, error=code, cause=cause)
 
 
-VERSION: Final = 4
+VERSION: Final = 5
 """The version of the layout in Redis. No code brings old data up to date: data of another version is refused."""
 
 LOWEST: Final = (6, 2)

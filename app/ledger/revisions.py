@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -12,6 +11,7 @@ import msgspec
 
 from app.errors import UnreadableAnswer
 from app.ids import OrderKey
+from app.ledger.content import unpack
 from app.ledger.keys import Keys
 from app.ledger.orders import get_content, read_each
 from app.ledger.record import OrderRecord
@@ -98,10 +98,8 @@ def _replaced(fields: Mapping[bytes, bytes], latest: int) -> list[Revision]:
 
 def _content(packed: Any, expected: str) -> bytes | None:
     """Return the content in a value of Redis; None if there is none, or its digest is not the `expected` one."""
-    if not isinstance(packed, bytes):
-        return None
     try:
-        raw = zlib.decompress(packed)
+        raw = unpack(packed)
         return raw if digest(raw) == expected else None
-    except (UnreadableAnswer, zlib.error):
+    except UnreadableAnswer:
         return None

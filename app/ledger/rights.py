@@ -19,12 +19,12 @@ _EXAMPLES: Final = {
     ALL: """
         multi | exec | evalsha none 0 | script load none | script exists none | time
         get k | set k 1 | mget k | unlink k | llen k | lrange k 0 0 | rpush k 1 | rpushx k 1
-        copy k k | hget k f | hgetall k | hkeys k | hincrby k f 1 | hmget k f | hset k f 1 | hvals k
+        copy k k | exists k | hget k f | hgetall k | hkeys k | hincrby k f 1 | hmget k f | hset k f 1 | hvals k
         sadd k 1 | srem k 1 | zadd k 1 m | zcard k | zrange k 0 0 | zrevrange k 0 0
         zcount k 0 0 | zscore k m | zrangebyscore k 0 0 | xadd k * f 1 | xrange k - + | xtrim k maxlen 0
     """,
     WORKERS: """
-        watch k | del k | exists k | expire k 1 | pexpire k 1 | persist k | ttl k | pttl k | scan 0 | dbsize
+        watch k | del k | expire k 1 | pexpire k 1 | persist k | ttl k | pttl k | scan 0 | dbsize
         blmove k k left right 1 | lmove k k left right | blpop k 1 | lrem k 0 1 | ltrim k 0 0
         hdel k f | hincrbyfloat k f 1 | hsetnx k f 1
         smembers k | zrem k m | zremrangebyscore k 0 0

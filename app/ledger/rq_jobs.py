@@ -82,7 +82,7 @@ class JobTemplate:
 
     def __init__(self, names: Keys) -> None:
         job = _job(FETCH_ORDER, _COMPANY, _ORDER)
-        self._job = {
+        self._job: dict[str, Any] = {
             "names": names.rq_prefix,
             "prefix": Job.redis_job_namespace_prefix,
             "queue_prefix": Queue.redis_queue_namespace_prefix,
@@ -90,15 +90,17 @@ class JobTemplate:
             "fetch": _pieces(job),
             "deliver": _pieces(_job(DELIVER_ORDER, _COMPANY, _ORDER, _SINK)),
         }
-        self._fields: list[Any] = ["status", "queued"]
+        fields: list[Any] = ["status", "queued"]
         for field, value in job.to_dict().items():
             if field not in _PER_JOB and value is not None:
-                self._fields += [field, value]
+                fields += [field, value]
+        # Another version of RQ may write other fields, while both are running.
+        layout = sha1(repr(fields).encode(), usedforsecurity=False).hexdigest()[:4]
+        self._job |= {"fields": fields, "layout": layout}
 
     def fields(self) -> dict[str, Any]:
         """Return the argument `job` of the scripts that enqueue (prelude.lua, push_job)."""
-        at = utcformat(now())
-        return self._job | {"fields": [*self._fields, "created_at", at, "enqueued_at", at]}
+        return self._job | {"at": utcformat(now())}
 
 
 def _job(function: str, *arguments: str) -> Job:

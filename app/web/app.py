@@ -89,6 +89,7 @@ class WebhookLog(RequestLog):
         self._words = _words("".join(webhook_paths))
         self._near: set[str] = set()
         self._count = count
+        self._write = log.writer("request")
 
     def open(self, scope: Scope, state: dict[str, Any]) -> None:
         state["line"], state["traceparent"] = self._given_ids(scope)
@@ -104,9 +105,8 @@ class WebhookLog(RequestLog):
             self._warn(path[:200])
         if self._is_logged(scope, status):
             line, duration_ms = scope["state"]["line"], round(seconds * 1000, 2)
-            _log.info(
-                "request", method=scope["method"], path=path[:200], status=status, duration_ms=duration_ms, **line
-            )
+            known = {"method": scope["method"], "path": path[:200], "status": status, "duration_ms": duration_ms}
+            self._write(known | line)
 
     def path(self, scope: Scope) -> str:
         found: str = scope["path"]

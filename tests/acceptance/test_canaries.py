@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 
 import pytest
 
+from app.ledger.content import unpack
 from app.ledger.redis import Redis
 from tests.eventually import eventually
 from tests.lab_upstream import Upstream, fake_upstream, says
@@ -97,7 +97,7 @@ def test_no_secret_and_no_personal_data_is_in_logs_redis_or_its_file(bare: Servi
     bare.wait_fetched(again)
 
     with Redis.from_url(bare.variables["REDIS_URL"]) as redis:
-        contents = [zlib.decompress(redis.get(key) or b"") for key in redis.scan_iter("ota:content:*")]
+        contents = [unpack(redis.get(key)) for key in redis.scan_iter("ota:content:*")]
     orders = [json.loads(content) for content in contents]
     tickets = [a["referenceNumber"] for o in orders for i in o["items"] for w in i["wallets"] for a in w["assets"]]
     assert len(tickets) == 4

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 
 from app.errors import NotKnown
@@ -14,10 +17,11 @@ from app.ledger.orders import MOST_SORTED, OrderQuery
 from app.ledger.redis import PAGE, Redis, newest_first
 from app.ledger.references import References
 from app.times import from_ms
-from tests.lab import KEYS, MUSEUM, VENUE, Lab, order
+from tests.lab import KEYS, MUSEUM, ONE, VENUE, WORKER, Lab, content_of_answer, order
+from tests.samples import sample
 
 MANY = 2 * PAGE + 7
-BOUGHT_AS, SOLD_AS = "CM-260601081502-9F3A", "PARTNER-ORDER-2026-00042"
+BOUGHT_AS, SOLD_AS = REFERENCES = ("CM-260601081502-9F3A", "PARTNER-ORDER-2026-00042")
 
 
 @pytest.fixture
@@ -157,6 +161,16 @@ class TestReferences:
 
         for reference in (BOUGHT_AS, SOLD_AS):
             assert 406 < int(str(lab.redis.pttl(KEYS.reference(reference)))) / policy.DAY <= 407
+
+    def test_a_fetched_order_needs_at_most_2400_bytes(self, bare: Lab) -> None:
+        """Its places in the list of orders and in the feed are 280 of them."""
+        answer = msgspec.json.encode(json.loads(sample("order-issued")))  # as upstream sends it: without blanks
+        bare.accept()
+        bare.ledger.store_fetch(ONE, WORKER, bare.start_fetch(), content_of_answer(answer))
+
+        keys = [*(name(ONE) for name in (KEYS.record, KEYS.content, KEYS.history)), *map(KEYS.reference, REFERENCES)]
+        sizes = [int(str(bare.redis.memory_usage(key, samples=0))) for key in keys]
+        assert sum(sizes) <= 2400 - 280, sizes
 
     def test_an_unfetched_order_is_found_by_the_reference_of_its_event(self, lab: Lab, references: References) -> None:
         """Also when it is older than all that is searched: pending and dead orders are searched, too."""

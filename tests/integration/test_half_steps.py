@@ -6,7 +6,6 @@ answered, time passes, and workers and an operator do what they do: the order is
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -22,6 +21,7 @@ from app.errors import NotRecorded
 from app.ids import OrderKey
 from app.intake import recorder
 from app.ledger import policy, redis
+from app.ledger.content import unpack
 from app.ledger.dead_letters import DeadCount, DeadLetters, DeadQuery
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
@@ -383,13 +383,13 @@ def check_finished(lab: Lab, name: str, error: str) -> None:
             assert not lab.redis.exists(KEYS.content(one))
         elif "discard" not in name and "deleted" not in name:
             redis: Any = lab.redis
-            content = zlib.decompress(redis.get(KEYS.content(one)))
+            content = unpack(redis.get(KEYS.content(one)))
             assert int(content) in versions(name, error), record
             assert record["shop:revision"] == record["revision"], record
             if "new_revision" in name:
                 kept = redis.hget(KEYS.revisions(one), "1:content")
                 # Where its own key is broken, the step goes on without it.
-                assert (error == "of_a_key" and kept is None) or zlib.decompress(kept) == b"1", record
+                assert (error == "of_a_key" and kept is None) or unpack(kept) == b"1", record
         is_in_feed = lab.redis.zscore(KEYS.feed, one.member) is not None
         assert is_in_feed == bool(lab.redis.exists(KEYS.content(one))), "the feed has what has content"
         assert None not in lab.days_kept(one), f"a key does not expire: {record}"

@@ -20,7 +20,7 @@ from app.ledger import policy
 from app.ledger.keys import DEFAULT_PREFIX
 from app.ledger.redis import Redis
 from tests.integration.relay import Relay, relay
-from tests.lab import KEYS, Lab, event_of
+from tests.lab import KEYS, Lab, event_of, order
 
 A = "aaaaaaaa-0000-4000-8000-000000000000"
 B = "bbbbbbbb-0000-4000-8000-000000000000"
@@ -69,10 +69,21 @@ class TestRecording:
         assert lab.jobs() == [f"ota-f-{A}-{one.order_id}-1"]
         assert lab.job(lab.jobs()[0])["origin"] == "ota-live"
 
+    def test_ten_events_of_one_call_add_at_most_1500_bytes_each_to_the_append_only_file(self, lab: Lab) -> None:
+        """At least so many share a call when 32 senders post one event at a time."""
+        lab.accept()
+
+        before = lab.redis.info("persistence")["aof_current_size"]
+        lab.accept(*map(order, range(2, 12)))
+
+        added = lab.redis.info("persistence")["aof_current_size"] - before
+        assert 10_000 < added <= 10 * 1500
+
     def test_a_duplicate_changes_nothing_but_its_count(self, redis_url: str, lab: Lab) -> None:
         one = event(order=ORDER)
         accept(redis_url, one)
         before = lab.record(OrderKey(A, ORDER))
+        del before["first_event"]  # the history has it from now on
 
         assert accept(redis_url, one, one, now=NOW + 1) == Recorded(queued=0, coalesced=0, duplicates=2)
         assert lab.record(OrderKey(A, ORDER)) == before | {"duplicates": "2"}

@@ -17,6 +17,7 @@ from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import pytest
 from rq import Queue
@@ -33,7 +34,7 @@ from app.heartbeat import Configuration
 from app.ledger import policy
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import BACKFILL, DELIVER_ORDER, FAILURE_TTL, FETCH_ORDER, LIVE, queue, sink_queue
-from tests.lab import ONE, SAME_ID, Lab, now_ms, order
+from tests.lab import ONE, SAME_ID, START, Lab, now_ms, order
 from tests.service import settings_of_one_company
 from workers.pool import WorkerRecovery
 from workers.worker import DeliveryJob, FetchJob, OrderWorker
@@ -120,6 +121,36 @@ def test_a_job_is_field_by_field_what_rq_itself_enqueues(shop: Lab, by: str) -> 
         assert abs(utcparse(at) - utcparse(like)) < timedelta(minutes=1)
     assert shop.redis.ttl(ours.key) == shop.redis.ttl(theirs.key) == -1
     assert queues == shop.redis.smembers("rq:queues")
+
+
+@pytest.mark.parametrize("left", [{"status": "failed", "data": "x", "exc_info": "x"}, "a text"])
+def test_what_is_left_under_the_id_of_a_new_job_is_replaced(bare: Lab, left: dict[str, str] | str) -> None:
+    """Redis was restored from an older copy, which counts the generations again."""
+    bare.accept()
+    job = enqueued(bare)
+    expected = hash_of(bare, job)
+    bare.redis.delete(*bare.redis.keys("ota:*"), job.key)
+    if isinstance(left, str):
+        bare.redis.set(job.key, left)
+    for field, value in left.items() if isinstance(left, dict) else ():
+        bare.redis.hset(job.key, field, value)
+
+    bare.accept()
+
+    times = dict.fromkeys(TIMES, "")
+    assert hash_of(bare, job) | times == expected | times
+
+
+def test_each_process_writes_the_jobs_of_its_own_rq(bare: Lab) -> None:
+    """While a deployment is replaced, both versions write jobs in turns."""
+    with patch.object(policy, "JOB_TIMEOUT", 7):
+        other = Lab(bare.redis, sinks=(), now=START)
+    for lab, number in ((bare, 1), (other, 2), (bare, 3), (other, 4)):
+        lab.accept(order(number))
+
+    jobs = [fetched(bare, job_id) for job_id in queue(LIVE, bare.redis).job_ids]
+    assert [job.timeout for job in jobs] == [policy.JOB_TIMEOUT, 7] * 2
+    assert [tuple(job.args) for job in jobs] == [order(number) for number in (1, 2, 3, 4)]
 
 
 def test_job_ids_are_never_used_twice(bare: Lab) -> None:

@@ -39,7 +39,7 @@ COMMON = {
 
 
 class Call(NamedTuple):
-    """One `_log.<level>(...)` in the source."""
+    """One `_log.<level>(...)` in the source, or a `log.writer(...)`."""
 
     where: str
     level: str
@@ -81,6 +81,9 @@ def _calls() -> Iterator[Call]:
                     # app/web/requests.py frames the requests of the other HTTP processes too.
                     may_have = fields | (texts_in(path.parent) | texts_in(ROOT / "app/web") if expands else frozenset())
                     yield Call(where, level, str(args[0].value), fields, may_have)
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr="writer"), args=[ast.Constant(event)]):
+                    may_have = texts_in(path.parent)
+                    yield Call(f"{path.relative_to(ROOT)}:{node.lineno}", "info", str(event), frozenset(), may_have)
 
 
 def test_logs_page_has_every_event_with_its_levels_and_fields() -> None:

@@ -1,14 +1,18 @@
-"""The state of an order is one word, the one that matters most to an operator."""
+"""The state of an order is one word, the one that matters most to an operator; its content is what upstream sent."""
 
 from __future__ import annotations
 
+import zlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app.errors import UnreadableAnswer
 from app.ids import OrderKey
+from app.ledger.content import pack, unpack
 from app.ledger.record import SinkRecord, State, parse_record
 from app.times import from_ms, to_ms
+from tests.samples import sample
 
 ORDER = OrderKey("11111111-1111-4111-8111-111111111111", "9c6b2f4e-2b71-4d23-9d6a-a3b4c5d6e7f8")
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
@@ -82,3 +86,22 @@ def test_a_field_of_a_sink_is_the_sinks_name_and_one_more_part() -> None:
 
 def test_a_time_converted_from_milliseconds_and_back_is_the_same() -> None:
     assert [to_ms(from_ms(ms)) for ms in (0, 1, 1780301702417, 4102444799999)] == [0, 1, 1780301702417, 4102444799999]
+
+
+@pytest.mark.parametrize("raw", [sample("order-issued"), sample("order-error"), b"", b"\x00\xff" * 100_000])
+def test_a_content_is_read_as_upstream_sent_it(raw: bytes) -> None:
+    assert unpack(pack(raw)) == raw
+
+
+def test_a_content_that_an_earlier_process_stored_is_readable() -> None:
+    """With another dictionary no stored order could be read any more: that would be another VERSION of the layout."""
+    assert unpack(bytes.fromhex("78bb710c2d36abc69f3b6b01ab6e0a83")) == b'{"orderId":"","status":"Issued"}'
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [None, b"", b"not zlib", pack(sample("order-issued"))[:-1], zlib.compressobj(zdict=b"another").flush(), OSError()],
+)
+def test_what_is_no_content_is_unreadable(packed: object) -> None:
+    with pytest.raises(UnreadableAnswer):
+        unpack(packed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
@@ -10,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from app.deployment import Deployment
 from app.ids import OrderKey
 from app.ledger import policy
+from app.ledger.content import unpack
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.ledger.work import DeliveryOutcome, Failure
 from tests.integration.ledger_model.model import Lost, OrderModel, RunningDelivery, RunningFetch
@@ -273,7 +273,7 @@ class Driver:
             self._run_until_quiet()
         contents = self.redis("MGET", *map(KEYS.content, self.orders))
         for model, content in zip(self.orders.values(), contents, strict=True):
-            model.check_fetched(zlib.decompress(content) if content else None)
+            model.check_fetched(unpack(content) if content else None)
 
     def settle(self, *orders: OrderKey) -> None:
         """Orders settle, and one POST has their events."""
