@@ -58,7 +58,7 @@ def main() -> int:
     options = parser.parse_args()
     faults: list[str] = []
     sys.stdout.write(
-        "| getOrder | slots | pools | orders/s | of full | 429 | CPU ms: pools | Valkey | upstream | cores allow | MB |\n"
+        "| getOrder | slots | pools | orders/s | of full | 429 | CPU ms: pools | Valkey | upstream | CPU limit | MB |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for latency, slots, pools in product(options.latency, options.slots, options.pools):
@@ -68,7 +68,8 @@ def main() -> int:
         allowed = _CORES * 1000 / (row.worker_ms + row.valkey_ms + row.upstream_ms)
         sys.stdout.write(
             f"| {latency} ms | {slots} | {pools} | {row.ratio * full:.0f} | {row.ratio:.3f} | {row.throttled:.0f}"
-            f" | {row.worker_ms:.2f} | {row.valkey_ms:.2f} | {row.upstream_ms:.2f} | {allowed:.0f}/s | {row.memory:.0f} |\n"
+            f" | {row.worker_ms:.2f} | {row.valkey_ms:.2f} | {row.upstream_ms:.2f} | {allowed:.0f}/s"
+            f" | {row.memory:.0f} |\n"
         )
         sys.stdout.flush()
         if row.ratio < LEAST:
