@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 
@@ -21,7 +22,9 @@ from app.errors import (
 from app.ledger import policy
 from app.ledger.rate_limit import WINDOW, Limits, Permit, RateLimiter
 from app.ledger.redis import Redis
+from app.ledger.rq_jobs import BACKFILL, LIVE
 from tests.eventually import eventually
+from tests.lab import ONE, WORKER, Lab
 
 LIMITS = Limits(concurrency=3, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
 FAULT = ConnectionFault("unauthorized", http_status=401)
@@ -241,6 +244,40 @@ def test_a_throttled_key_sends_away_those_that_wait(line: Line) -> None:
 
     with pytest.raises(Denied, match="throttled"):
         waits.result(2)
+
+
+@pytest.mark.parametrize("queue", [LIVE, BACKFILL])
+def test_the_start_of_a_fetch_takes_a_permit_of_its_queue_and_a_repeat_takes_no_second(
+    bare: Lab, key: Key, queue: Literal["live", "backfill"]
+) -> None:
+    """The answer was lost, so the worker starts the fetch again."""
+    bare.request_fetch(queue=queue)
+    request = key.limiter.request(WORKER)
+
+    answers = [bare.ledger.start_fetch(ONE, WORKER, request) for _ in range(2)]
+
+    permits = [answer.fetch.permit for answer in answers if answer.fetch]
+    assert [permit and (permit.outcome, permit.token[:2]) for permit in permits] == [("granted", f"{queue[0]}-")] * 2
+    (name,) = bare.redis.keys("ota:permits:*")
+    assert bare.redis.zcard(name) == 1
+
+
+@pytest.mark.parametrize("fault", ["nothing to fetch", "a broken key"])
+def test_a_start_that_gets_no_permit_takes_none(bare: Lab, key: Key, fault: str) -> None:
+    """Where a key of the limits is broken the fetch has started, and the worker that asks alone gets the error."""
+    bare.accept()
+    if fault == "a broken key":
+        key.answer()
+        (name,) = bare.redis.keys("ota:limiter:*")
+        bare.redis.set(name, "a text")
+    else:
+        bare.fetch_and_store()
+
+    found = bare.ledger.start_fetch(ONE, WORKER, key.limiter.request(WORKER))
+
+    assert found.what == ("fetch" if fault == "a broken key" else "nothing")
+    assert (found.fetch.permit if found.fetch else None) is None
+    assert not bare.redis.keys("ota:permits:*")
 
 
 def test_no_job_waits_for_permits_that_are_held_too_long(key: Key) -> None:
