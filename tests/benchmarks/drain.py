@@ -22,6 +22,7 @@ import msgspec
 
 from app.dev.processes import Process
 from app.ledger.redis import Redis
+from tests.benchmarks.load import cpu_seconds
 from tests.lab import KEYS
 from tests.service import Service, service
 
@@ -34,7 +35,6 @@ _AHEAD: Final = 0.1
 _FIRST_JOBS: Final = 4
 _PATIENCE: Final = 120.0
 _CORES: Final = len(os.sched_getaffinity(0))
-_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Row(msgspec.Struct):
@@ -141,11 +141,7 @@ def _with_children(pids: list[int]) -> list[int]:
 
 def _cpu_ms(pids: list[int]) -> float:
     """Return the CPU time of these processes and all their descendants that run. Linux only."""
-    ticks = 0
-    for pid in _with_children(pids):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks * 1000 / _CLOCK_TICKS
+    return sum(cpu_seconds(pid) for pid in _with_children(pids)) * 1000
 
 
 def _pss_mb(pids: list[int]) -> float:
