@@ -188,11 +188,7 @@ class Settings(Declared):
         " while no live job waits.",
     )
     upstream_concurrency: int = Field(
-        ge=1,
-        le=100,
-        default=6,
-        description="Calls at once with one API key, on all machines together. One more than upstream works on at once:"
-        " it waits there, so that upstream need not wait for the next.",
+        ge=1, le=100, default=5, description="Calls at once with one API key, on all machines together."
     )
     backfill_concurrency: Annotated[
         int, Field(ge=1, le=100, validate_default=True), not_("above", "upstream_concurrency", gt)

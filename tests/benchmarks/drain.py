@@ -3,8 +3,9 @@
     uv run python -m tests.benchmarks.drain [--seconds 8] [--rounds 1]
 
 Each row is one kind of upstream (duration of a getOrder, calls at once) with one or two pools, as long as `--seconds`
-at the full rate. Exits 1 when a row is below 0.95 of the full rate, when an order is fetched twice or not at all, or
-when upstream answers 429.
+at the full rate: slots / duration, as upstream is set, and as a getOrder without this service takes in the same run.
+Exits 1 when a row is below 0.95 of the latter, when an order is fetched twice or not at all, or when upstream answers
+429.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgspec
 
 from app.dev.processes import Process
 from app.ledger.redis import Redis
+from tests.benchmarks.latency import alone
 from tests.benchmarks.load import cpu_seconds
 from tests.lab import KEYS
 from tests.service import Service, service
@@ -30,16 +32,17 @@ LEAST: Final = 0.95
 _EVENTS_PER_POST: Final = 100
 _WORKERS_PER_SLOT: Final = 1.6
 """As by default, 8 for 5: while five wait for upstream, the others store what came and start the next."""
-_AHEAD: Final = 0.1
-"""Calls at once beyond the slots, at least one as by default: upstream lets them wait, and has the next one at hand."""
 _FIRST_JOBS: Final = 4
+_CALLS: Final = 20
+"""Of getOrder without this service."""
 _PATIENCE: Final = 120.0
 _CORES: Final = len(os.sched_getaffinity(0))
 
 
 class Row(msgspec.Struct):
-    """One run: fetched orders a second as a part of the full rate, CPU time in ms an order, memory (PSS) in MB."""
+    """One run: fetched orders a second, and as a part of the full rate; CPU time in ms an order; memory (PSS) in MB."""
 
+    rate: float
     ratio: float
     throttled: int
     worker_ms: float
@@ -58,19 +61,21 @@ def main() -> int:
     options = parser.parse_args()
     faults: list[str] = []
     sys.stdout.write(
-        "| getOrder | slots | pools | orders/s | of full | 429 | CPU ms: pools | Valkey | upstream | CPU limit | MB |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "| getOrder | slots | pools | orders/s | as set | as measured | 429"
+        " | CPU ms: pools | Valkey | upstream | cores allow | MB |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for latency, slots, pools in product(options.latency, options.slots, options.pools):
         full = slots * 1000 / latency
         runs = [_run(latency, slots, pools, round(full * options.seconds), faults) for _ in range(options.rounds)]
         row = Row(*(median(values) for values in zip(*map(msgspec.structs.astuple, runs), strict=True)))
         allowed = _CORES * 1000 / (row.worker_ms + row.valkey_ms + row.upstream_ms)
-        sys.stdout.write(
-            f"| {latency} ms | {slots} | {pools} | {row.ratio * full:.0f} | {row.ratio:.3f} | {row.throttled:.0f}"
-            f" | {row.worker_ms:.2f} | {row.valkey_ms:.2f} | {row.upstream_ms:.2f} | {allowed:.0f}/s"
-            f" | {row.memory:.0f} |\n"
+        cells = (
+            *(f"{latency} ms", slots, pools, f"{row.rate:.0f}", f"{row.rate / full:.3f}", f"{row.ratio:.3f}"),
+            *(f"{row.throttled:.0f}", f"{row.worker_ms:.2f}", f"{row.valkey_ms:.2f}", f"{row.upstream_ms:.2f}"),
+            *(f"{allowed:.0f}/s", f"{row.memory:.0f}"),
         )
+        sys.stdout.write(f"| {' | '.join(map(str, cells))} |\n")
         sys.stdout.flush()
         if row.ratio < LEAST:
             why = f", as {_CORES} cores allow {allowed:.0f} orders/s" if allowed < full else ""
@@ -86,7 +91,7 @@ def _run(latency: int, slots: int, pools: int, orders: int, faults: list[str]) -
         one.start_sandbox("--latency", str(latency), "--slots", str(slots), "--requests", "1000000")
         workers = round(slots * _WORKERS_PER_SLOT / pools)
         one.variables |= {
-            "UPSTREAM_CONCURRENCY": str(slots + max(1, round(slots * _AHEAD))),
+            "UPSTREAM_CONCURRENCY": str(slots),
             "UPSTREAM_REQUESTS_PER_5_MIN": "1000000",
             "WORKERS": str(workers),
         }
@@ -95,14 +100,18 @@ def _run(latency: int, slots: int, pools: int, orders: int, faults: list[str]) -
         running = [one.start("worker") for _ in range(pools)]
         with Redis.from_url(one.valkey.url) as redis:
             # The first jobs of a process load scripts and open connections.
-            _drain(one, redis, running, one.issue(_FIRST_JOBS * workers * pools), faults)
-            return _drain(one, redis, running, order_ids, faults)
+            first = one.issue(_FIRST_JOBS * workers * pools)
+            getting = median(alone(one, first[:_CALLS]))
+            _drain(one, redis, running, first, getting, faults)
+            return _drain(one, redis, running, order_ids, getting, faults)
 
 
-def _drain(one: Service, redis: Redis, pools: list[Process], order_ids: list[str], faults: list[str]) -> Row:
+def _drain(
+    one: Service, redis: Redis, pools: list[Process], order_ids: list[str], getting: float, faults: list[str]
+) -> Row:
+    """Return what one backlog showed; `getting` is how many ms a getOrder takes without this service."""
     client: Any = redis
-    settings = one.admin("GET", "settings")
-    slots, full = int(settings["slots"]), settings["slots"] * 1000 / settings["latency_ms"]
+    slots = int(one.admin("GET", "settings")["slots"])
     families = [[pool.pid for pool in pools], [one.valkey.pid], [one.sandbox.process.pid]]
     before, called = [_cpu_ms(pids) for pids in families], _calls(one)
     for start in range(0, len(order_ids), _EVENTS_PER_POST):
@@ -125,7 +134,7 @@ def _drain(one: Service, redis: Redis, pools: list[Process], order_ids: list[str
     }
     faults += [fault for fault, holds in found.items() if holds]
     memory = _pss_mb([pool.pid for pool in pools])
-    return Row(rate / full, throttled, worker_ms, valkey_ms, upstream_ms, memory)
+    return Row(rate, rate * getting / slots / 1000, throttled, worker_ms, valkey_ms, upstream_ms, memory)
 
 
 def _calls(one: Service) -> int:

@@ -149,7 +149,7 @@ def test_every_problem_is_in_one_message_and_no_value_is() -> None:
         "TRUSTED_PROXIES": "10.0.0.1, canary",
         "MAX_BODY_BYTES": "1",
         "DEDUP_DAYS": "91",
-        "BACKFILL_CONCURRENCY": "7",
+        "BACKFILL_CONCURRENCY": "6",
         "UPSTREAM_TIMEOUT": "canary",
         "LOG_FORMAT": "canary",
         "OPS_TOKEN_FILE": "/nowhere/canary",
