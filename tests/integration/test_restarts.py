@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 from uuid import uuid4
 
 import httpx
@@ -317,8 +318,9 @@ def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sand
 def test_redis_unavailable_before_the_getorder_uses_no_attempt(
     sandbox: Sandbox, refusing: Callable[[str, str], Fault], begin: str, end: str
 ) -> None:
+    """The start of the fetch gets no permit: its worker asks alone, as where it has waited for one in vain."""
     fault = refusing(begin, end)
-    with worker_lab(fault.url, sandbox) as lab:
+    with worker_lab(fault.url, sandbox) as lab, patch.object(lab.limiter, "request", return_value=None):
         interrupt(lab.limiter, "permit", fault)
         (order,) = lab.issue()
 
