@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from unittest.mock import patch
 from uuid import uuid4
 
 import httpx
@@ -320,7 +319,9 @@ def test_redis_unavailable_before_the_getorder_uses_no_attempt(
 ) -> None:
     """The start of the fetch gets no permit: its worker asks alone, as where it has waited for one in vain."""
     fault = refusing(begin, end)
-    with worker_lab(fault.url, sandbox) as lab, patch.object(lab.limiter, "request", return_value=None):
+    with worker_lab(fault.url, sandbox) as lab:
+        start = lab.ledger.start_fetch
+        setattr(lab.ledger, "start_fetch", lambda order, worker, _: start(order, worker))  # noqa: B010  # as `interrupt`
         interrupt(lab.limiter, "permit", fault)
         (order,) = lab.issue()
 
