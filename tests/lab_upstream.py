@@ -51,7 +51,7 @@ class WorkerLab(Lab):
     def __init__(
         self, url: str, sandbox: Sandbox, sinks: Mapping[str, Sink], requests_per_window: int, tracer: Tracer = OFF
     ) -> None:
-        super().__init__(for_worker(url, DEFAULT_PREFIX), sinks=tuple(sinks), now=START)
+        super().__init__(for_worker(url, DEFAULT_PREFIX), url, sinks=tuple(sinks), now=START)
         self.sandbox = sandbox
         self.company_id = sandbox.company_id()
         self.calls: list[int] = []

@@ -67,7 +67,9 @@ class Processor:
         if self._retried(partial(self._erasure.erase_again, order)):
             _log.warning("order.erased_again", **self._names(order))
         started = time.time_ns()
-        what, fetch, origin = self._retried(partial(self._ledger.start_fetch, order, worker))
+        connection = self._connections.get(order.company_id)
+        request = connection.limiter.request(worker) if connection else None
+        what, fetch, origin = self._retried(partial(self._ledger.start_fetch, order, worker, request))
         bind_origin(origin)
         if what in {"nothing", "held"}:
             _log.info("fetch.skipped", reason=what, **self._names(order))
@@ -115,7 +117,9 @@ class Processor:
             return
         queue: Literal["live", "backfill"] = "backfill" if fetch.queue == BACKFILL else "live"
         try:
-            with connection.limiter.permit(queue, worker, order=order.member, deadline=fetch.deadline) as permit:
+            with connection.limiter.permit(
+                queue, worker, order=order.member, deadline=fetch.deadline, asked=fetch.permit
+            ) as permit:
                 started = time.perf_counter()
                 try:
                     fetched = connection.client.get_order(order.order_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, TypeVar, cast
 
@@ -82,8 +82,8 @@ class _Waiting(msgspec.Struct, eq=False):
 class GroupCommit:
     """Passes the events of all callers that wait to `write`, which returns one outcome per event, or none at all.
 
-    At most `calls` writes are under way at once. Each has until the deadline of its oldest caller, and those who still
-    wait get its error: so each caller has an answer by its own deadline, without a timer of its own.
+    At most `calls` writes are under way at once. Each has until the deadline of its oldest caller, and who still waits
+    came later: so each caller has an answer by its own deadline, without a timer of its own.
     """
 
     def __init__(self, write: Callable[[list[OrderProcessed]], Awaitable[Sequence[int]]], calls: int) -> None:
@@ -116,8 +116,15 @@ class GroupCommit:
             # Fewer than FEW are left to the other writer, which goes on until none waits.
             while self._waiting and (len(self._writers) == 1 or len(self._waiting) >= FEW):
                 group = self._next_group()
-                async with asyncio.timeout_at(group[0].deadline):
-                    outcomes = await self._write([event for one in group for event in one.events])
+                try:
+                    async with asyncio.timeout_at(group[0].deadline) as limit:
+                        outcomes = await self._write([event for one in group for event in one.events])
+                except TimeoutError as error:
+                    if not limit.expired():
+                        raise
+                    # The store may only be slow: the next callers have their turn.
+                    _fail(group, error)
+                    continue
                 start = 0
                 for one in group:
                     end = start + len(one.events)
@@ -126,9 +133,7 @@ class GroupCommit:
                     start = end
         except Exception as error:
             # The waiting callers would get the same error, each after a time-out: all get it now.
-            for one in [*group, *self._waiting]:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
+            _fail([*group, *self._waiting], error)
             self._waiting.clear()
         finally:
             # Not in a callback, which runs a turn of the loop later: until then a caller would start no writer.
@@ -143,6 +148,12 @@ class GroupCommit:
             group.append(self._waiting.popleft())
             size += len(group[-1].events)
         return group
+
+
+def _fail(callers: Iterable[_Waiting], error: Exception) -> None:
+    for one in callers:
+        if not one.answer.done():
+            one.answer.set_exception(error)
 
 
 class Inbox:

@@ -58,7 +58,8 @@
 | `ota:unanswered:<company>` | zset: dead order -> ms, while no other is answered | until one is | all scripts |
 | `ota:permits:<key id>` | zset: permit -> ms when its lease ends | as its leases | permit scripts |
 | `ota:window:<key id>` | zset: request -> ms when it was made | five minutes | permit scripts |
-| `ota:wakeups:<key id>` | list: one entry a released permit, for waiting workers | two seconds | permit scripts |
+| `ota:waiting:<key id>` | zset: permit and breaker -> ms until which its worker waits | PERMIT_WAIT | permit scripts |
+| `ota:granted:<permit>` | list: one entry, for the worker that waits for it | two seconds | permit scripts |
 
 RQ's own keys (`rq:queue:ota-live`, `rq:queue:ota-backfill`, `rq:queue:ota-sink-<sink>`, `rq:job:ota-<id>`) are written
 as RQ writes them.
@@ -193,7 +194,7 @@ class Keys:
         self.latency: Final = key("latency:{}:{}").format
         self.alert: Final = key("alert:{}").format
         self.api_requests: Final = key("api-requests:{}:{}").format
-        self.wakeups: Final = key("wakeups:{}").format
+        self.granted: Final = key("granted:{}").format
 
     def reference(self, text: str) -> str:
         """Return the key of a reference, the same for `cm-1` and `CM-1`; of fixed length, whatever a partner writes."""

@@ -73,8 +73,11 @@ class Ledger:
         self._template = JobTemplate(redis.names)
         self._script = cache(partial(Script, redis, clock=clock))
 
-    def start_fetch(self, order: OrderKey, worker: str) -> Started:
-        """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check."""
+    def start_fetch(self, order: OrderKey, worker: str, request: Mapping[str, Any] | None = None) -> Started:
+        """Return what the order needs; a `fetch` has the fencing token that `store_fetch` and `fail_fetch` check.
+
+        With a `request` (RateLimiter) it has asked for a permit too, in the same call.
+        """
         called = time.monotonic()
         what, request_id, traceparents, *packed = self._call(
             "start_fetch",
@@ -83,6 +86,7 @@ class Ledger:
             lease=self._fetch_lease,
             longest_lease=policy.LONGEST_LEASE,
             crashes_allowed=policy.CRASHES_ALLOWED,
+            **(request or {}),
         )
         origin = Origin(request_id.decode(), traceparents.decode())
         if not packed:

@@ -6,7 +6,6 @@ The limits hold per Entra app behind the key: 5 requests at once, 6,000 in a sli
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -21,7 +20,7 @@ from app import log
 from app.errors import ConnectionFault, Denied, UpstreamError
 from app.ledger import policy
 from app.ledger.redis import Redis, Script, retry_until
-from app.ledger.work import PermitOutcome, Released
+from app.ledger.work import PermitAnswer, PermitOutcome, Released
 
 _log = log.get()
 
@@ -88,48 +87,57 @@ class RateLimiter:
     ) -> None:
         self._redis = redis
         self._slug = slug
-        self._route = route
         self._call = route or "get_order"
-        self._limits = limits
-        self._key = key_id(api_key)
-        self._breaker = breaker_id(api_key, company, route)
+        self._route = route
+        self._limits: dict[str, Any] = {
+            "key": key_id(api_key),
+            "breaker": breaker_id(api_key, company, route),
+            "lease": limits.permit_lease,
+            "concurrency": limits.concurrency,
+            "backfill_concurrency": limits.backfill_concurrency,
+            "requests": limits.requests_per_window,
+            "window": WINDOW,
+            "longest_retry": policy.LONGEST_RETRY,
+            "longest_open": policy.BREAKER_LONGEST,
+            "wait": policy.PERMIT_WAIT,
+        }
         self._acquire = Script(redis, "acquire_permit", clock)
         self._release = Script(redis, "release_permit", clock)
 
+    def request(self, worker: str) -> dict[str, Any]:
+        """Return what `Ledger.start_fetch` needs to ask for a permit that `worker` holds; one for each fetch."""
+        return {"limits": self._limits, "holder": f"{worker}-{os.urandom(8).hex()}"}
+
     def permit(
-        self, queue: Literal["live", "backfill"], worker: str = "", *, order: str = "", deadline: float = 0.0
+        self,
+        queue: Literal["live", "backfill"],
+        worker: str = "",
+        *,
+        order: str = "",
+        deadline: float = 0.0,
+        asked: PermitAnswer | None = None,
     ) -> Permit:
         """Return a permit for a call about `order`, waiting for one at most PERMIT_WAIT while permits change hands.
 
-        `worker` is its holder. While all permits hang, no call waits: a job of a hanging company takes milliseconds.
-        Its release is retried until `deadline` (time.monotonic) while Redis is unavailable. Raises Denied.
+        `worker` is its holder; `asked` is the answer if the start of the fetch has asked. While all permits hang, no
+        call waits: a job of a hanging company takes milliseconds. Its release is retried until `deadline`
+        (time.monotonic) while Redis is unavailable. Raises Denied.
         """
-        token = f"{'b' if queue == 'backfill' else 'l'}-{worker}-{os.urandom(8).hex()}"
-        limits = self._limits
-        started = time.monotonic()
-        while True:
-            outcome, *values = self._acquire(
-                key=self._key,
-                breaker=self._breaker,
-                permit=token,
-                lease=limits.permit_lease,
-                concurrency=limits.concurrency,
-                backfill_concurrency=limits.backfill_concurrency,
-                requests=limits.requests_per_window,
-                window=WINDOW,
-                longest_retry=policy.LONGEST_RETRY,
-                longest_open=policy.BREAKER_LONGEST,
-            )
-            if outcome == b"granted":
-                break
-            if outcome == b"closed":
-                raise Denied(int(values[0]), values[1].decode())
-            waited = (time.monotonic() - started) * 1000
-            if waited >= policy.PERMIT_WAIT or values[0] > policy.PERMIT_WAIT:
-                raise Denied(policy.SECOND, "permits_full")
-            self._redis.blpop([self._redis.names.wakeups(self._key)], timeout=(policy.PERMIT_WAIT - waited) / 1000)
+        answer = asked or self._ask(f"{queue[0]}-{self.request(worker)['holder']}", self._limits["wait"])
+        if answer.outcome == "full" and answer.wait_ms:
+            # Another worker hands its permit over, and it is ours when this returns.
+            handed: Any = self._redis.blpop([self._redis.names.granted(answer.token)], timeout=answer.wait_ms / 1000)
+            is_ours = handed is not None and handed[1] == b"granted"
+            answer = PermitAnswer("granted", answer.token) if is_ours else self._ask(answer.token, 0)
+        if answer.outcome == "closed":
+            raise Denied(answer.wait_ms, answer.reason)
+        if answer.outcome == "full":
+            raise Denied(policy.SECOND, "permits_full")
+        return Permit(partial(self._release_permit, answer.token, order, deadline))
 
-        return Permit(partial(self._release_permit, token, order, deadline))
+    def _ask(self, token: str, wait_ms: int) -> PermitAnswer:
+        packed = self._acquire(limits=self._limits, permit=token, wait=wait_ms)
+        return msgspec.msgpack.decode(packed, type=PermitAnswer)
 
     def _release_permit(
         self, token: str, order: str, deadline: float, error: BaseException | None, missing_ms: int
@@ -173,10 +181,8 @@ class RateLimiter:
         """Call the script with what is known; by default nothing is."""
         nothing = {"permit": "", "worker": "", "order": "", "outcome": "unknown", "reason": "", "http": 0}
         closed_ms, opened, answered_at = self._release(
-            key=self._key,
-            breaker=self._breaker,
+            limits=self._limits,
             call=self._call,
-            concurrency=self._limits.concurrency,
             first_open=policy.BREAKER_FIRST,
             longest_open=policy.BREAKER_LONGEST,
             **(nothing | {"retry_after": 0, "failures": 0} | known),

@@ -43,11 +43,16 @@ _CONNECT_TIMEOUT: Final = 1.0
 _log = log.get()
 
 
+_WITH_PERMITS: Final = frozenset({"acquire_permit", "release_permit", "start_fetch"})
+"""The scripts that take and release permits, and share permits.lua."""
+
+
 @cache
 def source(name: str) -> str:
-    """Return the text of the script `name` of the folder lua, with the prelude before it."""
+    """Return the text of the script `name` of the folder lua, after what it shares with others."""
     folder = files("app.ledger").joinpath("lua")
-    return "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
+    parts = ("prelude", "permits", name) if name in _WITH_PERMITS else ("prelude", name)
+    return "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in parts)
 
 
 def load_scripts() -> None:

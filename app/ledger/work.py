@@ -74,12 +74,25 @@ class Origin(NamedTuple):
     traceparents: str = ""
 
 
+class PermitAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a request for the permit with this token: granted, full or closed (permits.lua).
+
+    `wait_ms`: full, how long it waits in line, 0 if it does not; closed, until it may be asked again, with a `reason`.
+    """
+
+    outcome: Literal["granted", "full", "closed"]
+    token: str
+    wait_ms: int = 0
+    reason: str = ""
+
+
 class Fetch(msgspec.Struct, frozen=True):
     """A fetch that start_fetch.lua has started.
 
     `generation` is what it fetches, `token` its fencing token. `missing_ms`: ms since the first 404, 0 without one.
     `failing_since`: the first failure in ms since 1970, `failing_ms`: since then, 0 without one. `known_status`: of the
-    latest event or fetch. `queue`: of this order's jobs. `deadline`: end of the lease (time.monotonic).
+    latest event or fetch. `queue`: of this order's jobs. `permit`: None if none was asked for. `deadline`: end of the
+    lease (time.monotonic).
     """
 
     generation: int
@@ -93,6 +106,7 @@ class Fetch(msgspec.Struct, frozen=True):
     failing_ms: int
     known_status: str
     queue: str
+    permit: PermitAnswer | None = None
     deadline: float = 0.0
 
 

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Final
 
 from app.dev.processes import Process, free_port
-from tests.benchmarks.intake import MARKER, load
+from tests.benchmarks.load import MARKER, cpu_seconds, wrk
 from tests.lab_upstream import fake_upstream, says
 from tests.service import service
 
@@ -26,7 +26,6 @@ KINDS: Final[dict[str, dict[str, str]]] = {
     "1 %": {"OTEL_SERVICE_NAME": "1 %"},
     "100 %": {"OTEL_SERVICE_NAME": "100 %", "OTEL_TRACES_SAMPLER": "parentbased_always_on"},
 }
-_CLOCK_TICKS: Final = 100  # of /proc/<pid>/stat, a second
 _AHEAD: Final = 1_000_000  # numbers of events for one turn
 
 
@@ -50,11 +49,11 @@ def main() -> int:
         costs: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for number in range(rounds + 1):
             for turn, (kind, (web, url)) in enumerate(webs.items()):
-                before = _cpu_seconds(web.pid)
-                done = load(url, body, 1, first=(number * len(webs) + turn) * _AHEAD)
-                refused += done["refused"]
+                before = cpu_seconds(web.pid)
+                done = wrk(url, body, 1, first=(number * len(webs) + turn) * _AHEAD)
+                refused += done.refused
                 if number:  # the first turns warm up
-                    costs[kind].append((_cpu_seconds(web.pid) - before) / done["requests"] * 1e6)
+                    costs[kind].append((cpu_seconds(web.pid) - before) / done.requests * 1e6)
         received = b"".join(asked.body for asked in collector.asked)
     for kind, found in costs.items():
         ratio = median(cost / off for cost, off in zip(found, costs["off"], strict=True))
@@ -63,12 +62,6 @@ def main() -> int:
     if refused or silent:
         sys.stderr.write(f"invalid: {refused} POSTs refused, no spans from: {', '.join(silent) or '-'}\n")
     return int(bool(refused or silent))
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process, with its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
 
 
 if __name__ == "__main__":

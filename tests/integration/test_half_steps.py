@@ -23,12 +23,13 @@ from app.intake import recorder
 from app.ledger import policy, redis
 from app.ledger.content import unpack
 from app.ledger.dead_letters import DeadCount, DeadLetters, DeadQuery
+from app.ledger.rate_limit import Limits, RateLimiter
 from app.ledger.redis import Redis
 from app.ledger.rq_jobs import BACKFILL, LIVE, delivery_of, order_of, queue_key, sink_queue
 from app.ledger.work import Delivery, DeliveryOutcome, Failure, Fetch
 from app.replay import Plans
 from app.times import from_ms
-from tests.lab import KEYS, ONE, START, WORKER, Lab, order
+from tests.lab import KEYS, LEASE, ONE, START, WORKER, Lab, order
 
 TWO: Final = order(2)
 SENT: Final = "2026-11-23T10:00:00Z"
@@ -84,6 +85,11 @@ def started(lab: Lab) -> Any:
 def started_again(lab: Lab) -> Any:
     fetched(lab)
     return started(lab)
+
+
+def permit(lab: Lab) -> dict[str, Any]:
+    limits = Limits(concurrency=5, backfill_concurrency=1, requests_per_window=100, permit_lease=LEASE)
+    return RateLimiter(lab.redis, "a key", "/a/company", limits).request(WORKER)
 
 
 def crashed(lab: Lab) -> None:
@@ -234,6 +240,7 @@ STEPS: Final = {
     "dispatch_of_a_delivery": Step(delivery_late, lambda lab, _: lab.dispatch()),
     "dispatch_of_a_delivered_order": Step(left_on_its_clocks, lambda lab, _: lab.dispatch()),
     "start_fetch": Step(Lab.accept, lambda lab, _: lab.try_start()),
+    "start_fetch_with_permit": Step(Lab.accept, lambda lab, _: lab.ledger.start_fetch(ONE, WORKER, permit(lab))),
     "start_fetch_after_crashes": Step(crashed, lambda lab, _: lab.try_start()),
     "store_fetch": Step(started, lambda lab, fetch: lab.store_fetch(fetch, 1)),
     "store_fetch_of_a_new_revision": Step(started_again, lambda lab, fetch: lab.store_fetch(fetch, 2)),

@@ -134,21 +134,23 @@ class TestGroups:
 
         assert receipts == [Recorded(2, 0, 0), Recorded(0, 0, 1), Recorded(0, 1, 0), Recorded(1, 0, 2)]
 
-    def test_a_store_that_hangs_is_given_up_at_the_deadline_of_the_oldest_caller_for_all(self) -> None:
-        async def hang(events: list[OrderProcessed]) -> list[int]:
-            await asyncio.get_running_loop().create_future()
-            return []
+    def test_a_slow_store_fails_the_callers_of_one_group_and_the_next_have_their_turn(self) -> None:
+        async def slow(events: list[OrderProcessed]) -> list[int]:
+            if events[0].status == "hangs":
+                await asyncio.get_running_loop().create_future()
+            return [0 for _ in events]
 
         async def work() -> list[object]:
-            group = GroupCommit(hang, calls=1)
+            group = GroupCommit(slow, calls=1)
             async with asyncio.timeout(10):
-                oldest, same = (asyncio.create_task(group.put([event()], seconds)) for seconds in (0.1, 60))
+                posts = ((event(status="hangs"), 0.1), (event(), 60))
+                together = [asyncio.create_task(group.put([one], seconds)) for one, seconds in posts]
                 for _ in range(3):
                     await asyncio.sleep(0)  # their group is under way, and the next caller waits
-                calls = (oldest, same, group.put([event()], 60))
-                return [type(one) for one in await asyncio.gather(*calls, return_exceptions=True)]
+                found = await asyncio.gather(*together, group.put([event()], 60), return_exceptions=True)
+                return [one if isinstance(one, list) else type(one) for one in found]
 
-        assert asyncio.run(work()) == [TimeoutError] * 3
+        assert asyncio.run(work()) == [TimeoutError, TimeoutError, [0]]
 
     def test_a_cancelled_sender_takes_no_answer_from_the_others(self, redis_url: str) -> None:
         async def work() -> list[Recorded]:

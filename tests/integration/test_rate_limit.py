@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 
@@ -20,6 +22,9 @@ from app.errors import (
 from app.ledger import policy
 from app.ledger.rate_limit import WINDOW, Limits, Permit, RateLimiter
 from app.ledger.redis import Redis
+from app.ledger.rq_jobs import BACKFILL, LIVE
+from tests.eventually import eventually
+from tests.lab import ONE, WORKER, Lab
 
 LIMITS = Limits(concurrency=3, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
 FAULT = ConnectionFault("unauthorized", http_status=401)
@@ -59,9 +64,43 @@ class Key:
         return closed_ms
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no worker wait long for a permit in vain."""
+    monkeypatch.setattr(policy, "PERMIT_WAIT", 250)
+
+
 @pytest.fixture
 def key(redis_client: Redis) -> Key:
     return Key(redis_client)
+
+
+class Line:
+    """Workers that wait for a permit, each in a thread, in the order in which they came."""
+
+    def __init__(self, redis: Redis, threads: ThreadPoolExecutor) -> None:
+        self.redis = redis
+        self._threads = threads
+
+    def key(self, company: str = "/a/company") -> Key:
+        return Key(self.redis, company=company)
+
+    def join(self, key: Key, queue: str = "live", worker: str = "") -> Future[Permit]:
+        """Let a worker ask for a permit; it waits when this returns."""
+        before = self.length()
+        asking = self._threads.submit(key.acquire, queue, worker)
+        eventually(lambda: self.length() > before, what="it waits")
+        return asking
+
+    def length(self) -> int:
+        return sum(self.redis.zcard(line) for line in self.redis.keys("ota:waiting:*"))
+
+
+@pytest.fixture
+def line(redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    monkeypatch.setattr(policy, "PERMIT_WAIT", 1500)
+    with ThreadPoolExecutor() as threads:
+        yield Line(redis_client, threads)
 
 
 def test_two_limiters_of_the_same_key_share_its_permits_and_two_keys_do_not(redis_client: Redis) -> None:
@@ -115,17 +154,132 @@ def test_backfill_uses_its_own_share_and_live_may_use_all(key: Key) -> None:
     key.acquire()
 
 
-def test_a_waiting_job_gets_a_permit_that_another_releases(redis_client: Redis) -> None:
-    """It is woken and does not poll; this test uses the real clock."""
-    limits = Limits(concurrency=1, backfill_concurrency=1, requests_per_window=100, permit_lease=60_000)
-    limiter = RateLimiter(redis_client, "a key", "/a/company", limits)
-    permit = limiter.permit("live")
-    timer = threading.Timer(0.05, lambda: permit.failed(FAILURE))
-    timer.start()
+def test_a_permit_that_is_released_goes_to_the_worker_that_waits_longest(line: Line) -> None:
+    """It is handed over: another worker that asks meanwhile gets none."""
+    key = line.key()
+    held = [key.acquire() for _ in range(3)]
+    first = line.join(key)
+    key.now += 1
+    second = line.join(key)
 
-    limiter.permit("live")
+    held[0].failed(FAILURE)
 
-    timer.join()
+    first.result(2)
+    assert (second.done(), line.length()) == (False, 1)
+    held[1].failed(FAILURE)
+    with second.result(2):
+        assert line.length() == 0
+
+
+def test_a_worker_that_waits_in_vain_is_handed_no_permit_later(key: Key, line: Line) -> None:
+    """It would be lost until its lease ends. Another one still waits, and gets it."""
+    other = line.key()
+    held = [other.acquire() for _ in range(3)]
+    in_vain, waits = line.join(key), line.join(other)
+    with pytest.raises(Denied, match="permits_full"):
+        in_vain.result(2)
+
+    held[0].failed(FAILURE)
+
+    waits.result(2)
+
+
+def test_a_worker_that_is_killed_while_it_waits_is_handed_no_permit(line: Line) -> None:
+    key = line.key()
+    held = [key.acquire() for _ in range(3)]
+    killed, lives = line.join(key, worker="pool-live-1"), line.join(key, worker="pool-live-12")
+
+    key.limiter.release_worker("pool-live-1")
+    held[0].failed(FAILURE)
+
+    lives.result(2)
+    assert not killed.done()
+    held[1].failed(FAILURE)  # its thread asks again when it has waited
+    killed.result(10)
+
+
+def test_a_permit_killed_with_its_worker_goes_to_the_one_that_waits(line: Line) -> None:
+    key = line.key()
+    for number in range(3):
+        key.acquire(worker=f"pool-live-{number}")
+    waits = line.join(key)
+
+    key.limiter.release_worker("pool-live-1")
+
+    waits.result(2)
+
+
+def test_backfill_that_waits_for_its_share_lets_live_pass(line: Line) -> None:
+    key = line.key()
+    backfill, held = key.acquire("backfill"), [key.acquire() for _ in range(2)]
+    waits, live = line.join(key, "backfill"), line.join(key)
+
+    held[0].failed(FAILURE)
+
+    live.result(2)
+    assert not waits.done()
+    backfill.failed(FAILURE)
+    waits.result(2)
+
+
+def test_each_company_of_a_key_waits_behind_its_own_breaker(line: Line) -> None:
+    """The failure that opens the breaker of one releases a permit for the other; the one hears of it at once."""
+    key, other = line.key(), line.key("/another/company")
+    for _ in range(policy.BREAKER_FAILURES - 1):
+        key.fail(FAULT)
+    held = [key.acquire() for _ in range(3)]
+    refused, granted = line.join(key), line.join(other)
+
+    assert held[0].failed(FAULT).opened
+
+    with pytest.raises(Denied, match="breaker_open"):
+        refused.result(2)
+    granted.result(2)
+
+
+def test_a_throttled_key_sends_away_those_that_wait(line: Line) -> None:
+    key = line.key()
+    held = [key.acquire() for _ in range(3)]
+    waits = line.join(key)
+
+    held[0].failed(Throttled("throttled", http_status=429, retry_after=7.5))
+
+    with pytest.raises(Denied, match="throttled"):
+        waits.result(2)
+
+
+@pytest.mark.parametrize("queue", [LIVE, BACKFILL])
+def test_the_start_of_a_fetch_takes_a_permit_of_its_queue_and_a_repeat_takes_no_second(
+    bare: Lab, key: Key, queue: Literal["live", "backfill"]
+) -> None:
+    """The answer was lost, so the worker starts the fetch again."""
+    bare.request_fetch(queue=queue)
+    request = key.limiter.request(WORKER)
+
+    answers = [bare.ledger.start_fetch(ONE, WORKER, request) for _ in range(2)]
+
+    permits = [answer.fetch.permit for answer in answers if answer.fetch]
+    assert [permit and (permit.outcome, permit.token[:2]) for permit in permits] == [("granted", f"{queue[0]}-")] * 2
+    (name,) = bare.redis.keys("ota:permits:*")
+    assert bare.redis.zcard(name) == 1
+
+
+@pytest.mark.parametrize("fault", ["nothing to fetch", "a broken key"])
+def test_a_start_that_gets_no_permit_takes_none(bare: Lab, key: Key, fault: str) -> None:
+    """Where a key of the limits is broken the fetch has started, and the worker that asks alone gets the error."""
+    bare.accept()
+    if fault == "a broken key":
+        key.answer()
+        (name,) = bare.redis.keys("ota:limiter:*")
+        bare.redis.set(name, "a text")
+    else:
+        bare.fetch_and_store()
+
+    found = bare.ledger.start_fetch(ONE, WORKER, key.limiter.request(WORKER))
+
+    assert found.what == ("fetch" if fault == "a broken key" else "nothing")
+    assert (found.fetch.permit if found.fetch else None) is None
+    assert not bare.redis.keys("ota:permits:*")
 
 
 def test_no_job_waits_for_permits_that_are_held_too_long(key: Key) -> None:

@@ -317,8 +317,11 @@ def test_a_failure_is_recorded_when_redis_is_back_and_counted_once(sandbox: Sand
 def test_redis_unavailable_before_the_getorder_uses_no_attempt(
     sandbox: Sandbox, refusing: Callable[[str, str], Fault], begin: str, end: str
 ) -> None:
+    """The start of the fetch gets no permit: its worker asks alone, as where it has waited for one in vain."""
     fault = refusing(begin, end)
     with worker_lab(fault.url, sandbox) as lab:
+        start = lab.ledger.start_fetch
+        setattr(lab.ledger, "start_fetch", lambda order, worker, _: start(order, worker))  # noqa: B010  # as `interrupt`
         interrupt(lab.limiter, "permit", fault)
         (order,) = lab.issue()
 

@@ -25,7 +25,7 @@ def fetch(*, known: str = "Issued", **counts: int) -> Fetch:
     """Return a fetch with the counts given, others 0, of an order that has failed before."""
     none = dict.fromkeys(("attempts", "rechecks", "deferrals", "client_errors", "missing_ms", "failing_ms"), 0)
     counts = none | {"failing_since": 1} | counts
-    return Fetch(generation=1, token=1, known_status=known, queue="live", **counts)
+    return Fetch(generation=1, token=1, known_status=known, queue="live", permit=None, **counts)
 
 
 def answer(status: int, code: str = "", **headers: str) -> UpstreamError:

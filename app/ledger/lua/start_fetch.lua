@@ -1,6 +1,7 @@
 -- start_fetch: start the fetch of an order, if one is due. Called before every getOrder.
 --
--- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks
+-- a  order (member), worker, lease ms, longest_lease ms (of any worker), crashes_allowed, keep ms, sinks,
+--    limits as in permits.lua and holder (of a permit), or neither: then it asks for no permit
 -- Returns {what, request_id and traceparent of the order's record, for a fetch also a MessagePack map (class Fetch of work.py)};
 -- what:
 --   nothing   no fetch is due now
@@ -53,6 +54,12 @@ redis.call('HSET', o.record, 'started_generation', o.generation, 'fencing_token'
 redis.call('HDEL', o.record, 'fetch_at')
 redis.call('SET', prefix .. 'claim:' .. a.worker, o.member .. ' ' .. token, 'PX', 3600000)
 append_history(o, 'started', o.generation, token, a.worker)
+-- Where its keys are broken, the worker asks alone, and gets the error.
+local has_asked, permit = false, nil
+if a.limits then
+  has_asked, permit = isolate(acquire_permit, a.limits, (o.queue == 'backfill' and 'b-' or 'l-') .. a.holder,
+    a.limits.breaker, a.limits.wait)
+end
 return answer('fetch', cmsgpack.pack({
   generation = o.generation,
   token = token,
@@ -66,4 +73,5 @@ return answer('fetch', cmsgpack.pack({
   -- The event and the fetch both name a status; the later of the two is the last one known.
   known_status = (o.fetched_at > o.last_event_at and o.status or o.last_event_status) or '',
   queue = o.queue or 'live',
+  permit = has_asked and permit or nil,
 }))
