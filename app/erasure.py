@@ -184,7 +184,7 @@ class Erasure:
             order=order.member,
             stored_token=traces.stored_token,
             references=[self._redis.names.reference(one) for one in traces.references],
-            digits=order.digits,
+            packed=order.packed,
             keep=self._keep,
         )
         if outcome == b"unknown":
@@ -202,7 +202,7 @@ class Erasure:
             cursor, found = redis.scan(max(cursor, 0), match=f"{redis.names.reference_prefix}*", count=_KEYS)
             with redis.pipeline(transaction=False) as pipe:
                 for key in found:
-                    pipe.srem(key, *(order.digits for order in orders))
+                    pipe.srem(key, *(order.packed for order in orders))
                 pipe.execute()
             step(len(found))
 

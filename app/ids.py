@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
@@ -97,9 +98,9 @@ class OrderKey(NamedTuple):
         return f"{self.company_id}:{self.order_id}"
 
     @property
-    def digits(self) -> str:
-        """Return the form in small sets, 64 hex digits: of a longer member Redis would make a table per set."""
-        return (self.company_id + self.order_id).replace("-", "")
+    def packed(self) -> str:
+        """Return the form in small sets, 44 characters: of a member of over 64 Redis would make a table per set."""
+        return b64encode(UUID(self.company_id).bytes + UUID(self.order_id).bytes).decode()
 
     @classmethod
     def of(cls, member: str) -> OrderKey:
@@ -108,6 +109,7 @@ class OrderKey(NamedTuple):
         return cls(company_id, order_id)
 
     @classmethod
-    def of_digits(cls, digits: str) -> OrderKey:
-        """Return the order that 64 hex digits stand for."""
-        return cls(str(UUID(digits[:32])), str(UUID(digits[32:])))
+    def of_packed(cls, packed: str) -> OrderKey:
+        """Return the order that a member of such a set stands for."""
+        both = b64decode(packed)
+        return cls(str(UUID(bytes=both[:16])), str(UUID(bytes=both[16:])))

@@ -26,7 +26,7 @@
 | `ota:api-keys` | hash: short id of a key of the API -> JSON: name, scopes, digest (app/api/keys.py) | none | keys |
 | `ota:api-keys-used` | hash: short id -> ms of its last use, to the minute | none | api |
 | `ota:api-requests:<id>:<minute>` | string: requests of one key in this minute | two minutes | api |
-| `ota:reference:<digest>` | set: orders with this reference (OrderKey.digits) | ORDER_DAYS and a week | store_fetch |
+| `ota:reference:<digest>` | set: orders with this reference (OrderKey.packed) | ORDER_DAYS and a week | store_fetch |
 | `ota:claim:<worker>` | string: order and token (0 and sink) that a worker is busy with | 1 h at most | workers |
 | `ota:schema` | string: version of the layout (redis.py) | none | all that write orders |
 | `ota:pools` | hash: pool -> JSON heartbeat: process, workers, configuration | until the pool ends | pool |

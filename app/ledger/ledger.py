@@ -129,7 +129,7 @@ class Ledger:
             http=content.http_status,
             duration_ms=content.duration_ms,
             references=[self.redis.names.reference(one) for one in content.references],
-            digits=order.digits,
+            packed=order.packed,
             bounds=LATENCY_BOUNDS,
             call_bounds=CALL_BOUNDS,
             contents_kept=self._contents_kept,

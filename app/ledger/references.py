@@ -60,7 +60,7 @@ class References:
         with self._redis.pipeline(transaction=False) as pipe:
             for one in references:
                 pipe.smembers(self._redis.names.reference(one))
-            found = [[OrderKey.of_digits(member.decode()) for member in members] for members in pipe.execute()]
+            found = [[OrderKey.of_packed(member.decode()) for member in members] for members in pipe.execute()]
         # An entry of the index may outlive its record by some days.
         every = list(dict.fromkeys(chain.from_iterable(found)))
         held = read_fields(self._redis, every, "generation")

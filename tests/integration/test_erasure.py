@@ -529,7 +529,7 @@ class TestCommand:
         )
 
         assert (found.code, erased.code) == (0, 0)
-        assert not [key for key in lab.redis.keys("ota:reference:*") if lab.redis.sismember(key, order(1).digits)]
+        assert not [key for key in lab.redis.keys("ota:reference:*") if lab.redis.sismember(key, order(1).packed)]
         shown = lab.run_command("orders", "show", "CANARY-OURS-1", "--json")
         assert (shown.code, order(3).order_id in shown.out) == (0, True)
 
@@ -661,12 +661,12 @@ def everything_but(lab: Lab, number: int) -> list[str]:
     """Return the keys with a canary, a reference or unfinished erasures, except those of one order."""
     other, erased = order(number), order(1)
     texts = [*map(str.encode, CANARIES), f"CM-{erased.order_id[:8]}".encode()]
-    forms = other.order_id.encode(), other.digits.encode()
+    forms = other.order_id.encode(), other.packed.encode()
     found = {name: value for name, value in lab.dump().items() if not any(form in name + value for form in forms)}
     return [
         name.decode()
         for name, value in found.items()
         if any(text in value for text in texts)
         or name == KEYS.erasing.encode()
-        or (name.startswith(b"ota:reference") and erased.digits.encode() in value)
+        or (name.startswith(b"ota:reference") and erased.packed.encode() in value)
     ]

@@ -2,7 +2,7 @@
 -- erasure (app/erasure.py), and one: from here on every script refuses to fetch, store or deliver the order.
 --
 -- a  order (member), stored_token when the references of its content were read, references (their keys),
---    digits (the order, as a member of them), keep ms
+--    packed (the order, as a member of them), keep ms
 -- Returns {what, ms}: unknown (no such order), changed (another content was stored since: read again), erased (with the
 --   ms when it was first)
 -- The tombstone keeps what recognises old events, keeps ids unique, and names the revision that each sink may hold: also
@@ -40,7 +40,7 @@ remove_dead_letter(o, '')
 redis.call('ZREM', prefix .. 'feed', o.member)
 redis.call('ZREM', prefix .. 'reconcile-watch:' .. o.company, o.id)
 for _, reference in ipairs(a.references) do
-  redis.call('SREM', reference, a.digits)
+  redis.call('SREM', reference, a.packed)
 end
 redis.call('DEL', o.content, o.revisions)
 -- Entries of the history may hold text of upstream and of senders; those of deliveries name the sinks

@@ -4,7 +4,7 @@
 -- a  order (member), worker, generation and token of the fetch, keep ms, grace ms, sinks, job,
 --    recheck_ms (-1 = the answer is settled), give_up (reason when there is no further recheck, or ''),
 --    digest, status, wallets, tickets, coupons, manifest 0|1, http, duration_ms, references (keys of the index),
---    digits (the order, as a member of it),
+--    packed (the order, as a member of it),
 --    bounds and call_bounds (upper bounds of the histograms: from event to stored, and of a getOrder),
 --    contents_kept and digests_kept (revisions before the latest: so many with content, and so many in all)
 -- Returns a MessagePack map: what, revision, changed, requeued (pairs of order and request_id);
@@ -103,7 +103,7 @@ redis.call('HDEL', o.record, 'attempts', 'deferrals', 'client_errors', 'crashes'
 redis.call('ZADD', orders, now, o.member)
 -- The record ends `keep` ms after its last delivery, whose attempts take a day or two.
 for _, reference in ipairs(a.references) do
-  redis.call('SADD', reference, a.digits)
+  redis.call('SADD', reference, a.packed)
   redis.call('PEXPIRE', reference, a.keep + 604800000)
 end
 append_history(o, 'stored', a.token, a.status, o.revision, a.http, a.duration_ms)
