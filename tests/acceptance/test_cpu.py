@@ -23,7 +23,7 @@ from tests.benchmarks.start import LIMIT, OURS, RECEIVERS, Running, running
 from tests.lab import event_of, order
 from tests.service import ROOT
 
-WEB: Final = 2.1
+WEB: Final = 1.8
 """CPU time of web for a POST of one event, in times of that of `limit`, which only acknowledges."""
 
 VALKEY: Final = 2.1
