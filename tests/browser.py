@@ -26,7 +26,7 @@ Scheme = Literal["light", "dark"]
 PICTURES: Final = Path(os.environ.get("OPS_PICTURES") or Path(__file__).parent / "artefacts")
 """Where pictures of the pages are put, for people."""
 
-WIDE, NARROW = 1280, 360
+WIDEST, WIDE, NARROW = 2560, 1280, 360
 WITHIN_MS: Final = 10_000
 
 _OPTIONS: Final = (

@@ -15,7 +15,7 @@ from app.audit import AuditEntry
 from app.dev.valkey import Valkey
 from app.ledger.redis import Redis
 from app.replay import Plans
-from tests.browser import NARROW, WIDE, Scheme, Tab, beside, tab_of
+from tests.browser import NARROW, WIDE, WIDEST, Scheme, Tab, beside, tab_of
 from tests.eventually import eventually
 from tests.lab import KEYS, MUSEUM, ONE, SINK, Lab, event_of, order
 from tests.ops_site import READ, WHO, OpsSite
@@ -51,7 +51,7 @@ ERRORS: Final = {
 FOR_READERS: Final = ("overview", "order-dead", "events", "dead", "replays", "replay", "audit")
 """Pages that are looked at without the right to act, and without JavaScript."""
 
-SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("dark", WIDE), ("dark", NARROW))
+SHOWN: Final[tuple[tuple[Scheme, int], ...]] = (("light", WIDE), ("dark", WIDE), ("dark", NARROW), ("light", WIDEST))
 
 
 _LINES: Final = """
@@ -116,7 +116,7 @@ class TestEveryPage:
     def test_axe_and_the_browser_find_nothing_wide_or_narrow_in_light_and_dark(
         self, tab: Tab, plan: str, name: str
     ) -> None:
-        """Colours are those of the preference and places those of the width, so axe looks at two of the four."""
+        """Colours are those of the preference and places those of the width, so axe looks at two of them."""
         tab.problems.clear()
         path, status = ERRORS.get(name) or (PAGES[name].format(plan=plan), 200)
         tab.open(path, status)
