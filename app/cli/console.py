@@ -159,7 +159,7 @@ def facts(title: str, rows: Mapping[str, object], value: Any) -> None:
     columns = [_Column("=", "", [name for name, _ in shown]), _Column("", "", [text for _, text in shown])]
     beside, _, _ = _arranged(columns, _room())
     lines = [line for row in shown for line in _lines(beside, row)]
-    _write("\n".join([printable(title)] * bool(title) + lines))
+    _write("\n".join((_folded(printable(title), _room()) if title else []) + lines))
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> list[str]:

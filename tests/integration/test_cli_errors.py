@@ -144,6 +144,15 @@ def test_no_table_breaks_an_id_or_is_wider_than_the_terminal(everything: Lab, co
         assert " company " not in shown.out.partition("──")[0]
 
 
+@pytest.mark.parametrize("columns", [40, 50, 60])
+def test_the_sentence_above_facts_is_no_wider_than_the_terminal(everything: Lab, columns: int) -> None:
+    shown = everything.on_terminal(columns, "status")
+    sentence = shown.out.partition("  alerts ")[0]
+
+    assert " ".join(sentence.split()).startswith("No worker pool runs; 2 orders are pending")
+    assert max(map(len, sentence.splitlines())) <= columns, shown.out
+
+
 def test_a_table_that_does_not_fit_hides_what_is_least_needed_and_puts_the_error_below(everything: Lab) -> None:
     narrow = everything.on_terminal(80, "orders", "list")
 
