@@ -147,7 +147,7 @@ def test_no_table_breaks_an_id_or_is_wider_than_the_terminal(everything: Lab, co
 @pytest.mark.parametrize("columns", [40, 50, 60])
 def test_the_sentence_above_facts_is_no_wider_than_the_terminal(everything: Lab, columns: int) -> None:
     shown = everything.on_terminal(columns, "status")
-    sentence = shown.out.partition("  alerts ")[0]
+    sentence = shown.out.partition("\nalerts ")[0]
 
     assert " ".join(sentence.split()).startswith("No worker pool runs; 2 orders are pending")
     assert max(map(len, sentence.splitlines())) <= columns, shown.out
