@@ -219,5 +219,6 @@ def test_many_viewers_cost_redis_as_much_as_one(lab: Lab, monkeypatch: pytest.Mo
         return int(stats()["total_commands_processed"]) - before - 1
 
     assert commands(0) > 10
-    assert [commands(FRESH_SECONDS - 0.01) for _ in range(20)] == [0] * 20
+    # One read would be over ten; the feeder of the ops process on this server asks now and then.
+    assert sum(commands(FRESH_SECONDS - 0.01) for _ in range(20)) < 10
     assert commands(FRESH_SECONDS) > 10
